@@ -34,7 +34,6 @@ PACKAGES = (
 # What a package knows nothing of, although it lies further down.
 APART = {
     ("report", "models"),
-    ("studies", "lab"),
     ("tuning", "models"),
     ("costs", "tracing"),
     ("workloads", "models"),

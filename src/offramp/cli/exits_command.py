@@ -20,6 +20,7 @@ from offramp.cli.options import (
     require_options,
     require_placement,
 )
+from offramp.costs.probes import ProbeSizes
 from offramp.models.devices import AUTO
 from offramp.tracing.request import TRAINING_TOKENS, parse_exits
 
@@ -87,6 +88,13 @@ def train(
         bool, typer.Option(help="Fit classifiers that predict agreement, on other documents.")
     ] = True,
     kv_maps: Annotated[bool, typer.Option(help="Fit K,V maps for the exits, for --kv mapped.")] = True,
+    short_list: Annotated[
+        int,
+        typer.Option(
+            "--short-list",
+            help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
+        ),
+    ] = ProbeSizes().shortlist,
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,
@@ -135,6 +143,7 @@ def train(
         context=context,
         classifiers=classifiers,
         kv_maps=kv_maps,
+        short_list=short_list,
         output=output,
         overwrite=overwrite,
         progress=True,

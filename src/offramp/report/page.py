@@ -29,6 +29,7 @@ from offramp.report.sections.machines import break_even_section, machine_section
 from offramp.report.sections.potential import components_section, frontier_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
+from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.sections.verdict import answer_section, verdict_section
 from offramp.studies.comparison.results import Comparison
@@ -51,6 +52,7 @@ def render(run: RunResult) -> str:
     names = identities(run.workloads)
     sections = (
         verdict_section(run),
+        training_section(run),
         decoded_section(run),
         combined_section(run.combined),
         machine_section(run),
@@ -82,6 +84,7 @@ def links(run: RunResult) -> list[tuple[str, str]]:
     costs = run.hardware is not None or run.heads is not None
     sections = (
         ("verdict", "Verdict", True),
+        ("training", "Training", run.training is not None),
         ("decoded", "Decoded", bool(run.decoding or run.not_decoded)),
         ("combined", "Combined", run.combined is not None),
         ("machine", "Machine", costs),

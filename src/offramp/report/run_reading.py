@@ -34,6 +34,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.decode import Decoding
+from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, TRACE, profile_in
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
@@ -93,6 +94,7 @@ class RunReader:
             not_decoded=not_decoded,
             progress=progress,
             combined=self._combined(model),
+            training=self._training(),
         )
 
     # --- tasks
@@ -113,6 +115,11 @@ class RunReader:
     def heads(self, task: Task) -> ExitHeads:
         """The exit heads that a task left."""
         return read_heads(self.heads_path(task))
+
+    def _training(self) -> Training | None:
+        """What training the exits took; the heads of all texts are the same where they were trained."""
+        paths = (self.folder.task_folder(task) / TRAINING for _, task in self.tasks("heads"))
+        return next((TRAINING_COST.read(path) for path in paths if path.is_file()), None)
 
     def heads_path(self, task: Task) -> Path:
         """Where they lie."""

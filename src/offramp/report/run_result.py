@@ -13,6 +13,7 @@ from offramp.decoding.measurement.results import BenchResult, Contender, Forecas
 from offramp.errors import InputError
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
+from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
@@ -146,7 +147,8 @@ class RunResult:
     "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
     decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
     all of it. progress: how far the run had come; None when it is over.
-    combined: what `offramp bench --combine` left in the run's folder, None without it.
+    combined: what `offramp bench --combine` left in the run's folder, None without it. training: of the
+    exits, None if none were trained.
     """
 
     model_name: str
@@ -161,6 +163,7 @@ class RunResult:
     not_decoded: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
     combined: CombineResult | None = None
+    training: Training | None = None
 
     def decoded(self, workload: str) -> Decoded | None:
         """What was decoded for real on a workload, None if nothing was."""

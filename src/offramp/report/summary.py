@@ -26,6 +26,7 @@ from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.headline import headline
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, Timing, WorkloadResult
 from offramp.report.timing import error_sentence, prediction_verdict
+from offramp.report.training import bought
 from offramp.report.verdict_words import basis_words, credits_of, plain_seconds, predicted_seconds
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
@@ -525,7 +526,7 @@ def summarise(run: RunResult) -> dict[str, Any]:
         "machines": [_named(w, answer) for w in run.workloads for answer in w.machines],
         "break_even": [_named(w, lever) for w in run.workloads for lever in w.break_even],
         "hardware": run.hardware,
-        "heads": run.heads,
+        "heads": heads_json(run),
         "measured": {
             "plain_seconds_per_token": None,
             **(run.measured or {}),
@@ -544,6 +545,14 @@ def summarise(run: RunResult) -> dict[str, Any]:
     }
     found: dict[str, Any] = finite_json(value)
     return found
+
+
+def heads_json(run: RunResult) -> dict[str, Any] | None:
+    """What was fitted; where exits were trained also what that took, and what it bought."""
+    if run.heads is None or run.training is None:
+        return None if run.heads is None else dict(run.heads)
+    paid = [asdict(one) for one in bought(run, run.training)]
+    return {**run.heads, "training": {**asdict(run.training), "bought": paid}}
 
 
 def combined_json(run: RunResult) -> dict[str, Any]:

@@ -66,7 +66,8 @@ class TrainingRecord:
 @dataclass(frozen=True)
 class Request:
     """What makes a training another one. model: name, fingerprint and dtype. workloads: each one's name and
-    fingerprint. classifiers, kv_maps: whether they are fitted afterwards. code: of all that computes.
+    fingerprint. classifiers, kv_maps: whether they are fitted afterwards. short_list: its tokens. code: of
+    all that computes.
     """
 
     recipe: Recipe
@@ -74,6 +75,7 @@ class Request:
     workloads: tuple[dict[str, str], ...]
     classifiers: bool
     kv_maps: bool
+    short_list: int
     device: str
     code: str
 

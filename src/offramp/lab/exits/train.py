@@ -41,10 +41,16 @@ from offramp.lab.exits.states import CachedStates, StatesPlan, read_states, requ
 from offramp.lab.exits.trainer import OnStep, Trainer, in_words, ridge_lens
 from offramp.models.model import Model, in_evaluation
 from offramp.records.typed import to_json
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
-from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads, distinct_workloads
+from offramp.tracing.fitting.fit import (
+    CLASSIFIER_TOKENS,
+    TrainedReading,
+    check_short_list,
+    complete_heads,
+    distinct_workloads,
+)
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.progress import say, step_bar, token_bar
@@ -96,6 +102,7 @@ def train_exits(
     context: int | None = None,
     classifiers: bool = True,
     kv_maps: bool = True,
+    short_list: int = SHORTLIST,
     precision: str = "auto",
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -107,7 +114,8 @@ def train_exits(
     kind: "lens" or "block" (see `offramp.lab.exits.kinds`). at: exits below L. minutes: of training on this
     machine, 20 by default; or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
-    fitted afterwards; the classifiers on documents that training did not see. precision: of the products with
+    fitted afterwards; the classifiers on documents that training did not see. short_list: tokens of the
+    restricted vocabulary. precision: of the products with
     the output head while it trains. output: a folder; a training that was killed goes on there to the same
     exits, and a finished one is read. overwrite: replace another training there. on_size: told the bytes of
     hidden states on disk.
@@ -130,6 +138,7 @@ def train_exits(
         context=context,
         precision=precision,
     )
+    check_short_list(short_list, model.shape.vocabulary_size)
     require_one_stream(model)
     trainable_head(model)
     works = distinct_workloads(workloads)
@@ -144,6 +153,7 @@ def train_exits(
         workloads=tuple({"name": work.name, "fingerprint": work.fingerprint} for work in works),
         classifiers=classifiers,
         kv_maps=kv_maps,
+        short_list=short_list,
         device=model.stack.head_device.type,
         code=source_fingerprint(*CODE),
     )
@@ -313,6 +323,7 @@ class _Training:
             judged_on,
             exits=self.recipe.at,
             kv_maps=[exit for exit in self.recipe.at if exit < last] if self.request.kv_maps else [],
+            short_list=self.request.short_list,
             context=self.recipe.context,
             seed=self.recipe.seed,
             progress=self.shown,

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from offramp.studies.manifest import study_file
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import HEADS, checked_workload, model_of, require_planned, require_same
 
+TRAINING = "training.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training the exits took that a run reads its exits through.
+
+    tokens: that were read. seconds: of all of it: states, steps with their evaluations, what was fitted
+    afterwards.
+    """
+
+    kind: str
+    exits: tuple[int, ...]
+    tokens: int
+    steps: int
+    seconds: float
+
+
+TRAINING_COST = study_file(Training)
+
 
 class HeadsWork:
-    """Leaves `heads.safetensors`, which `offramp trace --heads` reads too."""
+    """Leaves `heads.safetensors`, which `offramp trace --heads` reads too, and what trained exits took."""
 
     kind = "heads"
 
@@ -25,6 +49,8 @@ class HeadsWork:
             heads = read_heads(task.sources["heads"])
             require_same("the file of exit heads", task.sources["heads"], heads.fingerprint, recipe["file"])
             write_heads(heads, target)
+            if "trained" in heads.provenance:
+                _keep_cost(Path(task.sources["heads"]), heads.fingerprint, context.folder)
             return
         workloads = [
             checked_workload(task.sources[f"workload {place}"], one)
@@ -41,3 +67,19 @@ class HeadsWork:
             progress=context.progress,
         )
         write_heads(fitted, target)
+
+
+def _keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
+    """What the training took whose record lies beside the file, if it is of these very exits."""
+    from offramp.lab.exits.record import RECORD
+    from offramp.tracing.exits_folder import TRAINING_FILE, heads_path
+
+    path = heads_path(file).parent / TRAINING_FILE
+    if not path.is_file():
+        return
+    record = RECORD.read(path)
+    if record.heads == fingerprint:
+        recipe, spent = record.request.recipe, record.seconds
+        seconds = spent.states + spent.training + spent.heads
+        cost = Training(recipe.kind, recipe.at, record.rows.tokens, record.steps, seconds)
+        TRAINING_COST.write(folder / TRAINING, cost)

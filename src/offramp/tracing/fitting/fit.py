@@ -112,7 +112,7 @@ def fit_heads(
         raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
     require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
-    _check_short_list(short_list, model.shape.vocabulary_size)
+    check_short_list(short_list, model.shape.vocabulary_size)
     check_seed(seed)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
@@ -167,6 +167,7 @@ def complete_heads(
     exits: Sequence[int],
     kv_maps: Sequence[int] = (),
     kv_rank: Rank = AUTO,
+    short_list: int = SHORTLIST,
     context: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -194,7 +195,7 @@ def complete_heads(
         context=context,
         seed=seed,
         shown=sys.stderr.isatty() if progress is None else progress,
-        short_list=SHORTLIST,
+        short_list=short_list,
         reading=reading,
     )
     job.memory.require(model.name, model.stack.head_device)
@@ -411,7 +412,8 @@ def distinct_workloads(workloads: str | Workload | Sequence[str | Workload]) -> 
     return tuple({work.fingerprint: work for work in loaded}.values())
 
 
-def _check_short_list(listed: int, vocabulary: int) -> None:
+def check_short_list(listed: int, vocabulary: int) -> None:
+    """Refuse a short list that is none. Raises InputError."""
     if listed != SHORTLIST and not CANDIDATES <= listed <= vocabulary:
         raise InputError(
             f"a short list of {listed:,} tokens is not possible",

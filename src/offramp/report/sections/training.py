@@ -1,0 +1,118 @@
+"""What training the exits cost, against the time that it saves at every floor, and when that is paid back."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from offramp.report.formats import counted, decimal, listed, percent, percent_tick, value_text, whole_percent
+from offramp.report.html import Kind, figure, fragment, table
+from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.report.run_result import RunResult
+from offramp.report.training import Bought, bought
+from offramp.studies.work.heads import Training
+
+BOUGHT = "executed and certified"
+
+
+def training_section(run: RunResult) -> Markup:
+    """The cost and what it bought; nothing where no exits were trained."""
+    if run.training is None:
+        return Markup()
+    found = bought(run, run.training)
+    return fragment("run", "training", training_sentence(run.training), answers(found), bought_figure(found))
+
+
+def training_sentence(training: Training) -> str:
+    """What was trained, on how much, for how long."""
+    exits = listed([str(exit) for exit in training.exits])
+    return (
+        f"Exits of the kind {training.kind} at {'layer' if len(training.exits) == 1 else 'layers'} {exits} "
+        f"were trained on {training.tokens:,} tokens for {counted(training.steps, 'step')}: "
+        f"{minutes(training.seconds)} with all that belongs to it."
+    )
+
+
+def minutes(seconds: float) -> str:
+    """A long time: "12 minutes", "1.5 hours", "40 seconds"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def answers(found: list[Bought]) -> list[str]:
+    """One sentence a floor: what it bought, and when training is paid back; failure is a result."""
+    return [_answer(floor, _at(found, floor)) for floor in _floors(found)]
+
+
+def _floors(found: list[Bought]) -> list[float]:
+    return sorted({one.floor for one in found}, reverse=True)
+
+
+def _answer(floor: float, found: list[Bought]) -> str:
+    where = f"At {whole_percent(floor)}"
+    gains = [one for one in found if one.saved is not None and one.saved > 0]
+    if not gains:
+        return f"{where} this training bought nothing: no faster policy is {BOUGHT}."
+    told = [f"{one.text} {percent(one.saved or 0.0)}{_paid_back(one)}" for one in gains]
+    rest = [one.text for one in found if one not in gains]
+    nothing = f"; nothing on {listed(rest)}" if rest else ""
+    return f"{where}, {BOUGHT}, it saves of plain decoding's time: {listed(told)}{nothing}."
+
+
+def _paid_back(one: Bought) -> str:
+    return "" if one.tokens is None else f" (paid back after {tokens_text(one.tokens)} generated tokens)"
+
+
+def tokens_text(tokens: float) -> str:
+    """A number of tokens in three digits: "12,300", "1.25 million"."""
+    if tokens >= 1e6:
+        return f"{decimal(tokens / 1e6)} million"
+    digits = max(0, len(str(int(tokens))) - 3)
+    return f"{round(tokens, -digits):,.0f}"
+
+
+def bought_figure(found: list[Bought]) -> Markup:
+    """Time saved, one row a text and floor: the chart to hand on."""
+    note = (
+        "Of the fastest plain decoder's time, saved at each floor on executed agreement, with its 95 % "
+        "interval; 0 where nothing faster is certified."
+    )
+    plot = RowPlot(
+        title="Time saved by the trained exits",
+        description=note,
+        rows=[_row(one, place) for floor in _floors(found) for place, one in enumerate(_at(found, floor))],
+        include=(0.0, 0.1),
+        number=percent_tick,
+        style="wide",
+    )
+    rows = [
+        [
+            one.text,
+            whole_percent(one.floor),
+            one.policy,
+            "nothing" if one.saved is None else value_text(one.saved, one.low, one.high, percent),
+            one.how or "–",
+            "never" if one.tokens is None else tokens_text(one.tokens),
+        ]
+        for one in found
+    ]
+    header = ["Text", "Floor", "Policy", "Time saved", "Speed is", "Paid back after tokens"]
+    data = table(header, rows, caption="What trained exits save, executed and certified")
+    kinds = {one.how for one in found if one.how}
+    kind: Kind = "predicted" if kinds == {"predicted"} else "measured"
+    return figure(plot.title, note, plot.svg(), data, kind=kind)
+
+
+def _at(found: list[Bought], floor: float) -> list[Bought]:
+    return [one for one in found if one.floor == floor]
+
+
+def _row(one: Bought, place: int) -> Row:
+    """One text at one floor; its colour is the text's."""
+    if one.saved is None:
+        said = "nothing"
+    else:
+        back = "" if one.tokens is None else f"; paid back in {tokens_text(one.tokens)} tokens"
+        said = f"{percent(one.saved)}{back}"
+    point = Point(one.saved or 0.0, f"{one.text}: {said}", one.low, one.high, place, place)
+    return Row(f"{one.text} at {whole_percent(one.floor)}", (Track(points=(point,)),), said)

@@ -1,0 +1,91 @@
+"""What training exits cost and bought: break-even by hand, words for nothing, one row a text and floor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from answer_examples import certificate
+from report_examples import example_run
+
+from offramp.report.page import render
+from offramp.report.run_result import RunResult
+from offramp.report.sections.training import answers, minutes, tokens_text
+from offramp.report.summary import summarise
+from offramp.report.training import bought
+from offramp.studies.work.heads import Training
+from offramp.tuning.verdict import Speed
+from page_reader import Page
+
+TRAINING = Training("block", (15, 20), 60_000, 900, 1200.0)
+POLICY = "threshold:signal=margin,value=0.9,exits=20"
+
+
+def trained_run() -> RunResult:
+    """The example's prose at 90 %: certified, 1.25 times as fast, plain decoding 58.3 ms a token."""
+    run = example_run()
+    prose = run.workloads[0]
+    speed = Speed(1.25, 1.2, 1.3, "measured", "local", True)
+    found = certificate(True, 300, 22, executed=True)
+    verdicts = tuple(
+        replace(one, policy=POLICY, speed=speed, certificate=found) if one.floor == 0.9 else one
+        for one in prose.verdicts
+    )
+    return replace(run, workloads=(replace(prose, verdicts=verdicts), *run.workloads[1:]), training=TRAINING)
+
+
+def test_training_is_paid_back_by_the_time_that_is_saved() -> None:
+    found = {(one.text, one.floor): one for one in bought(trained_run(), TRAINING)}
+    assert len(found) == sum(len(workload.verdicts) for workload in example_run().workloads)
+    gain = found["prose", 0.9]
+    assert gain.saved == pytest.approx(0.2)
+    assert (gain.low, gain.high) == (pytest.approx(1 - 1 / 1.2), pytest.approx(1 - 1 / 1.3))
+    assert gain.tokens == pytest.approx(1200.0 / (0.2 * 0.0583))
+    assert found["prose", 0.99].saved is None
+
+
+def test_a_policy_that_is_not_certified_bought_nothing() -> None:
+    run = trained_run()
+    prose = run.workloads[0]
+    verdicts = tuple(
+        replace(one, certificate=certificate(False, 300, 22, executed=True)) for one in prose.verdicts
+    )
+    run = replace(run, workloads=(replace(prose, verdicts=verdicts),))
+    said = answers(bought(run, TRAINING))
+    assert len(said) == len(prose.verdicts)
+    assert all("this training bought nothing" in sentence for sentence in said)
+
+
+def test_the_page_says_it_and_draws_it_only_where_exits_were_trained() -> None:
+    page = render(trained_run())
+    shown = Page(page).text
+    assert "Exits of the kind block at layers 15 and 20 were trained on 60,000 tokens for 900 steps" in shown
+    assert "20 minutes with all that belongs to it" in shown
+    assert "At 90 %, executed and certified, it saves of plain decoding's time: prose 20.0 %" in shown
+    assert "paid back after 103,000 generated tokens" in shown
+    assert "At 99 % this training bought nothing" in shown
+    assert 'id="training"' in page
+    assert 'id="training"' not in render(example_run())
+
+
+def test_the_summary_holds_the_same() -> None:
+    found = summarise(trained_run())["heads"]["training"]
+    assert (found["kind"], found["seconds"], found["exits"]) == ("block", 1200.0, [15, 20])
+    paid = {(one["text"], one["floor"]): one["tokens"] for one in found["bought"]}
+    assert paid["prose", 0.9] == pytest.approx(1200.0 / (0.2 * 0.0583))
+    assert paid["prose", 0.99] is None
+    assert "training" not in summarise(example_run())["heads"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(7.2, "7"), (950.0, "950"), (102_916.0, "103,000"), (1_254_000.0, "1.25 million")]
+)
+def test_tokens_in_three_digits(tokens: float, text: str) -> None:
+    assert tokens_text(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.0, "40 seconds"), (720.0, "12 minutes"), (5400.0, "1.5 hours")]
+)
+def test_long_times(seconds: float, text: str) -> None:
+    assert minutes(seconds) == text
