@@ -120,3 +120,45 @@ def test_a_damaged_record_says_what_to_do(
     outcome = command(tiny_model, documents, folder).require(1)
     assert "the record training.json of a training is damaged" in outcome.err
     assert "--overwrite" in outcome.err
+
+
+def gates(model: Path, documents: Path, folder: Path, *more: object) -> Outcome:
+    """Train gates for one machine and one floor."""
+    arguments = ["exits", "train", model, "-w", f"jsonl:{documents}#text", "--kind", "gate", "--steps", 20]
+    return run_offramp(*arguments, "--hardware", "h100", "-o", folder, *more)
+
+
+def test_gates_join_trained_exits_and_are_held_against_thresholds(
+    trained: Path, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "gated"
+    outcome = gates(tiny_model, documents, folder, "--from", trained, "--floor", 0.4, "--json").require(0)
+    heads, before = read_heads(folder), read_heads(trained)
+    assert outcome.json["fingerprint"] == heads.fingerprint
+    assert heads.classifiers.keys() == {*before.classifiers, "gate"}
+    assert outcome.json["gate"]["policy"] == "threshold:signal=gate,value=0.5,exits=1+2"
+    assert {"agreement", "saved"} <= outcome.json["thresholds"].keys()
+    assert json.loads((folder / "training.json").read_text())["kind"] == "gate training"
+    for part in ("exits by", "gates", "best thresholds of correctness_network", "judged on"):
+        assert part in outcome.out + outcome.err
+    again = gates(tiny_model, documents, folder, "--from", trained, "--floor", 0.4).require(2)
+    assert "there already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--kind", "gate", "--at", "1"], "trained for a floor"),
+        (["--kind", "gate", "--floor", "0.9"], "no exit is named that gets a gate"),
+        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--minutes", "3"], "--minutes says nothing"),
+        (["--kind", "lens", "--at", "1", "--floor", "0.9"], "--floor says nothing"),
+        (["--kind", "lens"], "no exit is named to train"),
+    ],
+)
+def test_options_of_gates_and_of_other_kinds_are_told_apart(
+    tmp_path: Path, options: list[str], why: str
+) -> None:
+    arguments = ["exits", "train", "no such model", "-w", "prose", "-o", tmp_path / "exits"]
+    outcome = run_offramp(*arguments, *options).require(2)
+    assert why in outcome.err
+    assert not (tmp_path / "exits").exists()

@@ -14,13 +14,14 @@ from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp, Linea
 from offramp.tracing.fitted_heads import CANDIDATES
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
-HIDDEN_UNITS = {"correctness_network": 6, "candidate_score": 5}
+HIDDEN_UNITS = {"correctness_network": 6, "gate": 7, "candidate_score": 5}
 ALL_FACTS = (
     "adainfer",
     "candidate_score",
     "convergence",
     "correctness",
     "correctness_network",
+    "gate",
     "short_correctness",
 )
 

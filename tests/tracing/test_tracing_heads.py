@@ -109,7 +109,7 @@ def head_facts(heads: ExitHeads, z: np.ndarray, after: np.ndarray) -> dict[str, 
     chosen = np.argsort(-z[heads.candidate_exit - 1], axis=-1, kind="stable")[:, :CANDIDATES]
     then = np.exp(log_softmax(np.take_along_axis(z[heads.candidate_exit - 1], chosen, -1)))
     for place in range(exits - 1):
-        for name in ("correctness", "correctness_network", "short_correctness", "convergence"):
+        for name in ("correctness", "correctness_network", "short_correctness", "convergence", "gate"):
             result[name][:, place] = classified(heads.classifiers[name], place, after[place])
         confidence = np.stack([ordered[place, :, -1], ordered[place, :, -1] - ordered[place, :, -2]], -1)
         result["adainfer"][:, place] = classified(heads.classifiers["adainfer"], place, confidence)

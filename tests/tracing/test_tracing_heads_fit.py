@@ -16,7 +16,7 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 from offramp.errors import InputError, ModelError
 from offramp.tracing.described_heads import describe_heads
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
-from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.fitting.classifiers import KINDS
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
@@ -127,7 +127,7 @@ def test_each_kind_predicts_its_own_label() -> None:
     np.testing.assert_array_equal(KINDS["short_correctness"].labels(changed, 1), readings.short_agrees[:, 1])
     states, _ = states_by_hand(model, planned.contexts)
     np.testing.assert_allclose(KINDS["correctness"].features(changed, 1), states[1], rtol=1e-4, atol=1e-5)
-    assert set(KINDS) == {fact.name for fact in HEAD_FACTS}
+    assert {*KINDS, *TRAINED_FACTS} == {fact.name for fact in HEAD_FACTS}
 
 
 def test_fitting_reads_the_later_half_and_says_which_documents(fitted: ExitHeads) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.cli.console import Output, stage
+from offramp.cli.exits_gate import KIND as GATES
+from offramp.cli.exits_gate import GateOptions
+from offramp.cli.exits_gate import train as train_gates
 from offramp.cli.heads_shown import heads_notes
 from offramp.cli.options import (
     AsJson,
@@ -21,8 +25,9 @@ from offramp.cli.options import (
     require_placement,
 )
 from offramp.costs.probes import ProbeSizes
+from offramp.errors import InputError
 from offramp.models.devices import AUTO
-from offramp.tracing.request import TRAINING_TOKENS, parse_exits
+from offramp.tracing.request import FITTING_TOKENS, TRAINING_TOKENS, parse_exits
 
 if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
@@ -51,11 +56,18 @@ def train(
             help="What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field.",
         ),
     ],
-    at: Annotated[str, typer.Option("--at", help="Exits to train: 12,20, or all.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A folder; what was killed goes on there.")],
     kind: Annotated[
-        str, typer.Option("--kind", help="lens: an affine map. block: a small network behind one.")
+        str,
+        typer.Option(
+            "--kind",
+            help="lens: an affine map. block: a small network behind one. gate: what decides who leaves.",
+        ),
     ] = "block",
+    at: Annotated[
+        str | None,
+        typer.Option("--at", help="Exits to train: 12,20, or all; gates: all of --from.", show_default=False),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", help="Of training on this machine, by default 20.", show_default=False),
@@ -69,8 +81,14 @@ def train(
         ),
     ] = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", help="Tokens over all workloads, if there are so many.")
-    ] = TRAINING_TOKENS,
+        int | None,
+        typer.Option(
+            "--tokens",
+            help=f"Over all workloads, if there are so many. By default {TRAINING_TOKENS:,}, "
+            f"for gates {FITTING_TOKENS:,}.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Deals documents and rows out, and starts blocks.")] = 0,
     units: Annotated[
         int | None,
@@ -83,6 +101,22 @@ def train(
             help="Tokens that the loss looks at: those that the model thinks likely most often. 0: all.",
         ),
     ] = 0,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Gates: exits that get them. By default those of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    floor: Annotated[
+        float | None,
+        typer.Option("--floor", help="Gates: the agreement to keep, as in 0.95.", show_default=False),
+    ] = None,
+    hardware: Annotated[
+        str,
+        typer.Option("--hardware", help="Gates: local, a name of offramp list hardware, or a .toml profile."),
+    ] = "local",
     context: ContextLength = None,
     classifiers: Annotated[
         bool, typer.Option(help="Fit classifiers that predict agreement, on other documents.")
@@ -106,10 +140,14 @@ def train(
 ) -> None:
     """Train exits on the model's own distributions, on the later half of each workload's documents."""
     out = Output(as_json)
-    require_options(tokens=tokens, context=context, document_tokens=None, exits="all", output=output)
+    read = TRAINING_TOKENS if tokens is None else tokens
+    require_options(tokens=read, context=context, document_tokens=None, exits="all", output=output)
     require_placement(device, dtype)
-    if at != "all":
+    if at is not None and at != "all":
         parse_exits(at, NO_LAST_LAYER, "--at")
+    if at is None and kind != GATES:
+        raise InputError("no exit is named to train", where="--at", fix="name some, as in 12,20, or all")
+    gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
     from offramp.lab.exits.kinds import find_kind
     from offramp.lab.exits.train import require_own, train_exits
@@ -117,8 +155,15 @@ def train(
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
-    find_kind(kind)
-    require_own(output)
+    if kind == GATES:
+        gates.require()
+        others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary or None}
+        listed = None if short_list == ProbeSizes().shortlist else short_list
+        _refuse({**others, "--short-list": listed}, kind)
+    else:
+        find_kind(kind)
+        _refuse({"--from": source, "--floor": floor}, kind)
+        require_own(output)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
     with stage("loading the model and checking its exits"):
@@ -126,9 +171,14 @@ def train(
             model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
         ).load()
 
+    if kind == GATES:
+        train_gates(loaded, works, gates, out)
+        return
+
     def tell(size: int) -> None:
         out.console.print(f"hidden states take {shown_size(size)} on disk while it trains", markup=False)
 
+    assert at is not None, "asked for above"
     trained = train_exits(
         loaded,
         works,
@@ -136,7 +186,7 @@ def train(
         at=at,
         minutes=minutes,
         steps=steps,
-        tokens=tokens,
+        tokens=read,
         seed=seed,
         units=units,
         loss_vocabulary=loss_vocabulary,
@@ -153,6 +203,15 @@ def train(
     for line in [*_notes(trained), *heads_notes(trained.heads), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))
+
+
+def _refuse(given: Mapping[str, object], kind: str) -> None:
+    """Raise InputError for an option that says nothing for a kind; None where it was not given."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name} says nothing for exits of the kind {kind}", where=name, fix="leave it out"
+            )
 
 
 def _table(trained: TrainedExits) -> WordTable:

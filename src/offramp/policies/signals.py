@@ -153,6 +153,9 @@ SIGNALS: dict[str, Signal] = {
         Signal(
             "convergence", "router on the hidden state that predicts cos(h, h_L) > 0.98; TIDE", "classifier"
         ),
+        Signal(
+            "gate", "small network on the hidden state, trained on expected seconds at a floor", "network"
+        ),
     )
 }
 

@@ -16,7 +16,7 @@ from offramp.records.toml_lines import Location
 from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, HeadsEntry, TransformEntry
 from offramp.studies.steps import all_steps, measured_on, steps_of
 from offramp.studies.study import placed, resolved
-from offramp.tracing.facts import HEAD_FACTS
+from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.workloads.registry import describe_workloads, is_given
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _check_source(study: Study, source: str, location: Location, names: Collecti
 
 def check_heads(study: Study) -> None:
     """Refuse heads that are neither fitted, nor given, nor "none", or several of these at once."""
-    known = [fact.name for fact in HEAD_FACTS]
+    known = [fact.name for fact in HEAD_FACTS if fact.name not in TRAINED_FACTS]
     for place, heads in enumerate(study.heads):
         where = study.where("heads", place)
         ways = [bool(heads.fit), heads.file is not None, heads.name == NONE]

@@ -111,8 +111,12 @@ HEAD_FACTS: tuple[Fact, ...] = (
     _from_heads("adainfer", "classifier of agreement on p1 and p1 - p2"),
     _from_heads("candidate_score", "network that predicts agreement from a few candidate tokens' logits"),
     _from_heads("convergence", "classifier of cos(h, h_L) > 0.98, on the hidden state"),
+    _from_heads("gate", "small network trained on expected seconds at a floor, on the hidden state"),
 )
 """Facts that a file of fitted exit heads gives; 1 at exit L."""
+
+TRAINED_FACTS = ("gate",)
+"""Those of them that are trained for a machine and a floor, not fitted with the others."""
 
 DOCUMENT_FACTS: dict[str, Fact] = {
     "prompt_entropy": Fact(

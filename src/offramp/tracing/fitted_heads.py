@@ -129,7 +129,7 @@ def tensor_of(array: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "short_correctness")
+HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "gate", "short_correctness")
 """Facts whose classifier looks at the hidden state as the layer gave it."""
 
 

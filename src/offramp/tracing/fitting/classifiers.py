@@ -122,16 +122,20 @@ def constant_classifier(
 
 
 def beats_base_rate(probability: NDArray[Any], held_out: Samples, base_rate: float) -> bool:
-    """Whether the log loss is below the base rate's, by a one-sided t test over documents at SIGNIFICANCE.
+    """Whether the log loss is surely below the base rate's. probability: float [rows], of held-out rows."""
+    gain = _log_loss(np.full(len(held_out.y), base_rate), held_out.y) - _log_loss(probability, held_out.y)
+    return gains_surely(gain, held_out.document)
 
-    probability: float [rows] of the held-out rows. Rows of one document depend on each other, so that the
-    documents' sums are the sample.
+
+def gains_surely(gain: NDArray[np.float64], document: NDArray[np.int64]) -> bool:
+    """Whether the gain [rows] is above 0, by a one-sided t test over documents [rows] at SIGNIFICANCE.
+
+    Rows of one document depend on each other, so that the documents' sums are the sample.
     """
     from scipy.stats import t
 
-    gain = _log_loss(np.full(len(held_out.y), base_rate), held_out.y) - _log_loss(probability, held_out.y)
-    _, document = np.unique(held_out.document, return_inverse=True)
-    per_document = np.bincount(document, weights=gain)
+    _, place = np.unique(document, return_inverse=True)
+    per_document = np.bincount(place, weights=gain)
     count = len(per_document)
     if count < 2:
         return False

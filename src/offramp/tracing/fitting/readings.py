@@ -123,15 +123,15 @@ class Readings:
     """One row per token, one column per exit below L.
 
     All but the states is in the processor's memory. states: the layers' outputs [exits, rows, hidden], L's
-    last. document: int64 [rows]. agrees: bool [rows,
-    exits], whether the exit's best token is the full model's; short_agrees: the same of its best token on the
-    short list. max_prob, margin, cosine (to L's hidden state):
-    float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the candidate exit's best
-    tokens, None without a candidate exit; candidate_index: its place among the exits.
+    last. document, position: int64 [rows]. agrees: bool [rows, exits], whether the exit's best token is the
+    full model's; short_agrees: the same of its best token on the short list. max_prob, margin, cosine (to
+    L's hidden state): float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the
+    candidate exit's best tokens, None without a candidate exit; candidate_index: its place among the exits.
     """
 
     states: StateStore
     document: NDArray[np.int64]
+    position: NDArray[np.int64]
     agrees: NDArray[np.bool_]
     short_agrees: NDArray[np.bool_]
     max_prob: Tensor
@@ -163,7 +163,7 @@ def take_readings(
 
     Raises ModelError if an exit's logits are not finite.
     """
-    states, document = _kept_states(model, contexts, (*exits, model.layers))
+    states, document, position = _kept_states(model, contexts, (*exits, model.layers))
     rows = len(document)
     shape = StateShape(-2, None, model.shape.hidden_size)
     elements = rows * (len(exits) + 1) * model.shape.vocabulary_size
@@ -202,6 +202,7 @@ def take_readings(
     return Readings(
         states=states,
         document=document,
+        position=position,
         agrees=agrees.numpy(),
         short_agrees=short_agrees.numpy(),
         max_prob=max_prob,
@@ -214,20 +215,22 @@ def take_readings(
 
 def _kept_states(
     model: Model, contexts: Sequence[Context], exits: Sequence[int]
-) -> tuple[StateStore, NDArray[np.int64]]:
-    """States of all rows in a store, and each row's document."""
+) -> tuple[StateStore, NDArray[np.int64], NDArray[np.int64]]:
+    """States of all rows in a store, and each row's document and position."""
     total = sum(context.rows for context in contexts)
     store = open_store(
         len(exits), total, model.shape.hidden_size, getattr(torch, model.dtype), model.stack.head_device
     )
-    documents: list[NDArray[np.int64]] = []
+    nothing = np.empty(0, dtype=np.int64)
+    documents, positions = [nothing], [nothing]
     start = 0
     for rows, states in captured_states(model, contexts, exits):
         for index, layer in enumerate(states):
             store.write(index, start, layer)
         documents.append(rows.document)
+        positions.append(rows.position)
         start += len(rows)
-    return store, np.concatenate([np.empty(0, dtype=np.int64), *documents])
+    return store, np.concatenate(documents), np.concatenate(positions)
 
 
 class _Reader:

@@ -1,0 +1,65 @@
+"""What gates take of exit heads, and what they leave in them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.tracing.exit_heads import MLP_ARRAYS, ExitClassifier, ExitHeads, ExitMlp, LinearLens
+from offramp.tracing.fitting.documents import FittingRows
+from offramp.workloads.shared_text import Sketch
+
+SHUT = -20.0
+"""The logit of a gate that lets no token leave."""
+
+
+def reading_at(heads: ExitHeads, exits: Sequence[int]) -> tuple[LinearLens | None, ExitMlp | None]:
+    """What some exits are read through."""
+    places, lens, mlp = [heads.exits.index(exit) for exit in exits], heads.lens, heads.mlp
+    if lens is not None:
+        lens = LinearLens(lens.weight[places], lens.bias[places])
+    if mlp is not None:
+        arrays = {name: getattr(mlp, name)[places] for name in MLP_ARRAYS}
+        mlp = replace(mlp, **arrays)
+    return lens, mlp
+
+
+def spread(gates: ExitClassifier, exits: Sequence[int], every: Sequence[int]) -> ExitClassifier:
+    """Gates of some exits as those of every exit of some heads: at the others no token leaves."""
+    if tuple(exits) == tuple(every):
+        return gates
+    places = [list(every).index(exit) for exit in exits]
+
+    def of(array: NDArray[Any], elsewhere: float) -> NDArray[Any]:
+        whole = np.full((len(every), *array.shape[1:]), elsewhere, dtype=array.dtype)
+        whole[places] = array
+        return whole
+
+    return ExitClassifier(
+        mean=of(gates.mean, 0.0),
+        scale=of(gates.scale, 1.0),
+        weights=tuple(of(one, 0.0) for one in gates.weights),
+        biases=(of(gates.biases[0], 0.0), of(gates.biases[1], SHUT)),
+        auroc=of(gates.auroc, math.nan),
+        base_rate=of(gates.base_rate, 0.0),
+        better_than_chance=of(gates.better_than_chance, False),
+    )
+
+
+def seen_by_both(
+    heads: ExitHeads, read: FittingRows
+) -> tuple[dict[str, tuple[str, ...]], tuple[Sketch, ...] | None]:
+    """Ids and sketches of the documents that heads and gates have seen, by workload."""
+    known, new = iter(heads.texts or ()), iter(read.texts)
+    documents, texts = dict[str, tuple[str, ...]](), list[Sketch]()
+    for workload in dict.fromkeys((*heads.documents, *read.ids)):
+        before, more = heads.documents.get(workload, ()), read.ids.get(workload, ())
+        documents[workload] = (*before, *more)
+        texts += [*itertools.islice(known, len(before)), *itertools.islice(new, len(more))]
+    return documents, None if heads.texts is None else tuple(texts)

@@ -1,0 +1,327 @@
+"""`train_gates`: exits by what leaving costs and loses, trained for one machine and one floor, and judged."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Machine
+from offramp.errors import InputError
+from offramp.lab.exits.gate import GATE, HALF, STEPS, GateRows, learn_gates
+from offramp.lab.exits.gate_heads import reading_at, seen_by_both, spread
+from offramp.lab.exits.gate_judging import Judge, Judged, chosen_apart, judged_gates, probabilities_of
+from offramp.models.model import Model, in_evaluation
+from offramp.policies.rules.threshold import Threshold
+from offramp.records.sealed_file import SealedFile
+from offramp.tracing.described_heads import describe_heads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.fitted_heads import describe_base
+from offramp.tracing.fitting.classifiers import (
+    Samples,
+    fit_classifier,
+    stack_exits,
+)
+from offramp.tracing.fitting.documents import FittingRows, plan_rows
+from offramp.tracing.fitting.fit import check_seed, describe_fitting, distinct_workloads
+from offramp.tracing.fitting.readings import Readings, require_one_stream, take_readings
+from offramp.tracing.heads_file import require_base
+from offramp.tracing.progress import token_bar
+from offramp.tracing.request import FITTING_TOKENS, parse_exits
+from offramp.tuning.floor import Floor, make_floor
+from offramp.workloads.packing import require_sizes
+from offramp.workloads.shared_text import Sketcher, text_groups, without_shared_text
+from offramp.workloads.workload import Document, Workload
+
+NETWORK = "correctness_network"
+"""The fact of networks of the same size and features that say whether an exit agrees: from where gates start,
+and what they are held against."""
+
+LEFT_FOR_TUNING = 4
+"""The first of so many equal parts of a workload's documents is never read."""
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """What gates were trained on and for, and what they save beside the best thresholds of the same features.
+
+    exits: of the gates. rows: tokens to learn from, to choose by and to judge on. multiplier,
+    seconds, disagreement: as in `GateFit`. gate: with one threshold
+    of 0.5. thresholds: the fastest of NETWORK's, alike or one per exit, on any set of the exits. Both are
+    chosen on the same documents and judged on held-out ones. plain: seconds of a token of the full model.
+    took: seconds of reading the exits, and of training.
+    """
+
+    exits: tuple[int, ...]
+    machine: str
+    floor: float
+    kv: str
+    seed: int
+    rows: tuple[int, int, int]
+    multiplier: float
+    seconds: tuple[float, ...]
+    disagreement: tuple[float, ...]
+    gate: Judged
+    thresholds: Judged
+    plain: float
+    took: tuple[float, float]
+    heads: str
+
+
+GATE_RECORD = SealedFile(
+    GateRecord,
+    what="the record {name} of a training of gates is damaged",
+    fix="train them again into another folder",
+    version=1,
+    kind="gate training",
+)
+
+
+@dataclass(frozen=True)
+class TrainedGates:
+    """The heads with the fact `gate`, and how its training went."""
+
+    heads: ExitHeads
+    record: GateRecord
+
+
+@in_evaluation
+def train_gates(
+    model: Model,
+    workloads: str | Workload | Sequence[str | Workload],
+    *,
+    machine: Machine | str,
+    floor: float,
+    heads: ExitHeads | None = None,
+    at: str | Sequence[int] | None = None,
+    tokens: int = FITTING_TOKENS,
+    context: int | None = None,
+    kv: str = "propagate",
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: bool | None = None,
+) -> TrainedGates:
+    """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
+
+    heads: exits that are read through these get gates, on documents that nothing of them has seen; without,
+    exits are read by the logit lens. at: exits below L that get gates, by default all of the heads. tokens:
+    over all workloads, from their last documents on; the first quarter is left for tuning. kv: the K,V
+    strategy whose prices are charged. A third of the documents is held out, to judge the gates beside the
+    best thresholds of a network of the same size and features that predicts agreement.
+
+    Raises InputError for options or text that do not fit, heads of another model or with output heads of
+    their own, and a machine that is not known; ModelError as `fit_heads` does.
+    """
+    require_sizes(tokens=tokens, context=context, steps=steps)
+    check_seed(seed)
+    wanted = make_floor({"agreement": floor})
+    exits = _exits(model, heads, at)
+    if heads is not None:
+        require_base(heads, describe_base(model))
+        if heads.output is not None:
+            raise InputError(
+                "gates of exits that have output heads of their own cannot be trained",
+                where="--from",
+                fix="train exits that are read through a lens, or give no --from",
+            )
+    require_one_stream(model)
+    works = distinct_workloads(workloads)
+    shown = sys.stderr.isatty() if progress is None else progress
+    found = _machine(model, machine) if isinstance(machine, str) else machine
+    parts = [(work, _unseen(work, heads)) for work in works]
+    rows = plan_rows(model, parts, tokens, context=context, shown=shown)
+    job = _Job(model, works, heads, exits, rows, found, wanted, kv, seed, steps, shown)
+    return job.run()
+
+
+def _exits(model: Model, heads: ExitHeads | None, at: str | Sequence[int] | None) -> tuple[int, ...]:
+    """The exits that get gates."""
+    if at is None and heads is None:
+        raise InputError("no exit is named that gets a gate", where="--at", fix="name some, as in 12,20")
+    named = heads.exits if at is None and heads is not None else at
+    assert named is not None
+    exits = parse_exits(named if isinstance(named, str) else list(named), model.layers, "--at")[:-1]
+    missing = [] if heads is None else [exit for exit in exits if exit not in heads.exits]
+    if missing or not exits:
+        known = range(1, model.layers) if heads is None else heads.exits
+        raise InputError(
+            f"the exits hold none at {missing[0]}" if missing else "there is no exit below the last layer",
+            where="--at",
+            fix="choose among " + ", ".join(map(str, known)),
+        )
+    return exits
+
+
+def _machine(model: Model, name: str) -> Machine:
+    """The machine of that name, "local" being the profile of this model here."""
+    return find_machine(
+        name,
+        model_fingerprint=model.identity.fingerprint,
+        dtype=model.dtype,
+        device=str(model.stack.device),
+        attention=model.attention,
+        transforms=model.transforms,
+    )
+
+
+def _unseen(workload: Workload, heads: ExitHeads | None) -> tuple[Document, ...]:
+    """Documents that nothing of the heads has seen, the last first."""
+    later = workload.documents[len(workload.documents) // LEFT_FOR_TUNING :]
+    if heads is None:
+        return later[::-1]
+    seen = heads.seen_documents.get(workload.fingerprint, ())
+    free = tuple(document for document in reversed(later) if document.id not in seen)
+    return without_shared_text(free, heads.seen_texts or (), Sketcher.of(workload.documents))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Gates being trained. exits: that get one."""
+
+    model: Model
+    workloads: tuple[Workload, ...]
+    heads: ExitHeads | None
+    exits: tuple[int, ...]
+    read: FittingRows
+    machine: Machine
+    floor: Floor
+    kv: str
+    seed: int
+    steps: int
+    shown: bool
+
+    def run(self) -> TrainedGates:
+        """Read the exits, train, and judge."""
+        started = time.perf_counter()
+        readings = self._readings()
+        try:
+            fit, apart, held_out = self._rows(readings)
+        finally:
+            readings.states.close()
+        judge = Judge(
+            shape=self.model.shape,
+            exits=self.exits,
+            heads={} if self.heads is None else describe_heads(self.heads),
+            position=float(readings.position.mean()),
+            machine=self.machine,
+            floor=self.floor,
+            kv=self.kv,
+        )
+        network = self._network(fit, apart)
+        read = time.perf_counter()
+        prices = judge.prices(apart)
+        found = learn_gates(
+            fit,
+            apart,
+            prices,
+            self.floor.risk,
+            network,
+            judge.at_floor(apart),
+            seed=self.seed,
+            steps=self.steps,
+        )
+        gates = judged_gates(found, held_out, prices)
+        trained = time.perf_counter()
+        rules = judge.fastest(apart, probabilities_of(network, apart), NETWORK)
+        heads = self._heads(gates)
+        record = GateRecord(
+            exits=self.exits,
+            machine=self.machine.name,
+            floor=self.floor.value,
+            kv=self.kv,
+            seed=self.seed,
+            rows=(len(fit), len(apart), len(held_out)),
+            multiplier=found.multiplier,
+            seconds=tuple(found.seconds.tolist()),
+            disagreement=tuple(found.disagreement.tolist()),
+            gate=judge.judged(
+                held_out, probabilities_of(gates, held_out), GATE, Threshold(GATE, HALF, self.exits)
+            ),
+            thresholds=judge.judged(held_out, probabilities_of(network, held_out), NETWORK, rules),
+            plain=prices.plain,
+            took=(read - started, trained - read),
+            heads=heads.fingerprint,
+        )
+        return TrainedGates(heads, record)
+
+    def _readings(self) -> Readings:
+        """Every exit that gets a gate, read as the heads read it."""
+        lens, mlp = (None, None) if self.heads is None else reading_at(self.heads, self.exits)
+        nothing = torch.zeros(1, dtype=torch.int64)  # no short list is looked at
+        with token_bar(f"{self.model.name}: reading exits", self.read.tokens, shown=self.shown) as advance:
+            return take_readings(
+                self.model, self.read.contexts, self.exits, lens, None, nothing, advance, mlp
+            )
+
+    def _rows(self, readings: Readings) -> tuple[GateRows, GateRows, GateRows]:
+        """Tokens to learn from, to choose by and to judge on, without the first position of a sequence.
+
+        Raises InputError for too few documents.
+        """
+        order = np.argsort(readings.document, kind="stable")
+        order = order[readings.position[order] > 0]  # which decoding never lets leave
+        places = torch.from_numpy(order)
+        rows = GateRows(
+            torch.stack([readings.hidden(exit)[places] for exit in range(len(self.exits))]),
+            torch.from_numpy(readings.agrees[order].T.copy()),
+            readings.document[order],
+        )
+        held_out = self.read.held_out
+        apart = chosen_apart(text_groups(self.read.texts), held_out)
+        parts = [rows.of_documents(one) for one in (~held_out & ~apart, apart, held_out)]
+        if not all(map(len, parts)):
+            raise InputError(
+                f"there are {len(held_out)} documents for gates that nothing has seen; they need one to "
+                "learn from, one to choose by and one to judge on",
+                where="--workload",
+                fix="give more text, or raise --tokens",
+            )
+        return parts[0], parts[1], parts[2]
+
+    def _network(self, fit: GateRows, apart: GateRows) -> ExitClassifier:
+        """Networks that predict agreement, one an exit."""
+
+        def samples(rows: GateRows, place: int) -> Samples:
+            return Samples(rows.states[place].numpy(), rows.agrees[place].numpy(), rows.document)
+
+        return stack_exits(
+            [
+                fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=self.seed)
+                for place in range(len(self.exits))
+            ]
+        )
+
+    def _heads(self, gates: ExitClassifier) -> ExitHeads:
+        """The heads with the gates, and with the documents that these have seen."""
+        provenance = {
+            "seed": self.seed,
+            "exits": list(self.exits),
+            "machine": self.machine.name,
+            "floor": self.floor.value,
+            "kv": self.kv,
+            "steps": self.steps,
+            **describe_fitting(self.workloads, {"gates": self.read}),
+        }
+        heads = self.heads or ExitHeads(
+            model=describe_base(self.model),
+            exits=self.exits,
+            lens=None,
+            classifiers={},
+            shortlist=None,
+            candidate_exit=None,
+            documents={},
+            texts=(),
+        )
+        documents, texts = seen_by_both(heads, self.read)
+        return replace(
+            heads,
+            classifiers={**heads.classifiers, GATE: spread(gates, self.exits, heads.exits)},
+            documents=documents,
+            texts=texts,
+            provenance={**heads.provenance, GATE: provenance},
+        )
