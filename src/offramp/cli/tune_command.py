@@ -106,6 +106,13 @@ def tune(
         int, typer.Option("--batch", help="Sequences decoded side by side; above 1 with --model none only.")
     ] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = 0,
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search",
+            help="families of rules; evolution: besides, a signal and a threshold for each exit.",
+        ),
+    ] = "families",
     output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")] = Path(
         "policy.json"
     ),
@@ -122,10 +129,11 @@ def tune(
     from offramp.policies.policy_cost import machine_for
     from offramp.tracing.trace import Trace
     from offramp.tuning.floor import parse_floor
-    from offramp.tuning.tune import EXECUTED, check_settings
+    from offramp.tuning.tune import EXECUTED, check_settings, require_search
 
     out = Output(as_json)
     require_placement(device)
+    require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
     require_json_file(output, "a policy", {"schema_version": object, "kind": str})
@@ -165,6 +173,7 @@ def tune(
         "delta": delta,
         "batch": batch,
         "seed": seed,
+        "search": search,
     }
     with stage(title) if decodes is None else progress_bar(title) as progress:
         settings["progress"] = progress

@@ -31,7 +31,10 @@ FRONT_POINTS = 24
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked: of which trace, at which floor, on which machine (None: bytes moved)."""
+    """What is asked: of which trace, at which floor, on which machine (None: bytes moved).
+
+    evolves: whether evolution searches too.
+    """
 
     trace: Trace
     floor: Floor
@@ -41,6 +44,7 @@ class Job:
     delta: float
     seed: int
     roles: Roles
+    evolves: bool = False
 
     def search(self) -> Pool | None:
         """The pool of policies on the search documents, None without any."""
@@ -49,7 +53,7 @@ class Job:
             token_losses(self.trace, self.floor)
             return None
         pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
-        search_pool(pool, self.floor.risk)
+        search_pool(pool, self.floor.risk, self.seed if self.evolves else None)
         return pool
 
     def certificate(

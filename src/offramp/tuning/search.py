@@ -19,6 +19,7 @@ from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
+from offramp.tuning.evolution import evolve
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
@@ -162,16 +163,20 @@ def add_replayed(
 BEYOND = (1.5, 2.0, 3.0, 5.0, 10.0)
 """Targets of the search risk beyond what is allowed, in allowed risks, for the front."""
 
+EVOLVED_AT = (0.7, 1.0)
+"""Search risks, in allowed ones, of evolution; what is searched at the floor itself is rarely certified."""
+
 SHORT_LIST = {AT_EXITS: "short list", AT_ALL: "short list everywhere"}
 """Families whose outputs are read off the short list, by where."""
 SHORT_AT_FULL_DEPTH = "short list at full depth"
 
 
-def search_pool(pool: Pool, risk: float) -> None:
+def search_pool(pool: Pool, risk: float, evolution_seed: int | None = None) -> None:
     """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
 
     Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), the families that are
-    replayed token by token, and thresholds whose exits are read off the short list.
+    replayed token by token, and thresholds whose exits are read off the short list. evolution_seed: of a
+    search for a signal and a threshold of each exit (see `offramp.tuning.evolution`), None for none.
     """
     if not pool.evidence.below:
         return
@@ -180,6 +185,9 @@ def search_pool(pool: Pool, risk: float) -> None:
     add_per_exit(pool, families, risk)
     add_replayed(pool, families, risk, targets[:: len(targets) // 6])
     add_short_list(pool, risk, targets)
+    if evolution_seed is not None:
+        evolved = (evolve(pool, families, share * risk, evolution_seed) for share in EVOLVED_AT)
+        pool.found += [scored for scored in evolved if scored is not None]
 
 
 def targets_around(risk: float) -> tuple[float, ...]:

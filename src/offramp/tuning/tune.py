@@ -84,6 +84,9 @@ def assumption_of_replay(job: Job) -> str:
 AUTO = "auto"
 """The K,V strategy is chosen like the policy; without a model it is "propagate"."""
 
+FAMILIES, EVOLUTION = "families", "evolution"
+"""How policies are searched."""
+
 EXECUTED = "agreement"
 """The kind of floor that is executed."""
 
@@ -99,6 +102,7 @@ def tune(
     kv: str = "propagate",
     clip: float | None = None,
     seed: int = 0,
+    search: str = FAMILIES,
     executor: Executor | None = None,
     limits: Limits | None = None,
 ) -> Tuned:
@@ -112,7 +116,8 @@ def tune(
     cut. Only a floor on agreement is executed.
     hardware: a machine or its name ("local": this machine's profile of the trace's model); None counts bytes
     moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the statement is wrong.
-    limits: of what is decoded.
+    limits: of what is decoded. search: "families" of rules, or "evolution", which looks for a signal and a
+    threshold of each exit besides (see `offramp.tuning.evolution`).
 
     The policy is "never", and the answer says why, if nothing beats the full model, nothing passes, or the
     documents are too few to show anything.
@@ -121,6 +126,7 @@ def tune(
     lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
     floor, rule = check_settings(floor, method, delta, clip, seed)
+    require_search(search)
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
     executed = executor is not None and floor.kind == EXECUTED
@@ -136,7 +142,8 @@ def tune(
             fix="choose one of: " + ", ".join(KEY_VALUE),
         )
     pricing = pricing_of(trace, machine, batch, kv)
-    job = Job(trace, floor, pricing, machine, rule, delta, seed, split_roles(trace, seed))
+    roles = split_roles(trace, seed)
+    job = Job(trace, floor, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
     if executed:
         assert executor is not None
         return tune_by_execution(job, executor, limits or Limits())
@@ -168,6 +175,16 @@ def check_settings(
     require_delta(delta)
     require_seed(seed)
     return wanted, rule
+
+
+def require_search(search: str) -> None:
+    """Raise InputError for a search that there is not."""
+    if search not in (FAMILIES, EVOLUTION):
+        raise InputError(
+            f"there is no search {search!r}",
+            where="search= (--search)",
+            fix=f"give {FAMILIES} or {EVOLUTION}",
+        )
 
 
 def require_single(batch: int) -> None:

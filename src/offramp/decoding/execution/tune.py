@@ -20,7 +20,7 @@ from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import Floor
-from offramp.tuning.tune import AUTO, EXECUTED, check_settings
+from offramp.tuning.tune import AUTO, EXECUTED, FAMILIES, check_settings
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 
@@ -52,6 +52,7 @@ def tune(
     batch: int = 1,
     clip: float | None = None,
     seed: int = 0,
+    search: str = FAMILIES,
     progress: OnDocuments | None = None,
 ) -> Tuned:
     """The policy and the strategy for K and V that take the fewest seconds at a quality floor.
@@ -62,9 +63,9 @@ def tune(
     certified of them or out of reach. Without a model, and for the other floors, the losses are replayed: the
     answer is a *replay bound* (`Tuned.certificate.executed` is false).
 
-    floor, hardware, method, delta, clip, seed: as `offramp.tuning.tune.tune` takes them. kv: "auto" (None:
-    the same) or one strategy; without a model what the search is priced with, "propagate" by default. batch:
-    sequences decoded side by side; above 1 without a model only.
+    floor, hardware, method, delta, clip, seed, search: as `offramp.tuning.tune.tune` takes them. kv: "auto"
+    (None: the same) or one strategy; without a model what the search is priced with, "propagate" by default.
+    batch: sequences decoded side by side; above 1 without a model only.
     heads: those that the trace was made with. workload: the documents of the trace, loaded by its name unless
     given. prompt_tokens: of the openings of texts; prompts are taken whole. new_tokens: of an answer, at
     most. documents: that one candidate may be decoded on, by default four times the fewest that could certify
@@ -79,6 +80,7 @@ def tune(
     require_sizes(prompt_tokens, new_tokens, documents, seconds, candidates)
     wanted, _ = check_settings(floor, method, delta, clip, seed)
     settings: dict[str, Any] = {"method": method, "delta": delta, "batch": batch, "seed": seed}
+    settings["search"] = search
     kv = AUTO if kv is None else kv
     if model is None or wanted.kind != EXECUTED:
         return tune_trace(trace, wanted, hardware, kv=kv, **settings)
