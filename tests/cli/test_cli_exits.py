@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp, tree
+from offramp.lab.exits.gate_training import GATE_RECORD
+from offramp.lab.exits.record import RECORD
+from offramp.studies.work.heads import _keep_cost as keep_cost
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from tiny_models import write_llama
@@ -138,7 +141,15 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
     assert heads.classifiers.keys() == {*before.classifiers, "gate"}
     assert outcome.json["gate"]["policy"] == "threshold:signal=gate,value=0.5,exits=1+2"
     assert {"agreement", "saved"} <= outcome.json["thresholds"].keys()
-    assert json.loads((folder / "training.json").read_text())["kind"] == "gate training"
+    record = folder / "training.json"
+    assert GATE_RECORD.is_of(record)
+    assert not RECORD.is_of(record)
+    assert not GATE_RECORD.is_of(trained / "training.json")
+    assert not GATE_RECORD.is_of(folder / "exits.safetensors")
+    assert GATE_RECORD.read(record).heads == heads.fingerprint
+    # A run tells what exits took; of gates it does not say that of the exits that got them.
+    keep_cost(folder, heads.fingerprint, tmp_path)
+    assert not (tmp_path / "training.json").exists()
     for part in ("exits by", "gates", "best thresholds of correctness_network", "judged on"):
         assert part in outcome.out + outcome.err
     again = gates(tiny_model, documents, folder, "--from", trained, "--floor", 0.4).require(2)

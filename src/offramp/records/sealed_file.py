@@ -60,15 +60,26 @@ class SealedFile(Generic[Record]):
             f"{self.what.format(name=path.name)}: {reason}", where=str(path), fix=self.fix
         )
 
-    def _of_another_layout(self, path: Path) -> DamagedFileError | None:
-        """The error for a file that states another version or kind, None for one that is broken."""
+    def is_of(self, path: Path) -> bool:
+        """Whether a file says that it is of this kind, damaged or not."""
+        value = self._parsed(path)
+        return value is not None and value.get(KIND) == self.kind
+
+    @staticmethod
+    def _parsed(path: Path) -> Mapping[str, Any] | None:
+        """The JSON object in a file, None where there is none."""
         if is_irregular(path):  # a pipe would be waited for
             return None
         try:
             value = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return self._of_another_kind(path, value) if isinstance(value, dict) and VERSION in value else None
+        return value if isinstance(value, dict) else None
+
+    def _of_another_layout(self, path: Path) -> DamagedFileError | None:
+        """The error for a file that states another version or kind, None for one that is broken."""
+        value = self._parsed(path)
+        return None if value is None or VERSION not in value else self._of_another_kind(path, value)
 
     def _of_another_kind(self, path: Path, value: Mapping[str, Any]) -> DamagedFileError | None:
         if self.kind is not None and value.get(KIND) != self.kind:
