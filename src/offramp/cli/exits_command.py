@@ -149,8 +149,9 @@ def train(
         raise InputError("no exit is named to train", where="--at", fix="name some, as in 12,20, or all")
     gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
+    from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import find_kind
-    from offramp.lab.exits.train import require_own, train_exits
+    from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
@@ -220,13 +221,15 @@ def _table(trained: TrainedExits) -> WordTable:
     from offramp.report.word_table import WordTable
 
     record = trained.record
-    table = WordTable(title=f"[bold]{record.rows.held_out:,} held-out tokens: agreement if all leave[/]")
+    rows = record.rows
+    read = f"{rows.held_out:,} tokens of {rows.held_out_documents} held-out documents"
+    table = WordTable(title=f"[bold]{read}: agreement if all leave[/]")
     for column in ("exit", "logit lens", "ridge lens", "trained", "KL, nats"):
         table.add_column(column, justify="right")
     for floor in record.floors:
         table.add_column(f"leave at {100 * floor:.0f} %", justify="right")
-    rows = zip(record.request.recipe.at, record.logit_lens, record.ridge_lens, record.trained, strict=True)
-    for exit, raw, ridge, one in rows:
+    exits = zip(record.request.recipe.at, record.logit_lens, record.ridge_lens, record.trained, strict=True)
+    for exit, raw, ridge, one in exits:
         agreements = [decimal(each.agreement) for each in (raw, ridge, one)]
         leaving = [f"{100 * share:.0f} %" for share in one.leaving]
         table.add_row(str(exit), *agreements, decimal(one.loss), *leaving)

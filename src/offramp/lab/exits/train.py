@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from offramp.errors import InputError
 from offramp.files import (
-    TEMPORARY_PREFIX,
     canonical_json,
-    locked_folder,
     remove,
     sha256_of_text,
     source_fingerprint,
-    sweep_temporary_files,
 )
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.evaluation import FLOORS, Evaluator
+from offramp.lab.exits.folder import CHECKPOINT, STATES, claimed
 from offramp.lab.exits.kinds import Reading
 from offramp.lab.exits.recipe import Recipe, make_recipe
 from offramp.lab.exits.record import (
     RECORD,
-    REQUEST,
-    REQUEST_FILE,
     Request,
     Rows,
     Seconds,
     TrainingRecord,
-    require_same,
 )
 from offramp.lab.exits.states import CachedStates, StatesPlan, read_states, require_enough, write_states
 from offramp.lab.exits.trainer import OnStep, Trainer, in_words, ridge_lens
 from offramp.models.model import Model, in_evaluation
 from offramp.records.typed import to_json
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import (
     CLASSIFIER_TOKENS,
@@ -56,10 +49,6 @@ from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.progress import say, step_bar, token_bar
 from offramp.tracing.request import TRAINING_TOKENS, library_versions
 from offramp.workloads.workload import Workload
-
-CHECKPOINT, STATES = UNDER_WAY
-OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
-"""What the folder of a training holds."""
 
 JUDGING_SHARE = 0.2
 """Share of the documents that the classifiers get; training does not see them."""
@@ -115,10 +104,9 @@ def train_exits(
     machine, 20 by default; or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards; the classifiers on documents that training did not see. short_list: tokens of the
-    restricted vocabulary. precision: of the products with
-    the output head while it trains. output: a folder; a training that was killed goes on there to the same
-    exits, and a finished one is read. overwrite: replace another training there. on_size: told the bytes of
-    hidden states on disk.
+    restricted vocabulary. precision: of the products with the output head while it trains. output: a folder;
+    a training that was killed goes on there to the same exits, and a finished one is read. overwrite: replace
+    another training there. on_size: told the bytes of hidden states on disk.
 
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
@@ -158,48 +146,12 @@ def train_exits(
         code=source_fingerprint(*CODE),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    with _claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
+    with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             heads, record = read_heads(folder / EXITS_FILE), RECORD.read(folder / TRAINING_FILE)
         else:
             heads, record = _Training(model, works, request, folder, shown, on_size).run()
     return TrainedExits(heads, record, None if output is None else folder)
-
-
-@contextlib.contextmanager
-def _claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
-    """The folder, locked and that of this request; a temporary one if none is named."""
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="offramp-exits-") as name:
-            yield Path(name)
-        return
-    require_own(output)
-    with locked_folder(output):
-        sweep_temporary_files(output)
-        if overwrite:
-            for name in OWN[:-1]:
-                remove(output / name)
-        if (output / REQUEST_FILE).is_file():
-            require_same(output, request)
-        REQUEST.write(output / REQUEST_FILE, request)
-        yield output
-
-
-def require_own(folder: Path) -> None:
-    """Refuse a folder that holds anything but a training. Raises InputError; nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(
-            "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
-        )
-    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in entries if name not in OWN and not name.startswith(TEMPORARY_PREFIX)]
-    unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
-    if others or unclaimed:
-        raise InputError(
-            f"the output folder holds something else: {', '.join(others[:3]) or EXITS_FILE}",
-            where=str(folder),
-            fix="choose another folder with -o",
-        )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from offramp.lab.exits.evaluation import SHOWN_FLOOR, Evaluation, Evaluator
 from offramp.lab.exits.kinds import Reading, find_kind
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.states import CachedStates
+from offramp.lab.exits.steps import Steps
 from offramp.models.devices import synchronise
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import LinearLens
@@ -40,16 +41,10 @@ WRITING_SHARE = 0.05
 EVALUATIONS = 20
 EVALUATION_SHARE = 0.2
 """Of the minutes asked for, that evaluations may take."""
-EVALUATED_ROWS = 2048
+EVALUATED_ROWS = 1024
 """Held-out rows that are looked at while it trains."""
 PATIENCE = 8
 """Evaluations without a better one, at any exit, after which it stops."""
-
-WARM_UP = 20
-LAST_RATE = 0.05
-"""The learning rate rises over WARM_UP steps and falls to this share of it, along a line."""
-MOMENTS, WEIGHT_DECAY = (0.9, 0.95), 0.01
-CLIPPED_NORM = 1.0
 
 PILOT_STEPS = 6
 SAMPLED_TARGETS = 4096
@@ -165,7 +160,7 @@ class Trainer:
     def _pilot(self, progress: Progress) -> float:
         """Seconds of one step, on copies of the weights: the median of a few."""
         copies = [Weights.of(weights.now) for weights in progress.weights]
-        loop = _Loop(self, Progress(progress.settings, copies, progress.vocabulary))
+        loop = self._steps(Progress(progress.settings, copies, progress.vocabulary))
         times = []
         for step in range(PILOT_STEPS):
             started = time.perf_counter()
@@ -174,8 +169,11 @@ class Trainer:
             times.append(time.perf_counter() - started)
         return float(np.median(times[1:]))
 
+    def _steps(self, progress: Progress) -> Steps:
+        return Steps(self.model, self.recipe, self.states, progress)
+
     def _train(self, progress: Progress, on_step: OnStep) -> None:
-        loop = _Loop(self, progress)
+        loop = self._steps(progress)
         settings, written, pause = progress.settings, time.monotonic(), CHECKPOINT_SECONDS
         on_step(progress.step, in_words(progress.history[-1]))
         while not progress.stopped:
@@ -211,69 +209,6 @@ class Trainer:
                 weights.best = {name: tensor.detach().clone() for name, tensor in weights.now.items()}
         progress.stale = 0 if better else progress.stale + 1
         progress.history.append(Evaluated(progress.step, progress.seconds, tuple(found)))
-
-
-class _Loop:
-    """Steps of a training: the optimiser, the head and the rows."""
-
-    def __init__(self, trainer: Trainer, progress: Progress) -> None:
-        self.trainer, self.progress = trainer, progress
-        self.head = TrainingHead(trainer.model, progress.settings.precision, progress.vocabulary)
-        for weights in progress.weights:
-            weights.now = {name: one.detach().requires_grad_() for name, one in weights.now.items()}
-        parameters = [one for weights in progress.weights for one in weights.now.values()]
-        self.optimiser = torch.optim.AdamW(
-            parameters,
-            betas=MOMENTS,
-            weight_decay=WEIGHT_DECAY,
-            fused=trainer.device.type in ("cpu", "cuda"),
-        )
-        for weights in progress.weights:
-            for name, one in weights.now.items():
-                self.optimiser.state[one] = {
-                    "step": torch.tensor(float(progress.step), device=one.device),
-                    "exp_avg": weights.first[name],
-                    "exp_avg_sq": weights.second[name],
-                }
-
-    def step(self, step: int) -> bool:
-        """Take one step; False, and nothing is changed, if a loss is not finite."""
-        recipe, states = self.trainer.recipe, self.trainer.states
-        places = batch_rows(len(states.fit), recipe.batch, recipe.seed, step)
-        batch = states.fit[places].to(self.trainer.device).float()
-        target = self.head.target(batch[:, -1])
-        self.optimiser.zero_grad()
-        finite = True
-        for place, weights in enumerate(self.progress.weights):
-            with torch.enable_grad():
-                read = self.trainer.kind.prepared(weights.now)
-                loss = self.head.divergence(read(batch[:, place]), target)
-                loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
-            finite = finite and bool(torch.isfinite(loss.detach() + norm))
-        if finite:
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(recipe.rate, step, self.progress.settings.steps)
-            self.optimiser.step()
-        return finite
-
-    def keep_moments(self) -> None:
-        """Put the optimiser's moments where the checkpoint finds them."""
-        for weights in self.progress.weights:
-            for name, one in weights.now.items():
-                state = self.optimiser.state[one]
-                weights.first[name], weights.second[name] = state["exp_avg"], state["exp_avg_sq"]
-
-
-def batch_rows(rows: int, batch: int, seed: int, step: int) -> Tensor:
-    """The rows of one step, int64 [batch], drawn by a generator of their own."""
-    generator = np.random.default_rng((seed, step))
-    return torch.from_numpy(generator.choice(rows, size=batch, replace=False, shuffle=False))
-
-
-def learning_rate(rate: float, step: int, steps: int) -> float:
-    """Of a step from 0: up a line over WARM_UP steps, down another to LAST_RATE of it."""
-    return rate * min(1.0, (step + 1) / WARM_UP) * max(LAST_RATE, 1.0 - step / steps)
 
 
 def ridge_lens(states: CachedStates, device: torch.device) -> LinearLens:

@@ -1,0 +1,53 @@
+"""The folder of a training: what lies in it, and whose it is."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from offramp.errors import InputError
+from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_temporary_files
+from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, require_same
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
+
+CHECKPOINT, STATES = UNDER_WAY
+OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
+"""What the folder of a training holds."""
+
+
+@contextlib.contextmanager
+def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
+    """The folder, locked and that of this request; a temporary one if none is named."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="offramp-exits-") as name:
+            yield Path(name)
+        return
+    require_own(output)
+    with locked_folder(output):
+        sweep_temporary_files(output)
+        if overwrite:
+            for name in OWN[:-1]:
+                remove(output / name)
+        if (output / REQUEST_FILE).is_file():
+            require_same(output, request)
+        REQUEST.write(output / REQUEST_FILE, request)
+        yield output
+
+
+def require_own(folder: Path) -> None:
+    """Refuse a folder that holds anything but a training. Raises InputError; nothing is written."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
+        )
+    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    others = [name for name in entries if name not in OWN and not name.startswith(TEMPORARY_PREFIX)]
+    unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
+    if others or unclaimed:
+        raise InputError(
+            f"the output folder holds something else: {', '.join(others[:3]) or EXITS_FILE}",
+            where=str(folder),
+            fix="choose another folder with -o",
+        )

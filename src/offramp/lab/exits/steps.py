@@ -1,0 +1,91 @@
+"""The steps of a training: rows that are drawn, the loss of every exit, and what AdamW makes of it.
+
+AdamW: "Decoupled Weight Decay Regularization" (arXiv 1711.05101), algorithm 2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.lab.exits.checkpoint import Progress
+from offramp.lab.exits.divergence import TrainingHead
+from offramp.lab.exits.kinds import find_kind
+from offramp.lab.exits.recipe import Recipe
+from offramp.lab.exits.states import CachedStates
+from offramp.models.model import Model
+
+WARM_UP = 20
+LAST_RATE = 0.05
+"""The learning rate rises over WARM_UP steps and falls to this share of it, along a line."""
+MOMENTS, WEIGHT_DECAY = (0.9, 0.95), 0.01
+CLIPPED_NORM = 1.0
+
+
+class Steps:
+    """The steps of a training, one exit's weights after the other's: rows, loss, gradients, AdamW.
+
+    What a step does follows from its number and the weights and moments before it, and from nothing else.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, states: CachedStates, progress: Progress) -> None:
+        self.recipe, self.states, self.progress = recipe, states, progress
+        self.kind = find_kind(recipe.kind)
+        self.device = model.stack.head_device
+        self.head = TrainingHead(model, progress.settings.precision, progress.vocabulary)
+        for weights in progress.weights:
+            weights.now = {name: one.detach().requires_grad_() for name, one in weights.now.items()}
+        parameters = [one for weights in progress.weights for one in weights.now.values()]
+        self.optimiser = torch.optim.AdamW(
+            parameters,
+            betas=MOMENTS,
+            weight_decay=WEIGHT_DECAY,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        for weights in progress.weights:
+            for name, one in weights.now.items():
+                self.optimiser.state[one] = {
+                    "step": torch.tensor(float(progress.step), device=one.device),
+                    "exp_avg": weights.first[name],
+                    "exp_avg_sq": weights.second[name],
+                }
+
+    def step(self, step: int) -> bool:
+        """Take one step; False, and nothing is changed, if a loss is not finite."""
+        recipe = self.recipe
+        places = batch_rows(len(self.states.fit), recipe.batch, recipe.seed, step)
+        batch = self.states.fit[places].to(self.device).float()
+        target = self.head.target(batch[:, -1])
+        self.optimiser.zero_grad()
+        finite = True
+        for place, weights in enumerate(self.progress.weights):
+            with torch.enable_grad():
+                read = self.kind.prepared(weights.now)
+                loss = self.head.divergence(read(batch[:, place]), target)
+                loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
+            finite = finite and bool(torch.isfinite(loss.detach() + norm))
+        if finite:
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate(recipe.rate, step, self.progress.settings.steps)
+            self.optimiser.step()
+        return finite
+
+    def keep_moments(self) -> None:
+        """Put the optimiser's moments where the checkpoint finds them."""
+        for weights in self.progress.weights:
+            for name, one in weights.now.items():
+                state = self.optimiser.state[one]
+                weights.first[name], weights.second[name] = state["exp_avg"], state["exp_avg_sq"]
+
+
+def batch_rows(rows: int, batch: int, seed: int, step: int) -> Tensor:
+    """The rows of one step, int64 [batch], drawn by a generator of their own."""
+    generator = np.random.default_rng((seed, step))
+    return torch.from_numpy(generator.choice(rows, size=batch, replace=False, shuffle=False))
+
+
+def learning_rate(rate: float, step: int, steps: int) -> float:
+    """Of a step from 0: up a line over WARM_UP steps, down another to LAST_RATE of it."""
+    return rate * min(1.0, (step + 1) / WARM_UP) * max(LAST_RATE, 1.0 - step / steps)
