@@ -42,19 +42,16 @@ NETWORK = "correctness_network"
 """The fact of networks of the same size and features that say whether an exit agrees: from where gates start,
 and what they are held against."""
 
-LEFT_FOR_TUNING = 4
-"""The first of so many equal parts of a workload's documents is never read."""
-
 
 @dataclass(frozen=True)
 class GateRecord:
     """What gates were trained on and for, and what they save beside the best thresholds of the same features.
 
-    exits: of the gates. rows: tokens to learn from, to choose by and to judge on. multiplier,
-    seconds, disagreement: as in `GateFit`. gate: with one threshold
-    of 0.5. thresholds: the fastest of NETWORK's, alike or one per exit, on any set of the exits. Both are
-    chosen on the same documents and judged on held-out ones. plain: seconds of a token of the full model.
-    took: seconds of reading the exits, and of training.
+    exits: of the gates. rows: tokens to learn from, to choose by and to judge on. multiplier, seconds,
+    disagreement: as in `GateFit`. gate: with one threshold of 0.5. thresholds: the fastest of NETWORK's,
+    alike or one per exit, on any set of the exits. Both are chosen on the same documents and judged on
+    held-out ones. plain: seconds of a token of the full model. took: seconds of reading the exits, and of
+    training.
     """
 
     exits: tuple[int, ...]
@@ -108,9 +105,9 @@ def train_gates(
 ) -> TrainedGates:
     """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
 
-    heads: exits that are read through these get gates, on documents that nothing of them has seen; without,
-    exits are read by the logit lens. at: exits below L that get gates, by default all of the heads. tokens:
-    over all workloads, from their last documents on; the first quarter is left for tuning. kv: the K,V
+    heads: exits that are read through these get gates, on documents of the workloads' later half, or next to
+    it, that nothing of them has seen; without, exits are read by the logit lens. at: exits below L that get
+    gates, by default all of the heads. tokens: over all workloads. kv: the K,V
     strategy whose prices are charged. A third of the documents is held out, to judge the gates beside the
     best thresholds of a network of the same size and features that predicts agreement.
 
@@ -170,13 +167,20 @@ def _machine(model: Model, name: str) -> Machine:
 
 
 def _unseen(workload: Workload, heads: ExitHeads | None) -> tuple[Document, ...]:
-    """Documents that nothing of the heads has seen, the last first."""
-    later = workload.documents[len(workload.documents) // LEFT_FOR_TUNING :]
+    """Documents of the later half that nothing of the heads has seen, the last first.
+
+    Where these are less than a quarter of all, since the heads were fitted there, also of the quarter before.
+    """
+    documents, count = workload.documents, len(workload.documents)
     if heads is None:
-        return later[::-1]
-    seen = heads.seen_documents.get(workload.fingerprint, ())
-    free = tuple(document for document in reversed(later) if document.id not in seen)
-    return without_shared_text(free, heads.seen_texts or (), Sketcher.of(workload.documents))
+        return documents[count // 2 :][::-1]
+    seen, texts = heads.seen_documents.get(workload.fingerprint, ()), heads.seen_texts or ()
+    for first in (count // 2, count // 4):
+        unseen = [document for document in reversed(documents[first:]) if document.id not in seen]
+        free = without_shared_text(unseen, texts, Sketcher.of(documents))
+        if len(free) >= count // 4:
+            break
+    return free
 
 
 @dataclass(frozen=True)
