@@ -27,7 +27,7 @@ from offramp.cli.options import (
 from offramp.costs.probes import ProbeSizes
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
-from offramp.tracing.request import FITTING_TOKENS, TRAINING_TOKENS, parse_exits
+from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
 
 if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
@@ -95,12 +95,14 @@ def train(
         typer.Option("--units", help="Of a block. By default 8/3 of the hidden size.", show_default=False),
     ] = None,
     loss_vocabulary: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--loss-vocabulary",
-            help="Tokens that the loss looks at: those that the model thinks likely most often. 0: all.",
+            help=f"Tokens that the loss looks at: those that the model thinks likely most often. By default "
+            f"{LOSS_VOCABULARY}; 0: all.",
+            show_default=False,
         ),
-    ] = 0,
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -158,7 +160,7 @@ def train(
 
     if kind == GATES:
         gates.require()
-        others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary or None}
+        others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary}
         listed = None if short_list == ProbeSizes().shortlist else short_list
         _refuse({**others, "--short-list": listed}, kind)
     else:
@@ -190,7 +192,7 @@ def train(
         tokens=read,
         seed=seed,
         units=units,
-        loss_vocabulary=loss_vocabulary,
+        loss_vocabulary=LOSS_VOCABULARY if loss_vocabulary is None else loss_vocabulary,
         context=context,
         classifiers=classifiers,
         kv_maps=kv_maps,

@@ -47,7 +47,7 @@ from offramp.tracing.fitting.fit import (
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.progress import say, step_bar, token_bar
-from offramp.tracing.request import TRAINING_TOKENS, library_versions
+from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS, library_versions
 from offramp.workloads.workload import Workload
 
 JUDGING_SHARE = 0.2
@@ -87,7 +87,7 @@ def train_exits(
     tokens: int = TRAINING_TOKENS,
     seed: int = 0,
     units: int | None = None,
-    loss_vocabulary: int = 0,
+    loss_vocabulary: int = LOSS_VOCABULARY,
     context: int | None = None,
     classifiers: bool = True,
     kv_maps: bool = True,
