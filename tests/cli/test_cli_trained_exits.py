@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 import offramp
 from command_line import run_offramp, summary_of
 from offramp.errors import InputError
+from offramp.report.readings import TITLE
+from offramp.report.summary import summary_schema
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
@@ -37,10 +40,11 @@ def short(tiny_model: Path, documents: Path, tmp_path: Path) -> list[object]:
 
 
 def test_a_run_reads_its_exits_through_the_trained_ones(
-    trained: Path, short: list[object], tmp_path: Path
+    trained: Path, short: list[object], tmp_path: Path, tiny_model: Path, documents: Path
 ) -> None:
     outcome = run_offramp(*short, "--exits", trained, "--json").require(0)
-    (found,) = [Trace.load(path) for path in (tmp_path / "run" / "traces").glob("*/*")]
+    (place,) = (tmp_path / "run" / "traces").glob("*/*")
+    found = Trace.load(place)
     assert found.exits.tolist() == [1, 2, LAYERS]
     heads = read_heads(trained)
     assert (
@@ -48,11 +52,30 @@ def test_a_run_reads_its_exits_through_the_trained_ones(
         == heads.fingerprint
         == read_heads(trained / EXITS_FILE).fingerprint
     )
-    assert summary_of(outcome)["heads"]["lens"] is True
+    summary = summary_of(outcome)
+    jsonschema.validate(summary, summary_schema())
+    assert summary["heads"]["lens"] is True
     (kept,) = (tmp_path / "run").glob("heads-*.safetensors")
     assert read_heads(kept).fingerprint == heads.fingerprint
     # It is the same run however the two are named, and done.
-    run_offramp(*short, "--exits", "1,2", "--heads", trained / EXITS_FILE).require(0)
+    again = run_offramp(*short, "--exits", "1,2", "--heads", trained / EXITS_FILE).require(0)
+
+    # Beside it the same tokens are traced as the model's own head reads them, for the card alone.
+    (scores,) = summary["scores"]
+    assert scores["read_through"] == "a linear lens"
+    assert scores["readings"]["fitted"]["representation"]["value"] == scores["representation"]["value"]
+    assert TITLE in (tmp_path / "run" / "report.html").read_text()
+    assert "read by the model's own head" in " ".join(again.out.split())
+    raw = tmp_path / "raw"
+    work = ["-w", f"jsonl:{documents}#text", "--tokens", 128, "--exits", "1,2"]
+    run_offramp("trace", tiny_model, *work, "--signals", "logit_gap,restricted", "-o", raw).require(0)
+    alone, beside = run_offramp("score", raw, place, "--json").require(0).json["scores"]
+    assert alone["readings"] is None
+    assert beside["readings"] == scores["readings"]
+    assert alone["representation"]["value"] == scores["readings"]["raw"]["representation"]["value"]
+    said = " ".join(run_offramp("score", raw, place).require(0).out.split())
+    assert "exits are read through a linear lens" in said
+    assert "distance in representation quality between what the model's own head reads" in said
 
 
 def test_a_tuned_policy_finds_the_folder_again(
@@ -85,7 +108,7 @@ def test_what_holds_no_trained_exits_is_refused_before_a_model_is_looked_at(
         (["--exits", unfinished], "the training of these exits has not ended", "unfinished"),
         (["--exits", tmp_path / "gone"], "not a list of layers", "--exits"),
         (["--exits", alone], "K,V maps alone", "alone.safetensors"),
-        (["--exits", trained, "--heads", trained], "--heads", "--exits"),
+        (["--exits", trained, "--heads", trained], "others are given too", "--exits"),
     ):
         error = run_offramp(*trace, *options).require(2).json["error"]
         assert what in error["what"]

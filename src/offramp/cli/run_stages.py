@@ -237,7 +237,7 @@ class _Run:
             # What cannot be decoded is said on the page; all else that fails ends the run.
             with contextlib.suppress(OfframpError) if task.kind == "decode" else contextlib.nullcontext():
                 self.do(task, name)
-            if task.kind == "trace":
+            if (name, task) in reader.tasks("trace"):
                 show_trace(reader, name, task)
         return write_outputs(reader)
 
@@ -258,22 +258,27 @@ class _Run:
         """One task, unless it is done. Raises what makes it fail."""
         if self.folder.is_done(task):
             return
-        said = stage(WORDS[task.kind].format(workload), _seconds_left(task))
+        said = stage(self.words(task, workload), _seconds_left(task))
         with contextlib.nullcontext() if task.kind == "trace" else said:
             fate = run_task(task, self.folder, self.models, watched=True)
         if fate != "done":
             raise OfframpError(
-                f"{WORDS[task.kind].format(workload)}: another process does it at this moment",
+                f"{self.words(task, workload)}: another process does it at this moment",
                 where=str(self.path),
                 fix="wait for it to end, and run the same command again",
             )
+
+    def words(self, task: Task, workload: str) -> str:
+        """What a task does to a workload, in words."""
+        raw = task.kind == "trace" and "heads" not in task.needs and self.given is not None
+        return WORDS[task.kind].format(workload) + (", read by the model's own head" if raw else "")
 
     def write_so_far(self, reader: RunReader, plan: Plan, running: Task) -> None:
         """Write the page of an unfinished run, unless a finished one is there."""
         if (self.path / SUMMARY_FILE).exists():
             return
         shown = [
-            (task, WORDS[task.kind].format(name))
+            (task, self.words(task, name))
             for task, name in _in_order(plan)
             if task.kind in ("profile", "trace", "certify", "decode")
         ]

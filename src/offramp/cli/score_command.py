@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,22 +22,38 @@ def score(
     traces: Annotated[list[Path], typer.Argument(help="Folders that offramp trace or offramp run wrote.")],
     as_json: AsJson = False,
 ) -> None:
-    """Score how suited a model is to early exit, from its traces. Needs no model."""
+    """Score how suited a model is to early exit, from its traces. Needs no model.
+
+    Of a trace made with --heads and one without, of the same tokens and exits, both readings are held against
+    each other.
+    """
+    from offramp.report.readings import readings_sentence, readings_table
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
 
     out = Output(as_json)
     folders = [found for folder in dict.fromkeys(traces) for found in find_traces(folder)]
+    loaded = {folder: Trace.load(folder) for folder in folders}
     cards = []
-    for folder in folders:
-        trace = Trace.load(folder)
-        card = score_trace(trace)
+    for folder, trace in loaded.items():
+        card = score_trace(trace, beside=_raw_reading(trace, loaded.values()))
         cards.append((folder, card))
         out.console.print(_block(folder, trace, card))
+        if card.readings is not None:
+            out.console.print(readings_table(card.readings))
+            out.console.print(readings_sentence(card.readings), markup=False)
         for note in _notes(card):
             out.console.print(note, markup=False)
         out.console.print()
     out.finish({"scores": [{"trace": str(folder), **card.to_json()} for folder, card in cards]})
+
+
+def _raw_reading(trace: Trace, others: Iterable[Trace]) -> Trace | None:
+    """Of a trace read through fitted heads the one of the same tokens that the model's own head read."""
+    from offramp.scoring.paired_readings import are_two_readings, is_raw
+
+    raw = (other for other in others if not is_raw(trace) and are_two_readings(other, trace))
+    return next(raw, None)
 
 
 def _notes(card: ScoreCard) -> list[str]:
@@ -51,6 +68,7 @@ def _block(folder: Path, trace: Trace, card: ScoreCard) -> WordTable:
 
     from offramp.report.formats import counted, decimal, estimate_text, percent
     from offramp.report.word_table import WordTable
+    from offramp.tracing.described_heads import RAW
 
     request = trace.request
     title = (
@@ -62,6 +80,8 @@ def _block(folder: Path, trace: Trace, card: ScoreCard) -> WordTable:
     table.add_column("with its 95 % interval")
     table.add_column("span")
     up_to = f"0 to {decimal(card.ceiling)}"
+    if card.read_through != RAW:
+        table.add_row("exits are read through", card.read_through, "")
     table.add_row("representation quality", estimate_text(card.representation), up_to)
     table.add_row("information increment", estimate_text(card.increment), "0 to 1")
     table.add_row("calibration", estimate_text(card.calibration), "0 to 1")

@@ -84,7 +84,8 @@ def read_traced_heads(trace: Trace, path: Path | None) -> ExitHeads | None:
 
     Raises InputError for a file that is none, and where the trace was read through heads that are not given.
     """
-    from offramp.policies.binding import base_of, reads_exits
+    from offramp.policies.binding import base_of
+    from offramp.tracing.described_heads import reads_exits
     from offramp.tracing.heads_file import read_heads
 
     heads = None if path is None else read_heads(path)

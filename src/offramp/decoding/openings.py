@@ -10,7 +10,7 @@ import numpy as np
 
 from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
-from offramp.policies.binding import heads_documents
+from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import Roles, split_documents, split_roles

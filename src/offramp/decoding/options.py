@@ -12,14 +12,14 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
-from offramp.policies.binding import OF_HEADS, check_same_maps, reads_exits
+from offramp.policies.binding import OF_HEADS, check_same_maps
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
 from offramp.policies.steps import DRAFT_LENGTH, find_batching, read_draft_length
-from offramp.tracing.described_heads import describe_heads, reading_of
+from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_file import read_heads, require_base

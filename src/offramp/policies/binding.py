@@ -12,7 +12,7 @@ from offramp.errors import PolicyError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.decisions import task_of
 from offramp.policies.policy import ExitPolicy
-from offramp.tracing.described_heads import reading_of
+from offramp.tracing.described_heads import heads_documents, reading_of, reads_exits
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text
@@ -77,13 +77,6 @@ def digest_of(trace: Trace, document: str) -> str:
     """The same of any document of the trace's workload, traced or not, by its id."""
     workload = trace.request.get("workload", {}).get("fingerprint")
     return sha256_of_text(canonical_json([workload, document]))
-
-
-def heads_documents(trace: Trace) -> frozenset[str]:
-    """Ids of the trace's documents that its exit heads were fitted on, or that share text with such."""
-    documents = (trace.request.get("heads") or {}).get("documents") or {}
-    own = documents.get(trace.request.get("workload", {}).get("fingerprint"), ())
-    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
 
 
 def text_caveat(trace: Trace) -> str | None:
@@ -164,11 +157,6 @@ def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | N
             where=where,
             fix="give the file of exit heads that it was tuned with, or tune it again with these",
         )
-
-
-def reads_exits(heads: Mapping[str, Any]) -> bool:
-    """Whether exits are read through the lens or the output heads of described exit heads."""
-    return bool(heads.get("lens") or heads.get("output"))
 
 
 def _with(heads: Mapping[str, Any]) -> str:

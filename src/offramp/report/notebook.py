@@ -19,7 +19,7 @@ from offramp.report.plot.drawing import ramp_rules
 from offramp.report.replayed import layers_of, replay_section
 from offramp.report.run_findings import Findings
 from offramp.report.sections.curves import FIGURES, layer_figure
-from offramp.report.sections.potential import component_figure, eas_figure
+from offramp.report.sections.potential import component_figure, eas_figure, readings_figures
 from offramp.report.sections.verdict import verdict_section
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.scoring import score
@@ -71,7 +71,8 @@ def _shown(value: Any) -> str:
 
 
 def _card(card: ScoreCard) -> str:
-    figures = [component_figure(card), eas_figure(card), *[layer_figure(one, card.curves) for one in FIGURES]]
+    figures = [component_figure(card), *readings_figures(card), eas_figure(card)]
+    figures += [layer_figure(one, card.curves) for one in FIGURES]
     title = f"How suited: {counted(card.tokens, 'token')} of {counted(card.documents, 'document')}"
     return framed(title, fragment("notebook", "figures", title, figures, card.notes))
 

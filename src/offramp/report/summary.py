@@ -29,6 +29,7 @@ from offramp.report.timing import error_sentence, prediction_verdict
 from offramp.report.training import bought
 from offramp.report.verdict_words import basis_words, credits_of, plain_seconds, predicted_seconds
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.readings import Readings
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import FloorKind
@@ -155,6 +156,8 @@ class ScoresRecord:
     reliability: tuple[ReliabilityRecord, ...]
     eas: tuple[EasRecord, ...]
     notes: tuple[str, ...]
+    read_through: str
+    readings: Readings | None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ from offramp.report.ranking import (
     sample_text,
     ways_ranked,
 )
+from offramp.report.readings import COMPONENT_NAMES, readings_sentence
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.sections.claims import claims, said
 from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
@@ -119,6 +120,7 @@ def print_verdict_so_far(run: RunResult, console: Console) -> None:
 def answer_lines(run: RunResult) -> list[str]:
     """The best family, the certificates and the machines, one line each; only what was asked for."""
     answers: dict[str, Callable[[WorkloadResult], str | None]] = {
+        "What the exits hold": readings_answer,
         "Best policy": families_answer,
         "Certificates": certificate_answer,
         "Where it would pay": machines_answer,
@@ -257,6 +259,12 @@ def decoded_lines(run: RunResult) -> list[str]:
     return lines
 
 
+def readings_answer(workload: WorkloadResult) -> str | None:
+    """How much more fitted heads read than the model's own, None where only one of them was traced."""
+    readings = workload.card.readings
+    return None if readings is None else readings_sentence(readings).removesuffix(".")
+
+
 def plain_line(run: RunResult) -> str:
     """What plain decoding takes, measured."""
     plain = run.plain_seconds_per_token
@@ -285,6 +293,10 @@ def scores_table(run: RunResult) -> WordTable:
     )
     for name, field, number in figures:
         table.add_row(name, *[stacked(getattr(workload.card, field), number) for workload in run.workloads])
+    both = [workload.card.readings for workload in run.workloads]
+    for words, field in COMPONENT_NAMES if any(both) else ():
+        raw = ["–" if one is None else stacked(getattr(one.raw, field), decimal) for one in both]
+        table.add_row(f"{words.lower()},\nread by the model's own head", *raw)
     return table
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from offramp.display import ShownAsHtml
 from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.readings import Readings
+from offramp.tracing.described_heads import RAW
 
 Curve = NDArray[np.float64]
 
@@ -111,7 +113,9 @@ class ScoreCard(ShownAsHtml):
     candidates: every figure that might predict realised savings, by name; None where undefined. Higher means
     more suitable, except for mean_kl (mean over exits < L, nats) and block_influence (mean of 1 -
     hidden_cosine_to_previous), where lower does.
-    notes: sentences a reader must see beside the figures.
+    notes: sentences a reader must see beside the figures. read_through: what reads the exits below L, in
+    words. readings: the two components that depend most on that, raw and through heads, where a trace of the
+    same tokens in the other reading was at hand; all other figures are of the one trace.
     """
 
     representation: Estimate
@@ -134,6 +138,8 @@ class ScoreCard(ShownAsHtml):
     candidates: Mapping[str, float | None]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
+    read_through: str = RAW
+    readings: Readings | None = None
 
     def __repr__(self) -> str:
         names = ("representation", "increment", "calibration", "composite")
@@ -165,6 +171,8 @@ class ScoreCard(ShownAsHtml):
             "reliability": [diagram.to_json() for diagram in self.reliability],
             "eas": [variant.to_json() for variant in self.eas_variants],
             "notes": list(self.notes),
+            "read_through": self.read_through,
+            "readings": self.readings and self.readings.to_json(),
         }
 
     @classmethod
@@ -190,6 +198,8 @@ class ScoreCard(ShownAsHtml):
             candidates=dict(value["candidates"]),
             notes=tuple(value["notes"]),
             reference_agreement=None if reference is None else Estimate(**reference),
+            read_through=value.get("read_through", RAW),
+            readings=Readings.from_json(value["readings"]) if value.get("readings") else None,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,22 @@ class DocumentRows:
         fold = np.empty(self.count, dtype=np.bool_)
         fold[self.order] = np.arange(self.count) % 2 == 1
         return np.repeat(fold, self.lengths)
+
+
+def ids_of(trace: Trace) -> set[str]:
+    """Ids of the documents with rows."""
+    return {trace.documents[int(place)].id for place in np.unique(trace.document)}
+
+
+def of_documents(trace: Trace, ids: Collection[str]) -> Trace:
+    """The rows of the documents with some ids."""
+    places = [place for place, document in enumerate(trace.documents) if document.id in ids]
+    return trace.subset(np.array(places, dtype=np.int64))
+
+
+def name_of(trace: Trace) -> str:
+    """What an error calls a trace: its folder, or its model."""
+    return str(trace.folder or trace.request.get("model", {}).get("name") or "the trace")
 
 
 def document_rows(trace: Trace) -> DocumentRows:

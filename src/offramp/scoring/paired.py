@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.scoring.documents import document_rows, fact_sums
+from offramp.scoring.documents import document_rows, fact_sums, ids_of, name_of, of_documents
 from offramp.scoring.estimate import DocumentBootstrap, Estimate
 from offramp.scoring.scoring import DrawnFigure, drawn_figures
 from offramp.tracing.trace import Trace
@@ -77,14 +77,14 @@ def paired_differences(
     a document without its bytes, and for what `offramp.score` refuses.
     """
     require_comparable(first, second)
-    common = _ids(first) & _ids(second)
+    common = ids_of(first) & ids_of(second)
     if not common:
         raise InputError(
             "the traces have no document in common",
-            where=f"{_name(first)} and {_name(second)}",
+            where=f"{name_of(first)} and {name_of(second)}",
             fix="trace both models on the same workload",
         )
-    sides = [_restricted(trace, common) for trace in (first, second)]
+    sides = [of_documents(trace, common) for trace in (first, second)]
     (bootstrap, one), (_, other) = [drawn_figures(side, draws=draws, seed=seed) for side in sides]
     figures = {
         name: (drawn, other[name]) for name, drawn in one.items() if name not in PER_TOKEN and name in other
@@ -105,7 +105,7 @@ def paired_differences(
 
 def require_comparable(first: Trace, second: Trace) -> None:
     """Raise InputError unless both traces are of one workload and of equally many tokens."""
-    names = f"{_name(first)} and {_name(second)}"
+    names = f"{name_of(first)} and {name_of(second)}"
     workloads = [trace.request.get("workload", {}).get("fingerprint") for trace in (first, second)]
     if workloads[0] != workloads[1]:
         raise InputError(
@@ -136,17 +136,6 @@ def _unequal_counts(first: Trace, second: Trace) -> str | None:
     )
 
 
-def _restricted(trace: Trace, common: set[str]) -> Trace:
-    """The trace of some documents."""
-    places = [place for place, document in enumerate(trace.documents) if document.id in common]
-    return trace.subset(np.array(places, dtype=np.int64))
-
-
-def _ids(trace: Trace) -> set[str]:
-    """Ids of the documents with rows."""
-    return {trace.documents[int(place)].id for place in np.unique(trace.document)}
-
-
 def _bits_per_byte(trace: Trace, sizes: Mapping[str, int], bootstrap: DocumentBootstrap) -> DrawnFigure:
     """Summed NLL at the last exit over ln 2 and the bytes of the text, for the trace and its draws."""
     rows = document_rows(trace)
@@ -155,7 +144,7 @@ def _bits_per_byte(trace: Trace, sizes: Mapping[str, int], bootstrap: DocumentBo
     if missing is not None:
         raise InputError(
             f"it is not known how many bytes the document {missing} has",
-            where=_name(trace),
+            where=name_of(trace),
             fix="give the bytes of every document, or none",
         )
     total = np.array([sizes[name] for name in ids], dtype=np.float64)
@@ -206,8 +195,3 @@ def two_sided(values: Values, documents: int) -> float:
 
 def _value(figure: DrawnFigure) -> float | None:
     return None if figure.values is None else float(figure.values[0])
-
-
-def _name(trace: Trace) -> str:
-    model = trace.request.get("model", {}).get("name")
-    return str(trace.folder or model or "the trace")

@@ -14,9 +14,11 @@ from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.card import Curve, EasVariant, LayerCurves, ScoreCard
 from offramp.scoring.components import initial_information
-from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums
+from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums, ids_of
 from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, adaptability, layer_weights
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
+from offramp.scoring.readings import Readings
+from offramp.tracing.described_heads import heads_documents, read_through, reads_exits
 from offramp.tracing.trace import Trace
 
 MEAN_FACTS: tuple[str, ...] = (
@@ -119,14 +121,17 @@ class DrawnFigure:
         return bootstrap.estimate(self.values)
 
 
-def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
+def score(trace: Trace, *, beside: Trace | None = None, draws: int = 1000, seed: int = 0) -> ScoreCard:
     """Score how suited a model is to early exit on a workload.
 
     draws: bootstrap draws of documents behind each 95 % interval. seed: of the draws; the same trace and seed
-    give the same card, in whatever order the documents come.
+    give the same card, in whatever order the documents come. beside: the same tokens at the same exits, read
+    in another way: through fitted heads if the trace is read by the model's own, without them if it is not.
+    The card then has both readings; all its other figures are of the trace alone.
 
     Raises InputError for a trace without tokens or without the last exit, a fact that is missing or not
-    finite (named), a document with split rows, or fewer than 40 draws.
+    finite (named), a document with split rows, fewer than 40 draws, or a trace beside it that is not the
+    other reading.
 
     >>> offramp.score(trace).representation
     Estimate(value=...)
@@ -156,7 +161,15 @@ def score(trace: Trace, *, draws: int = 1000, seed: int = 0) -> ScoreCard:
         candidates=_candidates(estimates, literal, variants, skips, measured.means),
         notes=_notes(measured),
         reference_agreement=_reference_agreement(measured),
+        read_through=read_through(trace.request.get("heads")),
+        readings=_readings(trace, beside, draws, seed),
     )
+
+
+def _readings(trace: Trace, beside: Trace | None, draws: int, seed: int) -> Readings | None:
+    from offramp.scoring.paired_readings import compare_readings  # which is made of what is in this file
+
+    return None if beside is None else compare_readings(trace, beside, draws=draws, seed=seed)
 
 
 def drawn_figures(
@@ -332,4 +345,10 @@ def _notes(measured: _Measured) -> tuple[str, ...]:
     if left_out:
         named = "; ".join(f"{document.id} ({document.reason})" for document in left_out)
         notes.append(f"{len(left_out)} of {len(measured.trace.documents)} documents were left out: {named}")
+    seen = heads_documents(measured.trace) & ids_of(measured.trace)
+    if seen and reads_exits(measured.trace.request.get("heads")):
+        notes.append(
+            f"what reads the exits was fitted on {len(seen)} of the {measured.rows.count} documents, or on "
+            "text that they share: it reads these better than others"
+        )
     return (*notes, *curve_notes(measured.trace, measured.diagnostics))

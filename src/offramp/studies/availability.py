@@ -17,7 +17,7 @@ from offramp.files import source_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, OWN, WorkloadEntry
+from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, WorkloadEntry
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
@@ -134,7 +134,9 @@ def _find_heads(
             path = Path(resolved(study, entry.file)).absolute()
             with placed(study, "heads", place, "file"):
                 heads = read_heads(path)
-            found[entry.name] = FoundHeads(file=str(path), facts=tuple(heads.classifiers), given=heads)
+            found[entry.name] = FoundHeads(
+                file=str(path), facts=tuple(heads.classifiers), given=heads, reads_exits=heads.reads_exits
+            )
             continue
         fitted_on = [
             workloads[text]
@@ -144,7 +146,8 @@ def _find_heads(
             if text != OWN
         ]
         facts = tuple(sorted(entry.classifiers))
-        found[entry.name] = FoundHeads(tuple(fitted_on), facts=facts, own=OWN in entry.fit)
+        reads = entry.lens and entry.name != NONE
+        found[entry.name] = FoundHeads(tuple(fitted_on), facts=facts, own=OWN in entry.fit, reads_exits=reads)
     return found
 
 

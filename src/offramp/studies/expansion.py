@@ -27,6 +27,7 @@ from offramp.studies.task import Cell, Task
 from offramp.studies.variant import Variant
 
 UNTRANSFORMED = TransformEntry(name=NONE)
+RAW = HeadsEntry(name=NONE)
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,23 @@ class _Expansion:
             made = self.recipes.heads(row.variant, row.heads, row.workload)
             own = f" · {row.workload.entry.name}" if self.found.heads[row.heads.name].own else ""
             heads = self.add(made, f"heads {row.variant.name} · {row.heads.name}{own}")
+        scored = any(cell.kind == "score" for cell in cells)
+        raw = self.raw_trace(row) if scored and self.found.heads[row.heads.name].reads_exits else None
         trace = self.add(self.recipes.trace(row.variant, row.workload, heads), f"trace {row.name}")
         self.traces[row.variant.name, row.workload.entry.name, row.heads.name] = row.variant, trace
         for cell in cells:
-            self.add_cell(cell, self.task_of(cell, row, trace, heads), row.variant.name)
+            self.add_cell(cell, self.task_of(cell, row, trace, heads, raw), row.variant.name)
+
+    def raw_trace(self, row: _Row) -> Task | None:
+        """The same read by the model's own head, to stand on the card beside what fitted heads read.
+
+        None if that is no row of the study; a run, which has one row for each text, has it nevertheless.
+        """
+        raw = dataclasses.replace(row, heads=RAW)
+        of_study = any(heads.name == NONE for heads in self.study.heads) and self.wanted(raw.cell("score"))
+        if not (of_study or self.study.inline):
+            return None
+        return self.add(self.recipes.trace(row.variant, row.workload, None), f"trace {raw.name}")
 
     def row_cells(self, row: _Row) -> Iterator[Cell]:
         """What there is to know about a row: its score, each policy on each machine, and its decoding."""
@@ -144,11 +158,11 @@ class _Expansion:
                 "decode", machine=LOCAL if self.decoded_on.source != LOCAL else self.decoded_on.name
             )
 
-    def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None) -> Task:
-        """The task of a cell of a row; what it needs is added before it."""
+    def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
+        """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant = row.variant
         if cell.kind == "score":
-            return self.recipes.score(variant, trace)
+            return self.recipes.score(variant, trace, raw)
         machines = {one.name: one for one in self.study.machines}
         machine = machines.get(cell.machine, self.decoded_on)
         profile = None

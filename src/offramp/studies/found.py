@@ -80,7 +80,7 @@ class FoundHeads:
     """Heads: the workloads that they are fitted on, or the file that holds them.
 
     own: whether they are fitted on the workload that is traced. facts: that a trace made with them has beside
-    its own. given: what the file holds.
+    its own. given: what the file holds. reads_exits: whether exits are read through them.
     """
 
     workloads: tuple[FoundWorkload, ...] = ()
@@ -88,6 +88,7 @@ class FoundHeads:
     facts: tuple[str, ...] = ()
     given: ExitHeads | None = None
     own: bool = False
+    reads_exits: bool = False
 
 
 @dataclass(frozen=True)

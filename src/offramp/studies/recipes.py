@@ -124,11 +124,12 @@ class Recipes:
         estimate = timing_estimate(self.study, variant.sizes, PROFILE_SECONDS)
         return self._task("profile", recipe, estimate, variant=variant, exclusive=True)
 
-    def score(self, variant: Variant, trace: Task) -> Task:
-        """The score card of a trace."""
+    def score(self, variant: Variant, trace: Task, raw: Task | None = None) -> Task:
+        """The score card of a trace. raw: the same read by the model's own head, None if this one is."""
         recipe = {"draws": self.settings.draws, "seed": self.settings.seed}
         estimate = reading_estimate(self.study, variant.sizes, "score")
-        return self._task("score", recipe, estimate, needs={"trace": trace.key}, variant=variant)
+        needs = {"trace": trace.key} | ({} if raw is None else {"raw": raw.key})
+        return self._task("score", recipe, estimate, needs=needs, variant=variant)
 
     def searched(
         self, kind: str, variant: Variant, trace: Task, machine: MachineEntry, profile: Task | None

@@ -16,6 +16,9 @@ from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 
+RAW = "the model's own norm and head"
+"""What reads exits if nothing else does."""
+
 
 def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     """What a trace's request keeps of the heads it was made with, in JSON values.
@@ -23,6 +26,7 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     Where there are K,V maps also "reading", the fingerprint without them, and `describe_maps`.
     """
     maps = {} if heads.kv_maps is None else describe_maps(heads.kv_maps)
+    trained = {"trained": True} if "trained" in heads.provenance else {}
     mlp = {} if heads.mlp is None else {"mlp_units": heads.mlp.units}
     listed = unusual_length(heads)
     short_list = {} if listed is None else {"short_list": listed}
@@ -37,6 +41,7 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
         "texts": heads.seen_texts is not None,
         "facts": sorted(heads.classifiers),
         **mlp,
+        **trained,
         **short_list,
         **reading,
         **maps,
@@ -55,6 +60,33 @@ def describe_maps(maps: KeyValueMaps) -> dict[str, Any]:
     """{"kv_maps": {"fingerprint": of the maps alone, "ranks": {exit: rank, None for whole maps}}}."""
     ranks = {str(exit): rank for exit, rank in maps.ranks.items()}
     return {"kv_maps": {"fingerprint": seal_of(maps.header(), maps.arrays()), "ranks": ranks}}
+
+
+def reads_exits(heads: Mapping[str, Any] | None) -> bool:
+    """Whether exits are read through the lens or the output heads of described exit heads."""
+    return bool(heads and (heads.get("lens") or heads.get("output")))
+
+
+def read_through(heads: Mapping[str, Any] | None) -> str:
+    """What reads the exits of a trace with described exit heads, in words.
+
+    `RAW`, "a linear lens", "a trained linear lens and a network of 512 units", "imported output heads".
+    """
+    if not heads or not reads_exits(heads):
+        return RAW
+    made = "imported " if heads.get("imported") else "trained " if heads.get("trained") else ""
+    if heads.get("output"):
+        return f"{made}output heads"
+    article = "an" if made.startswith("i") else "a"
+    units = heads.get("mlp_units")
+    return f"{article} {made}linear lens" + (f" and a network of {units:,} units" if units else "")
+
+
+def heads_documents(trace: Trace) -> frozenset[str]:
+    """Ids of the trace's documents that its exit heads were fitted on, or that share text with such."""
+    documents = (trace.request.get("heads") or {}).get("documents") or {}
+    own = documents.get(trace.request.get("workload", {}).get("fingerprint"), ())
+    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
 
 
 def reading_of(heads: Mapping[str, Any] | None) -> str | None:

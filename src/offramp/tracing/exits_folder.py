@@ -57,14 +57,15 @@ def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | N
     if not Path(exits).exists():
         raise InputError(
             f"the exits {str(exits)!r} are not a list of layers, and no trained exits lie there",
-            where="--exits",
+            where="exits= (--exits)",
             fix="write 10,20,30 or all, or name the folder that offramp exits train wrote",
         )
     if heads is not None:
         raise InputError(
-            f"--exits {exits} brings exit heads, and --heads {heads} is given too",
-            where="--exits",
-            fix="leave one of them out; for some of the trained exits only: --heads with --exits 12,20",
+            f"the trained exits {exits} are exit heads, and others are given too: {heads}",
+            where="exits= (--exits)",
+            fix="leave heads= (--heads) out; for some of the trained exits only, give their folder there and "
+            "the layers here: 12,20",
         )
     from offramp.tracing.heads_file import read_heads
 
@@ -72,7 +73,7 @@ def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | N
     if not trained:
         raise InputError(
             "the exit heads hold K,V maps alone: no exit is read through them",
-            where=f"--exits {exits}",
-            fix="give them with --heads, and the layers with --exits 12,20",
+            where=f"exits= (--exits): {exits}",
+            fix="give them as heads= (--heads), and the layers as exits= (--exits): 12,20",
         )
     return ",".join(map(str, trained)), Path(exits)

@@ -104,9 +104,10 @@ class TraceRequest:
     tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
     fitted heads {"fingerprint", "lens": whether there is one, "mlp_units" of the networks behind it,
-    "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of those
-    that fitting saw by workload fingerprint, "texts": whether these documents' texts are known, "facts":
-    what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round otherwise.
+    "trained": true where they are, "short_list": its tokens if they are not as many as usual,
+    "candidate_exit", "documents": ids of those that fitting saw by workload fingerprint, "texts": whether
+    these documents' texts are known, "facts": what they give}. device: what computes, "cpu" or an
+    accelerator by name, whose sums round otherwise.
     """
 
     model: dict[str, Any]

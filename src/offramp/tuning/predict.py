@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
-from offramp.policies.binding import base_of, check_same_maps, heads_documents, require_base
+from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
@@ -21,6 +21,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
+from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed, two_sided_limits
 from offramp.tuning.certificate import policy_losses

@@ -13,8 +13,8 @@ from torch import Tensor
 from offramp.errors import InputError
 from offramp.models.identity import command_name
 from offramp.models.model import Model
-from offramp.policies.binding import base_of, reads_exits
-from offramp.tracing.described_heads import reading_of, with_maps
+from offramp.policies.binding import base_of
+from offramp.tracing.described_heads import reading_of, reads_exits, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.workloads.packing import encode_document

@@ -25,10 +25,12 @@ from offramp.report.html import figure, fragment, table
 from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import TALL, Axis, Plot, Rule, Series
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.report.readings import COMPONENT_NAMES, TITLE, readings_sentence
 from offramp.report.run_result import WorkloadResult
 from offramp.report.verdict_words import transform_cost
 from offramp.scoring.card import PUBLISHED_EAS, STUDY, ScoreCard
 from offramp.scoring.estimate import Estimate
+from offramp.tracing.described_heads import RAW
 from offramp.tuning.verdict import WORTH
 
 LOWEST_AGREEMENT = 0.8
@@ -164,7 +166,7 @@ def components_section(workload: WorkloadResult) -> Markup:
     """Components, EAS and oracles side by side."""
     card, cost = workload.card, transform_cost(workload)
     said = f"The full model, as transformed, says what the untransformed one says on {cost}."
-    figures = [component_figure(card), eas_figure(card), oracle_figure(workload)]
+    figures = [component_figure(card), *readings_figures(card), eas_figure(card), oracle_figure(workload)]
     return fragment("run", "components", "" if cost is None else said, figures, card.notes)
 
 
@@ -219,9 +221,10 @@ def component_figure(card: ScoreCard) -> Markup:
     rows = tuple(
         estimate_row(name, estimate, emphasis=name.startswith("Composite")) for name, estimate in figures
     )
+    through = "" if card.read_through == RAW else f"Exits are read through {card.read_through}. "
     note = (
-        "From 0 to 1, higher is more suitable; bars are 95 % intervals over documents. Representation "
-        "cannot exceed "
+        f"{through}From 0 to 1, higher is more suitable; bars are 95 % intervals over documents. "
+        "Representation cannot exceed "
         f"{decimal(card.ceiling)}. That the composite predicts time saved is not shown by this page: that "
         "takes many models."
     )
@@ -229,6 +232,30 @@ def component_figure(card: ScoreCard) -> Markup:
     figures.append(("Information in the final layer, nats", card.initial_information))
     data = estimate_table("Components of the suitability score", figures)
     return figure("Components", note, plot.svg() + undefined_notes(figures), data, kind="measured")
+
+
+def readings_figures(card: ScoreCard) -> list[Markup]:
+    """What the model's own head reads beside what fitted heads read, where both were traced."""
+    readings = card.readings
+    if readings is None:
+        return []
+    sides = (("own head", readings.raw), ("through heads", readings.fitted))
+    rows, figures = [], []
+    for words, name in COMPONENT_NAMES:
+        reach = (0.0, readings.ceiling) if name == "representation" else None
+        for side, reading in sides:
+            estimate, short = getattr(reading, name), f"{words.partition(' ')[0]}, {side}"
+            fitted = reading is readings.fitted
+            rows.append(estimate_row(short, estimate, decimal, emphasis=fitted, reach=reach))
+            figures.append((f"{words}, {side}", estimate))
+    note = (
+        "The same tokens at the same exits: what the model's own head reads there, and what the exits hold, "
+        f"as far as {readings.through} finds it. Brackets end at the ceiling. {readings_sentence(readings)}"
+    )
+    plot = RowPlot(TITLE, note, tuple(rows), (0.0, 1.0), number="{:g}".format)
+    gained = [(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES]
+    data = estimate_table(TITLE, [*figures, *gained, ("Share of the distance closed", readings.closed)])
+    return [figure(TITLE, note, plot.svg() + undefined_notes(figures), data, kind="measured")]
 
 
 def eas_figure(card: ScoreCard) -> Markup:

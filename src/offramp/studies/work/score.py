@@ -20,11 +20,14 @@ class ScoreWork:
 
     def run(self, task: Task, context: Context) -> None:
         """Score. Raises what `offramp.score` raises."""
+        from offramp.scoring.paired_readings import are_two_readings
         from offramp.scoring.scoring import score
 
         require_planned(task)
         trace = trace_of(context)
-        card = score(trace, draws=task.recipe["draws"], seed=task.recipe["seed"])
+        raw = trace_of(context, "raw") if "raw" in task.needs else None
+        beside = raw if raw is not None and are_two_readings(raw, trace) else None
+        card = score(trace, beside=beside, draws=task.recipe["draws"], seed=task.recipe["seed"])
         sizes = read_text_sizes(context.input("trace"))
         text = sum(sizes.values(), start=NOTHING)
         ids = [trace.documents[int(place)].id for place in np.unique(trace.document)]
