@@ -11,6 +11,7 @@ import torch
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.probes import ProbeSizes
 from offramp.lab.exits.gate import (
     HALF,
     AtFloor,
@@ -284,3 +285,17 @@ def test_where_nothing_is_faster_than_the_full_model_no_check_is_made() -> None:
     probabilities = np.full((200, 2), 0.4, dtype=np.float32)  # all leave, or none does
     assert str(judge.fastest(nothing, probabilities, "gate")) == "never"
     assert judge.at_floor(nothing)(probabilities) is None
+
+
+def test_mapped_keys_and_values_are_charged_where_a_map_is_applied() -> None:
+    rows, shape = made_up(200, 4), make_shape()
+    heads = {"kv_maps": {"ranks": {"2": 4}}}
+    floor, machine = make_floor({"agreement": 0.85}), find_machine("cpu-2core")
+    plain, mapped = (
+        Judge(shape, (2, 5), heads, 40.0, machine, floor, kv).prices(rows) for kv in ("propagate", "mapped")
+    )
+    sizes = ProbeSizes(kv_maps=((2, 4),))
+    maps = machine.token_costs(shape, 40.0, batch=1, lens=False, sizes=sizes).maps
+    np.testing.assert_allclose(mapped.leave - plain.leave, [maps[2], 0.0], rtol=1e-9, atol=1e-18)
+    assert maps[2] > 0
+    assert mapped.stay == plain.stay
