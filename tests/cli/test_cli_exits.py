@@ -58,6 +58,26 @@ def test_a_trace_takes_the_folder(trained: Path, tiny_model: Path, documents: Pa
     assert request["heads"]["fingerprint"] == read_heads(trained).fingerprint
 
 
+def test_key_value_maps_are_trained_as_they_are_executed(
+    trained: Path, tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    arguments = ["exits", "train", tiny_model, "-w", f"jsonl:{documents}#text", *STEPS, "--kind", "executed"]
+    folder = tmp_path / "executed"
+    outcome = run_offramp(*arguments, "--from", trained, "--leave", 0.4, "-o", folder, "--json").require(0)
+    before, after = read_heads(trained), read_heads(folder)
+    assert after.reading_fingerprint == before.reading_fingerprint
+    assert after.fingerprint == outcome.json["fingerprint"] != before.fingerprint
+    assert outcome.json["recipe"]["at"] == [1, 2]
+    assert outcome.json["recipe"]["leave"] == 0.4
+    assert outcome.json["trained"]["staying"]["loss"] <= outcome.json["ridge_lens"]["staying"]["loss"]
+    assert "of tokens that stay" in outcome.err
+    for more, why in (
+        ([], "no heads whose K,V maps are to be trained"),
+        (["--from", trained, "--floor", 0.9], "--floor says nothing for exits of the kind executed"),
+    ):
+        assert why in run_offramp(*arguments, *more, "-o", tmp_path / "none").require(2).err
+
+
 def test_it_says_what_it_does_and_how_much_it_takes(
     tiny_model: Path, documents: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 exits = typer.Typer(help="Train exits, the model itself left as it is.", no_args_is_help=True)
 
+EXECUTED = "executed"
+
 NO_LAST_LAYER = 10**6
 """Of exits that are looked at before the model is."""
 
@@ -61,12 +63,15 @@ def train(
         str,
         typer.Option(
             "--kind",
-            help="lens: an affine map. block: a small network behind one. gate: what decides who leaves.",
+            help="lens: an affine map. block: a small network behind one. executed: the K,V maps of --from, "
+            "by what they do to tokens that stay. gate: what decides who leaves.",
         ),
     ] = "block",
     at: Annotated[
         str | None,
-        typer.Option("--at", help="Exits to train: 12,20, or all; gates: all of --from.", show_default=False),
+        typer.Option(
+            "--at", help="Exits to train: 12,20, or all; gates, executed: all of --from.", show_default=False
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -107,13 +112,21 @@ def train(
         Path | None,
         typer.Option(
             "--from",
-            help="Gates: exits that get them. By default those of the model.",
+            help="Gates: exits that get them, by default those of the model. executed: heads with K,V maps.",
             show_default=False,
         ),
     ] = None,
     floor: Annotated[
         float | None,
         typer.Option("--floor", help="Gates: the agreement to keep, as in 0.95.", show_default=False),
+    ] = None,
+    leave: Annotated[
+        float | None,
+        typer.Option(
+            "--leave",
+            help="executed: share of the tokens that leave while it trains, by default 0.3.",
+            show_default=False,
+        ),
     ] = None,
     hardware: Annotated[
         str,
@@ -147,12 +160,12 @@ def train(
     require_placement(device, dtype)
     if at is not None and at != "all":
         parse_exits(at, NO_LAST_LAYER, "--at")
-    if at is None and kind != GATES:
+    if at is None and kind not in (GATES, EXECUTED):
         raise InputError("no exit is named to train", where="--at", fix="name some, as in 12,20, or all")
     gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
     from offramp.lab.exits.folder import require_own
-    from offramp.lab.exits.kinds import find_kind
+    from offramp.lab.exits.kinds import check_kind
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
@@ -162,10 +175,11 @@ def train(
         gates.require()
         others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary}
         listed = None if short_list == ProbeSizes().shortlist else short_list
-        _refuse({**others, "--short-list": listed}, kind)
+        _refuse({**others, "--short-list": listed, "--leave": leave}, kind)
     else:
-        find_kind(kind)
-        _refuse({"--from": source, "--floor": floor}, kind)
+        check_kind(kind)
+        needless = {} if kind == EXECUTED else {"--from": source, "--leave": leave}
+        _refuse({**needless, "--floor": floor}, kind)
         require_own(output)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
@@ -181,12 +195,13 @@ def train(
     def tell(size: int) -> None:
         out.console.print(f"hidden states take {shown_size(size)} on disk while it trains", markup=False)
 
-    assert at is not None, "asked for above"
     trained = train_exits(
         loaded,
         works,
         kind=kind,
         at=at,
+        start=source,
+        leave=leave,
         minutes=minutes,
         steps=steps,
         tokens=read,
@@ -217,12 +232,29 @@ def _refuse(given: Mapping[str, object], kind: str) -> None:
             )
 
 
+def _maps_table(trained: TrainedExits) -> WordTable:
+    """Tokens that stay, with the K,V maps before and after."""
+    from offramp.report.formats import percent
+    from offramp.report.word_table import WordTable
+
+    before, after = trained.record.ridge_lens[0], trained.record.trained[0]
+    left = percent(before.leaving[0], 0)
+    table = WordTable(title=f"[bold]held-out tokens that stay where {left} leave[/]")
+    for column in ("K,V maps", "agreement", "KL, nats"):
+        table.add_column(column, justify="right")
+    for name, one in (("as they were", before), ("trained", after)):
+        table.add_row(name, f"{one.agreement:.3f}", f"{one.loss:.4f}")
+    return table
+
+
 def _table(trained: TrainedExits) -> WordTable:
     """Every exit before and after, and the share of tokens that could leave there."""
     from offramp.report.formats import decimal
     from offramp.report.word_table import WordTable
 
     record = trained.record
+    if record.request.recipe.kind == EXECUTED:
+        return _maps_table(trained)
     rows = record.rows
     read = f"{rows.held_out:,} tokens of {rows.held_out_documents} held-out documents"
     table = WordTable(title=f"[bold]{read}: agreement if all leave[/]")
@@ -263,7 +295,15 @@ def _summary(trained: TrainedExits, output: Path) -> dict[str, Any]:
     record = trained.record
 
     def of(evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
-        exits = record.request.recipe.at
+        recipe = record.request.recipe
+        if recipe.kind == EXECUTED:
+            names = ["staying"] * len(evaluations)
+            parts = zip(names, evaluations, strict=True)
+            return {
+                name: {"loss": one.loss, "agreement": one.agreement, "left": one.leaving[0]}
+                for name, one in parts
+            }
+        exits = recipe.at
         return {
             str(exit): {"loss": one.loss, "agreement": one.agreement, "leaving": leaving_by_floor(one)}
             for exit, one in zip(exits, evaluations, strict=True)

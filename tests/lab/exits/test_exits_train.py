@@ -263,7 +263,7 @@ def test_what_was_interrupted_goes_on_with_its_states_and_checkpoint(
 ) -> None:
     interrupted(tmp_path, monkeypatch)
     assert (tmp_path / STATES).is_dir()
-    monkeypatch.setattr("offramp.lab.exits.train.write_states", None)
+    monkeypatch.setattr("offramp.lab.exits.reading_job.write_states", None)
     taken = []
     step = Steps.step
     monkeypatch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
@@ -373,7 +373,7 @@ def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.Monkey
         ({"at": "1,9"}, "the model has no exit 9"),
         ({"at": "3"}, "no exit below the last layer"),
         ({"at": "first"}, "not a list of layers"),
-        ({"kind": "executed"}, "executed cannot be trained yet"),
+        ({"kind": "regularised"}, "regularised cannot be trained yet"),
         ({"kind": "blok"}, "no kind of exits 'blok'"),
         ({"minutes": 3}, "both steps and minutes"),
         ({"steps": 0}, "steps must be at least 1"),

@@ -21,7 +21,10 @@ Parameters = Mapping[str, Tensor]
 EPSILON = 1e-6
 """Under the root of a block's norm."""
 
-PLANNED = ("regularised", "executed")
+EXECUTED = "executed"
+"""The kind that trains K,V maps, and not how an exit is read: `offramp.lab.exits.executed`."""
+
+PLANNED = ("regularised",)
 """Kinds that are to come."""
 
 
@@ -110,10 +113,16 @@ KINDS: dict[str, Kind] = {
 
 
 def find_kind(name: str) -> Kind:
-    """The kind of this name. Raises InputError, with a near one."""
-    if name in KINDS:
-        return KINDS[name]
-    there = f"there are: {', '.join(KINDS)}"
+    """The kind of this name."""
+    return KINDS[name]
+
+
+def check_kind(name: str) -> None:
+    """Raise InputError, with a near one, unless exits of this kind can be trained."""
+    there_are = (*KINDS, EXECUTED)
+    if name in there_are:
+        return
+    there = f"there are: {', '.join(there_are)}"
     if name in PLANNED:
         raise InputError(f"exits of the kind {name} cannot be trained yet", where="kind= (--kind)", fix=there)
     if name == "gate":  # no way to read an exit, and made for exits that are there
@@ -122,6 +131,6 @@ def find_kind(name: str) -> Kind:
             where="kind= (--kind)",
             fix="call offramp.train_gates, or give --kind gate",
         )
-    near = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, there_are, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InputError(f"there is no kind of exits {name!r}", where="kind= (--kind)", fix=hint + there)

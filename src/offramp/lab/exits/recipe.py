@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.lab.exits.divergence import PRECISIONS, Precision
-from offramp.lab.exits.kinds import find_kind
+from offramp.lab.exits.kinds import EXECUTED, KINDS, check_kind
 from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import parse_exits
 from offramp.workloads.packing import require_sizes
@@ -18,6 +18,11 @@ BATCH = 192
 """Positions of one step: random ones, of which so few tell as much of the gradient as whole contexts."""
 
 RATE = 1e-3
+EXECUTED_RATE = 0.02
+"""Of changes of K,V maps, relative to their size (`offramp.lab.exits.trainable_maps`)."""
+LEAVE, MOST_LEAVE = 0.3, 0.9
+"""Share of the tokens that leave while K,V maps are trained, and the largest."""
+
 MINIMUM_LOGITS = 256
 """Fewest tokens of a vocabulary of the loss."""
 
@@ -33,7 +38,8 @@ class Recipe:
     at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: of training,
     one of them None: minutes become steps by a pilot. batch: positions a step. rate: the largest learning
     rate. units: of a block, 0 for other kinds. loss_vocabulary: tokens that the loss looks at, 0 for all.
-    precision: of the products with the output head in training, "auto" for what is faster here.
+    precision: of the products with the output head in training, "auto" for what is faster here. leave: share
+    of the tokens that leave while K,V maps are trained, 0 for other kinds.
     """
 
     kind: str
@@ -48,6 +54,7 @@ class Recipe:
     rate: float = RATE
     context: int | None = None
     precision: Precision | str = "auto"
+    leave: float = 0.0
 
 
 def make_recipe(
@@ -56,7 +63,9 @@ def make_recipe(
     hidden: int,
     vocabulary: int,
     kind: str,
-    at: str | Sequence[int],
+    at: str | Sequence[int] | None,
+    leave: float | None,
+    mapped: Sequence[int],
     tokens: int,
     steps: int | None,
     minutes: float | None,
@@ -68,9 +77,10 @@ def make_recipe(
 ) -> Recipe:
     """The recipe that is asked for, checked against the sizes of a model.
 
-    Raises InputError.
+    mapped: the exits that have K,V maps to train. Raises InputError.
     """
-    found = find_kind(kind)
+    check_kind(kind)
+    has_units = kind in KINDS and KINDS[kind].has_units
     require_sizes(tokens=tokens, context=context, steps=steps)
     if steps is not None and minutes is not None:
         raise InputError(
@@ -83,7 +93,7 @@ def make_recipe(
             fix="give a number above 0",
         )
     check_seed(seed)
-    if units is not None and not found.has_units:
+    if units is not None and not has_units:
         raise InputError(
             f"exits of the kind {kind} have no units", where="units= (--units)", fix="leave it out"
         )
@@ -100,7 +110,7 @@ def make_recipe(
             where="loss_vocabulary= (--loss-vocabulary)",
             fix=f"give {MINIMUM_LOGITS} or more, or 0 for all",
         )
-    exits = parse_exits(at if isinstance(at, str) else list(at), layers, "at= (--at)")[:-1]
+    exits = _exits(kind, at, mapped, layers)
     if not exits:
         raise InputError(
             "there is no exit below the last layer to train",
@@ -114,11 +124,49 @@ def make_recipe(
         steps=steps,
         minutes=MINUTES if steps is None and minutes is None else minutes,
         seed=seed,
-        units=(units or _default_units(hidden)) if found.has_units else 0,
-        loss_vocabulary=0 if loss_vocabulary >= vocabulary else loss_vocabulary,
+        units=(units or _default_units(hidden)) if has_units else 0,
+        loss_vocabulary=0 if kind == EXECUTED or loss_vocabulary >= vocabulary else loss_vocabulary,
         context=context,
         precision=precision,
+        rate=EXECUTED_RATE if kind == EXECUTED else RATE,
+        leave=_leave(kind, leave),
     )
+
+
+def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The exits below L that are asked for; those with maps by default, where these are trained."""
+    if at is None:
+        if kind != EXECUTED:
+            raise InputError("it is not said which exits to train", where="at= (--at)", fix="write 12,20")
+        return tuple(mapped)
+    exits = parse_exits(at if isinstance(at, str) else list(at), layers, "at= (--at)")[:-1]
+    without = [exit for exit in exits if kind == EXECUTED and exit not in mapped]
+    if without:
+        raise InputError(
+            f"the heads have no K,V maps at exit {without[0]}; they have: {', '.join(map(str, mapped))}",
+            where="at= (--at)",
+            fix="choose among these, or fit maps there first: offramp heads fit --kv-maps",
+        )
+    return tuple(exits)
+
+
+def _leave(kind: str, leave: float | None) -> float:
+    if kind != EXECUTED:
+        if leave is not None:
+            raise InputError(
+                f"no tokens leave while exits of the kind {kind} are trained",
+                where="leave= (--leave)",
+                fix="leave it out",
+            )
+        return 0.0
+    share = LEAVE if leave is None else leave
+    if not 0 < share <= MOST_LEAVE:
+        raise InputError(
+            f"a share of {share:g} of the tokens cannot leave",
+            where="leave= (--leave)",
+            fix=f"give a number above 0, {MOST_LEAVE:g} at most",
+        )
+    return share
 
 
 def _default_units(hidden: int) -> int:

@@ -45,7 +45,9 @@ class TrainingRecord:
     request: what was asked for and of which model and texts. floors: of the `leaving` of evaluations. steps:
     that were taken. stopped: why no further. logit_lens, ridge_lens, trained: every exit on all held-out
     rows, read without heads, from where training started, and as trained. history: on some of these rows.
-    heads: the fingerprint of the exits' file.
+    heads: the fingerprint of the exits' file. Of the kind "executed" the one entry of ridge_lens and trained
+    is of the tokens that stay, with the K,V maps as they were and as trained; its `leaving` is the share that
+    left.
     """
 
     request: Request
@@ -67,7 +69,7 @@ class TrainingRecord:
 class Request:
     """What makes a training another one. model: name, fingerprint and dtype. workloads: each one's name and
     fingerprint. classifiers, kv_maps: whether they are fitted afterwards. short_list: its tokens. code: of
-    all that computes.
+    all that computes. start: the fingerprint of the heads that it starts from.
     """
 
     recipe: Recipe
@@ -78,6 +80,7 @@ class Request:
     short_list: int
     device: str
     code: str
+    start: str | None = None
 
 
 RECORD = SealedFile(

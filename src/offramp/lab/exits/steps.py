@@ -1,19 +1,22 @@
-"""The steps of a training: rows that are drawn, the loss of every exit, and what AdamW makes of it.
+"""The steps of a training: what is trained, its loss, and what AdamW makes of it.
 
 AdamW: "Decoupled Weight Decay Regularization" (arXiv 1711.05101), algorithm 2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from offramp.lab.exits.checkpoint import Progress
-from offramp.lab.exits.divergence import TrainingHead
-from offramp.lab.exits.kinds import find_kind
+from offramp.lab.exits.divergence import Precision, TrainingHead
+from offramp.lab.exits.evaluation import Evaluation
+from offramp.lab.exits.kinds import Parameters
 from offramp.lab.exits.recipe import Recipe
-from offramp.lab.exits.states import CachedStates
 from offramp.models.model import Model
 
 WARM_UP = 20
@@ -23,16 +26,37 @@ MOMENTS, WEIGHT_DECAY = (0.9, 0.95), 0.01
 CLIPPED_NORM = 1.0
 
 
+LossOf = Callable[[int, Parameters], Tensor]
+"""Of a part's place and its parameters: its loss, a differentiable scalar."""
+
+
+class Objective(Protocol):
+    """What is trained. Parts do not touch each other: each has the weights that it would have alone."""
+
+    def initial(self) -> list[dict[str, Tensor]]:
+        """The parameters of each part before the first step, float32, by name."""
+
+    def vocabulary(self, precision: Precision) -> Tensor | None:
+        """The tokens of the loss, int64, ascending; None for all."""
+
+    def losses(self, step: int, head: TrainingHead) -> LossOf:
+        """Of a step, whose data are drawn by seed and step alone."""
+
+    def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
+        """Every part on held-out text."""
+
+    def in_words(self, parts: Sequence[Evaluation]) -> str:
+        """An evaluation for a progress bar."""
+
+
 class Steps:
-    """The steps of a training, one exit's weights after the other's: rows, loss, gradients, AdamW.
+    """The steps of a training, one part's weights after the other's: loss, gradients, AdamW.
 
     What a step does follows from its number and the weights and moments before it, and from nothing else.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, states: CachedStates, progress: Progress) -> None:
-        self.recipe, self.states, self.progress = recipe, states, progress
-        self.kind = find_kind(recipe.kind)
-        self.device = model.stack.head_device
+    def __init__(self, model: Model, recipe: Recipe, objective: Objective, progress: Progress) -> None:
+        self.recipe, self.objective, self.progress = recipe, objective, progress
         self.head = TrainingHead(model, progress.settings.precision, progress.vocabulary)
         for weights in progress.weights:
             weights.now = {name: one.detach().requires_grad_() for name, one in weights.now.items()}
@@ -41,7 +65,7 @@ class Steps:
             parameters,
             betas=MOMENTS,
             weight_decay=WEIGHT_DECAY,
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=model.stack.head_device.type in ("cpu", "cuda"),
         )
         for weights in progress.weights:
             for name, one in weights.now.items():
@@ -53,22 +77,18 @@ class Steps:
 
     def step(self, step: int) -> bool:
         """Take one step; False, and nothing is changed, if a loss is not finite."""
-        recipe = self.recipe
-        places = batch_rows(len(self.states.fit), recipe.batch, recipe.seed, step)
-        batch = self.states.fit[places].to(self.device).float()
-        target = self.head.target(batch[:, -1])
+        loss_of = self.objective.losses(step, self.head)
         self.optimiser.zero_grad()
         finite = True
         for place, weights in enumerate(self.progress.weights):
             with torch.enable_grad():
-                read = self.kind.prepared(weights.now)
-                loss = self.head.divergence(read(batch[:, place]), target)
+                loss = loss_of(place, weights.now)
                 loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
             finite = finite and bool(torch.isfinite(loss.detach() + norm))
         if finite:
             for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(recipe.rate, step, self.progress.settings.steps)
+                group["lr"] = learning_rate(self.recipe.rate, step, self.progress.settings.steps)
             self.optimiser.step()
         return finite
 

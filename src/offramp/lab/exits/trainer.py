@@ -1,17 +1,16 @@
-"""One loop for all exits that are trained on states: deterministic, resumable, ended when it is of no use."""
+"""One loop for all that is trained beside a frozen model: deterministic, resumable, ended in time."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp.errors import InputError, ModelError
 from offramp.lab.exits.checkpoint import (
@@ -22,17 +21,11 @@ from offramp.lab.exits.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from offramp.lab.exits.divergence import Precision, TrainingHead, faster_precision, frequent_targets
-from offramp.lab.exits.evaluation import SHOWN_FLOOR, Evaluation, Evaluator
-from offramp.lab.exits.kinds import Reading, find_kind
+from offramp.lab.exits.divergence import faster_precision
 from offramp.lab.exits.recipe import Recipe
-from offramp.lab.exits.states import CachedStates
-from offramp.lab.exits.steps import Steps
+from offramp.lab.exits.steps import Objective, Steps
 from offramp.models.devices import synchronise
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import LinearLens
-from offramp.tracing.fitting.ridge import lens_sums, solve_lens
-from offramp.tracing.rows import slices
 
 CHECKPOINT_SECONDS = 30.0
 WRITING_SHARE = 0.05
@@ -41,35 +34,26 @@ WRITING_SHARE = 0.05
 EVALUATIONS = 20
 EVALUATION_SHARE = 0.2
 """Of the minutes asked for, that evaluations may take."""
-EVALUATED_ROWS = 1024
-"""Held-out rows that are looked at while it trains."""
 PATIENCE = 8
 """Evaluations without a better one, at any exit, after which it stops."""
 
 PILOT_STEPS = 6
-SAMPLED_TARGETS = 4096
-"""Rows that the vocabulary of the loss is chosen by."""
-
 OnStep = Callable[[int, str], None]
 """Told the steps done, and how the last evaluation was in words."""
 
 
 class Trainer:
-    """Trains the exits of one model on cached states.
+    """Trains what an objective says, beside a model that is left as it is.
 
-    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read. Exits are
-    trained on the same rows and do not touch each other: each has the weights that it would have alone.
+    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read.
     """
 
     def __init__(
-        self, model: Model, recipe: Recipe, states: CachedStates, checkpoint: Path, key: str
+        self, model: Model, recipe: Recipe, objective: Objective, checkpoint: Path, key: str
     ) -> None:
-        self.model, self.recipe, self.states = model, recipe, states
-        self.kind = find_kind(recipe.kind)
+        self.model, self.recipe, self.objective = model, recipe, objective
         self.device = model.stack.head_device
         self.checkpoint, self.key = checkpoint, key
-        stride = -(-len(states.held_out) // EVALUATED_ROWS)
-        self._evaluator = Evaluator(model, states.held_out[::stride])
 
     def run(self, on_start: Callable[[Progress], OnStep]) -> Progress:
         """Train to the end, or go on to it. on_start: given where it begins, gives what hears of the steps.
@@ -86,32 +70,16 @@ class Trainer:
                 torch.set_num_threads(threads)
         return progress
 
-    def reading(self, progress: Progress) -> Reading:
-        """The exits at their best."""
-        return self.kind.reading([weights.best for weights in progress.weights])
-
-    def evaluate_all(self, reading: Reading) -> list[Evaluation]:
-        """Some reading on all held-out rows."""
-        reads = [reading.of(place, self.device) for place in range(len(self.recipe.at))]
-        return Evaluator(self.model, self.states.held_out).evaluate(list(reads))
-
     def _begin(self) -> Progress:
-        """The start: ridge lenses, evaluated; what is to be timed is timed now and never again."""
-        lens = ridge_lens(self.states, self.device)
-        weights = []
-        for place, exit in enumerate(self.recipe.at):
-            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + exit)
-            initial = self.kind.initial(
-                torch.from_numpy(lens.weight[place]),
-                torch.from_numpy(lens.bias[place]),
-                self.recipe.units,
-                generator,
-            )
-            weights.append(Weights.of({name: one.to(self.device) for name, one in sorted(initial.items())}))
+        """The start, evaluated; what is to be timed is timed now and never again."""
+        weights = [
+            Weights.of({name: one.to(self.device) for name, one in sorted(initial.items())})
+            for initial in self.objective.initial()
+        ]
         precision: Any = self.recipe.precision
         if precision == "auto":
             precision = faster_precision(self.model)
-        vocabulary = self._vocabulary(precision)
+        vocabulary = self.objective.vocabulary(precision)
         settings = Settings(
             steps=1, every=1, precision=precision, threads=torch.get_num_threads(), device=self.device.type
         )
@@ -128,14 +96,6 @@ class Trainer:
         progress.settings = self._settings(progress, seconds)
         write_checkpoint(self.checkpoint, progress, self.key)
         return progress
-
-    def _vocabulary(self, precision: Precision) -> Tensor | None:
-        """The tokens of the loss: those that the full model thinks likely most often."""
-        if not self.recipe.loss_vocabulary:
-            return None
-        stride = -(-len(self.states.fit) // SAMPLED_TARGETS)
-        head = TrainingHead(self.model, precision)
-        return frequent_targets(head, self.states.fit[::stride, -1], self.recipe.loss_vocabulary)
 
     def _settings(self, progress: Progress, evaluation: float) -> Settings:
         """Steps, and how often to evaluate. evaluation: seconds of one."""
@@ -170,12 +130,12 @@ class Trainer:
         return float(np.median(times[1:]))
 
     def _steps(self, progress: Progress) -> Steps:
-        return Steps(self.model, self.recipe, self.states, progress)
+        return Steps(self.model, self.recipe, self.objective, progress)
 
     def _train(self, progress: Progress, on_step: OnStep) -> None:
         loop = self._steps(progress)
         settings, written, pause = progress.settings, time.monotonic(), CHECKPOINT_SECONDS
-        on_step(progress.step, in_words(progress.history[-1]))
+        on_step(progress.step, self._in_words(progress))
         while not progress.stopped:
             started = time.perf_counter()
             if loop.step(progress.step):
@@ -191,7 +151,7 @@ class Trainer:
             else:
                 progress.stopped = f"the loss was not finite at step {progress.step + 1}"
             progress.seconds += time.perf_counter() - started
-            on_step(progress.step, in_words(progress.history[-1]))
+            on_step(progress.step, self._in_words(progress))
             if progress.stopped or time.monotonic() - written > pause:
                 began = time.monotonic()
                 loop.keep_moments()
@@ -199,9 +159,12 @@ class Trainer:
                 written = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, (written - began) / WRITING_SHARE)
 
+    def _in_words(self, progress: Progress) -> str:
+        return self.objective.in_words(progress.history[-1].exits)
+
     def _evaluate(self, progress: Progress) -> None:
         """Add an evaluation to the history, and keep the weights of exits that were never better."""
-        found = self._evaluator.evaluate([self.kind.prepared(weights.now) for weights in progress.weights])
+        found = self.objective.evaluate([weights.now for weights in progress.weights])
         better = False
         for weights, one in zip(progress.weights, found, strict=True):
             if one.loss < weights.best_loss:
@@ -209,29 +172,6 @@ class Trainer:
                 weights.best = {name: tensor.detach().clone() for name, tensor in weights.now.items()}
         progress.stale = 0 if better else progress.stale + 1
         progress.history.append(Evaluated(progress.step, progress.seconds, tuple(found)))
-
-
-def ridge_lens(states: CachedStates, device: torch.device) -> LinearLens:
-    """The lens in closed form of every exit, from the same states."""
-    hidden, last = states.fit.shape[-1], states.layers[-1]
-    sums = lens_sums(hidden, last, states.exits, device)
-    for side, held_out in ((states.fit, False), (states.held_out, True)):
-        for rows in slices(0, len(side), 4096):
-            by_layer = {layer: side[rows, place].float() for place, layer in enumerate(states.layers)}
-            sums.add(by_layer, np.full(len(by_layer[last]), held_out))
-    return solve_lens(sums)
-
-
-def in_words(evaluated: Evaluated) -> str:
-    """An evaluation for a progress bar; of several exits, one after the other."""
-
-    def of(values: Sequence[float], form: str) -> str:
-        return " / ".join(format(value, form) for value in values)
-
-    exits = evaluated.exits
-    loss, agreement = of([one.loss for one in exits], ".2f"), of([one.agreement for one in exits], ".2f")
-    leaving = of([100 * one.leaving[SHOWN_FLOOR] for one in exits], ".0f")
-    return f"loss {loss}, agreement {agreement}, {leaving} % leave at 95 %"
 
 
 @contextmanager

@@ -1,0 +1,131 @@
+"""A training of K,V maps in its folder: heads that have some, whose maps are trained as executed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from offramp.errors import InputError
+from offramp.lab.exits.checkpoint import Progress
+from offramp.lab.exits.executed import ExecutedMaps
+from offramp.lab.exits.job import HELD_OUT_EVERY, Job
+from offramp.lab.exits.kinds import EXECUTED
+from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
+from offramp.tracing.heads_file import require_base
+from offramp.tracing.request import library_versions
+from offramp.workloads.shared_text import Sketch
+
+
+def start_of(model: Model, kind: str, heads: ExitHeads | None) -> ExitHeads | None:
+    """The heads that a training starts from, checked.
+
+    Raises InputError for heads of another model or without K,V maps, and for such that a kind does not need.
+    """
+    where = "start= (--from)"
+    if kind != EXECUTED:
+        if heads is not None:
+            raise InputError(
+                f"exits of the kind {kind} start from the ridge lens", where=where, fix="leave it out"
+            )
+        return None
+    fix = "fit some: offramp heads fit MODEL --workload W --kv-maps 12,20 -o FILE; or train exits, which does"
+    if heads is None:
+        raise InputError("there are no heads whose K,V maps are to be trained", where=where, fix=fix)
+    require_base(heads, {"name": model.shown_name, **model.identity.to_json()}, where)
+    if heads.kv_maps is None:
+        raise InputError("the heads have no K,V maps to train", where=where, fix=fix)
+    return heads
+
+
+class ExecutedJob(Job):
+    """Trains the K,V maps of heads; all else in them stays."""
+
+    def run(self) -> tuple[ExitHeads, TrainingRecord]:
+        """Train, put the maps into the heads, write."""
+        assert self.start is not None, "checked by `start_of`"
+        rows = self._plan()
+        fit, held_out = (
+            [one for one in rows.contexts if bool(rows.held_out[one.document]) is apart]
+            for apart in (False, True)
+        )
+        objective = ExecutedMaps(self.model, self.start, self.recipe, fit, held_out)
+        progress = self.train(objective, self.key(rows, self.recipe.at))
+        started = time.perf_counter()
+        best = progress.weights[0].best
+        maps = self._with_documents(objective.trained(best), rows, progress)
+        heads = replace(self.start, kv_maps=maps)
+        before, after = (objective.evaluate([one])[0] for one in (objective.initial()[0], best))
+        record = TrainingRecord(
+            request=self.request,
+            settings=progress.settings,
+            rows=Rows(
+                tokens=rows.tokens,
+                documents=len(rows.held_out),
+                held_out_documents=int(rows.held_out.sum()),
+                fit=objective.fit.tokens,
+                held_out=objective.held_out.tokens,
+                states_bytes=0,
+            ),
+            steps=progress.step,
+            stopped=progress.stopped,
+            seconds=Seconds(0.0, progress.seconds, time.perf_counter() - started),
+            floors=(),
+            logit_lens=(),
+            ridge_lens=(before,),
+            trained=(after,),
+            history=tuple(progress.history),
+            heads=heads.fingerprint,
+            versions=library_versions(),
+        )
+        self.write(heads, record)
+        return heads, record
+
+    def _plan(self) -> FittingRows:
+        """Sequences to train on, and held-out ones."""
+        recipe = self.recipe
+        return plan_rows(
+            self.model,
+            [(work, split_documents(work, [1.0], recipe.seed)[0]) for work in self.workloads],
+            recipe.tokens,
+            context=recipe.context,
+            shown=self.shown,
+            held_out_every=HELD_OUT_EVERY,
+        )
+
+    def _with_documents(
+        self, maps: Mapping[int, ExitMaps], rows: FittingRows, progress: Progress
+    ) -> KeyValueMaps:
+        """The maps with all documents that any of their fitting saw, and what trained them."""
+        assert self.start is not None, "checked by `start_of`"
+        before = self.start.kv_maps
+        assert before is not None, "checked by `start_of`"
+        documents, texts = joined((before.documents, before.texts), (rows.ids, rows.texts))
+        return replace(
+            before,
+            maps=maps,
+            documents=documents,
+            texts=texts,
+            provenance={**before.provenance, "trained": self.provenance(progress)},
+        )
+
+
+Seen = tuple[Mapping[str, tuple[str, ...]], Sequence[Sketch] | None]
+"""Ids of documents by workload, and sketches of their texts in the same order, None where not known."""
+
+
+def joined(first: Seen, second: Seen) -> tuple[dict[str, tuple[str, ...]], tuple[Sketch, ...] | None]:
+    """Documents that either has seen, each once."""
+    sketches: dict[tuple[str, str], Sketch | None] = {}
+    for documents, texts in (second, first):  # the first one's sketch counts
+        places = [(workload, id) for workload, ids in documents.items() for id in ids]
+        known = [None] * len(places) if texts is None else texts
+        sketches |= dict(zip(places, known, strict=True))
+    workloads = dict.fromkeys((*first[0], *second[0]))
+    ids = {name: tuple(id for workload, id in sketches if workload == name) for name in workloads}
+    ordered = [sketches[workload, id] for workload, some in ids.items() for id in some]
+    known = [one for one in ordered if one is not None]
+    return ids, tuple(known) if len(known) == len(ordered) else None

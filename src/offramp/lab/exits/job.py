@@ -1,0 +1,94 @@
+"""One training in its folder, of any kind: what it is called, how it is gone on with, what it leaves."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from offramp.files import canonical_json, remove, sha256_of_text
+from offramp.lab.exits.checkpoint import Progress
+from offramp.lab.exits.folder import CHECKPOINT
+from offramp.lab.exits.recipe import Recipe
+from offramp.lab.exits.record import RECORD, Request, TrainingRecord
+from offramp.lab.exits.steps import Objective
+from offramp.lab.exits.trainer import OnStep, Trainer
+from offramp.models.model import Model
+from offramp.records.typed import to_json
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
+from offramp.tracing.fitting.documents import FittingRows
+from offramp.tracing.heads_file import write_heads
+from offramp.tracing.progress import say, step_bar
+from offramp.tracing.request import library_versions
+from offramp.workloads.workload import Workload
+
+HELD_OUT_EVERY = 6
+"""One document of so many is held out from training."""
+
+
+@dataclass(frozen=True)
+class Job(abc.ABC):
+    """One training in its folder. start: the heads that it starts from, None for those that need none."""
+
+    model: Model
+    workloads: tuple[Workload, ...]
+    request: Request
+    folder: Path
+    shown: bool
+    on_size: Callable[[int], object] | None
+    start: ExitHeads | None = None
+
+    @abc.abstractmethod
+    def run(self) -> tuple[ExitHeads, TrainingRecord]:
+        """Train, or go on to the end; write the heads and the record, and clear away the rest."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it trains."""
+        return self.request.recipe
+
+    @property
+    def title(self) -> str:
+        """In words, for progress bars."""
+        return f"{self.model.name}: {self.recipe.kind} at {','.join(map(str, self.recipe.at))}"
+
+    def key(self, rows: FittingRows, layers: Sequence[int]) -> str:
+        """Of the rows and layers that are read, and of all else that decides what is trained."""
+        contexts = [
+            (one.document, one.start, one.first_row, len(one.ids), one.generated) for one in rows.contexts
+        ]
+        asked = to_json(replace(self.request, recipe=replace(self.recipe, minutes=None)))
+        parts = (asked, contexts, rows.held_out.tolist(), layers, library_versions())
+        return sha256_of_text(canonical_json(parts))
+
+    def train(self, objective: Objective, key: str) -> Progress:
+        """Train to the end, with a progress bar."""
+        trainer = Trainer(self.model, self.recipe, objective, self.folder / CHECKPOINT, key)
+        with contextlib.ExitStack() as bars:
+            progress = trainer.run(lambda found: self._bar(bars, found))
+        if self.shown:
+            say(f"{self.title}: {progress.stopped}; {objective.in_words(progress.history[-1].exits)}")
+        return progress
+
+    def _bar(self, bars: contextlib.ExitStack, found: Progress) -> OnStep:
+        bar = step_bar(self.title, found.settings.steps, shown=self.shown, done=found.step)
+        return bars.enter_context(bar)
+
+    def provenance(self, progress: Progress) -> dict[str, Any]:
+        """What heads say of it: nothing that depends on how long anything took."""
+        return {
+            **to_json(replace(self.recipe, minutes=None, steps=progress.settings.steps)),
+            "precision": progress.settings.precision,
+            "steps_taken": progress.step,
+            "stopped": progress.stopped,
+        }
+
+    def write(self, heads: ExitHeads, record: TrainingRecord) -> None:
+        """Write both, the record last."""
+        write_heads(heads, self.folder / EXITS_FILE)
+        RECORD.write(self.folder / TRAINING_FILE, record)
+        remove(self.folder / CHECKPOINT)

@@ -1,0 +1,150 @@
+"""A training of exits' readings in its folder: states on disk, the steps, and what goes with the exits."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from offramp.files import remove
+from offramp.lab.exits.checkpoint import Progress
+from offramp.lab.exits.evaluation import FLOORS, Evaluator
+from offramp.lab.exits.folder import STATES
+from offramp.lab.exits.job import HELD_OUT_EVERY, Job
+from offramp.lab.exits.kinds import Reading
+from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
+from offramp.lab.exits.states import CachedStates, StatesPlan, read_states, require_enough, write_states
+from offramp.lab.exits.trained_readings import TrainedReadings, ridge_lens
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
+from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
+from offramp.tracing.progress import token_bar
+from offramp.tracing.request import library_versions
+
+JUDGING_SHARE = 0.2
+"""Share of the documents that the classifiers get; training does not see them."""
+
+
+class ReadingJob(Job):
+    """Trains how exits are read, on cached states."""
+
+    def run(self) -> tuple[ExitHeads, TrainingRecord]:
+        """Cache states, train, fit what goes with the exits, write, and clear away the rest."""
+        trained_on, judged_on = self._plan()
+        plan = StatesPlan.of(self.model, trained_on, self.recipe.at)
+        require_enough(plan, self.recipe.batch)
+        if self.on_size is not None:
+            self.on_size(plan.bytes)
+        started = time.perf_counter()
+        states = self._states(plan)
+        cached = time.perf_counter() - started
+        objective = TrainedReadings(self.model, self.recipe, states)
+        progress = self.train(objective, self.key(plan.rows, plan.layers))
+        started = time.perf_counter()
+        reading = objective.reading(progress)
+        heads = self._heads(reading, progress, trained_on, judged_on)
+        seconds = Seconds(cached, progress.seconds, time.perf_counter() - started)
+        record = self._record(objective, progress, reading, plan, heads, seconds)
+        self.write(heads, record)
+        remove(self.folder / STATES)
+        return heads, record
+
+    def _plan(self) -> tuple[FittingRows, FittingRows | None]:
+        """Rows to train on, and rows of other documents for the classifiers, which share no text."""
+        recipe = self.recipe
+        shares = [JUDGING_SHARE, 1.0 - JUDGING_SHARE] if self.request.classifiers else [1.0]
+        parts = [split_documents(work, shares, recipe.seed) for work in self.workloads]
+        trained_on = plan_rows(
+            self.model,
+            [(work, part[-1]) for work, part in zip(self.workloads, parts, strict=True)],
+            recipe.tokens,
+            context=recipe.context,
+            shown=self.shown,
+            held_out_every=HELD_OUT_EVERY,
+        )
+        if not self.request.classifiers:
+            return trained_on, None
+        apart = [
+            (work, without_text_of(work, part[0], trained_on.texts))
+            for work, part in zip(self.workloads, parts, strict=True)
+        ]
+        count = min(CLASSIFIER_TOKENS, recipe.tokens // 4)
+        judged_on = plan_rows(self.model, apart, count, context=recipe.context, shown=self.shown)
+        return trained_on, judged_on
+
+    def _states(self, plan: StatesPlan) -> CachedStates:
+        key, folder = self.key(plan.rows, plan.layers), self.folder / STATES
+        states = read_states(folder, key)
+        if states is None:
+            plan.require_room(folder)
+            with token_bar(
+                f"{self.model.name}: hidden states", plan.rows.tokens, shown=self.shown
+            ) as advance:
+                states = write_states(self.model, plan, folder, key, advance)
+        return states
+
+    def _heads(
+        self,
+        reading: Reading,
+        progress: Progress,
+        trained_on: FittingRows,
+        judged_on: FittingRows | None,
+    ) -> ExitHeads:
+        """The exits with all that goes with them. Nothing in them says how long anything took."""
+        last = self.model.layers - 1
+        return complete_heads(
+            self.model,
+            self.workloads,
+            TrainedReading(
+                reading.lens,
+                reading.mlp,
+                self.provenance(progress),
+            ),
+            trained_on,
+            judged_on,
+            exits=self.recipe.at,
+            kv_maps=[exit for exit in self.recipe.at if exit < last] if self.request.kv_maps else [],
+            short_list=self.request.short_list,
+            context=self.recipe.context,
+            seed=self.recipe.seed,
+            progress=self.shown,
+        )
+
+    def _record(
+        self,
+        objective: TrainedReadings,
+        progress: Progress,
+        reading: Reading,
+        plan: StatesPlan,
+        heads: ExitHeads,
+        seconds: Seconds,
+    ) -> TrainingRecord:
+        states, rows = objective.states, plan.rows
+        as_it_is = Evaluator(self.model, states.held_out).evaluate([_unchanged] * len(self.recipe.at))
+        ridge = Reading(ridge_lens(states, objective.device))
+        return TrainingRecord(
+            request=self.request,
+            settings=progress.settings,
+            rows=Rows(
+                tokens=rows.tokens,
+                documents=len(rows.held_out),
+                held_out_documents=int(rows.held_out.sum()),
+                fit=len(states.fit),
+                held_out=len(states.held_out),
+                states_bytes=plan.bytes,
+            ),
+            steps=progress.step,
+            stopped=progress.stopped,
+            seconds=seconds,
+            floors=FLOORS,
+            logit_lens=tuple(as_it_is),
+            ridge_lens=tuple(objective.evaluate_all(ridge)),
+            trained=tuple(objective.evaluate_all(reading)),
+            history=tuple(progress.history),
+            heads=heads.fingerprint,
+            versions=library_versions(),
+        )
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden

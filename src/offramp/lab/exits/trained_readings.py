@@ -1,0 +1,108 @@
+"""Exits whose reading is trained, on cached states: the kinds that `offramp.lab.exits.kinds` names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.lab.exits.checkpoint import Progress
+from offramp.lab.exits.divergence import Precision, TrainingHead, frequent_targets
+from offramp.lab.exits.evaluation import SHOWN_FLOOR, Evaluation, Evaluator
+from offramp.lab.exits.kinds import Parameters, Reading, find_kind
+from offramp.lab.exits.recipe import Recipe
+from offramp.lab.exits.states import CachedStates
+from offramp.lab.exits.steps import LossOf, batch_rows
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.fitting.ridge import lens_sums, solve_lens
+from offramp.tracing.rows import slices
+
+EVALUATED_ROWS = 1024
+"""Held-out rows that are looked at while it trains."""
+
+SAMPLED_TARGETS = 4096
+"""Rows that the vocabulary of the loss is chosen by."""
+
+
+class TrainedReadings:
+    """The exits of one model as they are trained on cached states: an `offramp.lab.exits.steps.Objective`.
+
+    Its parts are the exits, all trained on the same rows.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, states: CachedStates) -> None:
+        self.model, self.recipe, self.states = model, recipe, states
+        self.kind = find_kind(recipe.kind)
+        self.device = model.stack.head_device
+        stride = -(-len(states.held_out) // EVALUATED_ROWS)
+        self._evaluator = Evaluator(model, states.held_out[::stride])
+
+    def initial(self) -> list[dict[str, Tensor]]:
+        """Of each exit, from its ridge lens."""
+        lens = ridge_lens(self.states, self.device)
+        return [
+            self.kind.initial(
+                torch.from_numpy(lens.weight[place]),
+                torch.from_numpy(lens.bias[place]),
+                self.recipe.units,
+                torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + exit),
+            )
+            for place, exit in enumerate(self.recipe.at)
+        ]
+
+    def vocabulary(self, precision: Precision) -> Tensor | None:
+        """The tokens of the loss: those that the full model thinks likely most often."""
+        if not self.recipe.loss_vocabulary:
+            return None
+        stride = -(-len(self.states.fit) // SAMPLED_TARGETS)
+        head = TrainingHead(self.model, precision)
+        return frequent_targets(head, self.states.fit[::stride, -1], self.recipe.loss_vocabulary)
+
+    def losses(self, step: int, head: TrainingHead) -> LossOf:
+        """Mean KL(p_L || p_exit) of a step's rows; p_L is computed once for all exits."""
+        places = batch_rows(len(self.states.fit), self.recipe.batch, self.recipe.seed, step)
+        batch = self.states.fit[places].to(self.device).float()
+        target = head.target(batch[:, -1])
+
+        def loss_of(place: int, parameters: Parameters) -> Tensor:
+            read = self.kind.prepared(parameters)
+            return head.divergence(read(batch[:, place]), target)
+
+        return loss_of
+
+    def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
+        """Every exit on some of the held-out rows."""
+        return self._evaluator.evaluate([self.kind.prepared(one) for one in parts])
+
+    def in_words(self, parts: Sequence[Evaluation]) -> str:
+        """Of several exits, one after the other."""
+
+        def of(values: Sequence[float], form: str) -> str:
+            return " / ".join(format(value, form) for value in values)
+
+        loss, agreement = of([one.loss for one in parts], ".2f"), of([one.agreement for one in parts], ".2f")
+        leaving = of([100 * one.leaving[SHOWN_FLOOR] for one in parts], ".0f")
+        return f"loss {loss}, agreement {agreement}, {leaving} % leave at 95 %"
+
+    def reading(self, progress: Progress) -> Reading:
+        """The exits at their best."""
+        return self.kind.reading([weights.best for weights in progress.weights])
+
+    def evaluate_all(self, reading: Reading) -> list[Evaluation]:
+        """Some reading on all held-out rows."""
+        reads = [reading.of(place, self.device) for place in range(len(self.recipe.at))]
+        return Evaluator(self.model, self.states.held_out).evaluate(list(reads))
+
+
+def ridge_lens(states: CachedStates, device: torch.device) -> LinearLens:
+    """The lens in closed form of every exit, from the same states."""
+    hidden, last = states.fit.shape[-1], states.layers[-1]
+    sums = lens_sums(hidden, last, states.exits, device)
+    for side, held_out in ((states.fit, False), (states.held_out, True)):
+        for rows in slices(0, len(side), 4096):
+            by_layer = {layer: side[rows, place].float() for place, layer in enumerate(states.layers)}
+            sums.add(by_layer, np.full(len(by_layer[last]), held_out))
+    return solve_lens(sums)

@@ -1,0 +1,170 @@
+"""`train_exits` of the kind executed: what it leaves in the heads, the same again, killed, refused."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fitting_cases import texts
+from map_cases import random_maps
+from tracing_models import llama, tiny_llama, tiny_model
+
+import offramp
+from offramp.errors import InputError
+from offramp.lab.exits import trainer
+from offramp.lab.exits.executed_job import joined
+from offramp.lab.exits.steps import Steps
+from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_file import read_heads, write_heads
+
+QUICK: dict[str, Any] = {"steps": 12, "tokens": 1500, "precision": "float32", "progress": False}
+
+
+@functools.cache
+def fitted() -> ExitHeads:
+    """Heads with a lens, classifiers and maps; the maps made so bad that there is something to learn."""
+    found = offramp.fit_heads(tiny_llama(), texts(120), tokens=1000, exits=[1], kv_maps=[1], progress=False)
+    assert found.kv_maps is not None
+    bad = random_maps(tiny_llama().shape.hidden_size, tiny_llama().layers, [1], scale=0.8).maps
+    return replace(found, kv_maps=replace(found.kv_maps, maps=bad))
+
+
+def trained(model: Model | None = None, **options: Any) -> TrainedExits:
+    return train_exits(
+        model or tiny_llama(), texts(120), kind="executed", **{"start": fitted(), **QUICK, **options}
+    )
+
+
+def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
+    return one.heads.arrays()
+
+
+def assert_same(one: TrainedExits, other: TrainedExits) -> None:
+    first, second = arrays(one), arrays(other)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+    assert one.heads.fingerprint == other.heads.fingerprint
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def test_only_the_maps_are_others() -> None:
+    found = trained()
+    before, after = fitted(), found.heads
+    now = arrays(found)
+    changed = {name for name, one in before.arrays().items() if not _same(one, now[name])}
+    assert {name for name in changed if "texts" not in name} == {
+        "kv_maps.1.bias",
+        "kv_maps.1.inward",
+        "kv_maps.1.outward",
+    }
+    assert after.reading_fingerprint == before.reading_fingerprint
+    assert after.kv_maps is not None
+    assert before.kv_maps is not None
+    told = after.kv_maps.provenance["trained"]
+    assert (told["kind"], told["steps_taken"], told["leave"]) == ("executed", 12, 0.3)
+    (seen,) = after.seen_documents.values()
+    assert set(before.seen_documents[next(iter(before.seen_documents))]) <= set(seen)
+    assert after.kv_maps.texts is not None
+    assert len(after.kv_maps.texts) == sum(map(len, after.kv_maps.documents.values()))
+    record = found.record
+    assert record.trained[0].loss < record.ridge_lens[0].loss
+    assert record.history[0].exits == record.ridge_lens
+    assert record.trained[0].leaving[0] == pytest.approx(0.3, abs=0.1)
+    assert record.request.start == before.fingerprint
+
+
+def test_the_same_again_and_stopped_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained()
+    assert_same(trained(), whole)
+    step, taken = Steps.step, []
+
+    def ending(loop: Any, at: int) -> bool:
+        if len(taken) == 7:
+            raise KeyboardInterrupt
+        taken.append(at)
+        return step(loop, at)
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "WRITING_SHARE", 1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "step", ending)
+        with pytest.raises(KeyboardInterrupt):
+            trained(output=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
+        gone_on = trained(output=tmp_path)
+    assert taken == list(range(12))
+    assert_same(gone_on, whole)
+    assert read_heads(tmp_path).fingerprint == whole.heads.fingerprint
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = tiny_model(llama(), head_scale=3.0)
+    model.hf.requires_grad_(True)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        before = model.hf(ids).logits.clone()
+    trained(model, steps=3)
+    with torch.no_grad():
+        assert torch.equal(model.hf(ids).logits, before)
+    assert all(weight.requires_grad and weight.grad is None for weight in model.hf.parameters())
+
+
+def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
+    write_heads(fitted(), tmp_path / "start.safetensors")
+    found = trained(start=tmp_path / "start.safetensors", output=tmp_path / "out")
+    trace = offramp.trace(
+        tiny_llama(), texts(120), tokens=300, exits=[1], heads=tmp_path / "out", progress=False
+    )
+    policy = "threshold:signal=correctness,value=0.3,exits=1"
+    result = offramp.rerun(tiny_llama(), trace, policy, "mapped", heads=tmp_path / "out")
+    assert result.how == "one parallel forward"
+    assert found.heads.fingerprint == read_heads(tmp_path / "out").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": None}, "no heads whose K,V maps"),
+        ({"start": replace(fitted(), kv_maps=None)}, "no K,V maps to train"),
+        ({"at": "2"}, "no K,V maps at exit 2"),
+        ({"leave": 0.0}, "cannot leave"),
+        ({"leave": 0.95}, "cannot leave"),
+        ({"kind": "lens", "at": "1"}, "start from the ridge lens"),
+        ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "no tokens leave while"),
+        ({"kind": "lens", "start": None}, "not said which exits"),
+        ({"units": 8}, "no units"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train_exits(tiny_llama(), texts(120), **{"kind": "executed", "start": fitted(), **QUICK, **options})
+
+
+def test_heads_of_another_model_are_refused() -> None:
+    other = replace(fitted(), model={**fitted().model, "fingerprint": "0" * 64})
+    with pytest.raises(InputError, match="were fitted on"):
+        trained(start=other)
+
+
+def test_documents_that_both_saw_count_once() -> None:
+    sketches = [np.array([number], dtype=np.uint32) for number in range(5)]
+    first = ({"w": ("a", "b")}, sketches[:2])
+    second = ({"w": ("b", "c"), "v": ("d",)}, sketches[2:])
+    ids, texts_seen = joined(first, second)
+    assert {name: set(some) for name, some in ids.items()} == {"w": {"a", "b", "c"}, "v": {"d"}}
+    assert texts_seen is not None
+    by_id = dict(zip([id for some in ids.values() for id in some], texts_seen, strict=True))
+    assert [int(by_id[id][0]) for id in "abcd"] == [0, 1, 3, 4]
+    assert joined(({"w": ("a",)}, None), second)[1] is None
