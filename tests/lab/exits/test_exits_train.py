@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -211,8 +212,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_exits(
         if kills < KILLS:
             if kills:
                 wait_until(lambda old=before: written_at(checkpoint) != old)  # type: ignore[misc]
-            time.sleep(chance.random() * 0.1)
-            os.kill(child, signal.SIGKILL)
+            time.sleep(chance.random() * 0.02)
+            with contextlib.suppress(ProcessLookupError):  # a fast machine may have ended by now
+                os.kill(child, signal.SIGKILL)
             kills += 1
         code = int(server.stdout.readline())
         assert code in (0, -signal.SIGKILL)

@@ -16,6 +16,9 @@ CHECKPOINT, STATES = UNDER_WAY
 OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
 """What the folder of a training holds."""
 
+OF_SAFETENSORS = ".tmp"
+"""How the names of files begin that safetensors writes before it renames them: a kill leaves one behind."""
+
 
 @contextlib.contextmanager
 def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
@@ -27,6 +30,8 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
     require_own(output)
     with locked_folder(output):
         sweep_temporary_files(output)
+        for leftover in output.glob(f"{OF_SAFETENSORS}*"):
+            remove(leftover)
         if overwrite:
             for name in OWN[:-1]:
                 remove(output / name)
@@ -43,7 +48,11 @@ def require_own(folder: Path) -> None:
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in entries if name not in OWN and not name.startswith(TEMPORARY_PREFIX)]
+    others = [
+        name
+        for name in entries
+        if name not in OWN and not name.startswith((TEMPORARY_PREFIX, OF_SAFETENSORS))
+    ]
     unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
     if others or unclaimed:
         raise InputError(
