@@ -265,7 +265,7 @@ def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain:
     judged, judged_plain = (known[tuple(prompt), tuple(tokens)] for tokens in (answer, plain))
     shared = tokens_before_divergence(answer, plain)
     same = list(answer) == list(plain)
-    agreeing = full_models_choices(judged, shared, model.dtype).sum()
+    agreeing = int(full_models_choices(judged, shared, model.dtype).sum())
     nll, plain_nll = -judged.logprob.sum(), -judged_plain.logprob.sum()
     return shared, same, agreeing, nll, plain_nll, len(answer), len(plain)
 
