@@ -71,12 +71,11 @@ class HeadsWork:
 
 def _keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
     """What the training took whose record lies beside the file, if it is of these very exits."""
-    from offramp.lab.exits.gate_training import GATE_RECORD
     from offramp.lab.exits.record import RECORD
     from offramp.tracing.exits_folder import TRAINING_FILE, heads_path
 
     path = heads_path(file).parent / TRAINING_FILE
-    if not path.is_file() or GATE_RECORD.is_of(path):  # what the exits took before is not in it
+    if not RECORD.is_of(path):  # of gates alone: what the exits took before is not in it
         return
     record = RECORD.read(path)
     if record.heads == fingerprint:
