@@ -14,6 +14,7 @@ from offramp.report.sections.training import answers, minutes, tokens_text
 from offramp.report.summary import summarise
 from offramp.report.training import bought
 from offramp.studies.work.heads import Training
+from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import Speed
 from page_reader import Page
 
@@ -54,6 +55,20 @@ def test_a_policy_that_is_not_certified_bought_nothing() -> None:
     said = answers(bought(run, TRAINING))
     assert len(said) == len(prose.verdicts)
     assert all("this training bought nothing" in sentence for sentence in said)
+
+
+def test_a_candidate_whose_certificate_is_open_is_not_called_nothing() -> None:
+    run = trained_run()
+    prose = run.workloads[0]
+    tried = Candidate(POLICY, "recompute", 0.96, 0.96, 0.956, 72, 1.07, None, "time used up")
+    verdicts = tuple(
+        replace(one, policy="never", certificate=None, tried=tried if one.floor == 0.95 else None)
+        for one in prose.verdicts
+    )
+    run = replace(run, workloads=(replace(prose, verdicts=verdicts),))
+    at_99, at_95, _ = answers(bought(run, TRAINING))
+    assert "bought nothing" in at_99
+    assert "it is open what this training bought" in at_95
 
 
 def test_the_page_says_it_and_draws_it_only_where_exits_were_trained() -> None:

@@ -14,8 +14,8 @@ class Bought:
     """What trained exits give on one text at one floor.
 
     saved: share of the fastest plain decoder's time that is saved, with its interval; None where nothing
-    faster is certified. tokens: generated tokens after which training is paid back, None if never, or if
-    plain decoding was not timed.
+    faster is certified. open: whether a candidate may yet be. tokens: generated tokens after which training
+    is paid back, None if never, or if plain decoding was not timed.
     """
 
     text: str
@@ -26,6 +26,7 @@ class Bought:
     low: float | None
     high: float | None
     tokens: float | None
+    open: bool = False
 
 
 def bought(run: RunResult, training: Training) -> list[Bought]:
@@ -40,7 +41,7 @@ def bought(run: RunResult, training: Training) -> list[Bought]:
 def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> Bought:
     speed = verdict.speed if verdict.certified and verdict.policy != "never" else None
     if speed is None:
-        return Bought(text, verdict.floor, "never", "", None, None, None, None)
+        return Bought(text, verdict.floor, "never", "", None, None, None, None, verdict.tried is not None)
     # The slower limit of the speed is the lower one of what is saved.
     saved = 1.0 - 1.0 / speed.value
     low, high = (None if limit is None else 1.0 - 1.0 / limit for limit in (speed.low, speed.high))

@@ -51,6 +51,8 @@ def _floors(found: list[Bought]) -> list[float]:
 def _answer(floor: float, found: list[Bought]) -> str:
     where = f"At {whole_percent(floor)}"
     gains = [one for one in found if one.saved is not None and one.saved > 0]
+    if not gains and any(one.open for one in found):
+        return f"{where} it is open what this training bought: no faster policy is {BOUGHT} yet."
     if not gains:
         return f"{where} this training bought nothing: no faster policy is {BOUGHT}."
     told = [f"{one.text} {percent(one.saved or 0.0)}{_paid_back(one)}" for one in gains]
@@ -90,7 +92,7 @@ def bought_figure(found: list[Bought]) -> Markup:
             one.text,
             whole_percent(one.floor),
             one.policy,
-            "nothing" if one.saved is None else value_text(one.saved, one.low, one.high, percent),
+            nothing_text(one) if one.saved is None else value_text(one.saved, one.low, one.high, percent),
             one.how or "–",
             "never" if one.tokens is None else tokens_text(one.tokens),
         ]
@@ -103,6 +105,11 @@ def bought_figure(found: list[Bought]) -> Markup:
     return figure(plot.title, note, plot.svg(), data, kind=kind)
 
 
+def nothing_text(one: Bought) -> str:
+    """Where nothing is certified: nothing, or nothing yet."""
+    return "open" if one.open else "nothing"
+
+
 def _at(found: list[Bought], floor: float) -> list[Bought]:
     return [one for one in found if one.floor == floor]
 
@@ -110,7 +117,7 @@ def _at(found: list[Bought], floor: float) -> list[Bought]:
 def _row(one: Bought, place: int) -> Row:
     """One text at one floor; its colour is the text's."""
     if one.saved is None:
-        said = "nothing"
+        said = nothing_text(one)
     else:
         back = "" if one.tokens is None else f"; paid back in {tokens_text(one.tokens)} tokens"
         said = f"{percent(one.saved)}{back}"
