@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.cli.console import Output
 from offramp.cli.heads_shown import heads_notes
 from offramp.errors import InputError
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
@@ -48,11 +49,15 @@ class GateOptions:
                 where="--at",
                 fix="name some, as in 12,20, or exits that are trained, with --from DIR",
             )
-        if (
-            self.output.exists()
-            and not self.overwrite
-            and (not self.output.is_dir() or any(self.output.iterdir()))
-        ):
+        entries = {entry.name for entry in self.output.iterdir()} if self.output.is_dir() else set()
+        foreign = entries - {EXITS_FILE, TRAINING_FILE}
+        if (self.output.exists() and not self.output.is_dir()) or (foreign and self.overwrite):
+            raise InputError(
+                "the output holds something else than exits with gates",
+                where=str(self.output),
+                fix="choose another folder with -o",
+            )
+        if entries and not self.overwrite:
             raise InputError(
                 "the output is there already",
                 where=str(self.output),
@@ -66,7 +71,6 @@ def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Ou
     from offramp.files import remove
     from offramp.lab.exits.gate import STEPS
     from offramp.lab.exits.gate_training import GATE_RECORD, train_gates
-    from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
     from offramp.tracing.heads_file import read_heads, write_heads
 
     trained = train_gates(

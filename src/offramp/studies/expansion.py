@@ -137,12 +137,12 @@ class _Expansion:
     def raw_trace(self, row: _Row) -> Task | None:
         """The same read by the model's own head, to stand on the card beside what fitted heads read.
 
-        None if that is no row of the study; a run, which has one row for each text, has it nevertheless.
+        Of a run alone. In a study it is a row of its own, or none; a card that took it up would be another
+        one as soon as the study grows by that row.
         """
-        raw = dataclasses.replace(row, heads=RAW)
-        of_study = any(heads.name == NONE for heads in self.study.heads) and self.wanted(raw.cell("score"))
-        if not (of_study or self.study.inline):
+        if not self.study.inline:
             return None
+        raw = dataclasses.replace(row, heads=RAW)
         return self.add(self.recipes.trace(row.variant, row.workload, None), f"trace {raw.name}")
 
     def row_cells(self, row: _Row) -> Iterator[Cell]:

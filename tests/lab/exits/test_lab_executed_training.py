@@ -84,9 +84,12 @@ def test_only_the_maps_are_others() -> None:
     assert record.request.start == before.fingerprint
 
 
-def test_the_same_again_and_stopped_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained()
-    assert_same(trained(), whole)
+@pytest.mark.parametrize("leave", [0.3, 0.02])  # of so few there are steps in which none leaves
+def test_the_same_again_and_stopped_on_the_way(
+    leave: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(leave=leave)
+    assert_same(trained(leave=leave), whole)
     step, taken = Steps.step, []
 
     def ending(loop: Any, at: int) -> bool:
@@ -100,11 +103,11 @@ def test_the_same_again_and_stopped_on_the_way(tmp_path: Path, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "step", ending)
         with pytest.raises(KeyboardInterrupt):
-            trained(output=tmp_path)
+            trained(output=tmp_path, leave=leave)
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
-        gone_on = trained(output=tmp_path)
-    assert taken == list(range(12))
+        gone_on = trained(output=tmp_path, leave=leave)
+    assert taken == list(range(whole.record.steps))
     assert_same(gone_on, whole)
     assert read_heads(tmp_path).fingerprint == whole.heads.fingerprint
 
@@ -156,6 +159,12 @@ def test_heads_of_another_model_are_refused() -> None:
     other = replace(fitted(), model={**fitted().model, "fingerprint": "0" * 64})
     with pytest.raises(InputError, match="were fitted on"):
         trained(start=other)
+
+
+def test_where_a_training_starts_from_is_not_written_to(tmp_path: Path) -> None:
+    write_heads(fitted(), tmp_path / "heads.safetensors")
+    with pytest.raises(InputError, match="replace the exits that it starts from"):
+        trained(start=tmp_path / "heads.safetensors", output=tmp_path, overwrite=True)
 
 
 def test_documents_that_both_saw_count_once() -> None:

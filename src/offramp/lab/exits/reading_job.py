@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from offramp.errors import InputError
 from offramp.files import remove
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.evaluation import FLOORS, Evaluator
@@ -18,6 +19,7 @@ from offramp.lab.exits.trained_readings import TrainedReadings, ridge_lens
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
+from offramp.tracing.fitting.maps import AUTO, fitting_memory
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import library_versions
 
@@ -33,6 +35,7 @@ class ReadingJob(Job):
         trained_on, judged_on = self._plan()
         plan = StatesPlan.of(self.model, trained_on, self.recipe.at)
         require_enough(plan, self.recipe.batch)
+        self._require_memory()
         if self.on_size is not None:
             self.on_size(plan.bytes)
         started = time.perf_counter()
@@ -48,6 +51,22 @@ class ReadingJob(Job):
         self.write(heads, record)
         remove(self.folder / STATES)
         return heads, record
+
+    @property
+    def _mapped(self) -> list[int]:
+        """The exits that get K,V maps."""
+        last = self.model.layers - 1
+        return [exit for exit in self.recipe.at if exit < last] if self.request.kv_maps else []
+
+    def _require_memory(self) -> None:
+        """Refuse maps that will not fit before anything is trained. Raises InputError."""
+        shape, model = self.model.shape, self.model
+        needed = fitting_memory(shape.hidden_size, model.layers, 0, self._mapped, AUTO)
+        try:
+            needed.require(model.name, model.stack.head_device)
+        except InputError as error:
+            fix = "leave the K,V maps out (--no-kv-maps), or train fewer exits"
+            raise InputError(error.what, where=error.where, fix=fix) from error
 
     def _plan(self) -> tuple[FittingRows, FittingRows | None]:
         """Rows to train on, and rows of other documents for the classifiers, which share no text."""
@@ -91,7 +110,6 @@ class ReadingJob(Job):
         judged_on: FittingRows | None,
     ) -> ExitHeads:
         """The exits with all that goes with them. Nothing in them says how long anything took."""
-        last = self.model.layers - 1
         return complete_heads(
             self.model,
             self.workloads,
@@ -103,7 +121,7 @@ class ReadingJob(Job):
             trained_on,
             judged_on,
             exits=self.recipe.at,
-            kv_maps=[exit for exit in self.recipe.at if exit < last] if self.request.kv_maps else [],
+            kv_maps=self._mapped,
             short_list=self.request.short_list,
             context=self.recipe.context,
             seed=self.recipe.seed,

@@ -83,7 +83,11 @@ class Steps:
         for place, weights in enumerate(self.progress.weights):
             with torch.enable_grad():
                 loss = loss_of(place, weights.now)
-                loss.backward()  # type: ignore[no-untyped-call]
+                if loss.requires_grad:  # nothing depends on maps where no token of the step leaves
+                    loss.backward()  # type: ignore[no-untyped-call]
+            for one in weights.now.values():
+                if one.grad is None:  # AdamW would not count the step for it, and a checkpoint does
+                    one.grad = torch.zeros_like(one)
             norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
             finite = finite and bool(torch.isfinite(loss.detach() + norm))
         if finite:

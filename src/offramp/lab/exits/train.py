@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offramp.decoding.options import HeadsSource, read_heads_source
-from offramp.files import source_fingerprint
+from offramp.errors import InputError
+from offramp.files import remove, source_fingerprint
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
 from offramp.lab.exits.folder import claimed
@@ -19,7 +20,7 @@ from offramp.lab.exits.recipe import make_recipe
 from offramp.lab.exits.record import RECORD, Request, TrainingRecord
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
@@ -89,6 +90,7 @@ def train_exits(
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
     """
+    _require_apart(output, start)
     heads = start_of(model, kind, read_heads_source(start))
     recipe = make_recipe(
         layers=model.layers,
@@ -131,6 +133,21 @@ def train_exits(
     with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             found, record = read_heads(folder / EXITS_FILE), RECORD.read(folder / TRAINING_FILE)
+            for name in UNDER_WAY:  # of a training that was killed after its last file was written
+                remove(folder / name)
         else:
             found, record = JOBS[kind](model, works, request, folder, shown, on_size, heads).run()
     return TrainedExits(found, record, None if output is None else folder)
+
+
+def _require_apart(output: str | Path | None, start: HeadsSource) -> None:
+    """Refuse to write where the training starts from. Raises InputError."""
+    if output is None or not isinstance(start, (str, Path)):
+        return
+    source = Path(start).resolve()
+    if Path(output).resolve() in (source, source.parent):
+        raise InputError(
+            "the training would replace the exits that it starts from",
+            where=str(output),
+            fix="choose another folder with -o",
+        )

@@ -78,7 +78,8 @@ def _keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
     if not RECORD.is_of(path):  # of gates alone: what the exits took before is not in it
         return
     record = RECORD.read(path)
-    if record.heads == fingerprint:
+    # What began from other trained exits took what those took as well, which its record does not hold.
+    if record.heads == fingerprint and record.request.start is None:
         recipe, spent = record.request.recipe, record.seconds
         seconds = spent.states + spent.training + spent.heads
         cost = Training(recipe.kind, recipe.at, record.rows.tokens, record.steps, seconds)
