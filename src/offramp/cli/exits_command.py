@@ -20,11 +20,12 @@ from offramp.cli.options import (
     ModelName,
     Precision,
     RemoteCode,
+    ShortListSize,
     Transforms,
     require_options,
     require_placement,
 )
-from offramp.costs.probes import ProbeSizes
+from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
@@ -137,13 +138,7 @@ def train(
         bool, typer.Option(help="Fit classifiers that predict agreement, on other documents.")
     ] = True,
     kv_maps: Annotated[bool, typer.Option(help="Fit K,V maps for the exits, for --kv mapped.")] = True,
-    short_list: Annotated[
-        int,
-        typer.Option(
-            "--short-list",
-            help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
-        ),
-    ] = ProbeSizes().shortlist,
+    short_list: ShortListSize = USUAL_SIZES.shortlist,
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,
@@ -174,7 +169,7 @@ def train(
     if kind == GATES:
         gates.require()
         others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary}
-        listed = None if short_list == ProbeSizes().shortlist else short_list
+        listed = None if short_list == USUAL_SIZES.shortlist else short_list
         _refuse({**others, "--short-list": listed, "--leave": leave}, kind)
     else:
         check_kind(kind)

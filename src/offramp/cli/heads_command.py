@@ -18,12 +18,13 @@ from offramp.cli.options import (
     ModelName,
     Precision,
     RemoteCode,
+    ShortListSize,
     Transforms,
     require_options,
     require_placement,
 )
 from offramp.cli.run_folder import require_writable
-from offramp.costs.probes import ProbeSizes
+from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS
@@ -79,13 +80,7 @@ def fit(
             help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
         ),
     ] = "auto",
-    short_list: Annotated[
-        int,
-        typer.Option(
-            "--short-list",
-            help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
-        ),
-    ] = ProbeSizes().shortlist,
+    short_list: ShortListSize = USUAL_SIZES.shortlist,
     add_to: Annotated[
         Path | None,
         typer.Option(

@@ -117,6 +117,13 @@ ContextLength = Annotated[
         show_default=False,
     ),
 ]
+ShortListSize = Annotated[
+    int,
+    typer.Option(
+        "--short-list",
+        help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
+    ),
+]
 DocumentTokens = Annotated[
     int | None,
     typer.Option(

@@ -34,6 +34,9 @@ class ProbeSizes:
         object.__setattr__(self, "kv_maps", tuple((exit, rank) for exit, rank in self.kv_maps))
 
 
+USUAL_SIZES = ProbeSizes()
+
+
 @dataclass(frozen=True)
 class FittedSizes:
     """What exit heads add to a step. lens: whether exits below L are read through a linear lens.

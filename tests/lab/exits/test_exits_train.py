@@ -20,6 +20,7 @@ import pytest
 import torch
 from fitting_cases import texts
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
+from training_cases import arrays, assert_same
 
 import offramp
 from offramp.errors import DamagedFileError, InputError
@@ -54,19 +55,6 @@ def trained(model: Model | None = None, **options: Any) -> TrainedExits:
 @pytest.fixture(scope="module")
 def quick() -> dict[str, TrainedExits]:
     return {kind: trained(kind=kind) for kind in KINDS}
-
-
-def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
-    return one.heads.arrays()
-
-
-def assert_same(one: TrainedExits, other: TrainedExits) -> None:
-    """To the last bit."""
-    first, second = arrays(one), arrays(other)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name], err_msg=name)
-    assert one.heads.fingerprint == other.heads.fingerprint
 
 
 @pytest.mark.parametrize("kind", KINDS)

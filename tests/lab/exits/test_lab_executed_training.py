@@ -13,6 +13,7 @@ import torch
 from fitting_cases import texts
 from map_cases import random_maps
 from tracing_models import llama, tiny_llama, tiny_model
+from training_cases import arrays, assert_same
 
 import offramp
 from offramp.errors import InputError
@@ -40,18 +41,6 @@ def trained(model: Model | None = None, **options: Any) -> TrainedExits:
     return train_exits(
         model or tiny_llama(), texts(120), kind="executed", **{"start": fitted(), **QUICK, **options}
     )
-
-
-def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
-    return one.heads.arrays()
-
-
-def assert_same(one: TrainedExits, other: TrainedExits) -> None:
-    first, second = arrays(one), arrays(other)
-    assert first.keys() == second.keys()
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name], err_msg=name)
-    assert one.heads.fingerprint == other.heads.fingerprint
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

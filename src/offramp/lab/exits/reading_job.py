@@ -15,7 +15,7 @@ from offramp.lab.exits.job import HELD_OUT_EVERY, Job
 from offramp.lab.exits.kinds import Reading
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
 from offramp.lab.exits.states import CachedStates, StatesPlan, read_states, require_enough, write_states
-from offramp.lab.exits.trained_readings import TrainedReadings, ridge_lens
+from offramp.lab.exits.trained_readings import TrainedReadings
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
@@ -139,7 +139,6 @@ class ReadingJob(Job):
     ) -> TrainingRecord:
         states, rows = objective.states, plan.rows
         as_it_is = Evaluator(self.model, states.held_out).evaluate([_unchanged] * len(self.recipe.at))
-        ridge = Reading(ridge_lens(states, objective.device))
         return TrainingRecord(
             request=self.request,
             settings=progress.settings,
@@ -156,7 +155,7 @@ class ReadingJob(Job):
             seconds=seconds,
             floors=FLOORS,
             logit_lens=tuple(as_it_is),
-            ridge_lens=tuple(objective.evaluate_all(ridge)),
+            ridge_lens=tuple(objective.evaluate_all(Reading(objective.ridge))),
             trained=tuple(objective.evaluate_all(reading)),
             history=tuple(progress.history),
             heads=heads.fingerprint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ class TrainedReadings:
 
     def initial(self) -> list[dict[str, Tensor]]:
         """Of each exit, from its ridge lens."""
-        lens = ridge_lens(self.states, self.device)
+        lens = self.ridge
         return [
             self.kind.initial(
                 torch.from_numpy(lens.weight[place]),
@@ -52,6 +53,19 @@ class TrainedReadings:
             )
             for place, exit in enumerate(self.recipe.at)
         ]
+
+    @functools.cached_property
+    def ridge(self) -> LinearLens:
+        """The lens in closed form of every exit, from the same states."""
+        hidden, last = self.states.fit.shape[-1], self.states.layers[-1]
+        sums = lens_sums(hidden, last, self.states.exits, self.device)
+        for side, held_out in ((self.states.fit, False), (self.states.held_out, True)):
+            for rows in slices(0, len(side), 4096):
+                by_layer = {
+                    layer: side[rows, place].float() for place, layer in enumerate(self.states.layers)
+                }
+                sums.add(by_layer, np.full(len(by_layer[last]), held_out))
+        return solve_lens(sums)
 
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss: those that the full model thinks likely most often."""
@@ -95,14 +109,3 @@ class TrainedReadings:
         """Some reading on all held-out rows."""
         reads = [reading.of(place, self.device) for place in range(len(self.recipe.at))]
         return Evaluator(self.model, self.states.held_out).evaluate(list(reads))
-
-
-def ridge_lens(states: CachedStates, device: torch.device) -> LinearLens:
-    """The lens in closed form of every exit, from the same states."""
-    hidden, last = states.fit.shape[-1], states.layers[-1]
-    sums = lens_sums(hidden, last, states.exits, device)
-    for side, held_out in ((states.fit, False), (states.held_out, True)):
-        for rows in slices(0, len(side), 4096):
-            by_layer = {layer: side[rows, place].float() for place, layer in enumerate(states.layers)}
-            sums.add(by_layer, np.full(len(by_layer[last]), held_out))
-    return solve_lens(sums)
