@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp, tree
-from offramp.lab.exits.gate_training import GATE_RECORD
+from offramp.lab.exits.gate_record import GATE_RECORD
 from offramp.lab.exits.record import RECORD
+from offramp.studies.work.heads import TRAINING_COST
 from offramp.studies.work.heads import _keep_cost as keep_cost
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
@@ -28,9 +29,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, document
     assert value["exits"] == str(folder)
     assert value["fingerprint"] == read_heads(folder).fingerprint
     assert value["steps"] == 12
-    assert value["trained"].keys() == value["ridge_lens"].keys() == {"1", "2"}
+    assert value["trained"].keys() == value["before"].keys() == {"1", "2"}
     for exit in ("1", "2"):
-        assert value["trained"][exit]["loss"] <= value["ridge_lens"][exit]["loss"]
+        assert value["trained"][exit]["loss"] <= value["before"][exit]["loss"]
     assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
     return folder
 
@@ -69,7 +70,7 @@ def test_key_value_maps_are_trained_as_they_are_executed(
     assert after.fingerprint == outcome.json["fingerprint"] != before.fingerprint
     assert outcome.json["recipe"]["at"] == [1, 2]
     assert outcome.json["recipe"]["leave"] == 0.4
-    assert outcome.json["trained"]["staying"]["loss"] <= outcome.json["ridge_lens"]["staying"]["loss"]
+    assert outcome.json["trained"]["staying"]["loss"] <= outcome.json["before"]["staying"]["loss"]
     assert "of tokens that stay" in outcome.err
     for more, why in (
         ([], "no heads whose K,V maps are to be trained"),
@@ -167,9 +168,14 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
     assert not GATE_RECORD.is_of(trained / "training.json")
     assert not GATE_RECORD.is_of(folder / "exits.safetensors")
     assert GATE_RECORD.read(record).heads == heads.fingerprint
-    # A run tells what exits took; of gates it does not say that of the exits that got them.
+    # A run tells what all of it took: the gates, and the exits that got them.
     keep_cost(folder, heads.fingerprint, tmp_path)
-    assert not (tmp_path / "training.json").exists()
+    cost, first = TRAINING_COST.read(tmp_path / "training.json"), RECORD.read(trained / "training.json")
+    seconds = first.seconds.states + first.seconds.training + first.seconds.heads
+    assert cost.seconds == pytest.approx(seconds + sum(GATE_RECORD.read(record).took))
+    assert (cost.seconds_before, cost.tokens_before) == (pytest.approx(seconds), first.rows.tokens)
+    assert (cost.kind, cost.exits, cost.steps) == ("gate", (1, 2), 20)
+    assert f"began from took {seconds:,.0f} s and {first.rows.tokens:,} tokens" in outcome.err
     for part in ("exits by", "gates", "best thresholds of correctness_network", "judged on"):
         assert part in outcome.out + outcome.err
     again = gates(tiny_model, documents, folder, "--from", trained, "--floor", 0.4).require(2)

@@ -12,6 +12,7 @@ from offramp.cli.console import Output, stage
 from offramp.cli.exits_gate import KIND as GATES
 from offramp.cli.exits_gate import GateOptions
 from offramp.cli.exits_gate import train as train_gates
+from offramp.cli.exits_shown import earlier_notes
 from offramp.cli.heads_shown import heads_notes
 from offramp.cli.options import (
     AsJson,
@@ -232,7 +233,7 @@ def _maps_table(trained: TrainedExits) -> WordTable:
     from offramp.report.formats import percent
     from offramp.report.word_table import WordTable
 
-    before, after = trained.record.ridge_lens[0], trained.record.trained[0]
+    before, after = trained.record.before[0], trained.record.trained[0]
     left = percent(before.leaving[0], 0)
     table = WordTable(title=f"[bold]held-out tokens that stay where {left} leave[/]")
     for column in ("K,V maps", "agreement", "KL, nats"):
@@ -257,7 +258,7 @@ def _table(trained: TrainedExits) -> WordTable:
         table.add_column(column, justify="right")
     for floor in record.floors:
         table.add_column(f"leave at {100 * floor:.0f} %", justify="right")
-    exits = zip(record.request.recipe.at, record.logit_lens, record.ridge_lens, record.trained, strict=True)
+    exits = zip(record.request.recipe.at, record.logit_lens, record.before, record.trained, strict=True)
     for exit, raw, ridge, one in exits:
         agreements = [decimal(each.agreement) for each in (raw, ridge, one)]
         leaving = [f"{100 * share:.0f} %" for share in one.leaving]
@@ -276,6 +277,7 @@ def _notes(trained: TrainedExits) -> list[str]:
         f"{seconds.heads:,.0f} s for what goes with the exits ({record.settings.threads} threads, "
         f"{record.settings.device}, head products in {record.settings.precision})",
     ]
+    lines += earlier_notes(record.earlier)
     if rows.tokens < record.request.recipe.tokens:
         asked = record.request.recipe.tokens
         lines.append(f"the text has {rows.tokens:,} tokens for it, and {asked:,} were asked for")
@@ -311,9 +313,10 @@ def _summary(trained: TrainedExits, output: Path) -> dict[str, Any]:
         "settings": to_json(record.settings),
         "rows": to_json(record.rows),
         "seconds": to_json(record.seconds),
+        "earlier": to_json(record.earlier),
         "steps": record.steps,
         "stopped": record.stopped,
         "logit_lens": of(record.logit_lens),
-        "ridge_lens": of(record.ridge_lens),
+        "before": of(record.before),
         "trained": of(record.trained),
     }

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli.console import Output
+from offramp.cli.exits_shown import earlier_notes
 from offramp.cli.heads_shown import heads_notes
 from offramp.errors import InputError
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
-    from offramp.lab.exits.gate_training import GateRecord, TrainedGates
+    from offramp.lab.exits.gate_record import GateRecord
+    from offramp.lab.exits.gate_training import TrainedGates
     from offramp.models.model import Model
     from offramp.report.word_table import WordTable
     from offramp.workloads.workload import Workload
@@ -70,15 +72,16 @@ def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Ou
     """Train, write the exits with their gates, and say what they save."""
     from offramp.files import remove
     from offramp.lab.exits.gate import STEPS
-    from offramp.lab.exits.gate_training import GATE_RECORD, train_gates
-    from offramp.tracing.heads_file import read_heads, write_heads
+    from offramp.lab.exits.gate_record import GATE_RECORD
+    from offramp.lab.exits.gate_training import train_gates
+    from offramp.tracing.heads_file import write_heads
 
     trained = train_gates(
         model,
         works,
         machine=options.hardware,
         floor=options.require(),
-        heads=None if options.source is None else read_heads(options.source),
+        heads=options.source,
         at=options.at,
         tokens=FITTING_TOKENS if options.tokens is None else options.tokens,
         context=options.context,
@@ -119,6 +122,7 @@ def _notes(trained: TrainedGates) -> list[str]:
     return [
         f"trained on {fit:,} tokens, lambda and threshold by {apart:,} others, judged on {held_out:,}: "
         f"{record.took[0]:,.0f} s of reading exits, {record.took[1]:,.0f} s of training",
+        *earlier_notes(record.earlier),
         f"best thresholds: {record.thresholds.policy}",
         f"the policy of the gates: {record.gate.policy}",
         *heads_notes(trained.heads)[-1:],

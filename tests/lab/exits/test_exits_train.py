@@ -62,11 +62,11 @@ def test_training_beats_the_ridge_lens_that_it_starts_from(quick: dict[str, Trai
     record = quick[kind].record
     assert record.steps == 40
     assert record.stopped == "the steps are done"
-    for raw, ridge, one in zip(record.logit_lens, record.ridge_lens, record.trained, strict=True):
+    for raw, ridge, one in zip(record.logit_lens, record.before, record.trained, strict=True):
         assert one.loss < ridge.loss < raw.loss
     assert [one.step for one in record.history] == list(range(0, 41, 2))
     # It starts as the ridge lens, a block too; here every held-out row is in the history's figures.
-    for ridge, start in zip(record.ridge_lens, record.history[0].exits, strict=True):
+    for ridge, start in zip(record.before, record.history[0].exits, strict=True):
         assert start.loss == pytest.approx(ridge.loss, rel=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_a_loss_over_some_tokens_and_products_in_bfloat16() -> None:
     )
     assert found.record.settings.precision == "bfloat16"
     assert found.record.request.recipe.loss_vocabulary == 300
-    assert found.record.trained[0].loss < found.record.ridge_lens[0].loss
+    assert found.record.trained[0].loss < found.record.before[0].loss
 
 
 SERVER = """
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
     assert found.record.steps == 10
     assert [one.step for one in found.record.history] == [0, 2, 4, 6, 8, 10]
     assert found.record.trained[0].loss == min(one.exits[0].loss for one in found.record.history)
-    assert found.record.trained[0].loss < found.record.ridge_lens[0].loss
+    assert found.record.trained[0].loss < found.record.before[0].loss
 
 
 def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.MonkeyPatch) -> None:

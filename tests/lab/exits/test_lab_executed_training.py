@@ -18,7 +18,9 @@ from training_cases import arrays, assert_same
 import offramp
 from offramp.errors import InputError
 from offramp.lab.exits import trainer
+from offramp.lab.exits.earlier import spent_before, spent_on
 from offramp.lab.exits.executed_job import joined
+from offramp.lab.exits.record import Spent
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
 from offramp.models.model import Model
@@ -67,8 +69,8 @@ def test_only_the_maps_are_others() -> None:
     assert after.kv_maps.texts is not None
     assert len(after.kv_maps.texts) == sum(map(len, after.kv_maps.documents.values()))
     record = found.record
-    assert record.trained[0].loss < record.ridge_lens[0].loss
-    assert record.history[0].exits == record.ridge_lens
+    assert record.trained[0].loss < record.before[0].loss
+    assert record.history[0].exits == record.before
     assert record.trained[0].leaving[0] == pytest.approx(0.3, abs=0.1)
     assert record.request.start == before.fingerprint
 
@@ -148,6 +150,24 @@ def test_heads_of_another_model_are_refused() -> None:
     other = replace(fitted(), model={**fitted().model, "fingerprint": "0" * 64})
     with pytest.raises(InputError, match="were fitted on"):
         trained(start=other)
+
+
+def test_what_the_start_took_is_added_where_a_record_says_it(tmp_path: Path) -> None:
+    """Of a start that sums alone made nothing, of one that steps made and whose record is gone no figure."""
+    first = trained(steps=2, output=tmp_path / "first")
+    assert first.record.earlier == Spent()
+    again = trained(steps=2, start=tmp_path / "first", output=tmp_path / "again").record.earlier
+    assert again is not None
+    assert again == first.record.own
+    assert again.seconds > 0
+    third = trained(steps=2, start=tmp_path / "again" / "exits.safetensors").record
+    assert third.earlier is not None
+    assert third.earlier.seconds > again.seconds
+    assert third.earlier.tokens == 2 * first.record.rows.tokens
+    assert spent_on(third) == third.own + third.earlier
+    (tmp_path / "first" / "training.json").unlink()
+    assert spent_before(tmp_path / "first" / "exits.safetensors", first.heads) is None
+    assert spent_on(replace(third, earlier=None)) is None
 
 
 def test_where_a_training_starts_from_is_not_written_to(tmp_path: Path) -> None:

@@ -75,11 +75,12 @@ class ExecutedJob(Job):
             seconds=Seconds(0.0, progress.seconds, time.perf_counter() - started),
             floors=(),
             logit_lens=(),
-            ridge_lens=(before,),
+            before=(before,),
             trained=(after,),
             history=tuple(progress.history),
             heads=heads.fingerprint,
             versions=library_versions(),
+            earlier=self.earlier,
         )
         self.write(heads, record)
         return heads, record

@@ -12,13 +12,16 @@ import torch
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
+from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.gate import GATE, HALF, STEPS, GateRows, learn_gates
 from offramp.lab.exits.gate_heads import reading_at, seen_by_both, spread
-from offramp.lab.exits.gate_judging import Judge, Judged, chosen_apart, judged_gates, probabilities_of
+from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
+from offramp.lab.exits.gate_record import GateRecord
+from offramp.lab.exits.record import Spent
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
-from offramp.records.sealed_file import SealedFile
 from offramp.tracing.described_heads import describe_heads
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.fitted_heads import describe_base
@@ -44,42 +47,6 @@ and what they are held against."""
 
 
 @dataclass(frozen=True)
-class GateRecord:
-    """What gates were trained on and for, and what they save beside the best thresholds of the same features.
-
-    exits: of the gates. rows: tokens to learn from, to choose by and to judge on. multiplier, seconds,
-    disagreement: as in `GateFit`. gate: with one threshold of 0.5. thresholds: the fastest of NETWORK's,
-    alike or one per exit, on any set of the exits. Both are chosen on the same documents and judged on
-    held-out ones. plain: seconds of a token of the full model. took: seconds of reading the exits, and of
-    training.
-    """
-
-    exits: tuple[int, ...]
-    machine: str
-    floor: float
-    kv: str
-    seed: int
-    rows: tuple[int, int, int]
-    multiplier: float
-    seconds: tuple[float, ...]
-    disagreement: tuple[float, ...]
-    gate: Judged
-    thresholds: Judged
-    plain: float
-    took: tuple[float, float]
-    heads: str
-
-
-GATE_RECORD = SealedFile(
-    GateRecord,
-    what="the record {name} of a training of gates is damaged",
-    fix="train them again into another folder",
-    version=1,
-    kind="gate training",
-)
-
-
-@dataclass(frozen=True)
 class TrainedGates:
     """The heads with the fact `gate`, and how its training went."""
 
@@ -94,7 +61,7 @@ def train_gates(
     *,
     machine: Machine | str,
     floor: float,
-    heads: ExitHeads | None = None,
+    heads: HeadsSource = None,
     at: str | Sequence[int] | None = None,
     tokens: int = FITTING_TOKENS,
     context: int | None = None,
@@ -105,10 +72,10 @@ def train_gates(
 ) -> TrainedGates:
     """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
 
-    heads: exits that are read through these get gates, on documents of the workloads' later half, or next to
-    it, that nothing of them has seen; without, exits are read by the logit lens. at: exits below L that get
-    gates, by default all of the heads. tokens: over all workloads. kv: the K,V
-    strategy whose prices are charged. A third of the documents is held out, to judge the gates beside the
+    heads: exits that are read through these, or their file or folder, get gates, on documents of the
+    workloads' later half, or next to it, that nothing of them has seen; without, exits are read by the logit
+    lens. at: exits below L that get gates, by default all of the heads. tokens: over all workloads. kv: the
+    K,V strategy whose prices are charged. A third of the documents is held out, to judge the gates beside the
     best thresholds of a network of the same size and features that predicts agreement.
 
     Raises InputError for options or text that do not fit, heads of another model or with output heads of
@@ -117,10 +84,11 @@ def train_gates(
     require_sizes(tokens=tokens, context=context, steps=steps)
     check_seed(seed)
     wanted = make_floor({"agreement": floor})
-    exits = _exits(model, heads, at)
-    if heads is not None:
-        require_base(heads, describe_base(model))
-        if heads.output is not None:
+    start = read_heads_source(heads)
+    exits = _exits(model, start, at)
+    if start is not None:
+        require_base(start, describe_base(model))
+        if start.output is not None:
             raise InputError(
                 "gates of exits that have output heads of their own cannot be trained",
                 where="--from",
@@ -130,10 +98,10 @@ def train_gates(
     works = distinct_workloads(workloads)
     shown = sys.stderr.isatty() if progress is None else progress
     found = _machine(model, machine) if isinstance(machine, str) else machine
-    parts = [(work, _unseen(work, heads)) for work in works]
+    parts = [(work, _unseen(work, start)) for work in works]
     rows = plan_rows(model, parts, tokens, context=context, shown=shown)
-    job = _Job(model, works, heads, exits, rows, found, wanted, kv, seed, steps, shown)
-    return job.run()
+    earlier = spent_before(heads, start)
+    return _Job(model, works, start, exits, rows, found, wanted, kv, seed, steps, shown, earlier).run()
 
 
 def _exits(model: Model, heads: ExitHeads | None, at: str | Sequence[int] | None) -> tuple[int, ...]:
@@ -198,6 +166,7 @@ class _Job:
     seed: int
     steps: int
     shown: bool
+    earlier: Spent | None
 
     def run(self) -> TrainedGates:
         """Read the exits, train, and judge."""
@@ -248,8 +217,11 @@ class _Job:
             ),
             thresholds=judge.judged(held_out, probabilities_of(network, held_out), NETWORK, rules),
             plain=prices.plain,
+            tokens=self.read.tokens,
+            steps=self.steps,
             took=(read - started, trained - read),
             heads=heads.fingerprint,
+            earlier=self.earlier,
         )
         return TrainedGates(heads, record)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from offramp.files import canonical_json, remove, sha256_of_text
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.folder import CHECKPOINT
 from offramp.lab.exits.recipe import Recipe
-from offramp.lab.exits.record import RECORD, Request, TrainingRecord
+from offramp.lab.exits.record import RECORD, Request, Spent, TrainingRecord
 from offramp.lab.exits.steps import Objective
 from offramp.lab.exits.trainer import OnStep, Trainer
 from offramp.models.model import Model
@@ -32,7 +32,10 @@ HELD_OUT_EVERY = 6
 
 @dataclass(frozen=True)
 class Job(abc.ABC):
-    """One training in its folder. start: the heads that it starts from, None for those that need none."""
+    """One training in its folder.
+
+    start: the heads that it starts from, None for those that need none. earlier: what their training took.
+    """
 
     model: Model
     workloads: tuple[Workload, ...]
@@ -41,6 +44,7 @@ class Job(abc.ABC):
     shown: bool
     on_size: Callable[[int], object] | None
     start: ExitHeads | None = None
+    earlier: Spent | None = field(default_factory=Spent)
 
     @abc.abstractmethod
     def run(self) -> tuple[ExitHeads, TrainingRecord]:

@@ -155,11 +155,12 @@ class ReadingJob(Job):
             seconds=seconds,
             floors=FLOORS,
             logit_lens=tuple(as_it_is),
-            ridge_lens=tuple(objective.evaluate_all(Reading(objective.ridge))),
+            before=tuple(objective.evaluate_all(Reading(objective.ridge))),
             trained=tuple(objective.evaluate_all(reading)),
             history=tuple(progress.history),
             heads=heads.fingerprint,
             versions=library_versions(),
+            earlier=self.earlier,
         )
 
 

@@ -25,6 +25,22 @@ class Seconds:
     training: float
     heads: float
 
+    @property
+    def all(self) -> float:
+        """Of all parts."""
+        return self.states + self.training + self.heads
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What trainings took, one after the other: seconds, and tokens that they read."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.tokens + other.tokens)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -43,11 +59,11 @@ class TrainingRecord:
     """One finished training.
 
     request: what was asked for and of which model and texts. floors: of the `leaving` of evaluations. steps:
-    that were taken. stopped: why no further. logit_lens, ridge_lens, trained: every exit on all held-out
-    rows, read without heads, from where training started, and as trained. history: on some of these rows.
-    heads: the fingerprint of the exits' file. Of the kind "executed" the one entry of ridge_lens and trained
-    is of the tokens that stay, with the K,V maps as they were and as trained; its `leaving` is the share that
-    left.
+    that were taken. stopped: why no further. logit_lens, before, trained: every exit on all held-out rows,
+    read without heads, from where training started (the ridge lens), and as trained. history: on some of
+    these rows. heads: the fingerprint of the exits' file. earlier: what the trainings took that it began
+    from, None if that is not known. Of the kind "executed" the one entry of before and trained is of the
+    tokens that stay, with the K,V maps as they were and as trained; its `leaving` is the share that left.
     """
 
     request: Request
@@ -58,11 +74,27 @@ class TrainingRecord:
     seconds: Seconds
     floors: tuple[float, ...]
     logit_lens: tuple[Evaluation, ...]
-    ridge_lens: tuple[Evaluation, ...]
+    before: tuple[Evaluation, ...]
     trained: tuple[Evaluation, ...]
     history: tuple[Evaluated, ...]
     heads: str
     versions: dict[str, str]
+    earlier: Spent | None
+
+    @property
+    def kind(self) -> str:
+        """What was trained."""
+        return self.request.recipe.kind
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Where it was trained."""
+        return self.request.recipe.at
+
+    @property
+    def own(self) -> Spent:
+        """What this training took."""
+        return Spent(self.seconds.all, self.rows.tokens)
 
 
 @dataclass(frozen=True)
@@ -87,7 +119,7 @@ RECORD = SealedFile(
     TrainingRecord,
     what="the record {name} of a training is damaged",
     fix="give --overwrite to train again, or choose another folder with -o",
-    version=1,
+    version=2,
     kind="training",
 )
 REQUEST = SealedFile(

@@ -11,6 +11,7 @@ from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.files import remove, source_fingerprint
 from offramp.lab.exits.divergence import trainable_head
+from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
 from offramp.lab.exits.folder import claimed
 from offramp.lab.exits.job import Job
@@ -92,6 +93,7 @@ def train_exits(
     """
     _require_apart(output, start)
     heads = start_of(model, kind, read_heads_source(start))
+    earlier = spent_before(start, heads)
     recipe = make_recipe(
         layers=model.layers,
         hidden=model.shape.hidden_size,
@@ -136,7 +138,8 @@ def train_exits(
             for name in UNDER_WAY:  # of a training that was killed after its last file was written
                 remove(folder / name)
         else:
-            found, record = JOBS[kind](model, works, request, folder, shown, on_size, heads).run()
+            job = JOBS[kind](model, works, request, folder, shown, on_size, heads, earlier)
+            found, record = job.run()
     return TrainedExits(found, record, None if output is None else folder)
 
 

@@ -28,7 +28,17 @@ def training_sentence(training: Training) -> str:
     return (
         f"Exits of the kind {training.kind} at {'layer' if len(training.exits) == 1 else 'layers'} {exits} "
         f"were trained on {training.tokens:,} tokens for {counted(training.steps, 'step')}: "
-        f"{minutes(training.seconds)} with all that belongs to it."
+        f"{minutes(training.seconds)} with all that belongs to it{_before(training)}."
+    )
+
+
+def _before(training: Training) -> str:
+    """What of it was spent on exits that the last training began from."""
+    if not training.seconds_before:
+        return ""
+    return (
+        f", {minutes(training.seconds_before)} of which for the trained exits that it began from "
+        f"({training.tokens_before:,} tokens)"
     )
 
 

@@ -17,8 +17,8 @@ TRAINING = "training.json"
 class Training:
     """What training the exits took that a run reads its exits through.
 
-    tokens: that were read. seconds: of all of it: states, steps with their evaluations, what was fitted
-    afterwards.
+    tokens: that the last training read. seconds: of all of it: states, steps with their evaluations, what was
+    fitted afterwards, and the trainings that it began from. seconds_before, tokens_before: of the latter.
     """
 
     kind: str
@@ -26,6 +26,8 @@ class Training:
     tokens: int
     steps: int
     seconds: float
+    seconds_before: float = 0.0
+    tokens_before: int = 0
 
 
 TRAINING_COST = study_file(Training)
@@ -49,8 +51,7 @@ class HeadsWork:
             heads = read_heads(task.sources["heads"])
             require_same("the file of exit heads", task.sources["heads"], heads.fingerprint, recipe["file"])
             write_heads(heads, target)
-            if "trained" in heads.provenance:
-                _keep_cost(Path(task.sources["heads"]), heads.fingerprint, context.folder)
+            _keep_cost(Path(task.sources["heads"]), heads.fingerprint, context.folder)
             return
         workloads = [
             checked_workload(task.sources[f"workload {place}"], one)
@@ -70,17 +71,20 @@ class HeadsWork:
 
 
 def _keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
-    """What the training took whose record lies beside the file, if it is of these very exits."""
-    from offramp.lab.exits.record import RECORD
-    from offramp.tracing.exits_folder import TRAINING_FILE, heads_path
+    """What the trainings of these exits took, if all of them left a record."""
+    from offramp.lab.exits.earlier import record_of, spent_on
 
-    path = heads_path(file).parent / TRAINING_FILE
-    if not RECORD.is_of(path):  # of gates alone: what the exits took before is not in it
+    record = record_of(file, fingerprint)
+    spent = None if record is None else spent_on(record)
+    if record is None or record.earlier is None or spent is None:
         return
-    record = RECORD.read(path)
-    # What began from other trained exits took what those took as well, which its record does not hold.
-    if record.heads == fingerprint and record.request.start is None:
-        recipe, spent = record.request.recipe, record.seconds
-        seconds = spent.states + spent.training + spent.heads
-        cost = Training(recipe.kind, recipe.at, record.rows.tokens, record.steps, seconds)
-        TRAINING_COST.write(folder / TRAINING, cost)
+    cost = Training(
+        kind=record.kind,
+        exits=record.exits,
+        tokens=record.own.tokens,
+        steps=record.steps,
+        seconds=spent.seconds,
+        seconds_before=record.earlier.seconds,
+        tokens_before=record.earlier.tokens,
+    )
+    TRAINING_COST.write(folder / TRAINING, cost)

@@ -1,0 +1,18 @@
+"""What trainings of every kind say of themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offramp.lab.exits.record import Spent
+
+
+def earlier_notes(earlier: Spent | None) -> list[str]:
+    """What the trainings took that one began from; no line where there were none."""
+    if earlier is None:
+        return ["what training the exits took that it began from is not known: no record lies beside them"]
+    if not earlier.seconds:
+        return []
+    before = f"{earlier.seconds:,.0f} s and {earlier.tokens:,} tokens"
+    return [f"before that the trained exits that it began from took {before}"]
