@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from fitting_cases import texts
+from safetensors import safe_open
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 from training_cases import arrays, assert_same
 
@@ -28,8 +29,10 @@ from offramp.lab.exits import steps, trainer
 from offramp.lab.exits.checkpoint import read_checkpoint
 from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.folder import CHECKPOINT, STATES
+from offramp.lab.exits.states import FIT
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.lab.exits.trained_readings import TrainedReadings
 from offramp.models.model import Model
 from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.heads_file import read_heads
@@ -252,13 +255,28 @@ def test_what_was_interrupted_goes_on_with_its_states_and_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: dict[str, TrainedExits]
 ) -> None:
     interrupted(tmp_path, monkeypatch)
-    assert (tmp_path / STATES).is_dir()
+    with safe_open(tmp_path / STATES / FIT, framework="np") as file:
+        seconds = float(file.metadata()["seconds"])
     monkeypatch.setattr("offramp.lab.exits.reading_job.write_states", None)
     taken = []
     step = Steps.step
     monkeypatch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
-    assert_same(trained(output=tmp_path), quick["block"])
+    found = trained(output=tmp_path)
+    assert_same(found, quick["block"])
     assert taken == list(range(9, 40))
+    assert found.record.seconds.states == seconds > 0
+
+
+def test_what_comes_before_the_first_step_is_time_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = TrainedReadings.initial
+
+    def slow(objective: TrainedReadings) -> Any:
+        time.sleep(0.3)
+        return solve(objective)
+
+    monkeypatch.setattr(TrainedReadings, "initial", slow)
+    record = trained(kind="lens", steps=1).record
+    assert 0.3 < record.history[0].seconds < record.history[1].seconds <= record.seconds.training
 
 
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,15 +38,13 @@ class ReadingJob(Job):
         self._require_memory()
         if self.on_size is not None:
             self.on_size(plan.bytes)
-        started = time.perf_counter()
         states = self._states(plan)
-        cached = time.perf_counter() - started
         objective = TrainedReadings(self.model, self.recipe, states)
         progress = self.train(objective, self.key(plan.rows, plan.layers))
         started = time.perf_counter()
         reading = objective.reading(progress)
         heads = self._heads(reading, progress, trained_on, judged_on)
-        seconds = Seconds(cached, progress.seconds, time.perf_counter() - started)
+        seconds = Seconds(states.seconds, progress.seconds, time.perf_counter() - started)
         record = self._record(objective, progress, reading, plan, heads, seconds)
         self.write(heads, record)
         remove(self.folder / STATES)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,14 @@ class CachedStates:
     """States of every row at the exits and at L, whose place is the last.
 
     layers: the exits, then L. fit: [rows, layers, hidden] in bfloat16, memory-mapped. held_out: the same in
-    the model's dtype, so that what is said of them is what the model says.
+    the model's dtype, so that what is said of them is what the model says. seconds: that making them took,
+    whichever process did.
     """
 
     layers: tuple[int, ...]
     fit: Tensor
     held_out: Tensor
+    seconds: float
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -122,10 +125,10 @@ def read_states(folder: Path, key: str) -> CachedStates | None:
     """
     if not all((folder / name).is_file() for name in (FIT, HELD_OUT)):
         return None
-    (layers, fit), (again, held_out) = (_read(folder / name, key) for name in (FIT, HELD_OUT))
-    if fit is None or held_out is None or layers != again:
+    fit, held_out = (_read(folder / name, key) for name in (FIT, HELD_OUT))
+    if fit is None or held_out is None or fit.layers != held_out.layers:
         return None
-    return CachedStates(layers, fit, held_out)
+    return CachedStates(fit.layers, fit.states, held_out.states, fit.seconds)
 
 
 def write_states(
@@ -137,6 +140,7 @@ def write_states(
 
     Raises DiskFullError if the disk becomes full, ModelError if no row had finite numbers only.
     """
+    started = time.perf_counter()
     remove(folder)
     folder.mkdir(parents=True)
     try:
@@ -156,8 +160,9 @@ def write_states(
                 held_out.add(together, chosen)
                 advance(len(rows))
             require_both_sides(model, fit.rows, held_out.rows)
-            held_out.finish(key)
-            fit.finish(key)
+            seconds = time.perf_counter() - started
+            held_out.finish(key, seconds)
+            fit.finish(key, seconds)
     except BaseException:
         remove(folder)
         raise
@@ -187,13 +192,14 @@ class _Writer:
         self._file.write(data)
         self.rows += len(places)
 
-    def finish(self, key: str) -> None:
-        """Write the header and put the file in place."""
+    def finish(self, key: str, seconds: float) -> None:
+        """Write the header and put the file in place. seconds: that all rows took."""
         shape = [self.rows, len(self.plan.layers), self.plan.hidden]
         size = int(np.prod(shape)) * self.dtype.itemsize
         metadata = {
             "key": key,
             "layers": json.dumps(self.plan.layers),
+            "seconds": json.dumps(seconds),
             "sha256": self._digest.hexdigest(),
         }
         entry = {"dtype": TYPES[self.dtype], "shape": shape, "data_offsets": [0, size]}
@@ -225,8 +231,17 @@ def _writer(path: Path, plan: StatesPlan, dtype: torch.dtype) -> Iterator[_Write
             writer.close()
 
 
-def _read(path: Path, key: str) -> tuple[tuple[int, ...], Tensor | None]:
-    """Layers and states of one file, memory-mapped; None for those of another key."""
+@dataclass(frozen=True)
+class _File:
+    """One file. states: [rows, layers, hidden], memory-mapped. seconds: that making them took."""
+
+    layers: tuple[int, ...]
+    states: Tensor
+    seconds: float
+
+
+def _read(path: Path, key: str) -> _File | None:
+    """One file, None for one of another key."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -235,13 +250,13 @@ def _read(path: Path, key: str) -> tuple[tuple[int, ...], Tensor | None]:
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
     if metadata.get("key") != key:
-        return (), None
+        return None
     digest = hashlib.sha256()
     for rows in slices(0, len(states), 1024):
         digest.update(bytes_of(states[rows]))
     if digest.hexdigest() != metadata["sha256"]:
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return tuple(json.loads(metadata["layers"])), states
+    return _File(tuple(json.loads(metadata["layers"])), states, json.loads(metadata["seconds"]))
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

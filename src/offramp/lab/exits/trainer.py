@@ -72,6 +72,7 @@ class Trainer:
 
     def _begin(self) -> Progress:
         """The start, evaluated; what is to be timed is timed now and never again."""
+        started = time.perf_counter()
         weights = [
             Weights.of({name: one.to(self.device) for name, one in sorted(initial.items())})
             for initial in self.objective.initial()
@@ -83,10 +84,9 @@ class Trainer:
         settings = Settings(
             steps=1, every=1, precision=precision, threads=torch.get_num_threads(), device=self.device.type
         )
-        progress = Progress(settings, weights, vocabulary)
-        started = time.perf_counter()
+        progress = Progress(settings, weights, vocabulary, seconds=time.perf_counter() - started)
         self._evaluate(progress)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - progress.seconds
         if not all(math.isfinite(one.loss) for one in progress.history[0].exits):
             raise ModelError(
                 "the exits' logits are not finite before any training",
@@ -94,6 +94,7 @@ class Trainer:
                 fix="try --dtype float32",
             )
         progress.settings = self._settings(progress, seconds)
+        progress.seconds = time.perf_counter() - started
         write_checkpoint(self.checkpoint, progress, self.key)
         return progress
 
