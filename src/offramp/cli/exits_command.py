@@ -145,7 +145,11 @@ def train(
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another training that is in the folder.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace what is in the folder, if finished or another; what was killed of the same goes on.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

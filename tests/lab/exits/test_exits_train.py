@@ -328,6 +328,23 @@ def test_another_training_is_replaced_when_asked_for(
     assert_same(trained(output=tmp_path), quick["block"])
 
 
+def test_overwriting_goes_on_with_the_same_and_replaces_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path, monkeypatch, after=2, steps=3, kind="lens")
+    taken = []
+    step = Steps.step
+    monkeypatch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
+    for more, expected in (({"overwrite": True}, [2]), ({}, []), ({"overwrite": True}, [0, 1, 2])):
+        trained(output=tmp_path, steps=3, kind="lens", **more)
+        assert taken == expected
+        taken.clear()
+    (tmp_path / "request.json").write_text("{}")
+    (tmp_path / "training.json").unlink()
+    trained(output=tmp_path, steps=3, kind="lens", overwrite=True)
+    assert taken == [0, 1, 2]
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for overwrite in (False, True):

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_temporary_files
-from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, require_same
+from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
@@ -22,7 +22,12 @@ OF_SAFETENSORS = ".tmp"
 
 @contextlib.contextmanager
 def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
-    """The folder, locked and that of this request; a temporary one if none is named."""
+    """The folder, locked and that of this request; a temporary one if none is named.
+
+    overwrite: replace what is there, but for a training of this very request that has not ended.
+
+    Raises InputError for a folder of something else, or of another training that is not to be replaced.
+    """
     if output is None:
         with tempfile.TemporaryDirectory(prefix="offramp-exits-") as name:
             yield Path(name)
@@ -32,13 +37,23 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
         sweep_temporary_files(output)
         for leftover in output.glob(f"{OF_SAFETENSORS}*"):
             remove(leftover)
-        if overwrite:
+        if overwrite and not _goes_on(output, request):
             for name in OWN[:-1]:
                 remove(output / name)
         if (output / REQUEST_FILE).is_file():
             require_same(output, request)
         REQUEST.write(output / REQUEST_FILE, request)
         yield output
+
+
+def _goes_on(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this request that was stopped on its way."""
+    if (folder / TRAINING_FILE).is_file() or not (folder / REQUEST_FILE).is_file():
+        return False
+    try:
+        return not differences(folder, request)
+    except DamagedFileError:
+        return False
 
 
 def require_own(folder: Path) -> None:

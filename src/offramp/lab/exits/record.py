@@ -133,19 +133,24 @@ REQUEST = SealedFile(
 
 def require_same(folder: Path, asked: Request) -> None:
     """Refuse to go on with a training of another request. Raises InputError that names what differs."""
-    found = REQUEST.read(folder / REQUEST_FILE)
-    before, now = (_flat(to_json(one)) for one in (found, asked))
-    differing = [name for name in now if before.get(name) != now[name]]
-    if not differing:
+    named = differences(folder, asked)
+    if not named:
         return
-    named = ", ".join(
-        f"{name} {_shown(before.get(name))} there, {_shown(now[name])} here" for name in differing[:3]
-    )
     raise InputError(
-        f"the output folder holds another training: {named}",
+        f"the output folder holds another training: {', '.join(named[:3])}",
         where=str(folder),
         fix="choose another folder with -o, or give --overwrite to replace it",
     )
+
+
+def differences(folder: Path, asked: Request) -> list[str]:
+    """In what the request in a folder is another one, in words. Raises DamagedFileError."""
+    before, now = (_flat(to_json(one)) for one in (REQUEST.read(folder / REQUEST_FILE), asked))
+    return [
+        f"{name} {_shown(before.get(name))} there, {_shown(now[name])} here"
+        for name in now
+        if before.get(name) != now[name]
+    ]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

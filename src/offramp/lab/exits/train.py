@@ -83,10 +83,11 @@ def train_exits(
     of the tokens that leave while it trains, 0.3 by default. minutes: of training on this machine, 20 by
     default; or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
-    fitted afterwards; the classifiers on documents that training did not see. short_list: tokens of the
-    restricted vocabulary. precision: of the products with the output head while it trains. output: a folder;
-    a training that was killed goes on there to the same exits, and a finished one is read. overwrite: replace
-    another training there. on_size: told the bytes of hidden states on disk.
+    fitted afterwards, as they are by default; the classifiers on documents that training did not see.
+    short_list: tokens of the restricted vocabulary. precision: of the products with the output head while it
+    trains. output: a folder; a training that was killed goes on there to the same exits, and a finished one
+    is read. overwrite: replace what is there, if it is finished or another; what was killed of the same goes
+    on. on_size: told the bytes of hidden states on disk.
 
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
