@@ -190,6 +190,11 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
         (["--kind", "gate", "--floor", "0.9", "--at", "1", "--minutes", "3"], "--minutes says nothing"),
         (["--kind", "lens", "--at", "1", "--floor", "0.9"], "--floor says nothing"),
         (["--kind", "lens"], "no exit is named to train"),
+        (["--kind", "executed", "--no-kv-maps"], "--kv-maps says nothing for exits of the kind executed"),
+        (["--kind", "executed", "--no-classifiers"], "--classifiers says nothing"),
+        (["--kind", "executed", "--short-list", "300"], "--short-list says nothing"),
+        (["--kind", "executed", "--loss-vocabulary", "0"], "--loss-vocabulary says nothing"),
+        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--no-kv-maps"], "--kv-maps says nothing"),
     ],
 )
 def test_options_of_gates_and_of_other_kinds_are_told_apart(

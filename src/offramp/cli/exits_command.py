@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +25,6 @@ from offramp.cli.options import (
     require_options,
     require_placement,
 )
-from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
@@ -136,10 +134,22 @@ def train(
     ] = "local",
     context: ContextLength = None,
     classifiers: Annotated[
-        bool, typer.Option(help="Fit classifiers that predict agreement, on other documents.")
-    ] = True,
-    kv_maps: Annotated[bool, typer.Option(help="Fit K,V maps for the exits, for --kv mapped.")] = True,
-    short_list: ShortListSize = USUAL_SIZES.shortlist,
+        bool | None,
+        typer.Option(
+            "--classifiers/--no-classifiers",
+            help="Fit classifiers that predict agreement, on other documents, as by default.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_maps: Annotated[
+        bool | None,
+        typer.Option(
+            "--kv-maps/--no-kv-maps",
+            help="Fit K,V maps for the exits, for --kv mapped, as by default.",
+            show_default=False,
+        ),
+    ] = None,
+    short_list: ShortListSize = None,
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,
@@ -148,7 +158,7 @@ def train(
         bool,
         typer.Option(
             "--overwrite",
-            help="Replace what is in the folder, if finished or another; what was killed of the same goes on.",
+            help="Replace what is in the folder, finished or another; what was killed of the same goes on.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -166,20 +176,25 @@ def train(
 
     from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import check_kind
+    from offramp.lab.exits.recipe import refuse_needless
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
+    of_readings = {
+        "--loss-vocabulary": loss_vocabulary,
+        "--classifiers": classifiers,
+        "--kv-maps": kv_maps,
+        "--short-list": short_list,
+    }
     if kind == GATES:
         gates.require()
-        others = {"--minutes": minutes, "--units": units, "--loss-vocabulary": loss_vocabulary}
-        listed = None if short_list == USUAL_SIZES.shortlist else short_list
-        _refuse({**others, "--short-list": listed, "--leave": leave}, kind)
+        refuse_needless(kind, {"--minutes": minutes, "--units": units, **of_readings, "--leave": leave})
     else:
         check_kind(kind)
-        needless = {} if kind == EXECUTED else {"--from": source, "--leave": leave}
-        _refuse({**needless, "--floor": floor}, kind)
+        needless = of_readings if kind == EXECUTED else {"--from": source, "--leave": leave}
+        refuse_needless(kind, {**needless, "--floor": floor})
         require_own(output)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
@@ -207,7 +222,7 @@ def train(
         tokens=read,
         seed=seed,
         units=units,
-        loss_vocabulary=LOSS_VOCABULARY if loss_vocabulary is None else loss_vocabulary,
+        loss_vocabulary=loss_vocabulary,
         context=context,
         classifiers=classifiers,
         kv_maps=kv_maps,
@@ -221,15 +236,6 @@ def train(
     for line in [*_notes(trained), *heads_notes(trained.heads), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))
-
-
-def _refuse(given: Mapping[str, object], kind: str) -> None:
-    """Raise InputError for an option that says nothing for a kind; None where it was not given."""
-    for name, value in given.items():
-        if value is not None:
-            raise InputError(
-                f"{name} says nothing for exits of the kind {kind}", where=name, fix="leave it out"
-            )
 
 
 def _maps_table(trained: TrainedExits) -> WordTable:

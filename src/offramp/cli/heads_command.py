@@ -80,7 +80,7 @@ def fit(
             help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
         ),
     ] = "auto",
-    short_list: ShortListSize = USUAL_SIZES.shortlist,
+    short_list: ShortListSize = None,
     add_to: Annotated[
         Path | None,
         typer.Option(
@@ -141,7 +141,7 @@ def fit(
         candidate_exit=candidate_exit,
         kv_maps=map_exits,
         kv_rank=rank,
-        short_list=short_list,
+        short_list=USUAL_SIZES.shortlist if short_list is None else short_list,
         context=context,
         seed=seed,
         on_memory=tell,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from offramp.cli.run_folder import require_writable
+from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.models.devices import AUTO, find_device, require_dtype
@@ -118,10 +119,12 @@ ContextLength = Annotated[
     ),
 ]
 ShortListSize = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--short-list",
-        help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers.",
+        help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers. By "
+        f"default {USUAL_SIZES.shortlist}.",
+        show_default=False,
     ),
 ]
 DocumentTokens = Annotated[

@@ -139,6 +139,10 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
         ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "no tokens leave while"),
         ({"kind": "lens", "start": None}, "not said which exits"),
         ({"units": 8}, "no units"),
+        ({"short_list": 100}, "short_list= says nothing"),
+        ({"kv_maps": False}, "kv_maps= says nothing"),
+        ({"classifiers": False}, "classifiers= says nothing"),
+        ({"loss_vocabulary": 300}, "loss_vocabulary= says nothing"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

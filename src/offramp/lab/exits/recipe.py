@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.lab.exits.divergence import PRECISIONS, Precision
 from offramp.lab.exits.kinds import EXECUTED, KINDS, check_kind
 from offramp.tracing.fitting.fit import check_seed
-from offramp.tracing.request import parse_exits
+from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
 from offramp.workloads.packing import require_sizes
 
 MINUTES = 20.0
@@ -71,7 +71,7 @@ def make_recipe(
     minutes: float | None,
     seed: int,
     units: int | None,
-    loss_vocabulary: int,
+    loss_vocabulary: int | None,
     context: int | None,
     precision: str,
 ) -> Recipe:
@@ -104,6 +104,8 @@ def make_recipe(
             where="precision=",
             fix=f"give auto, {' or '.join(PRECISIONS)}",
         )
+    if loss_vocabulary is None:
+        loss_vocabulary = 0 if kind == EXECUTED else LOSS_VOCABULARY
     if loss_vocabulary and loss_vocabulary < MINIMUM_LOGITS:
         raise InputError(
             f"a loss over {loss_vocabulary} tokens says little",
@@ -125,12 +127,21 @@ def make_recipe(
         minutes=MINUTES if steps is None and minutes is None else minutes,
         seed=seed,
         units=(units or _default_units(hidden)) if has_units else 0,
-        loss_vocabulary=0 if kind == EXECUTED or loss_vocabulary >= vocabulary else loss_vocabulary,
+        loss_vocabulary=0 if loss_vocabulary >= vocabulary else loss_vocabulary,
         context=context,
         precision=precision,
         rate=EXECUTED_RATE if kind == EXECUTED else RATE,
         leave=_leave(kind, leave),
     )
+
+
+def refuse_needless(kind: str, given: Mapping[str, object]) -> None:
+    """Raise InputError for an option that says nothing for a kind. given: by name, None where left out."""
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name} says nothing for exits of the kind {kind}", where=name, fix="leave it out"
+            )
 
 
 def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], layers: int) -> tuple[int, ...]:

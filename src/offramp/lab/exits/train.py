@@ -17,7 +17,7 @@ from offramp.lab.exits.folder import claimed
 from offramp.lab.exits.job import Job
 from offramp.lab.exits.kinds import EXECUTED, KINDS
 from offramp.lab.exits.reading_job import ReadingJob
-from offramp.lab.exits.recipe import make_recipe
+from offramp.lab.exits.recipe import make_recipe, refuse_needless
 from offramp.lab.exits.record import RECORD, Request, TrainingRecord
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
@@ -25,7 +25,7 @@ from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS
+from offramp.tracing.request import TRAINING_TOKENS
 from offramp.workloads.workload import Workload
 
 JOBS: Mapping[str, type[Job]] = {**dict.fromkeys(KINDS, ReadingJob), EXECUTED: ExecutedJob}
@@ -64,11 +64,11 @@ def train_exits(
     tokens: int = TRAINING_TOKENS,
     seed: int = 0,
     units: int | None = None,
-    loss_vocabulary: int = LOSS_VOCABULARY,
+    loss_vocabulary: int | None = None,
     context: int | None = None,
-    classifiers: bool = True,
-    kv_maps: bool = True,
-    short_list: int = SHORTLIST,
+    classifiers: bool | None = None,
+    kv_maps: bool | None = None,
+    short_list: int | None = None,
     precision: str = "auto",
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -84,15 +84,24 @@ def train_exits(
     default; or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards, as they are by default; the classifiers on documents that training did not see.
-    short_list: tokens of the restricted vocabulary. precision: of the products with the output head while it
-    trains. output: a folder; a training that was killed goes on there to the same exits, and a finished one
-    is read. overwrite: replace what is there, if it is finished or another; what was killed of the same goes
-    on. on_size: told the bytes of hidden states on disk.
+    short_list: tokens of the restricted vocabulary. These four say nothing for "executed". precision: of the
+    products with the output head while it trains. output: a folder; a training that was killed goes on there
+    to the same exits, and a finished one is read. overwrite: replace what is there, if it is finished or
+    another; what was killed of the same goes on. on_size: told the bytes of hidden states on disk.
 
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
     """
     _require_apart(output, start)
+    reads = kind != EXECUTED
+    if not reads:
+        of_readings = {
+            "loss_vocabulary=": loss_vocabulary,
+            "classifiers=": classifiers,
+            "kv_maps=": kv_maps,
+            "short_list=": short_list,
+        }
+        refuse_needless(kind, of_readings)
     heads = start_of(model, kind, read_heads_source(start))
     earlier = spent_before(start, heads)
     recipe = make_recipe(
@@ -112,7 +121,8 @@ def train_exits(
         context=context,
         precision=precision,
     )
-    check_short_list(short_list, model.shape.vocabulary_size)
+    listed = SHORTLIST if short_list is None else short_list
+    check_short_list(listed, model.shape.vocabulary_size)
     require_one_stream(model)
     trainable_head(model)
     works = distinct_workloads(workloads)
@@ -125,9 +135,9 @@ def train_exits(
             **model.asked_attention,
         },
         workloads=tuple({"name": work.name, "fingerprint": work.fingerprint} for work in works),
-        classifiers=classifiers,
-        kv_maps=kv_maps,
-        short_list=short_list,
+        classifiers=reads and classifiers is not False,
+        kv_maps=reads and kv_maps is not False,
+        short_list=listed if reads else 0,
         device=model.stack.head_device.type,
         code=source_fingerprint(*CODE),
         start=None if heads is None else heads.fingerprint,
