@@ -19,6 +19,7 @@ import offramp
 from offramp.errors import InputError
 from offramp.lab.exits import trainer
 from offramp.lab.exits.earlier import spent_before, spent_on
+from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.executed_job import joined
 from offramp.lab.exits.record import Spent
 from offramp.lab.exits.steps import Steps
@@ -101,6 +102,20 @@ def test_the_same_again_and_stopped_on_the_way(
     assert taken == list(range(whole.record.steps))
     assert_same(gone_on, whole)
     assert read_heads(tmp_path).fingerprint == whole.heads.fingerprint
+
+
+def test_a_step_in_which_every_token_leaves_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, calls = ExecutedMaps.run, []
+
+    def leaving(maps: ExecutedMaps, changes: Any, seen: Any) -> Any:
+        hidden, stays = run(maps, changes, seen)
+        calls.append(torch.is_grad_enabled())
+        return hidden, stays & (not calls[-1] or sum(calls) != 3)
+
+    monkeypatch.setattr(ExecutedMaps, "run", leaving)
+    record = trained(steps=5).record
+    assert sum(calls) == 5
+    assert (record.steps, record.stopped) == (5, "the steps are done")
 
 
 def test_the_model_is_left_as_it_is() -> None:

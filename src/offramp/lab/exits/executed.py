@@ -108,13 +108,15 @@ class ExecutedMaps:
         return torch.cat(found).to(states.device)
 
     def losses(self, step: int, head: TrainingHead) -> LossOf:
-        """Mean KL(full model || a token that stays) of some tokens of some sequences."""
+        """Mean KL(full model || a token that stays) of some tokens of some sequences; 0 if none stays."""
         generator = np.random.default_rng((self.recipe.seed, step))
         texts = self.fit.draw(CONTEXTS, generator)
 
         def loss_of(place: int, changes: Parameters) -> Tensor:
             hidden, stays = self.run(changes, texts)
             places = places_of(stays).cpu()
+            if not len(places):  # they say nothing of the maps, and a mean over none is no number
+                return hidden.new_zeros(())
             count = min(self.recipe.batch, len(places))
             chosen = places[torch.from_numpy(generator.choice(len(places), count, replace=False))]
             rows, final = (one.reshape(-1, one.shape[-1])[chosen] for one in (hidden, texts.final))
