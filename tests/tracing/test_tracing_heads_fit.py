@@ -190,6 +190,20 @@ def test_only_what_is_asked_for_is_fitted() -> None:
     assert lens_only.provenance["lens"]["tokens"] == 300
 
 
+def test_classifiers_do_not_read_first_positions_which_never_leave() -> None:
+    model, workload = tiny_llama(), texts()
+    heads = fit_heads(
+        model, workload, tokens=300, exits=[2], lens=False, classifiers=["correctness"], progress=False
+    )
+    documents = split_documents(workload, [1.0], 0)[0]
+    planned = plan_rows(model, [(workload, documents)], 300, context=None, shown=False)
+    states, document = states_by_hand(model, planned.contexts)
+    position = np.concatenate([np.arange(one.first_row, len(one.ids)) for one in planned.contexts])
+    assert (position == 0).any()
+    read = states[1, (position > 0) & ~planned.held_out[document]]
+    np.testing.assert_allclose(heads.classifiers["correctness"].mean[0], read.mean(0), rtol=1e-4, atol=1e-6)
+
+
 def test_there_is_no_candidate_score_up_to_the_candidate_exit() -> None:
     heads = fit_heads(
         tiny_llama(),

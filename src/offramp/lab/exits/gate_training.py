@@ -32,7 +32,7 @@ from offramp.tracing.fitting.classifiers import (
 )
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.tracing.fitting.fit import check_seed, describe_fitting, distinct_workloads
-from offramp.tracing.fitting.readings import Readings, require_one_stream, take_readings
+from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, parse_exits
@@ -240,7 +240,7 @@ class _Job:
         Raises InputError for too few documents.
         """
         order = np.argsort(readings.document, kind="stable")
-        order = order[readings.position[order] > 0]  # which decoding never lets leave
+        order = order[readings.position[order] >= FIRST_POSITION]
         places = torch.from_numpy(order)
         rows = GateRows(
             torch.stack([readings.hidden(exit)[places] for exit in range(len(self.exits))]),

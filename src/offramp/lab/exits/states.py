@@ -22,16 +22,12 @@ from offramp.files import canonical_json, disk_full, is_disk_full, remove, sync_
 from offramp.models.memory import shown_size
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
-from offramp.tracing.fitting.readings import captured_states, require_both_sides
+from offramp.tracing.fitting.readings import FIRST_POSITION, captured_states, require_both_sides
 from offramp.tracing.rows import slices
 from offramp.tracing.states import bytes_of
 
 HELD_OUT_ROWS = 8192
 """Held-out rows kept at most, evenly from all held-out documents: what figures are taken from."""
-
-FIRST_POSITION = 1
-"""Position 0 is left out: decoding never lets a sequence's first position leave, and its state, which
-attention rests on, is often hundreds of times larger than all others."""
 
 FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
 

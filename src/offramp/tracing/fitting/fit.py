@@ -48,6 +48,7 @@ from offramp.tracing.fitting.maps import (
     solve_maps,
 )
 from offramp.tracing.fitting.readings import (
+    FIRST_POSITION,
     Readings,
     add_up,
     require_both_sides,
@@ -350,28 +351,30 @@ class _Job:
         with self._bar("reading exits", rows.tokens) as advance:
             tokens = torch.from_numpy(shortlist.astype(np.int64))
             readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance, mlp)
-        held_out = rows.held_out[readings.document]
-        require_both_sides(self.model, int((~held_out).sum()), int(held_out.sum()))
+        held_out, decided = rows.held_out[readings.document], readings.position >= FIRST_POSITION
+        sides = decided & ~held_out, decided & held_out
+        require_both_sides(self.model, int(sides[0].sum()), int(sides[1].sum()))
         found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in self.kinds}
         try:
             with self._bar("classifiers", rows.tokens) as advance:
                 for index in range(len(self.exits)):
                     for kind in self.kinds:
-                        found[kind.name].append(self._classifier(kind, readings, index, held_out))
+                        found[kind.name].append(self._classifier(kind, readings, index, sides))
                     advance(rows.tokens // len(self.exits))
         finally:
             readings.states.close()
         return {name: stack_exits(classifiers) for name, classifiers in found.items()}
 
     def _classifier(
-        self, kind: ClassifierKind, readings: Readings, index: int, held_out: np.ndarray
+        self, kind: ClassifierKind, readings: Readings, index: int, sides: tuple[np.ndarray, np.ndarray]
     ) -> FittedClassifier:
+        """One classifier at one exit. sides: bool [rows], those to fit on and those to judge on."""
         samples = Samples(kind.features(readings, index), kind.labels(readings, index), readings.document)
         candidate = readings.candidate_index
         if kind.after_candidates and candidate is not None and index <= candidate:
-            fit = samples[~held_out]
+            fit = samples[sides[0]]
             return constant_classifier(fit.x.shape[1], fit.y, network=kind.network)
-        return fit_classifier(samples[~held_out], samples[held_out], network=kind.network, seed=self.seed)
+        return fit_classifier(samples[sides[0]], samples[sides[1]], network=kind.network, seed=self.seed)
 
     def _bar(self, title: str, tokens: int) -> Any:
         return token_bar(f"{self.model.name}: {title}", tokens, shown=self.shown)

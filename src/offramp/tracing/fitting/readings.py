@@ -25,6 +25,10 @@ from offramp.tracing.states import StateShape, StateStore, open_store
 from offramp.tracing.statistics import choose_reductions
 from offramp.workloads.packing import Context
 
+FIRST_POSITION = 1
+"""Position 0 is left out where it is asked which tokens may leave: decoding never lets a sequence's first
+position leave, and its state, which attention rests on, is often hundreds of times larger than all others."""
+
 
 def require_one_stream(model: Model) -> None:
     """Refuse a model whose layers pass on more than one hidden state per token, or have no weights in memory.
