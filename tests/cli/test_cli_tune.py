@@ -9,6 +9,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
+from offramp.cli.traced_model import load_traced_model
 from offramp.tuning.tuned import read_tuned
 from tiny_models import write_documents
 
@@ -55,6 +56,18 @@ def test_what_is_certified_was_decoded(trace: Path, tmp_path: Path) -> None:
         assert f"next: offramp bench {source} --policy {output}" in said
         assert value["next"] in said
     assert max(map(len, (line for line in shown.splitlines() if "next:" not in line)), default=0) <= 80
+
+
+def test_the_model_is_loaded_again_with_the_attention_that_was_traced(
+    trace: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert load_traced_model(offramp.Trace.load(trace), None, None, instead="").attention is None
+    model = offramp.load_model(tiny_model, attn_implementation="eager")
+    work = f"jsonl:{trace.parent / 'texts.jsonl'}#text"
+    traced = offramp.trace(model, work, tokens=50, output=tmp_path / "eager", progress=False)
+    for name in (None, str(tiny_model)):
+        again = load_traced_model(traced, name, None, instead="")
+        assert again.attention == again.hf.config._attn_implementation == "eager"
 
 
 def test_another_copy_another_folder_and_one_strategy(trace: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.cli.console import stage
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import AUTO
+from offramp.models.identity import ATTENTION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,7 @@ def load_traced_model(
     device: str = AUTO,
     trust_remote_code: bool = False,
 ) -> Model:
-    """The trace's own model, in its dtype and with its transforms; another copy of it by another name.
+    """The trace's own model, in its dtype, with its attention and transforms; by a name another copy of it.
 
     name: what to load, None for where the trace says that it came from. heads: checked against the model's
     files before a weight is loaded. instead: what can still be answered where the model is gone. device: as
@@ -63,8 +64,12 @@ def load_traced_model(
         )
     if heads is not None:
         asked.require_heads(heads, "--heads")
+    from offramp.models.loading import Placement
+
+    # Another way of attending changes last digits, and with them what is decoded.
+    placement = Placement(asked.device, attn_implementation=traced.get(ATTENTION))
     with stage("loading the model and checking its exits"):
-        return asked.load()
+        return asked.load(placement)
 
 
 def loadable_name(traced: dict[str, Any]) -> str | None:
