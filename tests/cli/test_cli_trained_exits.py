@@ -66,6 +66,9 @@ def test_a_run_reads_its_exits_through_the_trained_ones(
     assert scores["readings"]["fitted"]["representation"]["value"] == scores["representation"]["value"]
     assert TITLE in (tmp_path / "run" / "report.html").read_text()
     assert "read by the model's own head" in " ".join(again.out.split())
+    (of_run,) = run_offramp("score", tmp_path / "run", "--json").require(0).json["scores"]
+    assert of_run["trace"] == str(place)
+    assert of_run["readings"] == scores["readings"]
     raw = tmp_path / "raw"
     work = ["-w", f"jsonl:{documents}#text", "--tokens", 128, "--exits", "1,2"]
     run_offramp("trace", tiny_model, *work, "--signals", "logit_gap,restricted", "-o", raw).require(0)

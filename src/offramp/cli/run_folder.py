@@ -22,6 +22,7 @@ from offramp.models.devices import CPU
 from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.folder import JOURNAL, PLAN, TASKS, StudyFolder
+from offramp.studies.work.inputs import TRACE
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -164,6 +165,19 @@ def find_traces(folder: Path) -> list[Path]:
             fix="run the same command again: it goes on where it stopped",
         )
     return found
+
+
+def find_raw_traces(folder: Path) -> list[Path]:
+    """Of a run with exit heads the traces of the same tokens as the model's own head reads them; else none.
+
+    They lie among the tasks of the run's study. Raises DamagedFileError for a plan that was changed.
+    """
+    if not (folder / RUN_FILE).is_file() or not (folder / PLAN).is_file():
+        return []
+    study = StudyFolder(folder)
+    tasks = study.read_plan().tasks
+    keys = {task.needs["raw"] for task in tasks.values() if task.kind == "score" and "raw" in task.needs}
+    return [study.task_folder(tasks[key]) / TRACE for key in sorted(keys) if study.is_done(tasks[key])]
 
 
 def find_trace(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson
-from offramp.cli.run_folder import find_traces
+from offramp.cli.run_folder import find_raw_traces, find_traces
 
 if TYPE_CHECKING:
     from offramp.report.word_table import WordTable
@@ -25,7 +25,7 @@ def score(
     """Score how suited a model is to early exit, from its traces. Needs no model.
 
     Of a trace made with --heads and one without, of the same tokens and exits, both readings are held against
-    each other.
+    each other; a run with exit heads has both.
     """
     from offramp.report.readings import readings_sentence, readings_table
     from offramp.scoring.scoring import score as score_trace
@@ -34,9 +34,10 @@ def score(
     out = Output(as_json)
     folders = [found for folder in dict.fromkeys(traces) for found in find_traces(folder)]
     loaded = {folder: Trace.load(folder) for folder in folders}
+    aside = [Trace.load(path) for folder in dict.fromkeys(traces) for path in find_raw_traces(folder)]
     cards = []
     for folder, trace in loaded.items():
-        card = score_trace(trace, beside=_raw_reading(trace, loaded.values()))
+        card = score_trace(trace, beside=_raw_reading(trace, [*loaded.values(), *aside]))
         cards.append((folder, card))
         out.console.print(_block(folder, trace, card))
         if card.readings is not None:
