@@ -22,7 +22,6 @@ from offramp.models.devices import CPU
 from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.folder import JOURNAL, PLAN, TASKS, StudyFolder
-from offramp.studies.work.inputs import TRACE
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -174,6 +173,8 @@ def find_raw_traces(folder: Path) -> list[Path]:
     """
     if not (folder / RUN_FILE).is_file() or not (folder / PLAN).is_file():
         return []
+    from offramp.studies.work.inputs import TRACE  # pydantic comes with it
+
     study = StudyFolder(folder)
     tasks = study.read_plan().tasks
     keys = {task.needs["raw"] for task in tasks.values() if task.kind == "score" and "raw" in task.needs}
