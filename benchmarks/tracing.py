@@ -32,7 +32,8 @@ import torch
 
 import offramp
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, LinearLens
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.fitted_heads import CANDIDATES, FittedHeads
 from offramp.tracing.head import make_head

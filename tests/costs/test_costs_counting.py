@@ -142,6 +142,20 @@ def test_a_network_behind_a_lens_by_hand() -> None:
     assert without.flops.exit_head == token_prices(SHAPE, 11).flops.exit_head, "no lens, no network behind it"
 
 
+def test_a_lens_of_low_rank_and_a_network_without_a_lens_by_hand() -> None:
+    # Two products of 10 x 3 weights and a bias of 10; three of 10 x 7 and a norm; 2 bytes each.
+    low, alone = 2 * 10 * 3, 3 * 10 * 7
+    for sizes, weights, vectors in (
+        (ProbeSizes(lens_rank=3), low, 10),
+        (ProbeSizes(lens_rank=0, mlp_units=7), alone, 10),
+        (ProbeSizes(lens_rank=3, mlp_units=7), low + alone, 20),
+    ):
+        plain, read = token_prices(SHAPE, 11), token_prices(SHAPE, 11, lens=True, sizes=sizes)
+        assert read.flops.exit_head - plain.flops.exit_head == 2 * weights
+        assert read.bytes.exit_head - plain.bytes.exit_head == 2 * (weights + vectors)
+        assert read.bytes.probes["cosine"] == plain.bytes.probes["cosine"]
+
+
 def test_a_batch_reads_weights_once_and_everything_else_per_token() -> None:
     one, four = token_prices(SHAPE, 11), token_prices(SHAPE, 11, batch=4)
     np.testing.assert_allclose(four.flops.layers, 4 * one.flops.layers)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Roofline, check_machine, example_shape
-from offramp.costs.probes import PROBES
+from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
@@ -75,6 +75,8 @@ def test_quantised_weights_move_less_and_multiply_as_fast() -> None:
 def test_a_lens_costs_a_kernel_and_its_product() -> None:
     plain, lens = SLOW.token_costs(SHAPE, 11), SLOW.token_costs(SHAPE, 11, lens=True)
     assert lens.exit_head - plain.exit_head == pytest.approx(2 * 10 * 11 / 100 + 0.5)
+    low = SLOW.token_costs(SHAPE, 11, lens=True, sizes=ProbeSizes(lens_rank=3))
+    assert low.exit_head - plain.exit_head == pytest.approx(2 * (2 * 10 * 3 + 10) / 100 + 2 * 0.5)
     for name, kind in PROBES.items():
         added = 2 * 10 * 11 / 100 + 0.5 if kind.reads_logits else 0.0
         assert lens.probes[name] - plain.probes[name] == pytest.approx(added)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from offramp.models.calls import first_tensor, with_hidden
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import describe_base
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 
 def random_maps(

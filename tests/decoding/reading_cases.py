@@ -12,7 +12,7 @@ from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model,
 
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import PreparedLens
+from offramp.tracing.fitted_heads import PreparedReading
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -61,11 +61,11 @@ def needs_of(exits: Sequence[int], heads: ExitHeads | None, facts: Sequence[str]
 
 
 def logits_of(model: Model, hidden: torch.Tensor, heads: ExitHeads | None, exit: int) -> torch.Tensor:
-    """The model's own readout of [rows, 1, hidden], through the lens."""
-    if heads is not None and heads.lens is not None and exit in heads.exits:
+    """The model's own readout of [rows, 1, hidden], through lens and network."""
+    if heads is not None and exit in heads.exits:
         rows = hidden.flatten(1)
-        lens = PreparedLens.of(heads.lens, heads.exits.index(exit), hidden.device, heads.mlp)
-        hidden = lens(rows).view_as(hidden)
+        read = PreparedReading.of(heads.lens, heads.mlp, heads.exits.index(exit), hidden.device)
+        hidden = hidden if read is None else read(rows).view_as(hidden)
     return model.stack.readout(hidden).float().reshape(len(hidden), -1)
 
 

@@ -98,7 +98,11 @@ def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units:
     """With a policy, exits read through heads as it says."""
     mlp = SimpleNamespace(units=units) if units else None
     heads: Any = SimpleNamespace(
-        lens=lens or None, output=own_heads or None, kv_maps=None, mlp=mlp, shortlist=None
+        lens=SimpleNamespace(rank=None) if lens else None,
+        output=SimpleNamespace(weight=()) if own_heads else None,
+        kv_maps=None,
+        mlp=mlp,
+        shortlist=None,
     )
     return Decoding(DecodingOptions(parse_policy(policy), heads=heads))
 
@@ -211,14 +215,14 @@ def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
     setting = decoding("static:exit=2", lens=True)
     with pytest.raises(
-        InputError, match="through the model's own head, decoding reads them through a linear"
+        InputError, match="through the model's own norm and head, decoding reads them through a linear"
     ):
         predict(trace, setting, by_hand(), 3.0)
     setting = decoding("static:exit=2", lens=True, units=7)
-    with pytest.raises(InputError, match="decoding reads them through networks of 7 units"):
+    with pytest.raises(InputError, match="them through a linear lens and a network of 7 units"):
         predict(trace, setting, by_hand(), 3.0)
     setting = decoding("static:exit=2", own_heads=True)
-    with pytest.raises(InputError, match="decoding reads them through output heads of their own"):
+    with pytest.raises(InputError, match="decoding reads them through an output head of its own"):
         predict(trace, setting, by_hand(), 3.0)
 
 

@@ -23,7 +23,8 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.mapped import StateMaps
 from offramp.errors import InputError, PolicyError
 from offramp.policies.grammar import parse_policy
-from offramp.tracing.exit_heads import ExitHeads, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.key_value_maps import KeyValueMaps
 from tiny_models import LAYERS
 
 NEW = 14

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from generation_cases import tiny_llama as llama_on_disk
-from random_heads import output_logits, random_output_heads
+from random_heads import FORMS, output_logits, random_form, random_output_heads
 from reading_cases import (
     ALL_FACTS,
     EVERYWHERE,
@@ -39,7 +39,7 @@ from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME
-from offramp.tracing.fitted_heads import PreparedClassifier, PreparedLens
+from offramp.tracing.fitted_heads import PreparedClassifier, PreparedReading
 from offramp.tracing.heads_file import write_heads
 from tiny_models import write_documents
 
@@ -223,9 +223,9 @@ def test_nothing_is_computed_twice_or_unasked(
 ) -> None:
     model = tiny_llama()
     lens_calls: list[int] = []
-    apply = PreparedLens.__call__
+    apply = PreparedReading.__call__
     monkeypatch.setattr(
-        PreparedLens, "__call__", lambda self, rows: lens_calls.append(1) or apply(self, rows)
+        PreparedReading, "__call__", lambda self, rows: lens_calls.append(1) or apply(self, rows)
     )
     states = states_of(model, [3, 1, 4, 1, 5])
     reader = ExitReader(engine_of(model), random_heads(model, (1, 2)), threshold_needs(fact, (1, 2)))
@@ -375,7 +375,7 @@ POLICY = "threshold:signal=margin,value=0.2,exits=1+2+3"
 @pytest.mark.parametrize("norm", ["model", "rms", "layer", "none"])
 def test_facts_and_logits_of_own_heads_are_the_traces_and_the_ones_by_hand(norm: str) -> None:
     model = tiny_llama()
-    assert_read_as_traced(model, norm, 61, 2e-5)
+    assert_read_as_traced(model, random_output_heads(model, (1, 2), norm=norm), 61, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -388,12 +388,18 @@ def test_facts_and_logits_of_own_heads_are_the_traces_and_the_ones_by_hand(norm:
 )
 def test_families_with_own_heads(family: str, head_scale: float, dtype: str, tolerance: float) -> None:
     model = tiny_model(build_family(family), name=family, head_scale=head_scale, dtype=dtype)
-    assert_read_as_traced(model, "rms", 503, tolerance)
+    heads = random_output_heads(model, tuple(range(1, model.layers)), norm="rms")
+    assert_read_as_traced(model, heads, 503, tolerance)
 
 
-def assert_read_as_traced(model: Model, norm: str, vocabulary: int, tolerance: float) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_facts_and_logits_of_each_form_are_the_traces_and_the_ones_by_hand(form: str) -> None:
+    model = tiny_llama()
+    assert_read_as_traced(model, random_form(model, (1, 2), form), 61, 2e-5)
+
+
+def assert_read_as_traced(model: Model, heads: ExitHeads, vocabulary: int, tolerance: float) -> None:
     below = tuple(range(1, model.layers))
-    heads = random_output_heads(model, below, norm=norm)
     assert_equal_to_trace(model, heads, vocabulary=vocabulary, tolerance=tolerance)
     if model.dtype == "float32":
         reader = ExitReader(engine_of(model), heads, dict.fromkeys(below, ()))

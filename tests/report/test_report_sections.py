@@ -116,7 +116,7 @@ def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():
 def test_imported_heads_are_not_called_fitted():
     heads = {"documents": 0, "exits": 3, "lens": True, "lens_explained": None, "classifiers": {}}
     for output, kind in ((False, "a linear lens"), (True, "an output head of its own")):
-        imported = heads | {"imported": True, "output": output}
+        imported = heads | {"imported": True, "lens": not output, "output": output}
         page = Page(render(replace(example_run(), heads=imported)))
         assert page.faults == []
         assert f"Others trained {kind} at 3 exits. Which documents they used is not known" in page.text

@@ -14,7 +14,8 @@ from offramp.errors import InputError
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
-from offramp.tracing.exit_heads import ExitHeads, LinearLens
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.heads_file import write_heads
 
 

@@ -19,16 +19,24 @@ from naive_facts import (
     readings_of,
     states_of,
 )
-from random_heads import ALL_FACTS, output_logits, random_heads, random_output_heads
+from random_heads import (
+    ALL_FACTS,
+    FORMS,
+    output_logits,
+    random_form,
+    random_heads,
+    random_output_heads,
+    seen_by_hand,
+)
 from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.costs.probes import ProbeSizes
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.policies.policy_cost import prices_of
+from offramp.policies.policy_cost import fitted_sizes, prices_of, sizes_of_heads
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, ExitMlp
+from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.fitted_heads import CANDIDATES
 from offramp.tracing.heads_file import write_heads
@@ -57,25 +65,11 @@ def states(model: Model, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return before, after
 
 
-def network(mlp: ExitMlp, place: int, x: np.ndarray) -> np.ndarray:
-    """W_down (silu(W_gate n(x)) * W_up n(x)) of rows [rows, hidden], term by term."""
-    gate, up, down, norm = (
-        getattr(mlp, name)[place].astype(float) for name in ("gate", "up", "down", "norm")
-    )
-    n = norm * x / np.sqrt((x * x).mean(-1, keepdims=True) + mlp.epsilon)
-    inner = n @ gate.T
-    return (inner / (1.0 + np.exp(-inner)) * (n @ up.T)) @ down.T
-
-
 def lens_states(heads: ExitHeads, after: np.ndarray) -> np.ndarray:
     """What the model's own norm takes: A h + b below L, and the network behind it, by hand."""
     seen = after.copy()
-    if heads.lens is not None:
-        for place, layer in enumerate(heads.exits):
-            weight, bias = heads.lens.weight[place].astype(float), heads.lens.bias[place].astype(float)
-            seen[layer - 1] = after[layer - 1] @ weight.T + bias
-            if heads.mlp is not None:
-                seen[layer - 1] += network(heads.mlp, place, seen[layer - 1])
+    for place, layer in enumerate(heads.exits):
+        seen[layer - 1] = seen_by_hand(heads, place, after[layer - 1])
     return seen
 
 
@@ -320,6 +314,21 @@ def test_a_trace_through_own_heads_equals_the_one_by_hand(norm: str) -> None:
     assert_by_hand(run(model, heads, signals="all"), model, heads, 61)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_trace_through_each_form_equals_the_one_by_hand(form: str) -> None:
+    model = tiny_llama()
+    heads = random_form(model, [1, 2], form)
+    found = run(model, heads, signals="restricted")
+    assert_by_hand(found, model, heads, 61)
+    assert fitted_sizes(found) == sizes_of_heads(heads, mapped=False)
+    # Parts of one exit alone, out of arrays of both or of one that they share.
+    some = dataclasses.replace(
+        heads, lens=heads.lens and heads.lens.at([1]), mlp=heads.mlp and heads.mlp.at([1])
+    )
+    rows = np.random.default_rng(0).normal(size=(3, model.shape.hidden_size))
+    assert np.array_equal(seen_by_hand(some, 0, rows), seen_by_hand(heads, 1, rows))
+
+
 @pytest.mark.parametrize(("family", "head_scale"), [("gemma2", 60.0), ("granite", 60.0), ("phi", 20.0)])
 def test_what_the_model_does_to_its_logits_is_done_to_an_exits_too(family: str, head_scale: float) -> None:
     """A soft-cap, a divisor, and a head with a bias."""
@@ -328,22 +337,26 @@ def test_what_the_model_does_to_its_logits_is_done_to_an_exits_too(family: str, 
     assert_by_hand(run(model, heads, 503, signals="all"), model, heads, 503)
 
 
-def test_a_masked_vocabulary_is_masked_at_exit_l_alone() -> None:
+@pytest.mark.parametrize("kind", ["own", "the model's"])
+def test_a_masked_vocabulary_is_masked_where_the_head_is_the_models(kind: Any) -> None:
     model = tiny_model(build_family("phi"), head_scale=20.0)
     model.hf.lm_head.bias[[0, 7, 100, 301]] = -torch.inf
-    heads = random_output_heads(model, range(1, model.layers))
+    heads = random_output_heads(model, range(1, model.layers), heads=kind)
     assert_by_hand(run(model, heads, 503), model, heads, 503)
 
 
 def test_one_buffer_of_logits_serves_every_exit() -> None:
-    from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
-    from offramp.tracing.head import LinearHead
+    from offramp.tracing.fitted_heads import FittedHeads
+    from offramp.tracing.head import LinearHead, make_head
+    from offramp.tracing.own_heads import OwnHeads
     from offramp.tracing.states import StateShape
 
     model = tiny_model(build_family("llama"))
     heads = random_output_heads(model, range(1, model.layers))
     fitted = FittedHeads.of(heads, range(1, model.layers + 1))
-    own = OwnHeads.of(fitted, model.stack, StateShape(-2, None, model.shape.hidden_size), "eager")
+    shape = StateShape(-2, None, model.shape.hidden_size)
+    head = make_head(model.stack, model.shape.vocabulary_size, shape, "eager")
+    own = OwnHeads.of(fitted, model.stack, head, shape)
     assert len({head.buffer.whole.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
 
 

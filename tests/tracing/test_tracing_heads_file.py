@@ -16,17 +16,10 @@ import pytest
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import (
-    ExitClassifier,
-    ExitHeads,
-    ExitMaps,
-    ExitMlp,
-    KeyValueMaps,
-    LinearLens,
-    OutputHeads,
-    map_elements,
-)
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import ExitMlp, LinearLens, OutputHeads
 from offramp.tracing.heads_file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps, map_elements
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
 MODEL: dict[str, Any] = {
@@ -86,6 +79,14 @@ def with_lens(**arrays: Any) -> ExitHeads:
     lens = example().lens
     assert lens is not None
     return example(lens=dataclasses.replace(lens, **arrays))
+
+
+def with_low_rank(rank: int) -> ExitHeads:
+    generator = np.random.default_rng(6)
+    inward, outward = (
+        generator.normal(size=(2, *shape)).astype(np.float32) for shape in ((rank, HIDDEN), (HIDDEN, rank))
+    )
+    return with_lens(weight=None, inward=inward, outward=outward)
 
 
 def with_classifier(**arrays: Any) -> ExitHeads:
@@ -155,6 +156,8 @@ def own_heads(kind: Any = "rms", **changes: Any) -> ExitHeads:
     return ExitHeads(MODEL, EXITS, None, {}, None, None, documents={}, output=output)
 
 
+OUTPUT: Any = own_heads().output
+
 WHOLE = {
     "lens and classifiers": example(),
     "classifiers": example(lens=None, shortlist=None, candidate_exit=None),
@@ -165,6 +168,13 @@ WHOLE = {
     "whole maps": maps_alone(None),
     "own heads, the model's norm": own_heads("model"),
     "own heads, own norm": own_heads("layer"),
+    "own norms": own_heads("layer", weight=None, bias=None),
+    "one head for all": own_heads("rms", weight=OUTPUT.weight[:1], bias=OUTPUT.bias[:1]),
+    "own heads behind a lens of low rank": dataclasses.replace(own_heads("rms"), lens=with_low_rank(2).lens),
+    "networks alone": dataclasses.replace(with_mlp(), lens=None),
+    "one network for all": with_mlp(
+        **{name: getattr(with_mlp().mlp, name)[:1] for name in ("norm", "gate", "up", "down")}
+    ),
 }
 
 
@@ -230,6 +240,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, case: str) -> None:
         with_mlp(),
         with_mlp(epsilon=1e-5),
         with_mlp(2),
+        with_low_rank(2),
     ],
     ids=lambda _: "",
 )
@@ -237,7 +248,7 @@ def test_the_fingerprint_covers_everything(changed: ExitHeads) -> None:
     assert changed.fingerprint not in (example().fingerprint, example(kv_maps=example_maps()).fingerprint)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_file_of_an_older_version_is_read_and_has_the_fingerprint_that_it_had(
     path: Path, version: int
 ) -> None:
@@ -326,10 +337,6 @@ def poisoned(array: np.ndarray | None, value: float = np.nan) -> np.ndarray:
     return changed
 
 
-OUTPUT = own_heads().output
-assert OUTPUT is not None
-assert OUTPUT.norm_weight is not None
-
 MISFITS: list[tuple[ExitHeads, str]] = [
     (with_lens(weight=np.full((2, HIDDEN, HIDDEN), np.nan, np.float32)), "lens.weight holds a number"),
     (with_lens(bias=np.full((2, HIDDEN), np.inf, np.float32)), "lens.bias holds a number"),
@@ -340,7 +347,9 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (with_classifier(weights=(np.zeros((2, 3, 1), np.float32),)), "correctness.weights.0 is float32"),
     (with_classifier(biases=(np.zeros((2, 2), np.float32),)), "correctness.biases.0 is float32"),
     (example(exits=(3, 2)), "not ascending"),
-    (dataclasses.replace(with_mlp(), lens=None), "networks behind a lens, and no lens"),
+    (with_low_rank(HIDDEN + 1), f"a lens of rank {HIDDEN + 1}, which is not 1 to {HIDDEN}"),
+    (with_lens(inward=np.zeros((2, 2, HIDDEN), np.float32)), "lens.outward is missing"),
+    (with_mlp(gate=np.zeros((3, 3, HIDDEN), np.float32)), "mlp.gate is float32"),
     (with_mlp(gate=np.zeros((2, 4, HIDDEN), np.float32)), "mlp.up is float32"),
     (with_mlp(down=np.full((2, HIDDEN, 3), np.nan, np.float32)), "mlp.down holds a number"),
     (with_mlp(epsilon=0.0), "epsilon is 0.0"),
@@ -366,7 +375,9 @@ MISFITS: list[tuple[ExitHeads, str]] = [
     (own_heads(norm="model"), "a model norm takes no weights"),
     (own_heads(norm_weight=None), "a rms norm takes norm_weight"),
     (own_heads(epsilon=None), "epsilon is None"),
-    (dataclasses.replace(own_heads(), lens=example().lens), "both through a lens and through output heads"),
+    (own_heads("model", weight=None), "without an output head they must bring a norm, and no bias"),
+    (own_heads("rms", weight=None), "without an output head they must bring a norm, and no bias"),
+    (own_heads(weight=np.zeros((3, 50, HIDDEN), np.float32)), "output.weight is float32"),
 ]
 
 
@@ -388,7 +399,7 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
 
 @pytest.mark.parametrize("part", ["exits", "model", "classifiers", "documents", "candidate_exit"])
 def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> None:
-    from offramp.tracing.exit_heads import seal_of
+    from offramp.tracing.heads_arrays import seal_of
     from offramp.tracing.heads_file import SCHEMA, SEAL
 
     def without(header: dict[str, Any], description: dict[str, Any]) -> None:

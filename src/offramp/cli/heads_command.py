@@ -234,8 +234,10 @@ def _base_of_import(file: Path, model: str | None) -> str:
 
 def _import_notes(imported: ExitHeads) -> list[str]:
     """What was imported, and what that means, in words."""
+    from offramp.tracing.described_heads import read_by, reading_parts
+
     listed = ", ".join(str(exit) for exit in imported.exits)
-    kind = "an output head of its own" if imported.output is not None else "a linear lens"
+    kind = " and ".join(reading_parts(read_by(imported)))
     return [
         f"{imported.model['name']}: {kind} at exits {listed}",
         "it is not known which documents they were trained on, so tuning cannot leave those out",

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from offramp.report.word_table import WordTable
-    from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 
 def heads_table(fitted: ExitHeads) -> WordTable:

@@ -20,7 +20,7 @@ from offramp.costs.machine import (
     MLP_LAUNCHES,
     STEP_LAUNCHES,
 )
-from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, map_bytes, map_flops
+from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, lens_products, map_bytes, map_flops
 from offramp.costs.timings import KIND
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
@@ -148,7 +148,7 @@ class KernelMachine:
             for layer in set(shape.layers)
         }
         head = self.product(batch, shape.vocabulary_size, hidden).seconds + (HEAD_LAUNCHES - 1) * launch
-        through_lens = self._lens(batch, hidden, sizes.mlp_units) if lens else 0.0
+        through_lens = self._lens(batch, hidden, sizes) if lens else 0.0
         maps = {}
         for exit, rank in sizes.kv_maps:
             above = len(shape.layers) - 1 - exit
@@ -170,16 +170,10 @@ class KernelMachine:
             decision=self.decision_seconds,
         )
 
-    def _lens(self, batch: int, hidden: int, mlp_units: int) -> float:
-        """A linear lens, and the three products of a network behind it with what is between them."""
-        lens = self.product(batch, hidden, hidden).seconds
-        if not mlp_units:
-            return lens
-        inward, outward = (
-            self.product(batch, *sizes) for sizes in ((mlp_units, hidden), (hidden, mlp_units))
-        )
-        between = (MLP_LAUNCHES - 3) * self.launch_seconds
-        return lens + 2 * inward.seconds + outward.seconds + between
+    def _lens(self, batch: int, hidden: int, sizes: ProbeSizes) -> float:
+        """The products of a linear lens and of a network behind it, with what is between them."""
+        products = sum(self.product(batch, *one).seconds for one in lens_products(hidden, sizes))
+        return products + (MLP_LAUNCHES * self.launch_seconds if sizes.mlp_units else 0.0)
 
     def _probe(self, kind: ProbeKind, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
         """One check without its lens: its product, what its rows move beside, the wait for its answer."""

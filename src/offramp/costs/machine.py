@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs import counting
-from offramp.costs.probes import PROBES, ProbeSizes
+from offramp.costs.probes import PROBES, ProbeSizes, lens_products
 from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
@@ -75,12 +75,17 @@ EXPERT_LAUNCHES = 3
 KEY_VALUE_LAUNCHES = 3
 # Norm and product.
 HEAD_LAUNCHES = 2
-# Norm, three products, activation, gating (of a network behind a lens).
-MLP_LAUNCHES = 6
+# Norm, activation, gating, beside the three products of a network that exits are read through.
+MLP_LAUNCHES = 3
 # Subtraction of the centre, products (two in low rank), addition of the state.
 MAP_LAUNCHES = 3
 # Embedding, choice of the token.
 STEP_LAUNCHES = 2
+
+
+def launches_of_lens(hidden: int, sizes: ProbeSizes) -> int:
+    """Kernels of a linear lens and the network behind it: every product, and what is between them."""
+    return len(lens_products(hidden, sizes)) + (MLP_LAUNCHES if sizes.mlp_units else 0)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Roofline:
         rate = self._flops_per_second(shape)
         counts = token_prices(shape, position, batch=batch, lens=lens, sizes=sizes)
         flops, moved = counts.flops, counts.bytes
-        lens_launches = int(lens) * (1 + (MLP_LAUNCHES if sizes and sizes.mlp_units else 0))
+        lens_launches = launches_of_lens(shape.hidden_size, sizes or ProbeSizes()) if lens else 0
         return TokenCosts(
             unit="seconds",
             layers=self._seconds(flops.layers, moved.layers, rate, layer_launches(shape)),
@@ -254,6 +259,9 @@ def check_machine(
             "a linear lens": machine.token_costs(shape, NEAR, batch=batch, lens=True),
             "a network behind it": machine.token_costs(
                 shape, NEAR, batch=batch, lens=True, sizes=ProbeSizes(mlp_units=64)
+            ),
+            "a lens of low rank": machine.token_costs(
+                shape, NEAR, batch=batch, lens=True, sizes=ProbeSizes(lens_rank=4)
             ),
             "a later position": machine.token_costs(shape, FAR, batch=batch),
         }.items():

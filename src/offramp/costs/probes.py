@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,9 @@ class ProbeSizes:
 
     shortlist: tokens of a restricted vocabulary, or all where a model has fewer. hidden: units of a small
     network. candidates: tokens whose logits alone are computed. map_rank: of the K,V maps that a machine is
-    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced. mlp_units: of the networks
-    behind a linear lens, 0 without any.
+    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced. lens_rank: of the linear
+    lenses, None where they are whole, 0 where networks stand alone. mlp_units: of the networks behind them, 0
+    without any.
     """
 
     shortlist: int = 2048
@@ -28,6 +30,7 @@ class ProbeSizes:
     map_rank: int = 64
     kv_maps: MapRanks = ()
     mlp_units: int = 0
+    lens_rank: int | None = None
 
     def __post_init__(self) -> None:
         # JSON has lists for tuples.
@@ -39,24 +42,40 @@ USUAL_SIZES = ProbeSizes()
 
 @dataclass(frozen=True)
 class FittedSizes:
-    """What exit heads add to a step. lens: whether exits below L are read through a linear lens.
+    """What exit heads add to a step (see `fitted_of`).
 
-    mlp_units: of the networks behind it, 0 without any. maps: K,V maps, where K and V are mapped. shortlist:
-    tokens of a list of another length than usual, None without one.
+    lens: whether exits below L are read through a linear lens, a network, or both. mlp_units: of the
+    networks, 0 without any. maps: K,V maps, where K and V are mapped. shortlist: tokens of a list of another
+    length than usual, None without one. lens_rank: of the lens, None where it is whole, 0 without one.
     """
 
     lens: bool = False
     mlp_units: int = 0
     maps: MapRanks = ()
     shortlist: int | None = None
+    lens_rank: int | None = None
 
     def added_to(self, sizes: ProbeSizes) -> ProbeSizes:
         """The sizes with these."""
         listed = sizes.shortlist if self.shortlist is None else self.shortlist
-        return replace(sizes, mlp_units=self.mlp_units, kv_maps=self.maps, shortlist=listed)
+        return replace(
+            sizes,
+            lens_rank=self.lens_rank,
+            mlp_units=self.mlp_units,
+            kv_maps=self.maps,
+            shortlist=listed,
+        )
 
 
 NOTHING_FITTED = FittedSizes()
+
+
+def fitted_of(
+    *, lens: bool, lens_rank: int | None, mlp_units: int, maps: MapRanks, shortlist: int | None
+) -> FittedSizes:
+    """Of heads with or without a lens, a network alone being a reading whose lens is of rank 0."""
+    alone = bool(mlp_units) and not lens
+    return FittedSizes(lens or alone, mlp_units, maps, shortlist, 0 if alone else lens_rank)
 
 
 @dataclass(frozen=True)
@@ -202,12 +221,23 @@ def timed_map_layers(shape: ModelShape) -> int:
     return max(1, len(shape.layers) // 2)
 
 
-def lens_flops(shape: ModelShape, batch: int = 1, mlp_units: int = 0) -> float:
-    """FLOPs of a linear lens and the network behind it, for `batch` hidden states: 2 d^2 + 6 d units each."""
-    return batch * 2.0 * shape.hidden_size * (shape.hidden_size + 3 * mlp_units)
+def lens_products(hidden: int, sizes: ProbeSizes) -> tuple[tuple[int, int], ...]:
+    """Products of a linear lens and the network behind it, each as (columns, inputs)."""
+    rank, units = sizes.lens_rank, sizes.mlp_units
+    if rank is None:
+        lens: tuple[tuple[int, int], ...] = ((hidden, hidden),)
+    else:
+        lens = ((rank, hidden), (hidden, rank)) if rank else ()
+    return (*lens, (units, hidden), (units, hidden), (hidden, units)) if units else lens
 
 
-def lens_bytes(shape: ModelShape, mlp_units: int = 0) -> float:
-    """Bytes of both, their weights read once for any number of tokens."""
-    rows = shape.hidden_size + 1 + 3 * mlp_units + bool(mlp_units)
-    return float(shape.element_bytes * shape.hidden_size * rows)
+def lens_flops(shape: ModelShape, batch: int = 1, sizes: ProbeSizes = USUAL_SIZES) -> float:
+    """FLOPs of both for `batch` hidden states: 2 d^2, or 4 d r in rank r, and 6 d units of each."""
+    return batch * 2.0 * sum(math.prod(product) for product in lens_products(shape.hidden_size, sizes))
+
+
+def lens_bytes(shape: ModelShape, sizes: ProbeSizes = USUAL_SIZES) -> float:
+    """Bytes of both, read once for any number of tokens; a lens has a bias, a network a norm."""
+    products = sum(math.prod(product) for product in lens_products(shape.hidden_size, sizes))
+    vectors = (sizes.lens_rank != 0) + bool(sizes.mlp_units)
+    return float(shape.element_bytes * (products + shape.hidden_size * vectors))

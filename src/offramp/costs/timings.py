@@ -213,7 +213,7 @@ class TimingsProfile:
         head = float(self._at(self.head_seconds, batch))
         timed = self._timed(shape, batch)
         of_lens = Work(lens_flops(shape), lens_bytes(shape))
-        wanted_lens = Work(lens_flops(shape, 1, sizes.mlp_units), lens_bytes(shape, sizes.mlp_units))
+        wanted_lens = Work(lens_flops(shape, 1, sizes), lens_bytes(shape, sizes))
         lens_seconds = self._price(self.lens_seconds, of_lens, wanted_lens, timed, batch) if lens else 0.0
         probes = {}
         # The wait is a guess: it never outweighs the head that a check replaces.

@@ -108,7 +108,7 @@ class Unit:
     head: Callable[[ModelShape, int], float]
     probe: Callable[[ProbeKind, ModelShape, ProbeSizes, int], float]
     key_value: Callable[[ModelShape, float, int], NDArray[np.float64]]
-    lens: Callable[[ModelShape, int, int], float]
+    lens: Callable[[ModelShape, int, ProbeSizes], float]
     map: Callable[[ModelShape, int, int | None, int], float]
 
 
@@ -121,7 +121,7 @@ UNITS: dict[str, Unit] = {
             lambda shape, batch: counting.head_bytes(shape),
             ProbeKind.batch_bytes,
             counting.key_value_bytes,
-            lambda shape, batch, mlp_units: lens_bytes(shape, mlp_units),
+            lambda shape, batch, sizes: lens_bytes(shape, sizes),
             lambda shape, layers, rank, batch: map_bytes(shape, layers, rank),
         ),
         Unit(
@@ -169,8 +169,8 @@ def token_costs(
 ) -> TokenCosts:
     """The prices of a step that decodes `batch` tokens at `position`, in "bytes" moved or in "flops".
 
-    lens: whether exits below L are read through a linear lens. sizes: of the probes, of networks behind the
-    lens, and of K,V maps that are to be priced too.
+    lens: whether exits below L are read through a linear lens or a network. sizes: of the probes, of lens and
+    network, and of K,V maps that are to be priced too.
 
     Raises InputError for another unit, a position that is negative or not finite, or a batch below 1.
     """
@@ -178,7 +178,7 @@ def token_costs(
         raise InputError(f"no unit {unit!r} to count costs in", fix="choose one of: " + ", ".join(UNITS))
     price = UNITS[unit]
     sizes = ProbeSizes() if sizes is None else sizes
-    through_lens = price.lens(shape, batch, sizes.mlp_units) if lens else 0.0
+    through_lens = price.lens(shape, batch, sizes) if lens else 0.0
     return TokenCosts(
         unit=unit,
         layers=price.layers(shape, position, batch),

@@ -19,7 +19,7 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine
-from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes, MapRanks, ProbeSizes
+from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes, MapRanks, ProbeSizes, fitted_of
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
@@ -100,8 +100,13 @@ def probes_made(decisions: Decisions) -> NDArray[np.int64]:
 def fitted_sizes(trace: Trace, maps: MapRanks = ()) -> FittedSizes:
     """What the exit heads of a trace add to its steps. maps: the K,V maps that are charged."""
     heads = trace.request.get("heads") or {}
-    listed = heads.get("short_list")
-    return FittedSizes(bool(heads.get("lens")), int(heads.get("mlp_units", 0)), maps, listed)
+    return fitted_of(
+        lens=bool(heads.get("lens")),
+        lens_rank=heads.get("lens_rank"),
+        mlp_units=int(heads.get("mlp_units", 0)),
+        maps=maps,
+        shortlist=heads.get("short_list"),
+    )
 
 
 def sizes_of_heads(heads: ExitHeads | None, *, mapped: bool) -> FittedSizes:
@@ -109,8 +114,13 @@ def sizes_of_heads(heads: ExitHeads | None, *, mapped: bool) -> FittedSizes:
     if heads is None:
         return NOTHING_FITTED
     maps = heads.kv_maps.ranks.items() if mapped and heads.kv_maps is not None else ()
-    units = 0 if heads.mlp is None else heads.mlp.units
-    return FittedSizes(heads.lens is not None, units, tuple(maps), unusual_length(heads))
+    return fitted_of(
+        lens=heads.lens is not None,
+        lens_rank=None if heads.lens is None else heads.lens.rank,
+        mlp_units=0 if heads.mlp is None else heads.mlp.units,
+        maps=tuple(maps),
+        shortlist=unusual_length(heads),
+    )
 
 
 def mean_position(trace: Trace) -> float:
@@ -197,15 +207,16 @@ def _seconds(
     machine: Machine, shape: ModelShape, position: float, batch: int, fitted: FittedSizes
 ) -> TokenCosts:
     """The machine's prices of a step, with what exit heads add to it."""
-    if not fitted.maps and not fitted.mlp_units and fitted.shortlist is None:
+    if fitted == FittedSizes(lens=fitted.lens):
         return machine.token_costs(shape, position, batch=batch, lens=fitted.lens)
     sizes = fitted.added_to(machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes())
     costs = machine.token_costs(shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
     if set(costs.maps) != {exit for exit, _ in fitted.maps}:
         raise _not_priced(machine, "K,V maps", "kv_maps")
     if fitted.mlp_units:
+        lens = fitted.lens_rank != 0
         alone = machine.token_costs(
-            shape, position, batch=batch, lens=fitted.lens, sizes=replace(sizes, mlp_units=0)
+            shape, position, batch=batch, lens=lens, sizes=replace(sizes, mlp_units=0)
         )
         if not costs.exit_head > alone.exit_head:
             raise _not_priced(machine, "the networks that exits are read through", "mlp_units")

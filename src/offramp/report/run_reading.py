@@ -42,6 +42,7 @@ from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import MODEL, MODEL_FILE, TracedModel
 from offramp.studies.work.tune import Answers, read_answers
+from offramp.tracing.described_heads import read_by
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
@@ -359,10 +360,8 @@ def describe_heads(several: Sequence[ExitHeads]) -> dict[str, Any] | None:
     return {
         "documents": sum(len(ids) for one in several for ids in one.seen_documents.values()),
         "exits": len(first.exits),
-        "lens": first.lens is not None,
         "lens_explained": min((float(np.mean(shares)) for shares in explained), default=None),
-        **({} if first.mlp is None else {"mlp_units": first.mlp.units}),
-        "output": first.output is not None,
+        **read_by(first),
         "imported": "imported" in first.provenance,
         "classifiers": {
             name: {

@@ -141,10 +141,10 @@ class RunResult:
     hardware: the machine that speed is predicted for, made by `price_list`; None if
     no profile was at hand.
     heads: what was fitted on documents of its own, None if nothing was. Keys: "documents" (fitted on),
-    "exits", "lens" (whether exits are read through a linear lens), "lens_explained" (mean share of the last
-    state's variance that it explains on held-out documents, None if not known), "output" (whether exits have
-    output heads of their own), "imported" (whether others trained them) and "classifiers": by name, "exits",
-    "better_than_chance" (at how many of them, on held-out documents), "auroc" (median, or None).
+    "exits", what they are read by (see `offramp.tracing.described_heads.read_by`), "lens_explained" (mean
+    share of the last state's variance that a lens explains on held-out documents, None if not known),
+    "imported" (whether others trained them) and "classifiers": by name, "exits", "better_than_chance" (at how
+    many of them, on held-out documents), "auroc" (median, or None).
     decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
     all of it. progress: how far the run had come; None when it is over.
     combined: what `offramp bench --combine` left in the run's folder, None without it. training: of the

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads, KeyValueMaps, seal_of
+from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.heads_file import require_base
+from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.manifest import DocumentRecord, DocumentText
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text, sketches_of, write_sketch
@@ -27,24 +29,34 @@ def describe_heads(heads: ExitHeads) -> dict[str, Any]:
     """
     maps = {} if heads.kv_maps is None else describe_maps(heads.kv_maps)
     trained = {"trained": True} if "trained" in heads.provenance else {}
-    mlp = {} if heads.mlp is None else {"mlp_units": heads.mlp.units}
     listed = unusual_length(heads)
     short_list = {} if listed is None else {"short_list": listed}
     reading = {} if heads.kv_maps is None else {"reading": heads.reading_fingerprint}
     return {
         "fingerprint": heads.fingerprint,
-        "lens": heads.lens is not None,
-        "output": heads.output is not None,
+        **read_by(heads),
         "imported": "imported" in heads.provenance,
         "candidate_exit": heads.candidate_exit,
         "documents": {workload: list(ids) for workload, ids in heads.seen_documents.items()},
         "texts": heads.seen_texts is not None,
         "facts": sorted(heads.classifiers),
-        **mlp,
         **trained,
         **short_list,
         **reading,
         **maps,
+    }
+
+
+def read_by(heads: ExitHeads) -> dict[str, Any]:
+    """Of which parts their reading of exits is, in JSON values (see `reading_parts`)."""
+    rank = None if heads.lens is None else heads.lens.rank
+    alone = heads.output is not None and heads.output.weight is None
+    return {
+        "lens": heads.lens is not None,
+        "output": heads.output is not None,
+        **({} if rank is None else {"lens_rank": rank}),
+        **({} if heads.mlp is None else {"mlp_units": heads.mlp.units}),
+        **({"norms_alone": True} if alone else {}),
     }
 
 
@@ -63,23 +75,37 @@ def describe_maps(maps: KeyValueMaps) -> dict[str, Any]:
 
 
 def reads_exits(heads: Mapping[str, Any] | None) -> bool:
-    """Whether exits are read through the lens or the output heads of described exit heads."""
-    return bool(heads and (heads.get("lens") or heads.get("output")))
+    """Whether exits are read through lens, networks, norms or output heads of described exit heads."""
+    return bool(reading_parts(heads or {}))
+
+
+def reading_parts(heads: Mapping[str, Any]) -> list[str]:
+    """What described exit heads read each exit through, one after the other; nothing where the model's own.
+
+    "a linear lens", "a linear lens of rank 16", "a network of 512 units", "a norm of its own" or "an output
+    head of its own".
+    """
+    parts = []
+    if heads.get("lens"):
+        parts.append("a linear lens" + (f" of rank {heads['lens_rank']:,}" if heads.get("lens_rank") else ""))
+    if heads.get("mlp_units"):
+        parts.append(f"a network of {heads['mlp_units']:,} units")
+    if heads.get("output"):
+        parts.append("a norm of its own" if heads.get("norms_alone") else "an output head of its own")
+    return parts
 
 
 def read_through(heads: Mapping[str, Any] | None) -> str:
     """What reads the exits of a trace with described exit heads, in words.
 
-    `RAW`, "a linear lens", "a trained linear lens and a network of 512 units", "imported output heads".
+    `RAW`, "a linear lens", "a trained linear lens and a network of 512 units".
     """
-    if not heads or not reads_exits(heads):
+    parts = reading_parts(heads or {})
+    if not heads or not parts:
         return RAW
-    made = "imported " if heads.get("imported") else "trained " if heads.get("trained") else ""
-    if heads.get("output"):
-        return f"{made}output heads"
-    article = "an" if made.startswith("i") else "a"
-    units = heads.get("mlp_units")
-    return f"{article} {made}linear lens" + (f" and a network of {units:,} units" if units else "")
+    made = "an imported" if heads.get("imported") else "a trained" if heads.get("trained") else ""
+    first = f"{made} {parts[0].split(maxsplit=1)[1]}" if made else parts[0]
+    return " and ".join([first, *parts[1:]])
 
 
 def heads_documents(trace: Trace) -> frozenset[str]:

@@ -1,218 +1,30 @@
-"""Exit heads, bound to the model they belong to: a linear lens or output heads, classifiers, and K,V maps."""
+"""Exit heads, bound to the model they belong to: how exits are read, classifiers, and K,V maps."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
-from offramp.files import canonical_json
+from offramp.tracing.exit_readings import (
+    ExitMlp,
+    LinearLens,
+    OutputHeads,
+    read_lens,
+    read_mlp,
+    read_output,
+)
+from offramp.tracing.heads_arrays import Arrays, Reader, Weights, named_arrays, seal_of, text_arrays
+from offramp.tracing.key_value_maps import KeyValueMaps, read_maps
 from offramp.workloads.shared_text import Sketch
-
-Weights = NDArray[np.float32]
 
 SHORTLIST = 2048
 """Tokens of the short list, unless heads bring another or the vocabulary is smaller."""
 
-ELEMENT_BYTES = 4
-"""Maps are kept in float32."""
-
-
-@dataclass(frozen=True)
-class ExitMaps:
-    """The maps of one exit e < L - 1, to the output of each layer l = e + 1..L - 1, the axis "layers" here.
-
-    h_l = h + D_l (h - centre) + bias_l, h being the exit's hidden state: the input of layer l + 1 but for
-    what a linear map cannot say. D_l is whole, or of low rank with one V for all layers: D_l = U_l V^T.
-
-    change: D, float32 [layers, hidden, hidden] (rows are outputs), None in low rank. inward: V^T, float32
-    [rank, hidden], and outward: U, float32 [layers, hidden, rank], columns from the most to the least that
-    they explain; None where D is whole. centre: float32 [hidden]. bias: float32 [layers, hidden].
-    explained: float64 [ranks, layers], share of the held-out variance of h_l - h, each token's over the mean
-    square of its h, that the first columns explain: row r - 1 of rank r; one row where D is whole. penalty:
-    of the ridge regression.
-    """
-
-    centre: Weights
-    bias: Weights
-    explained: NDArray[np.float64]
-    penalty: float
-    change: Weights | None = None
-    inward: Weights | None = None
-    outward: Weights | None = None
-
-    @property
-    def rank(self) -> int | None:
-        """Columns of U and V; None where D is whole."""
-        return None if self.inward is None else len(self.inward)
-
-    @property
-    def bytes(self) -> int:
-        """Of all that is needed to apply the maps."""
-        arrays = (self.centre, self.bias, self.change, self.inward, self.outward)
-        return sum(array.nbytes for array in arrays if array is not None)
-
-    def truncated(self, rank: int) -> ExitMaps:
-        """The first `rank` columns, or all there are if they are fewer.
-
-        Raises InputError for maps that are whole, whose columns have no order, or a rank below 1.
-        """
-        if self.inward is None or self.outward is None:
-            raise InputError(
-                "K,V maps that are whole have no columns to leave out",
-                where="K,V maps",
-                fix="fit them in low rank, up to the hidden size: --kv-rank N",
-            )
-        if rank < 1:
-            raise InputError(f"K,V maps of rank {rank} are not possible", fix="give 1 or more")
-        return replace(
-            self,
-            inward=self.inward[:rank],
-            outward=self.outward[..., :rank],
-            explained=self.explained[:rank],
-        )
-
-
-@dataclass(frozen=True)
-class KeyValueMaps:
-    """The maps of some exits: what skipped layers are given where K and V are not to come from h_e itself.
-
-    maps: by exit, ascending, each below L - 1: layer L is given h_{L-1} itself by a token that left at L - 1.
-    documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of their texts
-    in the same order, None where they are not known. provenance: how they were fitted.
-    """
-
-    maps: Mapping[int, ExitMaps]
-    documents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    texts: tuple[Sketch, ...] | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def exits(self) -> tuple[int, ...]:
-        """The exits that have maps, ascending."""
-        return tuple(self.maps)
-
-    @property
-    def ranks(self) -> dict[int, int | None]:
-        """The rank of each exit's maps, None where they are whole."""
-        return {exit: maps.rank for exit, maps in self.maps.items()}
-
-    def truncated(self, rank: int) -> KeyValueMaps:
-        """The same fit at a lower rank: the first columns of every exit, which explain the most.
-
-        Nothing is fitted again, so that several ranks of one fit can be held against each other. Raises
-        InputError as `ExitMaps.truncated` does.
-        """
-        return replace(self, maps={exit: maps.truncated(rank) for exit, maps in self.maps.items()})
-
-    def missing(self, exits: Iterable[int], layers: int) -> list[int]:
-        """Which of some exits the maps lack, of a model of so many layers; L - 1 and L need none."""
-        return sorted(exit for exit in set(exits) - set(self.maps) if exit < layers - 1)
-
-    def header(self) -> dict[str, Any]:
-        """All that is not an array, as JSON values."""
-        texts = {} if self.texts is None else {"texts": True}
-        return {
-            "maps": [
-                {"exit": exit, "rank": maps.rank, "penalty": maps.penalty} for exit, maps in self.maps.items()
-            ],
-            "documents": {workload: list(ids) for workload, ids in self.documents.items()},
-            "provenance": dict(self.provenance),
-            **texts,
-        }
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Every array under the name it has in a file: "kv_maps.8.bias", ..."""
-        maps = {
-            f"kv_maps.{exit}.{name}": array
-            for exit, maps in self.maps.items()
-            for name in MAP_ARRAYS
-            if (array := getattr(maps, name)) is not None
-        }
-        return maps if self.texts is None else maps | text_arrays(self.texts, "kv_maps.texts.")
-
-
-MAP_ARRAYS = ("centre", "bias", "explained", "change", "inward", "outward")
-
-
-def text_arrays(texts: Sequence[Sketch], prefix: str) -> dict[str, NDArray[Any]]:
-    """Sketches as arrays: all numbers one after the other, and how many each has."""
-    return {
-        f"{prefix}hashes": np.concatenate([np.empty(0, dtype=np.uint32), *texts]),
-        f"{prefix}sizes": np.array([len(sketch) for sketch in texts], dtype=np.int64),
-    }
-
-
-def map_elements(hidden: int, layers: int, rank: int | None) -> int:
-    """Numbers of one exit's maps to so many layers; rank None: whole."""
-    each = hidden * hidden if rank is None else hidden * rank
-    shared = 0 if rank is None else hidden * rank
-    return shared + layers * (each + hidden)
-
-
-@dataclass(frozen=True)
-class LinearLens:
-    """Per exit below L an affine map h -> A h + b, an estimate of the last layer's output.
-
-    weight: float32 [exits, hidden, hidden] (rows are outputs); bias: float32 [exits, hidden].
-    explained: float64 [exits], share of the variance of h_L explained on held-out documents. penalty: float64
-    [exits], the ridge penalty chosen there. Both are None for a lens that offramp did not fit.
-    """
-
-    weight: Weights
-    bias: Weights
-    explained: NDArray[np.float64] | None = None
-    penalty: NDArray[np.float64] | None = None
-
-
-@dataclass(frozen=True)
-class ExitMlp:
-    """Per exit below L a residual gated network behind the lens, before the model's own final norm and head.
-
-    x -> x + W_down (silu(W_gate n(x)) * W_up n(x)), n(x) = norm * x / sqrt(mean(x^2) + epsilon): SwiGLU
-    (arXiv 2002.05202, equation 6) behind an RMS norm (arXiv 1910.07467, equation 4), x being what the lens
-    gives.
-
-    norm: float32 [exits, hidden]. gate, up: float32 [exits, units, hidden]. down: float32 [exits, hidden,
-    units].
-    """
-
-    norm: Weights
-    gate: Weights
-    up: Weights
-    down: Weights
-    epsilon: float = 1e-6
-
-    @property
-    def units(self) -> int:
-        """Of the hidden layer."""
-        return int(self.gate.shape[1])
-
-
-NormKind = Literal["model", "rms", "layer", "none"]
-
-
-@dataclass(frozen=True)
-class OutputHeads:
-    """Per exit below L an output head of its own: h -> W norm(h) + b, then what the model does to its logits.
-
-    weight: float32 [exits, vocabulary, hidden]. bias: float32 [exits, vocabulary], None without one. norm:
-    "model" (the model's own final norm), "rms" (arXiv 1910.07467, section 3), "layer" (arXiv 1607.06450,
-    section 3) or "none". norm_weight, norm_bias: float32 [exits, hidden] of "rms" and "layer", None where
-    there is none. epsilon: added under the root.
-    """
-
-    weight: Weights
-    bias: Weights | None = None
-    norm: NormKind = "model"
-    norm_weight: Weights | None = None
-    norm_bias: Weights | None = None
-    epsilon: float | None = None
+CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
 
 
 @dataclass(frozen=True)
@@ -241,15 +53,15 @@ class ExitHeads:
     """A whole file of fitted heads.
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
-    ascending, below L; the first axis of every array but the K,V maps'. lens, output: how exits are read, at
-    most one of them; by the logit lens if both are None. classifiers: by the fact they give (see
-    `offramp.tracing.facts.HEAD_FACTS`). shortlist: token ids of the restricted vocabulary, int32 [tokens],
-    None for the first ids. candidate_exit: the exit whose best tokens are the candidates, None without that
-    classifier. documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of
-    these documents' texts, in the same order over all workloads; None where they are not known. provenance:
-    how it was fitted; or, under "imported", where it came from. mlp: what comes behind the lens, without
-    which there is none. kv_maps: for the KV strategy "mapped", with exits, documents, texts and provenance of
-    their own: heads may hold nothing else, and then have no `exits`.
+    ascending, below L; the first axis of every array but the K,V maps' and of what all exits share. lens,
+    mlp, output: how exits are read, one after the other (see `offramp.tracing.exit_readings`); by the logit
+    lens if all are None. classifiers: by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`).
+    shortlist: token ids of the restricted vocabulary, int32 [tokens], None for the first ids. candidate_exit:
+    the exit whose best tokens are the candidates, None without that classifier. documents: ids of the
+    documents that fitting saw, by workload fingerprint. texts: sketches of these documents' texts, in the
+    same order over all workloads; None where they are not known. provenance: how it was fitted; or, under
+    "imported", where it came from. kv_maps: for the KV strategy "mapped", with exits, documents, texts and
+    provenance of their own: heads may hold nothing else, and then have no `exits`.
     """
 
     model: Mapping[str, Any]
@@ -267,10 +79,11 @@ class ExitHeads:
 
     def __repr__(self) -> str:
         parts = [f"{len(self.exits)} exits"] if self.exits else []
+        norms = self.output is not None and self.output.weight is None
         kinds = {
             "lens": self.lens,
             "MLP": self.mlp,
-            "output heads": self.output,
+            f"{'norms' if norms else 'output heads'}": self.output,
             "K,V maps": self.kv_maps,
         }
         parts += [*(name for name, part in kinds.items() if part is not None), *self.classifiers]
@@ -279,7 +92,7 @@ class ExitHeads:
     @property
     def reads_exits(self) -> bool:
         """Whether exits are read through these heads instead of the model's own norm and output head."""
-        return self.lens is not None or self.output is not None
+        return any(part is not None for part in (self.lens, self.mlp, self.output))
 
     @property
     def fingerprint(self) -> str:
@@ -315,9 +128,10 @@ class ExitHeads:
 
     def header(self) -> dict[str, Any]:
         """All that is not an array, as JSON values; those only that there are."""
-        output = {} if self.output is None else {"output": _describe_output(self.output)}
+        output = {} if self.output is None else {"output": self.output.header()}
         maps = {} if self.kv_maps is None else {"kv_maps": self.kv_maps.header()}
-        mlp = {} if self.mlp is None else {"mlp": {"units": self.mlp.units, "epsilon": self.mlp.epsilon}}
+        mlp = {} if self.mlp is None else {"mlp": self.mlp.header()}
+        rank = {} if self.lens is None or self.lens.rank is None else {"lens_rank": self.lens.rank}
         texts = {} if self.texts is None else {"texts": True}
         return {
             "model": dict(self.model),
@@ -327,23 +141,20 @@ class ExitHeads:
             "candidate_exit": self.candidate_exit,
             "documents": {workload: list(ids) for workload, ids in self.documents.items()},
             "provenance": dict(self.provenance),
+            **rank,
             **output,
             **mlp,
             **maps,
             **texts,
         }
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> Arrays:
         """Every array under the name it has in a file: "lens.weight", "correctness.weights.0", ..."""
-        arrays: dict[str, NDArray[Any]] = {}
-        if self.lens is not None:
-            arrays |= _named("lens", self.lens, LENS_ARRAYS)
-        if self.mlp is not None:
-            arrays |= _named("mlp", self.mlp, MLP_ARRAYS)
-        if self.output is not None:
-            arrays |= _named("output", self.output, OUTPUT_ARRAYS)
+        arrays: Arrays = {}
+        for part in (self.lens, self.mlp, self.output):
+            arrays |= {} if part is None else part.arrays()
         for fact, classifier in self.classifiers.items():
-            arrays |= {f"{fact}.{name}": getattr(classifier, name) for name in CLASSIFIER_ARRAYS}
+            arrays |= named_arrays(fact, classifier, CLASSIFIER_ARRAYS)
             for number, (weights, biases) in enumerate(
                 zip(classifier.weights, classifier.biases, strict=True)
             ):
@@ -357,27 +168,53 @@ class ExitHeads:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-LENS_ARRAYS = ("weight", "bias", "explained", "penalty")
-MLP_ARRAYS = ("norm", "gate", "up", "down")
-OUTPUT_ARRAYS = ("weight", "bias", "norm_weight", "norm_bias")
-CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
+def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
+    """Heads from a header and arrays, every shape, type and number checked.
+
+    where: the file. Raises InputError for arrays that do not belong together, and what a header without the
+    parts that `ExitHeads.header` writes raises.
+    """
+    reader = Reader(arrays, len(header["exits"]), where)
+    heads = ExitHeads(
+        model=header["model"],
+        exits=tuple(header["exits"]),
+        lens=read_lens(reader, header),
+        classifiers={
+            fact: _classifier(reader, fact, layers) for fact, layers in header["classifiers"].items()
+        },
+        shortlist=reader.arrays.get("shortlist"),
+        candidate_exit=header["candidate_exit"],
+        documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
+        provenance=header["provenance"],
+        output=read_output(reader, header),
+        texts=reader.texts(header, "texts."),
+        mlp=read_mlp(reader, header),
+        kv_maps=read_maps(reader, header),
+    )
+    layers = int(header["model"]["layers"])
+    if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
+        raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
+    return heads
 
 
-def _named(prefix: str, owner: object, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """The arrays that an object has, by their name in a file."""
-    return {f"{prefix}.{name}": array for name in names if (array := getattr(owner, name)) is not None}
-
-
-def _describe_output(output: OutputHeads) -> dict[str, Any]:
-    absent = [name for name in OUTPUT_ARRAYS if getattr(output, name) is None]
-    return {"norm": output.norm, "epsilon": output.epsilon, "absent": absent}
-
-
-def seal_of(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of a header and of every array's name, type, shape and bytes, in hexadecimal."""
-    digest = hashlib.sha256(canonical_json(header).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _classifier(reader: Reader, fact: str, layers: int) -> ExitClassifier:
+    features = reader.width(f"{fact}.mean")
+    widths = [features]
+    weights, biases = [], []
+    for number in range(layers):
+        outputs = 1 if number == layers - 1 else reader.width(f"{fact}.biases.{number}")
+        weights.append(reader.take(f"{fact}.weights.{number}", (widths[-1], outputs)))
+        biases.append(reader.take(f"{fact}.biases.{number}", (outputs,)))
+        widths.append(outputs)
+    scale = reader.take(f"{fact}.scale", (features,))
+    if not (scale > 0).all():
+        raise reader.refused(f"{fact}.scale holds a number that is not positive")
+    return ExitClassifier(
+        mean=reader.take(f"{fact}.mean", (features,)),
+        scale=scale,
+        weights=tuple(weights),
+        biases=tuple(biases),
+        auroc=reader.take(f"{fact}.auroc", (), np.float64, finite=False),
+        base_rate=reader.take(f"{fact}.base_rate", (), np.float64),
+        better_than_chance=reader.take(f"{fact}.better_than_chance", (), np.bool_),
+    )

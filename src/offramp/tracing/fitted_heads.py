@@ -1,8 +1,7 @@
-"""Fitted exit heads at work: lens, output heads, features and probabilities, in fitting and tracing alike."""
+"""Fitted exit heads at work: lens, network, features and probabilities, in fitting and tracing alike."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,17 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.models.calls import first_tensor
 from offramp.models.model import Model
-from offramp.models.stack import ExitStack
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMlp, LinearLens, OutputHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import ExitMlp, LinearLens
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.head import Head, LinearHead, at_head, make_head
-from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import Reductions
+from offramp.tracing.heads_arrays import at_place
 
 CANDIDATES = 8
 """Tokens whose logits a candidate head looks at: the best ones of the candidate exit."""
@@ -60,8 +56,10 @@ class PreparedMlp:
     @classmethod
     def of(cls, mlp: ExitMlp, place: int, device: torch.device) -> PreparedMlp:
         """The network at one place of the arrays."""
-        gate, up, down = (tensor_of(one[place]).to(device).t() for one in (mlp.gate, mlp.up, mlp.down))
-        return cls(tensor_of(mlp.norm[place]).to(device), gate, up, down, mlp.epsilon)
+        norm, gate, up, down = (
+            tensor_of(at_place(one, place)).to(device) for one in (mlp.norm, mlp.gate, mlp.up, mlp.down)
+        )
+        return cls(norm, gate.t(), up.t(), down.t(), mlp.epsilon)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Of rows [rows, features] in float32."""
@@ -71,30 +69,59 @@ class PreparedMlp:
 
 @dataclass(frozen=True)
 class PreparedLens:
-    """One exit's affine map, and the network behind it if there is one.
+    """One exit's affine map (see `LinearLens`), float32, every matrix transposed.
 
-    weight: float32 [features, features], transposed; bias: float32 [features].
+    weight: [features, features], or U^T [rank, features] of a change of low rank, inward: V [features, rank]
+    of that, None where the map is whole. bias: [features].
     """
 
     weight: Tensor
     bias: Tensor
+    inward: Tensor | None = None
+
+    @classmethod
+    def of(cls, lens: LinearLens, place: int, device: torch.device) -> PreparedLens:
+        """The map at one place of the arrays."""
+        bias = tensor_of(lens.bias[place]).to(device)
+        if lens.weight is not None:
+            return cls(tensor_of(lens.weight[place]).to(device).t(), bias)
+        assert lens.inward is not None, "a lens is whole or has both factors"
+        assert lens.outward is not None, "a lens is whole or has both factors"
+        inward, outward = (tensor_of(one[place]).to(device).t() for one in (lens.inward, lens.outward))
+        return cls(outward, bias, inward)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Of rows [rows, features] in float32."""
+        if self.inward is None:
+            return torch.addmm(self.bias, rows, self.weight)
+        return torch.addmm(rows + self.bias, rows @ self.inward, self.weight)
+
+
+@dataclass(frozen=True)
+class PreparedReading:
+    """What one exit's states go through before the final norm: a lens, a network, or one after the other."""
+
+    lens: PreparedLens | None
     mlp: PreparedMlp | None = None
 
     @classmethod
     def of(
-        cls, lens: LinearLens, place: int, device: torch.device, mlp: ExitMlp | None = None
-    ) -> PreparedLens:
-        """The map, and the network, at one place of their arrays."""
+        cls, lens: LinearLens | None, mlp: ExitMlp | None, place: int, device: torch.device
+    ) -> PreparedReading | None:
+        """Both at one place of their arrays; None where there is neither."""
+        if lens is None and mlp is None:
+            return None
         return cls(
-            tensor_of(lens.weight[place]).to(device).t(),
-            tensor_of(lens.bias[place]).to(device),
+            None if lens is None else PreparedLens.of(lens, place, device),
             None if mlp is None else PreparedMlp.of(mlp, place, device),
         )
 
     def __call__(self, rows: Tensor) -> Tensor:
         """What the final norm is given of rows [rows, features]: in their dtype, computed in float32."""
-        mapped = torch.addmm(self.bias, rows.float(), self.weight)
-        return (mapped if self.mlp is None else self.mlp(mapped)).to(rows.dtype)
+        seen = rows.float()
+        for part in (self.lens, self.mlp):
+            seen = seen if part is None else part(seen)
+        return seen.to(rows.dtype)
 
 
 @dataclass(frozen=True)
@@ -200,27 +227,27 @@ class FittedHeads:
     def require_sizes(self, features: int, vocabulary_size: int) -> None:
         """Raise InputError unless the heads fit hidden states of so many features and this vocabulary."""
         candidates = min(CANDIDATES, vocabulary_size)
-        given = {
-            "adainfer": 2,
-            "candidate_score": 3 * candidates,
-            **dict.fromkeys(self.hidden_facts, features),
-        }
+        given = {"adainfer": 2, "candidate_score": 3 * candidates}
         sizes = {name: classifier.mean.shape[-1] for name, classifier in self.heads.classifiers.items()}
         if self.heads.lens is not None:
-            given["lens"], sizes["lens"] = features, self.heads.lens.weight.shape[-1]
+            sizes["lens"] = self.heads.lens.hidden
+        if self.heads.mlp is not None:
+            sizes["network"] = self.heads.mlp.norm.shape[-1]
         if self.heads.kv_maps is not None:
-            maps = next(iter(self.heads.kv_maps.maps.values()))
-            given["K,V maps"], sizes["K,V maps"] = features, len(maps.centre)
-        if self.heads.output is not None:
-            _, tokens, sizes["output head"] = self.heads.output.weight.shape
-            given["output head"] = features
+            sizes["K,V maps"] = len(next(iter(self.heads.kv_maps.maps.values())).centre)
+        output = self.heads.output
+        if output is not None and output.norm_weight is not None:
+            sizes["norm"] = output.norm_weight.shape[-1]
+        if output is not None and output.weight is not None:
+            _, tokens, sizes["output head"] = output.weight.shape
             if tokens != vocabulary_size:
                 raise _refused(
                     f"their output heads are of {tokens:,} tokens, and this model of {vocabulary_size:,}"
                 )
         for name, size in sizes.items():
-            if size != given[name]:
-                raise _refused(f"{name} takes {size} numbers per token, and this model gives {given[name]}")
+            gives = given.get(name, features)
+            if size != gives:
+                raise _refused(f"{name} takes {size} numbers per token, and this model gives {gives}")
         shortlist = self.heads.shortlist
         if shortlist is not None and not ((shortlist >= 0) & (shortlist < vocabulary_size)).all():
             raise _refused(f"its short list names tokens beyond the {vocabulary_size:,} of this model")
@@ -233,12 +260,13 @@ class FittedHeads:
     def on(self, device: torch.device) -> PreparedHeads:
         """The heads with their arrays on a device."""
         lens, mlp = self.heads.lens, self.heads.mlp
+        readings = (PreparedReading.of(lens, mlp, place, device) for place in self.places)
         return PreparedHeads(
             heads=self.heads,
             candidate_index=self.candidate_index,
             exits_below=len(self.places),
             hidden_facts=self.hidden_facts,
-            lenses=None if lens is None else [PreparedLens.of(lens, one, device, mlp) for one in self.places],
+            readings=[one for one in readings if one is not None],
             classifiers={
                 name: [PreparedClassifier.of(classifier, one, device) for one in self.places]
                 for name, classifier in self.heads.classifiers.items()
@@ -250,20 +278,20 @@ class FittedHeads:
 class PreparedHeads:
     """What traced exits below L are read and judged with, on one device.
 
-    lenses: one an exit, None without any. classifiers: by the fact they give, one an exit. hidden_facts: of
-    those that look at the hidden state.
+    readings: one an exit, none where states go to the norm as they are. classifiers: by the fact they give,
+    one an exit. hidden_facts: of those that look at the hidden state.
     """
 
     heads: ExitHeads
     candidate_index: int | None
     exits_below: int
     hidden_facts: tuple[str, ...]
-    lenses: Sequence[PreparedLens] | None
+    readings: Sequence[PreparedReading]
     classifiers: Mapping[str, Sequence[PreparedClassifier]]
 
     def seen_by_head(self, index: int, states: Tensor) -> Tensor:
-        """States of one exit through the lens, in their own dtype; those of exit L as they are."""
-        return states if self.lenses is None or index == self.exits_below else self.lenses[index](states)
+        """States of one exit through lens and network, in their own dtype; those of exit L as they are."""
+        return self.readings[index](states) if index < len(self.readings) else states
 
     def probability(self, name: str, index: int, features: Tensor) -> Tensor:
         """What one classifier says at one exit below L: float32 [rows] of features [rows, features]."""
@@ -283,106 +311,8 @@ def _require_whole(heads: ExitHeads) -> None:
     for name, array in replace(heads, kv_maps=None).arrays().items():
         if name == "shortlist" or name.startswith("texts."):  # of no exit
             continue
-        if len(array) != len(heads.exits):
+        shared = len(array) == 1 and name.startswith(("mlp.", "output.weight", "output.bias"))
+        if len(array) != len(heads.exits) and not shared:
             raise _refused(f"{name} is of {len(array)} exits, not of {len(heads.exits)}")
         if not name.endswith(".auroc") and not np.isfinite(array).all():
             raise _refused(f"{name} holds a number that is not finite")
-
-
-class ExitNorm(nn.Module):
-    """An exit's own norm, "rms" or "layer", computed in float32 and given in the dtype of its input."""
-
-    def __init__(self, heads: OutputHeads, place: int, device: torch.device) -> None:
-        super().__init__()
-        assert heads.norm_weight is not None, "checked when it was read"
-        assert heads.epsilon is not None, "checked when it was read"
-        self.rms = heads.norm == "rms"
-        self.epsilon = heads.epsilon
-        self.weight = tensor_of(heads.norm_weight[place]).to(device)
-        self.bias = None if heads.norm_bias is None else tensor_of(heads.norm_bias[place]).to(device)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """The norm over the last axis: [..., hidden] -> [..., hidden]."""
-        wide, sizes = hidden.float(), hidden.shape[-1:]
-        if self.rms:
-            return F.rms_norm(wide, sizes, self.weight, self.epsilon).to(hidden.dtype)
-        return F.layer_norm(wide, sizes, self.weight, self.bias, self.epsilon).to(hidden.dtype)
-
-
-def require_readable(heads: ExitHeads, stack: ExitStack, where: str = "--heads") -> None:
-    """Refuse output heads for a model that does with its logits, or before its head, what no exit can repeat.
-
-    Raises InputError.
-    """
-    if heads.output is None:
-        return
-    if stack.readout_kind != "fast" or stack.logit_scaling is None:
-        raise InputError(
-            "exits cannot have output heads of their own: this model's logits are more than a norm, an "
-            "output head and a scale or a soft-cap",
-            where=where,
-            fix="read its exits by the logit lens, or import a linear lens",
-        )
-    features = first_tensor(stack.layer_outputs[-1]).shape[-1]
-    inputs = features if stack.head_weight is None else stack.head_weight.shape[1]
-    if heads.output.norm == "model" and inputs != features:
-        raise InputError(
-            f"exits cannot have output heads behind the model's own norm: its head takes {inputs} numbers, "
-            f"made of the {features} of a hidden state",
-            where=where,
-            fix='import the heads with a norm of their own, or kind = "none"',
-        )
-
-
-def exit_stack(stack: ExitStack, heads: OutputHeads, place: int) -> ExitStack:
-    """The model's stack with norm and output head of one exit, in the model's dtype, where its own head lies.
-
-    place: of the exit on the first axis of the heads' arrays. The heads fit the model (`require_readable`,
-    `FittedHeads.require_sizes`).
-    """
-    dtype = first_tensor(stack.layer_outputs[-1]).dtype
-    device = stack.head_device
-    own_norm = heads.norm in ("rms", "layer")
-    weight = tensor_of(heads.weight[place]).to(device, dtype)
-    bias = None if heads.bias is None else tensor_of(heads.bias[place]).to(device, dtype)
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    head.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        head.bias = nn.Parameter(bias, requires_grad=False)
-    own_tail = (ExitNorm(heads, place, device),) if own_norm else ()
-    return dataclasses.replace(
-        stack,
-        tail=stack.tail if heads.norm == "model" else own_tail,
-        head=head,
-        head_weight=weight,
-        head_bias=bias,
-    )
-
-
-@dataclass(frozen=True)
-class OwnHeads:
-    """What traced exits below L are read with, where each has an output head of its own; empty elsewhere."""
-
-    stacks: tuple[ExitStack, ...] = ()
-    heads: tuple[Head, ...] = ()
-
-    @classmethod
-    def of(
-        cls, fitted: FittedHeads | None, stack: ExitStack, state_shape: StateShape, reductions: Reductions
-    ) -> OwnHeads:
-        """The output heads of the traced exits. One buffer of logits serves them all."""
-        if fitted is None or fitted.heads.output is None:
-            return cls()
-        stacks = tuple(exit_stack(stack, fitted.heads.output, place) for place in fitted.places)
-        heads: list[Head] = []
-        for own in stacks:
-            assert own.head_weight is not None
-            first = heads[0] if heads else None
-            buffer_of = first if isinstance(first, LinearHead) else None
-            heads.append(make_head(own, len(own.head_weight), state_shape, reductions, buffer_of=buffer_of))
-        return cls(stacks, tuple(heads))
-
-    def states(self, index: int, states: Tensor) -> Tensor:
-        """States [rows, features] of one exit below L as its head takes them."""
-        own = self.stacks[index]
-        return at_head(own, own.tail_forward, states)

@@ -19,8 +19,9 @@ from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import cosine
-from offramp.tracing.fitted_heads import FittedHeads, OwnHeads
+from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.head import Head, LinearHead, at_head, make_head
+from offramp.tracing.own_heads import OwnHeads
 from offramp.tracing.precision import exact_sums
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
@@ -131,8 +132,7 @@ class GroupMeasurer:
         self.fitted = None if fitted is None else fitted.on(self.device)
         self.halved = False
         self.normed = isinstance(head, LinearHead)
-        reductions = head.reductions if isinstance(head, LinearHead) else "eager"
-        self.own = OwnHeads.of(fitted, stack, state_shape, reductions)
+        self.own = OwnHeads.of(fitted, stack, head, state_shape)
         self.blocks = BlockMeasurer(head, self.own.heads)
         self._record()
 
@@ -182,11 +182,10 @@ class GroupMeasurer:
         store = open_store(len(self.exits), len(rows), features, self.dtype, self.device)
 
         def states_at(index: int, part: slice) -> Tensor:
-            """States as the exit's head takes them: through the lens, and normed for a linear head."""
+            """States as the exit's head takes them: through lens and network, normed for a linear head."""
             states = store.read(index, part)
-            if index < len(self.own.heads):
-                return self.own.states(index, states)
-            return self._normed(states if self.fitted is None else self.fitted.seen_by_head(index, states))
+            seen = states if self.fitted is None else self.fitted.seen_by_head(index, states)
+            return self.own.states(index, seen) if index < len(self.own.stacks) else self._normed(seen)
 
         try:
             start = 0

@@ -103,10 +103,10 @@ class TraceRequest:
     model, workload: their descriptions with fingerprints. exits: layers. context, document_tokens: sizes in
     tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
-    fitted heads {"fingerprint", "lens": whether there is one, "mlp_units" of the networks behind it,
-    "trained": true where they are, "short_list": its tokens if they are not as many as usual,
-    "candidate_exit", "documents": ids of those that fitting saw by workload fingerprint, "texts": whether
-    these documents' texts are known, "facts": what they give}. device: what computes, "cpu" or an
+    fitted heads {"fingerprint", what they read exits by (`described_heads.read_by`), "trained": true where
+    they are, "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of
+    those that fitting saw by workload fingerprint, "texts": whether these documents' texts are known,
+    "facts": what they give}. device: what computes, "cpu" or an
     accelerator by name, whose sums round otherwise.
     """
 

@@ -18,7 +18,7 @@ from offramp.models.devices import device_name
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import FittedHeads, require_readable
+from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.manifest import (
@@ -32,6 +32,7 @@ from offramp.tracing.manifest import (
 )
 from offramp.tracing.measured_part import measure_part
 from offramp.tracing.measurement import make_measurer, state_shape_of
+from offramp.tracing.own_heads import require_readable
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar

@@ -22,11 +22,14 @@ from offramp.tracing.fitted_heads import (
     HIDDEN_STATE_FACTS,
     TOP_K,
     PreparedClassifier,
-    PreparedLens,
+    PreparedReading,
     candidate_features,
     confidence_features,
 )
 from offramp.tracing.statistics import LOWEST, PADDING_LIMIT
+
+Block = tuple[Tensor, Tensor | None]
+"""Weight and bias of an output head's columns."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,19 @@ class Shortlist:
     """
 
     tokens: Tensor
-    block: tuple[Tensor, Tensor | None]
-    own: Mapping[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    block: Block
+    own: Mapping[int, Block] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What exits are read with. head: the model's. own_heads, lenses: by exit. classifiers: by fact, exit."""
+    """What exits are read with.
+
+    head: the model's. readings, own_heads: by exit. classifiers: by fact and exit.
+    """
 
     head: OutputHead
-    lenses: Mapping[int, PreparedLens]
+    readings: Mapping[int, PreparedReading]
     classifiers: Mapping[tuple[str, int], PreparedClassifier]
     shortlist: Shortlist | None = None
     own_heads: Mapping[int, OutputHead] = field(default_factory=dict)
@@ -81,9 +87,9 @@ class Reading:
 
     @functools.cached_property
     def seen(self) -> Tensor:
-        """What the output head is given, as the layer gave it or through the lens: [rows, 1, hidden]."""
-        lens = self.tools.lenses.get(self.exit)
-        return self.hidden if lens is None else hidden_of(lens(self.states), self.hidden, self._axis)
+        """What the final norm is given, as the layer gave it or through the lens: [rows, 1, hidden]."""
+        read = self.tools.readings.get(self.exit)
+        return self.hidden if read is None else hidden_of(read(self.states), self.hidden, self._axis)
 
     @functools.cached_property
     def normed(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.facts import (
     READERS,
+    Block,
     ChosenTokens,
     EarlierCheck,
     Look,
@@ -26,13 +27,8 @@ from offramp.models.calls import first_tensor
 from offramp.policies.signals import looks_back, probe_of, suggest
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
-from offramp.tracing.fitted_heads import (
-    FittedHeads,
-    PreparedClassifier,
-    PreparedLens,
-    exit_stack,
-    require_readable,
-)
+from offramp.tracing.fitted_heads import FittedHeads, PreparedClassifier, PreparedReading
+from offramp.tracing.own_heads import exit_stacks, require_readable
 from offramp.tracing.restricted_vocabulary import restricted_tokens
 
 FULL_HEAD = "full head"
@@ -74,16 +70,10 @@ def make_tools(
     if heads is not None:
         _require_given(heads, wanted, needs)
     device = next(engine.hf.parameters()).device
-    lens = None if fitted is None else fitted.heads.lens
     own_heads = {} if fitted is None else _own_heads(engine, fitted.heads, needs)
     return Tools(
         head=head,
-        lenses={}
-        if fitted is None or lens is None
-        else {
-            exit: PreparedLens.of(lens, fitted.heads.exits.index(exit), device, fitted.heads.mlp)
-            for exit in needs
-        },
+        readings={} if fitted is None else _readings(fitted.heads, needs, device),
         classifiers={}
         if fitted is None
         else {
@@ -110,15 +100,22 @@ def _fitted(engine: Engine, head: OutputHead, heads: ExitHeads, needs: Needs) ->
     return fitted
 
 
-def _own_heads(engine: Engine, heads: ExitHeads, needs: Needs) -> dict[int, OutputHead]:
-    """The output heads of the checked exits, by exit; none where exits share the model's."""
-    output = heads.output
-    if output is None:
+def _readings(heads: ExitHeads, needs: Needs, device: torch.device) -> dict[int, PreparedReading]:
+    """What the states of the checked exits go through before the norm, by exit; none where nothing."""
+    if heads.lens is None and heads.mlp is None:
         return {}
-    return {
-        exit: OutputHead(exit_stack(engine.stack, output, heads.exits.index(exit)), engine.transposed)
-        for exit in needs
+    found = {
+        exit: PreparedReading.of(heads.lens, heads.mlp, heads.exits.index(exit), device) for exit in needs
     }
+    return {exit: reading for exit, reading in found.items() if reading is not None}
+
+
+def _own_heads(engine: Engine, heads: ExitHeads, needs: Needs) -> dict[int, OutputHead]:
+    """What reads the checked exits behind that, by exit; none where the model's norm and head do."""
+    if heads.output is None:
+        return {}
+    stacks = exit_stacks(engine.stack, heads.output, [heads.exits.index(exit) for exit in needs])
+    return {exit: OutputHead(own, engine.transposed) for exit, own in zip(needs, stacks, strict=True)}
 
 
 def _not_fitted_at(heads: ExitHeads, exit: int) -> InputError:
@@ -174,8 +171,12 @@ def _shortlist(
 ) -> Shortlist:
     """The restricted vocabulary: the heads' own, else the first ids."""
     tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size()).to(device)
-    own = {exit: own_head.columns(tokens) for exit, own_head in own_heads.items()}
-    return Shortlist(tokens, head.columns(tokens), own)
+    block, own = head.columns(tokens), dict[int, Block]()
+    known = {id(head.stack.head): block}  # exits may share a head, also the model's
+    for exit, own_head in own_heads.items():
+        place = id(own_head.stack.head)
+        own[exit] = known.setdefault(place, known.get(place) or own_head.columns(tokens))
+    return Shortlist(tokens, block, own)
 
 
 FactValues = Mapping[str, NDArray[Any]]

@@ -21,8 +21,9 @@ from offramp.errors import InputError
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv_cost import MAPPED
-from offramp.policies.policy_cost import counts_by_rows, fitted_sizes, prices_by_rows, sizes_of_heads
+from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
+from offramp.tracing.described_heads import RAW, read_by, reading_parts
 from offramp.tracing.trace import Trace
 
 
@@ -36,11 +37,6 @@ class Decoding:
     batch: int = 1
 
     @property
-    def own_heads(self) -> bool:
-        """Whether they have output heads of their own."""
-        return self.options.heads is not None and self.options.heads.output is not None
-
-    @property
     def fitted(self) -> FittedSizes:
         """What the decoder's heads add to a step: their K,V maps only where K and V are mapped."""
         return sizes_of_heads(self.options.heads, mapped=self.options.kv == MAPPED)
@@ -52,12 +48,13 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
     Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
     than the decoder will use.
     """
-    heads = trace.request.get("heads") or {}
-    read = _reading(fitted_sizes(trace), heads.get("output"))
-    own = _reading(decoding.fitted, decoding.own_heads)
+    heads = decoding.options.heads
+    read = reading_parts(trace.request.get("heads") or {})
+    own = reading_parts({} if heads is None else read_by(heads))
     if read != own:
+        before, now = (" and ".join(parts) or RAW for parts in (read, own))
         raise InputError(
-            f"the trace's exits were read through {read}, decoding reads them through {own}",
+            f"the trace's exits were read through {before}, decoding reads them through {now}",
             where=str(trace.folder or "the trace"),
             fix="give decoding the heads of the trace, or trace again with heads= (--heads)",
         )
@@ -71,15 +68,6 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
         draft_length=_fixed_draft_length(decoding),
         position=position,
     )
-
-
-def _reading(fitted: FittedSizes, own_heads: object) -> str:
-    """What exits are read through, in words."""
-    if fitted.mlp_units:
-        return f"networks of {fitted.mlp_units:,} units"
-    if fitted.lens:
-        return "a linear lens"
-    return "output heads of their own" if own_heads else "the model's own head"
 
 
 def _fixed_draft_length(decoding: Decoding) -> int:

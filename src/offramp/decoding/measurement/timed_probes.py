@@ -25,8 +25,10 @@ from offramp.decoding.strategies.mapped import StateMaps
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.signals import OPENING_FACT
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads, ExitMaps, KeyValueMaps, LinearLens
-from offramp.tracing.fitted_heads import PreparedLens
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import LinearLens
+from offramp.tracing.fitted_heads import PreparedLens, PreparedReading
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 FACTS: Mapping[str, str] = {
     "full head": "margin",
@@ -110,7 +112,10 @@ class Probing:
             self.candidates = ExitReader(engine, heads, {self.exits[0]: (OPENING_FACT,), **later})
         device, lens = engine.stack.device, _random_lens(model, len(self.exits))
         self.clock = Clock(device)
-        lenses = {exit: PreparedLens.of(lens, place, device) for place, exit in enumerate(self.exits)}
+        lenses = {
+            exit: PreparedReading(PreparedLens.of(lens, place, device))
+            for place, exit in enumerate(self.exits)
+        }
         maps = {exit: _maps_of(model, exit, sizes) for exit in self.exits}
         self.alone: Mapping[str, Mapping[int, Callable[[Tensor], object]]] = {LENS: lenses, MAPS: maps}
         self.position_axis = engine.stack.position_axis

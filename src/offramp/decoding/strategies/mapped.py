@@ -12,8 +12,9 @@ from offramp.decoding.engine.sequences import States
 from offramp.decoding.options import check_maps
 from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Request, Work
-from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import tensor_of
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 
 class Mapped(Propagate):

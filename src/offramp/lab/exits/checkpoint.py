@@ -16,7 +16,7 @@ from offramp.files import canonical_json, write_atomically
 from offramp.lab.exits.divergence import Precision
 from offramp.lab.exits.evaluation import Evaluation
 from offramp.records.typed import from_json, to_json
-from offramp.tracing.exit_heads import seal_of
+from offramp.tracing.heads_arrays import seal_of
 
 HEADER = "offramp_training"
 SEAL, KEY = "sha256", "key"

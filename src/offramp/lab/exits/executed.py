@@ -28,7 +28,8 @@ from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.steps import LossOf
 from offramp.lab.exits.trainable_maps import TrainableMaps
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads, ExitMaps
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.key_value_maps import ExitMaps
 from offramp.tracing.rows import slices
 from offramp.workloads.packing import Context
 

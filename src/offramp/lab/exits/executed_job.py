@@ -13,9 +13,10 @@ from offramp.lab.exits.job import HELD_OUT_EVERY, Job
 from offramp.lab.exits.kinds import EXECUTED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads, ExitMaps, KeyValueMaps
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
 from offramp.tracing.heads_file import require_base
+from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
 from offramp.workloads.shared_text import Sketch
 

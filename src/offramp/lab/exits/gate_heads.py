@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.tracing.exit_heads import MLP_ARRAYS, ExitClassifier, ExitHeads, ExitMlp, LinearLens
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import ExitMlp, LinearLens
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.workloads.shared_text import Sketch
 
@@ -21,13 +21,9 @@ SHUT = -20.0
 
 def reading_at(heads: ExitHeads, exits: Sequence[int]) -> tuple[LinearLens | None, ExitMlp | None]:
     """What some exits are read through."""
-    places, lens, mlp = [heads.exits.index(exit) for exit in exits], heads.lens, heads.mlp
-    if lens is not None:
-        lens = LinearLens(lens.weight[places], lens.bias[places])
-    if mlp is not None:
-        arrays = {name: getattr(mlp, name)[places] for name in MLP_ARRAYS}
-        mlp = replace(mlp, **arrays)
-    return lens, mlp
+    places = [heads.exits.index(exit) for exit in exits]
+    lens = None if heads.lens is None else heads.lens.at(places)
+    return lens, None if heads.mlp is None else heads.mlp.at(places)
 
 
 def spread(gates: ExitClassifier, exits: Sequence[int], every: Sequence[int]) -> ExitClassifier:

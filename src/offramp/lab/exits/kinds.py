@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import PreparedLens, PreparedMlp
+from offramp.tracing.exit_readings import ExitMlp, LinearLens
+from offramp.tracing.fitted_heads import PreparedLens, PreparedMlp, PreparedReading
 
 Parameters = Mapping[str, Tensor]
 """Of one exit, float32, by name."""
@@ -35,9 +35,10 @@ class Reading:
     lens: LinearLens
     mlp: ExitMlp | None = None
 
-    def of(self, place: int, device: torch.device) -> PreparedLens:
+    def of(self, place: int, device: torch.device) -> PreparedReading:
         """One exit's reading: of rows [rows, hidden] what the model's final norm is given."""
-        return PreparedLens.of(self.lens, place, device, self.mlp)
+        mlp = None if self.mlp is None else PreparedMlp.of(self.mlp, place, device)
+        return PreparedReading(PreparedLens.of(self.lens, place, device), mlp)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Kind:
 
     name: str
     initial: Callable[[Tensor, Tensor, int, torch.Generator], dict[str, Tensor]]
-    prepared: Callable[[Parameters], PreparedLens]
+    prepared: Callable[[Parameters], PreparedReading]
     reading: Callable[[Sequence[Parameters]], Reading]
     has_units: bool = False
 
@@ -85,14 +86,14 @@ def _initial_block(weight: Tensor, bias: Tensor, units: int, generator: torch.Ge
     }
 
 
-def _prepared_lens(parameters: Parameters) -> PreparedLens:
-    return PreparedLens(parameters["weight"].t(), parameters["bias"])
+def _prepared_lens(parameters: Parameters) -> PreparedReading:
+    return PreparedReading(PreparedLens(parameters["weight"].t(), parameters["bias"]))
 
 
-def _prepared_block(parameters: Parameters) -> PreparedLens:
+def _prepared_block(parameters: Parameters) -> PreparedReading:
     gate, up, down = (parameters[name].t() for name in ("gate", "up", "down"))
     mlp = PreparedMlp(parameters["norm"], gate, up, down, EPSILON)
-    return PreparedLens(parameters["weight"].t(), parameters["bias"], mlp)
+    return PreparedReading(PreparedLens(parameters["weight"].t(), parameters["bias"]), mlp)
 
 
 def _block_of(exits: Sequence[Parameters]) -> Reading:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from offramp.decoding.strategies.mapped import PreparedMaps
-from offramp.tracing.exit_heads import ExitMaps
 from offramp.tracing.fitted_heads import tensor_of
+from offramp.tracing.key_value_maps import ExitMaps
 
 Changes = Mapping[str, Tensor]
 """What is trained of one exit's maps, float32: "bias", and "inward" and "outward" or "change"."""

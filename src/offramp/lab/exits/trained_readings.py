@@ -17,7 +17,7 @@ from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.states import CachedStates
 from offramp.lab.exits.steps import LossOf, batch_rows
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
 from offramp.tracing.rows import slices
 
@@ -43,11 +43,12 @@ class TrainedReadings:
 
     def initial(self) -> list[dict[str, Tensor]]:
         """Of each exit, from its ridge lens."""
-        lens = self.ridge
+        weight, bias = self.ridge.weight, self.ridge.bias
+        assert weight is not None, "the closed form is whole"
         return [
             self.kind.initial(
-                torch.from_numpy(lens.weight[place]),
-                torch.from_numpy(lens.bias[place]),
+                torch.from_numpy(weight[place]),
+                torch.from_numpy(bias[place]),
                 self.recipe.units,
                 torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + exit),
             )

@@ -35,6 +35,7 @@ from offramp.report.html import (
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.verdict_words import LOCAL, machine_name, reference_line
+from offramp.tracing.described_heads import reading_parts
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
 
@@ -171,23 +172,21 @@ def heads_block(heads: Mapping[str, Any]) -> dict[str, Any]:
 def fitted_sentence(heads: Mapping[str, Any]) -> str:
     """What was fitted, on how many documents, and what is no better than chance; or what was imported."""
     if heads.get("imported"):
-        kind = "an output head of its own" if heads.get("output") else "a linear lens"
+        kind = listed(reading_parts(heads))
         return (
             f"Others trained {kind} at {counted(heads['exits'], 'exit')}. Which documents they used is not "
             "known: on these it looks better than on new text."
         )
     parts = [f"On {counted(heads['documents'], 'document')}, kept apart from all that is judged below:"]
     made = []
-    if heads["lens"]:
+    if reading_parts(heads):
         explained = heads["lens_explained"]
         says = (
             ""
             if explained is None
             else f" (it explains {percent(explained, 0)} of the last state's variance on others)"
         )
-        units = heads.get("mlp_units")
-        kind = f"a network of {units:,} units" if units else "a linear lens"
-        made.append(f"{kind} at {counted(heads['exits'], 'exit')}{says}")
+        made.append(f"{listed(reading_parts(heads))} at {counted(heads['exits'], 'exit')}{says}")
     classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
     if classifiers:
         made.append(counted(len(classifiers), "classifier"))

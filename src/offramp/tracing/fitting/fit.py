@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads, ExitMlp, KeyValueMaps, LinearLens
+from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads
+from offramp.tracing.exit_readings import ExitMlp, LinearLens
 from offramp.tracing.fitted_heads import CANDIDATES, describe_base
 from offramp.tracing.fitting.classifiers import (
     KINDS,
@@ -56,6 +57,7 @@ from offramp.tracing.fitting.readings import (
     take_readings,
 )
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
+from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, code_fingerprint, library_versions, parse_exits

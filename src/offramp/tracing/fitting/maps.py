@@ -20,7 +20,6 @@ import torch
 
 from offramp.errors import InputError
 from offramp.models.devices import CPU, float64_device, free_bytes
-from offramp.tracing.exit_heads import ELEMENT_BYTES, ExitMaps, map_elements
 from offramp.tracing.fitting.ridge import (
     ExitSums,
     Matrix,
@@ -31,6 +30,7 @@ from offramp.tracing.fitting.ridge import (
     sums_bytes,
     variances,
 )
+from offramp.tracing.key_value_maps import ELEMENT_BYTES, ExitMaps, map_elements
 from offramp.tracing.states import PROCESSOR
 
 Rank = int | str

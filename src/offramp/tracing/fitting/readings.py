@@ -13,8 +13,8 @@ from torch import Tensor
 from offramp.errors import ModelError
 from offramp.models.devices import to_host
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import CANDIDATES, PreparedLens
+from offramp.tracing.exit_readings import ExitMlp, LinearLens
+from offramp.tracing.fitted_heads import CANDIDATES, PreparedReading
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
 from offramp.tracing.head import Head, LinearHead, at_head, make_head
@@ -162,7 +162,7 @@ def take_readings(
 ) -> Readings:
     """Run the model on some contexts and read every exit out, through the lens if there is one.
 
-    exits: below L. lens, mlp (behind it): their first axis is the exits. candidate_index: place of the
+    exits: below L. lens, mlp: how they are read; their first axis is the exits. candidate_index: place of the
     candidate exit in `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
 
     Raises ModelError if an exit's logits are not finite.
@@ -173,7 +173,8 @@ def take_readings(
     elements = rows * (len(exits) + 1) * model.shape.vocabulary_size
     reductions = choose_reductions(elements, model.stack.head_device.type)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
-    reader = _Reader(model, head, lens, mlp, shortlist)
+    readings = (PreparedReading.of(lens, mlp, place, head.device) for place in range(len(exits)))
+    reader = _Reader(model, head, [one for one in readings if one is not None], shortlist)
     device = reader.head.device
     max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
     agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
@@ -238,15 +239,14 @@ def _kept_states(
 
 
 class _Reader:
-    """Reads exits out with the model's own tail and head, through the lens below L."""
+    """Reads exits out with the model's own tail and head, through lens and network below L."""
 
     def __init__(
-        self, model: Model, head: Head, lens: LinearLens | None, mlp: ExitMlp | None, shortlist: Tensor
+        self, model: Model, head: Head, readings: Sequence[PreparedReading], shortlist: Tensor
     ) -> None:
         self.stack = model.stack
         self.head = head
-        exits = [] if lens is None else range(len(lens.weight))
-        self.lenses = [] if lens is None else [PreparedLens.of(lens, one, head.device, mlp) for one in exits]
+        self.readings = readings
         self.shortlist = shortlist.to(head.device)
         self._restricted = head.restricted(self.shortlist)
 
@@ -292,7 +292,7 @@ class _Reader:
 
     def _states(self, index: int, hidden: Tensor) -> Tensor:
         """States of an exit as the head takes them."""
-        return self._tail(self.lenses[index](hidden) if self.lenses else hidden)
+        return self._tail(self.readings[index](hidden) if self.readings else hidden)
 
     def _tail(self, hidden: Tensor) -> Tensor:
         if not isinstance(self.head, LinearHead):

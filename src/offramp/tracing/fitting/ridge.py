@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.models.devices import float64_device
-from offramp.tracing.exit_heads import LinearLens
+from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.states import PROCESSOR
 
 Matrix = NDArray[np.float64]

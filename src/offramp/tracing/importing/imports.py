@@ -11,8 +11,10 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads, LinearLens, OutputHeads, Weights
-from offramp.tracing.fitted_heads import FittedHeads, describe_base, require_readable
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exit_readings import LinearLens, OutputHeads
+from offramp.tracing.fitted_heads import FittedHeads, describe_base
+from offramp.tracing.heads_arrays import Weights
 from offramp.tracing.importing.key_map import (
     TUNED_LENS,
     KeyMap,
@@ -24,6 +26,7 @@ from offramp.tracing.importing.key_map import (
 )
 from offramp.tracing.importing.tensors import Tensors
 from offramp.tracing.measurement import state_shape_of
+from offramp.tracing.own_heads import require_readable
 
 FORMATS = (TUNED_LENS,)
 

@@ -15,8 +15,7 @@ import numpy as np
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.records.given_file import Count, Number, Source, Table, Text, Truth, checked, read_toml
-from offramp.tracing.exit_heads import NormKind
-from offramp.tracing.heads_file import NORM_ARRAYS
+from offramp.tracing.exit_readings import NORM_ARRAYS, NormKind
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
