@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
-from offramp.costs.timings import TimingsProfile, Work, work_ratio
+from offramp.costs.timings import TimingsProfile, Work, resized, work_ratio
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.records.typed import from_json
@@ -133,7 +133,9 @@ def test_the_price_of_maps_scales_with_their_size() -> None:
     deep = profile(layers_count=6, **six_layers())
     priced = deep.token_costs(wide, 0, sizes=ProbeSizes(kv_maps=((2, 64), (4, None))))
     assert priced.maps[2] == pytest.approx(0.7)  # to layers 3 to 5 of 6: half of them
-    assert priced.maps[4] == pytest.approx(0.7 * map_bytes(wide, 1, None) / map_bytes(wide, 3, 64))
+    assert priced.maps[4] == pytest.approx(
+        resized(0.7, maps(wide, 3, 64), maps(wide, 1, None), head_of(wide))
+    )
     assert priced.until_exit[1] == pytest.approx(deep.token_costs(wide, 0).until_exit[1] + 0.7)
     assert deep.token_costs(wide, 0).maps == {}
 
@@ -142,12 +144,22 @@ def test_maps_that_were_not_timed_are_derived_from_the_lens_and_said_so() -> Non
     machine = profile(map_seconds=None, layers_count=6, **six_layers())
     wide = ModelShape((LAYER,) * 6, 10, 5000, 10, 50_000, 4)
     costs = machine.token_costs(wide, 0, batch=8, sizes=ProbeSizes(kv_maps=((2, 3),)))
-    ratio = max(map_bytes(wide, 3, 3) / lens_bytes(wide), map_flops(wide, 3, 3) / lens_flops(wide))
-    assert costs.maps[2] == pytest.approx(1.6 * ratio)
+    lens, (head, _) = Work(lens_flops(wide), lens_bytes(wide)), head_of(wide)
+    assert costs.maps[2] == pytest.approx(resized(1.6, lens, maps(wide, 3, 3), (head, costs.head)))
     (note,) = machine.derived_notes({"K,V map"})
     assert note == "K,V maps are not timed: a linear lens's time by their FLOPs and bytes"
     assert note in machine.notes
     assert profile().derived_notes({"K,V map"}) == ()
+
+
+def maps(shape: ModelShape, layers: int, rank: int | None) -> Work:
+    """K,V maps to so many layers."""
+    return Work(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
+
+
+def head_of(shape: ModelShape) -> tuple[Work, float]:
+    """The output head and its seconds at batch 1."""
+    return Work(counting.head_flops(shape), counting.head_bytes(shape)), 10.0
 
 
 def six_layers() -> dict[str, Any]:
@@ -161,10 +173,25 @@ def six_layers() -> dict[str, Any]:
     }
 
 
-def test_other_probe_sizes_scale_the_timed_probe() -> None:
-    half = ProbeSizes(shortlist=1024)
-    price = profile().token_costs(SHAPE, 0, sizes=half).probes["restricted head"]
-    assert price == pytest.approx(2.0 / 2, rel=0.01)
+def test_another_size_than_the_timed_one_is_charged_for_the_difference_at_the_pace_of_the_head() -> None:
+    """Timed: 2.0 for 2,048 tokens, 2.5 for the whole head of 5,000; waiting for the answer has no size."""
+    machine = profile(head_seconds=[2.5, 16.0, 20.0])
+    head = Work(counting.head_flops(SHAPE), counting.head_bytes(SHAPE))
+    kind, timed = PROBES["restricted head"], ProbeSizes()
+
+    def price(tokens: int) -> float:
+        sizes = ProbeSizes(shortlist=tokens)
+        return float(machine.token_costs(SHAPE, 0, sizes=sizes).probes["restricted head"])
+
+    assert price(2048) == 2.0
+    for tokens, sign in ((1024, -1), (4096, 1)):
+        sizes = ProbeSizes(shortlist=tokens)
+        flops = kind.flops(SHAPE, sizes) - kind.flops(SHAPE, timed)
+        moved = kind.bytes(SHAPE, sizes) - kind.bytes(SHAPE, timed)
+        change = 2.5 * max(abs(flops) / head.flops, abs(moved) / head.bytes)
+        assert price(tokens) == pytest.approx(2.0 + sign * change)
+    assert price(4096) < 3.5  # not the 4.0 of a list twice as long, were waiting twice as long too
+    assert resized(1.0, Work(8.0, 8.0), Work(2.0, 4.0), (Work(4.0, 4.0), 10.0)) == 0.5  # in proportion
 
 
 def test_the_work_ratio_is_that_of_the_slower_resource() -> None:

@@ -128,6 +128,18 @@ def monotone(document: Document, *, signal: str, value: float, exits: list[int])
     return chosen
 
 
+def filtered(
+    document: Document, *, filter: tuple[str, float, int], signal: str, value: float, exits: list[int]
+) -> list[int]:
+    """A threshold, asked about what passes a check (signal, value, exit) before."""
+    asked = thresholds(document, signal=signal, values=[value] * len(exits), exits=exits)
+    by, limit, at = filter
+    return [
+        exit if passes(document, by, token, at, limit) else document.layers
+        for token, exit in enumerate(asked)
+    ]
+
+
 def schedule(tokens: int, *, first: int, last: int, length: int) -> list[int]:
     return [
         last if token >= length - 1 else first - math.floor((first - last) * token / (length - 1))

@@ -44,6 +44,7 @@ BUILT_IN = [
     "patience:times=1,exits=1+3+4,fact=restricted_top1",
     "sustained:signal=js_to_previous,value=0.5,times=2,exits=1+2+3+5",
     f"minimum:exit=2,policy={MARGIN}",
+    "filtered:signal=correctness,value=0.4,exit=1,policy=[threshold:signal=margin,value=0.8,exits=2+4]",
     f"shortlist:policy={MARGIN}",
     "shortlist:policy=[patience:times=1,exits=1+3+4,fact=restricted_top1]",
     f"monotone:policy=[votes:need=2,of={MARGIN}+{PATIENCE}]",

@@ -30,6 +30,7 @@ from offramp.policies.parameters import DEEPEST, read_exit
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.rules.around import Minimum, Monotone
 from offramp.policies.rules.combined import Tasks, Votes
+from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
 from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained
@@ -91,7 +92,9 @@ def around(inner: Any) -> Any:
             lambda need: Votes(need, of)
         )
     )
-    return st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), listed, voters, tasks)
+    filtered = st.builds(Filtered, CONFIDENCES, st.floats(0, 1), COUNTS, inner)
+    others = st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), filtered)
+    return st.one_of(others, listed, voters, tasks)
 
 
 def without_lists(policies: tuple[ExitPolicy, ...]) -> tuple[ExitPolicy, ...]:
@@ -124,6 +127,9 @@ def test_every_kind_is_read_from_its_text() -> None:
         "patience:times=2,exits=all": Patience(2, "all", "top1"),
         "sustained:signal=margin,value=0.9,times=2,exits=all": Sustained("margin", 0.9, 2, "all"),
         "minimum:exit=12,policy=[never]": Minimum(12, Never()),
+        "filtered:signal=correctness,value=0.3,exit=9,policy=[static:exit=12]": Filtered(
+            "correctness", 0.3, 9, StaticExit(12)
+        ),
         "monotone:policy=[static:exit=3]": Monotone(StaticExit(3)),
         "shortlist:policy=[static:exit=3]": ShortList(StaticExit(3)),
         "shortlist:policy=[never],at=all": ShortList(Never(), "all"),

@@ -28,6 +28,7 @@ from rule_examples import (
 from offramp.errors import PolicyError
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Schedule
 from offramp.policies.rules.learning import agreement_thresholds, betas
 from offramp.policies.rules.threshold import Threshold, Thresholds
@@ -100,6 +101,33 @@ def test_threshold_and_thresholds(
     must_equal(Thresholds(signal, tuple(values), tuple(exits)), trace, expected)
     if same:
         must_equal(Threshold(signal, values[0], tuple(exits)), trace, expected)
+
+
+@few
+@given(seed=SEEDS, by=PLAIN, limit=VALUES, at=st.integers(1, 3), signal=CONFIDENCES, value=VALUES)
+def test_behind_a_filter_only_what_passes_is_asked_about(
+    seed: int, by: str, limit: float, at: int, signal: str, value: float
+) -> None:
+    trace, exits = random_trace(seed), [at + 1, 5]
+    inner = {"signal": signal, "value": value, "exits": exits}
+    expected = by_document(trace, scalar.filtered, filter=(by, limit, at), **inner)
+    policy = Filtered(by, limit, at, Threshold(signal, value, tuple(exits)))
+    must_equal(policy, trace, expected)
+    decisions = replay_decisions(policy, trace)
+    assert list(decisions.needs) == [at, *exits]
+    assert decisions.probed_at(0).all()
+    column = trace.fact(SIGNALS[by].fact)[:, at - 1]
+    np.testing.assert_array_equal(decisions.probed_at(1), SIGNALS[by].fires(column, limit))
+
+
+def test_a_filter_that_spares_nothing_is_refused() -> None:
+    inner = "[threshold:signal=margin,value=0.9,exits=2+4]"
+    with pytest.raises(PolicyError, match="asks at exit 2, and the check at exit 2 comes before"):
+        parse_policy(f"filtered:signal=correctness,value=0.3,exit=2,policy={inner}").needs(6)
+    with pytest.raises(PolicyError, match="kl_to_previous compares two checks, and this is one"):
+        parse_policy(f"filtered:signal=kl_to_previous,value=0.3,exit=1,policy={inner}")
+    with pytest.raises(PolicyError, match="correctness is never 3"):
+        parse_policy(f"filtered:signal=correctness,value=3,exit=1,policy={inner}")
 
 
 def test_no_decoder_follows_an_oracle() -> None:

@@ -14,6 +14,7 @@ from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.short_list import ShortList, read_short, with_short_head
 from offramp.policies.rules.threshold import Threshold
+from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.certificate import policy_losses
@@ -22,6 +23,7 @@ from offramp.tuning.held_out import measure, measure_in_lockstep, replay_in_lock
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
+from offramp.tuning.threshold_family import ThresholdFamily
 from policy_traces import make_shape, make_trace
 
 SHAPE = make_shape(head=1_000_000)
@@ -62,6 +64,34 @@ def test_below_the_last_exit_the_short_list_answers_and_is_paid_for(inner: ExitP
     assert saved != 0
     assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
     assert result.breakdown.plain == whole.breakdown.plain
+
+
+def test_a_probe_of_the_list_that_lets_a_token_leave_is_its_output() -> None:
+    """Behind the list its product is paid once; without the list the whole head's comes beside."""
+    listed = short_trace(restricted_max_prob=confidence(200))
+    inner = Threshold("restricted_max_prob", 0.6, (2, 4))
+    result, whole = replay(listed, ShortList(inner)), replay(listed, inner)
+    costs, exits = prices_of(listed).bytes, result.exits
+    left = exits < listed.layers
+    assert 0 < left.sum() < listed.token_count
+    probes = np.where(exits == 2, 1, 2).sum() * costs.probes["restricted head"]
+    layers = (costs.overhead + costs.until_exit)[exits - 1].sum()
+    final = (~left).sum() * costs.head
+    assert result.breakdown.total == pytest.approx(layers + probes + final)
+    assert whole.breakdown.total == pytest.approx(layers + probes + final + left.sum() * costs.exit_head)
+    pool = Pool(listed, FLOOR, pricing_of(listed, None).paid_by(ShortList(inner)))
+    assert pool.score("", inner).cost * listed.token_count == pytest.approx(result.breakdown.total)
+    family = ThresholdFamily(pool, SIGNALS["restricted_max_prob"], (0.5,))
+    curve = family.curve_of((2, 4))
+    point = int(np.argmin(np.abs(family.grid.values - 0.6)))
+    again = pool.score("", family.policy_at((2, 4), point))
+    assert family.costs_of((2, 4), curve.shares)[point] == pytest.approx(again.cost)
+
+
+def confidence(tokens: int) -> np.ndarray:
+    """Random shares of the list's softmax, surer at deeper exits."""
+    drawn = np.random.default_rng(3).random((tokens, len(SHAPE.layers)))
+    return np.clip(drawn + 0.05 * np.arange(len(SHAPE.layers)), 0, 1).astype(np.float32)
 
 
 @pytest.mark.parametrize("inner", [Never(), CHEAP, StaticExit(3)])

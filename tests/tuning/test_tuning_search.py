@@ -15,12 +15,14 @@ from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import decision_costs, exit_costs
 from offramp.policies.replay import replay
+from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.short_list import costs_for
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import order_places, policy_losses, search_targets
 from offramp.tuning.curves import curve, make_grid
+from offramp.tuning.filtered_family import _costs_behind, _curve_behind, _filters, add_filtered
 from offramp.tuning.floor import document_weights, make_floor, token_losses
 from offramp.tuning.held_out import measure
 from offramp.tuning.pool import Pool, front_of
@@ -143,6 +145,37 @@ def test_thresholds_per_exit_are_never_worse_than_one_for_all(seed: int) -> None
         for chosen, values in per_exit_thresholds(family, exits, FLOOR.risk, (price,)):
             scored = pool.score("", Thresholds("max_prob", values, chosen))
             assert scored.cost + of_loss * scored.risk <= best_single * (1 + 1e-6)
+
+
+def test_what_stands_behind_a_filter_costs_and_loses_what_its_replay_does() -> None:
+    """Where checks are dear and a cheap signal knows who will not pass them, the fastest is filtered."""
+    shape = make_shape(head=1000)
+    plain = make_trace(tokens=400, documents=20, shape=shape)
+    sure = plain.fact("max_prob")[:, 3:4] > 0.7
+    maybe = sure | (np.random.default_rng(1).random(sure.shape) < 0.4)
+    known = np.full((400, plain.layers), 0.5, dtype=np.float32)
+    known[:, 2:3] = np.where(maybe, 0.9, 0.1)
+    trace = make_trace(tokens=400, documents=20, shape=shape, hidden_cosine_to_previous=known)
+    pool = pool_of(trace)
+    families = add_exact(pool, (0.05, 0.1))
+    for family, exits in ((families["max_prob"], (4,)), (families["max_prob"], (3, 5))):
+        for one in list(_filters(pool, {"hidden_cosine": families["hidden_cosine"]}, exits[0]))[::3]:
+            found = _curve_behind(pool, family, exits, one.through)
+            costs = _costs_behind(pool, family, exits, one, found)
+            for point in range(0, family.grid.points, 50):
+                policy = Filtered("hidden_cosine", one.value, one.exit, family.policy_at(exits, point))
+                again = pool.score("", policy)
+                assert (again.risk, again.cost) == pytest.approx((found.risk[point], costs[point]))
+    add_filtered(pool, families, 0.1, (0.05, 0.1))
+    filtered = [one for one in pool.found if isinstance(one.policy, Filtered) and one.risk <= 0.1]
+    best = min(filtered, key=lambda one: one.cost).policy.policy
+    exits, name = best.exits, best.signal
+    alone = families[name].curve_of(exits)
+    without = families[name].costs_of(exits, alone.shares)[alone.risk <= 0.1].min()
+    assert min(one.cost for one in filtered) < without
+    in_batch = pool_of(trace, batch=2)
+    add_filtered(in_batch, families, 0.1, (0.1,))
+    assert in_batch.found == []
 
 
 def test_signals_that_compare_exits_are_checked_where_they_can_be() -> None:

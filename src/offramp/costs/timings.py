@@ -45,6 +45,20 @@ def work_ratio(wanted: Work, known: Work) -> float:
     return max(wanted.flops / known.flops, by_bytes)
 
 
+def resized(seconds: float, known: Work, wanted: Work, head: tuple[Work, float]) -> float:
+    """Seconds of a part at another size than the one that was timed.
+
+    What it does more or less is charged at the pace of the output head, the largest product that was timed;
+    launching it and waiting for the answer takes as long at any size. (In proportion to its size a short list
+    four times as long was dearer than most of the head.) A smaller one takes no less than in proportion.
+    """
+    more = Work(max(wanted.flops - known.flops, 0.0), max(wanted.bytes - known.bytes, 0.0))
+    less = Work(max(known.flops - wanted.flops, 0.0), max(known.bytes - wanted.bytes, 0.0))
+    work, pace = head
+    grown = seconds + pace * work_ratio(more, work)
+    return max(grown - pace * work_ratio(less, work), seconds * min(work_ratio(wanted, known), 1.0))
+
+
 SCHEMA_VERSION = 1
 KIND = "timings"
 # A straight line through two batch sizes says little about one that is many times larger.
@@ -198,8 +212,8 @@ class TimingsProfile:
         """Seconds of one step that decodes a token of each of `batch` sequences at `position` (0 = first).
 
         Linear between the timed batch sizes, and beyond the largest through the last two, but never falling
-        there; below the smallest the smallest one's time. sizes: of the probes; a probe timed at other sizes
-        is scaled by its FLOPs and bytes.
+        there; below the smallest the smallest one's time. sizes: of the probes; what was timed at
+        another size is priced as `resized` says.
 
         Raises InputError for a model with another number of layers or of another dtype, a batch below 1 or
         above four times the largest timed one (with one timed size, any above it), or a position that is
@@ -294,7 +308,7 @@ class TimingsProfile:
         self, table: Table | None, measured: Work, wanted: Work, timed: list[tuple[Work, float]], batch: int
     ) -> float:
         if table is not None:
-            return float(self._at(table, batch)) * work_ratio(wanted, measured)
+            return resized(float(self._at(table, batch)), measured, wanted, timed[0])
         work, seconds = min(timed, key=lambda part: abs(math.log(part[0].flops / wanted.flops)))
         return seconds * work_ratio(wanted, work)
 

@@ -36,6 +36,7 @@ class TokenCosts:
     overhead: what a step costs whatever it runs (embedding, choosing the token, the program around).
     maps: by exit, the K,V maps of tokens that leave there, where K and V are mapped; empty elsewhere.
     decision: how much of every probe is waiting until the host knows its answer, 0 where that is not apart.
+    short_list: whether `exit_head` is the price of the short list's columns.
     """
 
     unit: str
@@ -48,6 +49,7 @@ class TokenCosts:
     batch: int = 1
     maps: Mapping[int, float] = field(default_factory=dict)
     decision: float = 0.0
+    short_list: bool = False
 
     @property
     def plain(self) -> float:
@@ -96,6 +98,7 @@ def add_costs(one: TokenCosts, other: TokenCosts) -> TokenCosts:
         decision=one.decision + other.decision,
         batch=one.batch + other.batch,
         maps={exit: price + other.maps[exit] for exit, price in one.maps.items()},
+        short_list=one.short_list,
     )
 
 

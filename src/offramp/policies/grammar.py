@@ -28,6 +28,7 @@ from offramp.policies.parameters import (
 from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
 from offramp.policies.rules.around import Minimum, Monotone
 from offramp.policies.rules.combined import Tasks, Votes
+from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
 from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained
@@ -51,6 +52,7 @@ BUILT_IN: tuple[type[ExitPolicy], ...] = (
     Patience,
     Sustained,
     Minimum,
+    Filtered,
     Monotone,
     Votes,
     ShortList,

@@ -1,9 +1,9 @@
 """What a policy costs: layers run, K,V left for the skipped ones, every probe, and one head product.
 
-A full-head probe that lets a token leave is its head product; a token that leaves by a cheaper probe, or
-unprobed, pays its exit's head beside, and one that reaches exit L pays all the probes that did not fire and
-the final head. Each probe and head is charged as if it stood alone: where two of them at one exit could share
-the final norm or the lens, both pay for it.
+A full-head probe that lets a token leave is its head product, and so is one of the short list where outputs
+are read off that; a token that leaves by another probe, or unprobed, pays its exit's head beside, and one
+that reaches exit L pays all the probes that did not fire and the final head. Each probe and head is charged
+as if it stood alone: where two of them at one exit could share the final norm or the lens, both pay for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine
-from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes, MapRanks, ProbeSizes, fitted_of
+from offramp.costs.probes import NOTHING_FITTED, FittedSizes, MapRanks, ProbeSizes, fitted_of
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
@@ -28,7 +28,7 @@ from offramp.models.identity import ATTENTION
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
-from offramp.policies.signals import probes_of
+from offramp.policies.signals import FULL_HEAD, RESTRICTED_HEAD, probes_of
 from offramp.tracing.described_heads import unusual_length
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -41,9 +41,9 @@ def check_price(costs: TokenCosts, facts: tuple[str, ...]) -> float:
     return sum(costs.probes[kind] for kind in probes_of(facts))
 
 
-def gives_output(facts: tuple[str, ...]) -> bool:
-    """Whether reading these facts makes the exit's output too."""
-    return any(PROBES[kind].gives_output for kind in probes_of(facts))
+def gives_output(facts: tuple[str, ...], *, short_list: bool) -> bool:
+    """Whether reading these facts makes the exit's output too. short_list: whether that is of the list."""
+    return (RESTRICTED_HEAD if short_list else FULL_HEAD) in probes_of(facts)
 
 
 def exit_costs(costs: TokenCosts, needs: Needs) -> NDArray[np.float64]:
@@ -56,7 +56,7 @@ def exit_costs(costs: TokenCosts, needs: Needs) -> NDArray[np.float64]:
     head = costs.heads.copy()
     for exit, facts in needs.items():
         probes[exit - 1 :] += check_price(costs, facts)
-        if facts and gives_output(facts):
+        if facts and gives_output(facts, short_list=costs.short_list):
             head[exit - 1] = 0.0
     return costs.overhead + costs.until_exit + probes + head
 
@@ -84,7 +84,7 @@ def decision_costs(costs: TokenCosts, decisions: Decisions) -> NDArray[np.float6
     for place, (exit, facts) in enumerate(decisions.needs.items()):
         probed = decisions.probed_at(place)
         total[probed] += check_price(costs, facts)
-        if gives_output(facts):
+        if gives_output(facts, short_list=costs.short_list):
             total[probed & (decisions.exits == exit)] -= costs.heads[exit - 1]
     return np.asarray(total)
 

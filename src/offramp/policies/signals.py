@@ -22,6 +22,9 @@ ROUNDING = 1e-4
 FULL_HEAD = "full head"
 """The kind of probe whose product is the whole head's."""
 
+RESTRICTED_HEAD = "restricted head"
+"""The kind of probe whose product is the short list's."""
+
 OPENING_FACT = "top1"
 """What the first check of a signal that compares exits reads: the output to compare with."""
 
@@ -121,12 +124,12 @@ SIGNALS: dict[str, Signal] = {
             looks_back=True,
         ),
         Signal(
-            "restricted_margin", "margin of a softmax over a short list of frequent tokens", "restricted head"
+            "restricted_margin", "margin of a softmax over a short list of frequent tokens", RESTRICTED_HEAD
         ),
         Signal(
             "restricted_max_prob",
             "largest probability of a softmax over a short list of frequent tokens",
-            "restricted head",
+            RESTRICTED_HEAD,
         ),
         Signal(
             "correctness",

@@ -103,7 +103,7 @@ def count_steps(
         probed = decisions.probed_at(place)
         for kind in probes_of(facts):
             _count(usage, "probe", exit, probed, steps, kind)
-        if gives_output(facts):
+        if gives_output(facts, short_list=decisions.short_list):
             answered |= probed & (decisions.exits == exit)
     for exit in np.unique(decisions.exits):
         part = decisions.head(final=bool(exit == layers))

@@ -117,7 +117,7 @@ class Searched:
             facts = (family.signal.fact,)
             total += check_price(costs, facts) * len(rows)
             leaves = family.grid.ranks[rows, evidence.below.index(exit)] <= point
-            head = 0.0 if gives_output(facts) else costs.heads[exit - 1]
+            head = 0.0 if gives_output(facts, short_list=costs.short_list) else costs.heads[exit - 1]
             total += float(leaves.sum()) * (costs.overhead + costs.until_exit[exit - 1] + head)
             column = int(evidence.columns((exit,))[0])
             risk += float(evidence.losses[rows[leaves], column] @ evidence.weights[rows[leaves]])

@@ -70,7 +70,7 @@ class DecisionCounts:
         for place, (exit, facts) in enumerate(self.needs.items()):
             for kind in probes_of(facts):
                 usage[Item("probe", exit, probe=kind)] = int(self.probed[place])
-            if gives_output(facts):
+            if gives_output(facts, short_list=self.heads[0] == "short head"):
                 outputs[exit - 1] -= self.answered[place]
         for layer in range(1, layers + 1):
             usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
@@ -164,7 +164,7 @@ class Pricing:
         total = float(counts.leaving @ exit_costs_without_probes(self.costs))
         for place, (exit, facts) in enumerate(counts.needs.items()):
             total += float(counts.probed[place]) * check_price(self.costs, facts)
-            if gives_output(facts):
+            if gives_output(facts, short_list=self.costs.short_list):
                 total -= float(counts.answered[place] * self.costs.heads[exit - 1])
         return total / counts.tokens
 

@@ -20,6 +20,7 @@ from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thres
 from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
 from offramp.tuning.evolution import evolve
+from offramp.tuning.filtered_family import add_filtered
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
@@ -174,15 +175,17 @@ SHORT_AT_FULL_DEPTH = "short list at full depth"
 def search_pool(pool: Pool, risk: float, evolution_seed: int | None = None) -> None:
     """Fill a pool with the fastest members of every family at search risks up to and around `risk`.
 
-    Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), the families that are
-    replayed token by token, and thresholds whose exits are read off the short list. evolution_seed: of a
-    search for a signal and a threshold of each exit (see `offramp.tuning.evolution`), None for none.
+    Beyond the families of `add_exact`: one threshold per exit (coordinate ascent), dear signals behind cheap
+    filters, the families that are replayed token by token, and thresholds whose exits are read off the short
+    list. evolution_seed: of a search for a signal and a threshold of each exit (see
+    `offramp.tuning.evolution`), None for none.
     """
     if not pool.evidence.below:
         return
     targets = targets_around(risk)
     families = add_exact(pool, targets)
     add_per_exit(pool, families, risk)
+    add_filtered(pool, families, risk, targets)
     add_replayed(pool, families, risk, targets[:: len(targets) // 6])
     add_short_list(pool, risk, targets)
     if evolution_seed is not None:
@@ -235,6 +238,7 @@ def _add_thresholds_on_list(
     ]
     families = add_thresholds(short, cheap, targets)
     add_per_exit(short, families, risk)
+    add_filtered(short, families, risk, targets)
     for scored in short.found:
         policy = ShortList(scored.policy, at)
         pool.add(replace(scored, family=f"{SHORT_LIST[at]}: {scored.family}", policy=policy))

@@ -230,7 +230,7 @@ def rates_of(family: ThresholdFamily, exits: Exits) -> Rates:
     costs = family.pool.pricing.costs
     facts = (family.signal.fact,)
     places = np.array(exits) - 1
-    heads = np.zeros(len(exits)) if gives_output(facts) else costs.heads[places]
+    heads = np.zeros(len(exits)) if gives_output(facts, short_list=costs.short_list) else costs.heads[places]
     leave = costs.overhead + costs.until_exit[places] + heads
     price = check_price(costs, facts)
     check = np.full(len(exits), price)

@@ -270,7 +270,8 @@ class _Asked:
         if known is not None and key in known:
             return known[key]
         facts = self.reader.read(exit, names, states, before)
-        best = greedy_tokens(self.reader.logits(exit, states)) if gives_output(names) else None
+        answers = gives_output(names, short_list=owner.policy.short_list)
+        best = greedy_tokens(self.reader.logits(exit, states)) if answers else None
         read = Read(facts, best)
         if known is not None:
             known[key] = read

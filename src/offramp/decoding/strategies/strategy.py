@@ -82,7 +82,7 @@ class PolicyDriver:
             facts = {name: _spread(values, rows, len(asked)) for name, values in read.items()}
             for kind in probes_of(names):
                 self._meter.count("probe", exit, len(hidden), kind)
-            if gives_output(names):
+            if gives_output(names, short_list=self.policy.short_list):
                 self._answered.add(exit)
         leaving = asked & self._decider.decide(exit, facts)
         self.own[leaving] = exit

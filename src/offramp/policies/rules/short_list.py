@@ -138,4 +138,5 @@ def costs_for(policy: ExitPolicy, costs: TokenCosts) -> TokenCosts:
         costs,
         exit_head=costs.short_exit_head if policy.short_list else costs.exit_head,
         head=costs.short_head if policy.short_head else costs.head,
+        short_list=policy.short_list,
     )
