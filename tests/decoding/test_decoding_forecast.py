@@ -15,6 +15,7 @@ from generation_cases import generate_batch, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offramp.costs.counting import head_bytes, head_flops
 from offramp.costs.timings import TimingsProfile
 from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
@@ -174,15 +175,16 @@ def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
     assert {**lens, "heads": 0} == {**plain, "heads": 0}
 
 
-def test_a_network_behind_a_lens_is_charged_by_its_products_with_the_lens_as_the_measure() -> None:
+def test_a_network_behind_a_lens_is_charged_by_its_products_at_the_pace_of_the_head() -> None:
     runs, hidden, units = [static_at(2, 5)], SHAPE.hidden_size, 7
     lens, network = (
         price_parts(runs, by_hand(), SHAPE, decoding("static:exit=2", lens=True, units=units))
         for units in (0, units)
     )
-    rows = (hidden + 1 + 3 * units + 1) / (hidden + 1)  # of weights, against the lens's own
-    products = (hidden + 3 * units) / hidden
-    assert network["heads"] - lens["heads"] == pytest.approx(0.125 * (max(rows, products) - 1))
+    weights = SHAPE.element_bytes * hidden * (3 * units + 1)  # the networks' and their norm's
+    more = max(weights / head_bytes(SHAPE), 6.0 * hidden * units / head_flops(SHAPE))
+    head = float(by_hand().token_costs(SHAPE, 0).head)
+    assert network["heads"] - lens["heads"] == pytest.approx(head * more)
     assert {**network, "heads": 0} == {**lens, "heads": 0}
 
 

@@ -29,6 +29,8 @@ THRESHOLD = "threshold:signal=max_prob,value=0.5,exits=1+2+3+4"
 COSINE = "threshold:signal=hidden_cosine,value=0.9,exits=2+3"
 LOOKING_BACK = "threshold:signal=kl_to_previous,value=0.5,exits=1+2+4"
 SHORT = "shortlist:policy=[threshold:signal=restricted_margin,value=0.05,exits=1+3]"
+PASSES = "[threshold:signal=max_prob,value=0.3,exits=3+4]"
+FILTERED = f"filtered:signal=hidden_cosine,value=0.9,exit=2,policy={PASSES}"
 DECAYING = "decaying:signal=max_prob,value=0.3,length=8,exits=1+2+4"
 PATIENCE = "patience:times=1,exits=1+2+3+4"
 ADAPTIVE = "adaptive:signal=max_prob,target=0.2,warmup=2,exits=1+2+3"
@@ -84,7 +86,17 @@ def forced(
     [
         *(
             (policy, "propagate")
-            for policy in (THRESHOLD, COSINE, LOOKING_BACK, SHORT, DECAYING, PATIENCE, ADAPTIVE, SHORT_HEAD)
+            for policy in (
+                THRESHOLD,
+                COSINE,
+                LOOKING_BACK,
+                SHORT,
+                FILTERED,
+                DECAYING,
+                PATIENCE,
+                ADAPTIVE,
+                SHORT_HEAD,
+            )
         ),
         *((policy, "recompute") for policy in ("static:exit=2", THRESHOLD, ADAPTIVE, SHORT_HEAD)),
     ],
