@@ -98,6 +98,26 @@ def test_snapshots_hold_what_they_held_whatever_is_written_later() -> None:
         assert torch.equal(entry.keys[..., :-2, :], expected[place])
 
 
+def test_of_a_layer_of_another_make_nothing_is_asked() -> None:
+    """Whatever it calls by the names that layers that grow in place have."""
+
+    class Other(DynamicLayer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.keep = self.release = 7
+
+    layer = Other()
+    cache = DynamicCache()
+    cache.layers = [layer]
+    ones = torch.ones(1, 1, 3, 2)
+    layer.update(ones, ones)
+    past = snapshot(cache, [0], 0, [3])
+    layer.update(ones, ones)
+    restore(cache, past)
+    assert layer.get_seq_length() == 3
+    assert layer.keep == 7
+
+
 def test_chosen_rows_and_copies_go_on_alone() -> None:
     both = layers()
     write(both, 1, seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -51,6 +52,18 @@ def _mask_sizes(view: Any, query_length: int, layer_idx: int = 0) -> tuple[int, 
     return min(window - 1, seen) + query_length, max(seen - window + 1, 0)
 
 
+class InPlace(abc.ABC):
+    """A layer of a cache that writes into buffers of its own, and is told which may be asked for again."""
+
+    @abc.abstractmethod
+    def keep(self) -> None:
+        """What is held now may be asked for again: later updates leave these positions as they are."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Others may write to the buffers: the next update makes new ones."""
+
+
 @dataclass(frozen=True)
 class Past:
     """What some layers held at one moment.
@@ -73,8 +86,9 @@ def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[i
     """
     held = entries_of(cache)
     for place in entries:
-        if hasattr(held[place], "keep"):
-            held[place].keep()
+        entry = held[place]
+        if isinstance(entry, InPlace):
+            entry.keep()
     return Past(tuple((place, _held(vars(held[place]))) for place in entries), first, tuple(lengths))
 
 
@@ -82,11 +96,12 @@ def restore(cache: Any, past: Past) -> None:
     """Put back what was held; the snapshot stays as it is."""
     entries = entries_of(cache)
     for place, held in past.entries:
-        own = vars(entries[place])
+        entry = entries[place]
+        own = vars(entry)
         own.clear()
         own.update(_held(held))
-        if hasattr(entries[place], "release"):
-            entries[place].release()
+        if isinstance(entry, InPlace):
+            entry.release()
 
 
 def _held(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from offramp.decoding.engine.cache import own_cache
+from offramp.decoding.engine.cache import InPlace, own_cache
 
 LEAST_ROOM = 64
 SHARE_OF_ROOM = 8
@@ -37,7 +37,7 @@ def _starts(buffer: Tensor, held: Tensor, new: int) -> bool:
     )
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(InPlace, DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer of transformers' cache whose update writes the new positions behind those it holds.
 
     Transformers' own makes K and V anew for every token (`torch.cat`), which reads and writes all of them.
@@ -51,11 +51,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.kept = 0
 
     def keep(self) -> None:
-        """What is held now may be asked for again: later updates leave these positions as they are."""
+        """Later updates leave what is held now."""
         self.kept = max(self.kept, self.get_seq_length())
 
     def release(self) -> None:
-        """Others may write to the buffers: the next update makes new ones."""
+        """The next update makes new buffers."""
         self.room = None
         self.kept = 0
 
