@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from offramp.errors import InputError
@@ -12,13 +12,13 @@ from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.job import HELD_OUT_EVERY, Job
 from offramp.lab.exits.kinds import EXECUTED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
+from offramp.lab.exits.seen import seen_by_both
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
-from offramp.workloads.shared_text import Sketch
 
 
 def start_of(model: Model, kind: str, heads: ExitHeads | None) -> ExitHeads | None:
@@ -105,7 +105,7 @@ class ExecutedJob(Job):
         assert self.start is not None, "checked by `start_of`"
         before = self.start.kv_maps
         assert before is not None, "checked by `start_of`"
-        documents, texts = joined((before.documents, before.texts), (rows.ids, rows.texts))
+        documents, texts = seen_by_both((before.documents, before.texts), (rows.ids, rows.texts))
         return replace(
             before,
             maps=maps,
@@ -113,21 +113,3 @@ class ExecutedJob(Job):
             texts=texts,
             provenance={**before.provenance, "trained": self.provenance(progress)},
         )
-
-
-Seen = tuple[Mapping[str, tuple[str, ...]], Sequence[Sketch] | None]
-"""Ids of documents by workload, and sketches of their texts in the same order, None where not known."""
-
-
-def joined(first: Seen, second: Seen) -> tuple[dict[str, tuple[str, ...]], tuple[Sketch, ...] | None]:
-    """Documents that either has seen, each once."""
-    sketches: dict[tuple[str, str], Sketch | None] = {}
-    for documents, texts in (second, first):  # the first one's sketch counts
-        places = [(workload, id) for workload, ids in documents.items() for id in ids]
-        known = [None] * len(places) if texts is None else texts
-        sketches |= dict(zip(places, known, strict=True))
-    workloads = dict.fromkeys((*first[0], *second[0]))
-    ids = {name: tuple(id for workload, id in sketches if workload == name) for name in workloads}
-    ordered = [sketches[workload, id] for workload, some in ids.items() for id in some]
-    known = [one for one in ordered if one is not None]
-    return ids, tuple(known) if len(known) == len(ordered) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +11,6 @@ from numpy.typing import NDArray
 
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
-from offramp.tracing.fitting.documents import FittingRows
-from offramp.workloads.shared_text import Sketch
 
 SHUT = -20.0
 """The logit of a gate that lets no token leave."""
@@ -46,16 +43,3 @@ def spread(gates: ExitClassifier, exits: Sequence[int], every: Sequence[int]) ->
         base_rate=of(gates.base_rate, 0.0),
         better_than_chance=of(gates.better_than_chance, False),
     )
-
-
-def seen_by_both(
-    heads: ExitHeads, read: FittingRows
-) -> tuple[dict[str, tuple[str, ...]], tuple[Sketch, ...] | None]:
-    """Ids and sketches of the documents that heads and gates have seen, by workload."""
-    known, new = iter(heads.texts or ()), iter(read.texts)
-    documents, texts = dict[str, tuple[str, ...]](), list[Sketch]()
-    for workload in dict.fromkeys((*heads.documents, *read.ids)):
-        before, more = heads.documents.get(workload, ()), read.ids.get(workload, ())
-        documents[workload] = (*before, *more)
-        texts += [*itertools.islice(known, len(before)), *itertools.islice(new, len(more))]
-    return documents, None if heads.texts is None else tuple(texts)

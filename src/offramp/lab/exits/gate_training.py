@@ -16,10 +16,11 @@ from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.gate import GATE, HALF, STEPS, GateRows, learn_gates
-from offramp.lab.exits.gate_heads import reading_at, seen_by_both, spread
+from offramp.lab.exits.gate_heads import reading_at, spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
 from offramp.lab.exits.gate_record import GateRecord
 from offramp.lab.exits.record import Spent
+from offramp.lab.exits.seen import seen_by_both
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.described_heads import describe_heads
@@ -293,7 +294,7 @@ class _Job:
             documents={},
             texts=(),
         )
-        documents, texts = seen_by_both(heads, self.read)
+        documents, texts = seen_by_both((heads.documents, heads.texts), (self.read.ids, self.read.texts))
         return replace(
             heads,
             classifiers={**heads.classifiers, GATE: spread(gates, self.exits, heads.exits)},
