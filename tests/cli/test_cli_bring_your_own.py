@@ -12,7 +12,7 @@ import pytest
 
 from command_line import run_offramp
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.importing.key_map import OutputKeys, read_key_map
+from offramp.tracing.importing.key_map import read_key_map
 from offramp.tracing.trace import Trace
 from tiny_models import LINES
 
@@ -29,12 +29,12 @@ def test_every_key_map_on_the_page_is_one(tmp_path: Path) -> None:
     for text in blocks("toml"):
         (tmp_path / "map.toml").write_text(text)
         maps.append(read_key_map(tmp_path / "map.toml"))
-    lens, spread, example = maps
-    assert lens.key(lens.keys.weight, 3) == "3.weight"
+    lens, spread, network, example = maps
+    assert lens.keys((3,)) == ["3.weight", "3.bias"]
     assert spread.exits == (8, 16, 24)
-    assert spread.key(spread.keys.weight, 16) == "heads.1.weight"
-    assert isinstance(example.keys, OutputKeys)
-    assert example.key(example.keys.weight, 2) == "exits.1.head.weight"
+    assert spread.keys((16,))[0] == "heads.1.weight"
+    assert network.keys((2,))[-1] == "exits.2.down.weight"
+    assert example.keys((2,)) == ["exits.1.head.weight", "exits.1.norm.weight"]
 
 
 def test_the_worked_example_runs(
@@ -44,7 +44,7 @@ def test_the_worked_example_runs(
     paragraphs = [" ".join(LINES[place:] + LINES[:place]) for place in range(len(LINES))]
     (tmp_path / "my-text.txt").write_text("\n\n".join(paragraphs * 3))
     monkeypatch.chdir(tmp_path)
-    training, python = blocks("python")
+    _, training, python = blocks("python")  # the first is held by the layouts' own tests
     (commands,) = blocks("bash")
     Path("map.toml").write_text(blocks("toml")[-1])
     exec(compile(training, "training", "exec"), {})

@@ -203,8 +203,9 @@ def test_the_head_of_the_last_layer_is_left_out(tmp_path: Path) -> None:
 
 
 BAD_MAPS = {
-    "neither": ("first = 1\n", r"one of the tables \[lens\] and \[output\]; it has: first"),
-    "both": (LENS_MAP + OUTPUT_MAP.replace("first = 0", ""), "not both"),
+    "none": ("first = 1\n", r"one of the tables \[lens\], \[mlp\] and \[output\].*; it has: first"),
+    "the model's own": ("[output]\n", "must have a norm of its own and no bias"),
+    "network": ('[mlp]\nnorm = "{exit}.n"\ngate = "g"\nup = "u"\ndown = "d"\nepsilon = 0.0\n', "gate is 'g'"),
     "no toml": ("[lens", "not TOML"),
     "unknown": (LENS_MAP + "transpose = true\n", "unknown key 'transpose'(.|\n)*did you mean 'transposed'"),
     "unknown on top": ("fist = 0\n" + LENS_MAP, "has no entry 'fist'(.|\n)*did you mean 'first'"),

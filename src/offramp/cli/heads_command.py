@@ -32,6 +32,7 @@ from offramp.tracing.request import FITTING_TOKENS
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.fitting.maps import FittingMemory
+    from offramp.tracing.importing.imports import Import
 
 heads = typer.Typer(
     help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
@@ -162,14 +163,17 @@ def fit(
 @heads.command("import")
 def import_(
     file: Annotated[
-        Path, typer.Argument(help="A .safetensors file, or a folder with such files (a model's own, too).")
+        str,
+        typer.Argument(
+            help="A .safetensors file, a folder with such files (a model's own, too), or a Hub id."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors).")],
     model: Annotated[
         str | None,
         typer.Option(
             "--model",
-            help="The model that the heads belong to. By default FILE, where that is a model's folder.",
+            help="The model that the exits belong to. By default FILE, where that is a model's own.",
             show_default=False,
         ),
     ] = None,
@@ -178,7 +182,10 @@ def import_(
         typer.Option("--map", help="A TOML file: which tensors are the heads of which exit."),
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="A known layout instead of a map: tuned-lens.")
+        str | None,
+        typer.Option(
+            "--format", help="A known layout instead of a map: tuned-lens, multi-exit, ee-llm, balcony."
+        ),
     ] = None,
     device: Device = AUTO,
     dtype: Precision = AUTO,
@@ -187,13 +194,13 @@ def import_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make exit heads that others trained (a tuned lens, output heads per exit) ready for --heads."""
+    """Make exits that others trained (lenses, networks, norms, output heads) ready for --heads."""
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
     out = Output(as_json)
     require_placement(device, dtype)
     _require_file(output, overwrite=overwrite)
-    base, transforms = _base_of_import(file, model), read_transforms(transform, dtype)
+    transforms = read_transforms(transform, dtype)
 
     from offramp.models.transforms.prune import Prune
     from offramp.tracing.heads_file import write_heads
@@ -207,8 +214,10 @@ def import_(
         )
 
     found = find_import(file, key_map=key_map, format=format)
+    base = _base_of_import(file, model, found)
+    asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
+    found.require_config(asked.source.folder)
     with stage("loading the model and checking its exits"):
-        asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
         # No layer is run, so those of a model that does not fit may stay on disk.
         loaded = load_for_tracing(asked, [], stream=None, memory=None)
     imported = found.heads_for(loaded)
@@ -219,17 +228,20 @@ def import_(
     out.finish(heads_summary(imported, output))
 
 
-def _base_of_import(file: Path, model: str | None) -> str:
-    """The model that imported heads belong to: the one named, or the folder itself."""
+def _base_of_import(file: str, model: str | None, found: Import) -> str:
+    """The model that imported exits belong to: the one named, or the files themselves."""
     if model is not None:
         return model
-    if file.is_dir() and any(file.glob("model*.safetensors*")) and (file / "config.json").is_file():
-        return str(file)
-    raise InputError(
-        "it is not said which model the heads belong to",
-        where=str(file),
-        fix="name it with --model; only a model's own folder needs no --model",
+    folder = found.tensors.where
+    if found.builds and any(folder.glob("model*.safetensors*")) and (folder / "config.json").is_file():
+        return file
+    plain = (
+        "name it with --model; only a model's own folder needs no --model"
+        if found.builds
+        else "name with --model the one that the exits were added to; transformers cannot build it from "
+        "these files (docs/bring-your-own-exits.md says what to change where they hold it)"
     )
+    raise InputError("it is not said which model the heads belong to", where=file, fix=plain)
 
 
 def _import_notes(imported: ExitHeads) -> list[str]:

@@ -188,6 +188,25 @@ def download(name: str, *, trust_remote_code: bool, subfolder: str | None = None
     return Downloaded(within(snapshot, subfolder), revision=snapshot.name)
 
 
+def fetch_tensors(name: str) -> Downloaded:
+    """Fetch the tensors and small files of a Hub repository that may hold no model: exits' own, for instance.
+
+    name: a Hub id, with "@revision" or without. Raises ModelError if the Hub cannot be reached or does not
+    know it, or if it has no safetensors.
+    """
+    folder = _fetch(name, SMALL_FILES + WEIGHT_FILES)
+    if not any(folder.glob("*.safetensors")):
+        repository, revision = split_revision(name)
+        of = "" if revision is None else f" --revision {revision}"
+        raise ModelError(
+            "the repository has no .safetensors file",
+            where=f"https://huggingface.co/{repository}",
+            fix=f"if it has pickles (.bin), fetch them (hf download {repository}{of} --local-dir FOLDER) and "
+            "give FOLDER instead: the error then says how to convert them",
+        )
+    return Downloaded(folder, revision=folder.name)
+
+
 def within(folder: Path, subfolder: str | None) -> Path:
     """A folder, or one below it. Raises ModelError for one that is not there, or not below."""
     if subfolder is None:

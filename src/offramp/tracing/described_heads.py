@@ -51,12 +51,14 @@ def read_by(heads: ExitHeads) -> dict[str, Any]:
     """Of which parts their reading of exits is, in JSON values (see `reading_parts`)."""
     rank = None if heads.lens is None else heads.lens.rank
     alone = heads.output is not None and heads.output.weight is None
+    bare = alone and heads.output is not None and heads.output.norm == "none"
     return {
         "lens": heads.lens is not None,
         "output": heads.output is not None,
         **({} if rank is None else {"lens_rank": rank}),
         **({} if heads.mlp is None else {"mlp_units": heads.mlp.units}),
         **({"norms_alone": True} if alone else {}),
+        **({"no_norm": True} if bare else {}),
     }
 
 
@@ -82,8 +84,8 @@ def reads_exits(heads: Mapping[str, Any] | None) -> bool:
 def reading_parts(heads: Mapping[str, Any]) -> list[str]:
     """What described exit heads read each exit through, one after the other; nothing where the model's own.
 
-    "a linear lens", "a linear lens of rank 16", "a network of 512 units", "a norm of its own" or "an output
-    head of its own".
+    "a linear lens", "a linear lens of rank 16", "a network of 512 units", "a norm of its own", "an output
+    head of its own" or, by the model's own head, "a reading without a norm".
     """
     parts = []
     if heads.get("lens"):
@@ -91,7 +93,8 @@ def reading_parts(heads: Mapping[str, Any]) -> list[str]:
     if heads.get("mlp_units"):
         parts.append(f"a network of {heads['mlp_units']:,} units")
     if heads.get("output"):
-        parts.append("a norm of its own" if heads.get("norms_alone") else "an output head of its own")
+        own = "a norm of its own" if heads.get("norms_alone") else "an output head of its own"
+        parts.append("a reading without a norm" if heads.get("no_norm") else own)
     return parts
 
 

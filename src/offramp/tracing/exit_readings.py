@@ -79,7 +79,8 @@ class ExitMlp:
     where it is.
 
     norm: float32 [exits, hidden]. gate, up: float32 [exits, units, hidden]. down: float32 [exits, hidden,
-    units]. The first axis is 1 where all exits share it.
+    units]. The first axis is 1 where all exits share it. adds_to_normed: whether the network's output is
+    added to n(x) instead of x, as Balcony's exits without attention have it.
     """
 
     norm: Weights
@@ -87,6 +88,7 @@ class ExitMlp:
     up: Weights
     down: Weights
     epsilon: float = 1e-6
+    adds_to_normed: bool = False
 
     @property
     def units(self) -> int:
@@ -104,7 +106,8 @@ class ExitMlp:
 
     def header(self) -> dict[str, Any]:
         """All that is not an array, as JSON values."""
-        return {"units": self.units, "epsilon": self.epsilon}
+        normed = {"adds_to_normed": True} if self.adds_to_normed else {}
+        return {"units": self.units, "epsilon": self.epsilon, **normed}
 
 
 NormKind = Literal["model", "rms", "layer", "none"]
@@ -178,7 +181,7 @@ def read_mlp(reader: Reader, header: Mapping[str, Any]) -> ExitMlp | None:
         raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number above 0 and below 1")
     shapes = {"norm": (hidden,), "gate": (units, hidden), "up": (units, hidden), "down": (hidden, units)}
     arrays = {name: reader.take_shared(f"mlp.{name}", shape) for name, shape in shapes.items()}
-    return ExitMlp(epsilon=epsilon, **arrays)
+    return ExitMlp(epsilon=epsilon, adds_to_normed=described.get("adds_to_normed") is True, **arrays)
 
 
 def read_output(reader: Reader, header: Mapping[str, Any]) -> OutputHeads | None:

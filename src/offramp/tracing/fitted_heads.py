@@ -52,6 +52,7 @@ class PreparedMlp:
     up: Tensor
     down: Tensor
     epsilon: float
+    adds_to_normed: bool = False
 
     @classmethod
     def of(cls, mlp: ExitMlp, place: int, device: torch.device) -> PreparedMlp:
@@ -59,12 +60,13 @@ class PreparedMlp:
         norm, gate, up, down = (
             tensor_of(at_place(one, place)).to(device) for one in (mlp.norm, mlp.gate, mlp.up, mlp.down)
         )
-        return cls(norm, gate.t(), up.t(), down.t(), mlp.epsilon)
+        return cls(norm, gate.t(), up.t(), down.t(), mlp.epsilon, mlp.adds_to_normed)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Of rows [rows, features] in float32."""
         normed = F.rms_norm(rows, rows.shape[-1:], self.norm, self.epsilon)
-        return torch.addmm(rows, F.silu(normed @ self.gate) * (normed @ self.up), self.down)
+        carried = normed if self.adds_to_normed else rows
+        return torch.addmm(carried, F.silu(normed @ self.gate) * (normed @ self.up), self.down)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +98,7 @@ def _prepared_block(parameters: Parameters) -> PreparedReading:
 
 
 def _block_of(exits: Sequence[Parameters]) -> Reading:
-    arrays = {name: _stacked(exits, name) for name in ("norm", "gate", "up", "down")}
+    arrays: dict[str, Any] = {name: _stacked(exits, name) for name in ("norm", "gate", "up", "down")}
     return Reading(_lens_of(exits), ExitMlp(**arrays, epsilon=EPSILON))
 
 

@@ -72,11 +72,8 @@ class Tensors:
         Raises InputError, with a listing, if it is missing, of another shape, no floating-point numbers, or
         if one of its numbers is not finite.
         """
-        stored = self.require(key)
-        if stored.shape != tuple(shape):
-            raise self.refused(f"{key} has the shape {list(stored.shape)}, not {list(shape)}")
-        if stored.dtype not in FLOATS:
-            raise self.refused(f"{key} is of the type {stored.dtype}; it must be one of {', '.join(FLOATS)}")
+        self.require_shape(key, shape)
+        stored = self.stored[key]
         with _opened(stored.path) as tensors:
             array: NDArray[np.float32] = tensors.get_tensor(key).float().numpy()
         if not np.isfinite(array).all():
@@ -86,6 +83,23 @@ class Tensors:
                 fix="the file is damaged or its training failed: use another copy",
             )
         return array
+
+    def require_shape(self, key: str, shape: Sequence[int]) -> None:
+        """Refuse a tensor of another shape, or of no floating-point numbers; nothing but its header is read.
+
+        Raises InputError, with a listing, for this and for one that is missing.
+        """
+        stored = self.require(key)
+        if stored.shape != tuple(shape):
+            raise self.refused(f"{key} has the shape {list(stored.shape)}, not {list(shape)}")
+        if stored.dtype not in FLOATS:
+            raise self.refused(f"{key} is of the type {stored.dtype}; it must be one of {', '.join(FLOATS)}")
+
+    def first_row(self, key: str) -> Any:
+        """The first row of a tensor that is there, as torch has it; all of one without dimensions."""
+        stored = self.stored[key]
+        with _opened(stored.path) as tensors:
+            return tensors.get_slice(key)[:1] if stored.shape else tensors.get_tensor(key)
 
     def digests(self, keys: Sequence[str]) -> dict[str, str]:
         """SHA-256 of every file that holds one of these tensors, by name."""
@@ -143,14 +157,15 @@ def _files(path: Path) -> list[Path]:
 
 
 def _pickle(path: Path) -> InputError:
-    new = f"{path.stem}.safetensors"
+    new = f"{path.stem.replace('pytorch_model', 'model')}.safetensors"
     return InputError(
         "the file is a pickle, which can run code when it is read; exit heads are read from safetensors",
         where=str(path),
         fix="convert it once; weights_only lets it run no code:\n"
         'python -c "import torch; from safetensors.torch import save_file; '
         f"state = torch.load('{path.name}', map_location='cpu', weights_only=True); "
-        f"save_file({{key: value.contiguous().clone() for key, value in state.items()}}, '{new}')\"",
+        f"save_file({{key: value.contiguous().clone() for key, value in state.items()}}, '{new}', "
+        "{'format': 'pt'})\"",
     )
 
 
