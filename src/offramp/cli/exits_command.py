@@ -58,7 +58,14 @@ def train(
             help="What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="A folder; what was killed goes on there.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A folder. What was killed goes on there; gates, which take minutes, begin anew.",
+        ),
+    ],
     kind: Annotated[
         str,
         typer.Option(
@@ -81,7 +88,8 @@ def train(
         int | None,
         typer.Option(
             "--steps",
-            help="Steps in the place of minutes: the same command then gives the same exits.",
+            help="Steps in the place of minutes: the same command then gives the same exits. Of gates by "
+            "default some 40 passes over their rows.",
             show_default=False,
         ),
     ] = None,

@@ -71,7 +71,6 @@ class GateOptions:
 def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Output) -> None:
     """Train, write the exits with their gates, and say what they save."""
     from offramp.files import remove
-    from offramp.lab.exits.gate import STEPS
     from offramp.lab.exits.gate_record import GATE_RECORD
     from offramp.lab.exits.gate_training import train_gates
     from offramp.tracing.heads_file import write_heads
@@ -86,7 +85,7 @@ def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Ou
         tokens=FITTING_TOKENS if options.tokens is None else options.tokens,
         context=options.context,
         seed=options.seed,
-        steps=STEPS if options.steps is None else options.steps,
+        steps=options.steps,
         progress=True,
     )
     options.output.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from offramp.lab.exits.gate import (
     expected_outcome,
     lagrangian,
     learn_gates,
+    steps_of,
 )
 from offramp.lab.exits.gate_heads import spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
@@ -210,6 +211,13 @@ def test_the_same_seed_gives_the_same_gates_and_another_one_others(found: GateFi
     for first, second in zip(arrays(found), arrays(trained()), strict=True):
         np.testing.assert_array_equal(first, second)
     assert not np.array_equal(found.gates.weights[0], trained(seed=1).gates.weights[0])
+
+
+def test_steps_are_so_many_passes_over_the_rows_within_bounds() -> None:
+    assert [steps_of(rows) for rows in (10, 2560, 10_600, 25_600, 10**6)] == [100, 100, 414, 1000, 2000]
+    few, more = trained(steps=20), trained(steps=50)
+    assert len(few.seconds) == 21, "lambda moves in every one of 20 evaluations"
+    assert len(more.seconds) == 1 + 17, "every third step"
 
 
 def test_where_no_exit_ever_agrees_no_token_leaves() -> None:

@@ -16,6 +16,7 @@ from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.generate import generate
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.errors import InputError
+from offramp.lab.exits.gate import steps_of
 from offramp.lab.exits.gate_training import TrainedGates, train_gates
 from offramp.policies.replay import replay
 from offramp.tracing.exit_heads import ExitHeads
@@ -102,6 +103,11 @@ def test_where_the_later_half_was_seen_the_quarter_before_it_is_read() -> None:
 
 def test_the_same_seed_gives_the_same_gates(gates: TrainedGates) -> None:
     assert trained(through_networks()).heads.fingerprint == gates.heads.fingerprint
+
+
+def test_steps_follow_from_the_rows_where_they_are_not_said() -> None:
+    found = trained(steps=None, at="1")
+    assert found.record.steps == found.heads.provenance["gate"]["steps"] == steps_of(found.record.rows[0])
 
 
 def test_gates_of_some_exits_by_the_logit_lens_and_of_heads() -> None:

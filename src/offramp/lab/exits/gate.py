@@ -37,8 +37,11 @@ GATE = "gate"
 HALF = 0.5
 """The threshold at which gates are meant to decide."""
 
-STEPS = 400
-EVALUATED_EVERY = 20
+PASSES = 40
+"""Over the rows to learn from, however many there are: as many steps on fewer rows learn these by heart."""
+FEWEST_STEPS, MOST_STEPS = 100, 2000
+EVALUATIONS = 20
+"""Of lambda, by DUAL_RATE each: as far as it can move, however many steps there are."""
 BATCH = 1024
 RATE = 5e-4
 WEIGHT_DECAY = 0.1
@@ -189,6 +192,11 @@ class GateFit:
     disagreement: NDArray[np.float64]
 
 
+def steps_of(rows: int) -> int:
+    """Steps of a training on so many rows: PASSES over them, within bounds."""
+    return min(MOST_STEPS, max(FEWEST_STEPS, round(PASSES * rows / BATCH)))
+
+
 def learn_gates(
     fit: GateRows,
     apart: GateRows,
@@ -198,15 +206,17 @@ def learn_gates(
     at_floor: FindFloor,
     *,
     seed: int,
-    steps: int = STEPS,
+    steps: int | None = None,
 ) -> GateFit:
     """Gates for the least expected seconds with at most this disagreement.
 
     fit: rows that the networks learn from. apart: of other documents, by which lambda and the step are
     chosen. risk: 1 - floor. start: networks that say whether an exit agrees, not far from a gate: begun with
     random ones, gates ended slower at the same floor on other documents. at_floor: of probabilities of the
-    rows apart.
+    rows apart. steps: by default `steps_of` the rows to learn from.
     """
+    steps = steps_of(len(fit)) if steps is None else steps
+    every = -(-steps // EVALUATIONS)
     gates = Gates(start)
     groups: list[dict[str, Any]] = [
         {"params": [*gates.weights]},
@@ -216,7 +226,7 @@ def learn_gates(
     generator = torch.Generator().manual_seed(seed)
     multiplier, seconds, disagreement = 1.0, list[float](), list[float]()
     for step in range(steps):
-        if step % EVALUATED_EVERY == 0:
+        if step % every == 0:
             decided = _decided(gates, apart, prices, at_floor)
             seconds.append(prices.stay if decided.at_floor is None else decided.at_floor.seconds)
             disagreement.append(decided.disagreement)

@@ -15,7 +15,7 @@ from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.lab.exits.earlier import spent_before
-from offramp.lab.exits.gate import GATE, HALF, STEPS, GateRows, learn_gates
+from offramp.lab.exits.gate import GATE, HALF, GateRows, learn_gates, steps_of
 from offramp.lab.exits.gate_heads import reading_at, spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
 from offramp.lab.exits.gate_record import GateRecord
@@ -68,7 +68,7 @@ def train_gates(
     context: int | None = None,
     kv: str = "propagate",
     seed: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
     progress: bool | None = None,
 ) -> TrainedGates:
     """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
@@ -76,8 +76,9 @@ def train_gates(
     heads: exits that are read through these, or their file or folder, get gates, on documents of the
     workloads' later half, or next to it, that nothing of them has seen; without, exits are read by the logit
     lens. at: exits below L that get gates, by default all of the heads. tokens: over all workloads. kv: the
-    K,V strategy whose prices are charged. A third of the documents is held out, to judge the gates beside the
-    best thresholds of a network of the same size and features that predicts agreement.
+    K,V strategy whose prices are charged. steps: by default some 40 passes over the tokens to learn from. A
+    third of the documents is held out, to judge the gates beside the best thresholds of a network of the same
+    size and features that predicts agreement.
 
     Raises InputError for options or text that do not fit, heads of another model or with output heads of
     their own, and a machine that is not known; ModelError as `fit_heads` does.
@@ -165,7 +166,7 @@ class _Job:
     floor: Floor
     kv: str
     seed: int
-    steps: int
+    steps: int | None
     shown: bool
     earlier: Spent | None
 
@@ -186,6 +187,7 @@ class _Job:
             floor=self.floor,
             kv=self.kv,
         )
+        steps = steps_of(len(fit)) if self.steps is None else self.steps
         network = self._network(fit, apart)
         read = time.perf_counter()
         prices = judge.prices(apart)
@@ -197,12 +199,12 @@ class _Job:
             network,
             judge.at_floor(apart),
             seed=self.seed,
-            steps=self.steps,
+            steps=steps,
         )
         gates = judged_gates(found, held_out, prices)
         trained = time.perf_counter()
         rules = judge.fastest(apart, probabilities_of(network, apart), NETWORK)
-        heads = self._heads(gates)
+        heads = self._heads(gates, steps)
         record = GateRecord(
             exits=self.exits,
             machine=self.machine.name,
@@ -219,7 +221,7 @@ class _Job:
             thresholds=judge.judged(held_out, probabilities_of(network, held_out), NETWORK, rules),
             plain=prices.plain,
             tokens=self.read.tokens,
-            steps=self.steps,
+            steps=steps,
             took=(read - started, trained - read),
             heads=heads.fingerprint,
             earlier=self.earlier,
@@ -273,7 +275,7 @@ class _Job:
             ]
         )
 
-    def _heads(self, gates: ExitClassifier) -> ExitHeads:
+    def _heads(self, gates: ExitClassifier, steps: int) -> ExitHeads:
         """The heads with the gates, and with the documents that these have seen."""
         provenance = {
             "seed": self.seed,
@@ -281,7 +283,7 @@ class _Job:
             "machine": self.machine.name,
             "floor": self.floor.value,
             "kv": self.kv,
-            "steps": self.steps,
+            "steps": steps,
             **describe_fitting(self.workloads, {"gates": self.read}),
         }
         heads = self.heads or ExitHeads(
