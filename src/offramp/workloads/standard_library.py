@@ -192,6 +192,8 @@ def from_first_definition(text: str) -> str:
     return text[match.start() :] if match else text
 
 
+# Kept: reading the whole library takes two seconds, and a run asks for its workloads many times.
+@functools.cache
 def load_short_code() -> Workload:
     """One document per function or method with a docstring, at most four of one file, in a mixed order.
 
@@ -267,6 +269,7 @@ def clean_topic(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
+@functools.cache
 def load_short_prose() -> Workload:
     """One document per docstring of the standard library, at most five of one file, in a mixed order.
 
