@@ -17,6 +17,8 @@ from tiny_study import PRUNED, results, write_study
 
 import offramp
 from command_line import finish, run_offramp, start_offramp
+from offramp.cli.study_folder import require_own
+from offramp.errors import InputError
 from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
@@ -354,6 +356,15 @@ def test_a_folder_that_cannot_be_one(small: Path) -> None:
     for command in ("plan", "run", "status", "report"):
         error = run_offramp(*study(command, small, "--json")).require(2).json["error"]
         assert str(small.parent / "out") in error["where"]
+
+
+def test_what_was_decoded_for_certificates_belongs_to_a_studys_folder(tmp_path: Path) -> None:
+    """Else no study with certificates could go on, or be reported."""
+    StudyFolder(tmp_path).executions.mkdir()
+    require_own(tmp_path, "small")
+    (tmp_path / "something").mkdir()
+    with pytest.raises(InputError, match="files of something else"):
+        require_own(tmp_path, "small")
 
 
 def test_a_folder_of_something_else(ran: Ran, finished_run: Path, small: Path) -> None:

@@ -26,13 +26,14 @@ TABLES = [
 
 
 def test_the_example_is_a_study(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    example, trainings = re.findall(r"^```toml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     path = tmp_path / "small.toml"
-    path.write_text(example, encoding="utf-8")
+    path.write_text(example + trainings, encoding="utf-8")
     study = offramp.read_study(path)
     assert isinstance(study, offramp.Study)
     assert [model.name for model in study.models] == ["smollm2"]
     assert (len(study.pairs), len(study.exclude)) == (1, 1)
+    assert [training.kind for training in study.trainings] == [None, "block"]
 
 
 @pytest.mark.parametrize("table", [Study, *TABLES])

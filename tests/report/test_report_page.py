@@ -159,6 +159,7 @@ def test_every_part_of_a_comparison_is_there_in_order(of_comparison: Made) -> No
         "What was comparedMade-up figures",
         "2 cells failed or did not runllama3",
         "Leaderboard of models",
+        "What training cost, and what it bought",
         "Ranking of strategies",
         "What was held against a floor",
         "Layer by layer",

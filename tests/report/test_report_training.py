@@ -8,12 +8,13 @@ import pytest
 from answer_examples import certificate
 from report_examples import example_run
 
-from offramp.report.page import render
+from comparison_examples import example_comparison
+from offramp.report.page import render, render_comparison
 from offramp.report.run_result import RunResult
 from offramp.report.sections.training import answers, minutes, tokens_text
 from offramp.report.summary import summarise
 from offramp.report.training import bought
-from offramp.studies.work.heads import Training
+from offramp.studies.work.training_cost import Training
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import Speed
 from page_reader import Page
@@ -93,6 +94,20 @@ def test_the_page_counts_what_the_exits_took_before_that_others_began_from() -> 
     assert "began from" not in Page(render(trained_run())).text
     (gain,) = (one for one in bought(run, executed) if one.saved is not None)
     assert gain.tokens == pytest.approx(1800.0 / (0.2 * 0.0583))
+
+
+def test_a_comparison_shows_it_beside_the_untrained_model() -> None:
+    comparison = example_comparison()
+    page = render_comparison(comparison)
+    shown = Page(page).text
+    assert "were trained on 60,000 tokens for 900 steps: 20 minutes" in shown
+    assert "At 95 %, executed and certified, it saves of plain decoding's time: prose 20.0 %" in shown
+    assert "paid back after 240,000 generated tokens" in shown
+    assert "At 90 % it is open what this training bought" in shown  # a replay bound is no execution
+    assert "At 99 % this training bought nothing" in shown
+    assert 'id="trainings"' in page
+    untrained = replace(comparison, rows=comparison.rows[1:], trained=())
+    assert 'id="trainings"' not in render_comparison(untrained)
 
 
 def test_the_summary_holds_the_same() -> None:

@@ -192,6 +192,44 @@ HEADS = [
     (LENS + 'file = "gone.safetensors"\n', "line 10, heads[1].file", "does not exist"),
     ('[[heads]]\nname = "none"\nlens = false\n', "line 8, heads[1]", "lens is of fitted heads"),
 ]
+BLOCK = '[[trainings]]\nname = "block"\n'
+TRAIN = BLOCK + 'kind = "block"\n'
+TRAININGS = [
+    (BLOCK, "line 8, trainings[1]", "of no kind"),
+    (TRAIN + 'folder = "exits"\n', "line 8, trainings[1]", "several things at once"),
+    (
+        BLOCK + 'folder = "gone"\nsteps = 9\n',
+        "line 8, trainings[1]",
+        "steps is of exits that the study trains",
+    ),
+    (BLOCK + 'folder = "gone"\n', "line 10, trainings[1].folder", "does not exist"),
+    (BLOCK + 'folder = "a"\n', "line 10, trainings[1].folder", "holds no trained exits"),
+    (BLOCK + 'kind = "blok"\n', "line 10, trainings[1].kind", "did you mean block?"),
+    (BLOCK + 'kind = "executed"\n', "line 10, trainings[1].kind", "begin from others"),
+    (TRAIN + 'text = ["two"]\n', "line 11, trainings[1].text[1]", "no workload 'two'"),
+    (TRAIN + "steps = 9\nminutes = 1.0\n", "line 8, trainings[1]", "both steps and minutes"),
+    (TRAIN + "steps = 0\n", "line 11, trainings[1].steps", "greater than or equal to 1"),
+    (TRAIN + 'at = "ten"\n', "line 11, trainings[1].at", "not a list of layers"),
+    (TRAIN + "at = [9]\n", "line 8, trainings[1]", "no exit 9"),
+    (
+        TRAIN + "at = [1, 2]\n",
+        "line 11, trainings[1].at",
+        "the exits 1, 2 are trained, and 1, 2, 3 are traced",
+    ),
+    (TRAIN + "short_list = 4\n", "line 8, trainings[1]", "a short list of 4 tokens is not possible"),
+    (TRAIN + "loss_vocabulary = 9\n", "line 8, trainings[1]", "says little"),
+    (TRAIN + 'precision = "int8"\n', "line 8, trainings[1]", "products cannot be in 'int8'"),
+    (TRAIN.replace("block", "lens") + "units = 8\n", "line 8, trainings[1]", "have no units"),
+    (TRAIN + '[[trainings]]\nname = "block"\nkind = "lens"\n', "line 12, trainings[2].name", "two trainings"),
+    (
+        LENS.replace("lens", "block") + 'fit = ["one"]\n' + TRAIN,
+        "line 12, trainings[1].name",
+        "two heads and",
+    ),
+    (LENS + 'fit = ["one"]\n' + TRAIN, "line 11, trainings", "nothing is read through the heads 'lens'"),
+    (TRAIN + "[large]\n", "line 8, trainings[1]", "stay on disk"),
+    (TRAIN + '[[exclude]]\ntraining = "lens"\n', "line 12, exclude[1].training", "no training 'lens'"),
+]
 A_PAIR = '[[pairs]]\nkind = "k"\nfirst = "a"\n'
 CELLS = [
     ('[[exclude]]\nmodel = "b"\n', "line 9, exclude[1].model", "no model 'b'"),
@@ -232,7 +270,7 @@ ON_DISK = [
     (AXES + '[large]\nstream = false\nmemory = "4GB"\n', "line 10, large.memory", "none is streamed"),
     (AXES.replace("txt:one.txt", "chat") + "[large]\n", "line 2, workloads[1]", "need answers"),
 ]
-BEHIND_AXES = [(AXES + text, *rest) for text, *rest in (*POLICIES, *TRANSFORMS, *HEADS, *CELLS)]
+BEHIND_AXES = [(AXES + text, *rest) for text, *rest in (*POLICIES, *TRANSFORMS, *HEADS, *TRAININGS, *CELLS)]
 
 
 @pytest.mark.parametrize(("text", "where", "said"), [*SHAPES, *NAMES, *BEHIND_AXES, *DECODED, *ON_DISK])

@@ -50,6 +50,11 @@ AXES: dict[str, list[Any]] = {
     "machines": ["local", "h100", "a100"],
     "policies": ["league", "tuned", "never", "static:exit=1", {"name": "sure", "policy": "static:exit=2"}],
     "heads": ["none", {"name": "lens", "fit": ["txt:one.txt"]}, {"name": "judge", "fit": ["chat"]}],
+    "trainings": [
+        "none",
+        {"name": "block", "kind": "block"},
+        {"name": "trained", "kind": "lens", "steps": 9},
+    ],
 }
 PAIRS = [
     {"kind": "k", "first": "a", "second": "b"},
@@ -74,6 +79,8 @@ def entries(axis: str) -> st.SearchStrategy[list[Any]]:
 @st.composite
 def studies(draw: st.DrawFn) -> dict[str, Any]:
     study: dict[str, Any] = {axis: draw(entries(axis)) for axis in AXES}
+    if "none" not in study["trainings"]:
+        study["heads"] = ["none"]  # nothing would be read through others
     pruned = [f"{model} + prune:drop=1" for model in study["models"] if "prune:drop=1" in study["transforms"]]
     members = {*pruned, *(study["models"] if "none" in study["transforms"] else ())}
     known = [pair for pair in PAIRS if {pair["first"], pair["second"]} <= members]
@@ -88,7 +95,8 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def grown(draw: st.DrawFn, study: dict[str, Any]) -> dict[str, Any]:
     """The study with one more entry on one axis."""
-    axis = draw(st.sampled_from(sorted(AXES)))
+    heads_are_read = "none" in study["trainings"]
+    axis = draw(st.sampled_from(sorted(axis for axis in AXES if axis != "heads" or heads_are_read)))
     more = draw(st.sampled_from([entry for entry in AXES[axis] if entry not in study[axis]]))
     place = draw(st.integers(0, len(study[axis])))
     return {**study, axis: [*study[axis][:place], more, *study[axis][place:]]}
@@ -203,6 +211,42 @@ def test_entries_change_the_keys_of_what_they_change(
     require_changed(world, {axis: entry}, changed)
 
 
+BLOCK = {"name": "block", "kind": "block", "steps": 100}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "lens"},
+        {"steps": 200},
+        {"steps": None, "minutes": 2.0},
+        {"text": ["txt:two.txt"]},
+        {"tokens": 2000},
+        {"units": 16},
+        {"short_list": 16},
+        {"loss_vocabulary": 0},
+        {"precision": "float32"},
+        {"name": "other", "at": [1, 2, 3]},
+    ],
+    ids=in_order,
+)
+def test_what_decides_trained_exits_changes_them_and_what_is_read_through_them(
+    world: Path, change: dict[str, Any]
+) -> None:
+    """A name and exits that are the study's anyway do not."""
+    study = {"models": ["a"], "workloads": ["txt:one.txt"], "machines": ["h100"], "policies": ["league"]}
+    study["trainings"] = ["none", BLOCK]
+    named = {key: value for key, value in {**BLOCK, **change}.items() if value is not None}
+    before, after = plan_from(world, study), plan_from(world, {**study, "trainings": ["none", named]})
+    if "at" in change:
+        before = plan_from(world, {**study, "study": {**SETTINGS, "exits": "1,2,3"}})
+        after = plan_from(
+            world, {**study, "study": {**SETTINGS, "exits": [1, 2, 3]}, "trainings": ["none", named]}
+        )
+    gone = [before.tasks[key].kind for key in keys_of(before) - keys_of(after)]
+    assert sorted(gone) == ([] if "at" in change else ["league", "score", "trace", "training"])
+
+
 def test_a_seed_is_part_of_whatever_draws_with_it(world: Path) -> None:
     """Without heads, whose seed the traces through them would pass on."""
     plain = {**BASE, "heads": ["none"]}
@@ -264,8 +308,8 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
         before = codes()
         for changed, kinds in (
             ("tracing/tracer.py", set(PACKAGES)),
-            ("scoring/eas.py", set(PACKAGES) - {"trace", "heads"}),
-            ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "score", "pair"}),
+            ("scoring/eas.py", set(PACKAGES) - {"trace", "heads", "training"}),
+            ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "training", "score", "pair"}),
             ("tuning/ranking.py", {"league", "tune", "certify", "profile", "decode", "combine"}),
             ("decoding/measurement/plain_timing.py", {"certify", "profile", "decode", "combine"}),
             ("studies/work/pair.py", {"pair"}),
@@ -343,7 +387,7 @@ def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
 
 
 APART = {
-    *("errors.py", "files.py", "records/typed.py", "lab/exits/record.py"),
+    *("errors.py", "files.py", "records/typed.py", "lab/exits/record.py", "lab/exits/earlier.py"),
     *("studies/entries.py", "studies/task.py", "studies/manifest.py"),
 }
 """They name, write and raise, and change no figure."""

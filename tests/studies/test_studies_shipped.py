@@ -19,7 +19,7 @@ from offramp.workloads.workload import Document, Workload
 pytestmark = pytest.mark.real_model
 
 STUDIES = Path(__file__).parents[2] / "studies"
-HERE = ("compose", "strategies", "validity")
+HERE = ("compose", "strategies", "trained", "validity")
 ELSEWHERE = ("generations", "scale", "tuning", "types")
 
 
@@ -117,6 +117,7 @@ def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, Plan
     kinds = {name: {cell.kind for cell in plans[name][1].cells} for name in HERE}
     assert kinds["strategies"] == {"score", "league", "tune", "replay", "decode"}
     assert kinds["compose"] == {"score", "combine"}
+    assert kinds["trained"] == {"score", "league", "certify", "decode"}
     assert kinds["validity"] == {"score", "league", "tune", "decode", "pair"}
 
 

@@ -21,7 +21,7 @@ from offramp.files import (
 from offramp.models.devices import CPU
 from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
-from offramp.studies.folder import JOURNAL, PLAN, TASKS, StudyFolder
+from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -110,7 +110,7 @@ def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
         same = False
     if same and not overwrite:
         return
-    of_study = {PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", "executions"}
+    of_study = {PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", EXECUTIONS}
     of_run = {REPORT_FILE, SUMMARY_FILE, TRACES, POLICIES}
     of_run |= {path.name for path in folder.glob("heads-*.safetensors")}
     for name in (*of_study, *of_run, *(() if same else (COMBINED_FILE, COMBINED_PAGE))):

@@ -29,9 +29,10 @@ def require_own(folder: Path, name: str) -> None:
     from offramp.cli.study_folder import STAMP
     from offramp.report import REPORT_FILE
     from offramp.studies.fingerprints import FILE
-    from offramp.studies.folder import JOURNAL, PLAN, TASKS
+    from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS
 
-    own = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", REPORT_FILE, STAMP, TABLES, CITATION_FILE}
+    of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
+    own = {*of_study, REPORT_FILE, STAMP, TABLES, CITATION_FILE}
     require_only(folder, own, "the study's folder holds files of something else")
     found = _study_in(folder)
     if found not in (None, name):

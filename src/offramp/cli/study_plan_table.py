@@ -26,6 +26,7 @@ from offramp.cli.study_table import (
 )
 from offramp.models.memory import shown_size
 from offramp.report.formats import counted
+from offramp.studies.task import AXES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -164,11 +165,10 @@ def _effort_text(found: Mapping[str, Any]) -> str:
 
 def _cell_json(cell: Cell, plan: Plan, status: Status) -> dict[str, Any]:
     estimate = plan.tasks[cell.task].estimate
-    axes = ("model", "transform", "workload", "heads", "policy", "machine")
     return {
         "name": cell.name,
         "kind": cell.kind,
-        **{axis: getattr(cell, axis) for axis in axes},
+        **{axis: getattr(cell, axis) for axis in AXES},
         "task": cell.task,
         "state": state_shown(cell.task, status),
         "reason": status.reasons.get(cell.task, ""),

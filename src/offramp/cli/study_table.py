@@ -84,9 +84,9 @@ def _shared_name(kind: str, cell: Cell) -> str:
     model = shown_model(cell)
     words = {
         "profile": (model,),
-        "heads": (model, cell.heads),
-        "league": (model, cell.workload, cell.heads, cell.machine),
-    }.get(kind, (model, cell.workload, cell.heads))
+        **dict.fromkeys(("heads", "training"), (model, cell.reader)),
+        "league": (model, cell.workload, cell.reader, cell.machine),
+    }.get(kind, (model, cell.workload, cell.reader))
     return f"{kind} of " + " · ".join(word for word in words if word)
 
 

@@ -29,6 +29,7 @@ from offramp.report.sections.machines import break_even_section, machine_section
 from offramp.report.sections.potential import components_section, frontier_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
+from offramp.report.sections.trained import trained_section
 from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.sections.verdict import answer_section, verdict_section
@@ -132,6 +133,7 @@ NAVIGATION = (
     ("verdict", "Answer"),
     ("compared", "Compared"),
     ("leaderboard", "Models"),
+    ("trainings", "Trained"),
     ("certified", "Certified"),
     ("strategies", "Strategies"),
     ("profiles", "Layers"),
@@ -164,6 +166,7 @@ def render_comparison(comparison: Comparison) -> str:
         "compared": compared_section(comparison),
         "filters": filters(comparison),
         "leaderboard": leaderboard_section(comparison),
+        "trainings": trained_section(comparison),
         "strategies": strategies_section(comparison),
         "certified": certified_section(comparison),
         "profiles": profiles_section(comparison),

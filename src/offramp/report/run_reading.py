@@ -34,13 +34,13 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.decode import Decoding
-from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, TRACE, profile_in
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import MODEL, MODEL_FILE, TracedModel
+from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.tune import Answers, read_answers
 from offramp.tracing.described_heads import read_by
 from offramp.tracing.exit_heads import ExitHeads

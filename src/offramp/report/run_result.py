@@ -13,8 +13,8 @@ from offramp.decoding.measurement.results import BenchResult, Contender, Forecas
 from offramp.errors import InputError
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
-from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
+from offramp.studies.work.training_cost import Training
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy

@@ -60,6 +60,7 @@ from offramp.report.readings import COMPONENT_NAMES, readings_sentence
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.sections.claims import claims, said
 from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
+from offramp.report.sections.trained import trained_groups
 from offramp.report.timing import PolicyNames, contender_answer, error_sentence
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
@@ -310,7 +311,7 @@ SCORES: tuple[tuple[str, str, NumberFormat], ...] = (
 
 
 def comparison_terminal(comparison: Comparison, console: Console) -> None:
-    """Print the answer, models, the fastest strategies, what combinations, pairs and scores say, failures."""
+    """Print the answer, models, the fastest strategies, what trainings, pairs and scores say, failures."""
     style = DECISION_STYLES.get(comparison_decision(comparison), "yellow")
     console.print()
     console.print(f"[bold {style}]{escape(comparison_headline(comparison))}[/]")
@@ -325,7 +326,8 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         best = fastest_of_each(comparison)
         console.print(strategies_table(best))
         _print_reasons([found for one in best[:SHOWN_ROWS] for found in _figures(one)], console)
-    findings = [*advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
+    trained = [f"{name}: {' '.join(sentences)}" for name, sentences in trained_groups(comparison)]
+    findings = [*trained, *advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
     if findings:
         console.print()
         for sentence in findings:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offramp.report.run_result import RunResult
-from offramp.studies.work.heads import Training
+from offramp.studies.work.training_cost import Training
+from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.verdict import Verdict
 
 
@@ -48,5 +49,5 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
     decoded = run.decoded(text)
     plain = run.plain_seconds_per_token
     seconds = (decoded and decoded.plain_seconds) or (plain and plain.value)
-    tokens = training.seconds / (saved * seconds) if seconds and saved > 0 else None
+    tokens = tokens_to_pay_back(training.seconds, seconds, saved) if seconds else None
     return Bought(text, verdict.floor, verdict.policy, speed.how, saved, low, high, tokens)

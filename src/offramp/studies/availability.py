@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,20 @@ from offramp.files import source_fingerprint
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, WorkloadEntry
+from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, TrainingEntry, WorkloadEntry
+from offramp.studies.estimates import exit_list
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
 from offramp.studies.steps import all_steps, measured_on
 from offramp.studies.study import Study, placed, resolved
+from offramp.studies.training_checks import exits_of_training
+from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import describe_workloads, is_given, load_workload
 from offramp.workloads.standard_library import library_files
 
+CANDIDATES = "candidate_score"
 SLOW_SOURCES = ("prose:short", "code:short", "math", "math:short")
 """Built-in workloads that take seconds to put together, so that their fingerprints are kept."""
 
@@ -128,27 +132,65 @@ def _find_machines(study: Study) -> dict[str, FoundMachine]:
 def _find_heads(
     study: Study, workloads: Mapping[str, FoundWorkload], search: _WorkloadSearch
 ) -> dict[str, FoundHeads]:
-    found = {}
-    for place, entry in enumerate(study.heads):
-        if entry.file is not None:
-            path = Path(resolved(study, entry.file)).absolute()
-            with placed(study, "heads", place, "file"):
-                heads = read_heads(path)
-            found[entry.name] = FoundHeads(
-                file=str(path), facts=tuple(heads.classifiers), given=heads, reads_exits=heads.reads_exits
-            )
-            continue
-        fitted_on = [
+    """Heads, and exits that are trained, by their names; "none" is of both axes and the same."""
+
+    def made_on(texts: Sequence[str], *location: str | int) -> tuple[FoundWorkload, ...]:
+        return tuple(
             workloads[text]
             if text in workloads
-            else search.find(WorkloadEntry(name=text, source=text), "heads", place, "fit")
-            for text in entry.fit
+            else search.find(WorkloadEntry(name=text, source=text), *location)
+            for text in texts
             if text != OWN
-        ]
-        facts = tuple(sorted(entry.classifiers))
-        reads = entry.lens and entry.name != NONE
-        found[entry.name] = FoundHeads(tuple(fitted_on), facts=facts, own=OWN in entry.fit, reads_exits=reads)
+        )
+
+    found = {}
+    for place, heads in enumerate(study.heads):
+        if heads.file is not None:
+            found[heads.name] = _given_heads(study, heads.file, "heads", place, "file")
+            continue
+        found[heads.name] = FoundHeads(
+            made_on(heads.fit, "heads", place, "fit"),
+            facts=tuple(sorted(heads.classifiers)),
+            own=OWN in heads.fit,
+            reads_exits=heads.lens and heads.name != NONE,
+        )
+    for place, training in enumerate(study.trainings):
+        if training.folder is not None:
+            given = _given_heads(study, training.folder, "trainings", place, "folder")
+            if given.given is not None and "trained" not in given.given.provenance:
+                raise InputError(
+                    "these exit heads were not trained",
+                    where=study.where("trainings", place, "folder"),
+                    fix="name them in [[heads]], as file =",
+                )
+            found[training.name] = given
+        elif training.kind is not None:
+            found[training.name] = FoundHeads(
+                made_on(training.text, "trainings", place, "text"),
+                facts=_trained_facts(study, training),
+                own=OWN in training.text,
+                reads_exits=True,
+            )
     return found
+
+
+def _given_heads(study: Study, text: str, *location: str | int) -> FoundHeads:
+    """Exit heads in a file, or in a folder of trained exits."""
+    path = Path(resolved(study, text)).absolute()
+    with placed(study, *location):
+        heads = read_heads(path)
+    return FoundHeads(
+        file=str(path), facts=tuple(heads.classifiers), given=heads, reads_exits=heads.reads_exits
+    )
+
+
+def _trained_facts(study: Study, training: TrainingEntry) -> tuple[str, ...]:
+    """Facts of the classifiers that a training fits afterwards: all, but that candidates of the only exit say
+    nothing of a later one."""
+    names = [fact.name for fact in HEAD_FACTS if fact.name not in TRAINED_FACTS]
+    exits = exits_of_training(study, training)
+    alone = exits != "all" and len(exit_list(exits)) == 1
+    return tuple(sorted(name for name in names if not (alone and name == CANDIDATES)))
 
 
 def _find_unfit(study: Study, fingerprints: Fingerprints) -> dict[str, str]:

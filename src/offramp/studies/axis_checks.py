@@ -1,4 +1,5 @@
-"""What is wrong with the entries of a study's axes: workloads, heads, policies, transforms, machines."""
+"""What is wrong with the entries of a study's axes: workloads, heads, policies, transforms, machines; what is
+wrong with trainings tells `offramp.studies.training_checks`."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ def check_workloads(study: Study) -> None:
     for place, workload in enumerate(study.workloads):
         _check_source(study, workload.source, ("workloads", place, "source"))
     names = {workload.name for workload in study.workloads}
-    for place, heads in enumerate(study.heads):
-        for number, text in enumerate(heads.fit):
-            if text not in names and text != OWN:
-                _check_source(study, text, ("heads", place, "fit", number), names)
+    for axis, key in (("heads", "fit"), ("trainings", "text")):
+        for place, entry in enumerate(getattr(study, axis)):
+            for number, text in enumerate(getattr(entry, key)):
+                if text not in names and text != OWN:
+                    _check_source(study, text, (axis, place, key, number), names)
 
 
 def _check_source(study: Study, source: str, location: Location, names: Collection[str] = ()) -> None:

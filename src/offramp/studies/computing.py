@@ -22,6 +22,7 @@ DECODING = (*TUNING, "decoding")
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "trace": MEASURING,
     "heads": MEASURING,
+    "training": (*MEASURING, "lab"),
     "profile": DECODING,
     "score": SCORING,
     "replay": REPLAYING,
@@ -35,6 +36,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 """Packages whose code makes the result, by kind of task."""
 OTHER_WORK: Mapping[str, tuple[str, ...]] = {
     "trace": ("scoring/text_size.py",),
+    "heads": (f"{WORK}/training_cost.py",),
+    "training": (f"{WORK}/training_cost.py",),
     "certify": (f"{WORK}/league.py", f"{WORK}/tune.py"),
     "decode": (f"{WORK}/decoding_choice.py", f"{WORK}/league.py", f"{WORK}/tune.py"),
 }

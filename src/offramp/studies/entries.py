@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.records.given_file import Count, NotNegative, Number, Positive, Share, Table, Text, Truth, Whole
-from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS
+from offramp.tracing.exit_heads import SHORTLIST
+from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 
 NONE = "none"
-"""The entry of an axis that leaves things as they are: no transform, or the logit lens."""
+"""The entry of an axis that leaves things as they are: no transform, no training, or the logit lens."""
 LEAGUE, TUNED = "league", "tuned"
 """Entries of the axis of policies that stand for a search instead of one policy."""
 LOCAL = "local"
@@ -22,7 +23,7 @@ LOCAL = "local"
 BYTES = "bytes moved"
 """The machine that counts bytes instead of seconds, for models that cannot be timed."""
 OWN = "own"
-"""In the place of a workload that heads are fitted on: whichever one is traced through them."""
+"""In the place of a workload that heads are fitted or exits trained on: whichever is traced through them."""
 AUTO = "auto"
 """As many new tokens as there is time for."""
 FILE_SOURCES = ("txt", "jsonl")
@@ -139,6 +140,27 @@ class HeadsEntry(Entry):
     file: Text | None = None
 
 
+class TrainingEntry(Entry):
+    """Exits that are trained, those of a folder of `offramp exits train`, or "none": exits as they are.
+
+    kind: "lens" or "block". at: exits below L, by default those of the study. steps, minutes: one of them, 20
+    minutes without either. text: workloads, as of `fit`. The rest as of `offramp exits train`. folder: of
+    exits that are there.
+    """
+
+    kind: Text | None = None
+    at: str | tuple[Count, ...] | None = None
+    steps: Count | None = None
+    minutes: Positive | None = None
+    text: tuple[Text, ...] = Field(default=(OWN,), min_length=1)
+    tokens: Count = TRAINING_TOKENS
+    units: Count | None = None
+    short_list: Count = SHORTLIST
+    loss_vocabulary: Whole = LOSS_VOCABULARY
+    precision: Text = "auto"
+    folder: Text | None = None
+
+
 class PolicyEntry(Entry):
     """A policy in its grammar, "league" or "tuned". kv, batch: how it is charged for."""
 
@@ -191,6 +213,7 @@ class Exclude(Table):
     transform: Text | None = None
     workload: Text | None = None
     heads: Text | None = None
+    training: Text | None = None
     policy: Text | None = None
     machine: Text | None = None
 

@@ -12,7 +12,7 @@ from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.models.memory import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.entries import Combine, Decode, HeadsEntry
+from offramp.studies.entries import Combine, Decode, HeadsEntry, TrainingEntry
 from offramp.studies.found import FoundModel, FoundWorkload
 from offramp.studies.study import Study
 from offramp.studies.task import Estimate
@@ -48,6 +48,15 @@ READING_BYTES = 400
 KEPT_BYTES = 40
 """On disk, for each token at an exit: the facts of every trace, packed."""
 RESULT_BYTES = 50_000
+COPYING = Estimate(1.0, NUMPY_BYTES, None)
+"""Of copying a file."""
+
+TRAINED_ROWS = 192
+"""Positions of one step of a training (`offramp.lab.exits.recipe.BATCH`)."""
+TRAINED_MINUTES = 20.0
+"""Of a training that says neither steps nor minutes."""
+EVALUATED_SHARE = 0.3
+"""What evaluations take beside steps."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,6 @@ def trace_estimate(study: Study, sizes: Sizes, workload: FoundWorkload) -> Estim
 
 def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> Estimate:
     """Of fitting: tokens through all layers; a lens solves a system of its hidden size at every exit."""
-    if heads.file is not None:
-        return Estimate(1.0, NUMPY_BYTES, None)
     seconds = _reading(sizes, heads.tokens, sizes.exits if heads.classifiers else 1)
     if seconds is not None and mode == "generation":
         seconds += _answering(sizes, heads.tokens)
@@ -113,6 +120,33 @@ def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> 
     if memory is not None:
         memory += 32 * square
     return Estimate(_with_loading(sizes, seconds), memory, 4 * square + RESULT_BYTES)
+
+
+def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, mode: str) -> Estimate:
+    """Of training exits: the text through all layers, the steps, then classifiers and K,V maps on it.
+
+    A step takes the target's logits, at each exit the logits and their gradient by the state, and three times
+    the products of what is trained there.
+    """
+    reading, exits = _reading(sizes, entry.tokens, 0), (sizes.exits or 1) - 1
+    if reading is None or sizes.hidden is None or sizes.head is None:
+        return Estimate(None, _memory(study, sizes), None)
+    hidden, steps = sizes.hidden, 60.0 * (entry.minutes or TRAINED_MINUTES)
+    lens = hidden * hidden
+    block = 3 * hidden * (entry.units or round(8 / 3 * hidden)) if entry.kind == "block" else 0
+    if entry.steps is not None:
+        looked_at = min(sizes.head, entry.loss_vocabulary * hidden or sizes.head)
+        products = looked_at * (1 + 2 * exits) + 3 * (lens + block) * exits
+        step = 2.0 * TRAINED_ROWS * products / (FLOPS_PER_THREAD * sizes.threads)
+        steps = (1.0 + EVALUATED_SHARE) * entry.steps * step
+    seconds = 2 * reading + steps
+    if mode == "generation":
+        seconds += _answering(sizes, entry.tokens)
+    memory = _memory(study, sizes)
+    weights = 4 * (lens + block) * exits
+    if memory is not None:
+        memory += 4 * weights + 32 * lens * exits  # moments and the best; sums of the ridge start
+    return Estimate(_with_loading(sizes, seconds), memory, weights + RESULT_BYTES)
 
 
 def decoding_estimate(

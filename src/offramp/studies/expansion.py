@@ -16,6 +16,7 @@ from offramp.studies.entries import (
     HeadsEntry,
     MachineEntry,
     PolicyEntry,
+    TrainingEntry,
     TransformEntry,
 )
 from offramp.studies.fitness import Fitness
@@ -53,23 +54,29 @@ def expand(study: Study, found: Found) -> Expanded:
 
 @dataclass(frozen=True)
 class _Row:
-    """A model on a workload through some heads: what one trace is of."""
+    """A model on a workload through some heads or trained exits: what one trace is of."""
 
     variant: Variant
     workload: FoundWorkload
-    heads: HeadsEntry
+    reader: HeadsEntry | TrainingEntry
+
+    @property
+    def trained(self) -> bool:
+        """Whether its exits are trained."""
+        return isinstance(self.reader, TrainingEntry)
 
     @property
     def name(self) -> str:
         """As shown: "smollm2 + int8 · prose · lens"."""
-        heads = () if self.heads.name == NONE else (self.heads.name,)
-        return " · ".join((self.variant.name, self.workload.entry.name, *heads))
+        reader = () if self.reader.name == NONE else (self.reader.name,)
+        return " · ".join((self.variant.name, self.workload.entry.name, *reader))
 
     def cell(self, kind: str, *, policy: str = "", machine: str = "") -> Cell:
         """A cell of it, whose task is not known yet."""
-        heads = "" if self.heads.name == NONE else self.heads.name
+        reader = "" if self.reader.name == NONE else self.reader.name
+        heads, training = ("", reader) if self.trained else (reader, "")
         model, transform = self.variant.model.entry.name, self.variant.transform.label
-        return Cell(kind, "", model, transform, self.workload.entry.name, heads, policy, machine)
+        return Cell(kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training)
 
 
 class _Expansion:
@@ -84,7 +91,7 @@ class _Expansion:
         self.cells: dict[str, Cell] = {}  # by task: no two cells have the same
         self.tasks: dict[str, Task] = {}
         self.names: dict[str, str] = {}
-        self.traces: dict[tuple[str, str, str], tuple[Variant, Task]] = {}  # by variant, workload, heads
+        self.traces: dict[tuple[str, str, str], tuple[Variant, Task]] = {}  # by variant, workload, reader
         self.excluded = [exclude.model_dump(exclude_none=True) for exclude in study.exclude]
         self.used: set[int] = set()
 
@@ -108,41 +115,42 @@ class _Expansion:
         return Expanded(tuple(self.cells.values()), self.tasks, self.names)
 
     def rows(self) -> Iterator[_Row]:
-        """Every model, transform, workload and heads."""
+        """Every model, transform, workload, and what its exits are read through."""
         for model in self.study.models:
             for transform in self.study.transforms:
                 variant = self.recipes.variant(model.name, transform)
                 for workload in self.study.workloads:
-                    for heads in self.study.heads:
-                        yield _Row(variant, self.found.workloads[workload.name], heads)
+                    for reader in self.study.readers:
+                        yield _Row(variant, self.found.workloads[workload.name], reader)
 
     def add_row(self, row: _Row) -> None:
         """The cells of one trace."""
         cells = [cell for cell in self.row_cells(row) if self.wanted(cell)]
         if not cells:
             return
-        self.fitness.check_row(row.variant, row.workload, row.heads)
-        heads = None
-        if row.heads.name != NONE:
-            made = self.recipes.heads(row.variant, row.heads, row.workload)
-            own = f" · {row.workload.entry.name}" if self.found.heads[row.heads.name].own else ""
-            heads = self.add(made, f"heads {row.variant.name} · {row.heads.name}{own}")
+        self.fitness.check_row(row.variant, row.workload, row.reader)
+        found, heads = self.found.heads[row.reader.name], None
+        if row.reader.name != NONE:
+            made = self.recipes.heads(row.variant, row.reader, row.workload)
+            own = f" · {row.workload.entry.name}" if found.own else ""
+            heads = self.add(made, f"{made.kind} {row.variant.name} · {row.reader.name}{own}")
         scored = any(cell.kind == "score" for cell in cells)
-        raw = self.raw_trace(row) if scored and self.found.heads[row.heads.name].reads_exits else None
+        raw = self.raw_trace(row) if scored and found.reads_exits else None
         trace = self.add(self.recipes.trace(row.variant, row.workload, heads), f"trace {row.name}")
-        self.traces[row.variant.name, row.workload.entry.name, row.heads.name] = row.variant, trace
+        self.traces[row.variant.name, row.workload.entry.name, row.reader.name] = row.variant, trace
         for cell in cells:
             self.add_cell(cell, self.task_of(cell, row, trace, heads, raw), row.variant.name)
 
     def raw_trace(self, row: _Row) -> Task | None:
-        """The same read by the model's own head, to stand on the card beside what fitted heads read.
+        """The same read by the model's own head, to stand on the card beside what other heads read.
 
-        Of a run alone. In a study it is a row of its own, or none; a card that took it up would be another
-        one as soon as the study grows by that row.
+        Of runs and of trained exits, where it is traced whether or not it is a row of its own. Fitted heads
+        of a study are without: a card that took up a row would be another one as soon as the study grows by
+        it.
         """
-        if not self.study.inline:
+        if not self.study.inline and not row.trained:
             return None
-        raw = dataclasses.replace(row, heads=RAW)
+        raw = dataclasses.replace(row, reader=RAW)
         return self.add(self.recipes.trace(row.variant, row.workload, None), f"trace {raw.name}")
 
     def row_cells(self, row: _Row) -> Iterator[Cell]:
@@ -182,7 +190,7 @@ class _Expansion:
         if cell.kind in ("league", "tune"):
             return self.recipes.searched(cell.kind, variant, trace, machine, profile)
         policy = self.policy(cell.policy)
-        self.fitness.check_policy(variant, policy, row.workload, row.heads)
+        self.fitness.check_policy(variant, policy, row.workload, row.reader)
         return self.recipes.replay(variant, trace, policy, machine, profile)
 
     @property
@@ -196,17 +204,18 @@ class _Expansion:
         return next(one for one in self.study.policies if one.name == name)
 
     def add_pairs(self) -> None:
-        """One cell per pair, workload and heads that both models were traced with."""
+        """One cell per pair, workload and heads or training that both models were traced with."""
         for place, pair in enumerate(self.study.pairs):
             some = False
             for workload in self.study.workloads:
-                for heads in self.study.heads:
-                    keys = [(side, workload.name, heads.name) for side in (pair.first, pair.second)]
+                for reader in self.study.readers:
+                    keys = [(side, workload.name, reader.name) for side in (pair.first, pair.second)]
                     if not all(key in self.traces for key in keys):
                         continue
                     variants, traces = zip(*(self.traces[key] for key in keys), strict=True)
-                    label = "" if heads.name == NONE else heads.name
-                    cell = Cell("pair", "", pair.name, workload=workload.name, heads=label)
+                    label = "" if reader.name == NONE else reader.name
+                    axis = "training" if isinstance(reader, TrainingEntry) else "heads"
+                    cell = Cell("pair", "", pair.name, workload=workload.name, **{axis: label})
                     self.add_cell(cell, self.recipes.pair(variants, traces), f"{pair.name} · {workload.name}")
                     some = True
             if not some:
@@ -233,7 +242,7 @@ class _Expansion:
         """Whether no exclude matches a cell."""
         names = {key: getattr(cell, key) for key in ("kind", *AXES)}
         if cell.kind not in ("combine", "pair"):
-            names |= {key: names[key] or NONE for key in ("transform", "heads")}
+            names |= {key: names[key] or NONE for key in ("transform", "heads", "training")}
         matching = {
             place
             for place, given in enumerate(self.excluded)

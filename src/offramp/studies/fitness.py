@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from offramp.errors import InputError
 from offramp.models.transforms.transform import why_unfit
@@ -10,11 +10,13 @@ from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import HeadsEntry, PolicyEntry
+from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import layers_left
 from offramp.studies.study import Study, placed
+from offramp.studies.training_checks import check_training_sizes
 from offramp.studies.variant import Variant
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
@@ -50,7 +52,9 @@ class Fitness:
                 fix=f"write context = {lengths[shortest]} in the table [study]",
             )
 
-    def check_row(self, variant: Variant, workload: FoundWorkload, heads: HeadsEntry) -> None:
+    def check_row(
+        self, variant: Variant, workload: FoundWorkload, reader: HeadsEntry | TrainingEntry
+    ) -> None:
         """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""
         self.check_steps(variant)
         if variant.sizes.layers is not None:
@@ -65,7 +69,7 @@ class Fitness:
                 where=self.study.where("workloads", self._place("workloads", workload.entry.name)),
                 fix="choose a workload of given text",
             )
-        self._check_heads(variant, heads)
+        self._check_heads(variant, reader)
 
     def check_steps(self, variant: Variant) -> None:
         """Refuse to leave out layers that a model lacks, and what its family does not allow."""
@@ -84,14 +88,18 @@ class Fitness:
                 layers_left(model.layers, variant.steps, model.entry.name)
 
     def check_policy(
-        self, variant: Variant, entry: PolicyEntry, workload: FoundWorkload, heads: HeadsEntry
+        self,
+        variant: Variant,
+        entry: PolicyEntry,
+        workload: FoundWorkload,
+        reader: HeadsEntry | TrainingEntry,
     ) -> None:
         """Refuse a policy for exits that a model lacks, or that reads what is not recorded."""
         location = ("policies", self._place("policies", entry.name))
         policy = parse_policy(entry.policy).for_task(workload.source)
         self._check_exits(variant, policy, location)
         signals = parse_signals(self.study.settings.signals, workload.mode)
-        recording = Recording(signals, self.found.heads[heads.name].facts)
+        recording = Recording(signals, self.found.heads[reader.name].facts)
         recorded = {fact.name for fact in (*recording.facts, *recording.document_facts)}
         needs = {} if variant.sizes.layers is None else policy.needs(variant.sizes.layers)
         read = {fact for facts in needs.values() for fact in facts}
@@ -139,16 +147,36 @@ class Fitness:
                 fix=f"{add}, {LEAVE_OUT}",
             )
 
-    def _check_heads(self, variant: Variant, entry: HeadsEntry) -> None:
-        """Refuse a file of heads that belong to another model."""
-        heads = self.found.heads[entry.name]
+    def _check_heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry) -> None:
+        """Refuse a training that does not fit a model, heads of another model or not of all exits traced."""
+        heads, trains = self.found.heads[entry.name], isinstance(entry, TrainingEntry)
+        axis, key = ("trainings", "folder") if trains else ("heads", "file")
+        place = self._place(axis, entry.name)
+        if isinstance(entry, TrainingEntry) and entry.kind is not None:
+            vocabulary, hidden = variant.model.vocabulary, variant.sizes.hidden
+            if None not in (variant.sizes.layers, hidden, vocabulary):
+                check_training_sizes(self.study, entry, place, variant.sizes, int(vocabulary or 0))
+            return
         resolved = all(getattr(step, "resolved", True) for step in variant.steps)
         fingerprint = variant.model.fingerprint(variant.texts)
         if heads.given is None or fingerprint is None or not resolved:
             return
         model = {"name": variant.model.entry.name, "fingerprint": fingerprint, "transforms": variant.texts}
-        with placed(self.study, "heads", self._place("heads", entry.name), "file"):
+        with placed(self.study, axis, place, key):
             require_base(heads.given, model)
+            if variant.sizes.layers is not None and not heads.given.holds_maps_alone:
+                _require_exits(heads.given, parse_exits(self.study.settings.exits, variant.sizes.layers))
 
     def _place(self, axis: str, name: str) -> int:
         return [entry.name for entry in getattr(self.study, axis)].index(name)
+
+
+def _require_exits(heads: ExitHeads, traced: Sequence[int]) -> None:
+    """Refuse heads without an exit below L that is traced."""
+    missing = [exit for exit in traced[:-1] if exit not in heads.exits]
+    if missing:
+        raise InputError(
+            f"these exit heads have no exit {missing[0]}, which is traced; they have: "
+            + ", ".join(map(str, heads.exits)),
+            fix=f"write exits = {list(heads.exits)} in [study]",
+        )

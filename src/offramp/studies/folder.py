@@ -86,6 +86,7 @@ def _fields(record: Any) -> dict[str, Any]:
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
+EXECUTIONS = "executions"
 ALIVE = "alive-"
 """What the names of files that show signs of life begin with, among the locks."""
 
@@ -113,7 +114,7 @@ class StudyFolder:
     @property
     def executions(self) -> Path:
         """Where documents that were decoded for certificates are kept."""
-        return self.path / "executions"
+        return self.path / EXECUTIONS
 
     def task_folder(self, task: Task) -> Path:
         """Where a task's files lie, whether or not it was begun."""

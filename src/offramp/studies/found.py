@@ -77,7 +77,7 @@ class FoundMachine:
 
 @dataclass(frozen=True)
 class FoundHeads:
-    """Heads: the workloads that they are fitted on, or the file that holds them.
+    """Heads, or exits that are trained: the workloads that they are made on, or the file that holds them.
 
     own: whether they are fitted on the workload that is traced. facts: that a trace made with them has beside
     its own. given: what the file holds. reads_exits: whether exits are read through them.
@@ -101,7 +101,7 @@ class Found:
     models: Mapping[str, FoundModel]
     workloads: Mapping[str, FoundWorkload]
     machines: Mapping[str, FoundMachine]
-    heads: Mapping[str, FoundHeads]
+    heads: Mapping[str, FoundHeads]  # those of trainings among them
     measuring: Mapping[str, FoundWorkload]
     unfit: Mapping[str, str]
 

@@ -31,7 +31,7 @@ def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -
     return tuple(_job(group, names, threads) for _, group in ordered)
 
 
-STAGES = ("profile", "heads", "trace", "pair", "certify", "decode", "combine")
+STAGES = ("profile", "heads", "training", "trace", "pair", "certify", "decode", "combine")
 
 
 def _stage(task: Task) -> str:

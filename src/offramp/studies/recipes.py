@@ -13,8 +13,9 @@ from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
 from offramp.scoring.paired import PAIRED_DRAWS
 from offramp.studies.computing import code_of, plug_ins_of, versions_of
-from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TransformEntry
+from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TrainingEntry, TransformEntry
 from offramp.studies.estimates import (
+    COPYING,
     decoding_estimate,
     exit_list,
     heads_estimate,
@@ -22,16 +23,20 @@ from offramp.studies.estimates import (
     sizes_of,
     timing_estimate,
     trace_estimate,
+    training_estimate,
 )
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import accelerations_of, combined_steps, measured_on, steps_of, text_of
 from offramp.studies.study import Study
 from offramp.studies.task import Estimate, Task
+from offramp.studies.training_checks import exits_of_training
 from offramp.studies.variant import Variant
 from offramp.tracing.request import parse_signals
 
 DELTA = 0.1
 """The chance that a headline is wrong: over all cells of a run, or over one of a study."""
+TRAINED_BY = ("kind", "steps", "minutes", "units", "short_list", "loss_vocabulary", "precision")
+"""Keys of a training's entry that decide its exits, beside text, tokens and exits."""
 PROFILE_SECONDS = 12.0
 """That timing this machine's parts takes."""
 
@@ -55,7 +60,7 @@ class Recipes:
     def shared_delta(self) -> float:
         """The chance that a certificate is wrong, shared by all that a headline may be about."""
         study = self.study
-        axes = (study.models, study.transforms, study.workloads, study.heads)
+        axes = (study.models, study.transforms, study.workloads, study.readers)
         return DELTA / math.prod(map(len, axes))
 
     def variant(self, model: str, transform: TransformEntry) -> Variant:
@@ -89,29 +94,42 @@ class Recipes:
             workload=workload,
         )
 
-    def heads(self, variant: Variant, entry: HeadsEntry, workload: FoundWorkload) -> Task:
-        """Exit heads of a model, fitted or copied from their file. workload: that is traced through them."""
+    def heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload) -> Task:
+        """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
+        them.
+        """
         found = self.found.heads[entry.name]
-        fitted_on = (*found.workloads, *((workload,) if found.own else ()))
+        kind, estimate = "heads", COPYING
+        made_on = (*found.workloads, *((workload,) if found.own else ()))
+        sources = {f"workload {place}": one.source for place, one in enumerate(made_on)}
+        blocked = next((_missing(one) for one in made_on if one.missing), None)
+        mode = "generation" if any(one.mode == "generation" for one in made_on) else "text"
+        recipe: dict[str, Any] = {
+            "workloads": [_workload(one) for one in made_on],
+            "tokens": entry.tokens,
+            "seed": self.settings.seed,
+        }
         if found.file is not None and found.given is not None:
-            recipe: dict[str, Any] = {"file": found.given.fingerprint}
-            sources = {"heads": found.file}
-            blocked = None
+            recipe, sources = {"file": found.given.fingerprint}, {"heads": found.file}
+        elif isinstance(entry, TrainingEntry):
+            kind, estimate = "training", training_estimate(self.study, variant.sizes, entry, mode)
+            exits = exits_of_training(self.study, entry)
+            settings = entry.model_dump(include={*TRAINED_BY})
+            recipe |= {**settings, "at": "all" if exits == "all" else exit_list(exits)}
         else:
-            recipe = {
-                "workloads": [_workload(one) for one in fitted_on],
-                "exits": self._exits,
-                "tokens": entry.tokens,
-                "lens": entry.lens,
-                "classifiers": sorted(entry.classifiers),
-                "seed": self.settings.seed,
-            }
-            sources = {f"workload {place}": one.source for place, one in enumerate(fitted_on)}
-            blocked = next((_missing(one) for one in fitted_on if one.missing), None)
+            estimate = heads_estimate(self.study, variant.sizes, entry, mode)
+            classifiers = sorted(entry.classifiers)
+            recipe |= {"exits": self._exits, "lens": entry.lens, "classifiers": classifiers}
         recipe |= {"model": self._model(variant), "dtype": self.settings.dtype}
-        mode = "generation" if any(one.mode == "generation" for one in fitted_on) else "text"
-        estimate = heads_estimate(self.study, variant.sizes, entry, mode)
-        return self._task("heads", recipe, estimate, variant=variant, sources=sources, blocked=blocked)
+        return self._task(
+            kind,
+            recipe,
+            estimate,
+            variant=variant,
+            sources=sources,
+            exclusive=kind == "training",  # what it took is part of what it is
+            blocked=blocked,
+        )
 
     def profile(self, variant: Variant) -> Task:
         """The timings of this machine on a model."""

@@ -28,6 +28,7 @@ from offramp.studies.entries import (
     Pair,
     PolicyEntry,
     Settings,
+    TrainingEntry,
     TransformEntry,
     WorkloadEntry,
 )
@@ -44,6 +45,7 @@ class Study(Table):
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
     heads: tuple[HeadsEntry, ...] = Field(default=(HeadsEntry(name=NONE),), min_length=1)
+    trainings: tuple[TrainingEntry, ...] = Field(default=(TrainingEntry(name=NONE),), min_length=1)
     policies: tuple[PolicyEntry, ...] = (
         PolicyEntry(name=LEAGUE, policy=LEAGUE),
         PolicyEntry(name=TUNED, policy=TUNED),
@@ -80,6 +82,13 @@ class Study(Table):
     def inline(self) -> bool:
         """Whether it was put together by a command: there is no file."""
         return self.path == INLINE
+
+    @property
+    def readers(self) -> tuple[HeadsEntry | TrainingEntry, ...]:
+        """What exits are read through, one after another: the heads where "none" is among the trainings, and
+        exits that are trained, which bring heads of their own."""
+        trained = [entry for entry in self.trainings if entry.name != NONE]
+        return (*(self.heads if len(trained) < len(self.trainings) else ()), *trained)
 
     @property
     def streamed(self) -> bool:

@@ -15,6 +15,7 @@ from offramp.models.memory import parse_size
 from offramp.models.shape import DTYPES
 from offramp.policies.grammar import parse_policy
 from offramp.records.given_file import did_you_mean, read_toml
+from offramp.records.toml_lines import Location
 from offramp.studies.axis_checks import (
     check_heads,
     check_machines,
@@ -24,9 +25,10 @@ from offramp.studies.axis_checks import (
     check_transforms,
     check_workloads,
 )
-from offramp.studies.entries import AUTO, LEAGUE, LOCAL, TUNED, Entry
+from offramp.studies.entries import AUTO, LEAGUE, LOCAL, NONE, TUNED, Entry
 from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
+from offramp.studies.training_checks import check_trainings
 from offramp.tracing.request import parse_signals
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ AXES = {
     "transform": "transforms",
     "workload": "workloads",
     "heads": "heads",
+    "training": "trainings",
     "policy": "policies",
     "machine": "machines",
 }
@@ -50,17 +53,19 @@ def check_study(study: Study) -> None:
 
 
 def check_names(study: Study) -> None:
-    """Refuse two entries of one name."""
+    """Refuse two entries of one name, and trained exits called as heads are: tables tell them by it."""
+    heads = {entry.name: ("heads", place) for place, entry in enumerate(study.heads) if entry.name != NONE}
     for axis in AXES.values():
-        seen: dict[str, int] = {}
+        seen: dict[str, Location] = dict(heads) if axis == "trainings" else {}
         for place, entry in enumerate(_entries(study, axis)):
             if entry.name in seen:
+                both = "heads and trainings" if seen[entry.name][0] != axis else axis
                 raise InputError(
-                    f"two {axis} are called {entry.name!r}",
+                    f"two {both} are called {entry.name!r}",
                     where=study.where(axis, place, "name"),
-                    fix=f"rename or remove one; the first is at {study.where(axis, seen[entry.name])}",
+                    fix=f"rename or remove one; the first is at {study.where(*seen[entry.name])}",
                 )
-            seen[entry.name] = place
+            seen[entry.name] = (axis, place)
 
 
 def check_settings(study: Study) -> None:
@@ -250,6 +255,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_large,
     check_workloads,
     check_heads,
+    check_trainings,
     check_policies,
     check_transforms,
     check_machines,

@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 PLANNED_BY = "planned_by"
 """In a plan's study, where a command put it together and there is no file."""
 
-AXES = ("model", "transform", "workload", "heads", "policy", "machine")
+AXES = ("model", "transform", "workload", "heads", "training", "policy", "machine")
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,18 @@ class Cell:
     heads: str = ""
     policy: str = ""
     machine: str = ""
+    training: str = ""
+
+    @property
+    def reader(self) -> str:
+        """What its exits are read through by its name, "" for the model's own head."""
+        return self.heads or self.training
 
     @property
     def name(self) -> str:
         """The names joined, as shown: "smollm2 + int8 · prose · league · h100"."""
         model = f"{self.model} + {self.transform}" if self.transform else self.model
-        words = (model, self.workload, self.heads, self.policy or self.kind, self.machine)
+        words = (model, self.workload, self.reader, self.policy or self.kind, self.machine)
         return " · ".join(word for word in words if word)
 
 

@@ -125,6 +125,16 @@ def break_even(
     return (*rows, *(_row(str(policy), lever, decisions, pricing, target) for lever in LEVERS))
 
 
+def tokens_to_pay_back(spent: float, plain: float, saved: float, without: float = 0.0) -> float | None:
+    """Generated tokens after which seconds that were spent once are saved again; None if they never are.
+
+    plain: seconds of a token of plain decoding. saved: share of them that is saved. without: the share that
+    would be saved had nothing been spent. n = spent / (plain (saved - without)).
+    """
+    gained = plain * (saved - without)
+    return spent / gained if gained > 0.0 else None
+
+
 def require_target(target: float) -> None:
     """Raise InputError unless a target speedup is a positive number."""
     if not (math.isfinite(target) and target > 0.0):

@@ -9,7 +9,7 @@ from offramp.report.html import Kind, figure, fragment, table
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import RunResult
 from offramp.report.training import Bought, bought
-from offramp.studies.work.heads import Training
+from offramp.studies.work.training_cost import Training
 
 BOUGHT = "executed and certified"
 

@@ -18,6 +18,7 @@ from offramp.studies.comparison.pairs import adjusted, asked_pairs
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
+from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.comparison.trends import trends_of
 from offramp.studies.comparison.validity import validity_of
 
@@ -124,12 +125,14 @@ def read_comparison(
     unequal = require_equal(rows, mixed=mixed)
     found = [pair for content in contents for pair in content.pairs]
     alone = contents[0] if len(contents) == 1 else None
+    strategies = tuple(dict.fromkeys(one for content in contents for one in content.strategies))
     return cited(
         Comparison(
             title=TITLE if alone is None else alone.title,
             description="" if alone is None else alone.description,
             rows=rows,
-            strategies=tuple(dict.fromkeys(one for content in contents for one in content.strategies)),
+            strategies=strategies,
+            trained=tuple(trained_savings(rows, strategies)),
             pairs=adjusted([*dict.fromkeys(found), *asked_pairs(rows, pairs)]),
             trends=trends_of(rows),
             validity=validity_of(rows),

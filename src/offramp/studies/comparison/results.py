@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.readings import Readings
+from offramp.studies.work.training_cost import Training
 
 Basis = str
 """How a saving was found: "predicted" (by replay) or "measured" (in decoding)."""
@@ -70,7 +72,8 @@ class Saving:
 
 @dataclass(frozen=True)
 class Row:
-    """One trace of the comparison: a model (transformed or not) on a workload through some heads.
+    """One trace of the comparison: a model (transformed or not) on a workload through some heads, those of
+    trained exits among them.
 
     scores: estimate by name (representation, increment, calibration, composite, literal_calibration,
     first_match_skip, saturation_skip, time_ceiling_saturation, ...). eas: by similarity, with ceiling and
@@ -83,7 +86,8 @@ class Row:
     defect; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
     model computes, "" if not known. source: where it comes from, as shown. own_text: whether the text is the
     model's own answers, which no other model shares. settings: what is known of how it was traced:
-    dtype, context, document_tokens (None: not given).
+    dtype, context, document_tokens (None: not given). training: what it took to train the exits, None where
+    they were not, or that is not known. readings: of the own head beside these, where both were traced.
     """
 
     model: ModelFacts
@@ -111,6 +115,36 @@ class Row:
     model_fingerprint: str = ""
     own_text: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Training | None = None
+    readings: Readings | None = None
+
+
+@dataclass(frozen=True)
+class TrainedSaving:
+    """What trained exits save of plain decoding's time in one place at one floor, and when that pays them.
+
+    heads: the exits by their name. policy: "never" where nothing faster keeps the floor. passed: how that is
+    known, as of `Saving`. open: whether more documents may tell more. basis: of `saved`. untrained: the share
+    that the same model saves there without training, 0 if nothing; None where it was not tried.
+    plain_seconds: of a token of plain decoding. paid_back: generated tokens after which the seconds of
+    training are saved again, over the better of plain decoding and untrained exits; None if never, or not
+    known.
+    """
+
+    model: str
+    workload: str
+    heads: str
+    floor: str
+    machine: str
+    training: Training
+    policy: str
+    passed: Literal["", "replayed", "executed"]
+    open: bool
+    basis: Basis
+    saved: Estimate
+    untrained: float | None
+    plain_seconds: float | None
+    paid_back: float | None
 
 
 @dataclass(frozen=True)
@@ -236,6 +270,7 @@ class Comparison:
     description: str
     rows: tuple[Row, ...]
     strategies: tuple[Strategy, ...] = ()
+    trained: tuple[TrainedSaving, ...] = ()
     pairs: tuple[PairDifference, ...] = ()
     trends: tuple[Trend, ...] = ()
     validity: tuple[ScoreValidity, ...] = ()

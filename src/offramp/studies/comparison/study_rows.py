@@ -13,6 +13,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.readings import Readings
 from offramp.studies.comparison.content import (
     Content,
     card_fields,
@@ -33,6 +34,7 @@ from offramp.studies.comparison.study_strategies import (
 )
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tracing.request import DEFAULT_CONTEXT
 
@@ -47,7 +49,7 @@ SMALLEST = 2
 """The smallest two-sided p-value of n draws is this over n + 1."""
 
 Axes = tuple[str, str, str, str]
-"""Model, transform, workload, heads."""
+"""Model, transform, workload, heads or training."""
 
 
 def is_study_folder(path: Path) -> bool:
@@ -174,7 +176,7 @@ class StudyReader:
         """The row of one score. cells: with the same axes; the tuner, the league, decoding."""
         cell, result = score.cell, score.result
         trace = self.plan.tasks[self.plan.tasks[cell.task].needs["trace"]]
-        text = result["text"]
+        text, readings = result["text"], result["card"].get("readings")
         predicted: dict[str, float] = {}
         measured: dict[str, float] = {}
         for other in cells:
@@ -185,7 +187,7 @@ class StudyReader:
         return Row(
             model=self.traced_facts(cell, result["card"]["curves"]["exits"][-1]),
             workload=cell.workload,
-            heads=cell.heads,
+            heads=cell.reader,
             workload_fingerprint=result["workload_fingerprint"],
             **card_fields(result["card"]),
             bits_per_byte=result["bits_per_byte"],
@@ -200,7 +202,15 @@ class StudyReader:
             notes=(*result["notes"], *result["card"]["notes"]),
             own_text=result["own_text"],
             settings=self.traced_settings(trace),
+            training=self.training_of(trace),
+            readings=Readings.from_json(readings) if readings else None,
         )
+
+    def training_of(self, trace: Task) -> Training | None:
+        """What it took to train the exits of a trace, None where they were not trained."""
+        heads = trace.needs.get("heads")
+        path = None if heads is None else self.folder.task_folder(self.plan.tasks[heads]) / TRAINING
+        return TRAINING_COST.read(path) if path is not None and path.is_file() else None
 
     def league_of(self, cell: Cell) -> Sequence[Mapping[str, Any]]:
         """Entries of the league whose policies a cell decoded; none if its files are damaged or gone."""
@@ -240,7 +250,7 @@ class StudyReader:
                 first=pair["first"],
                 second=pair["second"],
                 workload=cell.workload,
-                heads=cell.heads,
+                heads=cell.reader,
                 figure=found["figure"],
                 first_value=found["first"],
                 second_value=found["second"],
@@ -315,7 +325,7 @@ NOT_RUN = "not run yet"
 
 def axes(cell: Cell) -> Axes:
     """What cells of one row have in common."""
-    return cell.model, cell.transform, cell.workload, cell.heads
+    return cell.model, cell.transform, cell.workload, cell.reader
 
 
 def model_fingerprint(trace: Task) -> str:

@@ -86,6 +86,24 @@ def certified_lines(comparison: Comparison) -> Iterator[Line]:
             }
 
 
+def trainings_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each answer of the tuner on trained exits: what they took, save, and when that pays."""
+    names = ("model", "workload", "heads", "floor", "machine", "policy", "passed", "basis")
+    for one in comparison.trained:
+        training = one.training
+        yield {
+            **{name: getattr(one, name) for name in names},
+            "kind": training.kind,
+            "exits": "+".join(map(str, training.exits)),
+            **{name: getattr(training, name) for name in ("steps", "tokens", "rows")},
+            "training_seconds": training.seconds,
+            **interval("saved_share_of_time", one.saved),
+            "untrained_saved_share_of_time": number(one.untrained),
+            "plain_seconds_per_token": number(one.plain_seconds),
+            "paid_back_after_tokens": number(one.paid_back),
+        }
+
+
 def profiles_lines(comparison: Comparison) -> Iterator[Line]:
     """One line for each exit of each row, with every curve."""
     for row in comparison.rows:

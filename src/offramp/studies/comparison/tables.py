@@ -30,6 +30,7 @@ from offramp.studies.comparison.table_lines import (
     pairs_lines,
     profiles_lines,
     strategies_lines,
+    trainings_lines,
     trends_lines,
     validity_lines,
 )
@@ -148,6 +149,17 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
             (NUMBER, limits("net_speedup")),
         ),
         certified_lines,
+    ),
+    "trainings": (
+        _schema(
+            (TEXT, ("model", "workload", "heads", "kind", "exits")),
+            (COUNT, ("steps", "tokens", "rows")),
+            (NUMBER, ("training_seconds",)),
+            (TEXT, ("floor", "machine", "policy", "passed", "basis")),
+            (NUMBER, (*limits("saved_share_of_time"), "untrained_saved_share_of_time")),
+            (NUMBER, ("plain_seconds_per_token", "paid_back_after_tokens")),
+        ),
+        trainings_lines,
     ),
     "profiles": (
         _schema(

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.studies.manifest import study_file
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import HEADS, checked_workload, model_of, require_planned, require_same
-
-TRAINING = "training.json"
-
-
-@dataclass(frozen=True)
-class Training:
-    """What training the exits took that a run reads its exits through.
-
-    tokens: that the last training read. seconds: of all of it: states, steps with their evaluations, what was
-    fitted afterwards, and the trainings that it began from. seconds_before, tokens_before: of the latter.
-    """
-
-    kind: str
-    exits: tuple[int, ...]
-    tokens: int
-    steps: int
-    seconds: float
-    seconds_before: float = 0.0
-    tokens_before: int = 0
-
-
-TRAINING_COST = study_file(Training)
+from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, cost_of
 
 
 class HeadsWork:
@@ -72,19 +49,9 @@ class HeadsWork:
 
 def _keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
     """What the trainings of these exits took, if all of them left a record."""
-    from offramp.lab.exits.earlier import record_of, spent_on
+    from offramp.lab.exits.earlier import record_of
 
     record = record_of(file, fingerprint)
-    spent = None if record is None else spent_on(record)
-    if record is None or record.earlier is None or spent is None:
-        return
-    cost = Training(
-        kind=record.kind,
-        exits=record.exits,
-        tokens=record.own.tokens,
-        steps=record.steps,
-        seconds=spent.seconds,
-        seconds_before=record.earlier.seconds,
-        tokens_before=record.earlier.tokens,
-    )
-    TRAINING_COST.write(folder / TRAINING, cost)
+    cost = None if record is None else cost_of(record)
+    if cost is not None:
+        TRAINING_COST.write(folder / TRAINING, cost)

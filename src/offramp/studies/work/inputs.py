@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 TRACE = "trace"
 """The folder of the trace in a trace task's folder."""
 HEADS = "heads.safetensors"
+EXITS = "exits"
+"""The folder of exits that a task trained."""
 PROFILE = "profile.json"
 PROFILE_FILE = study_file(TimingsProfile, SCHEMA_VERSION)
 
@@ -105,7 +107,8 @@ def heads_of(task: Task, context: Context) -> ExitHeads | None:
         return None
     from offramp.tracing.heads_file import read_heads
 
-    return read_heads(context.input("heads") / HEADS)
+    folder = context.input("heads")
+    return read_heads(folder / (EXITS if (folder / EXITS).is_dir() else HEADS))
 
 
 def machine_of(task: Task, context: Context) -> Machine | None:

@@ -17,6 +17,7 @@ from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TraceWork
+from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.tune import TuneWork
 
 
@@ -40,6 +41,7 @@ WORKS: Mapping[str, Work] = {
     for work in (
         TraceWork(),
         HeadsWork(),
+        TrainingWork(),
         ProfileWork(),
         ScoreWork(),
         ReplayWork(),

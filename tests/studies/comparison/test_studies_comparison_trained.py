@@ -1,0 +1,109 @@
+"""What trained exits save beside the same model untrained, and when training is paid: by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from comparison_examples import models, row
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Row, Saving, Strategy, TrainedSaving
+from offramp.studies.comparison.trained import trained_savings
+from offramp.studies.work.training_cost import Training
+
+COST = Training("block", (20,), 16_000, 300, 600.0, rows=57_600)
+POLICY = "static:exit=20"
+
+
+def saving(speed: float, *, certified: bool = True, policy: str = POLICY, lacks: str = "") -> Saving:
+    """An executed answer at 95 %."""
+    found = Estimate(speed, speed - 0.05, speed + 0.05)
+    held = Saving("agreement=0.95", "local", policy, found, certified, "as told", executed=True)
+    return replace(held, lacks=lacks)
+
+
+def rows(trained: Saving, *untrained: Saving) -> list[Row]:
+    """The first example's model on prose: untrained as often as that is given, and its exits trained."""
+    described = models()[0]
+    raw = [replace(row(described, "prose", 0), savings=(one,)) for one in untrained]
+    return [*raw, replace(row(described, "prose", 0, heads="block"), savings=(trained,), training=COST)]
+
+
+def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str = "") -> Strategy:
+    """Of the trained row on this machine."""
+    return Strategy(
+        model="gpt2",
+        workload="prose",
+        heads="block",
+        machine="local",
+        family="x",
+        policy=policy,
+        kv="propagate",
+        floor="agreement=0.95",
+        basis=basis,
+        agreement=Estimate(0.96),
+        skip_ratio=Estimate(0.2),
+        net_speedup=Estimate(speed, speed - 0.1, speed + 0.1),
+        seconds_per_token=seconds,
+        answer=answer,
+    )
+
+
+PREDICTED = strategy("predicted", POLICY, 1.25, 0.04)
+"""Plain decoding takes 0.05 s by it."""
+
+
+def only(found: list[Row], *strategies: Strategy) -> TrainedSaving:
+    (one,) = trained_savings(found, strategies)
+    return one
+
+
+def test_training_is_paid_back_by_what_it_saves_beyond_the_untrained_exits() -> None:
+    alone = only(rows(saving(1.25)), PREDICTED)
+    assert (alone.saved.value, alone.untrained) == (pytest.approx(0.2), None)
+    assert (alone.saved.low, alone.saved.high) == (pytest.approx(1 - 1 / 1.2), pytest.approx(1 - 1 / 1.3))
+    assert alone.plain_seconds == pytest.approx(0.05)
+    assert alone.paid_back == pytest.approx(600.0 / (0.2 * 0.05))
+    assert (alone.passed, alone.basis, alone.open) == ("executed", "predicted", False)
+    beside = only(rows(saving(1.25), saving(1 / 0.9), saving(1 / 0.95)), PREDICTED)
+    assert beside.untrained == pytest.approx(0.1)  # the better of two
+    assert beside.paid_back == pytest.approx(600.0 / (0.1 * 0.05))
+
+
+def test_what_untrained_exits_lose_is_not_saved_by_training() -> None:
+    """Nobody would use them: plain decoding is there."""
+    for untrained in (saving(0.8), saving(1.5, certified=False), saving(1.0, policy="never")):
+        one = only(rows(saving(1.25), untrained), PREDICTED)
+        assert one.untrained == 0.0
+        assert one.paid_back == pytest.approx(600.0 / (0.2 * 0.05))
+
+
+def test_training_that_saves_no_more_than_untrained_exits_is_never_paid_back() -> None:
+    for trained, untrained in ((1.25, 1.25), (1.2, 1.25), (0.9, 0.8)):
+        assert only(rows(saving(trained), saving(untrained)), PREDICTED).paid_back is None
+
+
+def test_the_stopwatch_counts_where_there_is_one() -> None:
+    timed = strategy("measured", POLICY, 2.0, 0.03)
+    plain = strategy("measured", "never", 1.0, 0.06)
+    one = only(rows(saving(1.25)), plain, timed, PREDICTED)
+    assert (one.basis, one.saved.value) == ("measured", pytest.approx(0.5))
+    assert one.plain_seconds == pytest.approx(0.06)
+    assert one.paid_back == pytest.approx(600.0 / (0.5 * 0.06))
+    for none in (replace(timed, answer="defect: wrong output"), replace(timed, policy="static:exit=21")):
+        assert only(rows(saving(1.25)), none, PREDICTED).basis == "predicted"
+
+
+def test_nothing_certified_is_nothing_saved_and_too_few_documents_are_open() -> None:
+    refused = only(rows(saving(1.25, certified=False), saving(1.1)), PREDICTED)
+    assert (refused.policy, refused.passed, refused.saved.value) == ("never", "", None)
+    assert refused.saved.undefined == "as told"
+    assert (refused.paid_back, refused.open) == (None, False)
+    assert only(rows(saving(1.0, certified=False, lacks="documents")), PREDICTED).open
+
+
+def test_without_a_price_in_seconds_it_is_not_known_when_it_is_paid() -> None:
+    one = only(rows(saving(1.25)), replace(PREDICTED, seconds_per_token=None))
+    assert (one.plain_seconds, one.paid_back) == (None, None)
+    assert one.saved.value == pytest.approx(0.2)
