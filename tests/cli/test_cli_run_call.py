@@ -97,7 +97,7 @@ def test_it_shows_itself_and_its_parts_without_the_network(found: offramp.Findin
 
 def cut_to_size() -> offramp.Workload:
     """A workload of another content than its name means."""
-    whole = offramp.load_workload("prose:short")
+    whole = offramp.load_workload("chat")
     return replace(whole, documents=whole.documents[:60])
 
 

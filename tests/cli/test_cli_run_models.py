@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp, summary_of, tree
-from offramp.cli import run_study
+from offramp.cli import run_command, run_study
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -73,8 +74,18 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(
 
 
 @pytest.fixture(scope="module")
-def streamed_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A run of the workloads that any run has, a few tokens each."""
+def unasked(documents: Path) -> Iterator[str]:
+    """A text that, with `chat`, stands for the workloads that any run has: those take long to read."""
+    text = f"jsonl:{documents}#text"
+    assert run_command.DEFAULT_WORKLOADS == ("prose:short", "code:short", "chat")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_command, "DEFAULT_WORKLOADS", (text, "chat"))
+        yield text
+
+
+@pytest.fixture(scope="module")
+def streamed_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, unasked: str) -> Path:
+    """A run of workloads that nobody asked for, a few tokens each."""
     folder = tmp_path_factory.mktemp("runs") / "streamed"
     with pytest.MonkeyPatch.context() as patch:
         # Without timings that another test has kept of the same model.
@@ -84,9 +95,9 @@ def streamed_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     return folder
 
 
-def test_it_traces_scores_and_replays(streamed_run: Path) -> None:
+def test_it_traces_scores_and_replays(streamed_run: Path, unasked: str) -> None:
     summary = json.loads((streamed_run / "summary.json").read_text())
-    assert [entry["workload"] for entry in summary["scores"]] == ["prose:short", "code:short"]
+    assert [entry["workload"] for entry in summary["scores"]] == [unasked]
     assert summary["verdict"]["by_workload"]
     assert summary["frontier"]
     assert summary["hardware"] is None
@@ -94,10 +105,10 @@ def test_it_traces_scores_and_replays(streamed_run: Path) -> None:
     assert summary["measured"]["plain_seconds_per_token"] is None
 
 
-def test_what_is_left_out_is_named_with_its_reason(streamed_run: Path) -> None:
+def test_what_is_left_out_is_named_with_its_reason(streamed_run: Path, unasked: str) -> None:
     summary = json.loads((streamed_run / "summary.json").read_text())
     reasons = summary["decoding"]["not_decoded"]
-    assert "its layers stay on disk" in reasons["prose:short"]
+    assert "its layers stay on disk" in reasons[unasked]
     assert reasons["chat"].startswith("it was not traced either: its prompts need answers")
     missing = summary["provenance"]
     assert "its layers stay on disk" in missing["machine_not_timed"]
