@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp, tree
+from offramp.files import TEMPORARY_PREFIX
 from offramp.lab.exits.gate_record import GATE_RECORD
 from offramp.lab.exits.record import RECORD
 from offramp.studies.work.heads import _keep_cost as keep_cost
@@ -156,6 +157,9 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
     trained: Path, tiny_model: Path, documents: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "gated"
+    folder.mkdir()
+    for name in (".tmpAbC", f"{TEMPORARY_PREFIX}exits.safetensors"):  # of one that was killed while it wrote
+        (folder / name).write_text("half")
     outcome = gates(tiny_model, documents, folder, "--from", trained, "--floor", 0.4, "--json").require(0)
     heads, before = read_heads(folder), read_heads(trained)
     assert outcome.json["fingerprint"] == heads.fingerprint
@@ -163,6 +167,7 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
     assert outcome.json["gate"]["policy"] == "threshold:signal=gate,value=0.5,exits=1+2"
     assert {"agreement", "saved"} <= outcome.json["thresholds"].keys()
     record = folder / "training.json"
+    assert {path.name for path in folder.iterdir()} == {"training.json", "exits.safetensors", ".lock"}
     assert GATE_RECORD.is_of(record)
     assert not RECORD.is_of(record)
     assert not GATE_RECORD.is_of(trained / "training.json")

@@ -51,7 +51,10 @@ class GateOptions:
                 where="--at",
                 fix="name some, as in 12,20, or exits that are trained, with --from DIR",
             )
-        entries = {entry.name for entry in self.output.iterdir()} if self.output.is_dir() else set()
+        from offramp.lab.exits.folder import is_leftover
+
+        found = [entry.name for entry in self.output.iterdir()] if self.output.is_dir() else []
+        entries = {name for name in found if not is_leftover(name) and name != ".lock"}
         foreign = entries - {EXITS_FILE, TRAINING_FILE}
         if (self.output.exists() and not self.output.is_dir()) or (foreign and self.overwrite):
             raise InputError(
@@ -70,7 +73,8 @@ class GateOptions:
 
 def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Output) -> None:
     """Train, write the exits with their gates, and say what they save."""
-    from offramp.files import remove
+    from offramp.files import locked_folder, remove
+    from offramp.lab.exits.folder import sweep
     from offramp.lab.exits.gate_record import GATE_RECORD
     from offramp.lab.exits.gate_training import train_gates
     from offramp.tracing.heads_file import write_heads
@@ -88,10 +92,11 @@ def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Ou
         steps=options.steps,
         progress=True,
     )
-    options.output.mkdir(parents=True, exist_ok=True)
-    remove(options.output / TRAINING_FILE)  # of what is replaced: it is written last
-    write_heads(trained.heads, options.output / EXITS_FILE)
-    GATE_RECORD.write(options.output / TRAINING_FILE, trained.record)
+    with locked_folder(options.output):
+        sweep(options.output)
+        remove(options.output / TRAINING_FILE)  # of what is replaced: it is written last
+        write_heads(trained.heads, options.output / EXITS_FILE)
+        GATE_RECORD.write(options.output / TRAINING_FILE, trained.record)
     out.console.print(_table(trained.record))
     for line in [*_notes(trained), f"written: {options.output}"]:
         out.console.print(line, markup=False, soft_wrap=True)

@@ -34,9 +34,7 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
         return
     require_own(output)
     with locked_folder(output):
-        sweep_temporary_files(output)
-        for leftover in output.glob(f"{OF_SAFETENSORS}*"):
-            remove(leftover)
+        sweep(output)
         if overwrite and not _goes_on(output, request):
             for name in OWN[:-1]:
                 remove(output / name)
@@ -44,6 +42,18 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
             require_same(output, request)
         REQUEST.write(output / REQUEST_FILE, request)
         yield output
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a writer that was killed left a file of this name."""
+    return name.startswith((TEMPORARY_PREFIX, OF_SAFETENSORS))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder that nobody else writes to."""
+    sweep_temporary_files(folder)
+    for leftover in folder.glob(f"{OF_SAFETENSORS}*"):
+        remove(leftover)
 
 
 def _goes_on(folder: Path, request: Request) -> bool:
@@ -63,11 +73,7 @@ def require_own(folder: Path) -> None:
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [
-        name
-        for name in entries
-        if name not in OWN and not name.startswith((TEMPORARY_PREFIX, OF_SAFETENSORS))
-    ]
+    others = [name for name in entries if name not in OWN and not is_leftover(name)]
     unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
     if others or unclaimed:
         raise InputError(
