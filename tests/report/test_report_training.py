@@ -104,6 +104,9 @@ def test_a_comparison_shows_it_beside_the_untrained_model() -> None:
     assert "At 95 %, executed and certified, it saves of plain decoding's time: prose 20.0 %" in shown
     assert "paid back after 240,000 generated tokens" in shown
     assert "At 90 % it is open what this training bought" in shown  # a replay bound is no execution
+    assert ", paid in 240,000" in page
+    assert ", replayed only" in page
+    assert "paid in 120,000" not in page
     assert "At 99 % this training bought nothing" in shown
     assert 'id="trainings"' in page
     untrained = replace(comparison, rows=comparison.rows[1:], trained=())

@@ -145,7 +145,9 @@ def _row(one: TrainedSaving, colour: int) -> Row:
     points = [Point(saved.value or 0.0, said, saved.low, saved.high, colour, 0)]
     if one.untrained is not None:
         points.insert(0, Point(one.untrained, f"untrained: {percent(one.untrained)}", colour=colour, shape=4))
-    shown = _saved_text(one, short=True) + ("" if one.paid_back is None else f", paid in {_paid(one)}")
+    paid = "" if one.paid_back is None else f", paid in {_paid(one)}"
+    # What nobody executed is drawn, and not said to be paid.
+    shown = _saved_text(one, short=True) + (", replayed only" if one.passed == "replayed" else paid)
     return Row(_name(one), (Track(points=tuple(points)),), shown)
 
 
