@@ -9,10 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+if TYPE_CHECKING:
+    from offramp.studies.engines.engine import EngineOptions
+    from offramp.studies.folder import StudyFolder
+    from offramp.studies.task import Job
 
 # For timing a tiny model on this machine, which a run does once per model; twelve for users.
 TIMING_SECONDS = 1.0
@@ -71,6 +77,27 @@ def run_offramp(*arguments: object) -> Outcome:
             code = end.code
     assert isinstance(code, int)
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@dataclass(frozen=True)
+class Here:
+    """An engine that runs a study's jobs in this process, which has loaded torch already."""
+
+    name: str = "local"
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        folder: StudyFolder,
+        options: EngineOptions,
+        on_change: Callable[[], None],
+    ) -> None:
+        """Run them one after another."""
+        from offramp.studies.runner import run_job
+
+        for job in jobs:
+            run_job(job, folder)
+            on_change()
 
 
 def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:

@@ -87,6 +87,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
         forget_the_load(patch)
+        remember_answers(patch)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
     return folder
 
@@ -111,7 +112,12 @@ def forgotten_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searching the same trace again gives the same answers; with this, runs in this process do it once."""
+    """Runs in this process search a trace once, and those that the finished run searched not at all."""
+    remember_answers(monkeypatch)
+
+
+def remember_answers(patch: pytest.MonkeyPatch) -> None:
+    """Searching the same trace again would give the same answers."""
     from offramp.studies.work import league
 
     def answers(trace: Trace, machine: Machine | None, *rest: Any, **options: Any) -> Ranking:
@@ -122,7 +128,7 @@ def remembered_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         return ANSWERS[key]
 
     computed = league.ranking_of
-    monkeypatch.setattr(league, "ranking_of", answers)
+    patch.setattr(league, "ranking_of", answers)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,16 @@ import io
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import offramp
-from command_line import Outcome, run_offramp
+from command_line import Here, Outcome, run_offramp
 from offramp.cli import run_study
 from offramp.models.model import Model
 from offramp.models.source import BUNDLED
+from offramp.studies.engines import registry
+from offramp.tracing.loading import ModelRequest
 
 README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
@@ -35,10 +37,10 @@ exits = [10, 20, 25]
 LESS = {
     "run": [*FEW, "--no-decode", "--hardware", "h100"],  # the next command times this machine
     "trace": FEW,
-    "hardware": ["--seconds", "4"],
+    "hardware": ["--seconds", "4", "--batches", "1,4"],  # 4: a draft and the token after it
     "generate": ["--max-new-tokens", "8"],
-    "tune": ["--seconds", "5", "--new-tokens", "4"],
-    "bench": ["--new-tokens", "8", "--rounds", "1", "--prompts", "1", "--no-peers"],
+    "tune": ["--seconds", "2", "--new-tokens", "4"],
+    "bench": ["--new-tokens", "4", "--rounds", "1", "--prompts", "1", "--no-peers"],
 }
 
 
@@ -66,11 +68,25 @@ def test_the_readme_shows_every_command_and_nothing_else() -> None:
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in MAKE_TARGETS)
 
 
+@pytest.fixture
+def loaded_once(smollm2: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled model as it is, is not loaded again by every command of this process."""
+    load = ModelRequest.load
+
+    def reuse(request: ModelRequest, *placement: Any) -> Model:
+        is_it = request.source.name == smollm2.name and not request.transforms
+        return smollm2 if is_it else load(request, *placement)
+
+    monkeypatch.setattr(ModelRequest, "load", reuse)
+
+
 @pytest.mark.real_model
 @pytest.mark.slow
+@pytest.mark.usefixtures("loaded_once")
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_study, "FITTING_TOKENS", 100)
+    monkeypatch.setitem(registry.ENGINES, "local", Here())
     outcomes: dict[str, Outcome] = {}
     (tmp_path / "studies").mkdir()
     (tmp_path / "studies/strategies.toml").write_text(STUDY)
@@ -121,11 +137,13 @@ def printed(program: str) -> str:
 
 @pytest.mark.real_model
 @pytest.mark.slow
+@pytest.mark.usefixtures("loaded_once")
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = blocks("python")
-    assert "seconds=60" in example
-    example = example.replace("seconds=60", "seconds=10")  # enough to decode something
+    for shown, less in (("seconds=60", "seconds=6"), ("tokens=1280", "tokens=512")):  # decodes something
+        assert shown in example
+        example = example.replace(shown, less)
     card, replayed, answer, decoded = printed(example).strip().splitlines()
     assert card.startswith("ScoreCard(representation 0.")
     assert replayed.startswith("ReplayResult(threshold:signal=margin,value=0.9,exits=20+25: agreement ")
@@ -138,11 +156,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.real_model
 @pytest.mark.slow
-def test_the_examples_of_decoding_run(
-    smollm2: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("loaded_once")
+def test_the_examples_of_decoding_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(offramp, "load_model", {"smollm2": smollm2}.__getitem__)
     examples = blocks("python", README.parent / "docs/decoding.md")
     assert len(examples) == 2
     shown = printed("\n".join(examples))

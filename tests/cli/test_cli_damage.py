@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from tiny_study import write_study
 
-from command_line import run_offramp
+from command_line import Here, run_offramp
 from offramp.errors import OfframpError
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines import registry
-from offramp.studies.folder import StudyFolder
-from offramp.studies.runner import run_job
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import read_tuned
@@ -28,18 +25,6 @@ NOT_READ = (".lock", ".log", ".html", ".bib", ".csv", ".parquet")
 OF_STUDY = ("tasks", "executions", "locks", "plan.json", "journal.jsonl", "fingerprints.json")
 FLIPS = 6
 """Of each file."""
-
-
-class Here:
-    """An engine that runs jobs in this process, which has loaded torch already."""
-
-    name = "local"
-
-    def run(self, jobs: Any, folder: StudyFolder, options: Any, on_change: Callable[[], None]) -> None:
-        """Run them one after another."""
-        for job in jobs:
-            run_job(job, folder)
-            on_change()
 
 
 def flipped(path: Path) -> Iterator[int]:
@@ -110,7 +95,7 @@ def test_of_a_run(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_of_a_study(
     tmp_path: Path, tiny_model: Path, documents: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.ENGINES, "local", Here())  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.ENGINES, "local", Here())
     file = write_study(tmp_path, tiny_model, documents)
     run_offramp("study", "run", file, "-o", tmp_path / "out").require(0)
     study = tmp_path / "out"

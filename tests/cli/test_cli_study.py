@@ -16,14 +16,13 @@ import pytest
 from tiny_study import PRUNED, results, write_study
 
 import offramp
-from command_line import finish, run_offramp, start_offramp
+from command_line import Here, finish, run_offramp, start_offramp
 from offramp.cli.study_folder import require_own
 from offramp.errors import InputError
 from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import MANIFEST
-from offramp.studies.runner import run_job
 from offramp.studies.task import Job
 
 
@@ -37,26 +36,13 @@ class Ran:
     out: str
 
 
-@dataclass(frozen=True)
-class Here:
-    """An engine that runs jobs in this process, which has loaded torch already."""
-
-    name: str = "local"
-
-    def run(self, jobs: Sequence[Job], folder: StudyFolder, options: EngineOptions, on_change: Any) -> None:
-        """Run them one after another."""
-        for job in jobs:
-            run_job(job, folder)
-            on_change()
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Ran:
     """A study of the tiny model as it is and pruned. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("studies")
     file = write_study(folder, tiny_model, documents, PRUNED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.ENGINES, "local", Here())  # type: ignore[index]
+        patch.setitem(registry.ENGINES, "local", Here())
         outcome = run_offramp("study", "run", file, "-o", folder / "out", "--json").require(0)
     return Ran(file, folder / "out", outcome.json, outcome.err)
 
@@ -79,7 +65,7 @@ def test_a_damaged_model_stops_only_its_own_cells(
     weights.write_bytes(weights.read_bytes()[:-100])
     more = f'[[models]]\nname = "damaged"\nsource = {json.dumps(str(damaged))}\n'
     file = write_study(tmp_path / "two", tiny_model, documents, more)
-    monkeypatch.setitem(registry.ENGINES, "local", Here())  # type: ignore[arg-type]
+    monkeypatch.setitem(registry.ENGINES, "local", Here())
     said = run_offramp(*study("run", file, "--json")).require(1).json
     assert said["damaged_models"] == ["damaged"]
     assert "the weight file is damaged or truncated" in said["unavailable"]["damaged"]
@@ -261,7 +247,7 @@ def _names_cell(file: Path, key: str) -> bool:
 def test_what_cannot_be_had_here_is_said_and_no_failure(
     ran: Ran, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.ENGINES, "local", Idle())  # type: ignore[index]
+    monkeypatch.setitem(registry.ENGINES, "local", Idle())
     missing = '[[models]]\nname = "far"\nsource = "owner/far-away"\nlayers = 12\n'
     small.write_text(small.read_text() + missing)
     nothing = run_offramp(*study("run", small, "--json")).require(1)
@@ -279,7 +265,7 @@ def test_what_cannot_be_had_here_is_said_and_no_failure(
 def test_a_run_whose_report_is_refused_says_why(
     ran: Ran, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.ENGINES, "local", Idle())  # type: ignore[index]
+    monkeypatch.setitem(registry.ENGINES, "local", Idle())
     unscored = shutil.ignore_patterns("score")
     shutil.copytree(ran.folder / "tasks", small.parent / "out" / "tasks", ignore=unscored)
     outcome = run_offramp(*study("run", small, "--json")).require(1)
@@ -294,7 +280,7 @@ def test_a_study_file_that_changes_while_it_runs_is_said(
     def change() -> None:
         small.write_text(small.read_text().replace("static:exit=2", "static:exit=3"))
 
-    monkeypatch.setitem(registry.ENGINES, "local", Idle(change))  # type: ignore[index]
+    monkeypatch.setitem(registry.ENGINES, "local", Idle(change))
     outcome = run_offramp(*study("run", small, "--json")).require(1)
     (problem,) = outcome.json["problems"]
     assert "study.toml changed" in problem
@@ -317,7 +303,7 @@ def test_options_reach_the_engine(
         def run(self, jobs: Any, folder: Any, options: EngineOptions, on_change: Any) -> None:
             given.append(options)
 
-    monkeypatch.setitem(registry.ENGINES, engine, Noting())  # type: ignore[index]
+    monkeypatch.setitem(registry.ENGINES, engine, Noting())
     run_offramp(*study("run", small, "--engine", engine, *options)).require(1)
     assert given == [wanted]
 
@@ -326,7 +312,7 @@ def test_ctrl_c_says_how_to_go_on(small: Path, monkeypatch: pytest.MonkeyPatch) 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(registry.ENGINES, "local", Idle(interrupt))  # type: ignore[index]
+    monkeypatch.setitem(registry.ENGINES, "local", Idle(interrupt))
     error = run_offramp(*study("run", small, "--json")).require(130).json["error"]
     assert "offramp study run" in error["fix"]
 
