@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from command_line import Here, Outcome, run_offramp
 from offramp.cli import run_study
 from offramp.models.model import Model
 from offramp.models.source import BUNDLED
+from offramp.report.summary import summary_schema
 from offramp.studies.engines import registry
 from offramp.tracing.loading import ModelRequest
 
@@ -96,7 +99,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             name = " ".join(words[1:3]) if words[1] == "study" else words[1]
             outcomes[name] = run_offramp(*words[1:], *less).require(0)
     assert "Report: runs/prose/report.html" in outcomes["run"].out
-    assert (tmp_path / "runs/prose/report.html").is_file()
+    check_run(tmp_path / "runs/prose")
     assert "128 tokens" in outcomes["trace"].out
     assert "representation quality" in outcomes["score"].out
     assert "timed to add up to" in outcomes["hardware"].out
@@ -114,6 +117,25 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "Report: runs/study-strategies/report.html" in outcomes["study report"].out
     assert (tmp_path / "runs/comparison/report.html").is_file()
     assert (tmp_path / "runs/comparison/citation.bib").is_file()
+
+
+def check_run(folder: Path) -> None:
+    """A run of the bundled model on 128 tokens of prose says what is true of it on any machine."""
+    summary = json.loads((folder / "summary.json").read_text())
+    jsonschema.validate(summary, summary_schema())
+    assert summary["verdict"]["decision"] in ("pays", "does not pay", "too close to call")
+    assert "smollm2" in summary["verdict"]["headline"]
+    assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
+    (scores,) = summary["scores"]
+    assert scores["tokens"] == 128
+    assert scores["curves"]["exits"] == [10, 20, 25, 30]
+    agreement = scores["curves"]["values"]["agreement"]
+    assert 0 < agreement[0] < agreement[1] < agreement[2] < agreement[3] == 1
+    # An untrained model of this vocabulary would be at ln(49152) = 10.8.
+    assert scores["curves"]["values"]["nll"][-1] < 5
+    assert summary["provenance"]["model_licence"] == "Apache-2.0"
+    assert "Q4_1" in summary["provenance"]["model_weights"]
+    assert summary["verdict"]["headline"].split(":")[0] in (folder / "report.html").read_text()
 
 
 def test_a_stranger_reads_it_in_a_minute() -> None:

@@ -1,4 +1,7 @@
-"""`offramp run` by models and machines: heads of the user, layers on disk, real weights, any GGUF."""
+"""`offramp run` by models and machines: heads of the user, layers on disk, any GGUF.
+
+On the bundled weights: see `tests/test_readme.py`, whose first command it is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp, summary_of, tree
-from offramp.cli import run_command, run_study
+from offramp.cli import run_command
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -147,33 +150,6 @@ def test_everything_that_decodes_refuses_it(tiny_model: Path) -> None:
     refuses(lambda model: time_plain_decoding(model, [3, 4, 5]))
     refuses(measure_hardware)
     refuses(timed)
-
-
-@pytest.mark.real_model
-@pytest.mark.slow
-def test_the_bundled_model_on_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_study, "FITTING_TOKENS", 100)
-    folder = tmp_path / "run"
-    command = ["run", "smollm2", "--workload", "prose", "--tokens", 256, "--exits", "10,20,30", "-o", folder]
-    command += ["--no-decode", "--hardware", "h100"]  # the README's commands time this machine
-    shown = run_offramp(*command, "--json").require(0)
-    summary = summary_of(shown)
-    jsonschema.validate(summary, summary_schema())
-    assert summary == json.loads((folder / "summary.json").read_text())
-    assert summary["verdict"]["decision"] in ("pays", "does not pay", "too close to call")
-    assert "smollm2" in summary["verdict"]["headline"]
-    assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
-    (scores,) = summary["scores"]
-    assert scores["tokens"] == 256
-    assert scores["curves"]["exits"] == [10, 20, 30]
-    agreement = scores["curves"]["values"]["agreement"]
-    assert 0 < agreement[0] < agreement[1] < agreement[2] == 1
-    # An untrained model of this vocabulary would be at ln(49152) = 10.8.
-    assert scores["curves"]["values"]["nll"][-1] < 5
-    assert summary["provenance"]["model_licence"] == "Apache-2.0"
-    assert "Q4_1" in summary["provenance"]["model_weights"]
-    page = (folder / "report.html").read_text()
-    assert summary["verdict"]["headline"].split(":")[0] in page
 
 
 def test_any_gguf_on_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
