@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from offramp.decoding.engine.cache import counting_updates, entries_of
 from offramp.decoding.engine.capability_tests import own_logits, try_ability
 from offramp.decoding.engine.engine import Abilities, Engine, Meter, transposed_is_faster
+from offramp.decoding.engine.few_rows import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import LayerCall, first_tensor, is_cache
@@ -197,9 +198,13 @@ class _Known:
     takes_positions: bool
     kept: tuple[KeptState, ...]
     transposed: bool = False
+    few_rows: bool = False
     answers: dict[str, str | None] = field(default_factory=dict)
     transforms: tuple[str, ...] = ()
 
+
+TRIED = 3
+"""Layers whose products are tried: more than a processor's caches hold, of a model that is worth it."""
 
 _known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
 _building = threading.RLock()
@@ -266,6 +271,7 @@ def _engine(stack: ExitStack, known: _Known) -> Engine:
         entries=tuple(state.entries for state in kept),
         abilities=abilities,
         transposed=known.transposed,
+        linears=tuple(wide_linears([layer]) for layer in stack.layers) if known.few_rows else (),
     )
     return engine
 
@@ -285,6 +291,7 @@ def _find_out(stack: ExitStack, name: str) -> _Known:
         takes_positions="position_ids" in inspect.signature(hf.forward).parameters,
         kept=(nothing,) * len(stack),
         transposed=transposed_is_faster(stack),
+        few_rows=few_rows_are_faster(stack.layers[:TRIED]),
     )
     ids = probe_ids(hf, PROMPT + 1)
     with torch.no_grad():

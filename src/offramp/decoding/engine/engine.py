@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.decoding.engine.clock import HOST, Clock, Moment
 from offramp.models.stack import ExitStack
@@ -179,12 +179,13 @@ def transposed_is_faster(stack: ExitStack) -> bool:
         return False
     row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
     with torch.no_grad():
-        own = _seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
-        other = _seconds(lambda: transposed_product(weight, stack.head_bias, row))
+        own = median_seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
+        other = median_seconds(lambda: transposed_product(weight, stack.head_bias, row))
     return other * CLEARLY < own
 
 
-def _seconds(product: Callable[[], Tensor]) -> float:
+def median_seconds(product: Callable[[], object]) -> float:
+    """Of a few runs after the first."""
     samples = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
@@ -203,8 +204,9 @@ class Engine:
     after how many updates of the cache all that it leaves behind is written, so that it can stop there (0 if
     it cannot). keeps: bool per layer, whether it leaves anything behind: a layer that attends to another
     layer's K and V does not. transposed: whether the output head's product is faster with the weights on the
-    left (`offramp.decoding.engine.engine`). entries: per layer, the places in the cache's list that it
-    writes to. abilities: what the family can do, and why not.
+    left (`offramp.decoding.engine.engine`). linears: per layer, those whose products of a few rows are faster
+    so (`offramp.decoding.engine.few_rows`); empty if they are not. entries: per layer, the places in the
+    cache's list that it writes to. abilities: what the family can do, and why not.
     """
 
     stack: ExitStack
@@ -217,6 +219,7 @@ class Engine:
     entries: tuple[tuple[int, ...], ...]
     abilities: Abilities
     transposed: bool = False
+    linears: tuple[tuple[nn.Linear, ...], ...] = ()
 
     @property
     def layers(self) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp.decoding.engine import cache as caching
 from offramp.decoding.engine.cache import Past, at_length, counting_updates, kept_aside, merging
 from offramp.decoding.engine.engine import Engine, Meter
+from offramp.decoding.engine.few_rows import few_rows
 from offramp.decoding.engine.growing import grow_in_place
 from offramp.errors import ModelError
 from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
@@ -143,12 +144,14 @@ class Sequences:
 
     def run_differentiable(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
         """The same for training: gradients flow through the states, also by the K and V that are cached."""
-        layers = self.engine.stack.layers
-        for index in range(first, last):
-            self._advance(index, inputs)
-            arguments, keywords = inputs.calls[index].arguments(hidden)
-            self.meter.count("layers", index + 1, hidden.shape[0] * hidden.shape[1])
-            hidden = first_tensor(layers[index](*arguments, **keywords))
+        layers, rows = self.engine.stack.layers, hidden.shape[0] * hidden.shape[1]
+        linears = [one for layer in self.engine.linears[first:last] for one in layer]
+        with few_rows(linears, rows):
+            for index in range(first, last):
+                self._advance(index, inputs)
+                arguments, keywords = inputs.calls[index].arguments(hidden)
+                self.meter.count("layers", index + 1, rows)
+                hidden = first_tensor(layers[index](*arguments, **keywords))
         self.meter.lap("layers")
         return hidden
 

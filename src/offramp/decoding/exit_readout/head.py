@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.decoding.engine.engine import head_logits
+from offramp.decoding.engine.engine import MOST_ROWS, SMALLEST, head_logits, transposed_product
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
 from offramp.tracing.statistics import BLOCK, Transform, best_columns
@@ -86,7 +86,10 @@ class OutputHead:
 
     def from_block(self, normed: Tensor, block: tuple[Tensor, Tensor | None]) -> Tensor:
         """Logits, float32 [rows, tokens], of the tokens whose `columns` these are."""
-        return self._transformed(F.linear(normed[:, -1].float(), *block))
+        states, (weight, bias) = normed[:, -1].float(), block
+        if self.transposed and len(states) <= MOST_ROWS and weight.numel() >= SMALLEST // 2:
+            return self._transformed(transposed_product(weight, bias, states))
+        return self._transformed(F.linear(states, weight, bias))
 
     def at(self, normed: Tensor, tokens: Tensor) -> Tensor:
         """Logits, float32, of each row's own tokens, int64 [rows, tokens]."""

@@ -1,0 +1,86 @@
+"""Products of two to four rows: linear layers run with their weights on the left, where that is faster."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offramp.decoding.engine.engine import CLEARLY, median_seconds, transposed_product
+
+ROWS = range(2, 5)
+"""Rows that take it: a token with those that waited for its layers, a block of drafts, a small batch."""
+
+SMALLEST = 200_000
+"""Weights from which on a product is worth another order."""
+
+
+def wide_linears(layers: Sequence[nn.Module]) -> tuple[nn.Linear, ...]:
+    """The plain linear layers of float32 weights on a processor that are worth it, of all layers."""
+    return tuple(
+        module
+        for layer in layers
+        for module in layer.modules()
+        if type(module) is nn.Linear
+        and module.weight.numel() >= SMALLEST
+        and module.weight.dtype == torch.float32
+        and module.weight.device.type == "cpu"
+        and "forward" not in vars(module)
+    )
+
+
+def few_rows_are_faster(layers: Sequence[nn.Module]) -> bool:
+    """Whether this machine computes two rows of some layers' products clearly faster so, tried.
+
+    Libraries multiply one row quickly and many rows quickly: two or three take twice as long as one, although
+    the weights, which are nearly all that is read, are the same.
+    """
+    linears = wide_linears(layers)
+    if not linears:
+        return False
+    with torch.no_grad():
+        rows = {
+            linear.in_features: torch.linspace(-1.0, 1.0, 2 * linear.in_features).view(2, -1)
+            for linear in linears
+        }
+        own = median_seconds(
+            lambda: [F.linear(rows[one.in_features], one.weight, one.bias) for one in linears]
+        )
+        other = median_seconds(
+            lambda: [transposed_product(one.weight, one.bias, rows[one.in_features]) for one in linears]
+        )
+    return other * CLEARLY < own
+
+
+def _product(linear: nn.Linear, states: Tensor) -> Tensor:
+    """What the layer gives: of more or fewer rows by its own product."""
+    if states.numel() // states.shape[-1] not in ROWS:
+        return F.linear(states, linear.weight, linear.bias)
+    return transposed_product(linear.weight, linear.bias, states)
+
+
+@contextmanager
+def _replaced(linears: Sequence[nn.Linear]) -> Iterator[None]:
+    for linear in linears:
+        vars(linear)["forward"] = functools.partial(_product, linear)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            # Another thread that drives the same model may have been here before.
+            vars(linear).pop("forward", None)
+
+
+def few_rows(linears: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:
+    """Within it, products of so many rows are computed the faster way; hooks see every layer as ever.
+
+    linears: of the layers that run, empty where it is not faster. Sums are added up in another order, so that
+    states differ by rounding.
+    """
+    if not linears or rows not in ROWS or torch.is_grad_enabled():
+        return nullcontext()
+    return _replaced(linears)
