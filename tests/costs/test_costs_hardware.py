@@ -19,6 +19,7 @@ import pytest
 from offramp.costs import hardware
 from offramp.costs.hardware import (
     OTHER_LOAD,
+    OWN_LOOP,
     RECIPE,
     STEPS,
     describe_machines,
@@ -293,7 +294,7 @@ def profile(
             "model": {"name": "m", "fingerprint": fingerprint},
             "machine": machine_facts(threads) | machine,
             "measured_at": at,
-            STEPS: "decoding loop",
+            STEPS: OWN_LOOP,
             OTHER_LOAD: other_load,
         },
     )

@@ -19,7 +19,6 @@ from offramp.decoding.generation.early_exit import early_exit
 from offramp.decoding.measurement import machine_profiler
 from offramp.decoding.measurement.machine_profiler import (
     BUSY,
-    OWN_LOOP,
     KindOfStep,
     MachineProfiler,
     measure_hardware,

@@ -36,6 +36,8 @@ LOCAL = "local"
 FOLDER = "hardware"
 STEPS = "steps"
 """The detail that says whose steps were timed."""
+OWN_LOOP = "decoding loop, products of few rows its own way"
+"""What it says now; profiles of other steps, as of an older loop, are passed over."""
 OTHER_LOAD = "other_load"
 """The detail that says how many processors anything else kept busy meanwhile; older profiles lack it."""
 TOLERABLE_LOAD = 0.3
@@ -146,6 +148,7 @@ def load_local_profile(
         profile
         for profile in profiles
         if OTHER_LOAD in profile.details
+        and profile.details.get(STEPS) == OWN_LOOP
         and _attention_of(profile) == attention
         and disturbed(profile) is None
         and (recipe is None or _states(profile, recipe))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.hardware import LOCAL, STEPS, disturbed, machine_facts
+from offramp.costs.hardware import LOCAL, OWN_LOOP, STEPS, disturbed, machine_facts
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import cache_keyword, engine_of
@@ -42,8 +42,6 @@ GENERATE_PROMPT, GENERATED = 32, 16
 LONG_BUDGET = 30.0
 # How far timed parts may add up to something else than whole steps without a clock inside them.
 ROUGH = 0.1
-OWN_LOOP = "decoding loop"
-"""Whose steps are timed, as a profile says it."""
 BUSY = (
     "the parts add up to a whole step only roughly: something else kept the processor busy; measure again "
     "when it is quiet"
