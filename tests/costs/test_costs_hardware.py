@@ -313,10 +313,13 @@ def test_what_is_saved_is_loaded() -> None:
     assert [found.to_json() for found in list_local_profiles()] == [profile().to_json()]
 
 
-def test_a_profile_of_an_older_version_notes_no_load_and_is_not_used() -> None:
-    older = profile()
-    details = {name: value for name, value in older.details.items() if name != OTHER_LOAD}
-    save_local_profile(dataclasses.replace(older, details=details))
+@pytest.mark.parametrize("older", [{}, {OTHER_LOAD: 0.0, STEPS: "decoding loop"}])
+def test_a_profile_of_an_older_version_notes_no_load_or_another_loop_and_is_not_used(
+    older: dict[str, Any],
+) -> None:
+    now = profile()
+    details = {name: value for name, value in now.details.items() if name not in (OTHER_LOAD, STEPS)}
+    save_local_profile(dataclasses.replace(now, details=details | older))
     with pytest.raises(InputError, match="of an older offramp"):
         load_local_profile(FINGERPRINT, "float32", threads=2)
     assert len(list_local_profiles()) == 1

@@ -11,6 +11,7 @@ import torch
 from generation_cases import counted_layers
 from tracing_models import build_family, llama, tiny_model
 
+from offramp.costs.hardware import OWN_LOOP
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import LENS, MAPS
