@@ -7,7 +7,7 @@ Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once calle
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
 Decoding         generate, Generation, early_exit, rerun, RerunResult, bench
 Machines         find_machine, measure_hardware
-Training         train_exits, TrainedExits, train_gates, exit_scores, ExitScoreCallback
+Training         train_exits, TrainedExits, Regularisation, train_gates, exit_scores, ExitScoreCallback
 Many models      read_study, Study, compare, Comparison
 Errors           OfframpError, InputError
 
@@ -51,6 +51,7 @@ _HOMES = {
     "fit_heads": "offramp.tracing.fitting.fit",
     "train_exits": "offramp.lab.exits.train",
     "TrainedExits": "offramp.lab.exits.train",
+    "Regularisation": "offramp.lab.exits.regularisation",
     "train_gates": "offramp.lab.exits.gate_training",
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from offramp.lab.callback import ExitScoreCallback
     from offramp.lab.exit_scores import exit_scores
     from offramp.lab.exits.gate_training import train_gates
+    from offramp.lab.exits.regularisation import Regularisation
     from offramp.lab.exits.train import TrainedExits, train_exits
     from offramp.models.model import Model
     from offramp.models.wrapping import wrap
@@ -124,6 +126,7 @@ __all__ = [
     "InputError",
     "Model",
     "OfframpError",
+    "Regularisation",
     "RerunResult",
     "ScoreCard",
     "Study",

@@ -208,8 +208,8 @@ def safe_name(name: str) -> str:
 
 def sweep_temporary_files(folder: Path) -> None:
     """Remove what killed writers left behind. Call it only while holding the folder's lock."""
-    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+    for leftover in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+        remove(leftover)
 
 
 @contextlib.contextmanager

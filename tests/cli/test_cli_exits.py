@@ -107,7 +107,9 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--kind", "regularised"], "regularised cannot be trained yet"),
+        (["--kind", "regularised", "--targets", "stars"], "exits cannot learn from 'stars'"),
+        (["--kind", "regularised", "--from", "heads"], "--from says nothing"),
+        (["--kind", "lens", "--lora", "4"], "--lora says nothing for exits of the kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--device", "abacus"], "unknown device"),
@@ -209,3 +211,23 @@ def test_options_of_gates_and_of_other_kinds_are_told_apart(
     outcome = run_offramp(*arguments, *options).require(2)
     assert why in outcome.err
     assert not (tmp_path / "exits").exists()
+
+
+def test_a_model_is_trained_itself_and_is_a_model(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "regularised"
+    options = ["--kind", "regularised", "--lora", 4, "--keep", 2, "--steps", 3]
+    value = command(tiny_model, documents, folder, *options, "--json").require(0).json
+    assert value["trained"].keys() == value["before"].keys() == {"1", "2", "full depth"}
+    assert value["before"]["full depth"]["reference_agreement"] == 1.0
+    assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
+    assert value["recipe"]["regularisation"]["keep"] == 2.0
+    again = command(tiny_model, documents, folder, *options).require(0)  # it is finished, and said again
+    for part in (
+        "agreement if all leave",
+        "floors of agreement with the original model",
+        "--reference tiny",
+        "written:",
+    ):
+        assert part in again.out
+    arguments = ["--prompt", "the cat", "--max-new-tokens", 2, "--policy", "static:exit=2"]
+    assert run_offramp("generate", folder, *arguments).require(0).out

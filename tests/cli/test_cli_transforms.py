@@ -83,17 +83,17 @@ def test_score_replay_and_tune_show_it(traced: Path, tmp_path: Path) -> None:
     trace = offramp.Trace.load(traced)
     shown = run_offramp("score", traced).require(0)
     assert NAME in shown.out
-    assert "untransformed" in shown.out
+    assert "original" in shown.out
     value = run_offramp("score", traced, "--json").json["scores"][0]
     last = np.mean(trace.top1[:, -1] == trace.reference_top1)
     assert value["reference_agreement"]["value"] == pytest.approx(last)
     shown = run_offramp("replay", traced, "--policy", "static:exit=2").require(0)
-    assert "agreement with the untransformed one" in shown.out
+    assert "agreement with the original one" in shown.out
     value = run_offramp("replay", traced, "--policy", "static:exit=2", "--json").json
     assert value["reference_agreement"] == pytest.approx(np.mean(trace.top1[:, 1] == trace.reference_top1))
     tuning = ["tune", traced, "--hardware", "h100", "-o", tmp_path / "policy.json"]
     shown = run_offramp(*tuning, "--floor", "reference_agreement=0.5").require(0)
-    assert "agreement with the untransformed model" in shown.out
+    assert "agreement with the original model" in shown.out
     value = run_offramp(*tuning, "--floor", "agreement=0.9", "--json").json
     assert value["reference_agreement"]["value"] is not None
     predicted = ["predict", tmp_path / "policy.json", "--trace", traced, "--unseen"]

@@ -135,14 +135,40 @@ def test_a_model_made_in_memory_needs_its_reference(tmp_path: Path) -> None:
 
 def test_a_reference_that_is_not_the_models_own_is_refused() -> None:
     plain, other = pair()
-    with pytest.raises(InputError, match="no transform"):
+    with pytest.raises(InputError, match="is the model itself"):
         run(plain, reference=plain)
+    with pytest.raises(InputError, match="another vocabulary"):
+        run(plain, reference=tiny_model(llama(vocabulary=80), name="wider"))
     with pytest.raises(InputError, match="not the untransformed model"):
         run(other, reference=other)
     with pytest.raises(InputError, match="not the untransformed model"):
         run(other, reference=tiny_model(llama(), name="another"))
     with pytest.raises(InputError, match="in bfloat16"):
         run(other, reference=tiny_model(llama(), dtype="bfloat16"))
+
+
+# -- another model, given
+
+
+def test_another_model_may_be_the_reference_of_one_that_was_trained(tmp_path: Path) -> None:
+    original = tiny_model(llama(), name="original", head_scale=3.0)
+    torch.manual_seed(5)
+    trained = tiny_model(llama(), name="trained", head_scale=3.0)
+    with torch.no_grad():
+        for weight in trained.hf.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape))
+    found = run(trained, reference=original, output=tmp_path / "trace")
+    assert np.array_equal(found.reference_top1, run(original).top1[:, -1])
+    assert not np.array_equal(found.reference_top1, found.top1[:, -1])
+    assert found.request["reference"] == {
+        "name": "original",
+        "fingerprint": original.identity.fingerprint,
+        "dtype": "float32",
+    }
+    assert np.array_equal(Trace.load(tmp_path / "trace").reference_top1, found.reference_top1)
+    assert "reference" not in run(trained).request
+    with pytest.raises(InputError, match="differs in: reference"):
+        run(trained, output=tmp_path / "trace")
 
 
 # -- loaded from where the model came from, and kept in the parts

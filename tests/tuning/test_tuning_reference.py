@@ -51,7 +51,7 @@ def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp
     tuned = tune(trace, {FLOOR: 0.95}, "h100")
     assert tuned.policy_text != "never"
     assert tuned.certificate.holds
-    assert "agree with the untransformed full model" in tuned.answer
+    assert "agree with the original full model" in tuned.answer
     assert tuned.quality.value is not None
     assert tuned.quality.value >= 0.95
     assert tuned.reference_agreement is not None
@@ -69,7 +69,7 @@ def test_a_transform_that_breaks_the_floor_by_itself_is_said_to() -> None:
     trace = transformed(easy_and_hard(), 0.9)
     tuned = tune(trace, {FLOOR: 0.95}, "h100")
     assert tuned.policy_text == "never"
-    assert "It agrees with the untransformed one on " in tuned.answer
+    assert "It agrees with the original one on " in tuned.answer
     assert tuned.reference_agreement is not None
     assert tuned.reference_agreement.value == pytest.approx(0.9, abs=0.02)
 

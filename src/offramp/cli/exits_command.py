@@ -11,6 +11,18 @@ from offramp.cli.console import Output, stage
 from offramp.cli.exits_gate import KIND as GATES
 from offramp.cli.exits_gate import GateOptions
 from offramp.cli.exits_gate import train as train_gates
+from offramp.cli.exits_regularised import KIND as REGULARISED
+from offramp.cli.exits_regularised import (
+    Ahead,
+    Curriculum,
+    Keep,
+    LayerDropout,
+    Lora,
+    RegularisedOptions,
+    Targets,
+    next_lines,
+)
+from offramp.cli.exits_regularised import table as regularised_table
 from offramp.cli.exits_shown import earlier_notes
 from offramp.cli.heads_shown import heads_notes
 from offramp.cli.options import (
@@ -34,7 +46,7 @@ if TYPE_CHECKING:
     from offramp.lab.exits.train import TrainedExits
     from offramp.report.word_table import WordTable
 
-exits = typer.Typer(help="Train exits, the model itself left as it is.", no_args_is_help=True)
+exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.", no_args_is_help=True)
 
 EXECUTED = "executed"
 
@@ -44,7 +56,7 @@ NO_LAST_LAYER = 10**6
 
 @exits.callback()
 def exits_group() -> None:
-    """Train exits, the model itself left as it is."""
+    """Train exits of a model, or a copy of the model itself."""
 
 
 @exits.command("train")
@@ -71,7 +83,8 @@ def train(
         typer.Option(
             "--kind",
             help="lens: an affine map. block: a small network behind one. executed: the K,V maps of --from, "
-            "by what they do to tokens that stay. gate: what decides who leaves.",
+            "by what they do to tokens that stay. gate: what decides who leaves. regularised: the model "
+            "itself, whose trained form is the output.",
         ),
     ] = "block",
     at: Annotated[
@@ -136,6 +149,12 @@ def train(
             show_default=False,
         ),
     ] = None,
+    lora: Lora = None,
+    keep: Keep = None,
+    layer_dropout: LayerDropout = None,
+    curriculum: Curriculum = None,
+    targets: Targets = None,
+    ahead: Ahead = None,
     hardware: Annotated[
         str,
         typer.Option("--hardware", help="Gates: local, a name of offramp list hardware, or a .toml profile."),
@@ -180,16 +199,21 @@ def train(
         parse_exits(at, NO_LAST_LAYER, "--at")
     if at is None and kind not in (GATES, EXECUTED):
         raise InputError("no exit is named to train", where="--at", fix="name some, as in 12,20, or all")
+    regularised = RegularisedOptions(lora, keep, layer_dropout, curriculum, targets, ahead)
     gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
     from offramp.lab.exits.folder import require_own
-    from offramp.lab.exits.kinds import check_kind
+    from offramp.lab.exits.kinds import KINDS, check_kind
     from offramp.lab.exits.recipe import refuse_needless
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
+    if kind == REGULARISED:
+        regularised.regularisation()  # refuses what cannot be
+    else:
+        refuse_needless(kind, regularised.given)
     of_readings = {
         "--loss-vocabulary": loss_vocabulary,
         "--classifiers": classifiers,
@@ -201,7 +225,9 @@ def train(
         refuse_needless(kind, {"--minutes": minutes, "--units": units, **of_readings, "--leave": leave})
     else:
         check_kind(kind)
-        needless = of_readings if kind == EXECUTED else {"--from": source, "--leave": leave}
+        needless: dict[str, object] = {} if kind in KINDS else dict(of_readings)
+        if kind != EXECUTED:
+            needless |= {"--from": source, "--leave": leave}
         refuse_needless(kind, {**needless, "--floor": floor})
         require_own(output)
     transforms = read_transforms(transform, dtype)
@@ -235,13 +261,15 @@ def train(
         classifiers=classifiers,
         kv_maps=kv_maps,
         short_list=short_list,
+        regularisation=regularised.regularisation() if kind == REGULARISED else None,
         output=output,
         overwrite=overwrite,
         progress=True,
         on_size=tell,
     )
     out.console.print(_table(trained))
-    for line in [*_notes(trained), *heads_notes(trained.heads), f"written: {output}"]:
+    more = next_lines(trained, output) if kind == REGULARISED else heads_notes(trained.heads)
+    for line in [*_notes(trained), *more, f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))
 
@@ -269,6 +297,8 @@ def _table(trained: TrainedExits) -> WordTable:
     record = trained.record
     if record.request.recipe.kind == EXECUTED:
         return _maps_table(trained)
+    if record.request.recipe.kind == REGULARISED:
+        return regularised_table(trained)
     rows = record.rows
     read = f"{rows.held_out:,} tokens of {rows.held_out_documents} held-out documents"
     table = WordTable(title=f"[bold]{read}: agreement if all leave[/]")
@@ -288,12 +318,14 @@ def _notes(trained: TrainedExits) -> list[str]:
     """What it read, what it took, and why it ended, in words."""
     record = trained.record
     rows, seconds = record.rows, record.seconds
+    own = record.request.recipe.kind == REGULARISED
+    after, products = ("figures and the model folder", "") if own else ("what goes with the exits", "head ")
     lines = [
         f"trained on {rows.fit:,} tokens, {record.steps:,} steps of {record.request.recipe.batch}: "
         f"{record.stopped}",
         f"{seconds.states:,.0f} s for hidden states, {seconds.training:,.0f} s of training, "
-        f"{seconds.heads:,.0f} s for what goes with the exits ({record.settings.threads} threads, "
-        f"{record.settings.device}, head products in {record.settings.precision})",
+        f"{seconds.heads:,.0f} s for {after} ({record.settings.threads} threads, "
+        f"{record.settings.device}, {products}products in {record.settings.precision})",
     ]
     lines += earlier_notes(record.earlier)
     if rows.tokens < record.request.recipe.tokens:
@@ -310,23 +342,20 @@ def _summary(trained: TrainedExits, output: Path) -> dict[str, Any]:
     record = trained.record
 
     def of(evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
-        recipe = record.request.recipe
-        if recipe.kind == EXECUTED:
-            names = ["staying"] * len(evaluations)
-            parts = zip(names, evaluations, strict=True)
-            return {
-                name: {"loss": one.loss, "agreement": one.agreement, "left": one.leaving[0]}
-                for name, one in parts
-            }
-        exits = recipe.at
-        return {
-            str(exit): {"loss": one.loss, "agreement": one.agreement, "leaving": leaving_by_floor(one)}
-            for exit, one in zip(exits, evaluations, strict=True)
-        }
+        places = record.places if evaluations else ()
+        return {place: shown(one) for place, one in zip(places, evaluations, strict=True)}
+
+    def shown(one: Evaluation) -> dict[str, Any]:
+        if record.request.recipe.kind == EXECUTED:
+            return {"loss": one.loss, "agreement": one.agreement, "left": one.leaving[0]}
+        found: dict[str, Any] = {"loss": one.loss, "agreement": one.agreement}
+        if one.reference_agreement is not None:
+            found |= {"reference_agreement": one.reference_agreement, "bits_per_byte": one.bits_per_byte}
+        return found | ({"leaving": leaving_by_floor(one)} if one.leaving else {})
 
     return {
         "exits": str(output),
-        "fingerprint": trained.heads.fingerprint,
+        "fingerprint": record.heads,
         "recipe": to_json(record.request.recipe),
         "settings": to_json(record.settings),
         "rows": to_json(record.rows),

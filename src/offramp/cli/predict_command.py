@@ -159,7 +159,7 @@ def _show(out: Output, found: Prediction) -> None:
         "agreement with the full model": estimate_text(found.agreement, percent),
     }
     if found.reference_agreement is not None:
-        rows["agreement with the untransformed one"] = estimate_text(found.reference_agreement, percent)
+        rows["agreement with the original one"] = estimate_text(found.reference_agreement, percent)
     if found.floor is not None and found.floor.clip is not None:
         rows[f"{NATS[found.floor.kind]}, clipped"] = f"{estimate_text(found.quality, nats)} nats"
     if found.floor is not None and found.risk_low is not None and found.risk_high is not None:

@@ -97,7 +97,7 @@ def _block(folder: Path, trace: Trace, card: ScoreCard) -> WordTable:
         table.add_row(name, estimate_text(variant.score), span)
     if card.reference_agreement is not None:
         kept = estimate_text(card.reference_agreement, percent)
-        table.add_row("full model agrees with the untransformed one", kept, "")
+        table.add_row("full model agrees with the original one", kept, "")
     for name, oracle in (("first-match", card.first_match_skip), ("saturation", card.saturation_skip)):
         table.add_row(f"{name} oracle skips", estimate_text(oracle, percent), "at 100 % agreement")
     return table

@@ -47,6 +47,16 @@ def trace(
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="Another model of the same vocabulary, whose choice at every token is kept: what a trained "
+            "model was before.",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     stream: Stream = None,
     memory: Memory = None,
@@ -95,6 +105,11 @@ def trace(
             asked.require_heads(fitted, str(heads))
             FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))
         loaded = load_for_tracing(asked, [work], stream=stream, memory=budget)
+        original = None
+        if reference is not None:
+            original = find_model(
+                reference, (), dtype=loaded.dtype, trust_remote_code=trust_remote_code, device=device
+            ).load()
     result = trace_model(
         loaded,
         work,
@@ -104,6 +119,7 @@ def trace(
         heads=fitted,
         context=context,
         document_tokens=document_tokens,
+        reference=original,
         output=output,
         overwrite=overwrite,
         repair=repair,

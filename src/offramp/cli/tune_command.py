@@ -45,7 +45,8 @@ def tune(
         typer.Option(
             "--floor",
             help="What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also "
-            "reference_agreement=0.95, with the untransformed one. Only agreement is executed.",
+            "reference_agreement=0.95, with the untransformed one, or that of offramp trace --reference. "
+            "Only agreement is executed.",
         ),
     ],
     floor_clip: Annotated[
@@ -344,7 +345,7 @@ def report_lines(tuned: Tuned) -> list[str]:
     elif tuned.floor.clip is not None:
         lines.append(f"  {NATS[tuned.floor.kind]}, clipped {said(tuned.quality, nats)}")
     if tuned.reference_agreement is not None:
-        lines.append(f"  agreement with the untransformed model {said(tuned.reference_agreement, percent)}")
+        lines.append(f"  agreement with the original model {said(tuned.reference_agreement, percent)}")
     lines.append(f"  speed over the full model {said(tuned.net_speedup, times)}")
     saved = gain_text(tuned.gain)
     return [*lines, f"  saved of plain decoding: {saved}"] if saved else lines

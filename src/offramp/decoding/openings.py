@@ -13,10 +13,11 @@ from offramp.models.model import Model
 from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
+from offramp.tracing.trained_model import trained_on
 from offramp.tuning.splits import Roles, split_documents, split_roles
 from offramp.workloads.packing import encode_document
 from offramp.workloads.registry import load_workload
-from offramp.workloads.shared_text import Sketcher, read_sketch, without_shared_text
+from offramp.workloads.shared_text import Sketch, Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
 TOO_SHORT = "too short for the opening and one token more"
@@ -143,23 +144,30 @@ def choose_openings(
 
     certify = [texts[trace.documents[int(place)].id] for place in roles.certify]
     report = [texts[trace.documents[int(place)].id] for place in roles.report]
-    certify += further_documents(trace, workload, seed, heads, [*roles.search, *roles.report])
+    apart, trained = [*roles.search, *roles.report], trained_on(model).texts
+    certify += further_documents(trace, workload, seed, heads, apart, trained)
     return Openings(openings(certify, most), openings(report, None), dict(left_out))
 
 
 def further_documents(
-    trace: Trace, workload: Workload, seed: int, heads: ExitHeads | None = None, apart: Sequence[int] = ()
+    trace: Trace,
+    workload: Workload,
+    seed: int,
+    heads: ExitHeads | None = None,
+    apart: Sequence[int] = (),
+    trained: Sequence[Sketch] = (),
 ) -> list[Document]:
     """Documents of the workload that were neither traced nor used to fit heads, in an order drawn by `seed`.
 
-    They share no text either with what heads were fitted on or with the trace's documents at the places
-    `apart`, as far as texts are known.
+    They share no text either with what heads were fitted on, with the trace's documents at the places
+    `apart`, or with texts that the model was trained on, as far as these are known.
     """
     used = {record.id for record in trace.documents} | heads_documents(trace)
     free = [document for document in workload.documents if document.id not in used]
     texts = (trace.documents[int(place)].text for place in apart)
     seen = [read_sketch(text) for text in texts if text is not None]
     seen += () if heads is None else heads.seen_texts or ()
+    seen += trained
     if seen:
         free = list(without_shared_text(free, seen, Sketcher.of(workload.documents)))
     order = np.random.default_rng(seed).permutation(len(free))
@@ -182,16 +190,18 @@ def prompts_of(
     """Token ids of `count` prompts that leave room for the new tokens; up to `most` if there are more.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
-    to be judged on what they have not seen; documents that any of the heads were fitted on are passed over,
-    and those that share text with what they were fitted on, of whatever workload.
+    to be judged on what they have not seen; documents that any of the heads were fitted on, or the model was
+    trained on as far as is known, are passed over, and those that share text with these, of any workload.
     prompt_tokens: of the start of a given text, at most. A prompt of the workload itself is never cut.
 
     Raises InputError if so many tokens of a text leave no room for the new ones, WorkloadError if there are
     not so many prompts.
     """
     room = _room(model, workload, prompt_tokens, new_tokens)
+    trained = trained_on(model)
     fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
-    texts = [sketch for one in heads for sketch in one.seen_texts or ()]
+    fitted.update(trained.documents.get(workload.fingerprint, ()))
+    texts = [*trained.texts, *(sketch for one in heads for sketch in one.seen_texts or ())]
     documents = without_shared_text(workload.documents, texts) if texts else workload.documents
     found: list[list[int]] = []
     for document in reversed(documents):

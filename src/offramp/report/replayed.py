@@ -35,7 +35,7 @@ def replay_facts(result: ReplayResult) -> dict[str, str]:
     facts = {
         LEAVE: ", ".join(shares),
         "agreement with the full model": percent(result.agreement),
-        **({} if reference is None else {"agreement with the untransformed one": percent(reference)}),
+        **({} if reference is None else {"agreement with the original one": percent(reference)}),
         "layers skipped": percent(result.skip_ratio),
         "K and V of skipped layers": result.kv,
         f"predicted speed ({result.basis})": times(result.predicted_speedup),

@@ -49,7 +49,7 @@ def text_sizes(trace: Trace, decode: Decode) -> dict[str, TextSize]:
     for rows in runs_of(trace):
         first = int(trace.token[rows[0]])
         observed = trace.next_token[rows].tolist()
-        size = _decoded_size(decode([first, *observed]), decode([first]), len(observed))
+        size = observed_size(decode, first, observed)
         identity = trace.documents[int(trace.document[rows[0]])].id
         found[identity] = found.get(identity, NOTHING) + size
     return found
@@ -66,9 +66,12 @@ def runs_of(trace: Trace) -> Iterator[NDArray[np.int64]]:
     yield from np.split(rows, np.flatnonzero(~follows) + 1) if trace.token_count else ()
 
 
-def _decoded_size(whole: str, before: str, tokens: int) -> TextSize:
-    (bytes_in, characters_in), (bytes_before, characters_before) = _size(whole), _size(before)
-    return TextSize(bytes_in - bytes_before, characters_in - characters_before, tokens)
+def observed_size(decode: Decode, first: int, observed: Sequence[int]) -> TextSize:
+    """The size of a run of observed tokens behind one that was not."""
+    (bytes_in, characters_in), (bytes_before, characters_before) = (
+        _size(decode(ids)) for ids in ([first, *observed], [first])
+    )
+    return TextSize(bytes_in - bytes_before, characters_in - characters_before, len(observed))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.manifest import DocumentRecord, DocumentText
 from offramp.tracing.trace import Trace
-from offramp.workloads.shared_text import read_sketch, shares_text, sketches_of, write_sketch
+from offramp.tracing.trained_model import TRAINED_ON
+from offramp.workloads.shared_text import Sketch, read_sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 
 RAW = "the model's own norm and head"
@@ -112,9 +113,12 @@ def read_through(heads: Mapping[str, Any] | None) -> str:
 
 
 def heads_documents(trace: Trace) -> frozenset[str]:
-    """Ids of the trace's documents that its exit heads were fitted on, or that share text with such."""
-    documents = (trace.request.get("heads") or {}).get("documents") or {}
-    own = documents.get(trace.request.get("workload", {}).get("fingerprint"), ())
+    """Ids of the trace's documents that its exit heads, or the model itself as far as that is known, were
+    trained on, or that share text with such."""
+    workload = trace.request.get("workload", {}).get("fingerprint")
+    heads, model = (trace.request.get(name) or {} for name in ("heads", "model"))
+    seen = (heads.get("documents") or {}, model.get(TRAINED_ON) or {})
+    own = {identity for documents in seen for identity in documents.get(workload, ())}
     return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
 
 
@@ -164,11 +168,11 @@ def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[Doc
 
 
 def document_texts(
-    workload: Workload, ids: Sequence[str], heads: ExitHeads | None
+    workload: Workload, ids: Sequence[str], heads: ExitHeads | None, trained: Sequence[Sketch] = ()
 ) -> tuple[DocumentText, ...]:
-    """What is kept of the documents with these ids."""
+    """What is kept of the documents with these ids. trained: texts that the model itself was trained on."""
     sketches = sketches_of(workload, ids)
-    saw = shares_text(sketches, (heads.seen_texts if heads is not None else None) or ())
+    saw = shares_text(sketches, (*((heads.seen_texts if heads is not None else None) or ()), *trained))
     return tuple(
         DocumentText(write_sketch(sketch), bool(seen)) for sketch, seen in zip(sketches, saw, strict=True)
     )

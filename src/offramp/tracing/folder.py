@@ -53,7 +53,8 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
     found = _found_request(folder, forgive=overwrite or repair)
     if found is not None and found != request.to_json():
         if not overwrite and _holds_work(folder):
-            differs = [key for key, value in request.to_json().items() if found.get(key) != value]
+            asked = request.to_json()
+            differs = [key for key in {**asked, **found} if found.get(key) != asked.get(key)]
             raise InputError(
                 "the folder holds another trace (it differs in: " + ", ".join(differs) + ")",
                 where=str(folder),

@@ -31,7 +31,8 @@ class DocumentRecord:
     """One traced document: its id, traced tokens, and why it was left out if it was.
 
     text: the sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from
-    before schema version 4. heads_saw: it shares text with one that the trace's exit heads were fitted on.
+    before schema version 4. heads_saw: it shares text with one that the trace's exit heads were fitted on, or
+    the model itself as far as that is known.
     index: its place in the selection. block: of the marginal (`offramp.tracing.part.block_of`).
     """
 

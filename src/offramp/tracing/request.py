@@ -106,8 +106,9 @@ class TraceRequest:
     fitted heads {"fingerprint", what they read exits by (`described_heads.read_by`), "trained": true where
     they are, "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of
     those that fitting saw by workload fingerprint, "texts": whether these documents' texts are known,
-    "facts": what they give}. device: what computes, "cpu" or an
-    accelerator by name, whose sums round otherwise.
+    "facts": what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round
+    otherwise. reference: name, fingerprint and dtype of another model whose top-1 is kept; None for none, and
+    of a transformed model, which has its own.
     """
 
     model: dict[str, Any]
@@ -124,12 +125,16 @@ class TraceRequest:
     signals: tuple[str, ...] = ()
     heads: dict[str, Any] | None = None
     device: str = CPU
+    reference: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field; without the device if that is the processor, as it always was."""
+        """A JSON object with every field; without the device if that is the processor, as it always was, and
+        without a reference if there is none."""
         value = {**asdict(self), "exits": list(self.exits), "signals": list(self.signals)}
         if self.device == CPU:
             del value["device"]
+        if self.reference is None:
+            del value["reference"]
         return value
 
     @property

@@ -52,8 +52,8 @@ class Trace(ShownAsHtml):
     exits: int [exits], the last is L. token, next_token, document, position: int [tokens]; generated: bool
     [tokens]. `document` indexes `documents`. Rows of one document are contiguous; an invalid one has none.
     Every fact that was recorded is an attribute: `trace.max_prob` is float32 [tokens, exits]. fact_names:
-    their names. reference_top1: int32 [tokens], the top-1 of the untransformed full model in the same place;
-    None for a model without transforms.
+    their names. reference_top1: int32 [tokens], the top-1 of the reference in the same place: a transformed
+    model's untransformed form, a trained one's original if that was given; None without.
     """
 
     def __init__(
@@ -274,9 +274,9 @@ class Trace(ShownAsHtml):
 
     @property
     def reference_agreement(self) -> NDArray[np.bool_] | None:
-        """Whether the exit's top-1 equals the untransformed full model's: bool [tokens, exits].
+        """Whether the exit's top-1 equals the reference's: bool [tokens, exits].
 
-        None for a model without transforms, whose reference is itself.
+        None for a model whose reference is itself.
         """
         if self.reference_top1 is None:
             return None

@@ -36,7 +36,7 @@ from offramp.tracing.own_heads import require_readable
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
-from offramp.tracing.reference import check_reference, measure_references
+from offramp.tracing.reference import check_reference, describe_reference, measure_references
 from offramp.tracing.request import (
     DEFAULT_TOKENS,
     TraceRequest,
@@ -49,7 +49,9 @@ from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
+from offramp.tracing.trained_model import trained_on
 from offramp.workloads.given import read_workload
+from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
 
@@ -83,8 +85,9 @@ def trace(
     `DOCUMENT_FACTS`, or "all" that the workload's mode allows. heads: a file that `offramp heads fit` or
     `offramp heads import` wrote, or its content: every exit below L is then read through its lens or its
     output head, and its classifiers' facts are recorded.
-    reference: of a transformed model, the untransformed one, whose top-1 at every row is kept as
-    `Trace.reference_top1`. By default it is loaded from where the model came from, and let go of again.
+    reference: another model of the same vocabulary whose top-1 at every row is kept as
+    `Trace.reference_top1`: that which a trained model was before. Of a transformed model it is the
+    untransformed one, by default loaded from where the model came from, and let go of again.
     output: a folder for the trace; a run that was stopped there is resumed. Without it the trace stays in
     memory. overwrite: replace another trace in that folder. repair: trace damaged parts of a finished trace
     again.
@@ -107,8 +110,14 @@ def trace(
     fitted = None if heads is None else _fitted_heads(heads, model, layers)
     rows_times_exits = tokens * len(layers)
     device = model.stack.head_device
+    seen = trained_on(model)
     request = TraceRequest(
-        model={"name": model.shown_name, **model.identity.to_json(), **model.asked_attention},
+        model={
+            "name": model.shown_name,
+            **model.identity.to_json(),
+            **model.asked_attention,
+            **seen.described,
+        },
         workload={
             "name": work.name,
             "mode": work.mode,
@@ -129,9 +138,10 @@ def trace(
         signals=recorded,
         heads=None if fitted is None else describe_heads(fitted.heads),
         device=device_name(device),
+        reference=describe_reference(model, reference),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    run = _Run(model, work, request, fitted, reference, memory, shown)
+    run = _Run(model, work, request, fitted, reference, memory, shown, seen.texts)
     if output is None:
         found = run.in_memory()
         found.workload = work
@@ -161,6 +171,7 @@ class _Run:
     reference: Model | None
     memory: int | None
     shown: bool
+    trained: tuple[Sketch, ...]
 
     def in_memory(self) -> Trace:
         """The trace without files."""
@@ -220,7 +231,7 @@ class _Run:
                 fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
         heads = None if self.fitted is None else self.fitted.heads
-        texts = document_texts(self.workload, plan.document_ids, heads)
+        texts = document_texts(self.workload, plan.document_ids, heads, self.trained)
         device = device_name(self.model.stack.head_device)
         return describe_trace(
             self.request, parts, plan.document_ids, self.model.shape, plan.notes, texts, device
@@ -253,7 +264,7 @@ class _Run:
             self.request,
             plan,
             indices,
-            title=f"{self.workload.name}: untransformed",
+            title=f"{self.workload.name}: {'untransformed' if self.model.transforms else 'reference'}",
             shown=self.shown,
         )
         missing = sum(context.rows for index in indices for context in plan.parts[index])

@@ -158,7 +158,7 @@ def _transform_cost(floor: Floor, held: HeldOut) -> str:
     """What the transform alone loses of a floor against the untransformed model; nothing for other floors."""
     if floor.kind != "reference_agreement" or held.quality.value is None:
         return ""
-    return f" It agrees with the untransformed one on {100 * held.quality.value:.1f} % of the tokens."
+    return f" It agrees with the original one on {100 * held.quality.value:.1f} % of the tokens."
 
 
 def _too_few_traced(certificate: Certificate, documents: dict[str, int]) -> str:
@@ -215,7 +215,7 @@ def _share(agreement: Estimate) -> str:
 def _kept(floor: Floor) -> str:
     """What a replay bound states."""
     if floor.clip is None:
-        reference = "untransformed full" if floor.kind == "reference_agreement" else "full"
+        reference = "original full" if floor.kind == "reference_agreement" else "full"
         return f"at least {100 * floor.value:g} % of the tokens agree with the {reference} model"
     return f"the {NATS[floor.kind]} is at most {loss_text(floor, floor.risk)}"
 

@@ -167,9 +167,11 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
 def _reference(trace: Trace) -> NDArray[np.int32]:
     if trace.reference_top1 is None:
         raise InputError(
-            "the trace is of a model without transforms: there is no untransformed one to agree with",
+            "the trace is of a model without transforms: there is no untransformed one to agree with, and no "
+            "other reference was given",
             where=f"--floor reference_agreement, {trace.folder or 'the trace'}",
-            fix="write agreement= instead of reference_agreement=",
+            fix="write agreement= instead of reference_agreement=; trace a model that was trained with its "
+            "original: offramp trace MODEL --reference ORIGINAL",
         )
     return trace.reference_top1
 

@@ -21,7 +21,7 @@ import torch
 from fitting_cases import texts
 from safetensors import safe_open
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
-from training_cases import arrays, assert_same
+from training_cases import arrays, assert_same, regularised
 
 import offramp
 from offramp.errors import DamagedFileError, InputError
@@ -37,6 +37,7 @@ from offramp.models.model import Model
 from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.tracer import trace
+from tiny_models import write_llama
 
 QUICK: dict[str, Any] = {
     "steps": 40,
@@ -168,7 +169,14 @@ for line in sys.stdin:
 def with_many_checkpoints(folder: str, kind: str) -> None:
     """Train with a checkpoint after every few steps."""
     trainer.CHECKPOINT_SECONDS, trainer.WRITING_SHARE = 0.03, 1e9
-    trained(kind=kind, output=folder)
+    trained_in(Path(folder), kind)
+
+
+def trained_in(folder: Path, kind: str) -> TrainedExits:
+    """A quick training in a folder; of the kind "regularised" of a model beside it."""
+    if kind == "regularised":
+        return regularised(folder.with_name("model"), folder)
+    return trained(kind=kind, output=folder)
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +195,17 @@ def server() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_exits(
-    quick: dict[str, TrainedExits], tmp_path: Path, server: subprocess.Popen[str]
+@pytest.mark.parametrize("kind", ["block", "regularised"])
+def test_killed_at_any_moment_it_ends_in_the_same_weights(
+    quick: dict[str, TrainedExits], tmp_path: Path, server: subprocess.Popen[str], kind: str
 ) -> None:
     """Once before there is a checkpoint, then at random moments after one."""
-    kind = "block"
+    if kind == "regularised":
+        write_llama(tmp_path / "model", tie_word_embeddings=True)
+        whole = trained_in(tmp_path / "whole", kind)
+    else:
+        whole = quick[kind]
+    tmp_path = tmp_path / "killed"
     assert server.stdin is not None
     assert server.stdout is not None
     chance, kills, code = random.Random(kind), 0, -9
@@ -211,9 +225,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_exits(
         assert code in (0, -signal.SIGKILL)
         steps.add(written_at(checkpoint))
     assert len(steps) > 2, "it went on from several places"
-    found = trained(kind=kind, output=tmp_path)
-    assert_same(found, quick[kind])
-    assert [one.exits for one in found.record.history] == [one.exits for one in quick[kind].record.history]
+    found = trained_in(tmp_path, kind)
+    assert_same(found, whole)
+    assert [one.exits for one in found.record.history] == [one.exits for one in whole.record.history]
 
 
 def written_at(path: Path) -> int:
@@ -398,7 +412,6 @@ def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.Monkey
         ({"at": "1,9"}, "the model has no exit 9"),
         ({"at": "3"}, "no exit below the last layer"),
         ({"at": "first"}, "not a list of layers"),
-        ({"kind": "regularised"}, "regularised cannot be trained yet"),
         ({"kind": "blok"}, "no kind of exits 'blok'"),
         ({"minutes": 3}, "both steps and minutes"),
         ({"steps": 0}, "steps must be at least 1"),

@@ -67,7 +67,7 @@ def trained(maps: ExecutedMaps, steps: int, rate: float = 0.05) -> dict[str, tor
     optimiser = torch.optim.Adam(changes.values(), lr=rate)
     for step in range(steps):
         optimiser.zero_grad()
-        maps.losses(step, head)(0, changes).backward()
+        maps.losses(step, steps, head)(0, changes).backward()
         optimiser.step()
     return {name: one.detach() for name, one in changes.items()}
 
@@ -135,7 +135,7 @@ def test_figures_are_those_of_the_tokens_that_stay() -> None:
 def test_a_step_is_drawn_by_seed_and_step_alone() -> None:
     head = TrainingHead(a_model(), "float32")
     losses = [
-        float(maps_of(seed=seed).losses(step, head)(0, maps_of().initial()[0]))
+        float(maps_of(seed=seed).losses(step, 3, head)(0, maps_of().initial()[0]))
         for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
     ]
     assert losses[0] == losses[1]

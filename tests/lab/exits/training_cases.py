@@ -1,10 +1,20 @@
-"""What tests of trainings share: two trainings held against each other to the last bit."""
+"""What tests of trainings share: two trainings held against each other to the last bit; a trained model."""
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
-from offramp.lab.exits.train import TrainedExits
+import numpy as np
+import pytest
+
+from offramp.lab.exits import recipe
+from offramp.lab.exits.regularisation import Regularisation
+from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.models.model import Model
+from offramp.tracing.loading import load_model
+from offramp.workloads.registry import load_workload
+from tiny_models import write_documents
 
 
 def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
@@ -13,8 +23,34 @@ def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
 
 def assert_same(one: TrainedExits, other: TrainedExits) -> None:
     """To the last bit."""
+    assert one.record.heads == other.record.heads
+    if one.found is None:
+        first, second = (
+            each.folder / "model.safetensors" for each in (one, other) if each.folder is not None
+        )
+        assert first.read_bytes() == second.read_bytes()
+        return
     first, second = arrays(one), arrays(other)
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)
     assert one.heads.fingerprint == other.heads.fingerprint
+
+
+def regularised(model: Model | Path, output: Path, **options: Any) -> TrainedExits:
+    """A quick training of a model itself, of a folder if that is given, at exits 2 and 3."""
+    documents = output.with_name("texts.jsonl")
+    if not documents.is_file():
+        write_documents(documents, documents=40)
+    asked = {"lora": 4, "layer_dropout": 0.2} | options.pop("asked", {})
+    settings = {"at": "2,3", "steps": 12, "tokens": 600, "precision": "float32", "progress": False} | options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "SEQUENCE_BATCH", 60)
+        return train_exits(
+            load_model(model) if isinstance(model, Path) else model,
+            load_workload(f"jsonl:{documents}#text"),
+            kind="regularised",
+            output=output,
+            regularisation=Regularisation(**asked),
+            **settings,
+        )

@@ -32,11 +32,18 @@ class Evaluation:
     loss: mean KL(p_L || p_exit), nats. agreement: share of tokens whose best token is the full model's.
     leaving: share of all tokens that could leave there at each of FLOORS, the surest first, by the exit's
     own largest probability.
+
+    Where the model itself is trained, loss is KL(p_L of the original || p_exit), agreement that with the
+    trained model's own full depth, and leaving is at floors of reference_agreement, the share of tokens whose
+    best token is the original full model's; nll: of the text's own tokens, nats. None elsewhere.
     """
 
     loss: float
     agreement: float
     leaving: tuple[float, ...]
+    reference_agreement: float | None = None
+    nll: float | None = None
+    bits_per_byte: float | None = None
 
 
 class Evaluator:
@@ -85,14 +92,21 @@ def _evaluation(loss: Tensor, agrees: Tensor, confidence: Tensor) -> Evaluation:
 
 
 def leaving_shares(
-    confidence: NDArray[np.float32], agrees: NDArray[np.bool_], floors: tuple[float, ...] = FLOORS
+    confidence: NDArray[np.float32],
+    agrees: NDArray[np.bool_],
+    floors: tuple[float, ...] = FLOORS,
+    stays: NDArray[np.bool_] | None = None,
 ) -> tuple[float, ...]:
     """Share of all tokens that a threshold on the confidence lets leave, at most, at each floor.
 
-    A token that stays agrees, as in a replay; a threshold takes equal confidences all or none.
+    stays: whether a token that stays agrees; by default it does, as in a replay. A threshold takes equal
+    confidences all or none.
     """
     order = np.argsort(-confidence, kind="stable")
-    ordered, lost = confidence[order], np.cumsum(~agrees[order]) / len(order)
+    ordered, lost = confidence[order], np.cumsum(~agrees[order])
+    if stays is not None:
+        lost = lost + (~stays).sum() - np.cumsum(~stays[order])
     ends = np.append(ordered[1:] < ordered[:-1], True)
     left = np.arange(1, len(order) + 1)[ends] / len(order)
-    return tuple(float(max([0.0, *left[lost[ends] <= 1.0 - floor + 1e-12]])) for floor in floors)
+    kept = lost[ends] / len(order)
+    return tuple(float(max([0.0, *left[kept <= 1.0 - floor + 1e-12]])) for floor in floors)

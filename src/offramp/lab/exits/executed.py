@@ -94,6 +94,10 @@ class ExecutedMaps:
         """All tokens: what drifts is small, and so would be what a short list leaves out."""
         return None
 
+    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+        """Each one's own loss."""
+        return [one.loss for one in found]
+
     def in_words(self, parts: Sequence[Evaluation]) -> str:
         """For a progress bar."""
         one = parts[0]
@@ -108,7 +112,7 @@ class ExecutedMaps:
             found.append(torch.from_numpy(facts[self.signal].astype(np.float32)))
         return torch.cat(found).to(states.device)
 
-    def losses(self, step: int, head: TrainingHead) -> LossOf:
+    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """Mean KL(full model || a token that stays) of some tokens of some sequences; 0 if none stays."""
         generator = np.random.default_rng((self.recipe.seed, step))
         texts = self.fit.draw(CONTEXTS, generator)

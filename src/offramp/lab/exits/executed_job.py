@@ -9,13 +9,13 @@ from dataclasses import replace
 from offramp.errors import InputError
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.executed import ExecutedMaps
-from offramp.lab.exits.job import HELD_OUT_EVERY, Job
-from offramp.lab.exits.kinds import EXECUTED
+from offramp.lab.exits.job import Job, sides
+from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
 from offramp.lab.exits.seen import seen_by_both
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
+from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
@@ -29,9 +29,8 @@ def start_of(model: Model, kind: str, heads: ExitHeads | None) -> ExitHeads | No
     where = "start= (--from)"
     if kind != EXECUTED:
         if heads is not None:
-            raise InputError(
-                f"exits of the kind {kind} start from the ridge lens", where=where, fix="leave it out"
-            )
+            begin = "from the model itself" if kind == REGULARISED else "from the ridge lens"
+            raise InputError(f"exits of the kind {kind} start {begin}", where=where, fix="leave it out")
         return None
     fix = "fit some: offramp heads fit MODEL --workload W --kv-maps 12,20 -o FILE; or train exits, which does"
     if heads is None:
@@ -48,11 +47,8 @@ class ExecutedJob(Job):
     def run(self) -> tuple[ExitHeads, TrainingRecord]:
         """Train, put the maps into the heads, write."""
         assert self.start is not None, "checked by `start_of`"
-        rows = self._plan()
-        fit, held_out = (
-            [one for one in rows.contexts if bool(rows.held_out[one.document]) is apart]
-            for apart in (False, True)
-        )
+        rows = self.plan()
+        fit, held_out = sides(rows)
         objective = ExecutedMaps(self.model, self.start, self.recipe, fit, held_out)
         progress = self.train(objective, self.key(rows, self.recipe.at))
         started = time.perf_counter()
@@ -63,14 +59,7 @@ class ExecutedJob(Job):
         record = TrainingRecord(
             request=self.request,
             settings=progress.settings,
-            rows=Rows(
-                tokens=rows.tokens,
-                documents=len(rows.held_out),
-                held_out_documents=int(rows.held_out.sum()),
-                fit=objective.fit.tokens,
-                held_out=objective.held_out.tokens,
-                states_bytes=0,
-            ),
+            rows=Rows.of(rows, objective.fit.tokens, objective.held_out.tokens),
             steps=progress.step,
             stopped=progress.stopped,
             seconds=Seconds(0.0, progress.seconds, time.perf_counter() - started),
@@ -85,18 +74,6 @@ class ExecutedJob(Job):
         )
         self.write(heads, record)
         return heads, record
-
-    def _plan(self) -> FittingRows:
-        """Sequences to train on, and held-out ones."""
-        recipe = self.recipe
-        return plan_rows(
-            self.model,
-            [(work, split_documents(work, [1.0], recipe.seed)[0]) for work in self.workloads],
-            recipe.tokens,
-            context=recipe.context,
-            shown=self.shown,
-            held_out_every=HELD_OUT_EVERY,
-        )
 
     def _with_documents(
         self, maps: Mapping[int, ExitMaps], rows: FittingRows, progress: Progress

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_temporary_files
+from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
+from offramp.models.memory import shown_size
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
 OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
-"""What the folder of a training holds."""
+"""What the folder of a training holds, beside a trained model."""
 
 OF_SAFETENSORS = ".tmp"
 """How the names of files begin that safetensors writes before it renames them: a kill leaves one behind."""
@@ -36,8 +39,8 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
     with locked_folder(output):
         sweep(output)
         if overwrite and not _goes_on(output, request):
-            for name in OWN[:-1]:
-                remove(output / name)
+            for path in (*(output / name for name in OWN[:-1]), *model_files(output)):
+                remove(path)
         if (output / REQUEST_FILE).is_file():
             require_same(output, request)
         REQUEST.write(output / REQUEST_FILE, request)
@@ -73,11 +76,24 @@ def require_own(folder: Path) -> None:
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in entries if name not in OWN and not is_leftover(name)]
+    of_model = [path.name for path in model_files(folder)] if REQUEST_FILE in entries else []
+    others = [name for name in entries if name not in (*OWN, *of_model) and not is_leftover(name)]
     unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
     if others or unclaimed:
         raise InputError(
             f"the output folder holds something else: {', '.join(others[:3]) or EXITS_FILE}",
             where=str(folder),
             fix="choose another folder with -o",
+        )
+
+
+def require_room(folder: Path, size: int, what: str, fix: str) -> None:
+    """Refuse what the disk has no room for, before anything is written. Raises DiskFullError."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
+    if size > free:
+        raise DiskFullError(
+            f"{what} take {shown_size(size)}, and {shown_size(free)} are free",
+            where=str(folder),
+            fix=f"free some space, {fix}, or another folder with -o",
         )

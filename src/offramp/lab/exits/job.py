@@ -20,10 +20,11 @@ from offramp.models.model import Model
 from offramp.records.typed import to_json
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
-from offramp.tracing.fitting.documents import FittingRows
+from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
 from offramp.tracing.heads_file import write_heads
 from offramp.tracing.progress import say, step_bar
 from offramp.tracing.request import library_versions
+from offramp.workloads.packing import Context
 from offramp.workloads.workload import Workload
 
 HELD_OUT_EVERY = 6
@@ -47,8 +48,11 @@ class Job(abc.ABC):
     earlier: Spent | None = field(default_factory=Spent)
 
     @abc.abstractmethod
-    def run(self) -> tuple[ExitHeads, TrainingRecord]:
-        """Train, or go on to the end; write the heads and the record, and clear away the rest."""
+    def run(self) -> tuple[ExitHeads | None, TrainingRecord]:
+        """Train, or go on to the end; write what came of it and the record, and clear away the rest.
+
+        The heads are None where the model itself was trained.
+        """
 
     @property
     def recipe(self) -> Recipe:
@@ -59,6 +63,18 @@ class Job(abc.ABC):
     def title(self) -> str:
         """In words, for progress bars."""
         return f"{self.model.name}: {self.recipe.kind} at {','.join(map(str, self.recipe.at))}"
+
+    def plan(self) -> FittingRows:
+        """Sequences to train on, and held-out ones, of all documents that training may read."""
+        recipe = self.recipe
+        return plan_rows(
+            self.model,
+            [(work, split_documents(work, [1.0], recipe.seed)[0]) for work in self.workloads],
+            recipe.tokens,
+            context=recipe.context,
+            shown=self.shown,
+            held_out_every=HELD_OUT_EVERY,
+        )
 
     def key(self, rows: FittingRows, layers: Sequence[int]) -> str:
         """Of the rows and layers that are read, and of all else that decides what is trained."""
@@ -96,3 +112,13 @@ class Job(abc.ABC):
         write_heads(heads, self.folder / EXITS_FILE)
         RECORD.write(self.folder / TRAINING_FILE, record)
         remove(self.folder / CHECKPOINT)
+
+
+def sides(rows: FittingRows) -> tuple[list[Context], list[Context]]:
+    """The sequences to train on, and those of held-out documents."""
+    apart = [bool(rows.held_out[one.document]) for one in rows.contexts]
+    fit, held_out = (
+        [one for one, held in zip(rows.contexts, apart, strict=True) if held is side]
+        for side in (False, True)
+    )
+    return fit, held_out

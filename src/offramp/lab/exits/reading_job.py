@@ -140,14 +140,7 @@ class ReadingJob(Job):
         return TrainingRecord(
             request=self.request,
             settings=progress.settings,
-            rows=Rows(
-                tokens=rows.tokens,
-                documents=len(rows.held_out),
-                held_out_documents=int(rows.held_out.sum()),
-                fit=len(states.fit),
-                held_out=len(states.held_out),
-                states_bytes=plan.bytes,
-            ),
+            rows=Rows.of(rows, len(states.fit), len(states.held_out), plan.bytes),
             steps=progress.step,
             stopped=progress.stopped,
             seconds=seconds,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.lab.exits.divergence import PRECISIONS, Precision
-from offramp.lab.exits.kinds import EXECUTED, KINDS, check_kind
+from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED, check_kind
+from offramp.lab.exits.regularisation import Regularisation
 from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
 from offramp.workloads.packing import require_sizes
@@ -17,7 +18,12 @@ MINUTES = 20.0
 BATCH = 192
 """Positions of one step: random ones, of which so few tell as much of the gradient as whole contexts."""
 
+SEQUENCE_BATCH = 512
+"""Positions of a step where the model itself is trained, at most: whole sequences, or one that is longer."""
+
 RATE = 1e-3
+WHOLE_RATE = 5e-5
+"""Of all weights of a model; low ranks take RATE."""
 EXECUTED_RATE = 0.02
 """Of changes of K,V maps, relative to their size (`offramp.lab.exits.trainable_maps`)."""
 LEAVE, MOST_LEAVE = 0.3, 0.9
@@ -39,7 +45,8 @@ class Recipe:
     one of them None: minutes become steps by a pilot. batch: positions a step. rate: the largest learning
     rate. units: of a block, 0 for other kinds. loss_vocabulary: tokens that the loss looks at, 0 for all.
     precision: of the products with the output head in training, "auto" for what is faster here. leave: share
-    of the tokens that leave while K,V maps are trained, 0 for other kinds.
+    of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
+    "regularised", None for others.
     """
 
     kind: str
@@ -55,6 +62,7 @@ class Recipe:
     context: int | None = None
     precision: Precision | str = "auto"
     leave: float = 0.0
+    regularisation: Regularisation | None = None
 
 
 def make_recipe(
@@ -74,6 +82,7 @@ def make_recipe(
     loss_vocabulary: int | None,
     context: int | None,
     precision: str,
+    regularisation: Regularisation | None = None,
 ) -> Recipe:
     """The recipe that is asked for, checked against the sizes of a model.
 
@@ -105,13 +114,14 @@ def make_recipe(
             fix=f"give auto, {' or '.join(PRECISIONS)}",
         )
     if loss_vocabulary is None:
-        loss_vocabulary = 0 if kind == EXECUTED else LOSS_VOCABULARY
+        loss_vocabulary = LOSS_VOCABULARY if kind in KINDS else 0
     if loss_vocabulary and loss_vocabulary < MINIMUM_LOGITS:
         raise InputError(
             f"a loss over {loss_vocabulary} tokens says little",
             where="loss_vocabulary= (--loss-vocabulary)",
             fix=f"give {MINIMUM_LOGITS} or more, or 0 for all",
         )
+    regularisation = _regularisation(kind, regularisation)
     exits = _exits(kind, at, mapped, layers)
     if not exits:
         raise InputError(
@@ -128,10 +138,12 @@ def make_recipe(
         seed=seed,
         units=(units or _default_units(hidden)) if has_units else 0,
         loss_vocabulary=0 if loss_vocabulary >= vocabulary else loss_vocabulary,
+        batch=BATCH if regularisation is None else SEQUENCE_BATCH,
         context=context,
         precision=precision,
-        rate=EXECUTED_RATE if kind == EXECUTED else RATE,
+        rate=_rate(kind, regularisation),
         leave=_leave(kind, leave),
+        regularisation=regularisation,
     )
 
 
@@ -142,6 +154,26 @@ def refuse_needless(kind: str, given: Mapping[str, object]) -> None:
             raise InputError(
                 f"{name} says nothing for exits of the kind {kind}", where=name, fix="leave it out"
             )
+
+
+def _rate(kind: str, regularisation: Regularisation | None) -> float:
+    if kind == EXECUTED:
+        return EXECUTED_RATE
+    return RATE if regularisation is None or regularisation.lora else WHOLE_RATE
+
+
+def _regularisation(kind: str, given: Regularisation | None) -> Regularisation | None:
+    if kind != REGULARISED:
+        if given is not None:
+            raise InputError(
+                f"exits of the kind {kind} leave the model as it is",
+                where="regularisation=",
+                fix="leave it out, or train the kind regularised",
+            )
+        return None
+    found = given or Regularisation()
+    found.check()
+    return found
 
 
 def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], layers: int) -> tuple[int, ...]:

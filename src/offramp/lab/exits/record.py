@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
 from offramp.lab.exits.checkpoint import Evaluated, Settings
 from offramp.lab.exits.evaluation import FLOORS, Evaluation
+from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.recipe import Recipe
 from offramp.records.sealed_file import SealedFile
 from offramp.records.typed import to_json
+from offramp.tracing.fitting.documents import FittingRows
 
 REQUEST_FILE = "request.json"
 
@@ -53,6 +55,12 @@ class Rows:
     held_out: int
     states_bytes: int
 
+    @classmethod
+    def of(cls, rows: FittingRows, fit: int, held_out: int, states_bytes: int = 0) -> Rows:
+        """Of planned rows, so many of which were trained on and judged by."""
+        documents = len(rows.held_out)
+        return cls(rows.tokens, documents, int(rows.held_out.sum()), fit, held_out, states_bytes)
+
 
 @dataclass(frozen=True)
 class TrainingRecord:
@@ -64,6 +72,11 @@ class TrainingRecord:
     these rows. heads: the fingerprint of the exits' file. earlier: what the trainings took that it began
     from, None if that is not known. Of the kind "executed" the one entry of before and trained is of the
     tokens that stay, with the K,V maps as they were and as trained; its `leaving` is the share that left.
+
+    Of the kind "regularised" before (the original model) and trained have an entry for L at their end, and
+    logit_lens is empty; heads is the fingerprint of the trained model; documents, by workload fingerprint,
+    and texts, sketches of them in the same order, are those that its training saw. Other kinds leave these to
+    their heads.
     """
 
     request: Request
@@ -80,6 +93,8 @@ class TrainingRecord:
     heads: str
     versions: dict[str, str]
     earlier: Spent | None
+    documents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -95,6 +110,14 @@ class TrainingRecord:
     def own(self) -> Spent:
         """What this training took."""
         return Spent(self.seconds.all, self.rows.tokens)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What each entry of `trained` is of: exits, "full depth", or the tokens that are "staying"."""
+        if self.kind == EXECUTED:
+            return ("staying",)
+        whole = ("full depth",) if self.kind == REGULARISED else ()
+        return (*map(str, self.exits), *whole)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.errors import DamagedFileError, DiskFullError, InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, disk_full, is_disk_full, remove, sync_folder
-from offramp.models.memory import shown_size
+from offramp.lab.exits.folder import require_room
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.readings import FIRST_POSITION, captured_states, require_both_sides
@@ -94,15 +93,8 @@ class StatesPlan:
 
     def require_room(self, folder: Path) -> None:
         """Refuse what the disk has no room for, before anything is written. Raises DiskFullError."""
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-        free = shutil.disk_usage(existing).free
-        if self.bytes > free:
-            raise DiskFullError(
-                f"hidden states of {self.rows.tokens:,} tokens at {len(self.layers)} layers take "
-                f"{shown_size(self.bytes)}, and {shown_size(free)} are free",
-                where=str(folder),
-                fix="free some space, give fewer --tokens or exits, or another folder with -o",
-            )
+        what = f"hidden states of {self.rows.tokens:,} tokens at {len(self.layers)} layers"
+        require_room(folder, self.bytes, what, "give fewer --tokens or exits")
 
 
 def _row_counts(rows: FittingRows) -> tuple[int, int]:

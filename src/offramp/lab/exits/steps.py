@@ -39,11 +39,14 @@ class Objective(Protocol):
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss, int64, ascending; None for all."""
 
-    def losses(self, step: int, head: TrainingHead) -> LossOf:
-        """Of a step, whose data are drawn by seed and step alone."""
+    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+        """Of a step of so many, whose data are drawn by seed and step alone."""
 
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
-        """Every part on held-out text."""
+        """What was trained, on held-out text."""
+
+    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+        """What each part's best weights are chosen by, of an evaluation: the less, the better."""
 
     def in_words(self, parts: Sequence[Evaluation]) -> str:
         """An evaluation for a progress bar."""
@@ -77,7 +80,7 @@ class Steps:
 
     def step(self, step: int) -> bool:
         """Take one step; False, and nothing is changed, if a loss is not finite."""
-        loss_of = self.objective.losses(step, self.head)
+        loss_of = self.objective.losses(step, self.progress.settings.steps, self.head)
         self.optimiser.zero_grad()
         finite = True
         for place, weights in enumerate(self.progress.weights):

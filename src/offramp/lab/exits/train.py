@@ -15,10 +15,12 @@ from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
 from offramp.lab.exits.folder import claimed
 from offramp.lab.exits.job import Job
-from offramp.lab.exits.kinds import EXECUTED, KINDS
+from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED
 from offramp.lab.exits.reading_job import ReadingJob
 from offramp.lab.exits.recipe import make_recipe, refuse_needless
 from offramp.lab.exits.record import RECORD, Request, TrainingRecord
+from offramp.lab.exits.regularisation import Regularisation
+from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
@@ -28,7 +30,11 @@ from offramp.tracing.heads_file import read_heads
 from offramp.tracing.request import TRAINING_TOKENS
 from offramp.workloads.workload import Workload
 
-JOBS: Mapping[str, type[Job]] = {**dict.fromkeys(KINDS, ReadingJob), EXECUTED: ExecutedJob}
+JOBS: Mapping[str, type[Job]] = {
+    **dict.fromkeys(KINDS, ReadingJob),
+    EXECUTED: ExecutedJob,
+    REGULARISED: RegularisedJob,
+}
 """What trains each kind."""
 
 CODE = ("models", "workloads", "tracing", "decoding", "lab/exits")
@@ -36,18 +42,29 @@ CODE = ("models", "workloads", "tracing", "decoding", "lab/exits")
 
 @dataclass(frozen=True)
 class TrainedExits:
-    """What a training gave. folder: where it lies, None if none was named."""
+    """What a training gave. found: the heads, None where the model itself was trained. folder: where it lies,
+    None if none was named; a trained model is loaded from there."""
 
-    heads: ExitHeads
+    found: ExitHeads | None
     record: TrainingRecord
     folder: Path | None
 
+    @property
+    def heads(self) -> ExitHeads:
+        """The trained exits. Raises InputError where the model itself was trained."""
+        if self.found is None:
+            raise InputError(
+                "the model itself was trained, and its own norm and head read its exits: there are no heads",
+                where=str(self.folder),
+                fix="load the folder as a model: offramp.load_model(trained.folder)",
+            )
+        return self.found
+
     def __repr__(self) -> str:
-        recipe = self.record.request.recipe
-        agreements = [f"{one.agreement:.2f}" for one in self.record.trained]
-        places = ("those that stay",) if recipe.kind == EXECUTED else recipe.at
-        exits = ", ".join(f"{place}: {one}" for place, one in zip(places, agreements, strict=True))
-        return f"TrainedExits({recipe.kind}, agreement {exits}, {self.record.steps} steps)"
+        record = self.record
+        agreements = [f"{one.agreement:.2f}" for one in record.trained]
+        exits = ", ".join(f"{place}: {one}" for place, one in zip(record.places, agreements, strict=True))
+        return f"TrainedExits({record.request.recipe.kind}, agreement {exits}, {record.steps} steps)"
 
 
 @in_evaluation
@@ -70,6 +87,7 @@ def train_exits(
     kv_maps: bool | None = None,
     short_list: int | None = None,
     precision: str = "auto",
+    regularisation: Regularisation | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -77,23 +95,26 @@ def train_exits(
 ) -> TrainedExits:
     """Train exits of a frozen model on its own distributions, on documents of the workloads' later half.
 
-    kind: "lens" or "block" (see `offramp.lab.exits.kinds`), or "executed": the K,V maps of heads, trained by
-    what they do to tokens that stay (see `offramp.lab.exits.executed`). at: exits below L; of "executed", by
+    kind: "lens" or "block" (see `offramp.lab.exits.kinds`); "executed": the K,V maps of heads, trained by
+    what they do to tokens that stay (see `offramp.lab.exits.executed`); "regularised": the model itself, as
+    `regularisation` says, whose trained form is a model folder, the output (see
+    `offramp.lab.exits.regularised`); the model at hand stays as it is. at: exits below L; of "executed", by
     default all that have maps. start: heads that "executed" starts from, their file or folder. leave: share
     of the tokens that leave while it trains, 0.3 by default. minutes: of training on this machine, 20 by
     default; or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards, as they are by default; the classifiers on documents that training did not see.
-    short_list: tokens of the restricted vocabulary. These four say nothing for "executed". precision: of the
-    products with the output head while it trains. output: a folder; a training that was killed goes on there
-    to the same exits, and a finished one is read. overwrite: replace what is there, if it is finished or
-    another; what was killed of the same goes on. on_size: told the bytes of hidden states on disk.
+    short_list: tokens of the restricted vocabulary. These four say nothing for "executed" and "regularised".
+    precision: of the products with the output head while it trains, of "regularised" of all products. output:
+    a folder; a training that was killed goes on there to the same exits, and a finished one is read.
+    overwrite: replace what is there, if it is finished or another; what was killed of the same goes on.
+    on_size: told the bytes of hidden states on disk.
 
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
     """
     _require_apart(output, start)
-    reads = kind != EXECUTED
+    reads = kind not in (EXECUTED, REGULARISED)
     if not reads:
         of_readings = {
             "loss_vocabulary=": loss_vocabulary,
@@ -104,6 +125,8 @@ def train_exits(
         refuse_needless(kind, of_readings)
     heads = start_of(model, kind, read_heads_source(start))
     earlier = spent_before(start, heads)
+    if kind == REGULARISED and output is None:
+        raise InputError("a trained model is not kept without a folder", where="output= (-o)", fix="name one")
     recipe = make_recipe(
         layers=model.layers,
         hidden=model.shape.hidden_size,
@@ -120,6 +143,7 @@ def train_exits(
         loss_vocabulary=loss_vocabulary,
         context=context,
         precision=precision,
+        regularisation=regularisation,
     )
     listed = SHORTLIST if short_list is None else short_list
     check_short_list(listed, model.shape.vocabulary_size)
@@ -145,7 +169,8 @@ def train_exits(
     shown = sys.stderr.isatty() if progress is None else progress
     with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
-            found, record = read_heads(folder / EXITS_FILE), RECORD.read(folder / TRAINING_FILE)
+            record = RECORD.read(folder / TRAINING_FILE)
+            found = None if kind == REGULARISED else read_heads(folder / EXITS_FILE)
             for name in UNDER_WAY:  # of a training that was killed after its last file was written
                 remove(folder / name)
         else:

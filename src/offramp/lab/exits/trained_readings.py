@@ -76,7 +76,7 @@ class TrainedReadings:
         head = TrainingHead(self.model, precision)
         return frequent_targets(head, self.states.fit[::stride, -1], self.recipe.loss_vocabulary)
 
-    def losses(self, step: int, head: TrainingHead) -> LossOf:
+    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """Mean KL(p_L || p_exit) of a step's rows; p_L is computed once for all exits."""
         places = batch_rows(len(self.states.fit), self.recipe.batch, self.recipe.seed, step)
         batch = self.states.fit[places].to(self.device).float()
@@ -91,6 +91,10 @@ class TrainedReadings:
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
         """Every exit on some of the held-out rows."""
         return self._evaluator.evaluate([self.kind.prepared(one) for one in parts])
+
+    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+        """Each one's own loss."""
+        return [one.loss for one in found]
 
     def in_words(self, parts: Sequence[Evaluation]) -> str:
         """Of several exits, one after the other."""

@@ -167,9 +167,9 @@ class Trainer:
         """Add an evaluation to the history, and keep the weights of exits that were never better."""
         found = self.objective.evaluate([weights.now for weights in progress.weights])
         better = False
-        for weights, one in zip(progress.weights, found, strict=True):
-            if one.loss < weights.best_loss:
-                weights.best_loss, better = one.loss, True
+        for weights, loss in zip(progress.weights, self.objective.judged(found), strict=True):
+            if loss < weights.best_loss:
+                weights.best_loss, better = loss, True
                 weights.best = {name: tensor.detach().clone() for name, tensor in weights.now.items()}
         progress.stale = 0 if better else progress.stale + 1
         progress.history.append(Evaluated(progress.step, progress.seconds, tuple(found)))

@@ -1,0 +1,100 @@
+"""The folder of a trained model, as transformers and offramp load it: weights, config, tokenizer, a card."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from offramp.files import TEMPORARY_PREFIX, disk_full, is_disk_full, remove, sync_folder
+from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
+from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
+from offramp.models.model import Model
+from offramp.models.quiet import quiet_transformers
+
+PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
+
+ONE_FILE = 1 << 60
+"""Bytes of a file of weights at most: all in one."""
+
+MADE = f"{TEMPORARY_PREFIX}model"
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What of a folder belongs to a model."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
+
+
+def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str:
+    """Write a model with other weights; its fingerprint. values: by name as the model has them.
+
+    Weights that are tied stay tied, and are stored once. All files are made beside each other and then put
+    in their places, the config last: a folder without it is no model.
+
+    Raises DiskFullError.
+    """
+    made = folder / MADE
+    remove(made)
+    try:
+        with quiet_transformers(), _same_config(model.hf):
+            model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
+        _write_tokenizer(model, made)
+        (made / "README.md").write_text(_card(model), encoding="utf-8")
+        for path in made.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        written = sum(path.stat().st_size for path in made.iterdir())
+        remove(made)
+        raise disk_full(folder / SINGLE_FILE, written) from error
+    fingerprint = identify_folder(made, source=str(folder)).fingerprint
+    for path in sorted(made.iterdir(), key=lambda one: one.name == CONFIG_FILE):
+        os.replace(path, folder / path.name)
+    made.rmdir()
+    sync_folder(folder)
+    return fingerprint
+
+
+def _state(hf: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that is stored of a model, with other weights, tied ones under each of their names."""
+    names = {id(weight): name for name, weight in hf.named_parameters()}
+    kept = hf.state_dict(keep_vars=True)
+    return {name: values.get(names.get(id(one), ""), one).detach() for name, one in kept.items()}
+
+
+@contextlib.contextmanager
+def _same_config(hf: Any) -> Iterator[None]:
+    """transformers notes in the model's own config what it writes: afterwards that is as it was."""
+    before = dict(vars(hf.config))
+    try:
+        yield
+    finally:
+        vars(hf.config).clear()
+        vars(hf.config).update(before)
+
+
+def _write_tokenizer(model: Model, folder: Path) -> None:
+    """The files that the model was loaded with, or those of a tokenizer that was given."""
+    if model.source is None or not model.source.folder.is_dir():
+        model.tokenizer.save_pretrained(folder)
+        return
+    for pattern in TOKENIZER_PATTERNS:
+        for path in model.source.folder.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _card(model: Model) -> str:
+    """Whose model it was, and under which licence, where readers of model folders look for it."""
+    licence = model.identity.licence
+    front = f"---\nlicense: {licence}\n---\n\n" if licence else ""
+    return (
+        f"{front}{model.name}, trained on by `offramp exits train --kind regularised` so that it can be left "
+        "early. What was done, on which documents, and what became of its output: `training.json`.\n"
+    )

@@ -1,0 +1,87 @@
+"""What is asked of a training of the model itself: which of its weights, and the terms of its loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from offramp.errors import InputError
+from offramp.lab.exits.layer_skip import CURRICULA, Curriculum
+
+Targets = Literal["model", "text"]
+TARGETS: tuple[Targets, ...] = get_args(Targets)
+
+MOST_DROPPED, MOST_AHEAD = 0.5, 8
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """A training of the model's own weights so that its exits say early what it says at the end.
+
+    The loss of a step is
+
+        sum over exits l of e(l) (H(target, p_l) + AHEAD_SHARE * mean over k of H(token k ahead, head_lk))
+        + keep * KL(original model || p_L)
+
+    lora: rank of what is added to each matrix of the layers, merged when saved; 0: all weights are trained.
+    keep: weight of the term that keeps the full-depth output where it was; 0: LayerSkip alone.
+    layer_dropout: p_max, the chance of the last layer to be left out at the last step; 0: none.
+    curriculum: which exits a step looks at. exit_scale: e_scale, of the exits below L against L.
+    targets: what exits learn to say, the original model's distribution or the tokens of the text.
+    ahead: tokens that each exit predicts: 1, the next alone; n > 1: the n - 1 behind it, too, through
+    linear layers of its own that are thrown away afterwards.
+    """
+
+    lora: int = 16
+    keep: float = 1.0
+    layer_dropout: float = 0.1
+    curriculum: Curriculum = "rotational"
+    exit_scale: float = 1.0
+    targets: Targets = "model"
+    ahead: int = 1
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be."""
+        _require(self.lora >= 0, f"a rank of {self.lora} cannot be", "lora", "give 16, or 0 for all weights")
+        _require(
+            0 <= self.keep < math.inf,
+            f"the model's own output cannot be kept with a weight of {self.keep:g}",
+            "keep",
+            "give 1, or 0 to let it go",
+        )
+        _require(
+            0 <= self.layer_dropout <= MOST_DROPPED,
+            f"layers cannot be left out with a chance of {self.layer_dropout:g}",
+            "layer_dropout",
+            f"give 0.1; {MOST_DROPPED:g} at most",
+        )
+        _require(
+            self.curriculum in CURRICULA,
+            f"there is no curriculum {self.curriculum!r}",
+            "curriculum",
+            f"there are: {', '.join(CURRICULA)}",
+        )
+        _require(
+            0 < self.exit_scale < math.inf,
+            f"exits cannot weigh {self.exit_scale:g}",
+            "exit_scale",
+            "give a number above 0, such as 1",
+        )
+        _require(
+            self.targets in TARGETS,
+            f"exits cannot learn from {self.targets!r}",
+            "targets",
+            f"give {' or '.join(TARGETS)}",
+        )
+        _require(
+            1 <= self.ahead <= MOST_AHEAD,
+            f"{self.ahead} tokens cannot be predicted at once",
+            "ahead",
+            f"give 1 to {MOST_AHEAD}",
+        )
+
+
+def _require(holds: bool, what: str, name: str, fix: str) -> None:
+    if not holds:
+        raise InputError(what, where=f"{name}= (--{name.replace('_', '-')})", fix=fix)

@@ -1,0 +1,271 @@
+"""Training a model itself: what comes of it is a model folder, the same each time; refused and stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_cases import assert_same, regularised
+
+import offramp
+from offramp.decoding.openings import further_documents, prompts_of
+from offramp.errors import DiskFullError, InputError
+from offramp.lab.exits import folder as folders
+from offramp.lab.exits import regularised_job, steps
+from offramp.lab.exits.divergence import MeanDivergence
+from offramp.lab.exits.record import RECORD
+from offramp.lab.exits.steps import Steps
+from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.models.model import Model
+from offramp.tracing.described_heads import heads_documents
+from tiny_models import write_llama
+
+FILES = {
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "request.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training.json",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("regularised") / "base", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def model(base: Path) -> Model:
+    return offramp.load_model(base)
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path, model: Model) -> TrainedExits:
+    return regularised(model, base.with_name("trained"), asked={"targets": "text", "keep": 0.3}, steps=20)
+
+
+def test_exits_learn_and_the_record_says_what_became_of_the_output(trained: TrainedExits) -> None:
+    record = trained.record
+    assert record.places == ("2", "3", "full depth")
+    for before, after in zip(record.before[:-1], record.trained[:-1], strict=True):
+        assert after.nll is not None
+        assert before.nll is not None
+        assert after.nll < before.nll
+        assert after.bits_per_byte is not None
+        assert len(after.leaving) == len(record.floors)
+    start, end = record.before[-1], record.trained[-1]
+    assert (start.loss, start.agreement, start.reference_agreement) == (0.0, 1.0, 1.0)
+    assert end.agreement == 1.0
+    assert end.loss > 0
+    assert len(record.history) == 21
+    assert len(record.history[0].exits) == 3
+    assert [len(ids) for ids in record.documents.values()] == [record.rows.documents]
+    assert len(record.texts) == record.rows.documents
+    assert RECORD.read(Path(str(trained.folder)) / "training.json") == record
+    assert "full depth: 1.00" in repr(trained)
+
+
+def test_what_comes_of_it_is_a_model(trained: TrainedExits, base: Path, model: Model) -> None:
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert trained.folder is not None
+    assert {path.name for path in trained.folder.iterdir()} - {".lock"} == FILES
+    hf = AutoModelForCausalLM.from_pretrained(trained.folder)
+    loaded = offramp.load_model(trained.folder)
+    assert loaded.identity.fingerprint == trained.record.heads != model.identity.fingerprint
+    assert loaded.identity.tokenizer == model.identity.tokenizer
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits, before = hf(ids).logits, model.hf(ids).logits
+    assert torch.equal(loaded.hf(ids).logits, logits)
+    assert not torch.allclose(logits, before, atol=1e-3)
+    with safe_open(trained.folder / "model.safetensors", framework="pt") as file:
+        assert "lm_head.weight" not in file.keys(), "tied weights are stored once"  # noqa: SIM118
+    assert hf.lm_head.weight.data_ptr() == hf.model.embed_tokens.weight.data_ptr()
+    assert AutoTokenizer.from_pretrained(trained.folder)("the cat") == model.tokenizer("the cat")
+    out = offramp.generate(loaded, "the cat", policy="static:exit=2", max_new_tokens=3)
+    assert out.exits[1:].tolist() == [2] * (len(out.exits) - 1)
+    again = offramp.trace(loaded, f"jsonl:{base.with_name('texts.jsonl')}#text", tokens=60, progress=False)
+    assert again.exits.tolist() == [1, 2, 3, 4]
+
+
+def test_the_model_at_hand_stays_as_it_is(trained: TrainedExits, base: Path, model: Model) -> None:
+    fresh = offramp.load_model(base)
+    for (name, one), (_, other) in zip(model.hf.named_parameters(), fresh.hf.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert model.hf.config.to_dict() == fresh.hf.config.to_dict()
+
+
+def test_a_finished_training_is_read_and_has_no_heads(trained: TrainedExits, model: Model) -> None:
+    assert trained.folder is not None
+    again = regularised(model, trained.folder, asked={"targets": "text", "keep": 0.3}, steps=20)
+    assert again.record == trained.record
+    with pytest.raises(InputError, match="there are no heads"):
+        _ = again.heads
+
+
+@pytest.mark.parametrize("asked", [{}, {"lora": 0, "ahead": 2, "curriculum": "gradual"}])
+def test_the_same_again_and_stopped_on_the_way(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    whole = regularised(model, tmp_path / "whole", asked=asked)
+    step, taken = Steps.step, []
+
+    def ending(loop: Any, at: int) -> bool:
+        if len(taken) == 7:
+            raise KeyboardInterrupt
+        taken.append(at)
+        return step(loop, at)
+
+    monkeypatch.setattr("offramp.lab.exits.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("offramp.lab.exits.trainer.WRITING_SHARE", 1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "step", ending)
+        with pytest.raises(KeyboardInterrupt):
+            regularised(model, tmp_path / "stopped", asked=asked)
+    assert not (tmp_path / "stopped" / "config.json").exists(), "it is no model yet"
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
+        gone_on = regularised(model, tmp_path / "stopped", asked=asked)
+    assert taken == list(range(12))
+    assert_same(gone_on, whole)
+
+
+def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, calls = MeanDivergence.apply, [0]
+
+    def broken(*given: Any) -> torch.Tensor:
+        calls[0] += 1
+        return apply(*given) * (float("nan") if calls[0] == 14 else 1.0)
+
+    monkeypatch.setattr(MeanDivergence, "apply", broken)
+    found = regularised(model, tmp_path / "broken")
+    assert "not finite at step" in found.record.stopped
+    assert found.record.steps < 12
+    assert all(torch.isfinite(one).all() for one in offramp.load_model(tmp_path / "broken").hf.parameters())
+
+
+def test_no_step_better_than_none_leaves_the_original_model(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "learning_rate", lambda rate, step, steps: 3.0)
+    found = regularised(model, tmp_path / "worse")
+    assert found.record.stopped == "no exit was better on held-out text in 8 evaluations"
+    loaded = offramp.load_model(tmp_path / "worse")
+    assert torch.equal(
+        loaded.hf.model.layers[2].mlp.up_proj.weight, model.hf.model.layers[2].mlp.up_proj.weight
+    )
+
+
+def test_what_has_no_room_is_refused_before_anything_is_trained(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 10_000
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "disk_usage", lambda path: Usage)
+        with pytest.raises(DiskFullError, match="checkpoint take"):
+            regularised(model, tmp_path / "full")
+    with monkeypatch.context() as patch:
+        patch.setattr(regularised_job, "available_memory", lambda: 10_000)
+        with pytest.raises(InputError, match="of memory") as error:
+            regularised(model, tmp_path / "little", asked={"lora": 0})
+    assert "--lora 16" in error.value.fix
+    assert not list(tmp_path.glob("*/checkpoint.safetensors"))
+
+
+def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(InputError, match="holds something else"):
+        regularised(model, base, overwrite=True)
+    assert before == {path.name: path.read_bytes() for path in base.iterdir()}
+    write_texts = tmp_path / "trained"
+    regularised(model, write_texts, steps=1)
+    with pytest.raises(InputError, match=r"recipe\.regularisation\.lora"):
+        regularised(model, write_texts, steps=1, asked={"lora": 2})
+    other = regularised(model, write_texts, steps=1, asked={"lora": 2}, overwrite=True)
+    assert other.record.request.recipe.regularisation is not None
+    assert other.record.request.recipe.regularisation.lora == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda options: options.pop("output"), "without a folder"),
+        (lambda options: options.update(units=8), "no units"),
+        (lambda options: options.update(leave=0.3), "no tokens leave while"),
+        (lambda options: options.update(tokens=100), "one step takes"),
+        (lambda options: options.update(kind="lens"), "leave the model as it is"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    trained: TrainedExits,
+    model: Model,
+    base: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], Any],
+    message: str,
+) -> None:
+    options: dict[str, Any] = {
+        "kind": "regularised",
+        "at": "2",
+        "output": tmp_path / "out",
+        "steps": 2,
+        "regularisation": offramp.Regularisation(),
+        "progress": False,
+    }
+    change(options)
+    with pytest.raises(InputError, match=message):
+        train_exits(model, f"jsonl:{base.with_name('texts.jsonl')}#text", **options)
+
+
+def test_the_licence_goes_with_the_model(base: Path, tmp_path: Path) -> None:
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    try:
+        regularised(base, tmp_path / "out", steps=1)
+        assert offramp.load_model(tmp_path / "out").identity.licence == "mit"
+        assert "license" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    finally:
+        (base / "README.md").unlink()
+
+
+def test_the_chain_judges_by_the_original_and_leaves_out_what_training_saw(
+    trained: TrainedExits, base: Path, model: Model
+) -> None:
+    workload = offramp.load_workload(f"jsonl:{base.with_name('texts.jsonl')}#text")
+    loaded = offramp.load_model(str(trained.folder))
+    traced = offramp.trace(loaded, workload, tokens=900, reference=model, progress=False)
+    own = offramp.trace(model, workload, tokens=900, progress=False)
+    assert traced.reference_top1 is not None
+    assert traced.reference_top1.tolist() == own.top1[:, -1].tolist()
+    seen = set(trained.record.documents[workload.fingerprint])
+    assert heads_documents(traced) >= seen
+    assert {one.id for one in traced.documents if one.heads_saw} == seen & {
+        one.id for one in traced.documents
+    }
+    assert not heads_documents(own)
+    free = {one.id for one in further_documents(traced.subset(np.arange(2)), workload, 0)}
+    assert free
+    assert not free & seen
+    prompts = prompts_of(loaded, workload, 5, new_tokens=2, prompt_tokens=8)
+    last = [one.id for one in reversed(workload.documents) if one.id not in seen][:5]
+    texts = {one.id: one.text for one in workload.documents}
+    assert prompts == [loaded.encode(texts[id])[:8] for id in last]
+    card = offramp.score(traced)
+    assert card.reference_agreement is not None
+    kept = offramp.replay(traced, "static:exit=3").reference_agreement
+    assert kept == pytest.approx(float((traced.top1[:, 2] == traced.reference_top1).mean()))
+    tuned = offramp.tune(traced, floor={"reference_agreement": 0.5}, hardware="h100", delta=0.4)
+    assert "original full model" in tuned.answer or "not certifiable" in tuned.answer
