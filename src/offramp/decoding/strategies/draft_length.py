@@ -13,6 +13,9 @@ from offramp.policies.policy import ExitPolicy
 Rows = Callable[[int], float]
 """Cost of running one layer, or the head, for so many rows at once; for one row it is 1."""
 
+FEW_ROWS = 0.25
+"""What a further row costs where products of few rows run the faster way."""
+
 FORGETTING = 0.9
 """Weight of what was seen a round earlier."""
 
@@ -133,7 +136,8 @@ def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy)
     """What a caller's draft length means for a policy: a number, "auto", or settings of it."""
     if isinstance(value, int):
         return FixedLength(value)
-    settings = value if isinstance(value, Auto) else Auto()
+    usual = Auto(rows=each_costs(FEW_ROWS)) if engine.linears else Auto()
+    settings = value if isinstance(value, Auto) else usual
     head = settings.head if settings.head is not None else head_in_layers(engine)
     exit_head = settings.exit_head
     if exit_head is None:
