@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality import accuracy
 from offramp.decoding.quality.accuracy import (
     answer_text,
+    answered,
     full_likelihood,
     option_tokens,
     policy_likelihood,
@@ -149,25 +151,44 @@ def test_likelihood_of_the_full_model(model: Model, length: int) -> None:
     expected = slow_likelihood(model, prompt, continuation)
     assert full_likelihood(model, prompt, continuation) == pytest.approx(expected, abs=1e-5)
     for decoding in (FULL_MODEL, DecodingOptions.read("static:exit=2", kv="speculate")):
-        found, generation = policy_likelihood(model, prompt, continuation, decoding)
+        found, run = policy_likelihood(model, prompt, continuation, decoding)
         assert found == pytest.approx(expected, abs=1e-4)
-        assert generation.tokens == continuation
+        assert run.rows[0].tokens == continuation
 
 
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "monotone"])
 def test_likelihood_is_read_from_the_exits(model: Model, kv: str) -> None:
     """Two tokens after the prompt: the first from exit L, the second from exit 2 of an otherwise full run."""
     prompt, continuation = [0, 5, 6, 7], [20, 21]
-    found, generation = policy_likelihood(
-        model, prompt, continuation, DecodingOptions.read("static:exit=2", kv=kv)
-    )
-    assert generation.exits.tolist() == [4, 2]
+    found, run = policy_likelihood(model, prompt, continuation, DecodingOptions.read("static:exit=2", kv=kv))
+    assert run.rows[0].exits.tolist() == [4, 2]
     states: list[torch.Tensor] = []
     ids = torch.tensor([[*prompt, 20]])
     model.stack.capture(ids, lambda index, before, after: states.append(after))
     first = slow_likelihood(model, prompt, [20])
     second = model.stack.readout(states[1])[0, -1].double().log_softmax(-1)[21]
     assert found == pytest.approx((first + float(second)) / 2, abs=1e-4)
+
+
+def test_a_short_list_gives_no_likelihood_and_is_not_asked(model: Model) -> None:
+    prompt, continuation = [0, 5, 6, 7], [300, 21, 310]  # ids that the short list lacks
+    found, run = policy_likelihood(
+        model, prompt, continuation, DecodingOptions.read("shortlist:policy=[static:exit=2],at=all")
+    )
+    whole, _ = policy_likelihood(model, prompt, continuation, DecodingOptions.read("static:exit=2"))
+    assert found == whole > -np.inf
+    assert run.rows[0].exits.tolist() == [4, 2, 2]
+
+
+def test_an_answer_ends_at_the_tasks_stops(model: Model) -> None:
+    task, options = Words(words(2)), replace(FULL_MODEL, new_tokens=12)
+    whole = answered(model, task, task.asked, options).runs[0].rows
+    said = [model.decode(whole[0].tokens[:count]) for count in range(13)]
+    stop = next(sign for sign in said[12] if sign.isascii() and sign not in said[1])
+    task.stops = (stop,)
+    stopped = answered(model, task, task.asked, options).runs[0].rows
+    count = next(count for count, text in enumerate(said) if stop in text)
+    assert stopped[0].tokens == whole[0].tokens[:count]
 
 
 def test_the_models_own_penalty_does_not_count(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,13 @@ def test_human_eval_scores_by_running_tests() -> None:
         assert task.score(question, wrong) == 0.0
 
 
+def test_a_human_eval_prompt_ends_before_its_last_line_break() -> None:
+    """The first token of most completions is a line break with its indentation."""
+    (question,) = HumanEval(allow_code=True).questions(1, 0)
+    assert question.prompt.endswith(('"""', "'''"))
+    assert question.solution.startswith("\n    ")
+
+
 @pytest.mark.parametrize(
     ("completion", "kept"),
     [

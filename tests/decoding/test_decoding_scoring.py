@@ -79,10 +79,10 @@ def test_two_loops_come_to_the_same_likelihood(ids: list[int]) -> None:
     heads = random_heads(model, [1, 2, 3], facts=())
     options = DecodingOptions(parse_policy(POLICY), "recompute", heads)
     scored = Scorer(model, options).score(ids[:6], ids[6:])
-    mean, generation = policy_likelihood(model, ids[:5], ids[5:], options)
+    mean, run = policy_likelihood(model, ids[:5], ids[5:], options)
     first = logprobs_of(full_logits(model, ids)[4:5], ids[5:6])[0]
     assert scored.logprob == pytest.approx(mean * len(ids[5:]) - first, abs=1e-4)
-    assert scored.exits.tolist() == generation.exits[1:].tolist()
+    assert scored.exits.tolist() == run.rows[0].exits[1:].tolist()
     bare = Scorer(model, DecodingOptions(parse_policy(POLICY), "recompute")).score(ids[:6], ids[6:])
     assert abs(scored.logprob - bare.logprob) > 1.0
 

@@ -37,6 +37,7 @@ from offramp.decoding.harness.__main__ import register
 from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
+from offramp.errors import InputError
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.heads_file import write_heads
 from tiny_models import CHAT_TEMPLATE, write_llama
@@ -148,6 +149,15 @@ def test_exits_are_read_through_heads(folder: Path, model: offramp.Model, tmp_pa
     assert (own["policy"], own["kv"], own["layers"]) == ("static:exit=2", "recompute", 4)
     assert (own["heads"], own["fingerprint"]) == (heads.fingerprint, model.identity.fingerprint)
     assert about["model_dtype"] == "float32"
+
+
+def test_policies_share_a_loaded_model(folder: Path, model: offramp.Model) -> None:
+    asked = [request("loglikelihood", "the cat sat on", " the mat and looked")]
+    shared, own = (OfframpLM(pretrained=one, policy="static:exit=2") for one in (model, str(folder)))
+    assert shared._offramp is model
+    assert shared.loglikelihood(asked) == own.loglikelihood(asked)
+    with pytest.raises(InputError, match="dtype says how to load"):
+        OfframpLM(pretrained=model, dtype="float32")
 
 
 def test_what_the_exit_would_say_is_greedy(folder: Path, model: offramp.Model) -> None:

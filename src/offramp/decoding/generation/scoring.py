@@ -24,6 +24,7 @@ from offramp.decoding.strategies.strategy import PolicyDriver, Strategy, Work
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.devices import float64_device
 from offramp.models.model import Model
+from offramp.policies.cost_breakdown import Usage
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Scored:
     logprobs: float64 [tokens], log-probability in nats of each token, under the logits that predicted it.
     chosen: int64 [tokens], the most probable token in its place. exits: int64 [tokens], where each prediction
     left; under "speculate" the drafts' exits, while the logits are those of exit L. layers: L.
-    layers_executed: positions times layers that ran for the continuation, the context's not included.
+    layers_executed: positions times layers that ran for the continuation, the context's not included. usage:
+    all that ran for it (see `offramp.policies.cost_breakdown`).
     """
 
     logprobs: NDArray[np.float64]
@@ -41,6 +43,7 @@ class Scored:
     exits: NDArray[np.int64]
     layers: int
     layers_executed: int
+    usage: Usage
 
     @property
     def logprob(self) -> float:
@@ -163,6 +166,7 @@ class Scorer:
             exits=np.array(exits, dtype=np.int64),
             layers=self._engine.layers,
             layers_executed=work.meter.executed - work.meter.prompt_layers,
+            usage=work.meter.usage,
         )
 
     def _check_tokens(self, context: Sequence[int], continuation: Sequence[int]) -> None:

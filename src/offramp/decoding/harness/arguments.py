@@ -14,6 +14,7 @@ from offramp.decoding.options import (
 from offramp.errors import InputError
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import AUTO, device_count, require_dtype
+from offramp.models.model import Model
 from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
@@ -56,11 +57,11 @@ OF_OFFRAMP = (
 class Arguments:
     """What to evaluate and how to decode it.
 
-    source: of the model, checked as far as possible without a weight. device: as
-    `offramp.models.devices.find_device` gives it. dtype: as it fits the device.
+    model: what to load, checked as far as possible without a weight, or a model that is loaded. device:
+    as `offramp.models.devices.find_device` gives it. dtype: as it fits the device.
     """
 
-    source: Source
+    model: Source | Model
     options: DecodingOptions
     device: str
     dtype: str
@@ -94,7 +95,8 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
 
     Raises InputError (PolicyError and ModelError among them) for a model that cannot be found, a policy that
     is unknown, is an oracle or does not fit the model's stated number of layers, heads that cannot be read,
-    an unknown strategy, dtype or transform, or a batch of more than one.
+    an unknown strategy, dtype or transform, a batch of more than one, or arguments of loading with a model
+    that is loaded.
     """
     _require_single(given.get("batch_size"), "batch_size")
     _require_single(given.get("max_batch_size"), "max_batch_size")
@@ -107,6 +109,8 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         heads=given.get("heads"),
         draft_length=given.get("draft_length"),
     ).for_task(given.get("task"))
+    if isinstance(given.get("pretrained"), Model):
+        return _of_loaded(given["pretrained"], options, given)
     trusted = bool(given.get("trust_remote_code") or False)
     asked = find_model(
         _name(given.get("pretrained")),
@@ -121,6 +125,21 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
         check_policy(options.policy, layers, options.heads)
     options.check_files(asked.dtype)
     return Arguments(source, options, asked.device, asked.dtype, transforms, trusted)
+
+
+OF_LOADING = ("dtype", "device", "transforms", "trust_remote_code")
+
+
+def _of_loaded(model: Model, options: DecodingOptions, given: Mapping[str, Any]) -> Arguments:
+    """The arguments with a model that is loaded already."""
+    late = [name for name in OF_LOADING if given.get(name)]
+    if late:
+        raise InputError(
+            f"{late[0]} says how to load, and {model.shown_name} is loaded already",
+            where=WHERE,
+            fix="leave it out, or give the model's name",
+        )
+    return Arguments(model, options, str(model.stack.device), model.dtype, (), False)
 
 
 def _transforms(given: Any) -> tuple[Transform, ...]:

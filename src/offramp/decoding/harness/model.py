@@ -19,6 +19,7 @@ from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
 from offramp.errors import InputError, OfframpError
 from offramp.models.loading import Placement
+from offramp.models.model import Model
 from offramp.models.quiet import quiet_loggers
 from offramp.tracing.loading import load_transformed
 
@@ -131,9 +132,9 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     and `loglikelihood` and `loglikelihood_rolling` read each token's probability at the exit that the policy
     chose (`offramp.decoding.generation.scoring`). A policy that never exits runs `hf`'s own code.
 
-    pretrained: a bundled model, a folder, a .gguf file, or a Hub id. policy, kv, heads, draft_length,
-    task: as `offramp.generate` takes them. device, dtype, transforms, trust_remote_code: as
-    `offramp.load_model`; lm-eval's own --device is this one.
+    pretrained: a bundled model, a folder, a .gguf file, or a Hub id; in Python also a model that is loaded,
+    which several policies may share. policy, kv, heads, draft_length, task: as `offramp.generate` takes them.
+    device, dtype, transforms, trust_remote_code: as `offramp.load_model`; lm-eval's own --device is this one.
     harness: arguments of `hf` (`offramp.decoding.harness.arguments.OF_HARNESS`).
 
     Raises InputError for whatever does not fit; most of it before any weight is loaded.
@@ -173,12 +174,13 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "max_batch_size": max_batch_size,
             }
         )
+        given = arguments.model
         self._load(arguments)
         # It warns that a model which is loaded already takes no other options: they were used to load it.
         with quiet_loggers("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self._offramp.hf,
-                tokenizer=str(arguments.source.folder),
+                tokenizer=given.tokenizer if isinstance(given, Model) else str(given.folder),
                 batch_size=1,
                 trust_remote_code=arguments.trust_remote_code,
                 **harness,
@@ -187,12 +189,17 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _load(self, arguments: Arguments) -> None:
         self._options = arguments.options
-        self._offramp = load_transformed(
-            arguments.source,
-            dtype=arguments.dtype,
-            transforms=arguments.transforms,
-            trust_remote_code=arguments.trust_remote_code,
-            placement=Placement(arguments.device),
+        given = arguments.model
+        self._offramp = (
+            given
+            if isinstance(given, Model)
+            else load_transformed(
+                given,
+                dtype=arguments.dtype,
+                transforms=arguments.transforms,
+                trust_remote_code=arguments.trust_remote_code,
+                placement=Placement(arguments.device),
+            )
         )
         model, options = self._offramp, self._options
         options.check_model(model)

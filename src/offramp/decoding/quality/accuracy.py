@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
-from offramp.decoding.generation.result import Generation
+from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.measurement.results import Interval, TaskScore
 from offramp.decoding.options import DecodingOptions, PolicySource
 from offramp.decoding.quality.judging import judge, mean_of
@@ -20,6 +21,8 @@ from offramp.decoding.quality.tasks.registry import load_task
 from offramp.decoding.quality.tasks.task import Question, Task
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model
+from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.short_list import with_whole_head
 from offramp.scoring.estimate import document_bootstrap
 
 
@@ -48,11 +51,12 @@ def full_likelihood(model: Model, prompt: list[int], continuation: list[int]) ->
 
 def policy_likelihood(
     model: Model, prompt: list[int], continuation: list[int], options: DecodingOptions
-) -> tuple[float, Generation]:
+) -> tuple[float, BatchGeneration]:
     """Mean log-probability per token in nats, each read from the exit the token left by, and the generation.
 
     The continuation is forced. Penalties of the model's own generation config are off: what is asked for is
-    the exits' own probability.
+    the exits' own probability. A short list gives other tokens none, so that exits of a policy that reads one
+    are read off the whole head.
 
     Raises OfframpError if the generation stopped before the end of the continuation.
     """
@@ -64,15 +68,16 @@ def policy_likelihood(
         model,
         batch.ids,
         batch.mask,
-        replace(options, new_tokens=len(continuation)),
+        replace(options, policy=with_whole_head(options.policy), new_tokens=len(continuation)),
         force_tokens=torch.tensor([continuation], device=batch.ids.device),
         logits_processor=LogitsProcessorList([listener]),
         repetition_penalty=1.0,
-    ).rows[0]
+    )
     missing = [place for place in range(len(continuation)) if place not in listener.heard]
-    if missing or generation.problem is not None:
+    problem = generation.rows[0].problem
+    if missing or problem is not None:
         raise OfframpError(
-            "the likelihood of a continuation is not known: " + (generation.problem or "it was cut short"),
+            "the likelihood of a continuation is not known: " + (problem or "it was cut short"),
             where=f"its token {missing[0] + 1}" if missing else "its end",
             fix="load the model in float32, or shorten the prompt",
         )
@@ -101,16 +106,27 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Scores of the same questions, and what the policy ran.
+class Answered:
+    """Questions that one decoder answered together.
 
-    plain, policy: float64 [questions]. executed, full: layers of its fed new tokens, run and at full depth.
+    scores: float64 [questions], from 0 to 1. prompts: their token ids. runs: what was decoded: free answers
+    in one batch, or each option of one question by itself; nothing where the full model read the options.
     """
 
-    plain: Values
-    policy: Values
-    executed: int
-    full: int
+    scores: Values
+    prompts: tuple[list[int], ...]
+    runs: tuple[BatchGeneration, ...]
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """Layers of the fed new tokens: executed, and at full depth. The last new token is never fed."""
+        rows = [row for run in self.runs for row in run.rows]
+        executed = sum(row.layers_executed - row.prompt_layers for row in rows)
+        return executed, sum((len(row.tokens) - 1) * row.layers for row in rows)
+
+
+Pair = tuple[Answered, Answered]
+"""The full model's answers and the policy's, to the same questions."""
 
 
 def task_score(
@@ -152,8 +168,12 @@ def task_score(
     options = policy if isinstance(policy, DecodingOptions) else DecodingOptions.read(policy)
     room = loaded.max_new_tokens if max_new_tokens is None else max_new_tokens
     options = replace(options, new_tokens=room)
-    parts = [_ask(model, loaded, group, options) for group in _groups(asked, batch, progress)]
-    return _summary(loaded.name, parts, seed)
+    plain = replace(FULL_MODEL, new_tokens=room)
+    pairs = [
+        (answered(model, loaded, group, plain), answered(model, loaded, group, options))
+        for group in _groups(asked, batch, progress)
+    ]
+    return _summary(loaded.name, pairs, seed)
 
 
 def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Iterable[list[Question]]:
@@ -171,31 +191,20 @@ def _groups(asked: list[Question], batch: int, progress: Progress | None) -> Ite
             progress(place, len(asked))
 
 
-def _ask(model: Model, task: Task, group: list[Question], options: DecodingOptions) -> Asked:
+def answered(model: Model, task: Task, group: Sequence[Question], options: DecodingOptions) -> Answered:
+    """Questions answered by one decoder: free answers in one batch, or one question with options.
+
+    The full model (the policy "never") reads each option in one forward instead of decoding it.
+    """
     if group[0].options:
         return _choose(model, task, group[0], options)
-    prompts = [_encode(model, task, question) for question in group]
-    plain = _answers(model, prompts, replace(FULL_MODEL, new_tokens=options.new_tokens))
-    policy = _answers(model, prompts, options)
-    return Asked(
-        _scores(model, task, group, prompts, plain),
-        _scores(model, task, group, prompts, policy),
-        *_layers(policy),
-    )
-
-
-def _answers(model: Model, prompts: list[list[int]], options: DecodingOptions) -> list[Generation]:
+    prompts = tuple(_encode(model, task, question) for question in group)
     batch = prompt_batch(model, prompts, chat=False)
-    return list(generate_batch(model, batch.ids, batch.mask, options).rows)
-
-
-def _scores(
-    model: Model, task: Task, group: list[Question], prompts: list[list[int]], answers: list[Generation]
-) -> Values:
-    texts = [
-        answer_text(model, prompt, answer.tokens) for prompt, answer in zip(prompts, answers, strict=True)
-    ]
-    return np.array([task.score(question, text) for question, text in zip(group, texts, strict=True)])
+    stops: dict[str, Any] = {"stop_strings": list(task.stops)} if task.stops else {}
+    run = generate_batch(model, batch.ids, batch.mask, options, **stops)
+    texts = [answer_text(model, prompt, row.tokens) for prompt, row in zip(prompts, run.rows, strict=True)]
+    scores = [task.score(question, text) for question, text in zip(group, texts, strict=True)]
+    return Answered(np.array(scores), prompts, (run,))
 
 
 def answer_text(model: Model, prompt: list[int], tokens: list[int]) -> str:
@@ -212,44 +221,39 @@ def answer_text(model: Model, prompt: list[int], tokens: list[int]) -> str:
     return whole[len(start) :] if whole.startswith(start) else text(tokens)
 
 
-def _choose(model: Model, task: Task, question: Question, options: DecodingOptions) -> Asked:
+def _choose(model: Model, task: Task, question: Question, options: DecodingOptions) -> Answered:
     """One question with options."""
     prompt = _encode(model, task, question)
     tokens = [option_tokens(model, question.prompt, prompt, option) for option in question.options]
-    plain = [full_likelihood(model, prompt, option) for option in tokens]
-    forced = [policy_likelihood(model, prompt, option, options) for option in tokens]
-    chosen = [
-        question.options[int(np.argmax(likelihoods))]
-        for likelihoods in (plain, [likelihood for likelihood, _ in forced])
-    ]
-    scores = [np.array([task.score(question, option)]) for option in chosen]
-    return Asked(scores[0], scores[1], *_layers([generation for _, generation in forced]))
+    runs: list[BatchGeneration] = []
+    if isinstance(options.policy, Never):
+        likelihoods = [full_likelihood(model, prompt, option) for option in tokens]
+    else:
+        found = [policy_likelihood(model, prompt, option, options) for option in tokens]
+        likelihoods, runs = [likelihood for likelihood, _ in found], [run for _, run in found]
+    chosen = question.options[int(np.argmax(likelihoods))]
+    return Answered(np.array([task.score(question, chosen)]), (prompt,), tuple(runs))
 
 
 def _encode(model: Model, task: Task, question: Question) -> list[int]:
     return model.encode_chat(question.prompt) if task.chat else model.encode(question.prompt)
 
 
-def _layers(generations: list[Generation]) -> tuple[int, int]:
-    """Layers of the fed new tokens: executed, and at full depth. The last new token is never fed."""
-    executed = sum(one.layers_executed - one.prompt_layers for one in generations)
-    return executed, sum((len(one.tokens) - 1) * one.layers for one in generations)
+def _summary(name: str, pairs: Sequence[Pair], seed: int) -> TaskScore:
+    """pairs: of the questions that were decoded together."""
+    resampled = document_bootstrap(len(pairs), draws=DRAWS, seed=seed)
+    questions = np.array([len(plain.scores) for plain, _ in pairs], dtype=np.float64)
 
+    def mean(scores: Callable[[Values, Values], Values]) -> Interval:
+        sums = [scores(plain.scores, policy.scores).sum() for plain, policy in pairs]
+        return mean_of(resampled, np.array(sums), questions)
 
-def _summary(name: str, parts: Sequence[Asked], seed: int) -> TaskScore:
-    """parts: of the questions that were decoded together."""
-    resampled = document_bootstrap(len(parts), draws=DRAWS, seed=seed)
-    questions = np.array([len(part.plain) for part in parts], dtype=np.float64)
-
-    def mean(scores: Callable[[Asked], Values]) -> Interval:
-        return mean_of(resampled, np.array([scores(part).sum() for part in parts]), questions)
-
-    executed, full = (sum(getattr(part, what) for part in parts) for what in ("executed", "full"))
+    executed, full = np.sum([policy.layers for _, policy in pairs], axis=0).tolist()
     return TaskScore(
         task=name,
         questions=int(questions.sum()),
-        accuracy=mean(lambda part: part.policy),
-        plain_accuracy=mean(lambda part: part.plain),
-        loss=mean(lambda part: part.plain - part.policy),
+        accuracy=mean(lambda plain, policy: policy),
+        plain_accuracy=mean(lambda plain, policy: plain),
+        loss=mean(lambda plain, policy: plain - policy),
         skip_ratio=1.0 - executed / full if full else 0.0,
     )

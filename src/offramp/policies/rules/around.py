@@ -86,8 +86,12 @@ class Around(Delegating):
 
     def for_task(self, task: str | None) -> Self:
         """The same around the inner policy for that workload class."""
+        return self.around(self.policy.for_task(task))
+
+    def around(self, policy: ExitPolicy) -> Self:
+        """The same around another policy."""
         fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}
-        return type(self)(**{**fields, "policy": self.policy.for_task(task)})
+        return type(self)(**{**fields, "policy": policy})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, draw
 from offramp.errors import InputError
 
 LICENCE = "MIT"
-NEXT_BLOCK = re.compile(r"\n(?:class|def|#|if|print|@|```)")
+BLOCKS = ("class", "def", "#", "if", "print", "@", "```")
+NEXT_BLOCK = re.compile(rf"\n(?:{'|'.join(BLOCKS)})")
 """Where a completion ends: the beginnings of a new block at the margin that the paper's sampling stops at."""
 
 
@@ -29,6 +30,7 @@ class HumanEval(Task):
     name = "human-eval"
     licence = LICENCE
     max_new_tokens = 192
+    stops = tuple(f"\n{block}" for block in BLOCKS)
 
     def __init__(self, *, allow_code: bool = False, limits: SandboxLimits | None = None) -> None:
         if not allow_code:
@@ -44,8 +46,10 @@ class HumanEval(Task):
         return [
             Question(
                 problem["task_id"],
-                problem["prompt"],
-                problem["canonical_solution"],
+                problem[
+                    "prompt"
+                ].rstrip(),  # its last line break belongs to the token of the next line's start
+                f"\n{problem['canonical_solution']}",
                 {"test": problem["test"], "entry_point": problem["entry_point"]},
             )
             for problem in chosen

@@ -33,7 +33,8 @@ class Task(ABC):
     """Questions with a scorer.
 
     name, licence, source: for people; the source says which data, of which version. chat: whether the prompt
-    goes through the model's chat template. max_new_tokens: room for a free answer.
+    goes through the model's chat template. max_new_tokens: room for a free answer. stops: texts that end one,
+    so that nothing is decoded which would not be scored.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task(ABC):
     source: str
     chat: bool = False
     max_new_tokens: int = 64
+    stops: tuple[str, ...] = ()
 
     @abstractmethod
     def questions(self, count: int, seed: int) -> list[Question]:
