@@ -120,6 +120,18 @@ def train(
         int | None,
         typer.Option("--units", help="Of a block. By default 8/3 of the hidden size.", show_default=False),
     ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            help="Of each exit's lens: two thin products in the place of a square one. By default whole.",
+            show_default=False,
+        ),
+    ] = None,
+    shared: Annotated[
+        bool,
+        typer.Option("--shared", help="Blocks: one network for all exits, each behind its own lens."),
+    ] = False,
     loss_vocabulary: Annotated[
         int | None,
         typer.Option(
@@ -222,7 +234,8 @@ def train(
     }
     if kind == GATES:
         gates.require()
-        refuse_needless(kind, {"--minutes": minutes, "--units": units, **of_readings, "--leave": leave})
+        of_blocks = {"--units": units, "--rank": rank, "--shared": shared or None}
+        refuse_needless(kind, {"--minutes": minutes, **of_blocks, **of_readings, "--leave": leave})
     else:
         check_kind(kind)
         needless: dict[str, object] = {} if kind in KINDS else dict(of_readings)
@@ -256,6 +269,8 @@ def train(
         tokens=read,
         seed=seed,
         units=units,
+        rank=rank,
+        shared=shared,
         loss_vocabulary=loss_vocabulary,
         context=context,
         classifiers=classifiers,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.tracing.exit_readings import ExitMlp, LinearLens
+from offramp.tracing.exit_readings import MLP_ARRAYS, ExitMlp, LinearLens
 from offramp.tracing.fitted_heads import PreparedLens, PreparedMlp, PreparedReading
 
 Parameters = Mapping[str, Tensor]
@@ -44,42 +45,67 @@ class Reading:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of exit.
-
-    initial: parameters of one exit, of the ridge lens's weight [hidden, hidden] and bias [hidden], the number
-    of units, and a generator. prepared: what computes with them, differentiable. reading: of the parameters
-    of every exit.
-    """
+    """A kind of exit: a lens, and a network behind it if it `has_units`."""
 
     name: str
-    initial: Callable[[Tensor, Tensor, int, torch.Generator], dict[str, Tensor]]
-    prepared: Callable[[Parameters], PreparedReading]
-    reading: Callable[[Sequence[Parameters]], Reading]
     has_units: bool = False
 
 
-def _stacked(exits: Sequence[Parameters], name: str) -> np.ndarray:
-    return np.stack([one[name].detach().float().cpu().numpy() for one in exits])
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        # The tuned lens (arXiv 2303.08112, section 3), from the closed form instead of from the identity.
+        Kind("lens"),
+        # A block of its own before the model's head, the model frozen: Balcony (arXiv 2503.05005, section 3).
+        # Theirs is a layer with attention; the network alone did as well, and needs no keys and values.
+        Kind("block", has_units=True),
+    )
+}
 
 
-def _lens_of(exits: Sequence[Parameters]) -> LinearLens:
-    return LinearLens(weight=_stacked(exits, "weight"), bias=_stacked(exits, "bias"))
+@dataclass(frozen=True)
+class RidgeStart:
+    """From where an exit begins: its lens in closed form, and how its states are spread.
+
+    weight: float32 [hidden, hidden], rows are outputs. bias: float32 [hidden]. mean: of its states, float64
+    [hidden]. covariance: float64 [hidden, hidden].
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
 
 
-def _initial_lens(weight: Tensor, bias: Tensor, units: int, generator: torch.Generator) -> dict[str, Tensor]:
-    return {"weight": weight, "bias": bias}
+def initial_lens(start: RidgeStart, rank: int = 0) -> dict[str, Tensor]:
+    """A lens before the first step. rank: of its change of the state; 0: whole.
+
+    In low rank it is the one that differs least from the whole one on states as they are spread: with C =
+    M S^(1/2), M the whole lens less the identity and S the covariance, M is projected on the first left
+    singular vectors of C (reduced-rank regression: Izenman, "Reduced-Rank Regression for the Multivariate
+    Linear Model", Journal of Multivariate Analysis 5, 1975, section 2). Both factors are of one size, so that
+    a rate moves them alike.
+    """
+    if not rank:
+        return {"weight": torch.from_numpy(start.weight), "bias": torch.from_numpy(start.bias)}
+    change = start.weight.astype(np.float64) - np.eye(len(start.bias))
+    variances, directions = np.linalg.eigh(start.covariance)
+    spread = change @ directions * np.sqrt(variances.clip(min=0.0))
+    outward = np.linalg.svd(spread, full_matrices=False)[0][:, :rank]
+    inward = outward.T @ change
+    bias = start.bias + (change - outward @ inward) @ start.mean
+    sizes = np.sqrt(np.linalg.norm(inward, axis=1).clip(min=np.finfo(np.float64).tiny))
+    factors = {"inward": inward / sizes[:, None], "outward": outward * sizes, "bias": bias}
+    return {name: torch.from_numpy(one.astype(np.float32)) for name, one in factors.items()}
 
 
-def _initial_block(weight: Tensor, bias: Tensor, units: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """It begins as the lens: nothing comes through `down`, whose gradient is not zero all the same."""
-    hidden = len(bias)
+def initial_network(hidden: int, units: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A network that gives back what it is given: `down` lets nothing through, but its gradient is not 0."""
 
     def random() -> Tensor:
         return torch.randn(units, hidden, generator=generator) / math.sqrt(hidden)
 
     return {
-        "weight": weight,
-        "bias": bias,
         "norm": torch.ones(hidden),
         "gate": random(),
         "up": random(),
@@ -87,36 +113,51 @@ def _initial_block(weight: Tensor, bias: Tensor, units: int, generator: torch.Ge
     }
 
 
-def _prepared_lens(parameters: Parameters) -> PreparedReading:
-    return PreparedReading(PreparedLens(parameters["weight"].t(), parameters["bias"]))
+def joined(exits: Sequence[Parameters], network: Parameters) -> dict[str, Tensor]:
+    """Lenses of several exits and the network that all share, as one: "0.bias", "1.bias", ..., "gate"."""
+    lenses = {f"{place}.{name}": one for place, lens in enumerate(exits) for name, one in lens.items()}
+    return {**lenses, **network}
 
 
-def _prepared_block(parameters: Parameters) -> PreparedReading:
+def exits_of(shared: Parameters, exits: int) -> list[dict[str, Tensor]]:
+    """Each exit's parameters out of those that `joined` gave."""
+    network = {name: one for name, one in shared.items() if "." not in name}
+    lenses: list[dict[str, Tensor]] = [{} for _ in range(exits)]
+    for name, one in shared.items():
+        place, dot, own = name.partition(".")
+        if dot:
+            lenses[int(place)][own] = one
+    return [{**lens, **network} for lens in lenses]
+
+
+def prepared(parameters: Parameters) -> PreparedReading:
+    """What computes with the parameters of one exit, differentiable."""
+    bias = parameters["bias"]
+    if "inward" in parameters:
+        lens = PreparedLens(parameters["outward"].t(), bias, parameters["inward"].t())
+    else:
+        lens = PreparedLens(parameters["weight"].t(), bias)
+    if "gate" not in parameters:
+        return PreparedReading(lens)
     gate, up, down = (parameters[name].t() for name in ("gate", "up", "down"))
-    mlp = PreparedMlp(parameters["norm"], gate, up, down, EPSILON)
-    return PreparedReading(PreparedLens(parameters["weight"].t(), parameters["bias"]), mlp)
+    return PreparedReading(lens, PreparedMlp(parameters["norm"], gate, up, down, EPSILON))
 
 
-def _block_of(exits: Sequence[Parameters]) -> Reading:
-    arrays: dict[str, Any] = {name: _stacked(exits, name) for name in ("norm", "gate", "up", "down")}
-    return Reading(_lens_of(exits), ExitMlp(**arrays, epsilon=EPSILON))
+def reading_of(exits: Sequence[Parameters], *, shared: bool) -> Reading:
+    """Of the parameters of every exit. shared: whether they hold one network, which is kept once."""
 
+    def stacked(names: Sequence[str], parts: Sequence[Parameters]) -> dict[str, Any]:
+        return {
+            name: np.stack([one[name].detach().float().cpu().numpy() for one in parts])
+            for name in names
+            if name in parts[0]
+        }
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        # The tuned lens (arXiv 2303.08112, section 3), from the closed form instead of from the identity.
-        Kind("lens", _initial_lens, _prepared_lens, lambda exits: Reading(_lens_of(exits))),
-        # A block of its own before the model's head, the model frozen: Balcony (arXiv 2503.05005, section 3).
-        # Theirs is a layer with attention; the network alone did as well, and needs no keys and values.
-        Kind("block", _initial_block, _prepared_block, _block_of, has_units=True),
-    )
-}
-
-
-def find_kind(name: str) -> Kind:
-    """The kind of this name."""
-    return KINDS[name]
+    lens = LinearLens(**{"weight": None, **stacked(("weight", "inward", "outward", "bias"), exits)})
+    if "gate" not in exits[0]:
+        return Reading(lens)
+    network = stacked(MLP_ARRAYS, exits[:1] if shared else exits)
+    return Reading(lens, ExitMlp(**network, epsilon=EPSILON))
 
 
 def check_kind(name: str) -> None:

@@ -43,7 +43,8 @@ class Recipe:
 
     at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: of training,
     one of them None: minutes become steps by a pilot. batch: positions a step. rate: the largest learning
-    rate. units: of a block, 0 for other kinds. loss_vocabulary: tokens that the loss looks at, 0 for all.
+    rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared: whether
+    all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
     precision: of the products with the output head in training, "auto" for what is faster here. leave: share
     of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
     "regularised", None for others.
@@ -63,6 +64,8 @@ class Recipe:
     precision: Precision | str = "auto"
     leave: float = 0.0
     regularisation: Regularisation | None = None
+    rank: int = 0
+    shared: bool = False
 
 
 def make_recipe(
@@ -83,6 +86,8 @@ def make_recipe(
     context: int | None,
     precision: str,
     regularisation: Regularisation | None = None,
+    rank: int | None = None,
+    shared: bool = False,
 ) -> Recipe:
     """The recipe that is asked for, checked against the sizes of a model.
 
@@ -107,6 +112,13 @@ def make_recipe(
             f"exits of the kind {kind} have no units", where="units= (--units)", fix="leave it out"
         )
     require_sizes(units=units)
+    _check_rank(kind, rank, hidden)
+    if shared and not has_units:
+        raise InputError(
+            f"exits of the kind {kind} have no network to share",
+            where="shared= (--shared)",
+            fix="leave it out",
+        )
     if precision not in ("auto", *PRECISIONS):
         raise InputError(
             f"products cannot be in {precision!r}",
@@ -144,7 +156,23 @@ def make_recipe(
         rate=_rate(kind, regularisation),
         leave=_leave(kind, leave),
         regularisation=regularisation,
+        rank=rank or 0,
+        shared=shared,
     )
+
+
+def _check_rank(kind: str, rank: int | None, hidden: int) -> None:
+    """Refuse a lens of low rank where there is no lens, or where it would cost more than a whole one."""
+    if rank is None:
+        return
+    if kind not in KINDS:
+        raise InputError(f"exits of the kind {kind} have no lens", where="rank= (--rank)", fix="leave it out")
+    if not 1 <= rank <= hidden // 2:
+        raise InputError(
+            f"a lens of rank {rank} is not possible, or costs more than a whole one of {hidden} x {hidden}",
+            where="rank= (--rank)",
+            fix=f"give 1 to {hidden // 2}, or leave it out for a whole lens",
+        )
 
 
 def refuse_needless(kind: str, given: Mapping[str, object]) -> None:

@@ -31,7 +31,10 @@ LossOf = Callable[[int, Parameters], Tensor]
 
 
 class Objective(Protocol):
-    """What is trained. Parts do not touch each other: each has the weights that it would have alone."""
+    """What is trained. Parts do not touch each other: each has the weights that it would have alone.
+
+    A part is an exit, or several that share a network.
+    """
 
     def initial(self) -> list[dict[str, Tensor]]:
         """The parameters of each part before the first step, float32, by name."""

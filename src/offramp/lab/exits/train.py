@@ -81,6 +81,8 @@ def train_exits(
     tokens: int = TRAINING_TOKENS,
     seed: int = 0,
     units: int | None = None,
+    rank: int | None = None,
+    shared: bool = False,
     loss_vocabulary: int | None = None,
     context: int | None = None,
     classifiers: bool | None = None,
@@ -102,7 +104,8 @@ def train_exits(
     default all that have maps. start: heads that "executed" starts from, their file or folder. leave: share
     of the tokens that leave while it trains, 0.3 by default. minutes: of training on this machine, 20 by
     default; or steps, which give the same exits again. tokens: over all workloads. units: of a
-    block. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
+    block. rank: of the lenses, whole by default. shared: whether all exits use one network behind their
+    lenses. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards, as they are by default; the classifiers on documents that training did not see.
     short_list: tokens of the restricted vocabulary. These four say nothing for "executed" and "regularised".
     precision: of the products with the output head while it trains, of "regularised" of all products. output:
@@ -140,6 +143,8 @@ def train_exits(
         minutes=minutes,
         seed=seed,
         units=units,
+        rank=rank,
+        shared=shared,
         loss_vocabulary=loss_vocabulary,
         context=context,
         precision=precision,

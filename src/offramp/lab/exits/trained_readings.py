@@ -12,13 +12,23 @@ from torch import Tensor
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.divergence import Precision, TrainingHead, frequent_targets
 from offramp.lab.exits.evaluation import SHOWN_FLOOR, Evaluation, Evaluator
-from offramp.lab.exits.kinds import Parameters, Reading, find_kind
+from offramp.lab.exits.kinds import (
+    Parameters,
+    Reading,
+    RidgeStart,
+    exits_of,
+    initial_lens,
+    initial_network,
+    joined,
+    prepared,
+    reading_of,
+)
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.states import CachedStates
 from offramp.lab.exits.steps import LossOf, batch_rows
 from offramp.models.model import Model
 from offramp.tracing.exit_readings import LinearLens
-from offramp.tracing.fitting.ridge import lens_sums, solve_lens
+from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.rows import slices
 
 EVALUATED_ROWS = 1024
@@ -31,33 +41,49 @@ SAMPLED_TARGETS = 4096
 class TrainedReadings:
     """The exits of one model as they are trained on cached states: an `offramp.lab.exits.steps.Objective`.
 
-    Its parts are the exits, all trained on the same rows.
+    Its parts are the exits, all trained on the same rows; or one part, where exits share a network.
     """
 
     def __init__(self, model: Model, recipe: Recipe, states: CachedStates) -> None:
         self.model, self.recipe, self.states = model, recipe, states
-        self.kind = find_kind(recipe.kind)
         self.device = model.stack.head_device
         stride = -(-len(states.held_out) // EVALUATED_ROWS)
         self._evaluator = Evaluator(model, states.held_out[::stride])
 
     def initial(self) -> list[dict[str, Tensor]]:
         """Of each exit, from its ridge lens."""
+        recipe, hidden = self.recipe, self.states.fit.shape[-1]
+        lenses = [initial_lens(start, recipe.rank) for start in self._starts()]
+
+        def network(exit: int) -> dict[str, Tensor]:
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + exit)
+            return initial_network(hidden, recipe.units, generator) if recipe.units else {}
+
+        if recipe.shared:
+            return [joined(lenses, network(recipe.at[0]))]
+        return [{**lens, **network(exit)} for lens, exit in zip(lenses, recipe.at, strict=True)]
+
+    def _starts(self) -> list[RidgeStart]:
+        """Where each exit begins."""
         weight, bias = self.ridge.weight, self.ridge.bias
         assert weight is not None, "the closed form is whole"
+        sums = [self._sums.fit[exit] for exit in self.recipe.at]  # now of all rows
         return [
-            self.kind.initial(
-                torch.from_numpy(weight[place]),
-                torch.from_numpy(bias[place]),
-                self.recipe.units,
-                torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + exit),
-            )
-            for place, exit in enumerate(self.recipe.at)
+            RidgeStart(weight[place], bias[place], of_exit.mean_x, of_exit.moments_xx(of_exit.mean_x))
+            for place, of_exit in enumerate(sums)
         ]
+
+    def _exits(self, parts: Sequence[Parameters]) -> list[Parameters]:
+        """The parameters of every exit."""
+        return [*exits_of(parts[0], len(self.recipe.at))] if self.recipe.shared else list(parts)
 
     @functools.cached_property
     def ridge(self) -> LinearLens:
         """The lens in closed form of every exit, from the same states."""
+        return solve_lens(self._sums)
+
+    @functools.cached_property
+    def _sums(self) -> ExitSums:
         hidden, last = self.states.fit.shape[-1], self.states.layers[-1]
         sums = lens_sums(hidden, last, self.states.exits, self.device)
         for side, held_out in ((self.states.fit, False), (self.states.held_out, True)):
@@ -66,7 +92,7 @@ class TrainedReadings:
                     layer: side[rows, place].float() for place, layer in enumerate(self.states.layers)
                 }
                 sums.add(by_layer, np.full(len(by_layer[last]), held_out))
-        return solve_lens(sums)
+        return sums
 
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss: those that the full model thinks likely most often."""
@@ -77,24 +103,31 @@ class TrainedReadings:
         return frequent_targets(head, self.states.fit[::stride, -1], self.recipe.loss_vocabulary)
 
     def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
-        """Mean KL(p_L || p_exit) of a step's rows; p_L is computed once for all exits."""
+        """Mean KL(p_L || p_exit) of a step's rows, of exits that share a network their mean.
+
+        p_L is computed once for all exits.
+        """
         places = batch_rows(len(self.states.fit), self.recipe.batch, self.recipe.seed, step)
         batch = self.states.fit[places].to(self.device).float()
         target = head.target(batch[:, -1])
 
-        def loss_of(place: int, parameters: Parameters) -> Tensor:
-            read = self.kind.prepared(parameters)
-            return head.divergence(read(batch[:, place]), target)
+        def divergence(place: int, parameters: Parameters) -> Tensor:
+            return head.divergence(prepared(parameters)(batch[:, place]), target)
 
-        return loss_of
+        def mean_divergence(part: int, parameters: Parameters) -> Tensor:
+            exits = enumerate(self._exits([parameters]))
+            return torch.stack([divergence(place, one) for place, one in exits]).mean()
+
+        return mean_divergence if self.recipe.shared else divergence
 
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
         """Every exit on some of the held-out rows."""
-        return self._evaluator.evaluate([self.kind.prepared(one) for one in parts])
+        return self._evaluator.evaluate([prepared(one) for one in self._exits(parts)])
 
     def judged(self, found: Sequence[Evaluation]) -> list[float]:
-        """Each one's own loss."""
-        return [one.loss for one in found]
+        """Each one's own loss; of exits that share a network their mean."""
+        losses = [one.loss for one in found]
+        return [float(np.mean(losses))] if self.recipe.shared else losses
 
     def in_words(self, parts: Sequence[Evaluation]) -> str:
         """Of several exits, one after the other."""
@@ -108,7 +141,8 @@ class TrainedReadings:
 
     def reading(self, progress: Progress) -> Reading:
         """The exits at their best."""
-        return self.kind.reading([weights.best for weights in progress.weights])
+        exits = self._exits([weights.best for weights in progress.weights])
+        return reading_of(exits, shared=self.recipe.shared)
 
     def evaluate_all(self, reading: Reading) -> list[Evaluation]:
         """Some reading on all held-out rows."""

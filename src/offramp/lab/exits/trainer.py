@@ -164,7 +164,7 @@ class Trainer:
         return self.objective.in_words(progress.history[-1].exits)
 
     def _evaluate(self, progress: Progress) -> None:
-        """Add an evaluation to the history, and keep the weights of exits that were never better."""
+        """Add an evaluation to the history, and keep the weights of parts that were never better."""
         found = self.objective.evaluate([weights.now for weights in progress.weights])
         better = False
         for weights, loss in zip(progress.weights, self.objective.judged(found), strict=True):
