@@ -291,6 +291,15 @@ def test_held_out_figures_are_those_of_the_models_themselves() -> None:
     assert objective.judged(found) == pytest.approx([total])
 
 
+def test_held_out_sequences_are_taken_until_there_are_enough_tokens() -> None:
+    held_out = objective_of().held_out
+    rows = [len(one.ids) - 1 for one in held_out.contexts]
+    assert held_out._places(10**6) == [0, 1]
+    (first,) = held_out._places(1)
+    assert held_out._places(rows[first]) == [first]
+    assert held_out._places(rows[first] + 1) == [0, 1]
+
+
 def test_what_stays_may_be_wrong_too() -> None:
     """Five tokens, the surest first; of those that stay the last two are no longer the original's."""
     confidence = np.array([0.9, 0.8, 0.7, 0.6, 0.5], dtype=np.float32)

@@ -55,12 +55,20 @@ class HeldOutModel:
     @torch.no_grad()
     @exact_sums()
     def evaluate(self, values: Mapping[str, Tensor], tokens: int) -> list[Evaluation]:
-        """Every exit and L on about so many rows, no layer left out. values: the trained weights."""
-        count = max(1, round(min(1.0, tokens / max(1, self.tokens)) * len(self.contexts)))
-        places = np.unique(np.linspace(0, len(self.contexts) - 1, count).astype(int)).tolist()
+        """Every exit and L on so many rows at least, if there are, no layer left out.
+
+        values: the trained weights.
+        """
+        places = self._places(tokens)
         read = [one for place in places for one in self._read(values, place)]
         together = _Read(*(torch.cat(column, 1) for column in zip(*read, strict=True)))
         return _evaluations(together, sum(self._bytes[place] for place in places))
+
+    def _places(self, tokens: int) -> list[int]:
+        """Sequences of all documents, always the same ones, until they have so many rows."""
+        order = np.random.default_rng(0).permutation(len(self.contexts))
+        before = np.cumsum([0, *(row_count(self.contexts[place]) for place in order)])[:-1]
+        return sorted(order[before < tokens].tolist())
 
     @functools.cached_property
     def _bytes(self) -> list[int]:
