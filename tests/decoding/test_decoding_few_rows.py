@@ -13,6 +13,7 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Meter
 from offramp.decoding.engine.few_rows import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
+from offramp.decoding.strategies.draft_length import AdaptiveLength, draft_length_of
 from offramp.models.model import Model
 
 HIDDEN, LAYERS = 512, 3
@@ -64,6 +65,32 @@ def test_hooks_see_every_product_and_nothing_stays_replaced(model: Model) -> Non
     assert not any("forward" in vars(one) for one in linears)
     with few_rows.few_rows(linears, 2):  # gradients are wanted: the model's own product
         assert "forward" not in vars(linears[0])
+
+
+@torch.no_grad()
+def test_what_others_have_put_in_a_products_place_stays() -> None:
+    linear = nn.Linear(8, 8)
+    with few_rows.few_rows([linear], 2):
+        first = linear.forward
+        with few_rows.few_rows([linear], 2):  # as another thread's
+            assert linear.forward is first
+        assert linear.forward is first
+        linear.forward = own = lambda states: states  # type: ignore[method-assign]
+    assert linear.forward is own
+    with few_rows.few_rows([linear], 2):
+        assert linear.forward is own
+    assert linear.forward is own
+
+
+def test_without_a_product_that_takes_it_drafts_do_not_count_on_it(model: Model) -> None:
+    engine, policy = engine_of(model), offramp.parse_policy("static:exit=1")
+    none = dataclasses.replace(engine, linears=())
+    moved = dataclasses.replace(engine, linears=((),) * LAYERS)  # to an accelerator, since it was tried
+    found, expected, fast = (draft_length_of("auto", one, policy) for one in (moved, none, engine))
+    assert isinstance(found, AdaptiveLength)
+    assert isinstance(expected, AdaptiveLength)
+    assert isinstance(fast, AdaptiveLength)
+    assert found.best(0.7) == expected.best(0.7) < fast.best(0.7)
 
 
 @torch.no_grad()

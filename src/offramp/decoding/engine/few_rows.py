@@ -29,7 +29,7 @@ def wide_linears(layers: Sequence[nn.Module]) -> tuple[nn.Linear, ...]:
         and module.weight.numel() >= SMALLEST
         and module.weight.dtype == torch.float32
         and module.weight.device.type == "cpu"
-        and "forward" not in vars(module)
+        and not _has_own(module)
     )
 
 
@@ -65,14 +65,21 @@ def _product(linear: nn.Linear, states: Tensor) -> Tensor:
 
 @contextmanager
 def _replaced(linears: Sequence[nn.Linear]) -> Iterator[None]:
-    for linear in linears:
-        vars(linear)["forward"] = functools.partial(_product, linear)
+    placed = {linear: functools.partial(_product, linear) for linear in linears if not _has_own(linear)}
+    for linear, product in placed.items():
+        vars(linear)["forward"] = product
     try:
         yield
     finally:
-        for linear in linears:
-            # Another thread that drives the same model may have been here before.
-            vars(linear).pop("forward", None)
+        for linear, product in placed.items():
+            # Another thread that drives the same model may have put its own there.
+            if vars(linear).get("forward") is product:
+                vars(linear).pop("forward", None)
+
+
+def _has_own(linear: nn.Linear) -> bool:
+    """Whether it computes something else: as its owner wants it, or for another thread."""
+    return "forward" in vars(linear)
 
 
 def few_rows(linears: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:

@@ -136,7 +136,7 @@ def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy)
     """What a caller's draft length means for a policy: a number, "auto", or settings of it."""
     if isinstance(value, int):
         return FixedLength(value)
-    usual = Auto(rows=each_costs(FEW_ROWS)) if engine.linears else Auto()
+    usual = Auto(rows=each_costs(FEW_ROWS)) if any(engine.linears) else Auto()
     settings = value if isinstance(value, Auto) else usual
     head = settings.head if settings.head is not None else head_in_layers(engine)
     exit_head = settings.exit_head
