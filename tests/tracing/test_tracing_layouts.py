@@ -30,7 +30,9 @@ from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.described_heads import read_by, reading_parts
 from offramp.tracing.heads_file import read_heads, write_heads
+from offramp.tracing.importing.base_weights import check_same
 from offramp.tracing.importing.imports import find_import, import_heads
+from offramp.tracing.importing.tensors import Tensors as FileTensors
 from offramp.tracing.tracer import trace
 
 DOCS = Path(__file__).parents[2] / "docs/bring-your-own-exits.md"
@@ -264,6 +266,13 @@ def test_another_base_is_refused_by_its_weights(tmp_path: Path, model: Model) ->
     folder = write(tmp_path / "alone", tensors, settings)
     heads = import_heads(folder, model, format="balcony")
     assert heads.provenance["imported"]["base_recognised_by"] == "nothing but its size"
+
+
+def test_a_weight_without_dimensions_is_compared_whole(tmp_path: Path, model: Model) -> None:
+    tensors = FileTensors.find(write(tmp_path, {"scale": torch.tensor(2.0)}, None))
+    assert "first rows of weights" in check_same(model, tensors, {"scale": torch.tensor(2.0)})
+    with pytest.raises(InputError, match="scale differs"):
+        check_same(model, tensors, {"scale": torch.tensor(3.0)})
 
 
 def test_a_layout_without_its_config_says_what_it_needs(tmp_path: Path) -> None:

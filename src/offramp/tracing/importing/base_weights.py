@@ -45,7 +45,7 @@ def check_same(model: Model, tensors: Tensors, weights: Mapping[str, Tensor]) ->
 
 def _is_same(stored: Tensor, own: Tensor) -> bool:
     """Whether a stored row is the first of a weight, but for a change of the dtype."""
-    row = own.detach()[:1].cpu()
+    row = (own.detach()[:1] if own.dim() else own.detach()).cpu()
     return stored.shape == row.shape and (
         torch.equal(stored.to(row.dtype), row) or torch.equal(stored, row.to(stored.dtype))
     )
