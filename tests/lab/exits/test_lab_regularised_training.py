@@ -241,6 +241,13 @@ def test_the_licence_goes_with_the_model(base: Path, tmp_path: Path) -> None:
         (base / "README.md").unlink()
 
 
+def test_a_model_that_is_trained_again_has_seen_what_it_saw_before(trained: TrainedExits, base: Path) -> None:
+    again = regularised(Path(str(trained.folder)), base.with_name("again"), steps=1, seed=1)
+    (first,), (both,) = (one.record.documents.values() for one in (trained, again))
+    assert set(first) < set(both)
+    assert len(again.record.texts) == len(both) > again.record.rows.documents
+
+
 def test_the_chain_judges_by_the_original_and_leaves_out_what_training_saw(
     trained: TrainedExits, base: Path, model: Model
 ) -> None:

@@ -75,8 +75,8 @@ class TrainingRecord:
 
     Of the kind "regularised" before (the original model) and trained have an entry for L at their end, and
     logit_lens is empty; heads is the fingerprint of the trained model; documents, by workload fingerprint,
-    and texts, sketches of them in the same order, are those that its training saw. Other kinds leave these to
-    their heads.
+    and texts, sketches of them in the same order, are those that its training saw, or one before it. Other
+    kinds leave these to their heads.
     """
 
     request: Request
