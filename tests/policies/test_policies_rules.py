@@ -120,6 +120,17 @@ def test_behind_a_filter_only_what_passes_is_asked_about(
     np.testing.assert_array_equal(decisions.probed_at(1), SIGNALS[by].fires(column, limit))
 
 
+def test_without_its_check_a_filter_lets_all_through() -> None:
+    trace, inner = random_trace(3), "threshold:signal=max_prob,value=0.5,exits=3+5"
+    filtered = f"filtered:signal=margin,value=0.99,exit=1,policy=[{inner}]"
+    found, alone, behind = (
+        replay_decisions(parse_policy(text), trace).exits
+        for text in (f"minimum:exit=2,policy=[{filtered}]", inner, filtered)
+    )
+    np.testing.assert_array_equal(found, alone)
+    assert (behind != alone).any()
+
+
 def test_a_filter_that_spares_nothing_is_refused() -> None:
     inner = "[threshold:signal=margin,value=0.9,exits=2+4]"
     with pytest.raises(PolicyError, match="asks at exit 2, and the check at exit 2 comes before"):

@@ -99,7 +99,8 @@ class _Filter(Decider):
     def begin(self, tokens: Tokens) -> None:
         super().begin(tokens)
         self.inner.begin(tokens)
-        self.through = np.zeros(self.streams, dtype=np.bool_)
+        # All, where a policy around this one drops the check.
+        self.through = np.ones(self.streams, dtype=np.bool_)
 
     def checks(self, exit: int) -> Rows:
         if exit == self.exit:
