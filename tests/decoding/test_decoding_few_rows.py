@@ -125,6 +125,11 @@ def test_only_plain_products_that_are_worth_it() -> None:
     replaced.forward = lambda states: states  # type: ignore[method-assign]
     layer = nn.ModuleList([wide, nn.Linear(8, 8), Other(600, 600), replaced, nn.Linear(600, 600).bfloat16()])
     assert wide_linears([layer]) == (wide,)
+    compiled = nn.Sequential(nn.Linear(600, 600))
+    assert len(wide_linears([compiled])) == 1
+    compiled.compile()
+    assert wide_linears([compiled]) == ()
+    assert wide_linears([torch.compile(nn.Sequential(nn.Linear(600, 600)))]) == ()
     assert not few_rows_are_faster([nn.Linear(8, 8)])
 
 

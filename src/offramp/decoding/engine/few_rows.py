@@ -20,10 +20,11 @@ SMALLEST = 200_000
 
 
 def wide_linears(layers: Sequence[nn.Module]) -> tuple[nn.Linear, ...]:
-    """The plain linear layers of float32 weights on a processor that are worth it, of all layers."""
+    """The plain linear layers of float32 weights on a processor that are worth it, of layers not compiled."""
     return tuple(
         module
         for layer in layers
+        if not any(map(_is_compiled, layer.modules()))
         for module in layer.modules()
         if type(module) is nn.Linear
         and module.weight.numel() >= SMALLEST
@@ -31,6 +32,11 @@ def wide_linears(layers: Sequence[nn.Module]) -> tuple[nn.Linear, ...]:
         and module.weight.device.type == "cpu"
         and not _has_own(module)
     )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a change of the module would make torch compile it again."""
+    return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 def few_rows_are_faster(layers: Sequence[nn.Module]) -> bool:
