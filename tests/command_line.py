@@ -92,12 +92,18 @@ class Here:
         options: EngineOptions,
         on_change: Callable[[], None],
     ) -> None:
-        """Run them one after another."""
+        """Run them one after another; the threads that a task asks for are given back."""
+        import torch
+
         from offramp.studies.runner import run_job
 
-        for job in jobs:
-            run_job(job, folder)
-            on_change()
+        threads = torch.get_num_threads()
+        try:
+            for job in jobs:
+                run_job(job, folder)
+                on_change()
+        finally:
+            torch.set_num_threads(threads)
 
 
 def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:

@@ -178,5 +178,5 @@ def _require_exits(heads: ExitHeads, traced: Sequence[int]) -> None:
         raise InputError(
             f"these exit heads have no exit {missing[0]}, which is traced; they have: "
             + ", ".join(map(str, heads.exits)),
-            fix=f"write exits = {list(heads.exits)} in [study]",
+            fix=f"write exits = {list(heads.exits)} in [study] (--exits {','.join(map(str, heads.exits))})",
         )

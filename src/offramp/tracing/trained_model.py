@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.tracing.exits_folder import TRAINING_FILE
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import SEAL, seal_of
+from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 from offramp.workloads.shared_text import Sketch, read_sketch
 
 if TYPE_CHECKING:
@@ -32,16 +35,40 @@ class TrainedOn:
 
 
 def trained_on(model: Model) -> TrainedOn:
-    """What the record in the model's folder says; nothing where there is none."""
-    path = None if model.source is None else model.source.folder / TRAINING_FILE
-    if path is None or not path.is_file():
+    """What the record in the model's folder says; nothing where there is none, or another program's.
+
+    Raises InputError for a training that has not ended, whose record comes last, and DamagedFileError for a
+    record that was changed: certificates must not rest on text that was trained on.
+    """
+    folder = None if model.source is None else model.source.folder
+    if folder is None:
+        return TrainedOn()
+    path = folder / TRAINING_FILE
+    if not path.is_file():
+        if any((folder / name).exists() for name in UNDER_WAY):
+            raise InputError(
+                f"the training of this model has not ended: {TRAINING_FILE} is missing",
+                where=str(folder),
+                fix="run its offramp exits train command again: it goes on where it stopped",
+            )
         return TrainedOn()
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        documents, texts = record["documents"], record["texts"]
+        if not isinstance(record, dict) or record.get("kind") != "training":
+            return TrainedOn()
+        if record.get(SEAL) != seal_of(record):
+            raise _damaged(path)
         return TrainedOn(
-            {str(workload): tuple(ids) for workload, ids in documents.items()},
-            tuple(read_sketch(text) for text in texts),
+            {str(workload): tuple(ids) for workload, ids in record["documents"].items()},
+            tuple(read_sketch(text) for text in record["texts"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):  # another program's file of this name
-        return TrainedOn()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> DamagedFileError:
+    return DamagedFileError(
+        "the record of what this model was trained on is damaged",
+        where=str(path),
+        fix="train the model again: offramp exits train --overwrite",
+    )

@@ -15,9 +15,9 @@ from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import check_price
+from offramp.policies.policy_cost import check_price, gives_output
 from offramp.policies.rules.threshold import signal_needs
-from offramp.policies.signals import Signal, probes_of
+from offramp.policies.signals import Signal
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.pool import Pool
@@ -77,7 +77,7 @@ def scaled_head(costs: TokenCosts, factor: float) -> TokenCosts:
     return replace(
         costs,
         head=factor * costs.head,
-        exit_head=factor * costs.exit_head,
+        exit_head=costs.exit_head if costs.short_list else factor * costs.exit_head,
         probes={
             name: price * (factor if PROBES[name].gives_output else 1.0)
             for name, price in costs.probes.items()
@@ -183,7 +183,7 @@ def _probe_row(name: str, decisions: Decisions, pricing: Pricing, target: float)
         sentence = f"Even free checks would not make the policy {target:g} times as fast as the full model."
         return BreakEven(name, "probe", now, None, None, target, sentence)
     unit = costs.unit
-    head = any(PROBES[kind].gives_output for facts in decisions.needs.values() for kind in probes_of(facts))
+    head = any(gives_output(facts, short_list=costs.short_list) for facts in decisions.needs.values())
     beside = ", the head's product beside where a token leaves" if head else ""
     sentence = (
         f"A check costs {amount(now, unit)}; at {amount(needed, unit)} or less{beside}, the policy would be "

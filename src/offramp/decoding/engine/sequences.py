@@ -247,7 +247,8 @@ class Sequences:
                 self.meter.lap("K,V repair")
             arguments, keywords = going.calls[index].arguments(hidden)
             self.meter.count("layers", index + 1, len(rows))
-            with merging(self.cache, written, order, kept_rows):
+            linears = self.engine.linears[index] if self.engine.linears else ()
+            with merging(self.cache, written, order, kept_rows), few_rows(linears, len(rows)):
                 hidden = first_tensor(layer(*arguments, **keywords))
             self.meter.lap("layers")
         return hidden
