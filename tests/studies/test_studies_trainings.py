@@ -318,4 +318,4 @@ def test_exits_that_are_there_are_taken_with_what_they_took(
         offramp.InputError, match="these exit heads have no exit 3, which is traced"
     ) as refused:
         make_plan(read_study(given))
-    assert refused.value.fix == "write exits = [1, 2] in [study]"
+    assert refused.value.fix == "write exits = [1, 2] in [study] (--exits 1,2)"
