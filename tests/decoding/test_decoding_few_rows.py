@@ -63,21 +63,21 @@ def test_hooks_see_every_product_and_nothing_stays_replaced(model: Model) -> Non
     with pytest.raises(RuntimeError, match="shape"):
         broken(linears)
     assert not any("forward" in vars(one) for one in linears)
-    with few_rows.few_rows(linears, 2):  # gradients are wanted: the model's own product
+    with few_rows.few_rows([linears], 2):  # gradients are wanted: the model's own product
         assert "forward" not in vars(linears[0])
 
 
 @torch.no_grad()
 def test_what_others_have_put_in_a_products_place_stays() -> None:
     linear = nn.Linear(8, 8)
-    with few_rows.few_rows([linear], 2):
+    with few_rows.few_rows([[linear]], 2):
         first = linear.forward
-        with few_rows.few_rows([linear], 2):  # as another thread's
+        with few_rows.few_rows([[linear]], 2):  # as another thread's
             assert linear.forward is first
         assert linear.forward is first
         linear.forward = own = lambda states: states  # type: ignore[method-assign]
     assert linear.forward is own
-    with few_rows.few_rows([linear], 2):
+    with few_rows.few_rows([[linear]], 2):
         assert linear.forward is own
     assert linear.forward is own
 
@@ -96,7 +96,7 @@ def test_without_a_product_that_takes_it_drafts_do_not_count_on_it(model: Model)
 @torch.no_grad()
 def broken(linears: list[nn.Linear]) -> None:
     """Fails while products are replaced."""
-    with few_rows.few_rows(linears, 2):
+    with few_rows.few_rows([linears], 2):
         assert "forward" in vars(linears[0])
         linears[0](torch.ones(2, HIDDEN + 1))
 

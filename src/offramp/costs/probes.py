@@ -39,6 +39,12 @@ class ProbeSizes:
 
 USUAL_SIZES = ProbeSizes()
 
+FULL_HEAD = "full head"
+"""The kind of probe whose product is the whole head's, and with it the output of an exit that reads it."""
+
+RESTRICTED_HEAD = "restricted head"
+"""The kind of probe whose product is the short list's, and with it the output where that is read off it."""
+
 
 @dataclass(frozen=True)
 class FittedSizes:
@@ -82,7 +88,6 @@ def fitted_of(
 class ProbeKind:
     """One kind of probe.
 
-    gives_output: its product is the exit's output, so that leaving there needs no further head.
     reads_logits: it goes through the final norm (and the linear lens, if there is one).
     flops, bytes: of one check of one token, the lens left out. row_bytes: of these, the bytes that every
     token of a batch moves anew, where the weights are read once for all.
@@ -96,7 +101,6 @@ class ProbeKind:
     launches: int
     # Hidden states are at hand in the processor's caches, as all activations are taken to be.
     row_bytes: Callable[[ModelShape, ProbeSizes], float] = lambda shape, sizes: 0.0
-    gives_output: bool = False
     reads_logits: bool = False
 
     def batch_flops(self, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
@@ -146,17 +150,16 @@ PROBES: dict[str, ProbeKind] = {
     kind.name: kind
     for kind in (
         ProbeKind(
-            "full head",
+            FULL_HEAD,
             "final norm, output head and reductions over the vocabulary",
             lambda shape, sizes: counting.probe_flops(shape),
             lambda shape, sizes: counting.probe_bytes(shape),
             launches=4,
             row_bytes=lambda shape, sizes: counting.REDUCTION_BYTES * shape.vocabulary_size,
-            gives_output=True,
             reads_logits=True,
         ),
         ProbeKind(
-            "restricted head",
+            RESTRICTED_HEAD,
             "final norm and the head's columns of a short list of tokens",
             _restricted_flops,
             _restricted_bytes,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.probes import FULL_HEAD
 from offramp.errors import PolicyError
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
-from offramp.policies.signals import FULL_HEAD, looks_back, probed_at_last, probes_of
+from offramp.policies.signals import looks_back, probed_at_last, probes_of
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
@@ -39,9 +40,7 @@ class Decisions:
 
     def head(self, *, final: bool) -> str:
         """The part of a cost breakdown (`PARTS`) that an output is, at exit L or below."""
-        if self.short_head if final else self.short_list:
-            return "short head"
-        return "final head" if final else "exit head"
+        return output_part(short=self.short_head if final else self.short_list, final=final)
 
     def at_rows(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Decisions:
         """The decisions on some of the tokens."""
@@ -57,6 +56,13 @@ class Decisions:
         if self.probed is not None:
             return self.probed[:, place]
         return self.exits >= list(self.needs)[place]
+
+
+def output_part(*, short: bool, final: bool) -> str:
+    """The part of a cost breakdown (`PARTS`) that an output is: short, off the list; final, at exit L."""
+    if short:
+        return "short head"
+    return "final head" if final else "exit head"
 
 
 def probed_facts(policy: ExitPolicy, layers: int) -> dict[int, tuple[str, ...]]:

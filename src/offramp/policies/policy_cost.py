@@ -19,7 +19,15 @@ from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
 from offramp.costs.machine import Machine
-from offramp.costs.probes import NOTHING_FITTED, FittedSizes, MapRanks, ProbeSizes, fitted_of
+from offramp.costs.probes import (
+    FULL_HEAD,
+    NOTHING_FITTED,
+    RESTRICTED_HEAD,
+    FittedSizes,
+    MapRanks,
+    ProbeSizes,
+    fitted_of,
+)
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
@@ -28,7 +36,7 @@ from offramp.models.identity import ATTENTION
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
-from offramp.policies.signals import FULL_HEAD, RESTRICTED_HEAD, probes_of
+from offramp.policies.signals import probes_of
 from offramp.tracing.described_heads import unusual_length
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -250,7 +258,7 @@ def derived_notes(machine: Machine | None, breakdown: CostBreakdown, *, lens: bo
     """What must be said of prices that were derived instead of timed; lens: whether the trace has one."""
     if not isinstance(machine, TimingsProfile):
         return ()
-    priced_as = {"short head": "restricted head"}
+    priced_as = {"short head": RESTRICTED_HEAD}
     used = {line.probe or priced_as.get(line.part, line.part) for line in breakdown.lines}
     return machine.derived_notes(used | {LENS} if lens else used)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.errors import PolicyError
 from offramp.tracing.facts import HEAD_FACTS
 
@@ -18,12 +19,6 @@ Direction = Literal["at least", "at most"]
 
 ROUNDING = 1e-4
 """How far a recorded fact may lie outside its signal's range, having been summed in float32."""
-
-FULL_HEAD = "full head"
-"""The kind of probe whose product is the whole head's."""
-
-RESTRICTED_HEAD = "restricted head"
-"""The kind of probe whose product is the short list's."""
 
 OPENING_FACT = "top1"
 """What the first check of a signal that compares exits reads: the output to compare with."""
@@ -163,7 +158,7 @@ SIGNALS: dict[str, Signal] = {
 }
 
 # Facts that policies read beside the signals' own.
-OTHER_PROBES = {"top1": "full head", "restricted_top1": "restricted head"}
+OTHER_PROBES = {"top1": FULL_HEAD, "restricted_top1": RESTRICTED_HEAD}
 
 _PROBE_OF_FACT = {signal.fact: signal.probe for signal in SIGNALS.values()} | OTHER_PROBES
 _LOOKS_BACK = {signal.fact for signal in SIGNALS.values() if signal.looks_back}

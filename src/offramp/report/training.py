@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offramp.report.run_result import RunResult
+from offramp.studies.comparison.results import share_saved
 from offramp.studies.work.training_cost import Training
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.verdict import Verdict
@@ -44,8 +45,8 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
     if speed is None:
         return Bought(text, verdict.floor, "never", "", None, None, None, None, verdict.tried is not None)
     # The slower limit of the speed is the lower one of what is saved.
-    saved = 1.0 - 1.0 / speed.value
-    low, high = (None if limit is None else 1.0 - 1.0 / limit for limit in (speed.low, speed.high))
+    saved = share_saved(speed.value)
+    low, high = (None if limit is None else share_saved(limit) for limit in (speed.low, speed.high))
     decoded = run.decoded(text)
     plain = run.plain_seconds_per_token
     seconds = (decoded and decoded.plain_seconds) or (plain and plain.value)

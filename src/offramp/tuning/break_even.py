@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.costs.probes import PROBES
+from offramp.costs.probes import FULL_HEAD
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
@@ -78,10 +78,7 @@ def scaled_head(costs: TokenCosts, factor: float) -> TokenCosts:
         costs,
         head=factor * costs.head,
         exit_head=costs.exit_head if costs.short_list else factor * costs.exit_head,
-        probes={
-            name: price * (factor if PROBES[name].gives_output else 1.0)
-            for name, price in costs.probes.items()
-        },
+        probes={name: price * (factor if name == FULL_HEAD else 1.0) for name, price in costs.probes.items()},
     )
 
 

@@ -13,7 +13,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
-from offramp.policies.decisions import Decisions
+from offramp.policies.decisions import Decisions, output_part
 from offramp.policies.kv_cost import MAPPED, find_strategy, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
@@ -42,15 +42,16 @@ class DecisionCounts:
     """What decisions are charged for, counted over its tokens.
 
     leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
-    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. heads: the
-    part of a breakdown that the output is below L, and at L.
+    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. short_list,
+    short_head: whether outputs below L, and at L, are read off the short list.
     """
 
     leaving: NDArray[np.int64]
     needs: Needs
     probed: NDArray[np.int64]
     answered: NDArray[np.int64]
-    heads: tuple[str, str] = ("exit head", "final head")
+    short_list: bool = False
+    short_head: bool = False
 
     @property
     def tokens(self) -> int:
@@ -70,12 +71,14 @@ class DecisionCounts:
         for place, (exit, facts) in enumerate(self.needs.items()):
             for kind in probes_of(facts):
                 usage[Item("probe", exit, probe=kind)] = int(self.probed[place])
-            if gives_output(facts, short_list=self.heads[0] == "short head"):
+            if gives_output(facts, short_list=self.short_list):
                 outputs[exit - 1] -= self.answered[place]
         for layer in range(1, layers + 1):
             usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
             usage[Item("K,V projection", layer)] = int(skipping[layer - 1])
-            usage[Item(self.heads[layer == layers], layer)] = int(outputs[layer - 1])
+            final = layer == layers
+            part = output_part(short=self.short_head if final else self.short_list, final=final)
+            usage[Item(part, layer)] = int(outputs[layer - 1])
         for exit in mapped:
             usage[Item("K,V map", exit)] = int(self.leaving[exit - 1])
         return usage
@@ -95,7 +98,8 @@ def count_decisions(decisions: Decisions, layers: int) -> DecisionCounts:
             ],
             dtype=np.int64,
         ),
-        heads=(decisions.head(final=False), decisions.head(final=True)),
+        short_list=decisions.short_list,
+        short_head=decisions.short_head,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.costs.probes import PROBES
+from offramp.costs.probes import FULL_HEAD
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.around import Monotone
@@ -232,9 +232,7 @@ def _add_thresholds_on_list(
 ) -> None:
     """short: the pool's documents and prices where outputs are read off the list at such exits."""
     cheap = [
-        signal
-        for signal in recorded_signals(short.trace)
-        if not (signal.opens or PROBES[signal.probe].gives_output)
+        signal for signal in recorded_signals(short.trace) if not (signal.opens or signal.probe == FULL_HEAD)
     ]
     families = add_thresholds(short, cheap, targets)
     add_per_exit(short, families, risk)

@@ -10,11 +10,11 @@ import torch
 from map_cases import heads_with, random_maps
 from strategy_cases import agreeable, llama, tiny_model
 from tracing_models import workload_of
+from training_cases import tiny_recipe
 
 from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.executed_pass import places_of
-from offramp.lab.exits.recipe import make_recipe
 from offramp.lab.exits.trainable_maps import TrainableMaps
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
@@ -41,23 +41,7 @@ def maps_of(
 ) -> ExecutedMaps:
     model = a_model()
     contexts, _ = plan_contexts(model, workload_of(lengths=LENGTHS), sum(LENGTHS), 64, False)
-    recipe = make_recipe(
-        layers=LAYERS,
-        hidden=model.shape.hidden_size,
-        vocabulary=model.shape.vocabulary_size,
-        kind="executed",
-        at=exits,
-        leave=leave,
-        mapped=exits,
-        tokens=100,
-        steps=3,
-        minutes=None,
-        seed=seed,
-        units=None,
-        loss_vocabulary=0,
-        context=None,
-        precision="float32",
-    )
+    recipe = tiny_recipe(model, kind="executed", at=exits, leave=leave, mapped=exits, seed=seed)
     return ExecutedMaps(model, the_heads(exits, rank), recipe, contexts[:4], contexts[4:])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tracing_models import build_family, llama, tiny_model, workload_of
+from training_cases import tiny_recipe
 
 from offramp.errors import InputError, ModelError
 from offramp.lab.exits.changed_weights import ChangedWeights
@@ -19,7 +20,6 @@ from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.evaluation import leaving_shares
 from offramp.lab.exits.layer_pass import read_out, run_layers
 from offramp.lab.exits.layer_skip import dropout_probabilities, exit_weights
-from offramp.lab.exits.recipe import make_recipe
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised import AHEAD_SHARE, RegularisedModel
 from offramp.lab.exits.regularised_text import OriginalStates, tokens_ahead
@@ -40,23 +40,8 @@ def objective_of(seed: int = 0, batch: int = 40, **asked: Any) -> RegularisedMod
     model = a_model()
     contexts, _ = plan_contexts(model, workload_of(lengths=LENGTHS), sum(LENGTHS), 64, False)
     settings = {"lora": 3, "layer_dropout": 0.0, "curriculum": "all"} | asked
-    recipe = make_recipe(
-        layers=LAYERS,
-        hidden=model.shape.hidden_size,
-        vocabulary=model.shape.vocabulary_size,
-        kind="regularised",
-        at=EXITS,
-        leave=None,
-        mapped=(),
-        tokens=100,
-        steps=3,
-        minutes=None,
-        seed=seed,
-        units=None,
-        loss_vocabulary=0,
-        context=None,
-        precision="float32",
-        regularisation=Regularisation(**settings),
+    recipe = tiny_recipe(
+        model, kind="regularised", at=EXITS, seed=seed, regularisation=Regularisation(**settings)
     )
     object.__setattr__(recipe, "batch", batch)
     return RegularisedModel(model, recipe, contexts[:4], contexts[4:])

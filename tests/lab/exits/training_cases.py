@@ -17,6 +17,21 @@ from offramp.workloads.registry import load_workload
 from tiny_models import write_documents
 
 
+def tiny_recipe(model: Model, **asked: Any) -> recipe.Recipe:
+    """A recipe of three steps with float32 products; asked: its kind, exits and whatever else is its own."""
+    usual: dict[str, Any] = {"leave": None, "mapped": (), "minutes": None, "units": None, "context": None}
+    return recipe.make_recipe(
+        layers=model.layers,
+        hidden=model.shape.hidden_size,
+        vocabulary=model.shape.vocabulary_size,
+        tokens=100,
+        steps=3,
+        loss_vocabulary=0,
+        precision="float32",
+        **usual | asked,
+    )
+
+
 def arrays(one: TrainedExits) -> dict[str, np.ndarray]:
     return one.heads.arrays()
 

@@ -88,12 +88,12 @@ def _has_own(linear: nn.Linear) -> bool:
     return "forward" in vars(linear)
 
 
-def few_rows(linears: Sequence[nn.Linear], rows: int) -> AbstractContextManager[None]:
+def few_rows(linears: Sequence[Sequence[nn.Linear]], rows: int) -> AbstractContextManager[None]:
     """Within it, products of so many rows are computed the faster way; hooks see every layer as ever.
 
-    linears: of the layers that run, empty where it is not faster. Sums are added up in another order, so that
-    states differ by rounding.
+    linears: of each of the layers that run, as `Engine.linears` has them. Sums are added up in another order,
+    so that states differ by rounding.
     """
-    if not linears or rows not in ROWS or torch.is_grad_enabled():
+    if rows not in ROWS or torch.is_grad_enabled():
         return nullcontext()
-    return _replaced(linears)
+    return _replaced([one for layer in linears for one in layer])

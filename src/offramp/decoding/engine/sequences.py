@@ -145,8 +145,7 @@ class Sequences:
     def run_differentiable(self, hidden: Tensor, inputs: Inputs, first: int, last: int) -> Tensor:
         """The same for training: gradients flow through the states, also by the K and V that are cached."""
         layers, rows = self.engine.stack.layers, hidden.shape[0] * hidden.shape[1]
-        linears = [one for layer in self.engine.linears[first:last] for one in layer]
-        with few_rows(linears, rows):
+        with few_rows(self.engine.linears[first:last], rows):
             for index in range(first, last):
                 self._advance(index, inputs)
                 arguments, keywords = inputs.calls[index].arguments(hidden)
@@ -247,7 +246,7 @@ class Sequences:
                 self.meter.lap("K,V repair")
             arguments, keywords = going.calls[index].arguments(hidden)
             self.meter.count("layers", index + 1, len(rows))
-            linears = self.engine.linears[index] if self.engine.linears else ()
+            linears = self.engine.linears[index : index + 1]
             with merging(self.cache, written, order, kept_rows), few_rows(linears, len(rows)):
                 hidden = first_tensor(layer(*arguments, **keywords))
             self.meter.lap("layers")

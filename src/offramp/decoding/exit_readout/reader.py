@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.facts import (
     READERS,
@@ -31,8 +32,7 @@ from offramp.tracing.fitted_heads import FittedHeads, PreparedClassifier, Prepar
 from offramp.tracing.own_heads import exit_stacks, require_readable
 from offramp.tracing.restricted_vocabulary import restricted_tokens
 
-FULL_HEAD = "full head"
-OF_SOME_COLUMNS = frozenset({"restricted head", "candidates"})
+OF_SOME_COLUMNS = frozenset({RESTRICTED_HEAD, "candidates"})
 OF_HEADS = frozenset(fact.name for fact in HEAD_FACTS)
 
 Needs = Mapping[int, tuple[str, ...]]
@@ -63,7 +63,7 @@ def make_tools(
     for name in sorted(names):
         if name not in READERS:
             raise PolicyError(f"no decoder reads the fact {name!r}", fix=suggest(name, READERS))
-    short_list = short_list or any(probe_of(name) == "restricted head" for name in names)
+    short_list = short_list or any(probe_of(name) == RESTRICTED_HEAD for name in names)
     _require_columns(head, names, short_list)
     _require_comparisons(needs)
     fitted = None if heads is None else _fitted(engine, head, heads, needs)

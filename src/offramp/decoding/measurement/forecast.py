@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
-from offramp.costs.probes import NOTHING_FITTED, PROBES, FittedSizes
+from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, FittedSizes
 from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.prompts import PromptBatch
@@ -277,4 +277,4 @@ def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
 
 
 def _is_head(part: str, probe: str) -> bool:
-    return part in HEADS or (part == "probe" and PROBES[probe].gives_output)
+    return part in HEADS or (part == "probe" and probe == FULL_HEAD)

@@ -51,7 +51,7 @@ def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str
     except OSError as error:
         if not is_disk_full(error):
             raise
-        written = sum(path.stat().st_size for path in made.iterdir())
+        written = sum(path.stat().st_size for path in made.glob("*"))  # of nothing if it was never made
         remove(made)
         raise disk_full(folder / SINGLE_FILE, written) from error
     fingerprint = identify_folder(made, source=str(folder)).fingerprint

@@ -102,11 +102,9 @@ def with_whole_head(policy: ExitPolicy) -> ExitPolicy:
     if not isinstance(policy, Delegating) or not policy.short_list:
         return policy
     decides = with_whole_head(policy.deciding)
-    return (
-        policy.around(decides)
-        if isinstance(policy, Around) and not isinstance(policy, ShortList)
-        else decides
-    )
+    if isinstance(policy, ShortList) or not isinstance(policy, Around):
+        return decides
+    return policy.around(decides)
 
 
 # These are of the whole head: a token outside the list has no probability on it.

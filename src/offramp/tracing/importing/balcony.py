@@ -14,6 +14,7 @@ from pathlib import Path
 from offramp.tracing.importing.base_weights import check_same_names
 from offramp.tracing.importing.key_map import PLACE, KeyMap, MlpKeys, OutputKeys
 from offramp.tracing.importing.layout import (
+    WHY_ATTENTION,
     Config,
     Described,
     Layout,
@@ -26,11 +27,6 @@ NAME = "balcony"
 EXITS = "model.exit_modules"
 UNKNOWN_TYPE = "nested_llama"
 """The type of these models, which transformers cannot build; as a "llama" they are the base alone."""
-
-WHY_ATTENTION = (
-    "the exits are transformer layers with attention, which need keys and values of their own for every "
-    "token; exits of offramp keep none"
-)
 
 
 class _Config(Config):

@@ -17,6 +17,7 @@ from offramp.models.model import Model
 from offramp.tracing.importing.base_weights import check_same
 from offramp.tracing.importing.key_map import EXIT, PLACE, KeyMap, OutputKeys
 from offramp.tracing.importing.layout import (
+    WHY_ATTENTION,
     Config,
     Described,
     Layout,
@@ -35,10 +36,6 @@ EMBEDDING = "language_model.embedding.word_embeddings.weight"
 WHY_MLP = (
     "an exit's MLP reads the state between attention and MLP of its layer and takes that MLP's place; exits "
     "of offramp read the state after a layer"
-)
-WHY_BLOCK = (
-    "the exits are transformer layers with attention, which need keys and values of their own for every "
-    "token; exits of offramp keep none"
 )
 
 
@@ -65,7 +62,7 @@ def _describe(path: Path, tensors: Tensors) -> Described:
     _require_whole(config, path)
     for used, part, why in (
         (config.use_exit_mlp, r"mlp\.branch", WHY_MLP),
-        (config.use_exit_block, "exit_block", WHY_BLOCK),
+        (config.use_exit_block, "exit_block", WHY_ATTENTION),
     ):
         if used:
             keys = [key for key in tensors.stored if re.fullmatch(rf"{LAYERS}\.\d+\.{part}\..*", key)]

@@ -16,6 +16,12 @@ from offramp.models.model import Model
 from offramp.tracing.importing.key_map import KeyMap
 from offramp.tracing.importing.tensors import Tensors
 
+WHY_ATTENTION = (
+    "the exits are transformer layers with attention, which need keys and values of their own for every "
+    "token; exits of offramp keep none"
+)
+"""Why exits that attend cannot be imported."""
+
 
 @dataclass(frozen=True)
 class Described:

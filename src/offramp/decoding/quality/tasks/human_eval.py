@@ -46,9 +46,8 @@ class HumanEval(Task):
         return [
             Question(
                 problem["task_id"],
-                problem[
-                    "prompt"
-                ].rstrip(),  # its last line break belongs to the token of the next line's start
+                # Its last line break belongs to the token of the next line's start.
+                problem["prompt"].rstrip(),
                 f"\n{problem['canonical_solution']}",
                 {"test": problem["test"], "entry_point": problem["entry_point"]},
             )
