@@ -120,6 +120,19 @@ def test_what_holds_no_trained_exits_is_refused_before_a_model_is_looked_at(
         offramp.run(str(tiny_model), f"jsonl:{documents}#text", exits=unfinished)
 
 
+def test_a_record_of_another_version_is_refused_before_a_model_is_looked_at(
+    trained: Path, documents: Path, tmp_path: Path
+) -> None:
+    outdated = shutil.copytree(trained, tmp_path / "outdated")
+    (outdated / TRAINING_FILE).write_text('{"kind": "training", "schema_version": 1}')
+    run = ["run", "no model", "-w", f"jsonl:{documents}#text", "-o", tmp_path / "run", "--json"]
+    error = run_offramp(*run, "--exits", outdated).require(2).json["error"]
+    assert "its schema version is 1" in error["what"]
+    assert error["where"] == str(outdated / TRAINING_FILE)
+    assert EXITS_FILE in error["fix"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_exits_of_another_base_are_refused(trained: Path, short: list[object], tmp_path: Path) -> None:
     short[1] = write_llama(tmp_path / "other", num_hidden_layers=3)
     outcome = run_offramp(*short, "--exits", trained).require(2)

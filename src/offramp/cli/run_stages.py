@@ -18,8 +18,9 @@ from offramp.cli.run_folder import SUMMARY_FILE, claim, default_folder, require_
 from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
 from offramp.cli.run_study import RunOptions, require_documents, run_study
 from offramp.costs.hardware import LOCAL, find_machine
-from offramp.errors import InputError, ModelError, OfframpError
+from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.files import locked_folder, sweep_temporary_files
+from offramp.lab.exits.earlier import record_of
 from offramp.models.memory import parse_size
 from offramp.models.model import Model
 from offramp.report.page import write_report
@@ -35,6 +36,7 @@ from offramp.studies.task import Plan, Task
 from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.inputs import model_of
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import ModelRequest, find_model, read_transforms, stays_on_disk
@@ -81,7 +83,7 @@ def carry_out(
     input that is refused.
     """
     require_documents(workloads)
-    given = None if options.heads is None else read_heads(options.heads)
+    given = None if options.heads is None else _read_with_record(options.heads)
     with stage("looking at the model's files"):
         asked = find_model(
             options.model,
@@ -115,6 +117,24 @@ def carry_out(
         sweep_temporary_files(folder)
         claim(folder, request, overwrite=options.overwrite)
         return run.run(before_decoding)
+
+
+def _read_with_record(path: Path) -> ExitHeads:
+    """The exit heads, whose training's record a task will need, long after much else was done.
+
+    Raises InputError for a record that cannot be read, and what `read_heads` does.
+    """
+    heads = read_heads(path)
+    try:
+        record_of(path, heads.fingerprint)
+    except DamagedFileError as error:
+        raise InputError(
+            f"what training these exits took cannot be read: {error.what}",
+            where=error.where,
+            fix=f"train them again (offramp exits train --overwrite), or copy {EXITS_FILE} elsewhere and "
+            "give that: the page then says nothing of what they took",
+        ) from error
+    return heads
 
 
 def _traceable(
