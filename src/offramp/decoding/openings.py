@@ -15,7 +15,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tracing.trained_model import trained_on
 from offramp.tuning.splits import Roles, split_documents, split_roles
-from offramp.workloads.packing import encode_document
+from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketch, Sketcher, read_sketch, without_shared_text
 from offramp.workloads.workload import Document, Workload
@@ -50,11 +50,11 @@ class Openings:
 
 
 def _start_of(model: Model, workload: Workload, document: Document, most: int) -> tuple[int, ...]:
-    """Token ids of a text's start, or of a whole prompt; through the chat template if the workload has it."""
+    """Token ids of a text's start, or of a prompt; through the chat template if the workload has it."""
     encode = model.encode_chat if workload.chat else model.encode
     if workload.mode == "generation":
-        return encode_document(encode, document)
-    return encode_document(encode, document, most)[:most]
+        return encode_prompt(encode, document, workload.prompt_tokens)
+    return encode_prompt(encode, document, most)
 
 
 def _room(model: Model, workload: Workload, prompt_tokens: int, new_tokens: int) -> int | None:

@@ -27,6 +27,7 @@ from offramp.studies.study import Study, placed, resolved
 from offramp.studies.training_checks import exits_of_training
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.heads_file import read_heads
+from offramp.workloads.continued import split_continued
 from offramp.workloads.registry import describe_workloads, is_given, load_workload
 from offramp.workloads.standard_library import library_files
 
@@ -79,13 +80,15 @@ class _WorkloadSearch:
         return dataclasses.replace(self.found[entry.source], entry=entry)
 
     def _look_up(self, entry: WorkloadEntry, location: Location) -> FoundWorkload:
-        kind, _, argument = entry.source.partition(":")
+        prefix, text = split_continued(entry.source)
+        kind, _, argument = text.partition(":")
         own_file = kind in FILE_SOURCES
-        source = entry.source
         if own_file and not self.study.inline:
-            source = f"{kind}:{(self.study.folder / argument).absolute()}"
-        mode = load_workload(source).mode if is_given(source) else self.modes[kind]
-        found = FoundWorkload(entry, source, source if source in self.names else kind, mode)
+            text = f"{kind}:{(self.study.folder / argument).absolute()}"
+        source = prefix + text
+        mode = load_workload(text).mode if is_given(text) else self.modes[kind]
+        kind = text if text in self.names else kind
+        found = FoundWorkload(entry, source, prefix + kind, "generation" if prefix else mode)
         try:
             return dataclasses.replace(found, fingerprint=self._fingerprint(source))
         except WorkloadError as error:
@@ -98,7 +101,7 @@ class _WorkloadSearch:
         def load() -> str:
             return load_workload(source).fingerprint
 
-        if source in SLOW_SOURCES:
+        if split_continued(source)[1] in SLOW_SOURCES:
             return str(self.fingerprints.get(f"workload {source}", lambda _: _installed(), load))
         return load()
 

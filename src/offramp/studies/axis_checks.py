@@ -18,6 +18,7 @@ from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, Heads
 from offramp.studies.steps import all_steps, measured_on, steps_of
 from offramp.studies.study import placed, resolved
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
+from offramp.workloads.continued import sizes_of, split_continued
 from offramp.workloads.registry import describe_workloads, is_given
 
 if TYPE_CHECKING:
@@ -38,17 +39,20 @@ def check_workloads(study: Study) -> None:
 
 def _check_source(study: Study, source: str, location: Location, names: Collection[str] = ()) -> None:
     """Refuse a source that is unknown or has no such size. names: that would do as well."""
-    if is_given(source):
+    prefix, text = split_continued(source)
+    if prefix:
+        sizes_of(prefix, text)
+    if is_given(text):
         return
     known = {description.name for description in describe_workloads()}
-    kind, _, argument = source.partition(":")
+    kind, _, argument = text.partition(":")
     # One that takes no argument is known by its name alone, and by each of its sizes.
     takes_argument = kind not in known and any(name.startswith(f"{kind}:") for name in known)
-    if source not in known and not (takes_argument and argument):
+    if text not in known and not (takes_argument and argument):
         raise InputError(
-            f"there is no workload {source!r}",
+            f"there is no workload {text!r}",
             where=study.where(*location),
-            fix=did_you_mean(source, {*known, *names}),
+            fix=did_you_mean(text, {*known, *names}),
         )
 
 
@@ -140,7 +144,7 @@ def check_pruning(study: Study) -> None:
             )
         for source in measured_on([step]):
             _check_source(study, source, location)
-            kind, _, path = source.partition(":")
+            kind, _, path = split_continued(source)[1].partition(":")
             if kind in FILE_SOURCES and not Path(path).is_absolute():
                 raise InputError(
                     f"{source} in a transform is found from wherever the study runs",

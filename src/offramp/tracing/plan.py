@@ -14,7 +14,14 @@ from offramp.tracing.answers import Answerer
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import DEFAULT_CONTEXT
 from offramp.workloads.answers import Answer, answer_prompts
-from offramp.workloads.packing import Context, EncodedDocument, EncodedDocuments, Selection, select_contexts
+from offramp.workloads.packing import (
+    Context,
+    EncodedDocument,
+    EncodedDocuments,
+    Selection,
+    encode_prompt,
+    select_contexts,
+)
 from offramp.workloads.workload import Workload
 
 PARTS_WANTED = 64
@@ -65,16 +72,22 @@ def plan_trace(
     _require_known_tokens(model, workload)
     prepended = 0 if model.bos_policy.token_id is None else 1
     encode = model.encode_chat if workload.chat else model.encode
-    front = 0 if workload.mode == "generation" else prepended
-    # A row's next token is known, so that the last row needs one token more; answers need whole prompts.
-    most = None if workload.mode == "generation" else 1 + (document_tokens or tokens)
-    encoded: Sequence[EncodedDocument] = EncodedDocuments(
-        workload.documents, encode, prepended=front, most=most
-    )
+    most = workload.new_tokens
+    if most is not None:
+        document_tokens = min(most, document_tokens or most)
+    encoded: Sequence[EncodedDocument]
     if workload.mode == "generation":
+        prompts = [
+            EncodedDocument(document.id, encode_prompt(encode, document, workload.prompt_tokens))
+            for document in workload.documents
+        ]
         encoded = answer_prompts(
-            encoded, answer(), tokens=tokens, context=context, document_tokens=document_tokens
+            prompts, answer(), tokens=tokens, context=context, document_tokens=document_tokens
         )
+    else:
+        # A row's next token is known, so that the last row needs one token more.
+        needed = 1 + (document_tokens or tokens)
+        encoded = EncodedDocuments(workload.documents, encode, prepended=prepended, most=needed)
     selection = select_contexts(encoded, tokens=tokens, context=context, document_tokens=document_tokens)
     place = {document.document: number for number, document in enumerate(selection.documents)}
     contexts = [replace(context, document=place[context.document]) for context in selection.contexts]

@@ -50,6 +50,12 @@ def encode_document(encode: Encode, document: Document, most: int | None = None)
     return tuple(int(token) for token in ids)
 
 
+def encode_prompt(encode: Encode, document: Document, tokens: int | None) -> tuple[int, ...]:
+    """Token ids of a prompt that the model answers, or of so many first ones that it continues."""
+    ids = encode_document(encode, document, tokens)
+    return ids if tokens is None else ids[:tokens]
+
+
 def encode_start(encode: Encode, text: str, most: int | None) -> Sequence[int]:
     """Ids of a text: of one that is much longer than so many tokens, the first ones only. None: all.
 

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from offramp.errors import WorkloadError
 from offramp.plug_ins import load_plug_in, plug_ins
+from offramp.workloads.continued import DESCRIBED, continued, split_continued
 from offramp.workloads.hub_dataset import HUB_DATASET
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
@@ -55,7 +56,8 @@ def register_workload(source: WorkloadSource) -> None:
 
 
 def load_workload(spec: str) -> Workload:
-    """The workload that a text names: "prose", "prose:short", "txt:PATH", "jsonl:PATH#field", or a plug-in's.
+    """The workload that a text names: "prose", "prose:short", "txt:PATH", "jsonl:PATH#field", a plug-in's,
+    or "continued:N:" in front of one of them.
 
     Raises WorkloadError for an unknown name (with near matches) or size, and for input that is not usable
     text.
@@ -63,6 +65,9 @@ def load_workload(spec: str) -> Workload:
     >>> offramp.load_workload("prose:short").mode
     'text'
     """
+    prefix, text = split_continued(spec)
+    if prefix:
+        return continued(load_workload(text), prefix)
     name, colon, argument = spec.partition(":")
     if name == GIVEN:
         known = _given.get(spec)
@@ -85,7 +90,7 @@ def load_workload(spec: str) -> Workload:
 
 def describe_workloads() -> tuple[WorkloadDescription, ...]:
     """What `offramp list workloads` shows, one line per size; loads none of them."""
-    return tuple(described for source in _sources().values() for described in source.described)
+    return (*(described for source in _sources().values() for described in source.described), DESCRIBED)
 
 
 def require_usable(workload: Workload) -> None:
@@ -124,7 +129,8 @@ def _sources() -> dict[str, WorkloadSource]:
 
 
 def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
-    known = ", ".join(described.name for source in sources.values() for described in source.described)
+    names = [described.name for source in sources.values() for described in source.described]
+    known = ", ".join([*names, DESCRIBED.name])
     near = difflib.get_close_matches(name, sources, n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if any(letter.isspace() for letter in spec):

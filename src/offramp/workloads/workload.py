@@ -42,6 +42,8 @@ class Workload:
     mode: "text" traces the given text teacher-forced; "generation" lets the full model answer each prompt
     greedily and traces the answer.
     chat: the prompts go through the model's chat template.
+    prompt_tokens: in generation mode, of each document's text, which the model continues; None for all of it.
+    new_tokens: that an answer has at most, None for as many as are asked for elsewhere.
     notes: what was done to the texts that a reader of the results must know, one phrase each.
     """
 
@@ -52,6 +54,8 @@ class Workload:
     source: str
     chat: bool = False
     notes: tuple[str, ...] = ()
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
 
     def __repr__(self) -> str:
         return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"
@@ -59,7 +63,9 @@ class Workload:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of mode, chat and every document: equal exactly when the traced text is equal."""
-        content = [self.mode, self.chat, [document.content for document in self.documents]]
+        content: list[object] = [self.mode, self.chat, [document.content for document in self.documents]]
+        if self.prompt_tokens is not None:
+            content.append([self.prompt_tokens, self.new_tokens])
         return sha256_of_text(canonical_json(content))
 
 

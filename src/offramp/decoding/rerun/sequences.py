@@ -17,7 +17,7 @@ from offramp.policies.binding import base_of
 from offramp.tracing.described_heads import reading_of, reads_exits, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
-from offramp.workloads.packing import encode_document
+from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
@@ -109,7 +109,7 @@ def _prompts(model: Model, trace: Trace, workload: Workload | None) -> Mapping[s
     encode = model.encode_chat if workload.chat else model.encode
     wanted = {trace.documents[int(place)].id for place in np.unique(trace.document)}
     return {
-        document.id: encode_document(encode, document)
+        document.id: encode_prompt(encode, document, workload.prompt_tokens)
         for document in workload.documents
         if document.id in wanted
     }
