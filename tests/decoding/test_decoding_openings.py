@@ -179,6 +179,22 @@ def test_prompts_of_a_generation_workload_are_taken_whole() -> None:
     assert left.left_out == {EMPTY: 1, NO_ROOM: 1}
 
 
+def test_a_text_that_is_continued_is_decoded_from_its_first_tokens() -> None:
+    """The same as starts of the texts, but that a shorter text is taken whole."""
+    model = tiny_model(llama(), name="continues")
+    work = replace(
+        workload_of("", mode="generation", lengths=(9, 12, 20, 3, 8), vocabulary=58), prompt_tokens=6
+    )
+    found = trace(model, work, tokens=20, document_tokens=4, progress=False)
+    openings = choose_openings(
+        model, found, work, split_roles(found, 0), seed=0, prompt_tokens=4, new_tokens=8
+    )
+    by_id = {document.id: tuple(model.encode(document.text)) for document in work.documents}
+    chosen = (*openings.certify, *openings.report)
+    assert {len(one.ids) for one in chosen} == {3, 6}
+    assert all(one.ids == by_id[one.document][:6] for one in chosen)
+
+
 def test_openings_that_leave_no_room_are_refused() -> None:
     model, found, work = traced(20, 50)
     with pytest.raises(InputError, match="prompts of 90 tokens do not leave room for 10 new tokens"):

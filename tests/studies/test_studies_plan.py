@@ -104,6 +104,18 @@ def test_recipes_hold_fingerprints_that_others_compute_too(world: Path, wide: Pl
     assert len(rented) == len(tasks_of(wide, "league")) / 2
 
 
+def test_a_text_that_is_continued_is_found_beside_the_study(world: Path) -> None:
+    study = 'models = ["a"]\nworkloads = ["continued:8+4:txt:one.txt"]\n'
+    plan = plan_of(world, study)
+    trace = tasks_of(plan, "trace")[0]
+    source = f"continued:8+4:txt:{world / 'one.txt'}"
+    fingerprint = load_workload(source).fingerprint
+    assert trace.recipe["workload"] == {"kind": "continued:8+4:txt", "fingerprint": fingerprint}
+    assert trace.sources["workload"] == source
+    with pytest.raises(InputError, match="2 does not say how many tokens"):
+        plan_of(world, study.replace("8+4", "2"))
+
+
 def test_what_tasks_need(wide: Plan) -> None:
     kinds = ("trace", "decode", "pair")
     roles = {(kind, tuple(sorted(task.needs))) for kind in kinds for task in tasks_of(wide, kind)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
         assert found.position[rows].tolist() == list(range(ids.shape[1], ids.shape[1] + count))
         # The full model's own choice at each generated position is the token that follows.
         assert np.array_equal(found.top1[rows, -1], found.next_token[rows])
+
+
+def test_a_text_that_is_continued_is_a_prompt_of_its_first_tokens() -> None:
+    """As the prompts cut by hand would be; M limits the answers, a smaller limit of the trace does too."""
+    model = tiny_llama()
+    texts = ("5 6 7 8 9 10 11", "12 13 14", "15 16 17 18 19 20")
+    work = replace(workload_of(*texts, mode="generation"), prompt_tokens=4, new_tokens=6)
+    by_hand = workload_of("5 6 7 8", "12 13 14", "15 16 17 18", mode="generation")
+    for limit, rows in ((None, 6), (9, 6), (3, 3)):
+        found = run(model, workload=work, tokens=100, document_tokens=limit)
+        same = run(model, workload=by_hand, tokens=100, document_tokens=rows)
+        for name in ("token", "next_token", "position", "document"):
+            assert np.array_equal(getattr(found, name), getattr(same, name))
+        assert found.position.min() == 3
+        assert np.bincount(found.document).max() == rows
 
 
 def test_answers_together_stay_within_a_short_context() -> None:

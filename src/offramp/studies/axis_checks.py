@@ -41,7 +41,8 @@ def _check_source(study: Study, source: str, location: Location, names: Collecti
     """Refuse a source that is unknown or has no such size. names: that would do as well."""
     prefix, text = split_continued(source)
     if prefix:
-        sizes_of(prefix, text)
+        with placed(study, *location):
+            sizes_of(prefix, text)
     if is_given(text):
         return
     known = {description.name for description in describe_workloads()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from offramp.errors import WorkloadError
@@ -11,40 +12,43 @@ CONTINUED = "continued"
 
 FEWEST_TOKENS = 4
 
+EXAMPLE = f"{CONTINUED}:32+64:code:short"
+
 DESCRIBED = WorkloadDescription(
     name=f"{CONTINUED}:N+M:WORKLOAD",
     mode="generation",
     documents="those of WORKLOAD",
     licence="of WORKLOAD",
     description="what the model writes itself after the first N tokens of each text, with +M no more than M "
-    "tokens, as in continued:32+64:code:short",
+    f"tokens, as in {EXAMPLE}",
 )
 
 
 def split_continued(spec: str) -> tuple[str, str]:
     """What stands in front of a workload that is continued ("continued:32:", or nothing), and the rest."""
-    name, colon, argument = spec.partition(":")
+    name, _, argument = spec.partition(":")
     if name != CONTINUED:
         return "", spec
-    tokens, second_colon, workload = argument.partition(":")
-    return f"{name}{colon}{tokens}{second_colon}", workload
+    tokens, colon, text = argument.partition(":")
+    return f"{name}:{tokens}{colon}", text
 
 
-def continued(workload: Workload, prefix: str) -> Workload:
-    """The same documents, each cut to its first tokens, which the full model continues greedily.
+def continued(prefix: str, text: str, load: Callable[[str], Workload]) -> Workload:
+    """The documents of a workload, each cut to its first tokens, which the full model continues greedily.
 
-    prefix: as `split_continued` gives it. Tokens of a document are counted with BOS if the model puts it
-    there. A shorter text is continued whole.
+    prefix, text: as `split_continued` gives them. load: loads the latter. Tokens of a document are counted
+    with BOS if the model puts it there; a shorter text is continued whole.
 
-    Raises WorkloadError for tokens that are no whole number or too few, and for a workload of prompts, which
-    the model answers as it is.
+    Raises WorkloadError for tokens that are no whole number or too few, for a workload of prompts, which the
+    model answers as it is, and whatever `load` raises.
     """
-    prompt_tokens, new_tokens = sizes_of(prefix, workload.name)
+    prompt_tokens, new_tokens = sizes_of(prefix, text)
+    workload = load(text)
     if workload.mode == "generation":
         raise WorkloadError(
             "prompts are answered, there is no text to continue",
-            where=f"workload {prefix}{workload.name}",
-            fix=f"write {workload.name}",
+            where=f"workload {prefix}{text}",
+            fix=f"write {text}",
         )
     return replace(
         workload,
@@ -57,18 +61,19 @@ def continued(workload: Workload, prefix: str) -> Workload:
 
 
 def sizes_of(prefix: str, text: str) -> tuple[int, int | None]:
-    """N and M of a prefix; None for an M that is not given. text: that stands behind it, for the error.
-
-    Raises WorkloadError for what is no whole number or too small.
-    """
+    """N and M of a prefix, None for an M that is not given. Raises WorkloadError for what is unusable."""
+    where = f"workload {prefix}{text}"
     tokens, plus, new = prefix.split(":")[1].partition("+")
-    given = [tokens, new] if plus else [tokens]
-    fine = all(one.isascii() and one.isdigit() for one in given)
+    fine = all(one.isascii() and one.isdigit() for one in ([tokens, new] if plus else [tokens]))
     if not fine or int(tokens) < FEWEST_TOKENS or (plus and int(new) < 1):
         raise WorkloadError(
             f"{tokens + plus + new or 'nothing'} does not say how many tokens of a text are continued",
-            where=f"workload {prefix}{text}",
-            fix=f"write {CONTINUED}:32:{text or 'prose'}, or {CONTINUED}:32+64:{text or 'prose'} for 64 new "
-            f"tokens at most; {FEWEST_TOKENS} are continued at least",
+            where=where,
+            fix=f"write {EXAMPLE}, which continues 32 and writes 64 at most, or leave +64 out; "
+            f"{FEWEST_TOKENS} are continued at least",
+        )
+    if not text:
+        raise WorkloadError(
+            "no workload is named that is continued", where=where, fix=f"write {EXAMPLE}, say"
         )
     return int(tokens), int(new) if plus else None

@@ -67,7 +67,7 @@ def load_workload(spec: str) -> Workload:
     """
     prefix, text = split_continued(spec)
     if prefix:
-        return continued(load_workload(text), prefix)
+        return continued(prefix, text, load_workload)
     name, colon, argument = spec.partition(":")
     if name == GIVEN:
         known = _given.get(spec)
