@@ -80,7 +80,7 @@ WorkloadNames = Annotated[
         "--workload",
         "-w",
         help="prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH, "
-        "jsonl:PATH#field, hf:dataset#split#field, or continued:N:WORKLOAD, what the model writes after N tokens.",
+        "jsonl:PATH#field, hf:dataset#split#field, continued:N:WORKLOAD (the model goes on after N tokens).",
     ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to trace per workload.")]
