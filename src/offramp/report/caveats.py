@@ -19,7 +19,8 @@ from offramp.workloads.packing import SHORTEST_CAP
 
 REPAIR_NOTE = (
     "A token that leaves early is charged for the keys and values that later tokens need of the layers it "
-    "skipped; how much these approximate ones change later predictions is not in the agreement."
+    "skipped. Propagated and mapped ones are approximate, and how much that changes later predictions is not "
+    "in a replayed agreement; recomputed ones are exact."
 )
 
 
@@ -59,24 +60,19 @@ def defect_notes(run: RunResult) -> list[str]:
 
 
 def repair_note(run: RunResult) -> str:
-    """What approximate keys and values change: measured where a policy was decoded, else not known."""
+    """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
     found = []
     for decoded in run.decoding:
         policy = decoded.chosen
         if policy is None or policy.free_running is None or policy.forecast is None:
             continue
-        if policy.forecast.predicted_agreement is not None:
+        replayed = policy.forecast.predicted_agreement
+        if replayed is not None:
             found.append(
-                f"on {decoded.workload} {percent(policy.forecast.predicted_agreement)} replayed and "
+                f"on {decoded.workload} ({policy.kv}) {percent(replayed)} replayed and "
                 f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
             )
-    if not found:
-        return REPAIR_NOTE
-    return (
-        "A token that leaves early is charged for the keys and values that later tokens need of the layers "
-        f"it skipped. What these approximate ones change was measured for the policies decoded: agreement is "
-        f"{listed(found)}. For all others it is not in the agreement."
-    )
+    return f"{REPAIR_NOTE} Of the policies decoded agreement is {listed(found)}." if found else REPAIR_NOTE
 
 
 def caveats(run: RunResult) -> list[str]:
