@@ -291,6 +291,16 @@ def test_a_family_is_timed_without_the_peers_that_cannot(family: str, lookup: st
     assert result.contender(NEVER).same_output == 1.0
 
 
+def test_a_check_of_the_short_list_that_is_the_output_counts_as_a_head_too() -> None:
+    """Every token leaves by it, and the price of a token has no other head (`gain.head`)."""
+    policy = "shortlist:policy=[threshold:signal=restricted_margin,value=0,exits=2]"
+    setting = settled(tiny_llama(), policy, prompts=PROMPTS, new_tokens=4)
+    extent = Extent(peers=False, plain=GENERATE)
+    counted = run(setting, limits=Limits(rounds=1), extent=extent).result.contenders[0].counted
+    assert counted is not None
+    assert (counted.layers, counted.heads, counted.probes) == (2.0, 1.0, 1.0)
+
+
 def test_what_fails_beside_the_policy_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     works = decoder.PlainRunning.__init__
 

@@ -86,7 +86,12 @@ def policies(setting: Setting) -> Candidates:
         exits = cell.policy.needs(setting.model.layers)
         lossless = STRATEGIES[cell.kv].lossless or not (exits or cell.policy.short_head)
         decoder = _in_steps(cell.name, "policy", _in_our_loop(setting, cell))
-        yield replace(decoder, output_must_match=setting.exact and lossless, required=not place)
+        yield replace(
+            decoder,
+            output_must_match=setting.exact and lossless,
+            required=not place,
+            short_list=cell.policy.short_list,
+        )
 
 
 def _never_exit(setting: Setting) -> Candidates:

@@ -105,6 +105,7 @@ class Decoder:
     name, role, output_must_match: as in `offramp.decoding.measurement.results.Contender`. decode: at a
     stretch. start: in steps, None where that is not possible. required: whether nothing can be measured
     without it; others are left out where they fail. note: what must be said of it beside its figures.
+    short_list: whether its early outputs are read off the short list.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Decoder:
     output_must_match: bool = False
     required: bool = False
     note: str | None = None
+    short_list: bool = False
 
 
 def decoding_in_steps(start: Start) -> Decode:

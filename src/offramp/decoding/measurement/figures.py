@@ -139,7 +139,8 @@ def _counted(part: Part, group: Group, decoded: Sequence[Decoded]) -> Counted | 
         # Who claims anything without a record runs the whole model for every token.
         claims = part.trial.decoded.claimed_layers is not None
         return counted_plain(setting.prompts, group.new_tokens, setting.model.shape) if claims else None
-    return counted_policy(records, setting.model.shape, sizes_of_heads(setting.main.heads, mapped=True))
+    fitted = sizes_of_heads(setting.main.heads, mapped=True)
+    return counted_policy(records, setting.model.shape, fitted, short_list=part.decoder.short_list)
 
 
 def _compared(part: Part, timed: Sequence[tuple[int, Timed]]) -> tuple[float, Difference | None]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
-from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, FittedSizes
+from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
 from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.prompts import PromptBatch
@@ -236,12 +236,17 @@ UNITS = ("flops", "bytes")
 
 
 def counted_policy(
-    runs: Sequence[BatchGeneration], shape: ModelShape, fitted: FittedSizes = NOTHING_FITTED
+    runs: Sequence[BatchGeneration],
+    shape: ModelShape,
+    fitted: FittedSizes = NOTHING_FITTED,
+    *,
+    short_list: bool = False,
 ) -> Counted:
     """Of what a policy's decodings ran, priced in FLOPs and bytes at the mean position of each.
 
-    A probe that reads the whole head makes the output too: it counts as a head and as a probe. fitted: what
-    the decoder's heads add.
+    A probe that reads the whole head makes the output too, and so does one of the short list where early
+    outputs are read off that (short_list): it counts as a head and as a probe. fitted: what the decoder's
+    heads add.
 
     Raises InputError if no token was decoded after the first one.
     """
@@ -251,7 +256,9 @@ def counted_policy(
     for run in runs:
         layers += sum(row.layers_executed - row.prompt_layers for row in run.rows)
         heads += sum(
-            item.rows * count for item, count in run.usage.items() if _is_head(item.part, item.probe)
+            item.rows * count
+            for item, count in run.usage.items()
+            if item.part in HEADS or item.probe == FULL_HEAD or (short_list and item.probe == RESTRICTED_HEAD)
         )
         probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
         for unit in UNITS:
@@ -274,7 +281,3 @@ def counted_plain(prompts: Sequence[PromptBatch], new_tokens: int, shape: ModelS
 def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
     """The records of our loop among what was decoded."""
     return [one.record for one in decoded if isinstance(one.record, BatchGeneration)]
-
-
-def _is_head(part: str, probe: str) -> bool:
-    return part in HEADS or (part == "probe" and probe == FULL_HEAD)
