@@ -113,6 +113,16 @@ def test_exits_that_vary_are_the_slow_reference(policy: str, batching: str, rank
         assert row.tokens == mapped_tokens(model, maps_of(fitted), model.encode(prompt), row)
 
 
+def test_a_filter_needs_no_maps_where_nothing_leaves() -> None:
+    model, fitted = tiny_llama(), maps_for(tiny_llama(), [2])
+    policy = "filtered:signal=margin,value=0.003,exit=1,policy=[static:exit=2]"
+    found = offramp.generate(
+        model, PROMPTS[0], policy=policy, kv="mapped", heads=fitted, max_new_tokens=2 * NEW
+    )
+    assert set(found.exits[1:].tolist()) == {2, LAYERS}
+    assert found.tokens == mapped_tokens(model, maps_of(fitted), model.encode(PROMPTS[0]), found)
+
+
 def test_rows_that_are_over_hold_nobody_back() -> None:
     model = tiny_llama()
     given: dict[str, Any] = {"policy": SHALLOW, "kv": "mapped", "heads": heads(), "max_new_tokens": NEW}

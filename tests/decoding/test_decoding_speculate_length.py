@@ -5,8 +5,17 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from generation_cases import tiny_llama
 
-from offramp.decoding.strategies.draft_length import AdaptiveLength, Auto, FixedLength, each_costs
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.strategies.draft_length import (
+    AdaptiveLength,
+    Auto,
+    FixedLength,
+    draft_length_of,
+    each_costs,
+)
+from offramp.policies.grammar import parse_policy
 
 LAYERS, HEAD = 30, 6.0
 
@@ -68,6 +77,14 @@ def test_pauses_grow_while_drafts_are_wrong() -> None:
     pauses = [later - earlier - 1 for earlier, later in itertools.pairwise(tries)]
     assert set(drafted) == {0, 1}
     assert pauses == [8, 16, 32]
+
+
+def test_drafts_are_expected_where_tokens_leave_not_where_they_are_filtered() -> None:
+    # With drafts of exit 1 nine tokens cost 44.2 layers, plainly 45; with those of exit 3 45.8.
+    settings = Auto(rows=each_costs(0.9), head=1.0, exit_head=0.3)
+    filtered = "filtered:signal=margin,value=0.9,exit=1,policy=[static:exit=3]"
+    for text, drafted in (("static:exit=1", 1), ("static:exit=3", 0), (filtered, 0)):
+        assert draft_length_of(settings, engine_of(tiny_llama()), parse_policy(text)).next() == drafted, text
 
 
 def test_nothing_is_tried_where_not_even_right_drafts_would_pay() -> None:

@@ -131,6 +131,19 @@ def test_without_its_check_a_filter_lets_all_through() -> None:
     assert (behind != alone).any()
 
 
+def test_tokens_leave_where_something_lets_them_go() -> None:
+    filtered = "filtered:signal=margin,value=0.9,exit=2,policy=[static:exit=4]"
+    for policy, exits in (
+        ("threshold:signal=margin,value=0.9,exits=2+4", (2, 4)),
+        (filtered, (4,)),
+        (f"shortlist:policy=[monotone:policy=[{filtered}]]", (4,)),
+        ("minimum:exit=3,policy=[threshold:signal=margin,value=0.9,exits=2+4]", (4,)),
+        (f"votes:need=any,of=[{filtered}]+[static:exit=3]", (3, 4)),
+        (f"votes:need=2,of=[{filtered}]+[threshold:signal=margin,value=0.9,exits=2+4]", (4,)),
+    ):
+        assert parse_policy(policy).leaves_at(6) == exits, policy
+
+
 def test_a_filter_that_spares_nothing_is_refused() -> None:
     inner = "[threshold:signal=margin,value=0.9,exits=2+4]"
     with pytest.raises(PolicyError, match="asks at exit 2, and the check at exit 2 comes before"):

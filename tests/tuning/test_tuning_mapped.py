@@ -86,6 +86,9 @@ def test_exits_without_maps_are_refused() -> None:
     with pytest.raises(PolicyError, match="leaves at exit 3, which has no K,V maps"):
         predict("static:exit=3", few, hardware="h100", kv="mapped")
     predict("static:exit=5", few, hardware="h100", kv="mapped")
+    # Nothing leaves at the exit of a filter.
+    filtered = "filtered:signal=margin,value=0.5,exit=3,policy=[static:exit=4]"
+    predict(filtered, few, hardware="h100", kv="mapped")
 
 
 def test_a_trace_without_maps_is_refused() -> None:

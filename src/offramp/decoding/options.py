@@ -131,7 +131,7 @@ def check_maps(
     """
     if heads is not None:
         layers = int(heads.model["layers"]) if layers is None else layers
-    exits = [] if layers is None else sorted(exit for exit in policy.needs(layers) if exit < layers - 1)
+    exits = [] if layers is None else [exit for exit in policy.leaves_at(layers) if exit < layers - 1]
     fix = FIT_MAPS.format(",".join(map(str, exits)) or "EXITS")
     if heads is None or heads.kv_maps is None:
         raise InputError(

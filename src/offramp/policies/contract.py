@@ -142,6 +142,8 @@ def _check_exits(policy: ExitPolicy, exits: NDArray[np.int64], trace: Trace) -> 
         raise _broken(policy, f"it takes exits {exits.dtype} {exits.shape}, not int64 [tokens]")
     if not np.isin(exits, trace.exits).all():
         raise _broken(policy, "it takes exits that the trace does not have")
+    if policy.reachable and not np.isin(exits, [*policy.leaves_at(trace.layers), trace.layers]).all():
+        raise _broken(policy, "it takes exits that it does not say tokens leave at")
 
 
 def _check_decisions(

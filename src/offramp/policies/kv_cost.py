@@ -98,7 +98,7 @@ def _propagate(run: Run) -> Usage:
 
 def _mapped(run: Run) -> Usage:
     exits = (
-        set(run.policy.needs(run.trace.layers)) if run.policy.reachable else set(run.decisions.exits.tolist())
+        run.policy.leaves_at(run.trace.layers) if run.policy.reachable else set(run.decisions.exits.tolist())
     )
     require_exits(maps_of(run.trace), exits, run.trace.layers, str(run.policy))
     return count_steps(run.decisions, run.steps, run.trace.layers, repair=True, maps=True)

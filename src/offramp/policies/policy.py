@@ -166,6 +166,10 @@ class ExitPolicy(ABC):
             f"{self.kind} looks nothing up", where=str(self), fix="ask its decider, token by token"
         )
 
+    def leaves_at(self, layers: int) -> tuple[int, ...]:
+        """The exits below L where a token may leave, ascending: by default all where it is asked."""
+        return tuple(self.needs(layers))
+
     def checked_exits(self, layers: int) -> tuple[int, ...]:
         """The exits below L, ascending, where facts are read."""
         return tuple(exit for exit, facts in self.needs(layers).items() if facts)

@@ -298,7 +298,7 @@ def _require_maps(tuned: Tuned | None, policy: ExitPolicy, trace: Trace, kv: str
     maps = maps_charged(trace, kv)
     if maps:
         own = policy.for_task(task_of(trace))
-        require_exits(maps, own.needs(trace.layers), trace.layers, str(own))
+        require_exits(maps, own.leaves_at(trace.layers), trace.layers, str(own))
         if tuned is not None and tuned.kv == kv:
             check_same_maps(
                 tuned.model.get("heads"), base_of(trace)["heads"], str(trace.folder or "the trace")

@@ -133,7 +133,7 @@ class Proposals:
         }
         chosen: dict[int, Ladder] = {}
         for ladder in sorted(ladders, key=lambda ladder: (reached[ladder], str(ladder[0].policy))):
-            first = min(ladder[0].policy.needs(layers), default=layers)
+            first = min(ladder[0].policy.leaves_at(layers), default=layers)
             if np.isfinite(reached[ladder]):
                 chosen.setdefault(first, ladder)
         return list(chosen.values())[:most]

@@ -142,7 +142,7 @@ def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy)
     exit_head = settings.exit_head
     if exit_head is None:
         exit_head = head * _share_of_vocabulary(engine) if policy.short_list else head
-    shallowest = min(policy.needs(engine.layers), default=engine.layers)
+    shallowest = min(policy.leaves_at(engine.layers), default=engine.layers)
     return AdaptiveLength(settings, engine.layers, head, exit_head, shallowest)
 
 

@@ -55,6 +55,11 @@ class Delegating(ExitPolicy):
         """As the policy that decides."""
         return self.deciding.needs(layers)
 
+    def leaves_at(self, layers: int) -> tuple[int, ...]:
+        """Where the policy that decides lets go, of the exits that are asked."""
+        needs = self.needs(layers)
+        return tuple(exit for exit in self.deciding.leaves_at(layers) if exit in needs)
+
     def decider(self, layers: int, streams: int) -> Decider:
         """As the policy that decides."""
         return self.deciding.decider(layers, streams)

@@ -130,6 +130,13 @@ class Votes(ExitPolicy):
             for exit in exits
         }
 
+    def leaves_at(self, layers: int) -> tuple[int, ...]:
+        """Where so many of them may let go."""
+        each = [policy.leaves_at(layers) for policy in self.of]
+        return tuple(
+            exit for exit in self.needs(layers) if sum(exit in exits for exits in each) >= self.needed
+        )
+
     def decider(self, layers: int, streams: int) -> Decider:
         """All of them at work side by side."""
         voters = [
