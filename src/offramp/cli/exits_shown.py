@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 def earlier_notes(earlier: Spent | None) -> list[str]:
     """What the trainings took that one began from; no line where there were none."""
     if earlier is None:
-        return ["what training the exits took that it began from is not known: no record lies beside them"]
+        return [
+            "what the trainings took that it began from is not known: no record lies beside what they gave"
+        ]
     if not earlier.seconds:
         return []
     before = f"{earlier.seconds:,.0f} s and {earlier.tokens:,} tokens"
-    return [f"before that the trained exits that it began from took {before}"]
+    return [f"before that the trained model or exits that it began from took {before}"]

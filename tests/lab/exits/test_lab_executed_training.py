@@ -185,7 +185,7 @@ def test_what_the_start_took_is_added_where_a_record_says_it(tmp_path: Path) -> 
     assert third.earlier.tokens == 2 * first.record.rows.tokens
     assert spent_on(third) == third.own + third.earlier
     (tmp_path / "first" / "training.json").unlink()
-    assert spent_before(tmp_path / "first" / "exits.safetensors", first.heads) is None
+    assert spent_before(tiny_llama(), tmp_path / "first" / "exits.safetensors", first.heads) is None
     assert spent_on(replace(third, earlier=None)) is None
 
 

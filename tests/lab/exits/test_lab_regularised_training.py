@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from offramp.errors import DiskFullError, InputError
 from offramp.lab.exits import folder as folders
 from offramp.lab.exits import regularised_job, steps
 from offramp.lab.exits.divergence import MeanDivergence
+from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.record import RECORD
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
@@ -111,6 +113,23 @@ def test_a_finished_training_is_read_and_has_no_heads(trained: TrainedExits, mod
     assert again.record == trained.record
     with pytest.raises(InputError, match="there are no heads"):
         _ = again.heads
+
+
+def test_exits_of_a_trained_model_took_what_the_model_took_too(
+    trained: TrainedExits, base: Path, tmp_path: Path
+) -> None:
+    """Once, however many trainings lie between; of other weights than the record's no figure."""
+    loaded = offramp.load_model(str(trained.folder))
+    texts = f"jsonl:{base.with_name('texts.jsonl')}#text"
+    given: dict[str, Any] = {"kind": "lens", "at": "2", "steps": 2, "tokens": 1500, "progress": False}
+    lens = train_exits(loaded, texts, **given, classifiers=False, kv_maps=False, output=tmp_path)
+    assert lens.record.earlier == trained.record.own
+    assert lens.record.own.seconds > 0
+    assert spent_before(loaded, tmp_path, lens.heads) == lens.record.own + trained.record.own
+    changed = dataclasses.replace(loaded.identity, weights="0" * 64)
+    assert spent_before(loaded.with_identity(changed), None, None) is None
+    int8 = dataclasses.replace(loaded.identity, transforms=("int8",))
+    assert spent_before(loaded.with_identity(int8), None, None) == trained.record.own
 
 
 @pytest.mark.parametrize("asked", [{}, {"lora": 0, "ahead": 2, "curriculum": "gradual"}])

@@ -1,4 +1,4 @@
-"""What the exits took that a training begins from, as the record beside them says."""
+"""What the exits and the model took that a training begins from, as the record beside them says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from offramp.decoding.options import HeadsSource
 from offramp.lab.exits.gate import GATE
 from offramp.lab.exits.gate_record import GATE_RECORD, GateRecord
 from offramp.lab.exits.record import RECORD, Spent, TrainingRecord
+from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import TRAINING_FILE, heads_path
 
@@ -23,17 +24,27 @@ def record_of(exits: Path, fingerprint: str) -> TrainingRecord | GateRecord | No
     return found if found is not None and found.heads == fingerprint else None
 
 
-def spent_before(source: HeadsSource, heads: ExitHeads | None) -> Spent | None:
-    """What the trainings took of the heads that another one begins from: nothing if they are fitted alone.
+def spent_before(model: Model, source: HeadsSource, heads: ExitHeads | None) -> Spent | None:
+    """What the trainings took of the heads that another one begins from, that of their model among them.
 
-    source: where the heads come from. None if they were trained and no record of that lies beside them.
+    source: where the heads come from. None if heads or model were trained and no record of that lies beside
+    them. Raises DamagedFileError.
     """
     if heads is None:
-        return Spent()
+        return _spent_on_model(model)
     record = record_of(Path(source), heads.fingerprint) if isinstance(source, (str, Path)) else None
     if record is not None:
         return spent_on(record)
-    return None if _were_trained(heads) else Spent()
+    return None if _were_trained(heads) else _spent_on_model(model)
+
+
+def _spent_on_model(model: Model) -> Spent | None:
+    """What training the model itself took: nothing where its folder has no record of one."""
+    path = None if model.source is None else model.source.folder / TRAINING_FILE
+    if path is None or not RECORD.is_of(path):
+        return Spent()
+    record = RECORD.read(path)
+    return spent_on(record) if record.heads == model.identity.base_fingerprint else None
 
 
 def spent_on(record: TrainingRecord | GateRecord) -> Spent | None:

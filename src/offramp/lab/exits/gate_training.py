@@ -102,7 +102,7 @@ def train_gates(
     found = _machine(model, machine) if isinstance(machine, str) else machine
     parts = [(work, _unseen(work, start)) for work in works]
     rows = plan_rows(model, parts, tokens, context=context, shown=shown)
-    earlier = spent_before(heads, start)
+    earlier = spent_before(model, heads, start)
     return _Job(model, works, start, exits, rows, found, wanted, kv, seed, steps, shown, earlier).run()
 
 

@@ -127,7 +127,7 @@ def train_exits(
         }
         refuse_needless(kind, of_readings)
     heads = start_of(model, kind, read_heads_source(start))
-    earlier = spent_before(start, heads)
+    earlier = spent_before(model, start, heads)
     if kind == REGULARISED and output is None:
         raise InputError("a trained model is not kept without a folder", where="output= (-o)", fix="name one")
     recipe = make_recipe(

@@ -33,11 +33,11 @@ def training_sentence(training: Training) -> str:
 
 
 def _before(training: Training) -> str:
-    """What of it was spent on exits that the last training began from."""
+    """What of it was spent on what the last training began from."""
     if not training.seconds_before:
         return ""
     return (
-        f", {minutes(training.seconds_before)} of which for the trained exits that it began from "
+        f", {minutes(training.seconds_before)} of which for the trained model or exits that it began from "
         f"({training.tokens_before:,} tokens)"
     )
 

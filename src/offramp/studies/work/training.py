@@ -30,8 +30,8 @@ class TrainingWork:
         require_planned(task)
         record = _trained(task, context, context.folder / EXITS).record
         cost = cost_of(record, record.steps * record.request.recipe.batch)
-        assert cost is not None, "it began from nothing that was trained before"
-        TRAINING_COST.write(context.folder / TRAINING, cost)
+        if cost is not None:  # of a trained model without its record nothing is known
+            TRAINING_COST.write(context.folder / TRAINING, cost)
 
 
 def _trained(task: Task, context: Context, folder: Path) -> TrainedExits:
