@@ -12,6 +12,7 @@ from study_files import plan_of, small_world
 from work_cases import files_of
 
 import offramp
+from offramp.files import locked_folder
 from offramp.lab.exits import trainer
 from offramp.lab.exits.recipe import BATCH, MINUTES
 from offramp.lab.exits.record import RECORD
@@ -190,6 +191,17 @@ def test_a_killed_training_goes_on_to_the_same_exits_and_leftovers_are_replaced(
         with pytest.raises(KeyboardInterrupt):
             run_job(job, folder)
     assert began == [*range(8)]
+    # What another process writes into is no leftover, but an error that the journal shows.
+    with locked_folder(left):
+        assert run_job(job, folder).failed == (task.key,)
+    failure = folder.failure(task)
+    assert failure is not None
+    assert (failure.what, failure.where) == (
+        "another offramp process is writing into this folder",
+        str(left),
+    )
+    assert failure.what in folder.journal.path.read_text()
+    folder.forget_failure(task)
     assert (left / "checkpoint.safetensors").is_file()
 
     def going_on(self: Steps, number: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import remove
+from offramp.files import locked_folder, remove
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import EXITS, checked_workload, model_of, require_planned
@@ -44,7 +44,8 @@ def _trained(task: Task, context: Context, folder: Path) -> TrainedExits:
     except (InputError, DamagedFileError):
         if not left_over:
             raise
-        remove(folder)
+        with locked_folder(folder):  # refused where it is whole and in the hands of another process
+            remove(folder)
         return _train(task, context, folder)
 
 
