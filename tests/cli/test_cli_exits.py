@@ -215,9 +215,9 @@ def test_options_of_gates_and_of_other_kinds_are_told_apart(
 
 def test_a_model_is_trained_itself_and_is_a_model(tiny_model: Path, documents: Path, tmp_path: Path) -> None:
     folder = tmp_path / "regularised"
-    options = ["--kind", "regularised", "--lora", 4, "--keep", 2, "--steps", 3]
+    options = ["--kind", "regularised", "--at", "2,3", "--lora", 4, "--keep", 2, "--steps", 3]
     value = command(tiny_model, documents, folder, *options, "--json").require(0).json
-    assert value["trained"].keys() == value["before"].keys() == {"1", "2", "full depth"}
+    assert value["trained"].keys() == value["before"].keys() == {"2", "3", "full depth"}
     assert value["before"]["full depth"]["reference_agreement"] == 1.0
     assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
     assert value["recipe"]["regularisation"]["keep"] == 2.0

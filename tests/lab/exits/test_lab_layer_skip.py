@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from offramp.lab.exits.layer_skip import (
+    CURRICULA,
+    Curriculum,
     dropout_probabilities,
     enabled_exits,
     exit_scale,
     exit_weights,
+    fewest_steps,
 )
 
 
@@ -44,3 +47,16 @@ def test_curricula() -> None:
     # A layer every T / 2L = 6.25 steps, from the last: exit 6 is two layers below L, exit 2 six.
     gradual = {step: enabled_exits(exits, 8, step, 100, "gradual") for step in (12, 13, 18, 19, 37, 38)}
     assert gradual == {12: (), 13: (6,), 18: (6,), 19: (5, 6), 37: (5, 6), 38: exits}
+
+
+@pytest.mark.parametrize("curriculum", CURRICULA)
+@pytest.mark.parametrize("exits", [(2,), (7,), (2, 5, 6), tuple(range(2, 8))])
+def test_fewest_steps_are_those_that_enable_every_exit(
+    exits: tuple[int, ...], curriculum: Curriculum
+) -> None:
+    def all_enabled(steps: int) -> bool:
+        seen = [enabled_exits(exits, 8, step, steps, curriculum) for step in range(steps)]
+        return {exit for some in seen for exit in some} == {*exits}
+
+    fewest = fewest_steps(exits, curriculum)
+    assert [all_enabled(steps) for steps in range(1, 9)] == [steps >= fewest for steps in range(1, 9)]

@@ -211,10 +211,10 @@ def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_p
         regularised(model, base, overwrite=True)
     assert before == {path.name: path.read_bytes() for path in base.iterdir()}
     write_texts = tmp_path / "trained"
-    regularised(model, write_texts, steps=1)
+    regularised(model, write_texts, steps=2)
     with pytest.raises(InputError, match=r"recipe\.regularisation\.lora"):
-        regularised(model, write_texts, steps=1, asked={"lora": 2})
-    other = regularised(model, write_texts, steps=1, asked={"lora": 2}, overwrite=True)
+        regularised(model, write_texts, steps=2, asked={"lora": 2})
+    other = regularised(model, write_texts, steps=2, asked={"lora": 2}, overwrite=True)
     assert other.record.request.recipe.regularisation is not None
     assert other.record.request.recipe.regularisation.lora == 2
 
@@ -226,6 +226,9 @@ def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_p
         (lambda options: options.update(units=8), "no units"),
         (lambda options: options.update(leave=0.3), "no tokens leave while"),
         (lambda options: options.update(tokens=100), "one step takes"),
+        (lambda options: options.update(at="1"), "exit 1 has no weight"),
+        (lambda options: options.update(at="all"), "exit 1 has no weight"),
+        (lambda options: options.update(at="2,3", steps=1), "1 steps do not look at each of 2 exits once"),
         (lambda options: options.update(kind="lens"), "leave the model as it is"),
     ],
 )
@@ -253,7 +256,7 @@ def test_what_does_not_fit_is_refused(
 def test_the_licence_goes_with_the_model(base: Path, tmp_path: Path) -> None:
     (base / "README.md").write_text("---\nlicense: mit\n---\n")
     try:
-        regularised(base, tmp_path / "out", steps=1)
+        regularised(base, tmp_path / "out", steps=2)
         assert offramp.load_model(tmp_path / "out").identity.licence == "mit"
         assert "license" not in json.loads((tmp_path / "out" / "config.json").read_text())
     finally:
@@ -261,7 +264,7 @@ def test_the_licence_goes_with_the_model(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_trained_again_has_seen_what_it_saw_before(trained: TrainedExits, base: Path) -> None:
-    again = regularised(Path(str(trained.folder)), base.with_name("again"), steps=1, seed=1)
+    again = regularised(Path(str(trained.folder)), base.with_name("again"), steps=2, seed=1)
     (first,), (both,) = (one.record.documents.values() for one in (trained, again))
     assert set(first) < set(both)
     assert len(again.record.texts) == len(both) > again.record.rows.documents

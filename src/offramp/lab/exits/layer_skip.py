@@ -33,7 +33,10 @@ def dropout_probabilities(layers: int, step: int, steps: int, largest: float) ->
 
 
 def exit_scale(exit: int, layers: int, scale: float) -> float:
-    """e(l) of an exit, which grows with depth (equation 7). scale: e_scale, of all exits but the last."""
+    """e(l) of an exit, which grows with depth from 0 at exit 1 (equation 7).
+
+    scale: e_scale, of all exits but the last.
+    """
     layer = exit - 1
     if layer < layers - 1:
         return scale * layer * (layer + 1) / 2
@@ -53,6 +56,12 @@ def enabled_exits(
     if curriculum == "gradual":
         return tuple(one for one in exits if step >= (layers - one) * steps / (2 * layers))
     return tuple(exits)
+
+
+def fewest_steps(exits: Sequence[int], curriculum: Curriculum) -> int:
+    """The fewest steps T in which each of these exits is enabled once."""
+    # The shallowest waits for T / 2 steps at the most: the second of two.
+    return {"rotational": len(exits), "gradual": 2, "all": 1}[curriculum]
 
 
 def exit_weights(exits: Sequence[int], layers: int, scale: float) -> dict[int, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from offramp.errors import InputError
 from offramp.lab.exits.divergence import PRECISIONS, Precision
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED, check_kind
+from offramp.lab.exits.layer_skip import fewest_steps
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
@@ -66,6 +67,13 @@ class Recipe:
     regularisation: Regularisation | None = None
     rank: int = 0
     shared: bool = False
+
+    @property
+    def fewest_steps(self) -> int:
+        """Steps in which each exit is looked at once."""
+        if self.regularisation is None:
+            return 1
+        return fewest_steps(self.at, self.regularisation.curriculum)
 
 
 def make_recipe(
@@ -141,7 +149,7 @@ def make_recipe(
             where="at= (--at)",
             fix=f"choose among 1 to {layers - 1}",
         )
-    return Recipe(
+    found = Recipe(
         kind=kind,
         at=exits,
         tokens=tokens,
@@ -159,6 +167,13 @@ def make_recipe(
         rank=rank or 0,
         shared=shared,
     )
+    if steps is not None and steps < found.fewest_steps:
+        raise InputError(
+            f"{steps} steps do not look at each of {len(exits)} exits once",
+            where="steps= (--steps)",
+            fix=f"give {found.fewest_steps} or more, or fewer exits",
+        )
+    return found
 
 
 def _check_rank(kind: str, rank: int | None, hidden: int) -> None:
@@ -211,6 +226,12 @@ def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], lay
             raise InputError("it is not said which exits to train", where="at= (--at)", fix="write 12,20")
         return tuple(mapped)
     exits = parse_exits(at if isinstance(at, str) else list(at), layers, "at= (--at)")[:-1]
+    if kind == REGULARISED and 1 in exits:
+        raise InputError(
+            "exit 1 has no weight in the loss of LayerSkip, and would not be trained",
+            where="at= (--at)",
+            fix=f"choose among 2 to {layers - 1}",
+        )
     without = [exit for exit in exits if kind == EXECUTED and exit not in mapped]
     if without:
         raise InputError(

@@ -109,7 +109,7 @@ class Trainer:
         budget = 60.0 * self.recipe.minutes
         evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
         steps = int((budget - evaluations * evaluation) / step)
-        if steps < 1:
+        if steps < self.recipe.fewest_steps:
             raise InputError(
                 f"{self.recipe.minutes:g} minutes are too few: a step takes {step:.2g} s, an evaluation "
                 f"{evaluation:.2g} s",
