@@ -14,6 +14,7 @@ from command_line import run_offramp
 from offramp.costs.hardware import list_local_profiles
 from offramp.models.source import find_source
 from offramp.tracing import loading
+from offramp.tuning.tuned import read_tuned
 from tiny_models import LAYERS
 
 PRUNE = ("--transform", "prune:drop=2")
@@ -94,6 +95,9 @@ def test_score_replay_and_tune_show_it(traced: Path, tmp_path: Path) -> None:
     tuning = ["tune", traced, "--hardware", "h100", "-o", tmp_path / "policy.json"]
     shown = run_offramp(*tuning, "--floor", "reference_agreement=0.5").require(0)
     assert "agreement with the original model" in shown.out
+    tuned = read_tuned(tmp_path / "policy.json")
+    assert tuned.certificate.executed
+    assert tuned.candidates[0].policy == "never"
     value = run_offramp(*tuning, "--floor", "agreement=0.9", "--json").json
     assert value["reference_agreement"]["value"] is not None
     predicted = ["predict", tmp_path / "policy.json", "--trace", traced, "--unseen"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import offramp
 from command_line import run_offramp
@@ -104,3 +107,35 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
     assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
     twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
     assert "entry for each" not in twice.out, "one trace named twice is one"
+
+
+def test_a_trained_models_tokens_are_judged_by_the_original(
+    trace: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The trained model: a copy of the original whose weights moved a little."""
+    trained = Path(shutil.copytree(tiny_model, tmp_path / "trained"))
+    weights = load_file(trained / "model.safetensors")
+    torch.manual_seed(5)
+    moved = {name: weight + 0.002 * torch.randn_like(weight) for name, weight in weights.items()}
+    save_file(moved, trained / "model.safetensors", {"format": "pt"})
+    work = f"jsonl:{trace.parent / 'texts.jsonl'}#text"
+    traced, output = tmp_path / "trace", tmp_path / "policy.json"
+    command = ["trace", trained, "-w", work, "--tokens", 400, "--document-tokens", 10]
+    run_offramp(*command, "--reference", tiny_model, "-o", traced).require(0)
+    asked = ("tune", traced, "--floor", "reference_agreement=0.6", *FLOOR[2:], "-o", output)
+
+    wrong = run_offramp(*asked, "--reference", trained).require(2)
+    assert "the reference of the trace is another model, tiny in float32" in " ".join(wrong.err.split())
+    gone = run_offramp(*asked, "--reference", tmp_path / "nowhere").require(2)
+    assert "name a copy of it with --reference" in " ".join(gone.err.split())
+    unused = run_offramp("tune", trace, *FLOOR, "--reference", tiny_model).require(2)
+    assert "nothing is decoded that" in " ".join(unused.err.split())
+    assert not list(tmp_path.glob("executions/*.json"))
+
+    said = " ".join(run_offramp(*asked).require(0).out.split())
+    tuned = read_tuned(output)
+    assert tuned.certificate.executed
+    assert tuned.candidates[0].policy == "never"
+    assert tuned.executed_reference_agreement is not None
+    assert "the original full model's choice on the same prefix" in said
+    assert "replayed and rerun: reference agreement on the search documents" in said

@@ -382,7 +382,7 @@ def test_what_a_transform_costs_stands_beside_agreement_wherever_people_look(tra
         assert page.text.count(reference_line(verdict.reference_agreement)) >= 1
     assert page.text.count("untransformed: 91.0 % (90.0 to 92.0 %)") >= len(transformed.workloads[0].machines)
     assert "agrees with the untransformed one" in page.text  # the curve by layer
-    assert "90 % agreement with the untransformed model" in page.text  # the floor of a certificate
+    assert "90 % agreement with the original model" in page.text  # the floor of a certificate
     assert "untransformed:" in printed(transformed, 80)
     assert "(no interval: 7 documents; an interval needs 20)" in transform_sentence(transformed_run(7))
 

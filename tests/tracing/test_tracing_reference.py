@@ -164,6 +164,7 @@ def test_another_model_may_be_the_reference_of_one_that_was_trained(tmp_path: Pa
         "name": "original",
         "fingerprint": original.identity.fingerprint,
         "dtype": "float32",
+        "source": original.identity.source,
     }
     assert np.array_equal(Trace.load(tmp_path / "trace").reference_top1, found.reference_top1)
     assert "reference" not in run(trained).request

@@ -27,14 +27,14 @@ from offramp.tuning.bounds import METHODS, Losses, settle
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chosen_trial
-from offramp.tuning.floor import make_floor
+from offramp.tuning.floor import SHARES, FloorKind, make_floor
 from offramp.tuning.proposals import RERUNS
 from offramp.tuning.splits import split_roles
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 
-AGREEMENT = make_floor({"agreement": 0.9})
+AGREEMENT, REFERENCE = (make_floor({kind: 0.9}) for kind in SHARES)
 
 
 def rule(policy: str) -> str:
@@ -46,7 +46,7 @@ def rule(policy: str) -> str:
 class Scripted:
     """A model whose approximate K and V multiply a policy's replayed losses by `drift`.
 
-    executed: (policy, kv) to the mean loss that its decoded documents have.
+    executed: (policy, kv) to the mean loss that its decoded documents have. kind: of the floor it judges.
     """
 
     trace: Trace
@@ -58,13 +58,14 @@ class Scripted:
     new_tokens: int = 16
     left_out: str = ""
     refused: tuple[tuple[str, str], ...] = ()
+    kind: FloorKind = "agreement"
     reruns: list[tuple[str, str]] = field(default_factory=list)
     decoded: list[tuple[str, str, int, int]] = field(default_factory=list)
     fresh: list[tuple[int, int]] = field(default_factory=list)
 
     def tuned(self, floor: float = 0.9, **options: Any) -> Tuned:
         """What tuning the trace for an H100 by this model gives."""
-        return tune(self.trace, {"agreement": floor}, "h100", executor=self, **options)
+        return tune(self.trace, {self.kind: floor}, "h100", executor=self, **options)
 
     def certified_on(self, documents: int) -> dict[str, str]:
         return {f"opening {number}": f"text {number}" for number in range(documents)}
@@ -76,11 +77,12 @@ class Scripted:
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
         held = self.trace.subset(documents)
         losses = policy_losses(held, policy, AGREEMENT)
+        of_reference = policy_losses(held, policy, REFERENCE) if self.kind != "agreement" else None
         free = kv in ("recompute", "monotone")
         if not free:
             self.reruns.append((str(policy), kv))
             losses = np.minimum(self.drift * losses, 1.0)
-        return Rerun(held, replay_decisions(policy, held), losses, free)
+        return Rerun(held, replay_decisions(policy, held), losses, free, of_reference)
 
     def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
         self.decoded.append((str(policy), kv, first, last))

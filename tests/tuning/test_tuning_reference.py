@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from test_tuning_executed import Scripted, lossless
 from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.policies.policy import ExitPolicy
+from offramp.report.sections.tuned import facts
+from offramp.report.verdict_words import certificate_sentence, status
 from offramp.tracing.trace import Trace
-from offramp.tuning.floor import parse_floor, token_losses
+from offramp.tuning.executed import Limits
+from offramp.tuning.floor import FloorKind, parse_floor, token_losses
 from offramp.tuning.judging import judge
 from offramp.tuning.predict import predict
 from offramp.tuning.ranking import machine_answers, ranking
 from offramp.tuning.tune import tune
-from offramp.tuning.tuned import read_tuned, write_tuned
+from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 from policy_traces import make_trace
 
-FLOOR = "reference_agreement"
+FLOOR: FloorKind = "reference_agreement"
 
 
 def transformed(trace: Trace, kept: float, seed: int = 5) -> Trace:
@@ -93,3 +99,87 @@ def test_every_answer_carries_it() -> None:
 def test_what_cannot_be_judged_is_undefined(trace: Trace) -> None:
     alone = trace.subset(np.array([0]))
     assert all(verdict.reference_agreement.undefined for verdict in judge(alone))
+
+
+# -- executed: by a scripted model
+
+
+def executed_by(kept: dict[str, float], others: float = 0.0, **options: Any) -> tuple[Tuned, Scripted]:
+    """Tuned at 90 %, each policy keeping what is said of it, the others losing as much as is said."""
+
+    def loses(policy: ExitPolicy, kv: str) -> float:
+        return 1.0 - kept[str(policy)] if str(policy) in kept else others
+
+    executor = Scripted(transformed(easy_and_hard(60, wrong=0.002), 0.97), loses, kind=FLOOR)
+    return executor.tuned(**options), executor
+
+
+def test_what_passes_is_certified_by_the_originals_choices() -> None:
+    tuned, executor = executed_by({})
+    first, *faster, drafts = tuned.candidates
+    # The full model is tested first, at the price of plain decoding.
+    assert (first.policy, first.predicted_speed, first.passed) == ("never", 1.0, True)
+    assert executor.decoded[0][0] == "never"
+    assert first.rerun == pytest.approx(0.97, abs=0.01)
+    assert all(one.rerun <= first.rerun and one.predicted_speed > 1.0 for one in faster)
+    assert (drafts.lossless, drafts.replayed) == (True, first.replayed)
+    assert tuned.policy_text == faster[-1].policy
+    assert tuned.certificate.executed
+    assert (tuned.certificate.tested, tuned.certificate.passed) == (1 + len(faster), 1 + len(faster))
+    assert "are the original full model's choice on the same prefix" in tuned.answer
+    assert "executed reference agreement 100.0 %" in tuned.answer
+    assert tuned.executed_agreement is None
+    assert tuned.executed_reference_agreement is not None
+    assert tuned.quality == tuned.reference_agreement
+    shown = dict(facts(tuned))
+    assert shown["executed agreement with the original model"].startswith("100.0 %")
+    assert "executed agreement" not in shown
+    assert status(tuned) == "certified"
+    assert "this policy departs from the original model on at most 10 % of tokens" in certificate_sentence(
+        tuned
+    )
+
+
+def test_a_full_model_below_the_floor_is_said_and_nothing_else_is_tried() -> None:
+    tuned, executor = executed_by({"never": 0.6})
+    assert tuned.policy_text == "never"
+    assert {policy for policy, *_ in executor.decoded} == {"never"}
+    assert executor.reruns == []
+    assert [one.policy for one in tuned.candidates] == ["never"]  # no drafts either: its output is below
+    assert tuned.answer.startswith(
+        f"not certified: the full model by itself, without any exit, is below {FLOOR}=0.9 (too much lost"
+    )
+    assert tuned.candidates[0].executed == pytest.approx(0.6, abs=0.1)
+    assert "no exit was tried. Only the original model is known to keep that floor." in tuned.answer
+    assert "drafts" not in tuned.answer
+    assert not tuned.certificate.holds
+    assert tuned.certificate.kv is None
+    assert status(tuned) == "not certified"
+    late, _ = executed_by({}, limits=Limits(seconds=1e-9))
+    assert late.answer.startswith("not settled: the time was used up by the test of the full model itself")
+
+
+def test_a_full_model_that_alone_passes_is_certified() -> None:
+    tuned, executor = executed_by({"never": 1.0}, others=0.5)
+    assert tuned.policy_text == "never"
+    assert executor.reruns
+    assert tuned.certificate.holds
+    assert tuned.certificate.empirical_risk == 0.0
+    assert "keys and values" not in tuned.certificate.assumption
+    assert tuned.answer.startswith("the full model is certified after 23 documents of up to 16 new tokens: ")
+    assert "not certified: the most cautious of " in tuned.answer
+    assert "The full model stays. Without losing any more than it does speculate with " in tuned.answer
+    assert tuned.net_speedup.value == 1.0
+    assert "the full model, without any exit, departs from the original" in certificate_sentence(tuned)
+
+
+def test_an_executor_without_the_reference_leaves_such_a_floor_to_a_replay() -> None:
+    trace = transformed(easy_and_hard(60, wrong=0.002), 0.97)
+    executor = Scripted(trace, lossless)
+    tuned = tune(trace, {FLOOR: 0.9}, "h100", executor=executor)
+    assert not tuned.certificate.executed
+    assert executor.decoded == []
+    assert "This is a replay bound" in tuned.answer
+    few = Scripted(trace, lossless, kind=FLOOR, documents=12).tuned()
+    assert few.answer.startswith("not certifiable: 12 documents, 22 needed")
+    assert "The full model stays. It agrees with the original one on 97" in few.answer

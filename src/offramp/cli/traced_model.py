@@ -72,6 +72,37 @@ def load_traced_model(
         return asked.load(placement)
 
 
+def load_reference(
+    trace: Trace, name: str | None, *, device: str = AUTO, trust_remote_code: bool = False
+) -> Model:
+    """The model whose choices the trace keeps beside its own, in its dtype; by a name another copy of it.
+
+    name: what to load, None for where the trace says that it came from. device: as of `load_model`.
+
+    Raises InputError for a trace that keeps none's, or for a model that is gone or another one.
+    """
+    from offramp.decoding.rerun.sequences import reference_of, require_reference
+    from offramp.models.loading import Placement
+    from offramp.tracing.loading import find_model
+
+    kept = reference_of(trace)
+    wanted = str(name or loadable_name(kept))
+    try:
+        asked = find_model(
+            wanted, (), dtype=kept["dtype"], trust_remote_code=trust_remote_code, device=device
+        )
+    except (InputError, ModelError) as error:
+        raise InputError(
+            f"the trace's reference cannot be had: {error.what}",
+            where=f"--reference {wanted}, for {trace.folder or 'the trace'}",
+            fix="name a copy of it with --reference",
+        ) from error
+    require_reference(asked.source.identity.fingerprint, asked.dtype, trace)
+    attention = (trace.request.get("model") or {}).get(ATTENTION)
+    with stage("loading the reference and checking its exits"):
+        return asked.load(Placement(asked.device, attn_implementation=attention))
+
+
 def loadable_name(traced: dict[str, Any]) -> str | None:
     """What the traced model is loaded by: its folder or file while that is there, else its name."""
     from pathlib import Path

@@ -46,7 +46,7 @@ def tune(
             "--floor",
             help="What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also "
             "reference_agreement=0.95, with the untransformed one, or that of offramp trace --reference. "
-            "Only agreement is executed.",
+            "Only floors on agreement are executed.",
         ),
     ],
     floor_clip: Annotated[
@@ -62,6 +62,16 @@ def tune(
             "--model",
             help="The traced model, to decode with: by default where the trace says it came from. none: a "
             "replay bound from the trace alone.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference",
+            metavar="MODEL",
+            help="At a floor of reference_agreement: the model that judges what is decoded; by default from "
+            "where the trace says.",
             show_default=False,
         ),
     ] = None,
@@ -123,14 +133,14 @@ def tune(
 ) -> None:
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
     from offramp.cli.local_profile import kept_profile
-    from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.cli.traced_model import load_reference, load_traced_model, read_traced_heads
     from offramp.costs.hardware import LOCAL
-    from offramp.decoding.execution.tune import require_sizes, tune_tasks
+    from offramp.decoding.execution.tune import require_judged, require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.policy_cost import machine_for
     from offramp.tracing.trace import Trace
-    from offramp.tuning.floor import parse_floor
-    from offramp.tuning.tune import EXECUTED, check_settings, require_search
+    from offramp.tuning.floor import REFERENCE, SHARES, parse_floor
+    from offramp.tuning.tune import check_settings, require_search
 
     out = Output(as_json)
     require_placement(device)
@@ -142,13 +152,18 @@ def tune(
     require_writable(kept)
     loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
     machine = machine_for(loaded[0], hardware)
-    decodes = None
-    if model != NO_MODEL and wanted.kind == EXECUTED:
+    require_judged(reference, wanted, decodes=model != NO_MODEL)
+    decodes = original = None
+    if model != NO_MODEL and wanted.kind in SHARES:
         fitted = read_traced_heads(loaded[0], heads)
         for one in loaded:
-            _require_executable(one, kv, batch)
+            _require_executable(one, kv, batch, wanted)
             needed = rule.needed(wanted.risk, delta / len(loaded))
             _require_documents(one, wanted, needed, documents, fitted, seed)
+        if wanted.kind == REFERENCE:
+            original = load_reference(
+                loaded[0], reference, device=device, trust_remote_code=trust_remote_code
+            )
         decodes = load_traced_model(
             loaded[0],
             model,
@@ -175,6 +190,7 @@ def tune(
         "batch": batch,
         "seed": seed,
         "search": search,
+        "reference": original,
     }
     with stage(title) if decodes is None else progress_bar(title) as progress:
         settings["progress"] = progress
@@ -220,12 +236,15 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
     return {"policy": str(found.policy), "file": str(output), "delta": found.delta, "workloads": answers}
 
 
-def _require_executable(trace: Trace, kv: str, batch: int) -> None:
+def _require_executable(trace: Trace, kv: str, batch: int, floor: Floor) -> None:
     """Refuse, before the model is loaded, what could not be decoded with it. Raises InputError."""
     from offramp.decoding.execution.executor import strategies_of
     from offramp.decoding.openings import traced_workload
+    from offramp.tuning.floor import REFERENCE, reference_top1
     from offramp.tuning.tune import require_single
 
+    if floor.kind == REFERENCE:
+        reference_top1(trace)
     strategies_of(kv)
     require_single(batch)
     try:

@@ -20,9 +20,10 @@ def candidates_table(tuned: Tuned, names: PolicyNames) -> WordTable:
     from offramp.report.formats import percent, times
     from offramp.report.word_table import WordTable
 
+    kept = tuned.floor.kind.replace("_", " ")
     table = WordTable(
         title="candidates, from cautious to bold",
-        caption="replayed and rerun: agreement on the search documents; executed: on those decoded",
+        caption=f"replayed and rerun: {kept} on the search documents; executed: on those decoded",
     )
     heads = ("replayed", "rerun", "executed", "documents", "speed", "K and V", "outcome", "policy")
     for name in heads:

@@ -23,7 +23,7 @@ from offramp.report.formats import (
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Certificate
-from offramp.tuning.floor import Floor, FloorKind
+from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit
 from offramp.tuning.tuned import Tuned
@@ -58,7 +58,7 @@ def value_words(floor: Floor, value: float) -> str:
     """A value of a floor's kind, as a thing to keep."""
     words: dict[FloorKind, str] = {
         "agreement": f"{whole_percent(value)} agreement",
-        "reference_agreement": f"{whole_percent(value)} agreement with the untransformed model",
+        "reference_agreement": f"{whole_percent(value)} agreement with the original model",
         "nll": f"an increase in NLL of at most {nats(value)}",
         "kl": f"a divergence (KL) of at most {nats(value)}",
     }
@@ -68,7 +68,8 @@ def value_words(floor: Floor, value: float) -> str:
 def loss_words(floor: Floor) -> str:
     """What a policy at the floor loses at most, to follow "this policy"."""
     if floor.clip is None:
-        return f"loses at most {whole_percent(round(floor.risk, 6))} of tokens"
+        leaves = "departs from the original model on" if floor.kind == REFERENCE else "loses"
+        return f"{leaves} at most {whole_percent(round(floor.risk, 6))} of tokens"
     clip = f", each token's counted up to {nats(floor.clip)}"
     name = "log-likelihood" if floor.kind == "nll" else "divergence from the full model"
     return f"loses at most {nats(floor.value)} of {name} a token{clip}"
@@ -110,8 +111,9 @@ def certificate_sentence(tuned: Tuned) -> str:
     match status(tuned):
         case "certified":
             settled = counted(decoded(certificate), "document") + certificate.of_tokens
+            what = "the full model, without any exit," if tuned.policy_text == "never" else "this policy"
             return (
-                f"Decoded from {settled}, this policy {loss_words(floor)} that it generates, "
+                f"Decoded from {settled}, {what} {loss_words(floor)} that it generates, "
                 f"{confidence(certificate)}, on documents like these."
             )
         case "replay bound":

@@ -75,7 +75,12 @@ def describe_reference(model: Model, given: Model | None) -> dict[str, str] | No
     """What a trace's request says of a reference; nothing of a transformed model's own."""
     if given is None or model.transforms:
         return None
-    return {"name": given.shown_name, "fingerprint": given.identity.fingerprint, "dtype": given.dtype}
+    return {
+        "name": given.shown_name,
+        "fingerprint": given.identity.fingerprint,
+        "dtype": given.dtype,
+        "source": given.identity.source,
+    }
 
 
 def measure_references(

@@ -107,8 +107,8 @@ class TraceRequest:
     they are, "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of
     those that fitting saw by workload fingerprint, "texts": whether these documents' texts are known,
     "facts": what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round
-    otherwise. reference: name, fingerprint and dtype of another model whose top-1 is kept; None for none, and
-    of a transformed model, which has its own.
+    otherwise. reference: name, fingerprint, dtype and source of another model whose top-1 is kept; None for
+    none, and of a transformed model, which has its own.
     """
 
     model: dict[str, Any]

@@ -8,7 +8,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
-from offramp.tuning.floor import NATS, Floor, loss_text
+from offramp.tuning.floor import NATS, REFERENCE, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.job import Job
 from offramp.tuning.pricing import BYTES
@@ -21,6 +21,7 @@ ANSWER_TOKENS = 64
 """Tokens of the answer that a floor on agreement is translated to."""
 
 STAYS = "The full model stays."
+ORIGINAL_STAYS = "Only the original model is known to keep that floor."
 
 NOT_EXECUTED = (
     "This is a replay bound: nothing was decoded, and in decoding, where later tokens read the keys and "
@@ -33,12 +34,14 @@ class Decoded:
     """What the answer says of what was decoded.
 
     limited: whether fewer documents were allowed than are at hand. left_out: documents without a prompt, in
-    words. candidates: in the order of the tests. contender: the lossless one, by price. agreement: executed,
+    words. alone: the full model, where it may lose something and was tested. candidates: those after it, in
+    the order of the tests. contender: the lossless one, by price. agreement: executed, of the floor's kind,
     on documents that chose nothing. out_of_time: whether the time was used up.
     """
 
     limited: bool
     left_out: str
+    alone: Candidate | None
     candidates: tuple[Candidate, ...]
     contender: Candidate | None
     agreement: Estimate | None
@@ -71,14 +74,21 @@ def executed_answer(
     job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
 ) -> str:
     """What came out of decoding, and why."""
-    if isinstance(policy, Never):
-        said = _not_certified(job, certificate, decoded)
+    alone = decoded.alone
+    if alone is not None and not alone.passed:
+        said = _full_model_fails(job, certificate, alone)
+    elif alone is not None and isinstance(policy, Never):
+        said = _certified(job, certificate, policy, held, decoded)
+        said += f" {_not_certified(job, certificate, decoded)}"
+    elif isinstance(policy, Never):
+        said = _not_certified(job, certificate, decoded) + _transform_cost(job.floor, held)
     else:
         said = _certified(job, certificate, policy, held, decoded)
     contender = decoded.contender
     if contender is not None and contender.predicted_speed > max(1.0, held.net_speedup.value or 1.0):
+        lost = "anything" if alone is None else "any more than it does"
         said += (
-            f" Without losing anything {contender.kv} with {contender.policy} as drafts is predicted to be "
+            f" Without losing {lost} {contender.kv} with {contender.policy} as drafts is predicted to be "
             f"{contender.predicted_speed:.3f} times as fast."
         )
     return said
@@ -87,24 +97,43 @@ def executed_answer(
 def _certified(
     job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
 ) -> str:
-    """The policy that passed, what it keeps and how fast it is."""
-    kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the full model's choice on "
-    kept += "the same prefix"
+    """The policy that passed, or the full model against a reference, what it keeps and how fast it is."""
+    kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the {_judge(job.floor)} "
+    kept += "model's choice on the same prefix"
     how = f"{certificate.stopped_after} documents{certificate.of_tokens}"
-    kv = f"keys and values by {certificate.kv}"
+    exits = not isinstance(policy, Never)
+    what = f"{policy}, keys and values by {certificate.kv}" if exits else "the full model"
+    comma = "," if exits else ""
     if not certificate.holds:
-        said = f"{policy}, {kv}, kept {job.floor} on {how}, executed, without a guarantee"
+        said = f"{what}{comma} kept {job.floor} on {how}, executed, without a guarantee"
     elif certificate.delta is None:
-        said = f"{policy}, {kv}: on {how}, executed, {kept}, on average over draws of documents like these"
+        said = f"{what}: on {how}, executed, {kept}, on average over draws of documents like these"
     else:
         said = (
-            f"{policy}, {kv}, is certified after {how}: {kept} (with probability {1.0 - certificate.delta:g} "
+            f"{what}{comma} is certified after {how}: {kept} (with probability {1.0 - certificate.delta:g} "
             "over the documents drawn), on average over documents like these"
         )
     agreement = decoded.agreement
     if agreement is not None and agreement.value is not None:
-        said += f"; executed agreement {_share(agreement)} on documents that chose nothing"
-    return f"{said}{_gain(job, held)}."
+        kind = job.floor.kind.replace("_", " ")
+        said += f"; executed {kind} {_share(agreement)} on documents that chose nothing"
+    return f"{said}{_gain(job, held) if exits else ''}."
+
+
+def _full_model_fails(job: Job, certificate: Certificate, alone: Candidate) -> str:
+    """What the full model itself loses against a reference, where no exit was tried."""
+    after = f"after {alone.documents} documents{certificate.of_tokens}{_kept_so_far(alone)}"
+    if alone.outcome == "time used up":
+        return (
+            "not settled: the time was used up by the test of the full model itself, without any exit, "
+            f"{after}; what was decoded is kept, and the same command goes on from there. {ORIGINAL_STAYS}"
+        )
+    below = alone.executed is not None and alone.executed < job.floor.value
+    fails = "is below" if below else "did not pass the test of"
+    return (
+        f"not certified: the full model by itself, without any exit, {fails} {job.floor} ({alone.outcome} "
+        f"{after}); no exit was tried. {ORIGINAL_STAYS}"
+    )
 
 
 def _not_certified(job: Job, certificate: Certificate, decoded: Decoded) -> str:
@@ -155,8 +184,8 @@ def _nothing_faster(job: Job, how: str) -> str:
 
 
 def _transform_cost(floor: Floor, held: HeldOut) -> str:
-    """What the transform alone loses of a floor against the untransformed model; nothing for other floors."""
-    if floor.kind != "reference_agreement" or held.quality.value is None:
+    """What the full model itself keeps of a floor against another model; nothing for other floors."""
+    if floor.kind != REFERENCE or held.quality.value is None:
         return ""
     return f" It agrees with the original one on {100 * held.quality.value:.1f} % of the tokens."
 
@@ -193,7 +222,7 @@ def _bounded(job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldO
 
 
 def _not_executed(floor: Floor) -> str:
-    if floor.kind == "agreement":
+    if floor.clip is None:
         return NOT_EXECUTED
     return f"{NOT_EXECUTED} Only a floor on agreement is executed."
 
@@ -215,9 +244,13 @@ def _share(agreement: Estimate) -> str:
 def _kept(floor: Floor) -> str:
     """What a replay bound states."""
     if floor.clip is None:
-        reference = "original full" if floor.kind == "reference_agreement" else "full"
-        return f"at least {100 * floor.value:g} % of the tokens agree with the {reference} model"
+        return f"at least {100 * floor.value:g} % of the tokens agree with the {_judge(floor)} model"
     return f"the {NATS[floor.kind]} is at most {loss_text(floor, floor.risk)}"
+
+
+def _judge(floor: Floor) -> str:
+    """Which model's choices a floor on a share of tokens counts."""
+    return "original full" if floor.kind == REFERENCE else "full"
 
 
 def meaning_of(floor: Floor) -> str:

@@ -75,12 +75,12 @@ def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | N
 class Candidate:
     """One policy with a K,V strategy that was to be certified, or the lossless contender.
 
-    replayed, rerun: agreement on the search documents, means over documents: with the full model's K and V,
-    and as the strategy leaves them. executed: mean agreement on the documents that it was decoded on, None if
-    on none. documents: how many. predicted_speed: plain cost over its own, on the search documents.
-    passed: whether it is certified (of a lossless strategy, whose output is the full model's: true), None if
-    it was not tested. outcome: how its test ended, or why there was none. draft_length: of a strategy that
-    drafts.
+    replayed, rerun: agreement, of the floor's kind, on the search documents, means over documents: with the
+    full model's K and V, and as the strategy leaves them. executed: mean agreement on the documents that it
+    was decoded on, None if on none. documents: how many. predicted_speed: plain cost over its own, on the
+    search documents. passed: whether it is certified (of a lossless strategy, whose output is the full
+    model's: true), None if it was not tested. outcome: how its test ended, or why there was none.
+    draft_length: of a strategy that drafts.
     """
 
     policy: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from offramp.tuning.executor import (
     Trial,
     chosen_trial,
 )
+from offramp.tuning.floor import REFERENCE, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
@@ -44,6 +45,13 @@ FRESH = 32
 
 DRAFTERS = 12
 """Policies whose outputs are tried as drafts, spread over the front."""
+
+
+EXECUTED_FIELDS: dict[FloorKind, str] = {
+    "agreement": "executed_agreement",
+    REFERENCE: "executed_reference_agreement",
+}
+"""Of `Tuned`: where the share that was kept as executed stands, by the kind of floor."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +74,29 @@ RERUN_SHARE = 0.35
 
 
 def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
-    """Search on the trace, rerun what it proposes, and test that on documents that are really decoded."""
+    """Search on the trace, rerun what it proposes, and test that on documents that are really decoded.
+
+    At a floor that the full model itself may break, it is tested first, as the most cautious candidate: where
+    it does not pass, no other is tried.
+    """
     clock = Clock(limits.seconds)
     needed, planned = _documents(job, executor, limits)
     pool = job.search()
     costs = StrategyCosts(job.trace, job.machine)
     proposals: list[Proposal] = []
-    if pool is not None and planned >= needed:
-        search = job.roles.search
-        reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
-        steps = limits.candidates or TARGETS
-        proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns, steps).propose()
+    alone: list[Trial] = []
     sequence = FixedSequence(
         executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
     )
-    trials = sequence.run(proposals)
+    if pool is not None and planned >= needed:
+        if job.floor.kind == REFERENCE:
+            alone = sequence.run([_full_model(job, pool)])
+        if all(trial.passed for trial in alone):
+            search = job.roles.search
+            reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
+            steps = limits.candidates or TARGETS
+            proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns, steps).propose()
+    trials = sequence.run(proposals, alone)
     out_of_time = clock.over
     chosen = chosen_trial(trials)
     policy: ExitPolicy = Never() if chosen is None else chosen.proposal.policy
@@ -90,11 +106,13 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         agreement = _executed_agreement(job, executor, chosen.proposal, looked_at, clock)
     certificate = _certificate(job, executor, trials, chosen, needed, planned)
     candidates = _candidates(proposals, trials)
-    contender = _lossless(job, executor, costs, pool)
+    by_itself = _candidates([trial.proposal for trial in alone], trials)
+    contender = _lossless(job, executor, costs, pool, by_itself)
     held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
     decoded = Decoded(
         limited=limits.documents is not None and planned == limits.documents < executor.documents,
         left_out=executor.left_out,
+        alone=by_itself[0] if by_itself else None,
         candidates=candidates,
         contender=contender,
         agreement=agreement,
@@ -109,9 +127,15 @@ def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
         pool=pool,
         certified_on=executor.certified_on(looked_at),
         provenance={"left_out": executor.left_out, AT_HAND: executor.documents},
-        executed_agreement=agreement,
-        candidates=(*candidates, *(() if contender is None else (contender,))),
+        **{EXECUTED_FIELDS[job.floor.kind]: agreement},
+        candidates=(*by_itself, *candidates, *(() if contender is None else (contender,))),
     )
+
+
+def _full_model(job: Job, pool: Pool) -> Proposal:
+    """The full model as a candidate: what it loses on the search documents, at its own price."""
+    risk = job.full_model(pool).risk
+    return Proposal(Never(), KEY_VALUE[0], risk, risk, 1.0, 1.0, free=True)
 
 
 def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int]:
@@ -137,13 +161,18 @@ def _certificate(
         documents_needed=needed,
         tested=len(trials),
         passed=sum(trial.passed for trial in trials),
-        assumption=_assumption(job, executor, None if chosen is None else chosen.proposal.kv),
+        assumption=_assumption(job, executor, None if chosen is None else _kv_of(chosen)),
         executed=True,
-        kv=None if last is None else last.proposal.kv,
+        kv=None if last is None else _kv_of(last),
         prompt_tokens=executor.prompt_tokens,
         new_tokens=executor.new_tokens,
         stopped_after=None if last is None else last.documents,
     )
+
+
+def _kv_of(trial: Trial) -> str | None:
+    """The strategy of its keys and values; none of the full model's, which skips no layer."""
+    return None if isinstance(trial.proposal.policy, Never) else trial.proposal.kv
 
 
 def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
@@ -165,7 +194,7 @@ def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
 def _executed_agreement(
     job: Job, executor: Executor, chosen: Proposal, looked_at: int, clock: Clock
 ) -> Estimate:
-    """Mean executed agreement of documents that chose nothing, with an interval over them."""
+    """Mean executed agreement, of the floor's kind, of documents that chose nothing, and its interval."""
     if clock.over:
         return Estimate(None, undefined="the time was used up")
     losses = np.zeros(0)
@@ -200,8 +229,15 @@ def _candidate(proposal: Proposal, trial: Trial | None) -> Candidate:
     )
 
 
-def _lossless(job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | None) -> Candidate | None:
-    """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone."""
+def _lossless(
+    job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | None, alone: Sequence[Candidate]
+) -> Candidate | None:
+    """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone.
+
+    alone: the full model as it was tested, where it may lose something: then it is none unless that passed.
+    """
+    if job.floor.kind == REFERENCE and not any(one.passed for one in alone):
+        return None
     found = []
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.exact):
         front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
@@ -212,12 +248,15 @@ def _lossless(job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | N
         return None
     relative, policy, kv, length = min(found)
     outcome = "lossless: every token is the full model's"
-    return Candidate(policy, kv, 1.0, 1.0, None, 0, 1.0 / relative, True, outcome, length)
+    drafts = Candidate(policy, kv, 1.0, 1.0, None, 0, 1.0 / relative, True, outcome, length)
+    for one in alone:
+        drafts = replace(drafts, replayed=one.replayed, rerun=one.rerun, executed=one.executed)
+    return drafts
 
 
 def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal | None) -> HeldOut:
     """The chosen policy rerun on the report documents, each charged as its strategy runs."""
-    if chosen is None or not len(job.roles.report):
+    if chosen is None or isinstance(chosen.policy, Never) or not len(job.roles.report):
         return job.report(Never())
     again = executor.rerun(chosen.policy, chosen.kv, job.roles.report)
     if not again.trace.token_count:
@@ -238,7 +277,7 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
     probes = float(charged.cost.sum() - charged.without_probes.sum())
     nobody = np.zeros(0, dtype=np.int64)
     return HeldOut(
-        quality=kept(again.losses),
+        quality=kept(again.losses_at(job.floor.kind)),
         agreement=kept(again.losses),
         skip_ratio=mean(rows.tokens - charged.layers / job.trace.layers),
         net_speedup=bootstrap.estimate(plain / cost),

@@ -14,6 +14,7 @@ from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, Outcome, Settled, settle
+from offramp.tuning.floor import FloorKind
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Rerun:
     """A policy on the texts of some documents, keys and values as its strategy leaves them.
 
     trace: the rows that the policy was asked about; decisions: where they left and were probed. losses:
-    float64 [documents], share of each document's new tokens that are not the full model's, of a transformed
-    model also `reference_losses`, those that are not the untransformed one's; in the order of
+    float64 [documents], share of each document's new tokens that are not the full model's, of a trace with a
+    reference also `reference_losses`, those that are not the reference's; in the order of
     `document_rows`. free: whether it took no forward pass, the strategy's K and V being the full model's own.
     """
 
@@ -32,14 +33,20 @@ class Rerun:
     free: bool
     reference_losses: Losses | None = None
 
-    @property
-    def risk(self) -> float:
-        """Mean loss over documents."""
-        return float(np.mean(self.losses))
+    def losses_at(self, kind: FloorKind) -> Losses:
+        """Those that a floor on a share of tokens bounds: float64 [documents]."""
+        if kind == "agreement":
+            return self.losses
+        assert self.reference_losses is not None, "a trace without a reference has no such floor"
+        return self.reference_losses
 
 
 class Executor(Protocol):
     """A model at hand: what `offramp.decoding.execution.executor.ModelExecutor` does."""
+
+    @property
+    def kind(self) -> FloorKind:
+        """The floor that its losses are of: by the full model's choices, or by a reference's."""
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -71,7 +78,7 @@ class Executor(Protocol):
         """The policy on some of the trace's documents, places in `Trace.documents`."""
 
     def losses(self, policy: ExitPolicy, kv: str, first: int, last: int) -> Losses:
-        """Share of the generated tokens that are not the full model's choice: float64 [last - first].
+        """Share of the generated tokens that are not the judge's choice (see `kind`): float64 [last - first].
 
         Of the certify documents number first .. last - 1 in the drawn order.
         """
@@ -159,14 +166,15 @@ class FixedSequence:
     clock: Clock
     on_documents: OnDocuments
 
-    def run(self, proposals: Sequence[Proposal]) -> list[Trial]:
+    def run(self, proposals: Sequence[Proposal], before: Sequence[Trial] = ()) -> list[Trial]:
         """Test candidates in their order, each at the whole delta; the first that fails is the last.
 
+        before: what was tested and passed already; it comes first in what is given back.
         Fixed-sequence testing, as `offramp.tuning.certificate.run_sequence`. The betting bound looks at every
         document and stops as soon as it is settled (see `offramp.tuning.bounds.settle`); every other
         method decides on all planned documents. A method without a sequence tests all.
         """
-        trials: list[Trial] = []
+        trials = list(before)
         for proposal in proposals:
             trials.append(self._bet(proposal) if self.rule.name == "wsr" else self._decide(proposal, trials))
             if self.clock.over and not trials[-1].passed:

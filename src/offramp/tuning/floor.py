@@ -24,9 +24,9 @@ class Floor:
     """A quality floor: what the user will not give up.
 
     kind: "agreement" or "reference_agreement" (shares of tokens; the latter with the untransformed full
-    model), "nll" (increase) or "kl" (nats). value: as the user gave it. clip: B, the loss in nats at which a
-    token's loss is cut ("nll", "kl"). risk: the largest mean loss allowed, in [0, 1]: 1 - value of a share,
-    value / clip of the others.
+    model, or with the reference that was traced), "nll" (increase) or "kl" (nats). value: as the user gave
+    it. clip: B, the loss in nats at which a token's loss is cut ("nll", "kl"). risk: the largest mean loss
+    allowed, in [0, 1]: 1 - value of a share, value / clip of the others.
     """
 
     kind: FloorKind
@@ -48,8 +48,10 @@ CLIP = 1.0
 
 KINDS: tuple[FloorKind, ...] = get_args(FloorKind)
 
-SHARES: tuple[FloorKind, ...] = ("agreement", "reference_agreement")
-"""Floors that bound a share of tokens."""
+REFERENCE: FloorKind = "reference_agreement"
+
+SHARES: tuple[FloorKind, ...] = ("agreement", REFERENCE)
+"""Floors that bound a share of tokens: those that can be executed."""
 
 NATS: dict[FloorKind, str] = {"nll": "NLL increase", "kl": "KL to the full model"}
 """What a floor in nats bounds."""
@@ -153,7 +155,7 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
     """
     if floor.clip is None:
         top1 = fact_of(trace, "top1")
-        wanted = trace.full_top1 if floor.kind == "agreement" else _reference(trace)
+        wanted = trace.full_top1 if floor.kind == "agreement" else reference_top1(trace)
         return np.asarray(top1 != wanted[:, None], dtype=np.float32)
     if floor.kind == "nll":
         values = _numbers(trace, "nll", finite=True)
@@ -164,7 +166,8 @@ def token_losses(trace: Trace, floor: Floor) -> NDArray[np.float32]:
     return np.asarray(np.clip(values, 0.0, floor.clip) / np.float32(floor.clip), dtype=np.float32)
 
 
-def _reference(trace: Trace) -> NDArray[np.int32]:
+def reference_top1(trace: Trace) -> NDArray[np.int32]:
+    """The reference's top-1 at every token: int32 [tokens]. Raises InputError for a trace without one."""
     if trace.reference_top1 is None:
         raise InputError(
             "the trace is of a model without transforms: there is no untransformed one to agree with, and no "

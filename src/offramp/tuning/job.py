@@ -161,11 +161,14 @@ class Job:
             **executed,
         )
 
+    def full_model(self, pool: Pool) -> Scored:
+        """The full model on the search documents, which may lose something against a reference."""
+        whole = np.full(pool.trace.token_count, pool.trace.layers, dtype=np.int64)
+        return Scored("full model", Never(), pool.evidence.risk_of(whole), self.pricing.plain, 0.0)
+
     def _front(self, pool: Pool) -> tuple[FrontPoint, ...]:
         """The Pareto front on the search documents, the full model first, thinned to some places."""
-        whole = np.full(pool.trace.token_count, pool.trace.layers, dtype=np.int64)
-        plain = Scored("full model", Never(), pool.evidence.risk_of(whole), self.pricing.plain, 0.0)
-        front = front_of([plain, *pool.found])
+        front = front_of([self.full_model(pool), *pool.found])
         step = max(1, math.ceil(len(front) / FRONT_POINTS))
         kept = front[::step] if (len(front) - 1) % step == 0 else [*front[::step], front[-1]]
         return tuple(

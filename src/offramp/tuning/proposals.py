@@ -143,7 +143,8 @@ class Proposals:
         found = self.executor.rerun(scored.policy, kv, self.documents)
         self.reruns += not found.free
         cost, plain = self.costs.of_token(found.trace, scored.policy, kv, found.decisions)
-        proposal = Proposal(scored.policy, kv, scored.risk, found.risk, cost, plain, found.free)
+        risk = float(np.mean(found.losses_at(self.pool.floor.kind)))
+        proposal = Proposal(scored.policy, kv, scored.risk, risk, cost, plain, found.free)
         self.found.append(proposal)
         return proposal
 

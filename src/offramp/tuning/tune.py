@@ -87,9 +87,6 @@ AUTO = "auto"
 FAMILIES, EVOLUTION = "families", "evolution"
 """How policies are searched."""
 
-EXECUTED = "agreement"
-"""The kind of floor that is executed."""
-
 
 def tune(
     trace: Trace,
@@ -112,8 +109,9 @@ def tune(
     at hand, they are of texts that it really decodes. `offramp.tune` has the same and makes one.
 
     floor: {"agreement": 0.99}, {"nll": nats} or {"kl": nats}; of a transformed model also
-    {"reference_agreement": 0.95}, agreement with the untransformed one. clip: nats at which a token's loss is
-    cut. Only a floor on agreement is executed.
+    {"reference_agreement": 0.95}, agreement with the untransformed one, or with the reference that was
+    traced. clip: nats at which a token's loss is cut. Only the kind of floor that the executor judges is
+    executed.
     hardware: a machine or its name ("local": this machine's profile of the trace's model); None counts bytes
     moved. method: "wsr", "hb", "crc" or "naive". delta: chance that the statement is wrong.
     limits: of what is decoded. search: "families" of rules, or "evolution", which looks for a signal and a
@@ -129,7 +127,7 @@ def tune(
     require_search(search)
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
-    executed = executor is not None and floor.kind == EXECUTED
+    executed = executor is not None and floor.kind == executor.kind
     if executed:
         require_single(batch)
     if executed or kv == AUTO:

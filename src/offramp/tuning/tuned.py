@@ -75,6 +75,7 @@ class Tuned:
     replayed; of the exits taken in lockstep at a batch above 1, where bound and front are of each token
     alone. executed_agreement: share of the tokens it generates that are the full model's choice on the same
     prefix, of documents that did not choose the policy, mean over documents; None if nothing was decoded.
+    executed_reference_agreement: the same by the reference's choices, in its place at a floor on these.
     candidates: what was to be certified, in the order of the tests, the lossless contender last.
     plain_seconds_per_token: the full model on
     the same machine. probe_share: probes' share of the policy's seconds. front: on the search documents.
@@ -108,6 +109,7 @@ class Tuned:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     reference_agreement: Estimate | None = None
     executed_agreement: Estimate | None = None
+    executed_reference_agreement: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
     gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

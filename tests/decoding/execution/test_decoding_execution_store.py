@@ -115,6 +115,8 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
         request(openings=[*openings[:1], Opening("d1", (3, 3, 3, 3, 3), True)]),
         request(options=options_of(new_tokens=NEW + 1)),
         request(rows=1),
+        request(reference=model),
+        request(reference=model.with_identity(identity)),
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)

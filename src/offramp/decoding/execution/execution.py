@@ -44,8 +44,9 @@ class Execution:
     """One document decoded with a policy.
 
     prompt, answer: token ids, the end token included. exits: of each token of the answer; the first is L,
-    since a prompt runs whole. agrees: whether each is the full model's choice on the same prefix (see
-    `offramp.decoding.quality.judging.full_models_choices`). layers_executed: for the answer's tokens,
+    since a prompt runs whole. agrees: whether each is the choice of the model that judges, the full model or
+    a reference, on the same prefix (see `offramp.decoding.quality.judging.full_models_choices`).
+    layers_executed: for the answer's tokens,
     the prompt's layers left out, as they ran beside the documents of its group. problem: why
     decoding ended early, None if it did not.
     """
@@ -60,7 +61,7 @@ class Execution:
 
     @property
     def loss(self) -> float:
-        """Share of the answer's tokens that are not the full model's choice; all of it after a problem."""
+        """Share of the answer's tokens that are not the judge's choice; all of it after a problem."""
         return 1.0 if self.problem is not None else 1.0 - sum(self.agrees) / len(self.agrees)
 
 
@@ -103,7 +104,7 @@ def execute(
         generations = _decode(model, some, options)
         judged = judge([(opening.ids, row.tokens) for opening, row in zip(some, generations, strict=True)])
         for opening, row, verdict in zip(some, generations, judged, strict=True):
-            agrees = full_models_choices(verdict, 0, model.dtype)
+            agrees = full_models_choices(verdict, 0, judge.model.dtype)
             found.append(
                 Execution(
                     document=opening.document,
@@ -160,16 +161,23 @@ FILE = SealedFile(KeptExecutions, "{name} is damaged", "nothing: it is decoded a
 
 
 def request_of(
-    model: Model, options: DecodingOptions, openings: Sequence[Opening], *, rows: int
+    model: Model,
+    options: DecodingOptions,
+    openings: Sequence[Opening],
+    *,
+    rows: int,
+    reference: Model | None = None,
 ) -> dict[str, Any]:
     """Everything that changes what decoding some documents gives, as JSON.
 
+    reference: that judges it, None for the full model itself.
     The documents belong together: in its last digits a row depends on those that share its batch, and so does
     which of two equally good tokens it takes.
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "model": {"fingerprint": model.identity.fingerprint, "dtype": model.dtype, **model.asked_attention},
+        "model": _described(model),
+        "reference": None if reference is None else _described(reference),
         "transforms": list(model.transforms),
         "policy": str(options.policy),
         "kv": options.kv,
@@ -183,6 +191,10 @@ def request_of(
         "code": _code(),
         "versions": library_versions(model.transforms),
     }
+
+
+def _described(model: Model) -> dict[str, str]:
+    return {"fingerprint": model.identity.fingerprint, "dtype": model.dtype, **model.asked_attention}
 
 
 @functools.cache

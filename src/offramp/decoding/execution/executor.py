@@ -24,7 +24,7 @@ from offramp.decoding.openings import Opening, Openings, choose_openings, traced
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.quality.judging import Judge
 from offramp.decoding.rerun.rerunner import Rerunner
-from offramp.decoding.rerun.sequences import require_heads, require_model, with_maps_of
+from offramp.decoding.rerun.sequences import require_heads, require_model, require_reference, with_maps_of
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -38,6 +38,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses
 from offramp.tuning.executor import Rerun
+from offramp.tuning.floor import REFERENCE, FloorKind
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import AUTO
 from offramp.workloads.shared_text import sketches_of, write_sketch
@@ -50,7 +51,8 @@ REPLAYED = "replay, exact K and V"
 class ModelExecutor:
     """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions.
 
-    strategies: K,V strategies to try. prompt_tokens: of an opening, None for whole prompts.
+    strategies: K,V strategies to try. prompt_tokens: of an opening, None for whole prompts. reference: whose
+    choices what is decoded is held against, None for the full model's own.
     """
 
     model: Model
@@ -63,12 +65,18 @@ class ModelExecutor:
     strategies: tuple[str, ...]
     prompt_tokens: int | None
     new_tokens: int
+    reference: Model | None = None
     _rerunners: dict[tuple[int, ...], Rerunner] = field(init=False, default_factory=dict)
     _reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = field(init=False, default_factory=dict)
     _rows: dict[str, int | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._judge = Judge(self.model)
+        self._judge = Judge(self.reference or self.model)
+
+    @property
+    def kind(self) -> FloorKind:
+        """The floor that its losses are of."""
+        return "agreement" if self.reference is None else REFERENCE
 
     @functools.cached_property
     def _longest(self) -> int:
@@ -153,7 +161,7 @@ class ModelExecutor:
     def _group(self, options: DecodingOptions, openings: Sequence[Opening]) -> tuple[Execution, ...]:
         rows = self._rows_of(options)
         assert rows is not None, "asked whether it can"
-        request = request_of(self.model, options, openings, rows=rows)
+        request = request_of(self.model, options, openings, rows=rows, reference=self.reference)
         return self.store.get_or_make(
             request,
             lambda: execute(self.model, openings, options, self._judge, rows=rows),
@@ -199,14 +207,18 @@ def opened_executor(
     new_tokens: int,
     folder: Path | None,
     seed: int,
+    reference: Model | None = None,
 ) -> Iterator[ModelExecutor]:
     """What the tuner asks a model by; arguments as `offramp.decoding.execution.tune.tune` takes them.
 
     Raises InputError for what does not belong to the trace, or a strategy that is unknown.
     """
-    with model.evaluating():
+    with model.evaluating(), (reference or model).evaluating():
         model.require_loaded("executing policies")
         require_model(model, trace)
+        if reference is not None:
+            reference.require_loaded("judging what is decoded")
+            require_reference(reference.identity.fingerprint, reference.dtype, trace)
         if trace.request.get("dtype") != model.dtype:
             raise InputError(
                 f"the trace is of this model in {trace.request.get('dtype')}, not in {model.dtype}",
@@ -243,6 +255,7 @@ def opened_executor(
                 strategies=strategies,
                 prompt_tokens=None if work.mode == "generation" else prompt_tokens,
                 new_tokens=new_tokens,
+                reference=reference,
             )
 
 

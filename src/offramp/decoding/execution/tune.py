@@ -19,8 +19,8 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
-from offramp.tuning.floor import Floor
-from offramp.tuning.tune import AUTO, EXECUTED, FAMILIES, check_settings
+from offramp.tuning.floor import REFERENCE, Floor
+from offramp.tuning.tune import AUTO, FAMILIES, check_settings
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 
@@ -54,6 +54,7 @@ def tune(
     seed: int = 0,
     search: str = FAMILIES,
     progress: OnDocuments | None = None,
+    reference: Model | None = None,
 ) -> Tuned:
     """The policy and the strategy for K and V that take the fewest seconds at a quality floor.
 
@@ -61,7 +62,9 @@ def tune(
     rerun on the search documents re-calibrates and re-orders them for every strategy that the model can
     decode with, and the candidates then decode documents freely, from cautious to bold, until the floor is
     certified of them or out of reach. Without a model, and for the other floors, the losses are replayed: the
-    answer is a *replay bound* (`Tuned.certificate.executed` is false).
+    answer is a *replay bound* (`Tuned.certificate.executed` is false). A floor on reference agreement is
+    executed where the reference is given: it judges each token that the policy decodes, and the full model
+    itself, which may break such a floor, is the first candidate.
 
     floor, hardware, method, delta, clip, seed, search: as `offramp.tuning.tune.tune` takes them. kv: "auto"
     (None: the same) or one strategy; without a model what the search is priced with, "propagate" by default.
@@ -72,17 +75,20 @@ def tune(
     the floor, or all there are. folder: where executions are kept and never repeated; in memory without one.
     seconds: for reruns and decoding together. candidates: tested at most, spread from cautious to bold, by
     default six. progress: told of the documents that the candidate at hand was
-    decoded on, and of those planned.
+    decoded on, and of those planned. reference: that the trace was made with (`Trace.reference_top1`), of a
+    transformed model the untransformed one.
 
-    Raises InputError for a model, heads or documents that are not those of the trace, sizes below 1, and as
-    `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
+    Raises InputError for a model, a reference, heads or documents that are not those of the trace, sizes
+    below 1, and as `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
     """
     require_sizes(prompt_tokens, new_tokens, documents, seconds, candidates)
     wanted, _ = check_settings(floor, method, delta, clip, seed)
     settings: dict[str, Any] = {"method": method, "delta": delta, "batch": batch, "seed": seed}
     settings["search"] = search
     kv = AUTO if kv is None else kv
-    if model is None or wanted.kind != EXECUTED:
+    judge = None if reference is None else reference.shown_name
+    require_judged(judge, wanted, decodes=model is not None)
+    if model is None or wanted.clip is not None or (wanted.kind == REFERENCE and reference is None):
         return tune_trace(trace, wanted, hardware, kv=kv, **settings)
     with executed_tuner(
         model,
@@ -94,6 +100,7 @@ def tune(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         folder=None if folder is None else Path(folder),
+        reference=reference,
         **settings,
     ) as tune_for:
         return tune_for(
@@ -101,8 +108,19 @@ def tune(
         )
 
 
+def require_judged(reference: str | None, floor: Floor, *, decodes: bool) -> None:
+    """Raise InputError for a reference, by its name, where nothing is decoded that it would judge."""
+    if reference is not None and not (decodes and floor.kind == REFERENCE):
+        raise InputError(
+            f"nothing is decoded that {reference} would judge",
+            where=f"reference= (--reference) for {floor}{'' if decodes else ', without a model'}",
+            fix=f"leave it out, or give a model and a floor on {REFERENCE}",
+        )
+
+
 ExecutedTuner = Callable[[Mapping[str, float] | Floor, Limits], Tuned]
-"""From a floor on agreement, and how long it may take, to what was certified by decoding."""
+"""From a floor on agreement, or with a reference on agreement with that, and how long it may take, to what
+was certified by decoding."""
 
 
 @contextlib.contextmanager
@@ -118,6 +136,7 @@ def executed_tuner(
     new_tokens: int = NEW_TOKENS,
     folder: Path | None,
     seed: int = 0,
+    reference: Model | None = None,
     **settings: Any,
 ) -> Iterator[ExecutedTuner]:
     """A tuner whose floors share all that the model reruns and decodes. Arguments and errors as of `tune`."""
@@ -133,6 +152,7 @@ def executed_tuner(
         new_tokens=new_tokens,
         folder=folder,
         seed=seed,
+        reference=reference,
     ) as executor:
         yield lambda floor, limits: tune_trace(
             executor.trace, floor, hardware, kv=kv, executor=executor, limits=limits, seed=seed, **settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.models.identity import command_name
+from offramp.models.identity import command_name, shown_name
 from offramp.models.model import Model
 from offramp.policies.binding import base_of
 from offramp.tracing.described_heads import reading_of, reads_exits, with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import reference_top1
 from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -86,6 +88,35 @@ def require_model(model: Model, trace: Trace) -> None:
             f"the trace is of another model, {traced.get('name', 'without a name')}",
             where=str(trace.folder or "the trace"),
             fix=f"trace this one: offramp trace {command_name(model.name, model.transforms)}",
+        )
+
+
+def reference_of(trace: Trace) -> dict[str, Any]:
+    """The model whose choices a trace keeps beside its own: name, fingerprint, dtype and source, if kept.
+
+    Of a transformed model it is that model untransformed. Raises InputError for a trace that keeps none's.
+    """
+    reference_top1(trace)  # refuses it
+    request = trace.request
+    model, transforms = request["model"], request["model"].get("transforms")
+    if not transforms:
+        return dict(request["reference"])
+    return {
+        "name": str(model["name"]).removesuffix(shown_name("", transforms)),
+        "fingerprint": model["base_fingerprint"],
+        "dtype": request["dtype"],
+        "source": model["source"],
+    }
+
+
+def require_reference(fingerprint: str, dtype: str, trace: Trace) -> None:
+    """Refuse another model than the one whose choices a trace keeps. Raises InputError."""
+    kept = reference_of(trace)
+    if (fingerprint, dtype) != (kept["fingerprint"], kept["dtype"]):
+        raise InputError(
+            f"the reference of the trace is another model, {kept['name']} in {kept['dtype']}",
+            where=f"reference= (--reference), for {trace.folder or 'the trace'}",
+            fix="give that model, or trace again with this one: offramp trace --reference",
         )
 
 

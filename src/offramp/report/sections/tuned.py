@@ -94,6 +94,9 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
         found.append(("settled after", counted(certificate.stopped_after, "document")))
     if tuned.executed_agreement is not None:
         found.append(("executed agreement", estimate_text(tuned.executed_agreement, percent)))
+    if tuned.executed_reference_agreement is not None:
+        kept = estimate_text(tuned.executed_reference_agreement, percent)
+        found.append(("executed agreement with the original model", kept))
     found.append(("largest loss allowed", risk_text(floor, floor.risk)))
     if certificate.empirical_risk is not None:
         found.append(("loss on those documents", risk_text(floor, certificate.empirical_risk)))
@@ -127,7 +130,7 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     if tuned.floor.kind == "agreement":
         found.append(("agreement on unseen documents", estimate_text(tuned.quality, percent)))
     if tuned.reference_agreement is not None:
-        found.append(("with the untransformed model", estimate_text(tuned.reference_agreement, percent)))
+        found.append(("agreement with the original model", estimate_text(tuned.reference_agreement, percent)))
     return found
 
 
