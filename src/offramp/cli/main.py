@@ -25,6 +25,7 @@ from offramp.cli.exits_command import exits
 from offramp.cli.generate_command import generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
+from offramp.cli.lab_command import lab
 from offramp.cli.list_command import list_things
 from offramp.cli.predict_command import predict
 from offramp.cli.replay_command import replay
@@ -99,6 +100,7 @@ app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")
 app.add_typer(exits, name="exits")
+app.add_typer(lab, name="lab")
 app.command("doctor")(doctor)
 
 

@@ -1,0 +1,117 @@
+"""Text whose answers take a known number of steps, each needing the one before: look-ups, and arithmetic.
+
+*Look-ups*: a table of arrows over LETTERS letters that form one cycle, and questions "k x?": where do k
+arrows from x lead? As the cycle is longer than 2 k, no shorter way leads there, not even backwards.
+
+*Arithmetic*: k operations nested in each other, modulo 10. Each is a bijection of the ten digits (add or take
+away a digit, multiply by 3, 7 or 9), so that no step can be left out.
+
+`steps` counts what one does after the other on paper. A network can do some at once: arrows can be doubled
+and operations put together, so that k is known and the least number of layers is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from offramp.lab.text.work import GENERATED, Part, Work
+from offramp.workloads.workload import Document
+
+Form = Literal["lookup", "arithmetic"]
+FORMS: tuple[Form, ...] = ("lookup", "arithmetic")
+
+MOST_STEPS = 6
+LETTERS = "abcdefghijklmn"
+"""14 of them: more than twice the most steps, so that backwards is no shorter."""
+
+QUESTIONS = 18
+"""Of a document, every number of steps equally often."""
+
+FACTORS = (3, 7, 9)
+"""Digits that multiplication modulo 10 can be undone for; 1 would be no step."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where an answer stands in its document, and the steps that it takes.
+
+    start, end: characters of the text, the space before the answer included, as tokens begin with it.
+    """
+
+    start: int
+    end: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A document and the answers in it, in their order."""
+
+    document: Document
+    answers: tuple[Answer, ...]
+
+
+def problems(part: Part, seed: int) -> Iterator[Problem]:
+    """Documents without end, look-ups and arithmetic in turns; the same for the same part and seed."""
+    number = 0
+    while True:
+        form = FORMS[number % len(FORMS)]
+        generator = np.random.default_rng([seed, *part.encode(), number])
+        write = _lookup if form == "lookup" else _arithmetic
+        yield write(f"generated:{part}-{form}-{number}", generator)
+        number += 1
+
+
+def work_of(found: Problem, part: Part) -> Work:
+    """A work of one document, of the part that it was made for."""
+    return Work("generated", found.document.id, GENERATED, (found.document,), part)
+
+
+def _lookup(identity: str, generator: np.random.Generator) -> Problem:
+    order = generator.permutation(len(LETTERS))
+    following = {LETTERS[a]: LETTERS[b] for a, b in zip(order, np.roll(order, -1), strict=True)}
+    table = [LETTERS[place] for place in generator.permutation(len(LETTERS))]
+    lines = [" ".join(f"{letter}>{following[letter]}" for letter in table)]
+    asked = []
+    for steps in _mixed_steps(generator):
+        start = LETTERS[generator.integers(len(LETTERS))]
+        reached = start
+        for _ in range(steps):
+            reached = following[reached]
+        asked.append((f"{steps} {start}?", reached, steps))
+    return _document(identity, lines, asked)
+
+
+def _arithmetic(identity: str, generator: np.random.Generator) -> Problem:
+    asked = []
+    for steps in _mixed_steps(generator):
+        value = int(generator.integers(10))
+        written = str(value)
+        for place in range(steps):
+            sign = "+-*"[generator.integers(3)]
+            digit = FACTORS[generator.integers(3)] if sign == "*" else int(generator.integers(1, 10))
+            value = {"+": value + digit, "-": value - digit, "*": value * digit}[sign] % 10
+            written = f"{written if place == 0 else f'({written})'}{sign}{digit}"
+        asked.append((f"{written} =", str(value), steps))
+    return _document(identity, ["modulo 10"], asked)
+
+
+def _mixed_steps(generator: np.random.Generator) -> list[int]:
+    """1 to MOST_STEPS, each equally often, in a random order."""
+    steps = 1 + np.arange(QUESTIONS) % MOST_STEPS
+    return [int(one) for one in generator.permutation(steps)]
+
+
+def _document(identity: str, lines: list[str], asked: list[tuple[str, str, int]]) -> Problem:
+    """A text of these lines, then a line for each question with its answer."""
+    text = "\n".join(lines) + "\n"
+    answers = []
+    for question, answer, steps in asked:
+        text += question
+        answers.append(Answer(len(text), len(text) + 1 + len(answer), steps))
+        text += f" {answer}\n"
+    return Problem(Document(identity, text), tuple(answers))

@@ -1,0 +1,91 @@
+"""What a text is to be made of, and the TOML file that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offramp.lab.text.sources import SOURCES, Found, Source
+from offramp.lab.text.work import NaturalKind, Part, Work
+from offramp.records.given_file import (
+    Count,
+    Line,
+    Share,
+    Table,
+    Text,
+    Whole,
+    checked,
+    did_you_mean,
+    read_toml,
+)
+from offramp.workloads.text_files import load_text
+
+WHAT = "text file"
+
+
+class OwnText(Table):
+    """A file or folder of one's own (*.txt, *.md), each file a work. part: where it must go."""
+
+    name: Line
+    path: Text
+    kind: NaturalKind
+    licence: Line
+    part: Part | None = None
+
+
+class TextRequest(Table):
+    """A text. characters: of each source, at most. generated: share of the training tokens.
+
+    folders: where Debian's packages lie, each with a `usr` in it.
+    """
+
+    seed: Whole = 0
+    vocabulary: Count = 2048
+    characters: Count = 6_000_000
+    generated: Share = 0.25
+    sources: tuple[Text, ...] = tuple(SOURCES)
+    folders: tuple[Text, ...] = ("/",)
+    own: tuple[OwnText, ...] = ()
+
+    @property
+    def all_sources(self) -> tuple[Source, ...]:
+        """Those by name, then one's own."""
+        return (*(SOURCES[name] for name in self.sources), *(_own_source(one) for one in self.own))
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The folders as paths."""
+        return tuple(Path(folder).expanduser() for folder in self.folders)
+
+
+def read_request(path: Path) -> TextRequest:
+    """The request in a TOML file; paths in it are relative to the file.
+
+    Raises InputError, with the line, for what is wrong.
+    """
+    values, source = read_toml(path, WHAT)
+    found = checked(TextRequest, values, source)
+    for place, name in enumerate(found.sources):
+        if name not in SOURCES:
+            raise source.refused(
+                f"there is no source {name!r}", did_you_mean(name, SOURCES), "sources", place
+            )
+    names = [*found.sources, *(one.name for one in found.own)]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            where = ("sources", place) if place < len(found.sources) else ("own", place - len(found.sources))
+            raise source.refused(f"two sources are named {name!r}", "name each once", *where)
+    own = tuple(one.model_copy(update={"path": str(path.parent / one.path)}) for one in found.own)
+    folders = tuple(str(path.parent / folder) for folder in found.folders)
+    return found.model_copy(update={"own": own, "folders": folders})
+
+
+def _own_source(own: OwnText) -> Source:
+    def find(folders: object) -> Found:
+        work = load_text(f"{own.path}#whole")
+        works = (
+            Work(own.name, one.id, own.kind, (type(one)(f"{own.name}:{one.id}", one.text),), own.part)
+            for one in work.documents
+        )
+        return Found(f"given: {Path(own.path).name}", tuple(works))
+
+    return Source(own.name, own.kind, own.licence, find)
