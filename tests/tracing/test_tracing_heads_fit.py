@@ -376,6 +376,21 @@ def test_heads_keep_what_they_read_and_say_so_in_their_file(fitted: ExitHeads, t
     assert again.texts is not None
     assert [one.tolist() for one in again.texts] == [one.tolist() for one in fitted.texts]
     assert again.fingerprint == fitted.fingerprint
+    # A file has workloads in the order of their fingerprints, whatever the order they were given in.
+    given = sorted((texts(12), texts(9)), key=lambda work: work.fingerprint, reverse=True)
+    two = fit_heads(tiny_llama(), given, tokens=300, exits=[1], classifiers=(), progress=False)
+    write_heads(two, tmp_path / "two")
+    read = read_heads(tmp_path / "two")
+    assert read.texts is not None
+    of_file = [
+        sketch
+        for fingerprint, seen in read.documents.items()
+        for work in given
+        if work.fingerprint == fingerprint
+        for sketch in sketches_of(work, seen)
+    ]
+    for sketch, expected in zip(read.texts, of_file, strict=True):
+        assert np.array_equal(sketch, expected)
     broken = dataclasses.replace(fitted, texts=fitted.texts[:-1])
     with pytest.raises(InputError, match="sketches of their texts do not belong"):
         write_heads(broken, tmp_path / "broken")

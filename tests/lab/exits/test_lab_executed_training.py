@@ -21,11 +21,11 @@ from offramp.lab.exits import trainer
 from offramp.lab.exits.earlier import spent_before, spent_on
 from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.record import Spent
-from offramp.lab.exits.seen import Seen, seen_by_both
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitting.seen import Seen, seen_by_all
 from offramp.tracing.heads_file import read_heads, write_heads
 
 QUICK: dict[str, Any] = {"steps": 12, "tokens": 1500, "precision": "float32", "progress": False}
@@ -199,12 +199,12 @@ def test_documents_that_both_saw_count_once() -> None:
     sketches = [np.array([number], dtype=np.uint32) for number in range(5)]
     first = ({"w": ("a", "b")}, sketches[:2])
     second = ({"w": ("b", "c"), "v": ("d",)}, sketches[2:])
-    ids, texts_seen = seen_by_both(first, second)
-    assert ids == {"w": ("a", "b", "c"), "v": ("d",)}
+    ids, texts_seen = seen_by_all(first, second)
+    assert list(ids.items()) == [("v", ("d",)), ("w", ("a", "b", "c"))]
     assert texts_seen is not None
     by_id = dict(zip([id for some in ids.values() for id in some], texts_seen, strict=True))
     assert [int(by_id[id][0]) for id in "abcd"] == [0, 1, 3, 4]
-    assert seen_by_both(({"w": ("a",)}, None), second)[1] is None
-    assert seen_by_both(second, ({"w": ("a",)}, None))[1] is None
+    assert seen_by_all(({"w": ("a",)}, None), second)[1] is None
+    assert seen_by_all(second, ({"w": ("a",)}, None))[1] is None
     nothing: Seen = ({}, None)
-    assert seen_by_both(nothing, second)[1] is not None, "of no document every text is known"
+    assert seen_by_all(nothing, second)[1] is not None, "of no document every text is known"

@@ -12,10 +12,10 @@ from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.job import Job, sides
 from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
-from offramp.lab.exits.seen import seen_by_both
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows
+from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
@@ -82,7 +82,7 @@ class ExecutedJob(Job):
         assert self.start is not None, "checked by `start_of`"
         before = self.start.kv_maps
         assert before is not None, "checked by `start_of`"
-        documents, texts = seen_by_both((before.documents, before.texts), (rows.ids, rows.texts))
+        documents, texts = seen_by_all((before.documents, before.texts), (rows.ids, rows.texts))
         return replace(
             before,
             maps=maps,

@@ -20,7 +20,6 @@ from offramp.lab.exits.gate_heads import reading_at, spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
 from offramp.lab.exits.gate_record import GateRecord
 from offramp.lab.exits.record import Spent
-from offramp.lab.exits.seen import seen_by_both
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.described_heads import describe_heads
@@ -34,6 +33,7 @@ from offramp.tracing.fitting.classifiers import (
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.tracing.fitting.fit import check_seed, describe_fitting, distinct_workloads
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
+from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, parse_exits
@@ -296,7 +296,7 @@ class _Job:
             documents={},
             texts=(),
         )
-        documents, texts = seen_by_both((heads.documents, heads.texts), (self.read.ids, self.read.texts))
+        documents, texts = seen_by_all((heads.documents, heads.texts), (self.read.ids, self.read.texts))
         return replace(
             heads,
             classifiers={**heads.classifiers, GATE: spread(gates, self.exits, heads.exits)},

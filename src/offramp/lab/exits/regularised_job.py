@@ -15,9 +15,9 @@ from offramp.lab.exits.model_folder import write_model
 from offramp.lab.exits.record import RECORD, Rows, Seconds, TrainingRecord
 from offramp.lab.exits.regularised import RegularisedModel
 from offramp.lab.exits.regularised_text import row_count
-from offramp.lab.exits.seen import seen_by_both
 from offramp.models.memory import available_memory, shown_size
 from offramp.tracing.exits_folder import TRAINING_FILE
+from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.request import library_versions
 from offramp.tracing.trained_model import trained_on
 from offramp.workloads.shared_text import write_sketch
@@ -40,7 +40,7 @@ class RegularisedJob(Job):
         objective = RegularisedModel(self.model, self.recipe, fit, held_out)
         self._require_enough(objective)
         first = trained_on(self.model)  # of a model that was trained before
-        documents, texts = seen_by_both((first.documents, first.texts), (rows.ids, rows.texts))
+        documents, texts = seen_by_all((first.documents, first.texts), (rows.ids, rows.texts))
         progress = self.train(objective, self.key(rows, self.recipe.at))
         started = time.perf_counter()
         best = progress.weights[0].best

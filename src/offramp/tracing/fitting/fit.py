@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +56,7 @@ from offramp.tracing.fitting.readings import (
     take_readings,
 )
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
+from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
@@ -262,6 +262,7 @@ class _Job:
         if classifier_rows is not None and shortlist is not None:
             fitted = self._classifiers(classifier_rows, lens, mlp, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
+        documents, texts = seen_by_all(*((rows.ids, rows.texts) for rows in used))
         return ExitHeads(
             model=describe_base(self.model),
             exits=self.exits,
@@ -269,8 +270,8 @@ class _Job:
             classifiers=fitted,
             shortlist=shortlist,
             candidate_exit=self.candidate_exit,
-            documents=self._documents(used),
-            texts=self._texts(used),
+            documents=documents,
+            texts=texts,
             provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows)
             | ({} if self.reading is None else {"trained": dict(self.reading.trained)}),
             kv_maps=maps,
@@ -291,31 +292,14 @@ class _Job:
             add_up(self.model, rows, sums, advance)
         maps = None
         if of_maps is not None:
+            documents, texts = seen_by_all((rows.ids, rows.texts))
             maps = KeyValueMaps(
                 maps=solve_maps(of_maps, self.kv_rank),
-                documents=self._documents([rows]),
-                texts=self._texts([rows]),
+                documents=documents,
+                texts=texts,
                 provenance=self._provenance(kv_maps=rows) | {"rank": self.kv_rank},
             )
         return None if of_lens is None else solve_lens(of_lens), maps
-
-    def _documents(self, used: Sequence[FittingRows]) -> dict[str, tuple[str, ...]]:
-        """Ids of the documents of some rows, by workload; none where there are no rows."""
-        if not used:
-            return {}
-        return {
-            work.fingerprint: tuple(id for rows in used for id in rows.ids[work.fingerprint])
-            for work in self.workloads
-        }
-
-    def _texts(self, used: Sequence[FittingRows]) -> tuple[Sketch, ...]:
-        """Sketches of the texts of some rows' documents, in the order of `_documents`."""
-        by_workload: dict[str, list[Sketch]] = {work.fingerprint: [] for work in self.workloads}
-        for rows in used:
-            texts = iter(rows.texts)
-            for workload, ids in rows.ids.items():
-                by_workload[workload] += itertools.islice(texts, len(ids))
-        return tuple(text for texts in by_workload.values() for text in texts)
 
     def _provenance(self, **rows: FittingRows | None) -> dict[str, Any]:
         return {
