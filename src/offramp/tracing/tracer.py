@@ -49,9 +49,8 @@ from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
-from offramp.tracing.trained_model import trained_on
+from offramp.tracing.trained_model import TrainedOn, trained_on
 from offramp.workloads.given import read_workload
-from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
 
@@ -141,7 +140,7 @@ def trace(
         reference=describe_reference(model, reference),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    run = _Run(model, work, request, fitted, reference, memory, shown, seen.texts)
+    run = _Run(model, work, request, fitted, reference, memory, shown, seen)
     if output is None:
         found = run.in_memory()
         found.workload = work
@@ -171,7 +170,7 @@ class _Run:
     reference: Model | None
     memory: int | None
     shown: bool
-    trained: tuple[Sketch, ...]
+    trained: TrainedOn
 
     def in_memory(self) -> Trace:
         """The trace without files."""
@@ -231,11 +230,10 @@ class _Run:
                 fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
         heads = None if self.fitted is None else self.fitted.heads
-        texts = document_texts(self.workload, plan.document_ids, heads, self.trained)
+        texts = document_texts(self.workload, plan.document_ids, heads, self.trained.texts)
         device = device_name(self.model.stack.head_device)
-        return describe_trace(
-            self.request, parts, plan.document_ids, self.model.shape, plan.notes, texts, device
-        )
+        notes = plan.notes if self.reference is not None else (*plan.notes, *self.trained.notes)
+        return describe_trace(self.request, parts, plan.document_ids, self.model.shape, notes, texts, device)
 
     def _whole_parts(self, folder: Path, plan: TracePlan) -> dict[int, Part]:
         """Parts that an earlier run finished; one that is not as it was written is measured again."""

@@ -1,4 +1,4 @@
-"""Which documents a model folder of `offramp exits train --kind regularised` was trained on."""
+"""What a model folder of `offramp exits train --kind regularised` was before, and which documents it saw."""
 
 from __future__ import annotations
 
@@ -21,10 +21,25 @@ TRAINED_ON = "trained_on"
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Ids of the documents by workload fingerprint, and sketches of their texts."""
+    """Ids of the documents by workload fingerprint, and sketches of their texts.
+
+    original: name of the model that it was before, None if that is not known.
+    """
 
     documents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     texts: tuple[Sketch, ...] = ()
+    original: str | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be said of a trace that keeps no other model's choices."""
+        if self.original is None:
+            return ()
+        return (
+            f"the model was trained, from {self.original}: agreement here is with its own full depth, which "
+            f"may have changed; offramp trace --reference {self.original}, then offramp tune --floor "
+            "reference_agreement=0.95, hold it against what it was before",
+        )
 
     @property
     def described(self) -> dict[str, Any]:
@@ -61,6 +76,7 @@ def trained_on(model: Model) -> TrainedOn:
         return TrainedOn(
             {str(workload): tuple(ids) for workload, ids in record["documents"].items()},
             tuple(read_sketch(text) for text in record["texts"]),
+            record.get("request", {}).get("model", {}).get("name"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path) from error

@@ -278,6 +278,9 @@ def test_the_chain_judges_by_the_original_and_leaves_out_what_training_saw(
     traced = offramp.trace(loaded, workload, tokens=900, reference=model, progress=False)
     own = offramp.trace(model, workload, tokens=900, progress=False)
     assert traced.reference_top1 is not None
+    assert not any("was trained" in note for note in traced.provenance["notes"])
+    alone = offramp.trace(loaded, workload, tokens=40, progress=False).provenance["notes"]
+    assert any(f"--reference {model.name}, then offramp tune" in note for note in alone)
     assert traced.reference_top1.tolist() == own.top1[:, -1].tolist()
     seen = set(trained.record.documents[workload.fingerprint])
     assert heads_documents(traced) >= seen
