@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from offramp.errors import InputError
-from offramp.files import write_text_atomically
+from offramp.errors import DiskFullError, InputError
+from offramp.files import write_atomically, write_text_atomically
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
@@ -17,3 +20,22 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
         write_text_atomically(place, "{}")
     assert refused.value.where == str(place)
     assert [path.name for path in tmp_path.rglob("*")] == ["plan.json", "of the user"]
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [(errno.ENOSPC, "the disk is full: 4 bytes"), (errno.EFBIG, "a limit on the size")]
+)
+@pytest.mark.parametrize("by_safetensors", [False, True])
+def test_what_finds_no_room_is_said_and_leaves_nothing(
+    tmp_path: Path, number: int, what: str, by_safetensors: bool
+) -> None:
+    """safetensors raises no OSError: it is written as its release 0.8 says it on a full tmpfs."""
+    said = f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError(said) if by_safetensors else OSError(number, os.strerror(number))
+
+    with pytest.raises(DiskFullError, match=what):
+        write_atomically(tmp_path / "checkpoint", write)
+    assert not list(tmp_path.iterdir())

@@ -72,9 +72,17 @@ def read_given_text(path: Path) -> str:
     return content.decode("utf-8-sig")
 
 
-def is_disk_full(error: OSError) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether the operating system says that a disk or a quota is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _system_number(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _system_number(error: BaseException) -> int | None:
+    """The operating system's number of an error. safetensors opens its files itself, and says it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    return None if said is None else int(said[1])
 
 
 def disk_full(path: Path, written: int) -> DiskFullError:
@@ -110,12 +118,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
+    except Exception as error:
         written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
         if is_disk_full(error):
             raise disk_full(path, written) from error
-        if error.errno == errno.EFBIG:
+        if _system_number(error) == errno.EFBIG:
             raise DiskFullError(
                 f"a limit on the size of files is reached: {written:,} bytes of {path.name} were written",
                 where=str(path.parent),

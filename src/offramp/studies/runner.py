@@ -122,7 +122,7 @@ def _work(task: Task, context: Context) -> None:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full."""
-    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and is_disk_full(error))
+    return isinstance(error, DiskFullError) or is_disk_full(error)
 
 
 def failure_of(error: BaseException, folder: StudyFolder) -> Failure:

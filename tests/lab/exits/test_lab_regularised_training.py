@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from training_cases import assert_same, regularised
 
 import offramp
 from offramp.decoding.openings import further_documents, prompts_of
 from offramp.errors import DiskFullError, InputError
 from offramp.lab.exits import folder as folders
-from offramp.lab.exits import regularised_job, steps
+from offramp.lab.exits import model_folder, regularised_job, steps
 from offramp.lab.exits.divergence import MeanDivergence
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.record import RECORD
@@ -203,6 +206,37 @@ def test_what_has_no_room_is_refused_before_anything_is_trained(
             regularised(model, tmp_path / "little", asked={"lora": 0})
     assert "--lora 16" in error.value.fix
     assert not list(tmp_path.glob("*/checkpoint.safetensors"))
+
+
+@pytest.mark.parametrize("at", ["weights", "tokenizer"])
+def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_is_gone_on_from(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """safetensors, which writes the weights, raises no OSError."""
+
+    def no_weights(folder: Path, **options: Any) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def no_tokenizer(model: Model, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder, taken = tmp_path / "full", []
+    with monkeypatch.context() as patch:
+        if at == "weights":
+            patch.setattr(model.hf, "save_pretrained", no_weights)
+        else:
+            patch.setattr(model_folder, "_write_tokenizer", no_tokenizer)
+        said = "the disk is full: 4 bytes" if at == "weights" else "the disk is full"
+        with pytest.raises(DiskFullError, match=said) as error:
+            regularised(model, folder, steps=2)
+    assert "run the same command again" in error.value.fix
+    assert {path.name for path in folder.iterdir()} == {".lock", "checkpoint.safetensors", "request.json"}
+    monkeypatch.setattr(Steps, "step", lambda *step: taken.append(step))
+    assert regularised(model, folder, steps=2).record.steps == 2
+    assert not taken
+    assert {path.name for path in folder.iterdir()} - {".lock"} == FILES
 
 
 def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_path: Path) -> None:

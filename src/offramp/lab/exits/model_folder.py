@@ -48,7 +48,7 @@ def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str
         for path in made.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    except OSError as error:
+    except Exception as error:
         if not is_disk_full(error):
             raise
         written = sum(path.stat().st_size for path in made.glob("*"))  # of nothing if it was never made
