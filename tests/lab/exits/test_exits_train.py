@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.folder import CHECKPOINT, STATES
 from offramp.lab.exits.states import FIT
 from offramp.lab.exits.steps import Steps
-from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.lab.exits.train import CODE, TrainedExits, train_exits
 from offramp.lab.exits.trained_readings import TrainedReadings
 from offramp.models.model import Model
 from offramp.tracing.exits_folder import EXITS_FILE
@@ -458,3 +459,15 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
     assert rows["fit"] + rows["held_out"] == rows["tokens"] - rows["documents"]
     assert value["trained"][0]["agreement"] == found.record.trained[0].agreement
     assert len(value["trained"][0]["leaving"]) == len(value["floors"])
+
+
+def test_the_code_of_a_training_is_all_that_it_imports() -> None:
+    """But for what only names, writes and raises. Gates are trained at once, and go on from nothing."""
+    known = (*(place.removesuffix(".py") for place in CODE), "errors", "files", "records")
+    folder = Path(steps.__file__).parent
+    for file in folder.glob("*.py"):
+        if not file.name.startswith("gate"):
+            for name in re.findall(r"^\s*from offramp\.([\w.]+) import", file.read_text(), re.MULTILINE):
+                parts = name.split(".")
+                inside = {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
+                assert inside & {*known}, f"{file.name} imports {name}"

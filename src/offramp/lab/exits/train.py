@@ -37,7 +37,8 @@ JOBS: Mapping[str, type[Job]] = {
 }
 """What trains each kind."""
 
-CODE = ("models", "workloads", "tracing", "decoding", "lab/exits")
+CODE = ("models", "workloads", "tracing", "decoding", "lab/exits", "scoring/text_size.py")
+"""The source that weights or figures depend on."""
 
 
 @dataclass(frozen=True)
