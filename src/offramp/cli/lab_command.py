@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson
+from offramp.cli.options import AsJson, Device, require_placement
+from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
     from offramp.lab.text.folder import TextRecord
+    from offramp.lab.training.record import TrainingRecord
     from offramp.report.word_table import WordTable
 
 lab = typer.Typer(help="Train small models one factor apart, and make their text.", no_args_is_help=True)
@@ -47,6 +49,79 @@ def text(
     for line in [*lines, f"written: {output}, text {made.fingerprint[:12]}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_text_summary(record, output, made.fingerprint))
+
+
+@lab.command("train")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file: the architecture, sizes, text and seed.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The model's folder. What was killed goes on there.")
+    ],
+    device: Device = AUTO,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another training in the folder, or a finished one.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small model from scratch: a model folder, with the models of earlier steps beside it."""
+    out = Output(as_json)
+    require_placement(device, "float32")
+
+    from offramp.lab.training.recipe import read_recipe
+    from offramp.lab.training.train import train as train_recipe
+    from offramp.models.devices import find_device
+
+    asked, _ = read_recipe(recipe)
+    record = train_recipe(asked, output, device=find_device(device), overwrite=overwrite, shown=True)
+    out.console.print(_history_table(record))
+    for line in [*_training_notes(record), f"written: {output}"]:
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish(_training_summary(record, output))
+
+
+def _history_table(record: TrainingRecord) -> WordTable:
+    """Losses and right answers after every model that was kept."""
+    from offramp.report.formats import decimal, percent
+    from offramp.report.word_table import WordTable
+
+    table = WordTable(title="[bold]nats a token, and right answers by the steps they take[/]")
+    asked = len(record.history[-1].accuracy) if record.history else 0
+    columns = (
+        "steps",
+        "tokens",
+        "trained on",
+        "held out",
+        "generated",
+        *(f"k = {k + 1}" for k in range(asked)),
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for one in record.history:
+        losses = (decimal(loss, 3) for loss in (one.trained, one.natural, one.generated))
+        right = ("" if share is None else percent(share, 0) for share in one.accuracy)
+        table.add_row(f"{one.step:,}", f"{one.tokens:,}", *losses, *right)
+    return table
+
+
+def _training_notes(record: TrainingRecord) -> list[str]:
+    """The model's sizes, the speed, and how it ended, in words."""
+    speed = record.tokens / record.seconds if record.seconds else 0.0
+    notes = [
+        f"{record.parameters:,} parameters, feed-forward width {record.width}, "
+        f"{record.products:,} products a token",
+        f"{record.tokens:,} tokens in {record.seconds:,.0f} s, {speed:,.0f} a second "
+        f"({record.settings.threads} threads, {record.settings.device}): {record.stopped}",
+    ]
+    if record.diverged:
+        notes.append("it diverged: the model is kept as it was before that step, and marked in training.json")
+    return notes
+
+
+def _training_summary(record: TrainingRecord, folder: Path) -> dict[str, Any]:
+    from offramp.records.typed import to_json
+
+    found: dict[str, Any] = to_json(record)
+    return {"folder": str(folder), **{key: value for key, value in found.items() if key != "documents"}}
 
 
 def _sources_table(record: TextRecord) -> WordTable:

@@ -15,11 +15,13 @@ from offramp.models.checkpoint import (
     CONTEXT_KEYS,
     check_vocabulary,
     find_strangers,
+    read_config,
     read_headers,
     refuse_strangers,
 )
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
+from offramp.models.lab_switches import LAB_FAMILY
 from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
 from offramp.models.quiet import quiet_transformers
 from offramp.models.shape import ModelShape
@@ -81,6 +83,14 @@ def load_source(
         model = replace(model, attention=placement.attn_implementation)
     _check_no_strangers(model.stack, unexpected, str(source.folder))
     return model
+
+
+def know_family(source: Source) -> None:
+    """Let transformers know offramp's own family, if the source is of that."""
+    if read_config(source.folder).get("model_type") == LAB_FAMILY:
+        from offramp.models import lab_family
+
+        lab_family.register()
 
 
 def build_model(
@@ -178,6 +188,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    know_family(source)
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
         reading, file = "config", source.folder / "config.json"

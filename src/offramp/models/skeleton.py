@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.models.loading import LOADING_ERRORS
+from offramp.models.loading import LOADING_ERRORS, know_family
 from offramp.models.source import Source
 
 # Settings that may tell kinds of layers apart. Numbers with a fraction (scales, dropout) change no shape, and
@@ -52,6 +52,7 @@ def build_skeleton(source: Source, *, dtype: str, trust_remote_code: bool = Fals
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     auto_class: Any = AutoModelForCausalLM
+    know_family(source)
     try:
         config = AutoConfig.from_pretrained(source.folder, **options)
         _check_not_quantised(config, source)

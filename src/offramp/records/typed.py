@@ -75,6 +75,8 @@ def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
         names = [field.name for field in dataclasses.fields(value)]
         names += getattr(value, "READ_OFF", ())
         return {name: _json(getattr(value, name), plain) for name in names}
+    if hasattr(value, "model_dump"):  # a pydantic model, without importing what it is of
+        value = value.model_dump()
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a model folder of `offramp exits train --kind regularised` was before, and which documents it saw."""
+"""What a model folder that offramp trained was before, if anything, and which documents it saw."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from offramp.workloads.shared_text import Sketch, read_sketch
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
+
+RECORDS = ("training", "lab training")
+"""Kinds of records that say it; of one by `offramp lab train` as far as workloads are offramp's own."""
 
 TRAINED_ON = "trained_on"
 """Of the model in a trace's request: ids of these documents by workload fingerprint, if there are any."""
@@ -64,18 +67,18 @@ def trained_on(model: Model) -> TrainedOn:
             raise InputError(
                 f"the training of this model has not ended: {TRAINING_FILE} is missing",
                 where=str(folder),
-                fix="run its offramp exits train command again: it goes on where it stopped",
+                fix="run again what trains it (offramp exits train, offramp lab train): it goes on",
             )
         return TrainedOn()
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("kind") != "training":
+        if not isinstance(record, dict) or record.get("kind") not in RECORDS:
             return TrainedOn()
         if record.get(SEAL) != seal_of(record):
             raise _damaged(path)
         return TrainedOn(
             {str(workload): tuple(ids) for workload, ids in record["documents"].items()},
-            tuple(read_sketch(text) for text in record["texts"]),
+            tuple(read_sketch(text) for text in record.get("texts", ())),
             record.get("request", {}).get("model", {}).get("name"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -86,5 +89,5 @@ def _damaged(path: Path) -> DamagedFileError:
     return DamagedFileError(
         "the record of what this model was trained on is damaged",
         where=str(path),
-        fix="train the model again: offramp exits train --overwrite",
+        fix="train the model again, with --overwrite",
     )

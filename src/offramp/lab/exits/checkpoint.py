@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from offramp.errors import DamagedFileError
-from offramp.files import canonical_json, write_atomically
 from offramp.lab.exits.divergence import Precision
 from offramp.lab.exits.evaluation import Evaluation
+from offramp.lab.sealed_tensors import read_sealed, write_sealed
 from offramp.records.typed import from_json, to_json
-from offramp.tracing.heads_arrays import seal_of
 
-HEADER = "offramp_training"
-SEAL, KEY = "sha256", "key"
+KEY = "key"
 FIRST, SECOND, BEST = "first", "second", "best"
 """Moments of the gradient, and the weights of the least held-out loss."""
 
@@ -87,8 +82,6 @@ class Progress:
 
 def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
     """Write it in one step (see `offramp.files.write_atomically`). key: of the training it belongs to."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for place, weights in enumerate(progress.weights):
         for part, arrays in (
@@ -108,10 +101,7 @@ def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
         "settings": to_json(progress.settings),
         "history": to_json(progress.history),
     }
-    kept = {SEAL: _seal(header, tensors), **header}
-    write_atomically(
-        path, lambda temporary: save_file(tensors, temporary, metadata={HEADER: canonical_json(kept)})
-    )
+    write_sealed(path, header, tensors)
 
 
 def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | None:
@@ -119,22 +109,10 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
 
     Raises DamagedFileError if its bytes changed.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
+    found = read_sealed(path)
+    if found is None or found[0][KEY] != key:
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-            # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        seal = header.pop(SEAL)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, "it is not what offramp writes") from error
-    if seal != _seal(header, tensors):
-        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    if header[KEY] != key:
-        return None
+    header, tensors = found
     weights = []
     for place, loss in enumerate(header["best_loss"]):
         parts = [_under(tensors, f"{place}.{part}.", device) for part in ("now", FIRST, SECOND, BEST)]
@@ -157,15 +135,3 @@ def _under(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> 
         for name, one in sorted(tensors.items())
         if name.startswith(prefix)
     }
-
-
-def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    return seal_of(header, {name: one.numpy() for name, one in tensors.items()})
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"the checkpoint {path.name} is damaged: {why}",
-        where=str(path),
-        fix="remove it: the same command trains again from the start",
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,29 @@ def model_files(folder: Path) -> list[Path]:
 def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str:
     """Write a model with other weights; its fingerprint. values: by name as the model has them.
 
-    Weights that are tied stay tied, and are stored once. All files are made beside each other and then put
-    in their places, the config last: a folder without it is no model.
+    Weights that are tied stay tied, and are stored once. Raises DiskFullError.
+    """
 
-    Raises DiskFullError.
+    def write(made: Path) -> None:
+        with _same_config(model.hf):
+            model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
+        _write_tokenizer(model, made)
+        (made / "README.md").write_text(_card(model), encoding="utf-8")
+
+    return put_model(folder, write)
+
+
+def put_model(folder: Path, write: Callable[[Path], None]) -> str:
+    """Let `write` make a folder of a model's files, and put them into this one; the model's fingerprint.
+
+    All are made beside each other and then put in their places, the config last: a folder without it is no
+    model. Raises DiskFullError.
     """
     made = folder / MADE
     remove(made)
     try:
-        with quiet_transformers(), _same_config(model.hf):
-            model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
-        _write_tokenizer(model, made)
-        (made / "README.md").write_text(_card(model), encoding="utf-8")
+        with quiet_transformers():
+            write(made)
         for path in made.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

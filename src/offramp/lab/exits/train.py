@@ -37,7 +37,15 @@ JOBS: Mapping[str, type[Job]] = {
 }
 """What trains each kind."""
 
-CODE = ("models", "workloads", "tracing", "decoding", "lab/exits", "scoring/text_size.py")
+CODE = (
+    "models",
+    "workloads",
+    "tracing",
+    "decoding",
+    "lab/exits",
+    "lab/sealed_tensors.py",
+    "scoring/text_size.py",
+)
 """The source that weights or figures depend on."""
 
 

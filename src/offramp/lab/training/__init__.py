@@ -1,0 +1,1 @@
+"""Training small models from scratch, one factor apart."""

@@ -1,0 +1,86 @@
+"""The folder of a training from scratch: what lies in it and beside it, and whose it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import canonical_json, remove, sha256_of_text
+from offramp.lab.exits.folder import is_leftover
+from offramp.lab.exits.model_folder import model_files
+from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request
+from offramp.records.typed import to_json
+from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
+
+STATE = UNDER_WAY[0]
+"""From where a training goes on; there is none in the folder of one that has ended."""
+
+
+def kept_model(folder: Path, step: int) -> Path:
+    """Where the model after so many steps lies, but for the last: beside the folder, NAME@STEP."""
+    return folder.with_name(f"{folder.name}@{step}")
+
+
+def key_of(request: Request) -> str:
+    """SHA-256 of all that makes a training another one."""
+    return sha256_of_text(canonical_json(_flat(request)))
+
+
+def require_own(folder: Path) -> None:
+    """Refuse a folder that holds anything but a training from scratch. Raises InputError."""
+    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    own = {TRAINING_FILE, REQUEST_FILE, STATE, ".lock"}
+    if REQUEST_FILE in entries and REQUEST.is_of(folder / REQUEST_FILE):
+        own |= {path.name for path in model_files(folder)}
+    elif entries - {".lock"}:
+        own = {".lock"}
+    others = sorted(name for name in entries - own if not is_leftover(name))
+    if others or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            f"the output holds something else: {', '.join(others[:3])}" if others else "the output is a file",
+            where=str(folder),
+            fix="choose another folder with -o",
+        )
+
+
+def require_same(folder: Path, request: Request) -> None:
+    """Refuse the folder of another training. Raises InputError that says in what it is another."""
+    if not (folder / REQUEST_FILE).is_file():
+        return
+    ours, theirs = _flat(request), _flat(REQUEST.read(folder / REQUEST_FILE))
+    different = [f"{key} ({theirs[key]}, now {ours[key]})" for key in ours if ours[key] != theirs.get(key)]
+    if different:
+        raise InputError(
+            f"the folder holds another training: {', '.join(different[:3])}",
+            where=str(folder),
+            fix="choose another folder with -o, or give --overwrite",
+        )
+
+
+def _flat(request: Request) -> dict[str, Any]:
+    """All that makes a training another one, by name: not where its text lies or what it is compared with."""
+    values = to_json(request)
+    recipe = request.recipe.model_dump(exclude={"text", "against", "factor"})
+    return {**{f"recipe.{key}": value for key, value in recipe.items()}, **values["versions"]} | {
+        key: values[key] for key in ("text", "device", "code")
+    }
+
+
+def goes_on(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this very request that was stopped on its way."""
+    if (folder / TRAINING_FILE).is_file() or not (folder / REQUEST_FILE).is_file():
+        return False
+    try:
+        return _flat(request) == _flat(REQUEST.read(folder / REQUEST_FILE))
+    except DamagedFileError:
+        return False
+
+
+def clear(folder: Path) -> None:
+    """Remove a training: its models beside the folder, too."""
+    for path in (folder / TRAINING_FILE, folder / REQUEST_FILE, folder / STATE, *model_files(folder)):
+        remove(path)
+    for beside in folder.parent.glob(f"{folder.name}@*"):
+        if RECORD.is_of(beside / TRAINING_FILE):
+            remove(beside)

@@ -1,0 +1,135 @@
+"""A recipe: everything that decides the weights of a small model, but for the text itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from offramp.errors import InputError
+from offramp.models.lab_switches import Heads, Mlp, Norm, Positions, Residual
+from offramp.records.given_file import Count, Positive, Source, Table, Text, Whole, checked, read_toml
+
+WHAT = "recipe"
+
+Precision = Literal["float32", "bfloat16"]
+Factor = Literal["norm", "mlp", "positions", "heads", "residual", "layers", "hidden", "seed"]
+
+FREE = ("text", "against", "factor", "seed", "width", "parameters")
+"""What may differ between a recipe and the one it is held against, besides its factor. (Texts are compared by
+what they hold and not by where they lie.)"""
+
+WITH_FACTOR = {"hidden": ("query_heads",), "heads": ("group",)}
+"""What changes with a factor."""
+
+TOLERANCE = 0.01
+"""By how much the parameters of two models that are compared may differ, as a share."""
+
+
+class Recipe(Table):
+    """One training from scratch.
+
+    text: a folder of `offramp lab text`. batch: sequences of a step, each of `context` tokens. rate: the
+    largest learning rate. heads: grouped ones share keys and values among `group` of the `query_heads`.
+    width: of the feed-forward networks; without it, it is chosen so that the model has so many `parameters`.
+    checkpoints: models that are kept, the last one included. precision: of products while it trains.
+    against: the recipe or trained model that this one is compared with, and the one `factor` in which they
+    differ.
+    """
+
+    text: Text
+    tokens: Count
+    norm: Norm
+    mlp: Mlp
+    positions: Positions
+    heads: Heads
+    residual: Residual
+    layers: Count
+    hidden: Count
+    seed: Whole
+    query_heads: Count = 6
+    group: Count = 3
+    context: Annotated[int, Field(strict=True, ge=8, le=65_536)] = 256
+    parameters: Count | None = None
+    width: Count | None = None
+    batch: Count = 16
+    rate: Positive = 2e-3
+    checkpoints: Annotated[int, Field(strict=True, ge=1, le=32)] = 8
+    precision: Precision = "float32"
+    against: Text | None = None
+    factor: Factor | None = None
+
+    @property
+    def steps(self) -> int:
+        """So many that the tokens are read, the last step full as all others."""
+        return -(-self.tokens // (self.batch * self.context))
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.query_heads if self.heads == "all" else self.query_heads // self.group
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """Steps after which a model is kept, ascending: each half of the next, the last at the end."""
+        return tuple(sorted({max(1, self.steps >> halvings) for halvings in range(self.checkpoints)}))
+
+
+def read_recipe(path: Path) -> tuple[Recipe, Source]:
+    """The recipe in a TOML file, and the file; paths in it are relative to it.
+
+    Raises InputError, with the line, for what is wrong.
+    """
+    values, source = read_toml(path, WHAT)
+    recipe = checked(Recipe, values, source)
+    if (recipe.parameters is None) == (recipe.width is None):
+        both = (
+            "both parameters and width are given" if recipe.width else "neither parameters nor width is given"
+        )
+        raise source.refused(both, "give one of them: the other follows", "parameters")
+    if (recipe.against is None) != (recipe.factor is None):
+        raise source.refused(
+            "against and factor are given together or not at all",
+            "say what is compared and in what the two differ",
+            "against" if recipe.against else "factor",
+        )
+    if recipe.hidden % (2 * recipe.query_heads):
+        raise source.refused(
+            f"{recipe.query_heads} heads do not share a hidden size of {recipe.hidden} in even parts",
+            f"give a multiple of {2 * recipe.query_heads}",
+            "hidden",
+        )
+    if recipe.heads == "grouped" and recipe.query_heads % recipe.group:
+        raise source.refused(
+            f"{recipe.query_heads} heads are no whole groups of {recipe.group}",
+            "give a group that divides the number of heads",
+            "group",
+        )
+    update = {"text": str(path.parent / recipe.text)}
+    if recipe.against is not None:
+        update["against"] = str(path.parent / recipe.against)
+    return recipe.model_copy(update=update), source
+
+
+def require_one_factor(recipe: Recipe, other: Recipe, name: str) -> None:
+    """Refuse a comparison of recipes that differ in more than the factor. name: of the other.
+
+    Raises InputError that names what differs as well, or that the factor does not.
+    """
+    ours, theirs = recipe.model_dump(), other.model_dump()
+    different = [key for key in ours if ours[key] != theirs[key]]
+    if recipe.factor not in different:
+        raise InputError(
+            f"the factor is {recipe.factor}, and it is {ours[str(recipe.factor)]} in {name} as well",
+            where="factor",
+            fix=f"change {recipe.factor}, or name what differs",
+        )
+    allowed = (*FREE, recipe.factor, *WITH_FACTOR.get(str(recipe.factor), ()))
+    if others := [key for key in different if key not in allowed]:
+        listed = ", ".join(f"{key} ({ours[key]}, there {theirs[key]})" for key in others)
+        raise InputError(
+            f"the recipe differs from {name} in more than {recipe.factor}: {listed}",
+            where="against",
+            fix="make these equal, or leave against and factor out: a difference would have several causes",
+        )

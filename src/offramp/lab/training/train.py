@@ -1,0 +1,209 @@
+"""Training a recipe in its folder: the models it leaves, their records, and where it goes on after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offramp.files import locked_folder, remove, source_fingerprint, sweep_temporary_files
+from offramp.lab.exits.model_folder import ONE_FILE, put_model
+from offramp.lab.text.folder import LabText, read_text_folder
+from offramp.lab.training.architecture import Architecture, make_architecture
+from offramp.lab.training.batches import Batches
+from offramp.lab.training.comparison import require_comparable
+from offramp.lab.training.evaluation import Evaluation
+from offramp.lab.training.folder import (
+    STATE,
+    clear,
+    goes_on,
+    kept_model,
+    key_of,
+    require_own,
+    require_same,
+)
+from offramp.lab.training.loop import make_optimiser, take_step
+from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
+from offramp.lab.training.state import Progress, put_state, read_state, write_state
+from offramp.tracing.exits_folder import TRAINING_FILE
+from offramp.tracing.progress import step_bar
+from offramp.tracing.request import library_versions
+
+STATE_SECONDS, WRITING_SHARE = 30.0, 0.05
+"""Seconds between two states that are written, and the share of the time that writing may take."""
+
+CODE = ("lab/training", "lab/text/folder.py", "models/lab_family.py")
+"""What decides the weights."""
+
+
+def train(
+    recipe: Recipe, folder: str | Path, *, device: str = "cpu", overwrite: bool = False, shown: bool = False
+) -> TrainingRecord:
+    """Train a recipe, go on with it where it was stopped, or give the record of one that has ended.
+
+    The folder becomes a model; those of earlier steps lie beside it, NAME@STEP. On a processor the same
+    recipe, seed and number of threads give the same weights, also after kills.
+
+    Raises InputError for a recipe that cannot be, or is not comparable with what it names, for a folder of
+    something else, and for too little text; DamagedFileError for a text that was changed; DiskFullError.
+    """
+    text = read_text_folder(recipe.text)
+    architecture = make_architecture(recipe, text.record.vocabulary)
+    require_comparable(recipe, text.fingerprint, architecture)
+    folder = Path(folder)
+    versions = library_versions()
+    request = Request(recipe, text.fingerprint, device, source_fingerprint(*CODE), versions)
+    require_own(folder)
+    with locked_folder(folder):
+        sweep_temporary_files(folder)
+        if overwrite and not goes_on(folder, request):
+            clear(folder)
+        require_same(folder, request)
+        REQUEST.write(folder / REQUEST_FILE, request)
+        if (folder / TRAINING_FILE).is_file():
+            return RECORD.read(folder / TRAINING_FILE)
+        return _Training(recipe, text, architecture, folder, request, shown).run()
+
+
+@dataclass
+class _Training:
+    """One training in its folder, which is locked."""
+
+    recipe: Recipe
+    text: LabText
+    architecture: Architecture
+    folder: Path
+    request: Request
+    shown: bool
+
+    def run(self) -> TrainingRecord:
+        """Train, or go on to the end."""
+        key = key_of(self.request)
+        found = read_state(self.folder / STATE, key)
+        started = Settings(torch.get_num_threads(), self.request.device)
+        progress = found[0] if found else Progress(started)
+        with _threads(progress.settings.threads):
+            model = self._model()
+            optimiser = make_optimiser(model)
+            if found:
+                put_state(found[1], progress.step, model, optimiser)
+            record = self._train(model, optimiser, progress, key)
+        remove(self.folder / STATE)
+        return record
+
+    def _model(self) -> Any:
+        """The model with the weights that the seed gives."""
+        from offramp.models.lab_family import LabForCausalLM
+
+        torch.manual_seed(self.recipe.seed)
+        model: Any = LabForCausalLM(self.architecture.config())
+        return model.to(self.request.device).train()
+
+    def _train(
+        self, model: Any, optimiser: torch.optim.Optimizer, progress: Progress, key: str
+    ) -> TrainingRecord:
+        recipe = self.recipe
+        batches = Batches.of(self.text, recipe.context, recipe.batch, recipe.seed)
+        evaluation = Evaluation(self.text, recipe.context)
+        written, pause = time.monotonic(), STATE_SECONDS
+        with step_bar(self.folder.name, recipe.steps, shown=self.shown, done=progress.step) as show:
+            while not progress.stopped:
+                began = time.perf_counter()
+                loss = take_step(model, optimiser, batches, recipe, progress.step)
+                if loss is None:
+                    progress.diverged = True
+                    progress.stopped = f"the loss was not finite at step {progress.step + 1}"
+                else:
+                    progress.losses += loss
+                    progress.step += 1
+                    if progress.step == recipe.steps:
+                        progress.stopped = "the steps are done"
+                progress.seconds += time.perf_counter() - began
+                at_a_mark = progress.step in recipe.schedule and not progress.diverged
+                if at_a_mark:
+                    self._evaluate(model, evaluation, progress)
+                    if not progress.stopped:
+                        self._keep(model, progress, kept_model(self.folder, progress.step))
+                show(progress.step, _in_words(progress, loss))
+                if at_a_mark or progress.stopped or time.monotonic() - written > pause:
+                    before = time.monotonic()
+                    write_state(self.folder / STATE, key, progress, model, optimiser)
+                    written = time.monotonic()
+                    pause = max(STATE_SECONDS, (written - before) / WRITING_SHARE)
+        return self._keep(model, progress, self.folder)
+
+    def _evaluate(self, model: Any, evaluation: Evaluation, progress: Progress) -> None:
+        before = progress.history[-1].step if progress.history else 0
+        progress.history.append(
+            evaluation.evaluate(
+                model,
+                step=progress.step,
+                tokens=self._tokens(progress.step),
+                seconds=progress.seconds,
+                trained=progress.losses / (progress.step - before),
+            )
+        )
+        progress.losses = 0.0
+
+    def _tokens(self, steps: int) -> int:
+        return steps * self.recipe.batch * self.recipe.context
+
+    def _keep(self, model: Any, progress: Progress, folder: Path) -> TrainingRecord:
+        """Leave the model as it is now in a folder of its own, its record last."""
+
+        def write(made: Path) -> None:
+            model.save_pretrained(made, max_shard_size=ONE_FILE)
+            self.text.tokenizer.save_pretrained(made)
+            (made / "README.md").write_text(_card(self.text), encoding="utf-8")
+
+        folder.mkdir(exist_ok=True)
+        remove(folder / TRAINING_FILE)
+        record = TrainingRecord(
+            recipe=self.recipe,
+            text=self.text.fingerprint,
+            vocabulary=self.text.record.vocabulary,
+            width=self.architecture.width,
+            parameters=self.architecture.parameters,
+            products=self.architecture.products,
+            settings=progress.settings,
+            step=progress.step,
+            tokens=self._tokens(progress.step),
+            seconds=progress.seconds,
+            stopped=progress.stopped,
+            diverged=progress.diverged,
+            history=tuple(progress.history),
+            model=put_model(folder, write),
+            versions=self.request.versions,
+            documents=self.text.record.seen,
+        )
+        RECORD.write(folder / TRAINING_FILE, record)
+        return record
+
+
+def _in_words(progress: Progress, loss: float | None) -> str:
+    last = f", held out {progress.history[-1].natural:.3f}" if progress.history else ""
+    return f"loss {'not finite' if loss is None else f'{loss:.3f}'}{last}"
+
+
+def _card(text: LabText) -> str:
+    """Which text it was trained on, under which licences, where readers of model folders look."""
+    lines = [f"- {one.name} {one.version}: {one.licence}" for one in text.record.sources]
+    begin = "A small model, trained from scratch by `offramp lab train`: see `training.json`. Its text:"
+    return "\n".join([begin, "", *lines, ""])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
