@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +10,18 @@ import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson, Device, require_placement
+from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
+    from offramp.lab.effects.analysis import Effect
+    from offramp.lab.effects.runs import Block
     from offramp.lab.text.folder import TextRecord
     from offramp.lab.training.record import TrainingRecord
     from offramp.report.word_table import WordTable
+
+SMALLEST = 0.03
+"""The smallest effect of a factor that matters, on an endpoint between 0 and 1."""
 
 lab = typer.Typer(help="Train small models one factor apart, and make their text.", no_args_is_help=True)
 
@@ -77,6 +84,131 @@ def train(
     for line in [*_training_notes(record), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_training_summary(record, output))
+
+
+@lab.command("effects")
+def effects(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="A CSV file, a line a checkpoint: run, norm, mlp, positions, heads, residual, step, loss, "
+            "and a column for each endpoint."
+        ),
+    ],
+    smallest: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--smallest",
+            help="The smallest effect that matters, of one endpoint (representation=0.03) or of all (0.03).",
+            show_default=False,
+        ),
+    ] = None,
+    permutations: Annotated[
+        int | None,
+        typer.Option("--permutations", min=99, help="Of the test. By default 9,999.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """What each factor does to each endpoint at equal validation loss, tested together, errors from seeds."""
+    out = Output(as_json)
+    from offramp.lab.effects.analysis import PERMUTATIONS, main_effects, pair_effects
+    from offramp.lab.effects.runs import make_block, read_runs
+
+    runs, endpoints = read_runs(table)
+    block = make_block(runs, endpoints)
+    least = _smallest(smallest or [], endpoints)
+    count = PERMUTATIONS if permutations is None else permutations
+    found = main_effects(block, least, permutations=count, seed=seed)
+    together = pair_effects(block, permutations=count, seed=seed)
+    out.console.print(_effects_table(block, found))
+    for line in _effects_notes(block, found, together):
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish(
+        {
+            "loss": block.loss,
+            "runs": list(block.names),
+            "left_out": dict(block.left_out),
+            "effects": [vars(one) for one in found],
+            "pairs": {
+                name: {
+                    endpoint: {"value": float(values[0, place]), "adjusted": float(values[1, place])}
+                    for place, endpoint in enumerate(endpoints)
+                }
+                for name, values in together.items()
+            },
+        }
+    )
+
+
+def _smallest(given: Sequence[str], endpoints: Sequence[str]) -> Any:
+    """The smallest effect that matters of each endpoint. Raises InputError."""
+    import numpy as np
+
+    found = dict.fromkeys(endpoints, SMALLEST)
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not value > 0 or (equals and name not in found):
+            raise InputError(
+                f"{text!r} is no smallest effect",
+                where="--smallest",
+                fix=f"write a number above 0, or one of {', '.join(found)} and it: {next(iter(found))}=0.03",
+            )
+        found |= {name: value} if equals else dict.fromkeys(endpoints, value)
+    return np.array(list(found.values()))
+
+
+def _effects_table(block: Block, found: Sequence[Effect]) -> WordTable:
+    from offramp.report.word_table import WordTable
+
+    title = f"{len(block.names)} runs at a validation loss of {block.loss:.3f}"
+    table = WordTable(title=f"[bold]{title}[/]")
+    for column in ("endpoint", "factor"):
+        table.add_column(column)
+    for column in ("effect", "95 % by seeds", "p, all together", "with loss as covariate", "detectable"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for one in found:
+        interval = "" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}"
+        table.add_row(
+            one.endpoint,
+            one.factor,
+            f"{one.value:+.3f}",
+            interval,
+            _p(one.adjusted),
+            f"{one.with_loss:+.3f} (p {_p(one.p_with_loss)})",
+            "" if one.detectable is None else f"{one.detectable:.3f}",
+            one.word,
+        )
+    return table
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _effects_notes(block: Block, found: Sequence[Effect], together: Mapping[str, Any]) -> list[str]:
+    """What was left out, and what must be known to read the table."""
+    from offramp.lab.effects.factors import LEVELS
+
+    notes = ["effects are " + ", ".join(f"{plus} minus {minus}" for minus, plus in LEVELS.values())]
+    notes += [f"left out: {name}, {why}" for name, why in block.left_out.items()]
+    if found[0].low is None:
+        notes.append("no cell has two seeds: there is no error of a seed, and nothing is claimed")
+    hints = [
+        f"{name} on {endpoint} ({values[0, place]:+.3f}, p {_p(values[1, place])})"
+        for name, values in together.items()
+        for place, endpoint in enumerate(block.endpoints)
+        if values[1, place] <= 0.05
+    ]
+    notes.append(
+        f"indications of pairs, no claims: {'; '.join(hints)}" if hints else "no pair of factors stands out"
+    )
+    return notes
 
 
 def _history_table(record: TrainingRecord) -> WordTable:

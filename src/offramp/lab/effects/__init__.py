@@ -1,0 +1,1 @@
+"""What each factor does to small models that were trained one factor apart: docs/lab/preregistered.md."""
