@@ -86,6 +86,29 @@ def train(
     out.finish(_training_summary(record, output))
 
 
+@lab.command("design")
+def design(
+    text_folder: Annotated[Path, typer.Argument(help="A folder of offramp lab text.", metavar="TEXT")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the recipes.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Of each run.")],
+    rate: Annotated[
+        float, typer.Option("--rate", help="The largest learning rate, the same for all.")
+    ] = 2e-3,
+    as_json: AsJson = False,
+) -> None:
+    """Write the recipes of docs/lab/preregistered.md that differ in one factor, in seed or in size."""
+    out = Output(as_json)
+    from offramp.lab.design import write_design
+
+    written = write_design(output, text_folder, tokens=tokens, rate=rate)
+    for line in (
+        f"{len(written)} recipes in {output}, of {tokens:,} tokens each",
+        f"train one: offramp lab train {written[0]} -o lab/{written[0].stem}",
+    ):
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish({"recipes": [str(path) for path in written]})
+
+
 @lab.command("effects")
 def effects(
     table: Annotated[
