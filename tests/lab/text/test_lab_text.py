@@ -154,11 +154,23 @@ def test_a_package_of_debian_is_read_where_it_was_unpacked(tmp_path: Path) -> No
     )
     (pod / "perlop.pod").write_text("=head1 NAME\n\n" + sentences(0))
     (pod / "perltoo_short.pod").write_text("=head1 NAME\n")
+    (tmp_path / "usr/share/perl/5").symlink_to("5.40")  # as Debian has it: every file twice
     found = SOURCES["perl-doc"].find([tmp_path / "nowhere", tmp_path])
     assert found is not None
     assert found.version == "5.40.1-6"
     assert [(one.id, one.kind) for one in found.works] == [("perl-doc:perlop", "manual")]
     assert SOURCES["perl-doc"].find([tmp_path / "nowhere"]) is None
+
+
+def test_two_documents_of_one_name_are_refused(tmp_path: Path) -> None:
+    documents = tmp_path / "usr/share/doc/anarchism"
+    (documents / "markdown").mkdir(parents=True)
+    (documents / "changelog.Debian.gz").write_bytes(gzip.compress(b"anarchism (15.3-4) unstable;\n"))
+    (documents / "markdown/secA1.md").write_text(sentences(0))
+    (documents / "markdown/secA1.md.gz").write_bytes(gzip.compress(sentences(1).encode()))
+    asked = TextRequest(sources=("anarchism",), folders=(str(tmp_path),))
+    with pytest.raises(InputError, match="two documents are named anarchism:secA1"):
+        make_text(asked, tmp_path / "text")
 
 
 def test_the_standard_library_is_dealt_by_packages() -> None:

@@ -130,6 +130,7 @@ def _gather(request: TextRequest) -> Dealing:
     if not here:
         names = ", ".join(one.name for one in absent)
         raise InputError("no source of the text is here", where=names, fix=absent[0].fix if absent else "")
+    _require_distinct([work for _, one in here for work in one.works])
     works = within([work for _, one in here for work in one.works], request.characters, request.seed)
     say(f"{len(works):,} works of {len(here)} sources: dealt to parts that share no text")
     parts = deal(works, request.seed)
@@ -140,6 +141,18 @@ def _gather(request: TextRequest) -> Dealing:
             fix="add sources, or raise the characters that are taken of each",
         )
     return Dealing(here, absent, parts)
+
+
+def _require_distinct(works: Sequence[Work]) -> None:
+    """Refuse two documents of one name. Raises InputError."""
+    seen: set[str] = set()
+    for work in works:
+        for document in work.documents:
+            if document.id in seen:
+                raise InputError(
+                    f"two documents are named {document.id}", where=work.source, fix="give one another name"
+                )
+            seen.add(document.id)
 
 
 def _of_size(seed: int, characters: float) -> Iterable[Document]:

@@ -110,7 +110,9 @@ def debian_files(
             version = _debian_version(folder, package)
             if version is None:
                 continue
-            paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+            # Of a file that is there under several names, as Perl's versions are, one.
+            found = {path.resolve() for pattern in patterns for path in folder.glob(pattern)}
+            paths = sorted(path for path in found if path.is_file())
             works = [
                 _work(package, name, kind, [Document(f"{package}:{name}", read(_decompressed(path)))])
                 for name, path in ((_stem(path), path) for path in paths)
