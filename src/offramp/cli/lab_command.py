@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output
-from offramp.cli.options import AsJson, Device, require_placement
+from offramp.cli.console import Output, stage
+from offramp.cli.lab_shown import (
+    depth_notes,
+    depth_summary,
+    depth_table,
+    effects_notes,
+    effects_table,
+    history_table,
+    sources_table,
+    text_summary,
+    training_notes,
+    training_summary,
+)
+from offramp.cli.options import AsJson, Device, ModelName, require_placement
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
-
-if TYPE_CHECKING:
-    from offramp.lab.effects.analysis import Effect
-    from offramp.lab.effects.runs import Block
-    from offramp.lab.text.folder import TextRecord
-    from offramp.lab.training.record import TrainingRecord
-    from offramp.report.word_table import WordTable
 
 SMALLEST = 0.03
 """The smallest effect of a factor that matters, on an endpoint between 0 and 1."""
@@ -50,12 +55,12 @@ def text(
 
     made = make_text(TextRequest() if request is None else read_request(request), output, overwrite=overwrite)
     record = made.record
-    out.console.print(_sources_table(record))
+    out.console.print(sources_table(record))
     lines = [f"not here: {one.name} ({one.fix})" for one in record.absent]
     lines += [f"{one.name}: {one.limits}" for one in record.sources if one.limits]
     for line in [*lines, f"written: {output}, text {made.fingerprint[:12]}"]:
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(_text_summary(record, output, made.fingerprint))
+    out.finish(text_summary(record, output, made.fingerprint))
 
 
 @lab.command("train")
@@ -80,10 +85,10 @@ def train(
 
     asked, _ = read_recipe(recipe)
     record = train_recipe(asked, output, device=find_device(device), overwrite=overwrite, shown=True)
-    out.console.print(_history_table(record))
-    for line in [*_training_notes(record), f"written: {output}"]:
+    out.console.print(history_table(record))
+    for line in [*training_notes(record), f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(_training_summary(record, output))
+    out.finish(training_summary(record, output))
 
 
 @lab.command("design")
@@ -107,6 +112,43 @@ def design(
     ):
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish({"recipes": [str(path) for path in written]})
+
+
+@lab.command("depth")
+def depth(
+    model: ModelName,
+    text_folder: Annotated[Path, typer.Argument(help="The text that it was trained on.", metavar="TEXT")],
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part", help="Of the text: validation; report where all is decided; train to compare."
+        ),
+    ] = "validation",
+    device: Device = AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Required against used depth: from which layer on an answer is there that takes k steps."""
+    out = Output(as_json)
+    require_placement(device)
+    from offramp.lab.required_depth import answers_of, required_depth
+    from offramp.lab.text.folder import read_text_folder
+    from offramp.lab.text.work import PARTS
+    from offramp.tracing.loading import find_model
+
+    chosen = next((one for one in PARTS if one == part), None)
+    if chosen is None:
+        raise InputError(
+            f"a text has no part {part!r}", where="--part", fix=f"choose one of: {', '.join(PARTS)}"
+        )
+    made = read_text_folder(text_folder)
+    with stage("loading the model and checking its exits"):
+        loaded = find_model(model, (), dtype="float32", trust_remote_code=False, device=device).load()
+    with stage("asking it"):
+        found = required_depth(answers_of(loaded, made, chosen))
+    out.console.print(depth_table(found, len(loaded.stack)))
+    for line in depth_notes(found):
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish(depth_summary(found))
 
 
 @lab.command("effects")
@@ -144,8 +186,8 @@ def effects(
     count = PERMUTATIONS if permutations is None else permutations
     found = main_effects(block, least, permutations=count, seed=seed)
     together = pair_effects(block, permutations=count, seed=seed)
-    out.console.print(_effects_table(block, found))
-    for line in _effects_notes(block, found, together):
+    out.console.print(effects_table(block, found))
+    for line in effects_notes(block, found, together):
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(
         {
@@ -183,126 +225,3 @@ def _smallest(given: Sequence[str], endpoints: Sequence[str]) -> Any:
             )
         found |= {name: value} if equals else dict.fromkeys(endpoints, value)
     return np.array(list(found.values()))
-
-
-def _effects_table(block: Block, found: Sequence[Effect]) -> WordTable:
-    from offramp.report.word_table import WordTable
-
-    title = f"{len(block.names)} runs at a validation loss of {block.loss:.3f}"
-    table = WordTable(title=f"[bold]{title}[/]")
-    for column in ("endpoint", "factor"):
-        table.add_column(column)
-    for column in ("effect", "95 % by seeds", "p, all together", "with loss as covariate", "detectable"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for one in found:
-        interval = "" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}"
-        table.add_row(
-            one.endpoint,
-            one.factor,
-            f"{one.value:+.3f}",
-            interval,
-            _p(one.adjusted),
-            f"{one.with_loss:+.3f} (p {_p(one.p_with_loss)})",
-            "" if one.detectable is None else f"{one.detectable:.3f}",
-            one.word,
-        )
-    return table
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _effects_notes(block: Block, found: Sequence[Effect], together: Mapping[str, Any]) -> list[str]:
-    """What was left out, and what must be known to read the table."""
-    from offramp.lab.effects.factors import LEVELS
-
-    notes = ["effects are " + ", ".join(f"{plus} minus {minus}" for minus, plus in LEVELS.values())]
-    notes += [f"left out: {name}, {why}" for name, why in block.left_out.items()]
-    if found[0].low is None:
-        notes.append("no cell has two seeds: there is no error of a seed, and nothing is claimed")
-    hints = [
-        f"{name} on {endpoint} ({values[0, place]:+.3f}, p {_p(values[1, place])})"
-        for name, values in together.items()
-        for place, endpoint in enumerate(block.endpoints)
-        if values[1, place] <= 0.05
-    ]
-    notes.append(
-        f"indications of pairs, no claims: {'; '.join(hints)}" if hints else "no pair of factors stands out"
-    )
-    return notes
-
-
-def _history_table(record: TrainingRecord) -> WordTable:
-    """Losses and right answers after every model that was kept."""
-    from offramp.report.formats import decimal, percent
-    from offramp.report.word_table import WordTable
-
-    table = WordTable(title="[bold]nats a token, and right answers by the steps they take[/]")
-    asked = len(record.history[-1].accuracy) if record.history else 0
-    columns = (
-        "steps",
-        "tokens",
-        "trained on",
-        "held out",
-        "generated",
-        *(f"k = {k + 1}" for k in range(asked)),
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for one in record.history:
-        losses = (decimal(loss, 3) for loss in (one.trained, one.natural, one.generated))
-        right = ("" if share is None else percent(share, 0) for share in one.accuracy)
-        table.add_row(f"{one.step:,}", f"{one.tokens:,}", *losses, *right)
-    return table
-
-
-def _training_notes(record: TrainingRecord) -> list[str]:
-    """The model's sizes, the speed, and how it ended, in words."""
-    speed = record.tokens / record.seconds if record.seconds else 0.0
-    notes = [
-        f"{record.parameters:,} parameters, feed-forward width {record.width}, "
-        f"{record.products:,} products a token",
-        f"{record.tokens:,} tokens in {record.seconds:,.0f} s, {speed:,.0f} a second "
-        f"({record.settings.threads} threads, {record.settings.device}): {record.stopped}",
-    ]
-    if record.diverged:
-        notes.append("it diverged: the model is kept as it was before that step, and marked in training.json")
-    return notes
-
-
-def _training_summary(record: TrainingRecord, folder: Path) -> dict[str, Any]:
-    from offramp.records.typed import to_json
-
-    found: dict[str, Any] = to_json(record)
-    return {"folder": str(folder), **{key: value for key, value in found.items() if key != "documents"}}
-
-
-def _sources_table(record: TextRecord) -> WordTable:
-    """Every source with its licence, and how much of it is in each part."""
-    from offramp.lab.text.work import PARTS
-    from offramp.report.word_table import WordTable
-
-    tokens = record.tokens["train"]
-    title = f"{sum(tokens.values()):,} tokens to train on, {tokens['generated']:,} of them generated"
-    table = WordTable(title=f"[bold]{title}[/]")
-    for column in ("source", "version", "licence"):
-        table.add_column(column)
-    for part in PARTS:
-        table.add_column(f"{part}, characters", justify="right")
-    for one in record.sources:
-        table.add_row(one.name, one.version, one.licence, *(f"{one.characters[part]:,}" for part in PARTS))
-    return table
-
-
-def _text_summary(record: TextRecord, folder: Path, fingerprint: str) -> dict[str, Any]:
-    from offramp.records.typed import to_json
-
-    return {
-        "text": str(folder),
-        "fingerprint": fingerprint,
-        "sources": to_json(record.sources),
-        "absent": to_json(record.absent),
-        "tokens": record.tokens,
-    }
