@@ -1,7 +1,7 @@
 """Required against used depth: the steps that an answer takes, and the layer from which a model has it.
 
-Answers come from generated text (`offramp.lab.text.generated`). Used depth is the *saturation exit*: the
-first that says what the last one says, as do all between. Only answers that the model has right tell anything.
+Answers come from generated text (`offramp.lab.text.generated`). Used depth is the *saturation exit*, from
+which on all say what the last one says. Only answers that the model has right tell anything.
 """
 
 from __future__ import annotations
