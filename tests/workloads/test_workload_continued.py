@@ -23,6 +23,13 @@ def test_the_documents_stay_and_the_model_continues_their_first_tokens(tmp_path:
     assert "continued:N+M:WORKLOAD" in {one.name for one in describe_workloads()}
 
 
+def test_answers_of_prompts_may_be_cut_short() -> None:
+    plain, found = load_workload("chat"), load_workload("continued:+5:chat")
+    assert (found.prompt_tokens, found.new_tokens, found.chat) == (None, 5, True)
+    assert found.documents == plain.documents
+    assert found.fingerprint != plain.fingerprint
+
+
 def test_every_number_is_part_of_the_fingerprint() -> None:
     prefixes = ("", "continued:32:", "continued:33:", "continued:32+64:", "continued:32+65:")
     assert len({load_workload(f"{prefix}prose").fingerprint for prefix in prefixes}) == len(prefixes)
@@ -50,8 +57,11 @@ def test_a_prefix_is_split_off(spec: str, prefix: str, text: str) -> None:
         ("continued:8+:prose", r"8\+ does not say how many tokens"),
         ("continued:8+0:prose", r"8\+0 does not say how many tokens"),
         ("continued:-8:prose", "-8 does not say how many tokens"),
-        ("continued:8:chat", "prompts are answered"),
-        ("continued:8:continued:8:prose", "prompts are answered"),
+        ("continued:8:chat", "prompts are answered whole"),
+        ("continued:8+5:chat", "prompts are answered whole"),
+        ("continued:8:continued:8:prose", "prompts are answered whole"),
+        ("continued:+5:prose", "of a text it must be said how much"),
+        ("continued:+:chat", r"\+ does not say how many tokens"),
         ("continued:8:porse", "there is no workload 'porse'"),
         ("continued:8", "no workload is named that is continued"),
     ],

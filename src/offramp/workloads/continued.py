@@ -20,7 +20,7 @@ DESCRIBED = WorkloadDescription(
     documents="those of WORKLOAD",
     licence="of WORKLOAD",
     description="what the model writes itself after the first N tokens of each text, with +M no more than M "
-    f"tokens, as in {EXAMPLE}",
+    f"tokens, as in {EXAMPLE}; of prompts +M alone, as in {CONTINUED}:+64:math",
 )
 
 
@@ -39,16 +39,21 @@ def continued(prefix: str, text: str, load: Callable[[str], Workload]) -> Worklo
     prefix, text: as `split_continued` gives them. load: loads the latter. Tokens of a document are counted
     with BOS if the model puts it there; a shorter text is continued whole.
 
-    Raises WorkloadError for tokens that are no whole number or too few, for a workload of prompts, which the
-    model answers as it is, and whatever `load` raises.
+    A workload of prompts is answered as it is, no further than M tokens.
+
+    Raises WorkloadError for tokens that are no whole number or too few, or that do not go with the workload's
+    mode, and whatever `load` raises.
     """
     prompt_tokens, new_tokens = sizes_of(prefix, text)
     workload = load(text)
-    if workload.mode == "generation":
+    if (workload.mode == "generation") != (prompt_tokens is None):
+        prompts = workload.mode == "generation"
         raise WorkloadError(
-            "prompts are answered, there is no text to continue",
+            "prompts are answered whole" if prompts else "of a text it must be said how much is continued",
             where=f"workload {prefix}{text}",
-            fix=f"write {text}",
+            fix=f"write {text}, or {CONTINUED}:+64:{text} for 64 tokens of each answer at most"
+            if prompts
+            else f"write {CONTINUED}:32:{text}, say",
         )
     return replace(
         workload,
@@ -56,18 +61,21 @@ def continued(prefix: str, text: str, load: Callable[[str], Workload]) -> Worklo
         mode="generation",
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
-        source=f"the model's own text after the first {prompt_tokens} tokens of {workload.source}",
+        source=workload.source
+        if prompt_tokens is None
+        else f"the model's own text after the first {prompt_tokens} tokens of {workload.source}",
     )
 
 
-def sizes_of(prefix: str, text: str) -> tuple[int, int | None]:
-    """N and M of a prefix, None for an M that is not given. Raises WorkloadError for what is unusable."""
+def sizes_of(prefix: str, text: str) -> tuple[int | None, int | None]:
+    """N and M of a prefix, None for one that is not given. Raises WorkloadError for what is unusable."""
     where = f"workload {prefix}{text}"
-    tokens, plus, new = prefix.split(":")[1].partition("+")
-    fine = all(one.isascii() and one.isdigit() for one in ([tokens, new] if plus else [tokens]))
-    if not fine or int(tokens) < FEWEST_TOKENS or (plus and int(new) < 1):
+    first, plus, new = prefix.split(":")[1].partition("+")
+    given = [(first, FEWEST_TOKENS)] if first or not plus else []
+    given += [(new, 1)] if plus else []
+    if not all(one.isascii() and one.isdigit() and int(one) >= least for one, least in given):
         raise WorkloadError(
-            f"{tokens + plus + new or 'nothing'} does not say how many tokens of a text are continued",
+            f"{first + plus + new or 'nothing'} does not say how many tokens of a text are continued",
             where=where,
             fix=f"write {EXAMPLE}, which continues 32 and writes 64 at most, or leave +64 out; "
             f"{FEWEST_TOKENS} are continued at least",
@@ -76,4 +84,4 @@ def sizes_of(prefix: str, text: str) -> tuple[int, int | None]:
         raise WorkloadError(
             "no workload is named that is continued", where=where, fix=f"write {EXAMPLE}, say"
         )
-    return int(tokens), int(new) if plus else None
+    return int(first) if first else None, int(new) if plus else None

@@ -64,7 +64,7 @@ class Workload:
     def fingerprint(self) -> str:
         """SHA-256 of mode, chat and every document: equal exactly when the traced text is equal."""
         content: list[object] = [self.mode, self.chat, [document.content for document in self.documents]]
-        if self.prompt_tokens is not None:
+        if (self.prompt_tokens, self.new_tokens) != (None, None):
             content.append([self.prompt_tokens, self.new_tokens])
         return sha256_of_text(canonical_json(content))
 
