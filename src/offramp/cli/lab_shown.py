@@ -51,8 +51,13 @@ def effects_notes(block: Block, found: Sequence[Effect], together: Mapping[str, 
 
     notes = ["effects are " + ", ".join(f"{plus} minus {minus}" for minus, plus in LEVELS.values())]
     notes += [f"left out: {name}, {why}" for name, why in block.left_out.items()]
+    if block.below:
+        names = ", ".join(block.below)
+        notes.append(f"taken at the first checkpoint, whose loss is not above that already: {names}")
     if found[0].low is None:
         notes.append("no cell has two seeds: there is no error of a seed, and nothing is claimed")
+    if not together:
+        return [*notes, "pairs of factors are not tested: that takes all 16 cells, and one with two seeds"]
     hints = [
         f"{name} on {endpoint} ({values[0, place]:+.3f}, p {_p(values[1, place])})"
         for name, values in together.items()

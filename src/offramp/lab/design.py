@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ def write_design(folder: Path, text: Path, *, tokens: int, rate: float) -> list[
             where=str(text),
             fix="make a text with vocabulary = 2048, which is the default",
         )
-    if not rate > 0:
+    if not 0 < rate < math.inf:
         raise InputError(f"a learning rate cannot be {rate:g}", where="--rate", fix="give a number above 0")
     named = os.path.relpath(text.absolute(), folder.absolute())
     contents = {
@@ -101,4 +102,4 @@ def write_design(folder: Path, text: Path, *, tokens: int, rate: float) -> list[
 
 def toml_of(values: Mapping[str, Any]) -> str:
     """A flat table of texts and numbers as TOML."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

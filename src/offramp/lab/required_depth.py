@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.lab.text.folder import LabText
 from offramp.lab.text.generated import FORMS, MOST_STEPS, Form, Problem
-from offramp.lab.text.tokenizer import TRAINED_ON, encoded_problems
+from offramp.lab.text.tokenizer import encoded_problems
 from offramp.lab.text.work import Part
 from offramp.models.model import Model
 
@@ -70,8 +70,7 @@ def answers_of(model: Model, text: LabText, part: Part) -> Answers:
     A document that is longer than the model's context is cut there. Raises InputError for a model that has
     another tokenizer than the text.
     """
-    theirs = getattr(model.tokenizer, "init_kwargs", {}).get(TRAINED_ON)
-    if theirs != text.tokenizer.init_kwargs[TRAINED_ON]:
+    if model.tokenizer.get_vocab() != text.tokenizer.get_vocab():
         raise InputError(
             "the model has another tokenizer than the text",
             where=f"{model.name} and {text.folder}",

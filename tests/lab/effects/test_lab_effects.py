@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,12 @@ def test_runs_are_compared_at_the_loss_that_all_reach_and_diverged_ones_are_left
     }
     with pytest.raises(InputError, match="no run of the table has ended"):
         make_block(runs[3:4], ["x"])
+    runs = [run_of("a", [6, 5, 4]), run_of("b", [3.9, 3.9, 3.8]), run_of("c", [np.nan, 5, 4])]
+    early = make_block(runs, ["x"])
+    assert (early.names, early.below) == (("a", "b"), ("b",))
+    assert early.matched[:, 0] == pytest.approx([2.0, 0.0])
+    with pytest.raises(InputError, match="the run b ends after step 1, and others after 2"):
+        make_block([run_of("a", [6, 5, 4]), run_of("b", [6, 4.1])], ["x"])
 
 
 def test_a_fit_is_that_of_a_plain_calculation() -> None:
@@ -125,6 +133,18 @@ def test_permuted_residuals_give_the_t_of_a_fit_to_them() -> None:
     orders = np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1)
     for row, order in zip(chance, orders, strict=True):
         assert row == pytest.approx(np.abs(fit(columns, found.residuals[order]).t))
+
+
+def test_an_endpoint_on_which_seeds_do_not_differ_gives_no_indications() -> None:
+    block = world(2)
+    floor = np.where(np.arange(4) == 1, 0.0, block.matched)  # no layer is skipped anywhere, say
+    plain = pair_effects(block, permutations=199)
+    found = pair_effects(replace(block, matched=floor), permutations=199)
+    assert found.keys() == plain.keys()
+    for name, values in found.items():
+        assert values[:, 1].tolist() == [0.0, 1.0]
+        assert (values[1, [0, 2, 3]] <= plain[name][1, [0, 2, 3]]).all(), "fewer are tested together"
+        assert (values[1, [0, 2, 3]] > 0.01).all()
 
 
 def test_a_null_world_makes_no_more_false_claims_than_it_may() -> None:
@@ -201,6 +221,7 @@ def test_the_command_says_what_each_factor_does(tmp_path: Path) -> None:
         0
     )
     assert "nothing is claimed" in without.err
+    assert "pairs of factors are not tested" in without.err
     assert {one["word"] for one in without.json["effects"]} == {"cannot be told"}
 
 
@@ -214,6 +235,9 @@ def test_the_command_says_what_each_factor_does(tmp_path: Path) -> None:
         (lambda text: text.replace(",x,y", ",x,x"), 1, "two columns have one name"),
         (lambda text: "\n".join(text.splitlines()[:9]), 0, "4 cells do not tell 6 effects apart"),
         (lambda text: text.replace(",1,6.0,", ",1,", 1), 2, "a line has 9 entries"),
+        (lambda text: text.replace(",1,6.0,", ",nan,6.0,", 1), 2, "step is 'nan', which is no whole number"),
+        (lambda text: text.replace(",1,6.0,", ",2,6.0,", 1), 3, "the run r1 has two lines of step 2"),
+        (lambda text: re.sub(r",[\d.]+\n", ",nan\n", text, count=1), 2, "y is 'nan'"),
     ],
 )
 def test_a_wrong_table_is_refused_by_its_line(tmp_path: Path, change: object, line: int, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,11 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
     )
     assert all_weights(other) == all_weights(folder)
     assert not (other / "checkpoint.safetensors").exists()
+    leftovers = ("checkpoint.safetensors", ".tmpAbC")  # of kills after the record, and in safetensors
+    for name in leftovers:
+        (other / name).touch()
+    assert run() == RECORD.read(other / "training.json")
+    assert not any((other / name).exists() for name in leftovers)
 
 
 def test_a_state_that_was_changed_is_not_gone_on_with(
@@ -209,10 +215,24 @@ def test_the_command_trains_says_it_again_and_refuses_another(
     assert "holds something else: thesis.txt" in refused
 
 
+def test_what_is_refused_is_refused_before_anything_is_written(
+    record: TrainingRecord, folder: Path, lab_text: LabText, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="one step takes 100000"):
+        train(tiny(lab_text, batch=100_000), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "model@9").mkdir()
+    (tmp_path / "model@9" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"the model of an earlier step is kept: thesis\.txt"):
+        train(tiny(lab_text), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert train(tiny(lab_text), folder) == record, "its own models are where they are"
+
+
 def test_overwriting_leaves_nothing_of_the_training_before(lab_text: LabText, tmp_path: Path) -> None:
     short = {"tokens": 3 * 128, "checkpoints": 2}
     train(tiny(lab_text, **short), tmp_path / "model")
-    (tmp_path / "model@mine").mkdir()
+    shutil.copytree(tmp_path / "model", tmp_path / "model@mine")  # a training of its own
     other = train(tiny(lab_text, **{**short, "tokens": 4 * 128}), tmp_path / "model", overwrite=True)
     assert other.step == 4
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model@2", "model@mine"}
@@ -229,6 +249,15 @@ def test_a_pass_reads_every_sequence_once_in_an_order_of_its_own(lab_text: LabTe
     assert sorted(map(bytes, first)) == sorted(
         bytes(batches.tokens[start : start + 33].astype(np.int64)) for start in batches.starts
     )
+
+
+def test_no_more_is_read_of_generated_text_than_its_share(lab_text: LabText) -> None:
+    tokens = lab_text.record.tokens["train"]
+    batches = Batches.of(lab_text, 400, 1, seed=0)
+    generated = batches.starts >= tokens["natural"]
+    every = generated_starts(lab_text.tokens("train", GENERATED_TOKENS), 400)
+    assert 0 < generated.sum() < len(every)
+    assert generated.mean() <= tokens["generated"] / sum(tokens.values())
 
 
 def test_generated_documents_are_read_from_their_beginning(lab_text: LabText) -> None:

@@ -7,7 +7,7 @@ largest |t| over all effects and endpoints, step-down (Westfall and Young 1993).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -210,14 +210,15 @@ def _with_word(effect: Effect, within: bool) -> Effect:
     word: Word = "no difference" if within else "cannot be told"
     if sure:
         word = "higher" if effect.value > 0 else "lower"
-    return Effect(**{**vars(effect), "word": word})
+    return replace(effect, word=word)
 
 
 def pair_effects(block: Block, *, permutations: int = PERMUTATIONS, seed: int = 0) -> dict[str, Values]:
     """By name of a pair of factors its effects, and below them adjusted p-values: float64 [2, endpoints].
 
     Exploratory: residuals of the main-effects fit are permuted (Freedman and Lane 1983), and effects divided
-    by the error of a seed. Empty without replicates, and where a cell of the design is missing.
+    by the error of a seed; where an endpoint has none, as no two seeds differ, its adjusted p-values are 1.
+    Empty without replicates, and where a cell of the design is missing.
     """
     cells = Cells.of(block.signs, block.matched, block.losses)
     if not cells.freedom:
@@ -236,6 +237,8 @@ def pair_effects(block: Block, *, permutations: int = PERMUTATIONS, seed: int = 
     orders = generator.permuted(np.tile(np.arange(len(residuals)), (permutations, 1)), axis=1)
     # A random order spreads over all columns what the residuals have in those of pairs alone.
     spread = np.sqrt((len(residuals) - 1) / found.freedom)
-    chance = np.abs(weights @ residuals[orders]) * spread / errors
-    adjusted = step_down(effects / errors, chance)
+    chance = np.abs(weights @ residuals[orders]) * spread
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t, by_chance = (np.where(errors > 0, one / errors, 0.0) for one in (effects, chance))
+    adjusted = step_down(t, by_chance)
     return {name: np.stack([effects[row], adjusted[row]]) for row, name in enumerate(names)}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from offramp.lab.effects.factors import FACTORS, LEVELS, Signs
 from offramp.records.given_file import did_you_mean
 
 Values = NDArray[np.float64]
+Number = TypeVar("Number", int, float)
 
 MOST_ABOVE = 0.30
 """Nats above the median last loss of a block beyond which a run counts as diverged."""
@@ -44,8 +46,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its last loss is a number."""
-        return math.isfinite(float(self.losses[-1]))
+        """Whether all its losses are numbers."""
+        return bool(np.isfinite(self.losses).all())
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Block:
     """Runs of one block that count, what they are compared at, and those left out with the reason.
 
     loss: the largest last loss of the runs that count. signs: [runs, factors]. matched, last: float64 [runs,
-    endpoints], at that loss and after the last step. losses: float64 [runs], after the last step.
+    endpoints], at that loss and after the last step. losses: float64 [runs], after the last step. below:
+    runs that are at or below that loss from their first checkpoint on, which is taken as it is.
     """
 
     endpoints: tuple[str, ...]
@@ -64,12 +67,13 @@ class Block:
     last: Values
     losses: Values
     left_out: Mapping[str, str]
+    below: tuple[str, ...] = ()
 
 
 def make_block(runs: Sequence[Run], endpoints: Sequence[str]) -> Block:
     """The runs of a block, as docs/lab/preregistered.md compares them.
 
-    Raises InputError if none counts.
+    Raises InputError if none counts, and for runs that do not end after the same step.
     """
     left_out = {run.name: "a loss is not finite" for run in runs if not run.finished}
     finished = [run for run in runs if run.finished]
@@ -80,6 +84,13 @@ def make_block(runs: Sequence[Run], endpoints: Sequence[str]) -> Block:
     kept = [run for run in runs if run.name not in left_out]
     if not kept:
         raise InputError("no run of the table has ended", where="loss", fix="train them to the end")
+    steps = max(run.steps[-1] for run in kept)
+    if short := [run for run in kept if run.steps[-1] < steps]:
+        raise InputError(
+            f"the run {short[0].name} ends after step {short[0].steps[-1]:,}, and others after {steps:,}",
+            where="step",
+            fix="train it to the end, leave it out, or write nan as its last loss if it diverged",
+        )
     loss = max(float(run.losses[-1]) for run in kept)
     return Block(
         endpoints=tuple(endpoints),
@@ -90,6 +101,7 @@ def make_block(runs: Sequence[Run], endpoints: Sequence[str]) -> Block:
         last=np.stack([run.values[-1] for run in kept]),
         losses=np.array([run.losses[-1] for run in kept]),
         left_out=left_out,
+        below=tuple(run.name for run in kept if (run.losses <= loss).all()),
     )
 
 
@@ -112,7 +124,7 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
     """The runs in a CSV table, in its order, and the names of its endpoints.
 
     Columns: run, the five factors, step, loss, and any others, which are endpoints. A loss that is not a
-    number ("nan") marks a run that diverged.
+    number ("nan") marks a run that diverged, and there alone an endpoint may be none.
 
     Raises InputError, with the line, for what is wrong.
     """
@@ -152,14 +164,6 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
 
 
 def _run(path: Path, name: str, entries: list[tuple[int, dict[str, str]]], endpoints: Sequence[str]) -> Run:
-    def number(line: int, entry: dict[str, str], key: str) -> float:
-        try:
-            return float(entry[key])
-        except ValueError as error:
-            raise InputError(
-                f"{key} is {entry[key]!r}, which is no number", where=f"{path}, line {line}", fix="give one"
-            ) from error
-
     levels = {factor: entries[0][1][factor] for factor in FACTORS}
     for line, entry in entries:
         for factor in FACTORS:
@@ -172,9 +176,27 @@ def _run(path: Path, name: str, entries: list[tuple[int, dict[str, str]]], endpo
                     where=f"{path}, line {line}",
                     fix="give another training another name",
                 )
-    numbers = sorted(
-        [number(line, entry, key) for key in ("step", "loss", *endpoints)] for line, entry in entries
-    )
-    found = np.array(numbers)
-    steps = tuple(int(step) for step in found[:, 0])
-    return Run(name, levels, steps, found[:, 1], found[:, 2:])
+    checkpoints: dict[int, list[float]] = {}
+    for line, entry in entries:
+        where = f"{path}, line {line}"
+        step = _number(int, entry, "step", where)
+        if step in checkpoints:
+            raise InputError(
+                f"the run {name} has two lines of step {step:,}", where=where, fix="leave one out"
+            )
+        loss, *values = (_number(float, entry, key, where) for key in ("loss", *endpoints))
+        if math.isfinite(loss) and not np.isfinite(values).all():
+            key = endpoints[int(np.argmin(np.isfinite(values)))]
+            fix = "measure it: a checkpoint whose loss is a number has all endpoints"
+            raise InputError(f"{key} is {entry[key]!r}", where=where, fix=fix)
+        checkpoints[step] = [loss, *values]
+    found = np.array([checkpoints[step] for step in sorted(checkpoints)])
+    return Run(name, levels, tuple(sorted(checkpoints)), found[:, 0], found[:, 1:])
+
+
+def _number(kind: type[Number], entry: Mapping[str, str], key: str, where: str) -> Number:
+    try:
+        return kind(entry[key])
+    except ValueError as error:
+        what = f"{key} is {entry[key]!r}, which is no {'whole number' if kind is int else 'number'}"
+        raise InputError(what, where=where, fix="give one") from error

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from offramp.lab.text.work import GENERATED, Part, Work
+from offramp.lab.text.work import Part
 from offramp.workloads.workload import Document
 
 Form = Literal["lookup", "arithmetic"]
@@ -64,11 +64,6 @@ def problems(part: Part, seed: int) -> Iterator[Problem]:
         write = _lookup if form == "lookup" else _arithmetic
         yield write(f"generated:{part}-{form}-{number}", generator)
         number += 1
-
-
-def work_of(found: Problem, part: Part) -> Work:
-    """A work of one document, of the part that it was made for."""
-    return Work("generated", found.document.id, GENERATED, (found.document,), part)
 
 
 def _lookup(identity: str, generator: np.random.Generator) -> Problem:

@@ -16,10 +16,10 @@ from offramp.files import (
     locked_folder,
     remove,
     sha256_of_file,
-    sweep_temporary_files,
     write_atomically,
     write_text_atomically,
 )
+from offramp.lab.exits.folder import is_leftover, sweep
 from offramp.lab.text.folder import (
     GENERATED_TOKENS,
     NATURAL_TOKENS,
@@ -72,8 +72,7 @@ def make_text(request: TextRequest, folder: str | Path, *, overwrite: bool = Fal
     folder = Path(folder)
     _require_own(folder, overwrite)
     with locked_folder(folder):
-        sweep_temporary_files(folder)
-        remove(folder / RECORD_FILE)
+        sweep(folder)
         dealing = _gather(request)
         trained = _documents(dealing.parts["train"])
         say(f"{len(trained):,} documents to train on; learning {request.vocabulary:,} tokens from them")
@@ -84,6 +83,7 @@ def make_text(request: TextRequest, folder: str | Path, *, overwrite: bool = Fal
             sha256_of_works(dealing.parts["train"]),
         )
         arrays, made = _tokens(request, dealing.parts, tokenizer)
+        remove(folder / RECORD_FILE)  # not before: until here something may be refused
         names = _write(folder, tokenizer, arrays, dealing.parts, made)
         record = TextRecord(
             seed=request.seed,
@@ -109,7 +109,7 @@ def _require_own(folder: Path, overwrite: bool) -> None:
     own = {RECORD_FILE, TOKENS_FILE, TOKENIZER, ".lock"}
     own |= {documents_file(part, kind) for part in PARTS for kind in KINDS}
     entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := sorted(name for name in entries - own if not name.startswith(".writing-")):
+    if others := sorted(name for name in entries - own if not is_leftover(name)):
         raise InputError(
             f"the output folder holds something else: {', '.join(others[:3])}",
             where=str(folder),
@@ -129,7 +129,8 @@ def _gather(request: TextRequest) -> Dealing:
     absent = tuple(Absent(source.name, source.fix) for source, one in found if one is None)
     if not here:
         names = ", ".join(one.name for one in absent)
-        raise InputError("no source of the text is here", where=names, fix=absent[0].fix if absent else "")
+        fix = absent[0].fix if absent else "name sources, or text of your own ([[own]])"
+        raise InputError("no source of the text is here", where=names or "sources", fix=fix)
     _require_distinct([work for _, one in here for work in one.works])
     works = within([work for _, one in here for work in one.works], request.characters, request.seed)
     say(f"{len(works):,} works of {len(here)} sources: dealt to parts that share no text")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from offramp.lab.text.sources import SOURCES, Found, Source
+from offramp.lab.text.tokenizer import FEWEST_TOKENS, MOST_TOKENS
 from offramp.lab.text.work import NaturalKind, Part, Work
 from offramp.records.given_file import (
     Count,
@@ -39,7 +43,7 @@ class TextRequest(Table):
     """
 
     seed: Whole = 0
-    vocabulary: Count = 2048
+    vocabulary: Annotated[int, Field(strict=True, ge=FEWEST_TOKENS, le=MOST_TOKENS)] = 2048
     characters: Count = 6_000_000
     generated: Share = 0.25
     sources: tuple[Text, ...] = tuple(SOURCES)
@@ -54,7 +58,7 @@ class TextRequest(Table):
     @property
     def places(self) -> tuple[Path, ...]:
         """The folders as paths."""
-        return tuple(Path(folder).expanduser() for folder in self.folders)
+        return tuple(map(Path, self.folders))
 
 
 def read_request(path: Path) -> TextRequest:
@@ -74,9 +78,12 @@ def read_request(path: Path) -> TextRequest:
         if name in names[:place]:
             where = ("sources", place) if place < len(found.sources) else ("own", place - len(found.sources))
             raise source.refused(f"two sources are named {name!r}", "name each once", *where)
-    own = tuple(one.model_copy(update={"path": str(path.parent / one.path)}) for one in found.own)
-    folders = tuple(str(path.parent / folder) for folder in found.folders)
-    return found.model_copy(update={"own": own, "folders": folders})
+
+    def placed(name: str) -> str:
+        return str(path.parent / Path(name).expanduser())
+
+    own = tuple(one.model_copy(update={"path": placed(one.path)}) for one in found.own)
+    return found.model_copy(update={"own": own, "folders": tuple(map(placed, found.folders))})
 
 
 def _own_source(own: OwnText) -> Source:

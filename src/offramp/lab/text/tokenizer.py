@@ -15,29 +15,24 @@ from offramp.lab.text.generated import Problem
 BEGINNING = "<|text|>"
 """In front of every document, and so what ends the one before."""
 
-BYTES = 256
 TRAINED_ON = "trained_on"
-"""In the tokenizer's own config: the fingerprint of the text that its merges were learned from."""
+"""In the tokenizer's own config: the fingerprint of the works that its merges were learned from."""
 
 Tokens = NDArray[np.uint16]
-MOST_TOKENS = 1 << 16
+FEWEST_TOKENS, MOST_TOKENS = 258, 1 << 16
+"""All bytes, the beginning of a text and one more; what 16 bits number."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, fingerprint: str) -> Any:
     """A tokenizer of so many tokens, the beginning of a text and all bytes among them.
 
-    Byte-level BPE (Radford et al. 2019, section 2.2), so that every text can be written in it.
-    fingerprint: of the texts. Raises InputError for a vocabulary that is too small or too large.
+    Byte-level BPE (Radford et al. 2019, section 2.2), so that every text can be written in it. vocabulary:
+    FEWEST_TOKENS to MOST_TOKENS. fingerprint: of the texts that are not generated. Raises InputError if the
+    texts do not give so many tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if not BYTES + 1 < vocabulary <= MOST_TOKENS:
-        raise InputError(
-            f"a vocabulary cannot have {vocabulary:,} tokens",
-            where="vocabulary",
-            fix=f"give {BYTES + 2} (all bytes, and the beginning of a text) to {MOST_TOKENS:,}",
-        )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -54,12 +54,15 @@ class Batches:
 
     @classmethod
     def of(cls, text: LabText, context: int, batch: int, seed: int) -> Batches:
-        """Of the part that is trained on. Raises InputError for too little text for one step."""
+        """Of the part that is trained on, generated ones for no larger a share than the text has of them.
+
+        Raises InputError for too little text for one step.
+        """
         natural, generated = (text.tokens("train", which) for which in (NATURAL_TOKENS, GENERATED_TOKENS))
-        starts = (
-            natural_starts(natural, context),
-            generated_starts(generated, context) + len(natural),
-        )
+        of_natural, of_generated = natural_starts(natural, context), generated_starts(generated, context)
+        # Those that begin with a document read much text twice: all would be a third in place of a quarter.
+        most = max(1, len(of_natural) * len(generated) // len(natural))
+        starts = (of_natural, of_generated[:most] + len(natural))
         found = cls(np.concatenate([natural, generated]), np.concatenate(starts), context, batch, seed)
         if len(found.starts) < batch:
             raise InputError(

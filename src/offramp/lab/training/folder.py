@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,23 @@ def require_own(folder: Path) -> None:
         )
 
 
+def require_free_beside(folder: Path, steps: Iterable[int]) -> None:
+    """Refuse to write the models after these steps over anything else. Raises InputError."""
+    for path in (kept_model(folder, step) for step in steps):
+        entries = {one.name for one in path.iterdir()} if path.is_dir() else set()
+        own = {TRAINING_FILE, *(one.name for one in model_files(path))}
+        others = sorted(name for name in entries - own if not is_leftover(name))
+        if TRAINING_FILE in entries and not RECORD.is_of(path / TRAINING_FILE):
+            others.append(TRAINING_FILE)
+        if others or (path.exists() and not path.is_dir()):
+            held = ", ".join(others[:3]) or "a file"
+            raise InputError(
+                f"something else lies where the model of an earlier step is kept: {held}",
+                where=str(path),
+                fix="move it away, or choose another folder with -o",
+            )
+
+
 def require_same(folder: Path, request: Request) -> None:
     """Refuse the folder of another training. Raises InputError that says in what it is another."""
     if not (folder / REQUEST_FILE).is_file():
@@ -81,6 +100,7 @@ def clear(folder: Path) -> None:
     """Remove a training: its models beside the folder, too."""
     for path in (folder / TRAINING_FILE, folder / REQUEST_FILE, folder / STATE, *model_files(folder)):
         remove(path)
-    for beside in folder.parent.glob(f"{folder.name}@*"):
-        if RECORD.is_of(beside / TRAINING_FILE):
+    for beside in folder.parent.glob(f"{glob.escape(folder.name)}@*"):
+        own_training = (beside / REQUEST_FILE).is_file()  # which somebody gave such a name
+        if RECORD.is_of(beside / TRAINING_FILE) and not own_training:
             remove(beside)

@@ -71,4 +71,6 @@ def put_state(tensors: dict[str, Tensor], step: int, model: nn.Module, optimiser
                 moments = {
                     theirs: tensors[f"{part}.{name}"].to(weight.device) for part, theirs in MOMENTS.items()
                 }
-                optimiser.state[weight] = {"step": torch.tensor(float(step)), **moments}
+                # As AdamW makes it: its fused kernel reads the count where the weight lies.
+                taken = torch.tensor(float(step), device=weight.device)
+                optimiser.state[weight] = {"step": taken, **moments}

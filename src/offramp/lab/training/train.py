@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from offramp.files import locked_folder, remove, source_fingerprint, sweep_temporary_files
+from offramp.files import locked_folder, remove, source_fingerprint
+from offramp.lab.exits.folder import sweep
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
 from offramp.lab.text.folder import LabText, read_text_folder
 from offramp.lab.training.architecture import Architecture, make_architecture
@@ -24,6 +25,7 @@ from offramp.lab.training.folder import (
     goes_on,
     kept_model,
     key_of,
+    require_free_beside,
     require_own,
     require_same,
 )
@@ -38,7 +40,7 @@ from offramp.tracing.request import library_versions
 STATE_SECONDS, WRITING_SHARE = 30.0, 0.05
 """Seconds between two states that are written, and the share of the time that writing may take."""
 
-CODE = ("lab/training", "lab/text/folder.py", "models/lab_family.py")
+CODE = ("lab/training", "lab/text/folder.py", "lab/sealed_tensors.py", "models/lab_family.py")
 """What decides the weights."""
 
 
@@ -50,25 +52,29 @@ def train(
     The folder becomes a model; those of earlier steps lie beside it, NAME@STEP. On a processor the same
     recipe, seed and number of threads give the same weights, also after kills.
 
-    Raises InputError for a recipe that cannot be, or is not comparable with what it names, for a folder of
+    Raises InputError for a recipe that cannot be, or is not comparable with what it names, for folders of
     something else, and for too little text; DamagedFileError for a text that was changed; DiskFullError.
     """
     text = read_text_folder(recipe.text)
     architecture = make_architecture(recipe, text.record.vocabulary)
     require_comparable(recipe, text.fingerprint, architecture)
+    batches = Batches.of(text, recipe.context, recipe.batch, recipe.seed)
+    evaluation = Evaluation(text, recipe.context)
     folder = Path(folder)
     versions = library_versions()
     request = Request(recipe, text.fingerprint, device, source_fingerprint(*CODE), versions)
     require_own(folder)
+    require_free_beside(folder, recipe.schedule[:-1])
     with locked_folder(folder):
-        sweep_temporary_files(folder)
+        sweep(folder)
         if overwrite and not goes_on(folder, request):
             clear(folder)
         require_same(folder, request)
         REQUEST.write(folder / REQUEST_FILE, request)
         if (folder / TRAINING_FILE).is_file():
+            remove(folder / STATE)  # of a training that was killed after its last file was written
             return RECORD.read(folder / TRAINING_FILE)
-        return _Training(recipe, text, architecture, folder, request, shown).run()
+        return _Training(recipe, text, architecture, batches, evaluation, folder, request, shown).run()
 
 
 @dataclass
@@ -78,6 +84,8 @@ class _Training:
     recipe: Recipe
     text: LabText
     architecture: Architecture
+    batches: Batches
+    evaluation: Evaluation
     folder: Path
     request: Request
     shown: bool
@@ -109,13 +117,11 @@ class _Training:
         self, model: Any, optimiser: torch.optim.Optimizer, progress: Progress, key: str
     ) -> TrainingRecord:
         recipe = self.recipe
-        batches = Batches.of(self.text, recipe.context, recipe.batch, recipe.seed)
-        evaluation = Evaluation(self.text, recipe.context)
         written, pause = time.monotonic(), STATE_SECONDS
         with step_bar(self.folder.name, recipe.steps, shown=self.shown, done=progress.step) as show:
             while not progress.stopped:
                 began = time.perf_counter()
-                loss = take_step(model, optimiser, batches, recipe, progress.step)
+                loss = take_step(model, optimiser, self.batches, recipe, progress.step)
                 if loss is None:
                     progress.diverged = True
                     progress.stopped = f"the loss was not finite at step {progress.step + 1}"
@@ -127,7 +133,7 @@ class _Training:
                 progress.seconds += time.perf_counter() - began
                 at_a_mark = progress.step in recipe.schedule and not progress.diverged
                 if at_a_mark:
-                    self._evaluate(model, evaluation, progress)
+                    self._evaluate(model, progress)
                     if not progress.stopped:
                         self._keep(model, progress, kept_model(self.folder, progress.step))
                 show(progress.step, _in_words(progress, loss))
@@ -138,10 +144,10 @@ class _Training:
                     pause = max(STATE_SECONDS, (written - before) / WRITING_SHARE)
         return self._keep(model, progress, self.folder)
 
-    def _evaluate(self, model: Any, evaluation: Evaluation, progress: Progress) -> None:
+    def _evaluate(self, model: Any, progress: Progress) -> None:
         before = progress.history[-1].step if progress.history else 0
         progress.history.append(
-            evaluation.evaluate(
+            self.evaluation.evaluate(
                 model,
                 step=progress.step,
                 tokens=self._tokens(progress.step),
