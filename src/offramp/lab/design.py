@@ -28,9 +28,10 @@ GATE_LAYERS = 4
 
 
 def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
-    """By name, in the order of the page: two of the gate, runs 1 to 20, and 29 to 32 of other sizes.
+    """By name, in the order of the page: four of the gate, runs 1 to 20, and 29 to 32 of other sizes.
 
-    A run's number is its seed, those of the gate have their corner's. text: the folder, as a recipe names it.
+    A run's number is its seed, those of the gate have their corner's: two have its width, and two beside them
+    its number of parameters. text: the folder, as a recipe names it.
     """
     fixed: dict[str, Any] = {"text": text, "tokens": tokens, "rate": rate, "layers": LAYERS, "hidden": HIDDEN}
     cells = half_fraction()
@@ -43,6 +44,10 @@ def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
         f"gate-{run_name(corner)}": run(corner, corner, layers=GATE_LAYERS, width=width)
         for corner, width in ((GPT2_LIKE, 4 * HIDDEN), (LLAMA_LIKE, _width(run(LLAMA_LIKE, LLAMA_LIKE))))
     }
+    for corner in (GPT2_LIKE, LLAMA_LIKE):
+        found[f"gate-wide-{run_name(corner)}"] = run(
+            corner, corner, layers=GATE_LAYERS, against=f"{run_name(corner)}.toml", factor="layers"
+        )
     found |= {run_name(number): run(number, number) for number in range(1, len(cells) + 1)}
     for seed, corner in MORE_SEEDS.items():
         found[run_name(seed)] = run(corner, seed, against=f"{run_name(corner)}.toml", factor="seed")
