@@ -19,6 +19,7 @@ import offramp
 from command_line import run_offramp
 from lab_recipes import tiny, write_recipe
 from offramp.errors import DamagedFileError, InputError
+from offramp.files import remove
 from offramp.lab.text.folder import GENERATED_TOKENS, NATURAL_TOKENS, LabText
 from offramp.lab.training import loop
 from offramp.lab.training import train as training
@@ -229,11 +230,24 @@ def test_what_is_refused_is_refused_before_anything_is_written(
     assert train(tiny(lab_text), folder) == record, "its own models are where they are"
 
 
-def test_overwriting_leaves_nothing_of_the_training_before(lab_text: LabText, tmp_path: Path) -> None:
+def test_overwriting_leaves_nothing_of_the_training_before(
+    lab_text: LabText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = {"tokens": 3 * 128, "checkpoints": 2}
     train(tiny(lab_text, **short), tmp_path / "model")
     shutil.copytree(tmp_path / "model", tmp_path / "model@mine")  # a training of its own
-    other = train(tiny(lab_text, **{**short, "tokens": 4 * 128}), tmp_path / "model", overwrite=True)
+    another = tiny(lab_text, **{**short, "tokens": 4 * 128})
+
+    def killed(path: Path) -> None:
+        if path.name == "config.json":
+            raise KilledError
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.lab.training.folder.remove", killed)
+        with pytest.raises(KilledError):
+            train(another, tmp_path / "model", overwrite=True)
+    other = train(another, tmp_path / "model", overwrite=True)
     assert other.step == 4
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model@2", "model@mine"}
 

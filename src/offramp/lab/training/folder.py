@@ -98,9 +98,10 @@ def goes_on(folder: Path, request: Request) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove a training: its models beside the folder, too."""
-    for path in (folder / TRAINING_FILE, folder / REQUEST_FILE, folder / STATE, *model_files(folder)):
+    for path in (folder / TRAINING_FILE, folder / STATE, *model_files(folder)):
         remove(path)
     for beside in folder.parent.glob(f"{glob.escape(folder.name)}@*"):
         own_training = (beside / REQUEST_FILE).is_file()  # which somebody gave such a name
         if RECORD.is_of(beside / TRAINING_FILE) and not own_training:
             remove(beside)
+    remove(folder / REQUEST_FILE)  # last: without it the rest is nobody's
