@@ -59,14 +59,17 @@ def test_a_prefix_is_split_off(spec: str, prefix: str, text: str) -> None:
         ("continued:-8:prose", "-8 does not say how many tokens"),
         ("continued:8:chat", "prompts are answered whole"),
         ("continued:8+5:chat", "prompts are answered whole"),
-        ("continued:8:continued:8:prose", "prompts are answered whole"),
+        ("continued:8:continued:8:prose", "a text is continued once"),
+        ("continued:+5:continued:8:prose", "a text is continued once"),
         ("continued:+5:prose", "of a text it must be said how much"),
         ("continued:+:chat", r"\+ does not say how many tokens"),
         ("continued:8:porse", "there is no workload 'porse'"),
         ("continued:8", "no workload is named that is continued"),
+        ("continue:8:prose", "there is no workload 'continue:8:prose'"),
     ],
 )
 def test_what_cannot_be_continued_is_refused(spec: str, what: str) -> None:
     with pytest.raises(WorkloadError, match=what) as raised:
         load_workload(spec)
     assert raised.value.fix
+    assert ("did you mean continued?" in raised.value.fix) == spec.startswith("continue:")

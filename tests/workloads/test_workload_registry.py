@@ -268,5 +268,6 @@ def test_a_fingerprint_follows_the_traced_text_only() -> None:
         dataclasses.replace(GOOD, documents=(Document("a", "A"), Document("b", "b"))),
         dataclasses.replace(GOOD, mode="generation"),
         dataclasses.replace(GOOD, mode="generation", chat=True),
+        dataclasses.replace(GOOD, mode="generation", new_tokens=3),
     ]
-    assert len({GOOD.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({GOOD.fingerprint, *(other.fingerprint for other in others)}) == 6

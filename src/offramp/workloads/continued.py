@@ -84,4 +84,6 @@ def sizes_of(prefix: str, text: str) -> tuple[int | None, int | None]:
         raise WorkloadError(
             "no workload is named that is continued", where=where, fix=f"write {EXAMPLE}, say"
         )
+    if split_continued(text)[0]:
+        raise WorkloadError("a text is continued once", where=where, fix=f"write {EXAMPLE}, say")
     return int(first) if first else None, int(new) if plus else None

@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from offramp.errors import WorkloadError
 from offramp.plug_ins import load_plug_in, plug_ins
-from offramp.workloads.continued import DESCRIBED, continued, split_continued
+from offramp.workloads.continued import CONTINUED, DESCRIBED, continued, split_continued
 from offramp.workloads.hub_dataset import HUB_DATASET
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
@@ -131,7 +131,7 @@ def _sources() -> dict[str, WorkloadSource]:
 def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
     names = [described.name for source in sources.values() for described in source.described]
     known = ", ".join([*names, DESCRIBED.name])
-    near = difflib.get_close_matches(name, sources, n=3)
+    near = difflib.get_close_matches(name, [*sources, CONTINUED], n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if any(letter.isspace() for letter in spec):
         hints.append("For texts of your own, in Python: offramp.workload_of([...]).")
