@@ -217,6 +217,20 @@ def test_the_contract_finds_impossible_needs(
 
 
 @dataclass(frozen=True)
+class LeavesElsewhere(Threshold):
+    """Lets tokens go where it says that none leave."""
+
+    def leaves_at(self, layers: int) -> tuple[int, ...]:
+        return (2,)
+
+
+def test_the_contract_finds_an_exit_where_nothing_is_said_to_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "_check_round_trip", lambda policy: None)
+    with pytest.raises(PolicyError, match="exits that it does not say tokens leave at"):
+        check_policy(LeavesElsewhere("max_prob", 0.6, (1, 2)))
+
+
+@dataclass(frozen=True)
 class Learns(Threshold):
     """A threshold that is given facts of exit L."""
 

@@ -137,12 +137,16 @@ def test_every_kind_is_read_from_its_text() -> None:
         "tasks:names=code+chat,policies=[static:exit=3]+[never],fallback=[static:exit=9]": Tasks(
             ("code", "chat"), (StaticExit(3), Never()), StaticExit(9)
         ),
+        "tasks:names=[continued:8+4:txt:a,b]+code,policies=[static:exit=3]+[never],fallback=[never]": Tasks(
+            ("continued:8+4:txt:a,b", "code"), (StaticExit(3), Never()), Never()
+        ),
         "oracle:which=saturation": Oracle("saturation"),
     }
     assert {type(policy) for policy in texts.values()} == set(BUILT_IN)
     for text, policy in texts.items():
         assert parse_policy(text) == policy
         assert parse_policy(str(policy)) == policy
+        assert policy_from_json(policy_to_json(policy), "here") == policy
     # What is left out is written in the text.
     assert str(parse_policy("patience:times=2,exits=3+4+5")) == "patience:times=2,exits=3+4+5,fact=top1"
 
@@ -241,6 +245,7 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         (VOTES.replace("+[", "+", 1), "this bracket closes nothing", len(VOTES) - 2),
         ("votes:need=1,of=[never]+[oracle:which=saturation]", None, 16),
         ("tasks:names=code+code,policies=[never]+[never]", "code is named twice", 17),
+        ("tasks:names=[a=b],policies=[never]", "'[a=b]' is not a workload class", 12),
         ("tasks:names=code+,policies=[never]+[never]", "'' is not a workload class", 17),
         ("tasks:names=code,policies=[never]+[never]", "2 policies do not fit 1 names", 26),
         (

@@ -196,10 +196,12 @@ def _plain(value: Any) -> Any:
 def text_of(value: Any) -> str:
     """A parameter value in the policy grammar.
 
-    Numbers in their shortest exact form, lists joined by "+", a policy within another in brackets.
+    Numbers in their shortest exact form, lists joined by "+", in brackets a policy within another, and what
+    in a list holds a "+" or a "," itself.
     """
     if isinstance(value, list | tuple):
-        return "+".join(text_of(item) for item in value)
+        items = [text_of(item) for item in value]
+        return "+".join(f"[{one}]" if {"+", ","} & set(one) and one[0] != "[" else one for one in items)
     if isinstance(value, ExitPolicy):
         return f"[{value}]"
     # A list is joined by "+", so an exponent has none.

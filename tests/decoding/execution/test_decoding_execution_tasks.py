@@ -67,6 +67,7 @@ def test_a_smaller_delta_needs_more_documents() -> None:
             "not of one model, dtype and exit heads",
         ),
         (lambda: [of_workload("a=b", documents=9)], "no entry for a workload named 'a=b'"),
+        (lambda: [of_workload("a+(b", documents=9)], r"no entry for a workload named 'a\+\(b'"),
     ],
 )
 def test_what_makes_no_policy_of_tasks_is_refused(made: Any, said: str) -> None:

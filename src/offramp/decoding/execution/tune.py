@@ -237,10 +237,10 @@ def _by_workload(traces: Sequence[Trace]) -> dict[str, Trace]:
                 where=f"{where}: {base_of(trace).get('name', 'a model without a name')}",
                 fix="trace every workload with the same model and the same heads= (--heads FILE)",
             )
-        if RESERVED & set(name):
+        if any(part in name for part in RESERVED):
             raise InputError(
                 f"a policy has no entry for a workload named {name!r}: its name holds one of "
-                f"{' '.join(sorted(RESERVED))}",
+                f"{' '.join(RESERVED)}",
                 where=where,
                 fix="tune it alone, or trace it under another name",
             )

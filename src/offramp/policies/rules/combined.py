@@ -25,6 +25,7 @@ from offramp.policies.policy import (
     ParameterError,
     Rows,
     Tokens,
+    text_of,
 )
 from offramp.policies.rules.around import Delegating
 
@@ -187,17 +188,19 @@ class _Counts(Decider):
             voter.decider.end(exits, {name: final[name] for name in voter.final_facts})
 
 
-RESERVED = set("+,=[]")
+RESERVED = ("=", "[", "]", "+(")
+"""What the text of a policy cannot hold in a name."""
 
 
 def read_names(text: str) -> tuple[str, ...]:
-    """Names of workload classes joined by "+", each once."""
+    """Names of workload classes joined by "+", each once; one that holds "+" or "," stands in brackets."""
     names: list[str] = []
-    for offset, name in split_outside_brackets(text, "+"):
-        if not name.strip() or RESERVED & set(name):
+    for offset, piece in split_outside_brackets(text, "+"):
+        name = piece[1:-1] if piece.startswith("[") and piece.endswith("]") else piece
+        if not name.strip() or any(part in name for part in RESERVED):
             raise ParameterError(
-                f"{name!r} is not a workload class",
-                fix='write names joined by "+", as in code+chat',
+                f"{piece!r} is not a workload class",
+                fix='write names joined by "+", as in code+chat, one with a "+" in brackets',
                 offset=offset,
             )
         if name in names:
@@ -212,7 +215,8 @@ class Tasks(Delegating):
 
     Task-dependent strategies, as the study "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
     (arXiv 2603.23701) calls for. A name is a workload's own (code) or its class, the part before ":" (txt for
-    txt:notes.txt). Where the workload is unknown, the fallback decides.
+    txt:notes.txt). One that holds "+" or "," is written in brackets ([continued:32+64:code]). Where the
+    workload is unknown, the fallback decides.
     """
 
     names: tuple[str, ...]
@@ -228,7 +232,7 @@ class Tasks(Delegating):
 
     def __post_init__(self) -> None:
         """Refuse names without a policy, policies without a name, and oracles."""
-        read_names("+".join(self.names))
+        read_names(text_of(self.names))
         require_reachable(self.policies, "policies")
         require_reachable((self.fallback,), "fallback")
         if len(self.names) != len(self.policies):
