@@ -22,7 +22,7 @@ import torch
 from fitting_cases import texts
 from safetensors import safe_open
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
-from training_cases import arrays, assert_same, regularised
+from training_cases import answering_takes, arrays, assert_same, regularised
 
 import offramp
 from offramp.errors import DamagedFileError, InputError
@@ -292,6 +292,16 @@ def test_what_comes_before_the_first_step_is_time_of_training(monkeypatch: pytes
     monkeypatch.setattr(TrainedReadings, "initial", slow)
     record = trained(kind="lens", steps=1).record
     assert 0.3 < record.history[0].seconds < record.history[1].seconds <= record.seconds.training
+
+
+def test_writing_the_text_is_part_of_what_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering_takes(monkeypatch, 0.4)
+    answers = replace(texts(120), mode="generation")
+    taken = [
+        train_exits(tiny_llama(), work, **{**QUICK, "at": "2", "steps": 1}).record.seconds.states
+        for work in (answers, texts(120))
+    ]
+    assert taken[0] > 0.4 > taken[1]
 
 
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

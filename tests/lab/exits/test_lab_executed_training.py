@@ -13,7 +13,7 @@ import torch
 from fitting_cases import texts
 from map_cases import random_maps
 from tracing_models import llama, tiny_llama, tiny_model
-from training_cases import arrays, assert_same
+from training_cases import answering_takes, arrays, assert_same
 
 import offramp
 from offramp.errors import InputError
@@ -74,6 +74,18 @@ def test_only_the_maps_are_others() -> None:
     assert record.history[0].exits == record.before
     assert record.trained[0].leaving[0] == pytest.approx(0.3, abs=0.1)
     assert record.request.start == before.fingerprint
+
+
+def test_writing_the_text_is_part_of_what_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering_takes(monkeypatch, 0.05)
+    answers = replace(texts(120), mode="generation")
+    taken = [
+        train_exits(
+            tiny_llama(), work, kind="executed", **{**QUICK, "start": fitted(), "steps": 1}
+        ).record.seconds.states
+        for work in (answers, texts(120))
+    ]
+    assert taken[0] > 0.05 > taken[1] == 0.0
 
 
 @pytest.mark.parametrize("leave", [0.3, 0.02])  # of so few there are steps in which none leaves

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from offramp.lab.exits import recipe
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.train import TrainedExits, train_exits
 from offramp.models.model import Model
+from offramp.tracing.fitting import documents
 from offramp.tracing.loading import load_model
 from offramp.workloads.registry import load_workload
+from offramp.workloads.workload import Workload
 from tiny_models import write_documents
 
 
@@ -52,18 +56,29 @@ def assert_same(one: TrainedExits, other: TrainedExits) -> None:
     assert one.heads.fingerprint == other.heads.fingerprint
 
 
+def answering_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let prompts be answered in so many seconds, with their own text."""
+    plan = documents.plan_contexts
+
+    def slow(model: Model, workload: Workload, *rest: Any) -> Any:
+        time.sleep(seconds if workload.mode == "generation" else 0.0)
+        return plan(model, replace(workload, mode="text"), *rest)
+
+    monkeypatch.setattr(documents, "plan_contexts", slow)
+
+
 def regularised(model: Model | Path, output: Path, **options: Any) -> TrainedExits:
     """A quick training of a model itself, of a folder if that is given, at exits 2 and 3."""
-    documents = output.with_name("texts.jsonl")
-    if not documents.is_file():
-        write_documents(documents, documents=40)
+    file = output.with_name("texts.jsonl")
+    if not file.is_file():
+        write_documents(file, documents=40)
     asked = {"lora": 4, "layer_dropout": 0.2} | options.pop("asked", {})
     settings = {"at": "2,3", "steps": 12, "tokens": 600, "precision": "float32", "progress": False} | options
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "SEQUENCE_BATCH", 60)
         return train_exits(
             load_model(model) if isinstance(model, Path) else model,
-            load_workload(f"jsonl:{documents}#text"),
+            load_workload(f"jsonl:{file}#text"),
             kind="regularised",
             output=output,
             regularisation=Regularisation(**asked),

@@ -62,7 +62,7 @@ class ExecutedJob(Job):
             rows=Rows.of(rows, objective.fit.tokens, objective.held_out.tokens),
             steps=progress.step,
             stopped=progress.stopped,
-            seconds=Seconds(0.0, progress.seconds, time.perf_counter() - started),
+            seconds=Seconds(rows.answering, progress.seconds, time.perf_counter() - started),
             floors=(),
             logit_lens=(),
             before=(before,),

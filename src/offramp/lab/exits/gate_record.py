@@ -19,8 +19,8 @@ class GateRecord:
     disagreement: as in `GateFit`. gate: with one threshold of 0.5. thresholds: the fastest of NETWORK's,
     alike or one per exit, on any set of the exits. Both are chosen on the same documents and judged on
     held-out ones. plain: seconds of a token of the full model. tokens: that were read. took: seconds of
-    reading the exits, and of training. earlier: what the trainings took of the exits that got the gates, None
-    if that is not known.
+    reading the exits (with the model's answers, if it wrote any), and of training. earlier: what the
+    trainings took of the exits that got the gates, None if that is not known.
     """
 
     exits: tuple[int, ...]

@@ -222,7 +222,7 @@ class _Job:
             plain=prices.plain,
             tokens=self.read.tokens,
             steps=steps,
-            took=(read - started, trained - read),
+            took=(self.read.answering + read - started, trained - read),
             heads=heads.fingerprint,
             earlier=self.earlier,
         )

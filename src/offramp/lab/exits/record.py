@@ -21,7 +21,10 @@ REQUEST_FILE = "request.json"
 
 @dataclass(frozen=True)
 class Seconds:
-    """What each part took: caching states, training with its evaluations, classifiers and K,V maps."""
+    """What each part took: states, training with its evaluations, classifiers and K,V maps.
+
+    states: caching them, and before that the model's answers, where it writes the text itself.
+    """
 
     states: float
     training: float

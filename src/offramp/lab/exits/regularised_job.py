@@ -56,7 +56,7 @@ class RegularisedJob(Job):
             rows=Rows.of(rows, sum(map(row_count, fit)), objective.held_out.tokens),
             steps=progress.step,
             stopped=progress.stopped,
-            seconds=Seconds(0.0, progress.seconds, time.perf_counter() - started),
+            seconds=Seconds(rows.answering, progress.seconds, time.perf_counter() - started),
             floors=FLOORS,
             logit_lens=(),
             before=tuple(before),

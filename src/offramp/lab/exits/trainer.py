@@ -110,11 +110,12 @@ class Trainer:
         evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
         steps = int((budget - evaluations * evaluation) / step)
         if steps < self.recipe.fewest_steps:
+            enough = evaluation + max(20, self.recipe.fewest_steps) * step
             raise InputError(
                 f"{self.recipe.minutes:g} minutes are too few: a step takes {step:.2g} s, an evaluation "
                 f"{evaluation:.2g} s",
                 where="minutes= (--minutes)",
-                fix=f"give {(evaluation + 20 * step) / 60 + 0.01:.2f} minutes or more, or fewer exits",
+                fix=f"give {enough / (1 - EVALUATION_SHARE) / 60 + 0.01:.2f} minutes or more, or fewer exits",
             )
         return Settings(**{**found, "steps": steps, "every": -(-steps // evaluations)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,13 +33,14 @@ class FittingRows:
     """Contexts of several workloads; their documents are numbered through.
 
     held_out: bool [documents]. ids: of the documents, by workload fingerprint. texts: sketches of the
-    documents' texts.
+    documents' texts. answering: seconds in which the model wrote what is read of it, beside given text.
     """
 
     contexts: tuple[Context, ...]
     held_out: NDArray[np.bool_]
     ids: dict[str, tuple[str, ...]]
     texts: tuple[Sketch, ...]
+    answering: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -109,8 +111,10 @@ def plan_rows(
     counts: list[int] = []
     ids: dict[str, tuple[str, ...]] = {}
     texts: list[Sketch] = []
+    answering = 0.0
     for workload, documents in parts:
         share = max(1, tokens // len(parts))
+        started = time.perf_counter()
         planned, names = plan_contexts(model, replace(workload, documents=documents), share, context, shown)
         if len(names) < FEWEST:
             raise InputError(
@@ -118,11 +122,14 @@ def plan_rows(
                 where="tokens= (--tokens)",
                 fix="raise tokens= (--tokens)",
             )
+        if workload.mode == "generation":
+            answering += time.perf_counter() - started
         contexts += [replace(one, document=one.document + sum(counts)) for one in planned]
         counts.append(len(names))
         ids[workload.fingerprint] = names
         texts += sketches_of(workload, names)
-    return FittingRows(tuple(contexts), _held_out(counts, texts, held_out_every), ids, tuple(texts))
+    held_out = _held_out(counts, texts, held_out_every)
+    return FittingRows(tuple(contexts), held_out, ids, tuple(texts), answering)
 
 
 def _held_out(counts: Sequence[int], texts: Sequence[Sketch], every: int) -> NDArray[np.bool_]:
