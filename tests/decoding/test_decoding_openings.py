@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from execution_cases import NumberTokenizer, agreeable_llama, llama, texts, tiny_model, traced, workload_of
 from generation_cases import tiny_llama
 
+from offramp.cli.bench_stage import SEARCHED, prompts_for
 from offramp.decoding.measurement.trial import start_peak
 from offramp.decoding.openings import (
     EMPTY,
@@ -24,7 +26,7 @@ from offramp.decoding.openings import (
 from offramp.errors import InputError, WorkloadError
 from offramp.tracing.tracer import trace
 from offramp.tuning.splits import split_roles
-from offramp.workloads.shared_text import sketches_of
+from offramp.workloads.shared_text import sketches_of, write_sketch
 from offramp.workloads.workload import Document, Workload
 
 
@@ -75,6 +77,24 @@ def test_prompts_share_no_text_with_what_heads_were_fitted_on() -> None:
     assert prompts_of(model, workload, 1, new_tokens=8, heads=[heads]) == [model.encode(ours)]
     with pytest.raises(InputError, match="2 were asked for"):
         prompts_of(model, workload, 2, new_tokens=8, heads=[heads])
+
+
+def test_prompts_to_time_with_are_of_documents_that_chose_no_policy_while_there_are_so_many() -> None:
+    model, workload = tiny_llama(), text_workload("the cat sat", "deep layers change")
+    searched = tuple(map(write_sketch, sketches_of(workload, ["d1"])))
+
+    def request(fewest: int, tuned: Any) -> Any:
+        options = SimpleNamespace(tuned=tuned, heads=None, new_tokens=8)
+        numbers = {"fewest_prompts": fewest, "prompts": 2, "prompt_tokens": 3, "batches": (1,)}
+        return SimpleNamespace(options=options, workload=workload, **numbers)
+
+    first, second = (model.encode(document.text)[:3] for document in workload.documents)
+    tuned = SimpleNamespace(document_texts={"search": searched, "certify": ()})
+    assert prompts_for(model, request(1, None)) == ([second, first], ())
+    assert prompts_for(model, request(1, tuned)) == ([first], ())
+    assert prompts_for(model, request(2, tuned)) == ([second, first], (SEARCHED,))
+    with pytest.raises(WorkloadError, match="3 were asked for"):
+        prompts_for(model, request(3, tuned))
 
 
 def test_prompts_leave_room_and_avoid_what_heads_were_fitted_on() -> None:

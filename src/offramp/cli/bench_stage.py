@@ -20,25 +20,20 @@ from offramp.decoding.measurement.processes import merged
 from offramp.decoding.measurement.results import BenchResult, TaskScore, read_results
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.quality.accuracy import task_score
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, WorkloadError
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.workloads.shared_text import read_sketch
 
 PARTS_OF = 2
 """Batches of prompts on which the parts of a policy's tokens are timed."""
 
+SEARCHED = "prompts are of documents that the policy was searched on, too: there are not so many others"
+
 
 def measured_results(model: Model, request: BenchRequest, out: Output) -> list[BenchResult]:
     """One result per batch size, each shown as soon as it is there; tasks belong to the first."""
-    prompts = prompts_of(
-        model,
-        request.workload,
-        request.fewest_prompts,
-        most=request.prompts * max(request.batches),
-        new_tokens=request.options.new_tokens,
-        prompt_tokens=request.prompt_tokens,
-        heads=() if request.options.heads is None else (request.options.heads,),
-    )
+    prompts, seen = prompts_for(model, request)
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
     machines = request.machines_for(settings)
     predictions = [
@@ -50,10 +45,35 @@ def measured_results(model: Model, request: BenchRequest, out: Output) -> list[B
     results: list[BenchResult] = []
     for setting, (machine, notes), predicted in zip(settings, machines, predictions, strict=True):
         result = _measured(request, setting, machine, predicted)
-        result = replace(result, notes=(*result.notes, *notes), tasks=() if results else tasks)
+        result = replace(result, notes=(*result.notes, *seen, *notes), tasks=() if results else tasks)
         show(out.console, result)
         results.append(result)
     return results
+
+
+def prompts_for(model: Model, request: BenchRequest) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Prompts of documents that the policy was not searched on; with a note of any, if there are too few."""
+    tuned = request.options.tuned
+    searched = () if tuned is None else tuned.document_texts.get("search", ())
+
+    def found(apart: Sequence[str]) -> list[list[int]]:
+        return prompts_of(
+            model,
+            request.workload,
+            request.fewest_prompts,
+            most=request.prompts * max(request.batches),
+            new_tokens=request.options.new_tokens,
+            prompt_tokens=request.prompt_tokens,
+            heads=() if request.options.heads is None else (request.options.heads,),
+            apart=tuple(map(read_sketch, apart)),
+        )
+
+    try:
+        return found(searched), ()
+    except WorkloadError:
+        if not searched:
+            raise
+    return found(()), (SEARCHED,)
 
 
 def _measured(

@@ -186,13 +186,15 @@ def prompts_of(
     new_tokens: int,
     prompt_tokens: int = PROMPT_TOKENS,
     heads: Sequence[ExitHeads] = (),
+    apart: Sequence[Sketch] = (),
 ) -> list[list[int]]:
     """Token ids of `count` prompts that leave room for the new tokens; up to `most` if there are more.
 
     Documents are taken from the last one on: tracing, fitting and tuning begin with the first, and quality is
     to be judged on what they have not seen; documents that any of the heads were fitted on, or the model was
     trained on as far as is known, are passed over, and those that share text with these, of any workload.
-    prompt_tokens: of the start of a given text, at most. A prompt of the workload itself is never cut.
+    prompt_tokens: of the start of a given text, at most. A prompt of the workload itself is never cut. apart:
+    further texts that documents must not share.
 
     Raises InputError if so many tokens of a text leave no room for the new ones, WorkloadError if there are
     not so many prompts.
@@ -201,7 +203,7 @@ def prompts_of(
     trained = trained_on(model)
     fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
     fitted.update(trained.documents.get(workload.fingerprint, ()))
-    texts = [*trained.texts, *(sketch for one in heads for sketch in one.seen_texts or ())]
+    texts = [*trained.texts, *(sketch for one in heads for sketch in one.seen_texts or ()), *apart]
     documents = without_shared_text(workload.documents, texts) if texts else workload.documents
     found: list[list[int]] = []
     for document in reversed(documents):
