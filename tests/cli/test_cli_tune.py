@@ -127,7 +127,7 @@ def test_a_trained_models_tokens_are_judged_by_the_original(
     wrong = run_offramp(*asked, "--reference", trained).require(2)
     assert "the reference of the trace is another model, tiny in float32" in " ".join(wrong.err.split())
     gone = run_offramp(*asked, "--reference", tmp_path / "nowhere").require(2)
-    assert "name a copy of it with --reference" in " ".join(gone.err.split())
+    assert "with --reference; without it, --model none still answers" in " ".join(gone.err.split())
     unused = run_offramp("tune", trace, *FLOOR, "--reference", tiny_model).require(2)
     assert "nothing is decoded that" in " ".join(unused.err.split())
     assert not list(tmp_path.glob("executions/*.json"))

@@ -42,6 +42,7 @@ def test_a_table_never_breaks_a_word_nor_the_width(rows, width) -> None:
 def test_of_a_long_path_a_table_shows_the_last_part() -> None:
     assert short_source("jsonl:/data/of/somebody/words.jsonl#text") == "jsonl:…/words.jsonl#text"
     assert short_source("txt:/data/of/somebody/notes/") == "txt:…/notes"
+    assert short_source("continued:32+96:txt:/data/of/all/notes.txt") == "continued:32+96:txt:…/notes.txt"
     assert short_source("prose:short") == "prose:short"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from offramp.policies.policy import ExitPolicy
 from offramp.report.sections.tuned import facts
 from offramp.report.verdict_words import certificate_sentence, status
 from offramp.tracing.trace import Trace
+from offramp.tuning import executed
 from offramp.tuning.executed import Limits
+from offramp.tuning.executor import Clock
 from offramp.tuning.floor import FloorKind, parse_floor, token_losses
 from offramp.tuning.judging import judge
 from offramp.tuning.predict import predict
@@ -171,6 +174,16 @@ def test_a_full_model_that_alone_passes_is_certified() -> None:
     assert "The full model stays. Without losing any more than it does speculate with " in tuned.answer
     assert tuned.net_speedup.value == 1.0
     assert "the full model, without any exit, departs from the original" in certificate_sentence(tuned)
+
+
+def test_time_that_ends_behind_the_full_models_own_test_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    over: list[bool] = []
+    nothing = SimpleNamespace(propose=lambda: over.append(True) or [])
+    monkeypatch.setattr(executed, "Proposals", lambda *of: nothing)
+    monkeypatch.setattr(Clock, "over", property(lambda clock: bool(over)))
+    tuned, _ = executed_by({}, limits=Limits(seconds=60.0))
+    assert tuned.answer.startswith("the full model is certified after 23 documents")
+    assert "the time was used up before anything with exits could be decoded" in tuned.answer
 
 
 def test_an_executor_without_the_reference_leaves_such_a_floor_to_a_replay() -> None:

@@ -73,11 +73,12 @@ def load_traced_model(
 
 
 def load_reference(
-    trace: Trace, name: str | None, *, device: str = AUTO, trust_remote_code: bool = False
+    trace: Trace, name: str | None, *, instead: str, device: str = AUTO, trust_remote_code: bool = False
 ) -> Model:
     """The model whose choices the trace keeps beside its own, in its dtype; by a name another copy of it.
 
-    name: what to load, None for where the trace says that it came from. device: as of `load_model`.
+    name: what to load, None for where the trace says that it came from. instead: what can still be answered
+    where it is gone. device: as of `load_model`.
 
     Raises InputError for a trace that keeps none's, or for a model that is gone or another one.
     """
@@ -95,7 +96,7 @@ def load_reference(
         raise InputError(
             f"the trace's reference cannot be had: {error.what}",
             where=f"--reference {wanted}, for {trace.folder or 'the trace'}",
-            fix="name a copy of it with --reference",
+            fix=f"name a copy of it with --reference; without it, {instead}",
         ) from error
     require_reference(asked.source.identity.fingerprint, asked.dtype, trace)
     attention = (trace.request.get("model") or {}).get(ATTENTION)

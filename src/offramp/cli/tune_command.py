@@ -162,7 +162,11 @@ def tune(
             _require_documents(one, wanted, needed, documents, fitted, seed)
         if wanted.kind == REFERENCE:
             original = load_reference(
-                loaded[0], reference, device=device, trust_remote_code=trust_remote_code
+                loaded[0],
+                reference,
+                instead=INSTEAD,
+                device=device,
+                trust_remote_code=trust_remote_code,
             )
         decodes = load_traced_model(
             loaded[0],

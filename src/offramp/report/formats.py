@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from offramp.policies.cost_breakdown import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
+from offramp.workloads.continued import split_continued
 
 MINUS = "−"
 NumberFormat = Callable[[float], str]
@@ -175,10 +176,11 @@ LONGEST_SOURCE = 24
 
 def short_source(name: str) -> str:
     """A workload's name for a table: of a long path its kind and last part, "jsonl:…/words.jsonl#text"."""
-    kind, colon, path = name.partition(":")
+    prefix, text = split_continued(name)
+    kind, colon, path = text.partition(":")
     if len(name) <= LONGEST_SOURCE or "/" not in path:
         return name
-    return f"{kind}{colon}…/{path.rstrip('/').rpartition('/')[2]}"
+    return f"{prefix}{kind}{colon}…/{path.rstrip('/').rpartition('/')[2]}"
 
 
 def counted(count: int, noun: str) -> str:

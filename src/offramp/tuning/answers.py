@@ -151,7 +151,8 @@ def _not_certified(job: Job, certificate: Certificate, decoded: Decoded) -> str:
         return f"not certifiable: no document is left to search on; trace at least 3. {STAYS}"
     if not decoded.candidates:
         if decoded.out_of_time:
-            return f"not settled: the time was used up before anything could be decoded. {STAYS}"
+            what = "anything" if decoded.alone is None else "anything with exits"
+            return f"not settled: the time was used up before {what} could be decoded. {STAYS}"
         return _nothing_faster(job, "as rerun")
     last = [one for one in decoded.candidates if one.passed is not None][-1:]
     if not last or last[0].outcome == "time used up":
