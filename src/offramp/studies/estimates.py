@@ -110,11 +110,14 @@ def trace_estimate(study: Study, sizes: Sizes, workload: FoundWorkload) -> Estim
     return Estimate(_with_loading(sizes, seconds), _memory(study, sizes), disk)
 
 
-def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> Estimate:
-    """Of fitting: tokens through all layers; a lens solves a system of its hidden size at every exit."""
+def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, written: float) -> Estimate:
+    """Of fitting: tokens through all layers; a lens solves a system of its hidden size at every exit.
+
+    written: share of the tokens that the model writes first.
+    """
     seconds = _reading(sizes, heads.tokens, sizes.exits if heads.classifiers else 1)
-    if seconds is not None and mode == "generation":
-        seconds += _answering(sizes, heads.tokens)
+    if seconds is not None:
+        seconds += _answering(sizes, written * heads.tokens)
     memory = _memory(study, sizes)
     square = (sizes.hidden or 0) ** 2 * (sizes.exits or 0) if heads.lens else 0
     if memory is not None:
@@ -122,8 +125,10 @@ def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, mode: str) -> 
     return Estimate(_with_loading(sizes, seconds), memory, 4 * square + RESULT_BYTES)
 
 
-def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, mode: str) -> Estimate:
+def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written: float) -> Estimate:
     """Of training exits: the text through all layers, the steps, then classifiers and K,V maps on it.
+
+    written: share of the tokens that the model writes first.
 
     A step takes the target's logits, at each exit the logits and their gradient by the state, and three times
     the products of what is trained there.
@@ -140,8 +145,7 @@ def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, mode: st
         step = 2.0 * TRAINED_ROWS * products / (FLOPS_PER_THREAD * sizes.threads)
         steps = (1.0 + EVALUATED_SHARE) * entry.steps * step
     seconds = 2 * reading + steps
-    if mode == "generation":
-        seconds += _answering(sizes, entry.tokens)
+    seconds += _answering(sizes, written * entry.tokens)
     memory = _memory(study, sizes)
     weights = 4 * (lens + block) * exits
     if memory is not None:
@@ -189,7 +193,7 @@ def _reading(sizes: Sizes, tokens: int, exits: int | None) -> float | None:
     return tokens * (2.0 * sizes.parameters + readouts) / (FLOPS_PER_THREAD * sizes.threads)
 
 
-def _answering(sizes: Sizes, tokens: int) -> float:
+def _answering(sizes: Sizes, tokens: float) -> float:
     """Seconds to write so many tokens of answers, some of them side by side."""
     return tokens / ANSWERED_TOGETHER * _step(sizes)
 

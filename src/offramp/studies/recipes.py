@@ -103,7 +103,7 @@ class Recipes:
         made_on = (*found.workloads, *((workload,) if found.own else ()))
         sources = {f"workload {place}": one.source for place, one in enumerate(made_on)}
         blocked = next((_missing(one) for one in made_on if one.missing), None)
-        mode = "generation" if any(one.mode == "generation" for one in made_on) else "text"
+        written = sum(one.mode == "generation" for one in made_on) / max(1, len(made_on))
         recipe: dict[str, Any] = {
             "workloads": [_workload(one) for one in made_on],
             "tokens": entry.tokens,
@@ -112,12 +112,12 @@ class Recipes:
         if found.file is not None and found.given is not None:
             recipe, sources = {"file": found.given.fingerprint}, {"heads": found.file}
         elif isinstance(entry, TrainingEntry):
-            kind, estimate = "training", training_estimate(self.study, variant.sizes, entry, mode)
+            kind, estimate = "training", training_estimate(self.study, variant.sizes, entry, written)
             exits = exits_of_training(self.study, entry)
             settings = entry.model_dump(include={*TRAINED_BY})
             recipe |= {**settings, "at": "all" if exits == "all" else exit_list(exits)}
         else:
-            estimate = heads_estimate(self.study, variant.sizes, entry, mode)
+            estimate = heads_estimate(self.study, variant.sizes, entry, written)
             classifiers = sorted(entry.classifiers)
             recipe |= {"exits": self._exits, "lens": entry.lens, "classifiers": classifiers}
         recipe |= {"model": self._model(variant), "dtype": self.settings.dtype}
