@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
@@ -38,7 +38,7 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
     require_own(output)
     with locked_folder(output):
         sweep(output)
-        if overwrite and not _goes_on(output, request):
+        if overwrite and not goes_on(output, lambda: differences(output, request)):
             for path in (*(output / name for name in OWN[:-1]), *model_files(output)):
                 remove(path)
         if (output / REQUEST_FILE).is_file():
@@ -59,12 +59,15 @@ def sweep(folder: Path) -> None:
         remove(leftover)
 
 
-def _goes_on(folder: Path, request: Request) -> bool:
-    """Whether it holds a training of this request that was stopped on its way."""
+def goes_on(folder: Path, differences: Callable[[], Sequence[str]]) -> bool:
+    """Whether it holds a training of the same request that was stopped on its way.
+
+    differences: in what the request in the folder is another one. May raise DamagedFileError.
+    """
     if (folder / TRAINING_FILE).is_file() or not (folder / REQUEST_FILE).is_file():
         return False
     try:
-        return not differences(folder, request)
+        return not differences()
     except DamagedFileError:
         return False
 

@@ -25,6 +25,7 @@ from offramp.lab.exits.divergence import faster_precision
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.steps import Objective, Steps
 from offramp.models.devices import synchronise
+from offramp.models.memory import with_threads
 from offramp.models.model import Model
 
 CHECKPOINT_SECONDS = 30.0
@@ -62,12 +63,8 @@ class Trainer:
         """
         with _frozen(self.model.hf):
             progress = read_checkpoint(self.checkpoint, self.key, self.device) or self._begin()
-            threads = torch.get_num_threads()
-            torch.set_num_threads(progress.settings.threads)
-            try:
+            with with_threads(progress.settings.threads):
                 self._train(progress, on_start(progress))
-            finally:
-                torch.set_num_threads(threads)
         return progress
 
     def _begin(self) -> Progress:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import InputError
 from offramp.files import canonical_json, remove, sha256_of_text
 from offramp.lab.exits.folder import is_leftover
 from offramp.lab.exits.model_folder import model_files
@@ -65,16 +65,19 @@ def require_free_beside(folder: Path, steps: Iterable[int]) -> None:
 
 def require_same(folder: Path, request: Request) -> None:
     """Refuse the folder of another training. Raises InputError that says in what it is another."""
-    if not (folder / REQUEST_FILE).is_file():
-        return
-    ours, theirs = _flat(request), _flat(REQUEST.read(folder / REQUEST_FILE))
-    different = [f"{key} ({theirs[key]}, now {ours[key]})" for key in ours if ours[key] != theirs.get(key)]
+    different = differences(folder, request) if (folder / REQUEST_FILE).is_file() else []
     if different:
         raise InputError(
             f"the folder holds another training: {', '.join(different[:3])}",
             where=str(folder),
             fix="choose another folder with -o, or give --overwrite",
         )
+
+
+def differences(folder: Path, request: Request) -> list[str]:
+    """In what the request in a folder is another one, in words. Raises DamagedFileError."""
+    ours, theirs = _flat(request), _flat(REQUEST.read(folder / REQUEST_FILE))
+    return [f"{key} ({theirs.get(key)}, now {ours[key]})" for key in ours if ours[key] != theirs.get(key)]
 
 
 def _flat(request: Request) -> dict[str, Any]:
@@ -84,16 +87,6 @@ def _flat(request: Request) -> dict[str, Any]:
     return {**{f"recipe.{key}": value for key, value in recipe.items()}, **values["versions"]} | {
         key: values[key] for key in ("text", "device", "code")
     }
-
-
-def goes_on(folder: Path, request: Request) -> bool:
-    """Whether it holds a training of this very request that was stopped on its way."""
-    if (folder / TRAINING_FILE).is_file() or not (folder / REQUEST_FILE).is_file():
-        return False
-    try:
-        return _flat(request) == _flat(REQUEST.read(folder / REQUEST_FILE))
-    except DamagedFileError:
-        return False
 
 
 def clear(folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 
 from offramp.files import locked_folder, remove, source_fingerprint
-from offramp.lab.exits.folder import sweep
+from offramp.lab.exits.folder import goes_on, sweep
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
 from offramp.lab.text.folder import LabText, read_text_folder
 from offramp.lab.training.architecture import Architecture, make_architecture
@@ -22,7 +20,7 @@ from offramp.lab.training.evaluation import Evaluation
 from offramp.lab.training.folder import (
     STATE,
     clear,
-    goes_on,
+    differences,
     kept_model,
     key_of,
     require_free_beside,
@@ -33,6 +31,7 @@ from offramp.lab.training.loop import make_optimiser, take_step
 from offramp.lab.training.recipe import Recipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
+from offramp.models.memory import with_threads
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.progress import step_bar
 from offramp.tracing.request import library_versions
@@ -67,7 +66,7 @@ def train(
     require_free_beside(folder, recipe.schedule[:-1])
     with locked_folder(folder):
         sweep(folder)
-        if overwrite and not goes_on(folder, request):
+        if overwrite and not goes_on(folder, lambda: differences(folder, request)):
             clear(folder)
         require_same(folder, request)
         REQUEST.write(folder / REQUEST_FILE, request)
@@ -96,7 +95,7 @@ class _Training:
         found = read_state(self.folder / STATE, key)
         started = Settings(torch.get_num_threads(), self.request.device)
         progress = found[0] if found else Progress(started)
-        with _threads(progress.settings.threads):
+        with with_threads(progress.settings.threads):
             model = self._model()
             optimiser = make_optimiser(model)
             if found:
@@ -202,14 +201,3 @@ def _card(text: LabText) -> str:
     lines = [f"- {one.name} {one.version}: {one.licence}" for one in text.record.sources]
     begin = "A small model, trained from scratch by `offramp lab train`: see `training.json`. Its text:"
     return "\n".join([begin, "", *lines, ""])
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
