@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,12 @@ class Architecture:
         recipe = self.recipe
         per_layer = _attention(recipe) + MATRICES[recipe.mlp] * recipe.hidden * self.width
         return recipe.layers * per_layer + self.vocabulary * recipe.hidden
+
+    def make_model(self) -> Any:
+        """With random weights, drawn from torch's generator as it stands."""
+        from offramp.models.lab_family import LabForCausalLM
+
+        return LabForCausalLM(self.config())
 
     def config(self) -> LabConfig:
         """As transformers has it."""
@@ -86,19 +93,30 @@ def make_architecture(recipe: Recipe, vocabulary: int) -> Architecture:
         return Architecture(recipe, vocabulary, recipe.width)
     wanted = recipe.parameters
     assert wanted is not None, "a recipe has a width or a number of parameters"
-    without = count_parameters(recipe, vocabulary, 0)
-    unit = count_parameters(recipe, vocabulary, 1) - without
-    width = max(1, round((wanted - without) / unit))
-    found = Architecture(recipe, vocabulary, width)
-    off = found.parameters / wanted - 1
+    width = nearest_width(lambda width: count_parameters(recipe, vocabulary, width), wanted)
+    return Architecture(recipe, vocabulary, width)
+
+
+def nearest_width(
+    count: Callable[[int], int], wanted: int, *, unit: int = 1, which: str = "feed-forward width"
+) -> int:
+    """The multiple of `unit` for which a model's parameters are nearest to those wanted.
+
+    count: of a width, linear in it. Raises InputError if it is off by more than one per cent.
+    """
+    without = count(0)
+    more = count(unit) - without
+    width = unit * max(1, round((wanted - without) / more))
+    found = count(width)
+    off = found / wanted - 1
     if abs(off) > TOLERANCE:
         raise InputError(
-            f"the nearest model has {found.parameters:,} parameters, and {wanted:,} are asked for "
-            f"({off:+.1%}; feed-forward width {width}; one more is {unit / wanted:.1%})",
+            f"the nearest model has {found:,} parameters, and {wanted:,} are asked for "
+            f"({off:+.1%}; {which} {width}; {unit if unit > 1 else 'one'} more is {more / wanted:.1%})",
             where="parameters",
-            fix=f"ask for {found.parameters:,}, or change layers or hidden",
+            fix=f"ask for {found:,}, or change layers or hidden",
         )
-    return found
+    return width
 
 
 def require_matched(ours: Architecture, theirs: Architecture, name: str) -> None:

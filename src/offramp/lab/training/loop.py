@@ -7,21 +7,22 @@ AdamW (arXiv 1711.05101, algorithm 2), a learning rate that rises along a line a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.lab.training.batches import Batches
 from offramp.lab.training.evaluation import next_token_loss
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.recipe import Reading
 
 WARM_UP, LAST_RATE = 0.02, 0.1
 """Shares of the steps in which the rate rises, and of the largest rate that it falls to."""
 BETAS, WEIGHT_DECAY, CLIPPED_NORM = (0.9, 0.95), 0.1, 1.0
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def learning_rate(recipe: Reading, step: int) -> float:
     """Of a step from 0."""
     rising = max(1, round(WARM_UP * recipe.steps))
     if step < rising:
@@ -41,14 +42,22 @@ def make_optimiser(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=BETAS, fused=fused)
 
 
+LossOf = Callable[[int], Tensor]
+"""Of a step from 0: its loss, a differentiable scalar."""
+
+
+def text_loss(model: Any, batches: Batches) -> LossOf:
+    """Mean over all tokens of a step's sequences, nats."""
+    return lambda step: next_token_loss(model, torch.from_numpy(batches.sequences(step)).to(model.device))
+
+
 def take_step(
-    model: Any, optimiser: torch.optim.Optimizer, batches: Batches, recipe: Recipe, step: int
+    model: Any, optimiser: torch.optim.Optimizer, loss_of: LossOf, recipe: Reading, step: int
 ) -> float | None:
     """The loss of one step, which changes the weights; None, and nothing is changed, if it is not finite."""
-    sequences = torch.from_numpy(batches.sequences(step)).to(model.device)
     halved = recipe.precision == "bfloat16"
     with torch.autocast(model.device.type, torch.bfloat16, enabled=halved):
-        loss = next_token_loss(model, sequences)
+        loss = loss_of(step)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPED_NORM)

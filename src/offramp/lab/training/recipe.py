@@ -27,38 +27,22 @@ TOLERANCE = 0.01
 """By how much the parameters of two models that are compared may differ, as a share."""
 
 
-class Recipe(Table):
-    """One training from scratch.
+class Reading(Table):
+    """What is read, in which steps, and how far each goes.
 
-    text: a folder of `offramp lab text`. batch: sequences of a step, each of `context` tokens. rate: the
-    largest learning rate. heads: grouped ones share keys and values among `group` of the `query_heads`.
-    width: of the feed-forward networks; without it, it is chosen so that the model has so many `parameters`.
-    checkpoints: models that are kept, the last one included. precision: of products while it trains.
-    against: the recipe or trained model that this one is compared with, and the one `factor` in which they
-    differ.
+    text: a folder of `offramp lab text`. seed: of all that is drawn. batch: sequences of a step, each of
+    `context` tokens. rate: the largest learning rate. checkpoints: models that are kept, the last one
+    included. precision: of products while it trains.
     """
 
     text: Text
     tokens: Count
-    norm: Norm
-    mlp: Mlp
-    positions: Positions
-    heads: Heads
-    residual: Residual
-    layers: Count
-    hidden: Count
     seed: Whole
-    query_heads: Count = 6
-    group: Count = 3
     context: Annotated[int, Field(strict=True, ge=8, le=65_536)] = 256
-    parameters: Count | None = None
-    width: Count | None = None
     batch: Count = 16
     rate: Positive = 2e-3
     checkpoints: Annotated[int, Field(strict=True, ge=1, le=32)] = 8
     precision: Precision = "float32"
-    against: Text | None = None
-    factor: Factor | None = None
 
     @property
     def steps(self) -> int:
@@ -66,14 +50,37 @@ class Recipe(Table):
         return -(-self.tokens // (self.batch * self.context))
 
     @property
-    def key_value_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.query_heads if self.heads == "all" else self.query_heads // self.group
-
-    @property
     def schedule(self) -> tuple[int, ...]:
         """Steps after which a model is kept, ascending: each half of the next, the last at the end."""
         return tuple(sorted({max(1, self.steps >> halvings) for halvings in range(self.checkpoints)}))
+
+
+class Recipe(Reading):
+    """One training from scratch.
+
+    heads: grouped ones share keys and values among `group` of the `query_heads`. width: of the feed-forward
+    networks; without it, it is chosen so that the model has so many `parameters`. against: the recipe or
+    trained model that this one is compared with, and the one `factor` in which they differ.
+    """
+
+    norm: Norm
+    mlp: Mlp
+    positions: Positions
+    heads: Heads
+    residual: Residual
+    layers: Count
+    hidden: Count
+    query_heads: Count = 6
+    group: Count = 3
+    parameters: Count | None = None
+    width: Count | None = None
+    against: Text | None = None
+    factor: Factor | None = None
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.query_heads if self.heads == "all" else self.query_heads // self.group
 
 
 def read_recipe(path: Path) -> tuple[Recipe, Source]:

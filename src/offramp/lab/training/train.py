@@ -27,7 +27,7 @@ from offramp.lab.training.folder import (
     require_own,
     require_same,
 )
-from offramp.lab.training.loop import make_optimiser, take_step
+from offramp.lab.training.loop import make_optimiser, take_step, text_loss
 from offramp.lab.training.recipe import Recipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
@@ -39,8 +39,18 @@ from offramp.tracing.request import library_versions
 STATE_SECONDS, WRITING_SHARE = 30.0, 0.05
 """Seconds between two states that are written, and the share of the time that writing may take."""
 
-CODE = ("lab/training", "lab/text/folder.py", "lab/sealed_tensors.py", "models/lab_family.py")
-"""What decides the weights."""
+CODE = (
+    "lab/training/architecture.py",
+    "lab/training/batches.py",
+    "lab/training/evaluation.py",
+    "lab/training/loop.py",
+    "lab/training/state.py",
+    "lab/text/folder.py",
+    "lab/sealed_tensors.py",
+    "models/lab_family.py",
+)
+"""What decides the weights of a recipe, and the losses beside them. Whatever else changes, the training in a
+folder stays the same one."""
 
 
 def train(
@@ -106,21 +116,19 @@ class _Training:
 
     def _model(self) -> Any:
         """The model with the weights that the seed gives."""
-        from offramp.models.lab_family import LabForCausalLM
-
         torch.manual_seed(self.recipe.seed)
-        model: Any = LabForCausalLM(self.architecture.config())
+        model = self.architecture.make_model()
         return model.to(self.request.device).train()
 
     def _train(
         self, model: Any, optimiser: torch.optim.Optimizer, progress: Progress, key: str
     ) -> TrainingRecord:
-        recipe = self.recipe
+        recipe, loss_of = self.recipe, text_loss(model, self.batches)
         written, pause = time.monotonic(), STATE_SECONDS
         with step_bar(self.folder.name, recipe.steps, shown=self.shown, done=progress.step) as show:
             while not progress.stopped:
                 began = time.perf_counter()
-                loss = take_step(model, optimiser, self.batches, recipe, progress.step)
+                loss = take_step(model, optimiser, loss_of, recipe, progress.step)
                 if loss is None:
                     progress.diverged = True
                     progress.stopped = f"the loss was not finite at step {progress.step + 1}"
