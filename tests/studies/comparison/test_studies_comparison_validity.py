@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.rank_correlation import left_out_lines
 from offramp.studies.comparison import validity
-from offramp.studies.comparison.rank_correlation import left_out_lines
 from offramp.studies.comparison.results import Row, ScoreValidity
 from offramp.studies.comparison.validity import ORACLE, claim, validity_of
 from offramp.tuning.from_scores import fit_line

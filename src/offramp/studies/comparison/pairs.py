@@ -8,8 +8,8 @@ from pathlib import Path
 
 from offramp.errors import InputError
 from offramp.scoring.paired import PAIRED_DRAWS, paired_differences
+from offramp.scoring.rank_correlation import holm
 from offramp.studies.comparison.equality import find_models
-from offramp.studies.comparison.rank_correlation import holm
 from offramp.studies.comparison.results import PairDifference, Row
 from offramp.studies.work.text_size import TEXT, read_text_sizes
 from offramp.tracing.trace import Trace

@@ -13,6 +13,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.rank_correlation import LEVEL
 from offramp.scoring.readings import Readings
 from offramp.studies.comparison.content import (
     Content,
@@ -23,7 +24,6 @@ from offramp.studies.comparison.content import (
     saving_of,
 )
 from offramp.studies.comparison.equality import SETTINGS
-from offramp.studies.comparison.rank_correlation import LEVEL
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.study_strategies import (
     STRATEGIES,

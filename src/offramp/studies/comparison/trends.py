@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.rank_correlation import LEVEL, holm
+from offramp.scoring.rank_correlation import LEVEL, holm
 from offramp.studies.comparison.results import SAVING, ModelFacts, Row, Trend, share_saved
 
 MODELS_NEEDED = 4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
-from offramp.studies.comparison.rank_correlation import (
+from offramp.scoring.rank_correlation import (
     LEVEL,
     holm,
     kendall,

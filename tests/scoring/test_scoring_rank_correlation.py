@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from offramp.studies.comparison.rank_correlation import (
+from offramp.scoring.rank_correlation import (
     LEVEL,
     holm,
     kendall,
