@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from offramp.cli.console import Output, stage
 from offramp.cli.lab_shown import (
+    claims_shown,
     depth_notes,
     depth_summary,
     depth_table,
-    effects_notes,
-    effects_table,
     history_table,
     sources_table,
     text_summary,
@@ -24,9 +22,6 @@ from offramp.cli.lab_shown import (
 from offramp.cli.options import AsJson, Device, ModelName, require_placement
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
-
-SMALLEST = 0.03
-"""The smallest effect of a factor that matters, on an endpoint between 0 and 1."""
 
 lab = typer.Typer(help="Train small models one factor apart, and make their text.", no_args_is_help=True)
 
@@ -151,77 +146,32 @@ def depth(
     out.finish(depth_summary(found))
 
 
-@lab.command("effects")
-def effects(
+@lab.command("report")
+def report(
     table: Annotated[
-        Path,
-        typer.Argument(
-            help="A CSV file, a line a checkpoint: run, norm, mlp, positions, heads, residual, step, loss, "
-            "and a column for each endpoint."
-        ),
+        Path, typer.Argument(help="A CSV file, a line for each kept model of each run of the study.")
     ],
-    smallest: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--smallest",
-            help="The smallest effect that matters, of one endpoint (representation=0.03) or of all (0.03).",
-            show_default=False,
-        ),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder of the page and its tables.")],
+    text_folder: Annotated[
+        Path | None,
+        typer.Option("--text", help="The text that the models were trained on.", show_default=False),
     ] = None,
-    permutations: Annotated[
-        int | None,
-        typer.Option("--permutations", min=99, help="Of the test. By default 9,999.", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the permutations.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """What each factor does to each endpoint at equal validation loss, tested together, errors from seeds."""
+    """What the study's runs tell of each claim, as written down before them: a page, and tables."""
     out = Output(as_json)
-    from offramp.lab.effects.analysis import PERMUTATIONS, main_effects, pair_effects
-    from offramp.lab.effects.runs import make_block, read_runs
+    from offramp.lab.effects.runs import read_rows
+    from offramp.lab.text.folder import read_text_folder
+    from offramp.report import REPORT_FILE
+    from offramp.report.lab.tables import lab_summary, write_lab_report
 
-    runs, endpoints = read_runs(table)
-    block = make_block(runs, endpoints)
-    least = _smallest(smallest or [], endpoints)
-    count = PERMUTATIONS if permutations is None else permutations
-    found = main_effects(block, least, permutations=count, seed=seed)
-    together = pair_effects(block, permutations=count, seed=seed)
-    out.console.print(effects_table(block, found))
-    for line in effects_notes(block, found, together):
-        out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(
-        {
-            "loss": block.loss,
-            "runs": list(block.names),
-            "left_out": dict(block.left_out),
-            "effects": [vars(one) for one in found],
-            "pairs": {
-                name: {
-                    endpoint: {"value": float(values[0, place]), "adjusted": float(values[1, place])}
-                    for place, endpoint in enumerate(endpoints)
-                }
-                for name, values in together.items()
-            },
-        }
+    made = None if text_folder is None else read_text_folder(text_folder).record
+    named = "" if text_folder is None else f" --text {text_folder}"
+    command = f"offramp lab report {table} -o {output}{named}"
+    found = write_lab_report(read_rows(table), output, text=made, command=command, table=str(table))
+    for shown in claims_shown(found):
+        out.console.print(shown, markup=False, soft_wrap=True)
+    out.console.print(
+        f"written: {output / REPORT_FILE}, and its tables beside it", markup=False, soft_wrap=True
     )
-
-
-def _smallest(given: Sequence[str], endpoints: Sequence[str]) -> Any:
-    """The smallest effect that matters of each endpoint. Raises InputError."""
-    import numpy as np
-
-    found = dict.fromkeys(endpoints, SMALLEST)
-    for text in given:
-        name, equals, number = text.rpartition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        if not value > 0 or (equals and name not in found):
-            raise InputError(
-                f"{text!r} is no smallest effect",
-                where="--smallest",
-                fix=f"write a number above 0, or one of {', '.join(found)} and it: {next(iter(found))}=0.03",
-            )
-        found |= {name: value} if equals else dict.fromkeys(endpoints, value)
-    return np.array(list(found.values()))
+    out.finish({"report": str(output / REPORT_FILE), **lab_summary(found)})

@@ -1,73 +1,40 @@
-"""What `offramp lab` shows: sources of a text, a training's losses, required depth, effects of factors."""
+"""What `offramp lab` shows: a text's sources, a training's losses, required depth, what runs tell."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp.lab.effects.analysis import Effect
-    from offramp.lab.effects.runs import Block
+    from rich.console import RenderableType
+
+    from offramp.lab.effects.study import LabFindings
     from offramp.lab.required_depth import RequiredDepth
     from offramp.lab.text.folder import TextRecord
     from offramp.lab.training.record import TrainingRecord
     from offramp.report.word_table import WordTable
 
 
-def effects_table(block: Block, found: Sequence[Effect]) -> WordTable:
-    """Every factor on every endpoint."""
+def claims_shown(found: LabFindings) -> list[RenderableType]:
+    """What the gate found; where it is passed, the words of every claim, and what is missing."""
+    from offramp.lab.effects.claims import CLAIMS, judge
+    from offramp.report.lab.page import family_notes, gate_lines, headline
+    from offramp.report.lab.words import words_of
     from offramp.report.word_table import WordTable
 
-    title = f"{len(block.names)} runs at a validation loss of {block.loss:.3f}"
-    table = WordTable(title=f"[bold]{title}[/]")
-    for column in ("endpoint", "factor"):
-        table.add_column(column)
-    for column in ("effect", "95 % by seeds", "p, all together", "with loss as covariate", "detectable"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for one in found:
-        interval = "" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}"
-        table.add_row(
-            one.endpoint,
-            one.factor,
-            f"{one.value:+.3f}",
-            interval,
-            _p(one.adjusted),
-            f"{one.with_loss:+.3f} (p {_p(one.p_with_loss)})",
-            "" if one.detectable is None else f"{one.detectable:.3f}",
-            one.word,
-        )
-    return table
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def effects_notes(block: Block, found: Sequence[Effect], together: Mapping[str, Any]) -> list[str]:
-    """What was left out, and what must be known to read the table."""
-    from offramp.lab.effects.factors import LEVELS
-
-    notes = ["effects are " + ", ".join(f"{plus} minus {minus}" for minus, plus in LEVELS.values())]
-    notes += [f"left out: {name}, {why}" for name, why in block.left_out.items()]
-    if block.below:
-        names = ", ".join(block.below)
-        notes.append(f"taken at the first checkpoint, whose loss is not above that already: {names}")
-    if found[0].low is None:
-        notes.append("no cell has two seeds: there is no error of a seed, and nothing is claimed")
-    if not together:
-        return [*notes, "pairs of factors are not tested: that takes all 16 cells, and one with two seeds"]
-    hints = [
-        f"{name} on {endpoint} ({values[0, place]:+.3f}, p {_p(values[1, place])})"
-        for name, values in together.items()
-        for place, endpoint in enumerate(block.endpoints)
-        if values[1, place] <= 0.05
-    ]
-    notes.append(
-        f"indications of pairs, no claims: {'; '.join(hints)}" if hints else "no pair of factors stands out"
-    )
-    return notes
+    lines: list[RenderableType] = [headline(found), *gate_lines(found.gate)]
+    if found.gate.passed:
+        table = WordTable()
+        for column in ("claim of the study", "word of each test"):
+            table.add_column(column)
+        for claim in CLAIMS:
+            words = [
+                f"{word} x {count}" if count > 1 else word for word, count in words_of(judge(claim, found))
+            ]
+            table.add_row(claim.said, ", ".join(words))
+        lines.append(table)
+    left_out = [f"left out: {name}, {why}" for name, why in found.left_out.items()]
+    return [*lines, *left_out, *family_notes(found)]
 
 
 def history_table(record: TrainingRecord) -> WordTable:

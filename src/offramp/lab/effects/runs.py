@@ -1,10 +1,11 @@
-"""Runs and their checkpoints, as a table has them: a line for each checkpoint of each run."""
+"""Runs and the models kept of them, as `runs.csv` has them: a line for each kept model of each run."""
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,120 +15,69 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
-from offramp.lab.effects.factors import FACTORS, LEVELS, Signs
+from offramp.lab.effects.factors import FACTORS, LEVELS
 from offramp.records.given_file import did_you_mean
 
 Values = NDArray[np.float64]
 Number = TypeVar("Number", int, float)
 
-MOST_ABOVE = 0.30
-"""Nats above the median last loss of a block beyond which a run counts as diverged."""
+SKIPPED, SKIPPED_LENS, SKIPPED_CODE = "skipped", "skipped_lens", "skipped_code"
+REPRESENTATION, REPRESENTATION_LENS = "representation", "representation_lens"
+CALIBRATION, DEPTH, SCORE = "calibration", "required_depth", "score_"
+ENDPOINTS = (
+    *(SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS),
+    *(CALIBRATION, f"{CALIBRATION}_first", f"{CALIBRATION}_second", DEPTH, SKIPPED_CODE),
+)
+"""P1 to P4, P5 with its two halves, D1 and the saving of family 6; its scores are columns "score_NAME"."""
 
-KEYS = ("run", "step", "loss")
+DENSE, MIXTURE, MAMBA = KINDS = ("dense", "mixture", "mamba2")
+GATE = "gate"
+BLOCKS = (GATE, "1", "2", "3", "4", "5", "6")
+CONTINUED, EXIT_LOSS, FROZEN, TUNED, PLAIN = "continued", "early_exit_loss", "frozen_exits", "tuned", "plain"
+ARMS = {"4": (CONTINUED, EXIT_LOSS, FROZEN), "5": (TUNED, PLAIN)}
+"""What is done to a base in blocks 4 and 5."""
+
+NAMES = ("run", "block", "base", "arm", *FACTORS, "kind")
+SIZES = ("layers", "hidden", "seed")
+NEEDED = (*NAMES, *SIZES, "step", "tokens", "loss", "diverged")
+WORDS = {"true": True, "1": True, "false": False, "0": False, "": False}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training. levels: by factor. steps: ascending, one for each checkpoint.
+    """One training. levels: by factor. steps, tokens: ascending, one for each kept model.
 
-    losses: float64 [checkpoints], validation, nats a token. values: float64 [checkpoints, endpoints].
+    losses: float64 [models], validation, nats a token. values: by endpoint, float64 [models], NaN where it
+    was not measured.
     """
 
     name: str
+    block: str
+    base: str
+    arm: str
     levels: Mapping[str, str]
+    kind: str
+    layers: int
+    hidden: int
+    seed: int
     steps: tuple[int, ...]
+    tokens: tuple[int, ...]
     losses: Values
-    values: Values
+    diverged: bool
+    values: Mapping[str, Values]
 
     @property
     def signs(self) -> tuple[int, ...]:
-        """-1 or +1 of every factor."""
+        """-1 or +1 of every factor, of a dense run."""
         return tuple(2 * LEVELS[name].index(self.levels[name]) - 1 for name in FACTORS)
 
-    @property
-    def finished(self) -> bool:
-        """Whether all its losses are numbers."""
-        return bool(np.isfinite(self.losses).all())
+    def at(self, endpoint: str) -> Values:
+        """An endpoint at every kept model, float64 [models]; NaN where it was not measured."""
+        return self.values.get(endpoint, np.full(len(self.steps), np.nan))
 
 
-@dataclass(frozen=True)
-class Block:
-    """Runs of one block that count, what they are compared at, and those left out with the reason.
-
-    loss: the largest last loss of the runs that count. signs: [runs, factors]. matched, last: float64 [runs,
-    endpoints], at that loss and after the last step. losses: float64 [runs], after the last step. below:
-    runs that are at or below that loss from their first checkpoint on, which is taken as it is.
-    """
-
-    endpoints: tuple[str, ...]
-    names: tuple[str, ...]
-    loss: float
-    signs: Signs
-    matched: Values
-    last: Values
-    losses: Values
-    left_out: Mapping[str, str]
-    below: tuple[str, ...] = ()
-
-
-def make_block(runs: Sequence[Run], endpoints: Sequence[str]) -> Block:
-    """The runs of a block, as docs/lab/preregistered.md compares them.
-
-    Raises InputError if none counts, and for runs that do not end after the same step.
-    """
-    left_out = {run.name: "a loss is not finite" for run in runs if not run.finished}
-    finished = [run for run in runs if run.finished]
-    median = float(np.median([run.losses[-1] for run in finished])) if finished else math.nan
-    for run in finished:
-        if (above := float(run.losses[-1]) - median) > MOST_ABOVE:
-            left_out[run.name] = f"its last loss is {above:.2f} nat above the median"
-    kept = [run for run in runs if run.name not in left_out]
-    if not kept:
-        raise InputError("no run of the table has ended", where="loss", fix="train them to the end")
-    steps = max(run.steps[-1] for run in kept)
-    if short := [run for run in kept if run.steps[-1] < steps]:
-        raise InputError(
-            f"the run {short[0].name} ends after step {short[0].steps[-1]:,}, and others after {steps:,}",
-            where="step",
-            fix="train it to the end, leave it out, or write nan as its last loss if it diverged",
-        )
-    loss = max(float(run.losses[-1]) for run in kept)
-    return Block(
-        endpoints=tuple(endpoints),
-        names=tuple(run.name for run in kept),
-        loss=loss,
-        signs=np.array([run.signs for run in kept], dtype=np.int64),
-        matched=np.stack([at_loss(run.losses, run.values, loss) for run in kept]),
-        last=np.stack([run.values[-1] for run in kept]),
-        losses=np.array([run.losses[-1] for run in kept]),
-        left_out=left_out,
-        below=tuple(run.name for run in kept if (run.losses <= loss).all()),
-    )
-
-
-def at_loss(losses: Values, values: Values, loss: float) -> Values:
-    """Values at a validation loss: float64 [endpoints], between two checkpoints in proportion to the losses.
-
-    Between the first checkpoint from which on no loss is above it and the one before; where that is the first
-    of all, its own. losses [checkpoints], values [checkpoints, endpoints]. The last loss may not be above.
-    """
-    above = np.flatnonzero(losses > loss)
-    after = int(above[-1]) + 1 if len(above) else 0
-    if after == 0:
-        return np.asarray(values[0])
-    before = after - 1
-    share = (losses[before] - loss) / (losses[before] - losses[after])
-    return np.asarray(values[before] + share * (values[after] - values[before]))
-
-
-def read_runs(path: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
-    """The runs in a CSV table, in its order, and the names of its endpoints.
-
-    Columns: run, the five factors, step, loss, and any others, which are endpoints. A loss that is not a
-    number ("nan") marks a run that diverged, and there alone an endpoint may be none.
-
-    Raises InputError, with the line, for what is wrong.
-    """
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV table. Raises InputError for what is no table."""
     try:
         lines = list(csv.reader(read_given_text(path).splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -135,20 +85,6 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
             f"the table cannot be read: {error}", where=str(path), fix="give a CSV file"
         ) from error
     header = lines[0] if lines else []
-    needed = (*KEYS, *FACTORS)
-    if missing := [name for name in needed if name not in header]:
-        raise InputError(
-            f"the table has no column {missing[0]!r}",
-            where=f"{path}, line 1",
-            fix=f"needed are {', '.join(needed)}; all others are endpoints",
-        )
-    endpoints = tuple(name for name in header if name not in needed)
-    if not endpoints or len(set(header)) < len(header):
-        what = "two columns have one name" if endpoints else "the table has no endpoint"
-        raise InputError(
-            what, where=f"{path}, line 1", fix="add a column for each endpoint, each with its name"
-        )
-    found: dict[str, list[tuple[int, dict[str, str]]]] = {}
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header):
             raise InputError(
@@ -156,47 +92,99 @@ def read_runs(path: Path) -> tuple[tuple[Run, ...], tuple[str, ...]]:
                 where=f"{path}, line {number}",
                 fix="give each column an entry",
             )
-        entry = dict(zip(header, line, strict=True))
-        found.setdefault(entry["run"], []).append((number, entry))
-    if not found:
-        raise InputError("the table has no runs", where=str(path), fix="add a line for each checkpoint")
-    return tuple(_run(path, name, entries, endpoints) for name, entries in found.items()), endpoints
+    if len(set(header)) < len(header):
+        raise InputError("two columns have one name", where=f"{path}, line 1", fix="leave one out")
+    return [dict(zip(header, line, strict=True)) for line in lines[1:]]
 
 
-def _run(path: Path, name: str, entries: list[tuple[int, dict[str, str]]], endpoints: Sequence[str]) -> Run:
-    levels = {factor: entries[0][1][factor] for factor in FACTORS}
-    for line, entry in entries:
-        for factor in FACTORS:
-            if entry[factor] not in LEVELS[factor]:
-                fix = did_you_mean(entry[factor], LEVELS[factor])
-                raise InputError(f"{factor} is {entry[factor]!r}", where=f"{path}, line {line}", fix=fix)
-            if entry[factor] != levels[factor]:
-                raise InputError(
-                    f"the run {name} has two levels of {factor}",
-                    where=f"{path}, line {line}",
-                    fix="give another training another name",
-                )
-    checkpoints: dict[int, list[float]] = {}
-    for line, entry in entries:
-        where = f"{path}, line {line}"
-        step = _number(int, entry, "step", where)
-        if step in checkpoints:
-            raise InputError(
-                f"the run {name} has two lines of step {step:,}", where=where, fix="leave one out"
-            )
-        loss, *values = (_number(float, entry, key, where) for key in ("loss", *endpoints))
-        if math.isfinite(loss) and not np.isfinite(values).all():
-            key = endpoints[int(np.argmin(np.isfinite(values)))]
-            fix = "measure it: a checkpoint whose loss is a number has all endpoints"
-            raise InputError(f"{key} is {entry[key]!r}", where=where, fix=fix)
-        checkpoints[step] = [loss, *values]
-    found = np.array([checkpoints[step] for step in sorted(checkpoints)])
-    return Run(name, levels, tuple(sorted(checkpoints)), found[:, 0], found[:, 1:])
+def _require_columns(header: Iterable[str], where: str) -> None:
+    if missing := [name for name in NEEDED if name not in header]:
+        fix = f"needed are {', '.join(NEEDED)}"
+        raise InputError(f"the table has no column {missing[0]!r}", where=where, fix=fix)
+    for name in header:
+        if name not in (*NEEDED, *ENDPOINTS) and not name.startswith(SCORE):
+            fix = did_you_mean(name, (*ENDPOINTS, f"{SCORE}NAME"))
+            raise InputError(f"there is no endpoint {name!r}", where=where, fix=fix)
 
 
-def _number(kind: type[Number], entry: Mapping[str, str], key: str, where: str) -> Number:
+def runs_of(rows: Sequence[Mapping[str, str]], table: str = "runs.csv") -> tuple[Run, ...]:
+    """The runs of rows as `runs.csv` has them. Raises InputError, with the line, for what is wrong."""
+    if not rows:
+        raise InputError("the table has no runs", where=table, fix="add a line for each kept model")
+    _require_columns(rows[0], f"{table}, line 1")
+    found: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+    for number, row in enumerate(rows, start=2):
+        found.setdefault(row["run"], []).append((f"{table}, line {number}", row))
+    return tuple(_run(lines) for lines in found.values())
+
+
+def _run(lines: Sequence[tuple[str, Mapping[str, str]]]) -> Run:
+    where, first = lines[0]
+    _require_known(first, where)
+    for other, row in lines:
+        for key in (*NAMES, *SIZES):
+            if row[key] != first[key]:
+                what = f"the run {first['run']} has two values of {key}"
+                raise InputError(what, where=other, fix="give another training another name")
+    models = sorted((_number(int, row, "step", other), other, row) for other, row in lines)
+    for (step, *_), (again, other, _) in itertools.pairwise(models):
+        if step == again:
+            what = f"the run {first['run']} has two lines of step {step:,}"
+            raise InputError(what, where=other, fix="leave one out")
+    losses = np.array([_number(float, row, "loss", other) for _, other, row in models])
+    endpoints = [key for key in first if key not in NEEDED]
+    return Run(
+        name=first["run"],
+        block=first["block"],
+        base=first["base"],
+        arm=first["arm"],
+        kind=first["kind"],
+        levels={factor: first[factor] for factor in FACTORS},
+        layers=_number(int, first, "layers", where),
+        hidden=_number(int, first, "hidden", where),
+        seed=_number(int, first, "seed", where),
+        steps=tuple(step for step, *_ in models),
+        tokens=tuple(_number(int, row, "tokens", other) for _, other, row in models),
+        losses=losses,
+        diverged=any(_truth(row, other) for _, other, row in models),
+        values={key: np.array([_measured(row, key, other) for _, other, row in models]) for key in endpoints},
+    )
+
+
+def _require_known(row: Mapping[str, str], where: str) -> None:
+    arms = ARMS.get(row["block"], ("",))
+    known: dict[str, Sequence[str]] = {"block": BLOCKS, "kind": KINDS, "arm": arms}
+    if row["kind"] == DENSE:
+        known |= LEVELS
+    for key, values in known.items():
+        if row[key] not in values:
+            raise InputError(f"{key} is {row[key]!r}", where=where, fix=did_you_mean(row[key], values))
+    if (row["block"] in ARMS) != bool(row["base"]):
+        what = "names no base" if row["block"] in ARMS else "names a base"
+        fix = "runs of blocks 4 and 5 go on from the run that is their base, and no others do"
+        raise InputError(f"the run {row['run']} {what}", where=where, fix=fix)
+
+
+def _measured(row: Mapping[str, str], key: str, where: str) -> float:
+    if row[key] == "":
+        return math.nan
+    value = _number(float, row, key, where)
+    if not math.isfinite(value):
+        raise InputError(
+            f"{key} is {row[key]!r}", where=where, fix="leave it empty where it was not measured"
+        )
+    return value
+
+
+def _truth(row: Mapping[str, str], where: str) -> bool:
+    if row["diverged"].lower() not in WORDS:
+        raise InputError(f"diverged is {row['diverged']!r}", where=where, fix="write true or false")
+    return WORDS[row["diverged"].lower()]
+
+
+def _number(kind: type[Number], row: Mapping[str, str], key: str, where: str) -> Number:
     try:
-        return kind(entry[key])
+        return kind(row[key])
     except ValueError as error:
-        what = f"{key} is {entry[key]!r}, which is no {'whole number' if kind is int else 'number'}"
+        what = f"{key} is {row[key]!r}, which is no {'whole number' if kind is int else 'number'}"
         raise InputError(what, where=where, fix="give one") from error

@@ -1,0 +1,282 @@
+"""The families of tests, from runs: what each compares, and what it lacks where runs are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from offramp.lab.effects.effect import SMALLEST, Effect, beyond_rounding, make_effect
+from offramp.lab.effects.factorial import main_effects, pair_effects, tells_apart, untested
+from offramp.lab.effects.matching import Block, make_block
+from offramp.lab.effects.relabelled import flip_effects, kind_effects
+from offramp.lab.effects.runs import (
+    CALIBRATION,
+    CONTINUED,
+    DEPTH,
+    EXIT_LOSS,
+    FROZEN,
+    KINDS,
+    PLAIN,
+    REPRESENTATION,
+    REPRESENTATION_LENS,
+    SCORE,
+    SKIPPED,
+    SKIPPED_CODE,
+    SKIPPED_LENS,
+    TUNED,
+    Run,
+    Values,
+)
+from offramp.lab.effects.score_validity import ScoreValidity, score_validity
+
+MATCHED = (SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS)
+"""P1 to P4."""
+
+SPED = "representation_by_tokens"
+"""D2: the slope of the representation on log2 of the tokens trained on."""
+
+DOUBLINGS, MORE_STEPS = 7, 5
+"""Between the first kept model and the last; between k = 1 and k = 6."""
+
+WIDER, DEEPER = "doubling of the width", "doubling of the depth"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tests that share an error rate. tests: how many there should be. notes: what is missing, and what must
+    be known to read the effects. block: what its runs are compared at, where they are at one loss."""
+
+    name: str
+    tests: int
+    effects: tuple[Effect, ...] = ()
+    notes: tuple[str, ...] = ()
+    block: Block | None = None
+
+
+def factor_families(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, Family]:
+    """Families 1 and 2, and the two corners. runs: those of blocks 1 and 2 that count."""
+    names = {"1": ("factors", 20), "corners": ("the two corners", 4), "2": ("pairs of factors", 40)}
+    block = make_block(runs, MATCHED)
+    if block is None or not tells_apart(block.signs):
+        cells = 0 if block is None else len(np.unique(block.signs, axis=0))
+        why = f"{cells} of the 16 cells are measured, which do not tell the factors apart"
+        return {key: Family(*named, notes=(why,), block=block) for key, named in names.items()}
+    found = main_effects(block, permutations=permutations, seed=seed)
+    pairs = pair_effects(block, permutations=permutations, seed=seed)
+    notes = {
+        "1": [*_block_notes(block), *untested(block.signs)],
+        "corners": ["both corners are needed, one with two seeds, and the four factors between them"],
+        "2": ["pairs are tested with all 16 cells and one of them with two seeds"],
+    }
+    if all(one.low is None for one in found):
+        notes["1"].append("no two seeds of a cell differ: there is no error of a seed, nothing is claimed")
+    effects = {key: tuple(one for one in (*found, *pairs) if one.family == key) for key in names}
+    return {
+        key: Family(*named, effects[key], tuple(notes[key] if key == "1" or not effects[key] else ()), block)
+        for key, named in names.items()
+    }
+
+
+def _block_notes(block: Block, asked: Sequence[str] = MATCHED) -> Iterator[str]:
+    yield f"compared at a validation loss of {block.loss:.3f}"
+    yield from (f"{name} was not measured" for name in asked if name not in block.endpoints)
+    yield from (f"{run} is left out: {what} was not measured" for run, what in block.not_measured.items())
+    if block.below:
+        yield f"at or below that loss from their first model on, which is taken: {', '.join(block.below)}"
+
+
+def kind_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
+    """Family 3. corner: the Llama-like runs; runs: those of block 3 that count."""
+    block = make_block([*corner, *runs], MATCHED)
+    there = {run.kind for run in block.runs} if block else set()
+    missing = tuple(f"no run of the kind {kind} is measured" for kind in KINDS if kind not in there)
+    if block is None or not runs:
+        return Family("kinds of models", 8, notes=missing)
+    return Family("kinds of models", 8, kind_effects(block), (*_block_notes(block), *missing), block)
+
+
+def arm_families(runs: Sequence[Run], permutations: int) -> dict[str, Family]:
+    """Families 4 and 5. runs: all that count."""
+    return {
+        "4": _paired(
+            "regularisation",
+            runs,
+            "4",
+            ((EXIT_LOSS, CONTINUED), (FROZEN, CONTINUED)),
+            (SKIPPED, REPRESENTATION),
+            permutations,
+        ),
+        "5": _paired(
+            "tuning", runs, "5", ((TUNED, PLAIN),), (SKIPPED, REPRESENTATION, CALIBRATION), permutations
+        ),
+    }
+
+
+def _paired(
+    name: str,
+    runs: Sequence[Run],
+    block: str,
+    contrasts: Sequence[tuple[str, str]],
+    endpoints: Sequence[str],
+    permutations: int,
+) -> Family:
+    """Differences between what was done to the same bases, at the last kept models."""
+    by_base: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        if run.block == block:
+            by_base.setdefault(run.base, {})[run.arm] = run
+    tests = [(more, less, endpoint) for more, less in contrasts for endpoint in endpoints]
+    values = np.array([[_difference(arms, *test) for test in tests] for arms in by_base.values()])
+    values = values.reshape(len(by_base), len(tests))
+    there = np.isfinite(values)
+    kept = there.any(axis=0)
+    whole = there[:, kept].all(axis=1) & kept.any()
+    notes = [
+        f"{more} less {less} on {endpoint}: no base has both measured"
+        for (more, less, endpoint), one in zip(tests, kept, strict=True)
+        if not one
+    ]
+    if kept.any():
+        notes += [
+            f"{base} is left out: not all of it is there"
+            for base, one in zip(by_base, whole, strict=True)
+            if not one
+        ]
+        notes.append(
+            f"{whole.sum()} of 6 bases"
+            + ("" if whole.sum() > 5 else ": six that all agree reach p = 2/64, fewer nothing below 0.05")
+        )
+    for more, less in contrasts:
+        losses = [_difference(arms, more, less, "") for arms in by_base.values()]
+        if known := [one for one in losses if np.isfinite(one)]:
+            notes.append(
+                f"validation loss of {more} less that of {less}: {np.mean(known):+.3f} nat "
+                f"({min(known):+.3f} to {max(known):+.3f})"
+            )
+    names = [
+        (f"{more} - {less}", endpoint) for (more, less, endpoint), one in zip(tests, kept, strict=True) if one
+    ]
+    effects = flip_effects(block, names, values[whole][:, kept], SMALLEST, permutations=permutations)
+    return Family(name, len(tests), effects, tuple(notes))
+
+
+def _difference(arms: Mapping[str, Run], more: str, less: str, endpoint: str) -> float:
+    """Of an endpoint, or of the loss where it has no name; NaN where one of the two is missing."""
+    if more not in arms or less not in arms:
+        return float("nan")
+    one, other = ((run.at(endpoint) if endpoint else run.losses)[-1] for run in (arms[more], arms[less]))
+    return float(one - other)
+
+
+def size_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
+    """Block 6: trends over width and depth, by the error of the corner's seeds."""
+    name, tests = "sizes", 4
+    block = make_block([*corner, *runs], (SKIPPED, REPRESENTATION), last=False)
+    if block is None or not runs or not corner:
+        return Family(name, tests, notes=("no run of another size is measured",))
+    middle = (corner[0].layers, corner[0].hidden)
+    sizes = {WIDER: [run.hidden for run in block.runs], DEEPER: [run.layers for run in block.runs]}
+    same = {
+        WIDER: [run.layers == middle[0] for run in block.runs],
+        DEEPER: [run.hidden == middle[1] for run in block.runs],
+    }
+    in_corner = np.array([run.block != "6" for run in block.runs])
+    effects, notes = [], [*_block_notes(block, (SKIPPED, REPRESENTATION))]
+    for along in (WIDER, DEEPER):
+        here = np.array(same[along])
+        at = np.log2(np.array(sizes[along], dtype=np.float64))
+        if len(set(at[here])) < 3:
+            notes.append(f"{along}: {len(set(at[here]))} of 3 sizes are measured")
+        if len(set(at[here])) > 1 and in_corner.sum() > 1:
+            effects += [
+                _slope(along, endpoint, at[here], block.matched[here, place], in_corner[here])
+                for place, endpoint in enumerate(block.endpoints)
+            ]
+    return Family(name, tests, tuple(effects), tuple(notes))
+
+
+def _slope(along: str, endpoint: str, at: Values, values: Values, in_corner: Values) -> Effect:
+    """Least squares over sizes, those of several seeds by their mean; the error is that of the corner's."""
+    sizes, size_of = np.unique(at, return_inverse=True)
+    seeds = np.bincount(size_of).astype(np.float64)
+    means = np.bincount(size_of, weights=values) / seeds
+    weights = (sizes - sizes.mean()) / ((sizes - sizes.mean()) ** 2).sum()
+    seeds_of = values[in_corner]
+    freedom = len(seeds_of) - 1
+    squares = beyond_rounding(((seeds_of - seeds_of.mean()) ** 2).sum(), seeds_of)
+    error = float(np.sqrt(squares / freedom * (weights**2 / seeds).sum()))
+    slope = float(weights @ means)
+    p = float(2 * student.sf(abs(slope) / error, freedom)) if error else 1.0
+    limit = float(student.ppf(0.975, freedom))
+    return make_effect(
+        "sizes", along, endpoint, slope, error=error, freedom=freedom, adjusted=p, limit=limit, smallest=None
+    )
+
+
+def trend_families(runs: Sequence[Run], permutations: int, seed: int) -> dict[str, Family]:
+    """Families 7 and 8. runs: those of blocks 1 and 2 that count."""
+    layers = runs[0].layers if runs else 0
+    slopes = {SPED: [_by_tokens(run) for run in runs], DEPTH: [float(run.at(DEPTH)[-1]) for run in runs]}
+    smallest = {SPED: 0.03 / DOUBLINGS, DEPTH: 0.05 * layers / MORE_STEPS}
+    named = {"7": ("training time", SPED), "8": ("required depth", DEPTH)}
+    found = {}
+    for key, (name, endpoint) in named.items():
+        known = np.isfinite(slopes[endpoint])
+        signs = np.array([run.signs for run, one in zip(runs, known, strict=True) if one])
+        notes = [f"{known.sum()} of {len(runs)} trainings have it"]
+        effects: tuple[Effect, ...] = ()
+        if known.any():
+            cells, cell_of = np.unique(signs, axis=0, return_inverse=True)
+            values = np.bincount(cell_of.ravel(), weights=np.array(slopes[endpoint])[known]) / np.bincount(
+                cell_of.ravel()
+            )
+            notes.append(f"{len(cells)} of 16 cells")
+            effects = flip_effects(
+                key, [(name, endpoint)], values[:, None], smallest, permutations=permutations, seed=seed
+            )
+        found[key] = Family(name, 1, effects, tuple(notes))
+    return found
+
+
+def _by_tokens(run: Run) -> float:
+    """Slope of the representation on log2 of tokens; NaN where a kept model was not measured."""
+    values = run.at(REPRESENTATION)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return float("nan")
+    return float(np.polyfit(np.log2(np.array(run.tokens, dtype=np.float64)), values, 1)[0])
+
+
+def score_family(
+    groups: Sequence[tuple[Sequence[Run], Sequence[Run]]], permutations: int
+) -> tuple[Family, ScoreValidity | None]:
+    """Family 6. groups: runs that share a loss, and those of them that are taken at it."""
+    scores = sorted(
+        {key for group, _ in groups for run in group for key in run.values if key.startswith(SCORE)}
+    )
+    taken: dict[str, dict[str, float]] = {}
+    notes: list[str] = []
+    for group, own in groups:
+        block = make_block(group, (SKIPPED_CODE, *scores), last=False) if own else None
+        rows = () if block is None else zip(block.runs, block.matched, strict=True)
+        endpoints = () if block is None else block.endpoints
+        here = {run.name: dict(zip(endpoints, row.tolist(), strict=True)) for run, row in rows if run in own}
+        here = {name: values for name, values in here.items() if SKIPPED_CODE in values}
+        notes += [
+            f"{run.name} is left out: not all of it was measured" for run in own if run.name not in here
+        ]
+        taken |= here
+    shared = [name for name in scores if taken and all(name in values for values in taken.values())]
+    notes += [f"{name} was not measured on all of them" for name in scores if name not in shared]
+    if not shared:
+        return Family(
+            "one score", 1, notes=(*notes, "no training has both a score and layers skipped on code")
+        ), None
+    names = list(taken)
+    columns = {name.removeprefix(SCORE): np.array([taken[run][name] for run in names]) for name in shared}
+    savings = np.array([taken[run][SKIPPED_CODE] for run in names])
+    return Family("one score", 1, notes=tuple(notes)), score_validity(
+        names, columns, savings, permutations=permutations
+    )

@@ -1,0 +1,98 @@
+"""The lab's study as files: the page, and tables in CSV with every figure unrounded."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from offramp.files import write_text_atomically
+from offramp.lab.effects.claims import CLAIMS, judge
+from offramp.lab.effects.effect import PERMUTATIONS, Effect
+from offramp.lab.effects.runs import runs_of
+from offramp.lab.effects.score_validity import Correlation
+from offramp.lab.effects.study import LabFindings, analyse
+from offramp.lab.text.folder import TextRecord
+from offramp.report import REPORT_FILE
+from offramp.report.lab.page import render_lab
+
+TABLES = ("left_out", "effects", "claims", "scores", "matched")
+Cells = Sequence[object]
+
+
+def write_lab_report(
+    rows: Sequence[Mapping[str, str]],
+    folder: Path,
+    *,
+    text: TextRecord | None = None,
+    command: str = "offramp lab report runs.csv -o FOLDER",
+    table: str = "runs.csv",
+    permutations: int = PERMUTATIONS,
+) -> LabFindings:
+    """Analyse the rows of `runs.csv` as docs/lab/preregistered.md has it, and write page and tables.
+
+    text: what the models were trained on. command: that makes the page again. table: how an error calls the
+    rows. Raises InputError, with the line, for what is wrong about the rows, DiskFullError for a full disk.
+    """
+    findings = analyse(runs_of(rows, table), permutations=permutations)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = lab_tables(findings)
+    for name in TABLES:
+        if name not in tables:
+            (folder / f"{name}.csv").unlink(missing_ok=True)  # of runs that were there before
+    for name, cells in tables.items():
+        written = io.StringIO()
+        csv.writer(written, lineterminator="\n").writerows(cells)
+        write_text_atomically(folder / f"{name}.csv", written.getvalue())
+    write_text_atomically(folder / REPORT_FILE, render_lab(findings, text, command))
+    return findings
+
+
+def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
+    """Tables by name, the header first; without a gate that is passed, only the runs left out."""
+    found: dict[str, list[Cells]] = {"left_out": [("run", "why"), *findings.left_out.items()]}
+    if not findings.gate.passed:
+        return found
+    effects = [one for family in findings.families.values() for one in family.effects]
+    found["effects"] = [_names(Effect), *(tuple(asdict(one).values()) for one in effects)]
+    found["claims"] = [
+        ("claim", "test", "endpoint", "word"),
+        *(
+            (claim.said, one.name, one.endpoint, one.word)
+            for claim in CLAIMS
+            for one in judge(claim, findings)
+        ),
+    ]
+    if findings.validity is not None:
+        found["scores"] = [
+            _names(Correlation),
+            *(tuple(asdict(one).values()) for one in findings.validity.table),
+        ]
+    matched: list[Cells] = [("family", "run", "endpoint", "loss", "value")]
+    for key in ("1", "3"):
+        if (block := findings.families[key].block) is not None:
+            matched += [
+                (key, run.name, endpoint, block.loss, value)
+                for run, values in zip(block.runs, block.matched.tolist(), strict=True)
+                for endpoint, value in zip(block.endpoints, values, strict=True)
+            ]
+    return found | {"matched": matched}
+
+
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
+def lab_summary(findings: LabFindings) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "gate": asdict(findings.gate) | {"passed": findings.gate.passed},
+        **{
+            name: [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+            for name, rows in lab_tables(findings).items()
+        },
+        "notes": {key: family.notes for key, family in findings.families.items()},
+    }

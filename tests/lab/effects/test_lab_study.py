@@ -1,0 +1,173 @@
+"""A whole study: the gate, its families, what is missing, and the words of the claims."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lab_worlds import study_rows
+from offramp.lab.effects.claims import CLAIMS, READING, judge
+from offramp.lab.effects.gate import find_gate
+from offramp.lab.effects.runs import runs_of
+from offramp.lab.effects.study import PLANNED, analyse
+
+KNOWN = {
+    ("norm", "skipped"): -0.15,
+    ("norm", "representation"): -0.08,
+    ("heads", "representation"): -0.08,
+    ("heads", "representation_lens"): -0.2,
+    ("residual", "skipped"): 0.15,
+    ("mixture", "skipped"): -0.2,
+    ("mamba2", "skipped"): -0.4,
+    ("early_exit_loss", "skipped"): 0.15,
+    ("tuned", "calibration"): 0.1,
+    ("width", "skipped"): 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def findings():
+    rows = study_rows(1, effects=KNOWN, by_tokens=-0.02, by_step=0.6, telling=1.0)
+    return analyse(runs_of(rows), permutations=999)
+
+
+def words(findings, start: str) -> dict[tuple[str, str], str]:
+    (claim,) = [one for one in CLAIMS if one.said.startswith(start)]
+    return {(one.name, one.endpoint): one.word for one in judge(claim, findings)}
+
+
+def test_every_family_has_the_tests_that_were_written_down(findings) -> None:
+    planned = {"1": 20, "corners": 4, "2": 40, "3": 8, "4": 4, "5": 3, "6": 1, "7": 1, "8": 1, "sizes": 4}
+    assert {key: family.tests for key, family in findings.families.items()} == planned
+    assert {key: len(one.effects) for key, one in findings.families.items()} == planned | {"6": 0}
+    assert findings.validity.halves == (16, 16)
+    assert dict(Counter(run.block for run in findings.runs)) == PLANNED
+    assert findings.left_out == {}
+
+
+def test_what_a_world_holds_is_said_of_each_claim(findings) -> None:
+    newer = words(findings, "Newer architectures")
+    assert len(newer) == 10
+    assert newer["norm", "skipped"] == newer["norm", "representation"] == "holds here"
+    assert newer["Llama-like - GPT-2-like", "representation"] == "holds here"
+    assert newer["positions", "skipped"] in ("does not", "cannot be told")
+    reading = words(findings, READING)
+    assert (reading["norm", "representation"], reading["heads", "representation"]) == (
+        "readout",
+        "representation",
+    )
+    assert words(findings, "Depth that is not used")["residual", "skipped"] == "opposite here"
+    kinds = words(findings, "Dense models")
+    assert kinds["dense - mixture", "skipped"] == kinds["mixture - mamba2", "skipped"] == "holds here"
+    assert kinds["dense - mixture", "representation"] != "holds here"
+    assert words(findings, "The confidence of shallow") == {("tuned - plain", "calibration"): "holds here"}
+    assert "holds here" not in words(findings, "Base models").values()
+    assert words(findings, "Training with exits")["early_exit_loss - continued", "skipped"] == "holds here"
+    assert words(findings, "Larger models")["doubling of the width", "skipped"] == "holds here"
+    assert set(words(findings, "Longer training").values()) == {"holds here"}
+    assert set(words(findings, "A token that needs").values()) == {"holds here"}
+    assert set(words(findings, "A score tells").values()) == {"holds here"}
+
+
+def test_trends_and_differences_are_those_of_a_plain_calculation(findings) -> None:
+    runs = {run.name: run for run in findings.runs}
+    slopes: dict[tuple[int, ...], list[float]] = {}
+    for run in findings.of("1", "2"):
+        slope = np.polyfit(np.log2(run.tokens), run.values["representation"], 1)[0]
+        slopes.setdefault(run.signs, []).append(slope)
+    (trend,) = findings.families["7"].effects
+    assert len(slopes) == 16
+    assert trend.value == pytest.approx(np.mean([np.mean(cell) for cell in slopes.values()]))
+    pairs = [
+        runs[f"run-{base:02}-tuned"].values["skipped"][-1]
+        - runs[f"run-{base:02}-plain"].values["skipped"][-1]
+        for base in (1, 16, 17, 18, 19, 20)
+    ]
+    tuned = next(one for one in findings.families["5"].effects if one.endpoint == "skipped")
+    assert tuned.value == pytest.approx(np.mean(pairs))
+    half = 2.5706 * np.std(pairs, ddof=1) / np.sqrt(6)
+    assert (tuned.low, tuned.high) == pytest.approx((tuned.value - half, tuned.value + half), rel=1e-3)
+
+
+def test_a_trend_over_sizes_has_the_error_of_the_corner(findings) -> None:
+    wide = next(one for one in findings.families["sizes"].effects if one.name.endswith("width"))
+    loss = max(run.losses[-1] for run in findings.runs if run.name in SIZES)
+    at = {}
+    for run in findings.runs:
+        if run.name in SIZES:  # between models the endpoint moves with none of the losses in this world
+            at[run.name] = run.values["skipped"][-1]
+            assert run.losses[-1] <= loss
+    assert wide.value == pytest.approx((at["run-32"] - at["run-31"]) / 2)
+    spread = np.std([at[f"run-{number}"] for number in (16, 19, 20)], ddof=1)
+    assert wide.high - wide.value == pytest.approx(4.3027 * spread / np.sqrt(2), rel=1e-3)  # t of 2
+
+
+SIZES = {f"run-{number}" for number in (16, 19, 20, 29, 30, 31, 32)}
+
+
+def test_what_is_missing_is_said_and_the_rest_is_analysed() -> None:
+    rows = study_rows(2, blocks=("gate", "1", "2"), effects=KNOWN)
+    found = analyse(runs_of(rows), permutations=199)
+    assert [len(found.families[key].effects) for key in ("1", "2", "3", "4", "5", "sizes")] == [
+        20,
+        40,
+        0,
+        0,
+        0,
+        0,
+    ]
+    assert found.families["3"].notes == (
+        "no run of the kind mixture is measured",
+        "no run of the kind mamba2 is measured",
+    )
+    assert found.validity is not None
+    assert found.validity.untold == "10 trainings in the second half, 12 are needed"
+    assert words(found, "Dense models") == {}
+    few = [row for row in rows if row["run"] not in ("run-05", "run-17")]
+    less = [row | {"skipped_lens": ""} if row["run"] == "run-03" else row for row in few]
+    family = analyse(runs_of(less), permutations=199).families["1"]
+    assert "run-03 is left out: skipped_lens was not measured" in family.notes
+    assert any(note.startswith("14 of 16 cells are there") for note in family.notes)
+    assert len(family.effects) == 20
+    hardly = analyse(
+        runs_of([row for row in rows if row["run"] in KEPT or "gate" in row["run"]]), permutations=99
+    )
+    assert hardly.families["1"].effects == ()
+    assert hardly.families["1"].notes == (
+        "4 of the 16 cells are measured, which do not tell the factors apart",
+    )
+    without = [row | dict.fromkeys(("skipped_lens", "representation_lens"), "") for row in rows]
+    family = analyse(runs_of(without), permutations=199).families["1"]
+    assert len(family.effects) == 10
+    assert "skipped_lens was not measured" in family.notes
+
+
+KEPT = ("run-01", "run-16", "run-02", "run-03")
+
+
+def test_a_base_without_one_of_its_runs_is_left_out_and_five_reach_nothing() -> None:
+    rows = [row for row in study_rows(3, effects={("tuned", "skipped"): 0.3}) if row["run"] != "run-17-plain"]
+    family = analyse(runs_of(rows), permutations=99).families["5"]
+    assert "run-17 is left out: not all of it is there" in family.notes
+    assert any(note.startswith("5 of 6 bases") for note in family.notes)
+    assert {one.adjusted > 0.05 for one in family.effects} == {True}
+    arms = [row for row in study_rows(3) if row["arm"] != "frozen_exits"]
+    family = analyse(runs_of(arms), permutations=99).families["4"]
+    assert {one.name for one in family.effects} == {"early_exit_loss - continued"}
+    assert "frozen_exits less continued on skipped: no base has both measured" in family.notes
+
+
+def test_nothing_is_concluded_from_idle_depth_or_without_a_gate() -> None:
+    idle = analyse(runs_of(study_rows(1, gained=0.03, effects=KNOWN)), permutations=99)
+    assert (idle.gate.passed, idle.families, idle.validity) == (False, {}, None)
+    none = analyse(runs_of(study_rows(1, blocks=("1", "2"), effects=KNOWN)), permutations=99)
+    assert (none.gate.passed, none.families) == (None, {})
+    rows = study_rows(1, blocks=("gate", "1"))
+    gate = find_gate(runs_of(rows), {})
+    assert gate.passed
+    assert all(0.1 < (one.gained or 0) < 0.5 and one.layers == (12, 4) for one in gate.corners)
+    wide = [row for row in rows if not row["run"].startswith("gate-wide")]
+    assert find_gate(runs_of(wide), {}).passed, "the wide one decides nothing"
+    assert find_gate(runs_of(rows), {"gate-run-16": "it diverged"}).passed is None

@@ -1,0 +1,145 @@
+"""Simulated runs of the lab's study, as rows of `runs.csv`: what they hold is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from offramp.lab.effects.factors import FACTORS, LEVELS, half_fraction
+from offramp.lab.effects.runs import ARMS, ENDPOINTS, NEEDED, Run
+
+MODELS, TOKENS = 8, 8_000_000
+GPT2, LLAMA = half_fraction()[0], half_fraction()[15]
+SCORES = {"representation": 1, "calibration": 1, "composite": 1, "mean_kl": -1, "oracle_saturation": 1}
+ERROR = {"skipped": 0.02, "representation": 0.01, "required_depth": 0.2}
+"""Of a seed, by the first part of an endpoint's name; a lens reads with the same."""
+
+
+def study_rows(
+    seed: int = 0,
+    *,
+    blocks: Sequence[str] = ("gate", "1", "2", "3", "4", "5", "6"),
+    effects: Mapping[tuple[str, str], float] | None = None,
+    by_tokens: float = 0.0,
+    by_step: float = 0.0,
+    telling: float = 0.0,
+    gained: float = 0.3,
+    error: float = 1.0,
+) -> list[dict[str, str]]:
+    """All runs of some blocks.
+
+    effects: what a factor's plus level, a kind, something done to a base or a doubling of the width
+    ("width") adds to an endpoint. by_tokens: to the representation with every doubling of tokens. by_step:
+    the layers that a step takes. telling: of scores, of the layers skipped on code. gained: nats by the
+    deeper model of the gate. error: times ERROR.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for run in _runs():
+        if run["block"] in blocks:
+            rows += list(_models(generator, run, effects or {}, by_tokens, by_step, telling, gained, error))
+    return rows
+
+
+def _runs() -> Iterator[dict[str, str]]:
+    base = {"base": "", "arm": "", "layers": "12", "hidden": "96", "kind": "dense", "diverged": "false"}
+    for number, cell in ((1, GPT2), (16, LLAMA)):
+        for kind in ("gate", "gate-wide"):
+            yield {**base, **cell, "run": f"{kind}-run-{number:02}", "block": "gate", "layers": "4"}
+    cells = dict(enumerate(half_fraction(), start=1)) | {17: GPT2, 18: GPT2, 19: LLAMA, 20: LLAMA}
+    for number, cell in cells.items():
+        yield {**base, **cell, "run": f"run-{number:02}", "block": "1" if number < 17 else "2"}
+    for number in range(21, 29):
+        kind = {"kind": "mixture"} | LLAMA if number < 25 else {"kind": "mamba2"} | dict.fromkeys(FACTORS, "")
+        yield {**base, **kind, "run": f"run-{number}", "block": "3"}
+    for block, arms in ARMS.items():
+        for number in (1, 17, 18, 16, 19, 20):
+            for arm in arms:
+                name = f"run-{number:02}"
+                again = {"run": f"{name}-{arm}", "base": name, "arm": arm, "block": block}
+                yield {**base, **cells[number], **again}
+    for number, size in (
+        (29, {"layers": "6"}),
+        (30, {"layers": "24"}),
+        (31, {"hidden": "48"}),
+        (32, {"hidden": "192"}),
+    ):
+        yield {**base, **LLAMA, **size, "run": f"run-{number}", "block": "6"}
+
+
+def _models(generator, run, effects, by_tokens, by_step, telling, gained, error) -> Iterator[dict[str, str]]:
+    levels = {f"{factor}": LEVELS[factor].index(run[factor]) - 0.5 for factor in FACTORS if run[factor]}
+    marks = levels | {run["kind"]: 1.0, run["arm"]: 1.0, "width": np.log2(int(run["hidden"]) / 96)}
+
+    def level(endpoint: str, start: float) -> float:
+        spread = ERROR.get(endpoint.split("_lens")[0].split("_code")[0], 0.02)
+        added = sum(marks.get(name, 0.0) * size for (name, on), size in effects.items() if on == endpoint)
+        return start + added + error * spread * generator.normal()
+
+    ends = {
+        "skipped": level("skipped", 0.35),
+        "skipped_lens": level("skipped_lens", 0.45),
+        "representation": level("representation", 0.4),
+        "representation_lens": level("representation_lens", 0.55),
+        "calibration": level("calibration", 0.1),
+        "required_depth": level("required_depth", by_step),
+    }
+    ends |= {
+        "calibration_first": ends["calibration"] - 0.01,
+        "calibration_second": ends["calibration"] + 0.01,
+    }
+    ends["skipped_code"] = level("skipped_code", 0.0) + ends["skipped"]
+    scores = {name: telling * ends["skipped_code"] + 0.02 * generator.normal() for name in SCORES}
+    last = 3.6 + 0.02 * generator.normal() + (gained if run["block"] == "gate" else 0.0)
+    kept = range(MODELS) if run["block"] not in ARMS else range(MODELS - 1, MODELS)
+    by_tokens += 0.003 * generator.normal()
+    for place in kept:
+        doublings = place - MODELS + 1
+        values = {name: str(value) for name, value in ends.items()}
+        values["representation"] = str(ends["representation"] + by_tokens * doublings)
+        values |= {f"score_{name}": str(SCORES[name] * value) for name, value in scores.items()}
+        if run["block"] == "gate":
+            values = dict.fromkeys(values, "")
+        step, tokens = 1953 * 2**place // 128, TOKENS * 2**place // 128
+        own = {
+            "seed": run["run"].removeprefix("gate-").removeprefix("wide-")[4:6],
+            "loss": str(last - 0.4 * doublings),
+        }
+        row = run | own | {"step": str(step), "tokens": str(tokens)} | values
+        yield {name: row[name] for name in (*NEEDED, *ENDPOINTS, *(f"score_{one}" for one in SCORES))}
+
+
+def write_rows(path, rows: Sequence[Mapping[str, str]]):
+    """Rows as a CSV file."""
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def make_runs(kinds, losses, signs=None):
+    """Runs of one kept model each, of some kinds and last losses; signs: [runs, factors], of dense ones."""
+    levels = [LLAMA] * len(kinds)
+    if signs is not None:
+        levels = [
+            {f: LEVELS[f][(s + 1) // 2] for f, s in zip(FACTORS, row, strict=True)} for row in signs.tolist()
+        ]
+    return tuple(
+        Run(
+            f"run-{place:02}",
+            "1",
+            "",
+            "",
+            level,
+            kind,
+            12,
+            96,
+            place,
+            (1,),
+            (1,),
+            np.array([loss]),
+            False,
+            {},
+        )
+        for place, (kind, level, loss) in enumerate(zip(kinds, levels, losses, strict=True), start=1)
+    )
