@@ -23,6 +23,7 @@ from offramp.lab.effects.study import LabFindings
 from offramp.report.formats import decimal, interval_text, plain_tick, thousandths
 from offramp.report.html import Kind, figure, table
 from offramp.report.lab.words import effect_name, effect_text, endpoint_name, number, score_name
+from offramp.report.names import in_sentence
 from offramp.report.plot.plot import Axis, Plot, Series
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.sections.claims import probability, signed
@@ -50,9 +51,7 @@ def _forest(endpoint: str, effects: Sequence[Effect]) -> Markup:
         said = f"{effect_name(one.name)}: {effect_text(one)}, {one.word}"
         shape = 0 if sure else FAINT
         point = Point(one.value, said, one.low, one.high, families.index(one.family), shape)
-        rows.append(
-            Row(effect_name(one.name), (Track((point,)),), "" if one.word == "cannot be told" else one.word)
-        )
+        rows.append(Row(effect_name(one.name), (Track((point,)),), one.word if sure else ""))
     note = (
         "The first less the second, with the 95 % interval by the error of a seed. Filled: lower or higher, "
         "all conditions met; hollow: not."
@@ -118,7 +117,7 @@ def _over_training(endpoint: str, findings: LabFindings) -> Markup:
     title = f"{endpoint_name(endpoint)} over training"
     note = "Mean over runs, at every model that was kept; how many runs stands in brackets."
     x_axis = Axis("million tokens, doubling", number=lambda value: plain_tick(round(2**value, 3)))
-    plot = Plot(title, note, x_axis, Axis(endpoint_name(endpoint).lower()), tuple(series))
+    plot = Plot(title, note, x_axis, Axis(in_sentence(endpoint_name(endpoint))), tuple(series))
     data = table(["Runs", "Tokens", endpoint_name(endpoint)], rows, caption=title)
     return (
         figure(title, note, plot.svg(), data, legend=plot.legend(), kind=_kind(endpoint))
@@ -157,7 +156,7 @@ def _scatter(x: str, y: str, points: dict[str, list[tuple[str, float, float]]]) 
             series.append(
                 Series(name, columns[0], columns[1], place, place, style="", markers=len(here), said=said)
             )
-    x_axis, y_axis = (Axis(endpoint_name(one).lower()) for one in (x, y))
+    x_axis, y_axis = (Axis(in_sentence(endpoint_name(one))) for one in (x, y))
     plot = Plot(title, note, x_axis, y_axis, tuple(series))
     rows = [[run, name, thousandths(a), thousandths(b)] for name in points for run, a, b in points[name]]
     data = table(["Run", "Of", endpoint_name(x), endpoint_name(y)], rows, caption=title, numeric_from=2)

@@ -22,10 +22,12 @@ from offramp.report.lab.words import (
     sentences,
     words_of,
 )
+from offramp.report.names import in_sentence
 from offramp.report.sections.claims import probability
 
 TITLE = "What makes a small model exit early?"
-OF_SIZES = ("1", "2", "6")
+SCALES = {"sizes": ("1", "2", "6"), "6": ("1", "2", "3", "6")}
+"""Blocks that a claim is of, by the family that tests it, where these are not 1 and 2."""
 
 
 def render_lab(findings: LabFindings, text: TextRecord | None, command: str) -> str:
@@ -59,12 +61,16 @@ def headline(findings: LabFindings) -> str:
     if not findings.gate.passed:
         return "Nothing is concluded: these models do not use their depth."
     judged = [one for claim in CLAIMS for one in judge(claim, findings)]
-    words = ("holds here", "opposite here", "does not", "cannot be told")
-    counts = {word: sum(one.word == word for one in judged) for word in words}
-    reading = len(judged) - sum(counts.values())
-    told = [f"{count} {word}" for word, count in counts.items() if count]
-    told += [f"{reading} tell readout from representation"] if reading else []
-    return f"Of {counted(len(judged), 'test')} of the study's claims on small models: {listed(told)}."
+    said = {
+        "holds here": "hold here",
+        "opposite here": "say the opposite",
+        "does not": "find nothing that matters",
+        "representation": "lie in the representation",
+        "readout": "lie in the readout",
+        "cannot be told": "cannot be told",
+    }
+    told = [f"{count} {said[word]}" for word, count in words_of(judged)]
+    return f"Of {counted(len(judged), 'test')} of the study's claims on small models {listed(told)}."
 
 
 def gate_lines(gate: Gate) -> list[str]:
@@ -93,7 +99,7 @@ def claim_part(claim: Claim, findings: LabFindings) -> dict[str, Any]:
         for note in findings.families[key].notes
     ]
     said = score_sentences(findings) if claim.families == ("6",) else sentences(judged)
-    blocks = OF_SIZES if claim.families == ("sizes",) else ("1", "2")
+    blocks = SCALES.get(claim.families[0], ("1", "2"))
     return {
         "said": claim.said,
         "words": words_of(judged),
@@ -139,7 +145,7 @@ def pair_lines(findings: LabFindings) -> list[str]:
     """Pairs of factors that stand out: indications, no claims."""
     effects = findings.families["2"].effects
     found = [
-        f"{one.name} on {endpoint_name(one.endpoint).lower()}: {effect_text(one)}, "
+        f"{one.name} on {in_sentence(endpoint_name(one.endpoint))}: {effect_text(one)}, "
         f"p {probability(one.adjusted)}"
         for one in effects
         if one.word == "indication"
@@ -153,6 +159,8 @@ def families_table(findings: LabFindings) -> Markup:
     for key, family in findings.families.items():
         made = len(family.effects) if key != "6" else int(findings.validity is not None)
         found = [one.detectable for one in family.effects if one.detectable is not None]
+        if key == "6" and findings.validity is not None and findings.validity.choice is not None:
+            found = [findings.validity.choice.detectable]
         range_ = f"{thousandths(min(found))} to {thousandths(max(found))}" if found else "–"
         rows.append([family.name, str(family.tests), str(made), range_])
     header = ["Family", "Tests planned", "Made", "Detectable effects"]

@@ -28,6 +28,7 @@ from offramp.lab.effects.runs import (
 from offramp.lab.effects.score_validity import ORACLE
 from offramp.lab.effects.study import LabFindings
 from offramp.report.formats import NumberFormat, interval_text, listed, thousandths
+from offramp.report.names import in_sentence
 from offramp.report.sections.claims import probability, signed
 
 ENDPOINT_NAMES = {
@@ -111,7 +112,7 @@ def _test_text(one: Judged) -> str:
     if one.effect is None:
         return score_name(one.name) if one.name else "no score"
     name = "" if one.endpoint in (SPED, DEPTH) else f"{effect_name(one.name)}, "
-    text = f"{name}{endpoint_name(one.effect.endpoint).lower()} {effect_text(one.effect)}"
+    text = f"{name}{in_sentence(endpoint_name(one.effect.endpoint))} {effect_text(one.effect)}"
     if one.word == "holds here" or one.word == "opposite here":
         return f"{text}, p {probability(one.effect.adjusted)}"
     if one.word == "cannot be told" and one.effect.detectable is not None:
