@@ -13,6 +13,8 @@ from offramp.cli.lab_shown import (
     depth_notes,
     depth_summary,
     depth_table,
+    endpoints_notes,
+    endpoints_table,
     history_table,
     sources_table,
     text_summary,
@@ -144,6 +146,44 @@ def depth(
     for line in depth_notes(found):
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(depth_summary(found))
+
+
+@lab.command("measure")
+def measure(
+    model: Annotated[Path, typer.Argument(help="A model folder of offramp lab train.")],
+    text_folder: Annotated[Path, typer.Argument(help="The text that it was trained on.", metavar="TEXT")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: endpoints.json.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="One endpoint; may be repeated. By default all.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the lens.")] = 0,
+    device: Device = AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the endpoints of docs/lab/preregistered.md on a model, on the report part of its text."""
+    out = Output(as_json)
+    require_placement(device, "float32")
+    from offramp.lab.endpoints.measure import measure as measure_model
+    from offramp.lab.endpoints.record import ENDPOINTS, RECORD, require_free
+    from offramp.lab.text.folder import read_text_folder
+    from offramp.models.devices import find_device
+    from offramp.tracing.progress import say
+
+    require_free(output)
+    found = measure_model(
+        model,
+        read_text_folder(text_folder),
+        endpoints=only or ENDPOINTS,
+        seed=seed,
+        device=find_device(device),
+        progress=lambda name, seconds: say(f"{name}: {seconds:.1f} s of the processor"),
+    )
+    RECORD.write(output, found)
+    out.console.print(endpoints_table(found))
+    for line in [*endpoints_notes(found), f"written: {output}"]:
+        out.console.print(line, markup=False, soft_wrap=True)
+    out.finish({"endpoints": str(output), **found.values})
 
 
 @lab.command("report")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from offramp.lab.effects.study import LabFindings
+    from offramp.lab.endpoints.record import Endpoints
     from offramp.lab.required_depth import RequiredDepth
     from offramp.lab.text.folder import TextRecord
     from offramp.lab.training.record import TrainingRecord
@@ -149,3 +150,28 @@ def depth_summary(found: RequiredDepth) -> dict[str, Any]:
 
     summary: dict[str, Any] = to_json(found)
     return summary
+
+
+def endpoints_table(found: Endpoints) -> WordTable:
+    """Every figure under the name of its column in a table of runs."""
+    from offramp.report.word_table import WordTable
+
+    table = WordTable(title=f"[bold]model {found.model[:12]} on text {found.text[:12]}[/]")
+    table.add_column("endpoint")
+    table.add_column("", justify="right")
+    for name, value in found.values.items():
+        table.add_row(name, "cannot be told" if value is None else f"{value:.4f}")
+    return table
+
+
+def endpoints_notes(found: Endpoints) -> list[str]:
+    """What must be known to read the figures, and how long they took."""
+    notes = [f"{name}: {why}" for name, why in found.untold.items()]
+    for name, one in found.executed.items():
+        if one.bound:
+            notes.append(f"{name}: at least; the smallest threshold keeps 95 % already")
+        if not one.monotone:
+            notes.append(
+                f"{name}: agreement is not monotone in the threshold, so bisection found one of several"
+            )
+    return [*notes, f"{sum(found.seconds.values()):.1f} s of the processor, {found.threads} threads"]

@@ -1,0 +1,1 @@
+"""The endpoints of one small model, as docs/lab/preregistered.md fixes them."""
