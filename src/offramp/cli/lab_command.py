@@ -98,14 +98,14 @@ def design(
     ] = 2e-3,
     as_json: AsJson = False,
 ) -> None:
-    """Write the recipes of docs/lab/preregistered.md that differ in one factor, in seed or in size."""
+    """Write the recipes of docs/lab/preregistered.md, which are trained in the order of that page."""
     out = Output(as_json)
     from offramp.lab.design import write_design
 
     written = write_design(output, text_folder, tokens=tokens, rate=rate)
     for line in (
         f"{len(written)} recipes in {output}, of {tokens:,} tokens each",
-        f"train one: offramp lab train {written[0]} -o lab/{written[0].stem}",
+        f"train one: offramp lab train {written[0]} -o {written[0].with_suffix('')}",
     ):
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish({"recipes": [str(path) for path in written]})

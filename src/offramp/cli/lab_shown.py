@@ -62,12 +62,17 @@ def history_table(record: TrainingRecord) -> WordTable:
     return table
 
 
+WIDTHS = {"mixture": "width of an expert", "mamba2": "numbers of state"}
+"""What the width of a model of other kinds than dense is of."""
+
+
 def training_notes(record: TrainingRecord) -> list[str]:
     """The model's sizes, the speed, and how it ended, in words."""
+    active = "" if record.active is None else f", of which a token meets {record.active:,}"
     speed = record.tokens / record.seconds if record.seconds else 0.0
     notes = [
-        f"{record.parameters:,} parameters, feed-forward width {record.width}, "
-        f"{record.products:,} products a token",
+        f"{record.parameters:,} parameters{active}, {WIDTHS.get(record.recipe.kind, 'feed-forward width')} "
+        f"{record.width}, {record.products:,} products a token",
         f"{record.tokens:,} tokens in {record.seconds:,.0f} s, {speed:,.0f} a second "
         f"({record.settings.threads} threads, {record.settings.device}): {record.stopped}",
     ]

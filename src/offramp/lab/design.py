@@ -1,4 +1,4 @@
-"""The recipes of docs/lab/preregistered.md: half of all combinations of factors, more seeds, other sizes."""
+"""The recipes of docs/lab/preregistered.md: combinations of factors, seeds, kinds, going on, other sizes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from offramp.files import write_text_atomically
 from offramp.lab.effects.factors import half_fraction
 from offramp.lab.text.folder import RECORD, RECORD_FILE
 from offramp.lab.training.architecture import make_architecture
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, Mamba2Recipe, MixtureRecipe, Recipe
 
 LAYERS, HIDDEN, HEAD_SIZE = 12, 96, 16
 PARAMETERS = 1_553_088
@@ -26,12 +27,49 @@ GPT2_LIKE, LLAMA_LIKE = 1, 16
 MORE_SEEDS = {17: GPT2_LIKE, 18: GPT2_LIKE, 19: LLAMA_LIKE, 20: LLAMA_LIKE}
 GATE_LAYERS = 4
 
+MIXTURES, STATE_SPACES = range(21, 25), range(25, 29)
+BASES = (GPT2_LIKE, 17, 18, LLAMA_LIKE, 19, 20)
+ARMS = {"4": ("continued", "early_exit_loss"), "5": ("tuned",)}
+"""By block what each base goes on with."""
 
-def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
-    """By name, in the order of the page: four of the gate, runs 1 to 20, and 29 to 32 of other sizes.
+GOING_ON_SHARE, GOING_ON_RATE, GOING_ON_SEED = 5, 1 / 4, 100
+"""One part in so many of the tokens; of the largest rate; added to the seed of the base."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in the table of results. base: the run that it goes on from. arm: what was done to that."""
+
+    block: str
+    base: str = ""
+    arm: str = ""
+
+
+def rows_of(name: str) -> tuple[Row, ...]:
+    """The rows that a run of the design stands for, its own first.
+
+    A base is also the frozen model with trained exits: its endpoints by the KL lens stand there in the place
+    of those by the logit lens. One that is trained on as it was is also the one that is tuned on plain text.
+    """
+    if name.startswith("gate"):
+        return (Row("gate"),)
+    base, _, rest = name.removeprefix("run-").partition("-")
+    number, arm = int(base), rest.replace("-", "_")
+    if arm:
+        (block,) = (block for block, arms in ARMS.items() if arm in arms)
+        own = Row(block, run_name(number), arm)
+        return (own, Row("5", own.base, "plain")) if arm == "continued" else (own,)
+    starts = (1, LLAMA_LIKE + 1, MIXTURES[0], 29)
+    own = Row("1236"[sum(number >= one for one in starts) - 1])
+    return (own, Row("4", name, "frozen_exits")) if number in BASES else (own,)
+
+
+def design(text: str, *, tokens: int, rate: float) -> dict[str, AnyRecipe]:
+    """By name, in the order of the page: four of the gate, runs 1 to 28, those that go on, and 29 to 32.
 
     A run's number is its seed, those of the gate have their corner's: two have its width, and two beside them
-    its number of parameters. text: the folder, as a recipe names it.
+    its number of parameters. Those that go on are named after their base, a folder beside the recipe, and
+    what is done to it. text: the folder, as a recipe names it.
     """
     fixed: dict[str, Any] = {"text": text, "tokens": tokens, "rate": rate, "layers": LAYERS, "hidden": HIDDEN}
     cells = half_fraction()
@@ -40,7 +78,7 @@ def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
         sized = {} if "width" in more else {"parameters": PARAMETERS}
         return Recipe.model_validate({**fixed, **cells[cell - 1], "seed": seed, **sized, **more})
 
-    found = {
+    found: dict[str, Any] = {
         f"gate-{run_name(corner)}": run(corner, corner, layers=GATE_LAYERS, width=width)
         for corner, width in ((GPT2_LIKE, 4 * HIDDEN), (LLAMA_LIKE, _width(run(LLAMA_LIKE, LLAMA_LIKE))))
     }
@@ -51,6 +89,12 @@ def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
     found |= {run_name(number): run(number, number) for number in range(1, len(cells) + 1)}
     for seed, corner in MORE_SEEDS.items():
         found[run_name(seed)] = run(corner, seed, against=f"{run_name(corner)}.toml", factor="seed")
+    sized = {**fixed, "parameters": PARAMETERS}
+    for seed in MIXTURES:
+        found[run_name(seed)] = MixtureRecipe(kind="mixture", seed=seed, **sized)
+    for seed in STATE_SPACES:
+        found[run_name(seed)] = Mamba2Recipe(kind="mamba2", seed=seed, **sized)
+    found |= _going_on(text, tokens, rate)
     for seed, layers in ((29, LAYERS // 2), (30, 2 * LAYERS)):
         found[run_name(seed)] = run(
             LLAMA_LIKE, seed, layers=layers, against=f"{run_name(LLAMA_LIKE)}.toml", factor="layers"
@@ -61,6 +105,26 @@ def design(text: str, *, tokens: int, rate: float) -> dict[str, Recipe]:
             LLAMA_LIKE, seed, hidden=hidden, width=width, query_heads=hidden // HEAD_SIZE
         )
     return found
+
+
+def _going_on(text: str, tokens: int, rate: float) -> dict[str, ContinuedRecipe]:
+    """Blocks 4 and 5: every base with everything that is done to it."""
+    return {
+        f"{run_name(base)}-{arm.replace('_', '-')}": ContinuedRecipe.model_validate(
+            {
+                "text": text,
+                "from": run_name(base),
+                "arm": arm,
+                "tokens": max(1, tokens // GOING_ON_SHARE),
+                "rate": rate * GOING_ON_RATE,
+                "seed": base + GOING_ON_SEED,
+                "checkpoints": 1,
+            }
+        )
+        for arms in ARMS.values()
+        for base in BASES
+        for arm in arms
+    }
 
 
 def run_name(number: int) -> str:
@@ -91,7 +155,7 @@ def write_design(folder: Path, text: Path, *, tokens: int, rate: float) -> list[
         raise InputError(f"a learning rate cannot be {rate:g}", where="--rate", fix="give a number above 0")
     named = os.path.relpath(text.absolute(), folder.absolute())
     contents = {
-        folder / f"{name}.toml": toml_of(recipe.model_dump(exclude_none=True))
+        folder / f"{name}.toml": toml_of(recipe.model_dump(exclude_none=True, by_alias=True))
         for name, recipe in design(named, tokens=tokens, rate=rate).items()
     }
     for path, content in contents.items():

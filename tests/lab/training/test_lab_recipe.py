@@ -113,4 +113,5 @@ def test_a_recipe_says_when_models_are_kept(lab_text: LabText) -> None:
 def test_paths_of_a_recipe_are_relative_to_it(lab_text: LabText, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.toml", lab_text, text="text", against="b", factor="seed")
     recipe, _ = read_recipe(path)
+    assert isinstance(recipe, Recipe)
     assert (recipe.text, recipe.against) == (str(tmp_path / "text"), str(tmp_path / "b"))

@@ -8,9 +8,8 @@ from offramp.errors import InputError
 from offramp.lab.text.folder import RECORD as TEXT_RECORD
 from offramp.lab.text.folder import RECORD_FILE as TEXT_FILE
 from offramp.lab.training.architecture import Architecture, make_architecture, require_matched
-from offramp.lab.training.recipe import Recipe, read_recipe, require_one_factor
-from offramp.lab.training.record import RECORD
-from offramp.tracing.exits_folder import TRAINING_FILE
+from offramp.lab.training.folder import ended_training
+from offramp.lab.training.recipe import AnyRecipe, Recipe, read_recipe, require_one_factor
 
 
 def require_comparable(recipe: Recipe, text: str, ours: Architecture) -> None:
@@ -37,17 +36,22 @@ def require_comparable(recipe: Recipe, text: str, ours: Architecture) -> None:
 def _named(path: Path) -> tuple[Recipe, str, int]:
     """The recipe in a file, or of a trained model; fingerprint and vocabulary of its text."""
     if path.is_dir():
-        if not (path / TRAINING_FILE).is_file():
-            raise InputError(
-                f"no training has ended there: {TRAINING_FILE} is missing",
-                where=f"against: {path}",
-                fix="name a recipe, or a model of offramp lab train",
-            )
-        record = RECORD.read(path / TRAINING_FILE)
-        return record.recipe, record.text, record.vocabulary
+        record = ended_training(path, "against")
+        return _dense(record.recipe, path), record.text, record.vocabulary
     recipe, source = read_recipe(path)
     record_path = Path(recipe.text) / TEXT_FILE
     if not record_path.is_file():
         raise source.refused("no text of a lab lies there", "make one: offramp lab text", "text")
     text = TEXT_RECORD.read(record_path)
-    return recipe, text.fingerprint, text.vocabulary
+    return _dense(recipe, path), text.fingerprint, text.vocabulary
+
+
+def _dense(recipe: AnyRecipe, path: Path) -> Recipe:
+    """Refuse what is no dense model, and so differs in more than a factor. Raises InputError."""
+    if not isinstance(recipe, Recipe):
+        raise InputError(
+            f"{path.name} is {recipe.kind}, and differs in more than one factor",
+            where="against",
+            fix="name a dense model that was trained from scratch, or leave against and factor out",
+        )
+    return recipe

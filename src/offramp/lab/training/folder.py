@@ -11,7 +11,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, remove, sha256_of_text
 from offramp.lab.exits.folder import is_leftover
 from offramp.lab.exits.model_folder import model_files
-from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request
+from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, TrainingRecord
 from offramp.records.typed import to_json
 from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 
@@ -22,6 +22,17 @@ STATE = UNDER_WAY[0]
 def kept_model(folder: Path, step: int) -> Path:
     """Where the model after so many steps lies, but for the last: beside the folder, NAME@STEP."""
     return folder.with_name(f"{folder.name}@{step}")
+
+
+def ended_training(folder: Path, where: str) -> TrainingRecord:
+    """The record of a model. where: what names it. Raises InputError where no training has ended."""
+    if not (folder / TRAINING_FILE).is_file():
+        raise InputError(
+            f"no training has ended there: {TRAINING_FILE} is missing",
+            where=f"{where}: {folder}",
+            fix="name a recipe, or a model of offramp lab train",
+        )
+    return RECORD.read(folder / TRAINING_FILE)
 
 
 def key_of(request: Request) -> str:
@@ -83,9 +94,10 @@ def differences(folder: Path, request: Request) -> list[str]:
 def _flat(request: Request) -> dict[str, Any]:
     """All that makes a training another one, by name: not where its text lies or what it is compared with."""
     values = to_json(request)
-    recipe = request.recipe.model_dump(exclude={"text", "against", "factor"})
+    recipe = request.recipe.model_dump(exclude={"text", "against", "factor", "base"})
+    keys = ("text", "device", "code") if request.base is None else ("text", "device", "code", "base")
     return {**{f"recipe.{key}": value for key, value in recipe.items()}, **values["versions"]} | {
-        key: values[key] for key in ("text", "device", "code")
+        key: values[key] for key in keys
     }
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from offramp.errors import InputError
 from offramp.models.lab_switches import Heads, Mlp, Norm, Positions, Residual
-from offramp.records.given_file import Count, Positive, Source, Table, Text, Whole, checked, read_toml
+from offramp.records.given_file import (
+    Count,
+    Positive,
+    Source,
+    Table,
+    Text,
+    Whole,
+    checked,
+    did_you_mean,
+    read_toml,
+)
 
 WHAT = "recipe"
 
@@ -63,6 +73,8 @@ class Recipe(Reading):
     trained model that this one is compared with, and the one `factor` in which they differ.
     """
 
+    kind: ClassVar = "dense"
+
     norm: Norm
     mlp: Mlp
     positions: Positions
@@ -83,19 +95,98 @@ class Recipe(Reading):
         return self.query_heads if self.heads == "all" else self.query_heads // self.group
 
 
-def read_recipe(path: Path) -> tuple[Recipe, Source]:
+class MixtureRecipe(Reading):
+    """A mixture of experts from scratch: Mixtral, the Llama-like cell with experts for feed-forward networks.
+
+    heads, group: as of a dense one. width: of each expert. parameters: of those that a token meets, its
+    `active` ones among the `experts`.
+    """
+
+    kind: Literal["mixture"]
+    layers: Count
+    hidden: Count
+    heads: Heads = "grouped"
+    query_heads: Count = 6
+    group: Count = 3
+    experts: Count = 8
+    active: Count = 2
+    parameters: Count | None = None
+    width: Count | None = None
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.query_heads if self.heads == "all" else self.query_heads // self.group
+
+
+class Mamba2Recipe(Reading):
+    """A state-space model from scratch: Mamba-2, whose layers have neither attention nor a second network.
+
+    expand: inner size over `hidden`, shared by `query_heads` heads. width: numbers of state for each inner
+    unit. chunk: tokens that are computed at once in training, which changes nothing but rounding.
+    """
+
+    kind: Literal["mamba2"]
+    layers: Count
+    hidden: Count
+    query_heads: Count = 6
+    expand: Count = 3
+    chunk: Count = 64
+    parameters: Count | None = None
+    width: Count | None = None
+
+
+Arm = Literal["continued", "early_exit_loss", "tuned"]
+"""A model that is there is trained on as it was, with the loss of early exits, or on instructions."""
+
+
+class ContinuedRecipe(Reading):
+    """Going on from a model that was trained from scratch, whose text, context and sizes it keeps."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    kind: ClassVar = "continued"
+
+    base: Text = Field(alias="from")
+    arm: Arm
+
+
+FromScratch = Recipe | MixtureRecipe | Mamba2Recipe
+AnyRecipe = FromScratch | ContinuedRecipe
+
+KINDS: dict[str, Any] = {"dense": Recipe, "mixture": MixtureRecipe, "mamba2": Mamba2Recipe}
+
+
+def read_recipe(path: Path) -> tuple[AnyRecipe, Source]:
     """The recipe in a TOML file, and the file; paths in it are relative to it.
 
-    Raises InputError, with the line, for what is wrong.
+    `kind` says of which kind the model is, dense without it; `from` makes it one that goes on. Raises
+    InputError, with the line, for what is wrong.
     """
     values, source = read_toml(path, WHAT)
-    recipe = checked(Recipe, values, source)
+    goes_on = "from" in values
+    recipe = checked(ContinuedRecipe, values, source) if goes_on else _from_scratch(values, source)
+    places = {
+        key: str(path.parent / named)
+        for key in ("text", "against", "base")
+        if (named := getattr(recipe, key, None)) is not None
+    }
+    return recipe.model_copy(update=places), source
+
+
+def _from_scratch(values: dict[str, Any], source: Source) -> FromScratch:
+    """Of one kind, its sizes checked. Raises InputError, with the line."""
+    kind = values.get("kind", "dense")
+    if kind not in KINDS:
+        raise source.refused(f"kind is {kind!r}", did_you_mean(str(kind), KINDS), "kind")
+    if kind == "dense":
+        values.pop("kind", None)
+    recipe: FromScratch = checked(KINDS[kind], values, source)
     if (recipe.parameters is None) == (recipe.width is None):
         both = (
             "both parameters and width are given" if recipe.width else "neither parameters nor width is given"
         )
         raise source.refused(both, "give one of them: the other follows", "parameters")
-    if (recipe.against is None) != (recipe.factor is None):
+    if isinstance(recipe, Recipe) and (recipe.against is None) != (recipe.factor is None):
         raise source.refused(
             "against and factor are given together or not at all",
             "say what is compared and in what the two differ",
@@ -107,16 +198,21 @@ def read_recipe(path: Path) -> tuple[Recipe, Source]:
             f"give a multiple of {2 * recipe.query_heads}",
             "hidden",
         )
+    if isinstance(recipe, Mamba2Recipe):
+        return recipe
     if recipe.heads == "grouped" and recipe.query_heads % recipe.group:
         raise source.refused(
             f"{recipe.query_heads} heads are no whole groups of {recipe.group}",
             "give a group that divides the number of heads",
             "group",
         )
-    update = {"text": str(path.parent / recipe.text)}
-    if recipe.against is not None:
-        update["against"] = str(path.parent / recipe.against)
-    return recipe.model_copy(update=update), source
+    if isinstance(recipe, MixtureRecipe) and recipe.active > recipe.experts:
+        raise source.refused(
+            f"{recipe.active} of {recipe.experts} experts cannot be active",
+            "give fewer active ones",
+            "active",
+        )
+    return recipe
 
 
 def require_one_factor(recipe: Recipe, other: Recipe, name: str) -> None:

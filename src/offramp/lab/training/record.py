@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.recipe import AnyRecipe
 from offramp.records.sealed_file import SealedFile
 
 REQUEST_FILE = "request.json"
@@ -12,13 +12,15 @@ REQUEST_FILE = "request.json"
 
 @dataclass(frozen=True)
 class Request:
-    """What makes a training another one. text: its fingerprint. code: of all that computes."""
+    """What makes a training another one. text: its fingerprint. code: of all that computes. base: fingerprint
+    of the model that it goes on from, None for none."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     text: str
     device: str
     code: str
     versions: dict[str, str]
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,13 @@ class Evaluated:
 class TrainingRecord:
     """One training, or where it stood when this model was kept.
 
-    width, parameters, products: of the model (`offramp.lab.training.architecture`). stopped: why there was no
+    width, parameters, products: of the model (`offramp.lab.training.kinds`). stopped: why there was no
     further step. diverged: a loss was not finite; the weights are those before that step. model: fingerprint
     of the folder's model. documents: of offramp's own workloads, ids of those that share text with what was
-    trained on, by the workload's fingerprint.
+    trained on, by the workload's fingerprint. active: parameters that a token meets, None where it meets all.
     """
 
-    recipe: Recipe
+    recipe: AnyRecipe
     text: str
     vocabulary: int
     width: int
@@ -73,6 +75,7 @@ class TrainingRecord:
     model: str
     versions: dict[str, str]
     documents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    active: int | None = None
 
 
 RECORD = SealedFile(

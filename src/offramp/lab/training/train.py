@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from offramp.files import locked_folder, remove, source_fingerprint
+from offramp.files import locked_folder, remove
 from offramp.lab.exits.folder import goes_on, sweep
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
 from offramp.lab.text.folder import LabText, read_text_folder
-from offramp.lab.training.architecture import Architecture, make_architecture
-from offramp.lab.training.batches import Batches
-from offramp.lab.training.comparison import require_comparable
+from offramp.lab.training.code import training_code
 from offramp.lab.training.evaluation import Evaluation
 from offramp.lab.training.folder import (
     STATE,
@@ -27,8 +25,10 @@ from offramp.lab.training.folder import (
     require_own,
     require_same,
 )
-from offramp.lab.training.loop import make_optimiser, take_step, text_loss
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.kinds import active_parameters
+from offramp.lab.training.loop import make_optimiser, take_step
+from offramp.lab.training.objective import Objective, objective_of
+from offramp.lab.training.recipe import AnyRecipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
 from offramp.models.memory import with_threads
@@ -39,39 +39,31 @@ from offramp.tracing.request import library_versions
 STATE_SECONDS, WRITING_SHARE = 30.0, 0.05
 """Seconds between two states that are written, and the share of the time that writing may take."""
 
-CODE = (
-    "lab/training/architecture.py",
-    "lab/training/batches.py",
-    "lab/training/evaluation.py",
-    "lab/training/loop.py",
-    "lab/training/state.py",
-    "lab/text/folder.py",
-    "lab/sealed_tensors.py",
-    "models/lab_family.py",
-)
-"""What decides the weights of a recipe, and the losses beside them. Whatever else changes, the training in a
-folder stays the same one."""
-
 
 def train(
-    recipe: Recipe, folder: str | Path, *, device: str = "cpu", overwrite: bool = False, shown: bool = False
+    recipe: AnyRecipe,
+    folder: str | Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    shown: bool = False,
 ) -> TrainingRecord:
     """Train a recipe, go on with it where it was stopped, or give the record of one that has ended.
 
     The folder becomes a model; those of earlier steps lie beside it, NAME@STEP. On a processor the same
     recipe, seed and number of threads give the same weights, also after kills.
 
-    Raises InputError for a recipe that cannot be, or is not comparable with what it names, for folders of
-    something else, and for too little text; DamagedFileError for a text that was changed; DiskFullError.
+    Raises InputError for a recipe that cannot be, is not comparable with what it names or cannot go on from
+    it, for folders of something else, and for too little text; DamagedFileError for a text that was changed;
+    DiskFullError.
     """
     text = read_text_folder(recipe.text)
-    architecture = make_architecture(recipe, text.record.vocabulary)
-    require_comparable(recipe, text.fingerprint, architecture)
-    batches = Batches.of(text, recipe.context, recipe.batch, recipe.seed)
+    objective = objective_of(recipe, text)
     evaluation = Evaluation(text, recipe.context)
     folder = Path(folder)
     versions = library_versions()
-    request = Request(recipe, text.fingerprint, device, source_fingerprint(*CODE), versions)
+    code = training_code(recipe.kind)
+    request = Request(recipe, text.fingerprint, device, code, versions, objective.base)
     require_own(folder)
     require_free_beside(folder, recipe.schedule[:-1])
     with locked_folder(folder):
@@ -83,17 +75,16 @@ def train(
         if (folder / TRAINING_FILE).is_file():
             remove(folder / STATE)  # of a training that was killed after its last file was written
             return RECORD.read(folder / TRAINING_FILE)
-        return _Training(recipe, text, architecture, batches, evaluation, folder, request, shown).run()
+        return _Training(recipe, text, objective, evaluation, folder, request, shown).run()
 
 
 @dataclass
 class _Training:
     """One training in its folder, which is locked."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     text: LabText
-    architecture: Architecture
-    batches: Batches
+    objective: Objective
     evaluation: Evaluation
     folder: Path
     request: Request
@@ -115,15 +106,15 @@ class _Training:
         return record
 
     def _model(self) -> Any:
-        """The model with the weights that the seed gives."""
+        """The model with the weights that the seed gives, or its base."""
         torch.manual_seed(self.recipe.seed)
-        model = self.architecture.make_model()
+        model = self.objective.make_model()
         return model.to(self.request.device).train()
 
     def _train(
         self, model: Any, optimiser: torch.optim.Optimizer, progress: Progress, key: str
     ) -> TrainingRecord:
-        recipe, loss_of = self.recipe, text_loss(model, self.batches)
+        recipe, loss_of = self.recipe, self.objective.loss(model)
         written, pause = time.monotonic(), STATE_SECONDS
         with step_bar(self.folder.name, recipe.steps, shown=self.shown, done=progress.step) as show:
             while not progress.stopped:
@@ -177,13 +168,14 @@ class _Training:
 
         folder.mkdir(exist_ok=True)
         remove(folder / TRAINING_FILE)
+        architecture = self.objective.architecture
         record = TrainingRecord(
             recipe=self.recipe,
             text=self.text.fingerprint,
             vocabulary=self.text.record.vocabulary,
-            width=self.architecture.width,
-            parameters=self.architecture.parameters,
-            products=self.architecture.products,
+            width=architecture.width,
+            parameters=architecture.parameters,
+            products=architecture.products,
             settings=progress.settings,
             step=progress.step,
             tokens=self._tokens(progress.step),
@@ -194,6 +186,7 @@ class _Training:
             model=put_model(folder, write),
             versions=self.request.versions,
             documents=self.text.record.seen,
+            active=active_parameters(architecture),
         )
         RECORD.write(folder / TRAINING_FILE, record)
         return record
