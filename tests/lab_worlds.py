@@ -11,7 +11,7 @@ from offramp.lab.effects.runs import ARMS, ENDPOINTS, NEEDED, Run
 
 MODELS, TOKENS = 8, 8_000_000
 GPT2, LLAMA = half_fraction()[0], half_fraction()[15]
-SCORES = {"representation": 1, "calibration": 1, "composite": 1, "mean_kl": -1, "oracle_saturation": 1}
+SCORES = ("representation", "calibration", "composite", "mean_kl")
 ERROR = {"skipped": 0.02, "representation": 0.01, "required_depth": 0.2}
 """Of a seed, by the first part of an endpoint's name; a lens reads with the same."""
 
@@ -57,7 +57,8 @@ def _runs() -> Iterator[dict[str, str]]:
         for number in (1, 17, 18, 16, 19, 20):
             for arm in arms:
                 name = f"run-{number:02}"
-                again = {"run": f"{name}-{arm}", "base": name, "arm": arm, "block": block}
+                run = {"frozen_exits": name, "plain": f"{name}-continued"}.get(arm, f"{name}-{arm}")
+                again = {"run": run, "base": name, "arm": arm, "block": block}
                 yield {**base, **cells[number], **again}
     for number, size in (
         (29, {"layers": "6"}),
@@ -89,6 +90,7 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
         "calibration_first": ends["calibration"] - 0.01,
         "calibration_second": ends["calibration"] + 0.01,
     }
+    ends["oracle_saturation"] = level("oracle", 0.5) + ends["skipped"]
     ends["skipped_code"] = level("skipped_code", 0.0) + ends["skipped"]
     scores = {name: telling * ends["skipped_code"] + 0.02 * generator.normal() for name in SCORES}
     last = 3.6 + 0.02 * generator.normal() + (gained if run["block"] == "gate" else 0.0)
@@ -98,7 +100,7 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
         doublings = place - MODELS + 1
         values = {name: str(value) for name, value in ends.items()}
         values["representation"] = str(ends["representation"] + by_tokens * doublings)
-        values |= {f"score_{name}": str(SCORES[name] * value) for name, value in scores.items()}
+        values |= {f"score_{name}": str(value) for name, value in scores.items()}
         if run["block"] == "gate":
             values = dict.fromkeys(values, "")
         step, tokens = 1953 * 2**place // 128, TOKENS * 2**place // 128

@@ -51,7 +51,7 @@ def test_the_page_of_a_whole_study_says_every_claim_with_its_word_and_scale(tmp_
     assert "The text was not named" in page.text
     tables = {
         one.stem: list(csv.DictReader(one.read_text().splitlines()))
-        for one in (tmp_path / "page").glob("*.csv")
+        for one in (tmp_path / "page" / "tables").glob("*.csv")
     }
     assert set(tables) == {"effects", "claims", "scores", "matched", "left_out"}
     (norm,) = [one for one in tables["effects"] if (one["name"], one["endpoint"]) == ("norm", "skipped")]
@@ -83,13 +83,15 @@ def test_nothing_but_the_gate_is_said_where_depth_is_idle(
     tmp_path: Path, gained: float, blocks: tuple[str, ...]
 ) -> None:
     write_lab_report(study_rows(1, effects=KNOWN), tmp_path, permutations=99)
-    assert (tmp_path / "effects.csv").is_file()
+    assert (tmp_path / "tables" / "effects.csv").is_file()
     write_lab_report(study_rows(1, blocks=blocks, gained=gained, effects=KNOWN), tmp_path, permutations=99)
     page = page_of(tmp_path)
     assert "Nothing is concluded" in page.text
     assert not any(claim.said in page.text for claim in CLAIMS)
     assert "svg" not in {tag for tag, values, _ in page.elements if "role" in values}
-    assert [one.name for one in tmp_path.glob("*.csv")] == ["left_out.csv"], "older tables are gone"
+    assert [one.name for one in (tmp_path / "tables").glob("*.csv")] == ["left_out.csv"], (
+        "older tables are gone"
+    )
 
 
 def test_the_page_names_the_text(tmp_path: Path) -> None:

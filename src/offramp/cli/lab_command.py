@@ -203,7 +203,7 @@ def report(
     from offramp.lab.effects.runs import read_rows
     from offramp.lab.text.folder import read_text_folder
     from offramp.report import REPORT_FILE
-    from offramp.report.lab.tables import lab_summary, write_lab_report
+    from offramp.report.lab.tables import TABLES, lab_summary, write_lab_report
 
     made = None if text_folder is None else read_text_folder(text_folder).record
     named = "" if text_folder is None else f" --text {text_folder}"
@@ -212,6 +212,6 @@ def report(
     for shown in claims_shown(found):
         out.console.print(shown, markup=False, soft_wrap=True)
     out.console.print(
-        f"written: {output / REPORT_FILE}, and its tables beside it", markup=False, soft_wrap=True
+        f"written: {output / REPORT_FILE}, and its tables in {TABLES}/", markup=False, soft_wrap=True
     )
     out.finish({"report": str(output / REPORT_FILE), **lab_summary(found)})

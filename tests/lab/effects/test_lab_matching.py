@@ -74,10 +74,15 @@ def test_runs_that_diverged_do_not_count_and_kinds_and_sizes_that_differ_are_no_
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = study_rows(1)
-    runs = {run.name: run for run in runs_of(read_rows(write_rows(tmp_path / "runs.csv", rows)))}
-    assert len(runs) == 4 + 32 + 18 + 12
-    run = runs["run-16-early_exit_loss"]
+    read = runs_of(read_rows(write_rows(tmp_path / "runs.csv", rows)))
+    assert len(read) == 4 + 32 + 18 + 12
+    run = next(one for one in read if one.name == "run-16-early_exit_loss")
     assert (run.block, run.base, run.arm, run.kind) == ("4", "run-16", "early_exit_loss", "dense")
+    assert {(one.block, one.arm) for one in read if one.name == "run-17"} == {
+        ("2", ""),
+        ("4", "frozen_exits"),
+    }
+    runs = {one.name: one for one in read if not one.arm}
     assert np.isnan(runs["gate-run-01"].at("skipped")).all()
     assert np.isnan(run.at("no such endpoint")).tolist() == [True]
     assert runs["run-03"].steps == tuple(sorted(runs["run-03"].steps))

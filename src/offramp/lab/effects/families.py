@@ -19,6 +19,7 @@ from offramp.lab.effects.runs import (
     EXIT_LOSS,
     FROZEN,
     KINDS,
+    ORACLE,
     PLAIN,
     REPRESENTATION,
     REPRESENTATION_LENS,
@@ -254,7 +255,13 @@ def score_family(
 ) -> tuple[Family, ScoreValidity | None]:
     """Family 6. groups: runs that share a loss, and those of them that are taken at it."""
     scores = sorted(
-        {key for group, _ in groups for run in group for key in run.values if key.startswith(SCORE)}
+        {
+            key
+            for group, _ in groups
+            for run in group
+            for key in run.values
+            if key.startswith(SCORE) or key == ORACLE
+        }
     )
     taken: dict[str, dict[str, float]] = {}
     notes: list[str] = []

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.lab.effects.factors import Signs
-from offramp.lab.effects.runs import ARMS, GATE, Run, Values
-
-MOST_ABOVE = 0.30
-"""Nats above the median last loss of runs that are alike beyond which a run counts as diverged."""
+from offramp.lab.effects.runs import ARMS, GATE, MOST_ABOVE, Run, Values
 
 
 @dataclass(frozen=True)
@@ -47,15 +44,15 @@ def left_out(runs: Sequence[Run]) -> dict[str, str]:
     """The runs of a whole study that do not count, by name with the reason."""
     found = {run.name: "it diverged" for run in runs if run.diverged}
     found |= {run.name: "a loss is not finite" for run in runs if not np.isfinite(run.losses).all()}
-    longest = {
-        block: max(run.steps[-1] for run in runs if run.block == block) for block in {r.block for r in runs}
-    }
+    longest: dict[tuple[str, str], int] = {}
+    for run in runs:
+        longest[run.block, run.arm] = max(run.steps[-1], longest.get((run.block, run.arm), 0))
     alike: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if run.name in found:
             continue
-        if run.steps[-1] < longest[run.block]:
-            found[run.name] = f"it ends after step {run.steps[-1]:,} of {longest[run.block]:,}"
+        if run.steps[-1] < (steps := longest[run.block, run.arm]):
+            found[run.name] = f"it ends after step {run.steps[-1]:,} of {steps:,}"
         elif run.block not in (GATE, "6"):  # sizes differ there, and losses with them
             together = "1" if run.block == "2" else run.block
             alike.setdefault((together, run.arm if run.block in ARMS else run.kind), []).append(run)

@@ -23,12 +23,16 @@ Number = TypeVar("Number", int, float)
 
 SKIPPED, SKIPPED_LENS, SKIPPED_CODE = "skipped", "skipped_lens", "skipped_code"
 REPRESENTATION, REPRESENTATION_LENS = "representation", "representation_lens"
-CALIBRATION, DEPTH, SCORE = "calibration", "required_depth", "score_"
+CALIBRATION, DEPTH, SCORE, ORACLE = "calibration", "required_depth", "score_", "oracle_saturation"
 ENDPOINTS = (
     *(SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS),
-    *(CALIBRATION, f"{CALIBRATION}_first", f"{CALIBRATION}_second", DEPTH, SKIPPED_CODE),
+    *(CALIBRATION, f"{CALIBRATION}_first", f"{CALIBRATION}_second", DEPTH, SKIPPED_CODE, ORACLE),
 )
-"""P1 to P4, P5 with its two halves, D1 and the saving of family 6; its scores are columns "score_NAME"."""
+"""P1 to P4, P5 with its two halves, D1, and of family 6 the saving and the oracle that is shown beside its
+scores: columns "score_NAME", of which more means more is saved."""
+
+MOST_ABOVE = 0.30
+"""Nats above the median last loss of runs that are alike beyond which a run counts as diverged."""
 
 DENSE, MIXTURE, MAMBA = KINDS = ("dense", "mixture", "mamba2")
 GATE = "gate"
@@ -112,9 +116,11 @@ def runs_of(rows: Sequence[Mapping[str, str]], table: str = "runs.csv") -> tuple
     if not rows:
         raise InputError("the table has no runs", where=table, fix="add a line for each kept model")
     _require_columns(rows[0], f"{table}, line 1")
-    found: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+    # A run may stand for something in other blocks too: a base, frozen, with the exits trained for its lens.
+    found: dict[tuple[str, ...], list[tuple[str, Mapping[str, str]]]] = {}
     for number, row in enumerate(rows, start=2):
-        found.setdefault(row["run"], []).append((f"{table}, line {number}", row))
+        place = (row["run"], row["block"], row["arm"])
+        found.setdefault(place, []).append((f"{table}, line {number}", row))
     return tuple(_run(lines) for lines in found.values())
 
 
@@ -144,7 +150,10 @@ def _run(lines: Sequence[tuple[str, Mapping[str, str]]]) -> Run:
         hidden=_number(int, first, "hidden", where),
         seed=_number(int, first, "seed", where),
         steps=tuple(step for step, *_ in models),
-        tokens=tuple(_number(int, row, "tokens", other) for _, other, row in models),
+        tokens=tuple(
+            _number(int, row, "tokens", other) if np.isfinite(loss) else 0
+            for loss, (_, other, row) in zip(losses, models, strict=True)
+        ),
         losses=losses,
         diverged=any(_truth(row, other) for _, other, row in models),
         values={key: np.array([_measured(row, key, other) for _, other, row in models]) for key in endpoints},

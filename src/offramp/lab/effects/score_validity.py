@@ -10,12 +10,9 @@ from scipy.stats import norm
 
 from offramp.files import sha256_of_text
 from offramp.lab.effects.effect import PERMUTATIONS
-from offramp.lab.effects.runs import Values
+from offramp.lab.effects.runs import ORACLE, Values
 from offramp.scoring.rank_correlation import LEVEL, spearman
-from offramp.tuning.from_scores import BASES_NEEDED, LOWER_IS_BETTER
-
-ORACLE = "oracle_saturation"
-"""Shown beside the candidates, and none itself."""
+from offramp.tuning.from_scores import BASES_NEEDED
 
 DRAWS = 1_999
 LARGEST = 0.9999
@@ -68,26 +65,25 @@ class ScoreValidity:
 def score_validity(
     names: Sequence[str], scores: Mapping[str, Values], savings: Values, *, permutations: int = PERMUTATIONS
 ) -> ScoreValidity:
-    """What scores tell of savings. names: of trainings; scores: by name, float64 [trainings]; savings alike.
+    """What scores tell of savings. names: of trainings; savings: float64 [trainings].
 
-    Scores of which less is better are turned.
+    scores: by name, float64 [trainings], of which more means more is saved; the oracle is no candidate.
     """
     order = sorted(range(len(names)), key=lambda place: sha256_of_text(f"offramp lab half {names[place]}"))
-    turned = {name: -one if name in LOWER_IS_BETTER else one for name, one in scores.items()}
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
-    table = correlations(turned, savings) if len(names) >= BASES_NEEDED else ()
+    table = correlations(scores, savings) if len(names) >= BASES_NEEDED else ()
     made = ScoreValidity(table, (len(first), len(second)))
     if len(second) < BASES_NEEDED:
         return replace(made, untold=f"{len(second)} trainings in the second half, {BASES_NEEDED} are needed")
-    candidates = {name: _plain(one[first], savings[first]) for name, one in turned.items() if name != ORACLE}
+    candidates = {name: _plain(one[first], savings[first]) for name, one in scores.items() if name != ORACLE}
     candidates = {name: value for name, value in candidates.items() if np.isfinite(value)}
     if not candidates:
         return replace(made, untold="in the first half all savings, or all values of every score, are equal")
     chosen = max(candidates, key=lambda name: candidates[name])
-    confirmed = _plain(turned[chosen][second], savings[second])
+    confirmed = _plain(scores[chosen][second], savings[second])
     if not np.isfinite(confirmed):
         return replace(made, untold=f"in the second half all savings, or all values of {chosen}, are equal")
-    chance = by_chance(turned[chosen][second], savings[second], permutations)
+    chance = by_chance(scores[chosen][second], savings[second], permutations)
     p = float((1 + (chance >= confirmed - 1e-9).sum()) / (1 + permutations))
     limit = np.arctanh(min(float(np.quantile(chance, 1 - LEVEL)), LARGEST))
     spread = np.sqrt(1.06 / (len(second) - 3))  # Fieller, Hartley and Pearson 1957

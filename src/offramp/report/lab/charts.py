@@ -106,24 +106,20 @@ def _over_training(endpoint: str, findings: LabFindings) -> Markup:
     for place, name in enumerate(GROUPS):
         runs = [run for run in findings.of("1", "2", "3") if _group(run) == name]
         alike = [run for run in runs if run.tokens == runs[0].tokens and np.isfinite(run.at(endpoint)).any()]
-        if alike:
-            x = np.log2(np.array(alike[0].tokens, dtype=np.float64) / 1e6)
-            y = np.mean([run.at(endpoint) for run in alike], axis=0)
-            series.append(Series(f"{name} ({len(alike)})", x, y, place, place, markers=8))
-            rows += [
-                [name, f"{tokens:,}", thousandths(float(value))]
-                for tokens, value in zip(alike[0].tokens, y, strict=True)
-            ]
+        means = np.mean([run.at(endpoint) for run in alike], axis=0) if alike else np.array([])
+        there = np.isfinite(means)
+        if there.sum() > 1:
+            tokens = np.array(alike[0].tokens)[there]
+            label = f"{name} ({len(alike)})"
+            series.append(Series(label, np.log2(tokens / 1e6), means[there], place, place, markers=8))
+            rows += [[name, f"{at:,}", thousandths(y)] for at, y in zip(tokens, means[there], strict=True)]
     title = f"{endpoint_name(endpoint)} over training"
-    note = "Mean over runs, at every model that was kept; how many runs stands in brackets."
+    note = "Mean of so many runs (in brackets), at the kept models at which it was measured on all of them."
     x_axis = Axis("million tokens, doubling", number=lambda value: plain_tick(round(2**value, 3)))
     plot = Plot(title, note, x_axis, Axis(in_sentence(endpoint_name(endpoint))), tuple(series))
     data = table(["Runs", "Tokens", endpoint_name(endpoint)], rows, caption=title)
-    return (
-        figure(title, note, plot.svg(), data, legend=plot.legend(), kind=_kind(endpoint))
-        if series
-        else Markup()
-    )
+    drawn = figure(title, note, plot.svg(), data, legend=plot.legend(), kind=_kind(endpoint))
+    return drawn if series else Markup()
 
 
 def reading_figures(findings: LabFindings) -> list[Markup]:

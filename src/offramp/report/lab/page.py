@@ -183,7 +183,7 @@ def runs_table(findings: LabFindings) -> Markup:
         there = [run for run in findings.runs if run.block == block]
         out = sum(run.name in findings.left_out for run in there)
         rows.append([block, str(PLANNED[block]), str(len(there)), str(out)])
-    return table(["Block", "Planned", "Trained", "Left out"], rows, caption="Runs of the study")
+    return table(["Block", "Planned", "There", "Left out"], rows, caption="Runs of the study")
 
 
 def text_part(text: TextRecord | None) -> Markup:

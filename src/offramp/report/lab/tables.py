@@ -19,7 +19,9 @@ from offramp.lab.text.folder import TextRecord
 from offramp.report import REPORT_FILE
 from offramp.report.lab.page import render_lab
 
-TABLES = ("left_out", "effects", "claims", "scores", "matched")
+TABLES = "tables"
+"""Folder of the tables, beside the page."""
+NAMES = ("left_out", "effects", "claims", "scores", "matched")
 Cells = Sequence[object]
 
 
@@ -38,15 +40,15 @@ def write_lab_report(
     rows. Raises InputError, with the line, for what is wrong about the rows, DiskFullError for a full disk.
     """
     findings = analyse(runs_of(rows, table), permutations=permutations)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TABLES).mkdir(parents=True, exist_ok=True)
     tables = lab_tables(findings)
-    for name in TABLES:
+    for name in NAMES:
         if name not in tables:
-            (folder / f"{name}.csv").unlink(missing_ok=True)  # of runs that were there before
+            (folder / TABLES / f"{name}.csv").unlink(missing_ok=True)  # of runs that were there before
     for name, cells in tables.items():
         written = io.StringIO()
         csv.writer(written, lineterminator="\n").writerows(cells)
-        write_text_atomically(folder / f"{name}.csv", written.getvalue())
+        write_text_atomically(folder / TABLES / f"{name}.csv", written.getvalue())
     write_text_atomically(folder / REPORT_FILE, render_lab(findings, text, command))
     return findings
 

@@ -17,6 +17,7 @@ from offramp.lab.effects.runs import (
     FROZEN,
     MAMBA,
     MIXTURE,
+    ORACLE,
     PLAIN,
     REPRESENTATION,
     REPRESENTATION_LENS,
@@ -25,7 +26,6 @@ from offramp.lab.effects.runs import (
     SKIPPED_LENS,
     TUNED,
 )
-from offramp.lab.effects.score_validity import ORACLE
 from offramp.lab.effects.study import LabFindings
 from offramp.report.formats import NumberFormat, interval_text, listed, thousandths
 from offramp.report.names import in_sentence
