@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -53,43 +53,50 @@ class Effect:
     p_with_loss: float | None = None
 
 
-def make_effect(
+def make_effects(
     family: str,
-    name: str,
-    endpoint: str,
-    value: float,
+    tests: Sequence[tuple[str, str]],
+    values: Values,
+    errors: Values,
     *,
-    error: float,
     freedom: int,
-    adjusted: float,
+    adjusted: Values,
     limit: float,
-    smallest: float | None,
-    with_loss: tuple[float, float] | None = None,
-) -> Effect:
-    """An effect with its interval and its word.
+    smallest: Mapping[str, float],
+    with_loss: tuple[Values, Values] | None = None,
+) -> tuple[Effect, ...]:
+    """Effects with their intervals and words.
 
-    error: standard error by the error of a seed, with so many degrees of freedom; 0 or NaN for none. limit:
-    of the largest |t| by chance the 95 % point. with_loss: effect and unadjusted p-value of that fit.
+    tests: of each what is compared and the endpoint, endpoints outermost. values, adjusted, errors: float64
+    [tests] or [compared, endpoints]; errors by the error of a seed, 0 or NaN for none. limit: of the largest
+    |t| by chance the 95 % point. smallest: by endpoint. with_loss: effects and unadjusted p-values.
     """
-    sized = replace(
-        Effect(family, name, endpoint, value, None, None, adjusted, None, "cannot be told"),
-        with_loss=None if with_loss is None else with_loss[0],
-        p_with_loss=None if with_loss is None else with_loss[1],
-    )
-    if not error > 0 or freedom < 1:
-        return sized
+    columns = (values, errors, adjusted, *(with_loss or (np.full_like(values, np.nan),) * 2))
+    rows = np.stack([column.T.ravel() for column in columns], axis=1).tolist()
     quantile = {share: float(student.ppf(share, freedom)) for share in (0.8, 0.95, 0.975)}
-    low, high = value - quantile[0.975] * error, value + quantile[0.975] * error
-    word: Word = "cannot be told"
-    if adjusted <= LEVEL and low * high > 0 and _agrees(value, with_loss):
-        word = "higher" if value > 0 else "lower"
-    elif smallest is not None and abs(value) + quantile[0.95] * error < smallest:
-        word = "no difference"
-    return replace(sized, low=low, high=high, detectable=(limit + quantile[0.8]) * error, word=word)
+    found = []
+    for (name, endpoint), (value, error, p, after, p_after) in zip(tests, rows, strict=True):
+        effect = Effect(family, name, endpoint, value, None, None, p, None, "cannot be told")
+        if with_loss is not None:
+            effect = replace(effect, with_loss=after, p_with_loss=p_after)
+        if error > 0:
+            low, high = value - quantile[0.975] * error, value + quantile[0.975] * error
+            agrees = with_loss is None or (after * value > 0 and p_after <= LEVEL)
+            word: Word = "cannot be told"
+            if p <= LEVEL and low * high > 0 and agrees:
+                word = "higher" if value > 0 else "lower"
+            elif abs(value) + quantile[0.95] * error < smallest.get(endpoint, 0.0):
+                word = "no difference"
+            detectable = (limit + quantile[0.8]) * error
+            effect = replace(effect, low=low, high=high, detectable=detectable, word=word)
+        found.append(effect)
+    return tuple(found)
 
 
-def _agrees(value: float, with_loss: tuple[float, float] | None) -> bool:
-    return with_loss is None or (with_loss[0] * value > 0 and with_loss[1] <= LEVEL)
+def two_sided(values: Values, errors: Values, freedom: int) -> Values:
+    """Unadjusted p-values of t, 1 where there is no error. values, errors: alike in shape."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(errors > 0, 2 * student.sf(np.abs(values) / errors, freedom), 1.0))
 
 
 def step_down(t: Values, chance: Values) -> Values:

@@ -20,8 +20,9 @@ from offramp.lab.effects.effect import (
     Effect,
     beyond_rounding,
     largest_limit,
-    make_effect,
+    make_effects,
     step_down,
+    two_sided,
 )
 from offramp.lab.effects.factors import FACTORS, LEVELS, Signs, pairs
 from offramp.lab.effects.matching import Block
@@ -87,9 +88,7 @@ class Fit:
         """The sum of the first effects and its unadjusted p-value, float64 [endpoints] each."""
         total = self.effects[:columns].sum(0)
         error = 2 * np.sqrt(self.variance * self.inverse[:columns, :columns].sum())
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(error > 0, np.abs(total) / error, 0.0)
-        return total, 2 * student.sf(t, self.freedom)
+        return total, two_sided(total, error, self.freedom)
 
 
 def fit(columns: Values, values: Values, covariate: Values | None = None) -> Fit:
@@ -164,32 +163,29 @@ def main_effects(
     adjusted, limit = step_down(found.t, chance), largest_limit(chance)
     p_with_loss = 2 * student.sf(np.abs(with_loss.t), with_loss.freedom)
     errors = seed_errors(columns, cells)
-    effects = [
-        make_effect(
-            "1",
-            FACTORS[factor],
-            endpoint,
-            float(found.effects[row, place]),
-            error=float(errors[row, place]),
-            freedom=cells.freedom,
-            adjusted=float(adjusted[row, place]),
-            limit=limit,
-            smallest=smallest.get(endpoint),
-            with_loss=(float(with_loss.effects[row, place]), float(p_with_loss[row, place])),
-        )
-        for place, endpoint in enumerate(block.endpoints)
-        for row, factor in enumerate(varied)
-    ]
+    effects = make_effects(
+        "1",
+        [(FACTORS[factor], endpoint) for endpoint in block.endpoints for factor in varied],
+        found.effects,
+        errors,
+        freedom=cells.freedom,
+        adjusted=adjusted,
+        limit=limit,
+        smallest=smallest,
+        with_loss=(with_loss.effects, p_with_loss),
+    )
     newer = len(NEWER) if varied[: len(NEWER)] == list(range(len(NEWER))) else 0
     return (*effects, *(_corners(block, with_loss.p_of_sum(newer), smallest) if newer else ()))
 
 
-def _corners(block: Block, with_loss: tuple[Values, Values], smallest: Mapping[str, float]) -> list[Effect]:
+def _corners(
+    block: Block, with_loss: tuple[Values, Values], smallest: Mapping[str, float]
+) -> tuple[Effect, ...]:
     """Llama-like less GPT-2-like at matched loss, by the error of their seeds; none without either."""
     old, new = (block.matched[(block.signs == signs).all(1)] for signs in CORNERS.values())
     freedom = len(old) + len(new) - 2
     if not (len(old) and len(new) and freedom):
-        return []
+        return ()
     squares = sum(((one - one.mean(0)) ** 2).sum(0) for one in (old, new))
     errors = np.sqrt(
         beyond_rounding(np.asarray(squares), np.concatenate([old, new]))
@@ -197,26 +193,18 @@ def _corners(block: Block, with_loss: tuple[Values, Values], smallest: Mapping[s
         * (1 / len(old) + 1 / len(new))
     )
     values = new.mean(0) - old.mean(0)
-    p = [
-        float(2 * student.sf(abs(one) / error, freedom)) if error else 1.0
-        for one, error in zip(values, errors, strict=True)
-    ]
-    adjusted = holm(p)
-    return [
-        make_effect(
-            "corners",
-            CORNERS_NAME,
-            endpoint,
-            float(values[place]),
-            error=float(errors[place]),
-            freedom=freedom,
-            adjusted=adjusted[place] or 0.0,
-            limit=float(student.ppf(1 - LEVEL / 2 / len(values), freedom)),
-            smallest=smallest.get(endpoint),
-            with_loss=(float(with_loss[0][place]), float(with_loss[1][place])),
-        )
-        for place, endpoint in enumerate(block.endpoints)
-    ]
+    p = two_sided(values, errors, freedom)
+    return make_effects(
+        "corners",
+        [(CORNERS_NAME, endpoint) for endpoint in block.endpoints],
+        values,
+        errors,
+        freedom=freedom,
+        adjusted=np.array(holm(p.tolist()), dtype=np.float64),
+        limit=float(student.ppf(1 - LEVEL / 2 / len(values), freedom)),
+        smallest=smallest,
+        with_loss=with_loss,
+    )
 
 
 def seed_errors(columns: Values, cells: Cells) -> Values:
@@ -251,21 +239,16 @@ def pair_effects(block: Block, *, permutations: int = PERMUTATIONS, seed: int = 
     with np.errstate(divide="ignore", invalid="ignore"):
         t, chance = (np.where(errors > 0, one / errors, 0.0) for one in (effects, by_chance))
     adjusted, limit = step_down(t, chance), largest_limit(chance)
-    sized = [
-        make_effect(
-            "2",
-            name,
-            endpoint,
-            float(effects[row, place]),
-            error=float(errors[row, place]),
-            freedom=cells.freedom,
-            adjusted=float(adjusted[row, place]),
-            limit=limit,
-            smallest=None,
-        )
-        for place, endpoint in enumerate(block.endpoints)
-        for row, name in enumerate(names)
-    ]
+    sized = make_effects(
+        "2",
+        [(name, endpoint) for endpoint in block.endpoints for name in names],
+        effects,
+        errors,
+        freedom=cells.freedom,
+        adjusted=adjusted,
+        limit=limit,
+        smallest={},
+    )
     return tuple(
         replace(one, word="indication" if one.adjusted <= LEVEL else "cannot be told") for one in sized
     )

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from offramp.lab.effects.effect import SMALLEST, Effect, beyond_rounding, make_effect
+from offramp.lab.effects.effect import SMALLEST, Effect, beyond_rounding, make_effects, two_sided
 from offramp.lab.effects.factorial import main_effects, pair_effects, tells_apart, untested
 from offramp.lab.effects.matching import Block, make_block
 from offramp.lab.effects.relabelled import flip_effects, kind_effects
@@ -178,42 +179,44 @@ def size_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
     block = make_block([*corner, *runs], (SKIPPED, REPRESENTATION), last=False)
     if block is None or not runs or not corner:
         return Family(name, tests, notes=("no run of another size is measured",))
-    middle = (corner[0].layers, corner[0].hidden)
-    sizes = {WIDER: [run.hidden for run in block.runs], DEEPER: [run.layers for run in block.runs]}
-    same = {
-        WIDER: [run.layers == middle[0] for run in block.runs],
-        DEEPER: [run.hidden == middle[1] for run in block.runs],
-    }
+    sizes = np.array([(run.layers, run.hidden) for run in block.runs])
     in_corner = np.array([run.block != "6" for run in block.runs])
-    effects, notes = [], [*_block_notes(block, (SKIPPED, REPRESENTATION))]
-    for along in (WIDER, DEEPER):
-        here = np.array(same[along])
-        at = np.log2(np.array(sizes[along], dtype=np.float64))
-        if len(set(at[here])) < 3:
-            notes.append(f"{along}: {len(set(at[here]))} of 3 sizes are measured")
-        if len(set(at[here])) > 1 and in_corner.sum() > 1:
-            effects += [
-                _slope(along, endpoint, at[here], block.matched[here, place], in_corner[here])
-                for place, endpoint in enumerate(block.endpoints)
-            ]
+    effects: list[Effect] = []
+    notes = [*_block_notes(block, (SKIPPED, REPRESENTATION))]
+    for along, moves in ((WIDER, 1), (DEEPER, 0)):
+        here = in_corner | (sizes[:, 1 - moves] == (corner[0].layers, corner[0].hidden)[1 - moves])
+        at = np.log2(sizes[here, moves])
+        if (count := len(set(at.tolist()))) < 3:
+            notes.append(f"{along}: {count} of 3 sizes are measured")
+        if count > 1 and in_corner.sum() > 1:
+            effects += _slopes(along, block.endpoints, at, block.matched[here], in_corner[here])
     return Family(name, tests, tuple(effects), tuple(notes))
 
 
-def _slope(along: str, endpoint: str, at: Values, values: Values, in_corner: Values) -> Effect:
-    """Least squares over sizes, those of several seeds by their mean; the error is that of the corner's."""
-    sizes, size_of = np.unique(at, return_inverse=True)
-    seeds = np.bincount(size_of).astype(np.float64)
-    means = np.bincount(size_of, weights=values) / seeds
+def _slopes(
+    along: str, endpoints: Sequence[str], at: Values, values: Values, in_corner: NDArray[np.bool_]
+) -> tuple[Effect, ...]:
+    """Least squares over sizes, those of several seeds by their mean; the error is that of the corner's.
+
+    at: where runs stand, [runs]; values: [runs, endpoints].
+    """
+    member = (at == np.unique(at)[:, None]).astype(np.float64)
+    seeds = member.sum(1)
+    sizes = member @ at / seeds
     weights = (sizes - sizes.mean()) / ((sizes - sizes.mean()) ** 2).sum()
-    seeds_of = values[in_corner]
-    freedom = len(seeds_of) - 1
-    squares = beyond_rounding(((seeds_of - seeds_of.mean()) ** 2).sum(), seeds_of)
-    error = float(np.sqrt(squares / freedom * (weights**2 / seeds).sum()))
-    slope = float(weights @ means)
-    p = float(2 * student.sf(abs(slope) / error, freedom)) if error else 1.0
-    limit = float(student.ppf(0.975, freedom))
-    return make_effect(
-        "sizes", along, endpoint, slope, error=error, freedom=freedom, adjusted=p, limit=limit, smallest=None
+    of_seeds, freedom = values[in_corner], int(in_corner.sum()) - 1
+    squares = beyond_rounding(((of_seeds - of_seeds.mean(0)) ** 2).sum(0), of_seeds)
+    errors = np.sqrt(squares / freedom * (weights**2 / seeds).sum())
+    slopes = weights @ (member @ values / seeds[:, None])
+    return make_effects(
+        "sizes",
+        [(along, endpoint) for endpoint in endpoints],
+        slopes,
+        errors,
+        freedom=freedom,
+        adjusted=two_sided(slopes, errors, freedom),
+        limit=float(student.ppf(0.975, freedom)),
+        smallest={},
     )
 
 

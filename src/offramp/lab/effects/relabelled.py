@@ -8,15 +8,15 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from offramp.lab.effects.effect import (
     SMALLEST,
     Effect,
     beyond_rounding,
     largest_limit,
-    make_effect,
+    make_effects,
     step_down,
+    two_sided,
 )
 from offramp.lab.effects.matching import Block
 from offramp.lab.effects.runs import KINDS, Values
@@ -71,22 +71,17 @@ def kind_effects(block: Block, smallest: Mapping[str, float] = SMALLEST) -> tupl
         return ()
     t, differences, errors = group_t(block.matched[order], sizes, relabelings(sizes))
     adjusted, limit = step_down(t[0], t[1:]), largest_limit(t)
-    with_loss = _with_loss(block.last[order], block.losses[order], sizes)
-    return tuple(
-        make_effect(
-            "3",
-            f"{first} - {second}",
-            endpoint,
-            float(differences[0, row, place]),
-            error=float(errors[0, row, place]),
-            freedom=freedom,
-            adjusted=float(adjusted[row, place]),
-            limit=limit,
-            smallest=smallest.get(endpoint),
-            with_loss=(float(with_loss[0][row, place]), float(with_loss[1][row, place])),
-        )
-        for place, endpoint in enumerate(block.endpoints)
-        for row, (first, second) in enumerate(itertools.pairwise(kinds))
+    pairs = [f"{first} - {second}" for first, second in itertools.pairwise(kinds)]
+    return make_effects(
+        "3",
+        [(pair, endpoint) for endpoint in block.endpoints for pair in pairs],
+        differences[0],
+        errors[0],
+        freedom=freedom,
+        adjusted=adjusted,
+        limit=limit,
+        smallest=smallest,
+        with_loss=_with_loss(block.last[order], block.losses[order], sizes),
     )
 
 
@@ -102,7 +97,7 @@ def _with_loss(values: Values, losses: Values, sizes: tuple[int, ...]) -> tuple[
     contrasts = np.concatenate([contrasts, np.zeros((len(contrasts), 1))], axis=1)
     spread = np.einsum("ij,jk,ik->i", contrasts, inverse, contrasts)
     effects = contrasts @ coefficients
-    return effects, 2 * student.sf(np.abs(_ratio(effects, np.sqrt(np.outer(spread, variance)))), freedom)
+    return effects, two_sided(effects, np.sqrt(np.outer(spread, variance)), freedom)
 
 
 def flips(count: int, permutations: int, seed: int) -> Values:
@@ -139,19 +134,15 @@ def flip_effects(
         return ()
     t, errors = flipped_t(values, flips(len(values), permutations, seed))
     adjusted, limit = step_down(t[0], t[1:]), largest_limit(t)
-    return tuple(
-        make_effect(
-            family,
-            name,
-            endpoint,
-            float(values[:, place].mean()),
-            error=float(errors[0, place]),
-            freedom=len(values) - 1,
-            adjusted=float(adjusted[place]),
-            limit=limit,
-            smallest=smallest.get(endpoint),
-        )
-        for place, (name, endpoint) in enumerate(names)
+    return make_effects(
+        family,
+        names,
+        values.mean(0),
+        errors[0],
+        freedom=len(values) - 1,
+        adjusted=adjusted,
+        limit=limit,
+        smallest=smallest,
     )
 
 
