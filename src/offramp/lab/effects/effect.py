@@ -36,7 +36,8 @@ Word = Literal["lower", "higher", "no difference", "cannot be told", "indication
 class Effect:
     """One comparison on one endpoint. low, high: 95 % by the error of a seed; None where seeds do not differ.
 
-    adjusted: p-value, over all that is tested together. detectable: with 80 % power. with_loss, p_with_loss:
+    adjusted: p-value, over all that is tested together. detectable: 95 % point of the largest
+    |t| by chance and t at 80 %, times the standard error. with_loss, p_with_loss:
     at the last step, with the last loss as covariate; None where that is not asked for.
     """
 

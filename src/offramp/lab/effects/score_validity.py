@@ -34,7 +34,7 @@ class Correlation:
 class Choice:
     """The candidate with the largest correlation in the first half, found, and in the second, confirmed.
 
-    p: one-sided, of the second. detectable: correlation, with 80 % power.
+    p: one-sided, of the second. detectable: correlation (docs/lab/preregistered.md).
     """
 
     score: str

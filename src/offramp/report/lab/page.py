@@ -120,7 +120,7 @@ def score_sentences(findings: LabFindings) -> list[str]:
         f"{score_name(chosen.score).capitalize()} had the largest correlation with layers skipped on "
         f"code in one half of the trainings ({decimal(chosen.found)}, {found.halves[0]} of them); in the "
         f"other it has {decimal(chosen.confirmed)} (p {probability(chosen.p)}, {found.halves[1]} trainings). "
-        f"A correlation of {decimal(chosen.detectable)} would have been found in four of five cases."
+        f"A correlation is detectable from {decimal(chosen.detectable)} on."
     ]
 
 

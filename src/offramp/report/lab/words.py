@@ -112,11 +112,13 @@ def _test_text(one: Judged) -> str:
     if one.effect is None:
         return score_name(one.name) if one.name else "no score"
     name = "" if one.endpoint in (SPED, DEPTH) else f"{effect_name(one.name)}, "
+    if one.word == "cannot be told" and one.endpoint != one.effect.endpoint:  # a lens beside the own reading
+        return f"{name}{in_sentence(endpoint_name(one.endpoint))}"
     text = f"{name}{in_sentence(endpoint_name(one.effect.endpoint))} {effect_text(one.effect)}"
     if one.word == "holds here" or one.word == "opposite here":
         return f"{text}, p {probability(one.effect.adjusted)}"
     if one.word == "cannot be told" and one.effect.detectable is not None:
-        return f"{text}, from {thousandths(one.effect.detectable)} on it would have been found"
+        return f"{text}, detectable from {thousandths(one.effect.detectable)}"
     return text
 
 
