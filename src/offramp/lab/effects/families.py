@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from offramp.lab.effects.factorial import main_effects, pair_effects, tells_apar
 from offramp.lab.effects.matching import Block, make_block
 from offramp.lab.effects.relabelled import flip_effects, kind_effects
 from offramp.lab.effects.runs import (
+    ARMS,
     CALIBRATION,
     CONTINUED,
     DEPTH,
@@ -101,26 +103,32 @@ def kind_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
 
 
 def arm_families(runs: Sequence[Run], permutations: int) -> dict[str, Family]:
-    """Families 4 and 5. runs: all that count."""
-    return {
-        "4": _paired(
-            "regularisation",
-            runs,
-            "4",
-            ((EXIT_LOSS, CONTINUED), (FROZEN, CONTINUED)),
-            (SKIPPED, REPRESENTATION),
-            permutations,
-        ),
-        "5": _paired(
-            "tuning", runs, "5", ((TUNED, PLAIN),), (SKIPPED, REPRESENTATION, CALIBRATION), permutations
-        ),
+    """Families 4 and 5. runs: those of their blocks that count."""
+    exits, tuned = ([run for run in runs if run.block == block] for block in ARMS)
+    regained = ((EXIT_LOSS, CONTINUED), (FROZEN, CONTINUED))
+    found = {
+        "4": _paired("4", "regularisation", exits, regained, MATCHED[::2], permutations),
+        "5": _paired("5", "tuning", tuned, ((TUNED, PLAIN),), (*MATCHED[::2], CALIBRATION), permutations),
     }
+    halves = tuple(_halves(arm, [run for run in tuned if run.arm == arm]) for arm in ARMS["5"])
+    return found | {"5": replace(found["5"], notes=(*found["5"].notes, *filter(None, halves)))}
+
+
+def _halves(arm: str, runs: Sequence[Run]) -> str:
+    """The calibration error with that of either half of the documents, which bound it from above."""
+    names = (CALIBRATION, f"{CALIBRATION}_first", f"{CALIBRATION}_second")
+    values = np.array([[run.at(name)[-1] for name in names] for run in runs]).reshape(len(runs), len(names))
+    known = values[np.isfinite(values).all(axis=1)]
+    if not len(known):
+        return ""
+    mean, first, second = known.mean(axis=0)
+    return f"{CALIBRATION} of {arm}: {mean:.3f} (by halves of the documents {first:.3f} and {second:.3f})"
 
 
 def _paired(
+    key: str,
     name: str,
     runs: Sequence[Run],
-    block: str,
     contrasts: Sequence[tuple[str, str]],
     endpoints: Sequence[str],
     permutations: int,
@@ -128,45 +136,36 @@ def _paired(
     """Differences between what was done to the same bases, at the last kept models."""
     by_base: dict[str, dict[str, Run]] = {}
     for run in runs:
-        if run.block == block:
-            by_base.setdefault(run.base, {})[run.arm] = run
+        by_base.setdefault(run.base, {})[run.arm] = run
     tests = [(more, less, endpoint) for more, less in contrasts for endpoint in endpoints]
     values = np.array([[_difference(arms, *test) for test in tests] for arms in by_base.values()])
-    values = values.reshape(len(by_base), len(tests))
-    there = np.isfinite(values)
+    there = np.isfinite(values.reshape(len(by_base), len(tests)))
     kept = there.any(axis=0)
     whole = there[:, kept].all(axis=1) & kept.any()
+    lacking = itertools.compress(tests, ~kept)
     notes = [
-        f"{more} less {less} on {endpoint}: no base has both measured"
-        for (more, less, endpoint), one in zip(tests, kept, strict=True)
-        if not one
+        f"{more} less {less} on {endpoint}: no base has both measured" for more, less, endpoint in lacking
     ]
     if kept.any():
         notes += [
-            f"{base} is left out: not all of it is there"
-            for base, one in zip(by_base, whole, strict=True)
-            if not one
+            f"{base} is left out: some of it is missing" for base in itertools.compress(by_base, ~whole)
         ]
-        notes.append(
-            f"{whole.sum()} of 6 bases"
-            + ("" if whole.sum() > 5 else ": six that all agree reach p = 2/64, fewer nothing below 0.05")
-        )
+        few = "" if whole.sum() > 5 else ": six that all agree reach p = 2/64, fewer nothing below 0.05"
+        notes.append(f"{whole.sum()} of 6 bases{few}")
     for more, less in contrasts:
-        losses = [_difference(arms, more, less, "") for arms in by_base.values()]
-        if known := [one for one in losses if np.isfinite(one)]:
-            notes.append(
-                f"validation loss of {more} less that of {less}: {np.mean(known):+.3f} nat "
-                f"({min(known):+.3f} to {max(known):+.3f})"
-            )
-    names = [
-        (f"{more} - {less}", endpoint) for (more, less, endpoint), one in zip(tests, kept, strict=True) if one
-    ]
-    effects = flip_effects(block, names, values[whole][:, kept], SMALLEST, permutations=permutations)
+        losses = np.array([_difference(arms, more, less) for arms in by_base.values()])
+        if len(known := losses[np.isfinite(losses)]):
+            limits = f"{known.min():+.3f} to {known.max():+.3f}"
+            notes.append(f"validation loss of {more} less that of {less}: {known.mean():+.3f} nat ({limits})")
+    named = [(f"{more} - {less}", endpoint) for more, less, endpoint in itertools.compress(tests, kept)]
+    effects: tuple[Effect, ...] = ()
+    if kept.any():
+        effects = flip_effects(key, named, values[whole][:, kept], SMALLEST, permutations=permutations)
     return Family(name, len(tests), effects, tuple(notes))
 
 
-def _difference(arms: Mapping[str, Run], more: str, less: str, endpoint: str) -> float:
-    """Of an endpoint, or of the loss where it has no name; NaN where one of the two is missing."""
+def _difference(arms: Mapping[str, Run], more: str, less: str, endpoint: str = "") -> float:
+    """Of an endpoint, or of the loss where none is named; NaN where one of the two is missing."""
     if more not in arms or less not in arms:
         return float("nan")
     one, other = ((run.at(endpoint) if endpoint else run.losses)[-1] for run in (arms[more], arms[less]))
@@ -234,9 +233,8 @@ def trend_families(runs: Sequence[Run], permutations: int, seed: int) -> dict[st
         effects: tuple[Effect, ...] = ()
         if known.any():
             cells, cell_of = np.unique(signs, axis=0, return_inverse=True)
-            values = np.bincount(cell_of.ravel(), weights=np.array(slopes[endpoint])[known]) / np.bincount(
-                cell_of.ravel()
-            )
+            sums = np.bincount(cell_of.ravel(), weights=np.array(slopes[endpoint])[known])
+            values = sums / np.bincount(cell_of.ravel())
             notes.append(f"{len(cells)} of 16 cells")
             effects = flip_effects(
                 key, [(name, endpoint)], values[:, None], smallest, permutations=permutations, seed=seed
@@ -257,36 +255,24 @@ def score_family(
     groups: Sequence[tuple[Sequence[Run], Sequence[Run]]], permutations: int
 ) -> tuple[Family, ScoreValidity | None]:
     """Family 6. groups: runs that share a loss, and those of them that are taken at it."""
-    scores = sorted(
-        {
-            key
-            for group, _ in groups
-            for run in group
-            for key in run.values
-            if key.startswith(SCORE) or key == ORACLE
-        }
-    )
+    columns = {key for group, _ in groups for run in group for key in run.values}
+    scores = sorted(key for key in columns if key.startswith(SCORE) or key == ORACLE)
     taken: dict[str, dict[str, float]] = {}
     notes: list[str] = []
     for group, own in groups:
         block = make_block(group, (SKIPPED_CODE, *scores), last=False) if own else None
-        rows = () if block is None else zip(block.runs, block.matched, strict=True)
-        endpoints = () if block is None else block.endpoints
-        here = {run.name: dict(zip(endpoints, row.tolist(), strict=True)) for run, row in rows if run in own}
-        here = {name: values for name, values in here.items() if SKIPPED_CODE in values}
-        notes += [
-            f"{run.name} is left out: not all of it was measured" for run in own if run.name not in here
-        ]
-        taken |= here
+        if block is not None and SKIPPED_CODE in block.endpoints:
+            of_run = zip(block.runs, block.matched.tolist(), strict=True)
+            here = {run.name: dict(zip(block.endpoints, row, strict=True)) for run, row in of_run}
+            taken |= {run.name: here[run.name] for run in own if run.name in here}
+        missing = [run.name for run in own if run.name not in taken]
+        notes += [f"{name} is left out: not all of it was measured" for name in missing]
     shared = [name for name in scores if taken and all(name in values for values in taken.values())]
     notes += [f"{name} was not measured on all of them" for name in scores if name not in shared]
     if not shared:
-        return Family(
-            "one score", 1, notes=(*notes, "no training has both a score and layers skipped on code")
-        ), None
-    names = list(taken)
-    columns = {name.removeprefix(SCORE): np.array([taken[run][name] for run in names]) for name in shared}
-    savings = np.array([taken[run][SKIPPED_CODE] for run in names])
-    return Family("one score", 1, notes=tuple(notes)), score_validity(
-        names, columns, savings, permutations=permutations
-    )
+        nothing = "no training has both a score and layers skipped on code"
+        return Family("one score", 1, notes=(nothing,)), None
+    values = {name.removeprefix(SCORE): np.array([one[name] for one in taken.values()]) for name in shared}
+    savings = np.array([one[SKIPPED_CODE] for one in taken.values()])
+    found = score_validity(list(taken), values, savings, permutations=permutations)
+    return Family("one score", 1, notes=tuple(notes)), found
