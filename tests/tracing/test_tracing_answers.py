@@ -12,7 +12,7 @@ import torch
 from stored_traces import flip
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
-from offramp.errors import DamagedFileError, ModelError
+from offramp.errors import DamagedFileError, ModelError, WorkloadError
 from offramp.models.model import Model
 from offramp.tracing.answers import generate_greedily, masks_padding
 from offramp.tracing.trace import Trace
@@ -67,6 +67,22 @@ def test_a_text_that_is_continued_is_a_prompt_of_its_first_tokens() -> None:
             assert np.array_equal(getattr(found, name), getattr(same, name))
         assert found.position.min() == 3
         assert np.bincount(found.document).max() == rows
+
+
+def test_a_long_continuation_leaves_as_many_documents_as_any_text() -> None:
+    texts = [f"5 6 7 8 {place}" for place in range(9, 19)]
+    work = replace(workload_of(*texts, mode="generation"), prompt_tokens=4, new_tokens=60)
+    assert len(run(workload=work, tokens=128, context=90).documents) == 4
+    found = run(workload=replace(work, new_tokens=2), tokens=128)
+    assert "20 tokens were traced; 128 were asked for and there are no more" in found.provenance["notes"]
+
+
+def test_texts_too_short_to_be_continued_are_counted_and_refused_where_all_are() -> None:
+    work = replace(workload_of("5 6 7 8", "9 10", "11 12 13", mode="generation"), prompt_tokens=4)
+    notes = run(workload=work, tokens=9).provenance["notes"]
+    assert "2 of 3 texts have fewer than 4 tokens and are continued whole" in notes
+    with pytest.raises(WorkloadError, match=r"no text has the 5 tokens .* the longest has 4"):
+        run(workload=replace(work, prompt_tokens=5), tokens=9)
 
 
 def test_answers_together_stay_within_a_short_context() -> None:

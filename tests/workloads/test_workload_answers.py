@@ -65,6 +65,16 @@ def test_answers_cut_at_their_limit_are_made_longer_when_prompts_run_out() -> No
     assert [item.document for item in model.batches[-1]] == [3]
 
 
+def test_answers_have_a_longest_and_are_shorter_where_prompts_suffice() -> None:
+    model = Model([1000] * 9)
+    answer_prompts(prompts([5] * 9), model, tokens=150, context=512, most=100)
+    assert [len(batch) for batch in model.batches] == [5]
+    assert {item.max_new_tokens for item in model.batches[0]} == {33}
+    model = Model([1000] * 4 + [2] * 4)
+    documents = answer_prompts(prompts([5] * 8), model, tokens=300, context=512, most=50)
+    assert [len(document.ids) - 5 for document in documents] == [51] * 4 + [2] * 4
+
+
 def test_a_given_limit_is_kept() -> None:
     model = Model([1000] * 4)
     documents = answer_prompts(prompts([5] * 4), model, tokens=150, context=512, document_tokens=10)

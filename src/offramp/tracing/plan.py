@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offramp.errors import InputError
+from offramp.errors import InputError, WorkloadError
 from offramp.models.model import Model
 from offramp.models.source import weights_note
 from offramp.tracing.answers import Answerer
@@ -72,17 +72,21 @@ def plan_trace(
     _require_known_tokens(model, workload)
     prepended = 0 if model.bos_policy.token_id is None else 1
     encode = model.encode_chat if workload.chat else model.encode
-    most = workload.new_tokens
-    if most is not None:
-        document_tokens = min(most, document_tokens or most)
     encoded: Sequence[EncodedDocument]
+    short: list[str] = []
     if workload.mode == "generation":
         prompts = [
             EncodedDocument(document.id, encode_prompt(encode, document, workload.prompt_tokens))
             for document in workload.documents
         ]
+        short = _short_texts(workload, prompts)
         encoded = answer_prompts(
-            prompts, answer(), tokens=tokens, context=context, document_tokens=document_tokens
+            prompts,
+            answer(),
+            tokens=tokens,
+            context=context,
+            document_tokens=document_tokens,
+            most=workload.new_tokens,
         )
     else:
         # A row's next token is known, so that the last row needs one token more.
@@ -95,8 +99,23 @@ def plan_trace(
         parts=tuple(_parts(contexts, selection.tokens)),
         document_ids=tuple(document.id for document in selection.documents),
         tokens=selection.tokens,
-        notes=tuple(_notes(model, workload, selection, tokens, document_tokens)),
+        notes=(*_notes(model, workload, selection, tokens, document_tokens), *short),
     )
+
+
+def _short_texts(workload: Workload, prompts: Sequence[EncodedDocument]) -> list[str]:
+    """A note of texts with fewer tokens than are continued. Raises WorkloadError if none has so many."""
+    wanted = workload.prompt_tokens or 0
+    lengths = [len(prompt.ids) for prompt in prompts]
+    short = sum(length < wanted for length in lengths)
+    if short == len(lengths):
+        raise WorkloadError(
+            f"no text has the {wanted:,} tokens that are to be continued; the longest has {max(lengths):,}",
+            where=workload.name,
+            fix="continue fewer, or give longer texts",
+        )
+    said = f"{short:,} of {len(lengths):,} texts have fewer than {wanted:,} tokens and are continued whole"
+    return [said] if short else []
 
 
 def _require_known_tokens(model: Model, workload: Workload) -> None:

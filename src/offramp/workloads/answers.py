@@ -28,17 +28,23 @@ Answer = Callable[[Sequence[PlannedAnswer]], Sequence[Sequence[int]]]
 
 
 def plan_answers(
-    prompts: Sequence[EncodedDocument], *, tokens: int, context: int, document_tokens: int | None = None
+    prompts: Sequence[EncodedDocument],
+    *,
+    tokens: int,
+    context: int,
+    document_tokens: int | None = None,
+    most: int | None = None,
 ) -> tuple[PlannedAnswer, ...]:
     """Every prompt that leaves room for an answer, in order, each with its limit.
 
     The limit follows `select_contexts`: a cap of `document_tokens` rows, or else a 64th of `tokens`, raised
-    when there are too few prompts for it; and no answer runs past the context of `context` tokens.
+    when there are too few prompts for it; and no answer runs past the context of `context` tokens, or gives
+    more than `most` rows.
 
     Raises InputError for a size below 1 and WorkloadError if every prompt fills the context.
     """
     require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
-    rooms = [max(0, context - len(prompt.ids)) for prompt in prompts]
+    rooms = [_room(prompt.ids, context, most) for prompt in prompts]
     if not any(rooms):
         raise WorkloadError(
             f"every prompt fills the context of {context:,} tokens, so none can be answered",
@@ -59,22 +65,23 @@ def answer_prompts(
     tokens: int,
     context: int,
     document_tokens: int | None = None,
+    most: int | None = None,
     at_once: int = ANSWERS_AT_ONCE,
 ) -> list[EncodedDocument]:
     """The prompts with the model's answers, in order, until they hold `tokens` rows or the prompts run out.
 
     `answer` gets up to `at_once` planned answers at a time and returns the new tokens of each. When all
     prompts are answered, the rows do not suffice and no `document_tokens` was given, the answers that were
-    cut at their limit are made again with twice the limit. A prompt that fills the context stays without an
-    answer. Give the result to `select_contexts` with the same sizes.
+    cut at their limit are made again with twice the limit, up to `most` rows. A prompt that fills the context
+    stays without an answer. Give the result to `select_contexts` with the same sizes.
     """
-    plan = plan_answers(prompts, tokens=tokens, context=context, document_tokens=document_tokens)
+    plan = plan_answers(prompts, tokens=tokens, context=context, document_tokens=document_tokens, most=most)
     answers: dict[int, tuple[int, ...]] = {}
     while plan:
         _answer_in_order(plan, answer, answers, tokens=tokens, at_once=at_once)
         if _rows(answers) >= tokens or document_tokens is not None:
             break
-        plan = _longer(plan, answers, context)
+        plan = _longer(plan, answers, context, most)
     last = max(answers)
     return [
         EncodedDocument(
@@ -106,15 +113,21 @@ def _answer_in_order(
 
 
 def _longer(
-    plan: Sequence[PlannedAnswer], answers: dict[int, tuple[int, ...]], context: int
+    plan: Sequence[PlannedAnswer], answers: dict[int, tuple[int, ...]], context: int, most: int | None
 ) -> tuple[PlannedAnswer, ...]:
     """The planned answers that stopped at their limit and have room, with twice the limit."""
     longer = []
     for planned in plan:
-        limit = min(2 * planned.max_new_tokens, context - len(planned.ids) + 1)
+        limit = min(2 * planned.max_new_tokens, _room(planned.ids, context, most) + 1)
         if len(answers[planned.document]) == planned.max_new_tokens < limit:
             longer.append(PlannedAnswer(planned.document, planned.ids, limit))
     return tuple(longer)
+
+
+def _room(prompt: Sequence[int], context: int, most: int | None) -> int:
+    """Rows that an answer may give."""
+    room = max(0, context - len(prompt))
+    return room if most is None else min(room, most)
 
 
 def _rows(answers: dict[int, tuple[int, ...]]) -> int:

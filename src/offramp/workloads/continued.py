@@ -19,8 +19,8 @@ DESCRIBED = WorkloadDescription(
     mode="generation",
     documents="those of WORKLOAD",
     licence="of WORKLOAD",
-    description="what the model writes itself after the first N tokens of each text, with +M no more than M "
-    f"tokens, as in {EXAMPLE}; of prompts +M alone, as in {CONTINUED}:+64:math",
+    description="what the model writes itself after the first N tokens of each text, of which with +M no "
+    f"more than M tokens are read, as in {EXAMPLE}; of prompts +M alone, as in {CONTINUED}:+64:math",
 )
 
 
@@ -39,7 +39,7 @@ def continued(prefix: str, text: str, load: Callable[[str], Workload]) -> Worklo
     prefix, text: as `split_continued` gives them. load: loads the latter. Tokens of a document are counted
     with BOS if the model puts it there; a shorter text is continued whole.
 
-    A workload of prompts is answered as it is, no further than M tokens.
+    A workload of prompts is answered as it is; of each answer no more than M tokens are read.
 
     Raises WorkloadError for tokens that are no whole number or too few, or that do not go with the workload's
     mode, and whatever `load` raises.
@@ -77,7 +77,7 @@ def sizes_of(prefix: str, text: str) -> tuple[int | None, int | None]:
         raise WorkloadError(
             f"{first + plus + new or 'nothing'} does not say how many tokens of a text are continued",
             where=where,
-            fix=f"write {EXAMPLE}, which continues 32 and writes 64 at most, or leave +64 out; "
+            fix=f"write {EXAMPLE}, which continues 32 and reads 64 at most, or leave +64 out; "
             f"{FEWEST_TOKENS} are continued at least",
         )
     if not text:

@@ -43,7 +43,8 @@ class Workload:
     greedily and traces the answer.
     chat: the prompts go through the model's chat template.
     prompt_tokens: in generation mode, of each document's text, which the model continues; None for all of it.
-    new_tokens: that an answer has at most, None for as many as are asked for elsewhere.
+    new_tokens: of each answer, that are read at most where the text is traced, fitted or trained on, None for
+    as many as are asked for there. What is decoded to certify or to time a policy is as long as that asks.
     notes: what was done to the texts that a reader of the results must know, one phrase each.
     """
 
