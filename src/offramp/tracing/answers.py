@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.tracing.part import trace_file
+from offramp.records.sealed_file import SealedFile
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"
@@ -26,13 +27,21 @@ PROBE_LENGTH = 5
 
 @dataclass(frozen=True)
 class Answers:
-    """New tokens of each answer. request: the fingerprint of the request that they are for."""
+    """New tokens of each answer. request: the fingerprint of the request that they are for.
+
+    seconds: that writing each one took, whichever process did.
+    """
 
     request: str
-    answers: dict[str, list[int]]
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-ANSWERS_FILE = trace_file(Answers)
+ANSWERS_FILE = SealedFile(
+    Answers,
+    what="the text that the model wrote is damaged: {name}",
+    fix="remove it: the same command lets the model write it again",
+)
 
 
 class Answerer:
@@ -50,20 +59,24 @@ class Answerer:
         self.request = request
         self.on_tokens = on_tokens
         self.kept = self._read()
+        self.seconds = 0.0  # of all that it was asked for, what was kept included
 
     def __call__(self, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
         """New tokens of each planned answer, the end token included."""
         # An answer depends, in its last digits, on the prompts that share its batch.
         together = [[planned.max_new_tokens, *planned.ids] for planned in batch]
         keys = [sha256_of_text(f"{place} of {together}") for place in range(len(batch))]
-        if not all(key in self.kept for key in keys):
+        if not all(key in self.kept.answers for key in keys):
+            started = time.perf_counter()
             mixed = len({len(planned.ids) for planned in batch}) > 1 and self.mixed_lengths
             answered = generate_greedily(self.model, batch, mixed_lengths=mixed)
+            took = (time.perf_counter() - started) / len(batch)
             for key, new_tokens in zip(keys, answered, strict=True):
-                self.kept[key] = list(new_tokens)
+                self.kept.answers[key], self.kept.seconds[key] = list(new_tokens), took
             if self.path is not None:
-                ANSWERS_FILE.write(self.path, Answers(self.request, self.kept))
-        answers = [tuple(self.kept[key]) for key in keys]
+                ANSWERS_FILE.write(self.path, self.kept)
+        answers = [tuple(self.kept.answers[key]) for key in keys]
+        self.seconds += sum(self.kept.seconds.get(key, 0.0) for key in keys)
         self.on_tokens(sum(len(answer) for answer in answers))
         return answers
 
@@ -72,11 +85,9 @@ class Answerer:
         """Whether prompts of different lengths may be answered together."""
         return masks_padding(self.model)
 
-    def _read(self) -> dict[str, list[int]]:
-        if self.path is None or not self.path.exists():
-            return {}
-        content = ANSWERS_FILE.read(self.path)
-        return content.answers if content.request == self.request else {}
+    def _read(self) -> Answers:
+        kept = None if self.path is None or not self.path.exists() else ANSWERS_FILE.read(self.path)
+        return kept if kept is not None and kept.request == self.request else Answers(self.request)
 
 
 def generate_greedily(

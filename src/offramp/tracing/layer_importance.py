@@ -21,8 +21,8 @@ from offramp.models.source import Source
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
 from offramp.tracing.final_comparison import cosine
-from offramp.tracing.fitting.documents import plan_contexts
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, state_shape_of, traced_rows
+from offramp.tracing.plan import plan_with_answers
 from offramp.tracing.progress import token_bar
 from offramp.tracing.rows import equal_length_batches
 from offramp.tracing.trace import Trace
@@ -66,7 +66,7 @@ def measure_importance(
     model.require_loaded("measuring what each layer does")
     shown = sys.stderr.isatty() if progress is None else progress
     work = load_workload(workload) if isinstance(workload, str) else workload
-    contexts, _ = plan_contexts(model, work, tokens, None, shown)
+    contexts = plan_with_answers(model, work, tokens=tokens, context=None, shown=shown).contexts
     shape = state_shape_of(model)
     sums = _Sums(model.layers)
     total = sum(context.rows for context in contexts)

@@ -31,12 +31,21 @@ LARGEST_PART = 16_384
 
 @dataclass(frozen=True)
 class TracePlan:
-    """Contexts in parts of whole documents; a context's `document` indexes `document_ids`."""
+    """Contexts in parts of whole documents; a context's `document` indexes `document_ids`.
+
+    answering: seconds in which the model wrote what is read, whichever process let it.
+    """
 
     parts: tuple[tuple[Context, ...], ...]
     document_ids: tuple[str, ...]
     tokens: int
     notes: tuple[str, ...]
+    answering: float = 0.0
+
+    @property
+    def contexts(self) -> list[Context]:
+        """Of all parts."""
+        return [context for part in self.parts for context in part]
 
 
 def usable_context(model: Model, context: int | None) -> int:
@@ -136,22 +145,28 @@ def plan_with_answers(
     workload: Workload,
     *,
     tokens: int,
-    context: int,
-    document_tokens: int | None,
+    context: int | None,
+    document_tokens: int | None = None,
     shown: bool,
     folder: Path | None = None,
     request: str = "",
 ) -> TracePlan:
-    """The same, answered by the model. shown: show a bar. folder, request: as `Answerer` takes them."""
+    """The same, answered by the model. context: as `usable_context` takes it. shown: show a bar. folder,
+    request: as `Answerer` takes them.
+    """
+    longest = usable_context(model, context)
+    made: list[Answerer] = []
     with contextlib.ExitStack() as bars:
 
         def answerer() -> Answerer:
             bar = bars.enter_context(token_bar(f"{workload.name}: answers", tokens, shown=shown))
-            return Answerer(model, folder=folder, request=request, on_tokens=bar)
+            made.append(Answerer(model, folder=folder, request=request, on_tokens=bar))
+            return made[0]
 
-        return plan_trace(
-            model, workload, answerer, tokens=tokens, context=context, document_tokens=document_tokens
+        plan = plan_trace(
+            model, workload, answerer, tokens=tokens, context=longest, document_tokens=document_tokens
         )
+    return replace(plan, answering=sum(one.seconds for one in made))
 
 
 def _notes(

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,13 @@ from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import CODE, TrainedExits, train_exits
 from offramp.lab.exits.trained_readings import TrainedReadings
 from offramp.models.model import Model
+from offramp.tracing import answers
+from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.tracer import trace
+from offramp.workloads.answers import PlannedAnswer
+from offramp.workloads.workload import Workload
 from tiny_models import write_llama
 
 QUICK: dict[str, Any] = {
@@ -52,9 +56,9 @@ KINDS = ("lens", "block")
 KILLS = 5
 
 
-def trained(model: Model | None = None, **options: Any) -> TrainedExits:
+def trained(model: Model | None = None, workload: Workload | None = None, **options: Any) -> TrainedExits:
     """A quick training at exits 1 and 2."""
-    return train_exits(model or tiny_llama(), texts(120), **{"at": "1,2", **QUICK, **options})
+    return train_exits(model or tiny_llama(), workload or texts(120), **{"at": "1,2", **QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -296,12 +300,35 @@ def test_what_comes_before_the_first_step_is_time_of_training(monkeypatch: pytes
 
 def test_writing_the_text_is_part_of_what_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     answering_takes(monkeypatch, 0.4)
-    answers = replace(texts(120), mode="generation")
+    prompts = replace(texts(120), mode="generation")
     taken = [
         train_exits(tiny_llama(), work, **{**QUICK, "at": "2", "steps": 1}).record.seconds.states
-        for work in (answers, texts(120))
+        for work in (prompts, texts(120))
     ]
     assert taken[0] > 0.4 > taken[1]
+
+
+def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = replace(texts(120), mode="generation", prompt_tokens=5)
+    asked: dict[str, Any] = {"workload": written, "classifiers": True, "steps": 10}
+    answering_takes(monkeypatch, 0.05)
+    whole = trained(**asked)
+    for name in ("kept", "lost"):
+        interrupted(tmp_path / name, monkeypatch, **asked)
+    (tmp_path / "lost" / ANSWERS).unlink()
+    monkeypatch.setattr(answers, "generate_greedily", None)
+    found = trained(output=tmp_path / "kept", **asked)
+    assert_same(found, whole)
+    assert found.record.seconds.states > 2 * 0.05
+    assert not (tmp_path / "kept" / ANSWERS).exists()
+
+    def others(model: Model, batch: Sequence[PlannedAnswer], **options: Any) -> list[tuple[int, ...]]:
+        return [tuple(5 + place % 7 for place in range(one.max_new_tokens)) for one in batch]
+
+    monkeypatch.setattr(answers, "generate_greedily", others)
+    assert_same(trained(output=tmp_path / "lost", **asked), trained(**asked))
 
 
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from offramp.lab.exits.executed_pass import places_of
 from offramp.lab.exits.trainable_maps import TrainableMaps
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitting.documents import plan_contexts
+from offramp.tracing.plan import plan_with_answers
 
 LAYERS = 5
 LENGTHS = (40, 33, 21, 40, 17, 28)
@@ -40,7 +40,8 @@ def maps_of(
     exits: tuple[int, ...] = (2,), *, rank: int | None = 3, leave: float = 0.3, seed: int = 0
 ) -> ExecutedMaps:
     model = a_model()
-    contexts, _ = plan_contexts(model, workload_of(lengths=LENGTHS), sum(LENGTHS), 64, False)
+    work = workload_of(lengths=LENGTHS)
+    contexts = plan_with_answers(model, work, tokens=sum(LENGTHS), context=64, shown=False).contexts
     recipe = tiny_recipe(model, kind="executed", at=exits, leave=leave, mapped=exits, seed=seed)
     return ExecutedMaps(model, the_heads(exits, rank), recipe, contexts[:4], contexts[4:])
 

@@ -24,7 +24,7 @@ from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised import AHEAD_SHARE, RegularisedModel
 from offramp.lab.exits.regularised_text import OriginalStates, tokens_ahead
 from offramp.models.model import Model
-from offramp.tracing.fitting.documents import plan_contexts
+from offramp.tracing.plan import plan_with_answers
 
 LAYERS = 4
 LENGTHS = (24, 17, 21, 19, 15, 22)
@@ -38,7 +38,8 @@ def a_model() -> Model:
 
 def objective_of(seed: int = 0, batch: int = 40, **asked: Any) -> RegularisedModel:
     model = a_model()
-    contexts, _ = plan_contexts(model, workload_of(lengths=LENGTHS), sum(LENGTHS), 64, False)
+    work = workload_of(lengths=LENGTHS)
+    contexts = plan_with_answers(model, work, tokens=sum(LENGTHS), context=64, shown=False).contexts
     settings = {"lora": 3, "layer_dropout": 0.0, "curriculum": "all"} | asked
     recipe = tiny_recipe(
         model, kind="regularised", at=EXITS, seed=seed, regularisation=Regularisation(**settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from offramp.lab.exits import recipe
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.train import TrainedExits, train_exits
 from offramp.models.model import Model
-from offramp.tracing.fitting import documents
+from offramp.tracing import answers
 from offramp.tracing.loading import load_model
 from offramp.workloads.registry import load_workload
-from offramp.workloads.workload import Workload
 from tiny_models import write_documents
 
 
@@ -57,14 +55,14 @@ def assert_same(one: TrainedExits, other: TrainedExits) -> None:
 
 
 def answering_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let prompts be answered in so many seconds, with their own text."""
-    plan = documents.plan_contexts
+    """Let prompts be answered in so many seconds at least."""
+    write = answers.generate_greedily
 
-    def slow(model: Model, workload: Workload, *rest: Any) -> Any:
-        time.sleep(seconds if workload.mode == "generation" else 0.0)
-        return plan(model, replace(workload, mode="text"), *rest)
+    def slow(*given: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return write(*given, **options)
 
-    monkeypatch.setattr(documents, "plan_contexts", slow)
+    monkeypatch.setattr(answers, "generate_greedily", slow)
 
 
 def regularised(model: Model | Path, output: Path, **options: Any) -> TrainedExits:

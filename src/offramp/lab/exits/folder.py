@@ -13,10 +13,11 @@ from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_tempora
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.models.memory import shown_size
+from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
-OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ".lock")
+OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ANSWERS, ".lock")
 """What the folder of a training holds, beside a trained model."""
 
 OF_SAFETENSORS = ".tmp"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, remove, sha256_of_text
+from offramp.files import canonical_json, sha256_of_text
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.folder import CHECKPOINT
 from offramp.lab.exits.recipe import Recipe
@@ -49,7 +49,7 @@ class Job(abc.ABC):
 
     @abc.abstractmethod
     def run(self) -> tuple[ExitHeads | None, TrainingRecord]:
-        """Train, or go on to the end; write what came of it and the record, and clear away the rest.
+        """Train, or go on to the end; write what came of it, and the record last.
 
         The heads are None where the model itself was trained.
         """
@@ -64,22 +64,24 @@ class Job(abc.ABC):
         """In words, for progress bars."""
         return f"{self.model.name}: {self.recipe.kind} at {','.join(map(str, self.recipe.at))}"
 
-    def plan(self) -> FittingRows:
-        """Sequences to train on, and held-out ones, of all documents that training may read."""
+    def plan(self, shares: Sequence[float] = (1.0,)) -> FittingRows:
+        """Sequences to train on, and held-out ones, of the last part of the documents that are for it."""
         recipe = self.recipe
         return plan_rows(
             self.model,
-            [(work, split_documents(work, [1.0], recipe.seed)[0]) for work in self.workloads],
+            [(work, split_documents(work, shares, recipe.seed)[-1]) for work in self.workloads],
             recipe.tokens,
             context=recipe.context,
             shown=self.shown,
             held_out_every=HELD_OUT_EVERY,
+            folder=self.folder,
         )
 
     def key(self, rows: FittingRows, layers: Sequence[int]) -> str:
         """Of the rows and layers that are read, and of all else that decides what is trained."""
         contexts = [
-            (one.document, one.start, one.first_row, len(one.ids), one.generated) for one in rows.contexts
+            (one.document, one.start, one.first_row, one.ids, one.next_token, one.generated)
+            for one in rows.contexts
         ]
         asked = to_json(replace(self.request, recipe=replace(self.recipe, minutes=None)))
         parts = (asked, contexts, rows.held_out.tolist(), layers, library_versions())
@@ -111,7 +113,6 @@ class Job(abc.ABC):
         """Write both, the record last."""
         write_heads(heads, self.folder / EXITS_FILE)
         RECORD.write(self.folder / TRAINING_FILE, record)
-        remove(self.folder / CHECKPOINT)
 
 
 def sides(rows: FittingRows) -> tuple[list[Context], list[Context]]:

@@ -7,11 +7,10 @@ import time
 import torch
 
 from offramp.errors import InputError
-from offramp.files import remove
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.evaluation import FLOORS, Evaluator
 from offramp.lab.exits.folder import STATES
-from offramp.lab.exits.job import HELD_OUT_EVERY, Job
+from offramp.lab.exits.job import Job
 from offramp.lab.exits.kinds import Reading
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
 from offramp.lab.exits.states import CachedStates, StatesPlan, read_states, require_enough, write_states
@@ -31,7 +30,7 @@ class ReadingJob(Job):
     """Trains how exits are read, on cached states."""
 
     def run(self) -> tuple[ExitHeads, TrainingRecord]:
-        """Cache states, train, fit what goes with the exits, write, and clear away the rest."""
+        """Cache states, train, fit what goes with the exits, write."""
         trained_on, judged_on = self._plan()
         plan = StatesPlan.of(self.model, trained_on, self.recipe.at)
         require_enough(plan, self.recipe.batch)
@@ -48,7 +47,6 @@ class ReadingJob(Job):
         seconds = Seconds(answering + states.seconds, progress.seconds, time.perf_counter() - started)
         record = self._record(objective, progress, reading, plan, heads, seconds)
         self.write(heads, record)
-        remove(self.folder / STATES)
         return heads, record
 
     @property
@@ -71,23 +69,17 @@ class ReadingJob(Job):
         """Rows to train on, and rows of other documents for the classifiers, which share no text."""
         recipe = self.recipe
         shares = [JUDGING_SHARE, 1.0 - JUDGING_SHARE] if self.request.classifiers else [1.0]
-        parts = [split_documents(work, shares, recipe.seed) for work in self.workloads]
-        trained_on = plan_rows(
-            self.model,
-            [(work, part[-1]) for work, part in zip(self.workloads, parts, strict=True)],
-            recipe.tokens,
-            context=recipe.context,
-            shown=self.shown,
-            held_out_every=HELD_OUT_EVERY,
-        )
+        trained_on = self.plan(shares)
         if not self.request.classifiers:
             return trained_on, None
         apart = [
-            (work, without_text_of(work, part[0], trained_on.texts))
-            for work, part in zip(self.workloads, parts, strict=True)
+            (work, without_text_of(work, split_documents(work, shares, recipe.seed)[0], trained_on.texts))
+            for work in self.workloads
         ]
         count = min(CLASSIFIER_TOKENS, recipe.tokens // 4)
-        judged_on = plan_rows(self.model, apart, count, context=recipe.context, shown=self.shown)
+        judged_on = plan_rows(
+            self.model, apart, count, context=recipe.context, shown=self.shown, folder=self.folder
+        )
         return trained_on, judged_on
 
     def _states(self, plan: StatesPlan) -> CachedStates:

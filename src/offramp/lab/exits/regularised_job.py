@@ -7,9 +7,8 @@ import time
 import torch
 
 from offramp.errors import InputError
-from offramp.files import remove
 from offramp.lab.exits.evaluation import FLOORS
-from offramp.lab.exits.folder import CHECKPOINT, require_room
+from offramp.lab.exits.folder import require_room
 from offramp.lab.exits.job import Job, sides
 from offramp.lab.exits.model_folder import write_model
 from offramp.lab.exits.record import RECORD, Rows, Seconds, TrainingRecord
@@ -69,7 +68,6 @@ class RegularisedJob(Job):
             texts=tuple(map(write_sketch, texts or ())),
         )
         RECORD.write(self.folder / TRAINING_FILE, record)
-        remove(self.folder / CHECKPOINT)
         return None, record
 
     def _require_enough(self, objective: RegularisedModel) -> None:

@@ -22,6 +22,7 @@ from offramp.lab.exits.record import RECORD, Request, TrainingRecord
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
+from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
@@ -185,11 +186,11 @@ def train_exits(
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
             found = None if kind == REGULARISED else read_heads(folder / EXITS_FILE)
-            for name in UNDER_WAY:  # of a training that was killed after its last file was written
-                remove(folder / name)
         else:
             job = JOBS[kind](model, works, request, folder, shown, on_size, heads, earlier)
             found, record = job.run()
+        for name in (*UNDER_WAY, ANSWERS):  # also where it was killed after its last file was written
+            remove(folder / name)
     return TrainedExits(found, record, None if output is None else folder)
 
 

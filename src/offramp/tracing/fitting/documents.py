@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.tracing.plan import plan_with_answers, usable_context
+from offramp.tracing.plan import plan_with_answers
 from offramp.workloads.packing import Context
 from offramp.workloads.shared_text import Sketch, Sketcher, sketches_of, text_groups, without_shared_text
 from offramp.workloads.workload import Document, Workload
@@ -98,11 +98,13 @@ def plan_rows(
     context: int | None,
     shown: bool,
     held_out_every: int = HELD_OUT_EVERY,
+    folder: Path | None = None,
 ) -> FittingRows:
     """Up to `tokens` rows, from every workload equally many.
 
     parts: each workload with those of its documents that may be read. shown: show bars. Documents
-    that share text are held out together or not at all, one group of so many.
+    that share text are held out together or not at all, one group of so many. folder: of this request alone,
+    where what the model writes is kept, and read from there again.
 
     Raises InputError if so few tokens are asked for that they are all of one document, or if all of them
     share text.
@@ -114,17 +116,17 @@ def plan_rows(
     answering = 0.0
     for workload, documents in parts:
         share = max(1, tokens // len(parts))
-        started = time.perf_counter()
-        planned, names = plan_contexts(model, replace(workload, documents=documents), share, context, shown)
+        work = replace(workload, documents=documents)
+        plan = plan_with_answers(model, work, tokens=share, context=context, shown=shown, folder=folder)
+        names = plan.document_ids
         if len(names) < FEWEST:
             raise InputError(
                 f"{share:,} tokens of {workload.name} are all of one document, so none is left to judge on",
                 where="tokens= (--tokens)",
                 fix="raise tokens= (--tokens)",
             )
-        if workload.mode == "generation":
-            answering += time.perf_counter() - started
-        contexts += [replace(one, document=one.document + sum(counts)) for one in planned]
+        answering += plan.answering
+        contexts += [replace(one, document=one.document + sum(counts)) for one in plan.contexts]
         counts.append(len(names))
         ids[workload.fingerprint] = names
         texts += sketches_of(workload, names)
@@ -150,17 +152,3 @@ def _held_out(counts: Sequence[int], texts: Sequence[Sketch], every: int) -> NDA
             fix="give more documents, or such as do not repeat each other",
         )
     return found
-
-
-def plan_contexts(
-    model: Model, workload: Workload, tokens: int, context: int | None, shown: bool
-) -> tuple[list[Context], tuple[str, ...]]:
-    """Contexts of one workload for up to `tokens` rows, and the ids of their documents.
-
-    In generation mode the model answers its prompts first. shown: show bars.
-    """
-    longest = usable_context(model, context)
-    plan = plan_with_answers(
-        model, workload, tokens=tokens, context=longest, document_tokens=None, shown=shown
-    )
-    return [one for part in plan.parts for one in part], plan.document_ids
