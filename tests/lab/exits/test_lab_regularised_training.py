@@ -239,6 +239,29 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_is_gone_on_from
     assert {path.name for path in folder.iterdir()} - {".lock"} == FILES
 
 
+def test_killed_while_it_is_overwritten_the_folder_stays_its_own(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regularised(model, tmp_path / "trained", steps=2)
+    remove = folders.remove
+    removed: list[str] = []
+
+    def killed(path: Path) -> None:
+        there = path.exists()
+        remove(path)
+        if there:
+            removed.append(path.name)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "remove", killed)
+    for _ in range(len(FILES)):
+        with pytest.raises(KeyboardInterrupt):
+            regularised(model, tmp_path / "trained", steps=2, seed=1, overwrite=True)
+    assert sorted(removed) == sorted(FILES)
+    assert (removed[0], removed[-1]) == ("training.json", "request.json")
+    assert regularised(model, tmp_path / "trained", steps=2, seed=1, overwrite=True).record.steps == 2
+
+
 def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     with pytest.raises(InputError, match="holds something else"):

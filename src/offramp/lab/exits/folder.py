@@ -17,8 +17,8 @@ from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
-OWN = (EXITS_FILE, TRAINING_FILE, REQUEST_FILE, STATES, CHECKPOINT, ANSWERS, ".lock")
-"""What the folder of a training holds, beside a trained model."""
+OWN = (TRAINING_FILE, EXITS_FILE, STATES, CHECKPOINT, ANSWERS)
+"""What the folder of a training holds, beside its request and a trained model."""
 
 OF_SAFETENSORS = ".tmp"
 """How the names of files begin that safetensors writes before it renames them: a kill leaves one behind."""
@@ -40,7 +40,8 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
     with locked_folder(output):
         sweep(output)
         if overwrite and not goes_on(output, lambda: differences(output, request)):
-            for path in (*(output / name for name in OWN[:-1]), *model_files(output)):
+            request_file = output / REQUEST_FILE  # last: without it the rest is nobody's
+            for path in (*(output / name for name in OWN), *model_files(output), request_file):
                 remove(path)
         if (output / REQUEST_FILE).is_file():
             require_same(output, request)
@@ -81,7 +82,8 @@ def require_own(folder: Path) -> None:
         )
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     of_model = [path.name for path in model_files(folder)] if REQUEST_FILE in entries else []
-    others = [name for name in entries if name not in (*OWN, *of_model) and not is_leftover(name)]
+    own = (*OWN, REQUEST_FILE, ".lock", *of_model)
+    others = [name for name in entries if name not in own and not is_leftover(name)]
     unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
     if others or unclaimed:
         raise InputError(
