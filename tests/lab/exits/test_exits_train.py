@@ -391,7 +391,8 @@ def test_overwriting_goes_on_with_the_same_and_replaces_what_is_finished(
         trained(output=tmp_path, steps=3, kind="lens", **more)
         assert taken == expected
         taken.clear()
-    (tmp_path / "request.json").write_text("{}")
+    damaged = (tmp_path / "request.json").read_text().replace("lens", "lenz")
+    (tmp_path / "request.json").write_text(damaged)
     (tmp_path / "training.json").unlink()
     trained(output=tmp_path, steps=3, kind="lens", overwrite=True)
     assert taken == [0, 1, 2]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_temporary_files
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.models.memory import shown_size
+from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
@@ -74,20 +76,23 @@ def goes_on(folder: Path, differences: Callable[[], Sequence[str]]) -> bool:
         return False
 
 
-def require_own(folder: Path) -> None:
-    """Refuse a folder that holds anything but a training. Raises InputError; nothing is written."""
+def require_own(folder: Path, own: Collection[str] = OWN, request: SealedFile[Any] = REQUEST) -> None:
+    """Refuse a folder that holds anything but a training. Raises InputError; nothing is written.
+
+    own: its files, beside a model's. request: as the kind of training has it, without which it is nobody's.
+    """
     if folder.exists() and not folder.is_dir():
         raise InputError(
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
-    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    of_model = [path.name for path in model_files(folder)] if REQUEST_FILE in entries else []
-    own = (*OWN, REQUEST_FILE, ".lock", *of_model)
-    others = [name for name in entries if name not in own and not is_leftover(name)]
-    unclaimed = REQUEST_FILE not in entries and EXITS_FILE in entries
-    if others or unclaimed:
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    known = {".lock"}
+    if REQUEST_FILE in entries and request.is_of(folder / REQUEST_FILE):
+        known |= {REQUEST_FILE, *own, *(path.name for path in model_files(folder))}
+    others = sorted(name for name in entries - known if not is_leftover(name))
+    if others:
         raise InputError(
-            f"the output folder holds something else: {', '.join(others[:3]) or EXITS_FILE}",
+            f"the output folder holds something else: {', '.join(others[:3])}",
             where=str(folder),
             fix="choose another folder with -o",
         )

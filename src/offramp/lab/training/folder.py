@@ -40,23 +40,6 @@ def key_of(request: Request) -> str:
     return sha256_of_text(canonical_json(_flat(request)))
 
 
-def require_own(folder: Path) -> None:
-    """Refuse a folder that holds anything but a training from scratch. Raises InputError."""
-    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    own = {TRAINING_FILE, REQUEST_FILE, STATE, ".lock"}
-    if REQUEST_FILE in entries and REQUEST.is_of(folder / REQUEST_FILE):
-        own |= {path.name for path in model_files(folder)}
-    elif entries - {".lock"}:
-        own = {".lock"}
-    others = sorted(name for name in entries - own if not is_leftover(name))
-    if others or (folder.exists() and not folder.is_dir()):
-        raise InputError(
-            f"the output holds something else: {', '.join(others[:3])}" if others else "the output is a file",
-            where=str(folder),
-            fix="choose another folder with -o",
-        )
-
-
 def require_free_beside(folder: Path, steps: Iterable[int]) -> None:
     """Refuse to write the models after these steps over anything else. Raises InputError."""
     for path in (kept_model(folder, step) for step in steps):

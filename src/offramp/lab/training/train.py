@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from offramp.files import locked_folder, remove
-from offramp.lab.exits.folder import goes_on, sweep
+from offramp.lab.exits.folder import goes_on, require_own, sweep
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
 from offramp.lab.text.folder import LabText, read_text_folder
 from offramp.lab.training.code import training_code
@@ -22,7 +22,6 @@ from offramp.lab.training.folder import (
     kept_model,
     key_of,
     require_free_beside,
-    require_own,
     require_same,
 )
 from offramp.lab.training.kinds import active_parameters
@@ -64,7 +63,7 @@ def train(
     versions = library_versions()
     code = training_code(recipe.kind)
     request = Request(recipe, text.fingerprint, device, code, versions, objective.base)
-    require_own(folder)
+    require_own(folder, (TRAINING_FILE, STATE), REQUEST)
     require_free_beside(folder, recipe.schedule[:-1])
     with locked_folder(folder):
         sweep(folder)
