@@ -135,7 +135,7 @@ def tune(
     from offramp.cli.local_profile import kept_profile
     from offramp.cli.traced_model import load_reference, load_traced_model, read_traced_heads
     from offramp.costs.hardware import LOCAL
-    from offramp.decoding.execution.tune import require_judged, require_sizes, tune_tasks
+    from offramp.decoding.execution.tune import by_workload, require_judged, require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.policy_cost import machine_for
     from offramp.tracing.trace import Trace
@@ -151,13 +151,15 @@ def tune(
     kept = executions or output.absolute().parent / "executions"
     require_writable(kept)
     loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
+    if len(loaded) > 1:
+        by_workload(loaded)
+    require_judged(loaded, reference, wanted, decodes=model != NO_MODEL)
     machine = machine_for(loaded[0], hardware)
-    require_judged(reference, wanted, decodes=model != NO_MODEL)
     decodes = original = None
     if model != NO_MODEL and wanted.kind in SHARES:
         fitted = read_traced_heads(loaded[0], heads)
         for one in loaded:
-            _require_executable(one, kv, batch, wanted)
+            _require_executable(one, kv, batch)
             needed = rule.needed(wanted.risk, delta / len(loaded))
             _require_documents(one, wanted, needed, documents, fitted, seed)
         if wanted.kind == REFERENCE:
@@ -240,15 +242,12 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
     return {"policy": str(found.policy), "file": str(output), "delta": found.delta, "workloads": answers}
 
 
-def _require_executable(trace: Trace, kv: str, batch: int, floor: Floor) -> None:
+def _require_executable(trace: Trace, kv: str, batch: int) -> None:
     """Refuse, before the model is loaded, what could not be decoded with it. Raises InputError."""
     from offramp.decoding.execution.executor import strategies_of
     from offramp.decoding.openings import traced_workload
-    from offramp.tuning.floor import REFERENCE, reference_top1
     from offramp.tuning.tune import require_single
 
-    if floor.kind == REFERENCE:
-        reference_top1(trace)
     strategies_of(kv)
     require_single(batch)
     try:

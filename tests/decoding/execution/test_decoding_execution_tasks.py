@@ -9,10 +9,12 @@ import pytest
 from tuning_traces import MODEL, easy_and_hard
 
 import offramp
+from offramp.decoding.execution.tune import require_judged
 from offramp.errors import InputError
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.policies.replay import replay
 from offramp.tracing.trace import Trace
+from offramp.tuning.floor import parse_floor
 
 FLOOR = {"agreement": 0.9}
 
@@ -55,6 +57,19 @@ def test_a_smaller_delta_needs_more_documents() -> None:
     both = offramp.tune_tasks(few, FLOOR, None, delta=0.1)
     assert [one.certificate.documents_needed for one in both.tuned.values()] == [29, 29]
     assert all("not certifiable: 27 documents, 29 needed" in one.answer for one in both.tuned.values())
+
+
+def test_traces_that_keep_two_references_have_no_floor_in_common() -> None:
+    traces = [of_workload(name, documents=9) for name in ("a", "b")]
+    for trace, name in zip(traces, ("one", "two"), strict=True):
+        trace.reference_top1 = trace.full_top1
+        reference = {"name": name, "fingerprint": name, "dtype": "float32"}
+        trace.provenance["request"] = {**trace.request, "reference": reference}
+    floor = parse_floor("reference_agreement=0.9")
+    require_judged(traces, None, floor, decodes=False)
+    require_judged(traces[:1], "one", floor, decodes=True)
+    with pytest.raises(InputError, match="the reference of the trace is another model, two in float32"):
+        require_judged(traces, "one", floor, decodes=True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
-from offramp.tuning.floor import REFERENCE, Floor
+from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
 from offramp.tuning.tune import AUTO, FAMILIES, check_settings
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
@@ -87,7 +87,7 @@ def tune(
     settings["search"] = search
     kv = AUTO if kv is None else kv
     judge = None if reference is None else reference.shown_name
-    require_judged(judge, wanted, decodes=model is not None)
+    require_judged([trace], judge, wanted, decodes=model is not None)
     if model is None or wanted.clip is not None or (wanted.kind == REFERENCE and reference is None):
         return tune_trace(trace, wanted, hardware, kv=kv, **settings)
     with executed_tuner(
@@ -108,8 +108,18 @@ def tune(
         )
 
 
-def require_judged(reference: str | None, floor: Floor, *, decodes: bool) -> None:
-    """Raise InputError for a reference, by its name, where nothing is decoded that it would judge."""
+def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor, *, decodes: bool) -> None:
+    """Raise InputError for traces that do not keep what a floor is on, or keep it of several references.
+
+    So for a reference, by its name, where nothing is decoded that it would judge.
+    """
+    from offramp.decoding.rerun.sequences import reference_of, require_reference
+
+    for trace in traces if floor.kind == REFERENCE else ():
+        reference_top1(trace)
+        if decodes:
+            first = reference_of(traces[0])
+            require_reference(first["fingerprint"], first["dtype"], trace)
     if reference is not None and not (decodes and floor.kind == REFERENCE):
         raise InputError(
             f"nothing is decoded that {reference} would judge",
@@ -210,18 +220,18 @@ def tune_tasks(
     Raises InputError for no trace, two of one workload, or of different models, and as `offramp.tune` does.
     """
     require_delta(delta)
-    by_workload = _by_workload(traces)
-    each = delta / len(by_workload)
+    named = by_workload(traces)
+    require_judged(traces, None, make_floor(floor, options.get("clip")), decodes=model is not None)
+    each = delta / len(named)
     tuned = {
-        name: tune(trace, floor, hardware, model, delta=each, **options)
-        for name, trace in by_workload.items()
+        name: tune(trace, floor, hardware, model, delta=each, **options) for name, trace in named.items()
     }
     policies = tuple(parse_policy(one.policy_text) for one in tuned.values())
     return TunedTasks(Tasks(tuple(tuned), policies, Never()), tuned, delta)
 
 
-def _by_workload(traces: Sequence[Trace]) -> dict[str, Trace]:
-    """The traces by the name of their workload, each once and all of one model."""
+def by_workload(traces: Sequence[Trace]) -> dict[str, Trace]:
+    """The traces by the name of their workload, each once and all of one model. Raises InputError."""
     if not traces:
         raise InputError("there is no trace to tune on", fix="give a trace of each workload")
     found: dict[str, Trace] = {}
