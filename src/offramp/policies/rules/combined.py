@@ -28,6 +28,7 @@ from offramp.policies.policy import (
     text_of,
 )
 from offramp.policies.rules.around import Delegating
+from offramp.workloads.continued import split_continued
 
 Need = Literal["all", "any"] | int
 
@@ -215,8 +216,9 @@ class Tasks(Delegating):
 
     Task-dependent strategies, as the study "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
     (arXiv 2603.23701) calls for. A name is a workload's own (code) or its class, the part before ":" (txt for
-    txt:notes.txt). One that holds "+" or "," is written in brackets ([continued:32+64:code]). Where the
-    workload is unknown, the fallback decides.
+    txt:notes.txt); of a text that the model continues also that text's (code for continued:32:code). One that
+    holds "+" or "," is written in brackets ([continued:32+64:code]). Where the workload is unknown, the
+    fallback decides.
     """
 
     names: tuple[str, ...]
@@ -248,11 +250,12 @@ class Tasks(Delegating):
         return self.names
 
     def for_task(self, task: str | None) -> ExitPolicy:
-        """The policy of that name, of its class, or the fallback."""
+        """The policy of that name, of the text that it continues, of their classes, or the fallback."""
         own = dict(zip(self.names, self.policies, strict=True))
         name = "" if task is None else task
-        policy = own.get(name) or own.get(name.partition(":")[0]) or self.fallback
-        return policy.for_task(task)
+        text = split_continued(name)[1]
+        known = (name, text, text.partition(":")[0], name.partition(":")[0])
+        return next((own[one] for one in known if one in own), self.fallback).for_task(task)
 
     @property
     def deciding(self) -> ExitPolicy:
