@@ -187,8 +187,9 @@ def test_a_broken_plug_in_is_named_and_stops_no_other(
 @pytest.mark.usefixtures("registered")
 def test_a_name_is_taken_once() -> None:
     register_workload(PROSE)
-    with pytest.raises(WorkloadError, match="two workload sources"):
-        register_workload(plug_in((Document("a", "A"),), name="prose"))
+    for name in ("prose", "continued", "given"):
+        with pytest.raises(WorkloadError, match=f"two workload sources named '{name}'"):
+            register_workload(plug_in((Document("a", "A"),), name=name))
 
 
 @pytest.mark.usefixtures("registered")

@@ -35,7 +35,7 @@ def candidates_table(tuned: Tuned, names: PolicyNames) -> WordTable:
             "-" if one.executed is None else percent(one.executed),
             str(one.documents) if one.documents else "-",
             times(one.predicted_speed),
-            one.kv,
+            "-" if one.policy == "never" else one.kv,
             one.outcome,
             # Brackets of a policy are no markup.
             Text(names.of(one.policy)),

@@ -45,9 +45,9 @@ def register_workload(source: WorkloadSource) -> None:
 
     A package does the same by pointing an entry point of the group "offramp.workloads" at a `WorkloadSource`.
 
-    Raises WorkloadError if another source has the name.
+    Raises WorkloadError if another source has the name, or offramp reads it as something else.
     """
-    if _SOURCES.get(source.name, source) is not source:
+    if source.name in (CONTINUED, GIVEN) or _SOURCES.get(source.name, source) is not source:
         raise WorkloadError(
             f"there are two workload sources named {source.name!r}",
             fix="give one of them another name, or uninstall the package that brings it",
