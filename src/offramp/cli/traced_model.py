@@ -22,6 +22,7 @@ def load_traced_model(
     name: str | None,
     heads: ExitHeads | None,
     *,
+    reference: bool = False,
     instead: str,
     device: str = AUTO,
     trust_remote_code: bool = False,
@@ -29,79 +30,51 @@ def load_traced_model(
     """The trace's own model, in its dtype, with its attention and transforms; by a name another copy of it.
 
     name: what to load, None for where the trace says that it came from. heads: checked against the model's
-    files before a weight is loaded. instead: what can still be answered where the model is gone. device: as
-    of `load_model`.
+    files before a weight is loaded. reference: the model instead whose choices the trace keeps beside its
+    own. instead: what can still be answered where the model is gone. device: as of `load_model`.
 
-    Raises InputError for a model that is gone or another one, or for heads of another model.
+    Raises InputError for a model that is gone or another one, for heads of another model, or for a trace that
+    keeps no reference.
     """
+    from offramp.decoding.rerun.sequences import reference_of
+    from offramp.models.loading import Placement
     from offramp.tracing.loading import find_model, read_transforms
 
-    traced: dict[str, Any] = dict(trace.request.get("model") or {})
+    own: dict[str, Any] = dict(trace.request.get("model") or {})
+    dtype = str(trace.request.get("dtype", "float32"))
+    traced = reference_of(trace) if reference else {"dtype": dtype, **own}
+    what, folder = "reference" if reference else "model", str(trace.folder or "the trace")
     wanted = name or loadable_name(traced)
-    where = str(trace.folder or "the trace")
     if not wanted:
         raise InputError(
-            "the trace does not say which model it is of", where=where, fix="name it with --model"
+            "the trace does not say which model it is of", where=folder, fix=f"name it with --{what}"
         )
-    dtype = str(trace.request.get("dtype", "float32"))
-    transforms = read_transforms(list(traced.get("transforms", ())), dtype)
+    where = f"--{what} {wanted}, for {folder}"
+    transforms = read_transforms(list(traced.get("transforms", ())), traced["dtype"])
     try:
         asked = find_model(
-            str(wanted), transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
+            str(wanted), transforms, dtype=traced["dtype"], trust_remote_code=trust_remote_code, device=device
         )
     except (InputError, ModelError) as error:
         raise InputError(
-            f"the trace's model cannot be had: {error.what}",
-            where=f"--model {wanted}, for {where}",
-            fix=f"name a copy of it with --model; without it, {instead}",
+            f"the trace's {what} cannot be had: {error.what}",
+            where=where,
+            fix=f"name a copy of it with --{what}; without it, {instead}",
         ) from error
     found = asked.identity
     if found is not None and found.fingerprint != traced.get("fingerprint"):
         raise InputError(
-            f"{wanted} is another model than the one that was traced, {traced.get('name', 'no name')}",
-            where=f"--model {wanted}, for {where}",
-            fix=f"name a copy of the traced model, or trace this one; without it, {instead}",
+            f"{wanted} is another model than the one that was traced{' as the reference' * reference}, "
+            f"{traced.get('name', 'no name')}",
+            where=where,
+            fix=f"name a copy of that one, or trace again with this one; without it, {instead}",
         )
     if heads is not None:
         asked.require_heads(heads, "--heads")
-    from offramp.models.loading import Placement
-
     # Another way of attending changes last digits, and with them what is decoded.
-    placement = Placement(asked.device, attn_implementation=traced.get(ATTENTION))
-    with stage("loading the model and checking its exits"):
+    placement = Placement(asked.device, attn_implementation=own.get(ATTENTION))
+    with stage(f"loading the {what} and checking its exits"):
         return asked.load(placement)
-
-
-def load_reference(
-    trace: Trace, name: str | None, *, instead: str, device: str = AUTO, trust_remote_code: bool = False
-) -> Model:
-    """The model whose choices the trace keeps beside its own, in its dtype; by a name another copy of it.
-
-    name: what to load, None for where the trace says that it came from. instead: what can still be answered
-    where it is gone. device: as of `load_model`.
-
-    Raises InputError for a trace that keeps none's, or for a model that is gone or another one.
-    """
-    from offramp.decoding.rerun.sequences import reference_of, require_reference
-    from offramp.models.loading import Placement
-    from offramp.tracing.loading import find_model
-
-    kept = reference_of(trace)
-    wanted = str(name or loadable_name(kept))
-    try:
-        asked = find_model(
-            wanted, (), dtype=kept["dtype"], trust_remote_code=trust_remote_code, device=device
-        )
-    except (InputError, ModelError) as error:
-        raise InputError(
-            f"the trace's reference cannot be had: {error.what}",
-            where=f"--reference {wanted}, for {trace.folder or 'the trace'}",
-            fix=f"name a copy of it with --reference; without it, {instead}",
-        ) from error
-    require_reference(asked.source.identity.fingerprint, asked.dtype, trace)
-    attention = (trace.request.get("model") or {}).get(ATTENTION)
-    with stage("loading the reference and checking its exits"):
-        return asked.load(Placement(asked.device, attn_implementation=attention))
 
 
 def loadable_name(traced: dict[str, Any]) -> str | None:

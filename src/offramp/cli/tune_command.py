@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Callable
@@ -133,7 +134,7 @@ def tune(
 ) -> None:
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
     from offramp.cli.local_profile import kept_profile
-    from offramp.cli.traced_model import load_reference, load_traced_model, read_traced_heads
+    from offramp.cli.traced_model import load_traced_model, read_traced_heads
     from offramp.costs.hardware import LOCAL
     from offramp.decoding.execution.tune import by_workload, require_judged, require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
@@ -162,22 +163,12 @@ def tune(
             _require_executable(one, kv, batch)
             needed = rule.needed(wanted.risk, delta / len(loaded))
             _require_documents(one, wanted, needed, documents, fitted, seed)
-        if wanted.kind == REFERENCE:
-            original = load_reference(
-                loaded[0],
-                reference,
-                instead=INSTEAD,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            )
-        decodes = load_traced_model(
-            loaded[0],
-            model,
-            fitted,
-            instead=INSTEAD,
-            device=device,
-            trust_remote_code=trust_remote_code,
+        load = functools.partial(
+            load_traced_model, loaded[0], instead=INSTEAD, device=device, trust_remote_code=trust_remote_code
         )
+        if wanted.kind == REFERENCE:
+            original = load(reference, None, reference=True)
+        decodes = load(model, fitted)
         if machine.name == LOCAL:
             timed = kept_profile(decodes)
             machine = timed.profile
