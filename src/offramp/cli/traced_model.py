@@ -42,7 +42,7 @@ def load_traced_model(
 
     own: dict[str, Any] = dict(trace.request.get("model") or {})
     dtype = str(trace.request.get("dtype", "float32"))
-    traced = reference_of(trace) if reference else {"dtype": dtype, **own}
+    traced = reference_of(trace) if reference else {**own, "dtype": dtype}
     what, folder = "reference" if reference else "model", str(trace.folder or "the trace")
     wanted = name or loadable_name(traced)
     if not wanted:
