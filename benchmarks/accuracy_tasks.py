@@ -85,8 +85,12 @@ class HarnessTask:
 
 
 OF_HARNESS = {
-    "cities": HarnessTask(cities, "output_type: multiple_choice\ndoc_to_choice: choices\n"),
-    "last-word": HarnessTask(last_words, "output_type: loglikelihood\n"),
+    "cities": HarnessTask(
+        cities, "output_type: multiple_choice\ndoc_to_choice: choices\ndoc_to_target: answer\n"
+    ),
+    # lm-eval puts nothing between a text and what it scores behind it: without the space, "olden" and "times"
+    # would be one word.
+    "last-word": HarnessTask(last_words, 'output_type: loglikelihood\ndoc_to_target: " {{answer}}"\n'),
 }
 
 YAML = """task: {name}
@@ -94,7 +98,6 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/{name}.jsonl}}, cache_dir: {folder}/cache}}
 test_split: test
 doc_to_text: "{{{{text}}}}"
-doc_to_target: answer
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 

@@ -128,6 +128,18 @@ def test_tasks_of_the_harness_give_nothing_away(modules: dict[str, ModuleType]) 
     assert all(len(one["text"].split()) >= 39 and one["answer"].isalpha() for one in passages)
 
 
+def test_the_last_word_is_asked_as_it_stands_in_the_passage(
+    modules: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    tasks = pytest.importorskip("lm_eval.tasks")
+    documents = modules["accuracy_tasks"].last_words(3, 0)
+    modules["accuracy_tasks"].write_task(tmp_path, "last-word", documents)
+    manager = tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    asked = tasks.get_task_dict(["last-word"], manager)["last-word"]
+    asked.build_all_requests(limit=None, rank=0, world_size=1)
+    assert [one.args for one in asked.instances] == [(one["text"], f" {one['answer']}") for one in documents]
+
+
 def test_questions_that_heads_or_tuning_saw_are_left_out(modules: dict[str, ModuleType]) -> None:
     texts = [
         f"number {place} of some words that nobody else says, {place * 7} and {place * 11}"
