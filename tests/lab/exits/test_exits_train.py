@@ -299,13 +299,13 @@ def test_what_comes_before_the_first_step_is_time_of_training(monkeypatch: pytes
 
 
 def test_writing_the_text_is_part_of_what_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    answering_takes(monkeypatch, 0.4)
+    answering_takes(monkeypatch, 2000.0)
     prompts = replace(texts(120), mode="generation")
     taken = [
         train_exits(tiny_llama(), work, **{**QUICK, "at": "2", "steps": 1}).record.seconds.states
         for work in (prompts, texts(120))
     ]
-    assert taken[0] > 0.4 > taken[1]
+    assert taken[0] > 1000.0 > taken[1]
 
 
 def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
@@ -313,7 +313,7 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
 ) -> None:
     written = replace(texts(120), mode="generation", prompt_tokens=5)
     asked: dict[str, Any] = {"workload": written, "classifiers": True, "steps": 10}
-    answering_takes(monkeypatch, 0.05)
+    answering_takes(monkeypatch, 2000.0)
     whole = trained(**asked)
     for name in ("kept", "lost"):
         interrupted(tmp_path / name, monkeypatch, **asked)
@@ -321,7 +321,7 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
     monkeypatch.setattr(answers, "generate_greedily", None)
     found = trained(output=tmp_path / "kept", **asked)
     assert_same(found, whole)
-    assert found.record.seconds.states > 2 * 0.05
+    assert found.record.seconds.states > 2 * 1000.0, "text to train on, and for the classifiers"
     assert not (tmp_path / "kept" / ANSWERS).exists()
 
     def others(model: Model, batch: Sequence[PlannedAnswer], **options: Any) -> list[tuple[int, ...]]:

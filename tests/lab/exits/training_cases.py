@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -55,14 +56,9 @@ def assert_same(one: TrainedExits, other: TrainedExits) -> None:
 
 
 def answering_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Let prompts be answered in so many seconds at least."""
-    write = answers.generate_greedily
-
-    def slow(*given: Any, **options: Any) -> Any:
-        time.sleep(seconds)
-        return write(*given, **options)
-
-    monkeypatch.setattr(answers, "generate_greedily", slow)
+    """Let each batch of prompts be answered in so many seconds, by a clock of its own."""
+    clock = itertools.count(0.0, seconds)
+    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
 
 
 def regularised(model: Model | Path, output: Path, **options: Any) -> TrainedExits:
