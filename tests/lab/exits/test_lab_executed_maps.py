@@ -95,8 +95,10 @@ def test_they_leave_where_a_policy_lets_them() -> None:
     _, stays = maps.run(maps.initial()[0], texts)
     probabilities = a_model().stack.readout(texts.hidden).softmax(-1).max(-1).values
     expected = texts.may_leave & (probabilities < maps.thresholds[2])
+    clear = (probabilities - maps.thresholds[2]).abs() > 1e-6  # it is a token's own, but for the last digits
     assert maps.signal == "max_prob"
-    assert stays.tolist() == expected.tolist()
+    assert torch.equal(stays & clear, expected & clear)
+    assert int((~clear).sum()) <= 1
 
 
 def test_figures_are_those_of_the_tokens_that_stay() -> None:
@@ -119,12 +121,12 @@ def test_figures_are_those_of_the_tokens_that_stay() -> None:
 
 def test_a_step_is_drawn_by_seed_and_step_alone() -> None:
     head = TrainingHead(a_model(), "float32")
-    losses = [
-        float(maps_of(seed=seed).losses(step, 3, head)(0, maps_of().initial()[0]))
-        for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
-    ]
-    assert losses[0] == losses[1]
-    assert len(set(losses)) == 3
+    runs = []
+    for seed in (0, 0, 1):
+        maps = maps_of(seed=seed)
+        runs.append([float(maps.losses(step, 6, head)(0, maps.initial()[0])) for step in range(6)])
+    assert runs[0] == runs[1] != runs[2]
+    assert len({round(loss, 5) for loss in runs[0]}) > 1
 
 
 def test_sequences_that_are_not_kept_are_computed_again() -> None:
