@@ -170,3 +170,23 @@ def test_nothing_is_concluded_from_idle_depth_or_without_a_gate() -> None:
     wide = [row for row in rows if not row["run"].startswith("gate-wide")]
     assert find_gate(runs_of(wide), {}).passed, "the wide one decides nothing"
     assert find_gate(runs_of(rows), {"gate-run-16": "it diverged"}).passed is None
+
+
+def test_what_is_not_read_need_not_be_measured() -> None:
+    """Of the first models only the representation, as a study measures them: the same is told."""
+    rows = study_rows(4, effects=KNOWN, telling=1.0)
+    dear = [
+        key for key in rows[0] if key.startswith(("skipped", "score_", "oracle", "calibration", "required"))
+    ]
+    early = {row["step"] for row in rows if int(row["step"]) < 976}
+    assert len(early) == 6
+    blank = dict.fromkeys((*dear, "representation_lens"), "")
+    whole, sparse = (
+        analyse(runs_of(given), permutations=99)
+        for given in (rows, [row | blank if row["step"] in early else row for row in rows])
+    )
+    assert sparse.families["1"].effects == whole.families["1"].effects
+    assert sparse.validity == whole.validity
+    assert {key: len(one.effects) for key, one in sparse.families.items()} == {
+        key: len(one.effects) for key, one in whole.families.items()
+    }
