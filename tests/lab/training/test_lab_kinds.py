@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 import offramp
 from command_line import run_offramp
@@ -25,6 +28,7 @@ from offramp.lab.training.kinds import active_parameters, architecture_of
 from offramp.lab.training.objective import router_loss
 from offramp.lab.training.recipe import AnyRecipe, Mamba2Recipe, MixtureRecipe, Recipe
 from offramp.lab.training.record import RECORD, Request
+from offramp.lab.training.state_space import made_fast, scan
 from offramp.lab.training.train import train
 from offramp.records.typed import from_json, to_json
 
@@ -147,6 +151,48 @@ def test_the_loss_of_a_mixture_has_the_term_of_its_routers(lab_text: LabText) ->
     torch.testing.assert_close(loss, of_text + 0.001 * uneven)
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(layer.mlp.gate.weight.grad.abs().max() > 0 for layer in model.model.layers)
+
+
+@given(
+    tokens=st.integers(1, 13),
+    chunk=st.integers(1, 6),
+    heads=st.integers(1, 3),
+    strength=st.floats(0.0, 3.0),
+    seed=st.integers(0, 2**32),
+)
+def test_a_scan_by_chunks_is_the_recurrence(
+    tokens: int, chunk: int, heads: int, strength: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(2, tokens, heads, 4, generator=generator)
+    decay = -strength * torch.rand(2, tokens, heads, generator=generator)
+    written, read = (torch.randn(2, tokens, 5, generator=generator) for _ in range(2))
+    state = torch.zeros(2, heads, 4, 5)
+    for place, found in enumerate(scan(values, decay, written, read, chunk).unbind(1)):
+        added = torch.einsum("bhp,bn->bhpn", values[:, place], written[:, place])
+        state = decay[:, place, :, None, None].exp() * state + added
+        expected = torch.einsum("bhpn,bn->bhp", state, read[:, place])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
+def test_a_state_space_in_training_is_that_of_transformers(lab_text: LabText, tokens: int) -> None:
+    torch.manual_seed(0)
+    own = architecture_of(tiny_kind(lab_text, "mamba2"), 300).make_model()
+    with torch.no_grad():
+        for weight in own.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    fast = made_fast(copy.deepcopy(own))
+    ids = torch.randint(0, 300, (2, tokens))
+    for model in (own, fast):
+        model(input_ids=ids, use_cache=False).logits.square().mean().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(own(input_ids=ids).logits, fast(input_ids=ids).logits)
+        plain, other = (model(input_ids=ids, use_cache=False).logits for model in (own, fast))
+    torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-5)
+    assert tokens == 1 or bool((plain != other).any()), "another order of sums"
+    for weight, its in zip(own.parameters(), fast.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, its.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_what_a_state_space_computes_does_not_depend_on_its_chunks(lab_text: LabText) -> None:

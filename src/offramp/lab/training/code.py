@@ -14,7 +14,7 @@ COMMON = (
     "lab/sealed_tensors.py",
     "models/lab_family.py",
 )
-OF_KINDS = ("lab/training/kinds.py", "lab/training/objective.py")
+OF_KINDS = ("lab/training/kinds.py", "lab/training/objective.py", "lab/training/state_space.py")
 GOING_ON = (
     "lab/training/going_on.py",
     "lab/training/early_exit.py",

@@ -18,6 +18,7 @@ from offramp.lab.training.going_on import continued_loss, read_base, start_of
 from offramp.lab.training.kinds import AnyArchitecture, architecture_of
 from offramp.lab.training.loop import LossOf, text_loss
 from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, Recipe
+from offramp.lab.training.state_space import made_fast
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,16 @@ def objective_of(recipe: AnyRecipe, text: LabText) -> Objective:
     if isinstance(recipe, ContinuedRecipe):
         base = read_base(recipe, text)
         architecture = architecture_of(base.recipe, text.record.vocabulary)
-        return Objective(
-            architecture, lambda: start_of(base.folder), continued_loss(recipe, text), base.fingerprint
-        )
+        loss = continued_loss(recipe, text)
+        return Objective(architecture, lambda: made_fast(start_of(base.folder)), loss, base.fingerprint)
     architecture = architecture_of(recipe, text.record.vocabulary)
     if isinstance(recipe, Recipe):
         require_comparable(recipe, text.fingerprint, make_architecture(recipe, text.record.vocabulary))
     batches = Batches.of(text, recipe.context, recipe.batch, recipe.seed)
-    loss = router_loss if recipe.kind == "mixture" else text_loss
-    return Objective(architecture, architecture.make_model, lambda model: loss(model, batches))
+    of_kind = router_loss if recipe.kind == "mixture" else text_loss
+    return Objective(
+        architecture, lambda: made_fast(architecture.make_model()), lambda model: of_kind(model, batches)
+    )
 
 
 def router_loss(model: Any, batches: Batches) -> LossOf:
