@@ -315,6 +315,13 @@ def test_too_few_documents_are_no_answer():
     searched = lacking([*findings_of(failed), *findings_of(compared(nothing("documents", documents=50)))])
     assert searched.startswith("no document is left to search on for 95 % agreement (trace at least 90")
     assert searched.endswith("elsewhere every faster policy failed the test of its floor")
+    hurried = compared(nothing("time", documents=50))
+    used_up = "the time to decode in was used up before a test was settled"
+    assert lacking(findings_of(hurried)) == used_up
+    assert comparison_decision(hurried) == "not certifiable"
+    assert lacking([*findings_of(hurried), *findings_of(failed)]) == (
+        f"in 1 {used_up}; elsewhere every faster policy failed the test of its floor"
+    )
 
 
 @pytest.mark.parametrize(

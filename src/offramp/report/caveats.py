@@ -128,17 +128,29 @@ def trace_caveats(run: RunResult) -> list[str]:
 
 def lacking(findings: Sequence[Finding[Saving]]) -> str:
     """What kept these from a certificate, and what the floor that needs least would take."""
-    failed = "every faster policy failed the test of its floor"
     short = [one.detail for one in findings if one.detail.lacks == "documents"]
-    if not short:
-        return failed
+    open_yet = sum(one.detail.lacks == "time" for one in findings)
+    failed = len(findings) - len(short) - open_yet
+    said = []
+    if short:
+        said.append(_too_few_documents(short))
+    if open_yet:
+        where = "" if open_yet == len(findings) else f"in {open_yet:,} "
+        said.append(f"{where}the time to decode in was used up before a test was settled")
+    if failed:
+        where = "elsewhere " if said else ""
+        said.append(f"{where}every faster policy failed the test of its floor")
+    return "; ".join(said)
+
+
+def _too_few_documents(short: Sequence[Saving]) -> str:
+    """What was at hand to certify on, and what the floor that needs least would take."""
     easiest = min(short, key=lambda saving: (saving.documents_needed, saving.documents_in_all))
     said = f"{counted(easiest.documents, 'document')}{easiest.of_tokens} to certify on, "
     said += f"{easiest.documents_needed:,} needed"
     if easiest.documents >= easiest.documents_needed:
         said = "no document is left to search on"
-    said += f" for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"
-    return said if len(short) == len(findings) else f"{said}; elsewhere {failed}"
+    return f"{said} for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"
 
 
 def left_over(comparison: Comparison) -> list[str]:

@@ -152,8 +152,11 @@ def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lac
         "answer": "as found",
         "kv": "propagate",
         "documents": {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5},
+        "candidates": [],
     }
     found = saving_of(tuned, "h100")
     assert (found.lacks, found.floor, found.machine) == (lacks, "agreement=0.95", "h100")
     assert (found.documents, found.documents_needed) == (certificate["documents"], 45)
     assert found.documents_in_all > 45 + 3
+    tuned["candidates"] = [{"outcome": "time used up"}, {"outcome": "a candidate before it failed"}]
+    assert saving_of(tuned, "h100").lacks == ("time" if lacks == "evidence" else lacks)

@@ -100,7 +100,9 @@ def test_nothing_certified_is_nothing_saved_and_too_few_documents_are_open() -> 
     assert (refused.policy, refused.passed, refused.saved.value) == ("never", "", None)
     assert refused.saved.undefined == "as told"
     assert (refused.paid_back, refused.open) == (None, False)
-    assert only(rows(saving(1.0, certified=False, lacks="documents")), PREDICTED).open
+    for lacks in ("documents", "time"):
+        assert only(rows(saving(1.0, certified=False, lacks=lacks)), PREDICTED).open
+    assert not only(rows(saving(1.0, certified=False, lacks="evidence")), PREDICTED).open
 
 
 def test_without_a_price_in_seconds_it_is_not_known_when_it_is_paid() -> None:

@@ -129,7 +129,7 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
         certified=certificate["holds"],
         answer=tuned["answer"],
         kv=tuned["kv"],
-        lacks=_lacks(certificate, tuned["documents"]),
+        lacks=_lacks(tuned),
         documents=certificate["documents"],
         documents_needed=needed,
         documents_in_all=fewest_documents(needed) + tuned["documents"]["heads"],
@@ -138,13 +138,17 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
     )
 
 
-def _lacks(certificate: Mapping[str, Any], documents: Mapping[str, int]) -> Lacks:
+def _lacks(tuned: Mapping[str, Any]) -> Lacks:
     """Why there is no certificate; a search that found nothing faster had nothing to certify."""
+    certificate = tuned["certificate"]
     if certificate["holds"]:
         return ""
-    if certificate["documents"] < certificate["documents_needed"] or not documents["search"]:
+    if certificate["documents"] < certificate["documents_needed"] or not tuned["documents"]["search"]:
         return "documents"
-    return "evidence" if certificate["tested"] else ""
+    if not certificate["tested"]:
+        return ""
+    out_of_time = any(one["outcome"] == "time used up" for one in tuned["candidates"])
+    return "time" if out_of_time else "evidence"
 
 
 def league_speedups(entries: Sequence[Mapping[str, Any]], machine: str) -> dict[str, float]:

@@ -14,8 +14,9 @@ from offramp.studies.work.training_cost import Training
 Basis = str
 """How a saving was found: "predicted" (by replay) or "measured" (in decoding)."""
 
-Lacks = Literal["", "documents", "evidence"]
-"""What kept a policy from a certificate: too few documents, or a test that every faster policy failed."""
+Lacks = Literal["", "documents", "time", "evidence"]
+"""What kept a policy from a certificate: too few documents, too little time, or a test that every faster policy
+failed."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ class TrainedSaving:
     """What trained exits save of plain decoding's time in one place at one floor, and when that pays them.
 
     heads: the exits by their name. policy: "never" where nothing faster keeps the floor. passed: how that is
-    known, as of `Saving`. open: whether more documents may tell more. basis: of `saved`. untrained: the share
-    that the same model saves there without training, 0 if nothing; None where it was not tried.
+    known, as of `Saving`. open: whether more documents or time may tell more. basis: of `saved`. untrained:
+    the share that the same model saves there without training, 0 if nothing; None where it was not tried.
     plain_seconds: of a token of plain decoding. paid_back: generated tokens after which the seconds of
     training are saved again, over the better of plain decoding and untrained exits; None if never, or not
     known.

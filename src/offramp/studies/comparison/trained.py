@@ -35,7 +35,7 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
                 training=row.training,
                 policy=NEVER if saved.value is None else saving.policy,
                 passed="" if saved.value is None else "executed" if saving.executed else "replayed",
-                open=saving.lacks == "documents",
+                open=saving.lacks in ("documents", "time"),
                 basis=basis,
                 saved=saved,
                 untrained=untrained,
