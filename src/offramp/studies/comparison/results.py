@@ -15,7 +15,7 @@ Basis = str
 """How a saving was found: "predicted" (by replay) or "measured" (in decoding)."""
 
 Lacks = Literal["", "documents", "time", "evidence"]
-"""What kept a policy from a certificate: too few documents, too little time, or a test that every faster policy
+"""What kept a policy from a certificate: too few documents, too little time, or a test that every faster one
 failed."""
 
 
