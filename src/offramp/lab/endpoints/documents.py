@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import get_args
 
@@ -15,6 +16,9 @@ from offramp.models.model import Model
 from offramp.workloads.packing import encode_document
 from offramp.workloads.text_files import load_json_lines
 from offramp.workloads.workload import Document, Workload
+
+CHARACTERS = 1 << 14
+"""Of a document: nothing reads further, and to encode whole books would take longer than to measure."""
 
 NATURAL: tuple[NaturalKind, ...] = get_args(NaturalKind)
 """Kinds of works that were not made here."""
@@ -52,7 +56,8 @@ def _documents(text: LabText, part: Part, kind: NaturalKind) -> list[Document]:
             fix=f"make one with more {kind}: offramp lab text",
         )
     found = load_json_lines(f"{text.folder / name}#text").documents
-    return sorted(found, key=lambda one: sha256_of_text(f"offramp lab endpoint {one.id}"))
+    begun = [replace(one, text=one.text[:CHARACTERS]) for one in found]
+    return sorted(begun, key=lambda one: sha256_of_text(f"offramp lab endpoint {one.id}"))
 
 
 def openings_of(model: Model, works: Workload, tokens: int, most: int) -> tuple[Opening, ...]:

@@ -176,7 +176,7 @@ class _Measuring:
                 context=self._context,
                 classifiers=False,
                 kv_maps=False,
-                precision="float32",
+                precision="bfloat16",
                 progress=False,
             ).heads
 
