@@ -9,7 +9,9 @@ import pytest
 
 from offramp.studies import availability, model_search
 from offramp.studies.availability import SLOW_SOURCES
+from offramp.studies.lab_study import BLOCKS, LabStudy
 from offramp.studies.plan import make_plan
+from offramp.studies.status import time_left
 from offramp.studies.study import Study
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan
@@ -46,7 +48,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Pl
 
 
 def test_all_studies_are_there(plans: dict[str, tuple[Study, Plan]]) -> None:
-    assert sorted(plans) == sorted((*HERE, *ELSEWHERE))
+    assert sorted(plans) == sorted((*HERE, *ELSEWHERE, "lab"))
     for name, (study, _) in plans.items():
         assert study.name == name
         assert study.settings.title
@@ -139,3 +141,23 @@ def test_validity_has_a_dozen_cells_of_one_base(plans: dict[str, tuple[Study, Pl
     assert sum(cell.kind == "score" for cell in plan.cells) >= 12
     assert {model.base for model in study.models} == {"smollm2"}
     assert "nothing is claimed" in study.settings.description
+
+
+def test_the_lab_trains_in_six_hours_here_and_in_another_size_on_one_gpu(
+    plans: dict[str, tuple[Study, Plan]], tmp_path: Path
+) -> None:
+    study, plan = plans["lab"]
+    assert isinstance(study, LabStudy)
+    assert study.lab.blocks == BLOCKS
+    left = time_left(plan, set(plan.tasks), set(), (), 2)
+    assert left.unknown == 0
+    assert 2 * 3600 < left.seconds < 6 * 3600 + 120
+    text = study.path.read_text(encoding="utf-8").replace('# size = "100m"', 'size = "100m"')
+    other = tmp_path / "lab.toml"
+    other.write_text(text.replace("[lab]", 'device = "cuda"\n[lab]', 1), encoding="utf-8")
+    large = make_plan(read_study(other))
+    trainings = [task for task in (*large.tasks.values(), *large.to_come) if task.kind == "train"]
+    assert len(trainings) > 28
+    sizes = {(task.recipe["recipe"]["hidden"], task.recipe["recipe"]["context"]) for task in trainings}
+    assert (768, 1024) in sizes
+    assert all(task.exclusive and task.estimate.seconds for task in trainings)

@@ -13,6 +13,7 @@ from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
+    from offramp.studies.task import Plan
 
 
 def folder_of(name: str, output: Path | None) -> Path:
@@ -66,10 +67,26 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
     from offramp.studies.comparison.reading import read_comparison
 
     stamp = {**_content(folder), "mixed": mixed}
+    plan = folder.read_plan()
     with stage("writing the report"):
-        page = write_comparison(read_comparison([folder.path], mixed=mixed), folder.path)
+        if "lab" in plan.study:
+            page = _write_lab_report(plan, folder)
+        else:
+            page = write_comparison(read_comparison([folder.path], mixed=mixed), folder.path)
     write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
     return page
+
+
+def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
+    """Write the table of runs of a study of the lab; its path."""
+    from offramp.cli.compare_command import TABLES
+    from offramp.files import write_text_atomically
+    from offramp.studies.lab_rows import lab_rows, lab_table
+
+    path = folder.path / TABLES / "runs.csv"
+    path.parent.mkdir(exist_ok=True)
+    write_text_atomically(path, lab_table(lab_rows(plan, folder)))
+    return path
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:

@@ -61,6 +61,7 @@ def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         **study_json(plan, status, folder),
         "cells": [_cell_json(cell, plan, status) for cell in plan.cells],
         "jobs": len(plan.jobs),
+        "to_come": len(plan.to_come),
         "work": {**effort(plan, status, AHEAD), "seconds_here": status.left.seconds},
         "elsewhere": {**effort(plan, status, (IMPOSSIBLE,)), "bytes_to_fetch": bytes_to_fetch(plan)},
     }
@@ -143,10 +144,16 @@ def effort_lines(plan: Plan, status: Status) -> list[str]:
     here, elsewhere = effort(plan, status, AHEAD), effort(plan, status, (IMPOSSIBLE,))
     if here["tasks"]:
         lines.append(
-            f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores."
+            f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores"
+            f"{', with what is to come' if plan.to_come else ''}."
         )
     else:
         lines.append("There is nothing left to run here.")
+    if plan.to_come:
+        known = [task.estimate.seconds or 0.0 for task in plan.to_come]
+        lines.append(
+            f"To come: about {counted(len(known), 'task')}, as results decide: {lasting(sum(known))} of work."
+        )
     if elsewhere["tasks"]:
         fetched = bytes_to_fetch(plan)
         models = f"; some {shown_size(fetched)} of models to fetch" if fetched else ""

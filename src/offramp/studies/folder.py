@@ -56,6 +56,7 @@ class PlanRecord:
     jobs: tuple[PlannedJob, ...]
     unavailable: Mapping[str, str]
     damaged: tuple[str, ...]
+    to_come: tuple[Task, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan) -> PlanRecord:

@@ -26,6 +26,7 @@ from offramp.studies.axis_checks import (
     check_workloads,
 )
 from offramp.studies.entries import AUTO, LEAGUE, LOCAL, NONE, TUNED, Entry
+from offramp.studies.lab_study import read_lab_study
 from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings
@@ -275,6 +276,9 @@ def read_study(path: str | Path) -> Study:
     Raises InputError, with the line and the key, for a file that cannot be read, is no TOML, has an unknown
     axis or key, or a value that does not fit; and what `offramp.studies.study_file.check_study` refuses.
     """
-    study = Study.of(*read_toml(Path(path), WHAT))
+    values, source = read_toml(Path(path), WHAT)
+    if "lab" in values:
+        return read_lab_study(values, source)
+    study = Study.of(values, source)
     check_study(study)
     return study

@@ -115,7 +115,8 @@ class Plan:
     study: the study as a JSON object (names, models with their facts, pairs, settings), as written into the
     study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
     it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
-    damaged: names of those models among them whose files are not whole or not safe.
+    damaged: names of those models among them whose files are not whole or not safe. to_come: tasks of which
+    it is not known yet what exactly they will be, since others decide it; for the time that they will take.
     """
 
     study: Mapping[str, Any]
@@ -124,6 +125,7 @@ class Plan:
     jobs: tuple[Job, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    to_come: tuple[Task, ...] = ()
 
     @property
     def is_run(self) -> bool:

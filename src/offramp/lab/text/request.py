@@ -21,6 +21,7 @@ from offramp.records.given_file import (
     did_you_mean,
     read_toml,
 )
+from offramp.records.given_file import Source as GivenFile
 from offramp.workloads.text_files import load_text
 
 WHAT = "text file"
@@ -68,22 +69,36 @@ def read_request(path: Path) -> TextRequest:
     """
     values, source = read_toml(path, WHAT)
     found = checked(TextRequest, values, source)
-    for place, name in enumerate(found.sources):
+    check_request(found, source)
+    return placed_request(found, path.parent)
+
+
+def check_request(request: TextRequest, source: GivenFile, *location: str) -> None:
+    """Refuse a source that is not known, and a name given twice. location: of the request in its file.
+
+    Raises InputError, with the line.
+    """
+    for place, name in enumerate(request.sources):
         if name not in SOURCES:
             raise source.refused(
-                f"there is no source {name!r}", did_you_mean(name, SOURCES), "sources", place
+                f"there is no source {name!r}", did_you_mean(name, SOURCES), *location, "sources", place
             )
-    names = [*found.sources, *(one.name for one in found.own)]
+    names = [*request.sources, *(one.name for one in request.own)]
     for place, name in enumerate(names):
         if name in names[:place]:
-            where = ("sources", place) if place < len(found.sources) else ("own", place - len(found.sources))
-            raise source.refused(f"two sources are named {name!r}", "name each once", *where)
+            named = len(request.sources)
+            where = ("sources", place) if place < named else ("own", place - named)
+            raise source.refused(f"two sources are named {name!r}", "name each once", *location, *where)
+
+
+def placed_request(request: TextRequest, folder: Path) -> TextRequest:
+    """The request with its paths, which are relative to a folder, as this process finds them."""
 
     def placed(name: str) -> str:
-        return str(path.parent / Path(name).expanduser())
+        return str(folder / Path(name).expanduser())
 
-    own = tuple(one.model_copy(update={"path": placed(one.path)}) for one in found.own)
-    return found.model_copy(update={"own": own, "folders": tuple(map(placed, found.folders))})
+    own = tuple(one.model_copy(update={"path": placed(one.path)}) for one in request.own)
+    return request.model_copy(update={"own": own, "folders": tuple(map(placed, request.folders))})
 
 
 def _own_source(own: OwnText) -> Source:
@@ -95,4 +110,7 @@ def _own_source(own: OwnText) -> Source:
         )
         return Found(f"given: {Path(own.path).name}", tuple(works))
 
-    return Source(own.name, own.kind, own.licence, find)
+    def version(folders: object) -> str:
+        return load_text(f"{own.path}#whole").fingerprint
+
+    return Source(own.name, own.kind, own.licence, find, version)

@@ -48,16 +48,23 @@ class Found:
 class Source:
     """One source of text.
 
-    find: what there is of it in these folders, None if it is not here. fix: how it is had then. limits: what
-    must be said of models that are trained on it, "" for nothing.
+    find: what there is of it in these folders, None if it is not here. version: of what there is, without
+    reading it. fix: how it is had if it is not here. limits: what must be said of models that are trained on
+    it, "" for nothing.
     """
 
     name: str
     kind: Kind
     licence: str
     find: Callable[[Sequence[Path]], Found | None]
+    version: Callable[[Sequence[Path]], str | None]
     fix: str = ""
     limits: str = ""
+
+
+def python_version(folders: Sequence[Path]) -> str:
+    """Of the running Python."""
+    return f"Python {platform.python_version()}"
 
 
 def standard_library(folders: Sequence[Path]) -> Found | None:
@@ -68,7 +75,7 @@ def standard_library(folders: Sequence[Path]) -> Found | None:
             Document(f"standard-library:{file}", read_text(path))
         )
     found = (_work("standard-library", name, "code", documents) for name, documents in works.items())
-    return Found(f"Python {platform.python_version()}", tuple(one for one in found if one.documents))
+    return Found(python_version(folders), tuple(one for one in found if one.documents))
 
 
 def python_reference(folders: Sequence[Path]) -> Found | None:
@@ -77,12 +84,20 @@ def python_reference(folders: Sequence[Path]) -> Found | None:
         _work("python-reference", one.id, "prose", [Document(f"python-reference:{one.id}", one.text)])
         for one in load_prose().documents
     )
-    return Found(f"Python {platform.python_version()}", tuple(works))
+    return Found(python_version(folders), tuple(works))
+
+
+def reasoning_version(folders: Sequence[Path]) -> str | None:
+    """Of reasoning-gym, and the seed of its questions; None if it is not installed."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        return None
+    return f"{importlib.metadata.version('reasoning_gym')}, seed {REASONING_SEED}"
 
 
 def reasoning(folders: Sequence[Path]) -> Found | None:
     """Questions and answers of reasoning-gym, each family a work."""
-    if importlib.util.find_spec("reasoning_gym") is None:
+    version = reasoning_version(folders)
+    if version is None:
         return None
     import reasoning_gym
 
@@ -96,8 +111,7 @@ def reasoning(folders: Sequence[Path]) -> Found | None:
             for start in range(0, len(texts), 10)
         ]
         works.append(_work("reasoning-gym", family, "reasoning", documents))
-    version = importlib.metadata.version("reasoning_gym")
-    return Found(f"{version}, seed {REASONING_SEED}", tuple(works))
+    return Found(version, tuple(works))
 
 
 def debian_files(
@@ -160,6 +174,16 @@ def _debian_version(folder: Path, package: str) -> str | None:
     return None
 
 
+def debian_version(package: str) -> Callable[[Sequence[Path]], str | None]:
+    """A finder of the version of a Debian package that is in one of the folders."""
+
+    def find(folders: Sequence[Path]) -> str | None:
+        versions = (_debian_version(folder, package) for folder in folders)
+        return next((one for one in versions if one is not None), None)
+
+    return find
+
+
 def _stem(path: Path) -> str:
     """A file's name without the endings that say how it is packed."""
     return re.sub(r"\.(gz|md|pod|txt)\b", "", path.name)
@@ -179,13 +203,14 @@ def _apt(package: str) -> str:
 SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
-        Source("standard-library", "code", PSF, standard_library),
-        Source("python-reference", "prose", PSF, python_reference),
+        Source("standard-library", "code", PSF, standard_library, python_version),
+        Source("python-reference", "prose", PSF, python_reference, python_version),
         Source(
             "anarchism",
             "prose",
             "GPL-2",
             debian_files("anarchism", "prose", ["usr/share/doc/anarchism/markdown/*.md*"]),
+            debian_version("anarchism"),
             _apt("anarchism"),
             "essays of a few authors in one voice and of one conviction: prose here is mostly theirs",
         ),
@@ -194,6 +219,7 @@ SOURCES: dict[str, Source] = {
             "prose",
             "copyleft of its own (the file copyright of the package)",
             debian_files("debian-faq", "prose", ["usr/share/doc/debian/FAQ/debian-faq.en.txt*"]),
+            debian_version("debian-faq"),
             _apt("debian-faq"),
         ),
         Source(
@@ -201,6 +227,7 @@ SOURCES: dict[str, Source] = {
             "manual",
             "GPL-1+ or Artistic",
             debian_files("perl-doc", "manual", ["usr/share/perl/*/pod/*.pod"]),
+            debian_version("perl-doc"),
             _apt("perl-doc"),
         ),
         Source(
@@ -208,6 +235,7 @@ SOURCES: dict[str, Source] = {
             "manual",
             "several free licences, named in each page's source",
             manual_pages,
+            debian_version("manpages"),
             "apt-get install manpages manpages-dev",
         ),
         Source(
@@ -215,6 +243,7 @@ SOURCES: dict[str, Source] = {
             "reasoning",
             "Apache-2.0",
             reasoning,
+            reasoning_version,
             "pip install 'offramp[math]'",
             "questions of a few templates each",
         ),

@@ -1,0 +1,79 @@
+"""The design of docs/lab/preregistered.md in other sizes: every recipe of it, scaled alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from offramp.lab.design import GPT2_LIKE, LLAMA_LIKE, run_name
+from offramp.lab.training.architecture import make_architecture
+from offramp.lab.training.recipe import Precision, Recipe
+
+DESIGN = "design"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How a recipe of the design is scaled.
+
+    hidden, layers, query_heads: times its own. tokens: numbers of which a pilot chooses one, ascending.
+    The rest as of a recipe.
+    """
+
+    hidden: Fraction = Fraction(1)
+    layers: Fraction = Fraction(1)
+    query_heads: Fraction = Fraction(1)
+    context: int = 256
+    batch: int = 16
+    precision: Precision = "float32"
+    tokens: tuple[int, ...] = tuple(count * 1_000_000 for count in (2, 4, 8, 16, 32))
+
+
+SIZES: Mapping[str, Size] = {
+    DESIGN: Size(),
+    "smoke": Size(hidden=Fraction(1, 2), layers=Fraction(1, 3), context=64, batch=4, tokens=(20_000,)),
+    # Some 87 million weights at a vocabulary of 2,048: 12 layers of 768, heads of 64, one GPU.
+    "100m": Size(
+        hidden=Fraction(8),
+        query_heads=Fraction(2),
+        context=1024,
+        batch=64,
+        precision="bfloat16",
+        tokens=tuple(count * 1_000_000 for count in (256, 512, 1024, 2048, 4096)),
+    ),
+}
+"""By name: the one that was written down before, one that only shows that everything works, a larger one."""
+
+
+def resized(recipes: Mapping[str, Recipe], size: Size, vocabulary: int) -> dict[str, Recipe]:
+    """A design in another size. Parameters are those of its GPT-2-like corner with a width of 4 times the
+    hidden size, and widths follow the Llama-like corner's.
+
+    vocabulary: of the text. Raises InputError where a size cannot be matched.
+    """
+    scaled = {name: _scaled(recipe, size) for name, recipe in recipes.items()}
+    corner = scaled[run_name(GPT2_LIKE)]
+    widened = corner.model_copy(update={"parameters": None, "width": 4 * corner.hidden})
+    parameters = make_architecture(widened, vocabulary).parameters
+    llama = scaled[run_name(LLAMA_LIKE)].model_copy(update={"parameters": parameters})
+    grown = Fraction(
+        make_architecture(llama, vocabulary).width,
+        make_architecture(recipes[run_name(LLAMA_LIKE)], 2048).width,
+    )
+    found = {}
+    for name, recipe in scaled.items():
+        sized: dict[str, int] = {"parameters": parameters}
+        if recipe.width is not None:
+            sized = {"width": round(recipe.width * (grown if recipe.mlp == "swiglu" else size.hidden))}
+        found[name] = recipe.model_copy(update=sized)
+    return found
+
+
+def _scaled(recipe: Recipe, size: Size) -> Recipe:
+    """With layers, hidden size and heads of another size, and its own widths and parameters."""
+    layers = max(1, round(recipe.layers * size.layers))
+    heads = round(recipe.query_heads * size.query_heads)
+    update = {"layers": layers, "hidden": round(recipe.hidden * size.hidden), "query_heads": heads}
+    same = {"context": size.context, "batch": size.batch, "precision": size.precision}
+    return recipe.model_copy(update={**update, **same})

@@ -1,0 +1,94 @@
+"""The tasks of a study of the lab as they are laid out, and how those that are trainings have ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from offramp.studies.folder import StudyFolder
+from offramp.studies.lab_runs import Outcome, Run
+from offramp.studies.lab_study import LabStudy
+from offramp.studies.lab_tasks import LabTasks
+from offramp.studies.study import placed
+from offramp.studies.task import Cell, Job, Task
+from offramp.studies.work.train import model_folder
+
+
+class Collected:
+    """Tasks, cells and jobs, the text's first.
+
+    ahead: whether what is added now rests on what is not known yet, so that it is only an outline. absent:
+    what of the text cannot be had here, with what brings it.
+    """
+
+    def __init__(self, study: LabStudy, folder: StudyFolder | None) -> None:
+        self.study, self.folder = study, folder
+        self.make = LabTasks(study)
+        self.tasks: dict[str, Task] = {}
+        self.to_come: dict[str, Task] = {}
+        self.cells: dict[str, Cell] = {}
+        self.jobs: dict[str, list[Task]] = {}
+        self.runs: dict[str, Run] = {}
+        self.trained: dict[str, Task] = {}
+        self.ahead = False
+        self.text, self.absent = self.make.text()
+        self.add("text of the lab", Cell("text", "", "text"), self.text)
+
+    def added(self, runs: Iterable[Run]) -> list[Outcome | None]:
+        """Add trainings; how each ended."""
+        runs = list(runs)
+        for run in runs:
+            self.add_run(run)
+        return [self.outcome(run) for run in runs]
+
+    def add_run(self, run: Run) -> None:
+        """Add a training, unless it is there. Raises InputError, with the line, for a size that cannot be."""
+        if run.name in self.trained:
+            return
+        with placed(self.study, "lab", "size"):
+            self.trained[run.name] = self.make.train(run, {"text": self.text})
+        self.runs[run.name] = run
+        self.add(f"train {run.name}", Cell("train", "", run.name), self.trained[run.name])
+
+    def add(self, job: str, cell: Cell, task: Task) -> None:
+        """Keep a task, its cell and its job; of what is ahead only the task, for the time that it takes."""
+        if self.ahead:
+            self.to_come[task.key] = task
+        elif task.key not in self.tasks:
+            self.tasks[task.key] = task
+            self.cells[task.key] = replace(cell, task=task.key)
+            self.jobs.setdefault(job, []).append(task)
+
+    def outcome(self, run: Run) -> Outcome | None:
+        """How a training ended, None if it has not."""
+        task = self.trained[run.name]
+        if task.key not in self.tasks or self.folder is None:
+            return None
+        condition = self.folder.condition(task)
+        if condition == "failed":
+            return Outcome(failed=True)
+        if condition != "done":
+            return None
+        result = self.folder.result(task)
+        return Outcome(tuple(one["loss"] for one in result["kept"]), result["diverged"])
+
+    def model_of(self, run: Run) -> Path:
+        """The model that a training left in the end."""
+        assert self.folder is not None, "asked for once it has ended"
+        return model_folder(self.folder.task_folder(self.trained[run.name]), None)
+
+    def made_jobs(self) -> tuple[Job, ...]:
+        """Each training alone, and together what is measured of one, as they were added."""
+        return tuple(self._job(name, tasks) for name, tasks in self.jobs.items())
+
+    def _job(self, name: str, tasks: Sequence[Task]) -> Job:
+        own = {task.key for task in tasks}
+        return Job(
+            name=name,
+            tasks=tuple(tasks),
+            needs=tuple(dict.fromkeys(key for one in tasks for key in one.needs.values() if key not in own)),
+            threads=self.study.threads,
+            exclusive=any(task.exclusive for task in tasks),
+            memory_bytes=max(task.estimate.memory_bytes or 0 for task in tasks),
+        )

@@ -1,0 +1,71 @@
+"""`runs.csv` of a study of the lab: a line for each kept model of each training that has ended."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from offramp.studies.folder import StudyFolder
+from offramp.studies.task import Plan
+
+RUN = ("run", "block", "base", "arm", "norm", "mlp", "positions", "heads", "residual", "layers", "hidden")
+COLUMNS = (*RUN, "kind", "seed", "step", "tokens", "loss", "diverged")
+"""Of every table; a column for each endpoint that was measured comes after them."""
+
+Row = Mapping[str, Any]
+
+
+def lab_rows(plan: Plan, folder: StudyFolder) -> list[Row]:
+    """The lines, by column. loss: nan where it was not finite. An endpoint that was not measured is absent,
+    and None where it cannot be told. What a pilot trained is no run.
+    """
+    measured = _measured(plan, folder)
+    found: list[Row] = []
+    for name, run in plan.study["runs"].items():
+        task = plan.tasks[run["train"]]
+        if run["block"] == "pilot" or not folder.is_done(task):
+            continue
+        result = folder.result(task)
+        about = {key: run.get(key, "") for key in RUN[1:]} | {"run": name, "kind": run.get("kind", "dense")}
+        about |= {"seed": run["seed"], "diverged": name in plan.study["told"].get("diverged", ())}
+        found += [{**about, **one, **measured.get((task.key, one["step"]), {})} for one in result["kept"]]
+        if result["diverged"]:
+            found.append({**about, "step": result["step"] + 1, "tokens": "", "loss": float("nan")})
+    return found
+
+
+def _measured(plan: Plan, folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:
+    """Endpoints by training and step."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for task in plan.tasks.values():
+        if task.kind == "measure" and folder.is_done(task):
+            trained = task.needs["model"]
+            step = task.recipe["step"] or folder.result(plan.tasks[trained])["step"]
+            found.setdefault((trained, step), {}).update(folder.result(task)["values"])
+    return found
+
+
+def lab_table(rows: list[Row]) -> str:
+    """The lines as CSV."""
+    endpoints = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *endpoints], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _shown(value: Any) -> Any:
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
+def lab_notes(plan: Plan) -> Iterator[str]:
+    """What was decided on the way, a sentence each."""
+    told = plan.study.get("told", {})
+    if "tokens" in told:
+        yield f"{told['tokens']:,} tokens a run, the largest learning rate {told['rate']:g}"
+    yield from plan.study.get("notes", ())
+    if told.get("diverged"):
+        yield f"diverged, and left out of every analysis: {', '.join(told['diverged'])}"

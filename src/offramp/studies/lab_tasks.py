@@ -1,0 +1,128 @@
+"""The tasks of a study that trains its models: text, train and measure, and what each takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from offramp.errors import InputError
+from offramp.lab.training.architecture import make_architecture
+from offramp.lab.training.recipe import Recipe
+from offramp.models.devices import CPU, find_device
+from offramp.studies.computing import code_of, versions_of
+from offramp.studies.estimates import FLOPS_PER_THREAD, RESULT_BYTES, STARTING_SECONDS, TORCH_BYTES
+from offramp.studies.lab_runs import Run
+from offramp.studies.lab_study import LabStudy
+from offramp.studies.task import Estimate, Task
+
+GPU_FLOPS = 1e14
+"""Products of matrices in bfloat16 that an accelerator really does in a second, of models of 100 million."""
+TEXT_SECONDS = 60.0
+"""Of making a text of the default size."""
+EVALUATED_TOKENS = 65_536 + 16_384
+"""Held-out tokens that are read at every checkpoint, at most (`offramp.lab.training.evaluation`)."""
+ENDPOINT_SECONDS: Mapping[str, float] = {"representation": 4.0}
+OTHER_ENDPOINT_SECONDS = 12.0
+"""Of measuring an endpoint of a model of the design, about."""
+
+
+class LabTasks:
+    """Makes the tasks of a study."""
+
+    def __init__(self, study: LabStudy) -> None:
+        self.study = study
+        self.vocabulary = study.lab.text.vocabulary
+        self.missing: str | None = None
+        self.device = study.settings.device
+        try:
+            self.device = find_device(self.device, study.where("study", "device"))
+        except InputError as error:
+            if not error.what.startswith("there is no device"):
+                raise
+            self.missing = error.what  # planned all the same: for a machine that has it
+
+    @property
+    def workers(self) -> int:
+        """Jobs that run side by side here."""
+        return max(1, len(os.sched_getaffinity(0)) // self.study.threads) if self.device == CPU else 1
+
+    def text(self) -> tuple[Task, dict[str, str]]:
+        """The text, and what of it cannot be had here, with what brings it, by its name."""
+        request = self.study.lab.text
+        versions = {source.name: source.version(request.places) for source in request.all_sources}
+        absent = {one.name: one.fix for one in request.all_sources if versions[one.name] is None}
+        asked = request.model_dump(mode="json", exclude={"folders": True, "own": {"__all__": {"path"}}})
+        recipe = {"request": asked, "sources": versions, **self._common("text")}
+        sources = {"request": request.model_dump_json()}
+        estimate = Estimate(TEXT_SECONDS, TORCH_BYTES, 100_000_000)
+        return Task("text", recipe, sources=sources, estimate=estimate), absent
+
+    def train(self, run: Run, needs: Mapping[str, Task]) -> Task:
+        """A training. needs: "text", and the "base" that it goes on from, if there is one.
+
+        Raises InputError for a recipe whose size cannot be matched.
+        """
+        values = run.recipe.model_dump(mode="json", exclude={"text", "against", "factor"})
+        recipe = {"recipe": values, "schedule": list(run.recipe.schedule), **self._common("train")}
+        return Task(
+            "train",
+            recipe,
+            {role: task.key for role, task in needs.items()},
+            exclusive=self.device != CPU,
+            estimate=self.train_estimate(run.recipe),
+            blocked=self.missing,
+        )
+
+    def measure(self, train: Task, run: Run, place: int, endpoints: Sequence[str]) -> Task:
+        """Some endpoints of one kept model of a training. place: of it in the schedule."""
+        schedule = run.recipe.schedule
+        recipe = {
+            "step": None if place == len(schedule) - 1 else schedule[place],
+            "endpoints": list(endpoints),
+            "seed": self.study.settings.seed,
+            **self._common("measure"),
+        }
+        return Task(
+            "measure",
+            recipe,
+            {"model": train.key, "text": train.needs["text"]},
+            exclusive=self.device != CPU,
+            estimate=self.measure_estimate(run.recipe, endpoints),
+            blocked=self.missing,
+        )
+
+    def train_estimate(self, recipe: Recipe) -> Estimate:
+        """Of a training: its steps and what is read at every checkpoint."""
+        token = self.token_seconds(recipe)
+        read = EVALUATED_TOKENS * len(recipe.schedule)
+        found = make_architecture(recipe, self.vocabulary)
+        kept = 4 * found.parameters * len(recipe.schedule)
+        # Weights, gradients, two moments; activations of a step, the logits the largest of them.
+        rows = recipe.batch * recipe.context
+        memory = 16 * found.parameters + 4 * rows * (4 * self.vocabulary + 20 * recipe.layers * recipe.hidden)
+        return Estimate(STARTING_SECONDS + (recipe.tokens + read / 3) * token, TORCH_BYTES + memory, kept)
+
+    def token_seconds(self, recipe: Recipe) -> float:
+        """Of training on one token: three times its products, and those of attention."""
+        found = make_architecture(recipe, self.vocabulary)
+        products = found.products + recipe.layers * recipe.context * recipe.hidden
+        return 6.0 * products / self._speed
+
+    def measure_estimate(self, recipe: Recipe, endpoints: Sequence[str]) -> Estimate:
+        """Of measuring: by endpoint, for a model of the design."""
+        seconds = sum(ENDPOINT_SECONDS.get(one, OTHER_ENDPOINT_SECONDS) for one in endpoints)
+        share = recipe.layers * recipe.hidden / (12 * 96)
+        return Estimate(STARTING_SECONDS + seconds * share, TORCH_BYTES, RESULT_BYTES)
+
+    @property
+    def _speed(self) -> float:
+        return FLOPS_PER_THREAD * self.study.threads if self.device == CPU else GPU_FLOPS
+
+    def _common(self, kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "code": code_of(kind),
+            "versions": versions_of(kind, None if kind == "text" else ()),
+            "threads": self.study.threads,
+        }
+        return found if self.device == CPU or kind == "text" else {**found, "device": self.device}

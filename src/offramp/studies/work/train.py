@@ -1,0 +1,83 @@
+"""A small model that a study trains from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp.errors import DamagedFileError, InputError
+from offramp.files import remove
+from offramp.models.memory import use_threads
+from offramp.studies.manifest import DAMAGED
+from offramp.studies.task import Task
+from offramp.studies.work.context import Context
+from offramp.studies.work.inputs import device_of, require_planned
+from offramp.studies.work.text import TEXT
+
+if TYPE_CHECKING:
+    from offramp.lab.training.record import TrainingRecord
+
+MODEL = "model"
+"""The folder of the model in its task's folder; those of earlier steps lie beside it, model@STEP."""
+
+
+class TrainWork:
+    """Leaves `model/`, an ordinary model folder, and those of earlier steps. A loss that is not finite ends a
+    training, which is kept and marked; a killed one is gone on with.
+    """
+
+    kind = "train"
+
+    def run(self, task: Task, context: Context) -> None:
+        """Train. Raises what `offramp.lab.training.train.train` raises, and OfframpError for other code."""
+        require_planned(task)
+        use_threads(task.recipe["threads"])
+        record = _trained(task, context)
+        context.write_record(
+            {
+                "parameters": record.parameters,
+                "products": record.products,
+                "step": record.step,
+                "diverged": record.diverged,
+                "stopped": record.stopped,
+                "model": record.model,
+                "kept": [
+                    {"step": one.step, "tokens": one.tokens, "loss": one.natural} for one in record.history
+                ],
+            }
+        )
+
+
+def _trained(task: Task, context: Context) -> TrainingRecord:
+    """The training in the task's folder. What an earlier try left is gone on with if it is whole, else it is
+    made anew: the folder is the task's alone.
+    """
+    left_over = [*context.folder.glob(f"{MODEL}*")]
+    try:
+        # A finished one of which a file was found damaged is not whole, whatever its record says.
+        return _train(task, context, overwrite=(context.folder / DAMAGED).exists())
+    except (InputError, DamagedFileError):
+        if not left_over:
+            raise
+        for path in left_over:
+            remove(path)
+        return _train(task, context, overwrite=True)
+
+
+def _train(task: Task, context: Context, *, overwrite: bool) -> TrainingRecord:
+    from offramp.lab.training.recipe import Recipe
+    from offramp.lab.training.train import train
+
+    values: dict[str, Any] = {**task.recipe["recipe"], "text": str(context.input("text") / TEXT)}
+    return train(
+        Recipe.model_validate(values),
+        context.folder / MODEL,
+        device=device_of(task),
+        overwrite=overwrite,
+        shown=context.progress,
+    )
+
+
+def model_folder(train_folder: Path, step: int | None) -> Path:
+    """Of the model after a step in the folder of a finished training; None: of the last."""
+    return train_folder / (MODEL if step is None else f"{MODEL}@{step}")

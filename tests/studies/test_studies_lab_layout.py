@@ -1,0 +1,209 @@
+"""What a study of the lab makes of the results that it has: pilot, gate, second tries, what is measured."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from lab_studies import Pretended, lab_study, names_of
+
+from offramp.errors import InputError
+from offramp.lab.effects.factors import half_fraction
+from offramp.lab.effects.runs import at_loss
+from offramp.studies.lab_rows import lab_rows, lab_table
+from offramp.studies.lab_runs import matched_places
+
+FIXED = 'rate = 0.002\ntokens = 40_000\ncheckpoints = 3\nsize = "smoke"\n'
+
+
+def declining(last: float) -> list[float]:
+    return [last + 1.0, last + 0.4, last]
+
+
+def losses_of(name: str) -> list[float]:
+    """Depth is used, and run-05 diverges both times."""
+    if name.startswith("gate"):
+        return declining(3.5)
+    if name.startswith("run-05"):
+        return [5.0, math.nan]
+    number = int(name.removeprefix("run-")[:2])
+    return declining(3.0 + number / 100)
+
+
+def test_all_is_laid_out_stage_by_stage(tmp_path: Path) -> None:
+    study = lab_study(tmp_path, FIXED + 'blocks = ["gate", 1, 2]')
+    pretended = Pretended(study, tmp_path / "study")
+    first = pretended.plan()
+    assert sorted(names_of(first, "train")) == [
+        "gate-run-01",
+        "gate-run-16",
+        "gate-wide-run-01",
+        "gate-wide-run-16",
+        "run-01",
+        "run-16",
+    ]
+    assert names_of(first, "measure") == []
+    assert {task.kind for task in first.to_come} == {"train", "measure"}
+    plan = pretended.end(losses_of)
+    assert len(names_of(plan, "train")) == 4 + 20 + 1
+    assert plan.to_come == ()
+    assert plan.study["told"]["gate"]["passed"]
+    assert plan.study["told"]["diverged"] == ["run-05", "run-05-again"]
+    again = plan.study["runs"]["run-05-again"]
+    assert (again["seed"], again["again"]) == (505, "run-05")
+    assert {key: again[key] for key in half_fraction()[4]} == half_fraction()[4]
+
+
+def test_what_is_dear_is_measured_on_both_sides_of_the_matched_loss(tmp_path: Path) -> None:
+    study = lab_study(
+        tmp_path, FIXED + 'blocks = [1]\nruns = ["run-01", "run-16"]\ndear = ["skipped", "required_depth"]'
+    )
+    plan = Pretended(study, tmp_path / "study").end(
+        lambda name: [4.0, 3.6, 3.5] if name == "run-01" else [3.7, 3.45, 3.4]
+    )
+    asked: dict[str, dict[int | None, list[str]]] = {"run-01": {}, "run-16": {}}
+    for cell in plan.cells:
+        if cell.kind == "measure":
+            recipe = plan.tasks[cell.task].recipe
+            asked[cell.model].setdefault(recipe["step"], []).extend(recipe["endpoints"])
+    some, everything = ["representation", "skipped"], ["representation", "skipped", "required_depth"]
+    # 157 steps; the loss is 3.5, which run-01 reaches at the end and run-16 between its first two models.
+    assert asked["run-01"] == {39: ["representation"], 78: some, None: everything}
+    assert asked["run-16"] == {39: some, 78: some, None: everything}
+
+
+def test_nothing_is_made_after_idle_depth(tmp_path: Path) -> None:
+    study = lab_study(tmp_path, FIXED)
+    plan = Pretended(study, tmp_path / "study").end(lambda name: declining(3.0))
+    assert len(names_of(plan, "train")) == 6
+    assert plan.to_come == ()
+    assert "depth is idle" in plan.study["notes"][0]
+    assert "nothing is concluded" in plan.study["notes"][0]
+
+
+def test_a_pilot_tells_tokens_and_rate(tmp_path: Path) -> None:
+    study = lab_study(
+        tmp_path, 'size = "smoke"\nblocks = ["gate", 1, 2, 6]\nminutes = 10_000\ncheckpoints = 2'
+    )
+    pretended = Pretended(study, tmp_path / "study")
+
+    def losses(name: str) -> list[float]:
+        if name.startswith("pilot"):
+            return [{"0.001": 3.2, "0.002": 3.1, "0.004": 3.3}[name.rpartition("-")[2]]]
+        if name == "pace-run-01":
+            return [math.nan]
+        return [5.0] if name.startswith("pace") else [4.0, 3.9 if name.startswith("gate") else 3.0]
+
+    first = pretended.plan()
+    assert names_of(first, "train") == ["pace-run-01", "pace-run-16"]
+    plan = pretended.end(losses)
+    assert (plan.study["told"]["rate"], plan.study["told"]["tokens"]) == (0.002, 20_000)
+    assert plan.study["told"]["losses_by_rate"] == pytest.approx({"0.001": 6.4, "0.002": 6.2, "0.004": 6.6})
+    pilots = [run for name, run in plan.study["runs"].items() if name.startswith("pilot")]
+    assert {(run["seed"], run["tokens"], run["checkpoints"]) for run in pilots} == {(1000, 1000, 1)}
+    assert {run["rate"] for name, run in plan.study["runs"].items() if name.startswith("run")} == {0.002}
+    assert len(names_of(plan, "train")) == 2 + 6 + 4 + 20 + 4
+
+
+def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_left_out(
+    tmp_path: Path,
+) -> None:
+    def planned(minutes: float, seconds: float) -> tuple[int, list[str], float]:
+        """Tokens, runs, and how long all take side by side on two cores by the plan."""
+        folder = tmp_path / f"{minutes}-{seconds}"
+        folder.mkdir()
+        study = lab_study(folder, f"rate = 0.002\nminutes = {minutes}\nblocks = [1, 2]\ncheckpoints = 2")
+        pretended = Pretended(study, folder / "study")
+        plan = pretended.end(lambda name: [3.5], seconds=seconds, rounds=1)
+        tasks = [*plan.tasks.values(), *plan.to_come]
+        nominal = sum(task.estimate.seconds or 0.0 for task in tasks if task.kind != "text")
+        return plan.study["told"]["tokens"], names_of(plan, "train")[2:], nominal / 120.0
+
+    pace = 50 * 16 * 256 / 3640.0  # seconds of a pace run on a core that is as fast as estimates say
+    tokens, runs, minutes = planned(480.0, pace)
+    assert (tokens, len(runs)) == (8_000_000, 20)
+    assert 380.0 < minutes < 480.0
+    assert planned(480.0, pace / 2)[0] == 16_000_000
+    assert planned(240.0, pace)[0] == 4_000_000
+    tokens, few, minutes = planned(60.0, pace)
+    assert tokens == 2_000_000
+    assert 0 < len(few) < 20
+    assert few == runs[: len(few)]
+    assert 50.0 < minutes < 60.0
+
+
+def test_the_table_has_a_line_for_each_kept_model_and_nothing_for_what_was_not_measured(
+    tmp_path: Path,
+) -> None:
+    study = lab_study(tmp_path, FIXED + 'blocks = ["gate", 1, 2]\ndear = ["skipped"]')
+    pretended = Pretended(study, tmp_path / "study")
+    plan = pretended.end(losses_of)
+    lines = list(csv.DictReader(lab_table(lab_rows(plan, pretended.folder)).splitlines()))
+    by_run = {name: [line for line in lines if line["run"] == name] for name in plan.study["runs"]}
+    assert [line["loss"] for line in by_run["run-05"]] == ["5.0", "nan"]
+    assert {line["diverged"] for line in by_run["run-05"]} == {"true"}
+    assert {line["representation"] for line in by_run["run-05"]} == {""}
+    kept = by_run["run-20"]
+    assert [(line["step"], line["tokens"], line["loss"]) for line in kept] == [
+        ("39", "9984", "4.2"),
+        ("78", "19968", "3.6"),
+        ("157", "40192", "3.2"),
+    ]
+    assert {line["representation"] for line in kept} == {"0.5"}
+    assert [line["skipped"] for line in kept] == ["", "0.5", "0.5"]
+    assert {(line["block"], line["norm"], line["kind"], line["diverged"]) for line in kept} == {
+        ("2", "rmsnorm", "dense", "false")
+    }
+    assert [line["skipped"] for line in by_run["gate-run-01"]] == [""] * 3
+
+
+@given(some.lists(some.floats(1, 9), min_size=1, max_size=9), some.floats(0, 3))
+def test_models_between_which_a_loss_is_passed_are_those_that_matching_reads(
+    losses: list[float], above: float
+) -> None:
+    loss = losses[-1] + above
+    places = matched_places(losses, loss)
+    values = np.arange(len(losses), dtype=float)[:, None]
+    found = at_loss(np.array(losses), values, loss)[0]
+    assert min(places) <= found <= max(places)
+    assert len(places) == 1 or losses[places[0]] > loss >= losses[places[1]]
+
+
+@pytest.mark.parametrize(
+    ("lab", "settings", "what", "where"),
+    [
+        ('runs = ["run-1"]\nrate = 0.1\ntokens = 10', "", "there is no run 'run-1'", "lab.runs[1]"),
+        ('size = "tiny"', "", "there is no size 'tiny'", "lab.size"),
+        ('endpoints = ["skiped"]', "", "there is no endpoint 'skiped'", "lab.endpoints[1]"),
+        ("blocks = [7]", "", "there is no block 7", "lab.blocks[1]"),
+        ("", "tokens = 100", "tokens means nothing in a study that trains its models", "study.tokens"),
+        ("", 'device = "gpu"', "unknown device 'gpu'", "study.device"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_runs(
+    tmp_path: Path, lab: str, settings: str, what: str, where: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        Pretended(lab_study(tmp_path, lab, settings), tmp_path / "study").plan()
+    assert what in refused.value.what
+    assert where in refused.value.where
+
+
+def test_sizes_that_do_not_match_are_refused_when_the_study_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.lab.training.architecture.TOLERANCE", 1e-6)
+    study = lab_study(tmp_path, FIXED)
+    with pytest.raises(InputError, match="the nearest model has") as refused:
+        Pretended(study, tmp_path / "study").plan()
+    assert "STUDY.toml, line" in refused.value.where
+
+
+def test_axes_of_other_studies_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="models means nothing"):
+        lab_study(tmp_path, 'size = "smoke"\n[[models]]\nname = "smollm2"')
