@@ -14,7 +14,7 @@ from lab_studies import Pretended, lab_study, names_of
 
 from offramp.errors import InputError
 from offramp.lab.effects.factors import half_fraction
-from offramp.lab.effects.runs import at_loss
+from offramp.lab.effects.matching import at_loss
 from offramp.studies.lab_rows import lab_rows, lab_table
 from offramp.studies.lab_runs import matched_places
 
@@ -147,6 +147,7 @@ def test_the_table_has_a_line_for_each_kept_model_and_nothing_for_what_was_not_m
     by_run = {name: [line for line in lines if line["run"] == name] for name in plan.study["runs"]}
     assert [line["loss"] for line in by_run["run-05"]] == ["5.0", "nan"]
     assert {line["diverged"] for line in by_run["run-05"]} == {"true"}
+    assert by_run["run-05"][-1]["tokens"] == str(40 * 256)
     assert {line["representation"] for line in by_run["run-05"]} == {""}
     kept = by_run["run-20"]
     assert [(line["step"], line["tokens"], line["loss"]) for line in kept] == [
@@ -168,8 +169,7 @@ def test_models_between_which_a_loss_is_passed_are_those_that_matching_reads(
 ) -> None:
     loss = losses[-1] + above
     places = matched_places(losses, loss)
-    values = np.arange(len(losses), dtype=float)[:, None]
-    found = at_loss(np.array(losses), values, loss)[0]
+    found = at_loss(np.array(losses), np.arange(len(losses), dtype=float), loss)
     assert min(places) <= found <= max(places)
     assert len(places) == 1 or losses[places[0]] > loss >= losses[places[1]]
 

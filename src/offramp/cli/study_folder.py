@@ -78,15 +78,28 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
 
 
 def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
-    """Write the table of runs of a study of the lab; its path."""
+    """Write the table of runs of a study of the lab, and the page that is made of it; the page's path."""
     from offramp.cli.compare_command import TABLES
     from offramp.files import write_text_atomically
+    from offramp.lab.effects.runs import read_rows
+    from offramp.lab.text.folder import read_text_folder
+    from offramp.report.lab.tables import write_lab_report
     from offramp.studies.lab_rows import lab_rows, lab_table
+    from offramp.studies.work.text import TEXT
 
-    path = folder.path / TABLES / "runs.csv"
-    path.parent.mkdir(exist_ok=True)
-    write_text_atomically(path, lab_table(lab_rows(plan, folder)))
-    return path
+    tables = folder.path / TABLES
+    runs, page = tables / "runs.csv", folder.path / REPORT_FILE
+    tables.mkdir(exist_ok=True)
+    rows = lab_rows(plan, folder)
+    if not rows:
+        raise InputError("no run has ended yet", where=str(folder.path), fix="run the study")
+    write_text_atomically(runs, lab_table(rows))
+    (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
+    made = read_text_folder(text / TEXT).record
+    command = f"offramp study run {Path(plan.study['file']['path']).name}"
+    write_lab_report(read_rows(runs), tables, text=made, command=command, table=str(runs))
+    (tables / REPORT_FILE).replace(page)
+    return page
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:

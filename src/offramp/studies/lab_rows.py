@@ -29,10 +29,12 @@ def lab_rows(plan: Plan, folder: StudyFolder) -> list[Row]:
             continue
         result = folder.result(task)
         about = {key: run.get(key, "") for key in RUN[1:]} | {"run": name, "kind": run.get("kind", "dense")}
-        about |= {"seed": run["seed"], "diverged": name in plan.study["told"].get("diverged", ())}
+        about |= {"seed": run["seed"], "diverged": result["diverged"]}
         found += [{**about, **one, **measured.get((task.key, one["step"]), {})} for one in result["kept"]]
         if result["diverged"]:
-            found.append({**about, "step": result["step"] + 1, "tokens": "", "loss": float("nan")})
+            step = result["step"] + 1
+            tokens = step * run["batch"] * run["context"]
+            found.append({**about, "step": step, "tokens": tokens, "loss": float("nan")})
     return found
 
 

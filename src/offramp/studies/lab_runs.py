@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from offramp.files import sha256_of_text
 from offramp.lab.design import LLAMA_LIKE, MORE_SEEDS, design, run_name
-from offramp.lab.effects.runs import MOST_ABOVE
+from offramp.lab.effects.matching import MOST_ABOVE
 from offramp.lab.sizes import DESIGN, SIZES, resized
 from offramp.lab.training.recipe import Recipe
 
@@ -118,7 +118,7 @@ def compared_with(group: Sequence[Run], all_runs: Mapping[str, Run]) -> list[Run
 
 def matched_places(losses: Sequence[float], loss: float) -> tuple[int, ...]:
     """The kept models between which a run passes a loss: the first from which on none is above it, and the
-    one before, if any. As `offramp.lab.effects.runs.at_loss`; the last loss may not be above.
+    one before, if any. As `offramp.lab.effects.matching.at_loss`; the last loss may not be above.
     """
     after = 1 + max((place for place, one in enumerate(losses) if one > loss), default=-1)
     return (after - 1, after) if after else (0,)
