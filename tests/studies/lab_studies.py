@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import write_json_atomically
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.recipe import KINDS, AnyRecipe, ContinuedRecipe
 from offramp.lab.training.record import RECORD, Settings, TrainingRecord
 from offramp.studies.folder import StudyFolder
 from offramp.studies.lab_layout import lay_out
@@ -85,7 +85,7 @@ class Pretended:
         self.folder.finish(task, seconds)
 
     def _train(self, own: Path, task: Task, losses: list[float], seconds: float) -> dict[str, Any]:
-        recipe = Recipe.model_validate({**task.recipe["recipe"], "text": "text"})
+        recipe = recipe_of(task)
         ended = [loss for loss in losses if loss == loss]
         diverged = len(ended) < len(losses)
         step = recipe.schedule[len(ended) - 1]
@@ -100,6 +100,14 @@ class Pretended:
             for step, loss in zip(recipe.schedule, ended, strict=False)
         ]
         return {"kept": kept, "diverged": diverged, "step": step}
+
+
+def recipe_of(task: Task) -> AnyRecipe:
+    """The recipe of a training; where its text and its base lie is made up."""
+    kind = {**KINDS, "continued": ContinuedRecipe}[task.recipe["kind"]]
+    base = {"base": "base"} if kind is ContinuedRecipe else {}
+    found: AnyRecipe = kind.model_validate({**task.recipe["recipe"], "text": "text", **base})
+    return found
 
 
 def names_of(plan: Plan, kind: str) -> list[str]:

@@ -163,6 +163,39 @@ def test_the_table_has_a_line_for_each_kept_model_and_nothing_for_what_was_not_m
     assert [line["skipped"] for line in by_run["gate-run-01"]] == [""] * 3
 
 
+def test_what_goes_on_goes_on_from_the_run_that_stands_for_its_base(tmp_path: Path) -> None:
+    study = lab_study(
+        tmp_path, FIXED.replace("= 3", "= 2") + 'blocks = [1, 2, 4, 5]\ndear = ["representation_lens"]'
+    )
+    pretended = Pretended(study, tmp_path / "study")
+
+    def losses(name: str) -> list[float]:
+        if name in ("run-16", "run-17", "run-17-again"):
+            return [3.0, math.nan]
+        return [2.9] if name.endswith(("continued", "loss", "tuned")) else [3.5, 3.0]
+
+    plan = pretended.end(losses)
+    bases = {run["base"] for run in plan.study["runs"].values()} - {""}
+    assert bases == {"run-01", "run-18", "run-16-again", "run-19", "run-20"}
+    assert "run-17-tuned is not made: run-17, from which it goes on, is not there" in plan.study["notes"]
+    going_on = plan.study["runs"]["run-16-early-exit-loss"]
+    task, base = (
+        plan.tasks[plan.study["runs"][name]["train"]] for name in ("run-16-early-exit-loss", "run-16-again")
+    )
+    assert task.needs["base"] == base.key
+    assert (going_on["seed"], going_on["tokens"], going_on["rate"]) == (116, 8_000, 0.0005)
+    lines = {line["run"]: line for line in lab_rows(plan, pretended.folder)}
+    frozen, plain, continued = (
+        lines[f"run-16-again-{name}"] if name != "continued" else lines["run-16-continued"]
+        for name in ("frozen-exits", "plain", "continued")
+    )
+    assert (frozen["block"], frozen["arm"], frozen["base"]) == ("4", "frozen_exits", "run-16-again")
+    assert (frozen["step"], frozen["loss"], frozen["representation"]) == (157, 3.0, 0.5)
+    assert "representation_lens" not in frozen
+    assert {**plain, "run": "", "block": "", "arm": ""} == {**continued, "run": "", "block": "", "arm": ""}
+    assert (plain["block"], plain["arm"], plain["norm"]) == ("5", "plain", "rmsnorm")
+
+
 @given(some.lists(some.floats(1, 9), min_size=1, max_size=9), some.floats(0, 3))
 def test_models_between_which_a_loss_is_passed_are_those_that_matching_reads(
     losses: list[float], above: float

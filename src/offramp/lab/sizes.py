@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from offramp.lab.design import GPT2_LIKE, LLAMA_LIKE, run_name
 from offramp.lab.training.architecture import make_architecture
-from offramp.lab.training.recipe import Precision, Recipe
+from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, Precision, Recipe
 
 DESIGN = "design"
 
@@ -46,34 +46,37 @@ SIZES: Mapping[str, Size] = {
 """By name: the one that was written down before, one that only shows that everything works, a larger one."""
 
 
-def resized(recipes: Mapping[str, Recipe], size: Size, vocabulary: int) -> dict[str, Recipe]:
+def resized(recipes: Mapping[str, AnyRecipe], size: Size, vocabulary: int) -> dict[str, AnyRecipe]:
     """A design in another size. Parameters are those of its GPT-2-like corner with a width of 4 times the
     hidden size, and widths follow the Llama-like corner's.
 
     vocabulary: of the text. Raises InputError where a size cannot be matched.
     """
     scaled = {name: _scaled(recipe, size) for name, recipe in recipes.items()}
-    corner = scaled[run_name(GPT2_LIKE)]
-    widened = corner.model_copy(update={"parameters": None, "width": 4 * corner.hidden})
+    corners = (scaled[run_name(GPT2_LIKE)], scaled[run_name(LLAMA_LIKE)], recipes[run_name(LLAMA_LIKE)])
+    gpt2, llama, before = (one for one in corners if isinstance(one, Recipe))
+    widened = gpt2.model_copy(update={"parameters": None, "width": 4 * gpt2.hidden})
     parameters = make_architecture(widened, vocabulary).parameters
-    llama = scaled[run_name(LLAMA_LIKE)].model_copy(update={"parameters": parameters})
-    grown = Fraction(
-        make_architecture(llama, vocabulary).width,
-        make_architecture(recipes[run_name(LLAMA_LIKE)], 2048).width,
-    )
+    width = make_architecture(llama.model_copy(update={"parameters": parameters}), vocabulary).width
+    grown = Fraction(width, make_architecture(before, 2048).width)
     found = {}
     for name, recipe in scaled.items():
-        sized: dict[str, int] = {"parameters": parameters}
-        if recipe.width is not None:
-            sized = {"width": round(recipe.width * (grown if recipe.mlp == "swiglu" else size.hidden))}
-        found[name] = recipe.model_copy(update=sized)
+        if isinstance(recipe, Recipe) and recipe.width is not None:
+            times = grown if recipe.mlp == "swiglu" else size.hidden
+            recipe = recipe.model_copy(update={"width": round(recipe.width * times)})
+        elif not isinstance(recipe, ContinuedRecipe):
+            recipe = recipe.model_copy(update={"parameters": parameters})
+        found[name] = recipe
     return found
 
 
-def _scaled(recipe: Recipe, size: Size) -> Recipe:
+def _scaled(recipe: AnyRecipe, size: Size) -> AnyRecipe:
     """With layers, hidden size and heads of another size, and its own widths and parameters."""
-    layers = max(1, round(recipe.layers * size.layers))
-    heads = round(recipe.query_heads * size.query_heads)
-    update = {"layers": layers, "hidden": round(recipe.hidden * size.hidden), "query_heads": heads}
-    same = {"context": size.context, "batch": size.batch, "precision": size.precision}
-    return recipe.model_copy(update={**update, **same})
+    update: dict[str, object] = {"context": size.context, "batch": size.batch, "precision": size.precision}
+    if not isinstance(recipe, ContinuedRecipe):
+        update |= {
+            "layers": max(1, round(recipe.layers * size.layers)),
+            "hidden": round(recipe.hidden * size.hidden),
+            "query_heads": round(recipe.query_heads * size.query_heads),
+        }
+    return recipe.model_copy(update=update)

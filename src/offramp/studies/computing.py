@@ -46,22 +46,12 @@ SHARED_WORK = tuple(f"{WORK}/{name}.py" for name in ("context", "inputs", "passa
 
 LAB: Mapping[str, tuple[str, ...]] = {
     "text": ("lab/text", "workloads"),
-    "train": (
-        "lab/training/architecture.py",
-        "lab/training/batches.py",
-        "lab/training/evaluation.py",
-        "lab/training/loop.py",
-        "lab/training/state.py",
-        "lab/text/folder.py",
-        "lab/sealed_tensors.py",
-        "models/lab_family.py",
-    ),
     "measure": (
         *("models", "workloads", "tracing", "scoring", "policies", "decoding"),
         *("lab/endpoints", "lab/exits", "lab/required_depth.py", "lab/text"),
     ),
 }
-"""All code that makes the results of the lab, by kind: hours of training must outlive edits elsewhere."""
+"""All code that makes the results of the lab, by kind; that of trainings is `training_code` of their kind."""
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 """That compute what is made of a trace, fit heads and judge timings."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from offramp.errors import InputError
+from offramp.lab.design import GPT2_LIKE, LLAMA_LIKE, run_name
+from offramp.lab.training.architecture import make_architecture, require_matched
+from offramp.lab.training.recipe import Recipe, require_one_factor
+from offramp.records.given_file import did_you_mean
 from offramp.studies.folder import StudyFolder
-from offramp.studies.lab_runs import Outcome, Run
+from offramp.studies.lab_runs import Outcome, Run, designed, in_order
 from offramp.studies.lab_study import LabStudy
 from offramp.studies.lab_tasks import LabTasks
 from offramp.studies.study import placed
 from offramp.studies.task import Cell, Job, Task
 from offramp.studies.work.train import model_folder
+
+CORNERS = (run_name(GPT2_LIKE), run_name(LLAMA_LIKE))
 
 
 class Collected:
@@ -24,6 +31,8 @@ class Collected:
 
     def __init__(self, study: LabStudy, folder: StudyFolder | None) -> None:
         self.study, self.folder = study, folder
+        self.lab = study.lab
+        self.blocks = [str(block) for block in study.lab.blocks]
         self.make = LabTasks(study)
         self.tasks: dict[str, Task] = {}
         self.to_come: dict[str, Task] = {}
@@ -34,6 +43,47 @@ class Collected:
         self.ahead = False
         self.text, self.absent = self.make.text()
         self.add("text of the lab", Cell("text", "", "text"), self.text)
+
+    def design(self, tokens: int, rate: float) -> dict[str, Run]:
+        """Every run that was written down before, by name, in the study's size."""
+        lab = self.lab
+        with placed(self.study, "lab", "size"):
+            return designed(lab.size, self.make.vocabulary, lab.checkpoints, tokens=tokens, rate=rate)
+
+    def wanted(self, runs: Mapping[str, Run]) -> dict[str, Run]:
+        """Those that are asked for, and the corners that the gate needs, in the order of running.
+
+        Raises InputError for a name that there is not, and for two that are to be compared and do not match.
+        """
+        for place, name in enumerate(self.lab.runs):
+            if name not in runs:
+                where, fix = self.study.where("lab", "runs", place), did_you_mean(name, runs)
+                raise InputError(f"there is no run {name!r}", where=where, fix=fix)
+        names = self.lab.runs or tuple(runs)
+        chosen = {
+            name: run
+            for name, run in runs.items()
+            if run.block in self.blocks and (run.block == "gate" or name in names)
+        }
+        if "gate" in self.blocks:
+            chosen |= {corner: runs[corner] for corner in CORNERS}
+        chosen |= {run.base: runs[run.base] for run in chosen.values() if run.base}
+        for run in chosen.values():
+            self.require_comparable(run, runs)
+        return {run.name: run for run in in_order(list(chosen.values()))}
+
+    def require_comparable(self, run: Run, runs: Mapping[str, Run]) -> None:
+        """Hold a recipe against what it names, if anything. Raises InputError."""
+        ours = run.recipe
+        if not isinstance(ours, Recipe) or ours.against is None:
+            return
+        other = runs[ours.against.removesuffix(".toml")]
+        theirs = other.recipe
+        assert isinstance(theirs, Recipe), "dense models are compared with dense ones"
+        with placed(self.study, "lab", "size"):
+            require_one_factor(ours, theirs, other.name)
+            sizes = [make_architecture(one, self.make.vocabulary) for one in (ours, theirs)]
+            require_matched(sizes[0], sizes[1], other.name)
 
     def added(self, runs: Iterable[Run]) -> list[Outcome | None]:
         """Add trainings; how each ended."""
@@ -47,7 +97,8 @@ class Collected:
         if run.name in self.trained:
             return
         with placed(self.study, "lab", "size"):
-            self.trained[run.name] = self.make.train(run, {"text": self.text})
+            base = {"base": self.trained[run.base]} if run.base else {}
+            self.trained[run.name] = self.make.train(run, {"text": self.text, **base})
         self.runs[run.name] = run
         self.add(f"train {run.name}", Cell("train", "", run.name), self.trained[run.name])
 

@@ -7,12 +7,17 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from offramp.lab.design import rows_of
+from offramp.lab.effects.runs import FROZEN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Plan
 
 RUN = ("run", "block", "base", "arm", "norm", "mlp", "positions", "heads", "residual", "layers", "hidden")
 COLUMNS = (*RUN, "kind", "seed", "step", "tokens", "loss", "diverged")
 """Of every table; a column for each endpoint that was measured comes after them."""
+
+LENS = "_lens"
+"""What the columns of endpoints through a lens that is trained end with."""
 
 Row = Mapping[str, Any]
 
@@ -28,14 +33,36 @@ def lab_rows(plan: Plan, folder: StudyFolder) -> list[Row]:
         if run["block"] == "pilot" or not folder.is_done(task):
             continue
         result = folder.result(task)
-        about = {key: run.get(key, "") for key in RUN[1:]} | {"run": name, "kind": run.get("kind", "dense")}
+        about = {key: run.get(key, "") for key in RUN[1:]} | {"run": name, "kind": run["kind"]}
         about |= {"seed": run["seed"], "diverged": result["diverged"]}
-        found += [{**about, **one, **measured.get((task.key, one["step"]), {})} for one in result["kept"]]
+        own = [{**about, **one, **measured.get((task.key, one["step"]), {})} for one in result["kept"]]
         if result["diverged"]:
             step = result["step"] + 1
             tokens = step * run["batch"] * run["context"]
-            found.append({**about, "step": step, "tokens": tokens, "loss": float("nan")})
+            own.append({**about, "step": step, "tokens": tokens, "loss": float("nan")})
+        found += own
+        found += _standing_elsewhere(name, run, own[-1], plan)
     return found
+
+
+def _standing_elsewhere(name: str, run: Mapping[str, Any], last: Row, plan: Plan) -> Iterator[Row]:
+    """The lines of other blocks that the last line of a run makes (`offramp.lab.design.rows_of`)."""
+    blocks = [str(block) for block in plan.study["lab"]["blocks"]]
+    for row in rows_of(run["again"] or name)[1:]:
+        if row.block not in blocks:
+            continue
+        base = run["base"] or name
+        moved = {
+            "run": f"{base}-{row.arm.replace('_', '-')}",
+            "block": row.block,
+            "base": base,
+            "arm": row.arm,
+        }
+        if row.arm != FROZEN:
+            yield {**last, **moved}
+            continue
+        lens = {key.removesuffix(LENS): value for key, value in last.items() if key.endswith(LENS)}
+        yield {**{key: value for key, value in last.items() if key in COLUMNS}, **moved, **lens}
 
 
 def _measured(plan: Plan, folder: StudyFolder) -> dict[tuple[str, int], dict[str, Any]]:

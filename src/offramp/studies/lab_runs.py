@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from offramp.files import sha256_of_text
-from offramp.lab.design import LLAMA_LIKE, MORE_SEEDS, design, run_name
+from offramp.lab.design import LLAMA_LIKE, MORE_SEEDS, design, rows_of, run_name
 from offramp.lab.effects.matching import MOST_ABOVE
 from offramp.lab.sizes import DESIGN, SIZES, resized
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, FromScratch
 
 GROUPS = (("1", "2"), ("3",), ("4",), ("5",), ("6",))
 """Blocks in the order of running. Nothing of a group is measured before its last checkpoint is written."""
@@ -25,12 +25,14 @@ LLAMA_LIKES = (LLAMA_LIKE, *(seed for seed, corner in MORE_SEEDS.items() if corn
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a study. block: "pilot", "gate" or "1" to "6". base: the run that it goes on from.
-    arm: what is done to that. again: the run that diverged, in the place of which it is trained."""
+    """One training of a study. block: "pilot", "gate" or "1" to "6". model: the recipe that its model's sizes
+    are from: its own, or that of the run that it goes on from (base). arm: what is done to that. again: the
+    run that diverged, in the place of which it is trained."""
 
     name: str
     block: str
-    recipe: Recipe
+    recipe: AnyRecipe
+    model: FromScratch
     base: str = ""
     arm: str = ""
     again: str = ""
@@ -59,16 +61,14 @@ def designed(size: str, vocabulary: int, checkpoints: int, *, tokens: int, rate:
     recipes = design("text", tokens=tokens, rate=rate)
     if (size, vocabulary) != (DESIGN, 2048):
         recipes = resized(recipes, SIZES[size], vocabulary)
-    update = {"checkpoints": checkpoints}
-    return {name: Run(name, block_of(name), one.model_copy(update=update)) for name, one in recipes.items()}
-
-
-def block_of(name: str) -> str:
-    """The block of a run of the design."""
-    if name.startswith("gate"):
-        return "gate"
-    number = int(name.removeprefix("run-"))
-    return "1" if number <= LLAMA_LIKE else "2" if number in MORE_SEEDS else "3" if number <= 28 else "6"
+    found = {}
+    for name, recipe in recipes.items():
+        own, model = rows_of(name)[0], recipes.get(rows_of(name)[0].base, recipe)
+        assert not isinstance(model, ContinuedRecipe), "bases are trained from scratch"
+        if not own.base:
+            recipe = recipe.model_copy(update={"checkpoints": checkpoints})
+        found[name] = Run(name, own.block, recipe, model, own.base, own.arm)
+    return found
 
 
 def in_order(runs: Sequence[Run]) -> list[Run]:
@@ -81,10 +81,15 @@ def in_order(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=place)
 
 
+def second_name(name: str) -> str:
+    """Of the training in the place of one that diverged."""
+    return f"{name}-again"
+
+
 def second_try(run: Run) -> Run:
     """The training in the place of one that diverged."""
     recipe = run.recipe.model_copy(update={"seed": run.recipe.seed + AGAIN})
-    return replace(run, name=f"{run.name}-again", recipe=recipe, again=run.name)
+    return replace(run, name=second_name(run.name), recipe=recipe, again=run.name)
 
 
 def diverged(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> set[str]:
@@ -103,8 +108,7 @@ def diverged(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> set[str]:
 
 
 def _alike_as(run: Run) -> str:
-    kind = getattr(run.recipe, "kind", "dense")
-    return kind if run.block in ("1", "2", "3") else f"{run.block} {run.arm}"
+    return run.model.kind if run.block in ("1", "2", "3") else f"{run.block} {run.arm}"
 
 
 def compared_with(group: Sequence[Run], all_runs: Mapping[str, Run]) -> list[Run]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.lab.training.architecture import make_architecture
-from offramp.lab.training.recipe import Recipe
+from offramp.lab.training.code import training_code
+from offramp.lab.training.kinds import architecture_of
 from offramp.models.devices import CPU, find_device
 from offramp.studies.computing import code_of, versions_of
 from offramp.studies.estimates import FLOPS_PER_THREAD, RESULT_BYTES, STARTING_SECONDS, TORCH_BYTES
@@ -22,8 +22,10 @@ TEXT_SECONDS = 60.0
 """Of making a text of the default size."""
 EVALUATED_TOKENS = 65_536 + 16_384
 """Held-out tokens that are read at every checkpoint, at most (`offramp.lab.training.evaluation`)."""
+SLOWER: Mapping[str, float] = {"mixture": 2.5, "mamba2": 2.8, "early_exit_loss": 1.4}
+"""Times as long as its products say, of kinds of models and of what is done to them."""
 ENDPOINT_SECONDS: Mapping[str, float] = {"representation": 4.0}
-OTHER_ENDPOINT_SECONDS = 12.0
+OTHER_ENDPOINT_SECONDS = 8.0
 """Of measuring an endpoint of a model of the design, about."""
 
 
@@ -63,14 +65,17 @@ class LabTasks:
 
         Raises InputError for a recipe whose size cannot be matched.
         """
-        values = run.recipe.model_dump(mode="json", exclude={"text", "against", "factor"})
-        recipe = {"recipe": values, "schedule": list(run.recipe.schedule), **self._common("train")}
+        kind = run.recipe.kind
+        values = run.recipe.model_dump(mode="json", exclude={"text", "against", "factor", "base"})
+        schedule = list(run.recipe.schedule)
+        common = {**self._common("train"), "code": training_code(kind)}
+        recipe = {"kind": kind, "recipe": values, "schedule": schedule, **common}
         return Task(
             "train",
             recipe,
             {role: task.key for role, task in needs.items()},
             exclusive=self.device != CPU,
-            estimate=self.train_estimate(run.recipe),
+            estimate=self.train_estimate(run),
             blocked=self.missing,
         )
 
@@ -88,31 +93,34 @@ class LabTasks:
             recipe,
             {"model": train.key, "text": train.needs["text"]},
             exclusive=self.device != CPU,
-            estimate=self.measure_estimate(run.recipe, endpoints),
+            estimate=self.measure_estimate(run, endpoints),
             blocked=self.missing,
         )
 
-    def train_estimate(self, recipe: Recipe) -> Estimate:
+    def train_estimate(self, run: Run) -> Estimate:
         """Of a training: its steps and what is read at every checkpoint."""
-        token = self.token_seconds(recipe)
+        recipe, model = run.recipe, run.model
+        token = self.token_seconds(run)
         read = EVALUATED_TOKENS * len(recipe.schedule)
-        found = make_architecture(recipe, self.vocabulary)
+        found = architecture_of(model, self.vocabulary)
         kept = 4 * found.parameters * len(recipe.schedule)
         # Weights, gradients, two moments; activations of a step, the logits the largest of them.
         rows = recipe.batch * recipe.context
-        memory = 16 * found.parameters + 4 * rows * (4 * self.vocabulary + 20 * recipe.layers * recipe.hidden)
+        memory = 16 * found.parameters + 4 * rows * (4 * self.vocabulary + 20 * model.layers * model.hidden)
         return Estimate(STARTING_SECONDS + (recipe.tokens + read / 3) * token, TORCH_BYTES + memory, kept)
 
-    def token_seconds(self, recipe: Recipe) -> float:
+    def token_seconds(self, run: Run) -> float:
         """Of training on one token: three times its products, and those of attention."""
-        found = make_architecture(recipe, self.vocabulary)
-        products = found.products + recipe.layers * recipe.context * recipe.hidden
-        return 6.0 * products / self._speed
+        model = run.model
+        products = (
+            architecture_of(model, self.vocabulary).products + model.layers * model.context * model.hidden
+        )
+        return 6.0 * products * SLOWER.get(model.kind, 1.0) * SLOWER.get(run.arm, 1.0) / self._speed
 
-    def measure_estimate(self, recipe: Recipe, endpoints: Sequence[str]) -> Estimate:
+    def measure_estimate(self, run: Run, endpoints: Sequence[str]) -> Estimate:
         """Of measuring: by endpoint, for a model of the design."""
         seconds = sum(ENDPOINT_SECONDS.get(one, OTHER_ENDPOINT_SECONDS) for one in endpoints)
-        share = recipe.layers * recipe.hidden / (12 * 96)
+        share = run.model.layers * run.model.hidden / (12 * 96)
         return Estimate(STARTING_SECONDS + seconds * share, TORCH_BYTES, RESULT_BYTES)
 
     @property
@@ -121,7 +129,7 @@ class LabTasks:
 
     def _common(self, kind: str) -> dict[str, Any]:
         found: dict[str, Any] = {
-            "code": code_of(kind),
+            "code": None if kind == "train" else code_of(kind),
             "versions": versions_of(kind, None if kind == "text" else ()),
             "threads": self.study.threads,
         }

@@ -50,8 +50,13 @@ def require_same(what: str, source: str, found: str, wanted: str | None) -> None
 def require_planned(task: Task) -> None:
     """Refuse to do a task with other code or other libraries than its recipe names. Raises OfframpError."""
     require_same("the code of offramp", task.kind, code_of(task.kind), task.recipe["code"])
+    require_versions(task)
     for module, fingerprint in task.recipe.get("plug_ins", {}).items():
         require_same(f"the plug-in {module}", task.kind, code_of_module(module), fingerprint)
+
+
+def require_versions(task: Task) -> None:
+    """Refuse to do a task with other libraries than its recipe names. Raises OfframpError."""
     for name, version in task.recipe["versions"].items():
         found = importlib.metadata.version(name)
         if found != version:

@@ -11,7 +11,7 @@ from offramp.models.memory import use_threads
 from offramp.studies.manifest import DAMAGED
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import device_of, require_planned
+from offramp.studies.work.inputs import device_of, require_same, require_versions
 from offramp.studies.work.text import TEXT
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ class TrainWork:
 
     def run(self, task: Task, context: Context) -> None:
         """Train. Raises what `offramp.lab.training.train.train` raises, and OfframpError for other code."""
-        require_planned(task)
+        from offramp.lab.training.code import training_code
+
+        code = training_code(task.recipe["kind"])
+        require_same("the code of training", task.kind, code, task.recipe["code"])
+        require_versions(task)
         use_threads(task.recipe["threads"])
         record = _trained(task, context)
         context.write_record(
@@ -65,12 +69,14 @@ def _trained(task: Task, context: Context) -> TrainingRecord:
 
 
 def _train(task: Task, context: Context, *, overwrite: bool) -> TrainingRecord:
-    from offramp.lab.training.recipe import Recipe
+    from offramp.lab.training.recipe import KINDS, ContinuedRecipe
     from offramp.lab.training.train import train
 
     values: dict[str, Any] = {**task.recipe["recipe"], "text": str(context.input("text") / TEXT)}
+    if "base" in task.needs:
+        values["base"] = str(context.input("base") / MODEL)
     return train(
-        Recipe.model_validate(values),
+        {**KINDS, "continued": ContinuedRecipe}[task.recipe["kind"]].model_validate(values),
         context.folder / MODEL,
         device=device_of(task),
         overwrite=overwrite,
