@@ -78,6 +78,8 @@ class Pretended:
     def _end(self, task: Task, plan: Plan, losses: Callable[[str], Sequence[float]], seconds: float) -> None:
         own = self.folder.start(task)
         result: dict[str, Any] = {"values": dict.fromkeys(task.recipe.get("endpoints", ()), 0.5)}
+        if task.kind == "text":
+            result = {"fingerprint": "of the text"}
         if task.kind == "train":
             name = next(name for name, run in plan.study["runs"].items() if run["train"] == task.key)
             result = self._train(own, task, list(losses(name)), seconds)

@@ -38,7 +38,8 @@ def losses_of(name: str) -> list[float]:
 def test_all_is_laid_out_stage_by_stage(tmp_path: Path) -> None:
     study = lab_study(tmp_path, FIXED + 'blocks = ["gate", 1, 2]')
     pretended = Pretended(study, tmp_path / "study")
-    first = pretended.plan()
+    assert list(pretended.plan().cells) == [cell for cell in pretended.plan().cells if cell.kind == "text"]
+    first = pretended.end(losses_of, rounds=1)
     assert sorted(names_of(first, "train")) == [
         "gate-run-01",
         "gate-run-16",
@@ -77,6 +78,24 @@ def test_what_is_dear_is_measured_on_both_sides_of_the_matched_loss(tmp_path: Pa
     assert asked["run-16"] == {39: some, 78: some, None: everything}
 
 
+def test_how_the_text_is_made_does_not_make_a_training_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from offramp.studies import lab_tasks
+    from offramp.studies.computing import code_of
+
+    study = lab_study(tmp_path, FIXED + 'blocks = [1]\nruns = ["run-01"]')
+    pretended = Pretended(study, tmp_path / "study")
+    before = pretended.end(lambda name: declining(3.0))
+    for kind, other in (("text", 1), ("measure", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(lab_tasks, "code_of", lambda one, kind=kind: code_of(one) + "x" * (one == kind))
+            after = pretended.end(lambda name: declining(3.0))
+        kept = [key for key, task in after.tasks.items() if task.kind == "train"]
+        assert kept == [key for key, task in before.tasks.items() if task.kind == "train"]
+        assert len(after.tasks.keys() - before.tasks.keys()) == other
+
+
 def test_nothing_is_made_after_idle_depth(tmp_path: Path) -> None:
     study = lab_study(tmp_path, FIXED)
     plan = Pretended(study, tmp_path / "study").end(lambda name: declining(3.0))
@@ -99,7 +118,7 @@ def test_a_pilot_tells_tokens_and_rate(tmp_path: Path) -> None:
             return [math.nan]
         return [5.0] if name.startswith("pace") else [4.0, 3.9 if name.startswith("gate") else 3.0]
 
-    first = pretended.plan()
+    first = pretended.end(losses, rounds=1)
     assert names_of(first, "train") == ["pace-run-01", "pace-run-16"]
     plan = pretended.end(losses)
     assert (plan.study["told"]["rate"], plan.study["told"]["tokens"]) == (0.002, 20_000)
@@ -119,7 +138,7 @@ def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_
         folder.mkdir()
         study = lab_study(folder, f"rate = 0.002\nminutes = {minutes}\nblocks = [1, 2]\ncheckpoints = 2")
         pretended = Pretended(study, folder / "study")
-        plan = pretended.end(lambda name: [3.5], seconds=seconds, rounds=1)
+        plan = pretended.end(lambda name: [3.5], seconds=seconds, rounds=2)
         tasks = [*plan.tasks.values(), *plan.to_come]
         nominal = sum(task.estimate.seconds or 0.0 for task in tasks if task.kind != "text")
         return plan.study["told"]["tokens"], names_of(plan, "train")[2:], nominal / 120.0

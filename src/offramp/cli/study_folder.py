@@ -87,19 +87,17 @@ def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
     from offramp.studies.lab_rows import lab_rows, lab_table
     from offramp.studies.work.text import TEXT
 
-    tables = folder.path / TABLES
-    runs, page = tables / "runs.csv", folder.path / REPORT_FILE
-    tables.mkdir(exist_ok=True)
+    runs = folder.path / TABLES / "runs.csv"
     rows = lab_rows(plan, folder)
     if not rows:
         raise InputError("no run has ended yet", where=str(folder.path), fix="run the study")
+    runs.parent.mkdir(exist_ok=True)
     write_text_atomically(runs, lab_table(rows))
     (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
     made = read_text_folder(text / TEXT).record
     command = f"offramp study run {Path(plan.study['file']['path']).name}"
-    write_lab_report(read_rows(runs), tables, text=made, command=command, table=str(runs))
-    (tables / REPORT_FILE).replace(page)
-    return page
+    write_lab_report(read_rows(runs), folder.path, text=made, command=command, table=str(runs))
+    return folder.path / REPORT_FILE
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:

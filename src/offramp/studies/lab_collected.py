@@ -14,9 +14,10 @@ from offramp.records.given_file import did_you_mean
 from offramp.studies.folder import StudyFolder
 from offramp.studies.lab_runs import Outcome, Run, designed, in_order
 from offramp.studies.lab_study import LabStudy
-from offramp.studies.lab_tasks import LabTasks
+from offramp.studies.lab_tasks import LabTasks, Text
 from offramp.studies.study import placed
 from offramp.studies.task import Cell, Job, Task
+from offramp.studies.work.text import TEXT
 from offramp.studies.work.train import model_folder
 
 CORNERS = (run_name(GPT2_LIKE), run_name(LLAMA_LIKE))
@@ -41,8 +42,13 @@ class Collected:
         self.runs: dict[str, Run] = {}
         self.trained: dict[str, Task] = {}
         self.ahead = False
-        self.text, self.absent = self.make.text()
-        self.add("text of the lab", Cell("text", "", "text"), self.text)
+        task, self.absent = self.make.text()
+        self.add("text of the lab", Cell("text", "", "text"), task)
+        self.text_task, self.text = task, Text(Path(TEXT), None)
+        if folder is not None:
+            made = folder.result(task)["fingerprint"] if folder.is_done(task) else None
+            self.text = Text(folder.task_folder(task).absolute() / TEXT, made)
+        self.ahead = self.text.fingerprint is None
 
     def design(self, tokens: int, rate: float) -> dict[str, Run]:
         """Every run that was written down before, by name, in the study's size."""
@@ -97,8 +103,8 @@ class Collected:
         if run.name in self.trained:
             return
         with placed(self.study, "lab", "size"):
-            base = {"base": self.trained[run.base]} if run.base else {}
-            self.trained[run.name] = self.make.train(run, {"text": self.text, **base})
+            base = self.trained[run.base] if run.base else None
+            self.trained[run.name] = self.make.train(run, self.text, base)
         self.runs[run.name] = run
         self.add(f"train {run.name}", Cell("train", "", run.name), self.trained[run.name])
 
@@ -134,11 +140,11 @@ class Collected:
         return tuple(self._job(name, tasks) for name, tasks in self.jobs.items())
 
     def _job(self, name: str, tasks: Sequence[Task]) -> Job:
-        own = {task.key for task in tasks}
+        needs = {self.text_task.key: None} | {key: None for one in tasks for key in one.needs.values()}
         return Job(
             name=name,
             tasks=tuple(tasks),
-            needs=tuple(dict.fromkeys(key for one in tasks for key in one.needs.values() if key not in own)),
+            needs=tuple(key for key in needs if key not in {task.key for task in tasks}),
             threads=self.study.threads,
             exclusive=any(task.exclusive for task in tasks),
             memory_bytes=max(task.estimate.memory_bytes or 0 for task in tasks),

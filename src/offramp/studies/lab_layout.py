@@ -152,7 +152,7 @@ class _Layout(Pilot):
             return
         known = outcome is not None and not self.ahead
         for place, names in self.needed(run, compared) if known else self.outlined(run):
-            task = self.make.measure(self.trained[run.name], run, place, names)
+            task = self.make.measure(self.trained[run.name], run, self.text, place, names)
             which = "" if names == self.lab.endpoints else "dear"
             cell = Cell("measure", "", run.name, workload=f"step {run.recipe.schedule[place]}", policy=which)
             self.add(f"measure {run.name}", cell, task)

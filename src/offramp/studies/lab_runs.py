@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from offramp.files import sha256_of_text
 from offramp.lab.design import LLAMA_LIKE, MORE_SEEDS, design, rows_of, run_name
-from offramp.lab.effects.matching import MOST_ABOVE
+from offramp.lab.effects.runs import MOST_ABOVE
 from offramp.lab.sizes import DESIGN, SIZES, resized
 from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, FromScratch
 

@@ -66,6 +66,12 @@ class LabStudy(Study):
         """SHA-256 of its file, as it was when this was first asked for: a long run plans it many times."""
         return sha256_of_file(self.path)
 
+    @cached_property
+    def versions(self) -> dict[str, str | None]:
+        """Of the sources of its text by name, None where one is not here; found once, for the same reason."""
+        request = self.lab.text
+        return {source.name: source.version(request.places) for source in request.all_sources}
+
     @property
     def threads(self) -> int:
         """Of one training: one, so that as many run side by side as there are cores, unless it is said."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
@@ -29,6 +31,19 @@ OTHER_ENDPOINT_SECONDS = 8.0
 """Of measuring an endpoint of a model of the design, about."""
 
 
+@dataclass(frozen=True)
+class Text:
+    """The text of a study. fingerprint: of its tokens and its tokenizer, None where it is not made yet."""
+
+    folder: Path
+    fingerprint: str | None
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """As a task has them."""
+        return {"text": str(self.folder)}
+
+
 class LabTasks:
     """Makes the tasks of a study."""
 
@@ -52,7 +67,7 @@ class LabTasks:
     def text(self) -> tuple[Task, dict[str, str]]:
         """The text, and what of it cannot be had here, with what brings it, by its name."""
         request = self.study.lab.text
-        versions = {source.name: source.version(request.places) for source in request.all_sources}
+        versions = self.study.versions
         absent = {one.name: one.fix for one in request.all_sources if versions[one.name] is None}
         asked = request.model_dump(mode="json", exclude={"folders": True, "own": {"__all__": {"path"}}})
         recipe = {"request": asked, "sources": versions, **self._common("text")}
@@ -60,38 +75,42 @@ class LabTasks:
         estimate = Estimate(TEXT_SECONDS, TORCH_BYTES, 100_000_000)
         return Task("text", recipe, sources=sources, estimate=estimate), absent
 
-    def train(self, run: Run, needs: Mapping[str, Task]) -> Task:
-        """A training. needs: "text", and the "base" that it goes on from, if there is one.
+    def train(self, run: Run, text: Text, base: Task | None) -> Task:
+        """A training. base: that it goes on from.
 
+        Its key holds what the text says and not how it was made, so that it outlives changes of the latter.
         Raises InputError for a recipe whose size cannot be matched.
         """
         kind = run.recipe.kind
         values = run.recipe.model_dump(mode="json", exclude={"text", "against", "factor", "base"})
         schedule = list(run.recipe.schedule)
         common = {**self._common("train"), "code": training_code(kind)}
-        recipe = {"kind": kind, "recipe": values, "schedule": schedule, **common}
+        about = {"kind": kind, "recipe": values, "schedule": schedule, "text": text.fingerprint}
         return Task(
             "train",
-            recipe,
-            {role: task.key for role, task in needs.items()},
+            {**about, **common},
+            {} if base is None else {"base": base.key},
+            sources=text.sources,
             exclusive=self.device != CPU,
             estimate=self.train_estimate(run),
             blocked=self.missing,
         )
 
-    def measure(self, train: Task, run: Run, place: int, endpoints: Sequence[str]) -> Task:
+    def measure(self, train: Task, run: Run, text: Text, place: int, endpoints: Sequence[str]) -> Task:
         """Some endpoints of one kept model of a training. place: of it in the schedule."""
         schedule = run.recipe.schedule
         recipe = {
             "step": None if place == len(schedule) - 1 else schedule[place],
             "endpoints": list(endpoints),
+            "text": text.fingerprint,
             "seed": self.study.settings.seed,
             **self._common("measure"),
         }
         return Task(
             "measure",
             recipe,
-            {"model": train.key, "text": train.needs["text"]},
+            {"model": train.key},
+            sources=text.sources,
             exclusive=self.device != CPU,
             estimate=self.measure_estimate(run, endpoints),
             blocked=self.missing,

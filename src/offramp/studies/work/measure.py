@@ -7,7 +7,7 @@ from offramp.records.typed import to_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import device_of, require_planned
-from offramp.studies.work.text import TEXT
+from offramp.studies.work.text import text_of
 from offramp.studies.work.train import model_folder
 
 
@@ -19,13 +19,12 @@ class MeasureWork:
     def run(self, task: Task, context: Context) -> None:
         """Measure. Raises what `offramp.lab.endpoints.measure.measure` raises, and OfframpError."""
         from offramp.lab.endpoints.measure import measure
-        from offramp.lab.text.folder import read_text_folder
 
         require_planned(task)
         use_threads(task.recipe["threads"])
         found = measure(
             model_folder(context.input("model"), task.recipe["step"]),
-            read_text_folder(context.input("text") / TEXT),
+            text_of(task),
             endpoints=task.recipe["endpoints"],
             seed=task.recipe["seed"],
             device=device_of(task),

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from offramp.records.typed import to_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import require_planned, require_same
 
+if TYPE_CHECKING:
+    from offramp.lab.text.folder import LabText
+
 TEXT = "text"
 """The folder of the text in its task's folder."""
+
+
+def text_of(task: Task) -> LabText:
+    """The text that a task trains or measures on, every byte of it looked at.
+
+    Raises InputError or DamagedFileError if it is not there or not whole, OfframpError for another one.
+    """
+    from offramp.lab.text.folder import read_text_folder
+
+    found = read_text_folder(task.sources["text"])
+    require_same("the text", task.sources["text"], found.fingerprint, task.recipe["text"])
+    return found
 
 
 class TextWork:

@@ -12,7 +12,7 @@ from offramp.studies.manifest import DAMAGED
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import device_of, require_same, require_versions
-from offramp.studies.work.text import TEXT
+from offramp.studies.work.text import text_of
 
 if TYPE_CHECKING:
     from offramp.lab.training.record import TrainingRecord
@@ -72,7 +72,7 @@ def _train(task: Task, context: Context, *, overwrite: bool) -> TrainingRecord:
     from offramp.lab.training.recipe import KINDS, ContinuedRecipe
     from offramp.lab.training.train import train
 
-    values: dict[str, Any] = {**task.recipe["recipe"], "text": str(context.input("text") / TEXT)}
+    values: dict[str, Any] = {**task.recipe["recipe"], "text": str(text_of(task).folder)}
     if "base" in task.needs:
         values["base"] = str(context.input("base") / MODEL)
     return train(
