@@ -35,7 +35,7 @@ def executed(agreement: list[float], skips: list[float]) -> tuple[skipped.Skippe
     def execute_at(value: float) -> Point:
         asked.append(value)
         place = VALUES.index(value)
-        return Point(value, agreement[place], skips[place])
+        return Point(value, agreement[place], skips[place], skips[place] / 2)
 
     return find_skipped(execute_at, 32), len(asked)
 
@@ -46,6 +46,7 @@ def test_bisection_finds_what_a_scan_of_all_thresholds_finds(rising: list[float]
     agreement, skips = sorted(rising), sorted(skips, reverse=True)
     found, asked = executed(agreement, skips)
     assert asked <= 4
+    assert found.above == pytest.approx(found.share / 2)
     assert found.monotone
     if agreement[-1] < AGREEMENT:
         assert found.share == 0.0
@@ -119,7 +120,7 @@ def plainly(model: Model, prompts: list[tuple[int, ...]], value: float) -> Point
         )
         ran += decoder.ran
     fed = len(prompts) * (NEW - 1) * len(model.stack)
-    return Point(value, agreeing / (len(prompts) * NEW), 1 - ran / fed)
+    return Point(value, agreeing / (len(prompts) * NEW), 1 - ran / fed, 1 - ran / fed)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,7 @@ def test_what_is_skipped_did_not_run(
     for one, other in zip(found.points, expected, strict=True):
         assert one.agreement == pytest.approx(other.agreement)
         assert one.skipped == pytest.approx(other.skipped)
+        assert one.above == pytest.approx(other.above)
     assert found.prompts == 5
     assert len({one.skipped for one in expected}) > 1  # thresholds that differ in what they skip
     assert min(one.agreement for one in expected) < AGREEMENT

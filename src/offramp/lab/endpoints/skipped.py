@@ -24,12 +24,14 @@ class Point:
     """What one threshold did when it was executed.
 
     agreement: share of all new tokens that are the full model's choice on their own prefix. skipped: share of
-    the layers of the tokens that were fed, all new ones but the last, that did not run.
+    the layers of the tokens that were fed, all new ones but the last, that did not run. above: share of them
+    above where tokens left: the same, but for recurrent layers, which propagation has to run.
     """
 
     value: float
     agreement: float
     skipped: float
+    above: float
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,11 @@ class Skipped:
 
     Between the two neighbouring thresholds around AGREEMENT it is interpolated linearly in agreement. 0 if
     the largest falls short; that of the smallest if this keeps AGREEMENT already: then it is a lower bound.
+    above: likewise of the layers above where tokens left (`Point`).
     """
 
     share: float
+    above: float
     points: tuple[Point, ...]
     prompts: int
 
@@ -69,17 +73,19 @@ def find_skipped(execute_at: Callable[[float], Point], prompts: int) -> Skipped:
         else:
             short = place
     executed = tuple(points[place] for place in sorted(points))
-    return Skipped(_share(points.get(short), points.get(kept)), executed, prompts)
+    share, above = _shares(points.get(short), points.get(kept))
+    return Skipped(share, above, executed, prompts)
 
 
-def _share(below: Point | None, above: Point | None) -> float:
-    """At AGREEMENT, from the neighbours that fall short of it and keep it; None where there is none."""
-    if above is None:
-        return 0.0
-    if below is None:
-        return above.skipped
-    part = (AGREEMENT - below.agreement) / (above.agreement - below.agreement)
-    return below.skipped + part * (above.skipped - below.skipped)
+def _shares(short: Point | None, kept: Point | None) -> tuple[float, float]:
+    """Both shares at AGREEMENT, from the neighbours that fall short of it and keep it, if there are such."""
+    if kept is None:
+        return 0.0, 0.0
+    if short is None:
+        return kept.skipped, kept.above
+    part = (AGREEMENT - short.agreement) / (kept.agreement - short.agreement)
+    skipped = short.skipped + part * (kept.skipped - short.skipped)
+    return skipped, short.above + part * (kept.above - short.above)
 
 
 def skipped_layers(
@@ -107,6 +113,8 @@ def skipped_layers(
         fed = sum(len(one.answer) - 1 for one in found)
         agreeing = sum(sum(one.agrees) for one in found)
         new = sum(len(one.answer) for one in found)
-        return Point(value, agreeing / new, 1.0 - layers / (fed * model.layers))
+        run = sum(sum(one.exits[1:]) for one in found)  # the first token is the prompt's
+        whole = fed * model.layers
+        return Point(value, agreeing / new, 1.0 - layers / whole, 1.0 - run / whole)
 
     return find_skipped(execute_at, len(openings))
