@@ -17,6 +17,8 @@ from offramp.lab.effects.factors import half_fraction
 from offramp.lab.effects.matching import at_loss
 from offramp.studies.lab_rows import lab_rows, lab_table
 from offramp.studies.lab_runs import matched_places
+from offramp.studies.status import time_left
+from offramp.studies.task import Task
 
 FIXED = 'rate = 0.002\ntokens = 40_000\ncheckpoints = 3\nsize = "smoke"\n'
 
@@ -72,9 +74,10 @@ def test_what_is_dear_is_measured_on_both_sides_of_the_matched_loss(tmp_path: Pa
         if cell.kind == "measure":
             recipe = plan.tasks[cell.task].recipe
             asked[cell.model].setdefault(recipe["step"], []).extend(recipe["endpoints"])
-    some, everything = ["representation", "skipped"], ["representation", "skipped", "required_depth"]
+    cheap = ["representation", "calibration"]
+    some, everything = [*cheap, "skipped"], [*cheap, "skipped", "required_depth"]
     # 157 steps; the loss is 3.5, which run-01 reaches at the end and run-16 between its first two models.
-    assert asked["run-01"] == {39: ["representation"], 78: some, None: everything}
+    assert asked["run-01"] == {39: cheap, 78: some, None: everything}
     assert asked["run-16"] == {39: some, 78: some, None: everything}
 
 
@@ -154,6 +157,32 @@ def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_
     assert 0 < len(few) < 20
     assert few == runs[: len(few)]
     assert 50.0 < minutes < 60.0
+
+
+def test_the_time_that_is_left_is_told_within_a_quarter(tmp_path: Path) -> None:
+    longer = {"text": 3.0, "train": 1.6, "measure": 0.8}
+
+    def took(task: Task) -> float:
+        """Longer than nominal by kind, and each a little more or less."""
+        return (task.estimate.seconds or 0.0) * longer[task.kind] * (0.8 + 0.4 * int(task.key[:2], 16) / 255)
+
+    study = lab_study(tmp_path, 'rate = 0.002\ntokens = 2_000_000\nblocks = ["gate", 1, 2]')
+    pretended = Pretended(study, tmp_path / "study", took)
+    told, done = [], []
+
+    def losses(name: str) -> list[float]:
+        return [4.0] * 7 + [3.5 if name.startswith("gate") else 3.0]
+
+    for _ in range(4):
+        plan = pretended.end(losses, rounds=1)
+        ended = {key for key, task in plan.tasks.items() if pretended.folder.is_done(task)}
+        ahead = plan.tasks.keys() - ended
+        told.append(time_left(plan, ahead, set(), pretended.folder.journal.read().events, 2).seconds)
+        done.append(sum(took(plan.tasks[key]) for key in ended))
+    # After the text, the gate, all trainings, and in the end: nothing is known but by what was done.
+    left = [(done[-1] - seconds) / 2 for seconds in done]
+    assert left[-1] == told[-1] == 0
+    assert told[1:-1] == pytest.approx(left[1:-1], rel=0.25)
 
 
 def test_the_table_has_a_line_for_each_kept_model_and_nothing_for_what_was_not_measured(

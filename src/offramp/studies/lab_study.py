@@ -20,12 +20,12 @@ BLOCKS = ("gate", 1, 2, 3, 4, 5, 6)
 PILOT = "pilot"
 """In the place of a figure that a pilot tells."""
 
-CHEAP = ("representation",)
+CHEAP = ("representation", "calibration")
+"""Endpoints that are read off one trace together."""
 DEAR = (
     "skipped",
     "skipped_lens",
     "representation_lens",
-    "calibration",
     "required_depth",
     "skipped_code",
     "scores",
