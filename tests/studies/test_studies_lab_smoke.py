@@ -85,6 +85,9 @@ def test_the_report_has_a_line_for_each_kept_model(finished: tuple[StudyFolder, 
         assert 0.0 <= float(line["representation"]) <= 1.0
     assert {(line["block"], line["layers"], line["hidden"]) for line in lines} == {("1", "4", "48")}
     assert "nothing can be concluded" in plan.study["notes"][0]
+    shown = {path.name for path in (folder.path / "models").iterdir()}
+    assert shown == {f"run-{run}{step}" for run in ("01", "16") for step in ("", "@19", "@39")}
+    assert RECORD.read(folder.path / "models" / "run-16@19" / "training.json").step == 19
     assert "gate" in (folder.path / "report.html").read_text(encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ def show_trace(reader: RunReader, workload: str, task: Task) -> None:
     traces = reader.folder.path / TRACES
     if os.path.lexists(traces) and not traces.is_dir():
         traces.unlink()
-    _mirror(reader.folder.path / reader.trace_place(workload), reader.folder.task_folder(task) / TRACE)
+    mirror(reader.folder.path / reader.trace_place(workload), reader.folder.task_folder(task) / TRACE)
 
 
 def _write_policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> None:
@@ -75,7 +75,7 @@ def _write_policies(result: RunResult, heads: Mapping[str, Path], folder: Path) 
             write_tuned(folder / f"{name}-tuned-{tuned.floor.value:g}.json", tuned, fitted)
 
 
-def _mirror(place: Path, source: Path) -> None:
+def mirror(place: Path, source: Path) -> None:
     """Make a finished folder's files found under another name too."""
     if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
         place.unlink()

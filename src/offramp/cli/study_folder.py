@@ -33,7 +33,7 @@ def require_own(folder: Path, name: str) -> None:
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS
 
     of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
-    own = {*of_study, REPORT_FILE, STAMP, TABLES, CITATION_FILE}
+    own = {*of_study, REPORT_FILE, STAMP, TABLES, CITATION_FILE, MODELS}
     require_only(folder, own, "the study's folder holds files of something else")
     found = _study_in(folder)
     if found not in (None, name):
@@ -55,6 +55,9 @@ def _study_in(folder: Path) -> str | None:
     except DamagedFileError:
         return None
 
+
+MODELS = "models"
+"""Where the models that a study of the lab trained are found by name: run-01, run-01@61."""
 
 STAMP = "report.json"
 """What the page was written from, beside it: a finished study is then not compared again to say the same."""
@@ -97,7 +100,19 @@ def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
     made = read_text_folder(text / TEXT).record
     command = f"offramp study run {Path(plan.study['file']['path']).name}"
     write_lab_report(read_rows(runs), folder.path, text=made, command=command, table=str(runs))
+    _show_models(plan, folder)
     return folder.path / REPORT_FILE
+
+
+def _show_models(plan: Plan, folder: StudyFolder) -> None:
+    """Make every kept model of the runs found by the run's name and the step, as others name a model."""
+    from offramp.cli.run_outputs import mirror
+    from offramp.studies.work.train import MODEL
+
+    for name, run in plan.study["runs"].items():
+        task = plan.tasks[run["train"]]
+        for kept in folder.task_folder(task).glob(f"{MODEL}*") if folder.is_done(task) else ():
+            mirror(folder.path / MODELS / f"{name}{kept.name.removeprefix(MODEL)}", kept)
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:
@@ -129,7 +144,7 @@ def _content(folder: StudyFolder) -> dict[str, str]:
 
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if path.is_file()}
-    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli")}
+    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli", "lab/effects")}
 
 
 def _written(folder: StudyFolder) -> dict[str, str]:
