@@ -115,7 +115,7 @@ def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, Plan
         assert all(task.blocked is None for task in plan.tasks.values())
         assert study.settings.threads == 2
         seconds = sum(task.estimate.seconds or 0 for task in plan.tasks.values())
-        assert seconds < 1800
+        assert seconds < (2880 if name == "trained" else 1800)  # three quarters of an hour, as its file says
     kinds = {name: {cell.kind for cell in plans[name][1].cells} for name in HERE}
     assert kinds["strategies"] == {"score", "league", "tune", "replay", "decode"}
     assert kinds["compose"] == {"score", "combine"}
