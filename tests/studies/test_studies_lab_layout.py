@@ -14,9 +14,10 @@ from lab_studies import Pretended, lab_study, names_of
 
 from offramp.errors import InputError
 from offramp.lab.effects.factors import half_fraction
-from offramp.lab.effects.matching import at_loss
+from offramp.lab.effects.matching import at_loss, left_out
+from offramp.lab.effects.runs import runs_of
 from offramp.studies.lab_rows import lab_rows, lab_table
-from offramp.studies.lab_runs import matched_places
+from offramp.studies.lab_runs import compared_with, designed, matched_places, second_try
 from offramp.studies.status import time_left
 from offramp.studies.task import Task
 
@@ -221,7 +222,9 @@ def test_what_goes_on_goes_on_from_the_run_that_stands_for_its_base(tmp_path: Pa
     def losses(name: str) -> list[float]:
         if name in ("run-16", "run-17", "run-17-again"):
             return [3.0, math.nan]
-        return [2.9] if name.endswith(("continued", "loss", "tuned")) else [3.5, 3.0]
+        if name == "run-18-continued":
+            return [math.nan]
+        return [2.9] if name.endswith(("continued", "continued-again", "loss", "tuned")) else [3.5, 3.0]
 
     plan = pretended.end(losses)
     bases = {run["base"] for run in plan.study["runs"].values()} - {""}
@@ -243,6 +246,37 @@ def test_what_goes_on_goes_on_from_the_run_that_stands_for_its_base(tmp_path: Pa
     assert "representation_lens" not in frozen
     assert {**plain, "run": "", "block": "", "arm": ""} == {**continued, "run": "", "block": "", "arm": ""}
     assert (plain["block"], plain["arm"], plain["norm"]) == ("5", "plain", "rmsnorm")
+    table = list(csv.DictReader(lab_table(lab_rows(plan, pretended.folder)).splitlines()))
+    counted = {run.name: run.seed for run in runs_of(table) if run.base == "run-18" and not run.diverged}
+    assert (counted["run-18-continued-again"], counted["run-18-plain-again"]) == (618, 618)
+    assert not counted.keys() & {"run-18-continued", "run-18-plain"}
+
+
+def test_a_run_that_diverged_stays_out_where_the_one_in_its_place_moves_the_median(tmp_path: Path) -> None:
+    study = lab_study(tmp_path, FIXED + 'blocks = [1, 2]\ndear = ["skipped"]')
+    pretended = Pretended(study, tmp_path / "study")
+
+    def losses(name: str) -> list[float]:
+        if name == "run-05":
+            return declining(3.32)
+        return declining(3.0 if name in {f"run-{number}" for number in range(10, 20)} else 3.03)
+
+    plan = pretended.end(losses)
+    assert plan.study["told"]["diverged"] == ["run-05"]  # by 0.305 before, by 0.29 with run-05-again
+    table = list(csv.DictReader(lab_table(lab_rows(plan, pretended.folder)).splitlines()))
+    assert left_out(runs_of(table)) == {"run-05": "it diverged"}
+
+
+def test_what_stands_for_a_llama_like_run_is_compared_with_other_kinds() -> None:
+    runs = designed("design", 2048, 8, tokens=2_000_000, rate=0.002)
+    mixture, first = runs["run-21"], runs["run-16"]
+    there = {run.name: run for run in (first, runs["run-19"], runs["run-01"], second_try(first))}
+    assert [run.name for run in compared_with([mixture], there)] == [
+        "run-21",
+        "run-16",
+        "run-19",
+        "run-16-again",
+    ]
 
 
 @given(some.lists(some.floats(1, 9), min_size=1, max_size=9), some.floats(0, 3))

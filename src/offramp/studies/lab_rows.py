@@ -10,6 +10,7 @@ from typing import Any
 from offramp.lab.design import rows_of
 from offramp.lab.effects.runs import FROZEN
 from offramp.studies.folder import StudyFolder
+from offramp.studies.lab_runs import second_name
 from offramp.studies.task import Plan
 
 RUN = ("run", "block", "base", "arm", "norm", "mlp", "positions", "heads", "residual", "layers", "hidden")
@@ -34,7 +35,8 @@ def lab_rows(plan: Plan, folder: StudyFolder) -> list[Row]:
             continue
         result = folder.result(task)
         about = {key: run.get(key, "") for key in RUN[1:]} | {"run": name, "kind": run["kind"]}
-        about |= {"seed": run["seed"], "diverged": result["diverged"]}
+        out = name in plan.study["told"].get("diverged", ())
+        about |= {"seed": run["seed"], "diverged": result["diverged"] or out}
         own = [{**about, **one, **measured.get((task.key, one["step"]), {})} for one in result["kept"]]
         if result["diverged"]:
             step = result["step"] + 1
@@ -52,8 +54,9 @@ def _standing_elsewhere(name: str, run: Mapping[str, Any], last: Row, plan: Plan
         if row.block not in blocks:
             continue
         base = run["base"] or name
+        arm = row.arm.replace("_", "-")
         moved = {
-            "run": f"{base}-{row.arm.replace('_', '-')}",
+            "run": second_name(f"{base}-{arm}") if run["base"] and run["again"] else f"{base}-{arm}",
             "block": row.block,
             "base": base,
             "arm": row.arm,

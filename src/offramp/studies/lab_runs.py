@@ -116,7 +116,8 @@ def compared_with(group: Sequence[Run], all_runs: Mapping[str, Run]) -> list[Run
     blocks = {run.block for run in group}
     if blocks & {"4", "5"}:
         return []
-    beside = [all_runs[run_name(one)] for one in LLAMA_LIKES if run_name(one) in all_runs]
+    names = {run_name(one) for one in LLAMA_LIKES}
+    beside = [run for run in all_runs.values() if names & {run.name, run.again}]
     return [*group, *(beside if blocks & {"3", "6"} else ())]
 
 

@@ -22,6 +22,7 @@ from offramp.lab.effects.runs import (
     EXIT_LOSS,
     FROZEN,
     KINDS,
+    MAMBA,
     ORACLE,
     PLAIN,
     REPRESENTATION,
@@ -38,6 +39,9 @@ from offramp.lab.effects.score_validity import ScoreValidity, score_validity
 
 MATCHED = (SKIPPED, SKIPPED_LENS, REPRESENTATION, REPRESENTATION_LENS)
 """P1 to P4."""
+
+CACHED = (SKIPPED, SKIPPED_LENS)
+"""Endpoints that rest on K and V of skipped layers; the state of a recurrent layer cannot be propagated."""
 
 SPED = "representation_by_tokens"
 """D2: the slope of the representation on log2 of the tokens trained on."""
@@ -99,7 +103,13 @@ def kind_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
     missing = tuple(f"no run of the kind {kind} is measured" for kind in KINDS if kind not in there)
     if block is None or not runs:
         return Family("kinds of models", 8, notes=missing)
-    return Family("kinds of models", 8, kind_effects(block), (*_block_notes(block), *missing), block)
+    effects = tuple(
+        replace(one, word="cannot be told") if one.name.endswith(MAMBA) and one.endpoint in CACHED else one
+        for one in kind_effects(block)
+    )
+    fixed = ("what a state space skips as executed is 0 by its state, whatever exits say: shown, no finding",)
+    notes = (*_block_notes(block), *missing, *(fixed if MAMBA in there else ()))
+    return Family("kinds of models", 8, effects, notes, block)
 
 
 def arm_families(runs: Sequence[Run], permutations: int) -> dict[str, Family]:

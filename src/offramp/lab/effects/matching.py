@@ -49,7 +49,7 @@ def left_out(runs: Sequence[Run]) -> dict[str, str]:
         longest[run.block, run.arm] = max(run.steps[-1], longest.get((run.block, run.arm), 0))
     alike: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        if run.name in found:
+        if not np.isfinite(run.losses).all():
             continue
         if run.steps[-1] < (steps := longest[run.block, run.arm]):
             found[run.name] = f"it ends after step {run.steps[-1]:,} of {steps:,}"
