@@ -29,7 +29,8 @@ PROBE_LENGTH = 5
 class Answers:
     """New tokens of each answer. request: the fingerprint of the request that they are for.
 
-    seconds: that writing each one took, whichever process did.
+    seconds: that writing each one took, whichever process did; of a trace, whose files are the same each time
+    it is made, none.
     """
 
     request: str
@@ -48,13 +49,21 @@ class Answerer:
     """Answers planned prompts with the full model, greedily, some at a time.
 
     The prompts of a batch are padded on the left and masked. With a folder, every batch is kept in
-    `answers.json` under the request's fingerprint, and read from there when the run is resumed.
+    `answers.json` under the request's fingerprint, and read from there when the run is resumed. timed:
+    whether seconds are kept.
     """
 
     def __init__(
-        self, model: Model, *, folder: Path | None, request: str, on_tokens: Callable[[int], None]
+        self,
+        model: Model,
+        *,
+        folder: Path | None,
+        request: str,
+        timed: bool,
+        on_tokens: Callable[[int], None],
     ) -> None:
         self.model = model
+        self.timed = timed
         self.path = None if folder is None else folder / ANSWERS
         self.request = request
         self.on_tokens = on_tokens
@@ -72,7 +81,9 @@ class Answerer:
             answered = generate_greedily(self.model, batch, mixed_lengths=mixed)
             took = (time.perf_counter() - started) / len(batch)
             for key, new_tokens in zip(keys, answered, strict=True):
-                self.kept.answers[key], self.kept.seconds[key] = list(new_tokens), took
+                self.kept.answers[key] = list(new_tokens)
+                if self.timed:
+                    self.kept.seconds[key] = took
             if self.path is not None:
                 ANSWERS_FILE.write(self.path, self.kept)
         answers = [tuple(self.kept.answers[key]) for key in keys]

@@ -33,7 +33,8 @@ LARGEST_PART = 16_384
 class TracePlan:
     """Contexts in parts of whole documents; a context's `document` indexes `document_ids`.
 
-    answering: seconds in which the model wrote what is read, whichever process let it.
+    answering: seconds in which the model wrote what is read, whichever process let it, where these are asked
+    for.
     """
 
     parts: tuple[tuple[Context, ...], ...]
@@ -150,9 +151,10 @@ def plan_with_answers(
     shown: bool,
     folder: Path | None = None,
     request: str = "",
+    timed: bool = False,
 ) -> TracePlan:
     """The same, answered by the model. context: as `usable_context` takes it. shown: show a bar. folder,
-    request: as `Answerer` takes them.
+    request, timed: as `Answerer` takes them.
     """
     longest = usable_context(model, context)
     made: list[Answerer] = []
@@ -160,7 +162,7 @@ def plan_with_answers(
 
         def answerer() -> Answerer:
             bar = bars.enter_context(token_bar(f"{workload.name}: answers", tokens, shown=shown))
-            made.append(Answerer(model, folder=folder, request=request, on_tokens=bar))
+            made.append(Answerer(model, folder=folder, request=request, timed=timed, on_tokens=bar))
             return made[0]
 
         plan = plan_trace(

@@ -113,12 +113,13 @@ def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor,
 
     So for a reference, by its name, where nothing is decoded that it would judge.
     """
-    from offramp.decoding.rerun.sequences import reference_of, require_reference
-
     for trace in traces if floor.kind == REFERENCE else ():
         reference_top1(trace)
-        if decodes:
-            first = reference_of(traces[0])
+    if floor.kind == REFERENCE and decodes:
+        from offramp.decoding.rerun.sequences import reference_of, require_reference  # which loads torch
+
+        first = reference_of(traces[0])
+        for trace in traces:
             require_reference(first["fingerprint"], first["dtype"], trace)
     if reference is not None and not (decodes and floor.kind == REFERENCE):
         raise InputError(

@@ -117,7 +117,9 @@ def plan_rows(
     for workload, documents in parts:
         share = max(1, tokens // len(parts))
         work = replace(workload, documents=documents)
-        plan = plan_with_answers(model, work, tokens=share, context=context, shown=shown, folder=folder)
+        plan = plan_with_answers(
+            model, work, tokens=share, context=context, shown=shown, folder=folder, timed=True
+        )
         names = plan.document_ids
         if len(names) < FEWEST:
             raise InputError(
