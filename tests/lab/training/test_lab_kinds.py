@@ -35,14 +35,6 @@ from offramp.records.typed import from_json, to_json
 KINDS = tuple(TINY_KINDS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def on_meta(found: Any) -> Any:
     with torch.device("meta"):
         return found.make_model()
