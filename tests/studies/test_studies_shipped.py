@@ -48,7 +48,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Pl
 
 
 def test_all_studies_are_there(plans: dict[str, tuple[Study, Plan]]) -> None:
-    assert sorted(plans) == sorted((*HERE, *ELSEWHERE, "lab"))
+    assert sorted(plans) == sorted((*HERE, *ELSEWHERE, "lab", "public"))
     for name, (study, _) in plans.items():
         assert study.name == name
         assert study.settings.title
@@ -141,6 +141,23 @@ def test_validity_has_a_dozen_cells_of_one_base(plans: dict[str, tuple[Study, Pl
     assert sum(cell.kind == "score" for cell in plan.cells) >= 12
     assert {model.base for model in study.models} == {"smollm2"}
     assert "nothing is claimed" in study.settings.description
+
+
+def test_the_labs_endpoints_are_planned_on_public_models(plans: dict[str, tuple[Study, Plan]]) -> None:
+    study, plan = plans["public"]
+    assert isinstance(study, LabStudy)
+    assert plan.unavailable.keys() >= {model.name for model in study.models}
+    families = {model.family for model in study.models}
+    assert families >= {"GPT", "Pythia", "OLMo", "Llama", "Qwen", "Mamba"}
+    assert {model.kind for model in study.models} == {"dense", "moe", "ssm"}
+    assert {model.base for model in study.models if "layerskip" in model.source} == {"Llama 3 8B"}
+    revisions = [model for model in study.models if "@" in model.source]
+    assert revisions
+    assert {model.base for model in revisions} <= {model.name for model in study.models}
+    asked = {"skipped", "skipped_lens", "representation", "representation_lens", "calibration", "scores"}
+    tasks = [task for task in (*plan.tasks.values(), *plan.to_come) if task.kind == "measure"]
+    assert len(tasks) == len(study.models)
+    assert all(asked <= {*task.recipe["endpoints"]} and task.estimate.seconds for task in tasks)
 
 
 def test_the_lab_trains_in_six_hours_here_and_in_another_size_on_one_gpu(

@@ -150,8 +150,16 @@ def depth(
 
 @lab.command("measure")
 def measure(
-    model: Annotated[Path, typer.Argument(help="A model folder of offramp lab train.")],
-    text_folder: Annotated[Path, typer.Argument(help="The text that it was trained on.", metavar="TEXT")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder of offramp lab train; or any model: bundled name, folder, .gguf file, Hub id."
+        ),
+    ],
+    text_folder: Annotated[
+        Path,
+        typer.Argument(help="The text that it was trained on; of other models any text.", metavar="TEXT"),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: endpoints.json.")],
     only: Annotated[
         list[str] | None,
@@ -161,7 +169,7 @@ def measure(
     device: Device = AUTO,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the endpoints of docs/lab/preregistered.md on a model, on the report part of its text."""
+    """Measure the endpoints of docs/lab/preregistered.md on a model, on the report part of a text."""
     out = Output(as_json)
     require_placement(device, "float32")
     from offramp.lab.endpoints.measure import measure as measure_model

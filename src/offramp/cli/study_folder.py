@@ -12,6 +12,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
+    from offramp.lab.text.folder import TextRecord
     from offramp.studies.folder import StudyFolder
     from offramp.studies.task import Plan
 
@@ -73,7 +74,7 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
     plan = folder.read_plan()
     with stage("writing the report"):
         if "lab" in plan.study:
-            page = _write_lab_report(plan, folder)
+            page = (_write_given_report if plan.study["models"] else _write_lab_report)(plan, folder)
         else:
             page = write_comparison(read_comparison([folder.path], mixed=mixed), folder.path)
     write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
@@ -85,10 +86,8 @@ def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
     from offramp.cli.compare_command import TABLES
     from offramp.files import write_text_atomically
     from offramp.lab.effects.runs import read_rows
-    from offramp.lab.text.folder import read_text_folder
     from offramp.report.lab.tables import write_lab_report
     from offramp.studies.lab_rows import lab_rows, lab_table
-    from offramp.studies.work.text import TEXT
 
     runs = folder.path / TABLES / "runs.csv"
     rows = lab_rows(plan, folder)
@@ -96,12 +95,33 @@ def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
         raise InputError("no run has ended yet", where=str(folder.path), fix="run the study")
     runs.parent.mkdir(exist_ok=True)
     write_text_atomically(runs, lab_table(rows))
-    (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
-    made = read_text_folder(text / TEXT).record
-    command = f"offramp study run {Path(plan.study['file']['path']).name}"
-    write_lab_report(read_rows(runs), folder.path, text=made, command=command, table=str(runs))
+    command, text = _made_by(plan, folder)
+    write_lab_report(read_rows(runs), folder.path, text=text, command=command, table=str(runs))
     _show_models(plan, folder)
     return folder.path / REPORT_FILE
+
+
+def _write_given_report(plan: Plan, folder: StudyFolder) -> Path:
+    """Write table and page of a study of the lab whose models were given; the page's path."""
+    from offramp.report.lab.given import write_given_report
+    from offramp.studies.lab_rows import given_lines
+
+    lines = given_lines(plan, folder)
+    if not lines:
+        raise InputError("no model has been measured yet", where=str(folder.path), fix="run the study")
+    command, text = _made_by(plan, folder)
+    write_given_report(lines, folder.path, text=text, absent=plan.unavailable, command=command)
+    return folder.path / REPORT_FILE
+
+
+def _made_by(plan: Plan, folder: StudyFolder) -> tuple[str, TextRecord]:
+    """The command that runs a study of the lab, and its text."""
+    from offramp.lab.text.folder import read_text_folder
+    from offramp.studies.work.text import TEXT
+
+    (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
+    command = f"offramp study run {Path(plan.study['file']['path']).name}"
+    return command, read_text_folder(text / TEXT).record
 
 
 def _show_models(plan: Plan, folder: StudyFolder) -> None:

@@ -64,13 +64,19 @@ class RequiredDepth:
     untold: str
 
 
+def has_tokenizer_of(model: Model, text: LabText) -> bool:
+    """Whether a model reads a text's tokens."""
+    vocabulary = getattr(model.tokenizer, "get_vocab", dict)()
+    return bool(vocabulary == text.tokenizer.get_vocab())
+
+
 def answers_of(model: Model, text: LabText, part: Part) -> Answers:
     """Let a model answer the questions in a part's generated documents, each with all before it in sight.
 
     A document that is longer than the model's context is cut there. Raises InputError for a model that has
     another tokenizer than the text.
     """
-    if model.tokenizer.get_vocab() != text.tokenizer.get_vocab():
+    if not has_tokenizer_of(model, text):
         raise InputError(
             "the model has another tokenizer than the text",
             where=f"{model.name} and {text.folder}",

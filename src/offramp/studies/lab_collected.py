@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from offramp.errors import InputError
 from offramp.lab.design import GPT2_LIKE, LLAMA_LIKE, run_name
@@ -134,6 +135,12 @@ class Collected:
         """The model that a training left in the end."""
         assert self.folder is not None, "asked for once it has ended"
         return model_folder(self.folder.task_folder(self.trained[run.name]), None)
+
+    def described(self) -> dict[str, Any]:
+        """The study as its folder keeps it: what its file says."""
+        value = self.study.to_json()
+        value["file"] = {"path": str(self.study.path.absolute()), "sha256": self.study.file_fingerprint}
+        return value
 
     def made_jobs(self) -> tuple[Job, ...]:
         """Each training alone, and together what is measured of one, as they were added."""

@@ -172,8 +172,7 @@ class _Layout(Pilot):
 
     def described(self) -> dict[str, Any]:
         """The study as its folder keeps it: what its file says, its runs, and what was told by now."""
-        value = self.study.to_json()
-        value["file"] = {"path": str(self.study.path.absolute()), "sha256": self.study.file_fingerprint}
+        value = super().described()
         runs = {
             name: {
                 **run.model.model_dump(mode="json", exclude={"text"}),

@@ -17,6 +17,9 @@ RUN = ("run", "block", "base", "arm", "norm", "mlp", "positions", "heads", "resi
 COLUMNS = (*RUN, "kind", "seed", "step", "tokens", "loss", "diverged")
 """Of every table; a column for each endpoint that was measured comes after them."""
 
+GIVEN = ("base", "family", "generation", "released", "kind", "stage", "parameters", "layers")
+"""What a study says of a model that is given."""
+
 LENS = "_lens"
 """What the columns of endpoints through a lens that is trained end with."""
 
@@ -77,6 +80,15 @@ def _measured(plan: Plan, folder: StudyFolder) -> dict[tuple[str, int], dict[str
             step = task.recipe["step"] or folder.result(plan.tasks[trained])["step"]
             found.setdefault((trained, step), {}).update(folder.result(task)["values"])
     return found
+
+
+def given_lines(plan: Plan, folder: StudyFolder) -> list[Row]:
+    """Facts and endpoints of every model of a study that were measured, where its models were given."""
+    return [
+        {"model": model["name"], **{key: model[key] for key in GIVEN}, **folder.result(task)["values"]}
+        for model in plan.study["models"]
+        if folder.is_done(task := plan.tasks[model["measure"]])
+    ]
 
 
 def lab_table(rows: list[Row]) -> str:

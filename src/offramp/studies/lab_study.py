@@ -30,7 +30,11 @@ DEAR = (
     "skipped_code",
     "scores",
 )
+KNOWN, DEPTH = (*CHEAP, *DEAR), "required_depth"
 USED_SETTINGS = {"name", "title", "description", "threads", "device", "seed"}
+GIVEN_SETTINGS = {*USED_SETTINGS, "dtype"}
+GIVEN_KEYS = {"endpoints", "text"}
+"""Keys of [lab] where models are given."""
 
 
 class Lab(Table):
@@ -55,7 +59,8 @@ class Lab(Table):
 
 
 class LabStudy(Study):
-    """A study that trains its models; the axes of others mean nothing to it."""
+    """A study that measures the lab's endpoints, of models that it trains itself or of those that are given;
+    the other axes mean nothing to it."""
 
     models: tuple[ModelEntry, ...] = ()
     workloads: tuple[WorkloadEntry, ...] = ()
@@ -73,9 +78,17 @@ class LabStudy(Study):
         return {source.name: source.version(request.places) for source in request.all_sources}
 
     @property
+    def given_endpoints(self) -> tuple[str, ...]:
+        """What is measured of models that are given: required depth takes the text's own tokens."""
+        asked = "endpoints" in self.lab.model_fields_set
+        return self.lab.endpoints if asked else tuple(one for one in KNOWN if one != DEPTH)
+
+    @property
     def threads(self) -> int:
-        """Of one training: one, so that as many run side by side as there are cores, unless it is said."""
-        return self.settings.threads if "threads" in self.settings.model_fields_set else 1
+        """Of one training: one, so that as many run side by side as there are cores, unless it is said; of
+        models that are given, those of the study."""
+        said = "threads" in self.settings.model_fields_set
+        return self.settings.threads if said or self.models else 1
 
 
 def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
@@ -84,19 +97,20 @@ def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
     Raises InputError, with the line, for what is wrong.
     """
     study = checked(LabStudy, values, source)
-    for name in sorted(study.model_fields_set - {"settings", "lab"}):
-        raise source.refused(
-            f"{name} means nothing in a study that trains its models",
-            "remove it; what is trained and measured is said in [lab]",
-            name,
-        )
-    for name in sorted(study.settings.model_fields_set - USED_SETTINGS):
-        raise source.refused(
-            f"{name} means nothing in a study that trains its models",
-            f"remove it; of [study] are used: {', '.join(sorted(USED_SETTINGS))}",
-            "study",
-            name,
-        )
+    trained = not study.models
+    what = "means nothing in a study that trains its models"
+    if not trained:
+        what = "means nothing where models are given"
+        for name in sorted(study.lab.model_fields_set - GIVEN_KEYS):
+            fix = f"remove it, or the models; of [lab] are used: {', '.join(sorted(GIVEN_KEYS))}"
+            raise source.refused(f"{name} {what}", fix, "lab", name)
+        _require_names_apart(study, source)
+    for name in sorted(study.model_fields_set - {"settings", "lab", "models"}):
+        raise source.refused(f"{name} {what}", "remove it; what is measured is said in [lab]", name)
+    used = USED_SETTINGS if trained else GIVEN_SETTINGS
+    for name in sorted(study.settings.model_fields_set - used):
+        fix = f"remove it; of [study] are used: {', '.join(sorted(used))}"
+        raise source.refused(f"{name} {what}", fix, "study", name)
     lab = study.lab
     if lab.size not in SIZES:
         raise source.refused(f"there is no size {lab.size!r}", did_you_mean(lab.size, SIZES), "lab", "size")
@@ -106,14 +120,22 @@ def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
             raise source.refused(
                 f"there is no block {block!r}", f"choose among {named}", "lab", "blocks", place
             )
-    known = (*CHEAP, *DEAR)
     for key in ("endpoints", "dear"):
         for place, name in enumerate(getattr(lab, key)):
-            if name not in known:
-                what, fix = f"there is no endpoint {name!r}", did_you_mean(name, known)
+            if name not in KNOWN:
+                what, fix = f"there is no endpoint {name!r}", did_you_mean(name, KNOWN)
                 raise source.refused(what, fix, "lab", key, place)
     check_request(lab.text, source, "lab", "text")
     text = placed_request(lab.text, Path(source.path).parent)
     placed = study.model_copy(update={"lab": lab.model_copy(update={"text": text})})
     placed._source = source
     return placed
+
+
+def _require_names_apart(study: LabStudy, source: Source) -> None:
+    seen: set[str] = set()
+    for place, model in enumerate(study.models):
+        if model.name in seen:
+            what = f"two models are called {model.name!r}"
+            raise source.refused(what, "give each a name of its own", "models", place, "name")
+        seen.add(model.name)

@@ -1,4 +1,4 @@
-"""The tasks of a study that trains its models: text, train and measure, and what each takes."""
+"""The tasks of a study of the lab: text, train and measure, and what each takes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from offramp.errors import InputError
 from offramp.lab.training.code import training_code
 from offramp.lab.training.kinds import architecture_of
 from offramp.models.devices import CPU, find_device
+from offramp.models.memory import WORKING_SHARE
 from offramp.studies.computing import code_of, versions_of
 from offramp.studies.estimates import FLOPS_PER_THREAD, RESULT_BYTES, STARTING_SECONDS, TORCH_BYTES
+from offramp.studies.found import FoundModel
 from offramp.studies.lab_runs import Run
 from offramp.studies.lab_study import LabStudy
 from offramp.studies.task import Estimate, Task
@@ -24,6 +26,8 @@ TEXT_SECONDS = 60.0
 """Of making a text of the default size."""
 EVALUATED_TOKENS = 65_536 + 16_384
 """Held-out tokens that are read at every checkpoint, at most (`offramp.lab.training.evaluation`)."""
+GIVEN_TOKENS = 400_000
+"""That all endpoints of a model take as many products as: traced three times, read for the lens, decoded."""
 SLOWER: Mapping[str, float] = {"mixture": 1.3, "mamba2": 2.6, "early_exit_loss": 1.4}
 """Times as long as its products say, of kinds of models and of what is done to them (docs/lab.md, speed)."""
 ENDPOINT_SECONDS: Mapping[str, float] = {
@@ -122,6 +126,37 @@ class LabTasks:
             exclusive=self.device != CPU,
             estimate=self.measure_estimate(run, endpoints),
             blocked=self.missing,
+        )
+
+    def measure_given(self, model: FoundModel, text: Text) -> Task:
+        """All endpoints of a model that is given."""
+        identity, entry, dtype = model.identity, model.entry, self.study.settings.dtype
+        described: dict[str, Any] = {
+            "fingerprint": None if identity is None else identity.base_fingerprint,
+            "transforms": [],
+        }
+        described |= {"trust_remote_code": True} if entry.trust_remote_code else {}
+        recipe = {
+            "model": described if identity else {**described, "source": model.source},
+            "dtype": dtype,
+            "endpoints": list(self.study.given_endpoints),
+            "text": text.fingerprint,
+            "seed": self.study.settings.seed,
+            **self._common("measure"),
+        }
+        weights = model.weight_bytes(dtype)
+        estimate = Estimate(
+            None if model.parameters is None else 2 * GIVEN_TOKENS * model.parameters / self._speed,
+            None if weights is None else TORCH_BYTES + round(WORKING_SHARE * weights),
+            RESULT_BYTES,
+        )
+        return Task(
+            "measure",
+            recipe,
+            sources={**text.sources, "model": model.source},
+            exclusive=self.device != CPU,
+            estimate=estimate,
+            blocked=model.missing or self.missing,
         )
 
     def train_estimate(self, run: Run) -> Estimate:

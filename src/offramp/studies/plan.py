@@ -11,6 +11,7 @@ from offramp.studies.availability import find_everything
 from offramp.studies.expansion import expand
 from offramp.studies.fingerprints import FILE, Fingerprints
 from offramp.studies.found import Found
+from offramp.studies.lab_given import lay_out_given
 from offramp.studies.lab_layout import lay_out
 from offramp.studies.lab_study import LabStudy
 from offramp.studies.study import Study
@@ -83,7 +84,7 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
     there twice; OfframpError if the disk is full.
     """
     if isinstance(study, LabStudy):
-        return lay_out(study, folder)
+        return lay_out_given(study, folder, download=download) if study.models else lay_out(study, folder)
     fingerprints = Fingerprints(None if folder is None else folder / FILE)
     try:
         found = find_everything(study, fingerprints, download=download)

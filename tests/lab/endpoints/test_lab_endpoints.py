@@ -245,8 +245,6 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     assert "skipped" in (refused.value.fix or "")
     with pytest.raises(InputError, match="no endpoint is asked for"):
         measure(endpoint_model, endpoint_text, endpoints=[])
-    with pytest.raises(InputError, match="holds no model"):
-        measure(tmp_path, endpoint_text)
     with pytest.raises(InputError, match="another tokenizer"):
         measure(endpoint_model, lab_text)
     other = tmp_path / "notes.json"

@@ -19,9 +19,10 @@ from offramp.lab.endpoints.documents import kinds_of, openings_of, works_of
 from offramp.lab.endpoints.record import CANDIDATES, ENDPOINTS, ORACLE, Endpoint, Endpoints, Sizes
 from offramp.lab.endpoints.skipped import skipped_layers
 from offramp.lab.exits.train import train_exits
-from offramp.lab.required_depth import RequiredDepth, answers_of, required_depth
+from offramp.lab.required_depth import RequiredDepth, answers_of, has_tokenizer_of, required_depth
 from offramp.lab.text.folder import LabText
 from offramp.lab.text.work import NaturalKind, Part
+from offramp.lab.training.record import RECORD
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.records.given_file import did_you_mean
@@ -30,6 +31,7 @@ from offramp.scoring.card import ScoreCard
 from offramp.scoring.documents import document_rows
 from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.loading import load_model
 from offramp.tracing.request import library_versions
 from offramp.tracing.trace import Trace
@@ -49,7 +51,7 @@ OnEndpoint = Callable[[str, float], object]
 
 
 def measure(
-    model_folder: str | Path,
+    source: str | Path | Model,
     text: LabText,
     *,
     endpoints: Sequence[str] = ENDPOINTS,
@@ -58,22 +60,27 @@ def measure(
     device: str = CPU,
     progress: OnEndpoint | None = None,
 ) -> Endpoints:
-    """The endpoints of a model of `offramp lab train` on the text that it was trained on.
+    """The endpoints of a model of `offramp lab train` on the text that it was trained on, or of any model.
 
+    source: as `load_model` takes it, in float32 on the device, or a model that is loaded. A model of another
+    tokenizer than the text's reads the same works by its own, and has no required depth.
     endpoints: some of ENDPOINTS. seed: of the lens, and of draws. progress: told of each as it is there.
 
-    Raises InputError for an unknown endpoint, a folder that is no model or has another tokenizer than the
-    text, and a text without prose or code; ModelError for a model whose numbers are not finite.
+    Raises InputError for an unknown endpoint, a model of the lab that was trained on another text, and a text
+    without prose or code; ModelError for what is no model, or one whose numbers are not finite.
     """
     asked = _known(endpoints)
-    _require_tokenizer(Path(model_folder), text)
-    model = load_model(str(model_folder), dtype="float32", device=device)
+    if not isinstance(source, Model):
+        _require_own_text(Path(source), text)
+        source = load_model(str(source), dtype="float32", device=device)
+    model = source
     found = Endpoints(
         model=model.identity.fingerprint,
         text=text.fingerprint,
         code=source_fingerprint(*CODE, *OWN_CODE),
         seed=seed,
         sizes=sizes,
+        dtype=model.dtype,
         device=device_name(model.stack.device),
         threads=torch.get_num_threads(),
         versions=library_versions(),
@@ -97,16 +104,19 @@ def _known(endpoints: Sequence[str]) -> tuple[Endpoint, ...]:
     return tuple(name for name in ENDPOINTS if name in endpoints)
 
 
-def _require_tokenizer(folder: Path, text: LabText) -> None:
-    """Refuse a folder that is no model with the text's tokenizer, before its weights are loaded."""
+def _require_own_text(folder: Path, text: LabText) -> None:
+    """Refuse a model of the lab with another text than its own, before its weights are loaded."""
+    if not RECORD.is_of(folder / TRAINING_FILE):
+        return
     from tokenizers import Tokenizer
 
-    file, fix = folder / "tokenizer.json", "give a model of offramp lab train and the text it was trained on"
-    if not file.is_file():
-        raise InputError("the folder holds no model with a tokenizer", where=str(folder), fix=fix)
-    if Tokenizer.from_file(str(file)).get_vocab() != text.tokenizer.get_vocab():
-        where = f"{folder} and {text.folder}"
-        raise InputError("the model has another tokenizer than the text", where=where, fix=fix)
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if found.get_vocab() != text.tokenizer.get_vocab():
+        raise InputError(
+            "the model has another tokenizer than the text",
+            where=f"{folder} and {text.folder}",
+            fix="give the text that it was trained on",
+        )
 
 
 @dataclass
@@ -148,11 +158,18 @@ class _Measuring:
                 first, second = halved_calibration(self.traced)
                 values |= {name: (first + second) / 2, f"{name}_first": first, f"{name}_second": second}
             case "required_depth":
-                self.depth = required_depth(answers_of(self.model, self.text, "report"), self.found.seed)
-                self._put(name, self.depth.slope, self.depth.untold)
+                self._required_depth()
             case "scores":
                 traced = self._trace(name, works_of(self.text, "report", ["prose"]))
                 self._scores(score(traced, draws=DRAWS))
+
+    def _required_depth(self) -> None:
+        """D1, of a model whose tokens are those that the text knows the depth of."""
+        if not has_tokenizer_of(self.model, self.text):
+            self._put("required_depth", None, "the model has another tokenizer than the text")
+            return
+        self.depth = required_depth(answers_of(self.model, self.text, "report"), self.found.seed)
+        self._put("required_depth", self.depth.slope, self.depth.untold)
 
     @cached_property
     def traced(self) -> Trace:

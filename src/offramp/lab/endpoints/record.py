@@ -70,6 +70,7 @@ class Endpoints:
     code: str
     seed: int
     sizes: Sizes
+    dtype: str
     device: str
     threads: int
     versions: dict[str, str]

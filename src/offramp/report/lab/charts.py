@@ -19,6 +19,7 @@ from offramp.lab.effects.runs import (
     SKIPPED_LENS,
     Run,
 )
+from offramp.lab.effects.score_validity import ScoreValidity
 from offramp.lab.effects.study import LabFindings
 from offramp.report.formats import decimal, interval_text, plain_tick, thousandths
 from offramp.report.html import Kind, figure, table
@@ -191,8 +192,12 @@ def depth_figure(findings: LabFindings) -> Markup:
 
 def score_figure(findings: LabFindings) -> Markup:
     """Every candidate's correlation with what is saved, over all trainings; nothing without any."""
-    validity = findings.validity
-    if validity is None or not validity.table:
+    return Markup() if findings.validity is None else correlations_figure(findings.validity)
+
+
+def correlations_figure(validity: ScoreValidity) -> Markup:
+    """Every candidate's correlation with what is saved; nothing without any."""
+    if not validity.table:
         return Markup()
     ranked = sorted(validity.table, key=lambda one: -one.value)
     rows = [

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from offramp.lab.effects.claims import CLAIMS, Claim, judge
 from offramp.lab.effects.gate import USED, Gate
 from offramp.lab.effects.runs import BLOCKS
+from offramp.lab.effects.score_validity import ScoreValidity
 from offramp.lab.effects.study import PLANNED, LabFindings
 from offramp.lab.text.folder import TextRecord
 from offramp.report.formats import counted, decimal, listed, thousandths
@@ -110,9 +111,11 @@ def claim_part(claim: Claim, findings: LabFindings) -> dict[str, Any]:
 
 def score_sentences(findings: LabFindings) -> list[str]:
     """What family 6 found."""
-    found = findings.validity
-    if found is None:
-        return []
+    return [] if findings.validity is None else choice_sentences(findings.validity)
+
+
+def choice_sentences(found: ScoreValidity) -> list[str]:
+    """The score that one half of the trainings chose, and what the other half says of it."""
     chosen = found.choice
     if chosen is None:
         return [f"Cannot be told: {found.untold}."]

@@ -1,4 +1,4 @@
-"""Endpoints of a model that a study trained."""
+"""Endpoints of a model that a study trained, or that was given."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from offramp.models.memory import use_threads
 from offramp.records.typed import to_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import device_of, require_planned
+from offramp.studies.work.inputs import device_of, model_of, require_planned
 from offramp.studies.work.text import text_of
 from offramp.studies.work.train import model_folder
 
 
 class MeasureWork:
-    """Leaves the endpoints that are asked for, of one kept model, on the report part of its text."""
+    """Leaves the endpoints that are asked for, of one model, on the report part of a text."""
 
     kind = "measure"
 
@@ -22,8 +22,9 @@ class MeasureWork:
 
         require_planned(task)
         use_threads(task.recipe["threads"])
+        given = "model" in task.recipe
         found = measure(
-            model_folder(context.input("model"), task.recipe["step"]),
+            model_of(task, context) if given else model_folder(context.input("model"), task.recipe["step"]),
             text_of(task),
             endpoints=task.recipe["endpoints"],
             seed=task.recipe["seed"],
