@@ -153,7 +153,7 @@ def measure(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model folder of offramp lab train; or any model: bundled name, folder, .gguf file, Hub id."
+            help="A model folder of offramp lab train; or any other: bundled name, folder, .gguf, Hub id."
         ),
     ],
     text_folder: Annotated[
