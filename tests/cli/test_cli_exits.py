@@ -111,6 +111,7 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
         (["--kind", "regularised", "--from", "heads"], "--from says nothing"),
         (["--kind", "lens", "--lora", "4"], "--lora says nothing for exits of the kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),
+        (["--kind", "bloc"], "did you mean block? there are: lens, block, executed, regularised, gate"),
         (["--at", "0"], "choose among 1 to the number of its layers"),
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--device", "abacus"], "unknown device"),
