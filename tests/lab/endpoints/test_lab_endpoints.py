@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,11 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
         measure(tmp_path, endpoint_text)
     with pytest.raises(InputError, match="another tokenizer"):
         measure(endpoint_model, lab_text)
+    damaged = shutil.copytree(endpoint_model, tmp_path / "damaged")
+    for content in ('{"kind": "lab training"', "[" * 100_000):
+        (damaged / "training.json").write_text(content)
+        with pytest.raises(DamagedFileError, match="trained on is damaged"):
+            measure(damaged, endpoint_text)
     other = tmp_path / "notes.json"
     other.write_text("{}")
     outcome = run_offramp("lab", "measure", endpoint_model, endpoint_text.folder, "-o", other).require(2)

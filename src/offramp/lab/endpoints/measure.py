@@ -34,6 +34,7 @@ from offramp.tracing.loading import load_model
 from offramp.tracing.request import library_versions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
+from offramp.tracing.trained_model import trained_in
 from offramp.workloads.workload import Workload
 
 PREREGISTERED = Sizes()
@@ -63,10 +64,12 @@ def measure(
     endpoints: some of ENDPOINTS. seed: of the lens, and of draws. progress: told of each as it is there.
 
     Raises InputError for an unknown endpoint, a folder that is no model or has another tokenizer than the
-    text, and a text without prose or code; ModelError for a model whose numbers are not finite.
+    text, and a text without prose or code; DamagedFileError for a model whose record was changed; ModelError
+    for one whose numbers are not finite.
     """
     asked = _known(endpoints)
     _require_tokenizer(Path(model_folder), text)
+    trained_in(Path(model_folder))  # a damaged record is refused before anything is measured
     model = load_model(str(model_folder), dtype="float32", device=device)
     found = Endpoints(
         model=model.identity.fingerprint,
