@@ -150,7 +150,7 @@ def depth(
 
 @lab.command("measure")
 def measure(
-    model: Annotated[Path, typer.Argument(help="A model folder of offramp lab train.")],
+    model: Annotated[Path, typer.Argument(help="A model folder of offramp lab train, no name.")],
     text_folder: Annotated[Path, typer.Argument(help="The text that it was trained on.", metavar="TEXT")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write: endpoints.json.")],
     only: Annotated[

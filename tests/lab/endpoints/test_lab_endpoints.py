@@ -243,11 +243,15 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr("offramp.lab.endpoints.measure.load_model", load)
     with pytest.raises(InputError, match="no endpoint 'skiped'") as refused:
         measure(endpoint_model, endpoint_text, endpoints=["skiped"])
-    assert "skipped" in (refused.value.fix or "")
+    assert "skipped" in refused.value.fix
+    assert "--only" in refused.value.where
     with pytest.raises(InputError, match="no endpoint is asked for"):
         measure(endpoint_model, endpoint_text, endpoints=[])
     with pytest.raises(InputError, match="holds no model"):
         measure(tmp_path, endpoint_text)
+    with pytest.raises(InputError, match="named by its folder") as named:
+        measure("smollm2", endpoint_text)
+    assert "a model of offramp lab train" in named.value.fix
     with pytest.raises(InputError, match="another tokenizer"):
         measure(endpoint_model, lab_text)
     damaged = shutil.copytree(endpoint_model, tmp_path / "damaged")

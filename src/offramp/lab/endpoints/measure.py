@@ -45,6 +45,8 @@ CODE = ("models", "workloads", "tracing", "scoring", "policies", "decoding", "la
 OWN_CODE = ("lab/endpoints", "lab/required_depth.py")
 """The source that endpoints depend on."""
 
+ASKED = "endpoints= (--only)"
+
 OnEndpoint = Callable[[str, float], object]
 """Told what was measured, and in how many seconds of the processor."""
 
@@ -94,9 +96,10 @@ def _known(endpoints: Sequence[str]) -> tuple[Endpoint, ...]:
     """Those that are asked for, in the order of all."""
     for name in endpoints:
         if name not in ENDPOINTS:
-            raise InputError(f"there is no endpoint {name!r}", fix=did_you_mean(name, ENDPOINTS))
+            raise InputError(f"there is no endpoint {name!r}", where=ASKED, fix=did_you_mean(name, ENDPOINTS))
     if not endpoints:
-        raise InputError("no endpoint is asked for", fix=f"choose among: {', '.join(ENDPOINTS)}")
+        fix = f"choose among: {', '.join(ENDPOINTS)}"
+        raise InputError("no endpoint is asked for", where=ASKED, fix=fix)
     return tuple(name for name in ENDPOINTS if name in endpoints)
 
 
@@ -105,6 +108,9 @@ def _require_tokenizer(folder: Path, text: LabText) -> None:
     from tokenizers import Tokenizer
 
     file, fix = folder / "tokenizer.json", "give a model of offramp lab train and the text it was trained on"
+    if not folder.is_dir():
+        what = "a model to measure is named by its folder, and there is none"
+        raise InputError(what, where=str(folder), fix=f"{fix}: names such as smollm2 have none")
     if not file.is_file():
         raise InputError("the folder holds no model with a tokenizer", where=str(folder), fix=fix)
     if Tokenizer.from_file(str(file)).get_vocab() != text.tokenizer.get_vocab():
