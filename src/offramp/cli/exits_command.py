@@ -213,12 +213,13 @@ def train(
 
     from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import KINDS, check_kind
-    from offramp.lab.exits.recipe import refuse_needless
+    from offramp.lab.exits.recipe import check_length, check_network, refuse_needless
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
+    check_length(steps, minutes, seed)
     if kind == REGULARISED:
         regularised.regularisation()  # refuses what cannot be
     else:
@@ -235,6 +236,7 @@ def train(
         refuse_needless(kind, {"--minutes": minutes, **of_blocks, **of_readings, "--leave": leave})
     else:
         check_kind(kind)
+        check_network(kind, units, shared)
         needless: dict[str, object] = {} if kind in KINDS else dict(of_readings)
         if kind != EXECUTED:
             needless |= {"--from": source, "--leave": leave}
