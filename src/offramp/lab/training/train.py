@@ -31,6 +31,7 @@ from offramp.lab.training.recipe import AnyRecipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
 from offramp.models.memory import with_threads
+from offramp.models.quiet import quiet_transformers
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.progress import step_bar
 from offramp.tracing.request import library_versions
@@ -107,7 +108,8 @@ class _Training:
     def _model(self) -> Any:
         """The model with the weights that the seed gives, or its base."""
         torch.manual_seed(self.recipe.seed)
-        model = self.objective.make_model()
+        with quiet_transformers():
+            model = self.objective.make_model()
         return model.to(self.request.device).train()
 
     def _train(
