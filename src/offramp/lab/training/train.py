@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,17 +145,21 @@ class _Training:
         return self._keep(model, progress, self.folder)
 
     def _evaluate(self, model: Any, progress: Progress) -> None:
+        """Held-out losses, which are kept; the end of it where one is not finite."""
         before = progress.history[-1].step if progress.history else 0
-        progress.history.append(
-            self.evaluation.evaluate(
-                model,
-                step=progress.step,
-                tokens=self._tokens(progress.step),
-                seconds=progress.seconds,
-                trained=progress.losses / (progress.step - before),
-            )
+        found = self.evaluation.evaluate(
+            model,
+            step=progress.step,
+            tokens=self._tokens(progress.step),
+            seconds=progress.seconds,
+            trained=progress.losses / (progress.step - before),
         )
         progress.losses = 0.0
+        if math.isfinite(found.natural + found.generated):
+            progress.history.append(found)
+        else:
+            progress.diverged = True
+            progress.stopped = f"a held-out loss was not finite after step {progress.step}"
 
     def _tokens(self, steps: int) -> int:
         return steps * self.recipe.batch * self.recipe.context
