@@ -51,8 +51,8 @@ class Pilot(Collected):
         if (times := self.effort(fewest) / self.seconds) > 1:
             known = "by estimates" if self.ahead else "as fast as the pilot"
             self.notes.append(
-                f"even {fewest:,} tokens a run, the fewest, do not fit into {self.lab.minutes:g} minutes: all "
-                f"takes about {times * self.lab.minutes:,.0f} ({known}), so that the last runs are not made"
+                f"even {fewest:,} tokens a run, the fewest, do not fit into {self.lab.minutes:g} minutes: "
+                f"all takes about {times * self.lab.minutes:,.0f} ({known}), and the last runs are not made"
             )
         return fewest
 

@@ -213,7 +213,8 @@ def test_libraries_do_not_warn_of_what_nobody_can_act_on(
     real = Architecture.make_model
 
     def warning(self: Architecture) -> Any:
-        logging.getLogger("torchao").warning("no such kernel")  # as at its import, which a model's class brings
+        # As at its import, which comes with that of a model's class.
+        logging.getLogger("torchao").warning("no such kernel")
         return real(self)
 
     monkeypatch.setattr(Architecture, "make_model", warning)
