@@ -50,6 +50,7 @@ def test_a_finished_training_is_read_and_said_again(trained: Path, tiny_model: P
     assert "agreement if all leave" in outcome.out
     assert "the steps are done" in outcome.out
     assert "were asked for" in outcome.out, "the text has fewer tokens"
+    assert "(0.70)" not in outcome.out, "of a table that is not shown here"
     assert f"written: {trained}" in outcome.out
 
 
@@ -111,6 +112,13 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
         (["--kind", "regularised", "--from", "heads"], "--from says nothing"),
         (["--kind", "lens", "--lora", "4"], "--lora says nothing for exits of the kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),
+        (["--kind", "bloc"], "did you mean block? there are: lens, block, executed, regularised, gate"),
+        (["--at", "0"], "choose among 1 to the number of its layers"),
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--minutes", "-1"], "training cannot take -1 minutes"),
+        (["--minutes", "1", "--steps", "1"], "both steps and minutes"),
+        (["--kind", "gate", "--floor", "0.9", "--seed", "-1"], "the seed cannot be -1"),
+        (["--kind", "lens", "--units", "8"], "have no units"),
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--device", "abacus"], "unknown device"),
     ],

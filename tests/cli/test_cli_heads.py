@@ -45,6 +45,7 @@ def test_a_table_says_what_each_exit_is_worth(tiny_model: Path, documents: Path,
     assert "correctness" in outcome.out
     # A tiny random model has no converged hidden state: nothing to learn, and the command says so.
     assert "convergence is not shown to beat the base rate at any exit" in outcome.out
+    assert "(0.70): not shown to beat" in outcome.out
     assert f"written: {path}" in outcome.out
     assert read_heads(path).provenance["seed"] == 1
 

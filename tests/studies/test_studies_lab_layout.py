@@ -16,6 +16,7 @@ from offramp.errors import InputError
 from offramp.lab.effects.factors import half_fraction
 from offramp.lab.effects.matching import at_loss, left_out
 from offramp.lab.effects.runs import runs_of
+from offramp.studies.lab_layout import lay_out
 from offramp.studies.lab_rows import lab_rows, lab_table
 from offramp.studies.lab_runs import compared_with, designed, matched_places, second_try
 from offramp.studies.status import time_left
@@ -136,6 +137,8 @@ def test_a_pilot_tells_tokens_and_rate(tmp_path: Path) -> None:
 def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_left_out(
     tmp_path: Path,
 ) -> None:
+    warned: list[bool] = []
+
     def planned(minutes: float, seconds: float) -> tuple[int, list[str], float]:
         """Tokens, runs, and how long all take side by side on two cores by the plan."""
         folder = tmp_path / f"{minutes}-{seconds}"
@@ -143,6 +146,7 @@ def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_
         study = lab_study(folder, f"rate = 0.002\nminutes = {minutes}\nblocks = [1, 2]\ncheckpoints = 2")
         pretended = Pretended(study, folder / "study")
         plan = pretended.end(lambda name: [3.5], seconds=seconds, rounds=2)
+        warned.append(any("even 2,000,000 tokens" in note for note in plan.study["notes"]))
         tasks = [*plan.tasks.values(), *plan.to_come]
         nominal = sum(task.estimate.seconds or 0.0 for task in tasks if task.kind != "text")
         return plan.study["told"]["tokens"], names_of(plan, "train")[2:], nominal / 120.0
@@ -158,6 +162,14 @@ def test_the_most_tokens_are_taken_with_which_all_fits_and_what_does_not_fit_is_
     assert 0 < len(few) < 20
     assert few == runs[: len(few)]
     assert 50.0 < minutes < 60.0
+    assert warned == [False, False, False, True]
+
+
+def test_the_fewest_tokens_that_do_not_fit_are_said_before_anything_runs(tmp_path: Path) -> None:
+    study = lab_study(tmp_path, 'size = "smoke"\nminutes = 0.5\nblocks = [1]')
+    (note,) = (one for one in lay_out(study, None).study["notes"] if "do not fit" in one)
+    assert "tokens a run, the fewest, do not fit into 0.5 minutes: all takes about" in note
+    assert "(by estimates)" in note
 
 
 def test_the_time_that_is_left_is_told_within_a_quarter(tmp_path: Path) -> None:

@@ -50,9 +50,6 @@ exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.
 
 EXECUTED = "executed"
 
-NO_LAST_LAYER = 10**6
-"""Of exits that are looked at before the model is."""
-
 
 @exits.callback()
 def exits_group() -> None:
@@ -207,8 +204,8 @@ def train(
     read = TRAINING_TOKENS if tokens is None else tokens
     require_options(tokens=read, context=context, document_tokens=None, exits="all", output=output)
     require_placement(device, dtype)
-    if at is not None and at != "all":
-        parse_exits(at, NO_LAST_LAYER, "--at")
+    if at is not None:
+        parse_exits(at, None, "--at")  # before the model is there
     if at is None and kind not in (GATES, EXECUTED):
         raise InputError("no exit is named to train", where="--at", fix="name some, as in 12,20, or all")
     regularised = RegularisedOptions(lora, keep, layer_dropout, curriculum, targets, ahead)
@@ -216,12 +213,13 @@ def train(
 
     from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import KINDS, check_kind
-    from offramp.lab.exits.recipe import refuse_needless
+    from offramp.lab.exits.recipe import check_length, check_network, refuse_needless
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
+    check_length(steps, minutes, seed)
     if kind == REGULARISED:
         regularised.regularisation()  # refuses what cannot be
     else:
@@ -238,6 +236,7 @@ def train(
         refuse_needless(kind, {"--minutes": minutes, **of_blocks, **of_readings, "--leave": leave})
     else:
         check_kind(kind)
+        check_network(kind, units, shared)
         needless: dict[str, object] = {} if kind in KINDS else dict(of_readings)
         if kind != EXECUTED:
             needless |= {"--from": source, "--leave": leave}

@@ -21,7 +21,8 @@ def heads_table(fitted: ExitHeads) -> WordTable:
     from offramp.report.word_table import WordTable
 
     title = "held-out documents: variance explained by the lens, AUROC of the classifiers"
-    table = WordTable(title=f"[bold]{title}[/]")
+    signs = "(0.70): not shown to beat the base rate there; rare: too few tokens of one class"
+    table = WordTable(title=f"[bold]{title}[/]", caption=signs if fitted.classifiers else None)
     table.add_column("exit", justify="right")
     if fitted.lens is not None:
         table.add_column("lens", justify="right")
@@ -86,10 +87,6 @@ def heads_notes(fitted: ExitHeads) -> list[str]:
         elif worse:
             listed = ", ".join(str(exit) for exit in worse)
             lines.append(f"{name} is not shown to beat the base rate at exits {listed}")
-    if fitted.classifiers:
-        lines.append(
-            "(0.70): not shown to beat the base rate on held-out documents; rare: too few tokens of one class"
-        )
     seen = sum(len(ids) for ids in fitted.seen_documents.values())
     lines.append(f"fitting read {seen} documents; tuning on a trace made with these heads leaves them out")
     return lines

@@ -77,7 +77,7 @@ def training_notes(record: TrainingRecord) -> list[str]:
         f"({record.settings.threads} threads, {record.settings.device}): {record.stopped}",
     ]
     if record.diverged:
-        notes.append("it diverged: the model is kept as it was before that step, and marked in training.json")
+        notes.append("it diverged: the model is kept as it was then, and marked in training.json")
     return notes
 
 

@@ -37,7 +37,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 OTHER_WORK: Mapping[str, tuple[str, ...]] = {
     "trace": ("scoring/text_size.py",),
     "heads": (f"{WORK}/training_cost.py",),
-    "training": (f"{WORK}/training_cost.py",),
+    "training": (f"{WORK}/left_over.py", f"{WORK}/training_cost.py"),
     "certify": (f"{WORK}/league.py", f"{WORK}/tune.py"),
     "decode": (f"{WORK}/decoding_choice.py", f"{WORK}/league.py", f"{WORK}/tune.py"),
 }

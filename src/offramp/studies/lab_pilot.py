@@ -40,11 +40,21 @@ class Pilot(Collected):
         self.notes: list[str] = []
 
     def tokens(self) -> int:
-        """Of a run: those of the file, else the most with which all fits into the time."""
+        """Of a run: those of the file, else the most with which all fits into the time; the fewest, and a
+        note, where nothing does."""
         if not self.fitted:
             return int(self.lab.tokens)
-        fitting = (count for count in reversed(self.size.tokens) if self.effort(count) <= self.seconds)
-        return next(fitting, self.size.tokens[0])
+        *more, fewest = reversed(self.size.tokens)
+        for count in more:
+            if self.effort(count) <= self.seconds:
+                return count
+        if (times := self.effort(fewest) / self.seconds) > 1:
+            known = "by estimates" if self.ahead else "as fast as the pilot"
+            self.notes.append(
+                f"even {fewest:,} tokens a run, the fewest, do not fit into {self.lab.minutes:g} minutes: "
+                f"all takes about {times * self.lab.minutes:,.0f} ({known}), and the last runs are not made"
+            )
+        return fewest
 
     @property
     def fitted(self) -> bool:

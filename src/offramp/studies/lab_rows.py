@@ -103,13 +103,3 @@ def lab_table(rows: list[Row]) -> str:
 
 def _shown(value: Any) -> Any:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else value
-
-
-def lab_notes(plan: Plan) -> Iterator[str]:
-    """What was decided on the way, a sentence each."""
-    told = plan.study.get("told", {})
-    if "tokens" in told:
-        yield f"{told['tokens']:,} tokens a run, the largest learning rate {told['rate']:g}"
-    yield from plan.study.get("notes", ())
-    if told.get("diverged"):
-        yield f"diverged, and left out of every analysis: {', '.join(told['diverged'])}"

@@ -167,17 +167,18 @@ def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
 
 
 def parse_exits(
-    exits: str | list[int] | tuple[int, ...], layers: int, where: str = "exits= (--exits)"
+    exits: str | list[int] | tuple[int, ...], layers: int | None, where: str = "exits= (--exits)"
 ) -> tuple[int, ...]:
     """Layers to trace, ascending, the last one always among them.
 
-    exits: "all", "10,20,30" (also joined by "+"), or numbers. where: they were given.
+    exits: "all", "10,20,30" (also joined by "+"), or numbers. layers: of the model, None where that is not
+    known yet: then "all" are none, and no last one is added. where: they were given.
 
     Raises InputError for a layer that is not there.
     """
     if isinstance(exits, str):
         if exits == "all":
-            return tuple(range(1, layers + 1))
+            return tuple(range(1, (layers or 0) + 1))
         words = exits.replace("+", ",").split(",")
         if not all(word.strip().isdecimal() for word in words):
             raise InputError(
@@ -185,11 +186,12 @@ def parse_exits(
             )
         exits = [int(word) for word in words]
     wanted = {int(layer) for layer in exits}
-    unknown = sorted(layer for layer in wanted if not 1 <= layer <= layers)
+    last = max(wanted, default=0) if layers is None else layers
+    unknown = sorted(layer for layer in wanted if not 1 <= layer <= last)
     if unknown or not wanted:
         raise InputError(
             f"the model has no exit {unknown[0]}" if unknown else "no exit was asked for",
             where=where,
-            fix=f"choose among 1 to {layers}",
+            fix=f"choose among 1 to {'the number of its layers' if layers is None else layers}",
         )
-    return tuple(sorted(wanted | {layers}))
+    return tuple(sorted({*wanted, last}))

@@ -53,14 +53,16 @@ class TrainedOn:
 
 
 def trained_on(model: Model) -> TrainedOn:
-    """What the record in the model's folder says; nothing where there is none, or another program's.
+    """What the record in the model's folder says. Raises what `trained_in` raises."""
+    return TrainedOn() if model.source is None else trained_in(model.source.folder)
+
+
+def trained_in(folder: Path) -> TrainedOn:
+    """What the record in a model's folder says; nothing where there is none, or another program's.
 
     Raises InputError for a training that has not ended, whose record comes last, and DamagedFileError for a
     record that was changed: certificates must not rest on text that was trained on.
     """
-    folder = None if model.source is None else model.source.folder
-    if folder is None:
-        return TrainedOn()
     path = folder / TRAINING_FILE
     if not path.is_file():
         if any((folder / name).exists() for name in UNDER_WAY):
@@ -81,7 +83,7 @@ def trained_on(model: Model) -> TrainedOn:
             tuple(read_sketch(text) for text in record.get("texts", ())),
             record.get("request", {}).get("model", {}).get("name"),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path) from error
 
 

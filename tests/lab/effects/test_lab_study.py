@@ -123,8 +123,11 @@ def test_what_is_missing_is_said_and_the_rest_is_analysed() -> None:
     assert found.validity.untold == "10 trainings in the second half, 12 are needed"
     assert words(found, "Dense models") == {}
     few = [row for row in rows if row["run"] not in ("run-05", "run-17")]
-    less = [row | {"skipped_lens": ""} if row["run"] == "run-03" else row for row in few]
-    family = analyse(runs_of(less), permutations=199).families["1"]
+    lacking = {"skipped_lens": "", "score_composite": ""}
+    less = [row | lacking if row["run"] == "run-03" else row for row in few]
+    families = analyse(runs_of(less), permutations=199).families
+    assert "run-03 is left out: score_composite was not measured" in families["6"].notes
+    family = families["1"]
     assert "run-03 is left out: skipped_lens was not measured" in family.notes
     assert any(note.startswith("14 of 16 cells are there") for note in family.notes)
     assert len(family.effects) == 20

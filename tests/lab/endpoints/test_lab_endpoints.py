@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +243,17 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr("offramp.lab.endpoints.measure.load_model", load)
     with pytest.raises(InputError, match="no endpoint 'skiped'") as refused:
         measure(endpoint_model, endpoint_text, endpoints=["skiped"])
-    assert "skipped" in (refused.value.fix or "")
+    assert "skipped" in refused.value.fix
+    assert "--only" in refused.value.where
     with pytest.raises(InputError, match="no endpoint is asked for"):
         measure(endpoint_model, endpoint_text, endpoints=[])
     with pytest.raises(InputError, match="another tokenizer"):
         measure(endpoint_model, lab_text)
+    damaged = shutil.copytree(endpoint_model, tmp_path / "damaged")
+    for content in ('{"kind": "lab training"', "[" * 100_000):
+        (damaged / "training.json").write_text(content)
+        with pytest.raises(DamagedFileError, match="trained on is damaged"):
+            measure(damaged, endpoint_text)
     other = tmp_path / "notes.json"
     other.write_text("{}")
     outcome = run_offramp("lab", "measure", endpoint_model, endpoint_text.folder, "-o", other).require(2)

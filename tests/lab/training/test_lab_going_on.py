@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import offramp
 from command_line import run_offramp
 from lab_recipes import going_on, tiny, tiny_kind
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.lab.exits.layer_skip import dropout_probabilities, exit_weights
 from offramp.lab.text.folder import LabText
 from offramp.lab.training import train as training
@@ -146,6 +146,11 @@ def test_a_base_that_cannot_be_gone_on_from_is_refused(lab_text: LabText, base: 
     train(tiny(lab_text, layers=2, checkpoints=1, tokens=128), tmp_path / "shallow")
     assert "2 layers has no exit with a weight" in refused(tmp_path / "shallow", "early_exit_loss")
     shutil.copytree(base, tmp_path / "other")
+    (tmp_path / "other" / "training.json").write_text("[" * 100_000)
+    with pytest.raises(DamagedFileError, match=r"training\.json of a training is damaged") as damaged:
+        read_base(going_on(lab_text, tmp_path / "other", "continued"), lab_text)
+    assert "from: " in damaged.value.where
+    assert "or name another" in damaged.value.fix
     record = RECORD.read(base / "training.json")
     for change, what in (
         ({"text": "0" * 64}, "on another text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from offramp.errors import InputError
 from offramp.lab.text.folder import LabText
 from offramp.lab.training.architecture import make_architecture
 from offramp.lab.training.comparison import require_comparable
-from offramp.lab.training.recipe import Recipe, read_recipe
+from offramp.lab.training.recipe import KINDS, ContinuedRecipe, Reading, Recipe, read_recipe
 
 SWITCHES = {
     "norm": ("layernorm", "rmsnorm"),
@@ -27,6 +28,17 @@ SWITCHES = {
 STUDY = {"layers": 12, "hidden": 96, "query_heads": 6, "group": 3, "context": 256, "vocabulary": 2048}
 GPT2_LIKE_PARAMETERS = 1_553_088
 """With a feed-forward width of four times the hidden size: what docs/lab/preregistered.md matches all to."""
+
+
+def test_the_page_names_the_keys_of_every_kind() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "lab.md").read_text(encoding="utf-8")
+    rows = page.partition("| recipe | keys |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    named = [re.findall(r"`(\w+)`", row.split("|")[2]) for row in rows]
+    every, *own = [
+        [field.alias or name for name, field in kind.model_fields.items()]
+        for kind in (Reading, *KINDS.values(), ContinuedRecipe)
+    ]
+    assert named == [every, *([key for key in keys if key not in every] for keys in own)]
 
 
 @pytest.mark.parametrize("values", list(itertools.product(*SWITCHES.values())), ids="-".join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import shutil
 from collections.abc import Callable
@@ -23,11 +24,11 @@ from offramp.files import remove
 from offramp.lab.text.folder import GENERATED_TOKENS, NATURAL_TOKENS, LabText
 from offramp.lab.training import loop
 from offramp.lab.training import train as training
-from offramp.lab.training.architecture import make_architecture
+from offramp.lab.training.architecture import Architecture, make_architecture
 from offramp.lab.training.batches import Batches, HeldOut, generated_starts
 from offramp.lab.training.evaluation import Evaluation
 from offramp.lab.training.folder import kept_model
-from offramp.lab.training.record import RECORD, TrainingRecord
+from offramp.lab.training.record import RECORD, Evaluated, TrainingRecord
 from offramp.lab.training.train import train
 from offramp.tracing.trained_model import trained_on
 
@@ -186,6 +187,39 @@ def test_a_training_that_diverges_is_kept_and_marked(
     )
     monkeypatch.undo()
     assert train(tiny(lab_text), tmp_path / "model") == record, "it has ended"
+
+
+def test_a_held_out_loss_that_is_not_finite_is_divergence_too(
+    lab_text: LabText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Evaluation.evaluate
+
+    def overflows(self: Evaluation, model: Any, **about: Any) -> Evaluated:
+        found = real(self, model, **about)
+        return dataclasses.replace(found, natural=math.nan) if about["step"] == 2 else found
+
+    monkeypatch.setattr(Evaluation, "evaluate", overflows)
+    record = train(tiny(lab_text, tokens=4 * 128, checkpoints=3), tmp_path / "model")
+    assert record.diverged
+    assert record.stopped == "a held-out loss was not finite after step 2"
+    assert (record.step, [one.step for one in record.history]) == (2, [1])
+    assert RECORD.read(tmp_path / "model" / "training.json") == record
+    assert not kept_model(tmp_path / "model", 2).exists()
+
+
+def test_libraries_do_not_warn_of_what_nobody_can_act_on(
+    lab_text: LabText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Architecture.make_model
+
+    def warning(self: Architecture) -> Any:
+        # As at its import, which comes with that of a model's class.
+        logging.getLogger("torchao").warning("no such kernel")
+        return real(self)
+
+    monkeypatch.setattr(Architecture, "make_model", warning)
+    train(tiny(lab_text, tokens=128, checkpoints=1), tmp_path / "model")
+    assert "no such kernel" not in caplog.text
 
 
 def test_the_command_trains_says_it_again_and_refuses_another(

@@ -275,8 +275,12 @@ def score_family(
             of_run = zip(block.runs, block.matched.tolist(), strict=True)
             here = {run.name: dict(zip(block.endpoints, row, strict=True)) for run, row in of_run}
             taken |= {run.name: here[run.name] for run in own if run.name in here}
-        missing = [run.name for run in own if run.name not in taken]
-        notes += [f"{name} is left out: not all of it was measured" for name in missing]
+        lacking = {} if block is None else block.not_measured
+        notes += [
+            f"{run.name} is left out: {lacking.get(run.name, 'not all of it')} was not measured"
+            for run in own
+            if run.name not in taken
+        ]
     shared = [name for name in scores if taken and all(name in values for values in taken.values())]
     notes += [f"{name} was not measured on all of them" for name in scores if name not in shared]
     if not shared:

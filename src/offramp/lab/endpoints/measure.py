@@ -36,6 +36,7 @@ from offramp.tracing.loading import load_model
 from offramp.tracing.request import library_versions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
+from offramp.tracing.trained_model import trained_in
 from offramp.workloads.workload import Workload
 
 PREREGISTERED = Sizes()
@@ -45,6 +46,8 @@ DRAWS = 40
 CODE = ("models", "workloads", "tracing", "scoring", "policies", "decoding", "lab/exits", "lab/text")
 OWN_CODE = ("lab/endpoints", "lab/required_depth.py")
 """The source that endpoints depend on."""
+
+ASKED = "endpoints= (--only)"
 
 OnEndpoint = Callable[[str, float], object]
 """Told what was measured, and in how many seconds of the processor."""
@@ -67,11 +70,13 @@ def measure(
     endpoints: some of ENDPOINTS. seed: of the lens, and of draws. progress: told of each as it is there.
 
     Raises InputError for an unknown endpoint, a model of the lab that was trained on another text, and a text
-    without prose or code; ModelError for what is no model, or one whose numbers are not finite.
+    without prose or code; DamagedFileError for a model whose record was changed; ModelError for what is no
+    model, or one whose numbers are not finite.
     """
     asked = _known(endpoints)
     if not isinstance(source, Model):
         _require_own_text(Path(source), text)
+        trained_in(Path(source))  # a damaged record is refused before anything is measured
         source = load_model(str(source), dtype="float32", device=device)
     model = source
     found = Endpoints(
@@ -98,9 +103,10 @@ def _known(endpoints: Sequence[str]) -> tuple[Endpoint, ...]:
     """Those that are asked for, in the order of all."""
     for name in endpoints:
         if name not in ENDPOINTS:
-            raise InputError(f"there is no endpoint {name!r}", fix=did_you_mean(name, ENDPOINTS))
+            raise InputError(f"there is no endpoint {name!r}", where=ASKED, fix=did_you_mean(name, ENDPOINTS))
     if not endpoints:
-        raise InputError("no endpoint is asked for", fix=f"choose among: {', '.join(ENDPOINTS)}")
+        fix = f"choose among: {', '.join(ENDPOINTS)}"
+        raise InputError("no endpoint is asked for", where=ASKED, fix=fix)
     return tuple(name for name in ENDPOINTS if name in endpoints)
 
 

@@ -29,6 +29,9 @@ EXECUTED = "executed"
 REGULARISED = "regularised"
 """The kind that trains the model itself: `offramp.lab.exits.regularised`."""
 
+GATE = "gate"
+"""What is trained for exits that are there, and is no way to read one: `offramp.lab.exits.gate_training`."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -162,16 +165,16 @@ def reading_of(exits: Sequence[Parameters], *, shared: bool) -> Reading:
 
 def check_kind(name: str) -> None:
     """Raise InputError, with a near one, unless exits of this kind can be trained."""
-    there_are = (*KINDS, EXECUTED, REGULARISED)
-    if name in there_are:
+    if name in (*KINDS, EXECUTED, REGULARISED):
         return
-    there = f"there are: {', '.join(there_are)}"
-    if name == "gate":  # no way to read an exit, and made for exits that are there
+    if name == GATE:
         raise InputError(
             "gates are trained by a function of their own",
             where="kind= (--kind)",
             fix="call offramp.train_gates, or give --kind gate",
         )
+    there_are = (*KINDS, EXECUTED, REGULARISED, GATE)
     near = difflib.get_close_matches(name, there_are, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"there is no kind of exits {name!r}", where="kind= (--kind)", fix=hint + there)
+    there = f"{hint}there are: {', '.join(there_are)}"
+    raise InputError(f"there is no kind of exits {name!r}", where="kind= (--kind)", fix=there)

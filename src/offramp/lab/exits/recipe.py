@@ -102,31 +102,11 @@ def make_recipe(
     mapped: the exits that have K,V maps to train. Raises InputError.
     """
     check_kind(kind)
+    require_sizes(tokens=tokens, context=context)
+    check_length(steps, minutes, seed)
+    check_network(kind, units, shared)
     has_units = kind in KINDS and KINDS[kind].has_units
-    require_sizes(tokens=tokens, context=context, steps=steps)
-    if steps is not None and minutes is not None:
-        raise InputError(
-            "both steps and minutes of training are given", where="steps= (--steps)", fix="give one of them"
-        )
-    if minutes is not None and not (0 < minutes < math.inf):
-        raise InputError(
-            f"training cannot take {minutes:g} minutes",
-            where="minutes= (--minutes)",
-            fix="give a number above 0",
-        )
-    check_seed(seed)
-    if units is not None and not has_units:
-        raise InputError(
-            f"exits of the kind {kind} have no units", where="units= (--units)", fix="leave it out"
-        )
-    require_sizes(units=units)
     _check_rank(kind, rank, hidden)
-    if shared and not has_units:
-        raise InputError(
-            f"exits of the kind {kind} have no network to share",
-            where="shared= (--shared)",
-            fix="leave it out",
-        )
     if precision not in ("auto", *PRECISIONS):
         raise InputError(
             f"products cannot be in {precision!r}",
@@ -174,6 +154,42 @@ def make_recipe(
             fix=f"give {found.fewest_steps} or more, or fewer exits",
         )
     return found
+
+
+def check_length(steps: int | None, minutes: float | None, seed: int) -> None:
+    """Refuse, before a model is there, a training that cannot be so long, and a seed that cannot be.
+
+    Raises InputError.
+    """
+    require_sizes(steps=steps)
+    if steps is not None and minutes is not None:
+        raise InputError(
+            "both steps and minutes of training are given", where="steps= (--steps)", fix="give one of them"
+        )
+    if minutes is not None and not (0 < minutes < math.inf):
+        raise InputError(
+            f"training cannot take {minutes:g} minutes",
+            where="minutes= (--minutes)",
+            fix="give a number above 0",
+        )
+    check_seed(seed)
+
+
+def check_network(kind: str, units: int | None, shared: bool) -> None:
+    """Refuse a network of no units, or where a kind of exits has none. Raises InputError."""
+    require_sizes(units=units)
+    if kind in KINDS and KINDS[kind].has_units:
+        return
+    if units is not None:
+        raise InputError(
+            f"exits of the kind {kind} have no units", where="units= (--units)", fix="leave it out"
+        )
+    if shared:
+        raise InputError(
+            f"exits of the kind {kind} have no network to share",
+            where="shared= (--shared)",
+            fix="leave it out",
+        )
 
 
 def _check_rank(kind: str, rank: int | None, hidden: int) -> None:

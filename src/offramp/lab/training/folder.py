@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, remove, sha256_of_text
 from offramp.lab.exits.folder import is_leftover
 from offramp.lab.exits.model_folder import model_files
@@ -25,14 +25,21 @@ def kept_model(folder: Path, step: int) -> Path:
 
 
 def ended_training(folder: Path, where: str) -> TrainingRecord:
-    """The record of a model. where: what names it. Raises InputError where no training has ended."""
+    """The record of a model. where: what names it.
+
+    Raises InputError where no training has ended, DamagedFileError for a record that was changed.
+    """
     if not (folder / TRAINING_FILE).is_file():
         raise InputError(
             f"no training has ended there: {TRAINING_FILE} is missing",
             where=f"{where}: {folder}",
             fix="name a recipe, or a model of offramp lab train",
         )
-    return RECORD.read(folder / TRAINING_FILE)
+    try:
+        return RECORD.read(folder / TRAINING_FILE)
+    except DamagedFileError as error:  # whose own advice is about the folder that is written
+        fix = "train that model again, with --overwrite, or name another"
+        raise DamagedFileError(error.what, where=f"{where}: {error.where}", fix=fix) from error
 
 
 def key_of(request: Request) -> str:

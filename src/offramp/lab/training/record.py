@@ -54,9 +54,10 @@ class TrainingRecord:
     """One training, or where it stood when this model was kept.
 
     width, parameters, products: of the model (`offramp.lab.training.kinds`). stopped: why there was no
-    further step. diverged: a loss was not finite; the weights are those before that step. model: fingerprint
-    of the folder's model. documents: of offramp's own workloads, ids of those that share text with what was
-    trained on, by the workload's fingerprint. active: parameters that a token meets, None where it meets all.
+    further step. diverged: a loss was not finite; the weights are those before that step, or those whose loss
+    on held-out text it was. model: fingerprint of the folder's model. documents: of offramp's own workloads,
+    ids of those that share text with what was trained on, by the workload's fingerprint. active: parameters
+    that a token meets, None where it meets all.
     """
 
     recipe: AnyRecipe

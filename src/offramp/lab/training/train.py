@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from offramp.lab.training.recipe import AnyRecipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
 from offramp.models.memory import with_threads
+from offramp.models.quiet import quiet_transformers
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.progress import step_bar
 from offramp.tracing.request import library_versions
@@ -107,7 +109,8 @@ class _Training:
     def _model(self) -> Any:
         """The model with the weights that the seed gives, or its base."""
         torch.manual_seed(self.recipe.seed)
-        model = self.objective.make_model()
+        with quiet_transformers():
+            model = self.objective.make_model()
         return model.to(self.request.device).train()
 
     def _train(
@@ -142,17 +145,21 @@ class _Training:
         return self._keep(model, progress, self.folder)
 
     def _evaluate(self, model: Any, progress: Progress) -> None:
+        """Held-out losses, which are kept; the end of it where one is not finite."""
         before = progress.history[-1].step if progress.history else 0
-        progress.history.append(
-            self.evaluation.evaluate(
-                model,
-                step=progress.step,
-                tokens=self._tokens(progress.step),
-                seconds=progress.seconds,
-                trained=progress.losses / (progress.step - before),
-            )
+        found = self.evaluation.evaluate(
+            model,
+            step=progress.step,
+            tokens=self._tokens(progress.step),
+            seconds=progress.seconds,
+            trained=progress.losses / (progress.step - before),
         )
         progress.losses = 0.0
+        if math.isfinite(found.natural + found.generated):
+            progress.history.append(found)
+        else:
+            progress.diverged = True
+            progress.stopped = f"a held-out loss was not finite after step {progress.step}"
 
     def _tokens(self, steps: int) -> int:
         return steps * self.recipe.batch * self.recipe.context

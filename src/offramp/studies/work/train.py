@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import remove
 from offramp.models.memory import use_threads
 from offramp.studies.manifest import DAMAGED
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import device_of, require_same, require_versions
+from offramp.studies.work.left_over import gone_on_with
 from offramp.studies.work.text import text_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class TrainWork:
         require_same("the code of training", task.kind, code, task.recipe["code"])
         require_versions(task)
         use_threads(task.recipe["threads"])
-        record = _trained(task, context)
+        record = gone_on_with(context.folder / MODEL, _training(task, context))
         context.write_record(
             {
                 "parameters": record.parameters,
@@ -52,34 +53,21 @@ class TrainWork:
         )
 
 
-def _trained(task: Task, context: Context) -> TrainingRecord:
-    """The training in the task's folder. What an earlier try left is gone on with if it is whole, else it is
-    made anew: the folder is the task's alone.
-    """
-    left_over = [*context.folder.glob(f"{MODEL}*")]
-    try:
-        # A finished one of which a file was found damaged is not whole, whatever its record says.
-        return _train(task, context, overwrite=(context.folder / DAMAGED).exists())
-    except (InputError, DamagedFileError):
-        if not left_over:
-            raise
-        for path in left_over:
-            remove(path)
-        return _train(task, context, overwrite=True)
-
-
-def _train(task: Task, context: Context, *, overwrite: bool) -> TrainingRecord:
+def _training(task: Task, context: Context) -> Callable[[], TrainingRecord]:
+    """The training of a task in its folder, to be called."""
     from offramp.lab.training.recipe import KINDS, ContinuedRecipe
     from offramp.lab.training.train import train
 
     values: dict[str, Any] = {**task.recipe["recipe"], "text": str(text_of(task).folder)}
     if "base" in task.needs:
         values["base"] = str(context.input("base") / MODEL)
-    return train(
+    return functools.partial(
+        train,
         {**KINDS, "continued": ContinuedRecipe}[task.recipe["kind"]].model_validate(values),
         context.folder / MODEL,
         device=device_of(task),
-        overwrite=overwrite,
+        # A finished one of which a file was found damaged is not whole, whatever its record says.
+        overwrite=(context.folder / DAMAGED).exists(),
         shown=context.progress,
     )
 

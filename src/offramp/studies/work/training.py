@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import locked_folder, remove
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import EXITS, checked_workload, model_of, require_planned
+from offramp.studies.work.left_over import gone_on_with
 from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, cost_of
 
 if TYPE_CHECKING:
@@ -28,28 +29,15 @@ class TrainingWork:
         OfframpError for inputs that are not the recipe's.
         """
         require_planned(task)
-        record = _trained(task, context, context.folder / EXITS).record
+        folder = context.folder / EXITS
+        record = gone_on_with(folder, _training(task, context, folder)).record
         cost = cost_of(record, record.steps * record.request.recipe.batch)
         if cost is not None:  # of a trained model without its record nothing is known
             TRAINING_COST.write(context.folder / TRAINING, cost)
 
 
-def _trained(task: Task, context: Context, folder: Path) -> TrainedExits:
-    """The training in its folder. What an earlier try left there is gone on with if it is whole and of this
-    one, else it is made anew: the folder is the task's alone.
-    """
-    left_over = folder.is_dir()
-    try:
-        return _train(task, context, folder)
-    except (InputError, DamagedFileError):
-        if not left_over:
-            raise
-        with locked_folder(folder):  # refused where it is whole and in the hands of another process
-            remove(folder)
-        return _train(task, context, folder)
-
-
-def _train(task: Task, context: Context, folder: Path) -> TrainedExits:
+def _training(task: Task, context: Context, folder: Path) -> Callable[[], TrainedExits]:
+    """The training of a task in a folder, to be called."""
     from offramp.lab.exits.train import train_exits
 
     recipe = task.recipe
@@ -57,7 +45,8 @@ def _train(task: Task, context: Context, folder: Path) -> TrainedExits:
         checked_workload(task.sources[f"workload {place}"], one)
         for place, one in enumerate(recipe["workloads"])
     ]
-    return train_exits(
+    return functools.partial(
+        train_exits,
         model_of(task, context),
         workloads,
         kind=recipe["kind"],
