@@ -134,7 +134,7 @@ def fitted_alpha(models: Sequence[PublishedModel]) -> float:
     EAS is convex in α (a mean of exponentials), so that it may meet a published value twice: the least error
     of a grid is found first, then refined between its neighbours (Brent's method).
     """
-    from scipy.optimize import minimize_scalar  # here, since planning a study imports this file
+    from scipy.optimize import minimize_scalar  # here, since pages import this file, and fit nothing
 
     def loss(alpha: float) -> float:
         return float(np.mean([(one.eas(alpha) - one.published) ** 2 for one in models]))
