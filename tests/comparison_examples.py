@@ -10,7 +10,9 @@ import numpy as np
 from combine_cases import combined_result
 from offramp.policies.cost_breakdown import Gain
 from offramp.records.typed import to_json
+from offramp.scoring.eas import layer_weights
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.eas_fit import EasFit, PublishedModel, eas_fit
 from offramp.studies.comparison.results import (
     Comparison,
     ModelFacts,
@@ -399,6 +401,20 @@ def validity() -> tuple[ScoreValidity, ...]:
     return tuple(found)
 
 
+def eas() -> tuple[EasFit, ...]:
+    """One similarity that fits, one that does not, one that cannot be told, with a model not measured."""
+    found = []
+    for similarity, miss, count in (("logit", 0.0, 4), ("hidden", 0.1, 4), ("centred_logit", 0.0, 2)):
+        models = []
+        for place in range(count):
+            exits = np.arange(1, 9 + place)
+            weights = layer_weights(exits, 9 + place)
+            one = PublishedModel(f"m{place}", 0.0, (exits / (9 + place)) ** (1.0 + place), weights)
+            models.append(replace(one, published=one.eas(0.3) + miss * (-1) ** place))
+        found.append(eas_fit(models, similarity=similarity, workload="prose", missing=("mamba-3b",)))
+    return tuple(found)
+
+
 TRAINING = Training("block", (4, 8), 60_000, 900, 1200.0, rows=172_800)
 
 
@@ -450,6 +466,7 @@ def example_comparison(
         pairs=pairs(),
         trends=trends(),
         validity=validity(),
+        eas=eas(),
         combined=(to_json(found),),
         failures={
             "llama3-8b · code · tune · h100": "the memory is too small: 32 GB needed, 16 GB here",

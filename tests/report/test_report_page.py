@@ -392,6 +392,16 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
         validity=tuple(
             replace(one, score=HOSTILE, claim=HOSTILE, machine=HOSTILE) for one in comparison.validity
         ),
+        eas=tuple(
+            replace(
+                one,
+                similarity=HOSTILE,
+                workload=HOSTILE,
+                claim=HOSTILE,
+                models=tuple(replace(model, model=HOSTILE) for model in one.models),
+            )
+            for one in comparison.eas
+        ),
         failures={HOSTILE: HOSTILE},
         notes=(HOSTILE,),
         provenance={HOSTILE: HOSTILE},
@@ -421,7 +431,7 @@ def test_downloads_hold_the_tables(comparison: Comparison, of_comparison: Made) 
     assert float(first["difference"]) == pytest.approx(comparison.pairs[0].difference.value)
 
 
-@pytest.mark.parametrize("part", ["strategies", "pairs", "trends", "validity", "combined"])
+@pytest.mark.parametrize("part", ["strategies", "pairs", "trends", "validity", "eas", "combined"])
 def test_a_part_without_content_is_left_out_and_not_linked_to(small: Comparison, part: str) -> None:
     page = Page(render_comparison(replace(small, **{part: ()})))
     assert page.faults == []
@@ -434,7 +444,7 @@ def one_model() -> Comparison:
     """What is shipped: one model on four workloads, nothing to pair and no trend."""
     model = examples.Described(ModelFacts("smollm2", "smollm2", parameters=135e6), 0.25, 30)
     made = examples.example_comparison((model,), ("prose", "code", "chat", "math"))
-    return replace(made, pairs=(), trends=(), validity=(), combined=(), failures={}, notes=())
+    return replace(made, pairs=(), trends=(), validity=(), eas=(), combined=(), failures={}, notes=())
 
 
 def test_one_model_is_a_whole_page() -> None:

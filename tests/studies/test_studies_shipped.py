@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from offramp.scoring.card import PUBLISHED_EAS
 from offramp.studies import availability, model_search
 from offramp.studies.availability import SLOW_SOURCES
 from offramp.studies.lab_study import BLOCKS, LabStudy
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.real_model
 
 STUDIES = Path(__file__).parents[2] / "studies"
 HERE = ("compose", "strategies", "trained", "validity")
-ELSEWHERE = ("generations", "scale", "tuning", "types")
+ELSEWHERE = ("eas", "generations", "scale", "tuning", "types")
 
 
 def quickly_loaded(source: str) -> Workload:
@@ -78,7 +79,7 @@ def test_hub_ids_name_one_model_each(plans: dict[str, tuple[Study, Plan]]) -> No
     facts: dict[str, dict[str, object]] = {}
     for name in ELSEWHERE:
         for model in plans[name][0].models:
-            said = model.model_dump()
+            said = model.model_dump(exclude={"published_eas"})  # that of one study alone
             assert facts.setdefault(model.source, said) == said
 
 
@@ -97,6 +98,17 @@ def test_pairs_are_what_their_kind_says(plans: dict[str, tuple[Study, Plan]]) ->
         assert (first["kind"], second["kind"]) == ("dense", names[kind.split()[-1]])
     for _, older, newer in paired("generations"):
         assert str(older["released"]) < str(newer["released"])
+
+
+def test_published_scores_are_those_of_the_card(plans: dict[str, tuple[Study, Plan]]) -> None:
+    study, plan = plans["eas"]
+    assert [model.published_eas for model in study.models] == [one.eas for one in PUBLISHED_EAS]
+    assert {cell.workload for cell in plan.cells} == {"prose", "code"}
+    assert {cell.kind for cell in plan.cells} == {"score", "league"}
+    assert "no replication" in study.settings.description
+    assert study.streamed
+    others = [model for name in (*HERE, *ELSEWHERE) if name != "eas" for model in plans[name][0].models]
+    assert {model.published_eas for model in others} == {None}
 
 
 def test_scale_spans_two_orders_of_magnitude_within_families(plans: dict[str, tuple[Study, Plan]]) -> None:

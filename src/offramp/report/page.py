@@ -28,6 +28,7 @@ from offramp.report.sections.leaderboard import leaderboard_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
 from offramp.report.sections.potential import components_section, frontier_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
+from offramp.report.sections.published import published_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
 from offramp.report.sections.trained import trained_section
 from offramp.report.sections.training import training_section
@@ -140,6 +141,7 @@ NAVIGATION = (
     ("pairs", "Pairs"),
     ("trends", "Trends"),
     ("validity", "Validity"),
+    ("eas", "Published"),
     ("combined", "Combined"),
     ("bytes", "Per byte"),
     ("downloads", "Tables"),
@@ -173,6 +175,7 @@ def render_comparison(comparison: Comparison) -> str:
         "pairs": pairs_section(comparison),
         "trends": trends_section(comparison),
         "validity": validity_section(comparison),
+        "eas": published_section(comparison),
         "combined": combined_sections(comparison),
         "bytes": bytes_section(comparison),
         "downloads": downloads_section(comparison_tables(comparison)),

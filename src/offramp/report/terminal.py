@@ -60,6 +60,7 @@ from offramp.report.readings import COMPONENT_NAMES, readings_sentence
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.sections.claims import claims, said
 from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
+from offramp.report.sections.published import published_claims
 from offramp.report.sections.trained import trained_groups
 from offramp.report.timing import PolicyNames, contender_answer, error_sentence
 from offramp.report.word_table import WordTable
@@ -328,6 +329,7 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         _print_reasons([found for one in best[:SHOWN_ROWS] for found in _figures(one)], console)
     trained = [f"{name}: {' '.join(sentences)}" for name, sentences in trained_groups(comparison)]
     findings = [*trained, *advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
+    findings += published_claims(comparison.eas)
     if findings:
         console.print()
         for sentence in findings:

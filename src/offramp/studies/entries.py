@@ -29,6 +29,7 @@ AUTO = "auto"
 FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
+Score = Annotated[float, Field(strict=True, gt=0, le=1)]
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 
@@ -87,7 +88,7 @@ class ModelEntry(Entry):
     source: bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may
     be meant: "owner/name@revision". base: the independent training it comes from, by default the name, of
     whatever revision. released: year and month. trust_remote_code: whether code that comes with the model may
-    be run.
+    be run. published_eas: as a study reports it, to hold what is measured against.
     parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
     """
 
@@ -106,6 +107,7 @@ class ModelEntry(Entry):
     hidden: Count | None = None
     vocabulary: Count | None = None
     trust_remote_code: Truth = False
+    published_eas: Score | None = None
 
     @model_validator(mode="before")
     @classmethod

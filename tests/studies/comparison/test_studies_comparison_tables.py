@@ -169,9 +169,22 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
     assert [line["answer"] for line in certified] == [
         one.answer for row in comparison.rows for one in row.savings
     ]
+    require_fits(tables["eas_fits"][1].to_pylist(), tables["eas_models"][1].to_pylist(), comparison)
     combined = tables["combined"][1].to_pylist()
     assert [line["combination"] for line in combined] == ["plain", "int8", "exits", "int8 + exits"]
     assert combined[3]["interaction"] == pytest.approx(1.0, abs=0.02)
+
+
+def require_fits(fits: list[dict[str, Any]], models: list[dict[str, Any]], comparison: Comparison) -> None:
+    """A line for each fit, and one for each of its models, with all their fields."""
+    for line, fit in zip(fits, comparison.eas, strict=True):
+        said = {field.name: getattr(fit, field.name) for field in fields(fit)}
+        assert line == {**said, "models": len(fit.models), "missing": "mamba-3b"}
+    expected = [(fit.similarity, one) for fit in comparison.eas for one in fit.models]
+    assert [(line["similarity"], line["model"], line["published"], line["fitted"]) for line in models] == [
+        (similarity, one.model, one.published, one.fitted) for similarity, one in expected
+    ]
+    assert [line["left_out"] for line in models] == [one.left_out for _, one in expected]
 
 
 def test_every_curve_of_a_score_card_has_a_column() -> None:

@@ -69,7 +69,8 @@ DEFECT = "defect"
 
 @dataclass(frozen=True)
 class Content:
-    """What one folder holds. pairs: not adjusted yet. Everything else as in `Comparison`.
+    """What one folder holds. pairs: not adjusted yet. published: EAS by a model's name, done or not, as
+    the study's file gives it. Everything else as in `Comparison`.
 
     machines: what each machine's name stands for, in words that differ where machines do, as
     `machine_words` and `profile_words` give them; without the names of which that is not known.
@@ -85,6 +86,7 @@ class Content:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     machines: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
 
 
 def machine_words(facts: Mapping[str, Any]) -> str:

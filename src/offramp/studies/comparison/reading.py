@@ -15,6 +15,7 @@ from offramp.scoring.card import STUDY
 from offramp.studies.comparison.content import Content, per_byte_notes
 from offramp.studies.comparison.equality import require_equal, without_twins
 from offramp.studies.comparison.pairs import adjusted, asked_pairs
+from offramp.studies.comparison.published import eas_fits
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
@@ -42,12 +43,13 @@ def offramp_version() -> str:
 
 
 def comparison_key(comparison: Comparison) -> str:
-    """SHA-256 of every result: rows, strategies, pairs and combinations, wherever they were read from."""
+    """SHA-256 of every result: rows, strategies, pairs, fits, combinations, wherever they were read from."""
     rows = [
         {name: value for name, value in dataclasses.asdict(row).items() if name not in OF_NO_RESULT}
         for row in comparison.rows
     ]
-    others = [dataclasses.asdict(one) for part in (comparison.strategies, comparison.pairs) for one in part]
+    parts = (comparison.strategies, comparison.pairs, comparison.eas)
+    others = [dataclasses.asdict(one) for part in parts for one in part]
     results = {"rows": rows, "others": others, "combined": [dict(one) for one in comparison.combined]}
     return sha256_of_text(json.dumps(results, sort_keys=True))
 
@@ -136,6 +138,7 @@ def read_comparison(
             pairs=adjusted([*dict.fromkeys(found), *asked_pairs(rows, pairs)]),
             trends=trends_of(rows),
             validity=validity_of(rows),
+            eas=eas_fits(rows, _published(contents)),
             combined=tuple(one for content in contents for one in content.combined),
             failures=failures,
             notes=(
@@ -182,6 +185,11 @@ def _first_failure(failures: Mapping[str, str]) -> str:
     for cell, why in failures.items():
         return f" ({cell}: {why})"
     return ""
+
+
+def _published(contents: Sequence[Content]) -> dict[str, float]:
+    """Published EAS by model; the first folder's where two give one model different values."""
+    return {name: value for content in reversed(contents) for name, value in content.published.items()}
 
 
 def _provenance(contents: Sequence[Content]) -> dict[str, Any]:

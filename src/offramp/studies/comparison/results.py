@@ -9,6 +9,7 @@ from typing import Any, Literal
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
+from offramp.studies.comparison.eas_fit import EasFit
 from offramp.studies.work.training_cost import Training
 
 Basis = str
@@ -261,7 +262,7 @@ class ScoreValidity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a comparison shows. combined: results of accelerations together, as JSON.
+    """Everything a comparison shows. eas: beside published values. combined: accelerations together, as JSON.
 
     failures: cells that failed or were not run, by name, with the reason. provenance: versions, machine,
     study and fingerprints. citation: text of a BibTeX entry.
@@ -275,6 +276,7 @@ class Comparison:
     pairs: tuple[PairDifference, ...] = ()
     trends: tuple[Trend, ...] = ()
     validity: tuple[ScoreValidity, ...] = ()
+    eas: tuple[EasFit, ...] = ()
     combined: tuple[Mapping[str, Any], ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -67,6 +67,7 @@ class _Renaming:
                 {**one, **self._names(one.get, ("model", "workload"))} for one in content.combined
             ),
             notes=(*content.notes, *self._notes(content)),
+            published={self._model(name): value for name, value in content.published.items()},
         )
 
     def _row(self, row: Row) -> Row:

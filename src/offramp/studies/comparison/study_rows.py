@@ -117,6 +117,7 @@ class StudyReader:
             notes=(*self.pair_notes(pairs), *self.undecoded(), *self.untold()),
             provenance=self.provenance(),
             machines=self.machines(),
+            published=self.published(),
         )
 
     def untold(self) -> Iterator[str]:
@@ -145,6 +146,11 @@ class StudyReader:
                 elif "machine" in task.recipe:
                     found[cell.machine] = profile_words(task.recipe["machine"])
         return found
+
+    def published(self) -> dict[str, float]:
+        """Published EAS of each model that has one; plans of an older offramp have none."""
+        found = {name: model.get("published_eas") for name, model in self.models.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def finished(self, cell: Cell) -> Finished:
         """A cell with its task's result. Raises DamagedFileError if its bytes changed."""

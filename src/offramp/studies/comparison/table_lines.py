@@ -44,6 +44,7 @@ CURVES = (
 
 SCORES = tuple(f"{name}_nats" if name == "initial_information" else name for name in ESTIMATES)
 CURVE_COLUMNS = tuple(f"{name}_nats" if name in NATS else name for name in CURVES)
+EAS_VALUES = ("published", "fitted", "left_out")
 P_VALUES = {"adjusted": "p_value_after_holm"}
 """Columns of fields that are called otherwise in a table."""
 
@@ -171,6 +172,27 @@ def validity_lines(comparison: Comparison) -> Iterator[Line]:
         for name in ("kendall", "spearman", "less_than_oracle"):
             line |= interval(name, getattr(entry, name))
         yield line
+
+
+def eas_fits_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each similarity on each text, beside published values."""
+    names = ("similarity", "workload", "heads", "conclusion", "claim")
+    numbers = ("alpha", "error", "left_out_error", "mean_error", "default_error", "spearman")
+    for fit in comparison.eas:
+        yield {
+            **{name: getattr(fit, name) for name in names},
+            "models": len(fit.models),
+            "missing": "; ".join(fit.missing),
+            **{name: number(getattr(fit, name)) for name in numbers},
+        }
+
+
+def eas_models_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each model of each fit."""
+    for fit in comparison.eas:
+        where = {name: getattr(fit, name) for name in ("similarity", "workload", "heads")}
+        for one in fit.models:
+            yield {**where, **{name: getattr(one, name) for name in ("model", *EAS_VALUES)}}
 
 
 def failures_lines(comparison: Comparison) -> Iterator[Line]:

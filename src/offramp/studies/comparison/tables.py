@@ -21,9 +21,12 @@ from offramp.studies.comparison.content import answer_text
 from offramp.studies.comparison.results import Comparison, floor_and_machine, share_saved
 from offramp.studies.comparison.table_lines import (
     CURVE_COLUMNS,
+    EAS_VALUES,
     SCORES,
     Line,
     certified_lines,
+    eas_fits_lines,
+    eas_models_lines,
     failures_lines,
     leaderboard_lines,
     limits,
@@ -206,6 +209,18 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
             (NUMBER, ("p_value", "p_value_after_holm")),
         ),
         validity_lines,
+    ),
+    "eas_fits": (
+        _schema(
+            (TEXT, ("similarity", "workload", "heads", "conclusion", "claim", "missing")),
+            (COUNT, ("models",)),
+            (NUMBER, ("alpha", "error", "left_out_error", "mean_error", "default_error", "spearman")),
+        ),
+        eas_fits_lines,
+    ),
+    "eas_models": (
+        _schema((TEXT, ("model", "workload", "heads", "similarity")), (NUMBER, EAS_VALUES)),
+        eas_models_lines,
     ),
     "combined": (
         _schema(
