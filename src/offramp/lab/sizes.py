@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
 from offramp.lab.design import GPT2_LIKE, LLAMA_LIKE, run_name
 from offramp.lab.training.architecture import make_architecture
-from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, Precision, Recipe
+from offramp.lab.training.recipe import AnyRecipe, ContinuedRecipe, Mamba2Recipe, Precision, Recipe
 
 DESIGN = "design"
 
@@ -18,7 +19,8 @@ class Size:
     """How a recipe of the design is scaled.
 
     hidden, layers, query_heads: times its own. tokens: numbers of which a pilot chooses one, ascending.
-    The rest as of a recipe.
+    spread_by_width: initial matrices have a standard deviation of 1/sqrt(hidden) in the place of 0.02. The
+    rest as of a recipe.
     """
 
     hidden: Fraction = Fraction(1)
@@ -28,10 +30,19 @@ class Size:
     batch: int = 16
     precision: Precision = "float32"
     tokens: tuple[int, ...] = tuple(count * 1_000_000 for count in (2, 4, 8, 16, 32))
+    spread_by_width: bool = False
 
 
 SIZES: Mapping[str, Size] = {
     DESIGN: Size(),
+    "narrow": Size(
+        hidden=Fraction(1, 2),
+        layers=Fraction(1, 2),
+        query_heads=Fraction(1, 2),
+        context=128,
+        batch=4,
+        spread_by_width=True,
+    ),
     "smoke": Size(hidden=Fraction(1, 2), layers=Fraction(1, 3), context=64, batch=4, tokens=(20_000,)),
     # Some 87 million weights at a vocabulary of 2,048: 12 layers of 768, heads of 64, one GPU.
     "100m": Size(
@@ -43,7 +54,8 @@ SIZES: Mapping[str, Size] = {
         tokens=tuple(count * 1_000_000 for count in (256, 512, 1024, 2048, 4096)),
     ),
 }
-"""By name: the one that was written down before, one that only shows that everything works, a larger one."""
+"""By name: the one that was written down first, the one that was written down after its gate, one that only
+shows that everything works, a larger one."""
 
 
 def resized(recipes: Mapping[str, AnyRecipe], size: Size, vocabulary: int) -> dict[str, AnyRecipe]:
@@ -79,4 +91,8 @@ def _scaled(recipe: AnyRecipe, size: Size) -> AnyRecipe:
             "hidden": round(recipe.hidden * size.hidden),
             "query_heads": round(recipe.query_heads * size.query_heads),
         }
+        if not isinstance(recipe, Mamba2Recipe):  # as many as share keys and values, at least
+            update["query_heads"] = max(recipe.group, round(recipe.query_heads * size.query_heads))
+        if size.spread_by_width:
+            update["spread"] = round(1 / math.sqrt(recipe.hidden * size.hidden), 4)
     return recipe.model_copy(update=update)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from command_line import run_offramp
 from offramp.lab.design import PARAMETERS, Row, design, rows_of
 from offramp.lab.effects.factors import FACTORS, half_fraction
 from offramp.lab.text.folder import RECORD, LabText
 from offramp.lab.training.architecture import make_architecture
+from offramp.lab.training.kinds import active_parameters, architecture_of
 from offramp.lab.training.recipe import ContinuedRecipe, Recipe, read_recipe, require_one_factor
+from offramp.studies.lab_runs import designed
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,6 +39,33 @@ def test_the_runs_are_those_that_were_written_down_before() -> None:
     for name, recipe in dense.items():
         if recipe.against is not None:
             require_one_factor(recipe, dense[recipe.against.removesuffix(".toml")], name)
+
+
+def test_the_second_study_differs_from_the_first_in_what_its_page_says() -> None:
+    first = design("text", tokens=2_000_000, rate=1e-3)
+    second = designed("narrow", 2048, 8, tokens=2_000_000, rate=1e-3)
+    assert list(second) == list(first)
+    for name, run in second.items():
+        ours, before = run.recipe.model_dump(), first[name].model_dump()
+        assert (ours["context"], ours["batch"], ours["rate"]) == (128, 4, before["rate"])
+        changed = {key for key in ours if ours[key] != before[key]}
+        moved = {"context", "batch", "hidden", "layers", "query_heads", "spread", "width", "parameters"}
+        assert changed <= moved - ({"hidden", "layers", "query_heads", "spread"} if run.base else set())
+        if not run.base:
+            assert ours["spread"] == pytest.approx(ours["hidden"] ** -0.5, abs=1e-4)
+            assert ours["hidden"] == before["hidden"] / 2
+            assert ours["layers"] == before["layers"] / 2
+    sizes = {
+        name: architecture_of(run.model, 2048)
+        for name, run in second.items()
+        if not run.base and name not in ("gate-run-01", "gate-run-16", "run-31", "run-32")
+    }
+    wanted = sizes["run-01"].parameters
+    assert sizes["run-01"].width == 4 * 48
+    for made in sizes.values():
+        assert abs((active_parameters(made) or made.parameters) / wanted - 1) < 0.01
+    for made in (architecture_of(second[name].model, 2048) for name in ("run-16", "run-21", "run-25")):
+        assert made.make_model().config.initializer_range == 0.1443
 
 
 def test_every_base_goes_on_in_every_way_that_was_written_down_before() -> None:

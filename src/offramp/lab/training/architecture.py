@@ -63,6 +63,7 @@ class Architecture:
             "num_attention_heads": recipe.query_heads,
             "num_key_value_heads": recipe.key_value_heads,
             "max_position_embeddings": recipe.context,
+            "initializer_range": recipe.spread,
             "tie_word_embeddings": True,
             "rms_norm_eps": EPSILON,
             "bos_token_id": 0,

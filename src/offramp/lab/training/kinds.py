@@ -14,9 +14,6 @@ from offramp.lab.training.architecture import (
 )
 from offramp.lab.training.recipe import FromScratch, Mamba2Recipe, MixtureRecipe, Recipe
 
-INITIAL_SPREAD = 0.02
-"""Standard deviation of initial matrices, as of dense models."""
-
 STATE_UNIT = 8
 """The state's size is a multiple of it."""
 
@@ -76,7 +73,7 @@ class Mixture:
             num_attention_heads=recipe.query_heads,
             num_key_value_heads=recipe.key_value_heads,
             max_position_embeddings=recipe.context,
-            initializer_range=INITIAL_SPREAD,
+            initializer_range=recipe.spread,
             rms_norm_eps=EPSILON,
             tie_word_embeddings=True,
             bos_token_id=0,
@@ -141,7 +138,7 @@ class Mamba2:
             "n_groups": 1,
             "conv_kernel": CONVOLVED,
             "chunk_size": recipe.chunk,
-            "initializer_range": INITIAL_SPREAD,
+            "initializer_range": recipe.spread,
             "layer_norm_epsilon": EPSILON,
             "tie_word_embeddings": True,
             "bos_token_id": 0,

@@ -30,7 +30,7 @@ FREE = ("text", "against", "factor", "seed", "width", "parameters")
 """What may differ between a recipe and the one it is held against, besides its factor. (Texts are compared by
 what they hold and not by where they lie.)"""
 
-WITH_FACTOR = {"hidden": ("query_heads",), "heads": ("group",)}
+WITH_FACTOR = {"hidden": ("query_heads", "spread"), "heads": ("group",)}
 """What changes with a factor."""
 
 TOLERANCE = 0.01
@@ -65,7 +65,13 @@ class Reading(Table):
         return tuple(sorted({max(1, self.steps >> halvings) for halvings in range(self.checkpoints)}))
 
 
-class Recipe(Reading):
+class FromScratchReading(Reading):
+    """Of a training from scratch. spread: standard deviation of initial matrices."""
+
+    spread: Positive = 0.02
+
+
+class Recipe(FromScratchReading):
     """One training from scratch.
 
     heads: grouped ones share keys and values among `group` of the `query_heads`. width: of the feed-forward
@@ -95,7 +101,7 @@ class Recipe(Reading):
         return self.query_heads if self.heads == "all" else self.query_heads // self.group
 
 
-class MixtureRecipe(Reading):
+class MixtureRecipe(FromScratchReading):
     """A mixture of experts from scratch: Mixtral, the Llama-like cell with experts for feed-forward networks.
 
     heads, group: as of a dense one. width: of each expert. parameters: of those that a token meets, its
@@ -119,7 +125,7 @@ class MixtureRecipe(Reading):
         return self.query_heads if self.heads == "all" else self.query_heads // self.group
 
 
-class Mamba2Recipe(Reading):
+class Mamba2Recipe(FromScratchReading):
     """A state-space model from scratch: Mamba-2, whose layers have neither attention nor a second network.
 
     expand: inner size over `hidden`, shared by `query_heads` heads. width: numbers of state for each inner
