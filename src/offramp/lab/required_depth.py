@@ -66,8 +66,9 @@ class RequiredDepth:
 
 def has_tokenizer_of(model: Model, text: LabText) -> bool:
     """Whether a model reads a text's tokens."""
-    vocabulary = getattr(model.tokenizer, "get_vocab", dict)()
-    return bool(vocabulary == text.tokenizer.get_vocab())
+    if model.has_no_tokenizer:
+        return False
+    return bool(model.tokenizer.get_vocab() == text.tokenizer.get_vocab())
 
 
 def answers_of(model: Model, text: LabText, part: Part) -> Answers:
