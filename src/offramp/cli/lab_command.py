@@ -21,7 +21,7 @@ from offramp.cli.lab_shown import (
     training_notes,
     training_summary,
 )
-from offramp.cli.options import AsJson, Device, ModelName, require_placement
+from offramp.cli.options import AsJson, Device, ModelName, RemoteCode, require_placement
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
@@ -167,6 +167,7 @@ def measure(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the lens.")] = 0,
     device: Device = AUTO,
+    trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the endpoints of docs/lab/preregistered.md on a model, on the report part of a text."""
@@ -185,6 +186,7 @@ def measure(
         endpoints=only or ENDPOINTS,
         seed=seed,
         device=find_device(device),
+        trust_remote_code=trust_remote_code,
         progress=lambda name, seconds: say(f"{name}: {seconds:.1f} s of the processor"),
     )
     RECORD.write(output, found)

@@ -104,13 +104,13 @@ def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
 def _write_given_report(plan: Plan, folder: StudyFolder) -> Path:
     """Write table and page of a study of the lab whose models were given; the page's path."""
     from offramp.report.lab.given import write_given_report
-    from offramp.studies.lab_rows import given_lines
+    from offramp.studies.lab_rows import given_models
 
-    lines = given_lines(plan, folder)
-    if not lines:
+    models, absent = given_models(plan, folder)
+    if not models:
         raise InputError("no model has been measured yet", where=str(folder.path), fix="run the study")
     command, text = _made_by(plan, folder)
-    write_given_report(lines, folder.path, text=text, absent=plan.unavailable, command=command)
+    write_given_report(models, folder.path, text=text, absent=absent, command=command)
     return folder.path / REPORT_FILE
 
 

@@ -82,13 +82,19 @@ def _measured(plan: Plan, folder: StudyFolder) -> dict[tuple[str, int], dict[str
     return found
 
 
-def given_lines(plan: Plan, folder: StudyFolder) -> list[Row]:
-    """Facts and endpoints of every model of a study that were measured, where its models were given."""
-    return [
-        {"model": model["name"], **{key: model[key] for key in GIVEN}, **folder.result(task)["values"]}
-        for model in plan.study["models"]
-        if folder.is_done(task := plan.tasks[model["measure"]])
-    ]
+def given_models(plan: Plan, folder: StudyFolder) -> tuple[list[Row], dict[str, str]]:
+    """What was measured of the models that a study was given: facts and the results of their tasks; and why
+    others were not measured, by name."""
+    found: list[Row] = []
+    absent = dict(plan.unavailable)
+    for model in plan.study["models"]:
+        name, task = model["name"], plan.tasks.get(model["measure"])
+        if task is not None and folder.is_done(task):
+            found.append({"model": name, **{key: model[key] for key in GIVEN}, **folder.result(task)})
+        elif name not in absent:
+            failed = task is not None and folder.condition(task) == "failed"
+            absent[name] = "its measurement failed: offramp study status" if failed else "not measured yet"
+    return found, absent
 
 
 def lab_table(rows: list[Row]) -> str:

@@ -1,11 +1,11 @@
-"""Study files with a table [lab]: models that the study trains itself, one factor apart."""
+"""Study files with a table [lab]: models that the study trains itself, one factor apart, or given ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -62,6 +62,8 @@ class LabStudy(Study):
     """A study that measures the lab's endpoints, of models that it trains itself or of those that are given;
     the other axes mean nothing to it."""
 
+    TOO_LARGE: ClassVar[str] = "measure it on a machine or device with more memory"
+
     models: tuple[ModelEntry, ...] = ()
     workloads: tuple[WorkloadEntry, ...] = ()
     lab: Lab
@@ -97,14 +99,17 @@ def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
     Raises InputError, with the line, for what is wrong.
     """
     study = checked(LabStudy, values, source)
-    trained = not study.models
+    trained = "models" not in study.model_fields_set
     what = "means nothing in a study that trains its models"
     if not trained:
         what = "means nothing where models are given"
         for name in sorted(study.lab.model_fields_set - GIVEN_KEYS):
             fix = f"remove it, or the models; of [lab] are used: {', '.join(sorted(GIVEN_KEYS))}"
             raise source.refused(f"{name} {what}", fix, "lab", name)
-        _require_names_apart(study, source)
+        for place, model in enumerate(study.models):
+            if model.published_eas is not None:
+                fix = "remove it; studies of other kinds fit EAS to it"
+                raise source.refused(f"published_eas {what}", fix, "models", place, "published_eas")
     for name in sorted(study.model_fields_set - {"settings", "lab", "models"}):
         raise source.refused(f"{name} {what}", "remove it; what is measured is said in [lab]", name)
     used = USED_SETTINGS if trained else GIVEN_SETTINGS
@@ -130,12 +135,3 @@ def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
     placed = study.model_copy(update={"lab": lab.model_copy(update={"text": text})})
     placed._source = source
     return placed
-
-
-def _require_names_apart(study: LabStudy, source: Source) -> None:
-    seen: set[str] = set()
-    for place, model in enumerate(study.models):
-        if model.name in seen:
-            what = f"two models are called {model.name!r}"
-            raise source.refused(what, "give each a name of its own", "models", place, "name")
-        seen.add(model.name)

@@ -28,6 +28,8 @@ EVALUATED_TOKENS = 65_536 + 16_384
 """Held-out tokens that are read at every checkpoint, at most (`offramp.lab.training.evaluation`)."""
 GIVEN_TOKENS = 400_000
 """That all endpoints of a model take as many products as: traced three times, read for the lens, decoded."""
+LENS_BYTES = 16
+"""Of each number of a lens that is trained: itself, its gradient and two moments."""
 SLOWER: Mapping[str, float] = {"mixture": 1.3, "mamba2": 2.6, "early_exit_loss": 1.4}
 """Times as long as its products say, of kinds of models and of what is done to them (docs/lab.md, speed)."""
 ENDPOINT_SECONDS: Mapping[str, float] = {
@@ -145,9 +147,10 @@ class LabTasks:
             **self._common("measure"),
         }
         weights = model.weight_bytes(dtype)
+        lens = LENS_BYTES * (model.layers or 0) * (model.hidden or 0) ** 2
         estimate = Estimate(
             None if model.parameters is None else 2 * GIVEN_TOKENS * model.parameters / self._speed,
-            None if weights is None else TORCH_BYTES + round(WORKING_SHARE * weights),
+            None if weights is None else TORCH_BYTES + round(WORKING_SHARE * weights) + lens,
             RESULT_BYTES,
         )
         return Task(

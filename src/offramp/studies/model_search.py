@@ -145,8 +145,8 @@ class _ModelSearch:
             return model
         why = (
             f"its weights take {shown_size(round(need))} in {self.study.settings.dtype}, "
-            f"{'this machine' if device == CPU else device} has {shown_size(room)} of memory: trace it layer "
-            "by layer ([large] stream = true), or elsewhere"
+            f"{'this machine' if device == CPU else device} has {shown_size(room)} of memory: "
+            f"{self.study.TOO_LARGE}"
         )
         return dataclasses.replace(model, missing=why)
 

@@ -278,7 +278,11 @@ def read_study(path: str | Path) -> Study:
     """
     values, source = read_toml(Path(path), WHAT)
     if "lab" in values:
-        return read_lab_study(values, source)
+        lab = read_lab_study(values, source)
+        if lab.models:
+            check_names(lab)
+            check_settings(lab)
+        return lab
     study = Study.of(values, source)
     check_study(study)
     return study

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from command_line import run_offramp
 from offramp.lab.design import PARAMETERS, Row, design, rows_of
@@ -64,8 +65,18 @@ def test_the_second_study_differs_from_the_first_in_what_its_page_says() -> None
     assert sizes["run-01"].width == 4 * 48
     for made in sizes.values():
         assert abs((active_parameters(made) or made.parameters) / wanted - 1) < 0.01
-    for made in (architecture_of(second[name].model, 2048) for name in ("run-16", "run-21", "run-25")):
-        assert made.make_model().config.initializer_range == 0.1443
+    for run in (second[name] for name in ("run-16", "run-21", "run-25")):
+        made = architecture_of(run.model, 2048)
+        torch.manual_seed(0)
+        model = made.make_model()
+        assert model.config.initializer_range == 0.1443
+        assert float(model.get_input_embeddings().weight.std()) == pytest.approx(0.1443, rel=0.02)
+        spreads = {
+            name: float(weight.std())
+            for name, weight in model.named_parameters()
+            if weight.dim() > 1 and weight.numel() > 2000 and run.model.kind != "mamba2"  # it has its own too
+        }
+        assert all(spread == pytest.approx(0.1443, rel=0.06) for spread in spreads.values()), spreads
 
 
 def test_every_base_goes_on_in_every_way_that_was_written_down_before() -> None:

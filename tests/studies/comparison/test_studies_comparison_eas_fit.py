@@ -78,11 +78,23 @@ def test_a_model_that_is_left_out_is_told_by_the_others_alone() -> None:
     assert fit.conclusion == "does not fit"
 
 
+def test_models_of_one_training_are_left_out_together() -> None:
+    """b is what a was made into: neither tells the other, and the two are one training."""
+    first, second, *others = world(0, 0.3)
+    variant = replace(second, base=first.model)
+    fit = eas_fit([first, variant, *others], **WHERE)
+    alone = eas_fit([first, *others], **WHERE)
+    assert fit.models[0].left_out == pytest.approx(first.eas(fitted_alpha(others)), abs=1e-9)
+    assert fit.models[0].left_out == alone.models[0].left_out
+    few = eas_fit([first, variant, others[0]], **WHERE)
+    assert few.claim.startswith("cannot be told; 2 trainings have both")
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_models_cannot_be_told(count: int) -> None:
     fit = eas_fit(world(0, 0.3)[:count], **WHERE, missing=["x", "y"])
     assert (fit.conclusion, fit.alpha, fit.error, fit.spearman) == ("cannot be told", None, None, None)
-    have = "model has" if count == 1 else "models have"
+    have = "training has" if count == 1 else "trainings have"
     assert fit.claim == (
         f"cannot be told; {count} {have} both a published value and a measurement, 3 needed; "
         "without x, y, not measured"
@@ -159,7 +171,7 @@ def test_an_alpha_at_the_end_of_its_range_is_said() -> None:
     models = [constant(name, value, 1.0) for name, value in (("a", 0.3), ("b", 0.35), ("c", 0.4))]
     fit = eas_fit(models, **WHERE)  # EAS is at least 0.5
     assert fit.alpha == pytest.approx(module.LEAST_ALPHA, abs=1e-4)
-    assert "α = 0.00, where its range ends" in fit.claim
+    assert "α = 0.001, where its range ends" in fit.claim
     assert fit.spearman is None  # all fitted values are equal
     assert fit.claim.startswith("does not fit")
 

@@ -61,6 +61,7 @@ def measure(
     seed: int = 0,
     sizes: Sizes = PREREGISTERED,
     device: str = CPU,
+    trust_remote_code: bool = False,
     progress: OnEndpoint | None = None,
 ) -> Endpoints:
     """The endpoints of a model of `offramp lab train` on the text that it was trained on, or of any model.
@@ -69,15 +70,15 @@ def measure(
     tokenizer than the text's reads the same works by its own, and has no required depth.
     endpoints: some of ENDPOINTS. seed: of the lens, and of draws. progress: told of each as it is there.
 
-    Raises InputError for an unknown endpoint, a model of the lab that was trained on another text, and a text
-    without prose or code; DamagedFileError for a model whose record was changed; ModelError for what is no
-    model, or one whose numbers are not finite.
+    Raises InputError for an unknown endpoint, the folder of a model of the lab that was trained on another
+    text, and a text without prose or code; DamagedFileError for a model whose record was changed; ModelError
+    for what is no model, or one whose numbers are not finite.
     """
     asked = _known(endpoints)
     if not isinstance(source, Model):
         _require_own_text(Path(source), text)
         trained_in(Path(source))  # a damaged record is refused before anything is measured
-        source = load_model(str(source), dtype="float32", device=device)
+        source = load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
     model = source
     found = Endpoints(
         model=model.identity.fingerprint,
@@ -116,7 +117,11 @@ def _require_own_text(folder: Path, text: LabText) -> None:
         return
     from tokenizers import Tokenizer
 
-    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        fix = "train it again: offramp lab train, with --overwrite"
+        raise InputError("the model has no tokenizer", where=str(file), fix=fix)
+    found = Tokenizer.from_file(str(file))
     if found.get_vocab() != text.tokenizer.get_vocab():
         raise InputError(
             "the model has another tokenizer than the text",

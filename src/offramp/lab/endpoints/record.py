@@ -88,7 +88,7 @@ RECORD = SealedFile(
     Endpoints,
     what="the endpoints in {name} are damaged",
     fix="measure the model again: offramp lab measure",
-    version=1,
+    version=2,
     kind="lab endpoints",
 )
 

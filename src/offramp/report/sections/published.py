@@ -75,7 +75,7 @@ def _fit_row(fit: EasFit) -> list[DataCell]:
         facet_cell(fit.workload),
         facet_cell(heads_name(fit.heads)),
         DataCell(text(fit.conclusion)),
-        number_cell(fit.alpha, decimal),
+        number_cell(fit.alpha, thousandths),
         *(number_cell(error, thousandths) for error in errors),
         number_cell(fit.spearman, decimal),
         number_cell(len(fit.models), lambda value: decimal(value, 0)),

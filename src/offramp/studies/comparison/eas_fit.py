@@ -13,7 +13,7 @@ from offramp.scoring.eas import DEFAULT_ALPHA, adaptability
 from offramp.scoring.rank_correlation import spearman
 
 MODELS_NEEDED = 3
-"""Below that, a model that is left out leaves nothing, or one value alone, to fit to."""
+"""Trainings; below that, one that is left out leaves nothing, or one alone, to fit to."""
 
 CLOSE = 0.02
 """Values of two digits that differ by this much are different values."""
@@ -35,7 +35,8 @@ Values = NDArray[np.float64]
 class PublishedModel:
     """A model with its published EAS and what was measured of it.
 
-    similarity: of each exit to the last, mean over tokens before clipping, float64 [exits below L].
+    base: the training it comes from, "" for one of its own. similarity: of each exit to the last, mean over
+    tokens before clipping, float64 [exits below L].
     weights: of `offramp.scoring.eas.layer_weights`, float64 [exits below L].
     """
 
@@ -43,6 +44,12 @@ class PublishedModel:
     published: float
     similarity: Values
     weights: Values
+    base: str = ""
+
+    @property
+    def training(self) -> str:
+        """What it shares with models of the same base."""
+        return self.base or self.model
 
     def eas(self, alpha: float) -> float:
         """EAS of what was measured."""
@@ -53,7 +60,7 @@ class PublishedModel:
 class FittedModel:
     """A published value and what EAS makes of it, None where no α was fitted.
 
-    fitted: with the α of all models. left_out: with the α that the other models give.
+    fitted: with the α of all models. left_out: with the α that models of other trainings give.
     """
 
     model: str
@@ -67,10 +74,10 @@ class EasFit:
     """EAS of one similarity on one text beside the published values of the same models.
 
     alpha: in (0, 1], of the least error. Errors are root mean squares of what EAS lacks to the published
-    values: error with `alpha`, left_out_error of each model with the α of the others, mean_error of the mean
-    of the other published values instead, default_error with α = 0.5. spearman: of fitted with published
+    values: error with `alpha`, left_out_error of each model with the α of other trainings, mean_error of the
+    mean of their published values instead, default_error with α = 0.5. spearman: of fitted with published
     values, None if either are all equal. missing: models with a published value that were not measured
-    here. claim: the sentence to print. All figures are None below 3 models.
+    here. claim: the sentence to print. All figures are None below 3 trainings.
     """
 
     similarity: str
@@ -102,9 +109,9 @@ def eas_fit(
     """
     bare = tuple(FittedModel(one.model, one.published) for one in models)
     fit = EasFit(similarity, workload, heads, bare, tuple(missing))
-    if len(models) < MODELS_NEEDED:
-        return replace(fit, claim=_too_few(fit))
-    others = [[*models[:place], *models[place + 1 :]] for place in range(len(models))]
+    if (trainings := len({one.training for one in models})) < MODELS_NEEDED:
+        return replace(fit, claim=_too_few(fit, trainings))
+    others = [[two for two in models if two.training != one.training] for one in models]
     alpha, published = fitted_alpha(models), np.array([one.published for one in models])
     fitted = np.array([one.eas(alpha) for one in models])
     left_out = np.array([one.eas(fitted_alpha(rest)) for one, rest in zip(models, others, strict=True)])
@@ -153,9 +160,8 @@ def _error(values: Values, published: Values) -> float:
 # --- in words
 
 
-def _too_few(fit: EasFit) -> str:
-    count = len(fit.models)
-    models = "model has" if count == 1 else "models have"
+def _too_few(fit: EasFit, count: int) -> str:
+    models = "training has" if count == 1 else "trainings have"
     return (
         f"cannot be told; {count} {models} both a published value and a measurement, {MODELS_NEEDED} needed"
         f"{_without(fit)}"
@@ -174,9 +180,10 @@ def _concluded(fit: EasFit) -> EasFit:
     else:
         why = f"better than the mean of the others ({mean:.3f})"
         why += f", and below {CLOSE:g}" if conclusion == "fits" else f", but not below {CLOSE:g}"
+    shown = f"{alpha:.2f}" if alpha >= EDGE + 0.01 else f"{alpha:.3g}"
     edge = ", where its range ends" if alpha < LEAST_ALPHA + EDGE or alpha > 1.0 - EDGE else ""
     claim = (
-        f"{conclusion}; α = {alpha:.2f}{edge}, and with the α of the others a model's value is off by "
+        f"{conclusion}; α = {shown}{edge}, and with the α of the others a model's value is off by "
         f"{left_out:.3f}, {why} ({len(fit.models)} models{_without(fit)})"
     )
     return replace(fit, conclusion=conclusion, claim=claim)

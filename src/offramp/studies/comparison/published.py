@@ -52,4 +52,4 @@ def _models(rows: Mapping[str, Row], curve: str, published: Mapping[str, float])
         if row is None or not known or len(known) < len(below):
             continue
         weights = layer_weights(np.array(row.exits), row.exits[-1])[:-1]
-        yield PublishedModel(name, value, np.array(known), weights)
+        yield PublishedModel(name, value, np.array(known), weights, row.model.base)

@@ -43,13 +43,12 @@ def offramp_version() -> str:
 
 
 def comparison_key(comparison: Comparison) -> str:
-    """SHA-256 of every result: rows, strategies, pairs, fits, combinations, wherever they were read from."""
+    """SHA-256 of every result: rows, strategies, pairs and combinations, wherever they were read from."""
     rows = [
         {name: value for name, value in dataclasses.asdict(row).items() if name not in OF_NO_RESULT}
         for row in comparison.rows
     ]
-    parts = (comparison.strategies, comparison.pairs, comparison.eas)
-    others = [dataclasses.asdict(one) for part in parts for one in part]
+    others = [dataclasses.asdict(one) for part in (comparison.strategies, comparison.pairs) for one in part]
     results = {"rows": rows, "others": others, "combined": [dict(one) for one in comparison.combined]}
     return sha256_of_text(json.dumps(results, sort_keys=True))
 
