@@ -63,14 +63,14 @@ def headline(findings: LabFindings) -> str:
         return "Nothing is concluded: these models do not use their depth."
     judged = [one for claim in CLAIMS for one in judge(claim, findings)]
     said = {
-        "holds here": "hold here",
-        "opposite here": "say the opposite",
-        "does not": "find nothing that matters",
-        "representation": "lie in the representation",
-        "readout": "lie in the readout",
-        "cannot be told": "cannot be told",
+        "holds here": ("holds here", "hold here"),
+        "opposite here": ("says the opposite", "say the opposite"),
+        "does not": ("finds nothing that matters", "find nothing that matters"),
+        "representation": ("lies in the representation", "lie in the representation"),
+        "readout": ("lies in the readout", "lie in the readout"),
+        "cannot be told": ("cannot be told", "cannot be told"),
     }
-    told = [f"{count} {said[word]}" for word, count in words_of(judged)]
+    told = [f"{count} {said[word][count != 1]}" for word, count in words_of(judged)]
     return f"Of {counted(len(judged), 'test')} of the study's claims on small models {listed(told)}."
 
 
