@@ -116,11 +116,17 @@ def _over_training(endpoint: str, findings: LabFindings) -> Markup:
             rows += [[name, f"{at:,}", thousandths(y)] for at, y in zip(tokens, means[there], strict=True)]
     title = f"{endpoint_name(endpoint)} over training"
     note = "Mean of so many runs (in brackets), at the kept models at which it was measured on all of them."
-    x_axis = Axis("million tokens, doubling", number=lambda value: plain_tick(round(2**value, 3)))
+    x_axis = Axis("million tokens, doubling", number=_power_of_two)
     plot = Plot(title, note, x_axis, Axis(in_sentence(endpoint_name(endpoint))), tuple(series))
     data = table(["Runs", "Tokens", endpoint_name(endpoint)], rows, caption=title)
     drawn = figure(title, note, plot.svg(), data, legend=plot.legend(), kind=_kind(endpoint))
     return drawn if series else Markup()
+
+
+def _power_of_two(exponent: float) -> str:
+    """A tick; below 1 with three digits after the point, else with one."""
+    value = float(2**exponent)
+    return plain_tick(round(value, 1 if value >= 1.0 else 3))
 
 
 def reading_figures(findings: LabFindings) -> list[Markup]:
