@@ -333,5 +333,7 @@ def test_sizes_that_do_not_match_are_refused_when_the_study_is_planned(
 
 
 def test_axes_of_other_studies_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="models means nothing"):
+    with pytest.raises(InputError, match="workloads means nothing"):
+        lab_study(tmp_path, 'size = "smoke"\n[[workloads]]\nname = "prose"')
+    with pytest.raises(InputError, match="size means nothing where models are given"):
         lab_study(tmp_path, 'size = "smoke"\n[[models]]\nname = "smollm2"')

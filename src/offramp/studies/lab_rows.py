@@ -90,7 +90,8 @@ def given_models(plan: Plan, folder: StudyFolder) -> tuple[list[Row], dict[str, 
     for model in plan.study["models"]:
         name, task = model["name"], plan.tasks.get(model["measure"])
         if task is not None and folder.is_done(task):
-            found.append({"model": name, **{key: model[key] for key in GIVEN}, **folder.result(task)})
+            facts = {"model": name, **{key: model[key] for key in GIVEN}}
+            found.append({**folder.result(task), **facts})
         elif name not in absent:
             failed = task is not None and folder.condition(task) == "failed"
             absent[name] = "its measurement failed: offramp study status" if failed else "not measured yet"
