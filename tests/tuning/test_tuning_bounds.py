@@ -98,7 +98,8 @@ def test_a_limit_is_where_the_test_begins_to_reject(losses: Losses, name: str, d
     assert rule(losses[:, None], limit - 1e-6, delta)[0] > delta * (1 - 1e-3)
     low, high = two_sided_limits(losses, delta, name)
     assert low <= losses.mean() <= high
-    assert high >= limit
+    if name != "wsr":  # what it bets depends on delta, so that with few losses less of it may give more
+        assert high >= limit
 
 
 @pytest.mark.parametrize("name", CONFIDENT)
