@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from offramp.lab.design import rows_of
@@ -98,11 +98,11 @@ def given_models(plan: Plan, folder: StudyFolder) -> tuple[list[Row], dict[str, 
     return found, absent
 
 
-def lab_table(rows: list[Row]) -> str:
-    """The lines as CSV."""
-    endpoints = dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)
+def lab_table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """The lines as CSV: these columns, then one for each endpoint."""
+    endpoints = dict.fromkeys(key for row in rows for key in row if key not in columns)
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *endpoints], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, [*columns, *endpoints], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _shown(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from offramp.report.lab.tables import TABLES
 from offramp.report.lab.words import endpoint_name
 from offramp.report.names import in_sentence
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
-from offramp.studies.lab_rows import GIVEN
+from offramp.studies.lab_rows import GIVEN, lab_table
 from offramp.tuning.from_scores import BASES_NEEDED
 
 TITLE = "How early do these models know?"
@@ -66,15 +64,9 @@ def write_given_report(
     command: str,
 ) -> None:
     """Write `models.csv` among the tables, and the page. absent: why others were not measured, by name."""
-    endpoints = dict.fromkeys(key for model in models for key in model["values"])
-    written = io.StringIO()
-    writer = csv.DictWriter(written, [*FACTS, *endpoints], restval="", lineterminator="\n")
-    writer.writeheader()
-    for model in models:
-        line = {**{key: model[key] for key in FACTS}, **model["values"]}
-        writer.writerow({key: "" if value is None else value for key, value in line.items()})
+    lines = [{**{key: model[key] for key in FACTS}, **model["values"]} for model in models]
     (folder / TABLES).mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / TABLES / "models.csv", written.getvalue())
+    write_text_atomically(folder / TABLES / "models.csv", lab_table(lines, FACTS))
     write_text_atomically(folder / REPORT_FILE, render_given(models, text, absent, command))
 
 
