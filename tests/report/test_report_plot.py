@@ -48,6 +48,8 @@ def test_ticks_by_hand():
     assert nice_ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert nice_ticks(1, 30, 6) == [5, 10, 15, 20, 25, 30]
     assert nice_range([0.13, 1.17], include=(1.0,)) == pytest.approx((0.0, 1.2))
+    assert nice_range([0.0, 0.0], include=(0.0,)) == pytest.approx((0.0, 0.1))
+    assert nice_range([0.0, 0.0]) == pytest.approx((-0.1, 0.1))
     assert nice_range([math.nan]) is None
 
 

@@ -211,9 +211,16 @@ def train(
     regularised = RegularisedOptions(lora, keep, layer_dropout, curriculum, targets, ahead)
     gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
+    from offramp.costs.hardware import LOCAL
     from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import KINDS, check_kind
-    from offramp.lab.exits.recipe import check_length, check_network, refuse_needless
+    from offramp.lab.exits.recipe import (
+        check_leave,
+        check_length,
+        check_loss_vocabulary,
+        check_network,
+        refuse_needless,
+    )
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
     from offramp.tracing.loading import find_model, read_transforms
@@ -240,7 +247,10 @@ def train(
         needless: dict[str, object] = {} if kind in KINDS else dict(of_readings)
         if kind != EXECUTED:
             needless |= {"--from": source, "--leave": leave}
-        refuse_needless(kind, {**needless, "--floor": floor})
+        of_gates = {"--floor": floor, "--hardware": None if hardware == LOCAL else hardware}
+        refuse_needless(kind, {**needless, **of_gates})
+        check_leave(kind, leave)
+        check_loss_vocabulary(loss_vocabulary)
         require_own(output)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]

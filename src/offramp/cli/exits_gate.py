@@ -51,7 +51,13 @@ class GateOptions:
                 where="--at",
                 fix="name some, as in 12,20, or exits that are trained, with --from DIR",
             )
+        from offramp.costs.hardware import LOCAL, find_machine
         from offramp.lab.exits.folder import is_leftover
+        from offramp.tuning.floor import make_floor
+
+        make_floor({"agreement": self.floor})
+        if self.hardware != LOCAL:  # that of a model is looked up when it is there
+            find_machine(self.hardware)
 
         found = [entry.name for entry in self.output.iterdir()] if self.output.is_dir() else []
         entries = {name for name in found if not is_leftover(name) and name != ".lock"}

@@ -113,14 +113,10 @@ def make_recipe(
             where="precision=",
             fix=f"give auto, {' or '.join(PRECISIONS)}",
         )
+    check_loss_vocabulary(loss_vocabulary)
+    check_leave(kind, leave)
     if loss_vocabulary is None:
         loss_vocabulary = LOSS_VOCABULARY if kind in KINDS else 0
-    if loss_vocabulary and loss_vocabulary < MINIMUM_LOGITS:
-        raise InputError(
-            f"a loss over {loss_vocabulary} tokens says little",
-            where="loss_vocabulary= (--loss-vocabulary)",
-            fix=f"give {MINIMUM_LOGITS} or more, or 0 for all",
-        )
     regularisation = _regularisation(kind, regularisation)
     exits = _exits(kind, at, mapped, layers)
     if not exits:
@@ -142,7 +138,7 @@ def make_recipe(
         context=context,
         precision=precision,
         rate=_rate(kind, regularisation),
-        leave=_leave(kind, leave),
+        leave=0.0 if kind != EXECUTED else LEAVE if leave is None else leave,
         regularisation=regularisation,
         rank=rank or 0,
         shared=shared,
@@ -189,6 +185,34 @@ def check_network(kind: str, units: int | None, shared: bool) -> None:
             f"exits of the kind {kind} have no network to share",
             where="shared= (--shared)",
             fix="leave it out",
+        )
+
+
+def check_leave(kind: str, leave: float | None) -> None:
+    """Refuse a share of the tokens that cannot leave, or where none leave in training. Raises InputError."""
+    if leave is None:
+        return
+    if kind != EXECUTED:
+        raise InputError(
+            f"no tokens leave while exits of the kind {kind} are trained",
+            where="leave= (--leave)",
+            fix="leave it out",
+        )
+    if not 0 < leave <= MOST_LEAVE:
+        raise InputError(
+            f"a share of {leave:g} of the tokens cannot leave",
+            where="leave= (--leave)",
+            fix=f"give a number above 0, {MOST_LEAVE:g} at most",
+        )
+
+
+def check_loss_vocabulary(tokens: int | None) -> None:
+    """Refuse a loss that looks at too few tokens. Raises InputError."""
+    if tokens and tokens < MINIMUM_LOGITS:
+        raise InputError(
+            f"a loss over {tokens} tokens says little",
+            where="loss_vocabulary= (--loss-vocabulary)",
+            fix=f"give {MINIMUM_LOGITS} or more, or 0 for all",
         )
 
 
@@ -256,25 +280,6 @@ def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], lay
             fix="choose among these, or fit maps there first: offramp heads fit --kv-maps",
         )
     return tuple(exits)
-
-
-def _leave(kind: str, leave: float | None) -> float:
-    if kind != EXECUTED:
-        if leave is not None:
-            raise InputError(
-                f"no tokens leave while exits of the kind {kind} are trained",
-                where="leave= (--leave)",
-                fix="leave it out",
-            )
-        return 0.0
-    share = LEAVE if leave is None else leave
-    if not 0 < share <= MOST_LEAVE:
-        raise InputError(
-            f"a share of {share:g} of the tokens cannot leave",
-            where="leave= (--leave)",
-            fix=f"give a number above 0, {MOST_LEAVE:g} at most",
-        )
-    return share
 
 
 def _default_units(hidden: int) -> int:

@@ -130,14 +130,18 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def nice_range(values: Iterable[float], *, include: tuple[float, ...] = ()) -> tuple[float, float] | None:
-    """A range that holds every finite value and ends at round numbers; None if no value is finite."""
+    """A range that holds every finite value and ends at round numbers; None if no value is finite.
+
+    Where there is but one value it stands in the middle, or at the lower end if `include` names it: shares
+    that are all 0 get no axis below 0.
+    """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None
     low, high = min([*finite, *include]), max([*finite, *include])
     if high - low < 1e-9:
         margin = 0.1 * abs(low) or 0.1
-        low, high = low - margin, high + margin
+        low, high = low if low in include else low - margin, high + margin
     step = nice_step(high - low, 5)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 
