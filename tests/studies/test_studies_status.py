@@ -128,12 +128,12 @@ def test_jobs_run_beside_one_another_but_timings_alone_and_no_job_in_two(folder:
 def test_what_finished_tasks_took_corrects_estimates_and_stands_in_for_them(folder: StudyFolder) -> None:
     scores = [task_of("score", number, seconds=10.0 * (number + 1)) for number in range(4)]
     replays = [task_of("replay", number) for number in range(5)]
-    for task, seconds in zip(scores[:3], (20.0, 40.0, 300.0), strict=True):
+    for task, seconds in zip(scores[:3], (5.0, 10.0, 165.0), strict=True):
         do(folder, task, seconds=seconds)
     for task, seconds in zip(replays[:3], (1.0, 3.0, 8.0), strict=True):
         do(folder, task, seconds=seconds)
-    # They took 2, 2 and 10 times as long as expected: so will the last, of 40 s; a replay takes 3 s.
-    assert left([*scores, *replays], folder) == TimeLeft(2 * 40.0 + 2 * 3.0, 0)
+    # They took 180 s in the place of 60, the long one most of it: so will the last, of 40 s; a replay 4 s.
+    assert left([*scores, *replays], folder) == TimeLeft(3 * 40.0 + 2 * 4.0, 0)
 
 
 def test_what_a_running_task_has_run_for_is_taken_off(

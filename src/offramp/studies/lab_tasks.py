@@ -35,14 +35,16 @@ SLOWER: Mapping[str, float] = {"mixture": 1.3, "mamba2": 2.6, "early_exit_loss":
 ENDPOINT_SECONDS: Mapping[str, float] = {
     "representation": 7.0,
     "calibration": 1.0,
-    "representation_lens": 7.0,
-    "scores": 7.0,
-    "skipped": 4.0,
-    "skipped_code": 4.0,
-    "skipped_lens": 31.0,
+    "representation_lens": 10.0,
+    "scores": 10.0,
+    "skipped": 5.5,
+    "skipped_code": 5.5,
+    "skipped_lens": 43.0,
     "required_depth": 5.0,
 }
 """Of one endpoint of a model of the design; training the lens counts for what is skipped through it."""
+MEASURE_STARTING_SECONDS = 2.0
+"""Of measuring a model so small: a worker has torch already, and there is nothing to check."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class LabTasks:
         """Of measuring: by endpoint, for a model of the design."""
         seconds = sum(ENDPOINT_SECONDS[one] for one in endpoints)
         share = run.model.layers * run.model.hidden / (12 * 96)
-        return Estimate(STARTING_SECONDS + seconds * share, TORCH_BYTES, RESULT_BYTES)
+        return Estimate(MEASURE_STARTING_SECONDS + seconds * share, TORCH_BYTES, RESULT_BYTES)
 
     @property
     def _speed(self) -> float:

@@ -41,23 +41,25 @@ class Pace:
         for event in events:
             if event.event == "finished" and event.task in plan.tasks:
                 took[event.task] = event.details["seconds"]
-        durations, ratios = defaultdict(list), defaultdict(list)
+        finished: dict[str, list[tuple[Task, float]]] = defaultdict(list)
         for key, seconds in took.items():
-            task = plan.tasks[key]
-            durations[task.kind].append(seconds)
-            if task.estimate.seconds:
-                ratios[task.kind].append(seconds / task.estimate.seconds)
-        self._durations = {kind: statistics.median(values) for kind, values in durations.items()}
-        self._ratios = {kind: statistics.median(values) for kind, values in ratios.items()}
+            finished[plan.tasks[key].kind].append((plan.tasks[key], seconds))
+        self._means = {kind: statistics.mean(seconds for _, seconds in of) for kind, of in finished.items()}
+        self._ratios: dict[str, float] = {}
+        for kind, of in finished.items():
+            known = [(task.estimate.seconds, seconds) for task, seconds in of if task.estimate.seconds]
+            if known:
+                estimated, spent = map(sum, zip(*known, strict=True))
+                self._ratios[kind] = spent / estimated
 
     def seconds(self, task: Task) -> float | None:
         """What a task will take, None if unknown.
 
-        Its estimate, times the median of how much longer finished tasks of its kind took than theirs said;
-        without an estimate, the median of what its kind took.
+        Its estimate, times how much longer finished tasks of its kind took, all together, than theirs said:
+        what is asked for is a sum, to which long tasks give most. Without an estimate, the mean of its kind.
         """
         if task.estimate.seconds is None:
-            return self._durations.get(task.kind)
+            return self._means.get(task.kind)
         return task.estimate.seconds * self._ratios.get(task.kind, 1.0)
 
 

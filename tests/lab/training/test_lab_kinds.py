@@ -18,13 +18,14 @@ from command_line import run_offramp
 from lab_recipes import TINY, TINY_KINDS, tiny, tiny_kind
 from offramp.errors import InputError
 from offramp.lab.design import design
+from offramp.lab.sizes import SIZES, resized
 from offramp.lab.text.folder import LabText
 from offramp.lab.training import train as training
 from offramp.lab.training.batches import Batches
 from offramp.lab.training.code import CODE, training_code
 from offramp.lab.training.comparison import require_comparable
 from offramp.lab.training.folder import key_of
-from offramp.lab.training.kinds import active_parameters, architecture_of
+from offramp.lab.training.kinds import Mixture, active_parameters, architecture_of
 from offramp.lab.training.objective import router_loss
 from offramp.lab.training.recipe import AnyRecipe, Mamba2Recipe, MixtureRecipe, Recipe
 from offramp.lab.training.record import RECORD, Request
@@ -79,11 +80,35 @@ def test_kinds_of_the_design_meet_as_many_parameters_as_the_dense_model() -> Non
 
 
 def test_a_size_that_no_width_gives_is_refused(lab_text: LabText) -> None:
-    with pytest.raises(InputError, match=r"; width of an expert 1; one more is") as refused:
+    with pytest.raises(InputError, match=r"; width of an expert 4; 4 more is") as refused:
         architecture_of(tiny_kind(lab_text, "mixture", width=None, parameters=9000), 300)
     assert "parameters, and 9,000 are asked for" in str(refused.value)
     with pytest.raises(InputError, match=r"; state 8; 8 more is"):
         architecture_of(tiny_kind(lab_text, "mamba2", width=None, parameters=9000), 300)
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_experts_of_every_size_of_the_design_can_be_multiplied(size: str) -> None:
+    runs = resized(design("text", tokens=1000, rate=1e-3), SIZES[size], 2048)
+    recipe, dense = runs["run-21"], runs["run-16"]
+    assert isinstance(recipe, MixtureRecipe)
+    assert isinstance(dense, Recipe)
+    made = architecture_of(recipe, 2048)
+    assert isinstance(made, Mixture)
+    assert made.width * (2 if recipe.precision == "bfloat16" else 4) % 16 == 0
+    assert abs(made.active / architecture_of(dense, 2048).parameters - 1) < 0.01
+    if size in ("narrow", "smoke"):  # small enough to be tried here
+        model = made.make_model()
+        ids = torch.arange(16)[None]
+        model(input_ids=ids, labels=ids).loss.backward()
+
+
+def test_an_expert_that_cannot_be_multiplied_is_refused_before_anything_is_made(lab_text: LabText) -> None:
+    with pytest.raises(InputError, match="in float32 it is a multiple of 4") as refused:
+        architecture_of(tiny_kind(lab_text, "mixture", width=77), 300)
+    assert "give 76 or 80" in str(refused.value)
+    with pytest.raises(InputError, match="in bfloat16 it is a multiple of 8"):
+        architecture_of(tiny_kind(lab_text, "mixture", width=76, precision="bfloat16"), 300)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from offramp.errors import InputError
 from offramp.lab.training.architecture import (
     EPSILON,
     MATRICES,
@@ -16,6 +17,9 @@ from offramp.lab.training.recipe import FromScratch, Mamba2Recipe, MixtureRecipe
 
 STATE_UNIT = 8
 """The state's size is a multiple of it."""
+
+ALIGNED_BYTES = 16
+"""Rows of an expert's matrices are a multiple of it: torch multiplies those of all experts at once so."""
 
 CONVOLVED = 4
 """Tokens that Mamba-2's convolution looks at."""
@@ -162,10 +166,14 @@ def architecture_of(recipe: FromScratch, vocabulary: int) -> AnyArchitecture:
     """The model of a recipe of any kind; its width such that the parameters that a token meets are nearest to
     those asked for.
 
-    Raises InputError, with how much it is off, if no width comes within one per cent.
+    Raises InputError, with how much it is off, if no width comes within one per cent, and for a width or a
+    hidden size with which experts cannot be multiplied.
     """
     if isinstance(recipe, Recipe):
         return make_architecture(recipe, vocabulary)
+    unit, which = STATE_UNIT, "state"
+    if isinstance(recipe, MixtureRecipe):
+        unit, which = _expert_unit(recipe), "width of an expert"
     made = Mixture if isinstance(recipe, MixtureRecipe) else Mamba2
 
     def of(width: int) -> Mixture | Mamba2:
@@ -177,5 +185,18 @@ def architecture_of(recipe: FromScratch, vocabulary: int) -> AnyArchitecture:
     if recipe.width is not None:
         return of(recipe.width)
     assert recipe.parameters is not None, "a recipe has a width or a number of parameters"
-    unit, which = (1, "width of an expert") if recipe.kind == "mixture" else (STATE_UNIT, "state")
     return of(nearest_width(count, recipe.parameters, unit=unit, which=which))
+
+
+def _expert_unit(recipe: MixtureRecipe) -> int:
+    """What an expert's width is a multiple of, if the recipe's sizes are; InputError else."""
+    unit = ALIGNED_BYTES // (2 if recipe.precision == "bfloat16" else 4)
+    for name, size in (("hidden", recipe.hidden), ("width", recipe.width)):
+        if size is not None and size % unit:
+            raise InputError(
+                f"experts of {name} {size} cannot be multiplied at once: in {recipe.precision} it is a multiple "
+                f"of {unit}",
+                where=name,
+                fix=f"give {size // unit * unit or unit} or {(size // unit + 1) * unit}",
+            )
+    return unit
