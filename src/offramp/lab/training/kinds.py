@@ -194,8 +194,8 @@ def _expert_unit(recipe: MixtureRecipe) -> int:
     for name, size in (("hidden", recipe.hidden), ("width", recipe.width)):
         if size is not None and size % unit:
             raise InputError(
-                f"experts of {name} {size} cannot be multiplied at once: in {recipe.precision} it is a multiple "
-                f"of {unit}",
+                f"experts of {name} {size} cannot be multiplied at once: in {recipe.precision} it is a "
+                f"multiple of {unit}",
                 where=name,
                 fix=f"give {size // unit * unit or unit} or {(size // unit + 1) * unit}",
             )
