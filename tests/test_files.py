@@ -22,6 +22,16 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["plan.json", "of the user"]
 
 
+def test_what_a_library_makes_for_one_user_is_as_readable_as_other_files(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_text("secret")
+        path.chmod(0o600)
+
+    write_atomically(tmp_path / "file", write)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 @pytest.mark.parametrize(
     ("number", "what"), [(errno.ENOSPC, "the disk is full: 4 bytes"), (errno.EFBIG, "a limit on the size")]
 )

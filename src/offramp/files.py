@@ -113,7 +113,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         )
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
     try:
+        temporary.touch()
+        readable = temporary.stat().st_mode  # by whom new files are; safetensors makes its own for one user
         write(temporary)
+        temporary.chmod(readable)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

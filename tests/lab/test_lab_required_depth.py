@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_only_steps_that_are_mostly_right_tell_anything() -> None:
     kept = few.right
     line = np.polyfit(data.steps[kept], data.exit[kept], 1)
     assert found.slope == pytest.approx(line[0])
+    assert required_depth(Answers(*(column[:0] for column in vars(data).values()))).untold == (
+        "no question of the text ends within the model's context"
+    )
     fewer = Answers(data.document, data.form, data.steps, few.right & (data.steps < 3), data.exit)
     assert required_depth(fewer).slope is None
     assert "fewer than 3 numbers of steps" in required_depth(fewer).untold
@@ -107,6 +111,10 @@ def test_the_command_says_it_and_refuses_a_tokenizer_of_another_text(
         "no part 'test'"
         in run_offramp("lab", "depth", folder, lab_text.folder, "--part", "test").require(2).err
     )
+    begun = folder.with_name("begun")
+    shutil.copytree(folder, begun)
+    (begun / "training.json").rename(begun / "checkpoint.safetensors")
+    assert "has not ended" in run_offramp("lab", "depth", begun, lab_text.folder).require(2).err
     grown = offramp.load_model(folder)
     grown.tokenizer.add_tokens(["new"])  # learned from the same works, as its config says
     for model in (offramp.load_model(tiny_model), grown):

@@ -79,11 +79,14 @@ def train(
     from offramp.lab.training.recipe import read_recipe
     from offramp.lab.training.train import train as train_recipe
     from offramp.models.devices import find_device
+    from offramp.tracing.exits_folder import TRAINING_FILE
 
     asked, _ = read_recipe(recipe)
+    ended = (output / TRAINING_FILE).is_file() and not overwrite
     record = train_recipe(asked, output, device=find_device(device), overwrite=overwrite, shown=True)
     out.console.print(history_table(record))
-    for line in [*training_notes(record), f"written: {output}"]:
+    last = f"it had ended before, and is left as it is: {output}" if ended else f"written: {output}"
+    for line in [*training_notes(record, output), last]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(training_summary(record, output))
 
@@ -131,6 +134,7 @@ def depth(
     from offramp.lab.text.folder import read_text_folder
     from offramp.lab.text.work import PARTS
     from offramp.tracing.loading import find_model
+    from offramp.tracing.trained_model import trained_in
 
     chosen = next((one for one in PARTS if one == part), None)
     if chosen is None:
@@ -138,6 +142,7 @@ def depth(
             f"a text has no part {part!r}", where="--part", fix=f"choose one of: {', '.join(PARTS)}"
         )
     made = read_text_folder(text_folder)
+    trained_in(Path(model))  # one that has not ended or was damaged is refused before it is loaded
     with stage("loading the model and checking its exits"):
         loaded = find_model(model, (), dtype="float32", trust_remote_code=False, device=device).load()
     with stage("asking it"):
@@ -168,6 +173,7 @@ def measure(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the lens.")] = 0,
     device: Device = AUTO,
     trust_remote_code: RemoteCode = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace endpoints that are there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the endpoints of docs/lab/preregistered.md on a model, on the report part of a text."""
@@ -179,7 +185,7 @@ def measure(
     from offramp.models.devices import find_device
     from offramp.tracing.progress import say
 
-    require_free(output)
+    require_free(output, overwrite=overwrite)
     found = measure_model(
         model,
         read_text_folder(text_folder),

@@ -66,8 +66,10 @@ WIDTHS = {"mixture": "width of an expert", "mamba2": "numbers of state"}
 """What the width of a model of other kinds than dense is of."""
 
 
-def training_notes(record: TrainingRecord) -> list[str]:
-    """The model's sizes, the speed, and how it ended, in words."""
+def training_notes(record: TrainingRecord, folder: Path) -> list[str]:
+    """The model's sizes, the speed, how it ended, and which models of earlier steps are gone, in words."""
+    from offramp.lab.training.folder import kept_model
+
     active = "" if record.active is None else f", of which a token meets {record.active:,}"
     speed = record.tokens / record.seconds if record.seconds else 0.0
     notes = [
@@ -77,7 +79,14 @@ def training_notes(record: TrainingRecord) -> list[str]:
         f"({record.settings.threads} threads, {record.settings.device}): {record.stopped}",
     ]
     if record.diverged:
-        notes.append("it diverged: the model is kept as it was then, and marked in training.json")
+        notes.append(
+            "it diverged: the model is kept as it was then, and marked in training.json; try a smaller rate, "
+            "or another seed"
+        )
+    kept = [kept_model(folder, one.step) for one in record.history if one.step != record.step]
+    gone = [path.name for path in kept if not path.is_dir()]
+    if gone:
+        notes.append(f"no longer there: {', '.join(gone)}; --overwrite trains all again")
     return notes
 
 
@@ -134,7 +143,8 @@ def depth_table(found: RequiredDepth, layers: int) -> WordTable:
     for row in found.rows:
         exit = "" if row.exit is None else decimal(row.exit)
         counts = "counts" if row.counts else ""
-        table.add_row(row.form, str(row.steps), f"{row.answers:,}", percent(row.right, 0), exit, counts)
+        right = percent(row.right, 0) if row.answers else "–"
+        table.add_row(row.form, str(row.steps), f"{row.answers:,}", right, exit, counts)
     return table
 
 
@@ -171,6 +181,8 @@ def endpoints_table(found: Endpoints) -> WordTable:
 
 def endpoints_notes(found: Endpoints) -> list[str]:
     """What must be known to read the figures, and how long they took."""
+    from offramp.report.formats import counted
+
     notes = [f"{name}: {why}" for name, why in found.untold.items()]
     for name, one in found.executed.items():
         if one.bound:
@@ -179,4 +191,6 @@ def endpoints_notes(found: Endpoints) -> list[str]:
             notes.append(
                 f"{name}: agreement is not monotone in the threshold, so bisection found one of several"
             )
+    for name, tokens in found.tokens.items():
+        notes.append(f"{name}: {tokens:,} tokens of {counted(found.documents[name], 'document')}")
     return [*notes, f"{sum(found.seconds.values()):.1f} s of the processor, {found.threads} threads"]

@@ -137,6 +137,8 @@ def required_depth(answers: Answers, seed: int = 0) -> RequiredDepth:
     telling = {form: steps for form, steps in telling.items() if len(steps) >= FEWEST_STEPS}
     if not telling:
         why = f"fewer than {FEWEST_STEPS} numbers of steps have half of their answers right"
+        if not len(answers.right):
+            why = "no question of the text ends within the model's context"
         return RequiredDepth(rows, None, None, None, why)
     kept = answers.right & np.logical_or.reduce(
         [

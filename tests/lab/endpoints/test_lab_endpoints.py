@@ -217,7 +217,11 @@ def test_the_command_writes_what_the_reader_reads(
     RECORD.write(path, found)
     assert read_endpoints(path) == found
     arguments = ("lab", "measure", endpoint_model, endpoint_text.folder, "-o", path, "--device", "cpu")
-    outcome = run_offramp(*arguments, "--only", "required_depth", "--json").require(0)
+    outcome = run_offramp(*arguments, "--only", "required_depth").require(2)
+    assert "endpoints are there already" in outcome.err
+    assert "--overwrite" in outcome.err
+    assert read_endpoints(path) == found
+    outcome = run_offramp(*arguments, "--only", "required_depth", "--overwrite", "--json").require(0)
     again = read_endpoints(path)
     assert again.endpoints == ("required_depth",)
     assert again.sizes == Sizes()
@@ -259,6 +263,20 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     outcome = run_offramp("lab", "measure", endpoint_model, endpoint_text.folder, "-o", other).require(2)
     assert "something else" in outcome.err
     assert other.read_text() == "{}"
+    nowhere = tmp_path / "nowhere" / "endpoints.json"
+    outcome = run_offramp("lab", "measure", endpoint_model, endpoint_text.folder, "-o", nowhere).require(2)
+    assert "there is no folder for the output" in outcome.err
+
+
+def test_a_model_whose_weights_were_changed_is_not_measured(
+    endpoint_model: Path, endpoint_text: LabText, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(endpoint_model, tmp_path / "changed")
+    with (changed / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(bytes(4))
+    with pytest.raises(DamagedFileError, match="not those that its training left"):
+        measure(changed, endpoint_text, endpoints=["calibration"], sizes=SMALL)
 
 
 def test_a_text_with_too_little_of_a_kind_is_refused(

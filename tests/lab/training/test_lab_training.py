@@ -156,6 +156,12 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
     assert not any((other / name).exists() for name in leftovers)
 
 
+def test_weights_are_readable_by_whom_other_files_are(record: TrainingRecord, folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir() if path.is_file()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {modes["config.json"]}
+
+
 def test_a_state_that_was_changed_is_not_gone_on_with(
     lab_text: LabText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +238,18 @@ def test_the_command_trains_says_it_again_and_refuses_another(
     assert outcome.json["parameters"] == record.parameters
     assert "19" in outcome.err
     assert "held out" in outcome.err
+    assert "it had ended before, and is left as it is" in outcome.err
+    assert "no longer there" not in outcome.err
     assert weights(folder) == before
+    moved = tmp_path / "moved"  # alone, without the models of earlier steps
+    shutil.copytree(folder, moved)
+    outcome = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(0)
+    assert "no longer there: moved@4, moved@9; --overwrite trains all again" in outcome.out
+    with (moved / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\x7f\x7f\x7f\x7f")
+    refused = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(1).err
+    assert "the model's files are not those that its training left" in refused
     write_recipe(recipe, lab_text, rate=1e-3)
     refused = run_offramp("lab", "train", recipe, "-o", folder, "--device", "cpu").require(2).err
     assert "the folder holds another training: recipe.rate (0.005, now 0.001)" in refused

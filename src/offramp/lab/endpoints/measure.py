@@ -22,6 +22,7 @@ from offramp.lab.exits.train import train_exits
 from offramp.lab.required_depth import RequiredDepth, answers_of, has_tokenizer_of, required_depth
 from offramp.lab.text.folder import LabText
 from offramp.lab.text.work import NaturalKind, Part
+from offramp.lab.training.folder import require_own_model
 from offramp.lab.training.record import RECORD
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
@@ -71,14 +72,17 @@ def measure(
     endpoints: some of ENDPOINTS. seed: of the lens, and of draws. progress: told of each as it is there.
 
     Raises InputError for an unknown endpoint, the folder of a model of the lab that was trained on another
-    text, and a text without prose or code; DamagedFileError for a model whose record was changed; ModelError
-    for what is no model, or one whose numbers are not finite.
+    text, and a text without prose or code; DamagedFileError for a model that was changed, or its record;
+    ModelError for what is no model, or one whose numbers are not finite.
     """
     asked = _known(endpoints)
     if not isinstance(source, Model):
         _require_own_text(Path(source), text)
         trained_in(Path(source))  # a damaged record is refused before anything is measured
+        folder = Path(source)
         source = load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
+        if RECORD.is_of(folder / TRAINING_FILE):
+            require_own_model(folder, RECORD.read(folder / TRAINING_FILE), source.identity.fingerprint)
     model = source
     found = Endpoints(
         model=model.identity.fingerprint,

@@ -101,7 +101,16 @@ def read_endpoints(path: str | Path) -> Endpoints:
     return RECORD.read(path)
 
 
-def require_free(path: Path) -> None:
-    """Refuse to write endpoints over anything but endpoints. Raises InputError."""
+def require_free(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse to write endpoints over others, unless that is asked for, or over anything else.
+
+    Raises InputError, also where there is no folder for them.
+    """
+    if not path.parent.is_dir():
+        fix = "make it, or choose another with -o"
+        raise InputError("there is no folder for the output", where=str(path.parent), fix=fix)
     if path.exists() and not RECORD.is_of(path):
         raise InputError("the output is something else", where=str(path), fix="choose another file with -o")
+    if path.exists() and not overwrite:
+        fix = "choose another file with -o, or give --overwrite"
+        raise InputError("endpoints are there already", where=str(path), fix=fix)

@@ -56,7 +56,9 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
     try:
         with quiet_transformers():
             write(made)
+        readable = (made / CONFIG_FILE).stat().st_mode  # by whom other new files are, and weights are not
         for path in made.iterdir():
+            path.chmod(readable)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     except Exception as error:

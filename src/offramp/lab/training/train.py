@@ -23,6 +23,7 @@ from offramp.lab.training.folder import (
     kept_model,
     key_of,
     require_free_beside,
+    require_own_model,
     require_same,
 )
 from offramp.lab.training.kinds import active_parameters
@@ -55,8 +56,8 @@ def train(
     recipe, seed and number of threads give the same weights, also after kills.
 
     Raises InputError for a recipe that cannot be, is not comparable with what it names or cannot go on from
-    it, for folders of something else, and for too little text; DamagedFileError for a text that was changed;
-    DiskFullError.
+    it, for folders of something else, and for too little text; DamagedFileError for a text or a model that
+    was changed; DiskFullError.
     """
     text = read_text_folder(recipe.text)
     objective = objective_of(recipe, text)
@@ -75,7 +76,9 @@ def train(
         REQUEST.write(folder / REQUEST_FILE, request)
         if (folder / TRAINING_FILE).is_file():
             remove(folder / STATE)  # of a training that was killed after its last file was written
-            return RECORD.read(folder / TRAINING_FILE)
+            record = RECORD.read(folder / TRAINING_FILE)
+            require_own_model(folder, record)
+            return record
         return _Training(recipe, text, objective, evaluation, folder, request, shown).run()
 
 
