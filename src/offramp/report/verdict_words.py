@@ -210,14 +210,6 @@ def basis_words(basis: str) -> str:
     return f"the times of layers, probes and head that the profile of {basis} gives"
 
 
-def cheaper(basis: str) -> str:
-    """What a policy that beats the full model does: "moves fewer bytes per token"."""
-    if basis == BYTES:
-        return "moves fewer bytes per token"
-    where = "" if basis == LOCAL else f" on {basis}"
-    return f"is predicted to take less time per token{where}"
-
-
 def plain_seconds(run: RunResult, workload: WorkloadResult, basis: str) -> float | None:
     """Seconds per token of plain decoding, at batch size 1, that a speed refers to; None if unknown.
 
