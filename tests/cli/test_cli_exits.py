@@ -122,6 +122,7 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
         (["--kind", "gate", "--floor", "0.9", "--hardware", "h10"], "unknown hardware 'h10'"),
         (["--kind", "lens", "--hardware", "h100"], "--hardware says nothing for exits of the kind lens"),
         (["--kind", "executed", "--leave", "2"], "a share of 2 of the tokens cannot leave"),
+        (["--kind", "executed", "--from", "nosuch"], "there are no heads"),
         (["--loss-vocabulary", "3"], "a loss over 3 tokens says little"),
         (["--kind", "lens", "--units", "8"], "have no units"),
         (["--tokens", "0"], "tokens must be at least 1"),

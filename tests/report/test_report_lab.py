@@ -76,6 +76,13 @@ def test_a_page_of_the_first_blocks_alone_says_what_is_missing(tmp_path: Path) -
     assert "Nothing to test it by: no run of the kind mixture is measured" in page.text
     assert "9 trainings in the second half, 12 are needed" in page.text or "10 trainings in" in page.text
     assert page.text.count("cannot be told") >= 5
+    lines = list(csv.DictReader((tmp_path / "tables" / "claims.csv").read_text().splitlines()))
+    assert {one["claim"] for one in lines} == {claim.said for claim in CLAIMS}
+    untested = {one["claim"] for one in lines if one["word"] == "no test"}
+    assert {one.partition(" ")[0] for one in untested} == {"Dense", "Base", "The", "Training", "Larger"}
+    tests = len(lines) - len(untested)
+    assert f"Of {tests} tests of the study's claims" in page.text
+    assert f"{len(untested)} claims could not be tested" in page.text
 
 
 @pytest.mark.parametrize(("gained", "blocks"), [(0.02, ("gate", "1", "2", "3")), (0.3, ("1", "2"))])
@@ -87,6 +94,8 @@ def test_nothing_but_the_gate_is_said_where_depth_is_idle(
     write_lab_report(study_rows(1, blocks=blocks, gained=gained, effects=KNOWN), tmp_path, permutations=99)
     page = page_of(tmp_path)
     assert "Nothing is concluded" in page.text
+    if "gate" not in blocks:
+        assert "GPT-2-like: there is no last loss of its run of the gate." in page.text
     assert not any(claim.said in page.text for claim in CLAIMS)
     assert "svg" not in {tag for tag, values, _ in page.elements if "role" in values}
     assert [one.name for one in (tmp_path / "tables").glob("*.csv")] == ["left_out.csv"], (

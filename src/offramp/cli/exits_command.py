@@ -252,6 +252,9 @@ def train(
         check_leave(kind, leave)
         check_loss_vocabulary(loss_vocabulary)
         require_own(output)
+    if source is not None and not source.exists():
+        fix = "give a file or a folder of heads, or leave it out"
+        raise InputError("there are no heads", where=f"--from {source}", fix=fix)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
     with stage("loading the model and checking its exits"):

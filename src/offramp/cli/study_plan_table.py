@@ -61,7 +61,7 @@ def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         **study_json(plan, status, folder),
         "cells": [_cell_json(cell, plan, status) for cell in plan.cells],
         "jobs": len(plan.jobs),
-        "to_come": len(plan.to_come),
+        "to_come": len(plan.possible_to_come),
         "work": {**effort(plan, status, AHEAD), "seconds_here": status.left.seconds},
         "elsewhere": {**effort(plan, status, (IMPOSSIBLE,)), "bytes_to_fetch": bytes_to_fetch(plan)},
     }
@@ -133,7 +133,7 @@ def effort(plan: Plan, status: Status, states: Sequence[str]) -> dict[str, Any]:
 
 def bytes_to_fetch(plan: Plan) -> int:
     """Bytes of the models that are not on this machine and whose sizes are known, at two bytes a weight."""
-    models = plan.study["models"]
+    models = plan.study.get("models", ())
     missing = [model for model in models if model["name"] in plan.unavailable and model["parameters"]]
     return sum(round(2 * model["parameters"]) for model in missing)
 
@@ -145,19 +145,22 @@ def effort_lines(plan: Plan, status: Status) -> list[str]:
     if here["tasks"]:
         lines.append(
             f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores"
-            f"{', with what is to come' if plan.to_come else ''}."
+            f"{', with what is to come' if plan.possible_to_come else ''}."
         )
     else:
         lines.append("There is nothing left to run here.")
-    if plan.to_come:
-        known = [task.estimate.seconds or 0.0 for task in plan.to_come]
+    if plan.possible_to_come:
+        known = [task.estimate.seconds or 0.0 for task in plan.possible_to_come]
         lines.append(
             f"To come: about {counted(len(known), 'task')}, as results decide: {lasting(sum(known))} of work."
         )
+    fetched = bytes_to_fetch(plan)
+    models = f"some {shown_size(fetched)} of models to fetch" if fetched else ""
     if elsewhere["tasks"]:
-        fetched = bytes_to_fetch(plan)
-        models = f"; some {shown_size(fetched)} of models to fetch" if fetched else ""
-        lines.append(f"Not to be had here, at this machine's pace: {_effort_text(elsewhere)}{models}.")
+        more = f"; {models}" if models else ""
+        lines.append(f"Not to be had here, at this machine's pace: {_effort_text(elsewhere)}{more}.")
+    elif models:
+        lines.append(f"Not to be had here: {models}.")
     return lines
 
 

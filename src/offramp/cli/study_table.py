@@ -165,7 +165,11 @@ def show_head(console: Console, plan: Plan, folder: Path) -> None:
     settings = plan.study["study"]
     title = f"{settings['name']}: {settings['title']}" if settings.get("title") else settings["name"]
     console.print(title, markup=False, style="bold", soft_wrap=True)
-    more = f"; {counted(len(plan.to_come), 'task')} to come, which they decide" if plan.to_come else ""
+    more = (
+        f"; {counted(len(plan.possible_to_come), 'task')} to come, which they decide"
+        if plan.possible_to_come
+        else ""
+    )
     console.print(
         f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}{more}",
         markup=False,
@@ -189,6 +193,7 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         "damaged_models": list(plan.damaged),
         "seconds_left": status.left.seconds,
         "tasks_of_unknown_time": status.left.unknown,
+        "to_come": len(plan.possible_to_come),
         "problems": list(status.problems),
     }
 
@@ -200,7 +205,7 @@ def unavailable_lines(plan: Plan) -> list[str]:
         groups.setdefault(reason.partition(": ")[0], {})[name] = reason
     lines = []
     for reason, found in groups.items():
-        names = ", ".join(list(found)[:MOST_SHOWN])
+        names = "; ".join(list(found)[:MOST_SHOWN])  # a name may have a comma
         more = f" and {len(found) - MOST_SHOWN:,} more" if len(found) > MOST_SHOWN else ""
         example = next(iter(found.values())).removeprefix(reason).removeprefix(": ")
         such_as = "such as: " if len(found) > 1 else ""

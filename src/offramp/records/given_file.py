@@ -133,7 +133,8 @@ def _is_unknown(details: ErrorDetails) -> bool:
 
 def _is_alternative(part: str | int) -> bool:
     """Whether a part of a location names one of several types instead of a key, as pydantic puts it in."""
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "float", "constrained-float"))
+    known = ("str", "int", "float", "constrained-int", "constrained-float")
+    return isinstance(part, str) and ("[" in part or part in known)
 
 
 def _words(location: Location, kind: type[Table], details: ErrorDetails, source: Source) -> tuple[str, str]:
@@ -160,7 +161,7 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
         return f"{key} is {value!r}, which does not fit", hints.get(key, "write a text that is not empty")
     if isinstance(location[-1] if location else "", int):
         key = f"an entry of {location[-2]}"
-    return f"{key} is {_shown(value)}, which does not fit", message
+    return f"{key} is {_shown(value)}, which does not fit", hints.get(key, message)
 
 
 def _shown(value: Any) -> str:

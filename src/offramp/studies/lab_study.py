@@ -46,6 +46,11 @@ class Lab(Table):
     those, besides, that the comparison at matched loss reads. text: as a file of `offramp lab text`.
     """
 
+    hints: ClassVar[Mapping[str, str]] = {
+        "tokens": f'write a whole number of 1 or more, or "{PILOT}"',
+        "rate": f'write a number above 0, or "{PILOT}"',
+    }
+
     blocks: tuple[Whole | Text, ...] = Field(default=BLOCKS, min_length=1)
     runs: tuple[Text, ...] = ()
     size: Text = "design"

@@ -83,7 +83,7 @@ def time_left(
             alone += seconds
         else:
             beside.append(seconds)
-    for task in plan.to_come:
+    for task in plan.possible_to_come:
         taken = pace.seconds(task)
         unknown += taken is None
         alone += (taken or 0.0) if task.exclusive else 0.0

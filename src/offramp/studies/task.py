@@ -128,6 +128,11 @@ class Plan:
     to_come: tuple[Task, ...] = ()
 
     @property
+    def possible_to_come(self) -> tuple[Task, ...]:
+        """Those to come that can be run here."""
+        return tuple(task for task in self.to_come if task.blocked is None)
+
+    @property
     def is_run(self) -> bool:
         """Whether `offramp run` made it: no file describes its model."""
         return PLANNED_BY in self.study

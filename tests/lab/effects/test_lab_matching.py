@@ -107,6 +107,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda text: re.sub(r",1953,", ",976,", text, count=1), 0, "two lines of step 976"),
         (lambda text: text.replace("0.", "nan0.", 1), 0, "which is no number"),
         (lambda text: re.sub(r",[-\d.]+\n(?=run-02)", ",nan\n", text, count=1), 0, "leave it empty"),
+        (lambda text: re.sub(r",(0\.\d+)(?=[,\n])", r",1\1", text), 0, "a share is from 0 to 1"),
     ],
 )
 def test_a_wrong_table_is_refused_by_its_line(tmp_path: Path, change: object, line: int, what: str) -> None:

@@ -25,7 +25,7 @@ class Depth:
     deep: float | None
     shallow: float | None
     wide: float | None
-    layers: tuple[int, int] = (0, 0)
+    layers: tuple[int | None, int | None] = (None, None)
 
     @property
     def gained(self) -> float | None:
@@ -60,7 +60,7 @@ def _depth(corner: str, signs: tuple[int, ...], runs: Sequence[Run], left_out: M
     deep = next((run for run in alike if run.block == "1"), None)
     shallow = next((run for run in of_gate if not run.name.startswith(WIDE)), None)
     wide = next((run for run in of_gate if run.name.startswith(WIDE)), None)
-    layers = (deep.layers if deep else 0, shallow.layers if shallow else 0)
+    layers = (deep and deep.layers, shallow and shallow.layers)
     return Depth(corner, _loss(deep), _loss(shallow), _loss(wide), layers)
 
 

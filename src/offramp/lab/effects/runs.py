@@ -31,6 +31,9 @@ ENDPOINTS = (
 """P1 to P4, P5 with its two halves, D1, and of family 6 the saving and the oracle that is shown beside its
 scores: columns "score_NAME", of which more means more is saved."""
 
+SHARES = {name for name in ENDPOINTS if name != DEPTH}
+"""Endpoints that lie between 0 and 1."""
+
 MOST_ABOVE = 0.30
 """Nats above the median last loss of runs that are alike beyond which a run counts as diverged."""
 
@@ -182,6 +185,8 @@ def _measured(row: Mapping[str, str], key: str, where: str) -> float:
         raise InputError(
             f"{key} is {row[key]!r}", where=where, fix="leave it empty where it was not measured"
         )
+    if key in SHARES and not 0.0 <= value <= 1.0:
+        raise InputError(f"{key} is {row[key]!r}", where=where, fix="a share is from 0 to 1")
     return value
 
 

@@ -54,8 +54,8 @@ def _forest(endpoint: str, effects: Sequence[Effect]) -> Markup:
         point = Point(one.value, said, one.low, one.high, families.index(one.family), shape)
         rows.append(Row(effect_name(one.name), (Track((point,)),), one.word if sure else ""))
     note = (
-        "The first less the second, with the 95 % interval by the error of a seed. Filled: lower or higher, "
-        "all conditions met; hollow: not."
+        "The first less the second, with its 95 % interval: by the error of a seed, or over the bases where "
+        "both go on from one. Filled: lower or higher, all conditions met; hollow: not."
     )
     plot = RowPlot(
         endpoint_name(endpoint),

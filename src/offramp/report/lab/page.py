@@ -61,7 +61,10 @@ def headline(findings: LabFindings) -> str:
         return "Nothing is concluded: whether these models use their depth is not known yet."
     if not findings.gate.passed:
         return "Nothing is concluded: these models do not use their depth."
-    judged = [one for claim in CLAIMS for one in judge(claim, findings)]
+    by_claim = [judge(claim, findings) for claim in CLAIMS]
+    judged, untested = [one for some in by_claim for one in some], by_claim.count(())
+    if not judged:
+        return "Nothing is concluded: no claim of the study could be tested."
     said = {
         "holds here": ("holds here", "hold here"),
         "opposite here": ("says the opposite", "say the opposite"),
@@ -71,7 +74,8 @@ def headline(findings: LabFindings) -> str:
         "cannot be told": ("cannot be told", "cannot be told"),
     }
     told = [f"{count} {said[word][count != 1]}" for word, count in words_of(judged)]
-    return f"Of {counted(len(judged), 'test')} of the study's claims on small models {listed(told)}."
+    more = f"; {counted(untested, 'claim')} could not be tested" if untested else ""
+    return f"Of {counted(len(judged), 'test')} of the study's claims on small models {listed(told)}{more}."
 
 
 def gate_lines(gate: Gate) -> list[str]:
@@ -79,7 +83,9 @@ def gate_lines(gate: Gate) -> list[str]:
     found = []
     for one in gate.corners:
         if one.gained is None or one.deep is None or one.shallow is None:
-            found.append(f"{one.corner}: a loss is missing.")
+            runs = (("its run of block 1", one.deep), ("its run of the gate", one.shallow))
+            missing = listed([name for name, loss in runs if loss is None])
+            found.append(f"{one.corner}: there is no last loss of {missing}.")
             continue
         wide = "" if one.wide is None else f" ({thousandths(one.wide)} with as many parameters)"
         found.append(

@@ -18,6 +18,7 @@ from offramp.lab.effects.study import LabFindings, analyse
 from offramp.lab.text.folder import TextRecord
 from offramp.report import REPORT_FILE
 from offramp.report.lab.page import render_lab
+from offramp.report.lab.words import NO_TEST
 
 TABLES = "tables"
 """Folder of the tables, beside the page."""
@@ -63,9 +64,10 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
     found["claims"] = [
         ("claim", "test", "endpoint", "word"),
         *(
-            (claim.said, one.name, one.endpoint, one.word)
+            line
             for claim in CLAIMS
-            for one in judge(claim, findings)
+            for line in [(claim.said, one.name, one.endpoint, one.word) for one in judge(claim, findings)]
+            or [(claim.said, "", "", NO_TEST)]
         ),
     ]
     if findings.validity is not None:

@@ -65,6 +65,8 @@ SCORE_NAMES = {
     "block_influence": "block influence (turned)",
     ORACLE: "saturation oracle",
 }
+NO_TEST = "no test"
+"""What stands in the place of a claim's words where it could not be tested."""
 number: NumberFormat = signed(thousandths)
 
 
@@ -90,18 +92,18 @@ def effect_text(effect: Effect) -> str:
 
 
 def words_of(judged: Sequence[Judged]) -> list[tuple[str, int]]:
-    """Every word that the tests of a claim got, with how often, the surest first."""
+    """Every word that the tests of a claim got, with how often, the surest first; NO_TEST without any."""
     order = ("holds here", "representation", "readout", "opposite here", "does not", "cannot be told")
     counts = [(word, sum(one.word == word for one in judged)) for word in order]
-    return [(word, count) for word, count in counts if count] or [("cannot be told", 0)]
+    return [(word, count) for word, count in counts if count] or [(NO_TEST, 0)]
 
 
 def sentences(judged: Sequence[Judged]) -> list[str]:
     """What a claim's tests say, a sentence for each word."""
     found = []
-    for word, _ in words_of(judged):
+    for word, count in words_of(judged):
         here = [one for one in judged if one.word == word]
-        if not here:
+        if not count:
             continue
         parts = [_test_text(one) for one in here]
         found.append(f"{word.capitalize()}: {'; '.join(parts)}.")
