@@ -60,7 +60,7 @@ def _depth(corner: str, signs: tuple[int, ...], runs: Sequence[Run], left_out: M
     deep = next((run for run in alike if run.block == "1"), None)
     shallow = next((run for run in of_gate if not run.name.startswith(WIDE)), None)
     wide = next((run for run in of_gate if run.name.startswith(WIDE)), None)
-    layers = (deep and deep.layers, shallow and shallow.layers)
+    layers = (None if deep is None else deep.layers, None if shallow is None else shallow.layers)
     return Depth(corner, _loss(deep), _loss(shallow), _loss(wide), layers)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import write_text_atomically
-from offramp.lab.effects.claims import CLAIMS, judge
+from offramp.lab.effects.claims import CLAIMS, Claim, judge
 from offramp.lab.effects.effect import PERMUTATIONS, Effect
 from offramp.lab.effects.runs import runs_of
 from offramp.lab.effects.score_validity import Correlation
@@ -63,12 +63,7 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
     found["effects"] = [_names(Effect), *(tuple(asdict(one).values()) for one in effects)]
     found["claims"] = [
         ("claim", "test", "endpoint", "word"),
-        *(
-            line
-            for claim in CLAIMS
-            for line in [(claim.said, one.name, one.endpoint, one.word) for one in judge(claim, findings)]
-            or [(claim.said, "", "", NO_TEST)]
-        ),
+        *(line for claim in CLAIMS for line in _claim_lines(claim, findings)),
     ]
     if findings.validity is not None:
         found["scores"] = [
@@ -84,6 +79,13 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
                 for endpoint, value in zip(block.endpoints, values, strict=True)
             ]
     return found | {"matched": matched}
+
+
+def _claim_lines(claim: Claim, findings: LabFindings) -> list[Cells]:
+    judged = judge(claim, findings)
+    return [(claim.said, one.name, one.endpoint, one.word) for one in judged] or [
+        (claim.said, "", "", NO_TEST)
+    ]
 
 
 def _names(kind: type[Any]) -> tuple[str, ...]:
