@@ -79,8 +79,8 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
         return start + added + error * spread * generator.normal()
 
     ends = {
-        "skipped": level("skipped", 0.35),
-        "skipped_lens": level("skipped_lens", 0.45),
+        "skipped": level("skipped", 0.5),
+        "skipped_lens": level("skipped_lens", 0.5),
         "representation": level("representation", 0.4),
         "representation_lens": level("representation_lens", 0.55),
         "calibration": level("calibration", 0.1),
@@ -90,7 +90,7 @@ def _models(generator, run, effects, by_tokens, by_step, telling, gained, error)
         "calibration_first": ends["calibration"] - 0.01,
         "calibration_second": ends["calibration"] + 0.01,
     }
-    ends["oracle_saturation"] = level("oracle", 0.5) + ends["skipped"]
+    ends["oracle_saturation"] = level("oracle", 0.05) + ends["skipped"]
     ends["skipped_code"] = level("skipped_code", 0.0) + ends["skipped"]
     scores = {name: telling * ends["skipped_code"] + 0.02 * generator.normal() for name in SCORES}
     last = 3.6 + 0.02 * generator.normal() + (gained if run["block"] == "gate" else 0.0)

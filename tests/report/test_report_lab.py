@@ -46,6 +46,7 @@ def test_the_page_of_a_whole_study_says_every_claim_with_its_word_and_scale(tmp_
         "Layers skipped, KL lens against representation",
         "Layers that one more step takes",
         "Scores on prose against layers skipped on code",
+        "Scores on prose against layers skipped on code, without recurrent models",
     }
     assert f"offramp lab report {path} -o {tmp_path / 'page'}" in page.text
     assert "The text was not named" in page.text
@@ -53,7 +54,8 @@ def test_the_page_of_a_whole_study_says_every_claim_with_its_word_and_scale(tmp_
         one.stem: list(csv.DictReader(one.read_text().splitlines()))
         for one in (tmp_path / "page" / "tables").glob("*.csv")
     }
-    assert set(tables) == {"effects", "claims", "scores", "matched", "left_out"}
+    scores = {"scores", "scores_without_recurrent"}
+    assert set(tables) == {"effects", "claims", "matched", "left_out"} | scores
     (norm,) = [one for one in tables["effects"] if (one["name"], one["endpoint"]) == ("norm", "skipped")]
     assert float(norm["value"]) == pytest.approx(-0.15, abs=0.04)
     assert norm["word"] == "lower"

@@ -12,7 +12,9 @@ from offramp.lab.effects.claims import CLAIMS, READING, judge
 from offramp.lab.effects.gate import find_gate
 from offramp.lab.effects.runs import runs_of
 from offramp.lab.effects.study import PLANNED, analyse
+from offramp.report.lab.page import choice_sentences
 
+CACHED = ("skipped_code", "score_")
 KNOWN = {
     ("norm", "skipped"): -0.15,
     ("norm", "representation"): -0.08,
@@ -195,3 +197,21 @@ def test_what_is_not_read_need_not_be_measured() -> None:
     assert {key: len(one.effects) for key, one in sparse.families.items()} == {
         key: len(one.effects) for key, one in whole.families.items()
     }
+
+
+def test_a_score_that_only_recurrent_models_confirm_tells_nothing() -> None:
+    """They skip nothing whatever they hold, and every score is low for them; of others it tells nothing."""
+    rows = [
+        row | {key: "0.0" if key == "skipped_code" else "-1.0" for key in row if key.startswith(CACHED)}
+        if row["kind"] == "mamba2"
+        else row
+        for row in study_rows(24)
+    ]
+    found = analyse(runs_of(rows), permutations=999).validity
+    assert found is not None
+    assert found.without_recurrent is not None
+    assert (found.halves, found.without_recurrent.halves) == ((16, 16), (14, 14))
+    assert (found.passed, found.without_recurrent.passed, found.holds) == (True, False, False)
+    assert "rests on them, and is no finding" in choice_sentences(found)[-1]
+    alone = analyse(runs_of([row for row in rows if row["kind"] != "mamba2"]), permutations=999).validity
+    assert alone == found.without_recurrent

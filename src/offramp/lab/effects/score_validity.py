@@ -48,18 +48,25 @@ class Choice:
 class ScoreValidity:
     """table: every candidate and the oracle over all trainings; it claims nothing. halves: trainings in each.
 
-    choice: None where nothing can be told, and untold says why.
+    choice: None where nothing can be told, and untold says why. without_recurrent: the same without trainings
+    whose layers run whatever their exits say, if there are any: what they save is a fact about caches.
     """
 
     table: tuple[Correlation, ...]
     halves: tuple[int, int]
     choice: Choice | None = None
     untold: str = ""
+    without_recurrent: ScoreValidity | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the chosen score tells savings in the other half."""
+        return self.choice is not None and self.choice.p <= LEVEL
 
     @property
     def holds(self) -> bool:
-        """Whether the chosen score tells savings."""
-        return self.choice is not None and self.choice.p <= LEVEL
+        """Whether it does, also without recurrent ones."""
+        return self.passed and (self.without_recurrent is None or self.without_recurrent.passed)
 
 
 def score_validity(

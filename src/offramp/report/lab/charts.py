@@ -33,6 +33,7 @@ FOREST = ("corners", "1", "3", "4", "5", "sizes")
 """Families whose effects stand beside each other."""
 
 GROUPS = (*CORNERS, "other cells", "mixtures of experts", "state spaces")
+WITHOUT = ", without recurrent models"
 FAINT = 4
 """A hollow marker: nothing sure."""
 
@@ -196,13 +197,16 @@ def depth_figure(findings: LabFindings) -> Markup:
     return figure(title, note, plot.svg(), data, kind="measured")
 
 
-def score_figure(findings: LabFindings) -> Markup:
-    """Every candidate's correlation with what is saved, over all trainings; nothing without any."""
-    return Markup() if findings.validity is None else correlations_figure(findings.validity)
+def score_figures(findings: LabFindings) -> list[Markup]:
+    """Every candidate's correlation with what is saved, over all trainings, and without recurrent ones."""
+    if findings.validity is None:
+        return []
+    found, without = findings.validity, findings.validity.without_recurrent
+    return [correlations_figure(found), *([] if without is None else [correlations_figure(without, WITHOUT)])]
 
 
-def correlations_figure(validity: ScoreValidity) -> Markup:
-    """Every candidate's correlation with what is saved; nothing without any."""
+def correlations_figure(validity: ScoreValidity, which: str = "") -> Markup:
+    """Every candidate's correlation with what is saved; nothing without any. which: of the trainings."""
     if not validity.table:
         return Markup()
     ranked = sorted(validity.table, key=lambda one: -one.value)
@@ -227,7 +231,7 @@ def correlations_figure(validity: ScoreValidity) -> Markup:
         )
         for one in ranked
     ]
-    title = "Scores on prose against layers skipped on code"
+    title = f"Scores on prose against layers skipped on code{which}"
     note = (
         f"Spearman's correlation over {sum(validity.halves)} trainings; intervals hold for all scores "
         "together in 95 %. The table claims nothing."

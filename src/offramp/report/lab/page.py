@@ -14,7 +14,13 @@ from offramp.lab.effects.study import PLANNED, LabFindings
 from offramp.lab.text.folder import TextRecord
 from offramp.report.formats import counted, decimal, listed, thousandths
 from offramp.report.html import bullets, fragment, table
-from offramp.report.lab.charts import depth_figure, forests, reading_figures, score_figure, training_figures
+from offramp.report.lab.charts import (
+    depth_figure,
+    forests,
+    reading_figures,
+    score_figures,
+    training_figures,
+)
 from offramp.report.lab.words import (
     effect_text,
     endpoint_name,
@@ -122,15 +128,24 @@ def score_sentences(findings: LabFindings) -> list[str]:
 
 def choice_sentences(found: ScoreValidity) -> list[str]:
     """The score that one half of the trainings chose, and what the other half says of it."""
-    chosen = found.choice
+    chosen, without = found.choice, found.without_recurrent
     if chosen is None:
         return [f"Cannot be told: {found.untold}."]
-    return [
-        f"{score_name(chosen.score).capitalize()} had the largest correlation with layers skipped on "
+    name = score_name(chosen.score)
+    said = [
+        f"{name[0].upper()}{name[1:]} had the largest correlation with layers skipped on "
         f"code in one half of the trainings ({decimal(chosen.found)}, {found.halves[0]} of them); in the "
         f"other it has {decimal(chosen.confirmed)} (p {probability(chosen.p)}, {found.halves[1]} trainings). "
         f"A correlation is detectable from {decimal(chosen.detectable)} on."
     ]
+    if without is not None:
+        recurrent = sum(found.halves) - sum(without.halves)
+        rests = " So what was found rests on them, and is no finding." if found.passed > found.holds else ""
+        said.append(
+            f"In the {counted(recurrent, 'recurrent training')} among these all layers run whatever exits "
+            f"say. Without: {' '.join(choice_sentences(without))}{rests}"
+        )
+    return said
 
 
 def _figures(findings: LabFindings) -> list[tuple[str, str, list[Markup]]]:
@@ -145,7 +160,7 @@ def _figures(findings: LabFindings) -> list[tuple[str, str, list[Markup]]]:
             reading_figures(findings),
         ),
         ("Required against used depth", "", [depth_figure(findings)]),
-        ("Does a score tell savings?", "", [score_figure(findings)]),
+        ("Does a score tell savings?", "", score_figures(findings)),
     )
     return [(name, note, [one for one in made if one]) for name, note, made in sections if any(made)]
 

@@ -13,7 +13,7 @@ from offramp.files import write_text_atomically
 from offramp.lab.effects.claims import CLAIMS, Claim, judge
 from offramp.lab.effects.effect import PERMUTATIONS, Effect
 from offramp.lab.effects.runs import runs_of
-from offramp.lab.effects.score_validity import Correlation
+from offramp.lab.effects.score_validity import Correlation, ScoreValidity
 from offramp.lab.effects.study import LabFindings, analyse
 from offramp.lab.text.folder import TextRecord
 from offramp.report import REPORT_FILE
@@ -22,7 +22,7 @@ from offramp.report.lab.words import NO_TEST
 
 TABLES = "tables"
 """Folder of the tables, beside the page."""
-NAMES = ("left_out", "effects", "claims", "scores", "matched")
+NAMES = ("left_out", "effects", "claims", "scores", "scores_without_recurrent", "matched")
 Cells = Sequence[object]
 
 
@@ -66,10 +66,9 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
         *(line for claim in CLAIMS for line in _claim_lines(claim, findings)),
     ]
     if findings.validity is not None:
-        found["scores"] = [
-            _names(Correlation),
-            *(tuple(asdict(one).values()) for one in findings.validity.table),
-        ]
+        found["scores"] = _score_lines(findings.validity)
+        if findings.validity.without_recurrent is not None:
+            found["scores_without_recurrent"] = _score_lines(findings.validity.without_recurrent)
     matched: list[Cells] = [("family", "run", "endpoint", "loss", "value")]
     for key in ("1", "3"):
         if (block := findings.families[key].block) is not None:
@@ -79,6 +78,10 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
                 for endpoint, value in zip(block.endpoints, values, strict=True)
             ]
     return found | {"matched": matched}
+
+
+def _score_lines(validity: ScoreValidity) -> list[Cells]:
+    return [_names(Correlation), *(tuple(asdict(one).values()) for one in validity.table)]
 
 
 def _claim_lines(claim: Claim, findings: LabFindings) -> list[Cells]:
