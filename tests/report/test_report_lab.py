@@ -9,9 +9,11 @@ import pytest
 
 from command_line import run_offramp
 from lab_worlds import study_rows, write_rows
-from offramp.lab.effects.claims import CLAIMS
+from offramp.lab.effects.claims import CLAIMS, Judged
+from offramp.lab.effects.effect import Effect
 from offramp.lab.text.folder import Absent, Gathered, TextRecord
 from offramp.report.lab.tables import write_lab_report
+from offramp.report.lab.words import sentences
 from page_reader import Page, require_self_contained
 
 KNOWN = {("norm", "skipped"): -0.15, ("norm", "representation"): -0.08, ("tuned", "calibration"): 0.1}
@@ -126,3 +128,26 @@ def test_a_wrong_table_is_refused_before_anything_is_written(tmp_path: Path) -> 
     assert "did you mean 'layernorm'" in outcome.err
     assert "line 2" in outcome.err
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "p", "with_loss", "why"),
+    [
+        (
+            "mixture - mamba2",
+            0.03,
+            0.01,
+            0.01,
+            "a fact about caches: recurrent layers run whatever exits say",
+        ),
+        ("norm", 0.03, 0.01, 0.3, "but +0.010 (p 0.300) with the loss as covariate"),
+        ("norm", 0.03, 0.2, 0.3, "but p 0.200 among all tests of its family"),
+        ("norm", -0.03, 0.2, 0.3, "detectable from 0.060"),
+    ],
+)
+def test_an_interval_that_tells_nothing_says_why(
+    name: str, low: float, p: float, with_loss: float, why: str
+) -> None:
+    effect = Effect("1", name, "skipped", 0.04, low, 0.05, p, 0.06, "cannot be told", 0.01, with_loss)
+    (found,) = sentences([Judged(name, "skipped", "cannot be told", effect)])
+    assert found.endswith(f", {why}.")

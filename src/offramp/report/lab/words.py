@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from offramp.lab.effects.claims import Judged
 from offramp.lab.effects.effect import Effect
 from offramp.lab.effects.factorial import CORNERS_NAME
-from offramp.lab.effects.families import DEEPER, SPED, WIDER
+from offramp.lab.effects.families import CACHED, DEEPER, SPED, WIDER
 from offramp.lab.effects.runs import (
     CALIBRATION,
     CONTINUED,
@@ -30,6 +30,7 @@ from offramp.lab.effects.study import LabFindings
 from offramp.report.formats import NumberFormat, interval_text, listed, thousandths
 from offramp.report.names import in_sentence
 from offramp.report.sections.claims import probability, signed
+from offramp.scoring.rank_correlation import LEVEL
 
 ENDPOINT_NAMES = {
     SKIPPED: "Layers skipped",
@@ -119,9 +120,22 @@ def _test_text(one: Judged) -> str:
     text = f"{name}{in_sentence(endpoint_name(one.effect.endpoint))} {effect_text(one.effect)}"
     if one.word == "holds here" or one.word == "opposite here":
         return f"{text}, p {probability(one.effect.adjusted)}"
-    if one.word == "cannot be told" and one.effect.detectable is not None:
-        return f"{text}, detectable from {thousandths(one.effect.detectable)}"
+    if one.word == "cannot be told":
+        return f"{text}{_why_untold(one.effect)}"
     return text
+
+
+def _why_untold(effect: Effect) -> str:
+    """Why an effect has no word: also where its interval leaves 0 out, which a reader would take for one."""
+    if effect.name.endswith(MAMBA) and effect.endpoint in CACHED:
+        return ", a fact about caches: recurrent layers run whatever exits say"
+    excludes = effect.low is not None and effect.high is not None and not effect.low <= 0.0 <= effect.high
+    if excludes and effect.p_with_loss is not None and effect.p_with_loss > LEVEL >= effect.adjusted:
+        with_loss = f"{number(effect.with_loss or 0.0)} (p {probability(effect.p_with_loss)})"
+        return f", but {with_loss} with the loss as covariate"
+    if excludes and effect.adjusted > LEVEL:
+        return f", but p {probability(effect.adjusted)} among all tests of its family"
+    return "" if effect.detectable is None else f", detectable from {thousandths(effect.detectable)}"
 
 
 def scale(findings: LabFindings, *blocks: str) -> str:
