@@ -116,7 +116,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.touch()
         readable = temporary.stat().st_mode  # by whom new files are; safetensors makes its own for one user
         write(temporary)
-        temporary.chmod(readable)
+        if temporary.stat().st_mode != readable:
+            temporary.chmod(readable)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -137,17 +137,19 @@ def test_a_wrong_table_is_refused_before_anything_is_written(tmp_path: Path) -> 
             "mixture - mamba2",
             0.03,
             0.01,
-            0.01,
+            (0.01, 0.01),
             "a fact about caches: recurrent layers run whatever exits say",
         ),
-        ("norm", 0.03, 0.01, 0.3, "but +0.010 (p 0.300) with the loss as covariate"),
-        ("norm", 0.03, 0.2, 0.3, "but p 0.200 among all tests of its family"),
-        ("norm", -0.03, 0.2, 0.3, "detectable from 0.060"),
+        ("norm", 0.03, 0.01, (0.01, 0.3), "but +0.010 (p 0.300) with the loss as covariate"),
+        ("norm", 0.03, 0.01, (-0.02, 0.01), "but −0.020 (p 0.010) with the loss as covariate"),
+        ("norm", 0.03, 0.2, (0.01, 0.01), "but p 0.200 among all tests of its family"),
+        ("norm", 0.03, 0.2, (0.01, 0.3), "its family and +0.010 (p 0.300) with the loss as covariate"),
+        ("norm", -0.03, 0.2, (0.01, 0.3), "detectable from 0.060"),
     ],
 )
 def test_an_interval_that_tells_nothing_says_why(
-    name: str, low: float, p: float, with_loss: float, why: str
+    name: str, low: float, p: float, with_loss: tuple[float, float], why: str
 ) -> None:
-    effect = Effect("1", name, "skipped", 0.04, low, 0.05, p, 0.06, "cannot be told", 0.01, with_loss)
+    effect = Effect("1", name, "skipped", 0.04, low, 0.05, p, 0.06, "cannot be told", *with_loss)
     (found,) = sentences([Judged(name, "skipped", "cannot be told", effect)])
-    assert found.endswith(f", {why}.")
+    assert found.endswith(f"{why}.")

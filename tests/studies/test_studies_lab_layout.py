@@ -308,6 +308,7 @@ def test_models_between_which_a_loss_is_passed_are_those_that_matching_reads(
         ('runs = ["run-1"]\nrate = 0.1\ntokens = 10', "", "there is no run 'run-1'", "lab.runs[1]"),
         ('runs = ["run-29"]\nblocks = [1]', "", "run-29 is of block 6, which is not among", "lab.runs[1]"),
         ('tokens = "pilto"', "", "tokens is 'pilto'", "lab.tokens"),
+        ('runs = ["run-01"]\nblocks = [3]', "", "run-01 is of block 1, which is not among", "lab.runs[1]"),
         ('size = "tiny"', "", "there is no size 'tiny'", "lab.size"),
         ('endpoints = ["skiped"]', "", "there is no endpoint 'skiped'", "lab.endpoints[1]"),
         ("blocks = [7]", "", "there is no block 7", "lab.blocks[1]"),

@@ -66,7 +66,7 @@ class Collected:
             if name not in runs:
                 where, fix = self.study.where("lab", "runs", place), did_you_mean(name, runs)
                 raise InputError(f"there is no run {name!r}", where=where, fix=fix)
-            if runs[name].block not in self.blocks and name not in CORNERS:
+            if runs[name].block not in self.blocks and not ("gate" in self.blocks and name in CORNERS):
                 where = self.study.where("lab", "runs", place)
                 what = f"{name} is of block {runs[name].block}, which is not among the blocks"
                 raise InputError(what, where=where, fix="add the block, or leave the run out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from lab_worlds import study_rows
 from offramp.lab.effects.claims import CLAIMS, READING, judge
 from offramp.lab.effects.gate import find_gate
 from offramp.lab.effects.runs import runs_of
+from offramp.lab.effects.score_validity import score_validity
 from offramp.lab.effects.study import PLANNED, analyse
 from offramp.report.lab.page import choice_sentences
 
@@ -215,3 +217,24 @@ def test_a_score_that_only_recurrent_models_confirm_tells_nothing() -> None:
     assert "rests on them, and is no finding" in choice_sentences(found)[-1]
     alone = analyse(runs_of([row for row in rows if row["kind"] != "mamba2"]), permutations=999).validity
     assert alone == found.without_recurrent
+    few = score_validity(
+        list("abcdefghijklmnopqrstuvwx"), {"x": np.arange(24.0)}, np.arange(24.0), permutations=99
+    )
+    none = score_validity(
+        list("abcdefghijklmnopqrst"), {"x": np.arange(20.0)}, np.arange(20.0), permutations=99
+    )
+    said = choice_sentences(replace(few, without_recurrent=none))[-1]
+    assert "Cannot be told: 10 trainings in the second half" in said
+    assert said.endswith("So what was found may rest on them.")
+
+
+def test_sizes_are_shown_at_their_ends_too_and_their_p_alone(findings) -> None:
+    notes = findings.families["sizes"].notes
+    runs = {run.name: run for run in findings.runs if run.block in "126"}
+    own = [float(runs[name].at("representation")[-1]) for name in ("run-31", "run-32")]
+    corner = np.mean([runs[name].at("representation")[-1] for name in ("run-16", "run-19", "run-20")])
+    shown = f"48: {own[0]:.3f}, 96: {corner:.3f}, 192: {own[1]:.3f}"
+    assert (
+        f"doubling of the width: representation of the last models, at losses of their own, {shown}" in notes
+    )
+    assert notes[-1].startswith("p of each test alone")

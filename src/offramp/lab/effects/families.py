@@ -165,7 +165,7 @@ def _paired(
     for more, less in contrasts:
         losses = np.array([_difference(arms, more, less) for arms in by_base.values()])
         if len(known := losses[np.isfinite(losses)]):
-            limits = f"{known.min():+.3f} to {known.max():+.3f}"
+            limits = f"{known.min():+.3f} to {known.max():+.3f} in single bases"
             notes.append(f"validation loss of {more} less that of {less}: {known.mean():+.3f} nat ({limits})")
     named = [(f"{more} - {less}", endpoint) for more, less, endpoint in itertools.compress(tests, kept)]
     effects: tuple[Effect, ...] = ()
@@ -199,7 +199,18 @@ def size_family(corner: Sequence[Run], runs: Sequence[Run]) -> Family:
             notes.append(f"{along}: {count} of 3 sizes are measured")
         if count > 1 and in_corner.sum() > 1:
             effects += _slopes(along, block.endpoints, at, block.matched[here], in_corner[here])
+            notes += _at_the_ends(along, at, [run for run, one in zip(block.runs, here, strict=True) if one])
+    if effects:
+        notes.append("p of each test alone, and no fit with the loss as covariate, which goes with the size")
     return Family(name, tests, tuple(effects), tuple(notes))
+
+
+def _at_the_ends(along: str, at: Values, runs: Sequence[Run]) -> Iterator[str]:
+    """Representation of the last models: at one loss, large ones are read in the middle of their training."""
+    last = np.array([run.at(REPRESENTATION)[-1] for run in runs])
+    if np.isfinite(last).all():
+        means = [f"{2**size:g}: {last[at == size].mean():.3f}" for size in np.unique(at)]
+        yield f"{along}: representation of the last models, at losses of their own, {', '.join(means)}"
 
 
 def _slopes(

@@ -58,7 +58,8 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
             write(made)
         readable = (made / CONFIG_FILE).stat().st_mode  # by whom other new files are, and weights are not
         for path in made.iterdir():
-            path.chmod(readable)
+            if path.stat().st_mode != readable:
+                path.chmod(readable)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     except Exception as error:

@@ -140,7 +140,9 @@ def choice_sentences(found: ScoreValidity) -> list[str]:
     ]
     if without is not None:
         recurrent = sum(found.halves) - sum(without.halves)
-        rests = " So what was found rests on them, and is no finding." if found.passed > found.holds else ""
+        alone = found.passed and not found.holds
+        what = "rests on them, and is no finding" if without.choice else "may rest on them"
+        rests = f" So what was found {what}." if alone else ""
         said.append(
             f"In the {counted(recurrent, 'recurrent training')} among these all layers run whatever exits "
             f"say. Without: {' '.join(choice_sentences(without))}{rests}"

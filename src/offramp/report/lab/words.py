@@ -130,11 +130,14 @@ def _why_untold(effect: Effect) -> str:
     if effect.name.endswith(MAMBA) and effect.endpoint in CACHED:
         return ", a fact about caches: recurrent layers run whatever exits say"
     excludes = effect.low is not None and effect.high is not None and not effect.low <= 0.0 <= effect.high
-    if excludes and effect.p_with_loss is not None and effect.p_with_loss > LEVEL >= effect.adjusted:
-        with_loss = f"{number(effect.with_loss or 0.0)} (p {probability(effect.p_with_loss)})"
-        return f", but {with_loss} with the loss as covariate"
-    if excludes and effect.adjusted > LEVEL:
-        return f", but p {probability(effect.adjusted)} among all tests of its family"
+    why = []
+    if effect.adjusted > LEVEL:
+        why.append(f"p {probability(effect.adjusted)} among all tests of its family")
+    after, p_after = effect.with_loss, effect.p_with_loss
+    if after is not None and p_after is not None and (p_after > LEVEL or after * effect.value <= 0):
+        why.append(f"{number(after)} (p {probability(p_after)}) with the loss as covariate")
+    if excludes and why:
+        return f", but {listed(why)}"
     return "" if effect.detectable is None else f", detectable from {thousandths(effect.detectable)}"
 
 
