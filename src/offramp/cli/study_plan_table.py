@@ -61,7 +61,6 @@ def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         **study_json(plan, status, folder),
         "cells": [_cell_json(cell, plan, status) for cell in plan.cells],
         "jobs": len(plan.jobs),
-        "to_come": len(plan.possible_to_come),
         "work": {**effort(plan, status, AHEAD), "seconds_here": status.left.seconds},
         "elsewhere": {**effort(plan, status, (IMPOSSIBLE,)), "bytes_to_fetch": bytes_to_fetch(plan)},
     }
@@ -142,15 +141,16 @@ def effort_lines(plan: Plan, status: Status) -> list[str]:
     """How many cells there are of each state, and what those that are not done take here and elsewhere."""
     lines = [f"{counts_text(count_cells(plan, status))}."]
     here, elsewhere = effort(plan, status, AHEAD), effort(plan, status, (IMPOSSIBLE,))
+    to_come = plan.possible_to_come
     if here["tasks"]:
         lines.append(
             f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores"
-            f"{', with what is to come' if plan.possible_to_come else ''}."
+            f"{', with what is to come' if to_come else ''}."
         )
     else:
         lines.append("There is nothing left to run here.")
-    if plan.possible_to_come:
-        known = [task.estimate.seconds or 0.0 for task in plan.possible_to_come]
+    if to_come:
+        known = [task.estimate.seconds or 0.0 for task in to_come]
         lines.append(
             f"To come: about {counted(len(known), 'task')}, as results decide: {lasting(sum(known))} of work."
         )

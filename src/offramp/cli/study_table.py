@@ -165,11 +165,8 @@ def show_head(console: Console, plan: Plan, folder: Path) -> None:
     settings = plan.study["study"]
     title = f"{settings['name']}: {settings['title']}" if settings.get("title") else settings["name"]
     console.print(title, markup=False, style="bold", soft_wrap=True)
-    more = (
-        f"; {counted(len(plan.possible_to_come), 'task')} to come, which they decide"
-        if plan.possible_to_come
-        else ""
-    )
+    to_come = len(plan.possible_to_come)
+    more = f"; {counted(to_come, 'task')} to come, which they decide" if to_come else ""
     console.print(
         f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}{more}",
         markup=False,

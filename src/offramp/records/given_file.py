@@ -133,8 +133,9 @@ def _is_unknown(details: ErrorDetails) -> bool:
 
 def _is_alternative(part: str | int) -> bool:
     """Whether a part of a location names one of several types instead of a key, as pydantic puts it in."""
-    known = ("str", "int", "float", "constrained-int", "constrained-float")
-    return isinstance(part, str) and ("[" in part or part in known)
+    return isinstance(part, str) and (
+        "[" in part or part.removeprefix("constrained-") in ("str", "int", "float")
+    )
 
 
 def _words(location: Location, kind: type[Table], details: ErrorDetails, source: Source) -> tuple[str, str]:

@@ -63,11 +63,10 @@ class Collected:
         Raises InputError for a name that there is not, and for two that are to be compared and do not match.
         """
         for place, name in enumerate(self.lab.runs):
+            where = self.study.where("lab", "runs", place)
             if name not in runs:
-                where, fix = self.study.where("lab", "runs", place), did_you_mean(name, runs)
-                raise InputError(f"there is no run {name!r}", where=where, fix=fix)
+                raise InputError(f"there is no run {name!r}", where=where, fix=did_you_mean(name, runs))
             if runs[name].block not in self.blocks and not ("gate" in self.blocks and name in CORNERS):
-                where = self.study.where("lab", "runs", place)
                 what = f"{name} is of block {runs[name].block}, which is not among the blocks"
                 raise InputError(what, where=where, fix="add the block, or leave the run out")
         names = self.lab.runs or tuple(runs)

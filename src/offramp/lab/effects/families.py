@@ -301,12 +301,10 @@ def score_family(
     savings = np.array([one[SKIPPED_CODE] for one in taken.values()])
     found = score_validity(list(taken), values, savings, permutations=permutations)
     recurrent = {run.name for _, own in groups for run in own if run.kind == MAMBA}
-    kept = [place for place, name in enumerate(taken) if name not in recurrent]
-    if 0 < len(kept) < len(taken):
-        names, of_kept = (
-            [list(taken)[place] for place in kept],
-            {key: one[kept] for key, one in values.items()},
-        )
+    kept = np.array([name not in recurrent for name in taken])
+    if kept.any() and not kept.all():
+        names = list(itertools.compress(taken, kept))
+        of_kept = {key: one[kept] for key, one in values.items()}
         without = score_validity(names, of_kept, savings[kept], permutations=permutations)
         found = replace(found, without_recurrent=without)
     return Family("one score", 1, notes=tuple(notes)), found

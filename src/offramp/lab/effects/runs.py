@@ -31,7 +31,7 @@ ENDPOINTS = (
 """P1 to P4, P5 with its two halves, D1, and of family 6 the saving and the oracle that is shown beside its
 scores: columns "score_NAME", of which more means more is saved."""
 
-SHARES = {name for name in ENDPOINTS if name != DEPTH}
+SHARES = {*ENDPOINTS} - {DEPTH}
 """Endpoints that lie between 0 and 1."""
 
 MOST_ABOVE = 0.30

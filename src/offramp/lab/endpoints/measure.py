@@ -76,14 +76,7 @@ def measure(
     ModelError for what is no model, or one whose numbers are not finite.
     """
     asked = _known(endpoints)
-    if not isinstance(source, Model):
-        _require_own_text(Path(source), text)
-        trained_in(Path(source))  # a damaged record is refused before anything is measured
-        folder = Path(source)
-        source = load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
-        if RECORD.is_of(folder / TRAINING_FILE):
-            require_own_model(folder, RECORD.read(folder / TRAINING_FILE), source.identity.fingerprint)
-    model = source
+    model = source if isinstance(source, Model) else _loaded(source, text, device, trust_remote_code)
     found = Endpoints(
         model=model.identity.fingerprint,
         text=text.fingerprint,
@@ -115,10 +108,21 @@ def _known(endpoints: Sequence[str]) -> tuple[Endpoint, ...]:
     return tuple(name for name in ENDPOINTS if name in endpoints)
 
 
+def _loaded(source: str | Path, text: LabText, device: str, trust_remote_code: bool) -> Model:
+    """The model; of the lab, if the text is its own and its files are those that its training left."""
+    folder = Path(source)
+    of_lab = RECORD.is_of(folder / TRAINING_FILE)
+    if of_lab:
+        _require_own_text(folder, text)
+    trained_in(folder)  # a damaged record is refused before anything is measured
+    model = load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
+    if of_lab:
+        require_own_model(folder, RECORD.read(folder / TRAINING_FILE), model.identity.fingerprint)
+    return model
+
+
 def _require_own_text(folder: Path, text: LabText) -> None:
     """Refuse a model of the lab with another text than its own, before its weights are loaded."""
-    if not RECORD.is_of(folder / TRAINING_FILE):
-        return
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"

@@ -33,7 +33,6 @@ FOREST = ("corners", "1", "3", "4", "5", "sizes")
 """Families whose effects stand beside each other."""
 
 GROUPS = (*CORNERS, "other cells", "mixtures of experts", "state spaces")
-WITHOUT = ", without recurrent models"
 FAINT = 4
 """A hollow marker: nothing sure."""
 
@@ -201,8 +200,10 @@ def score_figures(findings: LabFindings) -> list[Markup]:
     """Every candidate's correlation with what is saved, over all trainings, and without recurrent ones."""
     if findings.validity is None:
         return []
-    found, without = findings.validity, findings.validity.without_recurrent
-    return [correlations_figure(found), *([] if without is None else [correlations_figure(without, WITHOUT)])]
+    made = [correlations_figure(findings.validity)]
+    if (without := findings.validity.without_recurrent) is not None:
+        made.append(correlations_figure(without, ", without recurrent models"))
+    return made
 
 
 def correlations_figure(validity: ScoreValidity, which: str = "") -> Markup:

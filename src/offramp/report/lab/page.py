@@ -14,13 +14,7 @@ from offramp.lab.effects.study import PLANNED, LabFindings
 from offramp.lab.text.folder import TextRecord
 from offramp.report.formats import counted, decimal, listed, thousandths
 from offramp.report.html import bullets, fragment, table
-from offramp.report.lab.charts import (
-    depth_figure,
-    forests,
-    reading_figures,
-    score_figures,
-    training_figures,
-)
+from offramp.report.lab.charts import depth_figure, forests, reading_figures, score_figures, training_figures
 from offramp.report.lab.words import (
     effect_text,
     endpoint_name,

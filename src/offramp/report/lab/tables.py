@@ -13,7 +13,7 @@ from offramp.files import write_text_atomically
 from offramp.lab.effects.claims import CLAIMS, Claim, judge
 from offramp.lab.effects.effect import PERMUTATIONS, Effect
 from offramp.lab.effects.runs import runs_of
-from offramp.lab.effects.score_validity import Correlation, ScoreValidity
+from offramp.lab.effects.score_validity import Correlation
 from offramp.lab.effects.study import LabFindings, analyse
 from offramp.lab.text.folder import TextRecord
 from offramp.report import REPORT_FILE
@@ -60,15 +60,15 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
     if not findings.gate.passed:
         return found
     effects = [one for family in findings.families.values() for one in family.effects]
-    found["effects"] = [_names(Effect), *(tuple(asdict(one).values()) for one in effects)]
+    found["effects"] = _table_of(Effect, effects)
     found["claims"] = [
         ("claim", "test", "endpoint", "word"),
         *(line for claim in CLAIMS for line in _claim_lines(claim, findings)),
     ]
     if findings.validity is not None:
-        found["scores"] = _score_lines(findings.validity)
-        if findings.validity.without_recurrent is not None:
-            found["scores_without_recurrent"] = _score_lines(findings.validity.without_recurrent)
+        found["scores"] = _table_of(Correlation, findings.validity.table)
+        if (without := findings.validity.without_recurrent) is not None:
+            found["scores_without_recurrent"] = _table_of(Correlation, without.table)
     matched: list[Cells] = [("family", "run", "endpoint", "loss", "value")]
     for key in ("1", "3"):
         if (block := findings.families[key].block) is not None:
@@ -80,10 +80,6 @@ def lab_tables(findings: LabFindings) -> dict[str, list[Cells]]:
     return found | {"matched": matched}
 
 
-def _score_lines(validity: ScoreValidity) -> list[Cells]:
-    return [_names(Correlation), *(tuple(asdict(one).values()) for one in validity.table)]
-
-
 def _claim_lines(claim: Claim, findings: LabFindings) -> list[Cells]:
     judged = judge(claim, findings)
     return [(claim.said, one.name, one.endpoint, one.word) for one in judged] or [
@@ -91,8 +87,9 @@ def _claim_lines(claim: Claim, findings: LabFindings) -> list[Cells]:
     ]
 
 
-def _names(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(one.name for one in fields(kind))
+def _table_of(kind: type[Any], several: Sequence[Any]) -> list[Cells]:
+    """The names of a dataclass's fields, and a line for each of several."""
+    return [tuple(one.name for one in fields(kind)), *(tuple(asdict(one).values()) for one in several)]
 
 
 def lab_summary(findings: LabFindings) -> dict[str, Any]:

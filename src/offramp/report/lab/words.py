@@ -102,9 +102,9 @@ def words_of(judged: Sequence[Judged]) -> list[tuple[str, int]]:
 def sentences(judged: Sequence[Judged]) -> list[str]:
     """What a claim's tests say, a sentence for each word."""
     found = []
-    for word, count in words_of(judged):
+    for word, _ in words_of(judged):
         here = [one for one in judged if one.word == word]
-        if not count:
+        if not here:
             continue
         parts = [_test_text(one) for one in here]
         found.append(f"{word.capitalize()}: {'; '.join(parts)}.")
