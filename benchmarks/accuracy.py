@@ -1,7 +1,7 @@
-"""Accuracy beside agreement: the full model and exit policies on the same questions of five tasks.
+"""Accuracy beside agreement: the full model and exit policies on the same questions of four tasks.
 
     python benchmarks/accuracy.py --kv recompute -p threshold:signal=max_prob,value=0.9,exits=25 \\
-        --heads exits -p p95.json -p p90.json --allow-code
+        --heads exits -p p95.json -p p90.json
 
 Each --policy goes with the --heads and --kv before it; a tuned one brings its own. Tasks: those of
 `offramp bench --task`, and two of lm-evaluation-harness that `OfframpLM` scores (accuracy_tasks.py). None
@@ -53,7 +53,7 @@ from offramp.policies.policy_cost import prices_by_rows
 from offramp.policies.rules.short_list import with_whole_head
 from offramp.workloads.shared_text import Sketcher, read_sketch, shares_text
 
-COUNTS = "multiple-choice=24,reasoning-gym=24,human-eval=10,cities=60,last-word=80"
+COUNTS = "multiple-choice=24,reasoning-gym=24,cities=60,last-word=80"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def measure(asked: argparse.Namespace, model: Model, machine: Machine) -> Iterat
             questions = OF_HARNESS[name].documents(int(count), asked.seed)
             ask_all, shown = partial(ask_harness, name, questions), repr(questions)
         else:
-            task = load_task(name, allow_code=asked.allow_code)
+            task = load_task(name)
             questions = unseen_questions(task, int(count), asked.seed, contenders)
             ask_all = partial(ask, task, questions)
             shown = repr([(one.id, one.prompt, one.solution, one.options) for one in questions])
@@ -266,7 +266,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hardware", default=LOCAL)
     parser.add_argument("--threads", type=int, help="of the timings of local; this process's by default")
-    parser.add_argument("--allow-code", action="store_true", help="let human-eval run the model's programs")
     parser.add_argument("--keep", type=Path, help="folder of answers: what was asked is not asked again")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)

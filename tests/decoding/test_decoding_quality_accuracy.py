@@ -244,8 +244,10 @@ def test_an_answer_keeps_its_first_space(model: Model) -> None:
 def test_bad_input_is_refused(model: Model) -> None:
     with pytest.raises(InputError, match="did you mean multiple-choice"):
         task_score(model, None, "multiple-choise")
-    with pytest.raises(InputError, match="allow_code"):
+    with pytest.raises(InputError, match="code that the model wrote"):
         task_score(model, None, "human-eval")
+    with pytest.raises(InputError, match="code that the model wrote"):
+        task_score(model, None, "multiple-choice", allow_code=True)
     with pytest.raises(InputError, match="batch of 0"):
         task_score(model, None, Words(words(1)), batch=0)
     with pytest.raises(InputError):

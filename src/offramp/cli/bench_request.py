@@ -16,7 +16,7 @@ from offramp.decoding.measurement.bench import check_limits, require_sizes, sett
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.judged import expected_position, predict_cells
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.tasks.registry import load_task
+from offramp.decoding.quality.tasks.registry import code_refused, load_task
 from offramp.decoding.quality.tasks.task import Task
 from offramp.decoding.rerun.sequences import require_model
 from offramp.errors import InputError
@@ -166,7 +166,9 @@ def read_request(
     )
     if output is not None:
         require_json_file(output, "a bench result", {"schema_version": object, "results": object})
-    loaded_tasks = tuple(load_task(task, allow_code=allow_code) for task in tasks)
+    if allow_code:
+        raise code_refused("--allow-code")
+    loaded_tasks = tuple(load_task(task) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
     loaded_workload = load_workload(workload)

@@ -146,8 +146,7 @@ def task_score(
     policy: with how to decode, if that is not the default. task: one, or the text of one
     (`offramp.decoding.quality.tasks.registry.load_task`). questions, seed: how many and which.
     max_new_tokens: room for a free answer, the task's own by default. batch: free answers decoded together.
-    Both models answer greedily, in the same loop. allow_code: whether a task may run code that the model
-    wrote.
+    Both models answer greedily, in the same loop. allow_code: refused; code that a model wrote is not run.
 
     A question with options is answered with the option of the largest mean log-probability per token. The
     policy's is its own: every option is forced through the decoding loop, alone, and each token's
@@ -158,7 +157,7 @@ def task_score(
     Intervals: 95 % bootstrap over questions, both models' scores of a question drawn together; absent under
     20 questions. Questions that were decoded in one batch leave when the others do, so batches are drawn.
 
-    Raises InputError for an unknown task, for one that runs code without leave, and for what
+    Raises InputError for an unknown task, for one that runs code, and for what
     `offramp.decoding.generation.generate.generate` refuses.
     """
     loaded = load_task(task, allow_code=allow_code) if isinstance(task, str) else task

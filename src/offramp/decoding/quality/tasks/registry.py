@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from importlib.metadata import EntryPoint
 
-from offramp.decoding.quality.sandbox import code_refused
-from offramp.decoding.quality.tasks.human_eval import HUMAN_EVAL
 from offramp.decoding.quality.tasks.multiple_choice import MULTIPLE_CHOICE
 from offramp.decoding.quality.tasks.reasoning import REASONING_GYM
 from offramp.decoding.quality.tasks.task import Task, TaskSource
@@ -14,19 +12,33 @@ from offramp.errors import InputError
 from offramp.plug_ins import load_plug_in, plug_ins
 
 ENTRY_POINT_GROUP = "offramp.tasks"
-TASKS = {source.name: source for source in (REASONING_GYM, HUMAN_EVAL, MULTIPLE_CHOICE)}
+TASKS = {source.name: source for source in (REASONING_GYM, MULTIPLE_CHOICE)}
+WITHOUT_CODE = "human-eval"
+"""A task that offramp scored by running the model's programs, as it was called; lm-eval has it."""
+
+
+def code_refused(where: str) -> InputError:
+    """The error for what would run code that a model wrote: offramp runs none."""
+    return InputError(
+        "this would run code that the model wrote, and offramp has nothing that keeps such code in",
+        where=where,
+        fix="use lm-evaluation-harness with its own switch, in a virtual machine: HF_ALLOW_CODE_EVAL=1 "
+        "offramp-lm-eval --model offramp --tasks humaneval --confirm_run_unsafe_code --model_args ...",
+    )
 
 
 def load_task(spec: str, *, allow_code: bool = False) -> Task:
-    """The task that a text names: "multiple-choice", "reasoning-gym:gcd", "human-eval", or a plug-in's.
+    """The task that a text names: "multiple-choice", "reasoning-gym:gcd", or a plug-in's.
 
     A package adds one by pointing an entry point of the group "offramp.tasks" at a `TaskSource`; its name is
-    the entry point's. allow_code: whether code that a model wrote may be run to score it.
+    the entry point's. allow_code: refused; code that a model wrote is not run.
 
     Raises InputError for an unknown name (with near matches), an argument that the task does not take, a
-    broken plug-in, a missing package, and a task that runs code without leave.
+    broken plug-in, a missing package, and a task that runs code.
     """
     name, _, argument = spec.partition(":")
+    if allow_code or name == WITHOUT_CODE:
+        raise code_refused(f"task {spec}")
     added = {} if name in TASKS else _plug_ins()
     if name in TASKS:
         source = TASKS[name]
@@ -40,9 +52,9 @@ def load_task(spec: str, *, allow_code: bool = False) -> Task:
             where=f"task {spec}",
             fix=f"write {name}",
         )
-    if source.runs_code and not allow_code:
-        raise code_refused(name)
-    return source.open(argument, allow_code)
+    if source.runs_code:
+        raise code_refused(f"task {spec}")
+    return source.open(argument, False)
 
 
 def describe_tasks() -> tuple[TaskSource, ...]:

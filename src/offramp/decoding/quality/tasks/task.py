@@ -61,9 +61,9 @@ class TaskSource:
     """What a registry entry holds.
 
     name: the word before the colon ("reasoning-gym"). open: makes the task from the text after the colon (""
-    if there is none) and from whether code that a model wrote may be run. argument: grammar of that text,
-    optional for the user; empty if the source takes none. licence, description: for people. runs_code:
-    whether scoring runs code that the model wrote.
+    if there is none) and from False, once whether code that a model wrote may be run. argument: grammar of
+    that text, optional for the user; empty if the source takes none. licence, description: for people.
+    runs_code: whether scoring runs code that the model wrote; such a task is refused.
     """
 
     name: str
@@ -75,7 +75,7 @@ class TaskSource:
 
     @property
     def grammar(self) -> str:
-        """How it is written: "human-eval", "reasoning-gym[:NAME]"."""
+        """How it is written: "multiple-choice", "reasoning-gym[:NAME]"."""
         return f"{self.name}[:{self.argument}]" if self.argument else self.name
 
 
