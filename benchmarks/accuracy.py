@@ -247,7 +247,7 @@ def machine_of(name: str, model: Model, threads: int | None) -> Machine:
         return find_machine(name)
     fingerprint = model.identity.fingerprint
     return load_local_profile(
-        fingerprint, model.dtype, attention=model.attention, threads=threads, model=model.name
+        fingerprint, model.dtype, attention=model.attention, threads=threads, model=model.described
     )
 
 

@@ -108,7 +108,7 @@ def test_what_is_certified_comes_with_the_command_that_decodes_with_it() -> None
         workload("chat", "never", certified=False),
     )
     run = cast("RunResult", SimpleNamespace(workloads=texts))
-    found = next_commands(run, Path("runs/a b"), "smollm2 --transform int8")
+    found = next_commands(run, Path("runs/a b"), "smollm2", ["int8"])
     assert found == [
         "offramp generate smollm2 --transform int8 --policy "
         f"'runs/a b/policies/{safe_name('prose:short')}-tuned-0.95.json' --prompt TEXT"

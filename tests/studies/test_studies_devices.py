@@ -118,13 +118,3 @@ def test_a_model_at_a_revision_is_found_as_such(tmp_path: Path, monkeypatch: pyt
     assert len({task.recipe["model"]["fingerprint"] for task in traces}) == 2
     # Checkpoints of one training are not independent of each other.
     assert {model.base for model in study_of(tmp_path, text).models} == {"org/name"}
-
-
-def test_a_command_names_a_model_with_its_revision() -> None:
-    from offramp.cli.traced_model import loadable_name
-    from offramp.models.identity import command_name
-
-    traced = {"name": "org/name@step-100 + int8", "source": "org/name@step-100", "transforms": ["int8"]}
-    name = loadable_name(traced)
-    assert name == "org/name@step-100"
-    assert command_name(name, ["int8"]) == "org/name@step-100 --transform int8"

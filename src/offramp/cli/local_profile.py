@@ -33,8 +33,7 @@ def kept_profile(model: Model) -> LocalProfile:
         model.dtype,
         device=str(model.stack.device),
         attention=model.attention,
-        model=model.name,
-        transforms=model.transforms,
+        model=model.described,
     )
     with stage("holding the kept timings against a few plain tokens"):
         check = check_profile(model, kept)

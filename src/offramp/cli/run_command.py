@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,7 @@ from offramp.cli.options import (
     Transforms,
 )
 from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
+from offramp.commands import command_line
 from offramp.files import safe_name
 from offramp.models.devices import AUTO
 from offramp.models.source import DEFAULT_MODEL
@@ -137,16 +138,13 @@ def run(
     workloads = [load_workload(name) for name in dict.fromkeys(workload or DEFAULT_WORKLOADS)]
 
     from offramp.cli.run_stages import carry_out
-    from offramp.models.identity import command_name
     from offramp.report.terminal import print_summary, print_verdict_so_far
 
     finished = carry_out(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
     print_summary(finished.result, out.console, finished.report)
-    for line in next_commands(
-        finished.result, finished.report.parent, command_name(model, options.transforms)
-    ):
+    for line in next_commands(finished.result, finished.report.parent, model, options.transforms):
         out.console.print(f"Decode with it: {line}", markup=False, soft_wrap=True)
     out.finish(_short(finished))
 
@@ -170,10 +168,10 @@ def _short(finished: FinishedRun) -> dict[str, Any]:
     }
 
 
-def next_commands(result: RunResult, folder: Path, model: str) -> list[str]:
+def next_commands(result: RunResult, folder: Path, model: str, transforms: Sequence[str]) -> list[str]:
     """The command that decodes with what was certified at the main floor, one for each text that has it.
 
-    model: as a command line names it, transforms included.
+    model: as a command line names it.
     """
     from offramp.report.findings import main_verdicts
 
@@ -181,5 +179,5 @@ def next_commands(result: RunResult, folder: Path, model: str) -> list[str]:
     for name, verdict in main_verdicts(result):
         if verdict.certified and verdict.policy != "never":
             policy = folder / POLICIES / f"{safe_name(name)}-tuned-{verdict.floor:g}.json"
-            found.append(f"offramp generate {model} --policy {shlex.quote(str(policy))} --prompt TEXT")
+            found.append(command_line("generate", model, transforms=transforms, policy=policy, prompt="TEXT"))
     return found

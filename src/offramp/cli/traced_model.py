@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli.console import stage
+from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import AUTO
 from offramp.models.identity import ATTENTION
@@ -75,18 +76,6 @@ def load_traced_model(
     placement = Placement(asked.device, attn_implementation=own.get(ATTENTION))
     with stage(f"loading the {what} and checking its exits"):
         return asked.load(placement)
-
-
-def loadable_name(traced: dict[str, Any]) -> str | None:
-    """What the traced model is loaded by: its folder or file while that is there, else its name."""
-    from pathlib import Path
-
-    source = traced.get("source")
-    if source and Path(str(source)).exists():
-        return str(source)
-    name = traced.get("name")
-    transforms = "".join(f" + {transform}" for transform in traced.get("transforms", ()))
-    return None if name is None else str(name).removesuffix(transforms)
 
 
 def read_traced_heads(trace: Trace, path: Path | None) -> ExitHeads | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from offramp.cli.console import Output, progress_bar, stage
 from offramp.cli.options import AsJson, Device, HeadsFile, RemoteCode, require_json_file, require_placement
 from offramp.cli.run_folder import find_trace, require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
+from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
@@ -283,17 +283,11 @@ def _require_documents(
 
 def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str | None, str | None]:
     """The commands that decode with what was tuned and that time it; None of the full model."""
-    from offramp.cli.traced_model import loadable_name
-    from offramp.models.identity import command_name
-
     if tuned.policy_text == "never":
         return None, None
-    model = dict(tuned.model)
-    name = command_name(loadable_name(model) or "MODEL", model.get("transforms", ()))
-    with_heads = "" if heads is None else f" --heads {shlex.quote(str(heads))}"
-    workload = shlex.quote(str(tuned.workload.get("name", "prose")))
-    what = f"{name} --policy {shlex.quote(str(output))}{with_heads}"
-    return f"offramp generate {what} --prompt TEXT", f"offramp bench {what} --workload {workload}"
+    workload = tuned.workload.get("name", "prose")
+    decodes = functools.partial(command_for, model=tuned.model, policy=output, heads=heads)
+    return decodes("generate", prompt="TEXT"), decodes("bench", workload=workload)
 
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:

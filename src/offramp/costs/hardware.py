@@ -8,12 +8,13 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+from offramp.commands import command_for
 from offramp.costs import aiconfigurator
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
@@ -22,7 +23,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
-from offramp.models.identity import ATTENTION, command_name
+from offramp.models.identity import ATTENTION
 from offramp.plug_ins import load_plug_in, plug_ins
 from offramp.records.sealed_file import SealedFile
 
@@ -120,16 +121,15 @@ def load_local_profile(
     device: str = CPU,
     attention: str | None = None,
     threads: int | None = None,
-    model: str = "MODEL",
-    transforms: Iterable[str] = (),
+    model: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> TimingsProfile:
     """The profile of a model measured on this machine, with this version of torch.
 
     device: that the model computes on. attention: the implementation that was asked for, None for the
     family's own. threads: torch's; if not given, those of torch where it is loaded, else what OMP_NUM_THREADS
-    says, else those of the profile measured last. model, transforms: its name and what was done to it, for
-    the error's command. recipe: if given, only a profile will do that a study's task
+    says, else those of the profile measured last. model: its record, as traces keep it, for the error's
+    command. recipe: if given, only a profile will do that a study's task
     of this very recipe measured; if not, one that no study measured comes first.
 
     Profiles of older versions, which timed something else or noted no load, and those timed under load are
@@ -157,8 +157,8 @@ def load_local_profile(
     ]
     if not fitting:
         others = "; ".join(sorted({_conditions_of(profile) for profile in profiles}))
-        device_option = "" if device == CPU else f" --device {device}"
-        command = f"offramp hardware measure {command_name(model, transforms)} --dtype {dtype}{device_option}"
+        options = {"device": None if device == CPU else device}
+        command = command_for("hardware measure", {**(model or {}), "dtype": dtype}, **options)
         if attention is not None:  # which no command asks for
             command = f"give hardware=offramp.measure_hardware(model), a model with {attention!r} attention"
         raise InputError(
@@ -265,7 +265,7 @@ def find_machine(
     dtype: str | None = None,
     device: str = CPU,
     attention: str | None = None,
-    transforms: Iterable[str] = (),
+    model: Mapping[str, Any] | None = None,
 ) -> Machine:
     """A machine by name, or the one that a TOML file describes (see `offramp.costs.profile_file`).
 
@@ -273,7 +273,7 @@ def find_machine(
 
     model_fingerprint, dtype, device, attention: of the model that is to be priced (see `load_local_profile`);
     "local" is looked up by them.
-    transforms: what was done to it, for the error's command.
+    model: its record, as traces keep it, for the error's command.
 
     Raises InputError for an unknown name (with near matches), a file that is no profile, a broken plug-in, or
     "local" where this model has not been measured on this machine (with the command that measures it).
@@ -285,9 +285,7 @@ def find_machine(
                 where=LOCAL,
                 fix="give a trace that offramp wrote, or choose one of: " + ", ".join(machine_names()[:-1]),
             )
-        return load_local_profile(
-            model_fingerprint, dtype, device=device, attention=attention, transforms=transforms
-        )
+        return load_local_profile(model_fingerprint, dtype, device=device, attention=attention, model=model)
     if name_or_path.startswith(aiconfigurator.PREFIX):
         return aiconfigurator.find_tables(name_or_path)
     built_in = PROFILES / f"{name_or_path}.toml"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,6 @@ class ModelIdentity:
 def shown_name(name: str, transforms: Iterable[str]) -> str:
     """A model's name with what was done to it: "smollm2 + int8"."""
     return " + ".join((name, *transforms))
-
-
-def command_name(name: str, transforms: Iterable[str]) -> str:
-    """How a command line names a model with what is done to it: "smollm2 --transform int8"."""
-    return " ".join((shlex.quote(name), *(f"--transform {shlex.quote(text)}" for text in transforms)))
 
 
 def identify_folder(

@@ -240,6 +240,11 @@ class Model:
         """Who it is now: of an object that was given, as its weights are at this moment."""
         return self.identify()
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its record, as traces and tuned policies keep it: name, dtype, who it is, where it comes from."""
+        return {"name": self.shown_name, "dtype": self.dtype, **self.identity.to_json()}
+
     def with_identity(self, identity: ModelIdentity, **changes: Any) -> Model:
         """The same with what else was changed, known from now on as another."""
         return replace(self, identify=lambda: identity, transforms=identity.transforms, **changes)

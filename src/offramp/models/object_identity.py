@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.commands import IN_MEMORY
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.tensors import stored_tensors
-
-IN_MEMORY = "a model object in memory"
 
 CHUNK_WORDS = 1 << 21
 """64-bit words hashed together: 16 MiB, and two tables of keys of that size."""

@@ -278,5 +278,5 @@ def machine_for(trace: Trace, machine: Machine | str) -> Machine:
         dtype=request.get("dtype"),
         device=request.get("device", CPU),
         attention=model.get(ATTENTION),
-        transforms=model.get("transforms", ()),
+        model=model,
     )

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from offramp.commands import command_for
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, write_atomically
-from offramp.models.identity import command_name, shown_name
+from offramp.models.identity import shown_name
 from offramp.tracing.exit_heads import ExitHeads, build_heads
 from offramp.tracing.exits_folder import heads_path
 from offramp.tracing.heads_arrays import MADE_BY, Arrays, seal_of
@@ -93,8 +94,8 @@ def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the e
         f"not {_made(heads).split()[-1]} {shown_name(model['name'], transforms)} "
         f"({model['fingerprint'][:12]})",
         where=where,
-        fix="fit heads of this model: offramp heads fit "
-        f"{command_name(model['name'], transforms)} --workload W -o FILE",
+        fix="fit heads of this model: "
+        + command_for("heads fit", model, workload="prose", output="heads.safetensors"),
     )
 
 

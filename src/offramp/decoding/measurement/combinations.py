@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from offramp.commands import command_for
 from offramp.decoding.measurement.accelerations import (
     EXITS,
     PROMPT_LOOKUP,
@@ -31,7 +32,6 @@ from offramp.decoding.measurement.decoder import Decoder, left_out
 from offramp.decoding.measurement.results import Contender
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
-from offramp.models.identity import command_name
 from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
@@ -144,7 +144,7 @@ def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> Variant
         return Variant(
             setting,
             "the exit heads belong to the untransformed model; heads of this one are fitted by "
-            f"offramp heads fit {command_name(model.name, model.transforms)}",
+            + command_for("heads fit", model.described, workload="prose", output="heads.safetensors"),
         )
     if own is not None and base.main.heads is None:
         return Variant(

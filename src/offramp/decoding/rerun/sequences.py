@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.commands import command_for
 from offramp.errors import InputError
-from offramp.models.identity import command_name, shown_name
+from offramp.models.identity import shown_name
 from offramp.models.model import Model
 from offramp.policies.binding import base_of
 from offramp.tracing.described_heads import reading_of, reads_exits, with_maps
@@ -87,7 +88,7 @@ def require_model(model: Model, trace: Trace) -> None:
         raise InputError(
             f"the trace is of another model, {traced.get('name', 'without a name')}",
             where=str(trace.folder or "the trace"),
-            fix=f"trace this one: offramp trace {command_name(model.name, model.transforms)}",
+            fix="trace this one: " + command_for("trace", model.described, workload="prose", output="trace"),
         )
 
 

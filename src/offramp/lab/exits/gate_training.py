@@ -132,7 +132,7 @@ def _machine(model: Model, name: str) -> Machine:
         dtype=model.dtype,
         device=str(model.stack.device),
         attention=model.attention,
-        transforms=model.transforms,
+        model=model.described,
     )
 
 

@@ -1,0 +1,90 @@
+"""Commands that offramp suggests, built in one place, so that each runs as it is printed.
+
+A suggestion names everything that the command needs: the model with its transforms and dtype, the policy, the
+text it is asked on, the exit heads that it reads through. A test runs those of every command.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+IN_MEMORY = "a model object in memory"
+"""As the source of a model: no command line can name it."""
+
+USUAL_DTYPE = "float32"
+"""What a processor computes in unless it is told otherwise."""
+
+
+def command_line(command: str, *subjects: str | Path, transforms: Iterable[str] = (), **options: Any) -> str:
+    """A command of offramp, quoted as a shell needs it.
+
+    command: its words, such as "bench" or "hardware measure". subjects: what stands without an option's name,
+    in order: a model as a command line names it, the folder of a run or a trace. options: by name, "_" for
+    "-": `policy`, `kv`, `heads`, `workload`, `floor`, `prompt`, ...; None and False are left out, True stands
+    alone, a list is given again for each of its values.
+
+    >>> command_line("bench", "smollm2", policy="runs/a b/p.json", kv=None, workload="prose:short")
+    "offramp bench smollm2 --policy 'runs/a b/p.json' --workload prose:short"
+    """
+    words = [str(subject) for subject in subjects]
+    for name, value in {"transform": list(transforms), **options}.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            for part in value if isinstance(value, (list, tuple)) else [value]:
+                words += [option, f"{part:g}" if isinstance(part, float) else str(part)]
+    return " ".join([f"offramp {command}", *map(shlex.quote, words)])
+
+
+def command_for(command: str, model: Mapping[str, Any], **options: Any) -> str:
+    """A command of offramp on the model of a trace or a tuned policy, as their records describe it.
+
+    model: `Tuned.model`, `Model.described`, or `trace.request["model"]` with its "dtype": name, source,
+    transforms. options: as of `command_line`, after the model. Of a model object, which no command line can
+    name, the call in Python that does the same, with the object as `model`.
+    """
+    if model.get("source") == IN_MEMORY:
+        return python_call(command, **options)
+    dtype = model.get("dtype")
+    named = {} if dtype in (None, USUAL_DTYPE) else {"dtype": dtype}
+    transforms = model.get("transforms", ())
+    return command_line(command, loadable_name(model) or "MODEL", transforms=transforms, **named, **options)
+
+
+CALLS = {
+    "generate": ("generate", "prompt"),
+    "heads fit": ("fit_heads", "workload"),
+    "hardware measure": ("measure_hardware", ""),
+    "trace": ("trace", "workload"),
+}
+"""Of a command on a model: the function of offramp that does the same, and what it takes after the model."""
+
+
+def python_call(command: str, **options: Any) -> str:
+    """The call of Python that does what a command on a model does, the model being `model`."""
+    kept = {name: value for name, value in options.items() if value not in (None, False) and name != "output"}
+    if command == "bench":
+        arguments = [repr(str(kept.pop("policy"))), "prompts=[model.encode('TEXT')]"]
+        kept.pop("workload", None)
+        name = command
+    else:
+        name, positional = CALLS[command]
+        arguments = [repr(str(kept.pop(positional)))] if positional in kept else []
+    named = [
+        f"{option}={value!r}" if isinstance(value, (bool, int, float)) else f"{option}={str(value)!r}"
+        for option, value in kept.items()
+    ]
+    return f"offramp.{name}({', '.join(['model', *arguments, *named])})"
+
+
+def loadable_name(model: Mapping[str, Any]) -> str | None:
+    """What a model is loaded by: its folder or file while that is there, else its name, None without one."""
+    source, name = model.get("source"), model.get("name")
+    if source and Path(str(source)).exists():
+        return str(source)
+    transforms = "".join(f" + {transform}" for transform in model.get("transforms", ()))
+    return None if name is None else str(name).removesuffix(transforms)

@@ -1,0 +1,56 @@
+"""Suggested commands are whole and quoted; the commands themselves are run in tests/cli."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from offramp.commands import IN_MEMORY, command_for, command_line
+
+
+def test_a_command_line_is_read_back_by_a_shell_as_it_was_meant() -> None:
+    policy = "threshold:signal=correctness,value=0.9,exits=[2, 4]"
+    line = command_line(
+        "bench", Path("my models/a"), transforms=["int8"], policy=policy, kv=None, batch=[1, 4],
+        no_peers=True, floor=0.95, workload="txt:/tmp/it's.txt",
+    )  # fmt: skip
+    expected = ["offramp", "bench", "my models/a", "--transform", "int8", "--policy", policy]
+    expected += ["--batch", "1", "--batch", "4", "--no-peers", "--floor", "0.95"]
+    assert shlex.split(line) == [*expected, "--workload", "txt:/tmp/it's.txt"]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"name": "smollm2", "source": "PyPI package x==1, a.gguf", "dtype": "float32"}, "smollm2"),
+        (
+            {"name": "o/n@step-100 + int8", "source": "o/n@step-100", "transforms": ["int8"]},
+            "o/n@step-100 --transform int8",
+        ),
+        ({"name": "mine", "source": "HERE", "dtype": "bfloat16"}, "HERE --dtype bfloat16"),
+        ({"name": "mine", "source": "/gone/mine"}, "mine"),
+    ],
+)
+def test_a_command_names_a_model_as_it_is_loaded(model: dict[str, str], named: str, tmp_path: Path) -> None:
+    here = {key: str(tmp_path) if value == "HERE" else value for key, value in model.items()}
+    expected = f"offramp generate {named.replace('HERE', str(tmp_path))} --policy p.json --prompt TEXT"
+    assert command_for("generate", here, policy="p.json", prompt="TEXT") == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "call"),
+    [
+        ("generate", {"prompt": "TEXT", "policy": Path("p.json"), "kv": None},
+         "offramp.generate(model, 'TEXT', policy='p.json')"),
+        ("bench", {"policy": "never", "workload": "prose"},
+         "offramp.bench(model, 'never', prompts=[model.encode('TEXT')])"),
+        ("hardware measure", {"device": None}, "offramp.measure_hardware(model)"),
+        ("heads fit", {"workload": "prose", "output": "h"}, "offramp.fit_heads(model, 'prose')"),
+    ],
+)  # fmt: skip
+def test_of_a_model_object_the_call_in_python_is_named(
+    command: str, options: dict[str, object], call: str
+) -> None:
+    assert command_for(command, {"name": "mine", "source": IN_MEMORY}, **options) == call
