@@ -51,7 +51,7 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
-    from offramp.decoding.measurement import plain_timing
+    from offramp.decoding.measurement import local_profile as profiles
     from offramp.decoding.measurement.plain_timing import ProfileCheck
     from offramp.studies import recipes
 
@@ -65,9 +65,8 @@ def run_offramp(*arguments: object) -> Outcome:
         mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="80"),
         mock.patch.object(local_profile, "MEASURING_SECONDS", TIMING_SECONDS),
-        mock.patch.object(local_profile, "check_profile", holds),
+        mock.patch.object(profiles, "check_profile", holds),
         mock.patch.object(recipes, "PROFILE_SECONDS", TIMING_SECONDS),
-        mock.patch.object(plain_timing, "check_profile", holds),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

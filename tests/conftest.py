@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def any_load() -> Iterator[None]:
     """Profiles are kept whatever else the machine does: tests share it with each other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", math.inf)
+        patch.setattr("offramp.costs.load.TOLERABLE_LOAD", math.inf)
         yield
 
 
@@ -93,15 +93,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
 
 
 def forget_the_load(patch: pytest.MonkeyPatch) -> None:
-    """Else a run on a busy machine ends tests of candidates early, and keeps no timings of the machine; the
-    next one, on a quieter machine, goes on with the first, and with the timings of another run. One round."""
+    """Else a run on a busy machine ends tests of candidates early, and the next one, on a quieter machine,
+    goes on with the first. One round."""
     from offramp.cli import run_study
-    from offramp.costs import hardware
 
     for name in ("MAIN_SECONDS", "OTHER_SECONDS"):
         patch.setattr(run_study, name, 300.0)
     patch.setattr(run_study, "ROUNDS", 1)
-    patch.setattr(hardware, "disturbed", lambda profile: None)
 
 
 @pytest.fixture

@@ -85,6 +85,12 @@ class ModelError(InputError):
     """A model that cannot be loaded safely or whose exits cannot be read out exactly."""
 
 
+class BusyMachineError(ModelError):
+    """Others kept the machine busy, so that no timing is fit to decide; later one may be (exit code 1)."""
+
+    exit_code = 1
+
+
 class WorkloadError(InputError):
     """A workload that is unknown, empty or not text."""
 

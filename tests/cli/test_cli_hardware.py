@@ -10,12 +10,11 @@ from unittest import mock
 import pytest
 
 import offramp
-import offramp.decoding.measurement.machine_profiler
 from command_line import run_offramp
-from offramp.cli import local_profile
 from offramp.cli.local_profile import kept_profile
-from offramp.costs.hardware import OTHER_LOAD, list_local_profiles, load_local_profile, save_local_profile
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.hardware import list_local_profiles, load_local_profile, save_local_profile
+from offramp.costs.timings import TimingsProfile, busy_machine
+from offramp.decoding.measurement import local_profile, machine_profiler
 from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -26,7 +25,7 @@ from offramp.records.typed import from_json
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFRAMP_CACHE", str(folder))
-    monkeypatch.setattr(offramp.decoding.measurement.machine_profiler, "MOST_ROUNDS", 4)
+    monkeypatch.setattr(machine_profiler, "MOST_ROUNDS", 4)
     return folder
 
 
@@ -125,16 +124,24 @@ def test_timings_with_another_attention_are_not_used(
         kept_profile(loaded)
 
 
-def test_timings_under_load_are_used_with_a_note_and_not_kept(
+def test_on_a_busy_machine_the_kept_timings_of_a_quieter_time_stay(
     monkeypatch: pytest.MonkeyPatch, loaded: Model, profile: TimingsProfile, measuring: mock.Mock
 ) -> None:
-    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
-    quiet = dataclasses.replace(profile, details={**profile.details, OTHER_LOAD: 0.0})
-    busy = {**profile.details, OTHER_LOAD: profile.details["machine"]["cores"] + 2.9}
-    measuring.return_value = dataclasses.replace(measuring.return_value, details=busy)
-    save_local_profile(quiet)
+    save_local_profile(profile)
     checked(monkeypatch, OFF)
+    measuring.side_effect = busy_machine("other work kept 1.7 of 2 processors busy")
     found = kept_profile(loaded)
-    assert head_seconds(found.profile) == head_seconds(measuring.return_value)
-    assert "timed just now and not kept: other work kept" in found.note
-    assert [head_seconds(kept) for kept in list_local_profiles()] == [head_seconds(quiet)]
+    assert head_seconds(found.profile) == head_seconds(profile)
+    assert "the machine is busy: other work kept 1.7 of 2" in found.note
+    assert [head_seconds(kept) for kept in list_local_profiles()] == [head_seconds(profile)]
+
+
+def test_on_a_busy_machine_measuring_keeps_nothing_says_so_and_fails(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, cache: Path
+) -> None:
+    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", -2.0 * 1024)
+    monkeypatch.setattr(machine_profiler, "PATIENCE", 0.1)
+    outcome = run_offramp("hardware", "measure", tiny_model, "--seconds", "1", "--json").require(1)
+    assert outcome.json["error"]["what"].startswith("the machine is busy: other work kept")
+    assert "OMP_NUM_THREADS=1" in outcome.json["error"]["fix"]
+    assert list_local_profiles() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -18,12 +19,10 @@ import pytest
 
 from offramp.costs import hardware
 from offramp.costs.hardware import (
-    OTHER_LOAD,
     OWN_LOOP,
     RECIPE,
     STEPS,
     describe_machines,
-    disturbed,
     find_machine,
     kept_notes,
     list_local_profiles,
@@ -33,11 +32,12 @@ from offramp.costs.hardware import (
     save_local_profile,
     threads_in_use,
 )
+from offramp.costs.load import OTHER_LOAD
 from offramp.costs.machine import Roofline, example_shape
 from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
 from offramp.costs.timings import TimingsProfile
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import BusyMachineError, DamagedFileError, InputError
 
 ROOFLINE = """
 kind = "roofline"
@@ -300,14 +300,8 @@ def profile(
     )
 
 
-def saved(one: TimingsProfile) -> Path:
-    path = save_local_profile(one)
-    assert path is not None
-    return path
-
-
 def test_what_is_saved_is_loaded() -> None:
-    path = saved(profile())
+    path = save_local_profile(profile())
     assert path.name.startswith(f"{FINGERPRINT[:16]}-float32-")
     assert load_local_profile(FINGERPRINT, "float32", threads=2).to_json() == profile().to_json()
     assert [found.to_json() for found in list_local_profiles()] == [profile().to_json()]
@@ -326,6 +320,7 @@ def test_a_profile_of_an_older_version_notes_no_load_or_another_loop_and_is_not_
 
 
 CORES = machine_facts(2)["cores"]
+ONE_LAYER = dataclasses.replace(example_shape(1), element_bytes=4)
 
 
 @pytest.mark.parametrize(
@@ -345,21 +340,22 @@ CORES = machine_facts(2)["cores"]
 def test_a_profile_timed_under_load_is_not_kept(
     monkeypatch: pytest.MonkeyPatch, threads: int, load: float, kept: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", 0.3)
     save_local_profile(profile(threads=threads, head=5.0))
     made = profile(threads=threads, head=9.0, other_load=load)
-    path = save_local_profile(made)
-    assert (path is not None) == kept == (disturbed(made) is None)
+    busy = pytest.raises(BusyMachineError, match=f"other work kept {load:.1f} of {CORES} processors busy")
+    with contextlib.nullcontext() if kept else busy:
+        save_local_profile(made)
+    with contextlib.nullcontext() if kept else busy:  # nor is anything priced with it
+        made.token_costs(ONE_LAYER, 0)
     found = load_local_profile(FINGERPRINT, "float32", threads=threads)
     assert found.head_seconds == [9.0 if kept else 5.0]  # it takes no other's place
-    if not kept:
-        assert f"other work kept {load:.1f} of {CORES} processors busy" in str(disturbed(made))
 
 
 def test_a_kept_profile_that_was_timed_under_load_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of a version, or a limit, that still kept it."""
-    saved(profile(other_load=3.9 + CORES))
-    monkeypatch.setattr(hardware, "TOLERABLE_LOAD", 0.3)
+    save_local_profile(profile(other_load=3.9 + CORES))
+    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", 0.3)
     with pytest.raises(InputError, match="or were timed under load"):
         load_local_profile(FINGERPRINT, "float32", threads=2)
     assert len(list_local_profiles()) == 1
@@ -433,14 +429,14 @@ def test_each_attention_that_was_asked_for_has_its_own_profile(monkeypatch: pyte
         described = {**made.details["model"], "attention": attention}
         return dataclasses.replace(made, details={**made.details, "model": described})
 
-    plain = saved(profile())
-    assert saved(timed(5.0, "eager")) != plain
+    plain = save_local_profile(profile())
+    assert save_local_profile(timed(5.0, "eager")) != plain
     with pytest.raises(InputError, match="there are no timings of this model") as caught:
         load_local_profile(FINGERPRINT, "float32", threads=2, attention="sdpa")
     assert "threads and torch" in caught.value.what
     assert "with eager attention" in caught.value.what
     assert "'sdpa' attention" in caught.value.fix
-    saved(timed(7.0, "sdpa"))
+    save_local_profile(timed(7.0, "sdpa"))
     for attention, head in ((None, 1.0), ("eager", 5.0), ("sdpa", 7.0)):
         found = find_machine("local", model_fingerprint=FINGERPRINT, dtype="float32", attention=attention)
         assert isinstance(found, TimingsProfile)
@@ -466,7 +462,7 @@ def test_a_profile_of_another_model_or_dtype_is_not_used() -> None:
 
 @pytest.mark.parametrize("edit", ["value", "space", "no seal", "cut short", "not text"])
 def test_a_changed_file_is_refused(edit: str) -> None:
-    path = saved(profile())
+    path = save_local_profile(profile())
     text = path.read_text()
     value = json.loads(text)
     if edit == "value":

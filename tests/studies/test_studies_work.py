@@ -28,14 +28,13 @@ from work_cases import (
 
 import offramp
 from offramp.costs.hardware import (
-    OTHER_LOAD,
     RECIPE,
     find_machine,
     list_local_profiles,
     machine_facts,
 )
 from offramp.costs.machine import machine_fingerprint
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.contenders import GENERATE, NEVER
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -384,10 +383,10 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
-    monkeypatch.setattr("offramp.decoding.measurement.machine_profiler.measure_hardware", measuring)
+    monkeypatch.setattr("offramp.decoding.measurement.local_profile.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
     monkeypatch.setattr(
-        "offramp.decoding.measurement.plain_timing.check_profile", lambda model, profile: found
+        "offramp.decoding.measurement.local_profile.check_profile", lambda model, profile: found
     )
     return measuring
 
@@ -423,21 +422,16 @@ def test_a_kept_profile_that_is_off_is_measured_again(
     bench.run(profile_task(bench), name="before")
     found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
     monkeypatch.setattr(
-        "offramp.decoding.measurement.plain_timing.check_profile", lambda model, profile: found
+        "offramp.decoding.measurement.local_profile.check_profile", lambda model, profile: found
     )
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2
 
 
-def test_a_profile_timed_under_load_serves_its_study_and_is_not_kept(
-    bench: Bench, measured: mock.Mock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    busy = measured.return_value
-    details = {**busy.details, OTHER_LOAD: busy.details["machine"]["cores"] + 1.0}
-    measured.return_value = dataclasses.replace(busy, details=details)
-    monkeypatch.setattr("offramp.costs.hardware.TOLERABLE_LOAD", 0.3)
-    folder = bench.run(profile_task(bench), name="busy")
-    assert _profile(folder).details[OTHER_LOAD] == details[OTHER_LOAD]
+def test_on_a_busy_machine_a_study_has_no_profile(bench: Bench, measured: mock.Mock) -> None:
+    measured.side_effect = busy_machine("other work kept 1.7 of 2 processors busy")
+    with pytest.raises(ModelError, match=r"the machine is busy: other work kept 1\.7 of 2"):
+        bench.run(profile_task(bench), name="busy")
     assert list_local_profiles() == []
 
 

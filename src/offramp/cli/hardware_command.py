@@ -96,8 +96,7 @@ def measure(
     out.console.print(_table(profile))
     for line in _sentences(profile, path):
         out.console.print(line, markup=False, soft_wrap=True)
-    file = None if path is None else str(path)
-    out.finish({"profile": profile.to_json(), "file": file, "notes": list(profile.notes)})
+    out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
 
 
 def _read_batches(text: str) -> tuple[int, ...]:
@@ -134,7 +133,7 @@ def _table(profile: TimingsProfile) -> Any:
     return table
 
 
-def _sentences(profile: TimingsProfile, path: Path | None) -> list[str]:
+def _sentences(profile: TimingsProfile, path: Path) -> list[str]:
     details = profile.details
     machine, check = details["machine"], details["check"]
     near = " and ".join(map(str, details["positions"]))
@@ -158,5 +157,4 @@ def _sentences(profile: TimingsProfile, path: Path | None) -> list[str]:
             f"{100 * check['plain_step_over_generate']:.0f} % of generate()'s "
             f"{1e3 * check['generate_seconds_per_token']:.3g} ms per token"
         )
-    kept = "nothing was kept" if path is None else f"kept as the hardware profile local: {path}"
-    return [*lines, *profile.notes, kept]
+    return [*lines, *profile.notes, f"kept as the hardware profile local: {path}"]

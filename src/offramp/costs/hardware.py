@@ -16,9 +16,10 @@ from typing import Any
 
 from offramp.commands import command_for
 from offramp.costs import aiconfigurator
+from offramp.costs.load import OTHER_LOAD
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
-from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
+from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.devices import CPU, device_name, find_device
@@ -39,10 +40,6 @@ STEPS = "steps"
 """The detail that says whose steps were timed."""
 OWN_LOOP = "decoding loop, products of few rows its own way"
 """What it says now; profiles of other steps, as of an older loop, are passed over."""
-OTHER_LOAD = "other_load"
-"""The detail that says how many processors anything else kept busy meanwhile; older profiles lack it."""
-TOLERABLE_LOAD = 0.3
-"""Processors that others may keep busy during a timing, beside those that torch's threads leave free."""
 RECIPE = "recipe"
 """The detail that holds the recipe of the study's task that measured a profile; others lack it."""
 THREADS_VARIABLE = "OMP_NUM_THREADS"
@@ -77,30 +74,15 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def disturbed(profile: TimingsProfile) -> str | None:
-    """Why a profile is not kept: what else kept the machine busy while it was timed; None if nothing did.
-
-    profile: as `measure_hardware` gives it, with the machine and the load by others in its details.
-    """
-    machine, load = profile.details["machine"], profile.details.get(OTHER_LOAD, 0.0)
-    free = max(0, (machine["cores"] or 1) - machine["threads"])
-    if load <= free + TOLERABLE_LOAD:
-        return None
-    return (
-        f"other work kept {load:.1f} of {machine['cores']} processors busy during the timing, "
-        f"{free + TOLERABLE_LOAD:g} are tolerable beside {machine['threads']} threads of ours"
-    )
-
-
-def save_local_profile(profile: TimingsProfile) -> Path | None:
+def save_local_profile(profile: TimingsProfile) -> Path:
     """Keep a profile of this machine, in one step, in place of an older one of the same kind.
 
     profile: as `measure_hardware` gives it, with the model's fingerprint, the machine and the load in its
     details. One that states the recipe of a study's task is kept beside one that does not.
-    Returns the file; None if nothing was kept, because it was timed under load (see `disturbed`).
+    Returns the file. Raises BusyMachineError for one that was timed under load (`TimingsProfile.unfit`).
     """
-    if disturbed(profile) is not None:
-        return None
+    if profile.unfit is not None:
+        raise busy_machine(profile.unfit)
     details = profile.details
     # A study measures briefly: it must not take the place of a profile that was measured with more care.
     marks = [RECIPE] if RECIPE in details else []
@@ -150,7 +132,7 @@ def load_local_profile(
         if OTHER_LOAD in profile.details
         and profile.details.get(STEPS) == OWN_LOOP
         and _attention_of(profile) == attention
-        and disturbed(profile) is None
+        and profile.unfit is None
         and (recipe is None or _states(profile, recipe))
         and profile.details["machine"]
         == machine_facts(profile.details["machine"]["threads"] if wanted is None else wanted, device)

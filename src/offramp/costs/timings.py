@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from offramp.costs import counting
+from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.costs.machine import DTYPES
 from offramp.costs.probes import (
     PROBES,
@@ -23,7 +24,7 @@ from offramp.costs.probes import (
     timed_map_layers,
 )
 from offramp.costs.token import TokenCosts
-from offramp.errors import InputError
+from offramp.errors import BusyMachineError, InputError
 from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
 from offramp.records.typed import FloatArray, to_json
 
@@ -153,6 +154,13 @@ class TimingsProfile:
         return InputError(what, where=f"timings {self.name}", fix="correct the entry or measure again")
 
     @property
+    def unfit(self) -> str | None:
+        """Why its times are neither kept nor fit to decide anything: what others did meanwhile; None if they
+        are. Asked wherever one is kept, found again or prices something (`token_costs`)."""
+        load = self.details.get(OTHER_LOAD)
+        return None if load is None else too_busy(self.details["machine"], load)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What of the profile is derived instead of measured, in sentences."""
         notes = list(self.derived_notes({*PROBES, LENS, REPAIR, MAPS}))
@@ -215,10 +223,12 @@ class TimingsProfile:
         there; below the smallest the smallest one's time. sizes: of the probes; what was timed at
         another size is priced as `resized` says.
 
-        Raises InputError for a model with another number of layers or of another dtype, a batch below 1 or
-        above four times the largest timed one (with one timed size, any above it), or a position that is
-        negative or not finite.
+        Raises BusyMachineError for times that are not fit to decide (`unfit`); InputError for a model with
+        another number of layers or of another dtype, a batch below 1 or above four times the largest timed
+        one (with one timed size, any above it), or a position that is negative or not finite.
         """
+        if self.unfit is not None:
+            raise busy_machine(self.unfit)
         counting.check_position(position)
         self._check(shape, batch)
         sizes = self.sizes if sizes is None else sizes
@@ -333,6 +343,16 @@ class TimingsProfile:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that is read back bit for bit (see `offramp.records.typed.from_json`)."""
         return {"schema_version": SCHEMA_VERSION, **to_json(self)}
+
+
+def busy_machine(why: str) -> BusyMachineError:
+    """The error for times that are not fit to decide. why: as `TimingsProfile.unfit` says it."""
+    return BusyMachineError(
+        f"the machine is busy: {why}, so that times of now are neither kept nor used",
+        where="the hardware profile local",
+        fix="give the same command again when other programs are done (offramp doctor shows the load), or "
+        "leave processors to them (OMP_NUM_THREADS=1); or price by a data sheet: offramp list hardware",
+    )
 
 
 def attended_before(layer: LayerShape, position: float) -> float:

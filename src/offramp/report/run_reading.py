@@ -202,7 +202,8 @@ class RunReader:
             return find_machine(source)
         profiles = [task for task in self.plan.tasks.values() if task.kind == "profile"]
         done = [task for task in profiles if self._is_done(task)]
-        return profile_in(self.folder.task_folder(done[0])) if done else None
+        profile = profile_in(self.folder.task_folder(done[0])) if done else None
+        return None if profile is None or profile.unfit is not None else profile
 
     def _provenance(
         self,

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from offramp.costs.hardware import processor_name
+from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.decoding.measurement.answers import freedom_of, ratio_of
 from offramp.decoding.measurement.results import Cluster, Contender, Interval
 from offramp.models.devices import CPU, device_name
@@ -26,8 +27,6 @@ A_A_LEVEL = 0.99
 """Of the interval of two identical contenders: a sound timing leaves out 1 once in a hundred times."""
 A_A_FREEDOM = 3
 """Degrees of freedom that it takes: of two or three prompts a chance agreement makes the interval narrow."""
-OTHER_LOAD = 0.3
-"""Processors that others may keep busy beyond those that our threads leave free, before it is said."""
 PASSIVE = "passive"
 
 
@@ -121,13 +120,9 @@ def a_a_defect(a_a: Interval, freedom: int = A_A_FREEDOM) -> str | None:
 def warnings_of(circumstances: Mapping[str, Any]) -> list[str]:
     """What makes times noisy or slow on this machine; intervals are wider by it, not wrong."""
     found = []
-    free = max(0, (circumstances["cores"] or 1) - circumstances["threads"])
-    load = circumstances["other_load"]
-    if load > free + OTHER_LOAD:
-        found.append(
-            f"other work kept {load:.1f} processors busy, {free + OTHER_LOAD:g} are tolerable beside "
-            f"{circumstances['threads']} threads of ours: intervals are wider by it"
-        )
+    busy = too_busy(circumstances, circumstances[OTHER_LOAD])
+    if busy is not None:
+        found.append(f"{busy}: intervals are wider by it")
     waits = circumstances["omp_wait_policy"]
     if (waits or "").lower() != PASSIVE:
         found.append(
@@ -159,7 +154,7 @@ class Load:
         others = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
         return {
             "load_average": [round(self.before, 2), round(os.getloadavg()[0], 2)],
-            "other_load": round(max(others / passed, 0.0), 3),
+            OTHER_LOAD: round(max(others / passed, 0.0), 3),
         }
 
 

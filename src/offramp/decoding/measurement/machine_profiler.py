@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.hardware import LOCAL, OWN_LOOP, STEPS, disturbed, machine_facts
+from offramp.costs.hardware import LOCAL, OWN_LOOP, STEPS, machine_facts
+from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.costs.probes import ProbeSizes
-from offramp.costs.timings import TimingsProfile
+from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.decoding.engine.build import cache_keyword, engine_of
 from offramp.decoding.measurement.defects import Load
 from offramp.decoding.measurement.plain_timing import PlainTiming, time_plain_decoding
@@ -28,6 +29,7 @@ from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Sam
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
+from offramp.tracing.progress import say
 
 # Each size up to that of a draft of four tokens with the token after it: products of two or three rows can
 # take longer than those of four, so that nothing is read off between them.
@@ -42,6 +44,10 @@ GENERATE_PROMPT, GENERATED = 32, 16
 LONG_BUDGET = 30.0
 # How far timed parts may add up to something else than whole steps without a clock inside them.
 ROUGH = 0.1
+PATIENCE = 30.0
+"""Seconds that it waits in all for others to leave the machine alone."""
+LOOKING = 1.0
+"""Seconds of one look at what others do, or a tenth of a budget that is shorter than ten such looks."""
 BUSY = (
     "the parts add up to a whole step only roughly: something else kept the processor busy; measure again "
     "when it is quiet"
@@ -64,19 +70,20 @@ def measure_hardware(
     them, steps with probes where nobody leaves, and steps whose upper layers only leave K and V.
     Configurations (batch sizes, positions, kinds of step) take turns in random order; a price is a mean over
     the middle half of its samples, scaled so that the parts add up to whole steps
-    (`offramp.decoding.measurement.timing_tables.build_tables`). A note says if the machine was busy with
-    something else.
+    (`offramp.decoding.measurement.timing_tables.build_tables`).
+    While others keep the machine busy it waits, for `PATIENCE` seconds at most, and times what was disturbed
+    once more.
     Layers, head and probes are timed by events where the model is on an accelerator, within a step that waits
     for nothing but what it decides by; whole steps end when all is done.
     batches: sizes to time, rising; by default `usual_batches`. budget_seconds: how long it may take; a slow
     model takes longer, for the fewest rounds that give a median.
     progress: called with the share of the budget used.
 
-    Raises ModelError if the model cannot decode with a cache, or not in that loop; InputError for batch sizes
-    that do not rise from 1 or more, or a budget that is not positive.
+    Raises ModelError if the model cannot decode with a cache, or not in that loop; BusyMachineError if others
+    do not leave the machine alone, since such times are not fit to decide (`TimingsProfile.unfit`);
+    InputError for batch sizes that do not rise from 1 or more, or a budget that is not positive.
     """
     model.require_loaded("timing")
-    began = time.monotonic()
     batches = usual_batches(model) if batches is None else tuple(batches)
     if not batches or batches[0] < 1 or any(later <= batch for batch, later in itertools.pairwise(batches)):
         raise InputError(
@@ -85,10 +92,50 @@ def measure_hardware(
     if not budget_seconds > 0:
         raise InputError(f"a budget of {budget_seconds} seconds is none", where="budget", fix="try 45")
 
+    def profiler() -> MachineProfiler:
+        return MachineProfiler(model, batches, timing_positions(model.context_length))
+
+    first, look = profiler(), min(LOOKING, budget_seconds / 10)
+    patience = _wait_until_quiet(PATIENCE, look)
+    profile = _timed(first, budget_seconds, progress)
+    if profile.unfit is not None:
+        _wait_until_quiet(patience, look)
+        profile = _timed(profiler(), budget_seconds, progress)
+    if profile.unfit is not None:
+        raise busy_machine(profile.unfit)
+    return profile
+
+
+def _wait_until_quiet(patience: float, look: float) -> float:
+    """Wait until others leave the machine alone, and give the seconds of patience that are left.
+
+    look: seconds of one look. Raises BusyMachineError when the patience is at an end.
+    """
+    facts = machine_facts(torch.get_num_threads())
+    ends, said = time.monotonic() + patience, False
+    while True:
+        load = Load()
+        time.sleep(look)
+        busy = too_busy(facts, load.describe()[OTHER_LOAD])
+        left = ends - time.monotonic()
+        if busy is None:
+            return max(left, 0.0)
+        if left <= 0.0:
+            raise busy_machine(busy)
+        if not said:
+            say(f"waiting up to {patience:.0f} s for the machine to be quiet: {busy}")
+            said = True
+
+
+def _timed(
+    profiler: MachineProfiler, budget_seconds: float, progress: Callable[[float], None] | None
+) -> TimingsProfile:
+    """One timing, whatever others do meanwhile, which its details say."""
+    began, model = time.monotonic(), profiler.model
+
     def used() -> float:
         return time.monotonic() - began
 
-    profiler = MachineProfiler(model, batches, timing_positions(model.context_length))
     load = Load()
     ready, long = used(), budget_seconds >= LONG_BUDGET
     generate = [_time_generate(model, GENERATED if long else GENERATED // 2)]
@@ -158,7 +205,6 @@ def _profile(
         "machine": machine,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
-        **load.describe(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "positions": list(profiler.positions),
         "rounds": rounds,
@@ -183,10 +229,8 @@ def _profile(
     }
     if any(abs(ratio - 1.0) > ROUGH for ratio in tables.parts_over_step.values()):
         notes.append(BUSY)
-    busy = disturbed(profile)
-    if busy is not None:
-        notes.append(f"{busy}: these timings are used now, and not kept")
-    return dataclasses.replace(profile, details={**details, "check": check, "notes": notes})
+    further = {**load.describe(), "check": check, "notes": notes}
+    return dataclasses.replace(profile, details={**details, **further})
 
 
 def _beside_generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from offramp.costs.hardware import RECIPE, disturbed, load_local_profile, save_local_profile
+from offramp.costs.hardware import RECIPE, load_local_profile
 from offramp.errors import InputError
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -35,37 +35,21 @@ class ProfileWork:
     def run(self, task: Task, context: Context) -> None:
         """Take the profile that a task of this very recipe measured and kept, or measure one and keep it.
 
-        A kept one that is off from a few plain tokens of now is measured again; one that was timed under load
-        is used by this study, and not kept for others. A profile of other code, libraries or budget would be
-        filed under a recipe that it is not of.
+        A kept one that is off from a few plain tokens of now is measured again. A profile of other code,
+        libraries or budget would be filed under a recipe that it is not of.
 
-        Raises ModelError for a model that cannot be timed, OfframpError if it or this machine are not the
-        recipe's.
+        Raises ModelError for a model that cannot be timed, and where others keep the machine busy: prices
+        that are not fit to be kept decide nothing. OfframpError if model or machine are not the recipe's.
         """
         require_planned(task)
         require_this_machine(task, task.recipe["machine"])
-        profile = _profile(model_of(task, context), task)
-        PROFILE_FILE.write(context.folder / PROFILE, profile)
+        from offramp.decoding.measurement.local_profile import profile_of_now
 
-
-def _profile(model: Model, task: Task) -> TimingsProfile:
-    from offramp.decoding.measurement.machine_profiler import measure_hardware
-    from offramp.decoding.measurement.plain_timing import check_profile
-
-    kept = _kept(model, task)
-    check = None if kept is None else check_profile(model, kept)
-    if kept is not None and check is not None and check.holds:
-        return noted(kept, check.sentence)
-    profile = stating(measure_hardware(model, budget_seconds=task.recipe["seconds"]), task)
-    save_local_profile(profile)
-    busy = disturbed(profile)
-    taken = "timed just now" if busy is None else f"timed just now and not kept: {busy}"
-    return noted(profile, taken if check is None else f"{check.sentence}; {taken}")
-
-
-def noted(profile: TimingsProfile, note: str) -> TimingsProfile:
-    """The profile with how it was come by among its details."""
-    return dataclasses.replace(profile, details={**profile.details, NOTE: note})
+        model = model_of(task, context)
+        stated = {RECIPE: dict(task.recipe)}
+        found = profile_of_now(model, _kept(model, task), seconds=task.recipe["seconds"], details=stated)
+        details = {**found.profile.details, NOTE: found.note}
+        PROFILE_FILE.write(context.folder / PROFILE, dataclasses.replace(found.profile, details=details))
 
 
 def _kept(model: Model, task: Task) -> TimingsProfile | None:
@@ -82,8 +66,3 @@ def _kept(model: Model, task: Task) -> TimingsProfile | None:
         )
     except InputError:
         return None
-
-
-def stating(profile: TimingsProfile, task: Task) -> TimingsProfile:
-    """The profile with the recipe of the task that measured it among its details."""
-    return dataclasses.replace(profile, details={**profile.details, RECIPE: dict(task.recipe)})
