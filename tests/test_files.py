@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from offramp.errors import DiskFullError, InputError
-from offramp.files import write_atomically, write_text_atomically
+from offramp.files import (
+    DEEPEST_JSON,
+    PACKAGE,
+    JsonError,
+    canonical_json,
+    parse_json,
+    write_atomically,
+    write_text_atomically,
+)
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
@@ -49,3 +62,71 @@ def test_what_finds_no_room_is_said_and_leaves_nothing(
     with pytest.raises(DiskFullError, match=what):
         write_atomically(tmp_path / "checkpoint", write)
     assert not list(tmp_path.iterdir())
+
+
+NO_JSON: dict[str, str | bytes] = {
+    "nested more than 64 deep": '{"a": ' * 100_000 + "1" + "}" * 100_000,
+    "more than 64": '{"a": ' * (DEEPEST_JSON + 1) + "1" + "}" * (DEEPEST_JSON + 1),
+    "holds NaN": '{"a": NaN}',
+    "holds -Infinity": '{"a": [-Infinity]}',
+    "too large: 1e999": '{"a": 1e999}',
+    "too large: 9223372036854775808": '{"a": 9223372036854775808}',
+    "too large: 99": '{"a": ' + "9" * 5000 + "}",
+    "lone surrogate": '{"a": "\\uDC80"}',
+    "half a character": '{"\\ud83d": 1}',
+    "key 'a' twice": '{"b": {"a": 1, "a": 1}}',
+    "not UTF-8 at byte 7": b'{"a": "\xff"}',
+    "holds a list, not an object": "[]",
+    "holds null, not an object": "null",
+    "holds true or false, not an object": "true",
+    "not JSON": '{"a": ',
+    "is not JSON": "",
+}
+
+
+@pytest.mark.parametrize(("why", "text"), NO_JSON.items(), ids=NO_JSON)
+def test_json_that_nothing_here_writes_is_refused_with_its_reason(why: str, text: str | bytes) -> None:
+    with pytest.raises(JsonError, match=re.escape(why)):
+        parse_json(text)
+
+
+def test_files_of_models_may_hold_what_other_programs_write() -> None:
+    text = (
+        '{"time_step_limit": [0.0, Infinity], "model_max_length": 1000000000000000019884624838656, "a": 1, '
+    )
+    assert parse_json(text + '"a": 2}', lenient=True)["a"] == 2
+    with pytest.raises(JsonError, match="deep"):
+        parse_json(NO_JSON["more than 64"], lenient=True)
+
+
+PLAIN = st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False)
+VALUES = st.recursive(
+    PLAIN.filter(lambda value: value not in (float("inf"), float("-inf"))) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.text(), VALUES), st.booleans())
+def test_what_is_written_here_is_read_back(value: dict[str, object], escaped: bool) -> None:
+    assert parse_json(json.dumps(value) if escaped else canonical_json(value).encode()) == value
+
+
+@given(st.binary() | st.text() | st.text('[]{}",:0123456789.eE+-\\\\udDnaN \\n'))
+def test_any_bytes_are_an_object_or_refused(content: bytes | str) -> None:
+    with contextlib.suppress(JsonError):
+        assert isinstance(parse_json(content), dict)
+
+
+OWN_JSON = {
+    "files.py",  # the reader
+    "policies/contract.py",  # a policy's own JSON, written a moment before
+    "cli/run_folder.py",  # a request's own, likewise
+    "workloads/prompts.py",  # data of the package
+    "decoding/quality/sandboxed.py",  # a program of its own, which imports nothing of offramp
+}
+
+
+def test_json_of_others_is_read_in_one_place() -> None:
+    reading = re.compile(r"\bjson\.loads?\(|JSONDecoder\(|\.raw_decode\(")
+    found = {path for path in PACKAGE.rglob("*.py") if reading.search(path.read_text(encoding="utf-8"))}
+    assert {path.relative_to(PACKAGE).as_posix() for path in found} == OWN_JSON

@@ -8,20 +8,29 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DamagedFileError, DiskFullError, InputError
+from offramp.errors import DamagedFileError, DiskFullError, InputError, shortened
 
 TEMPORARY_PREFIX = ".writing-"
 NO_FILE = "it is a folder, a device or a pipe, not a file"
 
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name as a policy, a profile or a study."""
+
+LARGEST_JSON = 1_000_000_000
+"""Bytes of a JSON text that is read at all."""
+DEEPEST_JSON = 64
+"""Objects and lists within each other that a JSON text may have; what is written here has a dozen."""
+LARGEST_INTEGER = 2**63 - 1
+"""Of whole numbers in JSON, on either side of 0: what arrays and file formats hold."""
 
 PACKAGE = Path(__file__).parent
 """Where the source of offramp itself lies."""
@@ -70,6 +79,100 @@ def read_given_text(path: Path) -> str:
     if len(content) > LARGEST_GIVEN:
         raise OSError(errno.EFBIG, f"larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
     return content.decode("utf-8-sig")
+
+
+class JsonError(ValueError):
+    """A text is not the JSON that is wanted. Its text says why: "it is nested more than 64 deep"."""
+
+
+def parse_json(text: str | bytes, kind: type = dict, *, lenient: bool = False) -> Any:
+    """What a JSON text holds: the one reader of JSON that comes from a file, a pipe or the network.
+
+    kind: what it has to hold. lenient: for files of models, which other programs read, too: numbers of any
+    size, NaN and infinities, and the last one of equal keys.
+
+    Raises JsonError for anything else, for numbers that are not finite or beyond LARGEST_INTEGER, a key that
+    an object has twice, half a character (a lone surrogate), and a nesting beyond DEEPEST_JSON.
+    """
+    if len(text) > LARGEST_JSON:
+        raise JsonError(f"it is larger than {LARGEST_JSON / 1e9:g} GB")
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        value = (_ANY_JSON if lenient else _STRICT_JSON).decode(decoded)
+        if re.search(r"\\u[dD][89a-fA-F]", decoded):  # pairs of which are a character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise JsonError(_TOO_DEEP) from error
+    except UnicodeDecodeError as error:
+        raise JsonError(f"it is not UTF-8 at byte {error.start:,}") from error
+    except UnicodeEncodeError as error:
+        raise JsonError("it holds half a character (a lone surrogate)") from error
+    except JsonError:
+        raise
+    except ValueError as error:  # no JSON, or more digits than Python reads
+        raise JsonError(f"it is not JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise JsonError(f"it holds {_in_words(value)}, not {_WORDS[kind]}")
+    _require_shallow(value)
+    return value
+
+
+def read_json(path: Path, kind: type = dict, *, lenient: bool = False) -> Any:
+    """What a JSON file holds (see `parse_json`). Raises JsonError; OSError for what cannot be read."""
+    require_regular(path)
+    with path.open("rb") as file:
+        return parse_json(file.read(LARGEST_JSON + 1), kind, lenient=lenient)
+
+
+_WORDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number"}
+_TOO_DEEP = f"it is nested more than {DEEPEST_JSON} deep"
+
+
+def _in_words(value: Any) -> str:
+    """What a JSON value is, in an error."""
+    return "null" if value is None else _WORDS.get(type(value), "a number")
+
+
+def _require_shallow(value: Any) -> None:
+    depth, level = 0, [value] if isinstance(value, dict | list) else []
+    while level:
+        depth += 1
+        if depth > DEEPEST_JSON:
+            raise JsonError(_TOO_DEEP)
+        inner = (part.values() if isinstance(part, dict) else part for part in level)
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) > LARGEST_INTEGER:
+        raise JsonError(f"it holds a number that is too large: {shortened(digits)}")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise JsonError(f"it holds a number that is too large: {shortened(digits)}")
+    return number
+
+
+def _no_number(name: str) -> float:
+    raise JsonError(f"it holds {name}, which is no number of JSON")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counted = Counter(key for key, _ in pairs)
+        twice = next(key for key, times in counted.items() if times > 1)
+        raise JsonError(f"it has the key {shortened(repr(twice))} twice")
+    return value
+
+
+_ANY_JSON = json.JSONDecoder()
+_STRICT_JSON = json.JSONDecoder(
+    parse_int=_whole, parse_float=_finite, parse_constant=_no_number, object_pairs_hook=_distinct
+)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -185,10 +288,12 @@ def read_sealed_json(
         raise damaged(path, NO_FILE)
     try:
         text = path.read_bytes().decode("utf-8")
-        value = json.loads(text)
+        value = parse_json(text)
         seal = value.pop(SEAL)
         whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except JsonError as error:
+        raise damaged(path, str(error)) from error
+    except (ValueError, KeyError) as error:  # no UTF-8, or no seal
         raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
     if not whole:
         raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")

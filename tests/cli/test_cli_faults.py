@@ -60,7 +60,7 @@ def test_a_sealed_file_of_another_kind_is_no_manifest(trace: Path) -> None:
 
 def test_a_manifest_nested_without_end_is_damaged(trace: Path) -> None:
     (trace / "manifest.json").write_text("[" * 100_000 + "]" * 100_000)
-    assert "it is not a manifest (RecursionError)" in run_offramp("score", trace).require(1).err
+    assert "it is nested more than 64 deep" in run_offramp("score", trace).require(1).err
 
 
 @pytest.fixture

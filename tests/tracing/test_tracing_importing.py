@@ -374,7 +374,7 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
             find_import(tmp_path / name, format="tuned-lens")
     (tmp_path / "empty" / "config.json").write_text(json.dumps([1]))
     save_file(translators(3, 32), tmp_path / "empty" / "params.safetensors")
-    with pytest.raises(InputError, match="the lens is of the type 'list'"):
+    with pytest.raises(InputError, match="it holds a list, not an object"):
         find_import(tmp_path / "empty", format="tuned-lens")
 
 

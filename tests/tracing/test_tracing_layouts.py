@@ -280,7 +280,7 @@ def test_a_layout_without_its_config_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"needs a config.json .* which says exit_layer_indices"):
         find_import(folder, format="balcony")
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="it is not JSON"):
         find_import(folder, format="balcony")
 
 

@@ -327,7 +327,7 @@ def sealed(value: dict[str, Any]) -> str:
         (lambda whole: sealed({**whole, "schema_version": 4}), "schema version 4, newer than 3"),
         (lambda whole: json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy"),
         (lambda whole: "{", "is not JSON"),
-        (lambda whole: "[]", "not a policy file"),
+        (lambda whole: "[]", "it holds a list, not an object"),
         (None, "no such policy file"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from offramp.cli.run_folder import require_writable
 from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
-from offramp.files import read_given_text
+from offramp.files import parse_json, read_given_text
 from offramp.models.devices import AUTO, find_device, require_dtype
 
 
@@ -43,12 +42,10 @@ def require_json_file(path: Path, what: str, entries: Mapping[str, type]) -> Non
 
 def _has_entries(path: Path, entries: Mapping[str, type]) -> bool:
     try:
-        value = json.loads(read_given_text(path))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(read_given_text(path))
+    except (OSError, ValueError):  # no JSON object, or no UTF-8
         return False
-    return isinstance(value, dict) and all(
-        key in value and isinstance(value[key], kind) for key, kind in entries.items()
-    )
+    return all(key in value and isinstance(value[key], kind) for key, kind in entries.items())
 
 
 def refuse_idle(options: Mapping[str, tuple[bool, str, str]]) -> None:

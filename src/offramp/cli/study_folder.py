@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.cli.console import Output, stage
 from offramp.cli.run_folder import require_only
 from offramp.errors import DamagedFileError, InputError
+from offramp.files import JsonError, read_json
 from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def _written(folder: StudyFolder) -> dict[str, str]:
 
 def _stamp(folder: StudyFolder) -> object:
     try:
-        return json.loads((folder.path / STAMP).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or it is damaged: the page is written again
+        stamp: object = read_json(folder.path / STAMP)
+    except (OSError, JsonError):  # there is none, or it is damaged: the page is written again
         return None
+    return stamp

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.errors import DamagedFileError
-from offramp.files import canonical_json, write_atomically
+from offramp.files import canonical_json, parse_json, write_atomically
 from offramp.tracing.heads_arrays import seal_of
 
 HEADER = "offramp_training"
@@ -38,7 +37,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
+            header = parse_json((file.metadata() or {})[HEADER])
             # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         seal = header.pop(SEAL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import ModelError
+from offramp.files import JsonError, read_json
 from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -85,11 +85,11 @@ def _files_of_index(index: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     """File names by tensor names, as an index lists them."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index, lenient=True)["weight_map"]
         if not listed or not all(isinstance(name, str) for name in listed.values()):
             raise ValueError("no file names in its weight_map")
         return dict(listed)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             "the index of the weight files is damaged", where=str(index), fix="download it again"
         ) from error
@@ -153,8 +153,6 @@ def _check_index(index: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 CONFIG_FILE = "config.json"
-DEEPEST_CONFIG = 40
-"""Objects and lists within each other that a config.json may have: real ones have four or five."""
 # Layers that share weights are stored once: how many a stored one may stand for.
 LAYERS_PER_STORED = 100
 AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
@@ -233,19 +231,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             fix="give the folder that holds config.json, the tokenizer and the .safetensors files",
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config: dict[str, Any] = read_json(path, lenient=True)
+    except JsonError as error:
         raise ModelError(
-            f"config.json is not valid JSON: {error}", where=str(path), fix="download the file again"
+            f"config.json cannot be read: {error}", where=str(path), fix="download the file again"
         ) from error
-    if _depth(config) > DEEPEST_CONFIG:
+    if not isinstance(config.get("text_config") or {}, dict):
         raise ModelError(
-            f"config.json is nested more than {DEEPEST_CONFIG} deep, as no model's is",
-            where=str(path),
-            fix="download the file again",
+            "text_config in config.json is no object", where=str(path), fix="download the file again"
         )
-    if not isinstance(config, dict) or not isinstance(config.get("text_config") or {}, dict):
-        raise ModelError("config.json holds no JSON object", where=str(path), fix="download the file again")
     return config
 
 
@@ -255,19 +249,6 @@ def stored_dtype(folder: Path) -> str:
     parts = (config, config.get("text_config") or {})
     stated = [part.get(key) for part in parts for key in ("dtype", "torch_dtype")]
     return next((str(dtype) for dtype in stated if dtype in DTYPES), "float32")
-
-
-def _depth(value: Any) -> int:
-    """Objects and lists within each other, counted without recursion, DEEPEST_CONFIG + 1 at most."""
-    depth, inner = 0, _items(value)
-    while inner and depth <= DEEPEST_CONFIG:
-        depth, inner = depth + 1, [item for outer in inner for item in _items(outer)]
-    return depth
-
-
-def _items(value: Any) -> list[Any]:
-    """What an object or a list holds; nothing of anything else."""
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def stated_layers(config: Mapping[str, Any]) -> int | None:
@@ -293,8 +274,9 @@ def check_no_remote_code(config: dict[str, Any], folder: Path, *, trust_remote_c
 
 
 def _holds_key(value: Any, key: str) -> bool:
-    held = isinstance(value, dict) and bool(value.get(key))
-    return held or any(_holds_key(item, key) for item in _items(value))
+    if isinstance(value, dict):
+        return bool(value.get(key)) or any(_holds_key(item, key) for item in value.values())
+    return isinstance(value, list) and any(_holds_key(item, key) for item in value)
 
 
 def find_strangers(hf: Any, prefix: str, layers: int, unexpected: Iterable[str]) -> list[str]:

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import struct
@@ -23,6 +22,7 @@ from typing import IO, Any
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.files import (
     TEMPORARY_PREFIX,
+    read_json,
     sha256_of_file,
     sha256_of_text,
     sync_folder,
@@ -224,7 +224,7 @@ def _convert_atomically(source: Path, folder: Path, convert: Convert) -> None:
 def find_damage(folder: Path) -> str | None:
     """What differs from the manifest written with the folder, None if nothing does."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         for name, expected in files.items():
             if sha256_of_file(folder / name) != expected:
                 return f"{name} changed"

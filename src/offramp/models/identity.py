@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.files import canonical_json, read_json, sha256_of_file, sha256_of_text
 from offramp.models.checkpoint import find_weight_files
 
 TOKENIZER_PATTERNS = (
@@ -90,7 +90,7 @@ def identify_folder(
     # An index may name files in folders further down.
     files = sorted({*folder.glob("*.safetensors"), *find_weight_files(folder)})
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", lenient=True)
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
     behaviour = sorted(path for pattern in BEHAVIOUR_PATTERNS for path in folder.glob(pattern))
     return ModelIdentity(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
+from offramp.files import JsonError, read_json
 from offramp.models.checkpoint import (
     CONTEXT_KEYS,
     check_vocabulary,
@@ -224,9 +224,9 @@ def _broken_file(folder: Path) -> Path | None:
     for name in JSON_FILES:
         path = folder / name
         try:
-            if path.is_file() and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                return path
-        except (OSError, ValueError, RecursionError):
+            if path.is_file():
+                read_json(path, lenient=True)
+        except (OSError, JsonError):
             return path
     return None
 

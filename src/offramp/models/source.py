@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offramp.errors import ModelError
-from offramp.files import sha256_of_file
+from offramp.files import read_json, sha256_of_file
 from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
 from offramp.models.gguf_file import check_magic, convert_to_safetensors, dense_folder, read_licence
 from offramp.models.identity import ModelIdentity, identify_folder
@@ -314,6 +314,6 @@ def _gguf_source(
 
     folder = dense_folder(path, sha256, convert)
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
-    stated = json.loads((folder / "source.json").read_text(encoding="utf-8"))["licence"]
+    stated = read_json(folder / "source.json")["licence"]
     identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
     return Source(name, folder, identity)

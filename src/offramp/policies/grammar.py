@@ -8,14 +8,13 @@ votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
-from offramp.files import SEAL, read_given_text, seal_of, write_json_atomically
+from offramp.files import SEAL, parse_json, read_given_text, seal_of, write_json_atomically
 from offramp.plug_ins import load_plug_in, plug_ins, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import (
@@ -333,19 +332,17 @@ def read_policy(path: Path) -> ExitPolicy:
 def read_policy_file(path: Path) -> dict[str, Any]:
     """The JSON object of a policy's file, a plain one or the tuner's. Raises PolicyError if it is none."""
     try:
-        value = json.loads(read_given_text(path))
+        value: dict[str, Any] = parse_json(read_given_text(path))
     except FileNotFoundError as error:
         raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
     except OSError as error:
         raise PolicyError(
             f"the policy file cannot be read: {error.strerror}", where=str(path), fix="give a .json file"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:  # no JSON object, or no UTF-8
         raise PolicyError(
-            f"the policy file is not JSON: {error}", where=str(path), fix="write it again"
+            f"the policy file cannot be read: {error}", where=str(path), fix="write it again"
         ) from error
-    if not isinstance(value, dict):
-        raise _no_policy_file(str(path))
     return value
 
 

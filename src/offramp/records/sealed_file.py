@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, shortened
-from offramp.files import is_irregular, read_sealed_json, write_sealed_json
+from offramp.files import JsonError, read_json, read_sealed_json, write_sealed_json
 from offramp.records.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -68,13 +67,11 @@ class SealedFile(Generic[Record]):
     @staticmethod
     def _parsed(path: Path) -> Mapping[str, Any] | None:
         """The JSON object in a file, None where there is none."""
-        if is_irregular(path):  # a pipe would be waited for
-            return None
         try:
-            value = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            value: dict[str, Any] = read_json(path)
+        except (OSError, JsonError):
             return None
-        return value if isinstance(value, dict) else None
+        return value
 
     def _of_another_layout(self, path: Path) -> DamagedFileError | None:
         """The error for a file that states another version or kind, None for one that is broken."""

@@ -7,7 +7,6 @@ record of its failure. The journal only tells people what happened when, and how
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import remove, sweep_temporary_files
+from offramp.files import JsonError, read_json, remove, sweep_temporary_files
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.journal import Journal
 from offramp.studies.locks import holding
@@ -169,7 +168,11 @@ class StudyFolder:
                 where=str(path),
                 fix="run the study: offramp study run STUDY.toml",
             )
-        return dict(json.loads(path.read_bytes()))
+        try:
+            result: dict[str, Any] = read_json(path)
+        except JsonError as error:
+            raise MANIFEST_FILE.damaged(path, str(error)) from error
+        return result
 
     def finished(self) -> list[tuple[str, str]]:
         """Kind and key of every task that left a manifest here, whether or not a plan names it."""

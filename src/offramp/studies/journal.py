@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import platform
 import time
@@ -14,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, disk_full, is_disk_full, sha256_of_text
+from offramp.files import canonical_json, disk_full, is_disk_full, parse_json, sha256_of_text
+from offramp.records.typed import from_json
 from offramp.studies.task import Task
 
 CHECKSUM = "check"
@@ -142,11 +142,11 @@ def _checksum(value: Mapping[str, Any]) -> str:
 def _event(line: bytes) -> Event | None:
     """The event of a line, None if the line is not what was written."""
     try:
-        value = json.loads(line)
+        value = parse_json(line)
         checksum = value.pop(CHECKSUM)
         written = canonical_json({**value, CHECKSUM: checksum}).encode()
-        return Event(**value) if line == written and checksum == _checksum(value) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return from_json(Event, value) if line == written and checksum == _checksum(value) else None
+    except (ValueError, KeyError):
         return None
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
+from offramp.files import parse_json
 from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import start_beating
@@ -33,7 +34,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Ctrl-C reaches every process of a terminal; the engine decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    job = from_json(Job, json.loads(_read_line()))
+    job = from_json(Job, parse_json(_read_line()))
     threading.Thread(target=_end_with_engine, daemon=True).start()
     folder = StudyFolder(Path(sys.argv[1]))
     start_beating(folder.alive_path(sys.argv[2]))

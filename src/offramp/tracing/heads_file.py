@@ -5,14 +5,13 @@ Every shape, type and number is checked when heads are built from it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from offramp.commands import command_for
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, write_atomically
+from offramp.files import JsonError, canonical_json, parse_json, write_atomically
 from offramp.models.identity import shown_name
 from offramp.tracing.exit_heads import ExitHeads, build_heads
 from offramp.tracing.exits_folder import heads_path
@@ -61,9 +60,11 @@ def read_heads(path: str | Path) -> ExitHeads:
     if HEADER not in metadata:
         raise InputError("the safetensors file holds no exit heads", where=str(path), fix=MADE_BY)
     try:
-        header = json.loads(metadata[HEADER])
+        header = parse_json(metadata[HEADER])
         version, seal = header.pop(SCHEMA), header.pop(SEAL)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except JsonError as error:
+        raise _damaged(path, f"of its header, {error}") from error
+    except KeyError as error:
         raise _damaged(path, "its header is not what offramp writes") from error
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise InputError(
@@ -140,7 +141,7 @@ def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
     try:
         arrays = load(data)
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+        metadata = parse_json(data[8 : 8 + size], lenient=True).get("__metadata__") or {}
     except SafetensorError as error:
         raise InputError(
             f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=MADE_BY

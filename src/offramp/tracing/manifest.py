@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import NO_FILE, is_irregular, sha256_of_file, write_sealed_json
+from offramp.files import NO_FILE, JsonError, is_irregular, read_json, sha256_of_file, write_sealed_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
 from offramp.records.typed import to_json
@@ -209,9 +208,12 @@ def read_manifest(folder: Path) -> Manifest:
 def _schema_version(path: Path) -> int:
     """The manifest's version, looked at before anything else of a file that may be of a later form."""
     try:
-        return int(json.loads(path.read_bytes())["schema_version"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, f"it is not a manifest ({type(error).__name__})") from error
+        version = read_json(path).get("schema_version")
+    except JsonError as error:
+        raise damaged(path, str(error)) from error
+    if not isinstance(version, int):
+        raise damaged(path, "it is not a manifest")
+    return version
 
 
 def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFileError]]:

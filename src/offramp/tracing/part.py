@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError
-from offramp.files import canonical_json, sha256_of_file, write_atomically
+from offramp.files import canonical_json, parse_json, sha256_of_file, write_atomically
 from offramp.records.sealed_file import SealedFile
 from offramp.records.typed import Record
 
@@ -192,9 +191,8 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
             path = part_path(folder, kind, index)
             raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     columns = {kind: read_columns(part_path(folder, kind, index)) for kind in ("facts", "tokens")}
-    details = json.loads(
-        pq.read_schema(part_path(folder, "tokens", index).absolute()).metadata[b"offramp.part"]
-    )
+    schema = pq.read_schema(part_path(folder, "tokens", index).absolute())
+    details = parse_json(schema.metadata[b"offramp.part"])
     return Part(
         index=index,
         tokens=columns["tokens"],

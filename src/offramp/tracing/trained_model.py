@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import SEAL, seal_of
+from offramp.files import SEAL, read_json, seal_of
 from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 from offramp.workloads.shared_text import Sketch, read_sketch
 
@@ -73,8 +72,8 @@ def trained_in(folder: Path) -> TrainedOn:
             )
         return TrainedOn()
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.get("kind") not in RECORDS:
+        record = read_json(path)
+        if record.get("kind") not in RECORDS:
             return TrainedOn()
         if record.get(SEAL) != seal_of(record):
             raise _damaged(path)
@@ -83,7 +82,7 @@ def trained_in(folder: Path) -> TrainedOn:
             tuple(read_sketch(text) for text in record.get("texts", ())),
             record.get("request", {}).get("model", {}).get("name"),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path) from error
 
 

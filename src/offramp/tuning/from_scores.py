@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from offramp.errors import InputError
-from offramp.files import read_given_text
+from offramp.files import JsonError, parse_json, read_given_text
 from offramp.policies.signals import suggest
 from offramp.records.typed import InvalidRecordError, from_json
 from offramp.scoring.card import ScoreCard
@@ -66,20 +65,22 @@ def read_cells(path: Path) -> tuple[ScoreCell, ...]:
 def _values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """Every cell's JSON value with its place in the file."""
     if text.lstrip().startswith("["):
-        for place, value in enumerate(_parsed(text, str(path)), start=1):
+        for place, value in enumerate(_parsed(text, str(path), list), start=1):
             yield f"cell {place}", value
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield f"line {number}", _parsed(line, f"{path}, line {number}")
+            yield f"line {number}", _parsed(line, f"{path}, line {number}", dict)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, where: str, kind: type) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text, kind)
+    except JsonError as error:
         raise InputError(
-            f"the cells are no JSON: {error}", where=where, fix="write a JSON list, or one object per line"
+            f"the cells cannot be read: {error}",
+            where=where,
+            fix="write a JSON list, or one object per line",
         ) from error
 
 

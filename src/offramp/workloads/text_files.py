@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import WorkloadError
+from offramp.files import JsonError, parse_json
 from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 LARGEST_FILE = 1_000_000_000
@@ -238,16 +238,13 @@ def load_json_lines(argument: str) -> Workload:
 def _json_object(path: Path, number: int, line: str) -> dict[str, Any]:
     where = f"{path}, line {number}"
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond what Python reads, too
-        why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+        value: dict[str, Any] = parse_json(line)
+    except JsonError as error:
         raise WorkloadError(
-            f"the line is not JSON: {why}", where=where, fix="write one JSON object per line"
+            f"the line cannot be read: {error}",
+            where=where,
+            fix='write one JSON object per line, as {"field": "text"}',
         ) from error
-    if not isinstance(value, dict):
-        raise WorkloadError(
-            f"the line holds {_kind(value)}, not an object", where=where, fix='write {"field": "text"}'
-        )
     return value
 
 

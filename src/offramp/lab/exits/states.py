@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, disk_full, is_disk_full, remove, sync_folder
+from offramp.files import canonical_json, disk_full, is_disk_full, parse_json, remove, sync_folder
 from offramp.lab.exits.folder import require_room
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
@@ -244,7 +244,7 @@ def _read(path: Path, key: str) -> _File | None:
         digest.update(bytes_of(states[rows]))
     if digest.hexdigest() != metadata["sha256"]:
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return _File(tuple(json.loads(metadata["layers"])), states, json.loads(metadata["seconds"]))
+    return _File(tuple(parse_json(metadata["layers"], list)), states, float(metadata["seconds"]))
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

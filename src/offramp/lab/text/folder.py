@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.files import canonical_json, parse_json, sha256_of_file, sha256_of_text
 from offramp.lab.text.generated import Answer, Problem
 from offramp.lab.text.tokenizer import Tokens, load_tokenizer
 from offramp.lab.text.work import GENERATED, Kind, Part
@@ -120,7 +120,7 @@ class LabText:
     def problems(self, part: Part) -> tuple[Problem, ...]:
         """The generated documents of a part, with their answers."""
         lines = (self.folder / documents_file(part, GENERATED)).read_text(encoding="utf-8").splitlines()
-        found = map(json.loads, lines)
+        found = map(parse_json, lines)
         return tuple(
             Problem(Document(one["id"], one["text"]), tuple(Answer(*answer) for answer in one["answers"]))
             for one in found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.files import parse_json
 from offramp.lab.text.folder import LabText, documents_file
 from offramp.lab.text.generated import Problem
 from offramp.lab.text.work import NaturalKind
@@ -89,7 +89,7 @@ def _makers(text: LabText) -> list[Maker]:
 def _documents(text: LabText, kind: NaturalKind) -> list[str]:
     path = text.folder / documents_file("train", kind)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else ()
-    return [json.loads(line)["text"] for line in lines]
+    return [parse_json(line)["text"] for line in lines]
 
 
 def _passage(document: str, generator: np.random.Generator, characters: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from offramp.files import parse_json
 from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import STALL_SECONDS, Watch
@@ -102,7 +103,7 @@ class WorkerProcess:
         answer = self.process.stdout.read()
         code = self.process.wait()
         # A library that ends the process may end it with 0, and without an answer.
-        outcome = from_json(JobOutcome, json.loads(answer)) if code == 0 and answer else None
+        outcome = from_json(JobOutcome, parse_json(answer)) if code == 0 and answer else None
         said = "" if outcome else last_line(self.log, self._log_start)
         self._alive.unlink(missing_ok=True)
         killed = _killed(code)

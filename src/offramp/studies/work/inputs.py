@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.errors import OfframpError
-from offramp.files import canonical_json
+from offramp.files import canonical_json, read_json
 from offramp.models.devices import CPU
 from offramp.models.memory import use_threads
 from offramp.studies.computing import code_of, code_of_module
@@ -102,7 +101,7 @@ def checked_workload(source: str, described: Mapping[str, Any]) -> Workload:
 def result_of(context: Context, role: str) -> dict[str, Any]:
     """The result of a needed task."""
     path = context.input(role) / RESULT
-    value: dict[str, Any] = json.loads(path.read_bytes())
+    value: dict[str, Any] = read_json(path)
     return value
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from offramp.errors import InputError
+from offramp.files import JsonError, read_json
 from offramp.models.model import Model
 from offramp.tracing.importing.key_map import KeyMap
 from offramp.tracing.importing.tensors import Tensors
@@ -82,14 +83,15 @@ def config_path(path: Path) -> Path:
     return (path if path.is_dir() else path.parent) / "config.json"
 
 
-def read_json(file: Path) -> Any:
+def read_config_json(file: Path) -> dict[str, Any]:
     """The content of a config.json. Raises InputError for one that is damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content: dict[str, Any] = read_json(file, lenient=True)
+    except JsonError as error:
         raise InputError(
-            f"config.json is not valid JSON: {error}", where=str(file), fix="copy the file again"
+            f"config.json cannot be read: {error}", where=str(file), fix="copy the file again"
         ) from error
+    return content
 
 
 def read_config(path: Path, kind: type[Read], layout: str) -> Read:
@@ -106,7 +108,7 @@ def read_config(path: Path, kind: type[Read], layout: str) -> Read:
             fix="copy it from where the tensors came (docs/bring-your-own-exits.md says how it is made)",
         )
     try:
-        return kind.model_validate_json(json.dumps(read_json(file)))
+        return kind.model_validate_json(json.dumps(read_config_json(file)))
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(map(str, first["loc"])) or "the file"

@@ -12,7 +12,7 @@ import numpy as np
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.tracing.importing.key_map import EXIT, KeyMap, LensKeys
-from offramp.tracing.importing.layout import Described, Layout, config_path, read_json
+from offramp.tracing.importing.layout import Described, Layout, config_path, read_config_json
 from offramp.tracing.importing.tensors import Tensors
 
 NAME = "tuned-lens"
@@ -78,8 +78,8 @@ def read_tuned_lens_config(path: Path) -> TunedLensConfig:
     lens.
     """
     file = config_path(path)
-    content: Any = read_json(file) if file.is_file() else {}
-    kind = content.get("lens_type", LENS_TYPE) if isinstance(content, dict) else type(content).__name__
+    content: dict[str, Any] = read_config_json(file) if file.is_file() else {}
+    kind = content.get("lens_type", LENS_TYPE)
     if kind != LENS_TYPE:
         raise InputError(
             f"the lens is of the type {kind!r}; offramp reads {LENS_TYPE!r}",
