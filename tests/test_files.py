@@ -122,7 +122,6 @@ OWN_JSON = {
     "policies/contract.py",  # a policy's own JSON, written a moment before
     "cli/run_folder.py",  # a request's own, likewise
     "workloads/prompts.py",  # data of the package
-    "decoding/quality/sandboxed.py",  # a program of its own, which imports nothing of offramp
 }
 
 
