@@ -11,6 +11,7 @@ import pytest
 import offramp
 from command_line import run_offramp, summary_of
 from offramp.errors import InputError
+from offramp.files import write_sealed_json
 from offramp.report.readings import TITLE
 from offramp.report.summary import summary_schema
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
@@ -124,7 +125,7 @@ def test_a_record_of_another_version_is_refused_before_a_model_is_looked_at(
     trained: Path, documents: Path, tmp_path: Path
 ) -> None:
     outdated = shutil.copytree(trained, tmp_path / "outdated")
-    (outdated / TRAINING_FILE).write_text('{"kind": "training", "schema_version": 1}')
+    write_sealed_json(outdated / TRAINING_FILE, {"kind": "training", "schema_version": 1})
     run = ["run", "no model", "-w", f"jsonl:{documents}#text", "-o", tmp_path / "run", "--json"]
     error = run_offramp(*run, "--exits", outdated).require(2).json["error"]
     assert "its schema version is 1" in error["what"]

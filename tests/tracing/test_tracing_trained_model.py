@@ -41,7 +41,7 @@ def test_a_record_that_was_changed_or_is_not_there_yet_is_no_licence(tmp_path: P
     write_sealed_json(tmp_path / TRAINING_FILE, RECORD)
     file = tmp_path / TRAINING_FILE
     file.write_text(file.read_text(encoding="utf-8").replace('"b"', '"c"'), encoding="utf-8")
-    with pytest.raises(DamagedFileError, match="what this model was trained on is damaged"):
+    with pytest.raises(DamagedFileError, match="what was trained here, and on what, is damaged"):
         trained_on(model_in(tmp_path))
     file.write_text("{", encoding="utf-8")
     with pytest.raises(DamagedFileError, match="damaged"):

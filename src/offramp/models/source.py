@@ -18,6 +18,7 @@ from offramp.files import read_json, sha256_of_file
 from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, read_config
 from offramp.models.gguf_file import check_magic, convert_to_safetensors, dense_folder, read_licence
 from offramp.models.identity import ModelIdentity, identify_folder
+from offramp.models.training_record import require_as_trained
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     "owner/name@revision"). trust_remote_code: allow Python code that comes with the model. subfolder: of a
     folder or a Hub repository, where the model lies.
 
-    Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete.
+    Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete, or not what its
+    training left; DamagedFileError for a training's record that was changed.
     """
     path = Path(name).expanduser()
     if subfolder is not None and (name in BUNDLED or path.is_file()):
@@ -271,15 +273,25 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     if name in BUNDLED:
         return _bundled_source(BUNDLED[name], trust_remote_code)
     if name and path.is_dir():  # an empty name would be the current folder
-        path = within(path, subfolder)
-        check_checkpoint(path, trust_remote_code=trust_remote_code)
-        return Source(path.resolve().name, path, identify_folder(path, source=str(path)))
+        return folder_source(within(path, subfolder), trust_remote_code=trust_remote_code)
     if path.is_file():
         return _gguf_source(path, path.stem, str(path), trust_remote_code)
     if path.suffix == ".gguf" or not looks_like_hub_id(name):
         raise unknown_model(name)
     downloaded = download(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
     return hub_source(name, downloaded, trust_remote_code)
+
+
+def folder_source(folder: Path, *, trust_remote_code: bool = False) -> Source:
+    """The source of a local folder, which is what offramp trained if it has a record that says so.
+
+    Raises ModelError if it is unsafe, damaged or incomplete, or not what its training left; DamagedFileError
+    for a record that was changed.
+    """
+    check_checkpoint(folder, trust_remote_code=trust_remote_code)
+    identity = identify_folder(folder, source=str(folder))
+    require_as_trained(folder, identity.fingerprint, model=True)
+    return Source(folder.resolve().name, folder, identity)
 
 
 def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = False) -> Source:

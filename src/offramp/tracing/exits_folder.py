@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 from offramp.errors import InputError
+from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
 
 EXITS_FILE = "exits.safetensors"
 """Trained exits: an ordinary file of exit heads."""
-TRAINING_FILE = "training.json"
-"""How they were trained. Written last: a folder without it is of a training that has not ended."""
 UNDER_WAY = ("checkpoint.safetensors", "states")
 """What only a training that has not ended leaves there."""
 

@@ -13,8 +13,9 @@ from offramp.commands import command_for
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, canonical_json, parse_json, write_atomically
 from offramp.models.identity import shown_name
+from offramp.models.training_record import require_as_trained
 from offramp.tracing.exit_heads import ExitHeads, build_heads
-from offramp.tracing.exits_folder import heads_path
+from offramp.tracing.exits_folder import EXITS_FILE, heads_path
 from offramp.tracing.heads_arrays import MADE_BY, Arrays, seal_of
 
 SCHEMA_VERSION = 5
@@ -52,7 +53,8 @@ def read_heads(path: str | Path) -> ExitHeads:
     """The heads of a file, or of a folder of trained exits, the bytes checked against their SHA-256.
 
     Raises InputError for a file that holds no heads or that a newer version wrote, and as
-    `offramp.tracing.exits_folder.heads_path` does; DamagedFileError for one whose bytes changed.
+    `offramp.tracing.exits_folder.heads_path` does, and for trained exits that the record beside them does not
+    vouch for; DamagedFileError for one whose bytes changed.
     """
     path = heads_path(path)
     data = _read_bytes(path)
@@ -75,9 +77,12 @@ def read_heads(path: str | Path) -> ExitHeads:
     if version not in range(1, SCHEMA_VERSION + 1) or seal != seal_of(header, arrays):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
-        return build_heads(header, arrays, str(path))
+        heads = build_heads(header, arrays, str(path))
     except (KeyError, TypeError, AttributeError) as error:  # sealed, but by another program
         raise _damaged(path, f"its header is not what offramp writes ({error})") from error
+    if path.name == EXITS_FILE:
+        require_as_trained(path.parent, heads.fingerprint, model=False)
+    return heads
 
 
 def require_base(heads: ExitHeads, model: Mapping[str, Any], where: str = "the exit heads") -> None:

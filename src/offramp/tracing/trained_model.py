@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import SEAL, read_json, seal_of
-from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
+from offramp.errors import InputError
+from offramp.models.training_record import GATES, TRAINING_FILE, damaged_record, read_training
+from offramp.tracing.exits_folder import UNDER_WAY
 from offramp.workloads.shared_text import Sketch, read_sketch
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
-
-RECORDS = ("training", "lab training")
-"""Kinds of records that say it; of one by `offramp lab train` as far as workloads are offramp's own."""
 
 TRAINED_ON = "trained_on"
 """Of the model in a trace's request: ids of these documents by workload fingerprint, if there are any."""
@@ -62,8 +59,10 @@ def trained_in(folder: Path) -> TrainedOn:
     Raises InputError for a training that has not ended, whose record comes last, and DamagedFileError for a
     record that was changed: certificates must not rest on text that was trained on.
     """
-    path = folder / TRAINING_FILE
-    if not path.is_file():
+    record = read_training(folder)
+    if record is None:
+        if (folder / TRAINING_FILE).exists():  # another program's
+            return TrainedOn()
         if any((folder / name).exists() for name in UNDER_WAY):
             raise InputError(
                 f"the training of this model has not ended: {TRAINING_FILE} is missing",
@@ -71,24 +70,13 @@ def trained_in(folder: Path) -> TrainedOn:
                 fix="run again what trains it (offramp exits train, offramp lab train): it goes on",
             )
         return TrainedOn()
+    if record["kind"] == GATES:
+        return TrainedOn()
     try:
-        record = read_json(path)
-        if record.get("kind") not in RECORDS:
-            return TrainedOn()
-        if record.get(SEAL) != seal_of(record):
-            raise _damaged(path)
         return TrainedOn(
             {str(workload): tuple(ids) for workload, ids in record["documents"].items()},
             tuple(read_sketch(text) for text in record.get("texts", ())),
             record.get("request", {}).get("model", {}).get("name"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> DamagedFileError:
-    return DamagedFileError(
-        "the record of what this model was trained on is damaged",
-        where=str(path),
-        fix="train the model again, with --overwrite",
-    )
+        raise damaged_record(folder / TRAINING_FILE) from error

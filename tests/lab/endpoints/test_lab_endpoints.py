@@ -13,7 +13,7 @@ import torch
 import offramp
 from command_line import run_offramp
 from lab_recipes import tiny
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.lab.endpoints.documents import kinds_of, openings_of, works_of
 from offramp.lab.endpoints.measure import measure
 from offramp.lab.endpoints.record import RECORD, Endpoints, Sizes, read_endpoints
@@ -256,7 +256,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     damaged = shutil.copytree(endpoint_model, tmp_path / "damaged")
     for content in ('{"kind": "lab training"', "[" * 100_000):
         (damaged / "training.json").write_text(content)
-        with pytest.raises(DamagedFileError, match="trained on is damaged"):
+        with pytest.raises(DamagedFileError, match="on what, is damaged"):
             measure(damaged, endpoint_text)
     other = tmp_path / "notes.json"
     other.write_text("{}")
@@ -275,7 +275,7 @@ def test_a_model_whose_weights_were_changed_is_not_measured(
     with (changed / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(bytes(4))
-    with pytest.raises(DamagedFileError, match="not those that its training left"):
+    with pytest.raises(ModelError, match="not what the training left"):
         measure(changed, endpoint_text, endpoints=["calibration"], sizes=SMALL)
 
 

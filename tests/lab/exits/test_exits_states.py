@@ -84,6 +84,21 @@ def test_a_changed_byte_is_noticed(tmp_path: Path, place: int) -> None:
         read_states(tmp_path / "states", "key")
 
 
+@pytest.mark.parametrize(
+    ("was", "now"), [('"F32"', '"I32"'), ('"seconds":"', '"seconds":"1'), ('"layers":"[1', '"layers":"[2')]
+)
+def test_a_changed_header_is_noticed(tmp_path: Path, was: str, now: str) -> None:
+    model = tiny_llama()
+    written(tmp_path, model, planned(model))
+    path = tmp_path / "states" / HELD_OUT
+    header, numbers = path.read_bytes()[8:4096].decode().rstrip(), path.read_bytes()[4096:]
+    assert was in header
+    changed = header.replace(was, now).encode().ljust(4088)
+    path.write_bytes((4088).to_bytes(8, "little") + changed + numbers)
+    with pytest.raises(DamagedFileError, match=r"held_out\.safetensors is damaged"):
+        read_states(tmp_path / "states", "key")
+
+
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     plan = StatesPlan.of(model, planned(model), (1, 2))

@@ -113,6 +113,23 @@ def test_the_model_is_left_as_it_is() -> None:
     assert all(weight.requires_grad and weight.grad is None for weight in model.hf.parameters())
 
 
+def test_exits_of_another_training_are_not_believed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        trained(seed=seed, steps=2, output=tmp_path / str(seed))
+    other, file = tmp_path / "1" / EXITS_FILE, tmp_path / "0" / EXITS_FILE
+    file.write_bytes(other.read_bytes())
+    for read in (
+        lambda: trained(seed=0, steps=2, output=tmp_path / "0"),
+        lambda: read_heads(tmp_path / "0"),
+        lambda: read_heads(file),
+    ):
+        with pytest.raises(InputError, match="the exits are not what the training left"):
+            read()
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    elsewhere.write_bytes(other.read_bytes())
+    assert read_heads(elsewhere).fingerprint == read_heads(tmp_path / "1").fingerprint
+
+
 def test_a_trace_reads_the_exits_and_knows_which_texts_they_saw(tmp_path: Path) -> None:
     model, workload = tiny_llama(), texts(120)
     found = train_exits(

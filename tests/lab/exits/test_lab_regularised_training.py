@@ -262,6 +262,18 @@ def test_killed_while_it_is_overwritten_the_folder_stays_its_own(
     assert regularised(model, tmp_path / "trained", steps=2, seed=1, overwrite=True).record.steps == 2
 
 
+def test_a_finished_model_that_was_changed_is_not_given_back(model: Model, tmp_path: Path) -> None:
+    regularised(model, tmp_path / "trained", steps=2)
+    weights = tmp_path / "trained" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match="not what the training left"):
+        regularised(model, tmp_path / "trained", steps=2)
+    weights.unlink()
+    with pytest.raises(InputError, match="no weights"):
+        regularised(model, tmp_path / "trained", steps=2)
+
+
 def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in base.iterdir()}
     with pytest.raises(InputError, match="holds something else"):

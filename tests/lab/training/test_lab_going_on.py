@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import offramp
 from command_line import run_offramp
 from lab_recipes import going_on, tiny, tiny_kind
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.lab.exits.layer_skip import dropout_probabilities, exit_weights
 from offramp.lab.text.folder import LabText
 from offramp.lab.training import train as training
@@ -156,10 +156,13 @@ def test_a_base_that_cannot_be_gone_on_from_is_refused(lab_text: LabText, base: 
         ({"text": "0" * 64}, "on another text"),
         ({"diverged": True, "stopped": "the loss was not finite at step 3"}, "diverged: the loss was not"),
         ({"recipe": going_on(lab_text, base, "tuned")}, "itself goes on from another"),
-        ({"model": "0" * 64}, "not those that its training left"),
     ):
         RECORD.write(tmp_path / "other" / "training.json", type(record)(**{**vars(record), **change}))
         assert what in refused(tmp_path / "other")
+    changed = type(record)(**{**vars(record), "model": "0" * 64})
+    RECORD.write(tmp_path / "other" / "training.json", changed)
+    with pytest.raises(ModelError, match="not what the training left"):
+        read_base(going_on(lab_text, tmp_path / "other", "continued"), lab_text)
 
 
 def test_the_base_is_part_of_what_makes_a_training_another(

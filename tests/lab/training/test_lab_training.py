@@ -248,8 +248,8 @@ def test_the_command_trains_says_it_again_and_refuses_another(
     with (moved / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(b"\x7f\x7f\x7f\x7f")
-    refused = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(1).err
-    assert "the model's files are not those that its training left" in refused
+    refused = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(2).err
+    assert "the model is not what the training left" in refused
     write_recipe(recipe, lab_text, rate=1e-3)
     refused = run_offramp("lab", "train", recipe, "-o", folder, "--device", "cpu").require(2).err
     assert "the folder holds another training: recipe.rate (0.005, now 0.001)" in refused

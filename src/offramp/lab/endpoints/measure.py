@@ -22,7 +22,6 @@ from offramp.lab.exits.train import train_exits
 from offramp.lab.required_depth import RequiredDepth, answers_of, has_tokenizer_of, required_depth
 from offramp.lab.text.folder import LabText
 from offramp.lab.text.work import NaturalKind, Part
-from offramp.lab.training.folder import require_own_model
 from offramp.lab.training.record import RECORD
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
@@ -111,14 +110,10 @@ def _known(endpoints: Sequence[str]) -> tuple[Endpoint, ...]:
 def _loaded(source: str | Path, text: LabText, device: str, trust_remote_code: bool) -> Model:
     """The model; of the lab, if the text is its own and its files are those that its training left."""
     folder = Path(source)
-    of_lab = RECORD.is_of(folder / TRAINING_FILE)
-    if of_lab:
+    if RECORD.is_of(folder / TRAINING_FILE):
         _require_own_text(folder, text)
-    trained_in(folder)  # a damaged record is refused before anything is measured
-    model = load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
-    if of_lab:
-        require_own_model(folder, RECORD.read(folder / TRAINING_FILE), model.identity.fingerprint)
-    return model
+    trained_in(folder)  # one that has not ended is refused before anything is measured
+    return load_model(str(source), dtype="float32", trust_remote_code=trust_remote_code, device=device)
 
 
 def _require_own_text(folder: Path, text: LabText) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, disk_full, is_disk_full, parse_json, remove, sync_folder
+from offramp.files import (
+    SEAL,
+    canonical_json,
+    disk_full,
+    is_disk_full,
+    parse_json,
+    remove,
+    sha256_of_text,
+    sync_folder,
+)
 from offramp.lab.exits.folder import require_room
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
@@ -184,12 +193,8 @@ class _Writer:
         """Write the header and put the file in place. seconds: that all rows took."""
         shape = [self.rows, len(self.plan.layers), self.plan.hidden]
         size = int(np.prod(shape)) * self.dtype.itemsize
-        metadata = {
-            "key": key,
-            "layers": json.dumps(self.plan.layers),
-            "seconds": json.dumps(seconds),
-            "sha256": self._digest.hexdigest(),
-        }
+        stated = {"key": key, "layers": json.dumps(self.plan.layers), "seconds": json.dumps(seconds)}
+        metadata = {**stated, SEAL: _seal(stated, self.dtype, shape, self._digest)}
         entry = {"dtype": TYPES[self.dtype], "shape": shape, "data_offsets": [0, size]}
         header = canonical_json({"__metadata__": metadata, "states": entry}).encode()
         room = HEADER_BYTES - 8
@@ -234,17 +239,23 @@ def _read(path: Path, key: str) -> _File | None:
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, states = file.metadata(), file.get_tensor("states")
+            stated, states = dict(file.metadata() or {}), file.get_tensor("states")
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
-    if metadata.get("key") != key:
+    if "key" in stated and stated["key"] != key:
         return None
-    digest = hashlib.sha256()
+    seal, digest = stated.pop(SEAL, None), hashlib.sha256()
     for rows in slices(0, len(states), 1024):
         digest.update(bytes_of(states[rows]))
-    if digest.hexdigest() != metadata["sha256"]:
+    if seal != _seal(stated, states.dtype, states.shape, digest):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return _File(tuple(parse_json(metadata["layers"], list)), states, float(metadata["seconds"]))
+    return _File(tuple(parse_json(stated["layers"], list)), states, float(stated["seconds"]))
+
+
+def _seal(stated: Mapping[str, str], dtype: torch.dtype, shape: Sequence[int], numbers: hashlib._Hash) -> str:
+    """SHA-256 of all that a file says. numbers: the digest of its states' bytes."""
+    said = [dict(stated), str(dtype), list(shape), numbers.hexdigest()]
+    return sha256_of_text(canonical_json(said))
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

@@ -22,9 +22,10 @@ from offramp.lab.exits.record import RECORD, Request, TrainingRecord
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
+from offramp.models.source import folder_source
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
+from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
@@ -185,7 +186,9 @@ def train_exits(
     with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
-            found = None if kind == REGULARISED else read_heads(folder / EXITS_FILE)
+            found = None if kind == REGULARISED else read_heads(folder)
+            if found is None:
+                folder_source(folder)  # as the training left it
         else:
             job = JOBS[kind](model, works, request, folder, shown, on_size, heads, earlier)
             found, record = job.run()

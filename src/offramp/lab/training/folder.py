@@ -12,7 +12,6 @@ from offramp.files import canonical_json, remove, sha256_of_text
 from offramp.lab.exits.folder import is_leftover
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, TrainingRecord
-from offramp.models.identity import identify_folder
 from offramp.records.typed import to_json
 from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 
@@ -41,19 +40,6 @@ def ended_training(folder: Path, where: str) -> TrainingRecord:
     except DamagedFileError as error:  # whose own advice is about the folder that is written
         fix = "train that model again, with --overwrite, or name another"
         raise DamagedFileError(error.what, where=f"{where}: {error.where}", fix=fix) from error
-
-
-def require_own_model(folder: Path, record: TrainingRecord, found: str | None = None) -> None:
-    """Refuse a model whose files are not those that its training left. Raises DamagedFileError.
-
-    found: the fingerprint of the model in the folder, where it is known.
-    """
-    if record.model != (found or identify_folder(folder, source=str(folder)).fingerprint):
-        raise DamagedFileError(
-            "the model's files are not those that its training left",
-            where=str(folder),
-            fix="train it again: offramp lab train, with --overwrite",
-        )
 
 
 def key_of(request: Request) -> str:

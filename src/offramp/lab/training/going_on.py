@@ -17,8 +17,8 @@ from offramp.lab.training.folder import ended_training
 from offramp.lab.training.instructions import answers_loss, instruction_batches
 from offramp.lab.training.loop import LossOf, text_loss
 from offramp.lab.training.recipe import ContinuedRecipe, FromScratch
-from offramp.models.identity import identify_folder
 from offramp.models.quiet import quiet_transformers
+from offramp.models.source import folder_source
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def read_base(recipe: ContinuedRecipe, text: LabText) -> Base:
     """The model that a recipe goes on from.
 
     Raises InputError where no training has ended or one diverged, for one that itself goes on from another,
-    has other weights than it was left with, another text or context, or too few layers; DamagedFileError.
+    has another text or context, or too few layers; ModelError for other weights than it was left with;
+    DamagedFileError.
     """
     folder = Path(recipe.base)
     record = ended_training(folder, "from")
@@ -61,8 +62,7 @@ def read_base(recipe: ContinuedRecipe, text: LabText) -> Base:
             f"a model of {record.recipe.layers} layers has no exit with a weight in the loss of early exits",
             f"name one of {FIRST_EXIT + 1} layers or more",
         )
-    if identify_folder(folder, source=str(folder)).fingerprint != record.model:
-        raise refused("its files are not those that its training left", "train it again")
+    folder_source(folder)  # as its training left it
     return Base(folder, record.recipe, record.model)
 
 

@@ -23,7 +23,6 @@ from offramp.lab.training.folder import (
     kept_model,
     key_of,
     require_free_beside,
-    require_own_model,
     require_same,
 )
 from offramp.lab.training.kinds import active_parameters
@@ -34,6 +33,7 @@ from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, 
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
 from offramp.models.memory import with_threads
 from offramp.models.quiet import quiet_transformers
+from offramp.models.source import folder_source
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.progress import step_bar
 from offramp.tracing.request import library_versions
@@ -77,7 +77,9 @@ def train(
         if (folder / TRAINING_FILE).is_file():
             remove(folder / STATE)  # of a training that was killed after its last file was written
             record = RECORD.read(folder / TRAINING_FILE)
-            require_own_model(folder, record)
+            for path in (folder, *(kept_model(folder, step) for step in recipe.schedule[:-1])):
+                if path == folder or path.is_dir():  # those of earlier steps may have been removed
+                    folder_source(path)
             return record
         return _Training(recipe, text, objective, evaluation, folder, request, shown).run()
 

@@ -1,0 +1,72 @@
+"""The record that a training of offramp's leaves beside a model or exits, and what they are held against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import DamagedFileError, ModelError
+from offramp.files import SEAL, read_json, seal_of
+
+TRAINING_FILE = "training.json"
+"""How a model or exits were trained. Written last: without it a training has not ended."""
+
+LAB, EXITS, GATES = "lab training", "training", "gate training"
+"""Kinds of records: of a model from scratch; of exits, or of a model that can be left early; of gates."""
+MODEL_ITSELF = "regularised"
+"""The kind of training of EXITS that leaves a model."""
+
+
+def read_training(folder: Path) -> dict[str, Any] | None:
+    """The record in a folder; None where there is none, or another program's.
+
+    Raises DamagedFileError for one that was changed.
+    """
+    path = folder / TRAINING_FILE
+    if not path.exists():
+        return None
+    try:
+        record = read_json(path, object, lenient=True)
+        if not isinstance(record, dict) or record.get("kind") not in (LAB, EXITS, GATES):
+            return None
+        if record.get(SEAL) != seal_of(record):
+            raise ValueError
+    except (OSError, ValueError) as error:
+        raise damaged_record(path) from error
+    return record
+
+
+def damaged_record(path: Path) -> DamagedFileError:
+    """The error for a record that cannot be believed."""
+    return DamagedFileError(
+        "the record of what was trained here, and on what, is damaged",
+        where=str(path),
+        fix="train again, with --overwrite, or copy the whole folder again from where it came",
+    )
+
+
+def require_as_trained(folder: Path, fingerprint: str, *, model: bool) -> None:
+    """Refuse a model or exits that are not those which the training left whose record lies beside them.
+
+    fingerprint: of what lies in the folder. model: whether that is a model, or else exits. Where no record of
+    such a training lies, nothing is held against anything.
+
+    Raises ModelError for other ones, DamagedFileError for a record that was changed.
+    """
+    record = read_training(folder)
+    if record is None:
+        return
+    try:
+        of_a_model = record["kind"] == LAB or (
+            record["kind"] == EXITS and record["request"]["recipe"]["kind"] == MODEL_ITSELF
+        )
+        left = record["model" if record["kind"] == LAB else "heads"]
+    except (KeyError, TypeError):  # of another layout, which whoever reads the whole record will say
+        return
+    if of_a_model is model and left != fingerprint:
+        raise ModelError(
+            f"{'the model is' if model else 'the exits are'} not what the training left: a file was changed, "
+            "or comes from elsewhere",
+            where=str(folder),
+            fix="train again, with --overwrite, or copy the whole folder again from where it came",
+        )
