@@ -50,6 +50,7 @@ def test_a_finished_training_is_read_and_said_again(trained: Path, tiny_model: P
     assert "agreement if all leave" in outcome.out
     assert "the steps are done" in outcome.out
     assert "were asked for" in outcome.out, "the text has fewer tokens"
+    assert "which share no text with it, can never certify 90 % (25 needed), 95 % (48)" in outcome.out
     assert "(0.70)" not in outcome.out, "of a table that is not shown here"
     assert f"written: {trained}" in outcome.out
 

@@ -91,6 +91,14 @@ class Idle:
         on_change()
 
 
+def test_a_plan_says_which_floors_the_documents_could_certify(
+    tiny_model: Path, documents: Path, tmp_path: Path
+) -> None:
+    file = write_study(tmp_path, tiny_model, documents, '[[policies]]\nname = "tuned"\n')
+    shown = " ".join(run_offramp(*study("plan", file)).require(0).out.split())
+    assert "48 documents of notes can at best certify 50 % (6 needed) and 90 % (25)" in shown
+
+
 def test_a_plan_shows_every_cell_and_makes_no_result(small: Path) -> None:
     shown = run_offramp(*study("plan", small)).require(0).out
     assert "tiny: Is a tiny model worth leaving early?" in shown

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
     from offramp.lab.exits.train import TrainedExits
     from offramp.report.word_table import WordTable
+    from offramp.workloads.workload import Workload
 
 exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.", no_args_is_help=True)
 
@@ -257,6 +258,8 @@ def train(
         raise InputError("there are no heads", where=f"--from {source}", fix=fix)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
+    for work in works:
+        out.console.print(_left_to_certify(work), markup=False, soft_wrap=True)
     with stage("loading the model and checking its exits"):
         loaded = find_model(
             model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
@@ -299,6 +302,20 @@ def train(
     for line in [*_notes(trained), *more, f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))
+
+
+def _left_to_certify(work: Workload) -> str:
+    """What the documents that no training reads can certify of the trained exits."""
+    from offramp.lab.exits.evaluation import FLOORS
+    from offramp.studies.recipes import DELTA
+    from offramp.tracing.fitting.documents import left_for_tuning
+    from offramp.tuning.certifiable import certifiable_words
+
+    left = len(left_for_tuning(work))
+    return (
+        f"{work.name}: the later half of its documents is trained on; {left:,} others, which share no text "
+        f"with it, {certifiable_words(left, FLOORS, DELTA)}"
+    )
 
 
 def _maps_table(trained: TrainedExits) -> WordTable:

@@ -27,6 +27,7 @@ from offramp.cli.study_table import (
 from offramp.models.memory import shown_size
 from offramp.report.formats import counted
 from offramp.studies.task import AXES
+from offramp.tuning.certifiable import certifiable_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,8 +52,23 @@ def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> Non
     show_head(console, plan, folder)
     many = len(plan.cells) > MOST_CELLS_SHOWN
     console.print(groups_table(plan, status) if many else cells_table(plan, status))
-    for line in (*unavailable_lines(plan), *effort_lines(plan, status), *problem_lines(status)):
+    lines = (*unavailable_lines(plan), *certifiable_lines(plan), *effort_lines(plan, status))
+    for line in (*lines, *problem_lines(status)):
         console.print(line, markup=False, soft_wrap=True)
+
+
+def certifiable_lines(plan: Plan) -> list[str]:
+    """Which floors each text's documents could certify at all, where the study asks for certificates."""
+    deltas = [task.recipe["delta"] for task in plan.tasks.values() if "delta" in task.recipe]
+    if not deltas:
+        return []
+    floors = plan.study["study"]["floors"]
+    known = [one for one in plan.study["workloads"] if one["documents"] is not None]
+    return [
+        f"{counted(one['documents'], 'document')} of {one['name']} "
+        f"{certifiable_words(one['documents'], floors, min(deltas))}"
+        for one in known
+    ]
 
 
 def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:

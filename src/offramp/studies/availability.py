@@ -90,20 +90,26 @@ class _WorkloadSearch:
         kind = text if text in self.names else kind
         found = FoundWorkload(entry, source, prefix + kind, "generation" if prefix else mode)
         try:
-            return dataclasses.replace(found, fingerprint=self._fingerprint(source))
+            fingerprint, documents = self._facts(source)
+            return dataclasses.replace(found, fingerprint=fingerprint, documents=documents)
         except WorkloadError as error:
             if own_file:
                 with placed(self.study, *location):
                     raise
             return dataclasses.replace(found, missing=f"{error.what}: {error.fix}")
 
-    def _fingerprint(self, source: str) -> str:
-        def load() -> str:
-            return load_workload(source).fingerprint
+    def _facts(self, source: str) -> tuple[str, int]:
+        """The fingerprint of a workload, and how many documents it has."""
 
-        if split_continued(source)[1] in SLOW_SOURCES:
-            return str(self.fingerprints.get(f"workload {source}", lambda _: _installed(), load))
-        return load()
+        def load() -> tuple[str, int]:
+            workload = load_workload(source)
+            return workload.fingerprint, len(workload.documents)
+
+        if split_continued(source)[1] not in SLOW_SOURCES:
+            return load()
+        key = f"workload {source}, with its documents"
+        fingerprint, documents = self.fingerprints.get(key, lambda _: _installed(), load)
+        return fingerprint, documents
 
 
 @functools.cache

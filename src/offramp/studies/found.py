@@ -52,7 +52,8 @@ class FoundModel:
 class FoundWorkload:
     """A workload. source: what it is loaded by. mode: "text" or "generation". missing: as a model's.
 
-    kind: its name without any place: "prose:short", but "txt" for "txt:notes.txt".
+    kind: its name without any place: "prose:short", but "txt" for "txt:notes.txt". documents: how many it
+    has, None if it is not here.
     """
 
     entry: WorkloadEntry
@@ -61,6 +62,7 @@ class FoundWorkload:
     mode: str
     fingerprint: str | None = None
     missing: str | None = None
+    documents: int | None = None
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,13 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
 
 
 def _described(study: Study, found: Found) -> dict[str, Any]:
-    """Everything that the study says, with the sizes of the models, the names of the pairs and its file."""
+    """Everything that the study says, with sizes of models and texts, the names of the pairs and its file."""
     value = study.to_json()
     for model in value["models"]:
         here = found.models[model["name"]]
         model.update({name: getattr(here, name) for name in FILLED_IN})
+    for workload in value["workloads"]:
+        workload["documents"] = found.workloads[workload["name"]].documents
     for pair, entry in zip(value["pairs"], study.pairs, strict=True):
         pair["name"] = entry.name
     if study.path.is_file():

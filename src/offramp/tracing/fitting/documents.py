@@ -73,6 +73,23 @@ def split_documents(
     return tuple(tuple(order[a:b]) for a, b in itertools.pairwise(bounds))
 
 
+MANY = 1_000
+"""Documents of which so many are left that some which share text make no difference."""
+
+
+def left_for_tuning(workload: Workload) -> tuple[Document, ...]:
+    """The documents that fitting never reads, and that share no text with those which it may read.
+
+    Of `MANY` documents or more, text that is shared is not looked for.
+    """
+    half = max(len(workload.documents) // 2, FEWEST)
+    left, later = workload.documents[:-half], workload.documents[-half:]
+    if len(left) >= MANY:
+        return left
+    sketches = sketches_of(workload, [one.id for one in later])
+    return tuple(without_shared_text(left, sketches, Sketcher.of(workload.documents)))
+
+
 def without_text_of(
     workload: Workload, documents: Sequence[Document], others: Sequence[Sketch]
 ) -> tuple[Document, ...]:
