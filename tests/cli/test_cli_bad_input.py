@@ -53,6 +53,8 @@ BEFORE_LOADING = [
     ("bench", "--batch 0", "batch: 0 is too few", "1 or more"),
     ("bench", "--rounds 0", "rounds: 0 is too few", "1 or more"),
     ("bench", "--worth 0", "a worth of 0 is no share", "0.05"),
+    ("run|bench", "--worth 5", "a worth of 5 is no share", "0.05 for 5 %"),
+    ("run", "--worth -0.1", "a worth of -0.1 is no share", "0.05 for 5 %"),
     ("bench", "--processes 0", "processes: 0 is too few", "1 or more"),
     ("bench", "--prompts 0", "prompts: 0 is too few", "1 or more"),
     ("bench", "--prompt-tokens 0", "prompt tokens: 0 is too few", "1 or more"),
@@ -88,7 +90,8 @@ BEFORE_LOADING = [
     ("generate", "--kv propagat", "unknown strategy 'propagat'", "'propagate'"),
     ("generate", "--prompt b --batching rebach", "unknown batching 'rebach'", "'rebatch'"),
     ("generate", "--max-new-tokens 0", "max-new-tokens cannot be 0", "1 or more"),
-    ("generate", "--temperature nan", "temperature cannot be nan", "above 0"),
+    ("generate", "--temperature nan", "temperature cannot be nan", "0 (greedy)"),
+    ("generate", "--temperature 0 --top-k 2 --seed 1", "--seed means nothing with greedy decoding", ""),
     ("generate", "--temperature 1e-40", "temperature", ""),
     ("generate", "--top-k 0", "top-k cannot be 0", "1 or more"),
     ("generate", "--top-p 1.5", "top-p cannot be 1.5", "1 at most"),
@@ -213,6 +216,7 @@ def require_refused(places: dict[str, str], command: str, options: str, what: st
         words = shlex.split(COMMANDS[name].format(**places)) + shlex.split(options)
         outcome = run_offramp(*words, "--json").require(2)
         error = outcome.json["error"]
+        assert "line 1, " not in error["where"]  # a run is a study, but has no file
         assert what in error["what"] + error["where"]
         assert error["fix"]
         assert fix in error["fix"] + error["where"]
@@ -325,10 +329,10 @@ def test_a_flipped_bit_in_a_weight_that_makes_it_infinite(
     ("name", "what", "fix"),
     [
         ("smolm2", "unknown model", "did you mean smollm2"),
-        ("./modle", "unknown model", "did you mean model"),
-        ("missing.gguf", "unknown model", "a .gguf file"),
+        ("./modle", "there is no file or folder ./modle", "did you mean model"),
+        ("missing.gguf", "there is no file or folder missing.gguf", "a .gguf file"),
         ("", "unknown model", "a folder"),
-        ("owner/model", "could not be fetched", "check the name and the network"),
+        ("owner/model", "there is no folder owner/model here", "check the name and the network"),
     ],
 )
 @pytest.mark.usefixtures("no_weights_loaded", "model")

@@ -27,6 +27,20 @@ def test_help_shows_what_a_command_takes(command: str) -> None:
     assert all(name in shown for name in COMMANDS) or "--json" in shown
 
 
+@pytest.mark.parametrize("command", ["", "run", "hardware measure", "lab", "study run"])
+def test_help_has_a_short_name_everywhere(command: str) -> None:
+    short = run_offramp(*command.split(), "-h").require(0).out
+    assert short == run_offramp(*command.split(), "--help").require(0).out
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp", "frobnicate"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "where: offramp\n  what to do: offramp --help shows" in done.stderr
+
+
 def test_no_command_shows_the_help_and_is_bad_usage() -> None:
     outcome = run_offramp().require(2)
     assert all(name in outcome.out for name in COMMANDS)

@@ -72,6 +72,8 @@ def test_a_seed_repeats_itself_and_leaves_the_global_state_alone() -> None:
     )
     assert first.tokens == second.tokens
     assert first.tokens != offramp.generate(model, PROMPTS[0], temperature=1.5, seed=8, policy=POLICY).tokens
+    greedy = offramp.generate(model, PROMPTS[0], temperature=0, top_k=5, do_sample=True, policy=POLICY)
+    assert greedy.tokens == offramp.generate(model, PROMPTS[0], policy=POLICY).tokens
     assert torch.equal(before, torch.get_rng_state())
 
 

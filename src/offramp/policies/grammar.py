@@ -8,6 +8,7 @@ votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -203,8 +204,11 @@ def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str
                 else f"a parameter of {kind.kind} is missing here"
             )
             fix = suggest(name, names) if names else f"write {kind.kind} alone"
-            if name.strip().isdigit():
+            meant = "" if equals else _meant(setting, kind, found)
+            if name.strip().isdigit() and any(one in found for one in of_exits):
                 fix = 'join exits with "+", as in exits=10+15+20'
+            elif meant:
+                fix = f"write {kind.kind}:{meant}={setting.strip()}"
             raise ParameterError(what, fix=fix, offset=place)
         if name in found:
             raise ParameterError(f"{name} is given twice", fix="give it once", offset=place)
@@ -213,6 +217,17 @@ def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str
             raise ParameterError(f"{name} has no value", fix=f"write {name}=value", offset=end)
         found[name] = (place + len(name) + 1, value)
     return found
+
+
+def _meant(value: str, kind: type[ExitPolicy], found: Mapping[str, object]) -> str:
+    """The parameter that a value without a name can be of: the first one that is needed, not given yet, and
+    reads it; "" if there is none, so that `static:20` is told from a name that is misspelt."""
+    for parameter in kind.parameters:
+        if parameter.default is None and parameter.name not in found and not value.strip().isidentifier():
+            with contextlib.suppress(ParameterError):
+                parameter.read(value.strip())
+                return parameter.name
+    return ""
 
 
 def policy_to_json(policy: ExitPolicy) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from offramp.studies.entries import (
 WHAT = "study file"
 INLINE = Path("offramp run")
 """In the place of a study's file: it was put together by a command."""
+TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "heads", "machines": "hardware"}
+"""The command's option behind a table of the study; those behind keys of [study] have the key's name."""
 
 
 class Study(Table):
@@ -104,8 +106,12 @@ class Study(Table):
         return sha256_of_text(canonical_json(self.to_json()))
 
     def where(self, *location: str | int) -> str:
-        """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"."""
-        return self._source.where(*location)
+        """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"; a command's option."""
+        if not self.inline:
+            return self._source.where(*location)
+        table, *keys = [part for part in location if isinstance(part, str)] or ["study"]
+        option = keys[0] if table == "study" and keys else TABLE_OPTIONS.get(table, "")
+        return f"--{option.replace('_', '-')}" if option else str(INLINE)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object of everything it says, defaults included."""
@@ -129,7 +135,9 @@ def placed(study: Study, *location: str | int) -> Iterator[None]:
         yield
     except OfframpError as error:
         place = study.where(*location)
-        where = f"{place}: {error.where}" if error.where else place
+        where = error.where or place
+        if error.where and not study.inline:
+            where = f"{place}: {error.where}"
         raise InputError(error.what, where=where, fix=error.fix) from error
 
 

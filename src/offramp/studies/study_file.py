@@ -31,6 +31,7 @@ from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings
 from offramp.tracing.request import parse_signals
+from offramp.tuning.verdict import require_worth
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study
@@ -87,6 +88,8 @@ def check_settings(study: Study) -> None:
             where=study.where("study", "exits"),
             fix='write exits = [10, 20, 30] or "all"',
         )
+    with placed(study, "study", "worth"):
+        require_worth(settings.worth)
     with placed(study, "study", "signals"):
         parse_signals(settings.signals, "generation")
     for place, floor in enumerate(settings.floors):

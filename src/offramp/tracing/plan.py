@@ -184,9 +184,15 @@ def _notes(
         )
         notes.append(f"{selection.tokens:,} tokens were traced; {tokens:,} were asked for and {why}")
     if len(selection.documents) == 1:
+        at_hand = len(workload.documents)
         notes.append(
-            "there is one document, so nothing is left to judge a policy on; a text file is split into "
-            "documents at its blank lines"
+            f"{selection.tokens:,} tokens are of one document"
+            + (
+                f", of {at_hand:,} at hand, so nothing is left to judge a policy on: ask for more --tokens"
+                if at_hand > 1
+                else ", which is all of the text, so nothing is left to judge a policy on; a text file is "
+                "split into documents at its blank lines"
+            )
         )
     if selection.skipped:
         first = selection.skipped[0]

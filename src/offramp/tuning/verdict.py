@@ -343,12 +343,13 @@ def _longer(speed: Speed, worth: float) -> str:
 
 
 def require_worth(worth: float) -> None:
-    """Raise InputError for a worth that is no gain."""
-    if not (math.isfinite(worth) and worth >= 0.0):
+    """Raise InputError for a worth that is no share, as 5 % given as 5 is none."""
+    if not 0.0 <= worth < 1.0:
+        share = f"{worth / 100:g} for {worth:g} %" if 1.0 <= worth < 100.0 else "0.05 for 5 %"
         raise InputError(
-            f"a worth of {worth} is no gain",
+            f"a worth of {worth:g} is no share of the speed",
             where="worth= (--worth)",
-            fix="choose 0 or more; 0.05 asks for 5 % more speed",
+            fix=f"give a share, 0 or more and less than 1: {share}",
         )
 
 

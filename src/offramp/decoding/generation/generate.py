@@ -101,7 +101,8 @@ def generate(
     force_tokens: [new] or [batch, new] token ids that are fed instead of the chosen ones, all of them
     whatever they say, so that the policy's decisions can be held against a replay of the same text.
     sampling: options of transformers' `generate` (temperature, top_k, top_p, repetition_penalty,
-    stopping_criteria, ...). Greedy unless do_sample=True or an option is given that only sampling has.
+    stopping_criteria, ...). Greedy unless do_sample=True or an option is given that only sampling has;
+    temperature=0 is greedy too.
     seed: of the samples; the global random state is left alone. streamer: transformers' own; one with a
     method `put_exits` is given the exits of the tokens, int64 [batch], just before `put`.
     timing: split seconds into parts, which costs a little time.
@@ -119,6 +120,7 @@ def generate(
     array([4, 2, 2, 2])
     """
     check_number("max_new_tokens", max_new_tokens)
+    sampling = read_sampling(sampling)
     prompts = prompt_batch(model, prompt, chat=chat)
     forced = _forced(model, force_tokens, prompts, sampling)
     options = DecodingOptions.read(
@@ -163,6 +165,7 @@ def generate_batch(
     if seed is not None:
         check_number("seed", seed, least=0)
     options.check_model(model)
+    sampling = read_sampling(sampling)
     _refuse_options(sampling)
     check_sampling(sampling)
     check_context(model, ids.shape[1], options.new_tokens)
@@ -282,6 +285,14 @@ SAMPLES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutof
 """Options that only mean something for sampling; giving one asks for it."""
 
 
+def read_sampling(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of sampling as they are meant: at a temperature of 0 the most probable token is taken."""
+    temperature = asked.get("temperature")
+    if isinstance(temperature, bool) or temperature != 0:
+        return dict(asked)
+    return {name: value for name, value in asked.items() if name not in (*SAMPLES, "do_sample")}
+
+
 @dataclass(frozen=True)
 class Range:
     """Numbers that an option takes. words: the same for people."""
@@ -296,7 +307,7 @@ class Range:
 
 
 RANGES: Mapping[str, Range] = {
-    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "above 0, 0.0001 at least"),
+    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 on"),
     "top_k": Range(Integral, lambda value: value >= 1, "1 or more"),
     "top_p": Range(Real, lambda value: 0 < value <= 1, "above 0, 1 at most"),
 }

@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from offramp.decoding.measurement.results import Answer, Cluster, Interval
 from offramp.errors import InputError
-from offramp.tuning.verdict import WORTH
+from offramp.tuning.verdict import WORTH, require_worth
 
 LEVEL = 0.95
 TRIMMED = 1 / 8
@@ -175,12 +175,13 @@ def is_precise(ratio: Interval) -> bool:
 
 
 def check_worth(worth: float) -> None:
-    """Raise InputError for a gain that cannot be worth it."""
-    if not 0.0 < worth < 1.0:
+    """Raise InputError for a gain that cannot be worth it: nothing is equivalent within none."""
+    require_worth(worth)
+    if worth == 0.0:
         raise InputError(
-            f"a worth of {worth:g} is no share",
+            "a worth of 0 is no share within which two decoders are equivalent",
             where="worth= (--worth)",
-            fix="give more than 0 and less than 1: 0.05",
+            fix="give more than 0 and less than 1: 0.05 for 5 %",
         )
 
 
