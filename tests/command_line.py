@@ -139,10 +139,12 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file below a folder, by path; locks left out, and timestamps taken out of JSON."""
+    """The bytes of every file below a folder, by path, without timestamps in JSON; locks and records of
+    what was written left out.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != ".lock":
+        if path.is_file() and path.name not in (".lock", ".offramp.json"):
             content = path.read_bytes()
             if path.name == "manifest.json":
                 value = json.loads(content)

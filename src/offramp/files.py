@@ -20,6 +20,7 @@ from typing import Any
 from offramp.errors import DamagedFileError, DiskFullError, InputError, shortened
 
 TEMPORARY_PREFIX = ".writing-"
+_TEMPORARY = re.compile(r"\.writing-\d+-.+", re.DOTALL)
 NO_FILE = "it is a folder, a device or a pipe, not a file"
 
 LARGEST_GIVEN = 64_000_000
@@ -214,8 +215,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             where=str(path),
             fix="move the folder away",
         )
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    folder = temporary_path(path)  # a folder of its own, since safetensors writes files of its own beside
+    temporary = folder / path.name
     try:
+        folder.mkdir(exist_ok=True)
         temporary.touch()
         readable = temporary.stat().st_mode  # by whom new files are; safetensors makes its own for one user
         write(temporary)
@@ -224,10 +227,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder.rmdir()
         sync_folder(path.parent)
     except Exception as error:
         written = temporary.stat().st_size if temporary.exists() else 0
-        temporary.unlink(missing_ok=True)
+        remove(folder)
         if is_disk_full(error):
             raise disk_full(path, written) from error
         if _system_number(error) == errno.EFBIG:
@@ -238,8 +242,18 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             ) from error
         raise
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(folder)
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process makes what it then puts in the place of `path`; `is_temporary` knows the name."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is what a writer makes beside a file, and leaves behind where it is killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -326,7 +340,8 @@ def safe_name(name: str) -> str:
 def sweep_temporary_files(folder: Path) -> None:
     """Remove what killed writers left behind. Call it only while holding the folder's lock."""
     for leftover in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
-        remove(leftover)
+        if is_temporary(leftover):
+            remove(leftover)
 
 
 @contextlib.contextmanager
@@ -340,7 +355,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         require_regular(folder / ".lock")
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise InputError(
             f"the output folder cannot be made or written: {error.strerror}",

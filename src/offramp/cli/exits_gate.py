@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from offramp.lab.exits.gate_record import GateRecord
     from offramp.lab.exits.gate_training import TrainedGates
     from offramp.models.model import Model
+    from offramp.records.output_folder import OutputFolder
     from offramp.report.word_table import WordTable
     from offramp.workloads.workload import Workload
 
@@ -52,57 +54,70 @@ class GateOptions:
                 fix="name some, as in 12,20, or exits that are trained, with --from DIR",
             )
         from offramp.costs.hardware import LOCAL, find_machine
-        from offramp.lab.exits.folder import is_leftover
         from offramp.tuning.floor import make_floor
 
         make_floor({"agreement": self.floor})
         if self.hardware != LOCAL:  # that of a model is looked up when it is there
             find_machine(self.hardware)
 
-        found = [entry.name for entry in self.output.iterdir()] if self.output.is_dir() else []
-        entries = {name for name in found if not is_leftover(name) and name != ".lock"}
-        foreign = entries - {EXITS_FILE, TRAINING_FILE}
-        if (self.output.exists() and not self.output.is_dir()) or (foreign and self.overwrite):
+        self.owned()
+        return self.floor
+
+    def owned(self) -> OutputFolder:
+        """The folder, in which nothing lies but gates that are to be overwritten. Raises InputError."""
+        from offramp.lab.exits.gate_record import GATE_RECORD
+        from offramp.records.output_folder import UNKNOWN, OutputFolder
+
+        if os.path.lexists(self.output) and not self.output.is_dir():
             raise InputError(
-                "the output holds something else than exits with gates",
+                "the output is a file, not a folder", where=str(self.output), fix="choose another with -o"
+            )
+        ended = GATE_RECORD.is_of(self.output / TRAINING_FILE)
+        owned = OutputFolder(
+            self.output, dict.fromkeys((EXITS_FILE, TRAINING_FILE), UNKNOWN) if ended else {}
+        )
+        if foreign := (owned.foreign() if ended else owned.entries()):
+            raise InputError(
+                f"the output holds something else than exits with gates: {', '.join(foreign[:3])}",
                 where=str(self.output),
                 fix="choose another folder with -o",
             )
-        if entries and not self.overwrite:
+        if ended and not self.overwrite:
             raise InputError(
                 "the output is there already",
                 where=str(self.output),
                 fix="choose another folder with -o, or give --overwrite",
             )
-        return self.floor
+        return owned
 
 
 def train(model: Model, works: Sequence[Workload], options: GateOptions, out: Output) -> None:
     """Train, write the exits with their gates, and say what they save."""
-    from offramp.files import locked_folder, remove
-    from offramp.lab.exits.folder import sweep
+    from offramp.files import locked_folder, sweep_temporary_files
     from offramp.lab.exits.gate_record import GATE_RECORD
     from offramp.lab.exits.gate_training import train_gates
     from offramp.tracing.heads_file import write_heads
 
-    trained = train_gates(
-        model,
-        works,
-        machine=options.hardware,
-        floor=options.require(),
-        heads=options.source,
-        at=options.at,
-        tokens=FITTING_TOKENS if options.tokens is None else options.tokens,
-        context=options.context,
-        seed=options.seed,
-        steps=options.steps,
-        progress=True,
-    )
+    floor = options.require()
     with locked_folder(options.output):
-        sweep(options.output)
-        remove(options.output / TRAINING_FILE)  # of what is replaced: it is written last
-        write_heads(trained.heads, options.output / EXITS_FILE)
-        GATE_RECORD.write(options.output / TRAINING_FILE, trained.record)
+        sweep_temporary_files(options.output)
+        options.owned().finish_replacing(TRAINING_FILE)
+        with options.owned().replaced(TRAINING_FILE) as made:
+            trained = train_gates(
+                model,
+                works,
+                machine=options.hardware,
+                floor=floor,
+                heads=options.source,
+                at=options.at,
+                tokens=FITTING_TOKENS if options.tokens is None else options.tokens,
+                context=options.context,
+                seed=options.seed,
+                steps=options.steps,
+                progress=True,
+            )
+            write_heads(trained.heads, made / EXITS_FILE)
+            GATE_RECORD.write(made / TRAINING_FILE, trained.record)
     out.console.print(_table(trained.record))
     for line in [*_notes(trained), f"written: {options.output}"]:
         out.console.print(line, markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.files import TEMPORARY_PREFIX, remove, sha256_of_file, sync_folder
+from offramp.files import is_temporary, remove, sha256_of_file, sync_folder
 from offramp.records.sealed_file import SealedFile
 from offramp.records.typed import Record
 from offramp.studies.failures import FAILURE
@@ -105,13 +105,9 @@ def files_of(folder: Path) -> Iterator[Path]:
     """The files of a task, in order of their paths; records, locks and temporary files left out."""
     for path in sorted(folder.rglob("*")):
         apart = path.parent == folder and path.name in APART
-        if path.is_file() and not apart and path.name != ".lock" and not is_temporary(path):
+        temporary = is_temporary(path) or is_temporary(path.parent)
+        if path.is_file() and not apart and path.name != ".lock" and not temporary:
             yield path
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a writer that was killed left this behind."""
-    return path.name.startswith(TEMPORARY_PREFIX)
 
 
 def flush(path: Path) -> None:

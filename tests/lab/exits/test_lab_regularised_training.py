@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from training_cases import assert_same, regularised
 
 import offramp
+from command_line import tree
 from offramp.decoding.openings import further_documents, prompts_of
 from offramp.errors import DiskFullError, InputError
 from offramp.lab.exits import folder as folders
@@ -83,7 +84,7 @@ def test_what_comes_of_it_is_a_model(trained: TrainedExits, base: Path, model: M
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert trained.folder is not None
-    assert {path.name for path in trained.folder.iterdir()} - {".lock"} == FILES
+    assert tree(trained.folder).keys() == FILES
     hf = AutoModelForCausalLM.from_pretrained(trained.folder)
     loaded = offramp.load_model(trained.folder)
     assert loaded.identity.fingerprint == trained.record.heads != model.identity.fingerprint
@@ -232,34 +233,45 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_is_gone_on_from
         with pytest.raises(DiskFullError, match=said) as error:
             regularised(model, folder, steps=2)
     assert "run the same command again" in error.value.fix
-    assert {path.name for path in folder.iterdir()} == {".lock", "checkpoint.safetensors", "request.json"}
+    assert tree(folder).keys() == {"checkpoint.safetensors", "request.json"}
     monkeypatch.setattr(Steps, "step", lambda *step: taken.append(step))
     assert regularised(model, folder, steps=2).record.steps == 2
     assert not taken
-    assert {path.name for path in folder.iterdir()} - {".lock"} == FILES
+    assert tree(folder).keys() == FILES
 
 
-def test_killed_while_it_is_overwritten_the_folder_stays_its_own(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moved", [0, 1, len(FILES) - 1])
+def test_overwritten_the_old_model_stays_until_the_new_one_is_whole(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
-    regularised(model, tmp_path / "trained", steps=2)
-    remove = folders.remove
-    removed: list[str] = []
+    folder = tmp_path / "trained"
+    regularised(model, folder, steps=2)
+    before = tree(folder)
+    step, replace, done = Steps.step, os.replace, []
 
-    def killed(path: Path) -> None:
-        there = path.exists()
-        remove(path)
-        if there:
-            removed.append(path.name)
-            raise KeyboardInterrupt
+    def killed(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(folders, "remove", killed)
-    for _ in range(len(FILES)):
-        with pytest.raises(KeyboardInterrupt):
-            regularised(model, tmp_path / "trained", steps=2, seed=1, overwrite=True)
-    assert sorted(removed) == sorted(FILES)
-    assert (removed[0], removed[-1]) == ("training.json", "request.json")
-    assert regularised(model, tmp_path / "trained", steps=2, seed=1, overwrite=True).record.steps == 2
+    def killed_late(source: Path, place: Path) -> None:
+        if Path(place).parent == folder and Path(source).parent.parent.name == ".offramp-new":
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(place)
+        replace(source, place)
+
+    monkeypatch.setattr(Steps, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        regularised(model, folder, steps=2, seed=1, overwrite=True)
+    assert {name: content for name, content in tree(folder).items() if "new/" not in name} == before
+    monkeypatch.setattr(Steps, "step", step)
+    monkeypatch.setattr(os, "replace", killed_late)
+    with pytest.raises(KeyboardInterrupt):
+        regularised(model, folder, steps=2, seed=1, overwrite=True)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(Steps, "step", killed)  # nothing is trained again
+    assert regularised(model, folder, steps=2, seed=1, overwrite=True).record.request.recipe.seed == 1
+    assert tree(folder).keys() == FILES
+    assert offramp.load_model(folder).identity.fingerprint == RECORD.read(folder / "training.json").heads
 
 
 def test_a_finished_model_that_was_changed_is_not_given_back(model: Model, tmp_path: Path) -> None:

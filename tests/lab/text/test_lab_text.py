@@ -88,11 +88,11 @@ def test_a_text_made_again_is_the_same_and_another_seed_is_another(
     assert other.fingerprint != lab_text.fingerprint
     with pytest.raises(InputError, match="holds a text already"):
         make_text(asked, tmp_path / "same")
-    (tmp_path / "same" / ".tmpAbC").touch()  # of safetensors, killed while it wrote
+    (tmp_path / "same" / ".writing-17-tokens.safetensors").touch()  # of safetensors, killed while it wrote
     with pytest.raises(InputError, match="no source of the text is here"):
         make_text(asked.model_copy(update={"own": ()}), tmp_path / "same", overwrite=True)
     assert read_text_folder(tmp_path / "same").record == lab_text.record, "it is still whole"
-    assert not (tmp_path / "same" / ".tmpAbC").exists()
+    assert not (tmp_path / "same" / ".writing-17-tokens.safetensors").exists()
 
 
 def test_a_text_that_was_changed_is_not_trained_on(lab_text: LabText, tmp_path: Path) -> None:

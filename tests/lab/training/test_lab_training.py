@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import offramp
-from command_line import run_offramp
+from command_line import run_offramp, tree
 from lab_recipes import tiny, write_recipe
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import remove
 from offramp.lab.text.folder import GENERATED_TOKENS, NATURAL_TOKENS, LabText
 from offramp.lab.training import loop
 from offramp.lab.training import train as training
@@ -65,7 +64,7 @@ def test_it_learns_and_leaves_ordinary_models(
     losses = [one.natural for one in record.history]
     assert losses[0] < math.log(300) * 1.05
     assert losses == sorted(losses, reverse=True)
-    assert {path.name for path in folder.iterdir()} == FILES | {"request.json", ".lock"}
+    assert {path.name for path in folder.iterdir()} == FILES | {"request.json", ".lock", ".offramp.json"}
     for step, path in ((4, kept_model(folder, 4)), (9, kept_model(folder, 9)), (19, folder)):
         assert {one.name for one in path.iterdir()} >= FILES
         kept = RECORD.read(path / "training.json")
@@ -149,7 +148,10 @@ def test_killed_again_and_again_it_ends_in_the_same_weights(
     )
     assert all_weights(other) == all_weights(folder)
     assert not (other / "checkpoint.safetensors").exists()
-    leftovers = ("checkpoint.safetensors", ".tmpAbC")  # of kills after the record, and in safetensors
+    leftovers = (
+        "checkpoint.safetensors",
+        ".writing-17-model.safetensors",
+    )  # of kills after the record, and while a file was written
     for name in leftovers:
         (other / name).touch()
     assert run() == RECORD.read(other / "training.json")
@@ -281,16 +283,14 @@ def test_overwriting_leaves_nothing_of_the_training_before(
     shutil.copytree(tmp_path / "model", tmp_path / "model@mine")  # a training of its own
     another = tiny(lab_text, **{**short, "tokens": 4 * 128})
 
-    def killed(path: Path) -> None:
-        if path.name == "config.json":
-            raise KilledError
-        remove(path)
+    def run() -> TrainingRecord:
+        return train(another, tmp_path / "model", overwrite=True)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("offramp.lab.training.folder.remove", killed)
-        with pytest.raises(KilledError):
-            train(another, tmp_path / "model", overwrite=True)
-    other = train(another, tmp_path / "model", overwrite=True)
+    before = tree(tmp_path)
+    for place, calls in (("take_step", 2), ("put_beside", 1)):
+        killed_at(monkeypatch, place, calls, run)
+        assert {name: content for name, content in tree(tmp_path).items() if "new/" not in name} == before
+    other = run()
     assert other.step == 4
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model@2", "model@mine"}
 

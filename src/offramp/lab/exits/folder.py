@@ -5,32 +5,36 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
-from offramp.files import TEMPORARY_PREFIX, locked_folder, remove, sweep_temporary_files
+from offramp.files import locked_folder, sweep_temporary_files
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.models.memory import shown_size
+from offramp.records.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
-OWN = (TRAINING_FILE, EXITS_FILE, STATES, CHECKPOINT, ANSWERS)
-"""What the folder of a training holds, beside its request and a trained model."""
+FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
+_STATES_FILES = (FIT, HELD_OUT, *(str(Path(name).with_suffix(".partial")) for name in (FIT, HELD_OUT)))
+WORKING = (CHECKPOINT, ANSWERS, *(f"{STATES}/{name}" for name in _STATES_FILES))
+"""What only a training that has not ended has in its folder."""
 
-OF_SAFETENSORS = ".tmp"
-"""How the names of files begin that safetensors writes before it renames them: a kill leaves one behind."""
+FINISHED = (TRAINING_FILE, EXITS_FILE, REQUEST_FILE)
+"""What one that has ended leaves there, beside a trained model."""
 
 
 @contextlib.contextmanager
 def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
-    """The folder, locked and that of this request; a temporary one if none is named.
+    """The folder to train in, locked and that of this request; a temporary one if none is named.
 
-    overwrite: replace what is there, but for a training of this very request that has not ended.
+    overwrite: replace what is there, but for a training of this very request that has not ended. The new one
+    is then made in a folder inside, and takes its place when it is whole.
 
     Raises InputError for a folder of something else, or of another training that is not to be replaced.
     """
@@ -40,56 +44,75 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
         return
     require_own(output)
     with locked_folder(output):
-        sweep(output)
-        if overwrite and not goes_on(output, lambda: differences(output, request)):
-            request_file = output / REQUEST_FILE  # last: without it the rest is nobody's
-            for path in (*(output / name for name in OWN), *model_files(output), request_file):
-                remove(path)
-        if (output / REQUEST_FILE).is_file():
+        require_own(output)  # as it is now that nobody else writes
+        sweep_temporary_files(output)
+        owned = owned_folder(output)
+        begun = (output / REQUEST_FILE).is_file()
+        if overwrite and not owned.finish_replacing(TRAINING_FILE) and begun and not goes_on(output, request):
+            with owned.replaced(TRAINING_FILE, goes_on=lambda made: is_of(made, request)) as made:
+                REQUEST.write(made / REQUEST_FILE, request)
+                yield made
+            return
+        if begun:
             require_same(output, request)
-        REQUEST.write(output / REQUEST_FILE, request)
+        with owned.writing(REQUEST_FILE):
+            REQUEST.write(output / REQUEST_FILE, request)
+        ended = (output / TRAINING_FILE).is_file()
         yield output
+        if not ended:
+            owned.adopt(TRAINING_FILE, EXITS_FILE)
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a writer that was killed left a file of this name."""
-    return name.startswith((TEMPORARY_PREFIX, OF_SAFETENSORS))
+def clear_working_files(folder: Path) -> None:
+    """Remove what a training leaves that has not ended."""
+    for name in (CHECKPOINT, ANSWERS):
+        (folder / name).unlink(missing_ok=True)
+    clear_states(folder / STATES)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder that nobody else writes to."""
-    sweep_temporary_files(folder)
-    for leftover in folder.glob(f"{OF_SAFETENSORS}*"):
-        remove(leftover)
+def clear_states(folder: Path) -> None:
+    """Remove hidden states, and their folder if nothing else lies in it."""
+    for name in _STATES_FILES:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
-def goes_on(folder: Path, differences: Callable[[], Sequence[str]]) -> bool:
-    """Whether it holds a training of the same request that was stopped on its way.
-
-    differences: in what the request in the folder is another one. May raise DamagedFileError.
-    """
-    if (folder / TRAINING_FILE).is_file() or not (folder / REQUEST_FILE).is_file():
-        return False
+def is_of(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this request."""
     try:
-        return not differences()
+        return (folder / REQUEST_FILE).is_file() and not differences(folder, request)
     except DamagedFileError:
         return False
 
 
-def require_own(folder: Path, own: Collection[str] = OWN, request: SealedFile[Any] = REQUEST) -> None:
-    """Refuse a folder that holds anything but a training. Raises InputError; nothing is written.
+def goes_on(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this request that was stopped on its way."""
+    return not (folder / TRAINING_FILE).is_file() and is_of(folder, request)
 
-    own: its files, beside a model's. request: as the kind of training has it, without which it is nobody's.
+
+def owned_folder(
+    folder: Path, working: Collection[str] = WORKING, request: SealedFile[Any] = REQUEST
+) -> OutputFolder:
+    """The folder of a training. working: its files while it has not ended. request: as its kind has it."""
+    if not request.is_of(folder / REQUEST_FILE):
+        return OutputFolder(folder)
+    also: dict[str, str | None] = {**dict.fromkeys(working), **dict.fromkeys(FINISHED, UNKNOWN)}
+    if not (folder / RECORD_FILE).exists():  # an older offramp trained it
+        also |= {path.name: UNKNOWN for path in model_files(folder)}
+    return OutputFolder(folder, also)
+
+
+def require_own(folder: Path, working: Collection[str] = WORKING, request: SealedFile[Any] = REQUEST) -> None:
+    """Refuse a folder that holds anything but a training (see `owned_folder`). Raises InputError; nothing is
+    written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
-    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    known = {".lock"}
-    if REQUEST_FILE in entries and request.is_of(folder / REQUEST_FILE):
-        known |= {REQUEST_FILE, *own, *(path.name for path in model_files(folder))}
-    others = sorted(name for name in entries - known if not is_leftover(name))
+    owned = owned_folder(folder, working, request)
+    others = owned.foreign() if request.is_of(folder / REQUEST_FILE) else owned.entries()
     if others:
         raise InputError(
             f"the output folder holds something else: {', '.join(others[:3])}",

@@ -11,18 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.files import TEMPORARY_PREFIX, disk_full, is_disk_full, remove, sync_folder
+from offramp.files import disk_full, is_disk_full, remove, temporary_path
 from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
 from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
+from offramp.records.output_folder import OutputFolder
 
 PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
 
 ONE_FILE = 1 << 60
 """Bytes of a file of weights at most: all in one."""
-
-MADE = f"{TEMPORARY_PREFIX}model"
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -49,9 +48,9 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
     """Let `write` make a folder of a model's files, and put them into this one; the model's fingerprint.
 
     All are made beside each other and then put in their places, the config last: a folder without it is no
-    model. Raises DiskFullError.
+    model. Raises DiskFullError, InputError where a file that offramp did not write is in the way.
     """
-    made = folder / MADE
+    made = temporary_path(folder / "model")
     remove(made)
     try:
         with quiet_transformers():
@@ -69,10 +68,7 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
         remove(made)
         raise disk_full(folder / SINGLE_FILE, written) from error
     fingerprint = identify_folder(made, source=str(folder)).fingerprint
-    for path in sorted(made.iterdir(), key=lambda one: one.name == CONFIG_FILE):
-        os.replace(path, folder / path.name)
-    made.rmdir()
-    sync_folder(folder)
+    OutputFolder(folder).take(made, CONFIG_FILE, replaces=())
     return fingerprint
 
 

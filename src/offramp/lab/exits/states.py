@@ -23,11 +23,10 @@ from offramp.files import (
     disk_full,
     is_disk_full,
     parse_json,
-    remove,
     sha256_of_text,
     sync_folder,
 )
-from offramp.lab.exits.folder import require_room
+from offramp.lab.exits.folder import FIT, HELD_OUT, clear_states, require_room
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.readings import FIRST_POSITION, captured_states, require_both_sides
@@ -36,8 +35,6 @@ from offramp.tracing.states import bytes_of
 
 HELD_OUT_ROWS = 8192
 """Held-out rows kept at most, evenly from all held-out documents: what figures are taken from."""
-
-FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
 
 HEADER_BYTES = 4096
 """Of a file of states, before its numbers; safetensors takes a header that is filled up with spaces."""
@@ -138,8 +135,8 @@ def write_states(
     Raises DiskFullError if the disk becomes full, ModelError if no row had finite numbers only.
     """
     started = time.perf_counter()
-    remove(folder)
-    folder.mkdir(parents=True)
+    clear_states(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with (
             _writer(folder / HELD_OUT, plan, plan.dtype) as held_out,
@@ -161,7 +158,7 @@ def write_states(
             held_out.finish(key, seconds)
             fit.finish(key, seconds)
     except BaseException:
-        remove(folder)
+        clear_states(folder)
         raise
     found = read_states(folder, key)
     assert found is not None, "they were written just now"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
-from offramp.files import remove, source_fingerprint
+from offramp.files import source_fingerprint
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
-from offramp.lab.exits.folder import claimed
+from offramp.lab.exits.folder import claimed, clear_working_files
 from offramp.lab.exits.job import Job
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED
 from offramp.lab.exits.reading_job import ReadingJob
@@ -23,9 +23,8 @@ from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
-from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
-from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
+from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
@@ -192,8 +191,7 @@ def train_exits(
         else:
             job = JOBS[kind](model, works, request, folder, shown, on_size, heads, earlier)
             found, record = job.run()
-        for name in (*UNDER_WAY, ANSWERS):  # also where it was killed after its last file was written
-            remove(folder / name)
+        clear_working_files(folder)  # also where it was killed after its last file was written
     return TrainedExits(found, record, None if output is None else folder)
 
 

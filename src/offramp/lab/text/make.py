@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
     locked_folder,
-    remove,
     sha256_of_file,
+    sweep_temporary_files,
     write_atomically,
     write_text_atomically,
 )
-from offramp.lab.exits.folder import is_leftover, sweep
 from offramp.lab.text.folder import (
     GENERATED_TOKENS,
     NATURAL_TOKENS,
@@ -42,6 +41,7 @@ from offramp.lab.text.request import TextRequest
 from offramp.lab.text.sources import Found, Source
 from offramp.lab.text.tokenizer import encoded, encoded_problems, train_tokenizer
 from offramp.lab.text.work import GENERATED, KINDS, PARTS, Part, Work, sha256_of_works
+from offramp.records.output_folder import OutputFolder
 from offramp.tracing.progress import say
 from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketcher, shares_text, sketches_of
@@ -72,50 +72,62 @@ def make_text(request: TextRequest, folder: str | Path, *, overwrite: bool = Fal
     folder = Path(folder)
     _require_own(folder, overwrite)
     with locked_folder(folder):
-        sweep(folder)
-        dealing = _gather(request)
-        trained = _documents(dealing.parts["train"])
-        say(f"{len(trained):,} documents to train on; learning {request.vocabulary:,} tokens from them")
-        generated = _characters(trained) * request.generated / (1 - request.generated)
-        tokenizer = train_tokenizer(
-            [one.text for one in (*trained, *_of_size(request.seed, generated))],
-            request.vocabulary,
-            sha256_of_works(dealing.parts["train"]),
-        )
-        arrays, made = _tokens(request, dealing.parts, tokenizer)
-        remove(folder / RECORD_FILE)  # not before: until here something may be refused
-        names = _write(folder, tokenizer, arrays, dealing.parts, made)
-        record = TextRecord(
-            seed=request.seed,
-            vocabulary=request.vocabulary,
-            sources=tuple(_gathered(source, found, dealing.parts) for source, found in dealing.here),
-            absent=dealing.absent,
-            tokens={
-                part: {which: len(arrays[f"{part}.{which}"]) for which in (NATURAL_TOKENS, GENERATED_TOKENS)}
-                for part in PARTS
-            },
-            files={name: sha256_of_file(folder / name) for name in names},
-            seen=_seen(trained),
-            versions={
-                name: importlib.metadata.version(name) for name in ("numpy", "tokenizers", "transformers")
-            },
-        )
-        RECORD.write(folder / RECORD_FILE, record)
+        _require_own(folder, overwrite)  # another process may have made one meanwhile
+        sweep_temporary_files(folder)
+        with _owned(folder).replaced(last=RECORD_FILE) as made:
+            _make(request, made)
     return read_text_folder(folder)
+
+
+def _make(request: TextRequest, folder: Path) -> None:
+    """Make a text in an empty folder."""
+    dealing = _gather(request)
+    trained = _documents(dealing.parts["train"])
+    say(f"{len(trained):,} documents to train on; learning {request.vocabulary:,} tokens from them")
+    generated = _characters(trained) * request.generated / (1 - request.generated)
+    tokenizer = train_tokenizer(
+        [one.text for one in (*trained, *_of_size(request.seed, generated))],
+        request.vocabulary,
+        sha256_of_works(dealing.parts["train"]),
+    )
+    arrays, problems_of = _tokens(request, dealing.parts, tokenizer)
+    names = _write(folder, tokenizer, arrays, dealing.parts, problems_of)
+    record = TextRecord(
+        seed=request.seed,
+        vocabulary=request.vocabulary,
+        sources=tuple(_gathered(source, found, dealing.parts) for source, found in dealing.here),
+        absent=dealing.absent,
+        tokens={
+            part: {which: len(arrays[f"{part}.{which}"]) for which in (NATURAL_TOKENS, GENERATED_TOKENS)}
+            for part in PARTS
+        },
+        files={name: sha256_of_file(folder / name) for name in names},
+        seen=_seen(trained),
+        versions={name: importlib.metadata.version(name) for name in ("numpy", "tokenizers", "transformers")},
+    )
+    RECORD.write(folder / RECORD_FILE, record)
+
+
+def _owned(folder: Path) -> OutputFolder:
+    """The folder of a text. One that an older offramp made has its files in the text's record alone."""
+    if not RECORD.is_of(folder / RECORD_FILE):
+        return OutputFolder(folder)
+    try:
+        files = RECORD.read(folder / RECORD_FILE).files
+    except DamagedFileError:
+        files = {}
+    return OutputFolder(folder, {**files, RECORD_FILE: None})
 
 
 def _require_own(folder: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a text, unless it is to be made again, or anything else."""
-    own = {RECORD_FILE, TOKENS_FILE, TOKENIZER, ".lock"}
-    own |= {documents_file(part, kind) for part in PARTS for kind in KINDS}
-    entries = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := sorted(name for name in entries - own if not is_leftover(name)):
+    if others := _owned(folder).foreign():
         raise InputError(
             f"the output folder holds something else: {', '.join(others[:3])}",
             where=str(folder),
             fix="choose another folder with -o",
         )
-    if RECORD_FILE in entries and not overwrite:
+    if (folder / RECORD_FILE).exists() and not overwrite:
         raise InputError(
             "the folder holds a text already",
             where=str(folder),
@@ -200,7 +212,6 @@ def _write(
     """Write tokenizer, tokens and documents; their names in the folder."""
     from safetensors.numpy import save_file
 
-    remove(folder / TOKENIZER)
     tokenizer.save_pretrained(folder / TOKENIZER)
     write_atomically(folder / TOKENS_FILE, lambda path: save_file(dict(arrays), path))
     names = [TOKENS_FILE, *(f"{TOKENIZER}/{path.name}" for path in sorted((folder / TOKENIZER).iterdir()))]
@@ -210,7 +221,6 @@ def _write(
         by_kind[GENERATED] = [one.document for one in made[part]]
         for kind, documents in by_kind.items():
             path = folder / documents_file(part, kind)
-            path.unlink(missing_ok=True)
             if documents:
                 write_text_atomically(path, lines_of(documents, answers))
                 names.append(path.name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import canonical_json, remove, sha256_of_text
-from offramp.lab.exits.folder import is_leftover
+from offramp.files import canonical_json, sha256_of_text
+from offramp.lab.exits.folder import owned_folder
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, TrainingRecord
+from offramp.records.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.records.typed import to_json
 from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
 
@@ -47,15 +49,23 @@ def key_of(request: Request) -> str:
     return sha256_of_text(canonical_json(_flat(request)))
 
 
+def owned_training(folder: Path) -> OutputFolder:
+    """The folder of a training from scratch, or of the model of one of its earlier steps."""
+    if (folder / REQUEST_FILE).exists():
+        return owned_folder(folder, (STATE,), REQUEST)
+    also = {TRAINING_FILE: UNKNOWN} if RECORD.is_of(folder / TRAINING_FILE) else {}
+    if also and not (folder / RECORD_FILE).exists():  # an older offramp trained it
+        also |= {path.name: UNKNOWN for path in model_files(folder)}
+    return OutputFolder(folder, also)
+
+
 def require_free_beside(folder: Path, steps: Iterable[int]) -> None:
     """Refuse to write the models after these steps over anything else. Raises InputError."""
     for path in (kept_model(folder, step) for step in steps):
-        entries = {one.name for one in path.iterdir()} if path.is_dir() else set()
-        own = {TRAINING_FILE, *(one.name for one in model_files(path))}
-        others = sorted(name for name in entries - own if not is_leftover(name))
-        if TRAINING_FILE in entries and not RECORD.is_of(path / TRAINING_FILE):
-            others.append(TRAINING_FILE)
-        if others or (path.exists() and not path.is_dir()):
+        others = owned_training(path).foreign()
+        if (path / REQUEST_FILE).exists():
+            others.append(f"{REQUEST_FILE}, of a training of its own")
+        if others or (os.path.lexists(path) and not path.is_dir()):
             held = ", ".join(others[:3]) or "a file"
             raise InputError(
                 f"something else lies where the model of an earlier step is kept: {held}",
@@ -75,6 +85,19 @@ def require_same(folder: Path, request: Request) -> None:
         )
 
 
+def is_of(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this request."""
+    try:
+        return (folder / REQUEST_FILE).is_file() and not differences(folder, request)
+    except DamagedFileError:
+        return False
+
+
+def goes_on(folder: Path, request: Request) -> bool:
+    """Whether it holds a training of this request that was stopped on its way."""
+    return not (folder / TRAINING_FILE).is_file() and is_of(folder, request)
+
+
 def differences(folder: Path, request: Request) -> list[str]:
     """In what the request in a folder is another one, in words. Raises DamagedFileError."""
     ours, theirs = _flat(request), _flat(REQUEST.read(folder / REQUEST_FILE))
@@ -91,12 +114,17 @@ def _flat(request: Request) -> dict[str, Any]:
     }
 
 
-def clear(folder: Path) -> None:
-    """Remove a training: its models beside the folder, too."""
-    for path in (folder / TRAINING_FILE, folder / STATE, *model_files(folder)):
-        remove(path)
+def put_beside(made: Path, folder: Path) -> None:
+    """Put the models of earlier steps that lie beside `made` beside the folder, in the place of its own."""
+    new = {path.name.partition("@")[2]: path for path in made.parent.glob(f"{glob.escape(made.name)}@*")}
     for beside in folder.parent.glob(f"{glob.escape(folder.name)}@*"):
-        own_training = (beside / REQUEST_FILE).is_file()  # which somebody gave such a name
-        if RECORD.is_of(beside / TRAINING_FILE) and not own_training:
-            remove(beside)
-    remove(folder / REQUEST_FILE)  # last: without it the rest is nobody's
+        step = beside.name.removeprefix(f"{folder.name}@")
+        own_training = (beside / REQUEST_FILE).exists()  # which somebody gave such a name
+        if step not in new and not own_training and RECORD.is_of(beside / TRAINING_FILE):
+            owned = owned_training(beside)
+            owned.remove(*owned.listed())
+            owned.leave()
+    for step, path in new.items():
+        beside = folder.with_name(f"{folder.name}@{step}")
+        beside.mkdir(exist_ok=True)
+        owned_training(beside).take(path, TRAINING_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -10,18 +11,20 @@ from typing import Any
 
 import torch
 
-from offramp.files import locked_folder, remove
-from offramp.lab.exits.folder import goes_on, require_own, sweep
+from offramp.files import locked_folder, sweep_temporary_files
+from offramp.lab.exits.folder import require_own
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
 from offramp.lab.text.folder import LabText, read_text_folder
 from offramp.lab.training.code import training_code
 from offramp.lab.training.evaluation import Evaluation
 from offramp.lab.training.folder import (
     STATE,
-    clear,
-    differences,
+    goes_on,
+    is_of,
     kept_model,
     key_of,
+    owned_training,
+    put_beside,
     require_free_beside,
     require_same,
 )
@@ -66,22 +69,21 @@ def train(
     versions = library_versions()
     code = training_code(recipe.kind)
     request = Request(recipe, text.fingerprint, device, code, versions, objective.base)
-    require_own(folder, (TRAINING_FILE, STATE), REQUEST)
+    require_own(folder, (STATE,), REQUEST)
     require_free_beside(folder, recipe.schedule[:-1])
+    training = functools.partial(_Training, recipe, text, objective, evaluation, request=request, shown=shown)
     with locked_folder(folder):
-        sweep(folder)
-        if overwrite and not goes_on(folder, lambda: differences(folder, request)):
-            clear(folder)
-        require_same(folder, request)
-        REQUEST.write(folder / REQUEST_FILE, request)
-        if (folder / TRAINING_FILE).is_file():
-            remove(folder / STATE)  # of a training that was killed after its last file was written
-            record = RECORD.read(folder / TRAINING_FILE)
-            for path in (folder, *(kept_model(folder, step) for step in recipe.schedule[:-1])):
-                if path == folder or path.is_dir():  # those of earlier steps may have been removed
-                    folder_source(path)
+        require_own(folder, (STATE,), REQUEST)  # as it is now that nobody else writes
+        sweep_temporary_files(folder)
+        owned = owned_training(folder)
+        begun = (folder / REQUEST_FILE).is_file()
+        if overwrite and not owned.finish_replacing(TRAINING_FILE) and begun and not goes_on(folder, request):
+            with owned.replaced(TRAINING_FILE, goes_on=lambda made: is_of(made, request)) as made:
+                record = training(folder=made).ended()
+                put_beside(made, folder)
             return record
-        return _Training(recipe, text, objective, evaluation, folder, request, shown).run()
+        require_same(folder, request)
+        return training(folder=folder).ended()
 
 
 @dataclass
@@ -96,6 +98,19 @@ class _Training:
     request: Request
     shown: bool
 
+    def ended(self) -> TrainingRecord:
+        """The record of the training, which is gone on with to its end."""
+        with owned_training(self.folder).writing(REQUEST_FILE):
+            REQUEST.write(self.folder / REQUEST_FILE, self.request)
+        if not (self.folder / TRAINING_FILE).is_file():
+            return self.run()
+        (self.folder / STATE).unlink(missing_ok=True)  # it was killed after its last file was written
+        record = RECORD.read(self.folder / TRAINING_FILE)
+        for path in (self.folder, *(kept_model(self.folder, step) for step in self.recipe.schedule[:-1])):
+            if path == self.folder or path.is_dir():  # those of earlier steps may have been removed
+                folder_source(path)
+        return record
+
     def run(self) -> TrainingRecord:
         """Train, or go on to the end."""
         key = key_of(self.request)
@@ -108,7 +123,7 @@ class _Training:
             if found:
                 put_state(found[1], progress.step, model, optimiser)
             record = self._train(model, optimiser, progress, key)
-        remove(self.folder / STATE)
+        (self.folder / STATE).unlink(missing_ok=True)
         return record
 
     def _model(self) -> Any:
@@ -178,7 +193,6 @@ class _Training:
             (made / "README.md").write_text(_card(self.text), encoding="utf-8")
 
         folder.mkdir(exist_ok=True)
-        remove(folder / TRAINING_FILE)
         architecture = self.objective.architecture
         record = TrainingRecord(
             recipe=self.recipe,
@@ -199,7 +213,8 @@ class _Training:
             documents=self.text.record.seen,
             active=active_parameters(architecture),
         )
-        RECORD.write(folder / TRAINING_FILE, record)
+        with owned_training(folder).writing(TRAINING_FILE):
+            RECORD.write(folder / TRAINING_FILE, record)
         return record
 
 
