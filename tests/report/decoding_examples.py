@@ -170,7 +170,9 @@ def decoded_run(run: RunResult, **options) -> RunResult:
     """The run with the main verdict's policy of its first workload decoded and timed, and others."""
     workload = run.workloads[0]
     speed = Speed(1.014, 1.008, 1.020, "measured", "local", True, 64.0)
-    verdicts = tuple(replace(v, speed=speed) if v.floor == 0.95 else v for v in workload.verdicts)
+    verdicts = tuple(
+        replace(v, speed=speed, kv="propagate") if v.floor == 0.95 else v for v in workload.verdicts
+    )
     workload = replace(workload, verdicts=verdicts)
     run = replace(run, workloads=(workload, *run.workloads[1:]))
     policy = next(v.policy for v in workload.verdicts if v.floor == 0.95)

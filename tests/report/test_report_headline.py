@@ -42,11 +42,11 @@ from offramp.report.ranking import (
     fastest,
     floor_kept,
     keeps_floor,
-    ways_ranked,
     why_no_answer,
 )
 from offramp.report.sections.strategies import certified_section
 from offramp.report.sections.verdict import answer_section
+from offramp.report.ways import ways_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
 from offramp.tuning.certificate import Certificate
@@ -552,7 +552,7 @@ def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
         executed_agreement=Estimate(0.995, 0.985, 1.0),
     )
     for verdicts, misses in (((sure,), False), ((), True)):
-        found = ways_ranked(first, replace(workload, verdicts=verdicts))
+        found = ways_of(first, replace(workload, verdicts=verdicts))
         assert next(one for one in found if one.policy is not None).misses is misses
 
 

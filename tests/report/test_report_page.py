@@ -17,6 +17,7 @@ import pytest
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
+from offramp.report.headline import short_answer
 from offramp.report.page import NAVIGATION, render, render_comparison, write_comparison_page, write_report
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
@@ -130,21 +131,20 @@ def require_text_alone(html: str, scripts: int) -> None:
 def test_the_answer_of_a_run_comes_first(of_run: Made) -> None:
     text = of_run.page.text
     order = [
-        "arly exit",
-        "Certificates",
-        "At the quality you would keep",
-        "What a check costs on this machine",
-        "What was fitted for the checks",
-        "Which policy wins, and why",
-        "What is kept on documents like these",
-        "What a loss buys",
+        "Do early exits make smollm2 more than 5 % faster",
+        short_answer(example_run()),
+        "At each quality floor",
+        "What a floor means to a reader",
+        "Before you quote this",
+        "What was tried, and what is certified",
+        "Which kind of policy wins, and why",
         "On which machine it would pay",
         "What would have to change for it to pay",
         "Where it could have stopped",
-        "What each layer would say",
         "Layer by layer",
-        "What a policy could gain",
         "How suited this model is",
+        "What a check costs on this machine",
+        "What was fitted for the checks",
         "How to repeat this",
         "What the words mean",
     ]
@@ -249,10 +249,8 @@ def test_undefined_figures_show_their_reason_and_no_number() -> None:
     assert "Representation quality is undefined. the trace has one document" in text
     assert "Undefined: at every layer fewer than 20 tokens agree" in text
     assert "Undefined on this workload: Brier, recalibrated." in text
-    assert "No frontier was computed for this workload." in text
     assert "No layer has tokens to bin." in text
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
-    assert "plain decoding was not timed" in text
 
 
 def test_a_run_without_verdicts_says_so() -> None:

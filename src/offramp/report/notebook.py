@@ -19,8 +19,8 @@ from offramp.report.plot.drawing import ramp_rules
 from offramp.report.replayed import layers_of, replay_section
 from offramp.report.run_findings import Findings
 from offramp.report.sections.curves import FIGURES, layer_figure
+from offramp.report.sections.first_screen import verdict_section
 from offramp.report.sections.potential import component_figure, eas_figure, readings_figures
-from offramp.report.sections.verdict import verdict_section
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.scoring import score
 from offramp.studies.work.passage import Passages

@@ -17,23 +17,29 @@ from offramp.report import REPORT_FILE
 from offramp.report.combined import combined_section, combined_sections
 from offramp.report.formats import counted, listed
 from offramp.report.html import fragment, slug
-from offramp.report.passage import grid_section, passage_section
+from offramp.report.passage import passage_section
 from offramp.report.plot.drawing import ramp_rules
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.claims import pairs_section, trends_section, validity_section
 from offramp.report.sections.curves import layers_section, profiles_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section
+from offramp.report.sections.first_screen import (
+    caveats_section,
+    floors_section,
+    texts_section,
+    verdict_section,
+)
 from offramp.report.sections.leaderboard import leaderboard_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
-from offramp.report.sections.potential import components_section, frontier_section
+from offramp.report.sections.potential import components_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
 from offramp.report.sections.published import published_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
 from offramp.report.sections.trained import trained_section
 from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
-from offramp.report.sections.verdict import answer_section, verdict_section
+from offramp.report.sections.verdict import answer_section
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.tables import comparison_tables
 
@@ -54,10 +60,12 @@ def render(run: RunResult) -> str:
     names = identities(run.workloads)
     sections = (
         verdict_section(run),
-        training_section(run),
+        floors_section(run),
+        texts_section(run),
         decoded_section(run),
+        training_section(run),
         combined_section(run.combined),
-        machine_section(run),
+        caveats_section(run),
     )
     return fragment(
         "run",
@@ -68,7 +76,7 @@ def render(run: RunResult) -> str:
         progress=progress_lines(run),
         sections=sections,
         workloads=[workload_part(w, layers, name) for w, name in zip(run.workloads, names, strict=True)],
-        last=(provenance_section(run), fragment("glossary", "run")),
+        last=(machine_section(run), provenance_section(run), fragment("glossary", "run")),
     )
 
 
@@ -86,11 +94,13 @@ def links(run: RunResult) -> list[tuple[str, str]]:
     costs = run.hardware is not None or run.heads is not None
     sections = (
         ("verdict", "Verdict", True),
+        ("floors", "Floors", True),
+        ("decoded", "Timed", bool(run.decoding or run.not_decoded)),
         ("training", "Training", run.training is not None),
-        ("decoded", "Decoded", bool(run.decoding or run.not_decoded)),
         ("combined", "Combined", run.combined is not None),
+        ("caveats", "Caveats", True),
+        ("workloads", "Texts", bool(run.workloads)),
         ("machine", "Machine", costs),
-        ("workloads", "Workloads", bool(run.workloads)),
         ("provenance", "Repeat", True),
         ("glossary", "Words", True),
     )
@@ -116,14 +126,12 @@ def workload_part(workload: WorkloadResult, layers: int, identity: str) -> dict[
     card = workload.card
     traced = f"{counted(card.documents, 'document')} · {counted(card.tokens, 'token')} traced"
     sections = (
-        families_section(workload),
         tuned_section(workload),
+        families_section(workload),
         machines_section(workload),
         break_even_section(workload),
         passage_section(workload, layers, identity),
-        grid_section(workload.grid),
         layers_section(workload),
-        frontier_section(workload),
         components_section(workload),
     )
     facts = f"{workload.mode} mode · {traced}"

@@ -1,9 +1,8 @@
-"""A passage and a grid of predictions: cut from a trace with the tokenizer's decoder alone, and shown."""
+"""A passage, cut from a trace with the tokenizer's decoder alone, as it is shown."""
 
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 from markupsafe import Markup
@@ -15,16 +14,16 @@ from offramp.report.plot.drawing import nice_ticks
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
 from offramp.report.run_result import WorkloadResult
 from offramp.scoring.components import saturation
-from offramp.studies.work.passage import Passage, PassageToken, PredictionGrid
+from offramp.studies.work.passage import Passage, PassageToken
 
-STRENGTHS = 5
 STRIP = 0.12
 """Height of the strip of colours, as a share of the highest bar's."""
 
 
 def passage_section(workload: WorkloadResult, layers: int, identity: str) -> Markup:
     """The passage, the panel that shows every layer's prediction, and where all tokens could have stopped."""
-    return passage_part(workload.passage, identity, depth_figure(workload, layers))
+    part = passage_part(workload.passage, identity, depth_figure(workload, layers))
+    return fragment("run", "passage_section", part)
 
 
 def passage_part(passage: Passage, identity: str, depths: Markup | None = None) -> Markup:
@@ -41,7 +40,6 @@ def passage_part(passage: Passage, identity: str, depths: Markup | None = None) 
         ),
         data=passage_data(passage),
         depths=depths,
-        as_table=passage_table(passage),
     )
 
 
@@ -155,63 +153,3 @@ def depth_plot(
         size=FLAT,
         style="wide",
     )
-
-
-def passage_table(passage: Passage) -> Markup:
-    """The passage's tokens with their exits and predictions at a few layers."""
-    last = len(passage.exits) - 1
-    at = sorted({round(last * part) for part in (0.25, 0.5, 0.75)})
-    header = [
-        "Token",
-        "Full model says",
-        "First match",
-        "Stays from",
-        *[f"Layer {passage.exits[i]} says" for i in at],
-    ]
-    rows = [
-        [
-            visible_piece(token.piece),
-            visible_piece(token.full_prediction),
-            str(token.first_match_exit),
-            str(token.saturation_exit),
-            *[f"{visible_piece(token.predictions[i])} ({percent(token.max_prob[i], 0)})" for i in at],
-        ]
-        for token in passage.tokens
-    ]
-    return table(
-        header,
-        rows,
-        caption="Tokens of the passage and the layers where they could have stopped",
-        numeric_from=9,
-    )
-
-
-def grid_section(grid: PredictionGrid) -> Markup:
-    """What the model would say at every depth, as a real table: rows are layers, columns positions."""
-    shown = ""
-    if len(grid.exits) < grid.traced_exits:
-        shown = f" {len(grid.exits)} of {grid.traced_exits} traced layers are shown, evenly spaced."
-    return fragment(
-        "run",
-        "grid",
-        document=grid.document,
-        inputs=[visible_piece(piece) for piece in grid.inputs],
-        rows=[
-            (layer, [grid_cell(grid, row, column) for column in range(len(grid.inputs))])
-            for row, layer in enumerate(grid.exits)
-        ],
-        targets=[visible_piece(piece) for piece in grid.targets],
-        shown_of=shown,
-    )
-
-
-def grid_cell(grid: PredictionGrid, row: int, column: int) -> tuple[str, str, str]:
-    """One prediction, its style (agreement, confidence, where the answer settles), and its confidence."""
-    agrees, probability = grid.agrees[row][column], grid.max_prob[row][column]
-    known = math.isfinite(probability)
-    strength = min(int(probability * STRENGTHS), STRENGTHS - 1) if known else 0
-    settled = grid.exits[row] >= grid.saturation_exits[column]
-    settles = settled and (row == 0 or grid.exits[row - 1] < grid.saturation_exits[column])
-    style = f"{'a' if agrees else 'd'}{strength}{' x' if settles else ''}"
-    title = f"{100 * probability:.0f}%" if known else "undefined"
-    return visible_piece(grid.pieces[row][column]), style, title

@@ -237,14 +237,21 @@ class RunReader:
             return None
         policies = tuple(
             DecodedPolicy(
-                one.contender, one.policy, one.kv, one.why, one.floor, one.forecast, one.free_running
+                one.contender,
+                one.policy,
+                one.kv,
+                one.why,
+                one.floor,
+                one.forecast,
+                one.free_running,
+                one.answer,
             )
             for one in found.chosen
         )
         ended = finished[task.key].wall if task.key in finished else 0.0
         date = datetime.datetime.fromtimestamp(ended, datetime.UTC).isoformat(timespec="seconds")
         bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
-        return Decoded(workload, bench, policies, date)
+        return Decoded(workload, bench, policies, date, found.prompt, found.plain_answer)
 
     def _not_decoded(self, decoded: Mapping[str, Decoded]) -> dict[str, str]:
         """By workload, why nothing was; nothing of what is yet to come."""

@@ -71,7 +71,7 @@ class DecodedPolicy:
 
     contender: its name in the measurement. kv: how later tokens find the keys and values of skipped layers.
     floor: that it was chosen for. why: how it came to be chosen, in words. free_running: None if its answers
-    were not judged.
+    were not judged. answer: its text for `Decoded.prompt`, None if that was not kept.
     """
 
     contender: str
@@ -81,6 +81,7 @@ class DecodedPolicy:
     floor: float | None = None
     forecast: Forecast | None = None
     free_running: FreeRunning | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,15 @@ class Decoded:
     """One workload's measurement: everything in `bench` took turns on the same prompts.
 
     policies: the main one first, then those of other floors. measured_on: date and time (UTC) at which it
-    ended.
+    ended. prompt, plain_answer: the texts of one prompt and of the full model's answer, None if not kept.
     """
 
     workload: str
     bench: BenchResult
     policies: tuple[DecodedPolicy, ...]
     measured_on: str
+    prompt: str | None = None
+    plain_answer: str | None = None
 
     @property
     def sound(self) -> bool:

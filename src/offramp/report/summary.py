@@ -27,7 +27,8 @@ from offramp.report.headline import headline
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, Timing, WorkloadResult
 from offramp.report.timing import error_sentence, prediction_verdict
 from offramp.report.training import bought
-from offramp.report.verdict_words import basis_words, credits_of, plain_seconds, predicted_seconds
+from offramp.report.verdict_rows import policy_of
+from offramp.report.verdict_words import basis_words, credits_of, plain_seconds
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
 from offramp.tuning.break_even import BreakEven
@@ -35,7 +36,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import FloorKind
 from offramp.tuning.ranking import Credit, MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import FrontPoint, Tuned
-from offramp.tuning.verdict import WORTH, Decision, Speed, Verdict
+from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict
 from offramp.workloads.workload import Mode
 
 SCHEMA_VERSION = 8
@@ -177,7 +178,10 @@ class FrontierRecord:
 
 @dataclass(frozen=True)
 class PredictedRecord:
-    """What one verdict predicts, in seconds where plain decoding's are known, and what was measured."""
+    """What is predicted and measured of the policy of one verdict, the tried one included; "never" exits not.
+
+    In seconds where plain decoding's are known. Where the policy was timed, plain is that measurement's.
+    """
 
     workload: str
     floor: float
@@ -592,22 +596,43 @@ def frontier_record(workload: str, frontier: Frontier) -> FrontierRecord:
 
 
 def predicted_record(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> PredictedRecord:
-    """What one verdict predicts."""
-    plain, speed = plain_seconds(run, workload, verdict.basis), verdict.speed
-    decoded = run.decoded(workload.name)
-    timed = "timed" if speed is not None and speed.how == "measured" else "not timed"
-    if decoded is not None and not decoded.sound:
-        timed = "timed with a defect"
+    """What is predicted of the policy that a verdict's figures are of, and what the stopwatch said of it."""
+    policy, kv = policy_of(verdict)
+    speedup = predicted_speedup(workload, verdict)
+    plain = plain_seconds(run, workload, verdict.basis)
+    predicted = plain / speedup.value if plain is not None and speedup.value else None
+    decoded, measured, timed = run.decoded(workload.name), None, "not timed"
+    for one in () if decoded is None else decoded.policies:
+        seconds = decoded.timed(one).seconds_per_token if decoded is not None else None
+        if (one.policy, one.kv) == (policy, kv) and decoded is not None and seconds is not None:
+            timed = "timed" if decoded.sound else "timed with a defect"
+            if decoded.sound:  # all of one moment: the machine may have been faster when it was profiled
+                plain, measured = decoded.plain_seconds, seconds.value
+                predicted = None if one.forecast is None else one.forecast.predicted
+            break
     return PredictedRecord(
         workload=workload.name,
         floor=verdict.floor,
-        policy=verdict.policy,
+        policy=policy,
         basis=f"predicted from {basis_words(verdict.basis)}, batch size 1; {timed}",
-        predicted_speedup=verdict.net_speedup,
+        predicted_speedup=speedup,
         plain_seconds_per_token=plain,
-        predicted_seconds_per_token=predicted_seconds(run, workload, verdict),
-        measured_seconds_per_token=plain / speed.value if timed == "timed" and plain and speed else None,
+        predicted_seconds_per_token=predicted,
+        measured_seconds_per_token=measured,
     )
+
+
+def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
+    """Of the verdict's own policy: 1 of the full model, the tuner's, the candidate's, or the replay's."""
+    policy, _ = policy_of(verdict)
+    if policy == verdict.replayed_policy and verdict.certificate is None:
+        return verdict.net_speedup
+    if policy == NEVER:
+        return Estimate(1.0)
+    if verdict.tried is not None and verdict.policy == NEVER:
+        return Estimate(verdict.tried.predicted_speed)
+    tuned = [one for one in workload.tuned if one.policy_text == policy and one.net_speedup.value is not None]
+    return tuned[0].net_speedup if tuned else verdict.net_speedup
 
 
 def tuned_record(workload: str, tuned: Tuned) -> TunedRecord:

@@ -1,8 +1,7 @@
-"""Timings in words: what they answer, how far off a prediction was and why, short names of policies."""
+"""Timings in words: what they answer, how far off a prediction was and why, names of policies."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
@@ -16,12 +15,12 @@ from offramp.decoding.measurement.results import (
     PartError,
     Stopped,
 )
+from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
     counted,
     decimal,
     duration,
-    faster,
     interval_text,
     listed,
     percent,
@@ -32,7 +31,7 @@ from offramp.report.formats import (
     value_text,
     whole_percent,
 )
-from offramp.report.run_result import Decoded, DecodedPolicy
+from offramp.report.run_result import Decoded
 from offramp.tuning.verdict import TOO_WIDE
 
 ENDED: Mapping[Stopped, str] = {
@@ -145,9 +144,6 @@ def headline_of(result: BenchResult) -> str:
 RIGHT = 0.02
 """A prediction of seconds per token within this share of the measured ones is called right."""
 
-MOST_NAMED = 4
-"""Of so many exits each is named in a short name."""
-
 PART_NAMES = {
     "layers": "the layers",
     "probes": "the probes",
@@ -160,35 +156,6 @@ PART_NAMES = {
 def part_name(part: str) -> str:
     """A part of time in a sentence."""
     return PART_NAMES.get(part, part)
-
-
-def short_name(policy: DecodedPolicy) -> str:
-    """A decoded policy as the label of a row: what it is, and how keys and values are repaired."""
-    return f"{rule_name(policy.policy)} · {policy.kv}"
-
-
-def rule_name(policy: str) -> str:
-    """A policy's text in a few words: its signal or kind, and the exits it checks."""
-    kind = policy.partition(":")[0]
-    values = dict(re.findall(r"(\w+)=([^,()\[\]]+)", policy))
-    named = str(values.get("exit") or values.get("exits") or "")
-    if not named:
-        return kind
-    exits = named.split("+")
-    where = f"exit{'' if len(exits) == 1 else 's'} {named}"
-    if len(exits) > MOST_NAMED:
-        where = f"{len(exits)} exits"
-    signal = values.get("signal")
-    listed_tokens = ", short list" if kind == "shortlist" else ""
-    return f"{kind} {where}" if signal is None else f"{signal.replace('_', ' ')}, {where}{listed_tokens}"
-
-
-def change_words(decoded: Decoded, policy: DecodedPolicy) -> str:
-    """The net speed that was measured, in words; why there is none."""
-    timed = decoded.timed(policy)
-    if timed.left_out is not None:
-        return f"not timed: {timed.left_out}"
-    return "not timed" if timed.ratio is None else faster(timed.ratio.value)
 
 
 def error_sentence(forecast: Forecast) -> str:
@@ -260,7 +227,7 @@ class PolicyNames:
 
     def of(self, policy: str) -> str:
         """The short name of a policy's text."""
-        short = name = rule_name(policy)
+        short = name = short_name(policy)
         place = 1
         while self._texts.setdefault(name, policy) != policy:
             place += 1
@@ -268,5 +235,5 @@ class PolicyNames:
         return name
 
     def lines(self) -> list[str]:
-        """ "margin, exits 20+25 = threshold:signal=margin,...", one for each that its name does not say."""
+        """ "exit 20+25 if margin ≥ 0.9 = threshold:...", one for each that its name does not say."""
         return [f"{name} = {text}" for name, text in self._texts.items() if name != text]

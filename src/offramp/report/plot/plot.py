@@ -56,6 +56,7 @@ TALL = replace(MEDIUM, height=310)
 FLAT = Size(360, 150, 46, 12, 30, 30)
 WIDE = Size(620, 360, 72, 14, 40, 60)
 SMALL = Size(184, 196, 34, 10, 24, 36)
+PANEL = Size(360, 236, 42, 12, 32, 36)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Series:
     """One line or set of points: x, y, an interval, float64 [points]; NaN breaks it. colour, shape: 0 to 5.
 
     style: the class of the line, "" for none. markers: how many points get one at most. radii: draws discs of
-    these sizes instead. stems: where a line from each point ends, in y. said: what a pointer on each point
+    these sizes instead. stems: where a line from each point ends, in y. whiskers: draws the interval as a
+    line through each point instead of a band. said: what a pointer on each point
     reads; its name and place if left out. labels: names that stand beside the points where there is room.
     """
 
@@ -98,6 +100,7 @@ class Series:
     markers: int = 7
     radii: Curve | None = None
     stems: Curve | None = None
+    whiskers: bool = False
     said: Sequence[str] = ()
     labels: Sequence[str] = ()
 
@@ -158,7 +161,7 @@ class Plot:
         parts += [draw_box(one, x, y) for one in self.boxes]
         parts += [self._series(place, series, x, y) for place, series in enumerate(self.series)]
         parts += [name_rule(rule, x, y) for rule in rules]
-        parts += [place_labels(series, x, y, size) for series in self.series if series.labels]
+        parts.append(place_labels([series for series in self.series if series.labels], x, y, size))
         return drawing(
             size.width, size.height, self.title, self.description, "".join(parts), style=self.style
         )
@@ -192,7 +195,7 @@ class Plot:
 
     def _series(self, place: int, series: Series, x: Scale, y: Scale) -> str:
         parts, points = [], []
-        banded = not self.overlaid or len(self.series) <= BANDS
+        banded = not series.whiskers and (not self.overlaid or len(self.series) <= BANDS)
         if banded and series.low is not None and series.high is not None:
             parts.append(band(series.x, series.low, series.high, x, y))
         for run in finite_runs(series.x, series.y):
@@ -217,6 +220,8 @@ class Plot:
             at, value = float(series.x[i]), float(series.y[i])
             said = f"{series.name}: {self.y.number(value)} at {self.x.name} {self.x.number(at)}"
             said = series.said[i] if series.said else said
+            if series.whiskers and series.low is not None and series.high is not None:
+                yield line(x(at), y(float(series.low[i])), x(at), y(float(series.high[i])), "gap")
             if series.stems is not None:
                 yield line(x(at), y(float(series.stems[i])), x(at), y(value), "gap")
             if series.radii is None:
@@ -279,12 +284,16 @@ def name_rule(rule: Rule, x: Scale, y: Scale) -> str:
     return label(x.start + 4, y(rule.value) + offset, rule.name, style="rule-name")
 
 
-def place_labels(series: Series, x: Scale, y: Scale, size: Size) -> str:
+def place_labels(several: Sequence[Series], x: Scale, y: Scale, size: Size) -> str:
     """Names beside their points, where there is room for them."""
-    places = [(x(float(at)), y(float(value))) for at, value in zip(series.x, series.y, strict=True)]
-    taken = [(at - 4, down - 4, at + 4, down + 4) for at, down in places]
+    places = [
+        (name, (x(float(at)), y(float(value))))
+        for series in several
+        for name, at, value in zip(series.labels, series.x, series.y, strict=True)
+    ]
+    taken = [(at - 4, down - 4, at + 4, down + 4) for _, (at, down) in places]
     parts = []
-    for name, (at, down) in zip(series.labels, places, strict=True):
+    for name, (at, down) in places:
         width = LETTER * len(name)
         for dx, dy, anchor in ((6, 4, "start"), (-6, 4, "end"), (0, -7, "middle"), (0, 15, "middle")):
             start = at + dx - {"start": 0.0, "end": width, "middle": width / 2}[anchor]

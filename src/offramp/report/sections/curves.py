@@ -19,7 +19,8 @@ from offramp.report.run_result import WorkloadResult
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
 from offramp.studies.comparison.results import Comparison, Row
 
-RELIABILITY_DIAGRAMS = 6
+RELIABILITY_DIAGRAMS = 4
+TABLE_LAYERS = 8
 LARGEST_RADIUS = 9.0
 
 
@@ -173,29 +174,19 @@ def tidy(value: float) -> str:
 
 
 def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> Markup:
-    """The curves of one chart as a table, intervals beside them."""
-    header, columns = ["Layer"], [[str(int(layer)) for layer in curves.exits]]
-    for name, label in present:
-        header.append(label)
-        columns.append([cell(value) for value in curves.values[name]])
-        if name in curves.intervals:
-            low, high = curves.intervals[name]
-            header.append("95 % interval")
-            columns.append([interval_cell(low, high, row) for row in range(len(curves.exits))])
-    rows = [list(row) for row in zip(*columns, strict=True)]
-    return table(header, rows, caption=spec.title)
+    """The curves of one chart at some layers."""
+    count = len(curves.exits)
+    shown = np.unique(np.linspace(0, count - 1, min(count, TABLE_LAYERS)).round().astype(np.int64))
+    header = ["Layer", *[label for _, label in present]]
+    rows = [
+        [str(int(curves.exits[at])), *[cell(curves.values[name][at]) for name, _ in present]] for at in shown
+    ]
+    return table(header, rows, caption=f"{spec.title}; summary.json has every layer and interval")
 
 
 def cell(value: float) -> str:
     """A number, or that it is undefined."""
     return decimal(float(value), 3) if np.isfinite(value) else "undefined"
-
-
-def interval_cell(low: Curve, high: Curve, row: int) -> str:
-    """An interval, or that there is none."""
-    if not np.isfinite(low[row] + high[row]):
-        return "none"
-    return f"{decimal(float(low[row]), 3)} to {decimal(float(high[row]), 3)}"
 
 
 def spread(diagrams: list[ReliabilityDiagram], count: int) -> list[ReliabilityDiagram]:

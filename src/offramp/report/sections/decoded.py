@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import Contender, Forecast, FreeRunning, Interval
+from offramp.decoding.measurement.results import Contender, Forecast, Interval
+from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -19,11 +20,11 @@ from offramp.report.formats import (
     percent,
     plain_tick,
     times,
+    whole_percent,
 )
-from offramp.report.html import Column, bullets, cards, figure, fragment, policy_code, stack, table, text
+from offramp.report.html import Column, bullets, cards, figure, fragment, stack, table, text
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
-from offramp.report.ranking import basis_text, kept_text, sample_text, ways_ranked
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing import (
     DECISIONS,
@@ -34,69 +35,54 @@ from offramp.report.timing import (
     limits_of,
     part_name,
     prediction_verdict,
-    ratio_text,
-    short_name,
+    share_text,
     stopped_text,
+)
+from offramp.report.ways import NAMES, Way, sample_text, ways_of
+from offramp.tuning.verdict import NEVER
+
+COLUMNS = (
+    Column("Way to decode"),
+    Column("Over plain decoding", "measured"),
+    Column("Time per token", "measured"),
+    Column("Layers run per token"),
+    Column("Kept, certified documents", "executed"),
+    Column("Kept, timed prompts", "executed"),
 )
 
 
 def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
     """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
-    columns = [
-        Column("Way to decode"),
-        Column("Net speed", "measured"),
-        Column("Agreement", "executed"),
-        Column("What it rests on"),
-    ]
     kept: list[list[str]] = []
     missed: list[list[str]] = []
-    for one in ways_ranked(decoded, workload):
-        policy = one.policy
-        head = one.name if policy is None else stack(policy_code(policy.policy), f"K,V: {policy.kv}")
-        row = [head, net_speed(one.timed, decoded.bench.worth), kept_text(one), basis_text(one)]
-        (missed if one.misses else kept).append(row)
+    for one in ways_of(decoded, workload):
+        if one.timed is not None:
+            (missed if one.misses else kept).append(way_row(one, one.timed, decoded.bench.worth))
     groups = {"": kept, "Not shown to keep the floor it was chosen for": missed}
-    caption = f"Ranked on {decoded.workload}, {sample_text(decoded)}; lossless ways are among them"
-    return cards(columns, groups, caption=caption, style="decoded")
+    caption = f"Every way timed on {decoded.workload}, {sample_text(decoded)}, the fastest first"
+    return cards(COLUMNS, groups, caption=caption, style="decoded")
 
 
-def policy_table(decoded: Decoded) -> Markup:
-    """Every decoded policy: speed, skipped layers, agreement of replay beside that of its own text."""
-    columns = [
-        Column("Policy"),
-        Column("Time per token", "predicted"),
-        Column("Time per token", "measured"),
-        Column("Net speed", "measured"),
-        Column("Layers skipped", "measured"),
-        Column("Agreement, given text", "replayed"),
-        Column("Agreement, own text", "measured"),
-        Column("Tokens until it differs", "measured"),
-    ]
-    groups = {"": [policy_row(decoded, policy) for policy in decoded.policies]}
-    caption = f"Policies decoded on {decoded.workload}; time is per new token at batch {decoded.bench.batch}"
-    return cards(columns, groups, caption=caption, style="decoded")
-
-
-def policy_row(decoded: Decoded, policy: DecodedPolicy) -> list[str]:
-    """One policy."""
-    timed, forecast, answers = decoded.timed(policy), policy.forecast, policy.free_running
-    head = stack(policy_code(policy.policy), f"K,V: {policy.kv}")
-    if timed.seconds_per_token is None:
-        return [head, *["–"] * 6, f"not timed: {timed.left_out or 'no reason recorded'}"]
-    predicted = None if forecast is None else forecast.predicted
-    skipped = text("–" if forecast is None else percent(forecast.measured_skip))
-    if forecast is not None and forecast.predicted_skip is not None:
-        skipped = stack(skipped, f"predicted {percent(forecast.predicted_skip)}")
-    replayed = None if forecast is None else forecast.predicted_agreement
+def way_row(one: Way, timed: Contender, worth: float) -> list[str]:
+    """One way to decode."""
+    seconds, count = timed.seconds_per_token, timed.counted
+    layers = timed.layers_per_token if count is None else count.layers
+    judged = "–"
+    if one.judged is not None:
+        found = one.judged
+        held = "not certified" if found.certified is None else f"certified ≥ {whole_percent(found.certified)}"
+        judged = stack(share_text(found.kept), counted(found.documents, "document"), held)
+    head = text(one.name)
+    if one.policy is not None:
+        floor = "" if one.floor is None else f", for {whole_percent(one.floor)}"
+        head = fragment("run", "policy", f"{one.name} · {one.kv}{floor}", one.policy)
     return [
         head,
-        "–" if predicted is None else milliseconds(predicted),
-        with_interval(timed.seconds_per_token, milliseconds),
-        net_speed(timed, decoded.bench.worth),
-        skipped,
-        "–" if replayed is None else percent(replayed),
-        "–" if answers is None else with_interval(answers.agreement, percent),
-        "–" if answers is None else divergence(answers),
+        net_speed(timed, worth),
+        "–" if seconds is None else with_interval(seconds, milliseconds),
+        "–" if layers is None else decimal(layers, 1),
+        judged,
+        "–" if one.on_prompts is None else with_interval(one.on_prompts, percent),
     ]
 
 
@@ -107,24 +93,9 @@ def net_speed(timed: Contender, worth: float) -> Markup:
     return stack(with_interval(timed.ratio, times), contender_answer(timed, worth))
 
 
-def divergence(answers: FreeRunning) -> Markup:
-    """How far generated text follows the full model's, and how many answers are its own."""
-    length = answers.new_tokens / max(answers.prompts, 1)
-    same = f"{percent(answers.sequence_match.value, 0)} of answers are the full model's"
-    return stack(f"{decimal(answers.tokens_before_divergence.value, 1)} of {decimal(length, 0)}", same)
-
-
 def with_interval(interval: Interval, number: NumberFormat) -> Markup:
     """A figure with its interval below it."""
     return stack(number(interval.value), limits_of(interval, number))
-
-
-def contender_tables(decoded: Decoded) -> Markup:
-    """Every contender as a row, and the circumstances."""
-    bench = decoded.bench
-    caption = f"Everything that took turns on {decoded.workload}"
-    timed = contender_rows_table(bench.contenders, caption, bench.worth)
-    return timed + bullets(bench.notes, "note") + circumstances_table(bench.circumstances)
 
 
 def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: float) -> Markup:
@@ -215,38 +186,29 @@ def introduction(run: RunResult) -> str:
 
 
 def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> dict[str, Any]:
-    """One workload: the answer, in a word and in words, plots, tables, error by part, contenders."""
+    """One workload: the answer in a word, every way to decode, predictions beside it, circumstances."""
     bench = decoded.bench
     return {
         "name": decoded.workload,
         "badge": contender_answer(bench.main, bench.worth),
         "style": DECISIONS[bench.answer],
-        "answer": answer_of(decoded),
         "said": sentences(decoded),
         "ranking": ranking_table(decoded, workload),
+        "left_out": left_out(decoded),
         "figures": beside_figure(decoded) + error_figure(decoded),
-        "policies": policy_table(decoded),
         "circumstances": circumstances(decoded),
-        "contenders": contender_tables(decoded),
+        "around": bullets(bench.notes, "note") + circumstances_table(bench.circumstances),
     }
 
 
-def answer_of(decoded: Decoded) -> str:
-    """The chosen policy's measured speed, in one sentence."""
-    chosen, plain = decoded.chosen, decoded.plain_seconds
-    if chosen is None or plain is None:
-        return "No policy was chosen for this text."
-    timed = decoded.timed(chosen)
-    if timed.seconds_per_token is None or timed.ratio is None:
-        return f"The policy chosen for this text was not timed: {timed.left_out or 'no reason recorded'}."
-    sentence = (
-        f"{chosen.why[:1].upper()}{chosen.why[1:]}: {milliseconds(timed.seconds_per_token.value)} per token "
-        f"where plain decoding ({decoded.bench.plain}) took {milliseconds(plain)}, a net speed of "
-        f"{ratio_text(timed.ratio)}: {contender_answer(timed, decoded.bench.worth)}."
-    )
-    if not decoded.sound:
-        sentence += " This measurement has a defect; it changes no verdict."
-    return sentence
+def left_out(decoded: Decoded) -> list[str]:
+    """Ways that were to take part and did not, with the reason; that a measurement has a defect."""
+    found = [
+        f"Not timed: {NAMES.get(one.name, one.name)}: {one.left_out}."
+        for one in decoded.bench.contenders
+        if one.left_out is not None
+    ]
+    return [*found, *([] if decoded.sound else ["This measurement has a defect; it changes no verdict."])]
 
 
 def sentences(decoded: Decoded) -> list[str]:
@@ -264,27 +226,31 @@ def sentences(decoded: Decoded) -> list[str]:
 def beside_figure(decoded: Decoded) -> Markup:
     """Predicted beside measured seconds per token, with plain decoding as the reference."""
     plain = decoded.plain_seconds
-    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None]
+    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.policy != NEVER]
     if plain is None or not shown:
         return Markup()
     plot = beside_plot(shown, 1000 * plain)
     data = table(
-        ["Policy", "K,V", "Predicted", "Measured", "95 % interval", "Plain decoding"],
+        ["Policy", "Predicted", "Measured", "Layers skipped, predicted", "measured", "Replayed agreement"],
         [
             [
-                policy.policy,
-                policy.kv,
+                label_of(policy),
                 "none" if forecast.predicted is None else milliseconds(forecast.predicted),
                 milliseconds(forecast.measured.value),
-                limits_of(forecast.measured, milliseconds) or "none",
-                milliseconds(forecast.fastest_plain),
+                "none" if forecast.predicted_skip is None else percent(forecast.predicted_skip),
+                percent(forecast.measured_skip),
+                "none" if forecast.predicted_agreement is None else percent(forecast.predicted_agreement),
             ]
             for policy, forecast in shown
         ],
-        caption="Predicted and measured time per token",
-        numeric_from=2,
+        caption="Predicted and measured, per token",
     )
     return figure(plot.title, plot.description, plot.svg(), data)
+
+
+def label_of(policy: DecodedPolicy) -> str:
+    """A decoded policy as the label of a row: what it is, and how keys and values are repaired."""
+    return f"{short_name(policy.policy)} · {policy.kv}"
 
 
 def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -> RowPlot:
@@ -308,7 +274,7 @@ def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -
 
 def beside_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
     """The way from the prediction to the measurement, in milliseconds per token."""
-    name, measured = short_name(policy), forecast.measured
+    name, measured = label_of(policy), forecast.measured
     low, high = (None if end is None else 1000 * end for end in (measured.low, measured.high))
     said = f"{name}, measured: {decimal(1000 * measured.value, 2)} ms"
     points = [Point(1000 * measured.value, said, low, high)]
@@ -371,7 +337,7 @@ def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
 
 def error_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
     """One policy's parts as bars around nothing, and a diamond for its whole error."""
-    name = short_name(policy)
+    name = label_of(policy)
     bars, below, above = [], 0.0, 0.0
     for part, error, colour in error_parts(forecast):
         start = above if error > 0 else below
@@ -405,7 +371,7 @@ def error_table(shown: list[tuple[DecodedPolicy, Forecast]]) -> Markup:
     """Every part of every policy: priced beside measured."""
     rows = []
     for policy, forecast in shown:
-        name = short_name(policy)
+        name = label_of(policy)
         for part in forecast.parts:
             error = f"{decimal(1000 * (part.priced - part.measured), 2)} ms"
             cells = [milliseconds(part.priced), milliseconds(part.measured), error]

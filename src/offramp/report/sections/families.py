@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     decimal,
     faster,
@@ -22,12 +23,11 @@ from offramp.report.html import (
     cards,
     escaped,
     fragment,
-    policy_code,
     stack,
     stacked,
     text,
 )
-from offramp.report.plot.drawing import Scale, box, label, line, marker, nice_step
+from offramp.report.plot.drawing import Scale, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
 from offramp.report.ranking import families_at
 from offramp.report.run_result import WorkloadResult
@@ -39,7 +39,6 @@ from offramp.tuning.verdict import from_main
 WIDTH, HEIGHT = 250, 34
 LEFT, RIGHT = 3, 247
 MIDDLE, NET = 13, 28
-STRIP_WIDTH, STRIP_HEIGHT = 110, 10
 AXIS_TICKS = 3
 LABEL_GAP = 40.0
 
@@ -134,27 +133,10 @@ def axis_svg(reach: tuple[float, float]) -> Markup:
     return small_drawing("change of cost per token against plain decoding", "".join(parts), WIDTH, 20)
 
 
-def strip_svg(parts: tuple[Part, ...]) -> Markup:
-    """Where the cost of a token goes, as shares of a whole."""
-    whole = sum(part.cost for part in parts)
-    if whole <= 0:
-        return Markup()
-    drawn, start = [], 0.0
-    for part in parts:
-        width = STRIP_WIDTH * part.cost / whole
-        said = f"{part.name}: {percent(part.cost / whole)} of the whole"
-        drawn.append(
-            f'<g class="s{part.colour}">{box(start, 0, max(width - 0.6, 0), STRIP_HEIGHT, said=said)}</g>'
-        )
-        start += width
-    words = ", ".join(f"{part.name} {percent(part.cost / whole, 0)}" for part in parts)
-    return small_drawing(words, "".join(drawn), STRIP_WIDTH, STRIP_HEIGHT, style="strip")
-
-
-def small_drawing(title: str, content: str, width: int, height: int, *, style: str = "row-bar") -> Markup:
+def small_drawing(title: str, content: str, width: int, height: int) -> Markup:
     """A small SVG as wide as its cell, that says what it shows to a screen reader."""
     return Markup(
-        f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(title)}">'
+        f'<svg class="row-bar" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(title)}">'
         f"{content}</svg>"
     )
 
@@ -175,83 +157,36 @@ PARTS: Mapping[str, tuple[str, int]] = {
 }
 ON_TOP = (REPAIR, PROBES)
 OUT_OF_REACH = "Out of reach: oracles that know the full model's answer, at 100 % agreement"
-SHOWN = 10
+SHOWN = 8
 MUCH_SLOWER = 0.67
-NO_SHARE = 1e-9
-
-
-@dataclass(frozen=True)
-class Board:
-    """How to draw one workload's ranking of families.
-
-    others: the entries at other floors by family and floor. reach: the axis of the bars. counted: what a
-    token costs, "time" or "bytes".
-    """
-
-    floor: float
-    other_floors: Sequence[float]
-    others: Mapping[tuple[str, float], RankedPolicy]
-    reach: tuple[float, float]
-    counted: str
-
-    def columns(self) -> list[Column]:
-        """The columns of the table."""
-        return [
-            Column("Family and its best policy"),
-            Column("Saved and spent", head=axis_svg(self.reach)),
-            Column(f"Net speed at {whole_percent(self.floor)}"),
-            *[Column(f"Net speed at {whole_percent(floor)}") for floor in self.other_floors],
-            Column(f"Where its {self.counted} goes" if self.counted == "time" else "Where its bytes go"),
-            Column("Layers skipped"),
-            Column("Agreement"),
-        ]
-
-    def row(self, entry: RankedPolicy, rank: int | None) -> list[str]:
-        """One family."""
-        balance = balance_of(entry)
-        name = f"{rank}. {entry.family}" if rank else entry.family
-        share = "no probes" if entry.probe_share < NO_SHARE else f"probes {percent(entry.probe_share)}"
-        return [
-            text(name) + policy_code(entry.policy),
-            balance.svg(self.reach) if balance is not None else "no speed to draw",
-            stack(stacked(entry.net_speedup, times), gain_text(entry.gain)),
-            *[self.other(entry.family, floor) for floor in self.other_floors],
-            stack(strip_svg(parts_of(entry)), share),
-            stacked(entry.skip_ratio, percent),
-            stack(stacked(entry.agreement, percent), reference_line(entry.reference_agreement)),
-        ]
-
-    def other(self, family: str, floor: float) -> str:
-        """The same family's speed at another floor."""
-        entry = self.others.get((family, floor))
-        value = None if entry is None else entry.net_speedup.value
-        return "–" if value is None else times(value)
-
-    def table(self, groups: Mapping[str, Sequence[RankedPolicy]], caption: str, *, after: int = 0) -> Markup:
-        """The table; reachable families are numbered from after + 1."""
-        rows = {
-            name: [self.row(e, rank if e.reachable else None) for rank, e in enumerate(entries, after + 1)]
-            for name, entries in groups.items()
-        }
-        return cards(self.columns(), rows, caption=caption, style="league")
 
 
 def families_section(workload: WorkloadResult) -> Markup:
     """The families ranked by net speed at the main floor, the oracles apart; nothing without a ranking."""
     if not workload.league:
         return Markup()
-    floors = sorted({entry.floor for entry in workload.league}, reverse=True)
-    main = min(floors, key=from_main)
+    main = min((entry.floor for entry in workload.league), key=from_main)
     entries = families_at(workload.league, main)
     reachable = [entry for entry in entries if entry.reachable]
     oracles = [entry for entry in entries if not entry.reachable]
-    balances = [balance for balance in map(balance_of, reachable) if balance is not None]
+    reach = reach_of([balance for balance in map(balance_of, reachable) if balance is not None])
     counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
-    others = {(e.family, e.floor): e for e in workload.league if e.floor != main}
-    board = Board(main, [floor for floor in floors if floor != main], others, reach_of(balances), counted)
     keep = whole_percent(main)
+    columns = [
+        Column("Family and its best policy"),
+        Column("Saved and spent", head=axis_svg(reach)),
+        Column(f"Speed at {keep}"),
+        Column("Layers skipped"),
+        Column("Agreement"),
+    ]
+    groups = {"": reachable[:SHOWN], OUT_OF_REACH: oracles}
+    rows = {
+        name: [family_row(one, rank if one.reachable else None, reach) for rank, one in enumerate(found, 1)]
+        for name, found in groups.items()
+    }
     caption = f"Families of policies at {keep} agreement, the fastest first"
-    rest = reachable[SHOWN:]
+    if len(reachable) > SHOWN:
+        caption += f", {SHOWN} of {len(reachable)}; summary.json has all"
     return fragment(
         "run",
         "families",
@@ -260,10 +195,21 @@ def families_section(workload: WorkloadResult) -> Markup:
         floor=keep,
         counted=counted,
         keys=dict.fromkeys((one.name, one.colour) for entry in entries for one in parts_of(entry)),
-        best=board.table({"": reachable[:SHOWN], OUT_OF_REACH: oracles}, caption),
-        slower=board.table({"": rest}, "The slower families, the fastest first", after=SHOWN) if rest else "",
-        slower_count=len(rest),
+        best=cards(columns, rows, caption=caption, style="league"),
     )
+
+
+def family_row(entry: RankedPolicy, rank: int | None, reach: tuple[float, float]) -> list[str]:
+    """One family with its best policy."""
+    balance = balance_of(entry)
+    name = f"{rank}. {entry.family}" if rank else entry.family
+    return [
+        text(name) + fragment("run", "policy", short_name(entry.policy), entry.policy),
+        balance.svg(reach) if balance is not None else "no speed to draw",
+        stack(stacked(entry.net_speedup, times), gain_text(entry.gain)),
+        stacked(entry.skip_ratio, percent),
+        stack(stacked(entry.agreement, percent), reference_line(entry.reference_agreement)),
+    ]
 
 
 def balance_of(entry: RankedPolicy) -> Balance | None:

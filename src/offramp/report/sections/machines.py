@@ -12,7 +12,6 @@ from offramp.report.formats import (
     counted,
     decimal,
     duration,
-    estimate_text,
     listed,
     percent,
     times,
@@ -34,7 +33,7 @@ from offramp.report.html import (
 )
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.verdict_words import LOCAL, machine_name, reference_line
+from offramp.report.verdict_words import LOCAL, machine_name
 from offramp.tracing.described_heads import reading_parts
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
@@ -212,7 +211,6 @@ def machines_section(workload: WorkloadResult) -> Markup:
         floor=floor,
         matrix=matrix(answers, [machine for machine, _ in sources], caption),
         sources=[f"{machine_name(machine)}: {source}" for machine, source in sources],
-        answers=answer_table(workload.machines),
     )
 
 
@@ -244,31 +242,6 @@ def answer_cell(answer: MachineAnswer | None) -> Markup:
     if answer.policy == "never":
         return stack(pill(answer.decision), "best never to exit")
     return pill(answer.decision) + styled(stacked(answer.net_speedup, times), "speed")
-
-
-def agreement_text(answer: MachineAnswer) -> str:
-    """Agreement with the full model, and with the untransformed one where there is another."""
-    reference = reference_line(answer.reference_agreement)
-    return estimate_text(answer.agreement, percent) + (f"; {reference}" if reference else "")
-
-
-def answer_table(answers: Sequence[MachineAnswer]) -> Markup:
-    """Every answer as a row."""
-    rows = [
-        [
-            machine_name(answer.machine),
-            str(answer.batch),
-            whole_percent(answer.floor),
-            answer.decision,
-            estimate_text(answer.net_speedup, times),
-            agreement_text(answer),
-            plain_text(answer.plain_seconds_per_token),
-            answer.policy,
-        ]
-        for answer in answers
-    ]
-    header = ["Machine", "Batch", "Keep", "Verdict", "Net speed", "Agreement", "Plain decoding", "Policy"]
-    return table(header, rows, caption="Every machine, batch size and floor")
 
 
 def break_even_section(workload: WorkloadResult) -> Markup:

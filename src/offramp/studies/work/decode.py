@@ -48,7 +48,8 @@ class DecodedChoice:
     """One policy that was decoded; its first fields as of `offramp.studies.work.decoding_choice.Choice`.
 
     contender: its name in the measurement. forecast, free_running: None of one that was left out.
-    characters_per_token: of its answers, special tokens included, None without any.
+    characters_per_token: of its answers, special tokens included, None without any. answer: the text of its
+    answer to `Decoding.prompt`.
     """
 
     family: str
@@ -61,16 +62,22 @@ class DecodedChoice:
     forecast: Forecast | None
     free_running: FreeRunning | None
     characters_per_token: float | None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A measurement with every sample and forecast; None where nothing was decoded, and why."""
+    """A measurement with every sample and forecast; None where nothing was decoded, and why.
+
+    prompt, plain_answer: the texts of one prompt that all contenders decoded and of the full model's answer.
+    """
 
     bench: BenchResult | None
     chosen: tuple[DecodedChoice, ...] = ()
     characters_per_token: float | None = None
     why_nothing: str | None = None
+    prompt: str | None = None
+    plain_answer: str | None = None
 
 
 class DecodeWork:
@@ -188,6 +195,7 @@ def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[s
 
 def _decoding(model: Model, judged: Judged, choices: Sequence[Choice], names: Sequence[str]) -> Decoding:
     measured = judged.measurement
+    answers = _answers(model, measured)
     chosen = tuple(
         DecodedChoice(
             **asdict(choice),
@@ -195,13 +203,40 @@ def _decoding(model: Model, judged: Judged, choices: Sequence[Choice], names: Se
             forecast=judged.forecasts.get(name),
             free_running=judged.free_running.get(name),
             characters_per_token=_characters_per_token(model, measured, name),
+            answer=answers.get(name),
         )
         for choice, name in zip(choices, names, strict=True)
     )
     # When it was measured is for the journal; how busy the machine was is part of what was measured.
     circumstances = {name: one for name, one in judged.bench.circumstances.items() if name != "date"}
     bench = replace(judged.bench, circumstances=circumstances)
-    return Decoding(bench, chosen, _characters_per_token(model, measured, measured.result.plain))
+    return Decoding(
+        bench,
+        chosen,
+        _characters_per_token(model, measured, measured.result.plain),
+        prompt=answers.get(PROMPT),
+        plain_answer=answers.get(measured.result.plain),
+    )
+
+
+PROMPT = ""
+"""Stands for the prompt itself among texts by contender."""
+
+
+def _answers(model: Model, measured: Measurement) -> dict[str, str]:
+    """The texts of the first prompt that every contender answered, and of their answers, by contender."""
+    from offramp.decoding.measurement.judged import prompts_and_answers
+
+    found: dict[str, str] = {}
+    shared = set.intersection(*(set(batches) for batches in measured.decoded.values()))
+    if not shared:
+        return found
+    place = min(shared)
+    for name, batches in measured.decoded.items():
+        prompts, answers = prompts_and_answers(measured.setting, {place: batches[place]})
+        found[PROMPT] = model.tokenizer.decode(prompts[0], skip_special_tokens=True)
+        found[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
+    return found
 
 
 def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:

@@ -1,0 +1,189 @@
+"""Ways to decode a text beside each other: what each keeps, how fast it is, and how both are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offramp.decoding.measurement.results import Contender, Forecast, Interval
+from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.report.formats import counted, whole_percent
+from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.timing import share_text
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import NEVER
+
+NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
+"""How users know what the measurement calls otherwise."""
+
+PLAIN, PEER = "plain", "peer"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a policy kept of texts that it generated for a certificate. documents: how many of them."""
+
+    kept: Interval
+    documents: int
+    certified: float | None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode a text.
+
+    name: short. policy, kv: None of one without a policy. floor: that it was chosen for. judged: on documents
+    decoded for a certificate, None if on none. on_prompts: share kept of its answers to the timed prompts,
+    None if these were not judged. timed: None of one that was decoded, and not timed. predicted: speed over
+    plain decoding from the trace and prices. skipped: share of the layers that did not run, as timed.
+    """
+
+    name: str
+    policy: str | None
+    kv: str | None
+    floor: float | None
+    judged: Judged | None
+    on_prompts: Interval | None
+    timed: Contender | None
+    predicted: float | None
+    forecast: Forecast | None = None
+
+    @property
+    def exits(self) -> bool:
+        """Whether tokens may leave early."""
+        return self.policy is not None and self.name not in (SHORT_HEAD, short_name(NEVER))
+
+    @property
+    def kept(self) -> Interval | None:
+        """What it keeps: of documents that were decoded for a certificate, else of the timed prompts."""
+        return self.on_prompts if self.judged is None else self.judged.kept
+
+    @property
+    def speed(self) -> Interval | None:
+        """Over plain decoding: measured, else predicted and without an interval."""
+        if self.timed is not None:
+            return self.timed.ratio
+        return None if self.predicted is None else Interval(self.predicted)
+
+    @property
+    def misses(self) -> bool:
+        """Whether it is surely below the floor that it was chosen for, or not shown to reach it.
+
+        The burden of proof: what is not certified must reach it with the lower end of its interval.
+        """
+        if self.floor is None:
+            return False
+        if self.judged is not None and self.judged.certified is not None:
+            return self.judged.certified < self.floor
+        kept = self.kept
+        return kept is None or (kept.value if kept.low is None else kept.low) < self.floor
+
+
+def ways_of(decoded: Decoded | None, workload: WorkloadResult | None) -> list[Way]:
+    """Every way to decode that was timed or decoded, the fastest first; what misses its floor last."""
+    found = [] if decoded is None else _timed(decoded, workload)
+    known = {(one.policy, one.kv) for one in found}
+    for tuned in () if workload is None else workload.tuned:
+        for one in tuned.candidates:
+            if one.executed is not None and (one.policy, one.kv) not in known:
+                known.add((one.policy, one.kv))
+                judged = judged_of(workload, one.policy, one.kv)
+                name, floor = short_name(one.policy), tuned.floor.value
+                found.append(Way(name, one.policy, one.kv, floor, judged, None, None, one.predicted_speed))
+    return sorted(found, key=lambda one: (one.misses, -_value(one)))
+
+
+def _value(one: Way) -> float:
+    return 0.0 if one.speed is None else one.speed.value
+
+
+def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
+    policies = {policy.contender: policy for policy in decoded.policies}
+    return [
+        _way(one, policies.get(one.name), workload)
+        for one in decoded.bench.contenders
+        if one.ratio is not None and (one.name in policies or one.role in (PLAIN, PEER))
+    ]
+
+
+def _way(timed: Contender, policy: DecodedPolicy | None, workload: WorkloadResult | None) -> Way:
+    if policy is None:
+        kept = timed.executed_agreement or (Interval(1.0) if timed.role == PLAIN else None)
+        return Way(NAMES.get(timed.name, timed.name), None, None, None, None, kept, timed, None)
+    answers, forecast = policy.free_running, policy.forecast
+    predicted = None
+    if forecast is not None and forecast.predicted:
+        predicted = forecast.fastest_plain / forecast.predicted
+    return Way(
+        short_name(policy.policy),
+        policy.policy,
+        policy.kv,
+        policy.floor,
+        judged_of(workload, policy.policy, policy.kv),
+        timed.executed_agreement if answers is None else answers.agreement,
+        timed,
+        predicted,
+        forecast,
+    )
+
+
+def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> Judged | None:
+    """What a policy kept of the documents that it decoded for a certificate, None if it decoded none."""
+    if workload is None:
+        return None
+    certified = [one for one in workload.verdicts if (one.policy, one.kv) == (policy, kv) and one.certified]
+    for verdict in sorted(certified, key=lambda one: -one.floor):
+        certificate, kept = verdict.certificate, verdict.kept
+        if certificate is not None and kept is not None and kept.value is not None:
+            documents = certificate.stopped_after or certificate.documents
+            return Judged(Interval(kept.value, kept.low, kept.high), documents, verdict.floor)
+    tried = [
+        one
+        for tuned in workload.tuned
+        for one in tuned.candidates
+        if (one.policy, one.kv) == (policy, kv) and one.executed is not None
+    ]
+    if not tried:
+        return None
+    most = max(tried, key=lambda one: one.documents)
+    assert most.executed is not None, "only what was executed is tried"
+    return Judged(Interval(most.executed), most.documents, None)
+
+
+def best_without_exits(ways: list[Way]) -> Way | None:
+    """The fastest way that was timed and runs every layer, None where none was timed."""
+    without = [one for one in ways if not one.exits and one.timed is not None and not one.misses]
+    return max(without, key=_value, default=None)
+
+
+def kept_text(one: Way) -> str:
+    """What it keeps, and on what that rests: documents of a certificate and prompts of a timing are two."""
+    if one.judged is not None:
+        found = one.judged
+        held = "" if found.certified is None else f", certified ≥ {whole_percent(found.certified)}"
+        return f"{share_text(found.kept)} of {counted(found.documents, 'document')}{held}"
+    if one.policy is None and one.kept is not None and one.kept.value == 1.0:
+        return "100 %, lossless"
+    return "not judged" if one.kept is None else f"{share_text(one.kept)} of the timed prompts"
+
+
+def floor_text(one: Way) -> str:
+    """That it is not shown to keep its floor; "" if it is, or has none."""
+    return f"not shown to keep {whole_percent(one.floor)}" if one.misses and one.floor is not None else ""
+
+
+def sample_text(decoded: Decoded) -> str:
+    """How much was decoded for a timing: "6 prompts of 9 new tokens"."""
+    bench = decoded.bench
+    return f"{counted(bench.prompts, 'prompt')} of {counted(bench.new_tokens, 'new token')}"
+
+
+def tried_of(workload: WorkloadResult) -> list[Tuned]:
+    """The tuner's answers that tried something, the strictest floor first."""
+    return sorted((one for one in workload.tuned if one.candidates), key=lambda one: -one.floor.value)
+
+
+def ways_by_text(run: RunResult) -> dict[str, list[Way]]:
+    """`ways_of` every text of a run that has any."""
+    found = {one.name: ways_of(run.decoded(one.name), one) for one in run.workloads}
+    found |= {one.workload: ways_of(one, None) for one in run.decoding if one.workload not in found}
+    return {name: ways for name, ways in found.items() if ways}
