@@ -101,8 +101,8 @@ def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     names = PolicyNames()
     console.print(front_table(replace(tuned, front=(point,)), names))
-    assert "votes exit 2" in console.export_text()
-    assert names.lines() == [f"votes exit 2 = {policy}"]
+    assert "all of: never exit; always exit 2" in console.export_text()
+    assert names.lines() == [f"all of: never exit; always exit 2 = {policy}"]
 
 
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from offramp.errors import PolicyError
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.around import Around
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
@@ -64,11 +65,10 @@ def _named(policy: ExitPolicy) -> str:
             return f"{need} of: {'; '.join(map(_named, of))}"
         case OnSignal():
             return f"{policy.kind}: {_on_signal(policy)}"
-    inner = getattr(policy, "policy", None)
-    if isinstance(inner, ExitPolicy):
-        return f"{policy.kind}: {_named(inner)}"
-    exits = getattr(policy, "exits", None)
-    return policy.kind if exits is None else f"{policy.kind}: {_exits(exits)}"
+        case Around():
+            return f"{policy.kind}: {_named(policy.policy)}"
+    checked: Sequence[int] | str | None = getattr(policy, "exits", None)
+    return policy.kind if checked is None else f"{policy.kind}: {_exits(checked)}"
 
 
 def _on_signal(policy: OnSignal) -> str:

@@ -82,6 +82,6 @@ def _kept(verdict: Verdict) -> str:
         return f"{percent(tried.executed)}, {counted(tried.documents, 'document')}, not certified"
     if verdict.kept is None or verdict.kept.value is None:
         return "not known"
-    kept = Interval(verdict.kept.value, verdict.kept.low, verdict.kept.high)
-    said = f"{share_text(kept)}, {counted(certificate.stopped_after or 0, 'document')}"
+    share = Interval(verdict.kept.value, verdict.kept.low, verdict.kept.high)
+    said = f"{share_text(share)}, {counted(certificate.stopped_after or 0, 'document')}"
     return f"{said}, {'certified' if verdict.certified else 'not certified'}"

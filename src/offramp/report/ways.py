@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender, Forecast, Interval
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.formats import counted, whole_percent
+from offramp.report.formats import counted, too_wide, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing import share_text
 from offramp.tuning.tuned import Tuned
@@ -63,6 +64,12 @@ class Way:
         if self.timed is not None:
             return self.timed.ratio
         return None if self.predicted is None else Interval(self.predicted)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether its speed is a prediction, or of so few prompts that its interval says nothing."""
+        speed = self.speed
+        return self.timed is None or speed is None or too_wide(speed.value, speed.low, speed.high)
 
     @property
     def misses(self) -> bool:
@@ -149,9 +156,9 @@ def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> J
     return Judged(Interval(most.executed), most.documents, None)
 
 
-def best_without_exits(ways: list[Way]) -> Way | None:
+def best_without_exits(ways: Sequence[Way]) -> Way | None:
     """The fastest way that was timed and runs every layer, None where none was timed."""
-    without = [one for one in ways if not one.exits and one.timed is not None and not one.misses]
+    without = [one for one in ways if not one.exits and not one.unsure and not one.misses]
     return max(without, key=_value, default=None)
 
 

@@ -26,7 +26,7 @@ LABELS = {SHORT_HEAD: "short list", "never exit": "never exit", "prompt lookup":
 """Ways whose names stand beside their points; those of policies are letters."""
 
 RING = 4
-"""The marker of what was not timed."""
+"""The marker of what was not timed, or on too few prompts."""
 
 
 def picture(run: RunResult) -> Markup:
@@ -83,8 +83,8 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
     heights = [end for _, _, speed in drawn for end in _ends(speed)]
     groups = (
         ("without exits", 5, 1, [found for found in drawn if not found[0].exits]),
-        ("exits, timed", 0, 0, [found for found in drawn if found[0].exits and found[0].timed]),
-        ("exits, predicted", 0, RING, [found for found in drawn if found[0].exits and not found[0].timed]),
+        ("exits, timed", 0, 0, [found for found in drawn if found[0].exits and not found[0].unsure]),
+        ("exits, unsure", 0, RING, [found for found in drawn if found[0].exits and found[0].unsure]),
     )
     plot = Plot(
         title=f"Agreement kept and speed on {name}",
