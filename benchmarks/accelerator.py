@@ -296,10 +296,10 @@ def cells_of(job: Job) -> tuple[dict[str, int], dict[tuple[int, str], str], list
 
 
 def decoding(job: Job) -> dict[str, Any]:
-    """Never exit, checked exits and static exits, in turns with the fastest plain decoder."""
+    """Never exit, checked exits and static exits, in turns with the plain decoders."""
     checks, statics, cells = cells_of(job)
     limits = Limits(seconds=max(0.5 * job.left, SHORTEST), rounds=None, looks=False)
-    extent = Extent(peers=False, static_cache=True, never=True)
+    extent = Extent(peers=False, static_cache=True)
     job.measurement = run(job.setting(cells), limits=limits, extent=extent)
     result = job.measurement.result
     never = seconds_of(job, NEVER)

@@ -60,7 +60,7 @@ class Bench:
         asked = [DecodingOptions.read(policy, kv=kv, **further) for policy, kv in cells]
         setting = settle(self.model, asked, prompts=prompts, batch=batch)
         limits = Limits(self.options.seconds, self.options.rounds)
-        return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False, "never": True})))
+        return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False})))
 
     @property
     def exits(self) -> list[int]:

@@ -116,7 +116,7 @@ def one_dtype(dtype: str, options: argparse.Namespace) -> tuple[BenchResult, tup
     measurement = measure(
         model, policy, kv=kv, cells=others, prompts=prompts, heads=options.heads,
         new_tokens=options.new_tokens, rounds=options.rounds, budget_seconds=options.seconds,
-        draft_length=options.draft_length, peers=False, never=True,
+        draft_length=options.draft_length, peers=False,
     )  # fmt: skip
     found = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload, parts_of=2)
     forecasts = tuple(found.values())

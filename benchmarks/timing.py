@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from offramp.decoding.measurement.answers import Looks, Series, answer_of, resolution_of
+from offramp.decoding.measurement.results import Interval
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -35,11 +36,12 @@ PROMPT_SPREAD = 0.02
 
 @dataclass(frozen=True)
 class World:
-    """A machine and two contenders on it.
+    """A machine, a contender and plain decoders on it.
 
     ratio: plain seconds over the contender's. pair_spread: standard deviation of the log-ratio of a pair of
     blocks. prompt_spread: of the contender's true log-ratio over prompts. drift: standard deviation of the
     machine's log-speed from one block to the next; it wanders. prompts, pairs: visited, and in each visit.
+    plain: how many equally fast plain decoders there are, of which the times choose one.
     """
 
     ratio: float = 1.0
@@ -49,31 +51,39 @@ class World:
     prompts: int = 12
     pairs: int = 8
     worth: float = 0.05
+    plain: int = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one series of blocks came to. holds: whether the interval holds the true ratio."""
+    """What one series of blocks came to.
+
+    holds: whether the interval holds the true ratio; alone_holds: whether that of the least speed over a
+    plain decoder would, which does not know that it is the least of several.
+    """
 
     answer: str
     half_width: float
     prompts: int
     holds: bool
+    alone_holds: bool
 
 
 def timed(world: World, random: np.random.Generator) -> Outcome:
     """One series of blocks, looked at on schedule until it is over or all prompts were visited."""
-    series, looks = Series(), Looks()
-    blocks = random.normal(0.0, world.drift, (world.prompts, world.pairs, 2)).cumsum().reshape(-1, 2)
+    plain = [f"plain {place}" for place in range(world.plain)]
+    series, looks = Series(plain), Looks()
+    shape = (world.prompts, world.pairs, 1 + world.plain)
+    blocks = random.normal(0.0, world.drift, shape).cumsum().reshape(-1, shape[-1])
     noise = random.normal(0.0, world.pair_spread / math.sqrt(2.0), blocks.shape)
-    order = random.random(len(blocks)) < 0.5
-    speed = np.where(order[:, None], blocks, blocks[:, ::-1]) + noise
+    speed = (random.permuted(blocks, axis=1) + noise).reshape(shape)
     gains = math.log(world.ratio) + random.normal(0.0, world.prompt_spread, world.prompts)
-    pairs = (speed[:, 0] - speed[:, 1]).reshape(world.prompts, world.pairs) + gains[:, None]
+    pairs = speed[:, :, 1:] - speed[:, :, :1] + gains[:, None, None]
     visited = 0
     for prompt, log_ratios in enumerate(pairs):
         visited = prompt + 1
-        series.add(prompt, log_ratios.tolist())
+        for name, column in zip(plain, log_ratios.T, strict=True):
+            series.add(name, prompt, column.tolist())
         level = looks.due(visited / world.prompts) if visited < world.prompts else None
         if level is not None:
             series.look(level)
@@ -81,16 +91,25 @@ def timed(world: World, random: np.random.Generator) -> Outcome:
                 break
     else:
         series.look(looks.last())
-    ratio = series.ratio
+    ratio = series.over_plain()
     assert ratio is not None  # a prompt was visited
-    assert ratio.low is not None
-    assert ratio.high is not None
     return Outcome(
         answer_of(ratio, world.worth),
         resolution_of(ratio) or 0.0,
         visited,
-        ratio.low <= world.ratio <= ratio.high,
+        _holds(ratio, world.ratio),
+        _holds(min((series.ratio(name) for name in plain), key=_value), world.ratio),
     )
+
+
+def _value(ratio: Interval | None) -> float:
+    return math.inf if ratio is None else ratio.value
+
+
+def _holds(ratio: Interval | None, true: float) -> bool:
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return True
+    return ratio.low <= true <= ratio.high
 
 
 def rates(world: World, runs: int, seed: int = 0) -> dict[str, Any]:
@@ -101,6 +120,7 @@ def rates(world: World, runs: int, seed: int = 0) -> dict[str, Any]:
     return {
         **{answer: answers[answer] / runs for answer in ("faster", "slower", "equivalent", "unresolved")},
         "interval_misses": 1.0 - float(np.mean([one.holds for one in found])),
+        "alone_misses": 1.0 - float(np.mean([one.alone_holds for one in found])),
         "half_width": float(np.median([one.half_width for one in found])),
         "prompts": float(np.mean([one.prompts for one in found])),
     }

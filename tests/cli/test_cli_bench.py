@@ -84,7 +84,8 @@ def test_the_last_line_has_every_contender_with_its_answer(measured: tuple[Outco
     assert policy["executed_agreement"] == first.free_running.agreement.value
     plain = found[first.plain]
     assert (plain["ratio"], plain["answer"], plain["executed_agreement"]) == (1.0, "equivalent", 1.0)
-    assert found[f"{first.plain} again"]["role"] == "a/a"
+    assert plain["credit"]["high"] <= 1.0
+    assert [name for name, one in found.items() if one["role"] == "a/a"]
     assert not any(one["answer"] == "defect" for one in found.values())
     assert [score.questions for score in first.tasks] == [2]
     assert read_results(measured[1])[1].tasks == ()  # they are asked once
@@ -112,7 +113,7 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
         "2.0 / 2.0",
         "tokens a second",
         "the rounds were over after ",
-        "was the fastest plain decoder of a pilot",
+        "in one call generate() took ",
         "free running, 2 answers:",
         "its parts: layers ",
         "reasoning-gym",

@@ -81,6 +81,7 @@ class Fake:
     role: str = "policy"
     stepping: bool = True
     note: str | None = None
+    full_depth: bool = False
     prompts_seen: list[int] = field(default_factory=list)
 
     def start(self, prompts: PromptBatch, new_tokens: int) -> Running:
@@ -93,7 +94,8 @@ class Fake:
     @property
     def decoder(self) -> Decoder:
         start = self.start if self.stepping else None
-        return Decoder(self.name, self.role, decoding_in_steps(self.start), start, note=self.note)
+        decode = decoding_in_steps(self.start)
+        return Decoder(self.name, self.role, decode, start, note=self.note, full_depth=self.full_depth)
 
 
 def made_up_result(*further: Contender, **changes: Any) -> BenchResult:

@@ -28,6 +28,7 @@ from offramp.decoding.measurement.answers import (
     is_precise,
     is_settled,
     median,
+    over_fastest,
     ratio_of,
     resolution_of,
     trimmed_mean,
@@ -93,15 +94,55 @@ def test_a_look_that_was_passed_over_is_saved_for_the_last() -> None:
 
 
 def test_a_series_is_the_clusters_of_its_prompts() -> None:
-    series = Series()
-    assert series.ratio is None
+    series = Series(["plain"])
+    assert series.over_plain() is series.ratio("plain") is None
     assert not series.is_over(WORTH)
     for prompt, pairs in ((0, [0.1, 0.2]), (1, [0.3]), (0, [0.3])):
-        series.add(prompt, pairs)
+        series.add("plain", prompt, pairs)
     expected = [Cluster(0, 0, pytest.approx(0.2), 3), Cluster(0, 1, pytest.approx(0.3), 1)]
-    assert list(series.clusters) == expected
-    assert series.look(0.9) == ratio_of(series.clusters, 0.9)
-    assert series.ratio == ratio_of(series.clusters, 0.9)
+    assert list(series.clusters("plain")) == expected
+    series.look(0.9)
+    assert series.over_plain() == series.ratio("plain") == ratio_of(series.clusters("plain"), 0.9)
+
+
+def test_nothing_is_over_before_it_is_over_whatever_needs_no_exits() -> None:
+    """Twice as fast as plain decoding, and nobody knows whether it is faster than the cut head."""
+    series = Series(["plain"])
+    for prompt, gain in enumerate([0.70, 0.69, 0.71]):
+        series.add("plain", prompt, [gain])
+    assert series.is_over(WORTH)
+    for prompt, gain in enumerate([0.5, -0.4, 0.1]):
+        series.add("cut head", prompt, [gain])
+    assert not series.is_over(WORTH)
+    assert series.over_plain() == series.ratio("plain")
+
+
+SPEEDS = {"a": [0.10, 0.12, 0.14], "b": [0.11, 0.13, 0.18]}
+"""Of a contender over two decoders on three prompts."""
+
+
+def limits(logs: list[float], level: float) -> tuple[float, float]:
+    """Student's interval of the mean, written out."""
+    half = student.ppf((1 + level) / 2, len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
+    return math.exp(np.mean(logs) - half), math.exp(np.mean(logs) + half)
+
+
+def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
+    def ratio(name: str, level: float) -> Interval | None:
+        return ratio_of(clusters(SPEEDS[name]), level)
+
+    # "b" has the wider interval, and so the lower limit, "a" the least speed and upper limit.
+    value, low, high = math.exp(0.12), limits(SPEEDS["b"], 0.95)[0], limits(SPEEDS["a"], 0.975)[1]
+    assert low < limits(SPEEDS["a"], 0.95)[0]
+    expected = Interval(*(pytest.approx(one) for one in (value, low, high)))
+    assert over_fastest(["a", "b"], ratio) == ("a", expected)
+    # Over one alone it is that pair's; of a third that was never timed beside it, nothing is known.
+    assert over_fastest(["a"], ratio) == ("a", ratio_of(clusters(SPEEDS["a"])))
+    assert over_fastest([], ratio) is None
+    assert over_fastest(["a", "c"], lambda name, level: ratio(name, level) if name == "a" else None) is None
+    named = over_fastest(["a", "b"], ratio, fastest="b")
+    assert named is not None
+    assert (named[0], named[1].value) == ("b", pytest.approx(math.exp(0.14)))
 
 
 # --- by simulation: the figures of benchmarks/timing.py with fewer runs
@@ -126,6 +167,16 @@ def test_answers_err_no_more_often_than_stated(spread: float) -> None:
     found = timing.rates(replace(world, ratio=1.1025, prompt_spread=0.02), RUNS, 3)
     assert found["faster"] >= 0.95
     assert found["interval_misses"] <= TOLERATED
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.08])
+def test_the_interval_covers_that_the_baseline_was_chosen_by_the_same_times(ratio: float) -> None:
+    """Of six plain decoders that are equally fast, over the luckiest one."""
+    timing = benchmark("timing")
+    found = timing.rates(timing.World(ratio=ratio, plain=6), RUNS, 4)
+    assert found["interval_misses"] <= TOLERATED
+    assert found["faster"] <= TOLERATED or ratio > 1.0
+    assert found["alone_misses"] > TOLERATED  # the pair's own interval does not
 
 
 def clusters(values: list[float], process: int = 0) -> list[Cluster]:

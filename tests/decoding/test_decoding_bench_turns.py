@@ -201,7 +201,7 @@ def noisy(mean: float, spread: float, seed: int) -> Callable[[Clock], float]:
 def group_of(*fakes: Fake, **changes: Any) -> Group:
     values: dict[str, Any] = {
         "decoders": [one.decoder for one in fakes],
-        "plain": PLAIN,
+        "given": None,
         "questions": [one.name for one in fakes if one.role == "policy"],
         "prompts": PROMPTS,
         "new_tokens": TOKENS,
@@ -228,11 +228,11 @@ def test_prompts_are_visited_around_and_around(clock: Clock) -> None:
 def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None:
     group = group_of(plain(clock), Fake(clock, "a", 0.05), rounds=2)
     timed(group)
-    clusters = group.series["a"].clusters
+    clusters = group.series["a"].clusters(PLAIN)
     assert [one.prompt for one in clusters] == list(range(len(PROMPTS)))
     assert {one.pairs for one in clusters} == {2 * 2}  # two blocks of four tokens, twice
     assert group.stopped == "rounds"
-    ratio = group.series["a"].ratio
+    ratio = group.series["a"].over_plain()
     assert ratio is not None
     assert ratio.value == pytest.approx(2.0)
 
@@ -288,11 +288,31 @@ def test_no_visit_begins_that_would_end_too_late(clock: Clock, seconds: float, v
 
 def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clock) -> None:
     peer = Fake(clock, "peer", 0.1, role="peer", stepping=False)
+    without = Fake(clock, "without exits", 0.1, role="peer", stepping=False, full_depth=True)
     again = Fake(clock, "a/a", 0.1, role="a/a")
     asked = Fake(clock, "asked", 0.1, stepping=False)
-    timed(group_of(plain(clock), peer, again, asked, rounds=1))
+    timed(group_of(plain(clock), peer, again, asked, without, rounds=1))
     assert len(peer.prompts_seen) == 3
-    assert len(again.prompts_seen) == len(asked.prompts_seen) == 6
+    assert len(again.prompts_seen) == len(asked.prompts_seen) == len(without.prompts_seen) == 6
+
+
+def test_all_are_held_against_the_plain_decoder_that_turns_out_the_fastest(clock: Clock) -> None:
+    """The first one is 13 % slower than the third; whatever is without exits stays till the end."""
+    other, best = Fake(clock, "other", 0.11, role="plain"), Fake(clock, "best", 0.1, role="plain")
+    cut = Fake(clock, "cut", 0.08, role="short list", full_depth=True)
+    asked = Fake(clock, "asked", 0.08)
+    fakes = [plain(clock, 0.113), other, best, cut, asked]
+    group = group_of(*fakes, rounds=2, questions=["asked", "cut"])
+    timed(group)
+    assert group.plain == "best"
+    assert {len(one.prompts_seen) for one in fakes} == {2 * len(PROMPTS)}
+    over = {name: group.series["asked"].ratio(name) for name in (PLAIN, "best", "cut")}
+    speeds = {name: None if one is None else round(one.value, 4) for name, one in over.items()}
+    assert speeds == {PLAIN: 1.4125, "best": 1.25, "cut": 1.0}
+    fastest = group.series["asked"].over_plain()
+    assert fastest is not None
+    assert fastest.value == pytest.approx(1.25)
+    assert group_of(*fakes, given=PLAIN).plain == PLAIN
 
 
 def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) -> None:
@@ -313,7 +333,7 @@ def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) ->
 # --- the pilot
 
 
-def pilot_of(clock: Clock, **seconds: float) -> tuple[str, str]:
+def pilot_of(clock: Clock, **seconds: float) -> tuple[str, tuple[str, ...]]:
     names = {"never": NEVER, "dynamic": GENERATE, "whole": ONE_CALL}
     fakes = [
         Fake(clock, names[name], each, role="plain", stepping=name != "whole")
@@ -321,21 +341,21 @@ def pilot_of(clock: Clock, **seconds: float) -> tuple[str, str]:
     ]
     found = choose_plain([one.decoder for one in fakes], PROMPTS[0], 64)
     assert set(found.seconds) == {names[name] for name in seconds}
-    return found.plain, found.note
+    return found.plain, found.notes
 
 
 def test_the_pilot_takes_the_fastest_that_takes_turns(clock: Clock) -> None:
-    plain, note = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.101)
+    plain, notes = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.101)
     assert plain == GENERATE
-    assert "in one call generate() took 1.0% more than in steps" in note
+    assert notes == ("in one call generate() took 1.0% more than in steps",)
     assert pilot_of(clock, never=0.09, dynamic=0.1, whole=0.1)[0] == NEVER
 
 
 def test_generate_in_one_call_is_the_baseline_only_if_it_is_clearly_faster(clock: Clock) -> None:
     assert pilot_of(clock, never=0.11, dynamic=0.1, whole=0.1 / (1 + MARGIN / 2))[0] == GENERATE
-    plain, note = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.1 / (1 + 2 * MARGIN))
+    plain, notes = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.1 / (1 + 2 * MARGIN))
     assert plain == ONE_CALL
-    assert "less than in steps" in note
+    assert "less than in steps" in notes[-1]
 
 
 def test_a_plain_decoder_chosen_elsewhere_must_be_at_hand(clock: Clock) -> None:

@@ -66,9 +66,10 @@ class BenchRequest:
         own = prompts[: self.prompts * batch]
         return settle(model, [self.options], prompts=own, batch=batch, task=self.workload.name)
 
-    def extent(self, machine: Machine | None) -> Extent:
-        """Who takes part; forecasts need the full model in our loop beside the policy."""
-        return Extent(peers=self.peers, never=machine is not None, plain=self.plain)
+    @property
+    def extent(self) -> Extent:
+        """Who takes part."""
+        return Extent(peers=self.peers, plain=self.plain)
 
     def machines_for(self, settings: Sequence[Setting]) -> list[tuple[Machine | None, tuple[str, ...]]]:
         """The profile that each setting's time is predicted with, or None; and what must be said of it.

@@ -84,7 +84,7 @@ def _measured(
         measured = run(
             setting,
             limits=request.limits,
-            extent=request.extent(machine),
+            extent=request.extent,
             seed=request.seed,
             progress=progress,
         )
@@ -125,7 +125,7 @@ def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResul
     """One result per batch size, each shown; the first process judges answers, asks tasks and predicts.
 
     Every process is given this one's own arguments, with a share of the seconds; the last of an option that
-    is given twice counts. The plain decoder that the first one's pilot chose is every other one's.
+    is given twice counts. What the first one holds all others against, every other one does.
 
     Raises OfframpError if a process fails, with what it said.
     """

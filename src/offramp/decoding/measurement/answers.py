@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -98,6 +98,39 @@ def combined_clusters(*weighted: tuple[float, Sequence[Cluster]]) -> list[Cluste
         )
         for place in shared
     ]
+
+
+ONE = Interval(1.0, 1.0, 1.0)
+"""Of a decoder over itself."""
+
+
+def over_fastest(
+    names: Sequence[str],
+    ratio: Callable[[str, float], Interval | None],
+    level: float = LEVEL,
+    *,
+    fastest: str | None = None,
+) -> tuple[str, Interval] | None:
+    """A speed over the fastest of several decoders, which the same times tell: its name, and the ratio.
+
+    ratio: the speed over one of them at a level, None where nothing says. fastest: the one that all of the
+    times show to be it, None for that over which the ratio is least. None where nothing says something.
+    The true ratio is the least of the true ratios. The least of the lower limits lies above it only if the
+    limit over the decoder that is truly the fastest does: no allowance is needed (Berger 1982, Technometrics
+    24, 295). Each of k upper limits may lie below it, so that each is at 1 - (1 - level) / k.
+    """
+    limits = {name: ratio(name, level) for name in names}
+    known = {name: one for name, one in limits.items() if one is not None}
+    if not known or len(known) < len(names):
+        return None
+    fastest = fastest or min(known, key=lambda name: known[name].value)
+    value = known[fastest].value
+    uppers = [ratio(name, 1.0 - (1.0 - level) / len(names)) for name in names]
+    lows = [one.low for one in known.values() if one.low is not None]
+    highs = [one.high for one in uppers if one is not None and one.high is not None]
+    if len(lows) < len(names) or len(highs) < len(names):
+        return fastest, Interval(value)
+    return fastest, Interval(value, min(lows), max(min(highs), value))
 
 
 SAMPLES_NEEDED = 6
@@ -263,33 +296,49 @@ class Budget:
 
 
 class Series:
-    """Log-ratios by prompt. level: of the last look's interval, 0.95 before any."""
+    """Log-ratios of one contender over each decoder without exits that it took turns with, by prompt.
 
-    def __init__(self) -> None:
+    plain: names of those that decode plainly. level: of the last look's interval, 0.95 before any.
+    """
+
+    def __init__(self, plain: Collection[str]) -> None:
         self.level = LEVEL
-        self._pairs: dict[int, list[float]] = {}
+        self._plain = plain
+        self._pairs: dict[str, dict[int, list[float]]] = {}
 
-    def add(self, prompt: int, log_ratios: Sequence[float]) -> None:
-        """Further pairs of a prompt: log(plain seconds / its seconds), timed side by side."""
-        self._pairs.setdefault(prompt, []).extend(log_ratios)
+    def add(self, over: str, prompt: int, log_ratios: Sequence[float]) -> None:
+        """Further pairs of a prompt: log(the other's seconds / its seconds), timed side by side."""
+        self._pairs.setdefault(over, {}).setdefault(prompt, []).extend(log_ratios)
 
-    @property
-    def clusters(self) -> tuple[Cluster, ...]:
+    def clusters(self, over: str) -> tuple[Cluster, ...]:
         """One for each prompt, of this process."""
-        return tuple(cluster_of(0, prompt, pairs) for prompt, pairs in sorted(self._pairs.items()) if pairs)
+        pairs_of = self._pairs.get(over, {})
+        return tuple(cluster_of(0, prompt, pairs) for prompt, pairs in sorted(pairs_of.items()) if pairs)
 
-    def look(self, level: float) -> Interval | None:
-        """The ratio at a look's level; None before any pair."""
+    def look(self, level: float) -> None:
+        """From now on all ratios are at a look's level."""
         self.level = level
-        return self.ratio
 
-    @property
-    def ratio(self) -> Interval | None:
-        """Plain seconds over its seconds at the level of the last look; None before any pair."""
-        clusters = self.clusters
-        return ratio_of(clusters, self.level) if clusters else None
+    def ratio(self, over: str) -> Interval | None:
+        """The other's seconds over its own, of this pair alone; None before any pair."""
+        return self._ratio(over, self.level)
+
+    def over_plain(self, fastest: str | None = None) -> Interval | None:
+        """Seconds of the fastest plain decoder over its own, as `over_fastest`; None before any pair."""
+        return self._over([name for name in self._pairs if name in self._plain], fastest)
 
     def is_over(self, worth: float) -> bool:
-        """Whether nothing more need be timed: settled, or precise."""
-        ratio = self.ratio
-        return ratio is not None and (is_settled(ratio, worth) or is_precise(ratio))
+        """Whether nothing more need be timed.
+
+        Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise.
+        """
+        ratios = self.over_plain(), self._over(list(self._pairs))
+        return all(one is not None and (is_settled(one, worth) or is_precise(one)) for one in ratios)
+
+    def _over(self, names: Sequence[str], fastest: str | None = None) -> Interval | None:
+        found = over_fastest(names, self._ratio, self.level, fastest=fastest)
+        return None if found is None else found[1]
+
+    def _ratio(self, over: str, level: float) -> Interval | None:
+        clusters = self.clusters(over)
+        return ratio_of(clusters, level) if clusters else None

@@ -44,24 +44,23 @@ def measure(
     rounds: int | None = None,
     worth: float = WORTH,
     peers: bool = True,
-    never: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Measurement:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
 
-    Contenders: the policy and further `cells`, the fastest of several plain decoders (twice: what differs is
-    noise), and with `peers` what users would pick instead (see `offramp.decoding.measurement.contenders`).
-    Each is first decoded once untimed, while hooks count layers and memory is watched; a pilot finds the
-    fastest plain decoder. Then all take turns, a block of a few tokens each, prompt after prompt, until it is
-    answered whether each policy is faster, or the seconds are spent. Ratios are of blocks side by side, their
-    intervals over prompts.
+    Contenders: the policy and further `cells`; several plain decoders, one of them twice: what differs is
+    noise; where a policy reads a short list the full model with its output head cut to that; and with `peers`
+    what users would pick instead (see `offramp.decoding.measurement.contenders`).
+    Each is first decoded once untimed, while hooks count layers and memory is watched. Then all take turns, a
+    block of a few tokens each, prompt after prompt, until it is answered whether each policy is faster, or
+    the seconds are spent. Ratios are of blocks side by side, over the plain decoder that comes out the
+    fastest, their intervals over prompts.
     prompts: token ids; `batch` of them are decoded side by side, padded on the left. cells: further policies,
     each with its strategy for K and V, timed in the same turns. kv, heads, batching, draft_length, task: as
     `offramp.generate` takes them.
     budget_seconds: of all of this; two prompts are always decoded. rounds: how often each prompt is decoded,
-    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. never: whether
-    the full model in our loop is timed even if it is not the fastest, as forecasts need it. seed: of the
+    at most; None for as often as the seconds allow. worth: the gain that matters, as a share. seed: of the
     order of turns.
 
     Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
@@ -83,7 +82,7 @@ def measure(
     return run(
         setting,
         limits=Limits(budget_seconds, rounds, worth),
-        extent=Extent(peers=peers, never=never),
+        extent=Extent(peers=peers),
         seed=seed,
         progress=progress,
     )

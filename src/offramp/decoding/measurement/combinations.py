@@ -244,7 +244,9 @@ def _planned(parts: Parts, variants: Mapping[Key, Variant]) -> Planned:
         return Planned(parts, setting, replace(found, name=name, role=ROLE))
     note = None if found.note is None else f"{name}: {found.note}"
     must = found.output_must_match and computes_exactly(setting.model)
-    decoder = replace(found, name=name, role=ROLE, output_must_match=must, required=False, note=note)
+    decoder = replace(
+        found, name=name, role=ROLE, output_must_match=must, required=False, note=note, full_depth=False
+    )
     return Planned(parts, setting, decoder, cell)
 
 

@@ -26,11 +26,15 @@ from offramp.decoding.measurement.decoder import (
     own_config,
     plain_config,
 )
+from offramp.decoding.measurement.results import A_A
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
+from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.short_list import with_short_head
+from offramp.tracing.exit_heads import SHORTLIST
 
 NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
@@ -91,7 +95,27 @@ def policies(setting: Setting) -> Candidates:
             output_must_match=setting.exact and lossless,
             required=not place,
             short_list=cell.policy.short_list,
+            full_depth=cell.policy.full_depth,
         )
+
+
+SHORT_LIST = "short list"
+CUT_HEAD = with_short_head(Never())
+"""The policy of the full model with its output head cut to the short list."""
+
+
+def _cut_head(setting: Setting) -> Candidates:
+    """The full model with its output head cut to the short list, unless that is a policy here."""
+    cell = replace(setting.main.full_model, policy=CUT_HEAD)
+    policies = [other.policy for other in setting.cells]
+    if CUT_HEAD in policies:
+        return
+    listed = SHORTLIST if cell.heads is None or cell.heads.shortlist is None else len(cell.heads.shortlist)
+    if listed >= setting.model.shape.vocabulary_size and not any(one.short_list for one in policies):
+        yield left_out(str(CUT_HEAD), SHORT_LIST, "the short list holds the whole vocabulary")
+        return
+    decoder = _in_steps(str(CUT_HEAD), SHORT_LIST, _in_our_loop(setting, cell))
+    yield replace(decoder, short_list=True, full_depth=True)
 
 
 def _never_exit(setting: Setting) -> Candidates:
@@ -118,7 +142,7 @@ def _one_call(setting: Setting) -> Candidates:
 
 def again(decoder: Decoder) -> Decoder:
     """The same a second time: whatever differs from the first is noise, or a defect of the timing."""
-    return replace(decoder, name=f"{decoder.name} again", role="a/a", note=None)
+    return replace(decoder, name=f"{decoder.name} again", role=A_A, note=None, repeats=decoder.name)
 
 
 def _early_exit_assistant(setting: Setting) -> Candidates:
@@ -145,12 +169,14 @@ def _early_exit_assistant(setting: Setting) -> Candidates:
 
 def _prompt_lookup(setting: Setting) -> Candidates:
     """`generate(prompt_lookup_num_tokens=n)` at its best n: drafts copied from the prompt, no exit at all."""
-    yield from _at_best(
+    found = _at_best(
         setting,
         "generate(prompt_lookup_num_tokens)",
         LOOKUP_LENGTHS,
         lambda length: _in_library(setting, prompt_lookup_num_tokens=length),
     )
+    for candidate in found:
+        yield replace(candidate, full_depth=True)
 
 
 PLAIN: dict[str, Source] = {
@@ -159,7 +185,7 @@ PLAIN: dict[str, Source] = {
     "static cache": _static_cache,
     "one call": _one_call,
 }
-"""Decoders of the full model; the fastest of a pilot is what every other one is held against."""
+"""Decoders of the full model; the fastest is what every other one is held against."""
 
 LOOKUP = "prompt lookup"
 PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKUP: _prompt_lookup}
@@ -168,31 +194,31 @@ PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKU
 
 @dataclass(frozen=True)
 class Extent:
-    """Who takes part beside the policies and the fastest plain decoder.
+    """Who takes part beside the policies and the plain decoders.
 
     peers: what users would pick instead, searched for their best draft length: those of PEERS that are
-    `invited`. static_cache: whether it is
-    among the plain decoders. never: whether the full model in our loop is timed even if it is not the
-    fastest, as forecasts need it. plain: the plain decoder that all are held against, None for the fastest of
-    a pilot. warm_up_tokens: decoded by each before anything is counted.
+    `invited`. static_cache: whether it is among the plain decoders. cut_head: whether the full model with its
+    output head cut to the short list takes part although no policy reads that. plain: the plain decoder that
+    all are held against, None for the fastest. warm_up_tokens: decoded by each before anything is counted.
     """
 
     peers: bool = True
     invited: tuple[str, ...] = tuple(PEERS)
     static_cache: bool = True
-    never: bool = False
+    cut_head: bool = False
     plain: str | None = None
     warm_up_tokens: int = 2
 
 
-SHORT = Extent(invited=(LOOKUP,), static_cache=False, never=True)
-"""What a verdict and forecasts need, and what loses nothing without any early exit."""
+SHORT = Extent(invited=(LOOKUP,), static_cache=False, cut_head=True)
+"""What a verdict and forecasts need: whatever is without exits."""
 
 
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
     """Policies and plain decoders, and those that cannot be tried."""
     plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
-    for source in [policies, *plain]:
+    listed = extent.cut_head or any(cell.policy.short_list for cell in setting.cells)
+    for source in [policies, *([_cut_head] if listed else []), *plain]:
         yield from source(setting)
 
 

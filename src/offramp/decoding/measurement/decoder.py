@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from offramp.decoding.generation.generate import hold_batch
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.decoding.measurement.results import Contender
+from offramp.decoding.measurement.results import PLAIN, Contender
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.calls import first_tensor
@@ -69,7 +69,16 @@ class Decoded:
 
     @property
     def seconds_per_token(self) -> float:
-        """Seconds per new token of all rows, those out at first left apart."""
+        """Seconds per new token of all rows, those out at first left apart.
+
+        Raises ModelError if all of them were.
+        """
+        if self.first_tokens >= len(self.tokens[0]):
+            raise ModelError(
+                f"all {self.first_tokens} new tokens came at once: there is no time of a token",
+                where="generate()",
+                fix="ask for more new tokens",
+            )
         return self.seconds / (len(self.tokens) * (len(self.tokens[0]) - self.first_tokens))
 
 
@@ -105,7 +114,8 @@ class Decoder:
     name, role, output_must_match: as in `offramp.decoding.measurement.results.Contender`. decode: at a
     stretch. start: in steps, None where that is not possible. required: whether nothing can be measured
     without it; others are left out where they fail. note: what must be said of it beside its figures.
-    short_list: whether its early outputs are read off the short list.
+    short_list: whether its early outputs are read off the short list. full_depth: whether it runs every layer
+    for every token. repeats: the name of the decoder that it is a second time, None for most.
     """
 
     name: str
@@ -116,6 +126,13 @@ class Decoder:
     required: bool = False
     note: str | None = None
     short_list: bool = False
+    full_depth: bool = False
+    repeats: str | None = None
+
+    @property
+    def without_exits(self) -> bool:
+        """As a contender's."""
+        return self.role == PLAIN or self.full_depth
 
 
 def decoding_in_steps(start: Start) -> Decode:
@@ -214,7 +231,7 @@ def generate(
 
     config: further entries of the model's generation config meanwhile. keywords: further ones of `generate`.
 
-    Raises ModelError if it gives fewer, or all at once, and whatever transformers raises.
+    Raises ModelError if it gives fewer, and whatever transformers raises.
     """
     first = FirstTokens()
     with torch.no_grad(), own_config(model.hf, plain_config(new_tokens, **(config or {}))):
@@ -223,12 +240,11 @@ def generate(
         ids = model.hf.generate(prompts.ids, attention_mask=prompts.mask, streamer=first, **keywords)
         tokens = ids[:, prompts.ids.shape[1] :].tolist()
         ended = time.perf_counter()
-    if any(len(row) != new_tokens for row in tokens) or not 0 < first.count < new_tokens:
+    if any(len(row) != new_tokens for row in tokens) or not first.count:
         raise ModelError(
-            f"generate() gave {len(tokens[0])} new tokens, {first.count} of them at once, where {new_tokens} "
-            "were asked for",
+            f"generate() gave {len(tokens[0])} new tokens where {new_tokens} were asked for",
             where=model.name,
-            fix="ask for more new tokens",
+            fix="report it with the model and the prompt",
         )
     return Decoded(
         tokens=tuple(map(tuple, tokens)),

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from offramp.decoding.measurement.answers import answer_of, cluster_of, ratio_of, resolution_of
+from offramp.decoding.measurement.answers import (
+    ONE,
+    answer_of,
+    cluster_of,
+    ratio_of,
+    resolution_of,
+)
 from offramp.decoding.measurement.contenders import Setting
 from offramp.decoding.measurement.decoder import Decoded, Decoder
 from offramp.decoding.measurement.defects import Difference, Evidence, defects_of
@@ -52,17 +58,20 @@ def figures_of(part: Part, group: Group) -> Figures:
     """One contender of a group that was timed."""
     name = part.decoder.name
     timed = [(place, found[name]) for place, found in group.visits if name in found]
-    series = group.series.get(name)
-    ratio = Interval(1.0, 1.0, 1.0) if series is None else series.ratio
-    assert ratio is not None  # it was visited
-    plain = plain_seconds(group)
-    described = _described(part, timed, plain if series is None else seconds_over(plain, ratio))
+    over, series = part.decoder.repeats or group.plain, group.series[name]
+    seconds, ratio = seconds_of(over, group), ONE
+    if name != over:
+        found = series.over_plain(over) if part.decoder.repeats is None else series.ratio(over)
+        assert found is not None  # both were visited
+        ratio = found
+    described = _described(part, timed, seconds if name == over else seconds_over(seconds, ratio))
     contender = replace(
         described.contender,
         answer="defect" if described.defects else answer_of(ratio, group.worth),
         ratio=ratio,
         resolution=resolution_of(ratio),
-        clusters=() if series is None else series.clusters,
+        level=series.level,
+        clusters=series.clusters(over),
         samples=tuple(one.decoded.seconds_per_token for _, one in timed),
         first_token_seconds=median(one.decoded.first_seconds for _, one in timed),
         counted=_counted(part, group, [one.decoded for _, one in timed]),
@@ -71,9 +80,9 @@ def figures_of(part: Part, group: Group) -> Figures:
 
 
 def only_piloted(part: Part, pilot: Pilot, group: Group) -> Figures:
-    """A plain decoder that was not the fastest of the pilot, and was timed no further."""
-    ratio = Interval(pilot.seconds[pilot.plain] / pilot.seconds[part.decoder.name])
-    described = _described(part, [], seconds_over(plain_seconds(group), ratio))
+    """A plain decoder that cannot take turns, and was not clearly the fastest of the pilot."""
+    ratio = Interval(pilot.seconds[group.plain] / pilot.seconds[part.decoder.name])
+    described = _described(part, [], seconds_over(seconds_of(group.plain, group), ratio))
     return replace(described, contender=replace(described.contender, ratio=ratio))
 
 
@@ -96,15 +105,16 @@ def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Interval
         claimed_layers_per_token=layers_per_token(part.setting, trial.decoded, claimed),
         same_output=same,
         output_must_match=decoder.output_must_match,
+        full_depth=decoder.full_depth,
     )
     return Figures(contender, tuple(defects))
 
 
-def plain_seconds(group: Group) -> Interval:
-    """Of the plain decoder, per token: geometric mean over prompts of trimmed means of blocks."""
+def seconds_of(name: str, group: Group) -> Interval:
+    """Of a plain decoder, per token: geometric mean over prompts of trimmed means of blocks."""
     seconds: dict[int, list[float]] = {}
     for place, found in group.visits:
-        one = found[group.plain]
+        one = found[name]
         seconds.setdefault(place, []).extend(one.blocks or (one.decoded.seconds_per_token,))
     return ratio_of(
         [cluster_of(0, place, [math.log(value) for value in values]) for place, values in seconds.items()]

@@ -14,6 +14,8 @@ from offramp.decoding.measurement.decoder import Decoded
 from offramp.decoding.measurement.forecast import Decoding, forecast, predict, records_of
 from offramp.decoding.measurement.measurement import Measurement, run_together
 from offramp.decoding.measurement.results import (
+    A_A,
+    PLAIN,
     BenchResult,
     Contender,
     FloorCheck,
@@ -33,7 +35,6 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents
 
 DRAFTING = "speculate"
-PLAIN_ROLES = ("plain", "a/a")
 
 
 def predict_cells(
@@ -136,15 +137,24 @@ def free_running_of(
 
 
 def judged_answers(measurement: Measurement, *, seed: int = 0) -> dict[str, FreeRunning]:
-    """`free_running_of` every policy that was timed, by the cell's name."""
+    """`free_running_of` whatever may have lost something, by name.
+
+    Every policy that was timed, and what is without exits but not equal to the full model.
+    """
     known: Judgements = {}
-    plain = measurement.decoded[measurement.result.plain]
+    result, decoded = measurement.result, measurement.decoded
+    cells = [cell.name for cell in measurement.setting.cells]
+    others = [
+        one.name
+        for one in result.contenders
+        if one.full_depth and one.name not in cells and one.same_output != 1.0
+    ]
     return {
-        cell.name: free_running_of(
-            measurement.setting, measurement.decoded[cell.name], plain, seed=seed, known=known
+        name: free_running_of(
+            measurement.setting, decoded[name], decoded[result.plain], seed=seed, known=known
         )
-        for cell in measurement.setting.cells
-        if cell.name in measurement.decoded
+        for name in (*cells, *others)
+        if name in decoded
     }
 
 
@@ -158,7 +168,7 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
     def agreement(contender: Contender) -> Interval | None:
         if contender.name in quality:
             return quality[contender.name].agreement
-        return Interval(1.0) if contender.role in PLAIN_ROLES or contender.same_output == 1.0 else None
+        return Interval(1.0) if contender.role in (PLAIN, A_A) or contender.same_output == 1.0 else None
 
     contenders = tuple(
         one if one.left_out is not None else replace(one, executed_agreement=agreement(one))
@@ -198,7 +208,7 @@ def _seconds(measurement: Measurement, name: str) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """What was measured, with forecasts. forecasts, free_running: by the cell's name, of what was timed."""
+    """What was measured, with forecasts and answers judged, both by the contender's name."""
 
     measurement: Measurement
     bench: BenchResult

@@ -10,8 +10,8 @@ from typing import Any
 
 from offramp.decoding.measurement.answers import Budget, Limits
 from offramp.decoding.measurement.contenders import (
-    NEVER,
     ONE_CALL,
+    SHORT_LIST,
     Extent,
     Setting,
     again,
@@ -40,6 +40,9 @@ PILOT_FROM = 0.25
 
 QUESTIONED = ("policy", "combination")
 """Roles of contenders whose speed is asked about."""
+
+BESIDE = ("peer", SHORT_LIST)
+"""Roles of contenders that are neither plain nor asked about."""
 
 Progress = Callable[[int, int], None]
 """Called with the hundredths of the seconds that are spent, and 100."""
@@ -133,7 +136,7 @@ class Entry:
     def take_part(
         self, extent: Extent, limits: Limits, budget: Budget, pilot: Pilot | None, seed: int
     ) -> Pilot | None:
-        """Choose the plain decoder, unless a pilot has, and line up the others beside it."""
+        """Choose the plain decoder that is timed twice, unless a pilot has, and line up the others."""
         setting = self.setting
         plain = [one for one in self.decoders if one.role == "plain"]
         try:
@@ -149,12 +152,13 @@ class Entry:
             return pilot
         self.pilot = pilot
         baseline = next(one for one in plain if one.name == pilot.plain)
-        never = [one for one in plain if one.name == NEVER and extent.never and one is not baseline]
+        # Which one is the fastest is known when all of them have taken turns.
+        others = [one for one in plain if one.start is not None and one is not baseline]
         asked = [one for one in self.decoders if one.role in QUESTIONED]
-        peers = [one for one in self.decoders if one.role == "peer"]
+        beside = [one for one in self.decoders if one.role in BESIDE]
         self.group = Group(
-            [*asked, baseline, again(baseline), *never, *peers],
-            pilot.plain,
+            [*asked, baseline, again(baseline), *others, *beside],
+            extent.plain,
             [one.name for one in asked],
             setting.prompts,
             setting.new_tokens,
@@ -174,14 +178,14 @@ class Entry:
 
     def _part(self, decoder: Decoder, decoded: Mapping[str, Mapping[int, Decoded]] | None) -> Part:
         """decoded: None for a contender that was not timed."""
-        group, pilot = self.timed
+        group, _ = self.timed
         own = self.references.get(decoder.name)
         own = own if own in self.trials else None
         expected = {} if decoded is None else decoded[own or group.plain]
         return Part(
             self.setting_of(decoder.name),
             decoder,
-            self.trials[pilot.plain if decoder.role == "a/a" else decoder.name],
+            self.trials[decoder.repeats or decoder.name],
             {place: one.tokens for place, one in expected.items()},
             self.trials[own or ONE_CALL].decoded,
         )
@@ -216,7 +220,7 @@ class Entry:
             "a_a": a_a,
             "stopped": group.stopped,
             "circumstances": circumstances,
-            "notes": (pilot.note, *said, *notes, *warnings_of(circumstances)),
+            "notes": (*pilot.notes, *said, *notes, *warnings_of(circumstances)),
         }
 
 
@@ -240,7 +244,7 @@ def time_entries(
 ) -> None:
     """Try out, pilot and time all entries; what each is worth, or why it failed, is then theirs to say.
 
-    Their batches of prompts take turns; the pilot that finds the fastest plain decoder is the first one's.
+    Their batches of prompts take turns; the pilot that finds the plain decoder to time twice is the first's.
     budget: of the seconds, which counts since it was made.
     """
 

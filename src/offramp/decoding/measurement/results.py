@@ -13,6 +13,9 @@ from typing import Any, ClassVar, Literal
 
 from offramp.records.sealed_file import SealedFile
 
+PLAIN, A_A = "plain", "a/a"
+"""Roles of contenders: the full model's output by definition, and one of those a second time."""
+
 Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 """Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
 
@@ -62,24 +65,27 @@ class Counted:
 class Contender:
     """One way to decode, timed beside the others.
 
-    name: as shown. role: "policy", "plain" (the full model's output by definition), "peer", "combination", or
-    "a/a" (the fastest plain decoder a second time).
-    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own, at the level of
-    the last look, so that it holds however the timing was stopped; without an interval for one prompt, or
-    where it was timed in the pilot only. resolution: half-width of the interval, as a share.
-    clusters: what the ratio is the mean of, by prompt. samples: seconds per new token (of all rows together)
-    after the first, one per visit, in order.
-    seconds_per_token: of the plain decoder the geometric mean over prompts, with a 95 % interval; of others
-    that over their ratio, so that the machine's load cancels between them. first_token_seconds: median time
-    to the first new token. tokens_per_second: of the whole batch. peak_memory_bytes: above what the process
-    held before, None if unknown. counted: what a token of the timed decodings runs, None where nothing says.
+    name: as shown. role: "policy", "plain" (the full model's output by definition), "short list" (the full
+    model with its output head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time).
+    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own (of an "a/a":
+    of the decoder that it repeats); without an interval for one prompt, or where it was timed in the pilot
+    only. The interval covers that the fastest was told by the same times. level: of the interval, that of the
+    last look, so that it holds however the timing was stopped. resolution: its half-width, as a share.
+    clusters: what the ratio is the mean of, by prompt; none of the fastest plain decoder itself. samples:
+    seconds per new token (of all rows together) after the first, one per visit, in order.
+    seconds_per_token: of the fastest plain decoder the geometric mean over prompts, with a 95 % interval; of
+    others that over their ratio, so that the machine's load cancels between them. first_token_seconds:
+    median time to the first new token. tokens_per_second: of the whole batch.
+    peak_memory_bytes: above what the process held before, None if unknown. counted: what a token of the timed
+    decodings runs, None where nothing says.
     layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
     claimed_layers_per_token: what the decoder says of the same trial.
     same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
     whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
     choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token
     that "layers", "head" and "probes" save (negative: cost), None if it was not split.
-    left_out: why it was not timed, None if it was.
+    left_out: why it was not timed, None if it was. full_depth: whether it runs every layer for every token,
+    whatever else it saves.
     """
 
     name: str
@@ -101,6 +107,32 @@ class Contender:
     executed_agreement: Interval | None = None
     gain: Mapping[str, float] | None = None
     left_out: str | None = None
+    full_depth: bool = False
+    level: float = 0.95
+
+    @property
+    def without_exits(self) -> bool:
+        """Whether what it saves needs no early exit, so that early exit has to be faster than it."""
+        return self.role == PLAIN or self.full_depth
+
+    def keeps(self, floor: float | None) -> bool:
+        """Whether its output is good enough for a floor on agreement; any is for none, or unless judged."""
+        kept = self.executed_agreement
+        return floor is None or kept is None or kept.value >= floor
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What exits add: how many times as fast as the best decoder without exits that keeps a floor.
+
+    low, high: at the level of the measurement, chosen though that decoder is by the same times. over: its
+    name.
+    """
+
+    value: float
+    low: float
+    high: float
+    over: str
 
 
 @dataclass(frozen=True)
@@ -238,7 +270,7 @@ class FloorCheck:
 class BenchResult:
     """One measurement: contenders that took turns, and what they answer.
 
-    plain: the name of the fastest plain decoder, chosen in a pilot. prompts: that were decoded; rounds: how
+    plain: the name of the fastest plain decoder of this timing. prompts: that were decoded; rounds: how
     often, at most. worth: the gain that matters, as a share. defects: what is wrong with outputs, layer
     counts or the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to
     itself, with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to
@@ -280,6 +312,16 @@ class BenchResult:
         """The contender of that name."""
         return next(contender for contender in self.contenders if contender.name == name)
 
+    def credit(self, name: str, floor: float | None = None) -> Credit | None:
+        """How many times as fast a contender is as the best one without exits of the same turns.
+
+        floor: on agreement, that the latter has to keep; None for any. One without exits itself has at most
+        1. None where the times say nothing: it was not timed, on one prompt only, or something is wrong.
+        """
+        from offramp.decoding.measurement.credit import credit_of
+
+        return credit_of(self, name, floor)
+
     @property
     def main(self) -> Contender:
         """The policy that was asked about."""
@@ -320,21 +362,32 @@ def read_results(path: Path) -> tuple[BenchResult, ...]:
 
 
 def contenders_json(result: BenchResult) -> list[dict[str, Any]]:
-    """Every contender that was timed in one line: its answer, with the figures that it is about."""
+    """Every contender that was timed in one line: its answer, with the figures that it is about.
+
+    Its credit is at the floor that the policy was tuned for.
+    """
+    checked = result.floor
+    floor = None if checked is None or not checked.floor.startswith("agreement") else checked.value
     return [
         {
-            "name": one.name,
-            "role": one.role,
-            "answer": one.answer,
-            "ratio": one.ratio.value,
-            "low": one.ratio.low,
-            "high": one.ratio.high,
-            "resolution": one.resolution,
-            "executed_agreement": None if one.executed_agreement is None else one.executed_agreement.value,
-            "gain": None if one.gain is None else dict(one.gain),
-            "seconds_per_token": None if one.seconds_per_token is None else one.seconds_per_token.value,
-            "counted": None if one.counted is None else dataclasses.asdict(one.counted),
+            "name": contender.name,
+            "role": contender.role,
+            "answer": contender.answer,
+            "ratio": contender.ratio.value,
+            "low": contender.ratio.low,
+            "high": contender.ratio.high,
+            "resolution": contender.resolution,
+            "credit": None if credit is None else dataclasses.asdict(credit),
+            "executed_agreement": (
+                None if contender.executed_agreement is None else contender.executed_agreement.value
+            ),
+            "gain": None if contender.gain is None else dict(contender.gain),
+            "seconds_per_token": (
+                None if contender.seconds_per_token is None else contender.seconds_per_token.value
+            ),
+            "counted": None if contender.counted is None else dataclasses.asdict(contender.counted),
         }
-        for one in result.contenders
-        if one.ratio is not None
+        for contender in result.contenders
+        if contender.ratio is not None
+        for credit in [result.credit(contender.name, floor)]
     ]

@@ -1,4 +1,4 @@
-"""Before anything is timed: one decoding by every contender, and which plain decoder is the fastest."""
+"""Before anything is timed: one decoding by every contender, and a pilot of the plain decoders."""
 
 from __future__ import annotations
 
@@ -127,11 +127,11 @@ whole decodings can tell apart."""
 
 @dataclass(frozen=True)
 class Pilot:
-    """The fastest plain decoder. seconds: per token of each that was tried. note: in words."""
+    """The plain decoder that came out the fastest. seconds: per token of each. notes: what else it showed."""
 
     plain: str
     seconds: dict[str, float]
-    note: str
+    notes: tuple[str, ...] = ()
 
 
 def choose_plain(
@@ -155,16 +155,16 @@ def choose_plain(
     seconds = {one.name: _seconds([each[one.name] for each in found]) for one in decoders}
     in_steps = [one.name for one in decoders if one.start is not None]
     plain = min(in_steps, key=lambda name: seconds[name])
-    said = [f"{plain} was the fastest plain decoder of a pilot"]
+    said = []
     if ONE_CALL in seconds:
         if _over(found, ONE_CALL, plain) < 1.0 / (1.0 + MARGIN):
             plain = ONE_CALL
-            said = [f"{plain} was the fastest plain decoder of a pilot; it cannot take turns in blocks"]
+            said.append(f"{plain} was clearly the fastest in a pilot; it cannot take turns in blocks")
         if GENERATE in seconds:
             more = _over(found, ONE_CALL, GENERATE) - 1.0
             way = "more" if more > 0.0 else "less"
             said.append(f"in one call generate() took {abs(more):.1%} {way} than in steps")
-    return Pilot(plain, seconds, "; ".join(said))
+    return Pilot(plain, seconds, tuple(said))
 
 
 def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
@@ -176,7 +176,7 @@ def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
             where="plain",
             fix=f"choose one of: {', '.join(names)}",
         )
-    return Pilot(name, {}, f"{name} is the plain decoder that was chosen before")
+    return Pilot(name, {})
 
 
 def _seconds(timed: Sequence[Timed]) -> float:

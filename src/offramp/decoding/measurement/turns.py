@@ -14,7 +14,7 @@ from typing import TypeVar
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.measurement.answers import Budget, Looks, Series
 from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, wait_for
-from offramp.decoding.measurement.results import Stopped
+from offramp.decoding.measurement.results import PLAIN, Stopped
 from offramp.errors import OfframpError
 
 BLOCK, SHORT_BLOCK = 8, 4
@@ -150,21 +150,23 @@ def _no_collection() -> Iterator[None]:
 FEWEST_VISITS = 2
 """Made whatever the budget: of two prompts there is an interval, however wide."""
 RARELY = 2
-"""A peer that decodes at a stretch takes part in one of so many visits: no question is about it."""
+"""A peer that decodes at a stretch takes part in one of so many visits, unless it is what early exit has to
+be faster than."""
 
 
 @dataclass
 class Group:
     """Contenders that decode the same batches of prompts in turn.
 
-    plain: the name of the plain decoder that all others are held against. questions: those whose answers are
+    given: the name of the plain decoder that all others are held against, None for whichever turns out to be
+    the fastest. questions: those whose answers are
     sought. worth: the gain that matters, as a share. together: whether all of them are timed until all are
     answered; else each only until its own is. rounds: how often each batch is visited, at most; None for no
     limit. error: what ended the group.
     """
 
     decoders: Sequence[Decoder]
-    plain: str
+    given: str | None
     questions: Sequence[str]
     prompts: Sequence[PromptBatch]
     new_tokens: int
@@ -172,11 +174,17 @@ class Group:
     rounds: int | None = None
     together: bool = False
     visits: list[tuple[int, Visit]] = field(default_factory=list)
-    series: dict[str, Series] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     seconds: float = 0.0
     stopped: Stopped | None = None
     error: OfframpError | None = None
+
+    def __post_init__(self) -> None:
+        """A series for each contender."""
+        plain = [one.name for one in self.decoders if one.role == PLAIN]
+        self._plain = plain if self.given is None else [self.given]
+        self._rivals = {*self._plain, *(one.name for one in self.decoders if one.full_depth)}
+        self.series = {one.name: Series(self._plain) for one in self.decoders}
 
     @property
     def over(self) -> bool:
@@ -187,20 +195,34 @@ class Group:
         """Decode the next batch of prompts, in their order, around and around."""
         began = budget.spent
         place = len(self.visits) % len(self.prompts)
-        found = visit(self._taking_part(), self.prompts[place], self.new_tokens, order)
-        for name, timed in found.items():
-            if name != self.plain:
-                series = self.series.setdefault(name, Series())
-                series.add(place, log_ratios(found[self.plain], timed))
+        taking_part = self._taking_part()
+        found = visit(taking_part, self.prompts[place], self.new_tokens, order)
+        for decoder in taking_part:
+            others = {*self._rivals, decoder.repeats} - {decoder.name}
+            for other in sorted(name for name in others if name in found):
+                pairs = log_ratios(found[other], found[decoder.name])
+                self.series[decoder.name].add(other, place, pairs)
         self.visits.append((place, found))
         self.seconds += budget.spent - began
 
     def _taking_part(self) -> list[Decoder]:
-        skipped = set(self.answered)
+        skipped = set(self.answered) - self._rivals
         # Every second prompt, and in the next round the others.
         if sum(divmod(len(self.visits), len(self.prompts))) % RARELY:
-            skipped |= {one.name for one in self.decoders if one.start is None and one.role == "peer"}
-        return [one for one in self.decoders if one.name == self.plain or one.name not in skipped]
+            skipped |= {
+                one.name
+                for one in self.decoders
+                if one.start is None and one.role == "peer" and not one.without_exits
+            }
+        return [one for one in self.decoders if one.name not in skipped]
+
+    @property
+    def plain(self) -> str:
+        """The plain decoder that all are held against: the fastest so far, unless it was given."""
+        first = self._plain[0]
+        speeds = {name: self.series[name].ratio(first) for name in self._plain[1:]}
+        known = {name: one.value for name, one in speeds.items() if one is not None}
+        return max([first, *known], key=lambda name: known.get(name, 1.0))
 
     def look(self, level: float) -> None:
         """See which questions are answered at an interval's level."""

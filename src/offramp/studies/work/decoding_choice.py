@@ -12,8 +12,8 @@ from offramp.tuning.verdict import from_main, percent_down, settle_all
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 32
-BESIDE = 3.5
-"""The fastest plain decoder, the same again, never exit, and in every second turn prompt lookup: beside the
+BESIDE = 5
+"""Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
 policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
@@ -133,7 +133,7 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int) -> float:
     """About how long measuring so many policies takes on FEWEST_PROMPTS prompts.
 
     All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
-    after a warm-up; the pilot finds the fastest plain decoder. What comes after the times: see
+    after a warm-up; a pilot of plain decoders comes before. What comes after the times: see
     `seconds_after`.
     """
     from offramp.decoding.measurement.contenders import SHORT
