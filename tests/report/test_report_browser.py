@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from decoding_examples import decoded_run
+from report_examples import example_run
 
 import comparison_examples as examples
-from offramp.report.page import write_comparison_page
+from offramp.report.page import render, write_comparison_page
 from page_reader import VOID, Page
 
 BROWSER = next(
@@ -154,3 +157,20 @@ def test_a_long_table_shows_its_first_rows_until_all_are_asked_for(comparison, p
     assert len(comparison.strategies) > 200
     assert counted(html, "strategies") == f"{len(comparison.strategies)} rows, the first 200 shown"
     assert len(body(html, "strategies")) == 200
+
+
+MEASURED = """<script>addEventListener("load", () => {
+  document.querySelectorAll("details").forEach((one) => { one.open = true; });
+  parent.document.body.dataset.width = document.documentElement.scrollWidth;
+});</script></body>"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_run_is_wider_than_a_phone_with_everything_opened(width, tmp_path):
+    page = str(render(decoded_run(example_run()))).replace("</body>", MEASURED)
+    frame = tmp_path / "frame.html"  # no browser makes a window so narrow
+    style = f"border:0;width:{width}px;height:900px"
+    frame.write_text(f'<!doctype html><body><iframe style="{style}" srcdoc="{escape(page)}"></iframe></body>')
+    found = re.search(r'data-width="(\d+)"', opened(frame, tmp_path / "profile"))
+    assert found is not None
+    assert int(found.group(1)) <= width
