@@ -110,6 +110,16 @@ def test_errors_of_predictions_are_those_of_the_policies_listed() -> None:
             assert off / change == pytest.approx(numbers(error)[0], abs=0.006)
 
 
+def test_what_predictions_were_worth_follows_from_the_pairs_listed() -> None:
+    page = "docs/results/decoding.md"
+    pairs = [[float(cell) for cell in row[1:]] for row in rows(page, "| where | predicted | measured |")]
+    predicted, measured = (sum(1 - 1 / speed for speed in speeds) for speeds in zip(*pairs, strict=True))
+    assert [len(pairs), sum(real < said for said, real in pairs)] == [12, 11]
+    assert f"is {measured / predicted:.2f} of what was predicted" in text_of(page)
+    elsewhere = text_of("docs/results/training.md") + text_of("docs/results/studies.md")
+    assert [real for _, real in pairs if f"{real:.3f}" not in elsewhere] == []
+
+
 def trainings() -> list[tuple[str, str]]:
     """Each text that exits are trained on in an example, with its page; the results keep what was run."""
     pages = [page for page in PAGES if page.suffix == ".md" and "results" not in page.parts]
