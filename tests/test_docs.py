@@ -7,12 +7,14 @@ import shlex
 import statistics
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import offramp
 from offramp.tracing.fitting.documents import left_for_tuning
 from offramp.tuning.certifiable import documents_for
+from offramp.tuning.verdict import Decision
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "studies").glob("*.toml")])
@@ -66,6 +68,12 @@ def test_no_page_says_that_exits_pay_because_of_a_speed() -> None:
 def test_what_pages_said_once_would_be_found(said: str) -> None:
     assert claims(said)
     assert not claims("At 95 % agreement it does not pay. Nothing pays for less than 5 %.")
+
+
+def test_every_answer_of_the_rule_is_defined() -> None:
+    assert {row[0].strip("*") for row in rows("docs/metrics.md", "| answer | when |")} >= set(
+        get_args(Decision)
+    )
 
 
 def numbers(cell: str) -> list[float]:
