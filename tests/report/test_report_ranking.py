@@ -3,7 +3,7 @@
 import io
 from dataclasses import replace
 
-from decoding_examples import GENERATE, contender, decoded_run, with_decoding
+from decoding_examples import GENERATE, SHORT, contender, decoded_run, with_decoding
 from hypothesis import given
 from hypothesis import strategies as st
 from report_examples import example_run
@@ -14,7 +14,7 @@ from offramp.report.formats import short_source
 from offramp.report.page import render
 from offramp.report.terminal import print_summary
 from offramp.report.timing import PolicyNames
-from offramp.report.ways import NAMES, ways_of
+from offramp.report.ways import NAMES, best_without_exits, ways_of
 from offramp.report.word_table import WordTable
 from page_reader import Page
 
@@ -108,3 +108,18 @@ def test_a_defect_that_texts_share_is_said_once() -> None:
     text = " ".join(printed(lambda console: print_summary(run, console)).split())
     assert text.count("the same decoder twice comes out unequal") == 1
     assert "has a defect and changes no verdict" in text
+
+
+def test_the_short_list_at_full_depth_is_a_way_without_exits_where_it_keeps_the_floor() -> None:
+    run = decoded_run(example_run())
+    ways = ways_of(run.decoding[0], run.workloads[0])
+    short = next(one for one in ways if one.name == "short list at full depth")
+    assert (short.policy, short.exits) == (SHORT, False)
+    assert best_without_exits(ways, 0.95) == short
+    other = best_without_exits(ways, 0.99)
+    assert other is not None
+    assert other.name == GENERATE
+    assert best_without_exits(ways, 0.95, GENERATE) == other
+    page = render(run)
+    assert "short list at full depth" in page
+    assert SHORT in Page(page).text

@@ -108,14 +108,16 @@ def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
     return [
         _way(one, policies.get(one.name), workload)
         for one in decoded.bench.contenders
-        if one.ratio is not None and (one.name in policies or one.role in (PLAIN, PEER))
+        if one.ratio is not None and (one.name in policies or one.role == PEER or one.without_exits)
     ]
 
 
 def _way(timed: Contender, policy: DecodedPolicy | None, workload: WorkloadResult | None) -> Way:
     if policy is None:
         kept = timed.executed_agreement or (Interval(1.0) if timed.role == PLAIN else None)
-        return Way(NAMES.get(timed.name, timed.name), None, None, None, None, kept, timed, None)
+        name = NAMES.get(timed.name) or short_name(timed.name)
+        text = timed.name if name == SHORT_HEAD else None
+        return Way(name, text, None, None, None, kept, timed, None)
     answers, forecast = policy.free_running, policy.forecast
     predicted = None
     if forecast is not None and forecast.predicted:
@@ -156,10 +158,15 @@ def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> J
     return Judged(Interval(most.executed), most.documents, None)
 
 
-def best_without_exits(ways: Sequence[Way]) -> Way | None:
-    """The fastest way that was timed and runs every layer, None where none was timed."""
-    without = [one for one in ways if not one.exits and not one.unsure and not one.misses]
-    return max(without, key=_value, default=None)
+def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Way | None:
+    """The fastest way that was timed, runs every layer and keeps a floor, None where none was timed.
+
+    named: the one that a verdict is decided over, where it says which.
+    """
+    timed = [one for one in ways if one.timed is not None and not one.exits]
+    decisive = [one for one in timed if one.timed is not None and one.timed.name == named]
+    keeping = [one for one in timed if not one.unsure and (one.kept is None or one.kept.value >= floor)]
+    return max(decisive or keeping, key=_value, default=None)
 
 
 def kept_text(one: Way) -> str:

@@ -75,7 +75,8 @@ def way_row(one: Way, timed: Contender, worth: float) -> list[str]:
     head = text(one.name)
     if one.policy is not None:
         floor = "" if one.floor is None else f", for {whole_percent(one.floor)}"
-        head = fragment("run", "policy", f"{one.name} · {one.kv}{floor}", one.policy)
+        kv = "" if one.kv is None else f" · {one.kv}"
+        head = fragment("run", "policy", f"{one.name}{kv}{floor}", one.policy)
     return [
         head,
         net_speed(timed, worth),

@@ -17,7 +17,7 @@ from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import RunResult
 from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
-from offramp.tuning.verdict import WORTH
+from offramp.tuning.verdict import MAIN_FLOOR, WORTH, from_main
 
 LOWEST = 0.7
 """What keeps less is named below its panel, and not drawn: nobody decodes with it."""
@@ -72,7 +72,8 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
     verdicts = next((one.verdicts for one in run.workloads if one.name == name), ())
     floors = sorted({verdict.floor for verdict in verdicts})
     rules = [Rule("x", floor, whole_percent(floor)) for floor in floors]
-    best = best_without_exits(ways)
+    main = min(verdicts, key=lambda verdict: from_main(verdict.floor), default=None)
+    best = best_without_exits(ways, *((MAIN_FLOOR,) if main is None else (main.floor, main.without)))
     levels: list[float] = []
     if best is not None and best.speed is not None:
         worth = verdicts[0].worth if verdicts else WORTH
