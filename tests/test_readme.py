@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jsonschema
 import pytest
@@ -20,6 +20,7 @@ from offramp.models.source import BUNDLED
 from offramp.report.summary import summary_schema
 from offramp.studies.engines import registry
 from offramp.tracing.loading import ModelRequest
+from offramp.tuning.verdict import Decision
 
 README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
@@ -125,7 +126,7 @@ def check_run(folder: Path) -> None:
     """A run of the bundled model on 128 tokens of prose says what is true of it on any machine."""
     summary = json.loads((folder / "summary.json").read_text())
     jsonschema.validate(summary, summary_schema())
-    assert summary["verdict"]["decision"] in ("pays", "does not pay", "too close to call")
+    assert summary["verdict"]["decision"] in get_args(Decision)
     assert "smollm2" in summary["verdict"]["headline"]
     assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
     (scores,) = summary["scores"]
