@@ -108,6 +108,7 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
     assert all("a static cache was not tried" in " ".join(one["notes"]) for one in (text, chat))
     page = (finished_run / "report.html").read_text()
     assert "Every way to decode that was timed" in page
+    assert "The prompt, as it was given" in page
     assert "Still running" not in page
     assert Page(page).faults == []
 

@@ -71,6 +71,20 @@ def test_predicted_stands_beside_measured(run, page):
     assert all("<details><summary>The same as a table" in figure for figure in figures)
 
 
+def test_a_prompt_stands_with_both_answers_and_where_they_part():
+    made = decoded("prose", "static:exit=20", others=False)
+    policies = tuple(replace(one, answer="the cat sat </p>on") for one in made.policies)
+    made = replace(made, policies=policies, prompt="Once", plain_answer="the cat slept")
+    html = render(with_decoding(example_run(), made))
+    page = Page(html)
+    assert page.faults == []
+    assert "At 95 %: always exit 20, which kept 93.8 % of the timed prompts" in page.text
+    assert "the cat s<mark>at &lt;/p&gt;on</mark>" in html
+    assert '<p class="generated">the cat slept</p>' in html
+    without = replace(made, policies=tuple(replace(one, answer=None) for one in policies))
+    assert "The full model" not in Page(render(with_decoding(example_run(), without))).text
+
+
 def test_not_decoded_is_said_where_nothing_was_and_not_where_something_was(run, page):
     bare = example_run()
     assert caveats(bare)[0].startswith("No policy was decoded for real in this run")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding_examples import decoded_run
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
@@ -181,6 +182,15 @@ def test_every_part_of_a_comparison_is_there_in_order(of_comparison: Made) -> No
     assert sum(tag == "select" for tag, _, _ in page.elements) == 5  # heads are all alike
     assert "Undefined: it needs the undefined component increment (2 figures)." in page.text
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", page.text)
+
+
+def test_a_page_can_be_read() -> None:
+    page = Page(render(decoded_run(example_run())))
+    assert len(page.text.split()) < 25_000
+    closed = re.sub(r"<details.*?</details>", "", render(decoded_run(example_run())), flags=re.S)
+    assert len(Page(closed).text.split()) < 12_000
+    first = page.text[: page.text.index("At each quality floor")]
+    assert len(first.split()) < 1_000
 
 
 def test_measured_replayed_and_predicted_are_told_apart(of_run: Made) -> None:

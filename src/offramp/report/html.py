@@ -31,6 +31,7 @@ DECISION_SIGNS: dict[str, str] = {
     "does not pay": "✕",
     "too close to call": "≈",
     "not enough documents": "?",
+    "not settled": "…",
     "not certifiable": "?",
     "depends on the text": "±",
     "undefined": "?",

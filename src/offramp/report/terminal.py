@@ -62,6 +62,7 @@ DECISION_STYLES = {
     "does not pay": "red",
     "too close to call": "yellow",
     "not enough documents": "yellow",
+    "not settled": "yellow",
 }
 
 
