@@ -90,7 +90,7 @@ BEFORE_LOADING = [
     ("generate", "--kv propagat", "unknown strategy 'propagat'", "'propagate'"),
     ("generate", "--prompt b --batching rebach", "unknown batching 'rebach'", "'rebatch'"),
     ("generate", "--max-new-tokens 0", "max-new-tokens cannot be 0", "1 or more"),
-    ("generate", "--temperature nan", "temperature cannot be nan", "0 (greedy)"),
+    ("generate", "--temperature nan", "temperature cannot be nan", "nearer to 0"),
     ("generate", "--temperature 0 --top-k 2 --seed 1", "--seed means nothing with greedy decoding", ""),
     ("generate", "--temperature 1e-40", "temperature", ""),
     ("generate", "--top-k 0", "top-k cannot be 0", "1 or more"),

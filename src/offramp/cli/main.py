@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +37,7 @@ from offramp.cli.study_command import study
 from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
 from offramp.errors import InputError, OfframpError, is_out_of_memory
+from offramp.records.numbers import require_bounded
 
 INTERRUPTED = 130
 BAD_PATH = (
@@ -103,6 +105,30 @@ app.add_typer(heads, name="heads")
 app.add_typer(exits, name="exits")
 app.add_typer(lab, name="lab")
 app.command("doctor")(doctor)
+
+
+def _bound_numbers(commands: typer.Typer) -> None:
+    """Let every command refuse numbers that are none or too large, before it does anything."""
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            command.callback = _bounded(command.callback)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _bound_numbers(group.typer_instance)
+
+
+def _bounded(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def run(**options: Any) -> Any:
+        for name, value in options.items():
+            for number in value if isinstance(value, list | tuple) else [value]:
+                require_bounded(**{name: number})
+        return command(**options)
+
+    return run
+
+
+_bound_numbers(app)
 
 
 class _Stopped(BaseException):

@@ -7,13 +7,12 @@ K,V cache and recurrent state; activations of single tokens stay in the processo
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.numbers import LARGEST_COUNT
 
 LayerCosts = NDArray[np.float64]
 
@@ -161,16 +160,16 @@ def depth_fractions(shape: ModelShape, exits: NDArray[np.int64], position: float
 
 
 def check_position(position: float) -> None:
-    """Raise InputError unless the position is a finite number of at least 0."""
-    if not math.isfinite(position) or position < 0:
+    """Raise InputError unless the position is a number of at least 0, and not too large."""
+    if not 0 <= position <= LARGEST_COUNT:
         raise InputError(
             f"{position} is not a position in a sequence", fix="give a finite number, 0 for the first token"
         )
 
 
 def check_batch(batch: int) -> None:
-    """Raise InputError unless a step decodes at least one token."""
-    if batch < 1:
+    """Raise InputError unless a step decodes at least one token, and not too many."""
+    if not 1 <= batch <= LARGEST_COUNT:
         raise InputError(f"a batch of {batch} decodes nothing", fix="give a batch size of 1 or more")
 
 

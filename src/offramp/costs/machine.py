@@ -17,6 +17,7 @@ from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.records.numbers import LARGEST_NUMBER
 
 
 @runtime_checkable
@@ -112,7 +113,7 @@ class Roofline:
     def __post_init__(self) -> None:
         rates = {dtype: self.flops_per_second.get(dtype, math.nan) for dtype in DTYPES.values()}
         for key, rate in {**rates, "bytes_per_second": self.bytes_per_second}.items():
-            if not (math.isfinite(rate) and rate >= 1.0):
+            if not 1.0 <= rate <= LARGEST_NUMBER:
                 raise self._refused(f"{key} is {rate}, not a rate of 1 or more")
         for key in ("launch_seconds", "decision_seconds"):
             if not 0.0 <= getattr(self, key) <= LONGEST_WAIT:

@@ -54,6 +54,7 @@ from offramp.records.given_file import (
     did_you_mean,
     read_toml,
 )
+from offramp.records.numbers import LARGEST_NUMBER
 
 OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens")
 """Of a step, to be given at every batch size or at none."""
@@ -62,7 +63,7 @@ UNITS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 
 # More layers, or sequences side by side, than any model or engine has: a slip of the pen.
 Size = Annotated[int, Field(strict=True, ge=1, le=100_000)]
-Rate = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1)]
+Rate = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1, le=LARGEST_NUMBER)]
 Wait = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LONGEST_WAIT)]
 
 

@@ -26,6 +26,7 @@ from offramp.costs.probes import (
 from offramp.costs.token import TokenCosts
 from offramp.errors import BusyMachineError, InputError
 from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
+from offramp.records.numbers import LARGEST_NUMBER
 from offramp.records.typed import FloatArray, to_json
 
 
@@ -145,8 +146,8 @@ class TimingsProfile:
             raise self._refused(f"{name} holds something that is not a number ({error})") from error
         if table.shape != shape:
             raise self._refused(f"{name} has the shape {list(table.shape)} instead of {list(shape)}")
-        if not np.isfinite(table).all() or (table < 0).any():
-            raise self._refused(f"{name} holds a negative time or one that is not finite")
+        if not ((table >= 0) & (table <= LARGEST_NUMBER)).all():
+            raise self._refused(f"{name} holds a negative time, or one that is not finite or too large")
         table.setflags(write=False)
         return table
 

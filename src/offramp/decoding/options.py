@@ -19,6 +19,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
 from offramp.policies.steps import DRAFT_LENGTH, find_batching, read_draft_length
+from offramp.records.numbers import require_bounded
 from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
@@ -159,6 +160,7 @@ def check_maps(
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
     """A whole number of at least so much. Raises InputError."""
+    require_bounded(**{name: value})
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} cannot be {value!r}", where=f"{name}=", fix=f"give {least} or more")
     return value

@@ -40,6 +40,7 @@ from offramp.policies.policy_cost import (
 )
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
+from offramp.records.numbers import require_bounded
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
@@ -199,6 +200,7 @@ def check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyV
     strategy = find_strategy(kv)
     find_batching(batching)
     read_draft_length(draft_length, adapts=False)
+    require_bounded(batch=batch, draft_length=draft_length)
     if batch < 1:
         raise PolicyError(
             f"a batch of {batch} is not possible", where="batch= (--batch)", fix="give 1 or more"

@@ -16,17 +16,28 @@ from pydantic_core import ErrorDetails
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
+from offramp.records.numbers import (
+    LARGEST_COUNT,
+    LARGEST_NUMBER,
+    LARGEST_SEED,
+    LONGEST_MINUTES,
+    LONGEST_SECONDS,
+    SMALLEST_NUMBER,
+)
 from offramp.records.toml_lines import Location, line_at, lines_of, place_in
 
-LARGEST_COUNT = 10**15
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Truth = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
-NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
+Positive = Annotated[
+    float, Field(strict=True, allow_inf_nan=False, gt=0, ge=SMALLEST_NUMBER, le=LARGEST_NUMBER)
+]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LARGEST_NUMBER)]
+Minutes = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_MINUTES)]
+Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_SECONDS)]
 Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Text = Annotated[str, Field(pattern=r"\S")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$")]

@@ -10,7 +10,19 @@ from pydantic import Field, model_validator
 
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.source import looks_like_hub_id, split_revision
-from offramp.records.given_file import Count, NotNegative, Number, Positive, Share, Table, Text, Truth, Whole
+from offramp.records.given_file import (
+    Count,
+    Minutes,
+    NotNegative,
+    Number,
+    Positive,
+    Seconds,
+    Share,
+    Table,
+    Text,
+    Truth,
+    Whole,
+)
 from offramp.tracing.exit_heads import SHORTLIST
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 
@@ -153,7 +165,7 @@ class TrainingEntry(Entry):
     kind: Text | None = None
     at: str | tuple[Count, ...] | None = None
     steps: Count | None = None
-    minutes: Positive | None = None
+    minutes: Minutes | None = None
     text: tuple[Text, ...] = Field(default=(OWN,), min_length=1)
     tokens: Count = TRAINING_TOKENS
     units: Count | None = None
@@ -244,8 +256,8 @@ class Certify(Table):
     documents: Count = 120
     candidates: Count = 2
     new_tokens: Count = 16
-    seconds: Positive = 25.0
-    other_seconds: Positive = 4.0
+    seconds: Seconds = 25.0
+    other_seconds: Seconds = 4.0
 
 
 class Decode(Table):
@@ -262,7 +274,7 @@ class Decode(Table):
     new_tokens: Count | Literal["auto"] = 32
     prompts: Count = 8
     rounds: Count = 3
-    seconds: Positive = 120.0
+    seconds: Seconds = 120.0
 
 
 class Combine(Table):
@@ -275,7 +287,7 @@ class Combine(Table):
     new_tokens: Count = 32
     prompts: Count = 8
     rounds: Count = 3
-    seconds: Positive = 120.0
+    seconds: Seconds = 120.0
 
 
 class Large(Table):

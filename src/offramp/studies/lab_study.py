@@ -12,7 +12,17 @@ from pydantic import Field
 from offramp.files import sha256_of_file
 from offramp.lab.sizes import SIZES
 from offramp.lab.text.request import TextRequest, check_request, placed_request
-from offramp.records.given_file import Count, Positive, Source, Table, Text, Whole, checked, did_you_mean
+from offramp.records.given_file import (
+    Count,
+    Minutes,
+    Positive,
+    Source,
+    Table,
+    Text,
+    Whole,
+    checked,
+    did_you_mean,
+)
 from offramp.studies.entries import ModelEntry, WorkloadEntry
 from offramp.studies.study import Study
 
@@ -56,7 +66,7 @@ class Lab(Table):
     size: Text = "design"
     rate: Positive | Literal["pilot"] = "pilot"
     tokens: Count | Literal["pilot"] = "pilot"
-    minutes: Positive = 360.0
+    minutes: Minutes = 360.0
     checkpoints: Annotated[int, Field(strict=True, ge=1, le=32)] = 8
     endpoints: tuple[Text, ...] = Field(default=CHEAP, min_length=1)
     dear: tuple[Text, ...] = DEAR

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import check_price, gives_output
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal
+from offramp.records.numbers import LARGEST_NUMBER, SMALLEST_NUMBER
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.pool import Pool
@@ -134,7 +134,7 @@ def tokens_to_pay_back(spent: float, plain: float, saved: float, without: float 
 
 def require_target(target: float) -> None:
     """Raise InputError unless a target speedup is a positive number."""
-    if not (math.isfinite(target) and target > 0.0):
+    if not SMALLEST_NUMBER <= target <= LARGEST_NUMBER:
         raise InputError(
             f"a target of {target} is no speedup",
             fix="choose a positive number; 1.05 asks for 5 % more speed",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.policies.binding import TunedOn, document_digest
+from offramp.records.numbers import require_bounded
 from offramp.scoring.documents import document_rows
 from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.trace import Trace
@@ -126,6 +127,7 @@ def fewest_documents(certify: int) -> int:
 
 def require_seed(seed: int) -> None:
     """Raise InputError for a seed that draws nothing."""
+    require_bounded(seed=seed)
     if seed < 0:
         raise InputError(f"a seed of {seed} is below 0", where="seed= (--seed)", fix="choose 0 or more")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from offramp.errors import InputError, WorkloadError
+from offramp.records.numbers import require_bounded
 from offramp.workloads.workload import Document
 
 SHORTEST_START = 1 << 14
@@ -216,7 +217,8 @@ def select_contexts(
 
 
 def require_sizes(**sizes: int | None) -> None:
-    """Raise InputError for a size that is given and below 1."""
+    """Raise InputError for a size that is given and below 1, or too large."""
+    require_bounded(**sizes)
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(

@@ -15,6 +15,7 @@ from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
+from offramp.records.numbers import require_bounded
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
@@ -177,13 +178,14 @@ def require_sizes(
     seconds: float | None,
     candidates: int | None = None,
 ) -> None:
-    """Raise InputError for sizes below 1, or no time at all."""
+    """Raise InputError for sizes below 1, or no time at all, and for what is too large."""
     sizes = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "documents": documents,
         "candidates": candidates,
     }
+    require_bounded(**sizes, seconds=seconds)
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(f"{name} cannot be {size}", where=f"{name}=", fix="give 1 or more")

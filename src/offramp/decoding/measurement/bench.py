@@ -16,6 +16,7 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.steps import DRAFT_LENGTH
+from offramp.records.numbers import require_bounded
 from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4
@@ -143,6 +144,7 @@ def check_limits(limits: Limits) -> None:
     """Raise InputError for no rounds, a negative budget, no limit at all, or a gain that is no share."""
     if limits.rounds is not None:
         require_sizes(rounds=limits.rounds)
+    require_bounded(budget_seconds=limits.seconds)
     check_worth(limits.worth)
     if limits.seconds is None and limits.rounds is None:
         raise InputError(
@@ -158,6 +160,7 @@ def check_limits(limits: Limits) -> None:
 
 def require_sizes(**sizes: int) -> None:
     """Raise InputError for a size below 1, or for too few new tokens to time."""
+    require_bounded(**sizes)
     for name, value in sizes.items():
         least = FEWEST_NEW_TOKENS if name == "new_tokens" else 1
         if value < least:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from offramp.lab.exits.divergence import PRECISIONS, Precision
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED, check_kind
 from offramp.lab.exits.layer_skip import fewest_steps
 from offramp.lab.exits.regularisation import Regularisation
+from offramp.records.numbers import require_bounded
 from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
 from offramp.workloads.packing import require_sizes
@@ -162,7 +162,8 @@ def check_length(steps: int | None, minutes: float | None, seed: int) -> None:
         raise InputError(
             "both steps and minutes of training are given", where="steps= (--steps)", fix="give one of them"
         )
-    if minutes is not None and not (0 < minutes < math.inf):
+    require_bounded(minutes=minutes)
+    if minutes is not None and not minutes > 0:
         raise InputError(
             f"training cannot take {minutes:g} minutes",
             where="minutes= (--minutes)",

@@ -1,0 +1,56 @@
+"""How large a number may be that people give: on the command line, in Python and in files they write.
+
+Whatever is computed with such a number stays finite, and can be written to JSON and arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from offramp.errors import InputError
+
+LARGEST_COUNT = 10**15
+"""Of tokens, documents, steps, layers and whatever else is counted."""
+LARGEST_SEED = 2**63 - 1
+LARGEST_NUMBER = 1e30
+"""Of rates, shares, times of a machine and all other numbers, on either side of 0."""
+SMALLEST_NUMBER = 1e-30
+"""Of what must be above 0, and may be divided by."""
+LONGEST_SECONDS = 366 * 86_400.0
+LONGEST_MINUTES = LONGEST_SECONDS / 60
+
+LARGEST: Mapping[str, float] = {
+    "seed": LARGEST_SEED,
+    "minutes": LONGEST_MINUTES,
+    "seconds": LONGEST_SECONDS,
+    "budget_seconds": LONGEST_SECONDS,
+    "decode_budget": LONGEST_SECONDS,
+    "stall_limit": LONGEST_SECONDS,
+}
+"""By name, of what has a limit of its own; others have that of their type."""
+
+
+def require_bounded(**numbers: object) -> None:
+    """Refuse numbers that are none (NaN), infinite or too large, by the name of each. None and texts pass.
+
+    Raises InputError for the first. What else a number must be, its user checks.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        largest = LARGEST.get(name, LARGEST_COUNT if isinstance(number, int) else LARGEST_NUMBER)
+        # Compared as it is: a whole number may be too large to be made a float of.
+        if -largest <= number <= largest:
+            continue
+        words = name.replace("_", " ")
+        raise InputError(
+            f"{words} cannot be {number if isinstance(number, float) else _shown(number)}",
+            where=f"{name}= (--{name.replace('_', '-')})",
+            fix=f"give {largest:,} at most" if number > largest else "give a number nearer to 0",
+        )
+
+
+def _shown(number: int) -> str:
+    """A whole number of any size: Python writes out no more than some thousand digits."""
+    bits = number.bit_length()
+    return f"{number}" if bits < 200 else f"a number of {bits} bits"
