@@ -250,7 +250,7 @@ def time_entries(
 
     def visited() -> None:
         if progress is not None and limits.seconds is not None:
-            progress(min(round(100 * budget.used), 100), 100)
+            progress(round(min(100 * budget.used, 100)), 100)
 
     for place, entry in enumerate(entries):
         # Settings share a model, and what is set up once.
