@@ -172,3 +172,15 @@ def test_what_the_operating_system_refuses_is_no_traceback(
     failed = run_offramp(*arguments(tiny_model, many_documents, tmp_path / "run"), "--json").require(1)
     assert os.strerror(errno.EIO) in failed.json["error"]["what"]
     assert failed.json["error"]["where"].startswith(str(tmp_path / "run"))
+
+
+def test_what_nobody_reads_any_more_ends(tiny_model: Path, many_documents: Path, tmp_path: Path) -> None:
+    """Not with its next line, which may be minutes away: training says one in fifteen seconds at most."""
+    what = ["-w", f"jsonl:{many_documents}#text", "--at", "1", "--minutes", "5", "-o", tmp_path / "out"]
+    process = start_offramp("exits", "train", tiny_model, *what)
+    assert process.stderr is not None
+    assert process.stdout is not None
+    assert "loading the model" in process.stderr.readline()
+    process.stderr.close()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE

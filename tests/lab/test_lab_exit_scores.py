@@ -159,6 +159,25 @@ def test_a_measurement_that_fails_later_does_not_end_the_training(tmp_path: Path
     assert [line["step"] for line in callback.history] == [0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("no more"), RuntimeError("DefaultCPUAllocator: not enough memory"), LookupError("a layer")],
+)
+def test_measuring_that_fails_is_said_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*given: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("offramp.lab.callback.exit_scores", fail)
+    callback = offramp.ExitScoreCallback(every=2, workload=IDS, tokens=40)
+    with pytest.warns(UserWarning, match="training goes on") as said:
+        trainer, _ = train(tmp_path, callback)
+    assert trainer.state.global_step == 6
+    assert len([one for one in said if "training goes on" in str(one.message)]) == 1
+    assert callback.history == []
+
+
 def test_another_trainer_can_be_told(tmp_path: Path, tiny_model: Path) -> None:
     told: list[dict[str, float]] = []
     trainer = type("Trainer", (), {"log": lambda self, figures: told.append(figures)})()

@@ -70,6 +70,15 @@ def test_a_template_that_fails_is_an_error_and_not_a_traceback(tmp_path: Path, t
         encode_chat(loaded, BosPolicy("none"), "w5")
 
 
+def test_a_template_whose_loops_do_not_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offramp.models.model.TEMPLATE_SECONDS", 0.2)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError, match="goes on for more than"):
+        encode_chat(tokenizer(tmp_path, chat_template=endless), BosPolicy("none"), "w5")
+
+
 def test_chat_without_a_template_is_a_plain_turn_and_says_so(llama_folder: Path) -> None:
     model = load_model(str(llama_folder))
     assert model.chat_template is None
@@ -96,6 +105,9 @@ def test_an_end_token_that_is_no_number_is_refused() -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(eos_token_id=2))
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="</s>"), config=config)
     with pytest.raises(ModelError, match="not a token id"):
+        find_eos_token_ids(model, SimpleNamespace(eos_token_id=3))
+    model.generation_config.eos_token_id = list(range(10**6))
+    with pytest.raises(ModelError, match="1,000,000 end tokens"):
         find_eos_token_ids(model, SimpleNamespace(eos_token_id=3))
     model.generation_config.eos_token_id = [5, 2]
     assert find_eos_token_ids(model, SimpleNamespace(eos_token_id=3)) == (2, 3, 5)

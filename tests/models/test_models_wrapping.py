@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import offramp
 from offramp.errors import InputError, ModelError
+from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
 from offramp.models.object_identity import CHUNK_WORDS, fingerprint_of
 
@@ -345,3 +346,40 @@ def test_what_cannot_be_measured_is_refused(hf: Any, made: Callable[[Any], Any],
     with pytest.raises(ModelError, match=said) as refused:
         offramp.wrap(made(hf))
     assert refused.value.fix
+
+
+class Around:
+    """Wraps what it is told to, under the name that torch.compile has for it."""
+
+    def __init__(self) -> None:
+        self._orig_mod: Any = self
+
+
+def test_what_wraps_itself_is_refused() -> None:
+    with pytest.raises(ModelError, match="or itself"):
+        offramp.wrap(Around())
+
+
+@pytest.mark.parametrize("edit", [{"num_hidden_layers": 10**9}, {"loop": []}])
+def test_a_config_that_nothing_can_be_made_of_is_refused(
+    hf: Any, tiny_model: Path, edit: dict[str, Any]
+) -> None:
+    for name, value in edit.items():
+        setattr(hf.config, name, value)
+        if isinstance(value, list):
+            value.append({"again": value})
+    with pytest.raises(ModelError, match=r"states num_hidden_layers|holds itself"):
+        offramp.wrap(hf, AutoTokenizer.from_pretrained(tiny_model))
+
+
+@pytest.mark.parametrize("vocabulary", [4, 8, 12, 13, 64])
+def test_a_probe_is_found_in_any_vocabulary(vocabulary: int) -> None:
+    config = type(
+        "Config", (), {"vocab_size": vocabulary, "to_dict": lambda self: {"eos_token_id": [1, 2]}}
+    )()
+    model = type("Model", (), {"config": config, "device": "cpu"})()
+    config.get_text_config = lambda: config
+    ids = probe_ids(model, 13)[0].tolist()
+    assert len(ids) == 13
+    assert set(ids) <= set(range(vocabulary)) - {1, 2}
+    assert ids[0] != ids[-1], "another last token has to be another text"

@@ -58,7 +58,9 @@ def test_exits_are_layers_and_the_last_is_always_there(exits: Any, expected: tup
     assert parse_exits(exits, 3) == expected
 
 
-@pytest.mark.parametrize("exits", ["0", "4", "1,9", "", "one", "1,", "-1", "²", [], [0], [5]])
+@pytest.mark.parametrize(
+    "exits", ["0", "4", "1,9", "", "one", "1,", "-1", "²", "9" * 5000, [], [0], [5], 3, [10**400]]
+)
 def test_exits_that_are_not_there_are_refused(exits: Any) -> None:
     with pytest.raises(InputError) as caught:
         parse_exits(exits, 3)

@@ -60,6 +60,7 @@ def test_a_folder_of_too_few_texts_is_split_as_one_text_is(tmp_path: Path) -> No
         ({"a.txt": b"cafe\xe9 \xe9"}, "a.txt", "byte 0xe9 at offset 4"),
         ({"a.txt": b"\xef\xbb\xbfcafe\xe9 \xe9"}, "a.txt", "byte 0xe9 at offset 7"),
         ({"a.txt": b"text"}, "a.txt#lines", "#paragraphs"),
+        ({}, "d/" * 3000, "the path cannot be looked at: File name too long"),
     ],
 )
 def test_a_bad_text_is_named(tmp_path: Path, files: dict[str, bytes], spec: str, said: str) -> None:

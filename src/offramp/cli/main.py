@@ -7,9 +7,12 @@ import errno
 import functools
 import io
 import os
+import select
 import shlex
 import signal
+import stat
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,15 +145,43 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _Stopped(number)
 
 
+_reader_gone = threading.Event()
+
+
+def _watch_pipes(ended: threading.Event) -> None:
+    """Stop this process once nobody reads what it says: only its next line would tell, minutes later.
+
+    Like a hang-up, which nohup ignores. ended: from when on nothing is to be stopped.
+    """
+    poller, watched = select.poll(), False
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none of the system's
+            if stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+                poller.register(stream.fileno(), 0)  # an end without readers is told unasked
+                watched = True
+
+    def watch() -> None:
+        poller.poll()
+        _reader_gone.set()
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    if watched and signal.getsignal(signal.SIGHUP) is _stop:
+        threading.Thread(target=watch, daemon=True, name="pipes").start()
+
+
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     """Let signals that end a process end the block like Ctrl-C; what ignores them (nohup) goes on to."""
     taken = [number for number in STOPPING if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, _stop)
+    ended = threading.Event()
+    _watch_pipes(ended)
     try:
         yield
     finally:
+        ended.set()
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 
@@ -159,7 +190,7 @@ def main() -> None:
     """Run the command line.
 
     Exits with 0, 1 (failed), 2 (bad usage or input), 130 (interrupted), or 128 and the number of a signal
-    that stopped it.
+    that stopped it; SIGPIPE's where nobody reads its output any more.
     """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -179,8 +210,11 @@ def main() -> None:
         exit_code = show_error(_interrupted("interrupted", INTERRUPTED), as_json=as_json)
     except _Stopped as stopped:
         name, exit_code = f"stopped by {signal.Signals(stopped.number).name}", 128 + stopped.number
-        with contextlib.suppress(OSError):  # a hang-up takes the terminal with it
-            show_error(_interrupted(name, exit_code), as_json=as_json)
+        if _reader_gone.is_set():
+            exit_code = _end_unread()
+        else:
+            with contextlib.suppress(OSError):  # a hang-up takes the terminal with it
+                show_error(_interrupted(name, exit_code), as_json=as_json)
     except USAGE_ERROR as problem:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
@@ -188,6 +222,8 @@ def main() -> None:
     except (MemoryError, RuntimeError, OSError, ImportError) as problem:
         if is_out_of_memory(problem):
             exit_code = show_error(_out_of_memory(problem), as_json=as_json)
+        elif isinstance(problem, BrokenPipeError) and _reader_gone.wait(1.0):
+            exit_code = _end_unread()
         elif isinstance(problem, OSError):
             exit_code = show_error(_system_error(problem), as_json=as_json)
         elif _while_importing_torch(problem):
@@ -199,6 +235,15 @@ def main() -> None:
             raise
         exit_code = show_error(_no_torch(problem), as_json=as_json)
     sys.exit(exit_code)
+
+
+def _end_unread() -> int:
+    """The exit code of what a closed pipe ends. What is still to be written goes nowhere, without error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _require_surroundings() -> None:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from offramp.errors import InputError, ModelError, OfframpError
+from offramp.errors import InputError, ModelError, is_out_of_memory
 from offramp.lab.exit_scores import PREFIX, TOKENS, exit_scores, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
@@ -34,7 +33,8 @@ class ExitScoreCallback(TrainerCallback):
 
     The model's weights, mode and gradients and all random states are left as they are, so that training goes
     the same way with it and without. Of several processes the first one measures; weights that are split over
-    processes are refused when training begins. A measurement that fails later is warned of and left out.
+    processes are refused when training begins. A measurement that fails later, or for want of memory, is
+    left out, with one warning for each reason, and training goes on.
 
     Raises InputError for no steps, WorkloadError for the workload; ModelError when training begins if the
     exits of the model cannot be measured.
@@ -57,6 +57,7 @@ class ExitScoreCallback(TrainerCallback):
         self.trainer = trainer
         self.history: list[dict[str, float]] = []
         self._model: Model | None = None
+        self._failed: set[tuple[type[Exception], str]] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure before the first step."""
@@ -68,7 +69,12 @@ class ExitScoreCallback(TrainerCallback):
                 where="ExitScoreCallback",
                 fix="measure checkpoints instead: offramp trace FOLDER, or offramp.wrap on the whole model",
             )
-        self._measure(args, state, control, **kwargs)
+        try:
+            self._measure(args, state, control, **kwargs)
+        except InputError:  # nothing is lost yet, and what cannot be measured at all is said at once
+            raise
+        except Exception as error:  # noqa: BLE001 - as `_measure_or_warn`
+            self._warn(error, state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure after every so many steps."""
@@ -84,8 +90,19 @@ class ExitScoreCallback(TrainerCallback):
         """Measure, once training goes on: what fails then costs a measurement and not the training."""
         try:
             self._measure(args, state, control, **kwargs)
-        except (OfframpError, MemoryError, torch.OutOfMemoryError) as error:
-            warnings.warn(f"exits were not measured at step {state.global_step}: {error}", stacklevel=2)
+        except Exception as error:  # noqa: BLE001 - whatever it is, hours of training are worth more
+            self._warn(error, state)
+
+    def _warn(self, error: Exception, state: Any) -> None:
+        """Say, once for each reason, that a measurement failed."""
+        reason = (type(error), "out of memory" if is_out_of_memory(error) else str(error))
+        if reason not in self._failed:
+            self._failed.add(reason)
+            warnings.warn(
+                f"exits were not measured at step {state.global_step}, and training goes on: "
+                f"{type(error).__name__}: {error} (this is said once)",
+                stacklevel=4,
+            )
 
     def _measure(
         self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any

@@ -153,6 +153,8 @@ def _check_index(index: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 CONFIG_FILE = "config.json"
+LONGEST_LIST = 10_000
+"""Entries of a list in a config.json: real ones have one for each layer, or a few."""
 # Layers that share weights are stored once: how many a stored one may stand for.
 LAYERS_PER_STORED = 100
 AXIS_KEYS = ("hidden_size", "n_embd", "d_model", "vocab_size")
@@ -195,13 +197,20 @@ def check_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> dict[s
 def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], path: Path) -> None:
     """Hold the sizes that a config.json states against the stored tensors, before anything is built of them.
 
-    Raises ModelError for many times more layers than are stored, or a size that is longer than any axis.
+    Raises ModelError for many times more layers than are stored, a size that is longer than any axis, or a
+    list that is longer than LONGEST_LIST.
     """
     parts = [part for name in stored for part in name.split(".")]
     last = max((int(part) for part in parts if part.isdecimal() and len(part) < 10), default=0)
     longest = max((axis for tensor in stored.values() for axis in tensor.shape), default=0)
     for part in (config, config.get("text_config") or {}):
         for key, value in part.items():
+            if isinstance(value, list) and len(value) > LONGEST_LIST:
+                raise ModelError(
+                    f"config.json lists {len(value):,} entries under {key}, as no model's does",
+                    where=str(path),
+                    fix="download the file again",
+                )
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
             stated = f"{key} = {value:,}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from offramp.models.stack import READOUTS, ExitStack, ReadoutKind, plain_linear
 from offramp.models.tensors import largest_difference, largest_finite
 
 PROBE_POSITIONS = 7
+PROBE_TRIES = 1000
+"""Tokens that are looked at for a probe, of which a vocabulary of ordinary size gives nearly all."""
 
 # bfloat16 keeps 8 significant bits, float16 more; two units in the last place of the largest logit.
 ROUNDED_TOLERANCE = 2.0**-7
@@ -53,16 +56,23 @@ class Call:
 
 
 def probe_ids(model: Any, positions: int = PROBE_POSITIONS) -> Tensor:
-    """Fixed, varied token ids [1, positions] that avoid the special tokens."""
+    """Fixed, varied token ids [1, positions] that avoid the special tokens, as far as there are others."""
     config = model.config.get_text_config()
     special = special_tokens(config)
     ids: list[int] = []
     candidate = 11
-    while len(ids) < positions:
+    for _ in range(PROBE_TRIES):
         candidate = (candidate * 31 + 17) % config.vocab_size
         candidate += candidate in ids
         if candidate % config.vocab_size not in special:
             ids.append(candidate % config.vocab_size)
+        if len(ids) == positions:
+            break
+    else:  # of a few tokens, among which the walk goes in circles: those in a row, all but the first again
+        few = range(min(config.vocab_size, PROBE_TRIES))
+        plain = [token for token in few if token not in special] or list(few)
+        again = itertools.cycle(plain[1:] or plain)
+        ids = [*plain, *itertools.islice(again, positions)][:positions]
     return torch.tensor([ids], device=model.device)
 
 

@@ -6,9 +6,12 @@ Which beginning-of-sequence token goes in front of a text, and how a chat turn i
 from __future__ import annotations
 
 import functools
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 # Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
+
+MOST_END_TOKENS = 1000
+TEMPLATE_SECONDS = 5.0
+"""How long a chat template may take to write a conversation, which takes milliseconds."""
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation, each with a "role" and its "content"."""
@@ -93,14 +100,34 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
         turns = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages]
         return encode_text(tokenizer, policy, "\n".join([*turns, "Assistant:"]))
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
+        with _deadline(TEMPLATE_SECONDS):
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise ModelError(
             f"the model's chat template cannot write these turns: {type(error).__name__}: {error}",
             where=str(tokenizer.name_or_path),
             fix="trace a workload of given texts, or repair the template in the tokenizer's files",
         ) from error
     return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise ValueError in Python code of this thread that goes on for longer: a template's loops, which the
+    sandbox of transformers bounds one by one only.
+    """
+    until, before = time.monotonic() + seconds, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > until:
+            raise ValueError(f"it goes on for more than {seconds:g} s")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def decode_text(tokenizer: Any, ids: Sequence[int], *, special: bool = True) -> str:
@@ -121,7 +148,7 @@ def _with_bos(policy: BosPolicy, tokens: Iterable[Any]) -> list[int]:
 def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends an answer: the generation config's, the config's and the tokenizer's.
 
-    Raises ModelError for an end token that is no number.
+    Raises ModelError for an end token that is no number, and for more than MOST_END_TOKENS.
     """
     stated: list[Any] = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
@@ -131,6 +158,12 @@ def find_eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids: set[int] = set()
     for value in stated:
         tokens: list[Any] = [] if value is None else [value] if isinstance(value, (int, str)) else list(value)
+        if len(tokens) > MOST_END_TOKENS:
+            raise ModelError(
+                f"the model names {len(tokens):,} end tokens, which is not what ends a text",
+                where="eos_token_id in config.json or generation_config.json",
+                fix=f"write the end token there, or a few ({MOST_END_TOKENS:,} at most)",
+            )
         if not all(isinstance(token, int) for token in tokens):
             raise ModelError(
                 f"the end token {value!r} of the model is not a token id",

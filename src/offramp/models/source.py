@@ -270,6 +270,14 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     training left; DamagedFileError for a training's record that was changed.
     """
     path = Path(name).expanduser()
+    try:
+        path.exists()
+    except OSError as error:  # a name or a path that is too long
+        raise ModelError(
+            f"the path of the model cannot be looked at: {error.strerror}",
+            where=name,
+            fix="check the path",
+        ) from error
     if subfolder is not None and (name in BUNDLED or path.is_file()):
         raise ModelError(f"{name} has no folders in it", where="subfolder=", fix="leave it out")
     if name in BUNDLED:

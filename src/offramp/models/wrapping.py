@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from offramp.errors import InputError, ModelError
 from offramp.models.calls import first_tensor
+from offramp.models.checkpoint import LAYER_COUNT_KEYS, LAYERS_PER_STORED
 from offramp.models.discovery import find_stack
 from offramp.models.loading import describe_model, require_in_memory
 from offramp.models.measuring import measure_shape
@@ -44,6 +46,7 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name
     _warn_of_foreign_code(hf, named)
     require_in_memory(hf, named)
+    _require_sound_config(hf, named)
     check_finite(hf, named)
     with evaluating(hf):
         stack = find_stack(hf, name=named)
@@ -68,13 +71,17 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     return replace(model, attention=_asked_attention(hf))
 
 
+DEEPEST_WRAPPING = 16
+"""What may lie around a model: compiled, adapted and spread over processes are three."""
+
+
 def bare(model: Any) -> Any:
     """The transformers model inside of what compiles it, spreads it over processes, or adapts it.
 
     Adapters within the layers stay where they are. Raises ModelError for what is none.
     """
     inner = model
-    while True:
+    for _ in range(DEEPEST_WRAPPING):
         if hasattr(inner, "_orig_mod"):  # torch.compile
             inner = inner._orig_mod
         elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -90,6 +97,12 @@ def bare(model: Any) -> Any:
             inner = inner.get_base_model()
         else:
             break
+    else:
+        raise ModelError(
+            f"a {type(model).__name__} wraps a model more than {DEEPEST_WRAPPING} times, or itself",
+            where="offramp.wrap",
+            fix="give the causal language model of transformers that lies inside",
+        )
     if not isinstance(inner, nn.Module) or not hasattr(inner, "config"):
         raise ModelError(
             f"a model cannot be a {type(model).__name__}",
@@ -97,6 +110,29 @@ def bare(model: Any) -> Any:
             fix="give a causal language model of transformers, or load one by name: offramp.load_model",
         )
     return inner
+
+
+def _require_sound_config(hf: Any, name: str) -> None:
+    """Refuse a config that holds itself, or far more layers than there are modules: caches are made of it.
+
+    Raises ModelError.
+    """
+    try:
+        json.dumps(hf.config.to_dict(), default=str, skipkeys=True)
+    except (RecursionError, ValueError) as error:
+        raise ModelError(
+            "the model's config holds itself", where=name, fix="take what was added out of the config"
+        ) from error
+    most = LAYERS_PER_STORED * sum(1 for _ in hf.modules())
+    for part in (hf.config, hf.config.get_text_config()):
+        for key in LAYER_COUNT_KEYS:
+            stated = getattr(part, key, None)
+            if isinstance(stated, int) and stated > most:
+                raise ModelError(
+                    f"the model's config states {key} = {stated:,}, and the model has nothing like it",
+                    where=name,
+                    fix="put its number of layers into the config",
+                )
 
 
 LIBRARIES = ("accelerate", "bitsandbytes", "peft", "torch", "torchao", "transformers")
@@ -124,8 +160,8 @@ def _warn_of_foreign_code(hf: Any, name: str) -> None:
 
 def _origin(code: Any) -> str:
     """The package that a function, or the class of an object that is called, comes from."""
-    while isinstance(code, functools.partial):
-        code = code.func
+    for _ in range(DEEPEST_WRAPPING):  # a partial may hold itself
+        code = code.func if isinstance(code, functools.partial) else code
     module = code.__module__ if hasattr(code, "__qualname__") else type(code).__module__
     return str(module).partition(".")[0]
 

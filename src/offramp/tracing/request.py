@@ -166,8 +166,12 @@ def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
+DIGITS = 20
+"""Of a layer's number that are read: no model has one of so many."""
+
+
 def parse_exits(
-    exits: str | list[int] | tuple[int, ...], layers: int | None, where: str = "exits= (--exits)"
+    exits: str | Iterable[int], layers: int | None, where: str = "exits= (--exits)"
 ) -> tuple[int, ...]:
     """Layers to trace, ascending, the last one always among them.
 
@@ -184,8 +188,13 @@ def parse_exits(
             raise InputError(
                 f"the exits {exits!r} are not a list of layers", where=where, fix="write 10,20,30 or all"
             )
-        exits = [int(word) for word in words]
-    wanted = {int(layer) for layer in exits}
+        exits = [int(word[:DIGITS]) for word in map(str.strip, words)]
+    try:
+        wanted = {int(layer) for layer in exits}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the exits {exits!r} are not a list of layers", where=where, fix="write 10,20,30 or all"
+        ) from error
     last = max(wanted, default=0) if layers is None else layers
     unknown = sorted(layer for layer in wanted if not 1 <= layer <= last)
     if unknown or not wanted:

@@ -105,7 +105,7 @@ def trace(
     recorded = parse_signals(signals, work.mode)
     if model.streamed is not None:
         require_given_text(model.name, work, sum(model.streamed.layer_bytes))
-    layers = parse_exits(exits if isinstance(exits, str) else list(exits), len(model.stack))
+    layers = parse_exits(exits, len(model.stack))
     fitted = None if heads is None else _fitted_heads(heads, model, layers)
     rows_times_exits = tokens * len(layers)
     device = model.stack.head_device

@@ -17,7 +17,8 @@ LARGEST_FILE = 1_000_000_000
 
 
 def require_exists(path: Path) -> None:
-    """Raise WorkloadError for a path that is missing, with near matches in its folder."""
+    """Raise WorkloadError for a path that is missing, with near matches in its folder, or cannot be one."""
+    require_possible(path)
     if path.exists():
         return
     if path.is_symlink():
@@ -28,6 +29,16 @@ def require_exists(path: Path) -> None:
     near = difflib.get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=3)
     fix = f"did you mean {' or '.join(str(folder / name) for name in near)}?" if near else "check the path"
     raise WorkloadError("the file does not exist", where=str(path), fix=fix)
+
+
+def require_possible(path: Path) -> None:
+    """Raise WorkloadError for a path that cannot be looked at: one that is too long, say."""
+    try:
+        path.exists()
+    except OSError as error:
+        raise WorkloadError(
+            f"the path cannot be looked at: {error.strerror}", where=str(path), fix="check the path"
+        ) from error
 
 
 def read_text(path: Path) -> str:
@@ -127,6 +138,7 @@ def _path_and_part(argument: str) -> tuple[Path, str | None]:
     """
     before, mark, word = argument.rpartition("#")
     part = f"#{word}"
+    require_possible(Path(argument))
     if not mark or Path(argument).exists():  # a number sign may be part of a name
         return Path(argument), None
     if part in (PARAGRAPHS, WHOLE):

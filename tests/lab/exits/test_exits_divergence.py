@@ -14,9 +14,9 @@ from offramp.errors import ModelError
 from offramp.lab.exits.divergence import (
     MeanDivergence,
     TrainingHead,
-    faster_precision,
     frequent_targets,
     trainable_head,
+    usual_precision,
 )
 from offramp.models.model import Model
 
@@ -107,17 +107,9 @@ def test_products_in_bfloat16_are_near_those_of_float32() -> None:
     torch.testing.assert_close(rounded, exact, rtol=2**-7, atol=float(exact.abs().max()) * 2**-6)
 
 
-def test_the_faster_precision_is_that_of_the_quicker_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-
-    def product(rows: torch.Tensor, weight: torch.Tensor) -> None:
-        clock[0] += costs[rows.dtype]
-
-    monkeypatch.setattr("offramp.lab.exits.divergence.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("offramp.lab.exits.divergence.F.linear", product)
-    for narrow, expected in ((0.4, "bfloat16"), (0.9, "float32"), (10.0, "float32")):
-        costs = {torch.float32: 1.0, torch.bfloat16: narrow}
-        assert faster_precision(tiny_llama()) == expected
+def test_the_usual_precision_asks_no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: pytest.fail("it was timed"))
+    assert [usual_precision(device) for device in ("cpu", "cuda", "xpu")] == ["float32", *["bfloat16"] * 2]
 
 
 def test_a_model_whose_logits_are_more_than_a_head_is_refused() -> None:

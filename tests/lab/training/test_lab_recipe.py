@@ -104,6 +104,8 @@ def test_models_that_differ_in_more_than_the_factor_are_not_compared(
         ({"hidden": 36}, 9, "give a multiple of 8"),
         ({"group": 3}, 12, "no whole groups of 3"),
         ({"rate": 0.0}, 15, "greater than 0"),
+        ({"layers": 10**9}, 8, "less than or equal to 1000"),
+        ({"tokens": 10**15}, 2, "less than or equal to"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_its_line(
@@ -113,6 +115,16 @@ def test_a_wrong_recipe_is_refused_by_its_line(
     outcome = run_offramp("lab", "train", path, "-o", tmp_path / "model").require(2)
     assert f"recipe.toml, line {line}" in outcome.err
     assert what in outcome.err
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("sizes", [{"hidden": 4 * 10**6}, {"width": 10**11}])
+def test_a_model_that_no_memory_holds_is_refused(
+    lab_text: LabText, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    path = write_recipe(tmp_path / "recipe.toml", lab_text, **sizes)
+    outcome = run_offramp("lab", "train", path, "-o", tmp_path / "model").require(2)
+    assert "of memory, and" in outcome.err
     assert not (tmp_path / "model").exists()
 
 

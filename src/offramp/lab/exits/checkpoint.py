@@ -23,7 +23,7 @@ VOCABULARY = "vocabulary"
 
 @dataclass(frozen=True)
 class Settings:
-    """What was decided before the first step, some of it by timing this machine, and holds from then on.
+    """What was decided before the first step, minutes by timing this machine, and holds from then on.
 
     every: steps from one evaluation to the next. threads, device: the order of sums depends on them.
     """

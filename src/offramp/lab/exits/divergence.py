@@ -6,7 +6,6 @@ arXiv 1503.02531, section 2, at temperature 1), as the tuned lens is trained (ar
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import ModelError
-from offramp.models.devices import synchronise
 from offramp.models.logit_scaling import LogitScaling
 from offramp.models.model import Model
 from offramp.tracing.head import LinearHead, at_head, make_head
@@ -24,11 +22,6 @@ from offramp.tracing.states import StateShape
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-
-CLEARLY_FASTER = 1.2
-"""How much faster products of bfloat16 must be to be chosen: a close race would be decided by chance."""
-TIMED_ROWS = 64
-TIMINGS = 5
 
 
 @dataclass(frozen=True)
@@ -131,22 +124,11 @@ def frequent_targets(head: TrainingHead, states: Tensor, count: int) -> Tensor:
     return total.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def faster_precision(model: Model) -> Precision:
-    """In which precision this machine multiplies with the output head faster: bfloat16 if clearly.
+def usual_precision(device: str) -> Precision:
+    """In which precision products with the output head are trained on a device, "cpu" or another.
 
-    A processor with instructions for it (AVX512-BF16, AMX) takes a third of the time, one without many
-    times as long.
+    A rule and not a timing: another precision gives other weights, which must not depend on how busy a
+    machine is. Processors differ in what bfloat16 costs them, from a third of the time to many times as long;
+    accelerators are made for it.
     """
-    head = trainable_head(model)
-    seconds = {}
-    for precision in PRECISIONS:
-        weight = head.weight.to(getattr(torch, precision))
-        rows = torch.ones(TIMED_ROWS, weight.shape[1], dtype=weight.dtype, device=weight.device)
-        times = []
-        for _ in range(TIMINGS):
-            started = time.perf_counter()
-            F.linear(rows, weight)
-            synchronise(weight.device)
-            times.append(time.perf_counter() - started)
-        seconds[precision] = min(times)
-    return "bfloat16" if seconds["float32"] > CLEARLY_FASTER * seconds["bfloat16"] else "float32"
+    return "float32" if device == "cpu" else "bfloat16"

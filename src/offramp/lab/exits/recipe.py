@@ -46,8 +46,8 @@ class Recipe:
     one of them None: minutes become steps by a pilot. batch: positions a step. rate: the largest learning
     rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared: whether
     all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
-    precision: of the products with the output head in training, "auto" for what is faster here. leave: share
-    of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
+    precision: of the products with the output head in training, "auto" for the usual of the device. leave:
+    share of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
     "regularised", None for others.
     """
 
@@ -152,12 +152,20 @@ def make_recipe(
     return found
 
 
+MOST_STEPS, MOST_UNITS = 100_000_000, 65_536
+"""Years of training, and more than the networks of models of 70 billion parameters have."""
+
+
 def check_length(steps: int | None, minutes: float | None, seed: int) -> None:
     """Refuse, before a model is there, a training that cannot be so long, and a seed that cannot be.
 
     Raises InputError.
     """
     require_sizes(steps=steps)
+    if steps is not None and steps > MOST_STEPS:
+        raise InputError(
+            f"{steps:,} steps would never end", where="steps= (--steps)", fix=f"give {MOST_STEPS:,} at most"
+        )
     if steps is not None and minutes is not None:
         raise InputError(
             "both steps and minutes of training are given", where="steps= (--steps)", fix="give one of them"
@@ -175,6 +183,12 @@ def check_length(steps: int | None, minutes: float | None, seed: int) -> None:
 def check_network(kind: str, units: int | None, shared: bool) -> None:
     """Refuse a network of no units, or where a kind of exits has none. Raises InputError."""
     require_sizes(units=units)
+    if units is not None and units > MOST_UNITS:
+        raise InputError(
+            f"a network of {units:,} units at an exit costs more than the model",
+            where="units= (--units)",
+            fix=f"give {MOST_UNITS:,} at most",
+        )
     if kind in KINDS and KINDS[kind].has_units:
         return
     if units is not None:

@@ -21,7 +21,7 @@ from offramp.lab.exits.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from offramp.lab.exits.divergence import faster_precision
+from offramp.lab.exits.divergence import usual_precision
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.steps import Objective, Steps
 from offramp.models.devices import synchronise
@@ -68,7 +68,7 @@ class Trainer:
         return progress
 
     def _begin(self) -> Progress:
-        """The start, evaluated; what is to be timed is timed now and never again."""
+        """The start, evaluated; minutes become steps now and never again."""
         started = time.perf_counter()
         weights = [
             Weights.of({name: one.to(self.device) for name, one in sorted(initial.items())})
@@ -76,7 +76,7 @@ class Trainer:
         ]
         precision: Any = self.recipe.precision
         if precision == "auto":
-            precision = faster_precision(self.model)
+            precision = usual_precision(self.device.type)
         vocabulary = self.objective.vocabulary(precision)
         settings = Settings(
             steps=1, every=1, precision=precision, threads=torch.get_num_threads(), device=self.device.type

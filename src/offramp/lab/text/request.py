@@ -13,7 +13,6 @@ from offramp.lab.text.work import NaturalKind, Part, Work
 from offramp.records.given_file import (
     Count,
     Line,
-    Share,
     Table,
     Text,
     Whole,
@@ -25,6 +24,8 @@ from offramp.records.given_file import Source as GivenFile
 from offramp.workloads.text_files import load_text
 
 WHAT = "text file"
+MOST_GENERATED = 0.9
+"""Share of a text that may be generated: ever more of it would have to be made for ever less of the rest."""
 
 
 class OwnText(Table):
@@ -46,7 +47,7 @@ class TextRequest(Table):
     seed: Whole = 0
     vocabulary: Annotated[int, Field(strict=True, ge=FEWEST_TOKENS, le=MOST_TOKENS)] = 2048
     characters: Count = 6_000_000
-    generated: Share = 0.25
+    generated: Annotated[float, Field(strict=True, gt=0, le=MOST_GENERATED)] = 0.25
     sources: tuple[Text, ...] = tuple(SOURCES)
     folders: tuple[Text, ...] = ("/",)
     own: tuple[OwnText, ...] = ()

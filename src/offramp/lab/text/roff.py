@@ -11,11 +11,13 @@ SPECIAL = {
 }  # fmt: skip
 """Of groff_char(7), those that occur."""
 
-_SPECIAL = re.compile(r"\\\[([^\]]*)\]|\\\((..)|\\\*\[[^\]]*\]|\\\*\(..|\\\*.")
-_FONT = re.compile(r"\\f(?:\[[^\]]*\]|\(..|.)|\\s(?:[+-]?\d|\[[^\]]*\])|\\[%&|^/,c]|\\[hvwlLD]'[^']*'")
+# What is not closed ends with the line, as roff has it; looking for its end from each beginning would take
+# the square of a line's length.
+_SPECIAL = re.compile(r"\\\[([^\]]*)\]?|\\\((..)|\\\*\[[^\]]*\]?|\\\*\(..|\\\*.")
+_FONT = re.compile(r"\\f(?:\[[^\]]*\]?|\(..|.)|\\s(?:[+-]?\d|\[[^\]]*\]?)|\\[%&|^/,c]|\\[hvwlLD]'[^']*'?")
 _SHOWN = re.compile(r"^\.\s*(?:SH|SS|B|I|BR|BI|IB|IR|RB|RI|SM|SB|TP|IP|MR|UR|UE|TQ)\b ?(.*)$")
 _ALTERNATING = re.compile(r"^\.\s*(?:BR|BI|IB|IR|RB|RI|MR)\b")
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"|(\S+)')
+_QUOTED = re.compile(r'"((?:[^"]|"")*+)"?|(\S+)')
 _PARAGRAPH = re.compile(r"^\.\s*(?:PP|P|LP|SH|SS|TP|IP|TQ|sp)\b")
 
 

@@ -37,6 +37,12 @@ TOLERANCE = 0.01
 """By how much the parameters of two models that are compared may differ, as a share."""
 
 
+MOST_TOKENS = 10**11
+"""A small model reads them in years."""
+
+Layers = Annotated[int, Field(strict=True, ge=1, le=1000)]
+
+
 class Reading(Table):
     """What is read, in which steps, and how far each goes.
 
@@ -46,7 +52,7 @@ class Reading(Table):
     """
 
     text: Text
-    tokens: Count
+    tokens: Annotated[int, Field(strict=True, ge=1, le=MOST_TOKENS)]
     seed: Whole
     context: Annotated[int, Field(strict=True, ge=8, le=65_536)] = 256
     batch: Count = 16
@@ -86,7 +92,7 @@ class Recipe(FromScratchReading):
     positions: Positions
     heads: Heads
     residual: Residual
-    layers: Count
+    layers: Layers
     hidden: Count
     query_heads: Count = 6
     group: Count = 3
@@ -109,7 +115,7 @@ class MixtureRecipe(FromScratchReading):
     """
 
     kind: Literal["mixture"]
-    layers: Count
+    layers: Layers
     hidden: Count
     heads: Heads = "grouped"
     query_heads: Count = 6
@@ -133,11 +139,11 @@ class Mamba2Recipe(FromScratchReading):
     """
 
     kind: Literal["mamba2"]
-    layers: Count
+    layers: Layers
     hidden: Count
     query_heads: Count = 6
     expand: Count = 3
-    chunk: Count = 64
+    chunk: Annotated[int, Field(strict=True, ge=1, le=1024)] = 64
     parameters: Count | None = None
     width: Count | None = None
 

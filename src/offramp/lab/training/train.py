@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from offramp.errors import InputError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.lab.exits.folder import require_own
 from offramp.lab.exits.model_folder import ONE_FILE, put_model
@@ -34,12 +35,16 @@ from offramp.lab.training.objective import Objective, objective_of
 from offramp.lab.training.recipe import AnyRecipe
 from offramp.lab.training.record import RECORD, REQUEST, REQUEST_FILE, Request, Settings, TrainingRecord
 from offramp.lab.training.state import Progress, put_state, read_state, write_state
-from offramp.models.memory import with_threads
+from offramp.models.devices import CPU
+from offramp.models.memory import available_memory, shown_size, with_threads
 from offramp.models.quiet import quiet_transformers
 from offramp.models.source import folder_source
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.progress import step_bar
 from offramp.tracing.request import library_versions
+
+WEIGHT_BYTES, TRAINED_BYTES, LOGIT_BYTES = 4, 16, 8
+"""Of a weight in float32; with its gradient and the two moments of AdamW; of a logit and its gradient."""
 
 STATE_SECONDS, WRITING_SHARE = 30.0, 0.05
 """Seconds between two states that are written, and the share of the time that writing may take."""
@@ -59,13 +64,15 @@ def train(
     recipe, seed and number of threads give the same weights, also after kills.
 
     Raises InputError for a recipe that cannot be, is not comparable with what it names or cannot go on from
-    it, for folders of something else, and for too little text; DamagedFileError for a text or a model that
-    was changed; DiskFullError.
+    it, for folders of something else, and for too little text or memory; DamagedFileError for a text or a
+    model that was changed; DiskFullError.
     """
     text = read_text_folder(recipe.text)
     objective = objective_of(recipe, text)
     evaluation = Evaluation(text, recipe.context)
     folder = Path(folder)
+    if overwrite or not (folder / TRAINING_FILE).is_file():
+        _require_memory(objective.architecture.parameters, recipe, text.record.vocabulary, device)
     versions = library_versions()
     code = training_code(recipe.kind)
     request = Request(recipe, text.fingerprint, device, code, versions, objective.base)
@@ -84,6 +91,23 @@ def train(
             return record
         require_same(folder, request)
         return training(folder=folder).ended()
+
+
+def _require_memory(parameters: int, recipe: AnyRecipe, vocabulary: int, device: str) -> None:
+    """Refuse a model that cannot be made, or trained on this processor, in the memory that is free.
+
+    Raises InputError.
+    """
+    needed = WEIGHT_BYTES * parameters
+    if device == CPU:
+        needed = TRAINED_BYTES * parameters + LOGIT_BYTES * recipe.batch * recipe.context * vocabulary
+    if needed > (free := available_memory()):
+        raise InputError(
+            f"training {parameters:,} weights on {recipe.batch} x {recipe.context:,} tokens at once takes "
+            f"{shown_size(needed)} of memory, and {shown_size(free)} are free",
+            where="recipe",
+            fix="make the model smaller (parameters, layers, hidden), or the steps (batch, context)",
+        )
 
 
 @dataclass
