@@ -89,10 +89,10 @@ def propose(
     floor = make_floor({"agreement": 1.0 - SPREAD})
     pool = Pool(trace.subset(places), floor, pricing_of(trace, machine))
     search_pool(pool, floor.risk)
-    tried = Proposals(pool, executor, StrategyCosts(trace, machine), places, floor.risk, Clock(None))
-    tried.propose()
+    tried = Proposals([pool], executor, StrategyCosts(trace, machine), places, Clock(None))
+    tried.calibrate(floor.risk)
     within = sorted(
-        (one for one in tried.found if one.risk <= 1.2 * SPREAD and one.relative_cost < 1.0),
+        (one for one in tried.found.values() if one.risk <= 1.2 * SPREAD and one.relative_cost < 1.0),
         key=lambda one: (one.risk, one.relative_cost),
     )
     wanted = np.linspace(0, len(within) - 1, min(count, len(within))).round().astype(int)

@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jsonschema
 import pytest
@@ -20,7 +20,6 @@ from offramp.models.source import BUNDLED
 from offramp.report.summary import summary_schema
 from offramp.studies.engines import registry
 from offramp.tracing.loading import ModelRequest
-from offramp.tuning.verdict import Decision
 
 README = Path(__file__).parents[1] / "README.md"
 MAKE_TARGETS = ("run", "test")
@@ -126,7 +125,7 @@ def check_run(folder: Path) -> None:
     """A run of the bundled model on 128 tokens of prose says what is true of it on any machine."""
     summary = json.loads((folder / "summary.json").read_text())
     jsonschema.validate(summary, summary_schema())
-    assert summary["verdict"]["decision"] in get_args(Decision)
+    assert summary["verdict"]["decision"] in ("does not pay", "not settled")
     assert "smollm2" in summary["verdict"]["headline"]
     assert summary["measured"]["plain_seconds_per_token"] is None, "nothing was timed here"
     (scores,) = summary["scores"]
@@ -145,7 +144,7 @@ def test_a_stranger_reads_it_in_a_minute() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) < 120
     (sample,) = blocks("text")
-    answer = r"^Early exit (does not pay|pays|is too close to call) for smollm2 on .* at 95 % agreement "
+    answer = r"^Early exit (does not pay|pays) for smollm2 on .* at 95 % agreement "
     assert re.search(answer, " ".join(sample.split()))
     start = text[: text.index("## On the command line")]
     for word in ("*exit*", "*floor*", "*K,V repair*", "*executed*", "*certified*"):

@@ -49,7 +49,7 @@ from offramp.report.sections.verdict import answer_section
 from offramp.report.ways import ways_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
-from offramp.tuning.certificate import Certificate
+from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.verdict import Speed, Verdict
 
@@ -106,11 +106,14 @@ def test_a_gain_is_split_and_a_smaller_head_is_not_early_exits():
     }
     refused = headline(run_with(verdict("does not pay", 1.056, 1.05, 1.06, **changes)))
     assert refused.endswith(
-        "; saves of plain decoding: layers +0.6 %, head +4.7 %, probes 0.0 %; beside plain decoding with its "
-        "output head cut to the short list it is 0.6 % faster."
+        "; saves of plain decoding, by price: layers +0.6 %, head +4.7 %, probes 0.0 %; measured 1.006 × "
+        "(1.001 to 1.011 ×) over the full model with its output head cut to the short list."
     )
     own = headline(run_with(verdict("pays", 1.12, 1.1, 1.14, gain=Gain(0.11, 0.0, -0.003))))
-    assert own.endswith("; saves of plain decoding: layers +11.0 %, head 0.0 %, probes −0.3 %.")
+    assert own.endswith("; saves of plain decoding, by price: layers +11.0 %, head 0.0 %, probes −0.3 %.")
+
+
+REFUTED = Candidate("static:exit=20", "propagate", 0.9, 0.8, 0.8125, 16, 1.2, False, "too much lost")
 
 
 def run_with(*verdicts: Verdict):
@@ -126,8 +129,8 @@ def run_with(*verdicts: Verdict):
             [verdict("pays", 1.08, 1.061, 1.099)],
             "pays",
             "Early exit pays for smollm2 on prose: at 95 % agreement it keeps 96.25 % as executed "
-            "(certified ≥ 95 %, 61 documents), measured 1.080 × (1.061 to 1.099 ×): 6.1 to 9.9 % faster; "
-            "you count more than 5 % as worth it.",
+            "(certified ≥ 95 %, 61 documents), measured 1.080 × (1.061 to 1.099 ×); a gain counts from "
+            "5 % on (--worth).",
         ),
         (
             [verdict("pays", 1.2, 1.1, 1.3), verdict("pays", 1.1, 1.08, 1.12)],
@@ -142,12 +145,23 @@ def run_with(*verdicts: Verdict):
         (
             [verdict("does not pay", policy="never", certificate=certificate(holds=False))],
             "does not pay",
-            "nothing faster than plain decoding keeps the floor as executed.",
+            "no policy, replayed on the measurement, is predicted to gain 5 %; nothing was decoded.",
         ),
         (
             [verdict("does not pay", policy="never", certificate=None)],
             "does not pay",
-            "no policy, replayed on the measurement, is faster than plain decoding.",
+            "no policy, replayed on the measurement, is predicted to gain 5 %; nothing was decoded.",
+        ),
+        (
+            [verdict("does not pay", policy="never", standing="nothing could pay")],
+            "does not pay",
+            "no policy that was searched is predicted to gain 5 % over the best decoder without exits.",
+        ),
+        (
+            [verdict("does not pay", 1.1, 1.0, 1.2, policy="never", standing="refuted", tried=REFUTED)],
+            "does not pay",
+            "the most cautious policy that could gain enough kept 81.25 % as executed on 16 documents, below "
+            "95 %, measured 1.100 × (1.000 to 1.200 ×); a gain counts from 5 % on (--worth).",
         ),
         (
             [
@@ -158,20 +172,19 @@ def run_with(*verdicts: Verdict):
             ],
             "too close to call",
             "the best policy keeps 96 % in replay (not executed), predicted for this machine 1.090 × (1.070 "
-            "to 1.110 ×): 7.0 to 11.0 % faster; you count more than 5 % as worth it; missing: an executed "
-            "certificate.",
+            "to 1.110 ×); a gain counts from 5 % on (--worth); missing: an executed certificate.",
         ),
         (
-            [verdict("too close to call", policy="never", missing=("documents: 12 at hand, 46 needed",))],
-            "too close to call",
-            "nothing could be certified; missing: documents: 12 at hand, 46 needed.",
+            [verdict("not settled", policy="never", missing=("documents: 12 at hand, 46 needed",))],
+            "not settled",
+            "nothing was decoded; missing: documents: 12 at hand, 46 needed.",
         ),
         (
             [verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never")],
             "depends on the text",
             "For smollm2 at 95 % agreement, early exit pays on prose (keeps 96.25 % as executed (certified "
             "≥ 95 %, 61 documents), measured 1.120 × (1.100 to 1.140 ×)), does not pay on code (nothing "
-            "faster is certified).",
+            "that could gain enough keeps the floor).",
         ),
         ([], "undefined", "There is no verdict for smollm2"),
     ],
@@ -254,7 +267,7 @@ def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Stra
     ("low", "high", "certified", "decision"),
     [
         (1.06, 1.2, True, "pays"),
-        (1.06, 1.2, False, "too close to call"),
+        (1.06, 1.2, False, "not settled"),
         (0.9, 1.04, True, "does not pay"),
         (0.9, 1.04, False, "does not pay"),
         (1.0, 1.1, True, "too close to call"),
@@ -268,7 +281,7 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
 @pytest.mark.parametrize(
     ("savings", "decision", "said"),
     [
-        ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "too close to call", ""),
+        ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "not settled", ""),
         (
             [saving(Estimate(1.2, 1.18, 1.22)), saving(PLAIN, policy="never", machine="h100")],
             "pays",
@@ -361,14 +374,14 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
     speed = Estimate(1.2, 1.18, 1.22)
     missed = strategy(Estimate(1.3, 1.25, 1.35), answer="slower", agreement=Estimate(0.80, 0.75, 0.85))
     found = compared(saving(speed), strategies=(missed,))
-    assert comparison_decision(found) == "too close to call"
+    assert comparison_decision(found) == "not settled"
     assert "it is at best 1.200 × plain decoding (1.180 to 1.220)" in comparison_headline(found)
     said = "Of 1 answer, certified on given text and below the floor when decoded, and so not said to pay: 1."
     assert said in left_over(found)
     assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)
     # Measured at a looser floor, which it kept: the stricter one it did not.
     looser = replace(missed, floor="agreement=0.75")
-    assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "too close to call"
+    assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "not settled"
     kept = compared(saving(speed, floor="agreement=0.75"), strategies=(missed,))
     assert comparison_headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
     assert "it kept" not in certified_section(kept)
@@ -413,7 +426,7 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     assert said.startswith("Early exit does not pay anywhere here: decoded for real")
     assert "0.970 ×" in said
     said = comparison_headline(compared(strategies=(oracle, quick)))
-    assert "too close to call: by replay and without a certificate" in said
+    assert "not settled: by replay and without a certificate" in said
     bold = strategy(Estimate(1.3, 1.2, 1.4), "predicted", agreement=Estimate(0.42, 0.4, 0.44))
     assert "the closest agrees on 42.0 % of the tokens" in comparison_headline(compared(strategies=(bold,)))
 
@@ -620,7 +633,7 @@ def test_machines_in_words():
         "on this machine no; on h100 yes at batch 1, no at batch 32; on a100 yes"
     )
     assert machines_answer(workload(machines=found)) == (
-        "on this machine no; yes on h100 at batch 1, a100 at batch 1 and 32"
+        "predicted: on this machine no; yes on h100 at batch 1, a100 at batch 1 and 32"
     )
 
 
@@ -630,9 +643,13 @@ def test_machines_in_words_without_a_yes():
         answer("l4", 1, "too close to call"),
         answer("l4", 8, "does not pay"),
     )
-    assert machines_answer(workload(machines=found)) == "too close to call on h100 and l4 at batch 1"
+    assert machines_answer(workload(machines=found)) == (
+        "predicted: too close to call on h100 and l4 at batch 1"
+    )
     refused = (answer("local", 1, "does not pay"), answer("l4", 8, "does not pay"))
-    assert machines_answer(workload(machines=refused)) == "on this machine no; no on l4"
+    # At batch 1 the verdict says what holds here, and no replay beside it.
+    assert machines_answer(workload(machines=refused)) == "predicted: no on l4"
+    assert machines_answer(workload(machines=refused[:1])) is None
     assert machines_answer(workload(machines=())) is None
     assert certificate_answer(workload(tuned=())) is None
     said = certificate_answer(example_run().workloads[0])

@@ -243,7 +243,6 @@ def test_heads_of_ones_own_are_fitted_on_each_text(world: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        (CERTIFIED.replace("[certify]", "[certify]\nmain = 0.5"), "the tuner has no floor 0.5"),
         (CERTIFIED.replace("machines", 'policies = ["league"]\nmachines'), "not among the policies"),
         (
             CERTIFIED.replace("[certify]\n", "").replace("bytes moved", "local"),

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tuning_traces import easy_and_hard
 
@@ -23,7 +25,7 @@ from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
-from offramp.tuning.bounds import METHODS, Losses, settle
+from offramp.tuning.bounds import METHODS, Losses, fewest_documents, settle
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chosen_trial
@@ -31,7 +33,7 @@ from offramp.tuning.floor import SHARES, FloorKind, make_floor
 from offramp.tuning.proposals import RERUNS
 from offramp.tuning.splits import split_roles
 from offramp.tuning.strategy_costs import StrategyCosts
-from offramp.tuning.tune import tune
+from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 
 AGREEMENT, REFERENCE = (make_floor({kind: 0.9}) for kind in SHARES)
@@ -235,8 +237,9 @@ def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
     assert tuned.certificate.executed
     assert tuned.certificate.risk_bound is None
     assert tuned.executed_agreement is None
-    assert tuned.answer.startswith("not certified: the most cautious of ")
-    assert "(too much lost after " in tuned.answer
+    assert tuned.standing == "refuted"
+    assert tuned.answer.startswith(f"not certified: {tuned.candidates[0].policy} with keys and values by ")
+    assert "% as executed on " in tuned.answer
     assert "The full model stays." in tuned.answer
     assert tuned.certificate.stopped_after is not None
 
@@ -245,9 +248,9 @@ def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
     ("documents", "limit", "left_out", "answer"),
     [
         (12, None, "30 left out: too short", "12 documents, 22 needed (at hand to certify on; 30 left out: "),
-        (400, 10, "", "10 documents, 22 needed (as many as were allowed); allow more"),
+        (400, 10, "", "10 documents, 22 needed (as many as were allowed). Allow more"),
         # The betting bound needs one more than any test must.
-        (22, None, "", "22 documents, 23 needed (at hand to certify on); choose a workload of"),
+        (22, None, "", "22 documents, 23 needed (at hand to certify on). Choose a workload of"),
     ],
 )
 def test_too_few_prompts_are_said_before_anything_runs(
@@ -259,7 +262,9 @@ def test_too_few_prompts_are_said_before_anything_runs(
     assert (executor.reruns, executor.decoded, executor.fresh) == ([], [], [])
     assert tuned.policy_text == "never"
     assert tuned.certificate.stopped_after is None
-    assert tuned.provenance.get("left_out", "") == left_out
+    assert tuned.grounds is not None
+    assert tuned.grounds.left_out == left_out
+    assert tuned.standing == ("too few documents" if limit is None else "not settled")
 
 
 def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
@@ -275,7 +280,7 @@ def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
 
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Scripted(trace, lossless).tuned(limits=Limits(seconds=1e-9))
-    assert none.answer.startswith("not settled: the time was used up before anything could be decoded.")
+    assert none.answer.startswith("not settled: the time was used up before anything with exits was decoded;")
     assert none.policy_text == "never"
 
     executor = Scripted(trace, lossless)
@@ -288,7 +293,7 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
     monkeypatch.setattr(After, "documents", 2, raising=False)
     monkeypatch.setattr("offramp.tuning.executed.Clock", After)
     tuned = executor.tuned()
-    assert tuned.answer.startswith("not settled: the time was used up after 16 documents of the first of ")
+    assert tuned.answer.startswith("not settled: the time was used up after 16 documents of ")
     assert not tuned.certificate.holds
     # What had passed before is certified.
     monkeypatch.setattr(After, "documents", 5)
@@ -433,3 +438,110 @@ def test_every_strategy_pays_its_own_price(trace: Trace) -> None:
     }
     assert plain / cost == pytest.approx(max(speeds.values()))
     assert speeds[length] == max(speeds.values())
+
+
+# -- several floors together, and a worth
+
+TOGETHER = (0.95, 0.99, 0.9)
+"""The main floor first."""
+
+
+def together(executor: Scripted, **limits: Any) -> dict[float, Tuned]:
+    """The answers at three floors, strictest first."""
+    floors = [{"agreement": floor} for floor in TOGETHER]
+    answers = tune_floors(executor.trace, floors, "h100", executor, Limits(**limits))
+    assert [answer.floor.value for answer in answers] == list(TOGETHER)
+    return dict(sorted(((answer.floor.value, answer) for answer in answers), reverse=True))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    base=st.floats(0.0, 0.2),
+    slope=st.floats(0.0, 3.0),
+    drift=st.sampled_from([1.0, 3.0]),
+    groups=st.integers(0, 40) | st.none(),
+    worth=st.sampled_from([None, 0.02, 0.2]),
+)
+def test_verdicts_are_monotone_in_the_floor(
+    trace: Trace, base: float, slope: float, drift: float, groups: int | None, worth: float | None
+) -> None:
+    """What keeps a floor is a candidate at every looser one, and is certified there as well: whatever is
+    decoded, and whenever time ends."""
+
+    def loses(policy: ExitPolicy, kv: str) -> float:
+        return min(1.0, base + slope * float(np.mean(policy_losses(trace, policy, AGREEMENT))))
+
+    executor = Scripted(trace, loses, drift=drift)
+    with pytest.MonkeyPatch.context() as patched:
+        if groups is not None:
+            over = property(lambda clock: len(executor.decoded) >= groups)
+            patched.setattr(Clock, "over", over)
+        answers = list(together(executor, worth=worth, candidates=3).values())
+    for stricter, looser in itertools.pairwise(answers):
+        texts = [(one.policy, one.kv) for one in looser.candidates]
+        assert all((one.policy, one.kv) in texts for one in stricter.candidates if not one.lossless)
+        if stricter.standing == "certified":
+            assert looser.standing == "certified"
+            speeds = {(one.policy, one.kv): one.predicted_speed for one in looser.candidates}
+            kept = (stricter.policy_text, stricter.kv)
+            assert speeds[looser.policy_text, looser.kv] >= speeds[kept]
+        if looser.standing == "refuted":
+            assert stricter.standing in ("refuted", "not settled")
+
+
+def test_nothing_is_decoded_twice_for_several_floors(trace: Trace) -> None:
+    """A document that was decoded for one floor counts for all: an executor keeps it, and one clock is for
+    all floors."""
+    executor = Scripted(trace, lossless)
+    answers = together(executor)
+    assert all(answer.certificate.holds for answer in answers.values())
+    fewest = [fewest_documents(1.0 - floor, 0.1) for floor in answers]
+    assert [answer.certificate.stopped_after for answer in answers.values()] == fewest
+    groups = [one for one in executor.decoded if one[:2] == executor.decoded[0][:2]]
+    assert len(groups) == len(set(groups))
+
+
+def test_what_could_never_pay_is_not_decoded(trace: Trace) -> None:
+    executor = Scripted(trace, lossless)
+    for answer in together(executor, worth=50.0).values():
+        assert answer.standing == "nothing could pay"
+        assert answer.grounds is not None
+        assert answer.grounds.reach is not None
+        assert answer.grounds.reach < 51.0
+        assert "could gain 5000 % over the best decoder without exits" in answer.answer
+    assert executor.decoded == []
+
+
+def test_where_nothing_that_keeps_a_floor_could_pay_what_could_is_refuted_as_executed(trace: Trace) -> None:
+    """The gain that is asked for lies beyond what keeps 90 %: the most cautious policy that reaches it is
+    decoded, and loses too much at every floor, on the same few documents."""
+    fastest = Scripted(trace, lossless).tuned(0.9)
+    assert fastest.candidates
+    worth = max(one.predicted_speed for one in fastest.candidates if not one.lossless) - 1.0 + 0.02
+    executor = Scripted(trace, lambda policy, kv: 0.3)
+    answers = together(executor, worth=worth)
+    challengers = {one.policy for answer in answers.values() for one in answer.tested}
+    assert len(challengers) == 1
+    for answer in answers.values():
+        assert answer.standing == "refuted"
+        (tested,) = answer.tested
+        assert tested.predicted_speed >= 1.0 + worth
+        assert tested.rerun < 0.9
+        assert tested.documents <= 16
+    # Where it keeps the floor after all, it is certified like any other.
+    assert together(Scripted(trace, lossless), worth=worth)[0.9].standing == "certified"
+
+
+def test_too_few_documents_refute_what_loses_too_much_and_certify_nothing(trace: Trace) -> None:
+    few = together(Scripted(trace, lambda policy, kv: 0.6, documents=20), worth=0.02)
+    assert few[0.95].standing == "refuted"
+    kept = together(Scripted(trace, lossless, documents=20), worth=0.02)
+    assert kept[0.95].standing == "too few documents"
+    assert "20 documents, 45 needed (at hand to certify on)" in kept[0.95].answer
+    assert not kept[0.95].certificate.holds
+
+
+def test_a_cautious_candidate_that_gains_little_is_not_worth_its_test(trace: Trace) -> None:
+    tuned = Scripted(trace, lossless).tuned(0.9)
+    gains = [one.predicted_speed - 1.0 for one in tuned.candidates if not one.lossless]
+    assert min(gains) >= 0.5 * max(gains)

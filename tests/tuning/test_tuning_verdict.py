@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ from offramp.tuning.ranking import machine_answers
 from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import AT_HAND, Speed, Verdict, decide, kept_words, percent_down, settle
+from offramp.tuning.tuned import Grounds, Standing, Tuned
+from offramp.tuning.verdict import Speed, Timed, Verdict, decide, kept_words, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
@@ -157,8 +157,8 @@ def test_the_shortest_threshold_is_short() -> None:
 def test_a_replay_proposes_and_never_promises() -> None:
     # So high a floor that no token may differ; lower ones are spent to the last allowed token.
     for verdict in judge(easy_and_hard(80), floors=(0.9999,)):
-        assert verdict.decision == "too close to call"
-        assert verdict.missing == ("an executed certificate: offramp tune TRACE --floor agreement=0.9999",)
+        assert verdict.decision == "not settled"
+        assert verdict.missing == ("decoding documents: nothing was executed",)
         assert verdict.agreement.value == 1.0
         assert verdict.net_speedup.low is not None
         assert verdict.net_speedup.low > 1.05
@@ -188,18 +188,18 @@ def test_a_gain_below_its_worth_does_not_pay() -> None:
     assert verdict.decision == "does not pay"
 
 
-def test_an_interval_around_the_worth_is_too_close_to_call() -> None:
+def test_a_replayed_interval_around_the_worth_settles_nothing() -> None:
     trace = easy_and_hard(80)
     value = judge(trace, (0.95,))[0].net_speedup.value
     assert value is not None
     verdict = judge(trace, (0.95,), worth=value - 1)[0]
-    assert verdict.decision == "too close to call"
+    assert verdict.decision == "not settled"
 
 
 def test_under_twenty_documents_no_interval_and_no_claim() -> None:
     verdict = judge(easy_and_hard(38), (0.95,))[0]
     assert verdict.report_documents == 19
-    assert verdict.decision == "too close to call"
+    assert verdict.decision == "not settled"
     assert verdict.net_speedup.low is None
     assert verdict.net_speedup.value is not None
     assert verdict.net_speedup.value > 1.05
@@ -220,7 +220,7 @@ def test_one_document_cannot_be_judged() -> None:
 
 def test_a_trace_of_the_last_exit_alone_is_no_evidence_against_early_exit() -> None:
     for verdict in judge(make_trace(tokens=2000, documents=80, exits=[6])):
-        assert verdict.decision == "too close to call"
+        assert verdict.decision == "not settled"
         assert verdict.net_speedup.value is None
         assert "no exit before the last was traced" in verdict.reason
 
@@ -254,47 +254,80 @@ def speed(low: float | None, high: float | None, how: Any = "measured", at_hand:
 
 
 @pytest.mark.parametrize(
-    ("given", "certified", "refuted", "decision"),
+    ("credit", "certified", "refuted", "fastest", "decision"),
     [
-        (speed(1.06, 1.1), True, False, "pays"),
-        (speed(1.06, 1.1), False, False, "too close to call"),
-        (speed(1.04, 1.1), True, False, "too close to call"),
-        (speed(1.05, 1.1), True, False, "too close to call"),
-        (speed(1.01, 1.049), True, False, "does not pay"),
-        (speed(1.01, 1.049), False, False, "does not pay"),
-        (speed(1.01, 1.05), True, False, "too close to call"),
-        (speed(None, None), True, False, "too close to call"),
-        (speed(1.06, 1.1, "predicted"), True, False, "too close to call"),
-        (speed(1.01, 1.049, "predicted"), True, False, "does not pay"),
-        (speed(1.06, 1.1, "predicted", at_hand=False), True, False, "pays"),
-        (None, False, True, "does not pay"),
-        (None, True, False, "too close to call"),
-        (None, False, False, "too close to call"),
+        (speed(1.06, 1.1), True, False, True, "pays"),
+        (speed(1.06, 1.1), False, False, True, "not settled"),
+        (speed(1.06, 1.1), True, False, False, "pays"),
+        (speed(1.04, 1.1), True, False, True, "too close to call"),
+        (speed(1.04, 1.1), True, False, False, "not settled"),
+        (speed(1.05, 1.1), True, False, True, "too close to call"),
+        (speed(1.01, 1.049), True, False, True, "does not pay"),
+        (speed(1.01, 1.049), False, False, True, "does not pay"),
+        (speed(1.01, 1.049), False, False, False, "not settled"),
+        (speed(1.01, 1.05), True, False, True, "too close to call"),
+        (speed(None, 1.2), True, False, True, "too close to call"),
+        (speed(1.06, 1.1, "predicted"), True, False, True, "not settled"),
+        (speed(1.01, 1.049, "predicted"), True, False, True, "does not pay"),
+        (speed(1.06, 1.1, "predicted", at_hand=False), True, False, True, "pays"),
+        (None, False, True, True, "does not pay"),
+        (None, True, False, True, "not settled"),
+        (None, False, False, True, "not settled"),
     ],
 )
-def test_the_rule(given: Speed | None, certified: bool, refuted: bool, decision: str) -> None:
-    assert decide(worth=0.05, speed=given, certified=certified, refuted=refuted) == decision
+def test_the_rule(credit: Speed | None, certified: bool, refuted: bool, fastest: bool, decision: str) -> None:
+    found = decide(worth=0.05, credit=credit, certified=certified, refuted=refuted, fastest=fastest)
+    assert found == decision
 
 
-def tuned(policy: str, *, holds: bool, documents: int = 60, executed: bool = True, **changes: Any) -> Tuned:
+def tuned(
+    policy: str,
+    standing: Standing | None,
+    *,
+    documents: int = 60,
+    at_hand: int | None = None,
+    without: float = 1.0,
+    **changes: Any,
+) -> Tuned:
+    """An answer of the tuner; standing: None for a replay bound."""
+    holds = standing in ("certified", None)
     certificate = Certificate(
-        method="wsr", guarantee="", holds=holds, delta=0.1, documents=documents, empirical_risk=0.02,
+        method="wsr", guarantee="", holds=holds, delta=0.1, documents=documents,
+        empirical_risk=0.02 if holds else None,
         risk_bound=0.05, best_floor=0.95, documents_needed=46, tested=1, passed=int(holds), assumption="",
-        executed=executed, kv="propagate", prompt_tokens=32, new_tokens=16, stopped_after=48,
+        executed=standing is not None, kv="propagate", prompt_tokens=32, new_tokens=16, stopped_after=48,
     )  # fmt: skip
+    grounds = None
+    if standing is not None:
+        grounds = Grounds(standing, True, 1.08, without, 0.05, documents if at_hand is None else at_hand)
     fields: dict[str, Any] = {
         "floor": Floor("agreement", 0.95), "policy_text": policy, "answer": "the tuner's answer.",
         "certificate": certificate, "quality": Estimate(0.97), "skip_ratio": Estimate(0.2),
         "net_speedup": Estimate(1.08, 1.07, 1.09), "seconds_per_token": Estimate(0.05),
         "plain_seconds_per_token": 0.054, "probe_share": 0.0, "machine": "local", "batch": 1,
         "kv": "propagate", "front": (), "shift": (), "documents": {"search": 12, "certify": documents},
-        "document_digests": {}, "executed_agreement": Estimate(0.973),
+        "document_digests": {}, "executed_agreement": Estimate(0.973) if holds else None, "grounds": grounds,
     }  # fmt: skip
     return Tuned(**{**fields, **changes})
 
 
-def candidate(*, passed: bool | None, outcome: str = "too much lost") -> Candidate:
-    return Candidate("static:exit=3", "propagate", 0.96, 0.9, 0.88, 20, 1.2, passed, outcome)
+def candidate(
+    policy: str = "static:exit=3", *, passed: bool | None, outcome: str = "too much lost", documents: int = 20
+) -> Candidate:
+    executed = 0.88 if documents else None
+    return Candidate(policy, "propagate", 0.96, 0.9, executed, documents, 1.2, passed, outcome)
+
+
+def timed(low: float, high: float, credit: tuple[float, float] | None = None, seconds: float = 60.0) -> Timed:
+    """A stopwatch's answer; credit: over prompt lookup, by default over plain decoding alone."""
+    low_credit, high_credit = (low, high) if credit is None else credit
+    added = Estimate((low_credit + high_credit) / 2, low_credit, high_credit)
+    over = "never" if credit is None else "prompt lookup"
+    return Timed(replace(speed(low, high), seconds=seconds), added, over)
+
+
+LATE = candidate(passed=False, outcome="time used up")
+CERTIFIED = candidate("static:exit=4", passed=True, outcome="certified")
 
 
 @pytest.fixture(scope="module")
@@ -304,71 +337,125 @@ def proposed() -> Verdict:
 
 
 def test_what_was_executed_and_timed_settles_a_verdict(proposed: Verdict) -> None:
-    settled = settle(proposed, tuned("static:exit=4", holds=True), speed(1.06, 1.1))
+    settled = settle(proposed, tuned("static:exit=4", "certified"), timed(1.06, 1.1))
     assert (settled.decision, settled.policy, settled.kv) == ("pays", "static:exit=4", "propagate")
     assert settled.certified
     assert settled.missing == ()
     assert settled.replayed_policy == proposed.policy
     assert settled.reason.startswith("keeps 97.3 % as executed (certified ≥ 95 %, 48 documents)")
-    assert "+6.0 to +10.0 %; more than 5 % counts as worth it" in settled.reason
+    assert "measured 1.080 × the speed of plain decoding (1.060 to 1.100)" in settled.reason
+
+
+def test_the_measured_credit_decides_and_no_measured_interval_is_multiplied(proposed: Verdict) -> None:
+    """A policy that is faster than plain decoding and slower than prompt lookup does not pay."""
+    answer = tuned("static:exit=4", "certified", without=0.5)
+    slower = settle(proposed, answer, timed(1.2, 1.3, credit=(0.9, 0.98)))
+    assert (slower.decision, slower.without) == ("does not pay", "prompt lookup")
+    assert slower.speed is not None
+    assert slower.speed.value == 1.25
+    assert slower.credit == Estimate(0.94, 0.9, 0.98)
+    assert "0.940 × (0.900 to 0.980) the speed of prompt lookup, which needs no exits" in slower.reason
+    # Where the best decoder without exits was not timed, the speed over plain decoding is only a limit.
+    bare = settle(proposed, answer, Timed(speed(1.2, 1.3)))
+    assert bare.decision == "too close to call"
+    assert "the best decoder without exits, timed in the same turns" in bare.missing
+    assert settle(proposed, answer, Timed(speed(1.0, 1.04))).decision == "does not pay"
+    # A prediction is of both.
+    untimed = settle(proposed, answer)
+    assert untimed.credit is not None
+    assert untimed.credit.value == pytest.approx(0.54)
+    assert untimed.decision == "does not pay"
 
 
 def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
-    untimed = settle(proposed, tuned("static:exit=4", holds=True))
-    assert untimed.decision == "too close to call"
-    assert "offramp bench" in "; ".join(untimed.missing)
-    few = settle(proposed, tuned("never", holds=False, documents=12))
+    untimed = settle(proposed, tuned("static:exit=4", "certified"))
+    assert (untimed.decision, untimed.missing) == ("not settled", ("a timing of this policy",))
+    few = settle(proposed, tuned("never", "too few documents", documents=12))
     assert few.decision == "not enough documents"
     assert few.missing == ("documents: 12 at hand to certify on, 46 needed if none loses",)
-    allowed = tuned("never", holds=False, documents=12, provenance={AT_HAND: 60})
-    assert settle(proposed, allowed).decision == "too close to call"
-    assert "12 were allowed to be decoded, 46 needed" in settle(proposed, allowed).missing[0]
-    wide = settle(proposed, tuned("static:exit=4", holds=True), replace(speed(0.98, 1.16), seconds=60.0))
-    assert wide.missing[0].startswith("a narrower interval of the speed, some ")
+    allowed = settle(proposed, tuned("never", "not settled", documents=12, at_hand=60))
+    assert allowed.decision == "not settled"
+    assert "12 were allowed to be decoded, 46 needed" in allowed.missing[0]
+    wide = settle(proposed, tuned("static:exit=4", "certified"), timed(0.98, 1.16))
+    assert wide.decision == "too close to call"
+    assert wide.missing == ("a narrower interval of the speed, some 20 min of timing",)
+    hopeless = settle(proposed, tuned("static:exit=4", "certified"), timed(0.98, 1.1201))
+    assert hopeless.missing == ("a narrower interval of the speed, more than an hour of timing",)
 
 
-def test_nothing_that_can_be_certified_does_not_pay(proposed: Verdict) -> None:
-    refused = tuned("never", holds=False, candidates=(candidate(passed=False),))
-    assert settle(proposed, refused).decision == "does not pay"
-    late = tuned("never", holds=False, candidates=(candidate(passed=False, outcome="time used up"),))
-    assert settle(proposed, late).decision == "too close to call"
-    nothing_faster = tuned("never", holds=False, candidates=())
-    assert settle(proposed, nothing_faster).decision == "does not pay"
+def test_only_what_was_tried_is_refuted(proposed: Verdict) -> None:
+    refuted = tuned("never", "refuted", candidates=(candidate(passed=False),))
+    assert settle(proposed, refuted).decision == "does not pay"
+    # However fast it is: it does not keep the floor.
+    assert settle(proposed, refuted, timed(1.2, 1.3)).decision == "does not pay"
+    assert settle(proposed, tuned("never", "not settled", candidates=(LATE,))).decision == "not settled"
+    assert settle(proposed, tuned("never", "not settled")).decision == "not settled"
+    assert settle(proposed, tuned("never", "nothing could pay")).decision == "does not pay"
+    # What replay alone says, before anything was decoded, stands with its own reason.
+    no = replace(proposed, decision="does not pay", reason="as replayed")
+    said = settle(no, tuned("never", "not settled"))
+    assert (said.decision, said.reason) == ("does not pay", "as replayed")
 
 
 def test_a_replay_bound_is_no_certificate(proposed: Verdict) -> None:
-    bound = settle(proposed, tuned("static:exit=4", holds=True, executed=False), speed(1.06, 1.1))
-    assert bound.decision == "too close to call"
+    bound = settle(proposed, tuned("static:exit=4", None), timed(1.06, 1.1))
+    assert bound.decision == "not settled"
     assert not bound.certified
-    assert "an executed certificate" in bound.missing[0]
+    assert "nothing was executed" in bound.missing[0]
 
 
 def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: Verdict) -> None:
-    late = tuned("never", holds=False, candidates=(candidate(passed=False, outcome="time used up"),))
+    late = tuned("never", "not settled", candidates=(LATE,))
     untimed = settle(proposed, late)
-    assert untimed.tried == late.candidates[0]
+    assert untimed.tried == LATE
     assert (untimed.policy, untimed.kv, untimed.gain) == ("never", None, None)
     assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
-    assert kept_words(untimed) == "kept 88 % as executed on 20 documents, not certified ≥ 95 % yet"
-    # A stopwatch's answer counts, however the certificate ends.
-    assert settle(proposed, late, speed(1.06, 1.1)).decision == "too close to call"
-    slow = settle(proposed, late, speed(0.98, 1.03))
+    assert kept_words(untimed) == "kept 88 % as executed on 20 documents, below 95 %"
+    assert settle(proposed, late, timed(1.06, 1.1)).decision == "not settled"
+    slow = settle(proposed, late, timed(0.98, 1.03))
     assert (slow.decision, slow.missing) == ("does not pay", ())
-    assert "-2.0 to +3.0 %" in slow.reason
     # A resolved speed needs no narrower interval.
-    fast = settle(proposed, late, speed(1.18, 1.22))
-    assert fast.missing == ("time to decode the documents that are at hand",)
-    # Untimed, replay's own answer stands where it already says no, and what was tried does not gainsay it.
-    no = replace(proposed, decision="does not pay")
-    assert settle(no, late).decision == "too close to call"
-    little = replace(late.candidates[0], predicted_speed=1.02)
-    assert settle(no, replace(late, candidates=(little,))).decision == "does not pay"
+    fast = settle(proposed, late, timed(1.18, 1.22))
+    assert fast.missing == ("time to decode the documents that are at hand, 20 documents so far",)
     # Candidates behind it are faster: that this one is slow refuses nothing.
-    bolder = replace(candidate(passed=None, outcome="a candidate before it failed"), documents=0)
-    open_still = settle(proposed, replace(late, candidates=(little, bolder)), speed(0.98, 1.03))
-    assert open_still.decision == "too close to call"
-    # What is out of reach, or certified, is nothing that was only tried.
-    refused = tuned("never", holds=False, candidates=(candidate(passed=False),))
-    assert settle(proposed, refused, speed(1.06, 1.1)).tried is None
-    assert settle(proposed, refused).speed is None
-    assert settle(proposed, tuned("static:exit=4", holds=True)).tried is None
+    bolder = candidate("static:exit=2", passed=None, outcome="a candidate before it failed", documents=0)
+    behind = tuned("never", "not settled", candidates=(LATE, bolder))
+    assert settle(proposed, behind, timed(0.98, 1.03)).decision == "not settled"
+    certified = tuned("static:exit=4", "certified", candidates=(CERTIFIED, LATE))
+    assert settle(proposed, certified, timed(0.98, 1.03)).decision == "not settled"
+    failed = tuned("static:exit=4", "certified", candidates=(CERTIFIED, candidate(passed=False), bolder))
+    assert settle(proposed, failed, timed(0.98, 1.03)).decision == "does not pay"
+
+
+@pytest.mark.parametrize("reach", [None, 1.2])
+@pytest.mark.parametrize("standing", get_args(Standing))
+@pytest.mark.parametrize("tested", [(), (LATE,), (candidate(passed=False),), (CERTIFIED,)])
+@pytest.mark.parametrize("clock", [None, (1.06, 1.1), (0.98, 1.03), (0.98, 1.16)])
+def test_no_verdict_claims_more_than_its_evidence(
+    proposed: Verdict,
+    reach: float | None,
+    standing: Standing,
+    tested: tuple[Candidate, ...],
+    clock: tuple[float, float] | None,
+) -> None:
+    """Every combination of what may be missing: the decision, and every word of the reason."""
+    certified = standing == "certified"
+    answer = tuned("static:exit=4" if certified else "never", standing, candidates=tested)
+    settled = settle(proposed, answer, None if clock is None else timed(*clock))
+    if settled.decision == "pays":
+        assert certified
+        assert clock == (1.06, 1.1)
+    if settled.decision == "does not pay":
+        assert standing in ("refuted", "nothing could pay", "nothing faster") or clock == (0.98, 1.03)
+    if settled.decision in ("not settled", "too close to call", "not enough documents"):
+        assert settled.missing
+    else:
+        assert not settled.missing
+    said = f"{settled.reason} {kept_words(settled)}"
+    if clock is None:
+        assert "measured" not in said
+    if not certified:
+        assert "(certified" not in said
+        assert not settled.certified
+        if not tested:
+            assert "as executed" not in said

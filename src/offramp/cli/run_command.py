@@ -77,6 +77,15 @@ def run(
         float,
         typer.Option("--worth", help="The gain in speed from which on early exit is worth its trouble."),
     ] = 0.05,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--floor",
+            help="An agreement that you will not give up, as 0.95 or agreement=0.95; may be given several "
+            "times. By default 0.99, 0.95 and 0.9.",
+            show_default=False,
+        ),
+    ] = None,
     decode: Annotated[
         bool,
         typer.Option(
@@ -85,11 +94,12 @@ def run(
             "every speed is a prediction.",
         ),
     ] = True,
-    decode_budget: Annotated[
+    minutes: Annotated[
         float | None,
         typer.Option(
-            "--decode-budget",
-            help="Seconds for that real decoding. By default 66; more give more tokens and policies.",
+            "--minutes",
+            help="Minutes of that real decoding, all texts together: of documents for certificates, and of "
+            "timing. By default 2.75. Where a verdict is not settled, the same command with more goes on.",
             show_default=False,
         ),
     ] = None,
@@ -105,7 +115,7 @@ def run(
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
     again.
     """
-    from offramp.cli.run_study import RunOptions
+    from offramp.cli.run_study import RunOptions, read_floors
     from offramp.tracing.exits_folder import exits_of
     from offramp.tracing.loading import read_transforms
     from offramp.workloads.registry import load_workload
@@ -128,8 +138,9 @@ def run(
         worth=worth,
         overwrite=overwrite,
         repair=repair,
+        floors=read_floors(floor),
         decode=decode,
-        decode_budget=decode_budget,
+        minutes=minutes,
         stream=stream,
         memory=memory,
         workloads_given=bool(workload),

@@ -82,7 +82,7 @@ def carry_out(
     Raises InputError if the folder holds another run, and whatever the tasks raise. No folder is made for
     input that is refused.
     """
-    require_documents(workloads)
+    require_documents(workloads, options.floors)
     given = None if options.heads is None else _read_with_record(options.heads)
     with stage("looking at the model's files"):
         asked = find_model(

@@ -20,7 +20,8 @@ from offramp.studies.study_file import check_study
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import ModelRequest
 from offramp.tuning.bounds import documents_needed
-from offramp.tuning.verdict import require_worth
+from offramp.tuning.floor import make_floor
+from offramp.tuning.verdict import from_main, require_worth
 from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)
@@ -35,15 +36,39 @@ FITTING_TOKENS = 200
 CLASSIFIERS = ("correctness",)
 """What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
 
-BUDGET_SECONDS = 66.0
-"""Of all decoding for real, unless --decode-budget says otherwise."""
+MINUTES = 2.75
+"""Of decoding for real, all texts together, unless --minutes says otherwise."""
+CERTIFYING = 0.4
+"""Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
 ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""
-MAIN_SECONDS, OTHER_SECONDS = 25.0, 4.0
-"""For reruns and decoding at the main floor of a text, and at each other one."""
 
-NOT_SETTLED = ("overwrite", "repair", "memory", "stream", "workloads_given", "decode", "decode_budget")
+NOT_SETTLED = ("overwrite", "repair", "memory", "stream", "workloads_given", "decode", "minutes")
 """Options that change how a run gets its results, not which: a folder is the same run's with any of them."""
+
+
+def read_floors(given: Sequence[str | float] | str | float | None) -> tuple[float, ...]:
+    """Floors on agreement, the strictest first: 0.95 or "agreement=0.95", one or several.
+
+    Raises InputError for another kind of floor, or what is none.
+    """
+    if given is None:
+        return FLOORS
+    listed = [given] if isinstance(given, (str, float, int)) else given
+    floors = []
+    for text in listed:
+        kind, _, value = str(text).rpartition("=")
+        try:
+            floors.append(float(value))
+        except ValueError:
+            kind = "not a number"
+        if kind not in ("", "agreement"):
+            raise InputError(
+                f"a run has no floor {text!r}",
+                where="--floor",
+                fix="give a share of the tokens, as 0.95 or agreement=0.95; offramp tune has other floors",
+            )
+    return tuple(sorted(set(floors), reverse=True))
 
 
 @dataclass(frozen=True)
@@ -51,9 +76,10 @@ class RunOptions:
     """What was asked for on the command line, workloads and folder apart.
 
     device, dtype: as asked for, "auto" among them; once the model's files are found, as resolved.
-    transforms: texts of their grammar. decode_budget: seconds of the decoding, None for those of any run.
-    stream: whether layers stay on disk, None if they do where the weights do not fit. memory: for them, as
-    "8GB". workloads_given: whether the workloads were named, or are those of any run.
+    transforms: texts of their grammar. floors: on agreement, the strictest first. minutes: of decoding for
+    real, all texts together, None for those of any run. stream: whether layers stay on disk, None if they do
+    where the weights do not fit. memory: for them, as "8GB". workloads_given: whether the workloads were
+    named, or are those of any run.
     """
 
     model: str
@@ -70,8 +96,9 @@ class RunOptions:
     worth: float
     overwrite: bool
     repair: bool
+    floors: tuple[float, ...]
     decode: bool
-    decode_budget: float | None
+    minutes: float | None
     stream: bool | None
     memory: str | None
     workloads_given: bool
@@ -79,14 +106,13 @@ class RunOptions:
     def check(self, output: Path | None) -> None:
         """Refuse what makes no sense before anything is read. Raises InputError."""
         require_worth(self.worth)
-        seconds = self.decode_budget
-        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        for floor in self.floors:
+            make_floor({"agreement": floor})
+        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise InputError(f"{self.minutes} minutes are no time", where="--minutes", fix="give more than 0")
+        if self.minutes is not None and not self.decode:
             raise InputError(
-                f"{seconds} seconds are no time", where="--decode-budget", fix="give more than 0"
-            )
-        if seconds is not None and not self.decode:
-            raise InputError(
-                "--decode-budget means nothing with --no-decode", where="--decode-budget", fix="leave one out"
+                "--minutes means nothing with --no-decode", where="--minutes", fix="leave one out"
             )
         require_options(
             tokens=self.tokens,
@@ -102,6 +128,8 @@ class RunOptions:
     def settled(self) -> dict[str, Any]:
         """What makes the run another one."""
         found = {name: value for name, value in asdict(self).items() if name not in NOT_SETTLED}
+        if self.floors == FLOORS:  # so that a run of before there was the option is the same
+            del found["floors"]
         return {**found, "heads": None if self.heads is None else str(self.heads)}
 
 
@@ -139,7 +167,7 @@ def run_study(
         "context": options.context,
         "document_tokens": options.document_tokens,
         "signals": SIGNALS,
-        "floors": FLOORS,
+        "floors": options.floors,
         "worth": float(options.worth),
         "details": True,
     }
@@ -160,11 +188,12 @@ def run_study(
     if streamed:
         values["large"] = {"stream": True, "memory": options.memory}
     elif options.decode:
-        budget = options.decode_budget or BUDGET_SECONDS
-        values["certify"] = {"seconds": MAIN_SECONDS, "other_seconds": OTHER_SECONDS}
+        seconds = 60.0 * (options.minutes or MINUTES) / len(workloads)
+        values["certify"] = {"seconds": CERTIFYING * seconds}
         values["decode"] = {
+            "floor": min(options.floors, key=from_main),
             "new_tokens": AUTO,
-            "seconds": budget / len(workloads),
+            "seconds": (1.0 - CERTIFYING) * seconds,
             "prompts": PROMPTS,
             "rounds": ROUNDS,
         }
@@ -190,13 +219,13 @@ def _heads(options: RunOptions, given: ExitHeads | None, *, fitted: bool) -> Any
     }
 
 
-def require_documents(workloads: Sequence[Workload]) -> None:
+def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = FLOORS) -> None:
     """Refuse texts on which no floor of a run could be certified, before anything is loaded.
 
     Raises InputError with how many documents there are, and how many are needed.
     """
-    needed = {floor: documents_needed(1.0 - floor, DELTA) + BESIDE_CERTIFYING for floor in FLOORS}
-    loosest = min(FLOORS)
+    needed = {floor: documents_needed(1.0 - floor, DELTA) + BESIDE_CERTIFYING for floor in floors}
+    loosest = min(floors)
     for workload in workloads:
         found = len(workload.documents)
         if found < needed[loosest]:

@@ -171,7 +171,7 @@ def speed_of(speedup: Estimate, *, measured: bool) -> Speed | None:
 
 def decision_on(speed: Speed | None, *, certified: bool) -> Decision:
     """A decision on one policy by the rule of the verdict."""
-    return decide(worth=WORTH, speed=speed, certified=certified, refuted=False)
+    return decide(worth=WORTH, credit=speed, certified=certified)
 
 
 def main_verdict(workload: WorkloadResult) -> Verdict | None:
@@ -239,7 +239,7 @@ def _cell_decision(findings: Sequence[Finding[Saving]]) -> CellDecision:
     return "does not pay" if settled else NOT_CERTIFIABLE
 
 
-OPEN_OR_PAYING: tuple[CellDecision, ...] = ("pays", "too close to call")
+OPEN_OR_PAYING: tuple[CellDecision, ...] = ("pays", "too close to call", "not settled")
 
 
 def _is_looser(floor: str, than: str) -> bool:

@@ -71,6 +71,8 @@ def short_answer(run: RunResult) -> str:
             return f"Early exit pays for {model} on {texts}."
         case "not enough documents":
             return f"There are not enough documents to say whether early exit pays for {model} on {texts}."
+        case "not settled":
+            return f"It is not settled whether early exit pays for {model} on {texts}."
         case _:
             return f"It is too close to call whether early exit pays for {model} on {texts}."
 
@@ -94,15 +96,30 @@ def grounds_of(run: RunResult) -> str:
 
 
 def refusal(found: list[Finding[Verdict]]) -> str:
-    """Why it does not pay: the best workload's figure against the worth."""
+    """Why it does not pay: what was tried on the best workload, or that nothing was worth a try."""
     first = best(found)
     verdict, floor = first.detail, whole_percent(first.detail.floor)
-    if verdict.speed is None:
-        if all(one.detail.certificate is not None and one.detail.certificate.executed for one in found):
-            return f"at {floor} agreement nothing faster than plain decoding keeps the floor as executed"
-        return f"at {floor} agreement no policy, replayed on the measurement, is faster than plain decoding"
-    where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
-    return f"at {floor} agreement {where}{figures(verdict)}"
+    if verdict.tried is not None and verdict.tried.executed is not None:
+        # What was refused for its agreement says so; its speed decides nothing.
+        where = f", on {first.workload}," if len(found) > 1 else ""
+        which = (
+            "the most cautious policy that could gain enough"
+            if verdict.standing == "refuted"
+            else "what was tried"
+        )
+        return f"at {floor} agreement {which}{where} {figures(verdict)}"
+    if verdict.speed is not None:
+        where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
+        return f"at {floor} agreement {where}{figures(verdict)}"
+    if all(one.detail.standing in ("nothing could pay", "nothing faster") for one in found):
+        return (
+            f"at {floor} agreement no policy that was searched is predicted to gain "
+            f"{percent(verdict.worth, 0)} over the best decoder without exits"
+        )
+    return (
+        f"at {floor} agreement no policy, replayed on the measurement, is predicted to gain "
+        f"{percent(verdict.worth, 0)}; nothing was decoded"
+    )
 
 
 def promise(found: list[Finding[Verdict]]) -> str:
@@ -118,7 +135,7 @@ def doubt(found: list[Finding[Verdict]]) -> str:
     verdict = first.detail
     where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
     said = f"at {whole_percent(verdict.floor)} agreement "
-    said += f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing could be certified"
+    said += f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing was decoded"
     missing = f"; missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
     return said + missing
 
@@ -135,6 +152,7 @@ def mixed_sentence(model: str, found: list[Finding[Verdict]], *, figures: bool) 
         "does not pay": "does not pay on",
         "too close to call": "is too close to call on",
         "not enough documents": "cannot be judged, for want of documents, on",
+        "not settled": "is not settled on",
     }
     parts = []
     for decision, words in wording.items():
@@ -153,8 +171,8 @@ def short_figures(verdict: Verdict) -> str:
     if verdict.speed is not None:  # what is missing stands among the notes
         return f"{kept_words(verdict)}, {speed_words(verdict)}"
     if verdict.decision == "does not pay":
-        return "nothing faster is certified"
-    return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing is certified yet"
+        return "nothing that could gain enough keeps the floor"
+    return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing was decoded"
 
 
 def best(found: list[Finding[Verdict]]) -> Finding[Verdict]:
@@ -176,9 +194,9 @@ def comparison_headline(comparison: Comparison) -> str:
     at_best += ", decoded for real" if best is not None and best.timed else ""
     if decision == "pays":
         return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
-    if decision == "too close to call":
+    if decision in ("too close to call", "not settled"):
         why = at_best or "what is certified has no speed on documents that it has not seen"
-        return f"Whether early exit pays is too close to call: {why}."
+        return f"Whether early exit pays is {decision}: {why}."
     if decision == NOT_CERTIFIABLE:
         return _open_headline(decisions, found)
     if best is None:
@@ -262,7 +280,7 @@ def _uncertified_headline(comparison: Comparison) -> str:
     how = "decoded for real" if measured else "by replay and without a certificate"
     speed = speed_of(best.net_speedup, measured=best is measured)
     too_slow = decision_on(speed, certified=False) == "does not pay"
-    answer = NOWHERE if too_slow else "Whether early exit pays is too close to call"
+    answer = NOWHERE if too_slow else "Whether early exit pays is not settled"
     return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {over_plain(speed)}."
 
 
@@ -287,6 +305,7 @@ DECISION_WORDS: dict[Decision, str] = {
     "does not pay": "no",
     "too close to call": "too close to call",
     "not enough documents": "not enough documents",
+    "not settled": "not settled",
 }
 
 
@@ -319,10 +338,11 @@ def machines_answer(workload: WorkloadResult) -> str | None:
     if not workload.machines:
         return None
     answers = answers_at_main_floor(workload.machines)
-    own = [answer for answer in answers if answer.machine == LOCAL]
+    # At batch 1 the verdict itself says what holds on this machine.
+    own = [answer for answer in answers if answer.machine == LOCAL and answer.batch > 1]
     others = [answer for answer in answers if answer.machine != LOCAL]
     parts = [f"on this machine {batch_words(own)}"] if own else []
-    open_first: tuple[Decision, ...] = ("pays", "too close to call")
+    open_first: tuple[Decision, ...] = ("pays", "too close to call", "not settled")
     for decision in open_first:
         batches: dict[str, list[str]] = {}
         for answer in others:
@@ -334,7 +354,7 @@ def machines_answer(workload: WorkloadResult) -> str | None:
     else:
         if others:
             parts.append(f"no on {listed(list(dict.fromkeys(answer.machine for answer in others)))}")
-    return "; ".join(parts)
+    return f"predicted: {'; '.join(parts)}" if parts else None
 
 
 def places(batches: Mapping[str, Sequence[str]]) -> str:

@@ -29,6 +29,7 @@ from offramp.report.run_result import (
     price_list,
 )
 from offramp.scoring.card import ScoreCard
+from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
@@ -47,7 +48,7 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, open_candidate, settle_all
+from offramp.tuning.verdict import Speed, Timed, judged_policy, settle_all
 
 STARTED = "run"
 """The event of a run's journal that says by which command it was made, with which software and where."""
@@ -161,7 +162,7 @@ class RunReader:
             trace=trace,
             card=ScoreCard.from_json(self.folder.result(score)["card"]),
             frontiers=frontiers,
-            verdicts=settle_all(ranking.verdicts, tuned, lambda one: measured_speed(decoded, one)),
+            verdicts=settle_all(ranking.verdicts, tuned, lambda one: timed_policy(decoded, one)),
             passage=passages.passage,
             grid=passages.grid,
             notes=tuple(trace.provenance["notes"]),
@@ -343,18 +344,21 @@ def frontiers_of(trace: Trace) -> tuple[Frontier, ...]:
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
 
 
-def measured_speed(decoded: Decoded | None, tuned: Tuned) -> Speed | None:
-    """What the stopwatch said of a tuned policy with its strategy for K and V, or of the candidate whose
-    certificate is open; None if it was not timed."""
+def timed_policy(decoded: Decoded | None, tuned: Tuned) -> Timed | None:
+    """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
+    timed, or with a defect."""
     if decoded is None or not decoded.sound:
         return None
-    tried = open_candidate(tuned)
-    asked = (tuned.policy_text, tuned.kv) if tried is None else (tried.policy, tried.kv)
+    asked = judged_policy(tuned)
     for policy in decoded.policies:
         ratio = decoded.timed(policy).ratio
         if (policy.policy, policy.kv) == asked and ratio is not None:
             seconds = decoded.bench.seconds_spent
-            return Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
+            speed = Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
+            credit = decoded.bench.credit(policy.contender, tuned.floor.value)
+            if credit is None:
+                return Timed(speed)
+            return Timed(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
     return None
 
 

@@ -17,7 +17,6 @@ from offramp.report.formats import (
     percent,
     timed_text,
     times,
-    too_wide,
     whole_percent,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -27,7 +26,7 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, Verdict
+from offramp.tuning.verdict import CUT, Speed, Verdict, without_words
 
 METHODS: dict[str, str] = {
     "wsr": "betting bound (Waudby-Smith and Ramdas)",
@@ -233,9 +232,6 @@ def predicted_seconds(run: RunResult, workload: WorkloadResult, verdict: Verdict
     return plain / speedup if plain is not None and speedup else None
 
 
-CUT = "plain decoding with its output head cut to the short list"
-
-
 def speed_words(verdict: Verdict) -> str:
     """ "measured 1.081 × (1.061 to 1.099)" or "predicted ..."; what is missing where there is none."""
     speed = verdict.speed
@@ -252,25 +248,22 @@ def how_words(speed: Speed) -> str:
 
 
 def worth_words(verdict: Verdict) -> str:
-    """The speed's interval as a change, and the change that would be worth it."""
-    speed = verdict.speed
-    if speed is None:
+    """The gain that counts as paying: "; a gain counts from 5 % on (--worth)"."""
+    if verdict.speed is None:
         return ""
-    counts = f"you count more than {percent(verdict.worth, 0 if verdict.worth >= 0.01 else 1)} as worth it"
-    if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
-        return f"; {counts}"
-    change = interval_text(speed.low, speed.high, lambda value: percent(value - 1))
-    return f": {change} faster; {counts}"
+    return f"; a gain counts from {percent(verdict.worth, 0 if verdict.worth >= 0.01 else 1)} on (--worth)"
 
 
 def saved_words(verdict: Verdict) -> str:
-    """Where the gain comes from, and what of it early exit adds to a smaller head alone."""
+    """Where the gain comes from, and what exits add to the best decoder without them."""
     parts = gain_text(verdict.gain)
-    said = f"; saves of plain decoding: {parts}" if parts else ""
-    credit = verdict.credit
-    if verdict.without != "never" and credit is not None and credit.value is not None:
-        said += f"; beside {CUT} it is {faster(credit.value)}"
-    return said
+    said = f"; saves of plain decoding, by price: {parts}" if parts else ""
+    credit, speed = verdict.credit, verdict.speed
+    same = speed is None or credit is None or credit.value is None or credit.value == speed.value
+    if same or credit is None or credit.value is None or speed is None:
+        return said
+    shown = timed_text(credit.value, credit.low, credit.high, times)
+    return f"{said}; {how_words(speed)} {shown} over {without_words(verdict.without)}"
 
 
 def credits_of(families: Sequence[RankedPolicy]) -> list[Credit]:

@@ -248,16 +248,15 @@ class Pair(Table):
 class Certify(Table):
     """The tuner's answers executed: certificates are of documents that were decoded for them.
 
-    documents, candidates: at most. new_tokens: of each document's answer. seconds: at the floor `main`;
-    other_seconds: at each other one.
+    documents: that a candidate is decoded on, at most; by default four times the fewest that could certify a
+    floor. candidates: at most. new_tokens: of each document's answer. seconds: at all floors of a text
+    together.
     """
 
-    main: Share = 0.95
-    documents: Count = 120
+    documents: Count | None = None
     candidates: Count = 2
     new_tokens: Count = 16
-    seconds: Seconds = 25.0
-    other_seconds: Seconds = 4.0
+    seconds: Seconds = 33.0
 
 
 class Decode(Table):

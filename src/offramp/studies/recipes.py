@@ -188,6 +188,7 @@ class Recipes:
         recipe: dict[str, Any] = {
             **table.model_dump(),
             "floors": list(self.settings.floors),
+            "worth": self.settings.worth,
             "delta": self.shared_delta,
             "model": self._model(variant),
             "workload": _workload(workload),
@@ -199,11 +200,10 @@ class Recipes:
         if "profile" not in needs:
             recipe["machine"] = found.fingerprint
             sources["machine"] = found.source
-        seconds = table.seconds + table.other_seconds * (len(self.settings.floors) - 1)
         return self._task(
             "certify",
             recipe,
-            timing_estimate(self.study, variant.sizes, seconds),
+            timing_estimate(self.study, variant.sizes, table.seconds),
             needs={role: task.key for role, task in needs.items()},
             variant=variant,
             workload=workload,

@@ -175,16 +175,11 @@ def check_decoding(study: Study) -> None:
             where=study.where("decode", "new_tokens"),
             fix="give a number, or add a table [certify]",
         )
-    _check_floor(study, study.decode.floor, "league", study.where("decode", "floor"))
-
-
-def _check_floor(study: Study, floor: float, who: str, where: str) -> None:
-    """Refuse a floor that the study does not search for. who: would have to answer at it."""
-    floors = study.settings.floors
+    floor, floors = study.decode.floor, study.settings.floors
     if floor not in floors:
         raise InputError(
-            f"the {who} has no floor {floor:g}",
-            where=where,
+            f"the league has no floor {floor:g}",
+            where=study.where("decode", "floor"),
             fix="choose one of the study's floors: " + ", ".join(f"{one:g}" for one in floors),
         )
 
@@ -206,7 +201,6 @@ def check_certify(study: Study) -> None:
             where=where,
             fix='add "tuned" to policies',
         )
-    _check_floor(study, study.certify.main, "tuner", study.where("certify", "main"))
 
 
 def check_combine(study: Study) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import NATS, REFERENCE, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
 from offramp.tuning.job import Job
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.splits import fewest_documents
+from offramp.tuning.tuned import Grounds
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
 """What is searched and certified at a batch above 1."""
@@ -21,31 +23,13 @@ ANSWER_TOKENS = 64
 """Tokens of the answer that a floor on agreement is translated to."""
 
 STAYS = "The full model stays."
+GOES_ON = "given more time, the same command goes on from there"
 ORIGINAL_STAYS = "Only the original model is known to keep that floor."
 
 NOT_EXECUTED = (
     "This is a replay bound: nothing was decoded, and in decoding, where later tokens read the keys and "
     "values that the policy leaves, less may be kept."
 )
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the answer says of what was decoded.
-
-    limited: whether fewer documents were allowed than are at hand. left_out: documents without a prompt, in
-    words. alone: the full model, where it may lose something and was tested. candidates: those after it, in
-    the order of the tests. contender: the lossless one, by price. agreement: executed, of the floor's kind,
-    on documents that chose nothing. out_of_time: whether the time was used up.
-    """
-
-    limited: bool
-    left_out: str
-    alone: Candidate | None
-    candidates: tuple[Candidate, ...]
-    contender: Candidate | None
-    agreement: Estimate | None
-    out_of_time: bool
 
 
 def replayed_answer(
@@ -71,20 +55,32 @@ def replayed_answer(
 
 
 def executed_answer(
-    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
+    job: Job,
+    certificate: Certificate,
+    policy: ExitPolicy,
+    held: HeldOut,
+    candidates: Sequence[Candidate],
+    grounds: Grounds,
+    agreement: Estimate | None,
 ) -> str:
-    """What came out of decoding, and why."""
-    alone = decoded.alone
+    """What came out of decoding, and why.
+
+    candidates: in the order of the tests, the full model first where it was tested, the lossless one last.
+    agreement: executed, of the floor's kind, on documents that chose nothing.
+    """
+    alone = next((one for one in candidates if one.policy == str(Never())), None)
+    exits = [one for one in candidates if one is not alone and not one.lossless]
     if alone is not None and not alone.passed:
         said = _full_model_fails(job, certificate, alone)
-    elif alone is not None and isinstance(policy, Never):
-        said = _certified(job, certificate, policy, held, decoded)
-        said += f" {_not_certified(job, certificate, decoded)}"
     elif isinstance(policy, Never):
-        said = _not_certified(job, certificate, decoded) + _transform_cost(job.floor, held)
+        said = _not_certified(job, certificate, exits, grounds)
+        if alone is None:
+            said += _transform_cost(job.floor, held)
+        else:
+            said = f"{_certified(job, certificate, policy, held, agreement)} {said}"
     else:
-        said = _certified(job, certificate, policy, held, decoded)
-    contender = decoded.contender
+        said = _certified(job, certificate, policy, held, agreement)
+    contender = next((one for one in candidates if one.lossless), None)
     if contender is not None and contender.predicted_speed > max(1.0, held.net_speedup.value or 1.0):
         lost = "anything" if alone is None else "any more than it does"
         said += (
@@ -95,7 +91,7 @@ def executed_answer(
 
 
 def _certified(
-    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, decoded: Decoded
+    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, agreement: Estimate | None
 ) -> str:
     """The policy that passed, or the full model against a reference, what it keeps and how fast it is."""
     kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the {_judge(job.floor)} "
@@ -113,7 +109,6 @@ def _certified(
             f"{what}{comma} is certified after {how}: {kept} (with probability {1.0 - certificate.delta:g} "
             "over the documents drawn), on average over documents like these"
         )
-    agreement = decoded.agreement
     if agreement is not None and agreement.value is not None:
         kind = job.floor.kind.replace("_", " ")
         said += f"; executed {kind} {_share(agreement)} on documents that chose nothing"
@@ -123,10 +118,10 @@ def _certified(
 def _full_model_fails(job: Job, certificate: Certificate, alone: Candidate) -> str:
     """What the full model itself loses against a reference, where no exit was tried."""
     after = f"after {alone.documents} documents{certificate.of_tokens}{_kept_so_far(alone)}"
-    if alone.outcome == "time used up":
+    if alone.outcome == OUT_OF_TIME:
         return (
             "not settled: the time was used up by the test of the full model itself, without any exit, "
-            f"{after}; what was decoded is kept, and the same command goes on from there. {ORIGINAL_STAYS}"
+            f"{after}; {GOES_ON}. {ORIGINAL_STAYS}"
         )
     below = alone.executed is not None and alone.executed < job.floor.value
     fails = "is below" if below else "did not pass the test of"
@@ -136,37 +131,68 @@ def _full_model_fails(job: Job, certificate: Certificate, alone: Candidate) -> s
     )
 
 
-def _not_certified(job: Job, certificate: Certificate, decoded: Decoded) -> str:
+def _not_certified(
+    job: Job, certificate: Certificate, candidates: Sequence[Candidate], grounds: Grounds
+) -> str:
     """Why the full model stays."""
     documents, needed = certificate.documents, certificate.documents_needed
+    last = next((one for one in reversed(candidates) if one.documents), None)
+    if not job.roles.counts()["search"]:
+        return f"not certifiable: no document is left to search on; trace at least 3. {STAYS}"
+    match grounds.standing:
+        case "nothing could pay":
+            return _nothing_could_pay(job, grounds)
+        case "nothing faster":
+            return _nothing_faster(job, "as rerun")
+        case "refuted":
+            assert last is not None
+            return f"not certified: {_lost(job, last)}. {STAYS}"
     if documents < needed:
         why = (
             "as many as were allowed"
-            if decoded.limited
-            else f"at hand to certify on{decoded.left_out and '; ' + decoded.left_out}"
+            if documents < grounds.at_hand
+            else f"at hand to certify on{grounds.left_out and '; ' + grounds.left_out}"
         )
-        fix = "allow more" if decoded.limited else "choose a workload of more documents, or a looser floor"
-        return f"not certifiable: {documents} documents, {needed} needed ({why}); {fix}. {STAYS}"
-    if not job.roles.counts()["search"]:
-        return f"not certifiable: no document is left to search on; trace at least 3. {STAYS}"
-    if not decoded.candidates:
-        if decoded.out_of_time:
-            what = "anything" if decoded.alone is None else "anything with exits"
-            return f"not settled: the time was used up before {what} could be decoded. {STAYS}"
-        return _nothing_faster(job, "as rerun")
-    last = [one for one in decoded.candidates if one.passed is not None][-1:]
-    if not last or last[0].outcome == "time used up":
-        count = last[0].documents if last else 0
-        kept = _kept_so_far(last[0]) if last else ""
+        tried = f" {_kept(last)}." if last is not None else ""
         return (
-            f"not settled: the time was used up after {count} documents of the first of "
-            f"{len(decoded.candidates)} candidates{kept}; what was decoded is kept, and the same command "
-            f"goes on from there. {STAYS}"
+            f"not certifiable: {documents} documents, {needed} needed ({why}).{tried} "
+            f"{'Allow more' if documents < grounds.at_hand else 'Choose a workload of more documents'}, or "
+            f"a looser floor. {STAYS}"
+        )
+    if last is None:
+        return f"not settled: the time was used up before anything with exits was decoded; {GOES_ON}. {STAYS}"
+    if last.outcome != OUT_OF_TIME:
+        return (
+            f"not certified: {last.policy} with keys and values by {last.kv} did not pass the test of "
+            f"{job.floor} ({last.outcome} after {last.documents} documents{_kept_so_far(last)}). {STAYS}"
         )
     return (
-        f"not certified: the most cautious of {len(decoded.candidates)} faster candidates, "
-        f"{last[0].policy} with keys and values by {last[0].kv}, did not pass the test of {job.floor} "
-        f"({last[0].outcome} after {last[0].documents} documents{_kept_so_far(last[0])}). {STAYS}"
+        f"not settled: the time was used up after {last.documents} documents of {last.policy}, one of "
+        f"{len(candidates)} candidates{_kept_so_far(last)}; {GOES_ON}. {STAYS}"
+    )
+
+
+def _lost(job: Job, candidate: Candidate) -> str:
+    """What a candidate kept that did not keep the floor."""
+    what = f"{candidate.policy} with keys and values by {candidate.kv}"
+    return f"{what} did not pass the test of {job.floor}: it {_kept(candidate)}"
+
+
+def _kept(candidate: Candidate) -> str:
+    assert candidate.executed is not None
+    return f"kept {100 * candidate.executed:.1f} % as executed on {candidate.documents} documents"
+
+
+def _nothing_could_pay(job: Job, grounds: Grounds) -> str:
+    """No policy at all could gain what is worth it, whatever it loses."""
+    assert grounds.worth is not None
+    said = "nothing that keeps the floor is faster"
+    if grounds.reach is not None:
+        searched = job.roles.counts()["search"]
+        said = f"the fastest that keeps {job.floor} as rerun on {searched} documents is {grounds.reach:.3f} ×"
+    return (
+        f"Nothing that was searched could gain {100 * grounds.worth:g} % over the best decoder without "
+        f"exits, predicted on {job.pricing.machine}: {said}. {STAYS}"
     )
 
 
@@ -218,7 +244,7 @@ def _bounded(job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldO
         return f"{policy} keeps {job.floor} on average over draws of {documents}{gain}."
     return (
         f"{policy} keeps its floor in replay (with probability {1.0 - certificate.delta:g} over the "
-        f"documents drawn): on average over {documents}, {_kept(job.floor)}{gain}."
+        f"documents drawn): on average over {documents}, {_stated(job.floor)}{gain}."
     )
 
 
@@ -242,7 +268,7 @@ def _share(agreement: Estimate) -> str:
     return f"{said} ({100 * agreement.low:.1f} to {100 * agreement.high:.1f})"
 
 
-def _kept(floor: Floor) -> str:
+def _stated(floor: Floor) -> str:
     """What a replay bound states."""
     if floor.clip is None:
         return f"at least {100 * floor.value:g} % of the tokens agree with the {_judge(floor)} model"

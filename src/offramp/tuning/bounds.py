@@ -235,6 +235,7 @@ def two_sided_limits(losses: Losses, delta: float, method: str = "wsr") -> tuple
 
 Outcome = Literal["certified", "out of reach", "too much lost", "documents used up", "time used up"]
 """How a test of one candidate ended; only the first certifies it."""
+OUT_OF_TIME: Outcome = "time used up"
 
 Capital = NDArray[np.float64]
 

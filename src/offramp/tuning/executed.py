@@ -14,8 +14,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
-from offramp.tuning.answers import Decoded, executed_answer
-from offramp.tuning.bounds import Losses, fewest_documents
+from offramp.tuning.answers import executed_answer
+from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
@@ -27,15 +27,14 @@ from offramp.tuning.executor import (
     Trial,
     chosen_trial,
 )
-from offramp.tuning.floor import REFERENCE, FloorKind
+from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, DecisionCounts
-from offramp.tuning.proposals import TARGETS, Proposals
+from offramp.tuning.proposals import TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import AT_HAND
+from offramp.tuning.tuned import Grounds, Standing, Tuned
 
 PER_NEEDED = 4
 """Documents that a candidate may be decoded on, over those that are needed if none loses anything."""
@@ -56,80 +55,188 @@ EXECUTED_FIELDS: dict[FloorKind, str] = {
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may be decoded.
-
-    documents: for one candidate's certificate, at most; None for four times the fewest. seconds: for reruns
-    and decoding together; None for as long as it takes. candidates: tested at most, spread from cautious to
-    bold over the allowed risk; None for six. on_documents: told of each candidate's progress.
-    """
+    """How much may be decoded."""
 
     documents: int | None = None
+    """For one candidate's test, at most; None for four times the fewest that could certify a floor."""
     seconds: float | None = None
+    """For reruns and decoding at all floors together; None for as long as it takes."""
     candidates: int | None = None
+    """Tested at a floor at most, spread from cautious to bold over the allowed risk; None for six."""
     on_documents: OnDocuments = lambda done, planned: None
+    """Told of each candidate's progress."""
+    worth: float | None = None
+    """The gain in speed over the best decoder without exits from which on it is worth its trouble: nothing is
+    tested that could not reach it. None to look for the fastest at the floor, exits or not."""
 
 
 RERUN_SHARE = 0.35
 """Of the time given, reruns take so much at most: the rest is for decoding."""
 
 
-def tune_by_execution(job: Job, executor: Executor, limits: Limits) -> Tuned:
+def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -> list[Tuned]:
     """Search on the trace, rerun what it proposes, and test that on documents that are really decoded.
 
-    At a floor that the full model itself may break, it is tested first, as the most cautious candidate: where
-    it does not pass, no other is tried.
+    jobs: one for each floor of one kind, the main one first; of one trace and machine. Floors share searches,
+    reruns and what is decoded: what keeps a floor is a candidate at every looser one.
+
+    1. Search at every floor, and rerun on the search documents. 2. Fix each floor's candidates. 3. Test them,
+    floor by floor, each for its share of the time; what one leaves goes to the next, and then to those that
+    are not settled. At a floor that the full model itself may break, it is tested first, as the most cautious
+    candidate: where it does not pass, no other is tried.
     """
     clock = Clock(limits.seconds)
-    needed, planned = _documents(job, executor, limits)
-    pool = job.search()
-    costs = StrategyCosts(job.trace, job.machine)
-    proposals: list[Proposal] = []
-    alone: list[Trial] = []
-    sequence = FixedSequence(
-        executor, job.floor.risk, job.delta, job.rule, planned, clock, limits.on_documents
+    first = jobs[0]
+    pools: dict[Floor, Pool | None] = {}
+    for job in jobs:
+        pools[job.floor] = job.search(next((pool for pool in pools.values() if pool is not None), None))
+    costs = StrategyCosts(first.trace, first.machine)
+    proposals = Proposals(
+        [pool for pool in pools.values() if pool is not None],
+        executor,
+        costs,
+        first.roles.search,
+        clock.share(RERUN_SHARE),
+        limits.candidates or TARGETS,
     )
-    if pool is not None and planned >= needed:
-        if job.floor.kind == REFERENCE:
-            alone = sequence.run([_full_model(job, pool)])
-        if all(trial.passed for trial in alone):
-            search = job.roles.search
-            reruns = Clock(None if limits.seconds is None else RERUN_SHARE * limits.seconds)
-            steps = limits.candidates or TARGETS
-            proposals = Proposals(pool, executor, costs, search, job.floor.risk, reruns, steps).propose()
-    trials = sequence.run(proposals, alone)
-    out_of_time = clock.over
-    chosen = chosen_trial(trials)
-    policy: ExitPolicy = Never() if chosen is None else chosen.proposal.policy
-    looked_at = max((trial.documents for trial in trials), default=0)
-    agreement = None
-    if chosen is not None:
-        agreement = _executed_agreement(job, executor, chosen.proposal, looked_at, clock)
-    certificate = _certificate(job, executor, trials, chosen, needed, planned)
-    candidates = _candidates(proposals, trials)
-    by_itself = _candidates([trial.proposal for trial in alone], trials)
-    contender = _lossless(job, executor, costs, pool, by_itself)
-    held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
-    decoded = Decoded(
-        limited=limits.documents is not None and planned == limits.documents < executor.documents,
-        left_out=executor.left_out,
-        alone=by_itself[0] if by_itself else None,
-        candidates=candidates,
-        contender=contender,
-        agreement=agreement,
-        out_of_time=out_of_time,
-    )
-    return job.tuned(
-        policy,
-        KEY_VALUE[0] if chosen is None else chosen.proposal.kv,
-        answer=executed_answer(job, certificate, policy, held, decoded),
-        certificate=certificate,
-        held=held,
-        pool=pool,
-        certified_on=executor.certified_on(looked_at),
-        provenance={"left_out": executor.left_out, AT_HAND: executor.documents},
-        **{EXECUTED_FIELDS[job.floor.kind]: agreement},
-        candidates=(*by_itself, *candidates, *(() if contender is None else (contender,))),
-    )
+    known: dict[tuple[ExitPolicy, str], Losses] = {}
+    floors = [_Floor(job, pools[job.floor], executor, limits, known) for job in jobs]
+    for floor in floors:
+        floor.test_full_model(clock)
+    open_floors = [floor for floor in floors if floor.can_be_answered]
+    if open_floors and limits.worth is not None:
+        proposals.challenge(limits.worth)
+    for floor in open_floors:
+        proposals.calibrate(floor.job.floor.risk)
+    stricter: tuple[Proposal, ...] = ()
+    for floor in sorted(open_floors, key=lambda floor: floor.job.floor.risk):
+        floor.proposed = proposals.at(floor.job.floor.risk, limits.worth, stricter)
+        stricter = floor.proposed.candidates
+    for number, floor in enumerate(floors):
+        floor.test(clock.share(1 / (len(floors) - number)))
+    for floor in floors:
+        if not floor.settled and not clock.over:
+            floor.test(clock)
+    return [floor.answer(costs, clock) for floor in floors]
+
+
+class _Floor:
+    """One floor while it is answered.
+
+    proposed: None until candidates are fixed. trials: of the last test; losses of decoded documents are kept
+    in `known`, for all floors, so that a test that was cut short goes on when it is made again.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        pool: Pool | None,
+        executor: Executor,
+        limits: Limits,
+        known: dict[tuple[ExitPolicy, str], Losses],
+    ) -> None:
+        self.job, self.pool, self.executor, self.limits = job, pool, executor, limits
+        self.known = known
+        self.needed, self.planned = _documents(job, executor, limits)
+        self.proposed: Proposed | None = None
+        self.alone: list[Trial] = []
+        self.trials: list[Trial] = []
+        self.out_of_time = False
+
+    def test_full_model(self, clock: Clock) -> None:
+        """Test the full model itself, where it may break the floor."""
+        if self.pool is not None and self.job.floor.kind == REFERENCE and self.planned >= self.needed:
+            self.alone = self._sequence(clock).run([_full_model(self.job, self.pool)])
+            self.trials = self.alone
+
+    def test(self, clock: Clock) -> None:
+        """Test the candidates until the sequence ends or the time is used up."""
+        candidates = () if self.proposed is None else self.proposed.candidates
+        self.trials = self._sequence(clock).run(candidates, self.alone)
+        self.out_of_time = clock.over and not (self.trials and self.trials[-1].outcome != OUT_OF_TIME)
+
+    def _sequence(self, clock: Clock) -> FixedSequence:
+        job = self.job
+        return FixedSequence(
+            self.executor,
+            job.floor.risk,
+            job.delta,
+            job.rule,
+            self.planned,
+            clock,
+            self.limits.on_documents,
+            self.needed,
+            self.known,
+        )
+
+    @property
+    def can_be_answered(self) -> bool:
+        """Whether there is anything to search on, and documents enough to certify; with a worth a candidate
+        may be refuted on fewer."""
+        enough = self.planned >= self.needed or self.limits.worth is not None
+        return self.pool is not None and enough and all(trial.passed for trial in self.alone)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more time would change nothing."""
+        return not self.out_of_time
+
+    def _standing(self, proposed: Proposed) -> Standing:
+        """How the floor stands where nothing passed."""
+        too_few = min(self.planned, self.executor.documents) < self.needed
+        limited = self.planned < self.executor.documents
+        shortage: Standing = "not settled" if limited else "too few documents"
+        tested = [trial for trial in self.trials if trial not in self.alone and trial.documents]
+        if not tested:
+            if too_few and (proposed.candidates or self.limits.worth is None):
+                return shortage
+            if not proposed.complete or self.out_of_time or not all(one.passed for one in self.alone):
+                return "not settled"
+            return "nothing faster" if self.limits.worth is None else "nothing could pay"
+        last = tested[-1]
+        if last.outcome == OUT_OF_TIME:
+            return "not settled"
+        if last.outcome == "too much lost" or last.losses.mean() > self.job.floor.risk:
+            return "refuted"
+        return shortage
+
+    def answer(self, costs: StrategyCosts, clock: Clock) -> Tuned:
+        """What came out, and why."""
+        job, executor, trials = self.job, self.executor, self.trials
+        proposed = self.proposed or Proposed((), None, 1.0, complete=False)
+        chosen = chosen_trial(trials)
+        policy: ExitPolicy = Never() if chosen is None else chosen.proposal.policy
+        looked_at = max((trial.documents for trial in trials), default=0)
+        agreement = None
+        if chosen is not None:
+            agreement = _executed_agreement(job, executor, chosen.proposal, looked_at, clock)
+        certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
+        candidates = _candidates(proposed.candidates, trials)
+        by_itself = _candidates([trial.proposal for trial in self.alone], trials)
+        contender = _lossless(job, executor, costs, self.pool, by_itself)
+        held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
+        every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
+        grounds = Grounds(
+            standing="certified" if chosen is not None else self._standing(proposed),
+            complete=proposed.complete and not self.out_of_time,
+            reach=proposed.reach,
+            without=proposed.without,
+            worth=self.limits.worth,
+            at_hand=executor.documents,
+            left_out=executor.left_out,
+        )
+        return job.tuned(
+            policy,
+            KEY_VALUE[0] if chosen is None else chosen.proposal.kv,
+            answer=executed_answer(job, certificate, policy, held, every, grounds, agreement),
+            certificate=certificate,
+            held=held,
+            pool=self.pool,
+            certified_on=executor.certified_on(looked_at),
+            grounds=grounds,
+            **{EXECUTED_FIELDS[job.floor.kind]: agreement},
+            candidates=every,
+        )
 
 
 def _full_model(job: Job, pool: Pool) -> Proposal:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import Losses, Method, Outcome, Settled, settle
+from offramp.tuning.bounds import OUT_OF_TIME, Losses, Method, Outcome, Settled, fewest_documents, settle
 from offramp.tuning.floor import FloorKind
 
 
@@ -101,6 +101,10 @@ class Clock:
         """Whether it is used up."""
         return self._end is not None and time.monotonic() >= self._end
 
+    def share(self, share: float) -> Self:
+        """One that ends after this share of what is left."""
+        return type(self)(None if self._end is None else share * max(0.0, self._end - time.monotonic()))
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -155,7 +159,8 @@ class Trial:
 class FixedSequence:
     """Tests of executed losses at one floor, each candidate at the whole delta.
 
-    risk: largest mean loss allowed. planned: documents that a candidate may be decoded on, at most.
+    risk: largest mean loss allowed. planned: documents that a candidate may be decoded on, at most. needed:
+    documents without a loss that certify the floor; with fewer a candidate can only be refuted.
     """
 
     executor: Executor
@@ -165,6 +170,10 @@ class FixedSequence:
     planned: int
     clock: Clock
     on_documents: OnDocuments
+    needed: int = 0
+    known: dict[tuple[ExitPolicy, str], Losses] = field(default_factory=dict)
+    """Losses of documents that candidates were decoded on before, the first in the drawn order: time that is
+    used up forbids to decode, and not to read them."""
 
     def run(self, proposals: Sequence[Proposal], before: Sequence[Trial] = ()) -> list[Trial]:
         """Test candidates in their order, each at the whole delta; the first that fails is the last.
@@ -184,20 +193,26 @@ class FixedSequence:
         return trials
 
     def _bet(self, proposal: Proposal) -> Trial:
-        losses, settled = np.zeros(0), settle(np.zeros(0), self.risk, self.delta, self.planned)
+        losses = self.known.get((proposal.policy, proposal.kv), np.zeros(0))[: self.planned]
+        most, short = self.planned, self.planned < self.needed
+        if short:  # so many that it is not out of reach at once: it may still be refuted
+            most = max(self.needed, fewest_documents(self.risk, self.delta))
+        settled = settle(losses, self.risk, self.delta, most)
         while settled is None:
-            if self.clock.over:
-                settled = Settled("time used up", len(losses))
-                break
-            losses = self._more(proposal, losses)
-            settled = settle(losses, self.risk, self.delta, self.planned)
+            if len(losses) == self.planned:
+                settled = Settled("documents used up", len(losses))
+            elif self.clock.over:
+                settled = Settled(OUT_OF_TIME, len(losses))
+            else:
+                losses = self._more(proposal, losses)
+                settled = settle(losses, self.risk, self.delta, most)
         return Trial(proposal, losses[: settled.documents], settled.outcome)
 
     def _decide(self, proposal: Proposal, before: Sequence[Trial]) -> Trial:
         losses = np.zeros(0)
         while len(losses) < self.planned:
             if self.clock.over:
-                return Trial(proposal, losses, "time used up")
+                return Trial(proposal, losses, OUT_OF_TIME)
             losses = self._more(proposal, losses)
         columns = np.stack([*(trial.losses for trial in before), losses], axis=1)
         passed = self.rule.p_values(columns, self.risk, self.delta)[-1] <= self.delta
@@ -209,7 +224,11 @@ class FixedSequence:
         last = min(first + DOCUMENTS_AT_ONCE, self.planned)
         more = self.executor.losses(proposal.policy, proposal.kv, first, last)
         self.on_documents(last, self.planned)
-        return np.concatenate([losses, more])
+        losses = np.concatenate([losses, more])
+        key = (proposal.policy, proposal.kv)
+        if len(losses) > len(self.known.get(key, ())):
+            self.known[key] = losses
+        return losses
 
 
 def chosen_trial(trials: Sequence[Trial]) -> Trial | None:

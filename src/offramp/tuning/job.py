@@ -46,13 +46,19 @@ class Job:
     roles: Roles
     evolves: bool = False
 
-    def search(self) -> Pool | None:
-        """The pool of policies on the search documents, None without any."""
+    def search(self, before: Pool | None = None) -> Pool | None:
+        """The pool of policies on the search documents, None without any.
+
+        before: of another floor of the same kind; what policies do there is not computed again.
+        """
         # Refused here, before anything is searched, if the trace lacks what the floor needs.
         if not len(self.roles.search):
             token_losses(self.trace, self.floor)
             return None
-        pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
+        if before is None:
+            pool = Pool(self.trace.subset(self.roles.search), self.floor, self.pricing)
+        else:
+            pool = Pool(before.trace, self.floor, self.pricing, before.evidence)
         search_pool(pool, self.floor.risk, self.seed if self.evolves else None)
         return pool
 
@@ -110,7 +116,6 @@ class Job:
         held: HeldOut,
         pool: Pool | None,
         certified_on: Mapping[str, str] | None = None,
-        provenance: dict[str, Any] | None = None,
         **executed: Any,
     ) -> Tuned:
         """The answer as it is kept.
@@ -154,7 +159,6 @@ class Job:
                 "offramp": importlib.metadata.version("offramp"),
                 "machine": None if self.machine is None else self.machine.to_json(),
                 "trace": self.trace.provenance.get("request_fingerprint"),
-                **(provenance or {}),
             },
             reference_agreement=held.reference_agreement,
             gain=held.gain,

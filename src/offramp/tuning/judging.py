@@ -23,6 +23,7 @@ from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import (
     CUT,
     LOCAL,
+    NOT_EXECUTED,
     TOO_FEW,
     WORTH,
     Decision,
@@ -117,7 +118,7 @@ def judge(
     documents = (len(fit), len(report))
     unjudged = _why_unjudged(trace, len(fit))
     if unjudged is not None:
-        decision: Decision = "too close to call" if len(fit) else TOO_FEW
+        decision: Decision = "not settled" if len(fit) else TOO_FEW
         return tuple(
             _unjudged(trace, floor, worth, delta, unjudged, decision, documents, pricing) for floor in floors
         )
@@ -172,7 +173,7 @@ def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: 
     if isinstance(policy, Never):
         return "does not pay"
     speed = None if speedup.value is None else predicted_speed(speedup, machine)
-    return decide(worth=worth, speed=speed, certified=False, refuted=False)
+    return decide(worth=worth, credit=speed, certified=False)
 
 
 def predicted_speed(speedup: Estimate, machine: str) -> Speed:
@@ -194,9 +195,7 @@ def _replayed(
     documents: tuple[int, int],
 ) -> Verdict:
     decision = decide_replayed(choice.policy, credit, pricing.machine, worth)
-    missing = () if decision == "does not pay" else (
-        f"an executed certificate: offramp tune TRACE --floor agreement={floor:g}",
-    )  # fmt: skip
+    missing = () if decision == "does not pay" else (NOT_EXECUTED,)
     return Verdict(
         floor=floor,
         worth=worth,

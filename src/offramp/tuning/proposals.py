@@ -1,15 +1,16 @@
-"""Candidates for a certificate: what the search found, re-calibrated and re-ordered by reruns."""
+"""Candidates for certificates: what the searches found, re-calibrated and re-ordered by reruns."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.policy import ExitPolicy
 from offramp.tuning.certificate import order_places
 from offramp.tuning.executor import Clock, Executor, Proposal
 from offramp.tuning.pool import ROUNDING, Pool, Scored, front_of
@@ -30,35 +31,55 @@ TARGETS = 6
 WORTH_A_TEST = 0.01
 """A candidate saves at least this share of the seconds of a more cautious one: a test takes documents."""
 
+HALF = 0.5
+"""A candidate gains at least this share of what the boldest at its floor gains: a test takes documents."""
+
+CHALLENGERS = 4
+"""Policies that gain what is worth it and are rerun to see which of them loses least."""
+
 
 Ladder = tuple[Scored, ...]
 """One rule on one set of exits, its thresholds from cautious to bold: risk rises, cost falls."""
 
 
+@dataclass(frozen=True)
+class Proposed:
+    """The candidates at one floor, as the search documents alone propose them."""
+
+    candidates: tuple[Proposal, ...]
+    """From cautious to bold."""
+    reach: float | None
+    """Predicted speed over the best decoder without exits, of the fastest that keeps the floor as rerun; None
+    without any."""
+    without: float
+    """Cost of the best decoder without exits at the floor, over plain cost."""
+    complete: bool
+    """Whether the reruns that were asked for were made before their time was used up."""
+
+
 @dataclass
 class Proposals:
-    """Reruns of a pool's policies, of all strategies that the model can decode with.
+    """Reruns of what the searches found, of all strategies that the model can decode with; floors share them.
 
-    documents: the search documents. steps: of the rerun risk, each with one candidate at most. reruns:
-    forward passes made.
+    pools: of one trace, kind of floor and pricing. documents: the search documents. steps: of the rerun risk,
+    each with one candidate at most. reruns: forward passes made.
     """
 
-    pool: Pool
+    pools: Sequence[Pool]
     executor: Executor
     costs: StrategyCosts
     documents: NDArray[np.int64]
-    risk: float
     clock: Clock
     steps: int = TARGETS
     reruns: int = field(default=0, init=False)
-    found: list[Proposal] = field(default_factory=list, init=False)
+    challenged: bool = field(default=False, init=False)
+    found: dict[tuple[ExitPolicy, str], Proposal] = field(default_factory=dict, init=False)
 
-    def propose(self) -> list[Proposal]:
-        """The candidates in the order of their test: from cautious to bold, each faster than all before it.
+    def calibrate(self, risk: float) -> None:
+        """Rerun what may be fastest at a floor that allows this risk.
 
-        At every target of the rerun risk the fastest, over all strategies; it depends on the search documents
-        alone. Policies that remember earlier tokens are left out where K and V are approximate: rerunning one
-        means decoding token by token.
+        Policies that remember earlier tokens are left out where K and V are approximate: rerunning one means
+        decoding token by token.
         """
         approximate = []
         for kv in self.executor.strategies:
@@ -67,26 +88,85 @@ class Proposals:
             if cautious is None or self.clock.over:
                 continue
             if self._keep(cautious, kv).free:
-                self._rerun_front(kv)
+                self._rerun_front(kv, risk)
             else:
                 approximate.append(kv)
+        last = self.reruns + RERUNS
         for number, kv in enumerate(approximate):
-            self._calibrate(kv, (RERUNS - self.reruns) // (len(approximate) - number))
-        risks = np.array([one.risk for one in self.found])
-        costs = np.array([one.relative_cost for one in self.found])
-        targets = tuple(
-            float(target) for target in np.linspace(0.0, self.risk, self.steps + 1)[-self.steps :]
-        )
-        places = order_places(risks, costs, 1.0, self.risk, targets=targets, step=WORTH_A_TEST)
-        return [self.found[place] for place in places]
+            self._calibrate(kv, risk, (last - self.reruns) // (len(approximate) - number))
+
+    def challenge(self, worth: float) -> None:
+        """Rerun the most cautious policies, as replayed, whose speed over plain decoding is worth it.
+
+        They may lose more than any floor allows: one of them is decoded where nothing that keeps a floor
+        could pay, so that what is refuted was tried.
+        """
+        for kv in self.executor.strategies:
+            paying = [
+                scored
+                for scored in itertools.chain.from_iterable(self._decodable(kv))
+                if self._plain > (1.0 + worth) * scored.cost
+                and not (scored.policy.remembers or scored.policy.full_depth)
+            ]
+            for scored in front_of(paying)[:CHALLENGERS]:
+                if self.clock.over:
+                    return
+                self._keep(scored, kv)
+        self.challenged = True
+
+    def at(self, risk: float, worth: float | None, stricter: Sequence[Proposal] = ()) -> Proposed:
+        """The candidates at a floor that allows this risk.
+
+        worth: None for the fastest at the floor, exits or not. Else a gain in speed over the best decoder
+        without exits (the full model, or its head cut to the short list where that keeps the floor): only
+        what leaves layers out and could gain so much is a candidate; where nothing that keeps the floor
+        could, the most cautious that could is the only one, to be refuted. stricter: candidates of stricter
+        floors, which are candidates here too: what keeps a floor keeps a looser one.
+
+        At every target of the rerun risk the fastest, over all strategies, unless it gains less than half of
+        what the boldest gains.
+        """
+        usable = [
+            proposal for proposal in self.found.values() if worth is None or not proposal.policy.full_depth
+        ]
+        without = 1.0 if worth is None else self._without_exits(risk)
+        risks = np.array([proposal.risk for proposal in usable])
+        costs = np.array([proposal.relative_cost for proposal in usable])
+        targets = tuple(float(target) for target in np.linspace(0.0, risk, self.steps + 1)[-self.steps :])
+        places = order_places(risks, costs, without, risk, targets=targets, step=WORTH_A_TEST)
+        own = [usable[place] for place in places]
+        reach = without / own[-1].relative_cost if own else None
+        least = 0.0 if reach is None else max(worth or 0.0, HALF * (reach - 1.0))
+        own = [proposal for proposal in own if without / proposal.relative_cost - 1.0 >= least]
+        if worth is not None and not own:
+            paying = [one for one in usable if without / one.relative_cost - 1.0 >= worth]
+            own = sorted(paying, key=lambda one: (one.risk, one.relative_cost))[:1]
+        candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
+        ordered = sorted(candidates.values(), key=lambda one: (one.risk, -one.relative_cost))
+        complete = not self.clock.over if worth is None else self.challenged
+        return Proposed(tuple(ordered), reach, without, complete)
+
+    def _without_exits(self, risk: float) -> float:
+        """Cost of the best decoder without exits at a floor that allows this risk, over plain cost."""
+        cut = [
+            proposal.relative_cost
+            for proposal in self.found.values()
+            if proposal.policy.full_depth and proposal.risk <= risk + ROUNDING
+        ]
+        return min([1.0, *cut])
+
+    @property
+    def _plain(self) -> float:
+        return self.pools[0].pricing.plain
 
     @functools.cached_property
     def _alike(self) -> list[list[Scored]]:
         """What is faster than plain in the search, together what differs in its thresholds alone."""
         found: dict[Hashable, list[Scored]] = {}
-        layers, plain = self.pool.trace.layers, self.pool.pricing.plain
-        for one in self.pool.found:
-            if one.cost < plain:
+        layers = self.pools[0].trace.layers
+        every = {scored.policy: scored for pool in self.pools for scored in pool.found}
+        for one in every.values():
+            if one.cost < self._plain:
                 key = (one.family, tuple(one.policy.needs(layers)), one.policy.short_list)
                 found.setdefault(key, []).append(one)
         return list(found.values())
@@ -95,23 +175,30 @@ class Proposals:
         """Those that can be decoded so; the thresholds do not matter for that."""
         return (alike for alike in self._alike if self.executor.can(alike[0].policy, kv))
 
-    def _rerun_front(self, kv: str) -> None:
+    def _rerun_front(self, kv: str, risk: float) -> None:
         """Exact K and V: replayed risks hold, and only prices differ."""
         for scored in front_of(itertools.chain.from_iterable(self._decodable(kv))):
-            if scored.risk <= self.risk + ROUNDING:
+            if scored.risk <= risk + ROUNDING:
                 self._keep(scored, kv)
 
-    def _calibrate(self, kv: str, budget: int) -> None:
+    def _calibrate(self, kv: str, risk: float, budget: int) -> None:
         """Rerun thresholds of several ladders until the budget is spent: the most promising one first.
 
         For each aim a ladder is narrowed down between the boldest threshold whose rerun risk is within it and
         the most cautious one that is not; next comes the ladder whose unknown part reaches lowest in cost.
         """
-        ladders = self._ladders(kv, max(1, budget // RERUNS_OF_A_LADDER))
-        known: list[dict[int, Proposal]] = [{} for _ in ladders]
+        ladders = self._ladders(kv, risk, max(1, budget // RERUNS_OF_A_LADDER))
+        known = [
+            {
+                rung: self.found[one.policy, kv]
+                for rung, one in enumerate(ladder)
+                if (one.policy, kv) in self.found
+            }
+            for ladder in ladders
+        ]
         before = self.reruns
         for number, share in enumerate(AIMS, start=1):
-            aim, last = share * self.risk, before + budget * number // len(AIMS)
+            aim, last = share * risk, before + budget * number // len(AIMS)
             while self.reruns < last and not self.clock.over:
                 place = _most_promising(ladders, known, aim)
                 if place is None:
@@ -119,16 +206,16 @@ class Proposals:
                 rung = _next_rung(ladders[place], known[place], aim)
                 known[place][rung] = self._keep(ladders[place][rung], kv)
 
-    def _ladders(self, kv: str, most: int) -> list[Ladder]:
+    def _ladders(self, kv: str, risk: float, most: int) -> list[Ladder]:
         """The fastest ladders within the allowed replayed risk, each beginning at another exit.
 
         How much a rerun differs from the replay depends on how early tokens leave, so that ladders of one
         kind would be wrong together.
         """
-        layers = self.pool.trace.layers
+        layers = self.pools[0].trace.layers
         ladders = [tuple(front_of(alike)) for alike in self._decodable(kv) if not alike[0].policy.remembers]
         reached = {
-            ladder: min((one.cost for one in ladder if one.risk <= self.risk + ROUNDING), default=np.inf)
+            ladder: min((one.cost for one in ladder if one.risk <= risk + ROUNDING), default=np.inf)
             for ladder in ladders
         }
         chosen: dict[int, Ladder] = {}
@@ -139,14 +226,15 @@ class Proposals:
         return list(chosen.values())[:most]
 
     def _keep(self, scored: Scored, kv: str) -> Proposal:
-        """Rerun a policy and note what it does."""
-        found = self.executor.rerun(scored.policy, kv, self.documents)
-        self.reruns += not found.free
-        cost, plain = self.costs.of_token(found.trace, scored.policy, kv, found.decisions)
-        risk = float(np.mean(found.losses_at(self.pool.floor.kind)))
-        proposal = Proposal(scored.policy, kv, scored.risk, risk, cost, plain, found.free)
-        self.found.append(proposal)
-        return proposal
+        """Rerun a policy, unless that was done, and note what it does."""
+        key = (scored.policy, kv)
+        if key not in self.found:
+            rerun = self.executor.rerun(scored.policy, kv, self.documents)
+            self.reruns += not rerun.free
+            cost, plain = self.costs.of_token(rerun.trace, scored.policy, kv, rerun.decisions)
+            risk = float(np.mean(rerun.losses_at(self.pools[0].floor.kind)))
+            self.found[key] = Proposal(scored.policy, kv, scored.risk, risk, cost, plain, rerun.free)
+        return self.found[key]
 
 
 def _bracket(ladder: Ladder, known: dict[int, Proposal], aim: float) -> tuple[int, int]:

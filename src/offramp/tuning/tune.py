@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -123,14 +124,15 @@ def tune(
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
     lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
-    floor, rule = check_settings(floor, method, delta, clip, seed)
+    wanted, rule = check_settings(floor, method, delta, clip, seed)
     require_search(search)
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
-    executed = executor is not None and floor.kind == executor.kind
-    if executed:
+    if executor is not None and wanted.kind == executor.kind:
+        settings: dict[str, Any] = {"method": method, "delta": delta, "seed": seed, "search": search}
         require_single(batch)
-    if executed or kv == AUTO:
+        return tune_floors(trace, [wanted], machine, executor, limits or Limits(), **settings)[0]
+    if kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = KEY_VALUE[0]
     elif find_strategy(kv).name not in KEY_VALUE:
@@ -141,12 +143,39 @@ def tune(
         )
     pricing = pricing_of(trace, machine, batch, kv)
     roles = split_roles(trace, seed)
-    job = Job(trace, floor, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
-    if executed:
-        assert executor is not None
-        return tune_by_execution(job, executor, limits or Limits())
+    job = Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
     _require_mapped_exits(trace, kv)
     return tune_by_replay(job, kv)
+
+
+def tune_floors(
+    trace: Trace,
+    floors: Sequence[Mapping[str, float] | Floor],
+    hardware: str | Machine | None,
+    executor: Executor,
+    limits: Limits,
+    *,
+    method: str = "wsr",
+    delta: float = 0.1,
+    seed: int = 0,
+    search: str = FAMILIES,
+) -> list[Tuned]:
+    """What `tune` gives at several floors of the kind that a model judges, the main one first: together.
+
+    Raises what `tune` raises.
+    """
+    require_search(search)
+    require_policies(trace)
+    machine = machine_for(trace, hardware) if isinstance(hardware, str) else hardware
+    # The search is priced so; every candidate is then charged as its own strategy runs.
+    pricing, roles = pricing_of(trace, machine, 1, KEY_VALUE[0]), split_roles(trace, seed)
+    jobs = []
+    for floor in floors:
+        wanted, rule = check_settings(floor, method, delta, None, seed)
+        jobs.append(
+            Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
+        )
+    return tune_by_execution(jobs, executor, limits)
 
 
 def _require_mapped_exits(trace: Trace, kv: str) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.exits_folder import heads_path
 from offramp.tracing.trace import Trace
+from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 
@@ -63,6 +64,34 @@ class Shift:
     quantiles: tuple[float, ...]
     agreement: float
     calibration: float | None
+
+
+Standing = Literal[
+    "certified", "refuted", "nothing could pay", "nothing faster", "too few documents", "not settled"
+]
+"""How a floor stands after decoding. "refuted": what was tried did not keep it. "nothing could pay", "nothing
+faster": by price, of what the search found. "too few documents": at hand. "not settled": for want of time, or
+of documents that were allowed."""
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What an executed answer rests on, beside its candidates."""
+
+    standing: Standing
+    complete: bool
+    """Whether nothing was cut short by the time that was given."""
+    reach: float | None
+    """Predicted speed, over the best decoder without exits, of the fastest that keeps the floor as rerun on
+    the search documents; None without any."""
+    without: float
+    """Cost of the best decoder without exits that keeps the floor as rerun, over plain cost: 1 for plain."""
+    worth: float | None
+    """The gain that candidates had to reach, None where the fastest was looked for."""
+    at_hand: int
+    """Documents to certify on, whether or not so many were allowed."""
+    left_out: str = ""
+    """Documents that gave no prompt, in words."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +142,39 @@ class Tuned:
     candidates: tuple[Candidate, ...] = ()
     gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grounds: Grounds | None = None
+    """Of an executed answer; None of a replay bound, and of files that older versions wrote."""
 
     def __repr__(self) -> str:
         return f"Tuned({self.policy_text} at {self.floor}: {self.answer})"
+
+    @property
+    def standing(self) -> Standing | None:
+        """How its floor stands after decoding; None where nothing was to be decoded."""
+        if not self.certificate.executed:
+            return None
+        if self.grounds is not None:
+            return self.grounds.standing
+        return "certified" if self.certificate.holds else "not settled"
+
+    @property
+    def tested(self) -> tuple[Candidate, ...]:
+        """The candidates that were decoded, in their order; drafts and the full model alone are none."""
+        return tuple(
+            candidate
+            for candidate in self.candidates
+            if candidate.documents and not candidate.lossless and candidate.policy != "never"
+        )
+
+    @property
+    def bolder_open(self) -> bool:
+        """Whether a bolder candidate than the one that was certified is still to be tested."""
+        texts = [candidate.policy for candidate in self.candidates if not candidate.lossless]
+        after = texts.index(self.policy_text) + 1 if self.policy_text in texts else 0
+        rest = [candidate for candidate in self.candidates if not candidate.lossless][after:]
+        return any(candidate.outcome == OUT_OF_TIME for candidate in rest[:1]) or bool(
+            rest and rest[0].passed is None
+        )
 
     @property
     def heads_file(self) -> Path | None:

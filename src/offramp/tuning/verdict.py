@@ -12,9 +12,9 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
-from offramp.tuning.tuned import Tuned
+from offramp.tuning.tuned import Standing, Tuned
 
-Decision = Literal["pays", "does not pay", "too close to call", "not enough documents"]
+Decision = Literal["pays", "does not pay", "too close to call", "not enough documents", "not settled"]
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,36 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What a stopwatch said of one policy."""
+
+    speed: Speed
+    """Over the fastest plain decoder of the same turns."""
+    credit: Estimate | None = None
+    """Over the best decoder without exits of the same turns that keeps the floor; None where it is not known
+    which that is."""
+    over: str = "never"
+    """That decoder's name."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
 
     worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
-    "too close to call", or how many documents are needed where there are too few. policy, kv: "never" if
-    nothing is faster; kv is None where nothing was executed. certificate: executed, or a replay bound, None
-    if neither was asked for. executed_agreement: of documents that did not choose the policy. speed:
-    measured if it was, else predicted.
+    open, or how many documents are needed where there are too few. policy, kv: "never" if nothing is
+    certified that is faster; kv is None where nothing was executed. certificate: executed, or a replay bound,
+    None if neither was asked for. executed_agreement: of documents that did not choose the policy. speed:
+    over plain decoding, of the policy or of what was tried; measured if it was, else predicted.
     Beside it, replayed on one half of the documents a policy that was chosen on the other: replayed_policy,
     its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
     and reference_agreement (with the untransformed full model, None without transforms).
     documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
-    gain: what each part of a step saves in the speed that is shown, None where that is not known. without:
-    the fastest policy at this floor that leaves no layer out, as replayed ("never", or the short list at full
-    depth). credit: the speed over that one, by which it is decided; None where there is no speed.
-    tried: where nothing is certified and nothing is out of reach, the candidate that was decoded on too few
-    documents so far; speed, if any, is its own.
+    gain: what each part of a step saves in the speed that is shown, None where that is not known. credit: the
+    speed over the best decoder without exits that keeps the floor, by which it is decided: measured in the
+    same turns where the speed is, else predicted; None where it is not known. without: that decoder.
+    tried: where nothing is certified, the candidate that was decoded last, and maybe refuted. standing: how
+    the floor stands after decoding, None where nothing was to be decoded.
     """
 
     floor: float
@@ -81,6 +94,7 @@ class Verdict:
     without: str = "never"
     credit: Estimate | None = None
     tried: Candidate | None = None
+    standing: Standing | None = None
 
     def __repr__(self) -> str:
         return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
@@ -111,9 +125,8 @@ TOO_WIDE = 1.5
 LOCAL = "local"
 NEVER = "never"
 TOO_FEW: Decision = "not enough documents"
-
-AT_HAND = "documents_at_hand"
-"""In a tuned policy's provenance: documents to certify on, whether or not so many were allowed."""
+OPEN: tuple[Decision, ...] = ("too close to call", "not settled", TOO_FEW)
+"""What is neither yes nor no."""
 
 
 def from_main(floor: float) -> float:
@@ -121,102 +134,96 @@ def from_main(floor: float) -> float:
     return abs(floor - MAIN_FLOOR)
 
 
-def decide(*, worth: float, speed: Speed | None, certified: bool, refuted: bool) -> Decision:
+def decide(
+    *, worth: float, credit: Speed | None, certified: bool, refuted: bool = False, fastest: bool = True
+) -> Decision:
     """The rule of the verdict, for one model, text, machine, batch size and floor.
 
-    speed: of the fastest candidate that is certified, or may yet be; None without one. certified: whether its
-    executed agreement is certified at the floor. refuted: whether nothing faster than plain decoding can be
-    certified, although the documents would have sufficed.
+    credit: speed over the best decoder without exits, of the candidate that is certified, or may yet be; None
+    without one. certified: whether its executed agreement is certified at the floor. refuted: whether no
+    policy that could gain what is worth it keeps the floor, as tried. fastest: whether no bolder candidate is
+    still to be tested.
 
     (`settle` says "not enough documents" in its place where these could not have certified anything.)
 
-    "pays": certified, and the lower limit of a measured speed exceeds 1 + worth, or of a predicted one where
-    the machine is not at hand. "does not pay": refuted, or the upper limit lies below 1 + worth. Else "too
-    close to call".
+    "pays": certified, and the lower limit of a measured credit exceeds 1 + worth, or of a predicted one where
+    the machine is not at hand. "does not pay": refuted, or the upper limit of the fastest candidate's credit
+    lies below 1 + worth. "too close to call": certified and measured, with 1 + worth inside the interval.
+    "not settled": else; something was not decoded or not timed.
     """
-    if refuted or (speed is not None and speed.high is not None and speed.high < 1.0 + worth):
+    if refuted or (fastest and credit is not None and credit.high is not None and credit.high < 1.0 + worth):
         return "does not pay"
-    if not certified or speed is None or speed.low is None or speed.low <= 1.0 + worth:
-        return "too close to call"
-    return "pays" if speed.how == "measured" or not speed.at_hand else "too close to call"
+    if not certified or credit is None or (credit.how == "predicted" and credit.at_hand):
+        return "not settled"
+    if credit.low is not None and credit.low > 1.0 + worth:
+        return "pays"
+    return "too close to call" if fastest else "not settled"
 
 
-def settle(verdict: Verdict, tuned: Tuned, measured: Speed | None = None) -> Verdict:
+def settle(verdict: Verdict, tuned: Tuned, timed: Timed | None = None) -> Verdict:
     """A replayed verdict with what was executed and timed: the tuner's answer at its floor, the stopwatch's.
 
-    tuned: by execution (`offramp.tune` with a model). measured: of the tuned policy or of the open candidate
-    (`open_candidate`), None if not timed.
+    tuned: by execution (`offramp.tune` with a model). timed: of the tuned policy, or of what was tried
+    (`judged_policy`), None if it was not timed.
     """
-    certificate = tuned.certificate
-    certified = certificate.executed and certificate.holds
-    exits = tuned.policy_text != NEVER
-    refuted = certificate.executed and not exits and _is_refuted(tuned)
-    tried = None if refuted else open_candidate(tuned)
-    speed = None
+    standing, exits = tuned.standing, tuned.policy_text != NEVER
+    certified = standing == "certified" and exits
+    tried = None if exits or not tuned.tested else tuned.tested[-1]
+    speed = credit = None
     if exits or tried is not None:
-        speed = _predicted(tuned, tried) if measured is None else measured
-    refuted |= certified and exits and tuned.policy.full_depth  # early exit adds nothing to the rest
-    credit = None if speed is None else credited(verdict, speed)
-    # Candidates after the open one are faster, and may yet be certified: its own speed refuses nothing then.
-    fastest = credit if tried is None or tried == _boldest(tuned) else None
-    decision = decide(worth=verdict.worth, speed=fastest, certified=certified, refuted=refuted)
-    low = credit is None or (credit.how == "predicted" and credit.value < 1.0 + verdict.worth)
-    if decision == "too close to call" and not exits and low and verdict.decision == "does not pay":
+        speed = _predicted(tuned, tried) if timed is None else timed.speed
+        credit = _credit(tuned, speed, timed)
+    refuted = standing in REFUTED or (certified and tuned.policy.full_depth)
+    candidates = [one for one in tuned.candidates if not one.lossless]
+    fastest = not tuned.bolder_open if exits else tried is not None and tried == candidates[-1]
+    decision = decide(
+        worth=verdict.worth, credit=credit, certified=certified, refuted=refuted, fastest=fastest
+    )
+    replayed = decision == "not settled" and not exits and tried is None
+    if replayed and verdict.decision == "does not pay":
         decision = "does not pay"  # replay already says that nothing is worth it, before any drift
-    if decision == "too close to call" and _too_few(tuned):
+    if decision == "not settled" and standing == "too few documents":
         decision = TOO_FEW
     settled = replace(
         verdict,
         decision=decision,
         policy=tuned.policy_text,
         kv=tuned.kv if exits else None,
-        certificate=certificate,
+        certificate=tuned.certificate,
         executed_agreement=tuned.executed_agreement,
         speed=speed,
-        documents_needed=certificate.documents_needed,
+        documents_needed=tuned.certificate.documents_needed,
         gain=tuned.gain if tried is None else None,
         tried=tried,
+        without=verdict.without if timed is None or timed.credit is None else timed.over,
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
+        standing=standing,
     )
-    return replace(settled, reason=_reason(settled, tuned), missing=_missing(settled, tuned))
+    reason = verdict.reason if replayed and decision == "does not pay" else _reason(settled, tuned)
+    return replace(settled, reason=reason, missing=_missing(settled, tuned))
+
+
+REFUTED: tuple[Standing, ...] = ("refuted", "nothing could pay", "nothing faster")
 
 
 def settle_all(
     verdicts: Sequence[Verdict],
     tuned: Sequence[Tuned],
-    measured: Callable[[Tuned], Speed | None] = lambda tuned: None,
+    timed: Callable[[Tuned], Timed | None] = lambda tuned: None,
 ) -> tuple[Verdict, ...]:
-    """`settle` at every floor that the tuner answered. measured: what the stopwatch said of an answer."""
-    by_floor = {one.floor.value: (one, measured(one)) for one in tuned}
+    """`settle` at every floor that the tuner answered. timed: what the stopwatch said of an answer."""
+    by_floor = {one.floor.value: (one, timed(one)) for one in tuned}
     return tuple(settle(one, *by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts)
 
 
-def credited(verdict: Verdict, speed: Speed) -> Speed:
-    """A speed over plain decoding as one over the fastest that leaves no layer out, as far as predicted."""
-    net, credit = verdict.net_speedup.value, verdict.credit
-    if verdict.without == NEVER or credit is None or credit.value is None or not net:
-        return speed
-    share = credit.value / net
-    low, high = (None if limit is None else limit * share for limit in (speed.low, speed.high))
-    return replace(speed, value=speed.value * share, low=low, high=high)
+def judged_policy(tuned: Tuned) -> tuple[str, str] | None:
+    """The policy that a verdict is about, with its K,V strategy: what is certified, else what was tried last.
 
-
-def open_candidate(tuned: Tuned) -> Candidate | None:
-    """The candidate that was decoded on too few documents so far, None where something is certified."""
+    None where nothing was decoded.
+    """
     if tuned.policy_text != NEVER:
-        return None
-    return next((one for one in tuned.candidates if one.documents and one.outcome == "time used up"), None)
-
-
-def _too_few(tuned: Tuned) -> bool:
-    """Whether the documents at hand, all of them, could not certify the floor even if none lost anything."""
-    at_hand = tuned.provenance.get(AT_HAND, tuned.certificate.documents)
-    return tuned.certificate.executed and at_hand < tuned.certificate.documents_needed
-
-
-def _boldest(tuned: Tuned) -> Candidate | None:
-    """The last candidate of the sequence, which is the fastest; drafts, which lose nothing, are none."""
-    return next((one for one in reversed(tuned.candidates) if not one.lossless), None)
+        return tuned.policy_text, tuned.kv
+    return (tuned.tested[-1].policy, tuned.tested[-1].kv) if tuned.tested else None
 
 
 def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
@@ -230,33 +237,54 @@ def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
     return Speed(found.value, found.low, found.high, "predicted", tuned.machine, at_hand)
 
 
-def _is_refuted(tuned: Tuned) -> bool:
-    """Whether enough documents showed that nothing faster keeps the floor, or there was nothing faster."""
-    enough = tuned.certificate.documents >= tuned.certificate.documents_needed
-    tested = [one for one in tuned.candidates if one.passed is not None and not one.lossless]
-    if not enough or not tuned.documents.get("search"):
-        return False
-    if all(one.lossless for one in tuned.candidates):
-        return True
-    return any(one.passed is False and one.outcome != "time used up" for one in tested)
+def _credit(tuned: Tuned, speed: Speed | None, timed: Timed | None) -> Speed | None:
+    """What exits add to the best decoder without them.
+
+    Predicted, both are. A measured speed over plain decoding, where the best decoder without exits was not
+    timed beside it, is an upper limit: that one is at least as fast as plain decoding.
+    """
+    if timed is not None and timed.credit is not None and timed.credit.value is not None:
+        measured = timed.credit
+        return replace(timed.speed, value=timed.credit.value, low=measured.low, high=measured.high)
+    if speed is None or timed is not None:
+        return None if speed is None else replace(speed, low=None)
+    share = 1.0 if tuned.grounds is None else tuned.grounds.without
+    low, high = (None if limit is None else limit * share for limit in (speed.low, speed.high))
+    return replace(speed, value=speed.value * share, low=low, high=high)
 
 
 def _reason(verdict: Verdict, tuned: Tuned) -> str:
     """Why it was decided so: what is kept as executed, and the speed."""
-    speed = verdict.speed
-    tried = verdict.tried
+    speed, tried = verdict.speed, verdict.tried
     if speed is not None and tried is not None:
         what = f"{tried.policy} with keys and values by {tried.kv}"
-        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed, verdict.worth)}."
+        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed)}{credit_words(verdict)}."
     if verdict.policy == NEVER or speed is None:
         return tuned.answer
-    said = f"{kept_words(verdict)}; {speed_words(speed, verdict.worth)}."
+    said = f"{kept_words(verdict)}; {speed_words(speed)}{credit_words(verdict)}."
     if tuned.policy.full_depth:
         return f"{said} It leaves no layer out: what it gains is the shorter output head's."
-    credit = verdict.credit
-    if verdict.without == NEVER or credit is None or credit.value is None:
-        return said
-    return f"{said} Over {CUT}, which needs no early exit, it is {credit.value:.3f} ×, and that decides."
+    return said
+
+
+def credit_words(verdict: Verdict) -> str:
+    """ "; 0.962 × (0.930 to 0.994) the speed of prompt lookup, ..."; "" where plain decoding is the best."""
+    credit, speed = verdict.credit, verdict.speed
+    if credit is None or credit.value is None or verdict.without == NEVER or speed is None:
+        return ""
+    if credit.value == speed.value:
+        return ""
+    limits = "" if credit.low is None or credit.high is None else f" ({credit.low:.3f} to {credit.high:.3f})"
+    return (
+        f"; {credit.value:.3f} ×{limits} the speed of {without_words(verdict.without)}, which needs no exits"
+    )
+
+
+def without_words(name: str) -> str:
+    """A decoder without exits as it stands in a sentence."""
+    if name == NEVER:
+        return "plain decoding"
+    return CUT if name.startswith("shortlist:policy=[never]") else name
 
 
 def kept_words(verdict: Verdict) -> str:
@@ -268,10 +296,10 @@ def kept_words(verdict: Verdict) -> str:
         return f"keeps {kept} in replay (not executed)"
     if tried is not None and tried.executed is not None:
         kept = f"kept {percent_down(tried.executed)} as executed on {_documents(tried.documents)}"
-        return f"{kept}, not certified ≥ {floor} yet"
+        return f"{kept}, {'below' if tried.executed < verdict.floor else 'not certified ≥'} {floor}"
     kept_share = None if verdict.kept is None else verdict.kept.value
     if kept_share is None:
-        return f"is not certified to keep {floor}"
+        return "was not decoded"
     fresh = verdict.kept == verdict.executed_agreement
     kept = f"{'keeps' if fresh else 'kept'} {percent_down(kept_share)} as executed"
     if not verdict.certified:
@@ -283,63 +311,73 @@ def _documents(count: int) -> str:
     return f"{count:,} document{'' if count == 1 else 's'}"
 
 
-def speed_words(speed: Speed, worth: float) -> str:
-    """A speed with its interval, held against the worth."""
+def speed_words(speed: Speed) -> str:
+    """A speed with its interval."""
     how = "measured" if speed.how == "measured" else f"predicted on {speed.machine} at"
     said = f"{how} {speed.value:.3f} × the speed of plain decoding"
     if speed.low is None or speed.high is None:
         return f"{said}, without an interval"
     if speed.high > TOO_WIDE * speed.value or TOO_WIDE * speed.low < speed.value:
         return f"{said}, from too few prompts for an interval"
-    low, high = 100 * (speed.low - 1.0), 100 * (speed.high - 1.0)
-    return f"{said}, {low:+.1f} to {high:+.1f} %; more than {100 * worth:g} % counts as worth it"
+    return f"{said} ({speed.low:.3f} to {speed.high:.3f})"
+
+
+NOT_EXECUTED = "decoding documents: nothing was executed"
+"""What a verdict by replay alone lacks."""
 
 
 def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
     """What would settle it; nothing where it is settled."""
-    if verdict.decision not in ("too close to call", TOO_FEW):
+    if verdict.decision not in OPEN:
         return ()
-    certificate, speed, found = tuned.certificate, verdict.speed, []
+    certificate, speed = tuned.certificate, verdict.speed
+    missing = []
     if not certificate.executed:
-        found.append("an executed certificate: offramp tune TRACE --floor agreement=" + f"{verdict.floor:g}")
+        missing.append(NOT_EXECUTED)
     elif certificate.documents < certificate.documents_needed:
-        where = "at hand to certify on" if _too_few(tuned) else "were allowed to be decoded"
-        fix = "" if _too_few(tuned) else f"; offramp tune TRACE --floor agreement={verdict.floor:g} takes all"
-        found.append(
-            f"documents: {certificate.documents} {where}, {certificate.documents_needed} needed if none "
-            f"loses{fix}"
-        )
+        at_hand = tuned.grounds is None or certificate.documents == tuned.grounds.at_hand
+        where = "at hand to certify on" if at_hand else "were allowed to be decoded"
+        needed = f"{certificate.documents_needed} needed if none loses"
+        missing.append(f"documents: {certificate.documents} {where}, {needed}")
     elif not verdict.certified:
-        found.append("time to decode the documents that are at hand")
-    if speed is not None and (speed.how == "predicted" and speed.at_hand):
-        tried = verdict.tried
-        policy = "policy.json" if tried is None else f'"{tried.policy}" --kv {tried.kv}'
-        found.append(f"a timing of this policy: offramp bench MODEL --policy {policy}")
-    elif speed is not None and speed.low is not None and speed.high is not None:
-        if _straddles(verdict):
-            found.append(f"a narrower interval of the speed{_longer(speed, verdict.worth)}")
-    elif speed is not None:
-        found.append("an interval of the speed: more prompts or documents")
-    return tuple(found)
+        so_far = f", {_documents(verdict.tried.documents)} so far" if verdict.tried is not None else ""
+        missing.append(f"time to decode the documents that are at hand{so_far}")
+    elif tuned.bolder_open:
+        missing.append("time to test a bolder candidate")
+    if speed is not None and speed.how == "predicted" and speed.at_hand:
+        missing.append("a timing of this policy")
+    elif speed is not None and speed.how == "measured":
+        if verdict.credit is not None and verdict.credit.low is None and verdict.certified:
+            missing.append("the best decoder without exits, timed in the same turns")
+        elif _straddles(verdict):
+            missing.append(f"a narrower interval of the speed{_longer(verdict, speed)}")
+    return tuple(missing)
 
 
 def _straddles(verdict: Verdict) -> bool:
     """Whether the interval that decides lies on both sides of the worth."""
     limits = verdict.credit
     if limits is None or limits.low is None or limits.high is None:
-        return True
+        return False
     return limits.low <= 1.0 + verdict.worth <= limits.high
 
 
-def _longer(speed: Speed, worth: float) -> str:
-    """About how long a timing would take that settles on which side of the worth a speed lies."""
-    assert speed.low is not None
-    assert speed.high is not None
-    half, distance = (speed.high - speed.low) / 2.0, abs(speed.value - 1.0 - worth)
-    if speed.seconds is None or distance <= 0.0:
+MOST_MINUTES = 60.0
+"""An estimate of more minutes of timing is none: noise that large is not averaged out."""
+
+
+def _longer(verdict: Verdict, speed: Speed) -> str:
+    """About how long a timing would take that settles on which side of the worth the credit lies."""
+    credit = verdict.credit
+    if credit is None or credit.value is None or credit.low is None or credit.high is None:
         return ""
-    minutes = max(speed.seconds, speed.seconds * (half / distance) ** 2) / 60.0
-    return ", less than a minute of timing" if minutes < 1.0 else f", some {minutes:.0f} minutes of timing"
+    if speed.seconds is None:
+        return ""
+    half, distance = (credit.high - credit.low) / 2.0, abs(credit.value - 1.0 - verdict.worth)
+    seconds = math.inf if distance <= 0.0 else max(speed.seconds, speed.seconds * (half / distance) ** 2)
+    if seconds > 60.0 * MOST_MINUTES:
+        return ", more than an hour of timing"
+    return ", less than a minute of timing" if seconds < 60.0 else f", some {seconds / 60:.0f} min of timing"
 
 
 def require_worth(worth: float) -> None:

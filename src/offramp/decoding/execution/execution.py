@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.engine import Engine
 from offramp.decoding.generation.early_exit import check_decodable
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.loop import key_value_bytes
@@ -65,15 +66,17 @@ class Execution:
         return 1.0 if self.problem is not None else 1.0 - sum(self.agrees) / len(self.agrees)
 
 
-def rows_together(model: Model, options: DecodingOptions, tokens: int) -> int:
+def rows_together(model: Model, options: DecodingOptions, tokens: int, engine: Engine | None = None) -> int:
     """How many documents of so many tokens, prompt and answer, a policy decodes side by side.
+
+    engine: the model's, for who asks of many policies: to find it takes as long as a check of them all.
 
     More than one where each row of a batch leaves at its own exit, as alone: the family has the ability, and
     the strategy allows it. Then `ROWS_TOGETHER`, or as many as fit in half of the free memory.
 
     Raises InputError and PolicyError for what cannot be decoded at all.
     """
-    engine = engine_of(model)
+    engine = engine or engine_of(model)
     check_decodable(engine, options)
     try:
         check_decodable(engine, replace(options, batching="rebatch"), batch=2)

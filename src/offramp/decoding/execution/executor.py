@@ -72,6 +72,7 @@ class ModelExecutor:
 
     def __post_init__(self) -> None:
         self._judge = Judge(self.reference or self.model)
+        self._engine = engine_of(self.model)
 
     @property
     def kind(self) -> FloorKind:
@@ -177,7 +178,7 @@ class ModelExecutor:
         if key not in self._rows:
             tokens = self._longest + self.new_tokens
             try:
-                self._rows[key] = rows_together(self.model, options, tokens)
+                self._rows[key] = rows_together(self.model, options, tokens, self._engine)
             except InputError:
                 self._rows[key] = None
         return self._rows[key]
@@ -232,7 +233,7 @@ def opened_executor(
         strategies = strategies_of(kv)
         work = traced_workload(trace, workload)
         abilities = engine_of(model).abilities  # refuses a model that cannot be driven layer by layer
-        for ability in (*strategies, "rebatch"):
+        for ability in ("never_exit", *STRATEGIES, "lockstep", "rebatch"):
             abilities.reason(ability)  # tried now, and not in the seconds that are given to a floor
         openings = choose_openings(
             model,

@@ -21,7 +21,7 @@ from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
-from offramp.tuning.tune import AUTO, FAMILIES, check_settings
+from offramp.tuning.tune import AUTO, FAMILIES, check_settings, require_single, tune_floors
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 
@@ -84,13 +84,14 @@ def tune(
     """
     require_sizes(prompt_tokens, new_tokens, documents, seconds, candidates)
     wanted, _ = check_settings(floor, method, delta, clip, seed)
-    settings: dict[str, Any] = {"method": method, "delta": delta, "batch": batch, "seed": seed}
+    settings: dict[str, Any] = {"method": method, "delta": delta, "seed": seed}
     settings["search"] = search
     kv = AUTO if kv is None else kv
     judge = None if reference is None else reference.shown_name
     require_judged([trace], judge, wanted, decodes=model is not None)
     if model is None or wanted.clip is not None or (wanted.kind == REFERENCE and reference is None):
-        return tune_trace(trace, wanted, hardware, kv=kv, **settings)
+        return tune_trace(trace, wanted, hardware, kv=kv, batch=batch, **settings)
+    require_single(batch)
     with executed_tuner(
         model,
         trace,
@@ -104,9 +105,8 @@ def tune(
         reference=reference,
         **settings,
     ) as tune_for:
-        return tune_for(
-            wanted, Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
-        )
+        limits = Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
+        return tune_for([wanted], limits)[0]
 
 
 def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor, *, decodes: bool) -> None:
@@ -130,9 +130,9 @@ def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor,
         )
 
 
-ExecutedTuner = Callable[[Mapping[str, float] | Floor, Limits], Tuned]
-"""From a floor on agreement, or with a reference on agreement with that, and how long it may take, to what
-was certified by decoding."""
+ExecutedTuner = Callable[[Sequence[Mapping[str, float] | Floor], Limits], list[Tuned]]
+"""From floors on agreement, or with a reference on agreement with that, the main one first, and how long it
+may take in all, to what was certified by decoding."""
 
 
 @contextlib.contextmanager
@@ -166,8 +166,8 @@ def executed_tuner(
         seed=seed,
         reference=reference,
     ) as executor:
-        yield lambda floor, limits: tune_trace(
-            executor.trace, floor, hardware, kv=kv, executor=executor, limits=limits, seed=seed, **settings
+        yield lambda floors, limits: tune_floors(
+            executor.trace, floors, hardware, executor, limits, seed=seed, **settings
         )
 
 

@@ -36,7 +36,7 @@ class CertifyWork:
     kind = "certify"
 
     def run(self, task: Task, context: Context) -> None:
-        """Tune per floor, the main one first: its reruns and executions serve the others too.
+        """Tune at all floors together, the main one first: they share reruns and executions.
 
         Raises what `offramp.tune` raises, OfframpError for inputs that are not the recipe's.
         """
@@ -71,8 +71,10 @@ def _same_text(task: Task) -> str:
 def _executed(task: Task, context: Context, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
     from offramp.decoding.execution.tune import executed_tuner
     from offramp.tuning.executed import Limits
+    from offramp.tuning.verdict import from_main
 
-    recipe, found = task.recipe, {}
+    recipe = task.recipe
+    floors = sorted(recipe["floors"], key=lambda floor: (from_main(floor), floor))
     with executed_tuner(
         model_of(task, context),
         trace,
@@ -84,8 +86,6 @@ def _executed(task: Task, context: Context, trace: Trace, machine: Machine | Non
         delta=recipe["delta"],
         seed=recipe["seed"],
     ) as tune_for:
-        for floor in sorted(recipe["floors"], key=lambda one: one != recipe["main"]):
-            seconds = recipe["seconds"] if floor == recipe["main"] else recipe["other_seconds"]
-            limits = Limits(recipe["documents"], seconds, recipe["candidates"])
-            found[floor] = tune_for({"agreement": floor}, limits)
-    return tuple(found[floor] for floor in recipe["floors"])
+        limits = Limits(recipe["documents"], recipe["seconds"], recipe["candidates"], worth=recipe["worth"])
+        found = tune_for([{"agreement": floor} for floor in floors], limits)
+    return tuple(sorted(found, key=lambda tuned: recipe["floors"].index(tuned.floor.value)))

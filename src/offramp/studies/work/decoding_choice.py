@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offramp.studies.work.league import Ranking, fastest_exiting
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import from_main, percent_down, settle_all
+from offramp.tuning.verdict import from_main, judged_policy, percent_down
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 32
@@ -64,28 +64,18 @@ def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choic
 def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
 
-    Of a floor whose certificate is open, the candidate that was tried. Without any: the most cautious
-    candidate that certifying came to, which the floor may have refused; where nothing was executed, the
-    fastest of the ranking that exits. Empty if no policy of the ranking exits.
+    Of a floor where nothing is certified, the candidate that was tried last. Where nothing was decoded, the
+    fastest of the ranking that exits; empty if none does.
     """
     found: dict[tuple[str, str], Choice] = {}
-    for verdict in sorted(settle_all(ranking.verdicts, tuned), key=lambda one: from_main(one.floor)):
-        floor, tried = percent_down(verdict.floor), verdict.tried
-        cell, why = (verdict.policy, verdict.kv or CHARGED_KV), f"the verdict's policy at {floor} agreement"
-        if tried is not None:
-            cell, why = (tried.policy, tried.kv), f"what was tried for {floor} agreement, not certified yet"
-        if cell[0] != "never" and cell not in found:
-            found[cell] = _choice(*cell, why, verdict.floor)
+    for answer in sorted(tuned, key=lambda answer: from_main(answer.floor.value)):
+        judged, floor = judged_policy(answer), percent_down(answer.floor.value)
+        if judged is not None and judged not in found:
+            certified = answer.standing == "certified"
+            why = f"certified at {floor} agreement" if certified else f"what was tried for {floor} agreement"
+            found[judged] = _choice(*judged, why, answer.floor.value)
     if found:
         return list(found.values())
-    for one in sorted(tuned, key=lambda one: from_main(one.floor.value)):
-        tried = next((candidate for candidate in one.candidates if candidate.draft_length is None), None)
-        if tried is not None:
-            why = (
-                f"nothing is certified at {percent_down(one.floor.value)} agreement; this is the most "
-                "cautious policy that was a candidate for it"
-            )
-            return [_choice(tried.policy, tried.kv, why, one.floor.value)]
     entry = fastest_exiting(ranking.entries)
     if entry is None:
         return []
