@@ -74,13 +74,13 @@ def test_predicted_stands_beside_measured(run, page):
 def test_a_prompt_stands_with_both_answers_and_where_they_part():
     made = decoded("prose", "static:exit=20", others=False)
     policies = tuple(replace(one, answer="the cat sat </p>on") for one in made.policies)
-    made = replace(made, policies=policies, prompt="Once", plain_answer="the cat slept")
+    made = replace(made, policies=policies, prompt="Once", plain_answer="the cat slept\x1b[2J\nlong")
     html = render(with_decoding(example_run(), made))
     page = Page(html)
     assert page.faults == []
     assert "At 95 %: always exit 20, which kept 93.8 % of the timed prompts" in page.text
     assert "the cat s<mark>at &lt;/p&gt;on</mark>" in html
-    assert '<p class="generated">the cat slept</p>' in html
+    assert '<p class="generated">the cat slept⟨001B⟩[2J\nlong</p>' in html
     without = replace(made, policies=tuple(replace(one, answer=None) for one in policies))
     assert "The full model" not in Page(render(with_decoding(example_run(), without))).text
 

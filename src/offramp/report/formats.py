@@ -202,6 +202,11 @@ def visible_piece(piece: str) -> str:
     return "·" * left + "".join(visible_character(character) for character in body) + "·" * right
 
 
+def visible_text(text: str) -> str:
+    """A generated text with its lines as they are, and signs for characters that would not show."""
+    return "\n".join("".join(map(visible_character, line)) for line in text.split("\n"))
+
+
 def visible_character(character: str) -> str:
     """One character, or a visible sign for one that would not show."""
     signs = {"\n": "⏎", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}

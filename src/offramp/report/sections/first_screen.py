@@ -10,7 +10,7 @@ from markupsafe import Markup
 from offramp.policies.short_names import short_name
 from offramp.report.caveats import caveats
 from offramp.report.findings import main_verdict, run_decision
-from offramp.report.formats import listed, percent, whole_percent
+from offramp.report.formats import listed, percent, short_source, visible_text, whole_percent
 from offramp.report.headline import grounds_of, short_answer
 from offramp.report.html import Column, cards, fragment, pill, stack
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
@@ -49,7 +49,7 @@ def question(run: RunResult) -> str:
     verdicts = [one for workload in run.workloads if (one := main_verdict(workload)) is not None]
     worth = verdicts[0].worth if verdicts else WORTH
     floor = verdicts[0].floor if verdicts else MAIN_FLOOR
-    texts = listed([workload.name for workload in run.workloads]) or "no text yet"
+    texts = listed([short_source(workload.name) for workload in run.workloads]) or "no text yet"
     return (
         f"Do early exits make {run.model_name} more than {whole_percent(worth)} faster while "
         f"{whole_percent(floor)} of its tokens stay the full model's choice? On {texts}, one sequence at a "
@@ -105,11 +105,11 @@ def _text(decoded: Decoded) -> dict[str, Any] | None:
     answered = [(one, one.answer) for one in decoded.policies if one.answer is not None]
     if decoded.prompt is None or plain is None or not answered:
         return None
-    answers = [("The full model", plain, "")]
+    answers = [("The full model", visible_text(plain), "")]
     for policy, answer in answered:
         alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(plain, answer, strict=False)))
-        answers.append((_title(policy), answer[:alike], answer[alike:]))
-    return {"name": decoded.workload, "prompt": decoded.prompt, "answers": answers}
+        answers.append((_title(policy), visible_text(answer[:alike]), visible_text(answer[alike:])))
+    return {"name": decoded.workload, "prompt": visible_text(decoded.prompt), "answers": answers}
 
 
 def _title(policy: DecodedPolicy) -> str:
