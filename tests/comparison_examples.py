@@ -14,6 +14,7 @@ from offramp.scoring.eas import layer_weights
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.eas_fit import EasFit, PublishedModel, eas_fit
 from offramp.studies.comparison.results import (
+    NOT_TIMED,
     Comparison,
     ModelFacts,
     PairDifference,
@@ -435,12 +436,14 @@ def trained() -> tuple[TrainedSaving, ...]:
         untrained=0.1,
         plain_seconds=0.05,
         paid_back=240_000.0,
+        credit=Estimate(1.11, 1.08, 1.14),
     )
     nothing = Estimate(None, undefined="a faster policy failed")
+    untimed = replace(at_95, paid_back=None, credit=NOT_TIMED)
     return (
-        replace(at_95, floor="agreement=0.99", policy="never", passed="", saved=nothing, paid_back=None),
+        replace(untimed, floor="agreement=0.99", policy="never", passed="", saved=nothing),
         at_95,
-        replace(at_95, floor="agreement=0.9", passed="replayed", basis="predicted", paid_back=120_000.0),
+        replace(untimed, floor="agreement=0.9", passed="replayed", basis="predicted"),
     )
 
 

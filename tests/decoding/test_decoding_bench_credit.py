@@ -19,6 +19,8 @@ from offramp.decoding.measurement.decoder import Decoded, Decoder, generate
 from offramp.decoding.measurement.judged import judge_measurement
 from offramp.decoding.measurement.processes import merged
 from offramp.decoding.measurement.results import (
+    LOOKUP,
+    NO_TIME,
     BenchResult,
     Cluster,
     Contender,
@@ -112,6 +114,24 @@ def test_nothing_is_said_where_the_times_say_nothing() -> None:
     assert result(cut=wrong).credit(POLICY).over == "lookup"  # type: ignore[union-attr]
 
 
+def test_what_needs_no_exits_and_took_no_turns_is_known() -> None:
+    cut, lookup = "the output head cut to the short list", "prompt lookup"
+
+    def missing(**changes: Contender) -> tuple[str, ...]:
+        return result(**changes).untimed_rivals
+
+    able = timed("lookup", full_depth=True)
+    listed = timed("cut head", full_depth=True, role="short list")
+    both = {"lookup": replace(able, name=LOOKUP), "cut": listed}
+    assert missing(**both) == ()
+    assert missing(cut=listed) == (lookup,)
+    assert missing(lookup=both["lookup"]) == (cut,)
+    late = Contender(LOOKUP, "peer", left_out=NO_TIME, full_depth=True)
+    assert missing(cut=listed, lookup=late) == (lookup,)
+    # What this model cannot do is no rival.
+    assert missing(cut=listed, lookup=replace(late, left_out="stateful models")) == ()
+
+
 def test_it_is_read_back_and_stands_in_the_json(tmp_path: Path) -> None:
     write_results(tmp_path / "bench.json", [result()])
     (read,) = read_results(tmp_path / "bench.json")
@@ -196,7 +216,7 @@ def test_all_tokens_at_once_are_no_reason_to_leave_a_decoder_out(monkeypatch: py
         return found
 
     monkeypatch.setattr(type(model.hf), "generate", at_once)
-    (lookup,) = peers_of(setting, 0.0, 1.0, ["prompt lookup"])
+    (lookup,) = peers_of(setting, 0.0, 1.0, [LOOKUP])
     assert isinstance(lookup, Decoder)
     decoded = lookup.decode(setting.prompts[0], 2)
     assert (len(decoded.tokens[0]), decoded.first_tokens) == (2, 2)

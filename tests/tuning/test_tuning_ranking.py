@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
+from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate
@@ -14,7 +17,7 @@ from offramp.tuning.floor import make_floor
 from offramp.tuning.judging import halves_of, judge
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
-from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit, machine_answers, ranking
+from offramp.tuning.ranking import RankedPolicy, ReplayedCredit, machine_answers, ranking, replayed_credit
 from offramp.tuning.search import search_pool
 
 SHORT = "shortlist:policy=[never],at=all"
@@ -69,7 +72,7 @@ def test_a_ranking_ranks_its_families_and_holds_the_short_list(entries: tuple[Ra
     assert (short.policy, short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
     assert short.gain is not None
     assert (short.gain.layers, short.gain.probes) == (0.0, 0.0)
-    credit = early_exit_credit(entries, 0.95)
+    credit = replayed_credit(entries, 0.95)
     assert credit.without_speedup == max(1.0, short.net_speedup.value or 0.0)
     assert credit.exits is not None
     assert not parse_policy(credit.exits).full_depth
@@ -158,31 +161,50 @@ def entry(
     )
 
 
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "gains"),
+    [
+        (Gain(layers=0.005, head=0.146, probes=0.0), 1.16, 1.19, False),  # a large vocabulary: the list alone
+        (Gain(layers=0.03, head=0.1, probes=-0.002), 1.16, 1.19, True),
+        (Gain(layers=0.03, head=0.1, probes=-0.03), 1.16, 1.19, False),  # its checks cost what it saves
+        (Gain(layers=0.005, head=0.146, probes=0.0), None, None, True),
+        (None, 1.16, 1.19, True),  # nobody split it
+    ],
+)
+def test_what_layers_do_not_save_is_no_gain_of_exits(
+    gain: Gain | None, low: float | None, high: float | None, gains: bool
+) -> None:
+    found = replace(entry("static:exit=17", 1.174, 1), gain=gain, net_speedup=Estimate(1.174, low, high))
+    assert found.exits_early
+    assert found.gains_by_exits is gains
+    assert not replace(found, full_depth=True).gains_by_exits
+
+
 PLAIN, ORACLE = entry("never", 1.0, None, agreement=1.0), entry("oracle:which=saturation", 2.0, None)
 
 
 def test_a_short_list_that_early_exit_rides_on_is_not_its_merit() -> None:
     both = entry("shortlist:policy=[static:exit=5],at=all", 1.056, 1)
     alone, exits = entry(SHORT, 1.05, 2), entry("static:exit=5", 1.001, 3)
-    found = early_exit_credit([PLAIN, ORACLE, exits, alone, both], 0.95)
-    assert found == Credit(0.95, both.policy, 1.056, SHORT, 1.05)
+    found = replayed_credit([PLAIN, ORACLE, exits, alone, both], 0.95)
+    assert found == ReplayedCredit(0.95, both.policy, 1.056, SHORT, 1.05)
     assert found.ratio == pytest.approx(1.056 / 1.05)
-    assert early_exit_credit([PLAIN, exits], 0.95).ratio == pytest.approx(1.001)
+    assert replayed_credit([PLAIN, exits], 0.95).ratio == pytest.approx(1.001)
 
 
 def test_who_breaks_the_floor_does_not_count() -> None:
     broken = entry(SHORT, 1.3, 1, agreement=0.94)
     exits = entry("static:exit=5", 1.1, 2)
-    assert early_exit_credit([broken, exits], 0.95) == Credit(0.95, "static:exit=5", 1.1, "never", 1.0)
-    assert early_exit_credit([broken, exits], 0.9) == Credit(0.9, None, None, "never", 1.0)
-    assert early_exit_credit([PLAIN], 0.95).ratio is None
+    assert replayed_credit([broken, exits], 0.95) == ReplayedCredit(0.95, "static:exit=5", 1.1, "never", 1.0)
+    assert replayed_credit([broken, exits], 0.9) == ReplayedCredit(0.9, None, None, "never", 1.0)
+    assert replayed_credit([PLAIN], 0.95).ratio is None
 
 
 def test_the_half_that_chose_picks_who_is_compared() -> None:
     lucky = entry("static:exit=4", 1.5, 2)
-    assert early_exit_credit([lucky, entry("static:exit=5", 1.1, 1)], 0.95).exits == "static:exit=5"
+    assert replayed_credit([lucky, entry("static:exit=5", 1.1, 1)], 0.95).exits == "static:exit=5"
 
 
 def test_what_is_slower_than_plain_decoding_is_no_alternative_to_it() -> None:
-    found = early_exit_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
+    found = replayed_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
     assert (found.without, found.ratio) == ("never", 0.8)

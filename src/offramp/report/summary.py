@@ -34,7 +34,7 @@ from offramp.scoring.readings import Readings
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import FloorKind
-from offramp.tuning.ranking import Credit, MachineAnswer, RankedPolicy
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import FrontPoint, Tuned
 from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict
 from offramp.workloads.workload import Mode
@@ -420,7 +420,7 @@ class Summary:
     frontier: tuple[FrontierRecord, ...]
     predicted: tuple[PredictedRecord, ...]
     league: tuple[RankedPolicy, ...]
-    credit: tuple[Credit, ...]
+    credit: tuple[ReplayedCredit, ...]
     tuned: tuple[TunedRecord, ...]
     machines: tuple[MachineAnswer, ...]
     break_even: tuple[BreakEven, ...]
@@ -433,7 +433,7 @@ class Summary:
     sha256: str
 
 
-OF_A_WORKLOAD = ("RankedPolicy", "Credit", "MachineAnswer", "BreakEven")
+OF_A_WORKLOAD = ("RankedPolicy", "ReplayedCredit", "MachineAnswer", "BreakEven")
 """Records of other packages, before each of which a workload's name stands here."""
 
 OPEN = (
@@ -477,7 +477,7 @@ def summary_schema() -> dict[str, Any]:
             continue
         if name in OF_A_WORKLOAD:
             record["properties"] = {"workload": {"type": "string"}, **record["properties"]}
-        if name == "Credit":
+        if name == "ReplayedCredit":
             record["properties"]["ratio"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
         record["required"] = [key for key in record["properties"] if key not in LEFT_OUT.get(name, ())]
         record["additionalProperties"] = name in OPEN
@@ -580,7 +580,7 @@ def _verdicts(run: RunResult) -> list[tuple[WorkloadResult, Verdict]]:
 
 
 def _named(
-    workload: WorkloadResult, value: RankedPolicy | Credit | MachineAnswer | BreakEven
+    workload: WorkloadResult, value: RankedPolicy | ReplayedCredit | MachineAnswer | BreakEven
 ) -> dict[str, Any]:
     """A result as it is, with its workload's name."""
     return {"workload": workload.name, **asdict(value)}

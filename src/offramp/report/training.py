@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.report.run_result import RunResult
-from offramp.studies.comparison.results import share_saved
+from offramp.report.run_result import Decoded, RunResult
+from offramp.studies.comparison.results import saved_without, share_saved
 from offramp.studies.work.training_cost import Training
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.verdict import Verdict
@@ -16,8 +16,9 @@ class Bought:
     """What trained exits give on one text at one floor.
 
     saved: share of the fastest plain decoder's time that is saved, with its interval; None where nothing
-    faster is certified. open: whether a candidate may yet be. tokens: generated tokens after which training
-    is paid back, None if never, or if plain decoding was not timed.
+    faster is certified. open: whether a candidate may yet be. credit: measured speed over the best decoder
+    without exits, None where that was not timed beside it. tokens: generated tokens after which training is
+    paid back over that decoder, None if never, or if that is not known.
     """
 
     text: str
@@ -29,6 +30,12 @@ class Bought:
     high: float | None
     tokens: float | None
     open: bool = False
+    credit: float | None = None
+
+    @property
+    def never(self) -> bool:
+        """Whether training is never paid back; else, without tokens, nobody knows."""
+        return self.tokens is None and (self.saved is None or self.credit is not None)
 
 
 def bought(run: RunResult, training: Training) -> list[Bought]:
@@ -50,5 +57,18 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
     decoded = run.decoded(text)
     plain = run.plain_seconds_per_token
     seconds = (decoded and decoded.plain_seconds) or (plain and plain.value)
-    tokens = tokens_to_pay_back(training.seconds, seconds, saved) if seconds else None
-    return Bought(text, verdict.floor, verdict.policy, speed.how, saved, low, high, tokens)
+    credit, tokens = _credit(decoded, verdict), None
+    if seconds and credit is not None:
+        tokens = tokens_to_pay_back(training.seconds, seconds, saved, saved_without(saved, credit))
+    return Bought(text, verdict.floor, verdict.policy, speed.how, saved, low, high, tokens, credit=credit)
+
+
+def _credit(decoded: Decoded | None, verdict: Verdict) -> float | None:
+    """What the stopwatch credits the verdict's policy with, where all that needs no exits took turns."""
+    if decoded is None or decoded.bench.untimed_rivals:
+        return None
+    for policy in decoded.policies:
+        if (policy.policy, policy.kv) == (verdict.policy, verdict.kv):
+            found = decoded.bench.credit(policy.contender, verdict.floor)
+            return None if found is None else found.value
+    return None

@@ -24,7 +24,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.ranking import Credit, RankedPolicy, early_exit_credit
+from offramp.tuning.ranking import RankedPolicy, ReplayedCredit, replayed_credit
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import CUT, Speed, Verdict, without_words
 
@@ -266,26 +266,29 @@ def saved_words(verdict: Verdict) -> str:
     return f"{said}; {how_words(speed)} {shown} over {without_words(verdict.without)}"
 
 
-def credits_of(families: Sequence[RankedPolicy]) -> list[Credit]:
-    """The credit at each floor of a ranking, the strictest first; none where families were not ranked."""
+def credits_of(families: Sequence[RankedPolicy]) -> list[ReplayedCredit]:
+    """What replay credits early exit with at each floor, the strictest first; none without ranks."""
     if all(entry.rank is None for entry in families):
         return []
     floors = sorted({entry.floor for entry in families}, reverse=True)
-    return [early_exit_credit(families, floor) for floor in floors]
+    return [replayed_credit(families, floor) for floor in floors]
 
 
-def credit_sentence(credit: Credit) -> str:
+def credit_sentence(credit: ReplayedCredit) -> str:
     """One floor in a sentence or two."""
     if credit.ratio is None or credit.speedup is None:
-        return f"No early exit holds {whole_percent(credit.floor)} agreement on the documents that judge."
+        return (
+            f"No early exit holds {whole_percent(credit.floor)} agreement in replay on the documents that "
+            "judge."
+        )
     if credit.without == "never":
         return (
-            "Nothing that leaves no layer out is faster than plain decoding here, so all that the best early "
-            f"exit gains is its own: {faster(credit.speedup)}."
+            "In replay nothing that leaves no layer out is faster than plain decoding, so that all that the "
+            f"best early exit would gain is its own: {faster(credit.speedup)}."
         )
     return (
-        f"Without any early exit, {CUT} is {faster(credit.without_speedup)}. The best early exit, "
-        f"{faster(credit.speedup)} than plain decoding, is credited with what it adds to that: "
+        f"In replay, without any early exit, {CUT} is {faster(credit.without_speedup)}. The best early exit, "
+        f"{faster(credit.speedup)} than plain decoding, would be credited with what it adds to that: "
         f"{faster(credit.ratio)}."
     )
 

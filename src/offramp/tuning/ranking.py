@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from offramp.costs.machine import Machine
-from offramp.policies.cost_breakdown import Gain
+from offramp.policies.cost_breakdown import Gain, saved_error
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import price_notes
 from offramp.policies.rules.fixed import ORACLES, Never, Oracle
@@ -57,6 +57,15 @@ class RankedPolicy:
     def exits_early(self) -> bool:
         """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
         return self.policy != "never" and not self.full_depth
+
+    @property
+    def gains_by_exits(self) -> bool:
+        """Whether the layers that it leaves out save more than the error of its speed, checks charged.
+
+        If not, what it gains is the shorter head's, and not to be called early exit's.
+        """
+        speed, gain = self.net_speedup, self.gain
+        return self.exits_early and (gain is None or gain.by_exits > saved_error(speed.low, speed.high))
 
 
 @dataclass(frozen=True)
@@ -196,9 +205,10 @@ def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: 
 
 
 @dataclass(frozen=True)
-class Credit:
-    """The fastest early exit at a floor beside the fastest decoder that leaves no layer out.
+class ReplayedCredit:
+    """The fastest early exit at a floor beside the fastest decoder that leaves no layer out, in replay.
 
+    A proposal: nothing was executed or timed. Credit itself is measured (`BenchResult.credit`).
     exits, without: their policies. speedup, without_speedup: of each over the full model. Without any early
     exit that holds the floor, exits and speedup are None.
     """
@@ -211,12 +221,12 @@ class Credit:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast early exit is as the best without it: what it is credited with."""
+        """How many times as fast early exit is as the best without it, as predicted."""
         return None if self.speedup is None else self.speedup / self.without_speedup
 
 
-def early_exit_credit(entries: Iterable[RankedPolicy], floor: float) -> Credit:
-    """What early exit is credited with at a floor, from a ranking there.
+def replayed_credit(entries: Iterable[RankedPolicy], floor: float) -> ReplayedCredit:
+    """What early exit would be credited with at a floor if decoding did as replay does, from a ranking there.
 
     Those count that hold the floor on the half that judges them (its value, not its interval). Of early exits
     and of the others the one that was faster on the half that chose is taken, and its speed on the other, so
@@ -232,4 +242,4 @@ def early_exit_credit(entries: Iterable[RankedPolicy], floor: float) -> Credit:
     without = next(((policy, speed) for _, policy, speed, full in held if full and speed > 1.0), None)
     policy, speedup = exits or (None, None)
     baseline, baseline_speedup = without or ("never", 1.0)
-    return Credit(floor, policy, speedup, baseline, baseline_speedup)
+    return ReplayedCredit(floor, policy, speedup, baseline, baseline_speedup)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from study_cases import (
     UNDECODED,
     WORKLOADS,
     StudyCase,
+    bench_result,
     decode_result,
     league_entry,
 )
 
 from offramp.costs.hardware import find_machine
+from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.shape import ModelShape
@@ -38,6 +42,7 @@ from offramp.studies.comparison.study_rows import (
 )
 from offramp.studies.comparison.study_strategies import (
     Finished,
+    credit_of,
     decoded_strategies,
     floor_of,
     measured_speedups,
@@ -167,6 +172,11 @@ def test_policies_of_the_file_are_held_against_the_floors_of_the_study(content: 
 def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
     row = row_of(content, "alpha", "prose")
     plain, fast, slow, none = strategies_of(content, row, "measured")
+    # The head cut to the short list and prompt lookup took no turns there: what exits add is not known.
+    assert {fast.credit.value, slow.credit.value, plain.credit.value} == {None}
+    assert fast.credit.undefined == (
+        "not timed beside it: the output head cut to the short list and prompt lookup"
+    )
     assert row.measured_speedup == {"agreement=0.9 | local": pytest.approx(1.25)}
     assert (plain.family, plain.policy, plain.net_speedup.value) == ("full model", "never", 1.0)
     assert plain.characters_per_second == pytest.approx(3.0 / 0.05)
@@ -203,6 +213,22 @@ def decoded(result: dict[str, Any]) -> Finished:
     """A decode cell at a floor of 0.9."""
     cell = Cell("decode", "", "alpha", workload="prose", machine="local")
     return Finished(cell, {"floor": 0.9}, {}, result)
+
+
+def test_what_was_timed_beside_all_that_needs_no_exits_has_its_credit() -> None:
+    def timed(contender: Contender, logs: tuple[float, ...], **changes: Any) -> Contender:
+        clusters = tuple(Cluster(0, prompt, log, 4) for prompt, log in enumerate(logs))
+        return replace(contender, clusters=clusters, **changes)
+
+    bench = bench_result()
+    fast = timed(bench.contender("fast"), (0.20, 0.22, 0.24))
+    cut = timed(fast, (0.10, 0.12, 0.14), name="cut", role="short list", full_depth=True)
+    lookup = Contender(LOOKUP, "peer", left_out="it cannot", full_depth=True)
+    whole = replace(bench, contenders=(bench.contenders[0], fast, cut, lookup))
+    credit, over = credit_of(whole, "fast", 0.9)
+    assert (credit.value, over) == (pytest.approx(math.exp(0.1)), "cut")
+    single = replace(whole, contenders=(bench.contenders[0], timed(fast, (0.2,)), cut, lookup))
+    assert credit_of(single, "fast", 0.9)[0].undefined == "its times on the prompts say nothing"
 
 
 @pytest.mark.parametrize("result", [decode_result(), decode_result(*BROKEN), dict(UNDECODED)])

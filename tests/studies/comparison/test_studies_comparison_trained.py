@@ -53,6 +53,14 @@ def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str 
 PREDICTED = strategy("predicted", POLICY, 1.25, 0.04)
 """Plain decoding takes 0.05 s by it."""
 
+PLAIN = strategy("measured", "never", 1.0, 0.05)
+
+
+def timed(speed: float, credit: float | None = None) -> Strategy:
+    """The policy by the stopwatch. credit: over the best decoder without exits, None: plain decoding."""
+    found = strategy("measured", POLICY, speed, 0.05 / speed)
+    return replace(found, credit=Estimate(speed if credit is None else credit))
+
 
 def only(found: list[Row], *strategies: Strategy) -> TrainedSaving:
     (one,) = trained_savings(found, strategies)
@@ -60,38 +68,50 @@ def only(found: list[Row], *strategies: Strategy) -> TrainedSaving:
 
 
 def test_training_is_paid_back_by_what_it_saves_beyond_the_untrained_exits() -> None:
-    alone = only(rows(saving(1.25)), PREDICTED)
+    alone = only(rows(saving(1.25)), PLAIN, timed(1.25))
     assert (alone.saved.value, alone.untrained) == (pytest.approx(0.2), None)
-    assert (alone.saved.low, alone.saved.high) == (pytest.approx(1 - 1 / 1.2), pytest.approx(1 - 1 / 1.3))
+    assert (alone.saved.low, alone.saved.high) == (pytest.approx(1 - 1 / 1.15), pytest.approx(1 - 1 / 1.35))
     assert alone.plain_seconds == pytest.approx(0.05)
     assert alone.paid_back == pytest.approx(600.0 / (0.2 * 0.05))
-    assert (alone.passed, alone.basis, alone.open) == ("executed", "predicted", False)
-    beside = only(rows(saving(1.25), saving(1 / 0.9), saving(1 / 0.95)), PREDICTED)
+    assert (alone.passed, alone.basis, alone.open) == ("executed", "measured", False)
+    beside = only(rows(saving(1.25), saving(1 / 0.9), saving(1 / 0.95)), PLAIN, timed(1.25))
     assert beside.untrained == pytest.approx(0.1)  # the better of two
     assert beside.paid_back == pytest.approx(600.0 / (0.1 * 0.05))
+
+
+def test_training_is_paid_back_by_its_credit_alone() -> None:
+    """The cut head saves 12 % of plain decoding's time, and nobody has to train for that."""
+    cut = only(rows(saving(1.25)), PLAIN, timed(1.25, credit=1.1))
+    assert cut.saved.value == pytest.approx(0.2)
+    assert cut.paid_back == pytest.approx(600.0 / ((0.2 - 0.12) * 0.05))
+    assert only(rows(saving(1.25)), PLAIN, timed(1.25, credit=0.95)).paid_back is None
+    for nothing in (PREDICTED, strategy("measured", POLICY, 1.25, 0.04)):  # the cut head took no turns
+        found = only(rows(saving(1.25)), PLAIN, nothing)
+        assert (found.saved.value, found.credit.value, found.paid_back) == (pytest.approx(0.2), None, None)
 
 
 def test_what_untrained_exits_lose_is_not_saved_by_training() -> None:
     """Nobody would use them: plain decoding is there."""
     for untrained in (saving(0.8), saving(1.5, certified=False), saving(1.0, policy="never")):
-        one = only(rows(saving(1.25), untrained), PREDICTED)
+        one = only(rows(saving(1.25), untrained), PLAIN, timed(1.25))
         assert one.untrained == 0.0
         assert one.paid_back == pytest.approx(600.0 / (0.2 * 0.05))
 
 
 def test_training_that_saves_no_more_than_untrained_exits_is_never_paid_back() -> None:
     for trained, untrained in ((1.25, 1.25), (1.2, 1.25), (0.9, 0.8)):
-        assert only(rows(saving(trained), saving(untrained)), PREDICTED).paid_back is None
+        found = only(rows(saving(trained), saving(untrained)), PLAIN, timed(trained))
+        assert (found.credit.value, found.paid_back) == (trained, None)
 
 
 def test_the_stopwatch_counts_where_there_is_one() -> None:
-    timed = strategy("measured", POLICY, 2.0, 0.03)
+    clocked = replace(timed(2.0), seconds_per_token=0.03)
     plain = strategy("measured", "never", 1.0, 0.06)
-    one = only(rows(saving(1.25)), plain, timed, PREDICTED)
+    one = only(rows(saving(1.25)), plain, clocked, PREDICTED)
     assert (one.basis, one.saved.value) == ("measured", pytest.approx(0.5))
     assert one.plain_seconds == pytest.approx(0.06)
     assert one.paid_back == pytest.approx(600.0 / (0.5 * 0.06))
-    for none in (replace(timed, answer="defect: wrong output"), replace(timed, policy="static:exit=21")):
+    for none in (replace(clocked, answer="defect: wrong output"), replace(clocked, policy="static:exit=21")):
         assert only(rows(saving(1.25)), none, PREDICTED).basis == "predicted"
 
 

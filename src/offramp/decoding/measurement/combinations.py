@@ -29,7 +29,7 @@ from offramp.decoding.measurement.contenders import (
     why,
 )
 from offramp.decoding.measurement.decoder import Decoder, left_out
-from offramp.decoding.measurement.results import Contender
+from offramp.decoding.measurement.results import LOOKUP, Contender
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
 from offramp.models.loading import Placement
@@ -280,7 +280,7 @@ def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
 
 
 def _prompt_lookup(setting: Setting) -> Decoder | Contender:
-    found = _only(PEERS["prompt lookup"](setting))
+    found = _only(PEERS[LOOKUP](setting))
     return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
 
 

@@ -26,7 +26,7 @@ from offramp.decoding.measurement.decoder import (
     own_config,
     plain_config,
 )
-from offramp.decoding.measurement.results import A_A
+from offramp.decoding.measurement.results import A_A, LOOKUP, NO_TIME, SHORT_LIST
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError
@@ -99,7 +99,6 @@ def policies(setting: Setting) -> Candidates:
         )
 
 
-SHORT_LIST = "short list"
 CUT_HEAD = with_short_head(Never())
 """The policy of the full model with its output head cut to the short list."""
 
@@ -112,7 +111,8 @@ def _cut_head(setting: Setting) -> Candidates:
         return
     listed = SHORTLIST if cell.heads is None or cell.heads.shortlist is None else len(cell.heads.shortlist)
     if listed >= setting.model.shape.vocabulary_size and not any(one.short_list for one in policies):
-        yield left_out(str(CUT_HEAD), SHORT_LIST, "the short list holds the whole vocabulary")
+        why_not = "the short list holds the whole vocabulary"
+        yield left_out(str(CUT_HEAD), SHORT_LIST, why_not, full_depth=True)
         return
     decoder = _in_steps(str(CUT_HEAD), SHORT_LIST, _in_our_loop(setting, cell))
     yield replace(decoder, short_list=True, full_depth=True)
@@ -171,7 +171,7 @@ def _prompt_lookup(setting: Setting) -> Candidates:
     """`generate(prompt_lookup_num_tokens=n)` at its best n: drafts copied from the prompt, no exit at all."""
     found = _at_best(
         setting,
-        "generate(prompt_lookup_num_tokens)",
+        LOOKUP,
         LOOKUP_LENGTHS,
         lambda length: _in_library(setting, prompt_lookup_num_tokens=length),
     )
@@ -187,7 +187,6 @@ PLAIN: dict[str, Source] = {
 }
 """Decoders of the full model; the fastest is what every other one is held against."""
 
-LOOKUP = "prompt lookup"
 PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKUP: _prompt_lookup}
 """What users would pick instead."""
 
@@ -235,7 +234,7 @@ def peers_of(
     for name in invited:
         source = PEERS[name]
         if seconds * decodings > most:
-            yield left_out(name, "peer", "there was no time for it beside the policy: give more seconds")
+            yield left_out(name, "peer", NO_TIME)
         else:
             yield from source(setting)
 

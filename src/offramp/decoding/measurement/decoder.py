@@ -161,9 +161,9 @@ Candidates = Iterator[Decoder | Contender]
 """Contenders that take part, and those that are left out, with their reasons."""
 
 
-def left_out(name: str, role: str, why: str) -> Contender:
+def left_out(name: str, role: str, why: str, *, full_depth: bool = False) -> Contender:
     """A contender that is not timed."""
-    return Contender(name, role, left_out=why)
+    return Contender(name, role, left_out=why, full_depth=full_depth)
 
 
 class LayerCount:

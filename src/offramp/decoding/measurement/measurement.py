@@ -11,7 +11,6 @@ from typing import Any
 from offramp.decoding.measurement.answers import Budget, Limits
 from offramp.decoding.measurement.contenders import (
     ONE_CALL,
-    SHORT_LIST,
     Extent,
     Setting,
     again,
@@ -26,14 +25,14 @@ from offramp.decoding.measurement.figures import (
     figures_of,
     only_piloted,
 )
-from offramp.decoding.measurement.results import BenchResult, Cluster, Contender
+from offramp.decoding.measurement.results import SHORT_LIST, BenchResult, Cluster, Contender
 from offramp.decoding.measurement.trial import PILOT_VISITS, Pilot, Trial, choose_plain, given_plain, try_out
 from offramp.decoding.measurement.turns import Group, time_groups
 from offramp.errors import OfframpError
 from offramp.files import sha256_of_text
 from offramp.models.quiet import quiet_transformers
 
-PEERS_SHARE = 0.15
+PEERS_SHARE = 0.25
 """Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""
 PILOT_FROM = 0.25
 """A pilot that begins when more than this share of the seconds is spent is short."""

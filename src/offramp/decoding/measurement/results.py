@@ -13,8 +13,15 @@ from typing import Any, ClassVar, Literal
 
 from offramp.records.sealed_file import SealedFile
 
-PLAIN, A_A = "plain", "a/a"
-"""Roles of contenders: the full model's output by definition, and one of those a second time."""
+PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
+"""Roles of contenders: the full model's output by definition, one of those a second time, and the full model
+with its output head cut to the short list."""
+
+LOOKUP = "generate(prompt_lookup_num_tokens)"
+"""The name of prompt lookup."""
+
+NO_TIME = "there was no time for it beside the policy: give more seconds"
+"""Why a contender was left out that could have been timed."""
 
 Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 """Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
@@ -321,6 +328,20 @@ class BenchResult:
         from offramp.decoding.measurement.credit import credit_of
 
         return credit_of(self, name, floor)
+
+    @property
+    def untimed_rivals(self) -> tuple[str, ...]:
+        """What needs no exits and might be faster than all that took turns, but was not among them, in words.
+
+        While there is any, a credit is none that early exit could pay by.
+        """
+        able = [one for one in self.contenders if one.full_depth and one.left_out != NO_TIME]
+        cut = any(one.role == SHORT_LIST or one.name.startswith("shortlist:") for one in able)
+        found = {
+            "the output head cut to the short list": cut,
+            "prompt lookup": LOOKUP in {one.name for one in able},
+        }
+        return tuple(name for name, timed in found.items() if not timed)
 
     @property
     def main(self) -> Contender:

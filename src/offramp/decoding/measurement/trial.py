@@ -99,7 +99,7 @@ def try_out(
         except OfframpError as error:
             if decoder.required:
                 raise
-            failed.append(left_out(decoder.name, decoder.role, why(error)))
+            failed.append(_failed(decoder, error))
         except FAILURES as error:
             if decoder.required:
                 raise ModelError(
@@ -107,8 +107,12 @@ def try_out(
                     where=str(stack.hf.config.name_or_path),
                     fix="this model cannot be timed; trace and replay it instead",
                 ) from error
-            failed.append(left_out(decoder.name, decoder.role, why(error)))
+            failed.append(_failed(decoder, error))
     return trials, failed
+
+
+def _failed(decoder: Decoder, error: Exception) -> Contender:
+    return left_out(decoder.name, decoder.role, why(error), full_depth=decoder.full_depth)
 
 
 def _trial(decoder: Decoder, prompts: PromptBatch, new_tokens: int, stack: ExitStack) -> Trial:

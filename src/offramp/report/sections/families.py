@@ -275,4 +275,7 @@ def words_on(entry: RankedPolicy, counted: str) -> str:
         speed = f"is {faster(value)}{f' ({interval})' if interval else ''}"
     skipped = entry.skip_ratio.value
     skips = "" if skipped is None else f"it skips {percent(skipped)} of the layers and "
-    return f"{entry.family}, {speed}: {skips}spends {percent(entry.probe_share)} of its {counted} on probes"
+    said = f"{entry.family}, {speed}: {skips}spends {percent(entry.probe_share)} of its {counted} on probes"
+    if value > 1.0 and not entry.gains_by_exits:
+        said += "; leaving early saves less than the error of its speed, the shorter output head the rest"
+    return said

@@ -142,6 +142,7 @@ STRATEGY_COLUMNS = (
     DataColumn("strategy", "Strategy"),
     DataColumn("predicted", "Net speed", numeric=True, kind="predicted"),
     DataColumn("measured", "Net speed", numeric=True, kind="measured"),
+    DataColumn("credit", "Over the best without exits", numeric=True, kind="measured"),
     *PLACE_COLUMNS,
     DataColumn("machine", "Machine", facet="machine"),
     DataColumn("floor", "Floor", facet="floor"),
@@ -149,7 +150,7 @@ STRATEGY_COLUMNS = (
     DataColumn("agreement", "Agreement", numeric=True),
     DataColumn("skipped", "Layers skipped", numeric=True),
     DataColumn("probes", "Spent on probes", numeric=True),
-    DataColumn("saved", "Saved of plain decoding"),
+    DataColumn("saved", "Saved of plain decoding, priced"),
     DataColumn("time", "Time per token", numeric=True),
     DataColumn("characters", "Characters per second", numeric=True),
 )
@@ -169,6 +170,7 @@ def strategy_cells(standing: Standing) -> list[DataCell]:
         DataCell(_name(one)),
         DataCell(NOTHING) if predicted is None else estimate_cell(predicted.net_speedup, times),
         _measured_cell(measured),
+        _credit_cell(measured),
         *place_cells(one.model, one.workload, one.heads),
         facet_cell(machine_shown(one.machine)),
         facet_cell(floor_shown(one.floor)),
@@ -213,6 +215,17 @@ def _measured_cell(measured: Strategy | None) -> DataCell:
         struck = text("undefined" if value is None else times(value))
         return DataCell(fragment("comparison", "struck", struck) + styled(measured.answer, "invalid"))
     return DataCell(stack(cell.html, measured.answer), cell.value)
+
+
+def _credit_cell(measured: Strategy | None) -> DataCell:
+    """What exits add to the best decoder without them of the same turns, or why that is not known."""
+    if measured is None or measured.policy == NEVER or has_defect(measured):
+        return DataCell(NOTHING)
+    credit = measured.credit
+    if credit.value is None:
+        return DataCell(small(credit.undefined or NOTHING))
+    cell = estimate_cell(credit, times)
+    return DataCell(stack(cell.html, f"over {measured.credit_over}"), cell.value)
 
 
 def _beside(predicted: float | None, measured: float | None) -> DataCell:

@@ -1,4 +1,4 @@
-"""Trained exits of a comparison beside the same models untrained: what they took, save, and when it pays."""
+"""Trained exits of a comparison beside the same models untrained: what they took, save and add."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from offramp.report.data_table import (
     number_cell,
     place_cells,
 )
-from offramp.report.formats import estimate_text, percent, percent_tick, whole_percent
+from offramp.report.formats import estimate_text, percent, percent_tick, times, whole_percent
 from offramp.report.html import Kind, figure, fragment, table, text
 from offramp.report.names import distinct, floor_order, floor_shown, line_name, machine_shown
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
@@ -34,6 +34,7 @@ COLUMNS = (
     DataColumn("how", "Speed is"),
     DataColumn("passed", "Floor is kept"),
     DataColumn("untrained", "Saved untrained", numeric=True),
+    DataColumn("credit", "Speed over the best without exits", numeric=True, kind="measured"),
     DataColumn("paid", "Paid back after tokens", numeric=True),
     DataColumn("took", "Training took", numeric=True),
     DataColumn("tokens", "Tokens read", numeric=True),
@@ -103,6 +104,7 @@ def _as_bought(one: TrainedSaving, several: bool) -> Bought:
         high=one.saved.high,
         tokens=one.paid_back,
         open=one.open or one.passed == "replayed",
+        credit=one.credit.value,
     )
 
 
@@ -162,7 +164,9 @@ def _saved_text(one: TrainedSaving, *, short: bool = False) -> str:
 
 
 def _paid(one: TrainedSaving) -> str:
-    return "never" if one.paid_back is None else tokens_text(one.paid_back)
+    if one.paid_back is not None:
+        return tokens_text(one.paid_back)
+    return "never" if one.credit.value is not None or one.saved.value is None else "not known"
 
 
 def _floor(one: TrainedSaving) -> float:
@@ -179,7 +183,8 @@ def _cells(one: TrainedSaving) -> list[DataCell]:
         DataCell(text(one.basis if known else "–")),
         DataCell(text("open" if one.open and not known else PASSED[one.passed])),
         number_cell(one.untrained, percent),
-        number_cell(one.paid_back, tokens_text, "never" if known else "–"),
+        DataCell(text("not measured")) if one.credit.value is None else estimate_cell(one.credit, times),
+        number_cell(one.paid_back, tokens_text, _paid(one) if known else "–"),
         number_cell(training.seconds, minutes),
         number_cell(float(training.tokens), tokens_text),
         number_cell(None if training.rows is None else float(training.rows), tokens_text),

@@ -104,7 +104,7 @@ def bought_figure(found: list[Bought]) -> Markup:
             one.policy,
             nothing_text(one) if one.saved is None else value_text(one.saved, one.low, one.high, percent),
             one.how or "–",
-            "never" if one.tokens is None else tokens_text(one.tokens),
+            paid_text(one),
         ]
         for one in found
     ]
@@ -113,6 +113,13 @@ def bought_figure(found: list[Bought]) -> Markup:
     kinds = {one.how for one in found if one.how}
     kind: Kind = "predicted" if kinds == {"predicted"} else "measured"
     return figure(plot.title, note, plot.svg(), data, kind=kind)
+
+
+def paid_text(one: Bought) -> str:
+    """After how many tokens training is paid back."""
+    if one.tokens is not None:
+        return tokens_text(one.tokens)
+    return "never" if one.never else "not known"
 
 
 def nothing_text(one: Bought) -> str:

@@ -121,16 +121,19 @@ class Row:
     readings: Readings | None = None
 
 
+NOT_TIMED = Estimate(None, undefined="it was not timed")
+
+
 @dataclass(frozen=True)
 class TrainedSaving:
-    """What trained exits save of plain decoding's time in one place at one floor, and when that pays them.
+    """What trained exits save of plain decoding's time in one place at one floor, and when it pays them back.
 
     heads: the exits by their name. policy: "never" where nothing faster keeps the floor. passed: how that is
     known, as of `Saving`. open: whether more documents or time may tell more. basis: of `saved`. untrained:
     the share that the same model saves there without training, 0 if nothing; None where it was not tried.
-    plain_seconds: of a token of plain decoding. paid_back: generated tokens after which the seconds of
-    training are saved again, over the better of plain decoding and untrained exits; None if never, or not
-    known.
+    plain_seconds: of a token of plain decoding. credit: their measured speed over the best decoder without
+    exits, undefined where that was not timed beside them. paid_back: generated tokens after which the seconds
+    of training are saved again, over the better of that one and untrained exits; None if never, or not known.
     """
 
     model: str
@@ -147,6 +150,7 @@ class TrainedSaving:
     untrained: float | None
     plain_seconds: float | None
     paid_back: float | None
+    credit: Estimate = NOT_TIMED
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,14 @@ class Strategy:
     """One policy (or a family's best member) on one row of the comparison.
 
     family: of the league, or the policy's kind. basis: "predicted" or "measured". floor: "" for a policy that
-    was given as such. net_speedup: over the fastest plain decoder. reachable: False for an oracle.
+    was given as such. net_speedup: over the fastest plain decoder. credit: over the best decoder without
+    exits that keeps the floor, of the same turns; undefined unless all of those took them. credit_over:
+    that one's name. reachable: False for an oracle.
     seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
     unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
     chosen: whether it was chosen for its floor, on documents that it is not judged on. gain: what layers,
-    head and probes save of plain decoding's cost, None where that is not known.
+    head and probes save of plain decoding's cost, by prices also where the whole was timed; None where that
+    is not known.
     """
 
     model: str
@@ -180,6 +187,8 @@ class Strategy:
     answer: str = ""
     chosen: bool = False
     gain: Gain | None = None
+    credit: Estimate = NOT_TIMED
+    credit_over: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,6 +300,14 @@ SAVING = "saving, "
 def share_saved(speedup: float) -> float:
     """Share of the full model's time that a net speedup saves: 1 - 1 / speedup; negative if it is slower."""
     return 1.0 - 1.0 / speedup
+
+
+def saved_without(saved: float, credit: float) -> float:
+    """Share of plain decoding's time that the best decoder without exits saves, beside a policy's.
+
+    credit: the policy's speed over that decoder.
+    """
+    return 1.0 - credit * (1.0 - saved)
 
 
 def floor_text(agreement: float) -> str:

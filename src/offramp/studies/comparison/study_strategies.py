@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offramp.costs.hardware import LOCAL
+from offramp.decoding.measurement.results import BenchResult
+from offramp.records.typed import from_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     answer_text,
@@ -106,12 +108,14 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
         return
     certified = "certify" in found.needs
     contenders = {contender["name"]: contender for contender in bench["contenders"]}
+    result = from_json(BenchResult, bench)
     yield _plain_strategy(row, found, contenders[bench["plain"]])
     for place, choice in enumerate(found.result["chosen"]):
         timed = contenders[choice["contender"]]
         left_out = timed["left_out"]
         seconds = None if timed["seconds_per_token"] is None else timed["seconds_per_token"]["value"]
         quality = choice["free_running"]
+        credit, over = credit_of(result, choice["contender"], choice["floor"])
         yield Strategy(
             **_where(row, found),
             family=choice["family"],
@@ -129,7 +133,23 @@ def decoded_strategies(row: Row, found: Finished) -> Iterator[Strategy]:
             answer=answer_text(timed["answer"], timed["resolution"], bench["defects"], left_out),
             chosen=place == 0 or certified,
             gain=gain_of(timed["gain"]),
+            credit=credit,
+            credit_over=over,
         )
+
+
+def credit_of(result: BenchResult, name: str, floor: float) -> tuple[Estimate, str]:
+    """A contender's credit at a floor, and the name of what it is over.
+
+    Undefined, with the reason, unless all that needs no exits took turns with it.
+    """
+    missing, credit = result.untimed_rivals, result.credit(name, floor)
+    if missing:
+        which = " and ".join(missing)
+        return Estimate(None, undefined=f"not timed beside it: {which}"), ""
+    if credit is None:
+        return Estimate(None, undefined="its times on the prompts say nothing"), ""
+    return Estimate(credit.value, credit.low, credit.high), credit.over
 
 
 def _plain_strategy(row: Row, found: Finished, timed: Mapping[str, Any]) -> Strategy:

@@ -101,6 +101,7 @@ def trainings_lines(comparison: Comparison) -> Iterator[Line]:
             **interval("saved_share_of_time", one.saved),
             "untrained_saved_share_of_time": number(one.untrained),
             "plain_seconds_per_token": number(one.plain_seconds),
+            **interval("credit", one.credit),
             "paid_back_after_tokens": number(one.paid_back),
         }
 
@@ -123,8 +124,9 @@ def strategies_lines(comparison: Comparison) -> Iterator[Line]:
     texts = ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis", "answer")
     for strategy in comparison.strategies:
         line = {name: getattr(strategy, name) for name in (*texts, "reachable", "chosen")}
-        for name in ("agreement", "skip_ratio", "net_speedup"):
+        for name in ("agreement", "skip_ratio", "net_speedup", "credit"):
             line |= interval(name, getattr(strategy, name))
+        line["credit_over"] = strategy.credit_over
         for name in ("probe_share", "seconds_per_token", "characters_per_second"):
             line[name] = number(getattr(strategy, name))
         for part in GAIN_PARTS:

@@ -160,7 +160,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
             (NUMBER, ("training_seconds",)),
             (TEXT, ("floor", "machine", "policy", "passed", "basis")),
             (NUMBER, (*limits("saved_share_of_time"), "untrained_saved_share_of_time")),
-            (NUMBER, ("plain_seconds_per_token", "paid_back_after_tokens")),
+            (NUMBER, ("plain_seconds_per_token", *limits("credit"), "paid_back_after_tokens")),
         ),
         trainings_lines,
     ),
@@ -175,9 +175,9 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
     "strategies": (
         _schema(
             (TEXT, ("model", "workload", "heads", "machine", "family", "policy", "kv", "floor", "basis")),
-            (TEXT, ("answer",)),
+            (TEXT, ("answer", "credit_over")),
             (TRUTH, ("reachable", "chosen")),
-            (NUMBER, _limits_of("agreement", "skip_ratio", "net_speedup")),
+            (NUMBER, _limits_of("agreement", "skip_ratio", "net_speedup", "credit")),
             (NUMBER, ("probe_share", "seconds_per_token", "characters_per_second")),
             (NUMBER, tuple(f"gain_{part}" for part in GAIN_PARTS)),
         ),

@@ -1,4 +1,4 @@
-"""What trained exits save beside the same model untrained, and after how many tokens training is paid."""
+"""What trained exits save beside the same model untrained, and after how many tokens they are paid back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import DEFECT
-from offramp.studies.comparison.results import Basis, Row, Saving, Strategy, TrainedSaving, share_saved
+from offramp.studies.comparison.results import (
+    NOT_TIMED,
+    Basis,
+    Row,
+    Saving,
+    Strategy,
+    TrainedSaving,
+    saved_without,
+    share_saved,
+)
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.verdict import NEVER
 
@@ -23,9 +32,11 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
         for saving in row.savings:
             saved, basis = clock.saved(row, saving)
             plain, untrained = clock.plain_seconds(row, saving), _untrained(rows, clock, row, saving)
-            paid_back = None
-            if saved.value is not None and plain is not None:
-                paid_back = tokens_to_pay_back(row.training.seconds, plain, saved.value, untrained or 0.0)
+            credit, paid_back = clock.credit(row, saving), None
+            if saved.value is not None and plain is not None and credit.value is not None:
+                # What the best decoder without exits saves of plain decoding's time was had without training.
+                without = max(saved_without(saved.value, credit.value), untrained or 0.0)
+                paid_back = tokens_to_pay_back(row.training.seconds, plain, saved.value, without)
             yield TrainedSaving(
                 model=row.model.shown,
                 workload=row.workload,
@@ -41,6 +52,7 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
                 untrained=untrained,
                 plain_seconds=plain,
                 paid_back=paid_back,
+                credit=credit,
             )
 
 
@@ -62,7 +74,7 @@ class _Clock:
     """What strategies say of time: policies by the stopwatch, and the seconds of plain decoding."""
 
     def __init__(self, strategies: Sequence[Strategy]) -> None:
-        self._timed: dict[tuple[Place, str, str], Estimate] = {}
+        self._timed: dict[tuple[Place, str, str], Strategy] = {}
         self._plain: dict[Place, float] = {}
         # What was timed comes last, and counts where there is both.
         for one in sorted(strategies, key=lambda one: one.basis == "measured"):
@@ -70,7 +82,7 @@ class _Clock:
             if speed.value is None or one.answer.startswith(DEFECT):
                 continue
             if one.basis == "measured":
-                self._timed[place, one.policy, one.kv] = speed
+                self._timed[place, one.policy, one.kv] = one
             if one.seconds_per_token is not None and (one.basis == "predicted" or one.policy == NEVER):
                 self._plain[place] = one.seconds_per_token * speed.value
 
@@ -79,13 +91,18 @@ class _Clock:
         if not saving.certified or saving.policy == NEVER:
             return Estimate(None, undefined=saving.answer), "predicted"
         timed = self._timed.get((_place(row, saving), saving.policy, saving.kv))
-        speed = timed or saving.net_speedup
+        speed = saving.net_speedup if timed is None else timed.net_speedup
         # The slower limit of the speed is the lower one of what is saved.
         value, low, high = (
             None if limit is None else share_saved(limit) for limit in (speed.value, speed.low, speed.high)
         )
         found = Estimate(value, low, high, undefined=speed.undefined, no_interval=speed.no_interval)
         return found, "predicted" if timed is None else "measured"
+
+    def credit(self, row: Row, saving: Saving) -> Estimate:
+        """The measured credit of an answer's policy, undefined unless it keeps its floor."""
+        timed = self._timed.get((_place(row, saving), saving.policy, saving.kv))
+        return NOT_TIMED if timed is None or not saving.certified else timed.credit
 
     def plain_seconds(self, row: Row, saving: Saving) -> float | None:
         """Of one token of plain decoding, None where that is not known."""
