@@ -8,10 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from offramp.display import ShownAsHtml
-from offramp.report.findings import Finding, OverallDecision, finding_of_verdict, main_findings, run_decision
+from offramp.files import safe_name
+from offramp.report import POLICIES
+from offramp.report.findings import (
+    Finding,
+    OverallDecision,
+    finding_of_verdict,
+    main_findings,
+    main_verdicts,
+    run_decision,
+)
 from offramp.report.headline import headline
 from offramp.report.run_result import RunResult
-from offramp.tuning.verdict import Verdict
+from offramp.tuning.verdict import NEVER, Verdict
+
+
+def recommended_file(folder: Path, workload: str, verdict: Verdict) -> Path | None:
+    """Where a run's folder has the policy that a verdict recommends; None where plain decoding stays."""
+    speed = verdict.speed
+    slower = verdict.decision == "does not pay" or speed is None or speed.value <= 1.0
+    if not verdict.certified or verdict.policy == NEVER or slower:
+        return None
+    return folder / POLICIES / f"{safe_name(workload)}-tuned-{verdict.floor:g}.json"
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +57,14 @@ class Findings(ShownAsHtml):
     def main(self) -> tuple[Finding[Verdict], ...]:
         """The finding at the main floor of every text that could be judged."""
         return tuple(main_findings(self.result))
+
+    @property
+    def recommended(self) -> dict[str, Path | None]:
+        """By text, the policy to decode with at the main floor, as `offramp.generate(policy=...)` takes it.
+
+        None where plain decoding stays: nothing is certified, or what is was timed and not found faster.
+        """
+        return {name: recommended_file(self.folder, name, one) for name, one in main_verdicts(self.result)}
 
     def __iter__(self) -> Iterator[Finding[Verdict]]:
         for workload in self.result.workloads:
