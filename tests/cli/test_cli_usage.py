@@ -109,6 +109,32 @@ def test_doctor_finds_what_is_needed() -> None:
     assert all(finding["fine"] or finding["fix"] for finding in findings.values())
 
 
+def test_doctor_clears_the_cache_of_converted_models_and_of_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
+    converted = tmp_path / "dense" / f"{'0a' * 12}-{'1b' * 4}"
+    for folder in (converted, tmp_path / "dense" / "mine"):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes(bytes(2048))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "1 converted model, 2.0 kB; --clear-cache" in " ".join(
+        run_offramp("doctor").require(0).out.split()
+    )
+    cleared = run_offramp("doctor", "--clear-cache").require(0).out
+    assert "removed from the cache: 1 converted model, 2.0 kB" in cleared
+    assert not converted.exists()
+    assert (tmp_path / "dense" / "mine" / "manifest.json").is_file()
+    assert (tmp_path / "notes.txt").is_file()
+
+
+def test_doctor_says_that_others_keep_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", -1024.0)
+    findings = {one["name"]: one for one in run_offramp("doctor", "--json").require(0).json["findings"]}
+    assert not findings["machine"]["fine"]
+    assert "nothing is timed then" in findings["machine"]["fix"]
+
+
 def test_doctor_fails_without_a_needed_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.metadata
 

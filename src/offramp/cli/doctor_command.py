@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson
 from offramp.errors import OfframpError
+from offramp.files import remove
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,21 @@ class Finding:
     fix: str = ""
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    clear_cache: Annotated[
+        bool,
+        typer.Option(
+            "--clear-cache", help="Remove converted models from the cache; they are made again when needed."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Look at versions, the default model, the compiler, the cache and the machine."""
     from rich.markup import escape
 
     out = Output(as_json)
+    if clear_cache:
+        out.console.print(_clear_cache(), markup=False, soft_wrap=True)
     findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
     for finding in findings:
         mark = "[green]ok[/]" if finding.fine else "[yellow]--[/]"
@@ -75,7 +89,9 @@ def _compiler() -> Finding:
 
 
 def _cache() -> Finding:
-    from offramp.models.gguf_file import cache_folder
+    from offramp.models.gguf_file import cache_folder, converted_models
+    from offramp.models.memory import shown_size
+    from offramp.report.formats import counted
 
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
@@ -84,17 +100,44 @@ def _cache() -> Finding:
         fix = "set OFFRAMP_CACHE to a folder that this user may write"
         return Finding("cache", False, f"{folder}: {existing} {why}", fix)
     free = shutil.disk_usage(existing).free / 2**30
-    return Finding("cache", free > 2, f"{folder} ({free:.0f} GiB free)", "free 2 GiB or set OFFRAMP_CACHE")
+    models = converted_models()
+    held = f"{counted(len(models), 'converted model')}, {shown_size(sum(map(_size, models)))}"
+    fix = "free 2 GiB (offramp doctor --clear-cache removes converted models), or set OFFRAMP_CACHE"
+    clear = "; --clear-cache removes them" if models else ""
+    return Finding("cache", free > 2, f"{folder} ({held}{clear}; {free:.0f} GiB free)", fix)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _clear_cache() -> str:
+    """Remove converted models, and say how much that was."""
+    from offramp.models.gguf_file import converted_models
+    from offramp.models.memory import shown_size
+    from offramp.report.formats import counted
+
+    models = converted_models()
+    size = sum(map(_size, models))
+    for folder in models:
+        remove(folder)
+    return f"removed from the cache: {counted(len(models), 'converted model')}, {shown_size(size)}"
 
 
 def _machine() -> Finding:
     from offramp.cli.provenance import describe_machine
+    from offramp.costs.load import OTHER_LOAD, too_busy
+    from offramp.decoding.measurement.defects import Load
+    from offramp.decoding.measurement.machine_profiler import LOOKING
     from offramp.models.devices import AUTO, find_device
 
-    machine = describe_machine(find_device(AUTO))
-    quiet = machine["load_average"] < machine["cores"]
+    machine, load = describe_machine(find_device(AUTO)), Load()
+    time.sleep(LOOKING)
+    others = load.describe()[OTHER_LOAD]
+    busy = too_busy(machine, others)
     found = (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
-        f" load {machine['load_average']}; models compute on {machine.get('device_name', machine['device'])}"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, others keep "
+        f"{others:.1f} busy; models compute on {machine.get('device_name', machine['device'])}"
     )
-    return Finding("machine", quiet, found, "other programs keep the cores busy: timings will not hold")
+    fix = f"{busy}: nothing is timed then; wait for other programs, or leave them cores (OMP_NUM_THREADS=1)"
+    return Finding("machine", busy is None, found, fix)

@@ -10,6 +10,7 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import struct
 import sys
@@ -157,6 +158,17 @@ def cache_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("offramp"))
+
+
+def converted_models() -> list[Path]:
+    """The folders of converted models in the cache: those that have the name and the manifest of one."""
+    root = cache_folder() / "dense"
+    entries = sorted(root.iterdir()) if root.is_dir() else []
+    return [
+        entry
+        for entry in entries
+        if re.fullmatch(r"[0-9a-f]{24}-[0-9a-f]{8}", entry.name) and (entry / MANIFEST).is_file()
+    ]
 
 
 def dense_folder(source: Path, source_sha256: str, convert: Convert) -> Path:
