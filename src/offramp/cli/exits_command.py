@@ -93,7 +93,12 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", help="Of training on this machine, by default 20.", show_default=False),
+        typer.Option(
+            "--minutes",
+            help="Of all of it on this machine, by default 20: reading the text, steps, and what goes with "
+            "the exits. What there is no time for is left out: tokens, then steps.",
+            show_default=False,
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -372,8 +377,12 @@ def _notes(trained: TrainedExits) -> list[str]:
         f"{record.settings.device}, {products}products in {record.settings.precision})",
     ]
     lines += earlier_notes(record.earlier)
-    if rows.tokens < record.request.recipe.tokens:
-        asked = record.request.recipe.tokens
+    asked, minutes = record.request.recipe.tokens, record.request.recipe.minutes
+    if minutes is not None:
+        lines.append(f"{seconds.all / 60:.1f} minutes in all, {minutes:g} were asked for")
+    if rows.allowed is not None:
+        lines.append(f"there was time to read {rows.allowed:,} tokens of {asked:,} that were asked for")
+    elif rows.tokens < asked:
         lines.append(f"the text has {rows.tokens:,} tokens for it, and {asked:,} were asked for")
     return lines
 

@@ -144,8 +144,9 @@ def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written:
         products = looked_at * (1 + 2 * exits) + 3 * (lens + block) * exits
         step = 2.0 * TRAINED_ROWS * products / (FLOPS_PER_THREAD * sizes.threads)
         steps = (1.0 + EVALUATED_SHARE) * entry.steps * step
-    seconds = 2 * reading + steps
-    seconds += _answering(sizes, written * entry.tokens)
+    seconds = steps  # minutes are of all of it
+    if entry.steps is not None:
+        seconds += 2 * reading + _answering(sizes, written * entry.tokens)
     memory = _memory(study, sizes)
     weights = 4 * (lens + block) * exits
     if memory is not None:

@@ -21,13 +21,18 @@ from offramp.tracing.fitting.documents import FittingRows, plan_rows
 Usage = namedtuple("Usage", "total used free")
 
 
-def planned(model: Model, tokens: int = 300) -> FittingRows:
+TOKENS = 300
+
+
+def planned(model: Model, tokens: int = TOKENS) -> FittingRows:
     workload = texts(20)
     return plan_rows(model, [(workload, workload.documents)], tokens, context=None, shown=False)
 
 
 def written(folder: Path, model: Model, rows: FittingRows, key: str = "key") -> module.CachedStates:
-    return write_states(model, StatesPlan.of(model, rows, (1, 2)), folder / "states", key, lambda count: None)
+    return write_states(
+        model, StatesPlan.of(model, rows, (1, 2), TOKENS), folder / "states", key, lambda count: None
+    )
 
 
 @pytest.mark.parametrize("bos", [None, 1])
@@ -47,9 +52,9 @@ def test_states_are_those_of_the_layers(tmp_path: Path, bos: int | None) -> None
     expected = torch.from_numpy(by_hand.transpose(1, 0, 2))
     torch.testing.assert_close(found.held_out, expected[held_out].float())
     torch.testing.assert_close(found.fit.float(), expected[fit].float(), rtol=2**-8, atol=1e-6)
-    assert StatesPlan.of(model, rows, (1, 2)).fit_rows == fit.sum() == len(found.fit)
+    assert StatesPlan.of(model, rows, (1, 2), TOKENS).fit_rows == fit.sum() == len(found.fit)
     size = sum((tmp_path / "states" / name).stat().st_size for name in (FIT, HELD_OUT))
-    assert size == StatesPlan.of(model, rows, (1, 2)).bytes
+    assert size == StatesPlan.of(model, rows, (1, 2), TOKENS).bytes
 
 
 def test_of_many_held_out_rows_some_are_kept_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +106,7 @@ def test_a_changed_header_is_noticed(tmp_path: Path, was: str, now: str) -> None
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
-    plan = StatesPlan.of(model, planned(model), (1, 2))
+    plan = StatesPlan.of(model, planned(model), (1, 2), TOKENS)
     plan.require_room(tmp_path / "not there")
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(10**9, 10**9, plan.bytes - 1))
     with pytest.raises(DiskFullError, match=r"300 tokens at 3 layers take .* are free"):
@@ -127,7 +132,7 @@ def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 def test_too_little_text_says_what_there_is() -> None:
     model = tiny_llama()
-    plan = StatesPlan.of(model, planned(model, tokens=60), (1,))
+    plan = StatesPlan.of(model, planned(model, tokens=60), (1,), 60)
     require_enough(plan, plan.fit_rows)
     with pytest.raises(InputError, match=f"there are {plan.fit_rows} tokens to train on") as error:
         require_enough(plan, plan.fit_rows + 1)

@@ -469,7 +469,7 @@ def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.Monkey
         ({"minutes": 3}, "both steps and minutes"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": None, "minutes": -1.0}, "-1 minutes"),
-        ({"steps": None, "minutes": 1e-6}, "minutes are too few: a step takes"),
+        ({"steps": None, "minutes": 1e-6}, "minutes are too few: a token takes"),
         ({"seed": -1}, "the seed cannot be -1"),
         ({"kind": "lens", "units": 8}, "have no units"),
         ({"kind": "lens", "shared": True}, "have no network to share"),

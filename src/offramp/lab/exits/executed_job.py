@@ -12,6 +12,7 @@ from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.job import Job, sides
 from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
+from offramp.lab.exits.trainer import Beside
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows
@@ -47,10 +48,12 @@ class ExecutedJob(Job):
     def run(self) -> tuple[ExitHeads, TrainingRecord]:
         """Train, put the maps into the heads, write."""
         assert self.start is not None, "checked by `start_of`"
+        began = time.perf_counter()
         rows = self.plan()
         fit, held_out = sides(rows)
         objective = ExecutedMaps(self.model, self.start, self.recipe, fit, held_out)
-        progress = self.train(objective, self.key(rows, self.recipe.at))
+        beside = Beside(time.perf_counter() - began, evaluations=2)
+        progress = self.train(objective, self.key(rows, self.recipe.at), beside)
         started = time.perf_counter()
         best = progress.weights[0].best
         maps = self._with_documents(objective.trained(best), rows, progress)

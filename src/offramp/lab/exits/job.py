@@ -15,7 +15,7 @@ from offramp.lab.exits.folder import CHECKPOINT
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.record import RECORD, Request, Spent, TrainingRecord
 from offramp.lab.exits.steps import Objective
-from offramp.lab.exits.trainer import OnStep, Trainer
+from offramp.lab.exits.trainer import Beside, OnStep, Trainer
 from offramp.models.model import Model
 from offramp.records.typed import to_json
 from offramp.tracing.exit_heads import ExitHeads
@@ -64,13 +64,16 @@ class Job(abc.ABC):
         """In words, for progress bars."""
         return f"{self.model.name}: {self.recipe.kind} at {','.join(map(str, self.recipe.at))}"
 
-    def plan(self, shares: Sequence[float] = (1.0,)) -> FittingRows:
-        """Sequences to train on, and held-out ones, of the last part of the documents that are for it."""
+    def plan(self, shares: Sequence[float] = (1.0,), tokens: int | None = None) -> FittingRows:
+        """Sequences to train on, and held-out ones, of the last part of the documents that are for it.
+
+        tokens: to read, all that are asked for if not given.
+        """
         recipe = self.recipe
         return plan_rows(
             self.model,
             [(work, split_documents(work, shares, recipe.seed)[-1]) for work in self.workloads],
-            recipe.tokens,
+            recipe.tokens if tokens is None else tokens,
             context=recipe.context,
             shown=self.shown,
             held_out_every=HELD_OUT_EVERY,
@@ -87,9 +90,9 @@ class Job(abc.ABC):
         parts = (asked, contexts, rows.held_out.tolist(), layers, library_versions())
         return sha256_of_text(canonical_json(parts))
 
-    def train(self, objective: Objective, key: str) -> Progress:
+    def train(self, objective: Objective, key: str, beside: Beside) -> Progress:
         """Train to the end, with a progress bar."""
-        trainer = Trainer(self.model, self.recipe, objective, self.folder / CHECKPOINT, key)
+        trainer = Trainer(self.model, self.recipe, objective, self.folder / CHECKPOINT, key, beside)
         with contextlib.ExitStack() as bars:
             progress = trainer.run(lambda found: self._bar(bars, found))
         if self.shown:

@@ -42,10 +42,10 @@ UNITS_PER_HIDDEN = 8 / 3
 class Recipe:
     """One training.
 
-    at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: of training,
-    one of them None: minutes become steps by a pilot. batch: positions a step. rate: the largest learning
-    rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared: whether
-    all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
+    at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: one of them None;
+    minutes, of all of it, become tokens and steps by pilots. batch: positions a step. rate: the largest
+    learning rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared:
+    whether all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
     precision: of the products with the output head in training, "auto" for the usual of the device. leave:
     share of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
     "regularised", None for others.

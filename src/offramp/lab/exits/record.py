@@ -49,7 +49,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class Rows:
-    """What was read. tokens: planned rows. fit, held_out: rows to train on, and held-out ones in figures."""
+    """What was read. tokens: planned rows. fit, held_out: rows to train on, and held-out ones in figures.
+
+    allowed: tokens that might be read, fewer than asked for where the minutes allowed no more; None if any.
+    """
 
     tokens: int
     documents: int
@@ -57,6 +60,7 @@ class Rows:
     fit: int
     held_out: int
     states_bytes: int
+    allowed: int | None = None
 
     @classmethod
     def of(cls, rows: FittingRows, fit: int, held_out: int, states_bytes: int = 0) -> Rows:

@@ -12,8 +12,9 @@ from offramp.lab.exits.folder import require_room
 from offramp.lab.exits.job import Job, sides
 from offramp.lab.exits.model_folder import write_model
 from offramp.lab.exits.record import RECORD, Rows, Seconds, TrainingRecord
-from offramp.lab.exits.regularised import RegularisedModel
+from offramp.lab.exits.regularised import EVALUATED_TOKENS, RegularisedModel
 from offramp.lab.exits.regularised_text import row_count
+from offramp.lab.exits.trainer import Beside
 from offramp.models.memory import available_memory, shown_size
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.seen import seen_by_all
@@ -34,13 +35,15 @@ class RegularisedJob(Job):
 
     def run(self) -> tuple[None, TrainingRecord]:
         """Train, write the model, then the record."""
+        began = time.perf_counter()
         rows = self.plan()
         fit, held_out = sides(rows)
         objective = RegularisedModel(self.model, self.recipe, fit, held_out)
         self._require_enough(objective)
         first = trained_on(self.model)  # of a model that was trained before
         documents, texts = seen_by_all((first.documents, first.texts), (rows.ids, rows.texts))
-        progress = self.train(objective, self.key(rows, self.recipe.at))
+        beside = Beside(time.perf_counter() - began, evaluations=2 * ALL_EVALUATED / EVALUATED_TOKENS)
+        progress = self.train(objective, self.key(rows, self.recipe.at), beside)
         started = time.perf_counter()
         best = progress.weights[0].best
         with torch.no_grad():

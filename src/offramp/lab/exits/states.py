@@ -36,6 +36,10 @@ from offramp.tracing.states import bytes_of
 HELD_OUT_ROWS = 8192
 """Held-out rows kept at most, evenly from all held-out documents: what figures are taken from."""
 
+TOKENS = "tokens"
+"""The detail that says what the rows were planned for."""
+MOST_DIGITS = 15
+
 HEADER_BYTES = 4096
 """Of a file of states, before its numbers; safetensors takes a header that is filled up with spaces."""
 
@@ -65,16 +69,19 @@ class CachedStates:
 
 @dataclass(frozen=True)
 class StatesPlan:
-    """Which rows are kept. layers: the exits, then L. stride: every so many held-out rows is kept."""
+    """Which rows are kept. layers: the exits, then L. stride: every so many held-out rows is kept. tokens:
+    that the rows were planned for.
+    """
 
     rows: FittingRows
     layers: tuple[int, ...]
     hidden: int
     dtype: torch.dtype
     stride: int
+    tokens: int
 
     @classmethod
-    def of(cls, model: Model, rows: FittingRows, exits: Sequence[int]) -> StatesPlan:
+    def of(cls, model: Model, rows: FittingRows, exits: Sequence[int], tokens: int) -> StatesPlan:
         """The plan for some exits below L."""
         held_out = _row_counts(rows)[1]
         return cls(
@@ -83,6 +90,7 @@ class StatesPlan:
             hidden=model.shape.hidden_size,
             dtype=getattr(torch, model.dtype),
             stride=max(1, -(-held_out // HELD_OUT_ROWS)),
+            tokens=tokens,
         )
 
     @property
@@ -123,6 +131,23 @@ def read_states(folder: Path, key: str) -> CachedStates | None:
     if fit is None or held_out is None or fit.layers != held_out.layers:
         return None
     return CachedStates(fit.layers, fit.states, held_out.states, fit.seconds)
+
+
+def tokens_read(folder: Path) -> int | None:
+    """The tokens that an earlier process planned for, whose states are in the folder; None without any.
+
+    What is said there is held against the rest of the file where that is read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not all((folder / name).is_file() for name in (FIT, HELD_OUT)):
+        return None
+    try:
+        with safe_open(folder / FIT, framework="pt") as file:
+            stated = dict(file.metadata() or {}).get(TOKENS, "")
+    except SafetensorError as error:
+        raise _damaged(folder / FIT, str(error)) from error
+    return int(stated) if stated.isdecimal() and len(stated) < MOST_DIGITS else None
 
 
 def write_states(
@@ -190,7 +215,8 @@ class _Writer:
         """Write the header and put the file in place. seconds: that all rows took."""
         shape = [self.rows, len(self.plan.layers), self.plan.hidden]
         size = int(np.prod(shape)) * self.dtype.itemsize
-        stated = {"key": key, "layers": json.dumps(self.plan.layers), "seconds": json.dumps(seconds)}
+        further = {"layers": self.plan.layers, "seconds": seconds, TOKENS: self.plan.tokens}
+        stated = {"key": key, **{name: json.dumps(value) for name, value in further.items()}}
         metadata = {**stated, SEAL: _seal(stated, self.dtype, shape, self._digest)}
         entry = {"dtype": TYPES[self.dtype], "shape": shape, "data_offsets": [0, size]}
         header = canonical_json({"__metadata__": metadata, "states": entry}).encode()

@@ -112,8 +112,9 @@ def train_exits(
     `regularisation` says, whose trained form is a model folder, the output (see
     `offramp.lab.exits.regularised`); the model at hand stays as it is. at: exits below L; of "executed", by
     default all that have maps. start: heads that "executed" starts from, their file or folder. leave: share
-    of the tokens that leave while it trains, 0.3 by default. minutes: of training on this machine, 20 by
-    default; or steps, which give the same exits again. tokens: over all workloads. units: of a
+    of the tokens that leave while it trains, 0.3 by default. minutes: of all of it on this
+    machine, 20 by default: what there is no time for is left out, tokens, then steps, which the record says;
+    or steps, which give the same exits again. tokens: over all workloads. units: of a
     block. rank: of the lenses, whole by default. shared: whether all exits use one network behind their
     lenses. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards, as they are by default; the classifiers on documents that training did not see.

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ WRITING_SHARE = 0.05
 
 EVALUATIONS = 20
 EVALUATION_SHARE = 0.2
-"""Of the minutes asked for, that evaluations may take."""
+"""Of the minutes of steps, that evaluations may take."""
 PATIENCE = 8
 """Evaluations without a better one, at any exit, after which it stops."""
 
@@ -43,16 +44,36 @@ OnStep = Callable[[int, str], None]
 """Told the steps done, and how the last evaluation was in words."""
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What the minutes of a training go to beside its steps and their evaluations.
+
+    seconds: of reading text, before, and of what goes with the exits, afterwards. evaluations: afterwards, in
+    the size of those in training.
+    """
+
+    seconds: float
+    evaluations: float
+
+
 class Trainer:
     """Trains what an objective says, beside a model that is left as it is.
 
-    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read.
+    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read. beside:
+    what its minutes go to beside steps.
     """
 
     def __init__(
-        self, model: Model, recipe: Recipe, objective: Objective, checkpoint: Path, key: str
+        self,
+        model: Model,
+        recipe: Recipe,
+        objective: Objective,
+        checkpoint: Path,
+        key: str,
+        beside: Beside,
     ) -> None:
         self.model, self.recipe, self.objective = model, recipe, objective
+        self.beside = beside
         self.device = model.stack.head_device
         self.checkpoint, self.key = checkpoint, key
 
@@ -90,29 +111,30 @@ class Trainer:
                 where=self.model.name,
                 fix="try --dtype float32",
             )
-        progress.settings = self._settings(progress, seconds)
+        progress.settings = self._settings(progress, seconds, started)
         progress.seconds = time.perf_counter() - started
         write_checkpoint(self.checkpoint, progress, self.key)
         return progress
 
-    def _settings(self, progress: Progress, evaluation: float) -> Settings:
-        """Steps, and how often to evaluate. evaluation: seconds of one."""
+    def _settings(self, progress: Progress, evaluation: float, started: float) -> Settings:
+        """Steps, and how often to evaluate. evaluation: seconds of one. started: when training began."""
         found = vars(progress.settings)
         if self.recipe.steps is not None:
             steps = self.recipe.steps
             return Settings(**{**found, "steps": steps, "every": -(-steps // EVALUATIONS)})
         assert self.recipe.minutes is not None, "a recipe has steps or minutes"
         step = self._pilot(progress)
-        budget = 60.0 * self.recipe.minutes
+        others = self.beside.seconds + self.beside.evaluations * evaluation + time.perf_counter() - started
+        budget = max(0.0, 60.0 * self.recipe.minutes - others)
         evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
         steps = int((budget - evaluations * evaluation) / step)
         if steps < self.recipe.fewest_steps:
-            enough = evaluation + max(20, self.recipe.fewest_steps) * step
+            enough = others + (evaluation + max(20, self.recipe.fewest_steps) * step) / (1 - EVALUATION_SHARE)
             raise InputError(
-                f"{self.recipe.minutes:g} minutes are too few: a step takes {step:.2g} s, an evaluation "
-                f"{evaluation:.2g} s",
+                f"{self.recipe.minutes:g} minutes are too few: reading the text, and what goes with the "
+                f"exits, takes {others:.2g} s, a step {step:.2g} s, an evaluation {evaluation:.2g} s",
                 where="minutes= (--minutes)",
-                fix=f"give {enough / (1 - EVALUATION_SHARE) / 60 + 0.01:.2f} minutes or more, or fewer exits",
+                fix=f"give {enough / 60 + 0.01:.2f} minutes or more, or fewer exits",
             )
         return Settings(**{**found, "steps": steps, "every": -(-steps // evaluations)})
 
