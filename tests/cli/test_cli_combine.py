@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp
-from offramp.cli.run_folder import COMBINED_PAGE, RUN_FILE, claim
+from offramp.cli.run_folder import COMBINED_PAGE, RUN_FILE
 from offramp.decoding.measurement.combined import CombineResult, read_combined, write_combined
 from offramp.errors import DamagedFileError
 from offramp.records.typed import from_json
@@ -129,16 +129,3 @@ def test_a_run_shows_what_was_combined_on_its_model(
     (run / COMBINED_FILE).write_text("{}")
     with pytest.raises(DamagedFileError):
         RunReader(run).result()
-
-
-def test_an_overwritten_run_leaves_no_combinations_behind(tmp_path: Path) -> None:
-    claim(tmp_path, {"model": "one"}, overwrite=False)
-    for name in (COMBINED_FILE, COMBINED_PAGE):
-        (tmp_path / name).write_text("{}")
-    timed = tmp_path / "tasks" / "decode" / "key"
-    timed.mkdir(parents=True)
-    claim(tmp_path, {"model": "one"}, overwrite=True)  # the same run again: what was combined still holds
-    assert not timed.exists(), "what was decoded is timed again"
-    assert (tmp_path / COMBINED_FILE).exists()
-    claim(tmp_path, {"model": "another"}, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]

@@ -224,6 +224,10 @@ def test_what_is_damaged_is_said_by_readers_and_made_again_by_the_run(
     facts.write_bytes(facts.read_bytes()[:-1] + b"?")
     shutil.rmtree(run_folder / "traces")
     (run_folder / "traces").write_text("a file")
+    refused = run_offramp(*arguments, "--no-decode", "-o", run_folder).require(2).err
+    assert "something that offramp did not write stands where traces/" in refused
+    assert (run_folder / "traces").read_text() == "a file"
+    (run_folder / "traces").unlink()
     mended = run_offramp(*arguments, "--no-decode", "-o", run_folder).require(0)
     assert "made again, since a file of the trace task was damaged" in mended.err
     assert facts.name in mended.err

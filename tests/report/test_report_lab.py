@@ -93,8 +93,6 @@ def test_a_page_of_the_first_blocks_alone_says_what_is_missing(tmp_path: Path) -
 def test_nothing_but_the_gate_is_said_where_depth_is_idle(
     tmp_path: Path, gained: float, blocks: tuple[str, ...]
 ) -> None:
-    write_lab_report(study_rows(1, effects=KNOWN), tmp_path, permutations=99)
-    assert (tmp_path / "tables" / "effects.csv").is_file()
     write_lab_report(study_rows(1, blocks=blocks, gained=gained, effects=KNOWN), tmp_path, permutations=99)
     page = page_of(tmp_path)
     assert "Nothing is concluded" in page.text
@@ -102,9 +100,7 @@ def test_nothing_but_the_gate_is_said_where_depth_is_idle(
         assert "GPT-2-like: there is no last loss of its run of the gate." in page.text
     assert not any(claim.said in page.text for claim in CLAIMS)
     assert "svg" not in {tag for tag, values, _ in page.elements if "role" in values}
-    assert [one.name for one in (tmp_path / "tables").glob("*.csv")] == ["left_out.csv"], (
-        "older tables are gone"
-    )
+    assert [one.name for one in (tmp_path / "tables").glob("*.csv")] == ["left_out.csv"]
 
 
 def test_the_page_names_the_text(tmp_path: Path) -> None:

@@ -163,13 +163,14 @@ def test_a_task_that_somebody_works_on_is_not_withdrawn(folder: StudyFolder) -> 
 
 def test_a_try_begins_without_what_another_left(folder: StudyFolder) -> None:
     own = folder.start(TASK)
-    (own / "half").write_text("left by a killed process")
+    (own / "half.json").write_text("left by a killed process")
+    (own / "notes.txt").write_text("mine")
     (own / f"{TEMPORARY_PREFIX}99-{RESULT}").write_text("half")
     (own / "trace").mkdir()
     (own / "trace" / "part-0.bin").write_text("whole")
     folder.fail(TASK, Failure("it broke"))
     assert folder.start(TASK) == own
-    assert [path.name for path in own.rglob("*")] == ["trace", "part-0.bin"]
+    assert {path.name for path in own.rglob("*")} == {"trace", "part-0.bin", "notes.txt"}
     assert folder.condition(TASK) == "unfinished"
 
 
@@ -227,20 +228,22 @@ def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: 
 
 
 @pytest.mark.parametrize("place", ["", MANIFEST, RESULT])
-def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_made_again(
+def test_what_stands_in_the_place_of_a_tasks_files_is_damage_and_left_there(
     folder: StudyFolder, place: str
 ) -> None:
     do(folder, TASK)
     own = folder.task_folder(TASK)
+    mine = own / place / "mine.txt" if place else own
     if place:
         (own / place).unlink()
-        (own / place / "within").mkdir(parents=True)
+        (own / place).mkdir(parents=True)
     else:
         shutil.rmtree(own)
-        own.write_text("")
+    mine.write_text("mine")
     assert folder.condition(TASK) == "damaged"
-    do(folder, TASK)
-    assert folder.condition(TASK) == "done"
+    with pytest.raises(InputError, match="something else stands where a task keeps its files"):
+        do(folder, TASK)
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

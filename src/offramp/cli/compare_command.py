@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +11,10 @@ import typer
 
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
-from offramp.cli.run_folder import require_only
+from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
-from offramp.files import write_text_atomically
+from offramp.files import locked_folder, write_text_atomically
+from offramp.records.output_folder import OutputFolder
 from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare models, strategies and texts: leaderboard, pairs, trends, and which score predicts savings."""
-    from offramp.cli.compare_command import CITATION_FILE, TABLES, require_own, write_comparison
+    from offramp.cli.compare_command import CITATION_FILE, TABLES, new_pages, require_own, write_comparison
     from offramp.report.terminal import comparison_terminal
     from offramp.studies.comparison.reading import read_comparison
 
@@ -53,8 +56,9 @@ def compare(
     require_own(output)
     with stage("reading the folders"):
         comparison = read_comparison(folders, pairs=pairs, mixed=mixed)
-    with stage("writing the page"):
-        page = write_comparison(comparison, output)
+    with stage("writing the page"), new_pages(output) as made:
+        write_comparison(comparison, made)
+    page = output / REPORT_FILE
     comparison_terminal(comparison, out.console)
     for cell, why in comparison.failures.items():
         out.console.print(f"not compared: {cell}: {why}", markup=False, soft_wrap=True)
@@ -88,7 +92,6 @@ def _read_pair(text: str) -> tuple[str, str]:
 
 TABLES = "tables"
 CITATION_FILE = "citation.bib"
-OWN = (REPORT_FILE, TABLES, CITATION_FILE)
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -96,15 +99,53 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     from offramp.report.page import write_comparison_page
     from offramp.studies.comparison.tables import write_tables
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_tables(comparison, folder / TABLES)
     write_text_atomically(folder / CITATION_FILE, comparison.citation)
     return write_comparison_page(comparison, folder / REPORT_FILE)
 
 
+def owned_pages(folder: Path) -> OutputFolder:
+    """The folder of a page with its tables. One that an older offramp wrote is told by what lies in it."""
+    owned = OutputFolder(folder)
+    tables = sorted(path.name for path in (folder / TABLES).glob("*"))
+    known = {"cells.jsonl", "left_out.csv", "models.csv"}.intersection(tables)
+    if owned.listed() or not known or not (folder / REPORT_FILE).is_file():
+        return owned
+    return OutputFolder(
+        folder, dict.fromkeys([REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{t}" for t in tables)])
+    )
+
+
 def require_own(folder: Path) -> None:
-    """Make sure that the folder is absent, empty or that of an earlier comparison.
+    """Make sure that the folder is absent, empty or that of an earlier page with its tables.
 
     Raises InputError if not: the page of a run or a study has the same name.
     """
-    require_only(folder, OWN, "the output folder holds files that are not a comparison")
+    require_writable(folder)
+    owned = owned_pages(folder)
+    is_page = any(name.startswith(f"{TABLES}/") for name in owned.listed())
+    if others := owned.foreign() if is_page else owned.entries():
+        raise InputError(
+            f"the output folder holds files that are not a comparison: {', '.join(others[:3])}",
+            where=str(folder),
+            fix="choose another folder with -o",
+        )
+
+
+@contextlib.contextmanager
+def new_pages(folder: Path) -> Iterator[Path]:
+    """A folder to write a page and tables into, which then take the place of those in `folder`.
+
+    Raises what `require_own` raises.
+    """
+    require_own(folder)
+    existed = folder.exists()
+    with locked_folder(folder):
+        require_own(folder)  # as it is now that nobody else writes
+        try:
+            with owned_pages(folder).replaced(REPORT_FILE) as made:
+                yield made
+        except Exception:
+            if not existed:
+                OutputFolder(folder).leave()
+            raise

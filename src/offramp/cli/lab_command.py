@@ -216,6 +216,7 @@ def report(
 ) -> None:
     """What the study's runs tell of each claim, as written down before them: a page, and tables."""
     out = Output(as_json)
+    from offramp.cli.compare_command import new_pages
     from offramp.lab.effects.runs import read_rows
     from offramp.lab.text.folder import read_text_folder
     from offramp.report import REPORT_FILE
@@ -224,7 +225,9 @@ def report(
     made = None if text_folder is None else read_text_folder(text_folder).record
     named = "" if text_folder is None else f" --text {text_folder}"
     command = f"offramp lab report {table} -o {output}{named}"
-    found = write_lab_report(read_rows(table), output, text=made, command=command, table=str(table))
+    rows = read_rows(table)
+    with new_pages(output) as folder:
+        found = write_lab_report(rows, folder, text=made, command=command, table=str(table))
     for shown in claims_shown(found):
         out.console.print(shown, markup=False, soft_wrap=True)
     out.console.print(

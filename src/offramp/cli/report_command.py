@@ -32,13 +32,14 @@ def report(
         return
     from offramp.cli.run_outputs import write_outputs
     from offramp.cli.study_folder import show_report, write_report
+    from offramp.files import locked_folder
     from offramp.report.run_reading import RunReader
     from offramp.studies.folder import StudyFolder
 
     out, folder = Output(as_json), StudyFolder(folders[0])
     if folder.read_plan().is_run:
         require_done(folder)
-        with stage("writing the page"):
+        with locked_folder(folder.path), stage("writing the page"):
             page = write_outputs(RunReader(folder.path)).report
     else:
         page = write_report(folder, mixed=mixed)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
-    TEMPORARY_PREFIX,
     canonical_json,
+    locked_folder,
     read_sealed_json,
-    remove,
     safe_name,
     sha256_of_text,
+    sweep_temporary_files,
     write_sealed_json,
 )
 from offramp.models.devices import CPU
-from offramp.report import COMBINED_FILE, REPORT_FILE, TRACES
-from offramp.studies.fingerprints import FILE as FINGERPRINTS
-from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
+from offramp.records.output_folder import UNKNOWN, OutputFolder
+from offramp.report import REPORT_FILE, TRACES
+from offramp.studies.folder import PLAN, StudyFolder
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
@@ -56,22 +57,6 @@ def require_writable(folder: Path) -> None:
         )
 
 
-def require_only(folder: Path, own: Collection[str], what: str) -> None:
-    """Make sure that the folder can be written, and that nothing is in it but what has these names.
-
-    what: said of the folder if something else is in it.
-
-    Raises InputError if not; nothing is written.
-    """
-    require_writable(folder)
-    entries = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in entries if name not in own and not name.startswith(TEMPORARY_PREFIX)]
-    if others:
-        raise InputError(
-            f"{what}: {', '.join(others[:3])}", where=str(folder), fix="choose another folder with -o"
-        )
-
-
 def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     """Make sure that the folder is absent, empty, that of this request, or a run to overwrite.
 
@@ -80,15 +65,17 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
     Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
     """
     require_writable(folder)
-    if not folder.is_dir() or all(_is_passing(entry) for entry in folder.iterdir()):
+    owned = owned_run(folder)
+    if not owned.entries():
         return
-    if not (folder / RUN_FILE).is_file() and not (overwrite and _is_run_without_request(folder)):
+    if not _is_run(owned) or not ((folder / RUN_FILE).is_file() or overwrite):
         raise InputError(
             "the output folder holds files that are not a run"
             + (", and --overwrite replaces runs only" if overwrite else ""),
             where=str(folder),
             fix="choose another folder with -o",
         )
+    owned.require_free((REPORT_FILE, SUMMARY_FILE, f"{TRACES}/...", f"{POLICIES}/..."))
     if not overwrite and not _is_of(folder, request):
         raise InputError(
             "the output folder holds another run",
@@ -97,38 +84,54 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
         )
 
 
-def claim(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
-    """Make the locked folder that of this request; of a run that is overwritten nothing is left, but for what
-    `offramp bench --combine` added to the same one.
+@contextlib.contextmanager
+def claimed(folder: Path, request: dict[str, Any], *, overwrite: bool) -> Iterator[Path]:
+    """The folder to do a run in, locked: that of this request, or, with `overwrite`, one inside it, whose run
+    takes the place of the one that is there when the block has ended well.
 
-    Raises what `require_own` raises.
+    Raises what `require_own` raises, InputError if another process writes into the folder.
     """
-    require_own(folder, request, overwrite=overwrite)
-    try:
-        same = _is_of(folder, request)
-    except DamagedFileError:  # to be overwritten: nothing of it is believed
-        same = False
-    if same and not overwrite:
-        return
-    of_study = {PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", EXECUTIONS}
-    of_run = {REPORT_FILE, SUMMARY_FILE, TRACES, POLICIES}
-    of_run |= {path.name for path in folder.glob("heads-*.safetensors")}
-    for name in (*of_study, *of_run, *(() if same else (COMBINED_FILE, COMBINED_PAGE))):
-        remove(folder / name)
-    write_sealed_json(folder / RUN_FILE, request)
+    with locked_folder(folder):
+        require_own(folder, request, overwrite=overwrite)
+        sweep_temporary_files(folder)
+        owned = owned_run(folder)
+        if overwrite and owned.entries() and not owned.finish_replacing(RUN_FILE):
+            files = {**owned.listed(), **StudyFolder(folder).own_files()}
+            with OutputFolder(folder, files).replaced(
+                RUN_FILE, goes_on=lambda made: _is_of(made, request)
+            ) as made:
+                if not (made / RUN_FILE).is_file():
+                    write_sealed_json(made / RUN_FILE, request)
+                yield made
+        else:
+            if not (folder / RUN_FILE).is_file():
+                with owned.writing(RUN_FILE):
+                    write_sealed_json(folder / RUN_FILE, request)
+            yield folder
+        owned.unlist(*StudyFolder(folder).own_files())
 
 
-def _is_run_without_request(folder: Path) -> bool:
-    """Whether the plan in a folder is that of a run, whose file that says what it is of is gone."""
+def owned_run(folder: Path) -> OutputFolder:
+    """The folder of a run: what it leaves for people and machines, beside what its study does."""
+    owned = OutputFolder(folder)
+    if not _is_run(owned):
+        return owned
+    names = [RUN_FILE, REPORT_FILE, SUMMARY_FILE]  # also of an older offramp, which kept no record
+    names += [path.relative_to(folder).as_posix() for path in (folder / POLICIES).glob("*.json")]
+    return OutputFolder(folder, dict.fromkeys(names, UNKNOWN))
+
+
+def _is_run(owned: OutputFolder) -> bool:
+    """Whether a folder is that of a run; one of its files may be gone or damaged."""
+    if RUN_FILE in owned.listed():
+        return True
+    path = owned.path
     try:
-        return (folder / PLAN).is_file() and StudyFolder(folder).read_plan().is_run
+        if (path / PLAN).is_file() and StudyFolder(path).read_plan().is_run:
+            return True
+        return (path / RUN_FILE).is_file() and bool(read_sealed_json(path / RUN_FILE, _damaged))
     except DamagedFileError:
         return False
-
-
-def _is_passing(entry: Path) -> bool:
-    """Whether this is the lock or what a killed writer left."""
-    return entry.name == ".lock" or entry.name.startswith(TEMPORARY_PREFIX)
 
 
 def _is_of(folder: Path, request: dict[str, Any]) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
-from offramp.files import TEMPORARY_PREFIX, remove, safe_name, sealed, write_json_atomically
+from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, owned_run
+from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.report import TRACES
+from offramp.records.output_folder import RECORD_FILE, OutputFolder
+from offramp.report import REPORT_FILE, TRACES
 from offramp.report.page import write_report
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
@@ -33,69 +34,88 @@ class FinishedRun:
 
 
 def write_outputs(reader: RunReader) -> FinishedRun:
-    """Page, summary and policies; traces and exit heads under names that say what they are of."""
+    """Page, summary and policies; traces and exit heads under names that say what they are of.
+
+    Raises InputError where something that offramp did not write stands in the place of one.
+    """
     path, result = reader.folder.path, reader.result()
-    heads = {}
+    owned, heads = owned_run(path), {}
     for workload, task in reader.tasks("trace"):
         if reader.folder.is_done(task):
             show_trace(reader, workload, task)
-    shown = {path / reader.trace_place(workload) for workload, _ in reader.tasks("trace")}
-    for other in set((path / TRACES).glob("*/*")) - shown:
-        remove(other)  # of a text that the run is not of any more; its task's files stay
+    shown = {reader.trace_place(workload).as_posix() for workload, _ in reader.tasks("trace")}
+    others = [name for name in owned.listed() if name.startswith(f"{TRACES}/")]
+    # Of texts that the run is not of any more; their tasks' files stay.
+    owned.remove(*(name for name in others if name.rpartition("/")[0] not in shown))
     for workload, task in reader.tasks("heads"):
         if reader.folder.is_done(task):
             heads[workload] = path / f"heads-{safe_name(workload)}.safetensors"
-            _link(heads[workload], reader.heads_path(task))
-    _write_policies(result, heads, path / POLICIES)
-    report = write_report(result, path)
-    summary = sealed(summarise(result))
-    write_json_atomically(path / SUMMARY_FILE, summary)
+            _copy(owned, {heads[workload].name: reader.heads_path(task)})
+    policies = _policies(result, heads, path / POLICIES)
+    before = [name for name in owned.listed() if name.startswith(f"{POLICIES}/")]
+    owned.remove(*(name for name in before if name not in policies))
+    (path / POLICIES).mkdir(exist_ok=True)
+    with owned.writing(REPORT_FILE, SUMMARY_FILE, *policies):
+        for write in policies.values():
+            write()
+        report = write_report(result, path)
+        summary = sealed(summarise(result))
+        write_json_atomically(path / SUMMARY_FILE, summary)
     return FinishedRun(result, report, summary)
 
 
 def show_trace(reader: RunReader, workload: str, task: Task) -> None:
     """Make the trace of a workload found in `traces/`."""
-    traces = reader.folder.path / TRACES
-    if os.path.lexists(traces) and not traces.is_dir():
-        traces.unlink()
-    mirror(reader.folder.path / reader.trace_place(workload), reader.folder.task_folder(task) / TRACE)
+    place, source = reader.trace_place(workload), reader.folder.task_folder(task) / TRACE
+    mirror(owned_run(reader.folder.path), place.as_posix(), source)
 
 
-def _write_policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> None:
-    """The policy of every verdict, and the tuner's answer with its certificate, one file each.
+def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dict[str, Callable[[], object]]:
+    """What writes the policy of every verdict, and the tuner's answer with its certificate, by their files.
 
     heads: that a workload was traced through, by its name.
     """
-    folder.mkdir(exist_ok=True)
+    found: dict[str, Callable[[], object]] = {}
     for row in result.workloads:
         name, fitted = safe_name(row.name), heads.get(row.name)
         for verdict in row.verdicts:
-            write_policy(parse_policy(verdict.policy), folder / f"{name}-agreement-{verdict.floor:g}.json")
+            file = f"{name}-agreement-{verdict.floor:g}.json"
+            found[file] = partial(write_policy, parse_policy(verdict.policy), folder / file)
         for tuned in row.tuned:
-            write_tuned(folder / f"{name}-tuned-{tuned.floor.value:g}.json", tuned, fitted)
+            file = f"{name}-tuned-{tuned.floor.value:g}.json"
+            found[file] = partial(write_tuned, folder / file, tuned, fitted)
+    return {f"{folder.name}/{file}": write for file, write in found.items()}
 
 
-def mirror(place: Path, source: Path) -> None:
-    """Make a finished folder's files found under another name too."""
-    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
-        place.unlink()
-    place.mkdir(parents=True, exist_ok=True)
-    files = {path.name: path for path in source.iterdir() if path.is_file() and path.name != ".lock"}
-    for path in place.iterdir():
-        if path.name not in files:
-            remove(path)
-    for name in sorted(files, key=lambda name: (name == MANIFEST, name)):
-        _link(place / name, files[name])
+def mirror(owned: OutputFolder, place: str, source: Path) -> None:
+    """Make a finished folder's files found elsewhere in a folder of ours too, as copies that may be edited.
+
+    Raises InputError where something that offramp did not write stands in the place of one.
+    """
+    files = {f"{place}/{path.name}": path for path in source.iterdir() if path.is_file()}
+    for name in (".lock", RECORD_FILE):
+        files.pop(f"{place}/{name}", None)
+    before = [name for name in owned.listed() if name.rpartition("/")[0] == place]
+    owned.remove(*(name for name in before if name not in files))
+    _copy(owned, files)
 
 
-def _link(place: Path, file: Path) -> None:
-    """Make a file found under another name too: a second copy only where there are no links."""
-    if place.is_file() and place.samefile(file):
+def _copy(owned: OutputFolder, files: Mapping[str, Path]) -> None:
+    """Copy files to places in a folder, by path there, unless the copies are there; a manifest last."""
+    missing, same = {}, []
+    for name, file in files.items():
+        copy = owned.path / name
+        if copy.is_file() and not copy.is_symlink() and copy.samefile(file):
+            copy.unlink()  # an older offramp linked it: an edit would change both
+        if copy.is_file() and not copy.is_symlink() and sha256_of_file(copy) == sha256_of_file(file):
+            same.append(name)
+        else:
+            missing[name] = file
+    listed = owned.listed()
+    owned.adopt(*(name for name in same if name not in listed))
+    if not missing:
         return
-    temporary = place.parent / f"{TEMPORARY_PREFIX}{place.name}"
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(file, temporary)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, temporary)
-    temporary.replace(place)
+    with owned.writing(*missing):
+        for name in sorted(missing, key=lambda name: (name.endswith(f"/{MANIFEST}"), name)):
+            (owned.path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(owned.path / name, partial(shutil.copyfile, missing[name]))

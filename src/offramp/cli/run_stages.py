@@ -14,15 +14,15 @@ import torch
 import offramp
 from offramp.cli.console import stage
 from offramp.cli.provenance import describe_machine, describe_software
-from offramp.cli.run_folder import SUMMARY_FILE, claim, default_folder, require_own
+from offramp.cli.run_folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
 from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
 from offramp.cli.run_study import RunOptions, require_documents, run_study
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
-from offramp.files import locked_folder, sweep_temporary_files
 from offramp.lab.exits.earlier import record_of
 from offramp.models.memory import parse_size
 from offramp.models.model import Model
+from offramp.report import REPORT_FILE
 from offramp.report.page import write_report
 from offramp.report.run_reading import STARTED, RunReader
 from offramp.report.run_result import Progress, RunResult
@@ -113,10 +113,11 @@ def carry_out(
     run = _Run(options, asked, traced, given, folder, streamed)
     run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
     run.check()
-    with locked_folder(folder):
-        sweep_temporary_files(folder)
-        claim(folder, request, overwrite=options.overwrite)
-        return run.run(before_decoding)
+    with claimed(folder, request, overwrite=options.overwrite) as place:
+        run.move_to(place)
+        finished = run.run(before_decoding)
+    # A run that took another's place is shown under the paths that it has now.
+    return finished if place == folder else write_outputs(RunReader(folder))
 
 
 def _read_with_record(path: Path) -> ExitHeads:
@@ -173,6 +174,10 @@ class _Run:
         self.models = ModelCache()
         self.left_out: dict[str, str] = {}
         self.unavailable: dict[str, str] = {LOCAL: ON_DISK, OWN: ON_DISK} if streamed else {}
+
+    def move_to(self, path: Path) -> None:
+        """Do the run in another folder."""
+        self.path, self.folder = path, StudyFolder(path)
 
     def study(self) -> Study:
         """What is to be done, as far as it can be had."""
@@ -305,7 +310,9 @@ class _Run:
         done = [words for task, words in shown if self.folder.is_done(task)]
         to_come = [words for task, words in shown if words not in done and task is not running]
         now = next(words for task, words in shown if task is running)
-        write_report(reader.result(Progress(tuple(done), now, tuple(to_come))), self.path)
+        result = reader.result(Progress(tuple(done), now, tuple(to_come)))
+        with owned_run(self.path).writing(REPORT_FILE):
+            write_report(result, self.path)
 
 
 def _in_order(plan: Plan) -> Iterator[tuple[Task, str]]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.cli.console import Output, stage
-from offramp.cli.run_folder import require_only
+from offramp.cli.run_folder import require_writable
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json
+from offramp.records.output_folder import CHANGED, UNKNOWN, OutputFolder
 from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -33,9 +34,21 @@ def require_own(folder: Path, name: str) -> None:
     from offramp.studies.fingerprints import FILE
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS
 
+    require_writable(folder)
+    entries = set(OutputFolder(folder).entries())
     of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
-    own = {*of_study, REPORT_FILE, STAMP, TABLES, CITATION_FILE, MODELS}
-    require_only(folder, own, "the study's folder holds files of something else")
+    of_report = {REPORT_FILE, STAMP, TABLES, CITATION_FILE, MODELS}
+    begun = entries & {JOURNAL, TASKS, FILE, "locks"}  # what is there before and beside the plan
+    expected = of_study | (of_report if begun else set())
+    others = [entry for entry in sorted(entries) if entry.partition(CHANGED)[0] not in expected]
+    if PLAN in entries and not begun and _study_in(folder) is None:
+        others.append(PLAN)
+    if others:
+        raise InputError(
+            f"the study's folder holds files of something else: {', '.join(others[:3])}",
+            where=str(folder),
+            fix="choose another folder with -o",
+        )
     found = _study_in(folder)
     if found not in (None, name):
         raise InputError(
@@ -69,40 +82,54 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
     from offramp.cli.compare_command import write_comparison
     from offramp.files import write_json_atomically
     from offramp.studies.comparison.reading import read_comparison
+    from offramp.studies.locks import holding
 
     stamp = {**_content(folder), "mixed": mixed}
     plan = folder.read_plan()
-    with stage("writing the report"):
-        if "lab" in plan.study:
-            page = (_write_given_report if plan.study["models"] else _write_lab_report)(plan, folder)
-        else:
-            page = write_comparison(read_comparison([folder.path], mixed=mixed), folder.path)
-    write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
-    return page
+    with stage("writing the report"), holding(folder.locks / "report", wait=True):
+        owned = _owned(folder.path)
+        with owned.replaced(REPORT_FILE, keeps=lambda name: name.startswith(f"{MODELS}/")) as made:
+            if "lab" not in plan.study:
+                write_comparison(read_comparison([folder.path], mixed=mixed), made)
+            elif plan.study["models"]:
+                _write_given_report(plan, folder, made)
+            else:
+                _write_lab_report(plan, folder, made)
+        if "lab" in plan.study and not plan.study["models"]:
+            _show_models(plan, folder, owned)
+        with owned.writing(STAMP):
+            write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
+    return folder.path / REPORT_FILE
 
 
-def _write_lab_report(plan: Plan, folder: StudyFolder) -> Path:
-    """Write the table of runs of a study of the lab, and the page that is made of it; the page's path."""
+def _owned(folder: Path) -> OutputFolder:
+    """The folder of a study: what its report leaves. What the study itself leaves vouches for itself."""
+    from offramp.cli.compare_command import owned_pages
+
+    owned = owned_pages(folder)
+    return OutputFolder(folder, {STAMP: UNKNOWN, **owned.listed()})
+
+
+def _write_lab_report(plan: Plan, folder: StudyFolder, made: Path) -> None:
+    """Write the table of runs of a study of the lab into a folder, and the page that is made of it."""
     from offramp.cli.compare_command import TABLES
     from offramp.files import write_text_atomically
     from offramp.lab.effects.runs import read_rows
     from offramp.report.lab.tables import write_lab_report
     from offramp.studies.lab_rows import lab_rows, lab_table
 
-    runs = folder.path / TABLES / "runs.csv"
+    runs = made / TABLES / "runs.csv"
     rows = lab_rows(plan, folder)
     if not rows:
         raise InputError("no run has ended yet", where=str(folder.path), fix="run the study")
     runs.parent.mkdir(exist_ok=True)
     write_text_atomically(runs, lab_table(rows))
     command, text = _made_by(plan, folder)
-    write_lab_report(read_rows(runs), folder.path, text=text, command=command, table=str(runs))
-    _show_models(plan, folder)
-    return folder.path / REPORT_FILE
+    write_lab_report(read_rows(runs), made, text=text, command=command, table=str(runs))
 
 
-def _write_given_report(plan: Plan, folder: StudyFolder) -> Path:
-    """Write table and page of a study of the lab whose models were given; the page's path."""
+def _write_given_report(plan: Plan, folder: StudyFolder, made: Path) -> None:
+    """Write table and page of a study of the lab whose models were given into a folder."""
     from offramp.report.lab.given import write_given_report
     from offramp.studies.lab_rows import given_models
 
@@ -110,8 +137,7 @@ def _write_given_report(plan: Plan, folder: StudyFolder) -> Path:
     if not models:
         raise InputError("no model has been measured yet", where=str(folder.path), fix="run the study")
     command, text = _made_by(plan, folder)
-    write_given_report(models, folder.path, text=text, absent=absent, command=command)
-    return folder.path / REPORT_FILE
+    write_given_report(models, made, text=text, absent=absent, command=command)
 
 
 def _made_by(plan: Plan, folder: StudyFolder) -> tuple[str, TextRecord]:
@@ -124,15 +150,19 @@ def _made_by(plan: Plan, folder: StudyFolder) -> tuple[str, TextRecord]:
     return command, read_text_folder(text / TEXT).record
 
 
-def _show_models(plan: Plan, folder: StudyFolder) -> None:
+def _show_models(plan: Plan, folder: StudyFolder, owned: OutputFolder) -> None:
     """Make every kept model of the runs found by the run's name and the step, as others name a model."""
     from offramp.cli.run_outputs import mirror
     from offramp.studies.work.train import MODEL
+    from offramp.tracing.progress import say
 
     for name, run in plan.study["runs"].items():
         task = plan.tasks[run["train"]]
         for kept in folder.task_folder(task).glob(f"{MODEL}*") if folder.is_done(task) else ():
-            mirror(folder.path / MODELS / f"{name}{kept.name.removeprefix(MODEL)}", kept)
+            try:
+                mirror(owned, f"{MODELS}/{name}{kept.name.removeprefix(MODEL)}", kept)
+            except InputError as error:
+                say(f"{error.what}: {error.where}; the model of {name} lies in {kept}")
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:

@@ -123,6 +123,19 @@ class OutputFolder:
                 others += [path for path in paths if path not in listed and not _is_kept_aside(path, listed)]
         return others
 
+    def require_free(self, names: Collection[str]) -> dict[str, Condition]:
+        """The condition of each of these names. Raises InputError where what lies there is somebody's."""
+        listed = self.listed()
+        conditions = {name: self._condition(name, listed) for name in names}
+        for name, condition in conditions.items():
+            if condition == "foreign":
+                raise InputError(
+                    f"something that offramp did not write stands where {name} is written",
+                    where=str(self.path / name),
+                    fix="move it away, or choose another folder with -o",
+                )
+        return conditions
+
     # --- changing it
 
     @contextlib.contextmanager
@@ -141,16 +154,7 @@ class OutputFolder:
 
     def make_way(self, names: Collection[str]) -> None:
         """See `writing`."""
-        listed = self.listed()
-        found = {name: self._condition(name, listed) for name in names}
-        for name, condition in found.items():
-            if condition == "foreign":
-                raise InputError(
-                    f"something that offramp did not write stands where {name} is written",
-                    where=str(self.path / name),
-                    fix="move it away, or choose another folder with -o",
-                )
-        for name, condition in found.items():
+        for name, condition in self.require_free(names).items():
             if condition == "changed":
                 aside = _free(self.path / f"{name}{CHANGED}")
                 (self.path / name).rename(aside)
@@ -159,8 +163,14 @@ class OutputFolder:
                     file=sys.stderr,
                 )
 
+    def unlist(self, *names: str) -> None:
+        """Let the record say nothing of these files any more: another record does."""
+        self._write({name: seal for name, seal in self._recorded().items() if name not in names})
+
     def adopt(self, *names: str) -> None:
         """List files as they are now."""
+        if not names:
+            return
         files = self._recorded()
         for name in names:
             path = self.path / name
@@ -185,12 +195,18 @@ class OutputFolder:
             self.path.rmdir()
 
     @contextlib.contextmanager
-    def replaced(self, last: str, *, goes_on: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    def replaced(
+        self,
+        last: str,
+        *,
+        goes_on: Callable[[Path], bool] | None = None,
+        keeps: Callable[[str], bool] = lambda name: False,
+    ) -> Iterator[Path]:
         """A folder to make a whole result in, which then takes the place of everything that is ours here.
 
         What is here stays as it is until the block has ended, and if it does not end well. last: the file
         that makes the result a whole one. goes_on: whether what a killed block left is to be gone on with;
-        by default it is made anew, and nothing is left of a block that failed.
+        by default it is made anew, and nothing is left of a block that failed. keeps: what of ours stays.
 
         Raises InputError, before the block, if something else stands where the replacement is made.
         """
@@ -212,7 +228,7 @@ class OutputFolder:
             if goes_on is None:
                 self._drop_new()
             raise
-        self.take(self.made, last)
+        self.take(self.made, last, replaces=[name for name in self.listed() if not keeps(name)])
         self._drop_new()
 
     def finish_replacing(self, last: str) -> bool:
@@ -274,10 +290,10 @@ class OutputFolder:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The files in a folder and in those below it, by path; its own lock and records left out."""
-    apart = (LOCK, RECORD_FILE, WHOLE)
+    """The files in a folder and in those below it, by path; locks and its own records left out."""
+    apart = (RECORD_FILE, WHOLE)
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in found if name not in apart)
+    return sorted(name for name in found if name not in apart and name.rpartition("/")[2] != LOCK)
 
 
 def _is_kept_aside(name: str, own: Container[str]) -> bool:

@@ -16,9 +16,11 @@ from typing import Any, Literal
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json, remove, sweep_temporary_files
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
+from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.journal import Journal
 from offramp.studies.locks import holding
 from offramp.studies.manifest import (
+    APART,
     DAMAGED,
     MANIFEST,
     RESULT,
@@ -87,6 +89,8 @@ PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
 EXECUTIONS = "executions"
+ENDINGS = (".json", ".jsonl", ".parquet", ".safetensors", ".partial", ".bin")
+"""Of the files that tasks write."""
 ALIVE = "alive-"
 """What the names of files that show signs of life begin with, among the locks."""
 
@@ -199,6 +203,35 @@ class StudyFolder:
             return manifest, [f"{MANIFEST} is that of another task"]
         return manifest, check_files(folder, manifest, whole=whole)
 
+    def own_files(self) -> dict[str, str | None]:
+        """What of the folder the study wrote: SHA-256 by path, None where its name alone tells.
+
+        Of a finished task that is what its manifest lists; what others put beside it is not ours.
+        """
+        places = [self.path / name for name in (PLAN, JOURNAL, FINGERPRINTS)]
+        places += [path for path in self.locks.glob("*") if not path.suffix]
+        places += [*self.logs.glob("*.log"), *self.executions.glob("*.json"), self.executions / ".lock"]
+        found: dict[str, str | None] = {
+            path.relative_to(self.path).as_posix(): None for path in places if path.is_file()
+        }
+        for folder in (self.path / TASKS).glob("*/*"):
+            place = folder.relative_to(self.path).as_posix()
+            found |= {f"{place}/{name}": seal for name, seal in self._own_of(folder).items()}
+        return found
+
+    def _own_of(self, folder: Path) -> dict[str, str | None]:
+        """What of a task's folder is its own, as in `own_files`; until it is done, told by endings."""
+        own: dict[str, str | None] = dict.fromkeys(APART)
+        own |= {path.relative_to(folder).as_posix(): None for path in folder.rglob(".lock")}
+        for name in (MANIFEST, DAMAGED):
+            try:
+                manifest = MANIFEST_FILE.read(folder / name)
+            except (OSError, DamagedFileError):
+                continue
+            return own | {name: record.sha256 for name, record in manifest.files.items()}
+        names = (path.relative_to(folder).as_posix() for path in files_of(folder))
+        return own | {name: None for name in names if Path(name).suffix in ENDINGS}
+
     # --- changing it, holding the task's lock
 
     def start(self, task: Task) -> Path:
@@ -208,19 +241,17 @@ class StudyFolder:
         a killed trace, or, where `was_damaged`, one whose damaged parts are to be traced again.
         """
         folder = self.task_folder(task)
-        if os.path.lexists(folder) and not folder.is_dir():
-            remove(folder)  # nothing that offramp writes: a task's folder is its own
+        _require_places(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        own = self._own_of(folder)
         problems = self._examine(task.kind, task.key, whole=False)[1]
         if problems:
             self._withdraw(task, problems)
         sweep_temporary_files(folder)
         remove_failure(folder)
-        for path in files_of(folder):
-            if path.parent == folder:
-                path.unlink()
-        if (folder / RESULT).is_dir():
-            remove(folder / RESULT)
+        for name in own:
+            if "/" not in name and name != DAMAGED:
+                (folder / name).unlink(missing_ok=True)
         self.journal.append("started", task)
         return folder
 
@@ -241,6 +272,7 @@ class StudyFolder:
     def _withdraw(self, task: Task, problems: list[str]) -> None:
         """Take the manifest away from a task with damaged files, so that it is done again."""
         folder = self.task_folder(task)
+        _require_places(folder)
         remove(folder / DAMAGED)
         (folder / MANIFEST).replace(folder / DAMAGED)
         self.journal.append("damaged", task, problems=problems)
@@ -297,3 +329,14 @@ class StudyFolder:
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
         return FILE.read(path).plan
+
+
+def _require_places(folder: Path) -> None:
+    """Refuse what stands in the place of a task's folder or of its files. Raises InputError."""
+    files = [name for name in (RESULT, *sorted(APART)) if (folder / name).is_dir()]
+    if files or (os.path.lexists(folder) and not folder.is_dir()):
+        raise InputError(
+            "something else stands where a task keeps its files",
+            where=str(folder.joinpath(*files[:1])),
+            fix="move it away, then run the same command again",
+        )

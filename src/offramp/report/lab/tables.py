@@ -43,9 +43,6 @@ def write_lab_report(
     findings = analyse(runs_of(rows, table), permutations=permutations)
     (folder / TABLES).mkdir(parents=True, exist_ok=True)
     tables = lab_tables(findings)
-    for name in NAMES:
-        if name not in tables:
-            (folder / TABLES / f"{name}.csv").unlink(missing_ok=True)  # of runs that were there before
     for name, cells in tables.items():
         written = io.StringIO()
         csv.writer(written, lineterminator="\n").writerows(cells)
