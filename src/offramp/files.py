@@ -200,11 +200,12 @@ def disk_full(path: Path, written: int) -> DiskFullError:
     )
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
 
     The file is flushed to disk before the rename and the folder after it, so that `path` is either absent,
-    the old file, or the whole new one. The temporary file is removed if `write` fails.
+    the old file, or the whole new one. The temporary file is removed if `write` fails. apart: put it into a
+    temporary folder, for safetensors, which writes files of its own beside it.
 
     Raises InputError if a folder is in its place, DiskFullError if the disk is full, with the free and the
     written sizes.
@@ -215,10 +216,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             where=str(path),
             fix="move the folder away",
         )
-    folder = temporary_path(path)  # a folder of its own, since safetensors writes files of its own beside
-    temporary = folder / path.name
+    made = temporary_path(path)
+    temporary = made / path.name if apart else made
     try:
-        folder.mkdir(exist_ok=True)
+        if apart:
+            made.mkdir(exist_ok=True)
         temporary.touch()
         readable = temporary.stat().st_mode  # by whom new files are; safetensors makes its own for one user
         write(temporary)
@@ -227,11 +229,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder.rmdir()
+        if apart:
+            made.rmdir()
         sync_folder(path.parent)
     except Exception as error:
         written = temporary.stat().st_size if temporary.exists() else 0
-        remove(folder)
+        remove(made)
         if is_disk_full(error):
             raise disk_full(path, written) from error
         if _system_number(error) == errno.EFBIG:
@@ -242,7 +245,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             ) from error
         raise
     except BaseException:
-        remove(folder)
+        remove(made)
         raise
 
 

@@ -30,8 +30,10 @@ from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workl
 from offramp.errors import InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
 from offramp.tracing import part as part_module
+from offramp.tracing import tracer
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.heads_file import write_heads
+from offramp.tracing.part import Part
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
 
@@ -77,6 +79,46 @@ def test_a_folder_of_another_request_is_refused_unless_overwritten(
     (folder / "notes.json").unlink()
     run(tmp_path / "fresh", **options)
     assert files_of(folder) == files_of(tmp_path / "fresh")
+
+
+def test_an_overwritten_trace_stays_until_the_new_one_is_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where somebody's files have names as its own."""
+    mine = ("facts-99999.parquet", "part-mine.json", ".states/mine.bin", ".writing-mine")
+    (folder / ".states").mkdir()
+    for name in mine:
+        (folder / name).write_text("mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    measure = tracer.write_part
+
+    def killed(place: Path, part: Part, *more: Any) -> None:
+        if part.index == 1:
+            raise KeyboardInterrupt
+        measure(place, part, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracer, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, overwrite=True, exits="1")
+    assert {path: path.read_bytes() for path in before} == before
+    assert Trace.load(folder).exits.tolist() == [1, 2, 3]
+    assert run(folder, overwrite=True, exits="1").folder == folder
+    run(tmp_path / "fresh", exits="1")
+    assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "mine")
+    for name in mine:
+        (folder / name).unlink()
+    (folder / ".states").rmdir()
+    assert files_of(folder) == files_of(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "request.json"])
+def test_a_file_of_another_program_with_a_name_of_a_trace(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"digest": "sha256:12"}')
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="files that are not a trace"):
+            run(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_ac
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes
 from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
+from offramp.decoding.measurement.combined import COMBINED
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.report import COMBINED_FILE
@@ -109,10 +111,12 @@ def read_combine_request(
 
 
 def _file_of(output: Path) -> Path:
-    """The file that is written: a .json file, or that of a run's folder. Raises InputError for others."""
+    """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
+    where another file stands in its place or in that of its page.
+    """
     if output.is_dir():
         if (output / RUN_FILE).is_file():
-            return output / COMBINED_FILE
+            return _file_of(output / COMBINED_FILE)
         raise InputError(
             "the output is a folder, but not that of a run",
             where=str(output),
@@ -136,4 +140,12 @@ def _file_of(output: Path) -> Path:
             where=str(output),
             fix="choose another file with -o",
         )
+    ours, page = COMBINED.is_of(output), output.with_suffix(".html")
+    for path in (output, page):
+        if os.path.lexists(path) and not ours:
+            raise InputError(
+                "something else stands where the result or its page is written",
+                where=str(path),
+                fix="move it away, or choose another file with -o",
+            )
     return output

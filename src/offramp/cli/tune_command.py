@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
 
+POLICY_ENTRIES: dict[str, type] = {"schema_version": object, "kind": str}
+"""What a file of a policy has."""
 NO_MODEL = "none"
 """As `--model`: nothing is decoded."""
 
@@ -148,7 +150,7 @@ def tune(
     require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, new_tokens, documents, seconds)
-    require_json_file(output, "a policy", {"schema_version": object, "kind": str})
+    require_json_file(output, "a policy", POLICY_ENTRIES)
     kept = executions or output.absolute().parent / "executions"
     require_writable(kept)
     loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
@@ -219,8 +221,13 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
     from offramp.policies.grammar import write_policy
 
     answers = {}
-    for place, (name, tuned) in enumerate(found.tuned.items(), start=1):
-        own = output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}.json")
+    files = [
+        output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}.json")
+        for place, name in enumerate(found.tuned, start=1)
+    ]
+    for own in files:
+        require_json_file(own, "a policy", POLICY_ENTRIES)
+    for own, (name, tuned) in zip(files, found.tuned.items(), strict=True):
         out.console.print(f"{name}:", markup=False, style="bold")
         answers[name] = show_tuned(out, tuned, own, heads)
     write_policy(found.policy, output)

@@ -21,8 +21,9 @@ def write_sealed(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Te
     from safetensors.torch import save_file
 
     kept = {SEAL: _seal(header, tensors), **header}
+    metadata = {HEADER: canonical_json(kept)}
     write_atomically(
-        path, lambda temporary: save_file(dict(tensors), temporary, metadata={HEADER: canonical_json(kept)})
+        path, lambda temporary: save_file(dict(tensors), temporary, metadata=metadata), apart=True
     )
 
 

@@ -285,8 +285,10 @@ class OutputFolder:
                     parent.rmdir()
 
     def _write(self, files: Mapping[str, str | None]) -> None:
-        if files or (self.path / RECORD_FILE).exists():
+        if files:
             WRITTEN.write(self.path / RECORD_FILE, Written(files))
+        else:
+            (self.path / RECORD_FILE).unlink(missing_ok=True)
 
 
 def files_below(folder: Path) -> list[str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import TEMPORARY_PREFIX
+from offramp.files import SEAL, sweep_temporary_files
+from offramp.records.output_folder import UNKNOWN, OutputFolder
 from offramp.tracing.answers import ANSWERS, ANSWERS_FILE
 from offramp.tracing.manifest import MANIFEST, REQUEST, read_manifest
-from offramp.tracing.part import FILE_KINDS, part_path, seal_path, trace_file
+from offramp.tracing.part import FILE_KINDS, part_path, seal_path, sealed_files, trace_file
 from offramp.tracing.request import TraceRequest
-from offramp.tracing.streamed_states import STATES_FOLDER, remove_states
+from offramp.tracing.streamed_states import STATES_FOLDER, states_files
 
 Content = TypeVar("Content")
 
+_PART_FILE = re.compile(rf"part-\d{{5}}\.json|({'|'.join(FILE_KINDS)})-\d{{5}}\.parquet")
 _REQUEST_FILE = trace_file(dict[str, Any])  # one of an older version has fewer entries than `TraceRequest`
 
 
@@ -24,13 +29,14 @@ def refuse_foreign_files(folder: Path) -> None:
 
     Raises InputError if it holds other files; nothing is written into it.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
-    if not folder.is_dir() or (folder / REQUEST).exists() or (folder / MANIFEST).exists():
+    parts = any(folder.glob("part-*.json"))
+    if _is_ours(folder / REQUEST) or (parts and _is_ours(folder / MANIFEST)):
         return
-    if any(entry.name != ".lock" and not _is_leftover(entry) for entry in folder.iterdir()):
+    if OutputFolder(folder).entries():
         raise InputError(
             "the folder holds files that are not a trace",
             where=str(folder),
@@ -38,21 +44,26 @@ def refuse_foreign_files(folder: Path) -> None:
         )
 
 
-def _is_leftover(entry: Path) -> bool:
-    """Whether a killed writer left this behind."""
-    return entry.name.startswith(TEMPORARY_PREFIX)
+def _is_ours(path: Path) -> bool:
+    """Whether a JSON file is one of a trace, damaged or not: these say their own SHA-256."""
+    return path.is_file() and not path.is_symlink() and f'"{SEAL}"'.encode() in path.read_bytes()
 
 
-def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repair: bool) -> None:
-    """Make the folder ready for this request: empty, or holding whole files of this very request.
+@contextlib.contextmanager
+def prepared_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repair: bool) -> Iterator[Path]:
+    """The locked folder, ready for this request: empty, or holding whole files of this very request; or,
+    while another trace lies there that is overwritten, one inside, which takes the other's place in the end.
 
     Raises InputError if it holds another trace, saying what differs, unless `overwrite`; DamagedFileError if
     one of its JSON files changed, unless `repair`: the file is then made again.
     """
     refuse_foreign_files(folder)
+    sweep_temporary_files(folder)
+    owned = _owned_trace(folder)
+    owned.finish_replacing(MANIFEST)
     found = _found_request(folder, forgive=overwrite or repair)
-    if found is not None and found != request.to_json():
-        if not overwrite and _holds_work(folder):
+    if found is not None and found != request.to_json() and _holds_work(folder):
+        if not overwrite:
             asked = request.to_json()
             differs = [key for key in {**asked, **found} if found.get(key) != asked.get(key)]
             raise InputError(
@@ -60,10 +71,27 @@ def prepare_folder(folder: Path, request: TraceRequest, *, overwrite: bool, repa
                 where=str(folder),
                 fix="choose another folder (output=, -o), or give overwrite=True (--overwrite) to replace it",
             )
-        _clear(folder)
+        with owned.replaced(
+            MANIFEST, goes_on=lambda made: _found_request(made, forgive=True) == request.to_json()
+        ) as made:
+            _REQUEST_FILE.write(made / REQUEST, request.to_json())
+            yield made
+        owned.unlist(*owned.listed())  # its own seals vouch for it
+        return
     _read(folder / MANIFEST, lambda path: read_manifest(path.parent), forgive=repair)
     _read(folder / ANSWERS, ANSWERS_FILE.read, forgive=repair)
     _REQUEST_FILE.write(folder / REQUEST, request.to_json())
+    yield folder
+
+
+def _owned_trace(folder: Path) -> OutputFolder:
+    """The folder of a trace, whose seals say what is ours in it. What was damaged is ours by its name."""
+    names = [path.name for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
+    own: dict[str, str | None] = dict.fromkeys(names, UNKNOWN)
+    for name in (REQUEST, MANIFEST, ANSWERS):
+        if _is_ours(folder / name):
+            own[name] = None
+    return OutputFolder(folder, {**own, **sealed_files(folder), **states_files(folder)})
 
 
 def _holds_work(folder: Path) -> bool:
@@ -93,16 +121,6 @@ def _read(path: Path, read: Callable[[Path], Content], *, forgive: bool) -> Cont
         if path.name != REQUEST:  # which is replaced at once: without it the folder would be nobody's
             path.unlink()
         return None
-
-
-def _clear(folder: Path) -> None:
-    """Delete a trace; the request stays until it is replaced, so that a kill leaves no nameless parts."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("part-*.json", *(f"{kind}-*.parquet" for kind in FILE_KINDS)):
-        for path in folder.glob(pattern):
-            path.unlink()
-    (folder / ANSWERS).unlink(missing_ok=True)
-    remove_states(folder)
 
 
 def remove_part(folder: Path, index: int) -> None:

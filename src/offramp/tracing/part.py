@@ -109,6 +109,19 @@ class PartSeal:
 _SEAL = trace_file(PartSeal)
 
 
+def sealed_files(folder: Path) -> dict[str, str | None]:
+    """SHA-256 of the files of parts in a folder, by name, as the seals say; None for the seals themselves."""
+    found: dict[str, str | None] = {}
+    for path in folder.glob("part-*.json"):
+        try:
+            seal = _SEAL.read(path)
+        except DamagedFileError:
+            continue
+        index = path.stem.removeprefix("part-")
+        found |= {path.name: None, **{f"{kind}-{index}.parquet": sha for kind, sha in seal.files.items()}}
+    return found
+
+
 def part_path(folder: Path, kind: str, index: int) -> Path:
     """The file of one kind of one part."""
     return folder / f"{kind}-{index:05d}.parquet"

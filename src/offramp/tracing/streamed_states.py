@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
-import shutil
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -148,6 +149,7 @@ STATES_FOLDER = ".states"
 """Beside the parts of the trace that is being made."""
 
 DESCRIPTION = "states.json"
+_LAYER_FILE = re.compile(r"layer-\d{4,}\.(bin|json)")
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ def prepare_states(folder: Path, request: str, parts: Sequence[int]) -> Path:
     states = folder / STATES_FOLDER
     if reusable_parts(folder, request, parts) != tuple(parts):
         remove_states(folder)
-        states.mkdir()
+        states.mkdir(exist_ok=True)
         _DESCRIPTION.write(states / DESCRIPTION, _Description(request, tuple(parts)))
     return states
 
@@ -290,12 +292,20 @@ def _described(path: Path) -> _Description | None:
         return None
 
 
-def remove_states(folder: Path) -> None:
-    """Delete the states of a trace, if there are any."""
+def states_files(folder: Path) -> dict[str, None]:
+    """The files of a trace's states, by path in the folder of the trace."""
     states = folder / STATES_FOLDER
-    if states.is_dir():
-        (states / DESCRIPTION).unlink(missing_ok=True)  # first: the rest vouches for nothing without it
-        shutil.rmtree(states)
+    layers = [path.name for path in states.glob("layer-*") if _LAYER_FILE.fullmatch(path.name)]
+    there = (DESCRIPTION,) if (states / DESCRIPTION).is_file() else ()
+    return {f"{STATES_FOLDER}/{name}": None for name in (*there, *layers)}
+
+
+def remove_states(folder: Path) -> None:
+    """Delete the states of a trace, if there are any, and their folder if nothing else lies in it."""
+    for name in states_files(folder):  # the description first: the rest vouches for nothing without it
+        (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        (folder / STATES_FOLDER).rmdir()
 
 
 def held_bytes(folder: Path) -> int:

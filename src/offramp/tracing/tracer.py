@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from offramp.errors import DamagedFileError, ModelError
-from offramp.files import locked_folder, sweep_temporary_files
+from offramp.files import locked_folder
 from offramp.models.devices import device_name
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads
-from offramp.tracing.folder import prepare_folder, refuse_foreign_files, remove_part
+from offramp.tracing.folder import prepared_folder, refuse_foreign_files, remove_part
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.manifest import (
     MANIFEST,
@@ -152,9 +152,10 @@ def trace(
     if model.streamed is not None and plan is not None and not (folder / REQUEST).exists():
         require_room(folder, needed_bytes(model, plan, range(len(plan.parts)), request))
     with locked_folder(folder):
-        prepare_folder(folder, request, overwrite=overwrite, repair=repair)
-        sweep_temporary_files(folder)
-        found = run.in_folder(folder, plan, repair=repair)
+        with prepared_folder(folder, request, overwrite=overwrite, repair=repair) as place:
+            found = run.in_folder(place, plan, repair=repair)
+        if place != folder:
+            found = Trace.load(folder)
     found.workload = work
     return found
 
