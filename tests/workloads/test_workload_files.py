@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -85,6 +86,15 @@ def test_a_file_of_any_size_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("offramp.workloads.text_files.LARGEST_FILE", 10)
     with pytest.raises(WorkloadError, match="which is as much as is read"):
         load_workload(f"txt:{path}")
+
+
+def test_a_long_text_is_split_in_one_pass() -> None:
+    text = "\n\n".join(["word " * 42] * 40_000)  # counting lines from the top each time took minutes
+    started = time.process_time()
+    found = list(paragraphs(text))
+    assert time.process_time() - started < 10.0
+    assert [line for line, _ in found[:3]] == [1, 3, 5]
+    assert found[-1][0] == 79_999
 
 
 def test_paragraphs_by_hand(tmp_path: Path) -> None:

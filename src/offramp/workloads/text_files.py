@@ -166,12 +166,14 @@ def paragraphs(text: str) -> Iterator[tuple[int, str]]:
     A paragraph under 200 characters is joined with the one that follows, the last with the one before it.
     """
     parts: list[tuple[int, str]] = []
+    begins, counted = 1, 0
     for match in re.finditer(r"\S.*?(?=\n[^\S\n]*\n|\Z)", text, flags=re.DOTALL):
+        begins, counted = begins + text.count("\n", counted, match.start()), match.start()
         if parts and len(parts[-1][1]) < SHORTEST_PARAGRAPH:
             line, previous = parts[-1]
             parts[-1] = (line, f"{previous}\n\n{match.group().rstrip()}")
         else:
-            parts.append((1 + text.count("\n", 0, match.start()), match.group().rstrip()))
+            parts.append((begins, match.group().rstrip()))
     if len(parts) > 1 and len(parts[-1][1]) < SHORTEST_PARAGRAPH:
         _, last = parts.pop()
         line, previous = parts[-1]

@@ -126,6 +126,10 @@ def test_exits_of_another_training_are_not_believed(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match="the exits are not what the training left"):
             read()
+    record = file.with_name("training.json")
+    record.write_bytes(other.with_name("training.json").read_bytes())
+    with pytest.raises(InputError, match="of another training than its folder"):
+        trained(seed=0, steps=2, output=tmp_path / "0")
     elsewhere = tmp_path / "elsewhere.safetensors"
     elsewhere.write_bytes(other.read_bytes())
     assert read_heads(elsewhere).fingerprint == read_heads(tmp_path / "1").fingerprint

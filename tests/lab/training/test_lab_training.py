@@ -252,6 +252,9 @@ def test_the_command_trains_says_it_again_and_refuses_another(
         file.write(b"\x7f\x7f\x7f\x7f")
     refused = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(2).err
     assert "the model is not what the training left" in refused
+    shutil.copytree(kept_model(folder, 9), moved, dirs_exist_ok=True)  # another model of this training
+    refused = run_offramp("lab", "train", recipe, "-o", moved, "--device", "cpu").require(2).err
+    assert "of another training than its folder" in refused
     write_recipe(recipe, lab_text, rate=1e-3)
     refused = run_offramp("lab", "train", recipe, "-o", folder, "--device", "cpu").require(2).err
     assert "the folder holds another training: recipe.rate (0.005, now 0.001)" in refused

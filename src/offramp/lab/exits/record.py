@@ -173,6 +173,19 @@ def require_same(folder: Path, asked: Request) -> None:
     )
 
 
+def require_record_of(folder: Path, record: TrainingRecord, request: Request) -> None:
+    """Refuse a finished training's record that is of another request than the one beside it.
+
+    Raises InputError.
+    """
+    if to_json(record.request) != to_json(request):
+        raise InputError(
+            "the record of the training there is of another training than its folder",
+            where=str(folder),
+            fix="give --overwrite to train again, or copy the whole folder again from where it came",
+        )
+
+
 def differences(folder: Path, asked: Request) -> list[str]:
     """In what the request in a folder is another one, in words. Raises DamagedFileError."""
     before, now = (_flat(to_json(one)) for one in (REQUEST.read(folder / REQUEST_FILE), asked))

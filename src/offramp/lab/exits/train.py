@@ -18,7 +18,7 @@ from offramp.lab.exits.job import Job
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED
 from offramp.lab.exits.reading_job import ReadingJob
 from offramp.lab.exits.recipe import make_recipe, refuse_needless
-from offramp.lab.exits.record import RECORD, Request, TrainingRecord
+from offramp.lab.exits.record import RECORD, Request, TrainingRecord, require_record_of
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
@@ -186,6 +186,7 @@ def train_exits(
     with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
+            require_record_of(folder, record, request)
             found = None if kind == REGULARISED else read_heads(folder)
             if found is None:
                 folder_source(folder)  # as the training left it

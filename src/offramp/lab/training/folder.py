@@ -21,6 +21,10 @@ STATE = UNDER_WAY[0]
 """From where a training goes on; there is none in the folder of one that has ended."""
 
 
+PLACES = {"text", "against", "factor", "base"}
+"""What of a recipe says where other things lie, or what it is compared with."""
+
+
 def kept_model(folder: Path, step: int) -> Path:
     """Where the model after so many steps lies, but for the last: beside the folder, NAME@STEP."""
     return folder.with_name(f"{folder.name}@{step}")
@@ -104,10 +108,24 @@ def differences(folder: Path, request: Request) -> list[str]:
     return [f"{key} ({theirs.get(key)}, now {ours[key]})" for key in ours if ours[key] != theirs.get(key)]
 
 
+def require_record_of(folder: Path, record: TrainingRecord, request: Request) -> None:
+    """Refuse a finished training's record that is of another one than the request beside it, or of a step.
+
+    Raises InputError.
+    """
+    ours, theirs = (one.recipe.model_dump(exclude=PLACES) for one in (request, record))
+    if (theirs, record.text) != (ours, request.text) or not record.stopped:
+        raise InputError(
+            "the record of the training there is of another training than its folder",
+            where=str(folder),
+            fix="give --overwrite to train again, or copy the whole folder again from where it came",
+        )
+
+
 def _flat(request: Request) -> dict[str, Any]:
     """All that makes a training another one, by name: not where its text lies or what it is compared with."""
     values = to_json(request)
-    recipe = request.recipe.model_dump(exclude={"text", "against", "factor", "base"})
+    recipe = request.recipe.model_dump(exclude=PLACES)
     keys = ("text", "device", "code") if request.base is None else ("text", "device", "code", "base")
     return {**{f"recipe.{key}": value for key, value in recipe.items()}, **values["versions"]} | {
         key: values[key] for key in keys

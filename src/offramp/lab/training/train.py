@@ -27,6 +27,7 @@ from offramp.lab.training.folder import (
     owned_training,
     put_beside,
     require_free_beside,
+    require_record_of,
     require_same,
 )
 from offramp.lab.training.kinds import active_parameters
@@ -130,6 +131,7 @@ class _Training:
             return self.run()
         (self.folder / STATE).unlink(missing_ok=True)  # it was killed after its last file was written
         record = RECORD.read(self.folder / TRAINING_FILE)
+        require_record_of(self.folder, record, self.request)
         for path in (self.folder, *(kept_model(self.folder, step) for step in self.recipe.schedule[:-1])):
             if path == self.folder or path.is_dir():  # those of earlier steps may have been removed
                 folder_source(path)

@@ -21,6 +21,9 @@ EASY: Mapping[str, Mapping[str, Any]] = {
 }
 """Families of the mix, and settings with which a model of 135 million parameters answers some of them."""
 
+MOST_QUESTIONS = 10_000
+"""They are made before the first one is answered, some thousand in a second."""
+
 EVALUATES = re.compile(r"\b(eval|exec|parse_expr|sympify)\(")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -52,9 +55,11 @@ class ReasoningGym(Task):
 
     def questions(self, count: int, seed: int) -> list[Question]:
         """Different problems, one of each family in turn."""
-        if count < 1:
+        if not 1 <= count <= MOST_QUESTIONS:
             raise InputError(
-                f"{count} questions are asked for", where=f"task {self.name}", fix="ask for 1 or more"
+                f"{count:,} questions are asked for",
+                where=f"task {self.name}",
+                fix=f"ask for 1 to {MOST_QUESTIONS:,}",
             )
         families = {
             name: self._package.create_dataset(name, size=50 * count, seed=seed, **settings)
