@@ -33,6 +33,9 @@ MOST_END_TOKENS = 1000
 TEMPLATE_SECONDS = 5.0
 """How long a chat template may take to write a conversation, which takes milliseconds."""
 
+TEMPLATE = "<template>"
+"""What Jinja calls the file of a template that it compiled."""
+
 Messages = Sequence[Mapping[str, str]]
 """Turns of a conversation, each with a "role" and its "content"."""
 
@@ -113,15 +116,15 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raise ValueError in Python code of this thread that goes on for longer: a template's loops, which the
-    sandbox of transformers bounds one by one only.
+    """Raise ValueError in this thread at a line of a template, or a call, after that time: of a template's
+    loops the sandbox of transformers bounds each, and not those within each other.
     """
     until, before = time.monotonic() + seconds, sys.gettrace()
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         if time.monotonic() > until:
             raise ValueError(f"it goes on for more than {seconds:g} s")
-        return trace
+        return trace if frame.f_code.co_filename == TEMPLATE else None
 
     sys.settrace(trace)
     try:
