@@ -177,6 +177,8 @@ OTHER_TOKENIZER = tokenizer(VOCABULARY + 20)
     ("spoil", "what"),
     [
         (config(num_hidden_layers=10**9), "states num_hidden_layers = 1,000,000,000"),
+        (config(num_labels=10**9), "states num_labels = 1,000,000,000"),
+        (config(pad_token_id=10**9), "transformers cannot load the model: Padding_idx"),
         (config(eos_token_id=list(range(10**5))), "lists 100,000 entries under eos_token_id"),
         (config(hidden_size=10**12), "states hidden_size = 1,000,000,000,000, but"),
         (config(vocab_size=10**12), "states vocab_size = 1,000,000,000,000, but"),

@@ -135,3 +135,5 @@ def test_a_figure_undefined_in_many_draws_gets_no_interval():
 def test_too_few_draws_are_refused():
     with pytest.raises(InputError, match="39 draws"):
         document_bootstrap(20, draws=39, seed=0)
+    with pytest.raises(InputError, match="1,000,000,000,000 draws"):
+        document_bootstrap(20, draws=10**12, seed=0)

@@ -153,6 +153,8 @@ def _check_index(index: Path, stored: dict[str, StoredTensor]) -> None:
 
 
 CONFIG_FILE = "config.json"
+MOST_COUNTED = 1_000_000
+"""Heads, experts or labels that a config.json may state: some are made one by one, whatever the weights."""
 LONGEST_LIST = 10_000
 """Entries of a list in a config.json: real ones have one for each layer, or a few."""
 # Layers that share weights are stored once: how many a stored one may stand for.
@@ -218,6 +220,8 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
                 raise _other_size(stated, f"{len(stored):,} tensors", path)
             if re.search(r"layers?$", key) and value > LAYERS_PER_STORED * (1 + last):
                 raise _other_size(stated, f"{len(stored):,} tensors, numbered up to {last:,}", path)
+            if key.startswith("num_") and value > MOST_COUNTED:
+                raise _other_size(stated, "nothing of that number", path)
             if key in AXIS_KEYS and value > longest:
                 raise _other_size(stated, f"no tensor with an axis longer than {longest:,}", path)
 

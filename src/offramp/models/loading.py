@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from offramp.models.streamed_layers import StreamedLayers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError),
+    *(AssertionError, ArithmeticError, IndexError),
+)
 LONGEST_REASON = 300
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 

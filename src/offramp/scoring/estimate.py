@@ -41,6 +41,7 @@ class Estimate:
 
 DOCUMENTS_NEEDED = 20
 DRAWS_NEEDED = 40
+MOST_DRAWS = 100_000
 LEVEL = 0.95
 # A figure that is undefined in more draws than this has no honest percentile interval.
 UNDEFINED_DRAWS_ALLOWED = 0.05
@@ -100,8 +101,11 @@ def document_bootstrap(documents: int, *, draws: int, seed: int) -> DocumentBoot
     """Draw `documents` documents with replacement, `draws` times: multinomial counts.
 
     Fewer than 20 documents: no draws, and `no_interval` says so.
-    Raises InputError for fewer than 40 draws: the outer 2.5 % would hold no draw.
+    Raises InputError for fewer than 40 draws, where the outer 2.5 % would hold no draw, and for more than
+    MOST_DRAWS, which tell no more.
     """
+    if draws > MOST_DRAWS:
+        raise InputError(f"{draws:,} draws tell no more than {MOST_DRAWS:,}", fix="use the 1000")
     if draws < DRAWS_NEEDED:
         raise InputError(
             f"{draws} draws are too few for a 95 % interval", fix=f"use at least {DRAWS_NEEDED}, or the 1000"
