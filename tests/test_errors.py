@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.errors import LONGEST_PATH, LONGEST_WORD, InputError, is_out_of_memory, shortened
+from offramp.errors import LONGEST_PATH, LONGEST_WORD, InputError, is_out_of_memory, printable, shortened
 from offramp.policies.grammar import parse_policy
+from offramp.tracing.progress import console, say
 
 
 @given(st.text(max_size=300))
@@ -59,3 +61,38 @@ def test_of_a_long_policy_what_lies_around_the_fault_is_shown() -> None:
 )
 def test_what_counts_as_memory_running_out(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+FOREIGN = "a \x1b[31mred\x1b]0;title\x07 \u202ename\r"
+SHOWN = "a \\x1b[31mred\\x1b]0;title\\x07 \\u202ename\\r"
+
+
+def test_nothing_that_a_terminal_would_obey_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InputError(FOREIGN, where=FOREIGN, fix=FOREIGN)
+    assert (error.what, error.where, error.fix) == (SHOWN, SHOWN, SHOWN)
+    say(FOREIGN)
+    assert capsys.readouterr().err == f"- {SHOWN}\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nor_shown_on_a_console(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    from rich.table import Table
+
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    written = io.StringIO()
+    table = Table(title=FOREIGN)
+    table.add_column(FOREIGN, no_wrap=True)
+    table.add_row(FOREIGN)
+    shown = console(written)
+    shown.print(table, width=200)
+    shown.print(FOREIGN, style="bold", markup=False)
+    assert written.getvalue().count("\\x1b[31mred") == 4
+    assert "\x1b[31m" not in written.getvalue()
+    assert terminal == ("\x1b[1m" in written.getvalue())  # what is rich's own is sent
+
+
+@given(st.text())
+def test_what_is_printable_stays_as_it_is(text: str) -> None:
+    assert printable(printable(text)) == printable(text)
+    if text.isprintable():
+        assert printable(text) == text

@@ -11,6 +11,8 @@ LONGEST_PATH = 4096
 LONGEST_TEXT = 2_000
 """Characters of one part of a message."""
 CUT = "..."
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but line feed and tab, and those that turn the direction of what follows."""
 OUT_OF_MEMORY = (
     "not enough memory",
     "can't allocate memory",
@@ -30,9 +32,9 @@ class OfframpError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        self.what = shortened(what)
-        self.where = shortened(where)
-        self.fix = shortened(fix)
+        self.what = printable(shortened(what))
+        self.where = printable(shortened(where))
+        self.fix = printable(shortened(fix))
         super().__init__(self.what)
 
     def __str__(self) -> str:
@@ -42,6 +44,15 @@ class OfframpError(Exception):
         if self.fix:
             parts.append(f"what to do: {self.fix}")
         return "\n".join(parts)
+
+
+def printable(text: str) -> str:
+    """A text with the codes of characters in their place that a terminal would obey instead of showing."""
+    return text if text.isprintable() else OBEYED.sub(_code, text)
+
+
+def _code(character: re.Match[str]) -> str:
+    return character.group().encode("unicode_escape").decode("ascii")
 
 
 def shortened(text: str) -> str:

@@ -63,6 +63,14 @@ def test_a_manifest_nested_without_end_is_damaged(trace: Path) -> None:
     assert "it is nested more than 64 deep" in run_offramp("score", trace).require(1).err
 
 
+def test_a_file_that_ends_too_early_is_no_interruption(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: object) -> None:
+        raise EOFError("compressed file ended before the end-of-stream marker was reached")
+
+    monkeypatch.setattr("offramp.tracing.trace.Trace.load", ends)
+    assert "a file ends too early" in run_offramp("score", trace).require(2).err
+
+
 @pytest.fixture
 def alarm() -> Iterator[None]:
     """Whatever waits for a minute is interrupted, and fails."""

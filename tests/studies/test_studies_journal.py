@@ -169,3 +169,17 @@ def test_who_is_stopped_with_the_journal_in_hand_holds_nobody_up(
     reading = journal.read()
     assert [event.number for event in reading.events] == [1, 2]
     assert reading.problems == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"a":' * 100_000, '{"check": NaN}', '{"check": "\\ud800"}', "[]", '{"check": ' + "9" * 5000 + "}"],
+    ids=["deep", "nan", "surrogate", "list", "huge"],
+)
+def test_lines_that_are_no_events_are_named_once_and_the_rest_is_read(line: str) -> None:
+    first, last = lines_of([("started", {}), ("finished", {})])
+    reading = read_lines(first + f"{line}\n".encode() + last)
+    assert [event.event for event in reading.events] == ["started", "finished"]
+    assert reading.problems == ("line 2 of the journal is torn or damaged, and skipped",)
+    many = read_lines(first + f"{line}\n".encode() * 9 + last)
+    assert many.problems == ("9 lines of the journal are torn or damaged, and skipped: 2, 3, 4, 5, 6, ...",)

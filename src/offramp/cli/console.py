@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from offramp.errors import OfframpError
-from offramp.tracing.progress import Lines, is_quiet, say
+from offramp.errors import OfframpError, printable
+from offramp.tracing.progress import Lines, console, is_quiet, say
 
 Progress = Callable[[int, int], None]
 """Called with what is done so far and with how much there is in all."""
@@ -19,10 +19,8 @@ class Output:
     """Human text goes to standard output, or to standard error if a machine reads the JSON there."""
 
     def __init__(self, as_json: bool) -> None:
-        from rich.console import Console
-
         self.as_json = as_json
-        self.console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False, emoji=False)
+        self.console = console(sys.stderr if as_json else sys.stdout)
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
@@ -43,9 +41,7 @@ def stage(description: str, seconds: float | None = None) -> Iterator[None]:
         say(description + expected)
         yield
         return
-    from rich.console import Console
-
-    with Console(file=sys.stderr, emoji=False).status(description + expected):
+    with console(sys.stderr).status(description + expected):
         yield
 
 
@@ -60,10 +56,9 @@ def progress_bar(description: str, seconds: float | None = None) -> Iterator[Pro
         say(description + expected)
         yield Lines(description).show
         return
-    from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(file=sys.stderr, emoji=False), transient=True) as bar:
+    with Bar(console=console(sys.stderr), transient=True) as bar:
         shown = bar.add_task(description + expected, total=None)
         yield lambda done, total: bar.update(shown, completed=done, total=total)
 
@@ -78,7 +73,7 @@ def show_error(error: OfframpError, *, as_json: bool) -> int:
         # A text with a caret below it begins on its own line.
         print(f"  where:{'' if error.where.startswith(chr(10)) else ' '}{error.where}", file=sys.stderr)
     if error.fix:
-        print(f"  what to do: {error.fix}", file=sys.stderr)
+        print(f"  what to do: {printable(error.fix)}", file=sys.stderr)
     if as_json:
         what = {"what": error.what, "where": error.where.strip("\n"), "fix": error.fix}
         # Where nothing can be written any more, what is said on standard error is all there is.

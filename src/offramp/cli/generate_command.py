@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from offramp.cli.options import (
 )
 from offramp.errors import InputError, OfframpError
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import console
 
 if TYPE_CHECKING:
     from offramp.cli.generation_summary import FullModelCheck
@@ -175,14 +177,12 @@ def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None
 
 def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
     """Generate, show, check and sum up."""
-    from rich.console import Console
-
     from offramp.cli.generation_summary import summary_lines, to_json
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import prompt_batch
 
     prompts = prompt_batch(model, wanted.prompts, chat=wanted.chat)
-    summary = Console(stderr=True, highlight=False, emoji=False)
+    summary = console(sys.stderr)
     if wanted.chat and model.uses_plain_chat_template:
         summary.print("the model has no chat template: a plain turn is used")
     painter = Painter(out.console, tuple(wanted.options.policy.needs(model.layers)), model.layers)

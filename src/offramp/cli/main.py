@@ -126,7 +126,10 @@ def _bounded(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in options.items():
             for number in value if isinstance(value, list | tuple) else [value]:
                 require_bounded(**{name: number})
-        return command(**options)
+        try:
+            return command(**options)
+        except EOFError as error:  # which the parser takes for Ctrl-D
+            raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
 
     return run
 

@@ -19,6 +19,8 @@ from offramp.cli.study_table import (
     task_names,
     tasks_text,
 )
+from offramp.errors import printable
+from offramp.tracing.progress import console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,10 +44,9 @@ def study_progress(plan: Plan, read: Callable[[], Status]) -> Iterator[OnChange]
     if not sys.stderr.isatty():
         yield Lines(plan, read).changed
         return
-    from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(file=sys.stderr, emoji=False), transient=True, auto_refresh=False) as live:
+    with Live(console=console(sys.stderr), transient=True, auto_refresh=False) as live:
         yield Picture(plan, read, lambda shown: live.update(shown, refresh=True)).changed
 
 
@@ -68,7 +69,7 @@ class Lines:
         status = self._read()
         for key, failure in status.failures.items():
             if key not in self._failed:
-                print(f"failed: {self._names[key]}: {failure.what}", file=sys.stderr, flush=True)
+                print(printable(f"failed: {self._names[key]}: {failure.what}"), file=sys.stderr, flush=True)
         self._failed |= set(status.failures)
         running = [name for key, name in self._names.items() if status.states[key] == "running"]
         doing = f"; now {', '.join(running[:3])}" if running else ""

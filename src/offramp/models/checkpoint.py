@@ -330,6 +330,13 @@ def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
     Special tokens beyond it do not count: many checkpoints, and transformers itself for a GGUF file,
     add an unused padding or unknown token. `Model.encode` refuses a text that needs one.
     """
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float):
+        raise ModelError(
+            f"model_max_length is {longest!r}, not a number",
+            where=str(folder / "tokenizer_config.json"),
+            fix="download the file again",
+        )
     rows = config.get_text_config().vocab_size
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ from offramp.policies.rules.patience import Patience, Sustained
 from offramp.policies.rules.short_list import ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.policies.signals import suggest
+from offramp.records.typed import from_json
 from offramp.tracing.trace import Trace
+from offramp.workloads.shared_text import read_sketch
 
 ENTRY_POINTS = "offramp.policies"
 
@@ -259,6 +262,41 @@ def policy_from_json(value: Any, where: str) -> ExitPolicy:
     return _plain_policy(value, where)
 
 
+@dataclass(frozen=True)
+class _HeadsEntry:
+    """What a tuned policy's file says of exit heads."""
+
+    fingerprint: str | None = None
+    kv_maps: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _ModelEntry:
+    """Of the model that the policy is bound to."""
+
+    fingerprint: str | None = None
+    name: str | None = None
+    heads: _HeadsEntry | None = None
+
+
+@dataclass(frozen=True)
+class _ProvenanceEntry:
+    """Of how it was tuned."""
+
+    layers: int | None = None
+    heads_file: str | None = None
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Types of the entries that policies are bound by."""
+
+    model: _ModelEntry = _ModelEntry()
+    provenance: _ProvenanceEntry = _ProvenanceEntry()
+    document_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 def require_whole(value: Mapping[str, Any], where: str) -> None:
     """Refuse a tuned policy's object that a newer offramp wrote, or that was edited. Raises PolicyError."""
     version = value.get("schema_version")
@@ -270,6 +308,14 @@ def require_whole(value: Mapping[str, Any], where: str) -> None:
             where=where,
             fix="tune again: a certificate holds only for the policy that was tested",
         )
+    try:
+        for texts in from_json(_Entries, value).document_texts.values():
+            for text in texts:
+                read_sketch(text)
+    except ValueError as error:  # sealed, but by another program
+        raise PolicyError(
+            f"the tuned policy is not what offramp writes: {error}", where=where, fix="tune again"
+        ) from error
 
 
 def _newer(version: object, where: str) -> PolicyError:

@@ -26,15 +26,15 @@ from offramp.records.numbers import (
 )
 from offramp.records.toml_lines import Location, line_at, lines_of, place_in
 
+ABOVE_NOTHING = f"than or equal to {SMALLEST_NUMBER:g}"
+"""What pydantic says of a number that has to be above 0."""
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
 Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
 Truth = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-Positive = Annotated[
-    float, Field(strict=True, allow_inf_nan=False, gt=0, ge=SMALLEST_NUMBER, le=LARGEST_NUMBER)
-]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=SMALLEST_NUMBER, le=LARGEST_NUMBER)]
 NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LARGEST_NUMBER)]
 Minutes = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_MINUTES)]
 Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_SECONDS)]
@@ -159,7 +159,10 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
     if details["type"] == "missing":
         needed = ", ".join(name for name, needed in _keys_of(table).items() if needed)
         return f"{key!r} is missing", f"add it; needed are: {needed}"
-    value, message = details["input"], details["msg"].replace("Input should", "it should")
+    value, message = (
+        details["input"],
+        details["msg"].replace("Input should", "it should").replace(ABOVE_NOTHING, "than 0"),
+    )
     message = MESSAGES.get(details["type"], message)
     if details["type"] == "model_type" and hasattr(_table_of(kind, location), "named_alike"):
         message = "write a name in quotes, or a table"

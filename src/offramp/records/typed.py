@@ -35,7 +35,14 @@ class _Array:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(lambda value: np.array(value, dtype=np.float64))
+        return core_schema.no_info_plain_validator_function(_floats)
+
+
+def _floats(value: Any) -> NDArray[np.float64]:
+    try:
+        return np.array(value, dtype=np.float64)
+    except TypeError as error:  # which pydantic lets pass
+        raise ValueError(str(error)) from error
 
 
 class _Number:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pyarrow import csv
 
 from offramp.files import write_text_atomically
+from offramp.records.spreadsheet import csv_table
 from offramp.report import REPORT_FILE
 from offramp.report.combined import combined_section, combined_sections
 from offramp.report.formats import counted, listed
@@ -215,7 +216,7 @@ def _file(name: str, found: pa.Table) -> tuple[str, str, str]:
 def csv_bytes(found: pa.Table) -> bytes:
     """A table as CSV in UTF-8."""
     sink = pa.BufferOutputStream()
-    csv.write_csv(found, sink)
+    csv.write_csv(csv_table(found), sink)
     return bytes(sink.getvalue().to_pybytes())
 
 

@@ -46,6 +46,7 @@ from offramp.studies.work.tune import Answers, read_answers
 from offramp.tracing.described_heads import read_by
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
+from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed, Timed, judged_policy, settle_all
@@ -64,6 +65,8 @@ class RunReader:
     def __init__(self, path: Path) -> None:
         self.folder = StudyFolder(path)
         self.plan: Plan = self.folder.read_plan()
+        for problem in self.folder.journal.read().problems:
+            say(problem)
         self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
 
     def result(self, progress: Progress | None = None) -> RunResult:

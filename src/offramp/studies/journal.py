@@ -20,6 +20,7 @@ from offramp.studies.task import Task
 CHECKSUM = "check"
 CHECKSUM_LENGTH = 12
 TAIL_BYTES = 1 << 16
+LINES_NAMED = 5
 PATIENCE_SECONDS, PAUSE_SECONDS = 5.0, 0.005
 """For a lock that is held while one line is written."""
 
@@ -115,17 +116,26 @@ def line_of(event: Event) -> bytes:
 
 def read_lines(content: bytes) -> JournalReading:
     """The events of a journal's bytes; a line whose checksum is wrong is skipped and named as a problem."""
-    events, problems = [], []
+    events, damaged = [], []
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         event = _event(line)
         if event is None:
-            problems.append(f"line {number} of the journal is torn or damaged, and skipped")
+            damaged.append(number)
         else:
             events.append(event)
-    return JournalReading(tuple(events), (*problems, *_missing(events)))
+    return JournalReading(tuple(events), (*_damaged(damaged), *_missing(events)))
+
+
+def _damaged(lines: list[int]) -> Iterator[str]:
+    """One sentence for all lines that are not whole, by their numbers."""
+    if len(lines) == 1:
+        yield f"line {lines[0]} of the journal is torn or damaged, and skipped"
+    elif lines:
+        shown = ", ".join(map(str, lines[:LINES_NAMED])) + (", ..." if len(lines) > LINES_NAMED else "")
+        yield f"{len(lines)} lines of the journal are torn or damaged, and skipped: {shown}"
 
 
 def _missing(events: list[Event]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from offramp.lab.design import rows_of
 from offramp.lab.effects.runs import FROZEN
+from offramp.records.spreadsheet import cell
 from offramp.studies.folder import StudyFolder
 from offramp.studies.lab_runs import second_name
 from offramp.studies.task import Plan
@@ -109,4 +110,4 @@ def lab_table(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else value
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else cell(value)

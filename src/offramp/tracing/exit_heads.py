@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.records.typed import from_json
 from offramp.tracing.exit_readings import (
     ExitMlp,
     LinearLens,
@@ -168,12 +169,37 @@ class ExitHeads:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
+@dataclass(frozen=True)
+class _ModelEntry:
+    """What a header says of the model that heads belong to."""
+
+    name: str
+    fingerprint: str
+    layers: int
+    hidden_size: int
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class _Header:
+    """Types of the entries of a header that every file has; arrays and their parts are checked by their
+    readers."""
+
+    model: _ModelEntry
+    exits: tuple[int, ...]
+    classifiers: Mapping[str, int]
+    candidate_exit: int | None
+    documents: Mapping[str, tuple[str, ...]]
+    provenance: Mapping[str, Any]
+
+
 def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads:
     """Heads from a header and arrays, every shape, type and number checked.
 
-    where: the file. Raises InputError for arrays that do not belong together, and what a header without the
-    parts that `ExitHeads.header` writes raises.
+    where: the file. Raises InputError for arrays that do not belong together, and InvalidRecordError,
+    KeyError or TypeError for a header without the parts that `ExitHeads.header` writes.
     """
+    from_json(_Header, header)
     reader = Reader(arrays, len(header["exits"]), where)
     heads = ExitHeads(
         model=header["model"],

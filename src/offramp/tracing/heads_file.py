@@ -14,6 +14,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, canonical_json, parse_json, write_atomically
 from offramp.models.identity import shown_name
 from offramp.models.training_record import require_as_trained
+from offramp.records.typed import InvalidRecordError
 from offramp.tracing.exit_heads import ExitHeads, build_heads
 from offramp.tracing.exits_folder import EXITS_FILE, heads_path
 from offramp.tracing.heads_arrays import MADE_BY, Arrays, seal_of
@@ -78,7 +79,12 @@ def read_heads(path: str | Path) -> ExitHeads:
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     try:
         heads = build_heads(header, arrays, str(path))
-    except (KeyError, TypeError, AttributeError) as error:  # sealed, but by another program
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        InvalidRecordError,
+    ) as error:  # sealed, but by another program
         raise _damaged(path, f"its header is not what offramp writes ({error})") from error
     if path.name == EXITS_FILE:
         require_as_trained(path.parent, heads.fingerprint, model=False)

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+
+from offramp.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 Advance = Callable[[int], None]
@@ -36,10 +39,25 @@ def is_quiet() -> bool:
     return _quiet.get()
 
 
+def console(stream: TextIO) -> Console:
+    """A console for people: what texts of others hold that a terminal would obey is shown as its code."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Shown(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    return Shown(file=stream, highlight=False, emoji=False)
+
+
 def say(line: str) -> None:
     """A plain line about what is going on, on standard error, unless quiet was asked for."""
     if not is_quiet():
-        print(f"- {line}", file=sys.stderr, flush=True)
+        print(f"- {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -121,7 +139,6 @@ def step_bar(
 
 def _bar(unit: str, *, width: int, shown: bool = True) -> Progress:
     """A bar of rich. width: of the description."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -132,7 +149,7 @@ def _bar(unit: str, *, width: int, shown: bool = True) -> Progress:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(file=sys.stderr, emoji=False), disable=not shown or is_quiet())
+    return Progress(*columns, console=console(sys.stderr), disable=not shown or is_quiet())
 
 
 class LayerBar:

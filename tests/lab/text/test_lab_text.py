@@ -6,6 +6,7 @@ import gzip
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,20 @@ def test_a_package_of_debian_is_read_where_it_was_unpacked(tmp_path: Path) -> No
     assert found.version == "5.40.1-6"
     assert [(one.id, one.kind) for one in found.works] == [("perl-doc:perlop", "manual")]
     assert SOURCES["perl-doc"].find([tmp_path / "nowhere"]) is None
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:-12], lambda whole: whole[:30] + b"x" * 20])
+def test_a_compressed_file_that_is_cut_off_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    documents = tmp_path / "usr/share/doc/anarchism"
+    (documents / "markdown").mkdir(parents=True)
+    (documents / "changelog.Debian.gz").write_bytes(gzip.compress(b"anarchism (15.3-4) unstable;\n"))
+    cut = documents / "markdown/secA1.md.gz"
+    cut.write_bytes(spoil(gzip.compress(sentences(1).encode())))
+    recipe = tmp_path / "text.toml"
+    recipe.write_text(f'sources = ["anarchism"]\nfolders = ["{tmp_path}"]\n')
+    said = run_offramp("lab", "text", recipe, "-o", tmp_path / "text").require(2).err
+    assert "cut off or damaged" in said
+    assert str(cut) in said
 
 
 def test_two_documents_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -272,7 +272,10 @@ def _read(path: Path, key: str) -> _File | None:
         digest.update(bytes_of(states[rows]))
     if seal != _seal(stated, states.dtype, states.shape, digest):
         raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    return _File(tuple(parse_json(stated["layers"], list)), states, float(stated["seconds"]))
+    try:
+        return _File(tuple(parse_json(stated["layers"], list)), states, float(stated["seconds"]))
+    except (KeyError, ValueError) as error:  # sealed, but by another program
+        raise _damaged(path, f"it is not what offramp writes ({error})") from error
 
 
 def _seal(stated: Mapping[str, str], dtype: torch.dtype, shape: Sequence[int], numbers: hashlib._Hash) -> str:

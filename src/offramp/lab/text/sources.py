@@ -11,10 +11,12 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offramp.errors import InputError
 from offramp.lab.text.roff import plain_text
 from offramp.lab.text.work import Kind, Work
 from offramp.workloads.standard_library import LICENCE as PSF
@@ -192,7 +194,14 @@ def _stem(path: Path) -> str:
 def _decompressed(path: Path) -> str:
     """The text of a file; bytes that are no UTF-8 are left out."""
     content = path.read_bytes()
-    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    try:
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(
+            f"the compressed file is cut off or damaged: {error}",
+            where=str(path),
+            fix="install or unpack its package again, or remove the file",
+        ) from error
     return content.decode("utf-8", errors="ignore").replace("\0", "")
 
 

@@ -16,6 +16,7 @@ from offramp.lab.effects.runs import runs_of
 from offramp.lab.effects.score_validity import Correlation
 from offramp.lab.effects.study import LabFindings, analyse
 from offramp.lab.text.folder import TextRecord
+from offramp.records.spreadsheet import cell
 from offramp.report import REPORT_FILE
 from offramp.report.lab.page import render_lab
 from offramp.report.lab.words import NO_TEST
@@ -45,7 +46,7 @@ def write_lab_report(
     tables = lab_tables(findings)
     for name, cells in tables.items():
         written = io.StringIO()
-        csv.writer(written, lineterminator="\n").writerows(cells)
+        csv.writer(written, lineterminator="\n").writerows([cell(value) for value in line] for line in cells)
         write_text_atomically(folder / TABLES / f"{name}.csv", written.getvalue())
     write_text_atomically(folder / REPORT_FILE, render_lab(findings, text, command))
     return findings

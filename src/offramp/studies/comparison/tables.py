@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from offramp.files import write_atomically, write_text_atomically
 from offramp.policies.cost_breakdown import GAIN_PARTS
+from offramp.records.spreadsheet import csv_table
 from offramp.scoring.eas import SIMILARITIES
 from offramp.studies.comparison.content import answer_text
 from offramp.studies.comparison.results import Comparison, floor_and_machine, share_saved
@@ -107,9 +108,12 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, table in comparison_tables(comparison).items():
-        for ending, write in (("csv", pa.csv.write_csv), ("parquet", pa.parquet.write_table)):
+        for ending, write, kept in (
+            ("csv", pa.csv.write_csv, csv_table(table)),
+            ("parquet", pa.parquet.write_table, table),
+        ):
             path = (folder / f"{name}.{ending}").absolute()  # pyarrow takes a relative "a:b" for a URI
-            write_atomically(path, functools.partial(write, table))
+            write_atomically(path, functools.partial(write, kept))
             written.append(path)
     path = folder / CELLS_FILE
     cells = [json.dumps(asdict(cell), ensure_ascii=False, sort_keys=True) for cell in score_cells(comparison)]

@@ -1,0 +1,89 @@
+"""How large numbers may be: wherever people give them, and however."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.cli.main import app
+from offramp.errors import InputError
+from offramp.records.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
+from offramp.records.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded
+
+
+@given(st.integers() | st.floats(), st.sampled_from(["tokens", "worth", *LARGEST]))
+def test_what_passes_is_finite_and_can_be_written(number: float, name: str) -> None:
+    largest = LARGEST.get(name, LARGEST_COUNT if isinstance(number, int) else LARGEST_NUMBER)
+    if -largest <= number <= largest:
+        require_bounded(**{name: number})
+        return
+    with pytest.raises(InputError, match=f"{name.replace('_', ' ')} cannot be"):
+        require_bounded(**{name: number})
+
+
+def test_texts_truths_and_nothing_pass() -> None:
+    require_bounded(tokens=None, kv="auto", overwrite=True)
+
+
+def commands(of: typer.Typer) -> Iterator[Any]:
+    yield from (command.callback for command in of.registered_commands)
+    for group in of.registered_groups:
+        assert group.typer_instance is not None
+        yield from commands(group.typer_instance)
+
+
+@pytest.mark.parametrize("number", [2**80, 1e308, math.inf, math.nan])
+def test_every_command_refuses_such_numbers_before_it_begins(number: float) -> None:
+    options = [
+        (command, name)
+        for command in commands(app)
+        for name, kind in get_type_hints(command).items()
+        if name in inspect.signature(command).parameters
+        and any(word in str(kind) for word in ("int", "float"))
+    ]
+    assert len(options) > 40
+    for command, name in options:
+        with pytest.raises(InputError, match="cannot be"):
+            command(**{name: number})
+
+
+class Numbers(Table):
+    """A table of each kind of number."""
+
+    whole: Whole = 0
+    number: Number = 0.0
+    positive: Positive = 1.0
+    minutes: Minutes = 1.0
+    seconds: Seconds = 1.0
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        f"whole = {2**80}",
+        "number = 1e308",
+        "number = -1e308",
+        "number = nan",
+        f"number = {10**400}",
+        "positive = 0.0",
+        "positive = 1e-308",
+        "positive = 1e308",
+        "minutes = 1e308",
+        "seconds = inf",
+        "positive = " + "[" * 5000,
+    ],
+)
+def test_numbers_in_files_are_bounded(tmp_path: Path, entry: str) -> None:
+    path = tmp_path / "numbers.toml"
+    path.write_text(f"\n{entry}\n")
+    with pytest.raises(InputError) as refused:
+        checked(Numbers, *read_toml(path, "file"))
+    assert f"{path}, line 2" in refused.value.where or "[[[" in entry
