@@ -26,8 +26,6 @@ from offramp.records.numbers import (
 )
 from offramp.records.toml_lines import Location, line_at, lines_of, place_in
 
-ABOVE_NOTHING = f"than or equal to {SMALLEST_NUMBER:g}"
-"""What pydantic says of a number that has to be above 0."""
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
@@ -161,9 +159,11 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
         return f"{key!r} is missing", f"add it; needed are: {needed}"
     value, message = (
         details["input"],
-        details["msg"].replace("Input should", "it should").replace(ABOVE_NOTHING, "than 0"),
+        details["msg"].replace("Input should", "it should"),
     )
     message = MESSAGES.get(details["type"], message)
+    if details.get("ctx", {}).get("ge") == SMALLEST_NUMBER:
+        message = "it should be greater than 0"
     if details["type"] == "model_type" and hasattr(_table_of(kind, location), "named_alike"):
         message = "write a name in quotes, or a table"
     hints = {} if table is None else table.hints
