@@ -97,8 +97,7 @@ def forget_the_load(patch: pytest.MonkeyPatch) -> None:
     goes on with the first. One round."""
     from offramp.cli import run_study
 
-    for name in ("MAIN_SECONDS", "OTHER_SECONDS"):
-        patch.setattr(run_study, name, 300.0)
+    patch.setattr(run_study, "MINUTES", 20.0)
     patch.setattr(run_study, "ROUNDS", 1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.commands import IN_MEMORY, command_for, command_line
+from offramp.commands import IN_MEMORY, command_for, command_line, filled
 
 
 def test_a_command_line_is_read_back_by_a_shell_as_it_was_meant() -> None:
@@ -37,6 +37,14 @@ def test_a_command_names_a_model_as_it_is_loaded(model: dict[str, str], named: s
     here = {key: str(tmp_path) if value == "HERE" else value for key, value in model.items()}
     expected = f"offramp generate {named.replace('HERE', str(tmp_path))} --policy p.json --prompt TEXT"
     assert command_for("generate", here, policy="p.json", prompt="TEXT") == expected
+
+
+def test_advice_is_filled_with_what_the_command_was_given() -> None:
+    advice = "fit some: offramp heads fit MODEL --workload W --kv-maps 2,3 -o FILE; see MODELS"
+    given = {"model": "my models/a", "transform": ["int8"], "workload": ["code", "prose"]}
+    line = "offramp heads fit 'my models/a' --transform int8 --workload code --kv-maps 2,3"
+    assert filled(advice, given) == f"fit some: {line} -o heads.safetensors; see MODELS"
+    assert filled(advice, {}) == advice
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ text it is asked on, the exit heads that it reads through. A test runs those of 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,6 +54,29 @@ def command_for(command: str, model: Mapping[str, Any], **options: Any) -> str:
     named = {} if dtype in (None, USUAL_DTYPE) else {"dtype": dtype}
     transforms = model.get("transforms", ())
     return command_line(command, loadable_name(model) or "MODEL", transforms=transforms, **named, **options)
+
+
+def filled(advice: str, given: Mapping[str, Any]) -> str:
+    """Advice of a library, which names what a command needs by words in capitals, for a command at hand.
+
+    given: what that was given, by parameter: its model and transforms, its text.
+
+    >>> filled("offramp heads fit MODEL --workload W -o FILE makes one", {"model": "smollm2"})
+    'offramp heads fit smollm2 --workload prose -o heads.safetensors makes one'
+    """
+    before, offramp, command = advice.partition("offramp ")
+    if not offramp or not given.get("model"):
+        return advice
+    model = command_line("", str(given["model"]), transforms=given.get("transform") or ())
+    texts = given.get("workload") or "prose"
+    text = texts if isinstance(texts, str) else next(iter(texts))
+    for name, value in {
+        "MODEL": model.removeprefix("offramp  "),
+        "--workload W": f"--workload {shlex.quote(str(text))}",
+        "-o FILE": "-o heads.safetensors" if command.startswith("heads") else "-o FILE",
+    }.items():
+        command = re.sub(rf"(?<!\w){name}\b", value.replace("\\", r"\\"), command)
+    return f"{before}{offramp}{command}"
 
 
 CALLS = {

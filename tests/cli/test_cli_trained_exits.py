@@ -1,4 +1,4 @@
-"""A folder of trained exits in the place of a file of heads, and what `offramp run --exits` makes of it."""
+"""A folder of trained exits in the place of a file of heads, and what `offramp run --heads` makes of it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def short(tiny_model: Path, documents: Path, tmp_path: Path) -> list[object]:
 def test_a_run_reads_its_exits_through_the_trained_ones(
     trained: Path, short: list[object], tmp_path: Path, tiny_model: Path, documents: Path
 ) -> None:
-    outcome = run_offramp(*short, "--exits", trained, "--json").require(0)
+    outcome = run_offramp(*short, "--heads", trained, "--json").require(0)
     (place,) = (tmp_path / "run" / "traces").glob("*/*")
     found = Trace.load(place)
     assert found.exits.tolist() == [1, 2, LAYERS]
@@ -59,14 +59,15 @@ def test_a_run_reads_its_exits_through_the_trained_ones(
     (kept,) = (tmp_path / "run").glob("heads-*.safetensors")
     assert read_heads(kept).fingerprint == heads.fingerprint
     # It is the same run however the two are named, and done.
-    again = run_offramp(*short, "--exits", "1,2", "--heads", trained / EXITS_FILE).require(0)
+    old = run_offramp(*short, "--exits", trained).require(0)
+    assert f"trained exits are named by --heads now, and layers by --exits: --heads {trained}" in old.err
+    run_offramp(*short, "--exits", "1,2", "--heads", trained / EXITS_FILE).require(0)
 
     # Beside it the same tokens are traced as the model's own head reads them, for the card alone.
     (scores,) = summary["scores"]
     assert scores["read_through"] == "a linear lens"
     assert scores["readings"]["fitted"]["representation"]["value"] == scores["representation"]["value"]
     assert TITLE in (tmp_path / "run" / "report.html").read_text()
-    assert "read by the model's own head" in " ".join(again.out.split())
     (of_run,) = run_offramp("score", tmp_path / "run", "--json").require(0).json["scores"]
     assert of_run["trace"] == str(place)
     assert of_run["readings"] == scores["readings"]
@@ -85,7 +86,7 @@ def test_a_run_reads_its_exits_through_the_trained_ones(
 def test_a_tuned_policy_finds_the_folder_again(
     trained: Path, tiny_model: Path, documents: Path, tmp_path: Path
 ) -> None:
-    trace = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 600, "--exits", trained]
+    trace = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 600, "--heads", trained]
     run_offramp(*trace, "-o", tmp_path / "trace").require(0)
     tune = ["tune", tmp_path / "trace", "--floor", "agreement=0.2", "--model", "none", "--hardware", "h100"]
     run_offramp(*tune, "--heads", trained, "-o", tmp_path / "policy.json").require(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,3 +384,25 @@ def test_a_probe_is_found_in_any_vocabulary(vocabulary: int) -> None:
     assert len(ids) == 13
     assert set(ids) <= set(range(vocabulary)) - {1, 2}
     assert ids[0] != ids[-1], "another last token has to be another text"
+
+
+@pytest.mark.parametrize(
+    ("loaded_from", "named"),
+    [
+        ("", "LlamaForCausalLM"),
+        ("some/folder/my-llama", "my-llama"),
+        ("cache/models--owner--small/snapshots/0123456789abcdef0123", "small"),
+        ("cache/dense/b179c9523d0e6a0f98a330c7-1da27292", "smollm2"),
+        ("cache/dense/0123456789abcdef01234567-1da27292", "LlamaForCausalLM"),
+    ],
+)
+def test_an_object_is_called_after_its_origin_and_told_from_a_tuned_copy(
+    hf: Any, loaded_from: str, named: str
+) -> None:
+    hf.config._name_or_path = loaded_from
+    base = offramp.wrap(hf).name
+    assert re.fullmatch(rf"{named}-[0-9a-f]{{6}}", base)
+    assert offramp.wrap(hf).name == base
+    with torch.no_grad():
+        hf.lm_head.weight.mul_(1.001)
+    assert offramp.wrap(hf).name != base

@@ -25,7 +25,7 @@ def test_a_record_says_what_was_trained_on(tmp_path: Path) -> None:
     assert (found.documents, found.notes) == ({"work": ("a", "b")}, ())
     write_sealed_json(tmp_path / TRAINING_FILE, {**RECORD, "request": {"model": {"name": "early"}}})
     (note,) = trained_on(model_in(tmp_path)).notes
-    assert "offramp trace --reference early, then offramp tune --floor reference_agreement=0.95" in note
+    assert "traced with --reference early, and tuned with --floor reference_agreement=0.95" in note
 
 
 @pytest.mark.parametrize("other", [{"documents": {"x": ["a"]}, "loss": 1.0}, {"kind": "other"}])

@@ -17,6 +17,7 @@ from offramp.cli.options import (
     Transforms,
     require_placement,
 )
+from offramp.cli.run_contents import heads_of, text_of
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
@@ -69,8 +70,15 @@ def bench(
         ),
     ] = None,
     workload: Annotated[
-        str, typer.Option("--workload", "-w", help="Where prompts come from: the starts of its documents.")
-    ] = "prose",
+        str | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            help="Where prompts come from: the starts of its documents. By default the text that the file of "
+            "the policy was tuned on, or prose.",
+            show_default=False,
+        ),
+    ] = None,
     prompts: Annotated[
         int | None,
         typer.Option(
@@ -183,6 +191,9 @@ def bench(
     """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
     out = Output(as_json)
     require_placement(device, dtype)
+    workload = workload or (policy and text_of(policy)) or "prose"
+    if policy is not None and not heads:
+        heads = [found] if (found := heads_of(policy)) else None
     if combine:
         _combine(
             model,

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.local_profile import kept_profile
+from offramp.cli.local_profile import kept_profile, profile_now
 from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file
+from offramp.cli.run_contents import contents_at, contents_of, trace_for
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.costs.machine import Machine
+from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.judged import expected_position, predict_cells
+from offramp.decoding.measurement.local_profile import LocalProfile
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.tasks.registry import code_refused, load_task
 from offramp.decoding.quality.tasks.task import Task
@@ -34,9 +37,9 @@ QUESTIONS = 32
 class BenchRequest:
     """The options of the command, read and checked as far as possible without the model.
 
-    hardware: None for the local profile if there is one. machine: the profile, if it needs no model. plain:
-    the plain decoder to hold against, None for a pilot to choose. fewest_prompts: that the workload must
-    have.
+    timings: of the run that the policy or the trace is of, None without one. hardware: None for the local
+    profile if there is one. machine: the profile, if it needs no model. plain: the plain decoder to hold
+    against, None for a pilot to choose. fewest_prompts: that the workload must have.
     """
 
     options: DecodingOptions
@@ -52,6 +55,7 @@ class BenchRequest:
     tasks: tuple[Task, ...]
     questions: int
     trace: Trace | None
+    timings: TimingsProfile | None
     hardware: str | None
     machine: Machine | None
     quality: bool
@@ -85,7 +89,7 @@ class BenchRequest:
         try:
             machine = self.machine
             if machine is None:
-                timed = kept_profile(model)
+                timed = self._timed(model)
                 machine, notes = timed.profile, (f"the machine: {timed.note}",)
         except InputError as error:
             return [(None, self._nothing_predicted(error))] * len(settings)
@@ -98,6 +102,14 @@ class BenchRequest:
             except InputError as error:
                 found.append((None, self._nothing_predicted(error)))
         return found
+
+    def _timed(self, model: Model) -> LocalProfile:
+        """This machine's timings of the model: its run's own, or the kept ones. Raises InputError."""
+        own = self.timings
+        made = None if own is None else (own.details["model"]["fingerprint"], own.dtype)
+        if made == (model.identity.fingerprint, model.dtype):
+            return profile_now(model, own)
+        return kept_profile(model)
 
     def _nothing_predicted(self, error: InputError) -> tuple[str, ...]:
         """Why, as a note; raises the error if a prediction was asked for."""
@@ -172,6 +184,8 @@ def read_request(
     loaded_tasks = tuple(load_task(task) for task in tasks)
     for task in loaded_tasks:
         task.questions(asked, plain["seed"])
+    place = None if trace is None else trace_for(trace, policy)
+    contents = contents_of(policy) if place is None else contents_at(place)
     loaded_workload = load_workload(workload)
     options = options.for_task(loaded_workload.name)
     options.check_files(dtype)
@@ -183,14 +197,9 @@ def read_request(
         batches=batches,
         tasks=loaded_tasks,
         questions=asked,
-        trace=None if trace is None else _read_trace(trace),
+        trace=None if place is None else Trace.load(place),
+        timings=None if contents is None else contents.timings,
         hardware=hardware,
         machine=None if hardware in (None, LOCAL) else find_machine(str(hardware)),
         **plain,
     )
-
-
-def _read_trace(folder: Path) -> Trace:
-    from offramp.cli.run_folder import find_trace
-
-    return Trace.load(find_trace(folder))

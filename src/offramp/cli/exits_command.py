@@ -303,7 +303,7 @@ def train(
         on_size=tell,
     )
     out.console.print(_table(trained))
-    more = next_lines(trained, output) if kind == REGULARISED else heads_notes(trained.heads)
+    more = next_lines(trained, output, model) if kind == REGULARISED else heads_notes(trained.heads)
     for line in [*_notes(trained), *more, f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))

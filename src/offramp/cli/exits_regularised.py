@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp.commands import command_line
+
 if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
     from offramp.lab.exits.regularisation import Regularisation
@@ -125,12 +127,11 @@ def _bits(one: Evaluation) -> str:
     return "?" if one.bits_per_byte is None else f"{one.bits_per_byte:.3f}"
 
 
-def next_lines(trained: TrainedExits, output: Path) -> list[str]:
-    """What counts, and how it is had."""
-    record = trained.record
-    original = record.request.model["name"]
+def next_lines(trained: TrainedExits, output: Path, original: str) -> list[str]:
+    """What counts, and how it is had. original: the model, as the command line named it."""
+    traced, text = f"{output}-trace", trained.record.request.workloads[0]["name"]
     return [
         "what leaves is counted at floors of agreement with the original model, not with the trained one",
-        f"a model folder: offramp trace {output} --reference {original} ..., then offramp tune ... "
-        "--floor reference_agreement=0.95",
+        f"next: {command_line('trace', output, reference=original, workload=text, output=traced)}",
+        f"then: {command_line('tune', traced, floor='reference_agreement=0.95')}",
     ]

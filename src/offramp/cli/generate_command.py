@@ -23,6 +23,7 @@ from offramp.cli.options import (
     refuse_idle,
     require_placement,
 )
+from offramp.cli.run_contents import heads_of
 from offramp.errors import InputError, OfframpError
 from offramp.models.devices import AUTO
 from offramp.tracing.progress import console
@@ -140,6 +141,7 @@ def generate(
 
     from offramp.decoding.options import DecodingOptions
 
+    heads = heads or heads_of(policy)
     options = DecodingOptions.read(
         policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
     )

@@ -22,6 +22,7 @@ from offramp.cli.lab_shown import (
     training_summary,
 )
 from offramp.cli.options import AsJson, Device, ModelName, RemoteCode, require_placement
+from offramp.commands import command_line
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
@@ -108,7 +109,7 @@ def design(
     written = write_design(output, text_folder, tokens=tokens, rate=rate)
     for line in (
         f"{len(written)} recipes in {output}, of {tokens:,} tokens each",
-        f"train one: offramp lab train {written[0]} -o {written[0].with_suffix('')}",
+        f"train one: {command_line('lab train', written[0], output=written[0].with_suffix(''))}",
     ):
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish({"recipes": [str(path) for path in written]})
@@ -223,8 +224,7 @@ def report(
     from offramp.report.lab.tables import TABLES, lab_summary, write_lab_report
 
     made = None if text_folder is None else read_text_folder(text_folder).record
-    named = "" if text_folder is None else f" --text {text_folder}"
-    command = f"offramp lab report {table} -o {output}{named}"
+    command = command_line("lab report", table, output=output, text=text_folder)
     rows = read_rows(table)
     with new_pages(output) as folder:
         found = write_lab_report(rows, folder, text=made, command=command, table=str(table))

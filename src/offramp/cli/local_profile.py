@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from offramp.cli.console import stage
 from offramp.costs.hardware import load_local_profile
+from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.local_profile import LocalProfile, profile_of_now
 from offramp.models.model import Model
 
@@ -22,5 +23,16 @@ def kept_profile(model: Model) -> LocalProfile:
         attention=model.attention,
         model=model.described,
     )
+    return profile_now(model, kept)
+
+
+def profile_now(model: Model, kept: TimingsProfile | None) -> LocalProfile:
+    """Timings at hand, held against a few plain tokens of now; new ones where there are none or they are off.
+
+    Raises ModelError if the model cannot decode, BusyMachineError if nothing is at hand and others are busy.
+    """
+    if kept is None:
+        with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
+            return profile_of_now(model, None, seconds=MEASURING_SECONDS)
     with stage("holding the kept timings against a few plain tokens, and timing anew if they are off"):
         return profile_of_now(model, kept, seconds=MEASURING_SECONDS, batches=kept.batches)

@@ -39,7 +39,9 @@ from offramp.cli.score_command import score
 from offramp.cli.study_command import study
 from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
+from offramp.commands import filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
+from offramp.models.quiet import silence_torchao
 from offramp.records.numbers import require_bounded
 
 INTERRUPTED = 130
@@ -197,6 +199,7 @@ def main() -> None:
     """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    silence_torchao()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show "×" gets its code, not a traceback.
         if isinstance(stream, io.TextIOWrapper):
@@ -221,6 +224,7 @@ def main() -> None:
     except USAGE_ERROR as problem:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
+        error.fix = filled(error.fix, _given(sys.argv[1:]))
         exit_code = show_error(error, as_json=as_json)
     except (MemoryError, RuntimeError, OSError, ImportError) as problem:
         if is_out_of_memory(problem):
@@ -247,6 +251,19 @@ def _end_unread() -> int:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(nowhere, stream.fileno())
     return 128 + signal.SIGPIPE
+
+
+def _given(words: list[str]) -> dict[str, Any]:
+    """What a command was given, by parameter; nothing of a command line that cannot be read."""
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("offramp", [], resilient_parsing=True)
+    try:
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, words)
+            context = command.make_context(name, list(words), parent=context, resilient_parsing=True)
+    except USAGE_ERROR:
+        return {}
+    return dict(context.params)
 
 
 def _require_surroundings() -> None:

@@ -86,8 +86,7 @@ ExitsOrTrained = Annotated[
     str,
     typer.Option(
         "--exits",
-        help="Layers to measure: all, or 10,20,30; or trained exits, a folder of offramp exits train or a "
-        "file of heads, which are then read through it.",
+        help="Layers to measure: all, or 10,20,30; with --heads all of theirs by default.",
     ),
 ]
 Signals = Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, refuse_idle
+from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
 
@@ -23,7 +24,9 @@ SCORE, LEVEL = "composite", 0.9
 
 
 def predict(
-    trace: Annotated[Path, typer.Option("--trace", help="The trace to predict for: a folder.")],
+    trace: Annotated[
+        Path, typer.Option("--trace", help="The trace to predict for: its folder, or that of a run.")
+    ],
     policy: Annotated[
         str | None,
         typer.Argument(help="What offramp tune wrote, or any policy: a .json or a text.", show_default=False),
@@ -101,9 +104,10 @@ def predict(
 
     require_seed(seed)
     named = named_policy(str(policy))
-    loaded = Trace.load(find_trace(trace))
+    place = trace_for(trace, policy)
+    loaded, machine = Trace.load(place), machine_near(contents_at(place), hardware)
     with stage("predicting"):
-        found = predict_policy(named, loaded, hardware=hardware, batch=batch, kv=kv, seed=seed, unseen=unseen)
+        found = predict_policy(named, loaded, hardware=machine, batch=batch, kv=kv, seed=seed, unseen=unseen)
     _show(out, found)
     out.finish(_to_json(found))
 

@@ -9,7 +9,7 @@ import typer
 
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Device, TraceFolder, idle_draft_length, refuse_idle, require_placement
-from offramp.cli.run_folder import find_trace
+from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
 
@@ -99,11 +99,12 @@ def replay(
     require_placement(device)
     batching = batching or "lockstep"
     out = Output(as_json)
-    loaded = Trace.load(find_trace(trace))
+    place = trace_for(trace, policy)
+    loaded, contents = Trace.load(place), contents_at(place)
     result = replay_policy(
         loaded,
         policy,
-        machine=hardware,
+        machine=machine_near(contents, hardware),
         kv=kv,
         batch=batch,
         batching=batching,
@@ -122,6 +123,8 @@ def replay(
     if explain:
         out.console.print(_breakdown_table(result.breakdown))
     breakdown = {"bill": result.breakdown.to_json()} if explain else {}
+    if heads is None and contents is not None:
+        heads = contents.heads
     rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads, device)} if execute else {}
     out.finish({**_as_json(result), **breakdown, **rerun})
 

@@ -10,6 +10,7 @@ import typer
 from offramp.cli.compare_command import DEFAULT_FOLDER, compare
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
+from offramp.cli.run_folder import command_of
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,5 +60,6 @@ def require_done(folder: StudyFolder) -> None:
         raise InputError(
             f"the run is not whole: {', '.join(missing)}",
             where=str(folder.path),
-            fix="run the same command again: it does what is missing or damaged, and writes the page",
+            fix="give its command again, which does what is missing or damaged, and writes the page: "
+            + command_of(folder.path),
         )

@@ -150,6 +150,15 @@ def _damaged(path: Path, why: str) -> DamagedFileError:
     )
 
 
+def command_of(folder: Path) -> str:
+    """The command that a run was last started with."""
+    from offramp.report.run_reading import STARTED
+
+    events = StudyFolder(folder).journal.read().events
+    started = [event.details.get("command") for event in events if event.event == STARTED]
+    return str(started[-1]) if started else "offramp run"
+
+
 def find_traces(folder: Path) -> list[Path]:
     """The folder itself if it is a trace, or the traces of a run's folder, by name.
 
@@ -164,7 +173,7 @@ def find_traces(folder: Path) -> list[Path]:
         raise InputError(
             "no trace of the run is finished yet",
             where=str(folder),
-            fix="run the same command again: it goes on where it stopped",
+            fix=f"give its command again, which goes on where it stopped: {command_of(folder)}",
         )
     return found
 

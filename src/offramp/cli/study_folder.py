@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.console import Output, stage
 from offramp.cli.run_folder import require_writable
+from offramp.commands import command_line
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json
 from offramp.records.output_folder import CHANGED, UNKNOWN, OutputFolder
@@ -146,7 +147,7 @@ def _made_by(plan: Plan, folder: StudyFolder) -> tuple[str, TextRecord]:
     from offramp.studies.work.text import TEXT
 
     (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
-    command = f"offramp study run {Path(plan.study['file']['path']).name}"
+    command = command_line("study run", Path(plan.study["file"]["path"]).name)
     return command, read_text_folder(text / TEXT).record
 
 

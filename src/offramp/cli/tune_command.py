@@ -12,10 +12,10 @@ import typer
 
 from offramp.cli.console import Output, progress_bar, stage
 from offramp.cli.options import AsJson, Device, HeadsFile, RemoteCode, require_json_file, require_placement
-from offramp.cli.run_folder import find_trace, require_writable
+from offramp.cli.run_folder import require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import command_for
-from offramp.errors import InputError
+from offramp.errors import BusyMachineError, InputError
 from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def tune(
         list[Path],
         typer.Argument(
             metavar="TRACE...",
-            help="A folder that offramp trace or offramp run wrote. Several, each of another workload: one "
-            "policy with an entry for each.",
+            help="A folder that offramp trace or offramp run wrote; heads, timings and what was decoded are "
+            "taken from the run. Several, each of another workload: one policy with an entry for each.",
         ),
     ],
     floor: Annotated[
@@ -57,8 +57,14 @@ def tune(
         typer.Option("--floor-clip", help="nll, kl: nats at which a token's loss is cut. By default 1."),
     ] = None,
     hardware: Annotated[
-        str, typer.Option("--hardware", help="local, a name of offramp list hardware, or a .toml profile.")
-    ] = "local",
+        str | None,
+        typer.Option(
+            "--hardware",
+            help="local, a name of offramp list hardware, or a .toml profile. By default local, or bytes "
+            "moved while others keep this machine busy.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +96,14 @@ def tune(
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Of a text's opening. Prompts of a workload are whole.")
     ] = 32,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="Of each decoded answer, at most.")] = 32,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--new-tokens",
+            help="Of each decoded answer, at most. By default 32; of a run's trace as in the run.",
+            show_default=False,
+        ),
+    ] = None,
     documents: Annotated[
         int | None,
         typer.Option(
@@ -108,7 +121,7 @@ def tune(
         typer.Option(
             "--executions",
             help="Where decoded documents are kept and never decoded again. By default the folder executions "
-            "beside the policy file.",
+            "beside the policy file; of a run's trace that of the run.",
             show_default=False,
         ),
     ] = None,
@@ -135,13 +148,13 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
-    from offramp.cli.local_profile import kept_profile
+    from offramp.cli.local_profile import profile_now
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
     from offramp.costs.hardware import LOCAL
-    from offramp.decoding.execution.tune import by_workload, require_judged, require_sizes, tune_tasks
+    from offramp.costs.timings import TimingsProfile
+    from offramp.decoding.execution.tune import NEW_TOKENS, require_judged, require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
-    from offramp.policies.policy_cost import machine_for
-    from offramp.tracing.trace import Trace
     from offramp.tuning.floor import REFERENCE, SHARES, parse_floor
     from offramp.tuning.tune import check_settings, require_search
 
@@ -149,40 +162,48 @@ def tune(
     require_placement(device)
     require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
-    require_sizes(prompt_tokens, new_tokens, documents, seconds)
+    require_sizes(prompt_tokens, NEW_TOKENS if new_tokens is None else new_tokens, documents, seconds)
     require_json_file(output, "a policy", POLICY_ENTRIES)
-    kept = executions or output.absolute().parent / "executions"
-    require_writable(kept)
-    loaded = [Trace.load(find_trace(folder)) for folder in dict.fromkeys(traces)]
-    if len(loaded) > 1:
-        by_workload(loaded)
-    require_judged(loaded, reference, wanted, decodes=model != NO_MODEL)
-    machine = machine_for(loaded[0], hardware)
+    beside = output.absolute().parent / "executions"
+    require_writable(executions or beside)
+    texts = texts_at(traces, heads)
+    groups, first = tuned_together(texts), texts[0]
+    for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
+        require_json_file(own_file(output, place, text.name), "a policy", POLICY_ENTRIES)
+    require_judged([text.trace for text in texts], reference, wanted, decodes=model != NO_MODEL)
+    executes = model != NO_MODEL and wanted.kind in SHARES
+    machine = machine_at_hand(first, hardware or LOCAL, may_time=executes)
     decodes = original = None
-    if model != NO_MODEL and wanted.kind in SHARES:
-        fitted = read_traced_heads(loaded[0], heads)
-        for one in loaded:
-            _require_executable(one, kv, batch)
-            needed = rule.needed(wanted.risk, delta / len(loaded))
-            _require_documents(one, wanted, needed, documents, fitted, seed)
+    if executes:
+        for group in groups:
+            needed = rule.needed(wanted.risk, delta / len(group))
+            for text in group:
+                _require_executable(text.trace, kv, batch)
+                fitted = read_traced_heads(text.trace, text.heads)
+                _require_documents(text.trace, wanted, needed, documents, fitted, seed)
         load = functools.partial(
-            load_traced_model, loaded[0], instead=INSTEAD, device=device, trust_remote_code=trust_remote_code
+            load_traced_model,
+            first.trace,
+            instead=INSTEAD,
+            device=device,
+            trust_remote_code=trust_remote_code,
         )
         if wanted.kind == REFERENCE:
             original = load(reference, None, reference=True)
-        decodes = load(model, fitted)
-        if machine.name == LOCAL:
-            timed = kept_profile(decodes)
-            machine = timed.profile
-            out.console.print(f"prices of this machine: {timed.note}", markup=False)
-    title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
+        decodes = load(model, read_traced_heads(first.trace, first.heads))
+        if machine is None or (isinstance(machine, TimingsProfile) and machine.name == LOCAL):
+            try:
+                timed = profile_now(decodes, machine)
+                machine, note = timed.profile, f"prices of this machine: {timed.note}"
+            except BusyMachineError as error:
+                if hardware is not None:
+                    raise
+                note = f"{error.what}; prices are counted in bytes moved"
+            out.console.print(note, markup=False)
     settings: dict[str, Any] = {
         "kv": kv,
-        "heads": heads,
         "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
         "documents": documents,
-        "folder": kept,
         "seconds": seconds,
         "method": method,
         "delta": delta,
@@ -191,16 +212,35 @@ def tune(
         "search": search,
         "reference": original,
     }
-    with stage(title) if decodes is None else progress_bar(title) as progress:
-        settings["progress"] = progress
-        if len(loaded) > 1:
-            several = tune_tasks(loaded, wanted, machine, decodes, **settings)
+    answers = {}
+    for place, group in enumerate(groups, start=1):
+        traced, alone, near = [text.trace for text in group], group[0], group[0].contents
+        settings["heads"] = alone.heads
+        settings["new_tokens"] = new_tokens or (near and near.new_tokens) or NEW_TOKENS
+        settings["folder"] = executions or (len(group) == 1 and near and near.executions) or beside
+        title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
+        if len(groups) > 1:
+            title = f"{alone.name}, {title}"
+        with stage(title) if decodes is None else progress_bar(title) as progress:
+            if len(group) > 1:
+                several = tune_tasks(traced, wanted, machine, decodes, progress=progress, **settings)
+            else:
+                tuned = tune_policy(traced[0], wanted, machine, decodes, progress=progress, **settings)
+        if len(group) > 1:
+            out.finish(show_tasks(out, several, output, alone.heads))
+        elif len(groups) == 1:
+            out.finish(show_tuned(out, tuned, output, alone.heads))
         else:
-            tuned = tune_policy(loaded[0], wanted, machine, decodes, **settings)
-    if len(loaded) > 1:
-        out.finish(show_tasks(out, several, output, heads))
-    else:
-        out.finish(show_tuned(out, tuned, output, heads))
+            own = own_file(output, place, alone.name)
+            out.console.print(f"{alone.name}:", markup=False, style="bold")
+            answers[alone.name] = show_tuned(out, tuned, own, alone.heads)
+    if answers:
+        out.finish({"workloads": answers})
+
+
+def own_file(output: Path, place: int, workload: str) -> Path:
+    """Beside the policy of several texts, or in its place, the file of each one's own."""
+    return output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', workload)[:40]}.json")
 
 
 def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> dict[str, Any]:
@@ -221,10 +261,7 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
     from offramp.policies.grammar import write_policy
 
     answers = {}
-    files = [
-        output.with_name(f"{output.stem}-{place}-{re.sub(r'[^A-Za-z0-9]+', '-', name)[:40]}.json")
-        for place, name in enumerate(found.tuned, start=1)
-    ]
+    files = [own_file(output, place, name) for place, name in enumerate(found.tuned, start=1)]
     for own in files:
         require_json_file(own, "a policy", POLICY_ENTRIES)
     for own, (name, tuned) in zip(files, found.tuned.items(), strict=True):

@@ -116,8 +116,8 @@ def check_policy(policy: ExitPolicy, layers: int, heads: ExitHeads | None) -> No
             f"{policy} reads {', '.join(sorted(missing))}, which "
             + ("comes with fitted exit heads" if heads is None else "these exit heads do not give"),
             where="heads=",
-            fix="give heads=FILE (--heads FILE) with that classifier; "
-            "offramp heads fit MODEL --workload W -o FILE makes one",
+            fix="give heads=FILE (--heads FILE) with that classifier; to make one: "
+            "offramp heads fit MODEL --workload W -o FILE",
         )
 
 

@@ -26,6 +26,8 @@ CHUNK_WORDS = 1 << 21
 
 SAMPLED = 64
 """Elements of each tensor that are looked at to see whether it was written to behind torch's back."""
+MARK = 6
+"""Characters of a hash of these in a name."""
 
 
 @dataclass(eq=False)
@@ -59,6 +61,11 @@ class ObjectIdentity:
                 licence=None,
             )
         return self._known
+
+
+def weights_mark(hf: Any) -> str:
+    """Characters of a hash of a few elements of each tensor, which tell a tuned copy from its base."""
+    return hashlib.sha256(_samples(_tensors(hf))).hexdigest()[:MARK]
 
 
 def fingerprint_of(tensors: dict[str, Tensor]) -> str:

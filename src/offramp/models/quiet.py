@@ -9,6 +9,18 @@ from typing import Any
 
 TORCHAO_LOGGERS = ("torchao", "torch.utils._pytree")
 """They warn, at the import of torchao, of its kernels for accelerators that are not there."""
+TORCHAO_NOISE = ("Failed to load ", "is an Enum subclass and is now natively supported by torch.compile")
+"""What these warnings have in them."""
+
+
+def silence_torchao() -> None:
+    """Leave out from now on, by what they say, the warnings of torchao's import; it has no other effect."""
+    for name in TORCHAO_LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in TORCHAO_NOISE)
 
 
 @contextmanager
@@ -30,13 +42,14 @@ def quiet_transformers() -> Iterator[None]:
     """Run without transformers' progress bars and warnings, and those of torchao, which it may import."""
     import transformers
 
+    silence_torchao()
+
     logging: Any = transformers.utils.logging
     verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with quiet_loggers(*TORCHAO_LOGGERS):
-            yield
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from offramp.models.discovery import find_stack
 from offramp.models.loading import describe_model, require_in_memory
 from offramp.models.measuring import measure_shape
 from offramp.models.model import Model, NoTokenizer, evaluating, find_eos_token_ids
-from offramp.models.object_identity import ObjectIdentity
+from offramp.models.object_identity import ObjectIdentity, weights_mark
 from offramp.models.shape import DTYPES
+from offramp.models.source import BUNDLED
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
 
@@ -30,7 +32,8 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     hf_model: a causal language model of transformers, however it came about: built by hand, fine-tuned a
     moment ago, with adapters (PEFT), quantised, compiled, wrapped for several processes, or spread over
     devices. The exits are found, and the readout is checked, on the object. tokenizer: None for a model that
-    is given token ids (see `offramp.workload_of`). name: by which results call it.
+    is given token ids (see `offramp.workload_of`). name: by which results call it; by default what it was
+    loaded from, or its class, and a mark of its weights, so that a tuned copy is told from its base.
 
     Its weights are hashed when its identity is first asked for, as a trace does, and again only if they
     changed; what was measured of other weights is then refused. Hooks and forwards that were put on its
@@ -43,9 +46,9 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
     Model(mine, 4 layers, float32)
     """
     hf = bare(hf_model)
-    named = name or Path(str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)).name
+    require_in_memory(hf, name or origin_of(hf))
+    named = name or f"{origin_of(hf)}-{weights_mark(hf)}"
     _warn_of_foreign_code(hf, named)
-    require_in_memory(hf, named)
     _require_sound_config(hf, named)
     check_finite(hf, named)
     with evaluating(hf):
@@ -73,6 +76,22 @@ def wrap(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> Mo
 
 DEEPEST_WRAPPING = 16
 """What may lie around a model: compiled, adapted and spread over processes are three."""
+
+
+DIGEST = re.compile(r"[0-9a-f]{16,}(-[0-9a-f]+)?")
+"""Names of folders that say nothing to people: of a commit of the Hub, or of a converted GGUF file."""
+
+
+def origin_of(hf: Any) -> str:
+    """What a transformers model was loaded from, as people call it; else its class."""
+    path = Path(str(getattr(hf.config, "_name_or_path", "") or ""))
+    repository = next((part for part in path.parts if part.startswith("models--")), None)
+    if repository is not None:  # the Hub's cache: models--owner--name/snapshots/COMMIT
+        return repository.rpartition("--")[2]
+    if DIGEST.fullmatch(path.name):
+        bundled = (one.name for one in BUNDLED.values() if one.sha256.startswith(path.name.partition("-")[0]))
+        return next(bundled, type(hf).__name__)
+    return path.name or type(hf).__name__
 
 
 def bare(model: Any) -> Any:

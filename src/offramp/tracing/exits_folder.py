@@ -7,7 +7,10 @@ from pathlib import Path
 
 from offramp.errors import InputError
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
+from offramp.tracing.progress import say
 
+ALL = "all"
+"""As layers: every one of the model."""
 EXITS_FILE = "exits.safetensors"
 """Trained exits: an ordinary file of exit heads."""
 UNDER_WAY = ("checkpoint.safetensors", "states")
@@ -44,27 +47,29 @@ def names_layers(exits: str | Path) -> bool:
 
 
 def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | None]:
-    """Layers to trace, and the exit heads to read them through: of trained exits both are theirs.
+    """Layers to trace, and the exit heads to read them through.
 
-    exits: layers, or a folder or file of exit heads. heads: of --heads.
+    exits: of --exits: layers, of exit heads with a few exits "all" means all of these; or, as it was called
+    before, the folder or file of exit heads itself. heads: of --heads.
 
     Raises InputError for exits that are neither, two sources of heads, and heads without an exit; what
     `offramp.tracing.heads_file.read_heads` raises.
     """
     if names_layers(exits):
-        return str(exits), None if heads is None else Path(heads)
+        if heads is None:
+            return str(exits), None
+        return (_all_of(Path(heads)) if exits == ALL else str(exits)), Path(heads)
     if not Path(exits).exists():
         raise InputError(
             f"the exits {str(exits)!r} are not a list of layers, and no trained exits lie there",
             where="exits= (--exits)",
-            fix="write 10,20,30 or all, or name the folder that offramp exits train wrote",
+            fix="write 10,20,30 or all; what offramp exits train wrote is named by heads= (--heads)",
         )
     if heads is not None:
         raise InputError(
             f"the trained exits {exits} are exit heads, and others are given too: {heads}",
             where="exits= (--exits)",
-            fix="leave heads= (--heads) out; for some of the trained exits only, give their folder there and "
-            "the layers here: 12,20",
+            fix="give the one that is meant as heads= (--heads), and as exits= (--exits) layers, or nothing",
         )
     from offramp.tracing.heads_file import read_heads
 
@@ -75,4 +80,14 @@ def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | N
             where=f"exits= (--exits): {exits}",
             fix="give them as heads= (--heads), and the layers as exits= (--exits): 12,20",
         )
+    say(f"trained exits are named by --heads now, and layers by --exits: --heads {exits}")
     return ",".join(map(str, trained)), Path(exits)
+
+
+def _all_of(heads: Path) -> str:
+    """All exits that can be read through these heads, "all" where those are all of the model's."""
+    from offramp.tracing.heads_file import read_heads
+
+    found = read_heads(heads)
+    few = bool(found.exits) and len(found.exits) < int(found.model["layers"]) - 1
+    return ",".join(map(str, found.exits)) if few else ALL

@@ -36,8 +36,8 @@ class TrainedOn:
             return ()
         return (
             f"the model was trained, from {self.original}: agreement here is with its own full depth, which "
-            f"may have changed; offramp trace --reference {self.original}, then offramp tune --floor "
-            "reference_agreement=0.95, hold it against what it was before",
+            f"may have changed; traced with --reference {self.original}, and tuned with --floor "
+            "reference_agreement=0.95, it is held against what it was before",
         )
 
     @property

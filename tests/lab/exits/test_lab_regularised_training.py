@@ -361,7 +361,7 @@ def test_the_chain_judges_by_the_original_and_leaves_out_what_training_saw(
     assert traced.reference_top1 is not None
     assert not any("was trained" in note for note in traced.provenance["notes"])
     alone = offramp.trace(loaded, workload, tokens=40, progress=False).provenance["notes"]
-    assert any(f"--reference {model.name}, then offramp tune" in note for note in alone)
+    assert any(f"--reference {model.name}, and tuned with" in note for note in alone)
     assert traced.reference_top1.tolist() == own.top1[:, -1].tolist()
     seen = set(trained.record.documents[workload.fingerprint])
     assert heads_documents(traced) >= seen

@@ -33,6 +33,7 @@ from offramp.scoring.scoring import score
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.loading import load_model
+from offramp.tracing.progress import say
 from offramp.tracing.request import library_versions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -147,11 +148,17 @@ class _Measuring:
     def timed(self, name: str) -> Iterator[None]:
         """Keep the seconds of something, less those of what is timed within it."""
         seconds = self.found.seconds
+        self._say(f"{name}: begun")
         before, started = sum(seconds.values()), time.process_time()
         yield
         seconds[name] = time.process_time() - started - (sum(seconds.values()) - before)
         if self.progress is not None:
             self.progress(name, seconds[name])
+
+    def _say(self, line: str) -> None:
+        """What goes on, to whoever is told of progress."""
+        if self.progress is not None:
+            say(line)
 
     def measure(self, name: Endpoint) -> None:
         """One endpoint, and before it what it shares with others, if that is not there."""
@@ -208,7 +215,7 @@ class _Measuring:
                 classifiers=False,
                 kv_maps=False,
                 precision="bfloat16",
-                progress=False,
+                progress=self.progress is not None,
             ).heads
 
     @property
@@ -221,7 +228,9 @@ class _Measuring:
 
     def _trace(self, name: Endpoint, works: Workload, heads: ExitHeads | None = None) -> Trace:
         tokens = self.found.sizes.traced
-        traced = trace(self.model, works, tokens, heads=heads, context=self._context, progress=False)
+        traced = trace(
+            self.model, works, tokens, heads=heads, context=self._context, progress=self.progress is not None
+        )
         self.found.tokens[name], self.found.documents[name] = traced.token_count, document_rows(traced).count
         return traced
 
@@ -238,7 +247,15 @@ class _Measuring:
                 fix="make a text with more of it: offramp lab text",
             )
         openings = [one for some in each for one in some[:fewest]]
-        executed = skipped_layers(self.model, openings, sizes.new_tokens, heads)
+        executed = skipped_layers(
+            self.model,
+            openings,
+            sizes.new_tokens,
+            heads,
+            told=lambda point: self._say(
+                f"{name}: {len(openings)} prompts decoded at a threshold of {point.value:g}"
+            ),
+        )
         self.found.executed[name], self.found.values[name] = executed, executed.share
 
     def _scores(self, card: ScoreCard) -> None:

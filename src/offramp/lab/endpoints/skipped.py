@@ -89,12 +89,18 @@ def _shares(short: Point | None, kept: Point | None) -> tuple[float, float]:
 
 
 def skipped_layers(
-    model: Model, openings: Sequence[Opening], new_tokens: int, heads: ExitHeads | None = None
+    model: Model,
+    openings: Sequence[Opening],
+    new_tokens: int,
+    heads: ExitHeads | None = None,
+    told: Callable[[Point], None] = lambda point: None,
 ) -> Skipped:
     """Decode all prompts side by side with one threshold after the other, each to so many new tokens.
 
     Greedy, end tokens being tokens like others; K and V of skipped layers are propagated. heads: a lens that
-    exits are read through. Raises ModelError for logits that are not finite, and as `offramp.generate` does.
+    exits are read through. told: of each threshold that was decoded with.
+
+    Raises ModelError for logits that are not finite, and as `offramp.generate` does.
     """
     longest = new_tokens + max(len(one.ids) for one in openings)
     endless = replace(model, eos_token_ids=())
@@ -115,6 +121,8 @@ def skipped_layers(
         new = sum(len(one.answer) for one in found)
         run = sum(sum(one.exits[1:]) for one in found)  # the first token is the prompt's
         whole = fed * model.layers
-        return Point(value, agreeing / new, 1.0 - layers / whole, 1.0 - run / whole)
+        point = Point(value, agreeing / new, 1.0 - layers / whole, 1.0 - run / whole)
+        told(point)
+        return point
 
     return find_skipped(execute_at, len(openings))

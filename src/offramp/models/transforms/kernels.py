@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.errors import InputError
-from offramp.models.quiet import TORCHAO_LOGGERS, quiet_loggers
+from offramp.models.quiet import silence_torchao
 from offramp.models.transforms.quantise import PACKAGE
 
 INSTALL = "pip install 'offramp[quantisation]'"
@@ -88,8 +88,8 @@ LAYOUTS: dict[int, tuple[Layout, ...]] = {
 def require_torchao() -> None:
     """Raise InputError, with the command that installs it, if torchao cannot be imported."""
     try:
-        with quiet_loggers(*TORCHAO_LOGGERS):
-            import torchao  # noqa: F401
+        silence_torchao()
+        import torchao  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"quantisation needs the package {PACKAGE}: {error}", where=PACKAGE, fix=INSTALL

@@ -62,7 +62,7 @@ class CertifyWork:
         write_answers(context, Answers(found, None, refused))
 
 
-def _same_text(task: Task) -> str:
+def same_text(task: Task) -> str:
     """A name for what a task decodes: one process at a time writes into a folder."""
     parts = [task.recipe[name] for name in ("model", "workload", "dtype")]
     return sha256_of_text(canonical_json(parts))[:16]
@@ -82,7 +82,7 @@ def _executed(task: Task, context: Context, trace: Trace, machine: Machine | Non
         heads=heads_of(task, context),
         workload=workload_of(task),
         new_tokens=recipe["new_tokens"],
-        folder=context.executions / _same_text(task),
+        folder=context.executions / same_text(task),
         delta=recipe["delta"],
         seed=recipe["seed"],
     ) as tune_for:
