@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+
+from consistency import require_consistent
 
 if TYPE_CHECKING:
     from offramp.studies.engines.engine import EngineOptions
@@ -48,7 +51,7 @@ class Outcome:
 
 
 def run_offramp(*arguments: object) -> Outcome:
-    """Run a command line in this process, as the installed script does."""
+    """Run a command line in this process, as the installed script does; a run's texts must not contradict."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
     from offramp.decoding.measurement import local_profile as profiles
@@ -75,7 +78,11 @@ def run_offramp(*arguments: object) -> Outcome:
         except SystemExit as end:
             code = end.code
     assert isinstance(code, int)
-    return Outcome(code, out.getvalue(), err.getvalue())
+    outcome = Outcome(code, out.getvalue(), err.getvalue())
+    report = re.search("^Report: (.*)$", outcome.out + outcome.err, re.M)
+    if arguments[:1] == ("run",) and code == 0 and report is not None:
+        require_consistent(Path(report.group(1)).parent)
+    return outcome
 
 
 @dataclass(frozen=True)

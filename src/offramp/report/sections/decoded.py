@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import Contender, Forecast, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
@@ -57,13 +57,13 @@ def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
     missed: list[list[str]] = []
     for one in ways_of(decoded, workload):
         if one.timed is not None:
-            (missed if one.misses else kept).append(way_row(one, one.timed, decoded.bench.worth))
+            (missed if one.misses else kept).append(way_row(one, one.timed, decoded.bench))
     groups = {"": kept, "Not shown to keep the floor it was chosen for": missed}
     caption = f"Every way timed on {decoded.workload}, {sample_text(decoded)}, the fastest first"
     return cards(COLUMNS, groups, caption=caption, style="decoded")
 
 
-def way_row(one: Way, timed: Contender, worth: float) -> list[str]:
+def way_row(one: Way, timed: Contender, bench: BenchResult) -> list[str]:
     """One way to decode."""
     seconds, count = timed.seconds_per_token, timed.counted
     layers = timed.layers_per_token if count is None else count.layers
@@ -79,7 +79,7 @@ def way_row(one: Way, timed: Contender, worth: float) -> list[str]:
         head = fragment("run", "policy", f"{one.name}{kv}{floor}", one.policy)
     return [
         head,
-        net_speed(timed, worth),
+        net_speed(timed, bench.worth, bench.plain),
         "–" if seconds is None else with_interval(seconds, milliseconds),
         "–" if layers is None else decimal(layers, 1),
         judged,
@@ -87,10 +87,12 @@ def way_row(one: Way, timed: Contender, worth: float) -> list[str]:
     ]
 
 
-def net_speed(timed: Contender, worth: float) -> Markup:
-    """The ratio to plain decoding with its interval, and what it answers."""
+def net_speed(timed: Contender, worth: float, plain: str) -> Markup:
+    """The ratio to plain decoding with its interval, and its answer. plain: what all are held against."""
     if timed.ratio is None:
         return text("–")
+    if timed.name == plain:
+        return stack(times(1.0), "what the others are held against")
     return stack(with_interval(timed.ratio, times), contender_answer(timed, worth))
 
 
