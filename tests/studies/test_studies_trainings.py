@@ -122,7 +122,7 @@ def test_exits_are_those_of_the_public_api_and_what_they_took_is_kept(
     )
     assert read_heads(there / EXITS).fingerprint == expected.heads.fingerprint
     assert files_of(there).keys() == {
-        *("exits/exits.safetensors", "exits/request.json", "exits/training.json"),
+        *("exits/.offramp.json", "exits/exits.safetensors", "exits/request.json", "exits/training.json"),
         *("manifest.json", "training.json"),
     }
     took, rows = TRAINING_COST.read(there / "training.json"), expected.record.rows
