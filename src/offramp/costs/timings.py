@@ -351,8 +351,9 @@ def busy_machine(why: str) -> BusyMachineError:
     return BusyMachineError(
         f"the machine is busy: {why}, so that times of now are neither kept nor used",
         where="the hardware profile local",
-        fix="give the same command again when other programs are done (offramp doctor shows the load), or "
-        "leave processors to them (OMP_NUM_THREADS=1); or price by a data sheet: offramp list hardware",
+        fix="give the same command again (of a study with --retry) when other programs are done, which "
+        "offramp doctor shows, or leave processors to them (OMP_NUM_THREADS=1); or price by a data sheet: "
+        "offramp list hardware",
     )
 
 
