@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_a_record_of_exits_says_nothing_of_a_model(llama_folder: Path, record: d
 def test_a_damaged_record_is_refused(llama_folder: Path, content: str) -> None:
     (llama_folder / TRAINING_FILE).write_text(content)
     with pytest.raises(DamagedFileError, match="is damaged"):
+        find_source(str(llama_folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("lab request", True), ("training request", True), ("mine", False)]
+)
+def test_a_record_that_is_gone_is_missed(llama_folder: Path, kind: str, refused: bool) -> None:
+    write_sealed_json(llama_folder / "request.json", {"kind": kind})
+    with pytest.raises(ModelError, match="its record is gone") if refused else nullcontext():
         find_source(str(llama_folder))
 
 

@@ -13,6 +13,8 @@ TRAINING_FILE = "training.json"
 
 LAB, EXITS, GATES = "lab training", "training", "gate training"
 """Kinds of records: of a model from scratch; of exits, or of a model that can be left early; of gates."""
+REQUEST_FILE, REQUESTS = "request.json", ("training request", "lab request")
+"""What was asked for, and the kinds of it that models come of."""
 MODEL_ITSELF = "regularised"
 """The kind of training of EXITS that leaves a model."""
 
@@ -51,10 +53,19 @@ def require_as_trained(folder: Path, fingerprint: str, *, model: bool) -> None:
     fingerprint: of what lies in the folder. model: whether that is a model, or else exits. Where no record of
     such a training lies, nothing is held against anything.
 
-    Raises ModelError for other ones, DamagedFileError for a record that was changed.
+    Raises ModelError for other ones, and for a model whose training was asked for there and has left no
+    record; DamagedFileError for a record that was changed.
     """
     record = read_training(folder)
     if record is None:
+        if model and _was_requested(folder):
+            raise ModelError(
+                "the training of this model has not ended, or its record is gone: "
+                f"{TRAINING_FILE} is missing",
+                where=str(folder),
+                fix="run again what trains it (offramp exits train, offramp lab train), or copy the whole "
+                "folder again from where it came",
+            )
         return
     try:
         of_a_model = record["kind"] == LAB or (
@@ -70,3 +81,12 @@ def require_as_trained(folder: Path, fingerprint: str, *, model: bool) -> None:
             where=str(folder),
             fix="train again, with --overwrite, or copy the whole folder again from where it came",
         )
+
+
+def _was_requested(folder: Path) -> bool:
+    """Whether a training of offramp's was asked for in a folder."""
+    try:
+        request = read_json(folder / REQUEST_FILE, lenient=True)
+    except (OSError, ValueError):  # none, or another program's
+        return False
+    return request.get("kind") in REQUESTS
