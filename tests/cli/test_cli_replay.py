@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,8 @@ def test_hardware_that_was_not_measured_names_the_command(
     trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
-    refused = run_offramp("replay", trace, "--policy", POLICY, "--hardware", "local").require(2)
+    away = shutil.copytree(trace, tmp_path / "trace")  # beside its run, what that timed is taken
+    refused = run_offramp("replay", away, "--policy", POLICY, "--hardware", "local").require(2)
     assert "offramp hardware measure" in refused.err
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli.run_folder import POLICIES, RUN_FILE, find_trace, find_traces
-from offramp.costs.hardware import LOCAL
-from offramp.costs.machine import Machine
-from offramp.costs.timings import TimingsProfile
 from offramp.files import safe_name
 from offramp.studies.folder import PLAN
 
 if TYPE_CHECKING:
+    from offramp.costs.machine import Machine
+    from offramp.costs.timings import TimingsProfile
     from offramp.report.run_reading import RunReader
     from offramp.studies.task import Task
 
@@ -106,6 +105,8 @@ def contents_of(policy: str) -> RunContents | None:
 
 def machine_near(contents: RunContents | None, hardware: Any) -> Machine | Any:
     """A machine as it is asked for; "local", near a run's trace, is what the run timed of it."""
+    from offramp.costs.hardware import LOCAL  # pydantic comes with it
+
     return contents.timings if hardware == LOCAL and contents and contents.timings else hardware
 
 
