@@ -78,6 +78,16 @@ def test_what_stands_in_the_way_is_not_written_over(owned: OutputFolder, put: Ca
     assert files(owned.path)["c.txt"] == "new"
 
 
+def test_a_link_in_the_place_of_a_folder_is_not_followed(owned: OutputFolder) -> None:
+    write(owned.path.parent, "mine/b.txt", "mine")
+    (owned.path / "below" / "b.txt").unlink()
+    (owned.path / "below").rmdir()
+    (owned.path / "below").symlink_to(owned.path.parent / "mine")
+    with pytest.raises(InputError, match="did not write stands where below/b"):
+        replace(owned, "a.txt below/b.txt done.json")
+    assert (owned.path.parent / "mine" / "b.txt").read_text() == "mine"
+
+
 def test_what_was_changed_is_kept_under_another_name(owned: OutputFolder) -> None:
     for number in ("", "-2"):
         (owned.path / "a.txt").write_text("edited" + number)

@@ -52,6 +52,7 @@ def write_outputs(reader: RunReader) -> FinishedRun:
             heads[workload] = path / f"heads-{safe_name(workload)}.safetensors"
             _copy(owned, {heads[workload].name: reader.heads_path(task)})
     policies = _policies(result, heads, path / POLICIES)
+    owned.require_free((REPORT_FILE, SUMMARY_FILE, *policies))
     before = [name for name in owned.listed() if name.startswith(f"{POLICIES}/")]
     owned.remove(*(name for name in before if name not in policies))
     (path / POLICIES).mkdir(exist_ok=True)

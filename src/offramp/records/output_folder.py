@@ -86,8 +86,8 @@ class OutputFolder:
         for parent in path.parents:
             if parent == self.path:
                 break
-            if os.path.lexists(parent) and not parent.is_dir():
-                return "foreign"
+            if os.path.lexists(parent) and (parent.is_symlink() or not parent.is_dir()):
+                return "foreign"  # what a link leads to is somebody's
         if not os.path.lexists(path):
             return "absent"
         if name not in listed:
@@ -129,9 +129,13 @@ class OutputFolder:
         conditions = {name: self._condition(name, listed) for name in names}
         for name, condition in conditions.items():
             if condition == "foreign":
+                standing = [
+                    path for path in (self.path / name).parents if path.is_symlink() or path.is_file()
+                ]
+                below = [path for path in standing if self.path in path.parents]
                 raise InputError(
                     f"something that offramp did not write stands where {name} is written",
-                    where=str(self.path / name),
+                    where=str(below[-1] if below else self.path / name),
                     fix="move it away, or choose another folder with -o",
                 )
         return conditions
@@ -287,8 +291,8 @@ class OutputFolder:
     def _write(self, files: Mapping[str, str | None]) -> None:
         if files:
             WRITTEN.write(self.path / RECORD_FILE, Written(files))
-        else:
-            (self.path / RECORD_FILE).unlink(missing_ok=True)
+        elif (self.path / RECORD_FILE).is_file():
+            (self.path / RECORD_FILE).unlink()
 
 
 def files_below(folder: Path) -> list[str]:
