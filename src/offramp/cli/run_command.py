@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,16 +26,13 @@ from offramp.cli.options import (
     Tokens,
     Transforms,
 )
-from offramp.cli.run_folder import POLICIES, SUMMARY_FILE
-from offramp.commands import command_line
-from offramp.files import safe_name
+from offramp.cli.run_folder import SUMMARY_FILE
 from offramp.models.devices import AUTO
 from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from offramp.cli.run_outputs import FinishedRun
-    from offramp.report.run_result import RunResult
 
 DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
 """The short items: enough documents of each to certify a floor on."""
@@ -155,8 +152,6 @@ def run(
         options, workloads, output, before_decoding=lambda found: print_verdict_so_far(found, out.console)
     )
     print_summary(finished.result, out.console, finished.report)
-    for line in next_commands(finished.result, finished.report.parent, model, options.transforms):
-        out.console.print(f"Decode with it: {line}", markup=False, soft_wrap=True)
     out.finish(_short(finished))
 
 
@@ -165,7 +160,9 @@ SHORT = ("workload", "floor", "decision", "policy", "kv", "certified", "executed
 
 
 def _short(finished: FinishedRun) -> dict[str, Any]:
-    """The answer of a run for machines: headline, verdicts, and where the rest lies."""
+    """The answer of a run for machines: headline, verdicts, what to do next, and where the rest lies."""
+    from offramp.report.next_step import next_step
+
     verdict = finished.summary["verdict"]
     return {
         "headline": verdict["headline"],
@@ -174,21 +171,7 @@ def _short(finished: FinishedRun) -> dict[str, Any]:
             {**{name: one[name] for name in SHORT}, "missing": one["missing"]}
             for one in verdict["by_workload"]
         ],
+        "next": None if (step := next_step(finished.result)) is None else asdict(step),
         "summary": str(finished.report.parent / SUMMARY_FILE),
         "report": str(finished.report),
     }
-
-
-def next_commands(result: RunResult, folder: Path, model: str, transforms: Sequence[str]) -> list[str]:
-    """The command that decodes with what was certified at the main floor, one for each text that has it.
-
-    model: as a command line names it.
-    """
-    from offramp.report.findings import main_verdicts
-
-    found = []
-    for name, verdict in main_verdicts(result):
-        if verdict.certified and verdict.policy != "never":
-            policy = folder / POLICIES / f"{safe_name(name)}-tuned-{verdict.floor:g}.json"
-            found.append(command_line("generate", model, transforms=transforms, policy=policy, prompt="TEXT"))
-    return found

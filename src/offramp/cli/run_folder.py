@@ -21,12 +21,11 @@ from offramp.files import (
 )
 from offramp.models.devices import CPU
 from offramp.records.output_folder import UNKNOWN, OutputFolder
-from offramp.report import REPORT_FILE, TRACES
+from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
-POLICIES = "policies"
 COMBINED_PAGE = "combined.html"
 """What `offramp bench --combine -o` that folder adds, beside COMBINED_FILE."""
 

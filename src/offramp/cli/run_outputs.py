@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.run_folder import POLICIES, SUMMARY_FILE, owned_run
+from offramp.cli.run_folder import SUMMARY_FILE, owned_run
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.records.output_folder import RECORD_FILE, OutputFolder
-from offramp.report import REPORT_FILE, TRACES
+from offramp.report import POLICIES, REPORT_FILE, TRACES
+from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
@@ -83,7 +84,7 @@ def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dic
             file = f"{name}-agreement-{verdict.floor:g}.json"
             found[file] = partial(write_policy, parse_policy(verdict.policy), folder / file)
         for tuned in row.tuned:
-            file = f"{name}-tuned-{tuned.floor.value:g}.json"
+            file = policy_file(row.name, tuned.floor.value)
             found[file] = partial(write_tuned, folder / file, tuned, fitted)
     return {f"{folder.name}/{file}": write for file, write in found.items()}
 

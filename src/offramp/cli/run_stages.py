@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +90,7 @@ def carry_out(
             trust_remote_code=options.trust_remote_code,
             device=options.device,
         )
-    options = replace(options, device=asked.device, dtype=asked.dtype)
+    asked_for, options = options, replace(options, device=asked.device, dtype=asked.dtype)
     if given is not None:
         asked.require_heads(given, str(options.heads))
     if options.hardware != LOCAL:
@@ -110,7 +108,7 @@ def carry_out(
     }
     folder = output or default_folder(asked.name, request)
     require_own(folder, request, overwrite=options.overwrite)
-    run = _Run(options, asked, traced, given, folder, streamed)
+    run = _Run(options, asked_for, asked, traced, given, folder, streamed)
     run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
     run.check()
     with claimed(folder, request, overwrite=options.overwrite) as place:
@@ -157,17 +155,20 @@ def _traceable(
 
 
 class _Run:
-    """One run. left_out: workloads that were asked for and are not traced, with the reason."""
+    """One run. options: with device and dtype as resolved; asked_for: as they were given. left_out: workloads
+    that were asked for and are not traced, with the reason."""
 
     def __init__(
         self,
         options: RunOptions,
+        asked_for: RunOptions,
         asked: ModelRequest,
         workloads: Sequence[Workload],
         given: ExitHeads | None,
         path: Path,
         streamed: bool,
     ) -> None:
+        self.asked_for = asked_for
         self.options, self.asked, self.workloads = options, asked, workloads
         self.given, self.path, self.streamed = given, path, streamed
         self.folder = StudyFolder(path)
@@ -237,9 +238,13 @@ class _Run:
     def run(self, before_decoding: Callable[[RunResult], None]) -> FinishedRun:
         """Every task in turn, with a page after each that shows something new."""
         plan = self.planned(kept=True)
+        transform_options = [
+            word for transform in self.options.transforms for word in ("--transform", transform)
+        ]
         self.folder.journal.append(
             STARTED,
-            command=shlex.join(["offramp", *sys.argv[1:]]),
+            command=self.asked_for.command(self.workloads, self.path),
+            model=None if self.asked.given is not None else [self.options.model, *transform_options],
             software={
                 "offramp": offramp.__version__,
                 "code_fingerprint": code_fingerprint(),

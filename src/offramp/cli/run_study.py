@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import require_options, require_placement
+from offramp.commands import command_line
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError
+from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.memory import parse_size
 from offramp.records.given_file import Source
 from offramp.report.formats import whole_percent
@@ -19,9 +21,10 @@ from offramp.studies.study import INLINE, Study
 from offramp.studies.study_file import check_study
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import ModelRequest
+from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import make_floor
-from offramp.tuning.verdict import from_main, require_worth
+from offramp.tuning.verdict import WORTH, from_main, require_worth
 from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)
@@ -124,6 +127,33 @@ class RunOptions:
         require_placement(self.device, self.dtype)
         if self.memory is not None:
             parse_size(self.memory, "--memory")
+
+    def command(self, workloads: Sequence[Workload], folder: Path) -> str:
+        """The command line of a run into a folder, without --minutes and what makes it anew."""
+        usual = {
+            "tokens": (self.tokens, DEFAULT_TOKENS),
+            "exits": (self.exits, "all"),
+            "device": (self.device, AUTO_DEVICE),
+            "dtype": (self.dtype, AUTO_DEVICE),
+            "hardware": (self.hardware, LOCAL),
+            "worth": (float(self.worth), WORTH),
+            "floor": (list(self.floors), list(FLOORS)),
+        }
+        return command_line(
+            "run",
+            self.model,
+            transforms=self.transforms,
+            workload=[workload.name for workload in workloads] if self.workloads_given else None,
+            **{name: given for name, (given, default) in usual.items() if given != default},
+            context=self.context,
+            document_tokens=self.document_tokens,
+            heads=self.heads,
+            no_decode=not self.decode,
+            stream=bool(self.stream),
+            memory=self.memory,
+            trust_remote_code=self.trust_remote_code,
+            output=folder,
+        )
 
     def settled(self) -> dict[str, Any]:
         """What makes the run another one."""

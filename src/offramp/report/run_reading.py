@@ -100,7 +100,17 @@ class RunReader:
             progress=progress,
             combined=self._combined(model),
             training=self._training(),
+            folder=str(self.folder.path),
+            model_argument=tuple(started.details.get("model") or ()),
+            minutes=self._minutes(),
         )
+
+    def _minutes(self) -> float | None:
+        """Of decoding for real that the run was given, None without any."""
+        study = self.plan.study
+        tables = [study.get(name) for name in ("certify", "decode")]
+        seconds = sum(table["seconds"] for table in tables if table is not None)
+        return seconds * len(study["workloads"]) / 60.0 or None
 
     # --- tasks
 

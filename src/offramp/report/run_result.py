@@ -167,6 +167,12 @@ class RunResult:
     progress: Progress | None = None
     combined: CombineResult | None = None
     training: Training | None = None
+    folder: str = ""
+    """Where it lies, as it was named."""
+    model_argument: tuple[str, ...] = ()
+    """The model as a command line names it, with its transforms; empty of an object in memory."""
+    minutes: float | None = None
+    """Of decoding for real that it was given, None where nothing was to be decoded."""
 
     def decoded(self, workload: str) -> Decoded | None:
         """What was decoded for real on a workload, None if nothing was."""

@@ -39,6 +39,7 @@ from offramp.report.names import (
     machine_shown,
     row_name,
 )
+from offramp.report.next_step import next_step
 from offramp.report.ranking import (
     Standing,
     beside,
@@ -84,6 +85,9 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
         console.print(f"[dim]{escape(note)}[/]")
     for line in names.lines():
         console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    if step := next_step(run):
+        console.print(f"\n[bold]Next[/]: {escape(step.reason)} [dim]{escape(step.expected)}[/]")
+        console.print(f"  {escape(step.command)}", soft_wrap=True)
     if report is not None:
         console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
 

@@ -13,6 +13,7 @@ from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import listed, percent, short_source, visible_text, whole_percent
 from offramp.report.headline import grounds_of, short_answer
 from offramp.report.html import Column, cards, fragment, pill, stack
+from offramp.report.next_step import next_step
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
 from offramp.report.sections.picture import picture
 from offramp.report.verdict_rows import VerdictRow, verdict_rows
@@ -40,7 +41,7 @@ def verdict_section(run: RunResult) -> Markup:
         answer=short_answer(run),
         grounds=grounds_line(run),
         picture=picture(run),
-        next=None,
+        next=next_step(run),
     )
 
 
