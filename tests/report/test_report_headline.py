@@ -259,8 +259,11 @@ def compared(*savings: Saving, strategies: tuple[Strategy, ...] = ()) -> Compari
 def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:
     nothing = Estimate(0.95, 0.94, 0.96)
     made = Strategy("gpt2", "prose", "", "local", "margin", POLICY, "propagate", "agreement=0.95", basis,
-                    nothing, nothing, speed)  # fmt: skip
+                    nothing, nothing, speed, credit=speed, credit_over="never exit")  # fmt: skip
     return replace(made, **fields)
+
+
+UNTIMED = Estimate(None, undefined="not timed beside it: prompt lookup")
 
 
 @pytest.mark.parametrize(
@@ -284,8 +287,8 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
         ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "not settled", ""),
         (
             [saving(Estimate(1.2, 1.18, 1.22)), saving(PLAIN, policy="never", machine="h100")],
-            "pays",
-            "predicted to pay in 1 of 2 cells: certified, it is at best 1.200 × plain decoding (1.180 to",
+            "not settled",
+            "1.200 × plain decoding (1.180 to 1.220); missing: its credit: it was not timed.",
         ),
         (
             [saving(Estimate(1.02, 1.01, 1.03))],
@@ -350,8 +353,9 @@ def test_too_few_documents_are_no_answer():
 def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):
     found = compared(nothing(floor=refused), nothing("documents", floor=unknown))
     assert comparison_decision(found) == decision
-    paying = saving(Estimate(1.2, 1.15, 1.25), floor=refused)
-    assert comparison_decision(compared(paying, nothing("documents", floor=unknown))) == "pays"
+    paying, quick = saving(Estimate(1.2, 1.15, 1.25), floor=refused), strategy(Estimate(1.2, 1.15, 1.25))
+    found = compared(paying, nothing("documents", floor=unknown), strategies=(replace(quick, floor=refused),))
+    assert comparison_decision(found) == ("not settled" if refused == "agreement=0.99" else "pays")
 
 
 def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
@@ -360,14 +364,32 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     assert comparison_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
     said = comparison_headline(compared(saving(speed), strategies=(slow,)))
     assert "it is at best 0.980 × plain decoding (0.970 to 0.990), decoded for real" in said
-    quick = replace(slow, net_speedup=Estimate(1.1, 1.08, 1.12))
+    quick = strategy(Estimate(1.1, 1.08, 1.12), answer="slower")
     timed = compared(saving(speed), strategies=(quick,))
     assert comparison_headline(timed).startswith("Early exit pays here: certified, it is at best 1.100 ×")
     assert "decoded for real; predicted were 1.200 ×" in best_sentences(timed)[0]
     left_out = replace(slow, answer="left out: no time", net_speedup=Estimate(None, undefined="no time"))
     invalid = replace(slow, answer="defect: a wrong output")
     for other in (invalid, replace(slow, machine="h100"), replace(slow, kv="recompute"), left_out):
-        assert comparison_decision(compared(saving(speed), strategies=(other,))) == "pays"
+        assert comparison_decision(compared(saving(speed), strategies=(other,))) == "not settled"
+
+
+@pytest.mark.parametrize(
+    ("credit", "decision", "said"),
+    [
+        (Estimate(1.08, 1.06, 1.1), "pays", "1.080 × (1.060 to 1.100 ×) the best decoder without exits"),
+        (Estimate(1.005, 0.99, 1.02), "does not pay", "1.005 × (0.990 to 1.020 ×) the best decoder without"),
+        (Estimate(1.05, 1.02, 1.08), "too close to call", "the best decoder without exits"),
+        (UNTIMED, "not settled", "missing: its credit: not timed beside it: prompt lookup."),
+    ],
+)
+def test_a_comparison_decides_by_measured_credit_and_never_by_speed_over_plain_decoding(
+    credit: Estimate, decision: str, said: str
+) -> None:
+    quick = strategy(Estimate(1.2, 1.18, 1.22), answer="faster", credit=credit)
+    found = compared(saving(Estimate(1.2, 1.18, 1.22)), strategies=(quick,))
+    assert comparison_decision(found) == decision
+    assert said in comparison_headline(found).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pay():
@@ -386,33 +408,23 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
     assert comparison_headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
     assert "it kept" not in certified_section(kept)
     # Too slow although it kept less than it may.
-    slow = replace(missed, net_speedup=Estimate(0.98, 0.97, 0.99))
+    slow = strategy(Estimate(0.98, 0.97, 0.99), agreement=missed.agreement)
     assert comparison_decision(compared(saving(speed), strategies=(slow,))) == "does not pay"
 
 
-def test_cells_that_pay_by_the_stopwatch_are_counted_apart_from_predicted_ones():
+def test_only_cells_that_pay_by_the_stopwatch_are_counted():
     speed, quick = Estimate(1.2, 1.18, 1.22), strategy(Estimate(1.3, 1.25, 1.35), answer="slower")
     elsewhere = [saving(speed, machine=name) for name in ("h100", "a100")]
     slow = saving(PLAIN, policy="never", machine="cpu")
-    faster = saving(Estimate(1.5, 1.4, 1.6), machine="h100")
-    for others, said in (
-        (
-            elsewhere,
-            "pays in 1 of 4 cells, and is predicted to pay in 2 more: certified, it is at best 1.3",
-        ),
-        (
-            [faster],
-            "pays in 1 of 3 cells, and is predicted to pay in 1 more: certified, it is at best 1.5",
-        ),
-        ([], "pays in 1 of 2 cells: "),
-    ):
+    for others, said in ((elsewhere, "pays in 1 of 4 cells: "), ([], "pays in 1 of 2 cells: ")):
         found = compared(saving(speed), *others, slow, strategies=(quick,))
-        assert comparison_headline(found).startswith(f"Early exit {said}")
+        assert comparison_headline(found).startswith(f"Early exit {said}certified, it is at best 1.3")
 
 
 def test_one_that_surely_pays_comes_before_a_faster_one_that_may():
-    sure, unsure = saving(Estimate(1.1, 1.08, 1.12)), saving(Estimate(1.3, 0.9, 1.7))
-    best = best_certified(findings_of(compared(unsure, sure)))
+    sure, unsure = saving(Estimate(1.1, 1.08, 1.12)), saving(Estimate(1.3, 0.9, 1.7), machine="h100")
+    timed = strategy(Estimate(1.1, 1.08, 1.12), answer="faster")
+    best = best_certified(findings_of(compared(unsure, sure, strategies=(timed,))))
     assert best is not None
     assert best.detail == sure
 
@@ -480,7 +492,7 @@ def test_what_why_no_answer_is_counted_with_its_reason():
 
 def test_an_interval_without_width_is_no_precision():
     found = compared(saving(Estimate(1.132, 1.132, 1.132)))
-    assert comparison_headline(found).endswith("certified, it is at best 1.132 × plain decoding.")
+    assert "certified, it is at best 1.132 × plain decoding; missing" in comparison_headline(found)
 
 
 @pytest.mark.parametrize(

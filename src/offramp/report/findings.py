@@ -11,7 +11,7 @@ from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_s
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Row, Saving, Strategy
+from offramp.studies.comparison.results import NOT_TIMED, Comparison, Row, Saving, Strategy
 from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
@@ -30,8 +30,9 @@ class Finding(ShownAsHtml, Generic[Detail]):
     which it was decided, None if there is none. predicted: net speed by replay or from prices; measured: by
     the stopwatch, None if the policy was not timed, or not so that it can be believed. kept: share of the
     tokens that it generated itself which are the full model's choice, None if it was not executed.
-    certified: how its floor was shown to be kept, "" if it was not. missed: whether it was decoded and kept
-    less than the floor. missing: what would settle it.
+    credit: over the best decoder without exits, as timed, by which a comparison decides; None of a policy
+    that was not timed. certified: how its floor was shown to be kept, "" if it was not. missed: whether it
+    was decoded and kept less than the floor. missing: what would settle it.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
     missed: bool
     missing: tuple[str, ...]
     detail: Detail
+    credit: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The finding as plain numbers and texts; None where something is not known."""
@@ -118,6 +120,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
         missed=False,
         missing=verdict.missing,
         detail=verdict,
+        credit=verdict.credit,
     )
 
 
@@ -125,7 +128,8 @@ def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Fi
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
     What was measured beats what was predicted; where the policy missed its floor when it was decoded, that
-    only shows that it is too slow.
+    only shows that it is too slow. It pays by its credit alone, as timed in turns with all that needs no
+    exits: speed over plain decoding, measured or predicted, only shows that it is too slow.
     """
     missed = measured is not None and floor_kept(replace(measured, floor=saving.floor)) == "missed"
     speed = speed_of(saving.net_speedup, measured=False)
@@ -133,14 +137,20 @@ def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Fi
         timed = speed_of(measured.net_speedup, measured=True)
         if not missed or decision_on(timed, certified=False) == "does not pay":
             speed = timed
+    credit = NOT_TIMED if measured is None else measured.credit
     decision: CellDecision
+    missing: tuple[str, ...] = ()
     if saving.lacks:
-        decision = NOT_CERTIFIABLE
+        decision, missing = NOT_CERTIFIABLE, (saving.lacks,)
     elif not saving.certified or saving.policy == NEVER:
         decision = "does not pay"
-    else:
+    elif credit.value is not None:
         # A replay bound never pays, nor does a certificate that decoding contradicts.
-        decision = decision_on(speed, certified=saving.executed and not missed)
+        decision = decision_on(speed_of(credit, measured=True), certified=saving.executed and not missed)
+    else:
+        decision = decision_on(speed, certified=False)
+        if decision != "does not pay":
+            missing = (f"its credit: {credit.undefined}",)
     return Finding(
         model=row.model.shown,
         heads=row.heads,
@@ -156,8 +166,9 @@ def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Fi
         kept=None if measured is None else measured.agreement,
         certified="" if not saving.certified else "executed" if saving.executed else "replayed",
         missed=missed,
-        missing=(saving.lacks,) if saving.lacks else (),
+        missing=missing,
         detail=saving,
+        credit=None if measured is None else measured.credit,
     )
 
 

@@ -191,11 +191,14 @@ def comparison_headline(comparison: Comparison) -> str:
     decision, decisions = comparison_decision(comparison), list(cell_decisions(found).values())
     best = best_certified(found)
     at_best = "" if best is None else f"{passed_how(best)}, it is at best {over_plain(best.speed)}"
-    at_best += ", decoded for real" if best is not None and best.timed else ""
+    if best is not None and best.timed:
+        at_best += f", decoded for real{credited(best)}"
     if decision == "pays":
         return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
     if decision in ("too close to call", "not settled"):
         why = at_best or "what is certified has no speed on documents that it has not seen"
+        if best is not None and best.missing:
+            why += f"; missing: {'; '.join(best.missing)}"
         return f"Whether early exit pays is {decision}: {why}."
     if decision == NOT_CERTIFIABLE:
         return _open_headline(decisions, found)
@@ -205,15 +208,17 @@ def comparison_headline(comparison: Comparison) -> str:
 
 
 def _where_it_pays(found: Sequence[Finding[Saving]], cells: int) -> str:
-    """ "pays in 1 of 4 cells, and is predicted to pay in 2 more": in cells without a measurement."""
-    paying = [one for one in found if one.decision == "pays"]
-    timed = {one.cell for one in paying if one.timed}
-    measured, predicted = len(timed), len({one.cell for one in paying} - timed)
-    verb = "pays" if measured else "is predicted to pay"
-    if cells == 1:
-        return f"{verb} here"
-    more = f", and is predicted to pay in {predicted:,} more" if measured and predicted else ""
-    return f"{verb} in {measured or predicted:,} of {counted(cells, 'cell')}{more}"
+    """ "pays in 1 of 4 cells": by its credit, as timed there."""
+    paying = {one.cell for one in found if one.decision == "pays"}
+    return "pays here" if cells == 1 else f"pays in {len(paying):,} of {counted(cells, 'cell')}"
+
+
+def credited(one: Finding[Saving]) -> str:
+    """ ", 1.080 × (1.060 to 1.100) the best decoder without exits"; nothing where that was not timed."""
+    credit = one.credit
+    if credit is None or credit.value is None:
+        return ""
+    return f", {estimate_text(credit, times)} the best decoder without exits"
 
 
 def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Saving]]) -> str:
