@@ -114,6 +114,7 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
         "tokens a second",
         "the rounds were over after ",
         "in one call generate() took ",
+        "its gain by prices: layers",
         "free running, 2 answers:",
         "its parts: layers ",
         "reasoning-gym",

@@ -68,7 +68,7 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
 def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
     text = printed(examples.example_comparison(), 300)
     order = [
-        "Early exit is predicted to pay in 12 of 36 cells",
+        "Whether early exit pays is not settled: certified, it is at best 1.124 ×",
         "The best speed that passed its floor is 1.124 ×",
         "Models, 12 of 18; the page has all",
         "Fastest strategies, 12 of",

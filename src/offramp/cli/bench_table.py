@@ -53,12 +53,24 @@ def answer_lines(result: BenchResult) -> list[str]:
     return [
         headline_of(result),
         *([] if beside is None else [f"counted, a token: {beside}"]),
-        *([] if main.gain is None else [f"its gain: {gain_text(main.gain)} of the plain decoder's time"]),
+        *([] if main.gain is None else [f"its gain by prices: {gain_text(main.gain)} of plain decoding"]),
+        *_credit_line(result),
         *([] if result.floor is None else [floor_text(result.floor, result.prompts)]),
         f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
         f"{a_a_text(result.a_a)}",
         *defect_lines(result.defects),
     ]
+
+
+def _credit_line(result: BenchResult) -> list[str]:
+    """What its exits add to the best decoder without them, and which of those took no turns."""
+    credit = result.credit(result.main.name, None if result.floor is None else result.floor.value)
+    if credit is None or result.main.full_depth:
+        return []
+    missing = result.untimed_rivals
+    said = _interval(Interval(credit.value, credit.low, credit.high), ratio)
+    rest = f"; not timed: {', '.join(missing)}" if missing else ""
+    return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
 
 
 def _speed_table(result: BenchResult) -> Table:
