@@ -35,6 +35,7 @@ from offramp.tuning.splits import split_roles
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
+from offramp.workloads.shared_text import write_sketch
 
 AGREEMENT, REFERENCE = (make_floor({kind: 0.9}) for kind in SHARES)
 
@@ -70,7 +71,9 @@ class Scripted:
         return tune(self.trace, {self.kind: floor}, "h100", executor=self, **options)
 
     def certified_on(self, documents: int) -> dict[str, str]:
-        return {f"opening {number}": f"text {number}" for number in range(documents)}
+        return {
+            f"opening {number}": write_sketch(np.array([number], np.uint32)) for number in range(documents)
+        }
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
         refused = {(rule(text), of) for text, of in self.refused}

@@ -196,9 +196,8 @@ class _Floor:
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"
-        if last.outcome == "too much lost" or last.losses.mean() > self.job.floor.risk:
-            return "refuted"
-        return shortage
+        below = last.losses.mean() > self.job.floor.risk and last.documents >= self.needed
+        return "refuted" if last.outcome == "too much lost" or below else shortage
 
     def answer(self, costs: StrategyCosts, clock: Clock) -> Tuned:
         """What came out, and why."""

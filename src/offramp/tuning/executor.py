@@ -194,10 +194,10 @@ class FixedSequence:
 
     def _bet(self, proposal: Proposal) -> Trial:
         losses = self.known.get((proposal.policy, proposal.kv), np.zeros(0))[: self.planned]
-        most, short = self.planned, self.planned < self.needed
-        if short:  # so many that it is not out of reach at once: it may still be refuted
-            most = max(self.needed, fewest_documents(self.risk, self.delta))
-        settled = settle(losses, self.risk, self.delta, most)
+        # With too few documents a candidate cannot be certified, and may still be refuted.
+        enough = self.planned >= self.needed
+        most = self.planned if enough else max(self.needed, fewest_documents(self.risk, self.delta))
+        settled = settle(losses, self.risk, self.delta, most, give_up=enough)
         while settled is None:
             if len(losses) == self.planned:
                 settled = Settled("documents used up", len(losses))
@@ -205,7 +205,7 @@ class FixedSequence:
                 settled = Settled(OUT_OF_TIME, len(losses))
             else:
                 losses = self._more(proposal, losses)
-                settled = settle(losses, self.risk, self.delta, most)
+                settled = settle(losses, self.risk, self.delta, most, give_up=enough)
         return Trial(proposal, losses[: settled.documents], settled.outcome)
 
     def _decide(self, proposal: Proposal, before: Sequence[Trial]) -> Trial:

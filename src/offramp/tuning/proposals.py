@@ -101,6 +101,7 @@ class Proposals:
         They may lose more than any floor allows: one of them is decoded where nothing that keeps a floor
         could pay, so that what is refuted was tried.
         """
+        self._cut_head()
         for kv in self.executor.strategies:
             paying = [
                 scored
@@ -113,6 +114,14 @@ class Proposals:
                     return
                 self._keep(scored, kv)
         self.challenged = True
+
+    def _cut_head(self) -> None:
+        """Note what the output head cut to the short list loses at full depth; it has no K and V to fill."""
+        for kv in self.executor.strategies:
+            for alike in self._decodable(kv):
+                if alike[0].policy.full_depth and (alike[0].policy, kv) not in self.found:
+                    self._keep(alike[0], kv)
+                    return
 
     def at(self, risk: float, worth: float | None, stricter: Sequence[Proposal] = ()) -> Proposed:
         """The candidates at a floor that allows this risk.
