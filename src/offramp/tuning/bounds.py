@@ -263,9 +263,7 @@ def sequential_capital(losses: Losses, risk: float, delta: float, planned: int) 
     return np.asarray(log_capital(column, bets(column, delta, planned), risk)[:, 0])
 
 
-def settle(
-    losses: Losses, risk: float, delta: float, planned: int, *, give_up: bool = True
-) -> Settled | None:
+def settle(losses: Losses, risk: float, delta: float, planned: int, patience: int = 0) -> Settled | None:
     """How a test of "the mean loss is at least `risk`" stands after some documents, in the drawn order.
 
     None if it goes on. "certified": K_t has reached 1/delta, and the mean so far does not exceed the risk.
@@ -273,7 +271,7 @@ def settle(
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
     - "documents used up": all `planned` ones were looked at.
-    give_up: whether "out of reach" ends the test; where nothing can be certified, it may still be refuted.
+    patience: documents before which "out of reach" ends no test: it may still be refuted.
     """
     wanted = math.log(1.0 / delta)
     seen = np.arange(1, len(losses) + 1)
@@ -283,7 +281,7 @@ def settle(
     best = capital + (planned - seen) * largest_growth(risk)
     ends: dict[Outcome, NDArray[np.bool_]] = {
         "certified": (capital >= wanted) & (mean <= risk),
-        "out of reach": (best < wanted) & give_up,
+        "out of reach": (best < wanted) & (seen >= patience),
         "too much lost": (against >= wanted - math.log(GIVING_UP)) & (mean > risk),
         "documents used up": seen >= planned,
     }

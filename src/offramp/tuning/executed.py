@@ -19,6 +19,7 @@ from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
+    ENOUGH_TO_REFUTE,
     Clock,
     Executor,
     FixedSequence,
@@ -196,7 +197,8 @@ class _Floor:
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"
-        below = last.losses.mean() > self.job.floor.risk and last.documents >= self.needed
+        seen = last.documents >= min(self.needed, ENOUGH_TO_REFUTE)
+        below = seen and last.losses.mean() > self.job.floor.risk
         return "refuted" if last.outcome == "too much lost" or below else shortage
 
     def answer(self, costs: StrategyCosts, clock: Clock) -> Tuned:

@@ -129,6 +129,10 @@ class Proposal:
         return self.cost / self.plain
 
 
+ENOUGH_TO_REFUTE = 48
+"""Documents after which a candidate that can no longer be certified is given up; before, it is decoded on
+until it has lost too much, so that what is refuted was tried on more than a few tokens."""
+
 DOCUMENTS_AT_ONCE = 8
 """Documents that are decoded before a test looks at its capital again."""
 
@@ -197,7 +201,8 @@ class FixedSequence:
         # With too few documents a candidate cannot be certified, and may still be refuted.
         enough = self.planned >= self.needed
         most = self.planned if enough else max(self.needed, fewest_documents(self.risk, self.delta))
-        settled = settle(losses, self.risk, self.delta, most, give_up=enough)
+        patience = min(self.needed, ENOUGH_TO_REFUTE) if enough else most + 1
+        settled = settle(losses, self.risk, self.delta, most, patience)
         while settled is None:
             if len(losses) == self.planned:
                 settled = Settled("documents used up", len(losses))
@@ -205,7 +210,7 @@ class FixedSequence:
                 settled = Settled(OUT_OF_TIME, len(losses))
             else:
                 losses = self._more(proposal, losses)
-                settled = settle(losses, self.risk, self.delta, most, give_up=enough)
+                settled = settle(losses, self.risk, self.delta, most, patience)
         return Trial(proposal, losses[: settled.documents], settled.outcome)
 
     def _decide(self, proposal: Proposal, before: Sequence[Trial]) -> Trial:
