@@ -174,7 +174,7 @@ def test_a_full_model_that_alone_passes_is_certified() -> None:
     assert "keys and values" not in tuned.certificate.assumption
     assert tuned.answer.startswith("the full model is certified after 23 documents of up to 16 new tokens: ")
     assert "not certified: threshold:signal=" in tuned.answer
-    assert "The full model stays. Without losing any more than it does speculate with " in tuned.answer
+    assert "The full model stays. Faster is speculate with " in tuned.answer
     assert tuned.net_speedup.value == 1.0
     assert "the full model, without any exit, departs from the original" in certificate_sentence(tuned)
 

@@ -72,7 +72,9 @@ def run(
     ] = "local",
     worth: Annotated[
         float,
-        typer.Option("--worth", help="The gain in speed from which on early exit is worth its trouble."),
+        typer.Option(
+            "--worth", help="What exits must add, to the best decoder without them, to be worth it."
+        ),
     ] = 0.05,
     floor: Annotated[
         list[str] | None,

@@ -109,6 +109,7 @@ def carry_out(
     folder = output or default_folder(asked.name, request)
     require_own(folder, request, overwrite=options.overwrite)
     run = _Run(options, asked_for, asked, traced, given, folder, streamed)
+    run.output = output
     run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
     run.check()
     with claimed(folder, request, overwrite=options.overwrite) as place:
@@ -169,6 +170,7 @@ class _Run:
         streamed: bool,
     ) -> None:
         self.asked_for = asked_for
+        self.output: Path | None = None
         self.options, self.asked, self.workloads = options, asked, workloads
         self.given, self.path, self.streamed = given, path, streamed
         self.folder = StudyFolder(path)
@@ -238,13 +240,15 @@ class _Run:
     def run(self, before_decoding: Callable[[RunResult], None]) -> FinishedRun:
         """Every task in turn, with a page after each that shows something new."""
         plan = self.planned(kept=True)
+        named = self.asked.given is None
         transform_options = [
             word for transform in self.options.transforms for word in ("--transform", transform)
         ]
         self.folder.journal.append(
             STARTED,
-            command=self.asked_for.command(self.workloads, self.path),
-            model=None if self.asked.given is not None else [self.options.model, *transform_options],
+            command=self.asked_for.command(self.workloads, self.output, named=named),
+            elsewhere=self.asked_for.command(self.workloads, None, named=named, floors=False),
+            model=[self.options.model, *transform_options] if named else None,
             software={
                 "offramp": offramp.__version__,
                 "code_fingerprint": code_fingerprint(),

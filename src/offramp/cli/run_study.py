@@ -22,16 +22,13 @@ from offramp.studies.study_file import check_study
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import ModelRequest
 from offramp.tracing.request import DEFAULT_TOKENS
-from offramp.tuning.bounds import documents_needed
+from offramp.tuning.certifiable import documents_for
 from offramp.tuning.floor import make_floor
 from offramp.tuning.verdict import WORTH, from_main, require_worth
 from offramp.workloads.workload import Workload
 
 FLOORS = (0.99, 0.95, 0.90)
 DELTA = 0.1
-BESIDE_CERTIFYING = 2
-"""Documents that do not certify, at the least: one is searched on, and one reported."""
-
 SIGNALS = ("logit_gap", "restricted")
 """Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
 
@@ -128,8 +125,18 @@ class RunOptions:
         if self.memory is not None:
             parse_size(self.memory, "--memory")
 
-    def command(self, workloads: Sequence[Workload], folder: Path) -> str:
-        """The command line of a run into a folder, without --minutes and what makes it anew."""
+    def command(
+        self, workloads: Sequence[Workload], folder: Path | None, *, named: bool, floors: bool = True
+    ) -> str:
+        """What repeats the run, without --minutes and what makes it anew: a command line or a call of Python.
+
+        folder: None for the usual one. named: whether the model has a name that loads it. floors: whether
+        they are repeated.
+        """
+        names = [workload.name for workload in workloads] if self.workloads_given else None
+        if not named:
+            asked = ["model", *([repr(names)] if names else [])]
+            return f"offramp.run({', '.join(asked)}{'' if folder is None else f', output={str(folder)!r}'})"
         usual = {
             "tokens": (self.tokens, DEFAULT_TOKENS),
             "exits": (self.exits, "all"),
@@ -137,13 +144,13 @@ class RunOptions:
             "dtype": (self.dtype, AUTO_DEVICE),
             "hardware": (self.hardware, LOCAL),
             "worth": (float(self.worth), WORTH),
-            "floor": (list(self.floors), list(FLOORS)),
+            "floor": (list(self.floors), list(self.floors if not floors else FLOORS)),
         }
         return command_line(
             "run",
             self.model,
             transforms=self.transforms,
-            workload=[workload.name for workload in workloads] if self.workloads_given else None,
+            workload=names,
             **{name: given for name, (given, default) in usual.items() if given != default},
             context=self.context,
             document_tokens=self.document_tokens,
@@ -254,7 +261,7 @@ def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = F
 
     Raises InputError with how many documents there are, and how many are needed.
     """
-    needed = {floor: documents_needed(1.0 - floor, DELTA) + BESIDE_CERTIFYING for floor in floors}
+    needed = {floor: documents_for(floor, DELTA) for floor in floors}
     loosest = min(floors)
     for workload in workloads:
         found = len(workload.documents)

@@ -147,7 +147,7 @@ def tune(
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the policy that takes the fewest seconds at a quality floor, and certify it by decoding."""
+    """Find the fastest policy that is certified, by decoding, to keep a quality floor."""
     from offramp.cli.local_profile import profile_now
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
     from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from offramp.report.caveats import combined_with_defects, lacking
 from offramp.report.findings import (
@@ -28,19 +28,17 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.names import floor_shown, place_of
-from offramp.report.ranking import believed, best_family, fastest, floor_kept, replayed
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.ranking import believed, fastest, floor_kept, replayed
+from offramp.report.run_result import RunResult
 from offramp.report.verdict_words import (
-    LOCAL,
     machine_name,
     saved_words,
-    short_certificate,
     speed_words,
     worth_words,
 )
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving
-from offramp.tuning.ranking import MachineAnswer, RankedPolicy
+from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, from_main, kept_words
 
 
@@ -312,62 +310,6 @@ DECISION_WORDS: dict[Decision, str] = {
     "not enough documents": "not enough documents",
     "not settled": "not settled",
 }
-
-
-def families_answer(workload: WorkloadResult) -> str | None:
-    """The best family in one line, None without a ranking."""
-    entry = best_family(workload)
-    return None if entry is None else family_words(entry)
-
-
-def family_words(entry: RankedPolicy) -> str:
-    """One family in a few words."""
-    floor = whole_percent(entry.floor)
-    if entry.policy == "never":
-        return f"nothing beats plain decoding at {floor} agreement"
-    if entry.net_speedup.value is None:
-        return f"no speed at {floor} agreement: {entry.net_speedup.undefined or 'no reason recorded'}"
-    return (
-        f"{entry.family}, {estimate_text(entry.net_speedup, times)} at {floor} agreement, "
-        f"probes are {percent(entry.probe_share)} of its cost"
-    )
-
-
-def certificate_answer(workload: WorkloadResult) -> str | None:
-    """What is certified, floor by floor, None if nothing was tuned."""
-    return "; ".join(short_certificate(tuned) for tuned in workload.tuned) or None
-
-
-def machines_answer(workload: WorkloadResult) -> str | None:
-    """Whether it would pay on this machine and where else, in few words; None if not asked."""
-    if not workload.machines:
-        return None
-    answers = answers_at_main_floor(workload.machines)
-    # At batch 1 the verdict itself says what holds on this machine.
-    own = [answer for answer in answers if answer.machine == LOCAL and answer.batch > 1]
-    others = [answer for answer in answers if answer.machine != LOCAL]
-    parts = [f"on this machine {batch_words(own)}"] if own else []
-    open_first: tuple[Decision, ...] = ("pays", "too close to call", "not settled")
-    for decision in open_first:
-        batches: dict[str, list[str]] = {}
-        for answer in others:
-            if answer.decision == decision:
-                batches.setdefault(answer.machine, []).append(str(answer.batch))
-        if batches:
-            parts.append(f"{DECISION_WORDS[decision]} on {places(batches)}")
-            break
-    else:
-        if others:
-            parts.append(f"no on {listed(list(dict.fromkeys(answer.machine for answer in others)))}")
-    return f"predicted: {'; '.join(parts)}" if parts else None
-
-
-def places(batches: Mapping[str, Sequence[str]]) -> str:
-    """Machines with their batch sizes, those with the same ones together: "a100 and h100 at batch 1"."""
-    groups: dict[str, list[str]] = {}
-    for machine, sizes in batches.items():
-        groups.setdefault(listed(list(sizes)), []).append(machine)
-    return ", ".join(f"{listed(machines)} at batch {sizes}" for sizes, machines in groups.items())
 
 
 def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:

@@ -60,6 +60,13 @@ def policy_file(workload: str, floor: float) -> str:
     return f"{safe_name(workload)}-tuned-{floor:g}.json"
 
 
+def with_option(command: str, name: str, value: str) -> str:
+    """A command of a run with one option more; of a call of Python with one keyword more."""
+    if command.startswith("offramp.run("):
+        return f"{command.removesuffix(')')}, {name}={value})"
+    return f"{command} --{name} {value}"
+
+
 def _more_time(run: RunResult) -> NextStep | None:
     """The same command with more minutes, where time is what is missing."""
     still_open = [
@@ -78,7 +85,7 @@ def _more_time(run: RunResult) -> NextStep | None:
     missing = f"; missing: {listed(list(first.missing))}" if first.missing else ""
     return NextStep(
         f"Give it more time: {name} at {whole_percent(first.floor)} is {first.decision}{missing}.",
-        f"{run.command} --minutes {minutes:g}",
+        with_option(run.command, "minutes", f"{minutes:g}"),
         f"It goes on from what was decoded, and may settle {len(still_open)} of "
         f"{counted(total, 'answer')} that are open.",
     )
@@ -95,7 +102,7 @@ def _more_text(run: RunResult) -> NextStep | None:
     return NextStep(
         f"Ask for less, or bring more text: {whole_percent(first.floor)} on {few[0].workload} needs "
         f"{counted(first.documents_needed, 'document')} that lose nothing, and {at_hand:,} are at hand.",
-        f"{run.command} --floor {loosest:g}",
+        with_option(run.elsewhere, "floor" if run.model_argument else "floors", f"{loosest:g}"),
         "",
     )
 
@@ -121,6 +128,6 @@ def _trained_exits(run: RunResult) -> NextStep | None:
             at=",".join(map(str, exits)),
             output="exits",
         )
-        + f" && {run.command} --exits exits",
+        + f" && {with_option(run.elsewhere, 'heads', 'exits')}",
         TRAINED,
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from offramp.report.run_result import WorkloadResult
 from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Strategy
 from offramp.tuning.ranking import RankedPolicy
-from offramp.tuning.verdict import NEVER, from_main
+from offramp.tuning.verdict import NEVER
 
 
 def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
@@ -155,15 +154,3 @@ def family_speed(entry: RankedPolicy) -> float:
     """The net speedup, below everything if undefined."""
     value = entry.net_speedup.value
     return float("-inf") if value is None else value
-
-
-def best_family(workload: WorkloadResult) -> RankedPolicy | None:
-    """The family chosen at the main floor, on documents that do not judge it; None without a ranking.
-
-    The fastest reachable one where it was not kept which was chosen.
-    """
-    if not workload.league:
-        return None
-    floor = min((entry.floor for entry in workload.league), key=from_main)
-    able = [entry for entry in families_at(workload.league, floor) if entry.reachable]
-    return next((entry for entry in able if entry.chosen), able[0] if able else None)

@@ -100,6 +100,7 @@ class RunReader:
             progress=progress,
             combined=self._combined(model),
             training=self._training(),
+            elsewhere=str(started.details.get("elsewhere", "")),
             folder=str(self.folder.path),
             model_argument=tuple(started.details.get("model") or ()),
             minutes=self._minutes(),
@@ -369,8 +370,8 @@ def timed_policy(decoded: Decoded | None, tuned: Tuned) -> Timed | None:
             seconds = decoded.bench.seconds_spent
             speed = Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
             credit = decoded.bench.credit(policy.contender, tuned.floor.value)
-            if credit is None:
-                return Timed(speed)
+            if credit is None or decoded.bench.untimed_rivals:
+                return Timed(speed)  # one that needs no exits was not timed: it may be the best
             return Timed(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
     return None
 

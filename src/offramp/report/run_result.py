@@ -167,6 +167,8 @@ class RunResult:
     progress: Progress | None = None
     combined: CombineResult | None = None
     training: Training | None = None
+    elsewhere: str = ""
+    """The command that makes another run of the same, to which options are added."""
     folder: str = ""
     """Where it lies, as it was named."""
     model_argument: tuple[str, ...] = ()

@@ -168,20 +168,6 @@ def best_possible(tuned: Tuned) -> str:
     return f"with so few, the best floor that could be certified is {value}"
 
 
-def short_certificate(tuned: Tuned) -> str:
-    """One floor's certificate in a few words."""
-    certificate, state = tuned.certificate, status(tuned)
-    documents = counted(decoded(certificate), "document") + certificate.of_tokens
-    what = f"{floor_words(tuned.floor)}: {state}"
-    if state == "not certifiable":
-        documents = counted(certificate.documents, "document")
-        return f"{what} ({documents}, {certificate.documents_needed:,} needed)"
-    if state in ("certified", REPLAY_BOUND):
-        speed = tuned.net_speedup.value
-        return f"{what} on {documents}" + ("" if speed is None else f", {faster(speed)}")
-    return what
-
-
 LOCAL = "local"
 
 
@@ -224,12 +210,6 @@ def plain_seconds(run: RunResult, workload: WorkloadResult, basis: str) -> float
             return known[0]
     measured = run.plain_seconds_per_token
     return measured.value if measured is not None and basis in (BYTES, LOCAL) else None
-
-
-def predicted_seconds(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> float | None:
-    """Plain seconds per token over the predicted net speedup; None if either is missing."""
-    plain, speedup = plain_seconds(run, workload, verdict.basis), verdict.net_speedup.value
-    return plain / speedup if plain is not None and speedup else None
 
 
 def speed_words(verdict: Verdict) -> str:

@@ -57,7 +57,7 @@ def tune(
     progress: OnDocuments | None = None,
     reference: Model | None = None,
 ) -> Tuned:
-    """The policy and the strategy for K and V that take the fewest seconds at a quality floor.
+    """The fastest policy, with its strategy for K and V, that is certified to keep a quality floor.
 
     With a model, that of the trace, and a floor on agreement: the search on the trace proposes policies, a
     rerun on the search documents re-calibrates and re-orders them for every strategy that the model can
