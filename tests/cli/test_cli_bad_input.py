@@ -475,4 +475,4 @@ def test_too_few_documents_are_refused_before_the_model_is_loaded(tiny_model: Pa
     assert not (tmp_path / "out").exists()
     assert "not enough documents" in error["what"]
     assert "has 1, and" in error["what"]
-    assert "24 for 90 %, 47 for 95 %, 232 for 99 %" in error["what"]
+    assert "25 for 90 %, 48 for 95 %, 234 for 99 %" in error["what"]
