@@ -115,6 +115,19 @@ class Proposals:
                 self._keep(scored, kv)
         self.challenged = True
 
+    def could_pay(self, risk: float, worth: float) -> bool:
+        """Whether something that keeps the floor in replay could gain what is worth it, by price.
+
+        A rerun keeps less than a replay: where this is false, rerunning thresholds would find nothing.
+        """
+        allowed = [
+            scored.cost / self._plain
+            for pool in self.pools
+            for scored in pool.found
+            if scored.risk <= risk + ROUNDING and not scored.policy.full_depth
+        ]
+        return bool(allowed) and self._without_exits(risk) >= (1.0 + worth) * min(allowed)
+
     def _cut_head(self) -> None:
         """Note what the output head cut to the short list loses at full depth; it has no K and V to fill."""
         for kv in self.executor.strategies:

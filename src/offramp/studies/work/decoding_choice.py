@@ -11,13 +11,13 @@ from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import from_main, judged_policy, percent_down
 
 CHARGED_KV = "propagate"
-MOST_NEW_TOKENS = 32
+MOST_NEW_TOKENS = 24
 BESIDE = 5
 """Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
 policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
-FEWEST_PROMPTS = 4
+FEWEST_PROMPTS = 6
 """That there should be time for: with fewer, intervals are wide."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take

@@ -20,7 +20,7 @@ from offramp.tuning.verdict import MAIN_FLOOR, Verdict, from_main
 
 OTHER_MACHINES = ("h100", "l4")
 """Shown beside the machine at hand: a data-centre card and a small one."""
-BATCHES = (1, 8, 32)
+BATCHES = (1, 32)
 
 
 @dataclass(frozen=True)
