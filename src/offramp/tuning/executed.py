@@ -108,7 +108,8 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     if open_floors and limits.worth is not None:
         proposals.challenge(limits.worth)
     for floor in open_floors:
-        if limits.worth is None or proposals.could_pay(floor.job.floor.risk, limits.worth):
+        reach = proposals.replayed_reach(floor.job.floor.risk)
+        if limits.worth is None or (reach is not None and reach >= 1.0 + limits.worth):
             proposals.calibrate(floor.job.floor.risk)
     stricter: tuple[Proposal, ...] = ()
     for floor in sorted(open_floors, key=lambda floor: floor.job.floor.risk):

@@ -49,8 +49,8 @@ class Proposed:
     candidates: tuple[Proposal, ...]
     """From cautious to bold."""
     reach: float | None
-    """Predicted speed over the best decoder without exits, of the fastest that keeps the floor as rerun; None
-    without any."""
+    """Predicted speed over the best decoder without exits, of the fastest that keeps the floor: as rerun, or
+    in replay where nothing was rerun; None without any."""
     without: float
     """Cost of the best decoder without exits at the floor, over plain cost."""
     complete: bool
@@ -115,10 +115,11 @@ class Proposals:
                 self._keep(scored, kv)
         self.challenged = True
 
-    def could_pay(self, risk: float, worth: float) -> bool:
-        """Whether something that keeps the floor in replay could gain what is worth it, by price.
+    def replayed_reach(self, risk: float) -> float | None:
+        """Predicted speed over the best decoder without exits of the fastest that keeps the floor in replay.
 
-        A rerun keeps less than a replay: where this is false, rerunning thresholds would find nothing.
+        A rerun keeps less than a replay: where this is not worth it, rerunning thresholds would find nothing.
+        None where nothing keeps it.
         """
         allowed = [
             scored.cost / self._plain
@@ -126,7 +127,7 @@ class Proposals:
             for scored in pool.found
             if scored.risk <= risk + ROUNDING and not scored.policy.full_depth
         ]
-        return bool(allowed) and self._without_exits(risk) >= (1.0 + worth) * min(allowed)
+        return self._without_exits(risk) / min(allowed) if allowed else None
 
     def _cut_head(self) -> None:
         """Note what the output head cut to the short list loses at full depth; it has no K and V to fill."""
@@ -157,8 +158,8 @@ class Proposals:
         targets = tuple(float(target) for target in np.linspace(0.0, risk, self.steps + 1)[-self.steps :])
         places = order_places(risks, costs, without, risk, targets=targets, step=WORTH_A_TEST)
         own = [usable[place] for place in places]
-        reach = without / own[-1].relative_cost if own else None
-        least = 0.0 if reach is None else max(worth or 0.0, HALF * (reach - 1.0))
+        reach = without / own[-1].relative_cost if own else self.replayed_reach(risk)
+        least = 0.0 if reach is None or not own else max(worth or 0.0, HALF * (reach - 1.0))
         own = [proposal for proposal in own if without / proposal.relative_cost - 1.0 >= least]
         if worth is not None and not own:
             paying = [one for one in usable if without / one.relative_cost - 1.0 >= worth]

@@ -82,8 +82,8 @@ class Grounds:
     complete: bool
     """Whether nothing was cut short by the time that was given."""
     reach: float | None
-    """Predicted speed, over the best decoder without exits, of the fastest that keeps the floor as rerun on
-    the search documents; None without any."""
+    """Predicted speed, over the best decoder without exits, of the fastest that keeps the floor on the search
+    documents, as rerun or in replay; None without any."""
     without: float
     """Cost of the best decoder without exits that keeps the floor as rerun, over plain cost: 1 for plain."""
     worth: float | None
