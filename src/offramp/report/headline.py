@@ -161,7 +161,7 @@ def mixed_sentence(model: str, found: list[Finding[Verdict]], *, figures: bool) 
         ]
         if texts:
             parts.append(f"{words} {listed(texts)}")
-    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {', '.join(parts)}."
+    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {listed(parts)}."
 
 
 def short_figures(verdict: Verdict) -> str:

@@ -86,8 +86,7 @@ def _more_time(run: RunResult) -> NextStep | None:
     return NextStep(
         f"Give it more time: {name} at {whole_percent(first.floor)} is {first.decision}{missing}.",
         with_option(run.command, "minutes", f"{minutes:g}"),
-        f"It goes on from what was decoded, and may settle {len(still_open)} of "
-        f"{counted(total, 'answer')} that are open.",
+        f"It goes on from what was decoded; {len(still_open)} of {counted(total, 'answer')} may be settled.",
     )
 
 

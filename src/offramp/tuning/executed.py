@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -214,8 +214,8 @@ class _Floor:
         if chosen is not None:
             agreement = _executed_agreement(job, executor, chosen.proposal, looked_at, clock)
         certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
-        candidates = _candidates(proposed.candidates, trials)
-        by_itself = _candidates([trial.proposal for trial in self.alone], trials)
+        candidates = _candidates(proposed.candidates, trials, self.known)
+        by_itself = _candidates([trial.proposal for trial in self.alone], trials, self.known)
         contender = _lossless(job, executor, costs, self.pool, by_itself)
         held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
         every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
@@ -318,21 +318,31 @@ def _executed_agreement(
     return bootstrap.estimate(bootstrap.means(1.0 - losses, np.ones(len(losses))))
 
 
-def _candidates(proposals: Sequence[Proposal], trials: Sequence[Trial]) -> tuple[Candidate, ...]:
-    """Every candidate of the sequence with what became of it."""
+def _candidates(
+    proposals: Sequence[Proposal],
+    trials: Sequence[Trial],
+    known: Mapping[tuple[ExitPolicy, str], Losses],
+) -> tuple[Candidate, ...]:
+    """Every candidate of the sequence with what became of it. known: losses of all that was decoded."""
     tested = {id(trial.proposal): trial for trial in trials}
-    return tuple(_candidate(one, tested.get(id(one))) for one in proposals)
+    return tuple(_candidate(one, tested.get(id(one)), known) for one in proposals)
 
 
-def _candidate(proposal: Proposal, trial: Trial | None) -> Candidate:
-    tested = trial is not None and trial.documents > 0
+def _candidate(
+    proposal: Proposal, trial: Trial | None, known: Mapping[tuple[ExitPolicy, str], Losses]
+) -> Candidate:
+    losses = np.zeros(0)
+    if trial is not None:
+        # What did not pass shows all that was decoded, for whichever floor: one policy has one figure.
+        decoded = known.get((proposal.policy, proposal.kv), losses)
+        losses = trial.losses if trial.passed or len(decoded) < trial.documents else decoded
     return Candidate(
         policy=str(proposal.policy),
         kv=proposal.kv,
         replayed=1.0 - proposal.replayed,
         rerun=1.0 - proposal.risk,
-        executed=1.0 - float(trial.losses.mean()) if trial is not None and tested else None,
-        documents=0 if trial is None else trial.documents,
+        executed=1.0 - float(losses.mean()) if len(losses) else None,
+        documents=len(losses),
         predicted_speed=1.0 / proposal.relative_cost,
         passed=None if trial is None else trial.passed,
         outcome="a candidate before it failed" if trial is None else trial.outcome,
