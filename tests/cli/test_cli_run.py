@@ -6,18 +6,13 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import jsonschema
 import pytest
 
 from command_line import run_arguments, run_offramp, summary_of, tree
-from offramp.cli.run_command import next_commands
 from offramp.errors import ModelError
-from offramp.files import safe_name
 from offramp.models.gguf_file import CACHE_VARIABLE
-from offramp.report.run_result import RunResult
 from offramp.report.summary import summary_schema
 from tiny_models import LAYERS, write_tokenizer
 
@@ -98,23 +93,6 @@ def test_policies_are_written_and_can_be_replayed(finished_run: Path) -> None:
         assert replayed["policy"] == verdict["policy"]
 
 
-def test_what_is_certified_comes_with_the_command_that_decodes_with_it() -> None:
-    def workload(name: str, policy: str, *, certified: bool) -> SimpleNamespace:
-        verdict = SimpleNamespace(floor=0.95, policy=policy, certified=certified)
-        return SimpleNamespace(name=name, verdicts=(verdict,))
-
-    texts = (
-        workload("prose:short", "static:exit=2", certified=True),
-        workload("chat", "never", certified=False),
-    )
-    run = cast("RunResult", SimpleNamespace(workloads=texts))
-    found = next_commands(run, Path("runs/a b"), "smollm2", ["int8"])
-    assert found == [
-        "offramp generate smollm2 --transform int8 --policy "
-        f"'runs/a b/policies/{safe_name('prose:short')}-tuned-0.95.json' --prompt TEXT"
-    ]
-
-
 @pytest.mark.usefixtures("remembered_answers", "forgotten_load")
 def test_a_second_run_reuses_every_byte_of_the_traces_and_says_all_again(
     arguments: list[object], run_folder: Path
@@ -141,7 +119,10 @@ def test_a_second_run_reuses_every_byte_of_the_traces_and_says_all_again(
     for line in shown.err.splitlines():
         (stages if line.startswith("- ") else others).append(line)
     assert stages, "plain lines where there is no terminal"
-    tables = [line for line in others if str(run_folder) not in line and " = " not in line]
+    commands = [line for line in others if line.startswith("  offramp ")]
+    assert len(commands) == 1, "the next step"
+    paths = (*commands, *(line for line in others if str(run_folder) in line or " = " in line))
+    tables = [line for line in others if line not in paths]
     assert max(map(len, tables)) <= 80
     assert "\x1b" not in shown.err
 

@@ -84,7 +84,8 @@ def test_predicted_and_measured_stand_side_by_side(finished_run: Path, documents
             assert set(parts) == {"layers", "probes", "K,V repair", "heads", "overhead"}
             assert 0 < sum(parts.values()) < 60
         by_name = {contender["name"]: contender for contender in measurement["contenders"]}
-        assert {"never exit", "generate()", f"{measurement['plain']} again"} <= set(by_name)
+        assert {"never exit", "generate()"} <= set(by_name)
+        assert any(name.endswith(" again") for name in by_name)
         assert measurement["stopped"] in ("rounds", "seconds")  # the latter on a busy machine
         count = measurement["prompts"]
         assert FEWEST_VISITS <= count <= PROMPTS
@@ -247,7 +248,7 @@ def test_killed_in_the_middle_the_page_opens_and_the_rerun_completes(
     finish(process)
     assert (folder / "report.html").read_text() == page
     assert f"tracing jsonl:{documents}#text" in page.partition("Done: ")[2]
-    assert "Early exit would" in page or "too close to call" in page
+    assert "Early exit" in page
     assert not (folder / "summary.json").exists()
     monkeypatch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
     run_offramp(*command).require(0)
@@ -269,8 +270,8 @@ def test_a_finished_page_stays_until_the_new_one_is_whole(
 
 
 def test_sizes_follow_the_budget() -> None:
-    # 3 + 3.5 contenders on four prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
-    visits = 4 * 6.5
+    # 3 + 5 contenders on four prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
+    visits = 4 * 8
     decodings = visits + 6 + 6 + 6
     # The parts of 3 policies; (3 + 1) x 4 answers are read.
     after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 16)
@@ -281,22 +282,22 @@ def test_sizes_follow_the_budget() -> None:
     # Trials and the pilot are never longer than they need be.
     more = seconds_for(3, 0.06, 25) - seconds_for(3, 0.06, 24)
     assert more == pytest.approx(0.06 * (visits + 3))
-    assert new_tokens_for(3, 0.001, 22.0) == MOST_NEW_TOKENS
-    assert new_tokens_for(3, 10.0, 22.0) == 0
-    found = new_tokens_for(1, 0.05, 22.0)
+    assert new_tokens_for(3, 0.001, 30.0) == MOST_NEW_TOKENS
+    assert new_tokens_for(3, 10.0, 30.0) == 0
+    found = new_tokens_for(1, 0.05, 30.0)
     assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
-    assert seconds_for(1, 0.05, found) <= 22.0 < seconds_for(1, 0.05, found + 1)
+    assert seconds_for(1, 0.05, found) <= 30.0 < seconds_for(1, 0.05, found + 1)
 
 
 @pytest.mark.parametrize(
     ("plain", "choices", "new_tokens"),
-    [(0.002, 3, MOST_NEW_TOKENS), (0.05, 1, 10), (0.25, 1, FEWEST_NEW_TOKENS), (3.0, 0, 0)],
+    [(0.002, 3, MOST_NEW_TOKENS), (0.05, 1, 12), (0.25, 1, FEWEST_NEW_TOKENS), (3.0, 0, 0)],
 )
 def test_a_slow_model_leaves_out_what_would_take_too_long(
     plain: float, choices: int, new_tokens: int
 ) -> None:
     cells = [Choice("static", f"static:exit={exit}", "propagate", "", 0.95) for exit in (1, 2, 3)]
-    kept, tokens = within_budget(cells, plain, 22.0)
+    kept, tokens = within_budget(cells, plain, 30.0)
     assert list(kept) == cells[:choices]
     assert tokens == new_tokens
 

@@ -126,7 +126,6 @@ def _trained_exits(run: RunResult) -> NextStep | None:
             workload=workload.name,
             at=",".join(map(str, exits)),
             output="exits",
-        )
-        + f" && {with_option(run.elsewhere, 'heads', 'exits')}",
-        TRAINED,
+        ),
+        f"Then: {with_option(run.elsewhere, 'heads', 'exits')}. {TRAINED}",
     )

@@ -11,18 +11,18 @@ from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import from_main, judged_policy, percent_down
 
 CHARGED_KV = "propagate"
-MOST_NEW_TOKENS = 24
+MOST_NEW_TOKENS = 16
 BESIDE = 5
 """Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
 policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
-FEWEST_PROMPTS = 6
+FEWEST_PROMPTS = 4
 """That there should be time for: with fewer, intervals are wide."""
 PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
 """A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
 on average about as long as plain ones."""
-LONGEST = 4.5
+LONGEST = 6.0
 """So many times the seconds that are asked for the smallest measurement that there is may take."""
 
 
@@ -64,8 +64,8 @@ def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choic
 def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
 
-    Of a floor where nothing is certified, the candidate that was tried last. Where nothing was decoded, the
-    fastest of the ranking that exits; empty if none does.
+    Of a floor where nothing is certified, the candidate that was tried last; where nothing was tuned, the
+    policy that replay proposes. Without any, the fastest of the ranking that exits; empty if none does.
     """
     found: dict[tuple[str, str], Choice] = {}
     for answer in sorted(tuned, key=lambda answer: from_main(answer.floor.value)):
@@ -74,6 +74,11 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
             certified = answer.standing == "certified"
             why = f"certified at {floor} agreement" if certified else f"what was tried for {floor} agreement"
             found[judged] = _choice(*judged, why, answer.floor.value)
+    for verdict in () if tuned else sorted(ranking.verdicts, key=lambda one: from_main(one.floor)):
+        replayed = (verdict.policy, verdict.kv or CHARGED_KV)
+        if replayed[0] != "never" and replayed not in found:
+            why = f"the replay's policy at {percent_down(verdict.floor)} agreement"
+            found[replayed] = _choice(*replayed, why, verdict.floor)
     if found:
         return list(found.values())
     entry = fastest_exiting(ranking.entries)
