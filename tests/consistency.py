@@ -141,6 +141,8 @@ def _rows(rows: list[dict[str, Any]], page: str, terminal: str) -> Iterator[str]
     for row, (cells, codes) in zip(rows, shown, strict=True):
         where = f"{row['workload']} at {whole_percent(row['floor'])}"
         floor, decision, policy, kept, speed, credit = (" ".join(cell.split()) for cell in cells)
+        kept, _, untransformed = kept.partition(" untransformed: ")  # which the page alone says
+        yield from _original(where, row, untransformed)
         if floor != whole_percent(row["floor"]) or row["decision"] not in decision:
             yield f"{where}: the page's row is of {floor}: {decision}"
         named = row["policy"] if row["policy"] != "never" or not row["tried"] else row["tried"]["policy"]
@@ -174,6 +176,16 @@ def _figures(
             yield f"{where}: kept {kept}, certified on {certificate['stopped_after']} documents"
         if row["certified"] == ("not certified" in kept):
             yield f"{where}: kept {kept}, certified: {row['certified']}"
+
+
+def _original(where: str, row: dict[str, Any], said: str) -> Iterator[str]:
+    """Of a transformed model, and of no other, a row has the agreement with what it was made of."""
+    recorded = row["reference_agreement"]
+    if recorded is None or not said:
+        if recorded is not None or said:
+            yield f"{where}: untransformed {said or 'not said'}, recorded {recorded}"
+    elif (percent(recorded["value"]) if recorded["value"] is not None else "undefined") not in said:
+        yield f"{where}: untransformed {said}, recorded {recorded['value']}"
 
 
 def _of_one_verdict(row: dict[str, Any], summary: dict[str, Any]) -> Iterator[str]:

@@ -239,7 +239,7 @@ def test_a_model_is_trained_itself_and_is_a_model(tiny_model: Path, documents: P
     for part in (
         "agreement if all leave",
         "floors of agreement with the original model",
-        "--reference tiny",
+        f"--reference {tiny_model} ",
         "written:",
     ):
         assert part in again.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,8 @@ def test_what_cannot_be_mapped_is_refused_before_the_model_is_loaded(
     given = [command, model, "--kv", "mapped", *begun]
     outcome = run_offramp(*given, "--policy", POLICY).require(2)
     assert "there are no K,V maps" in outcome.err
-    assert "offramp heads fit MODEL" in outcome.err
+    text = "prose" if command == "generate" else shlex.quote(workload)
+    assert f"offramp heads fit {model} --workload {text} --kv-maps EXITS" in outcome.err
     fewer = tmp_path / "fewer"
     fit = ["heads", "fit", model, "-w", workload, "--tokens", 600, "--kv-maps", "2", "--no-lens"]
     run_offramp(*fit, "--no-classifiers", "-o", fewer).require(0)

@@ -110,7 +110,7 @@ def test_an_exit_without_a_head(
 ) -> None:
     write_heads(some_heads, tmp_path / "heads.safetensors")
     command = ["trace", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 50]
-    command += ["--heads", tmp_path / "heads.safetensors", "-o", tmp_path / "out"]
+    command += ["--exits", "1,2", "--heads", tmp_path / "heads.safetensors", "-o", tmp_path / "out"]
     error = run_offramp(*command, "--json").require(2).json["error"]
     assert error["what"] == "the heads were not fitted at exit 2; they have: 1, 3"
     assert error["fix"] == 'trace their exits only: exits="1,3" (--exits 1,3)'

@@ -108,7 +108,7 @@ def test_timings_are_of_the_transformed_model_only(tiny_model: Path, traced: Pat
     replay = ["replay", traced, "--policy", "static:exit=2", "--hardware", "local"]
     run_offramp("hardware", "measure", tiny_model, "--seconds", 1, "--batches", "1").require(0)
     missing = run_offramp(*replay).require(2)
-    assert "offramp hardware measure MODEL --transform prune:drop=2 --dtype float32" in missing.err
+    assert f"offramp hardware measure {tiny_model} --transform prune:drop=2, or choose" in missing.err
     measure = ["hardware", "measure", tiny_model, "--seconds", 1, "--batches", "1", *PRUNE]
     profile = run_offramp(*measure, "--json").require(0).json["profile"]
     assert profile["details"]["model"]["name"] == NAME
@@ -125,7 +125,7 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
     trace = ["trace", tiny_model, "-w", work, "--tokens", 100, "--heads", heads, "-o", tmp_path / "trace"]
     refused = run_offramp(*trace).require(2)
     assert NAME in refused.err
-    assert "offramp heads fit tiny --workload" in refused.err
+    assert f"offramp heads fit {tiny_model} --workload" in refused.err
     run_offramp(*trace, *PRUNE).require(0)
     asked = loading.find_model(
         str(tiny_model),
@@ -136,7 +136,7 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
     assert asked.name == "tiny + prune:drop=3"
     generate = ["generate", tiny_model, "--prompt", "x", "--heads", heads, "--transform", "prune:drop=3"]
     monkeypatch.setattr(loading.ModelRequest, "load", lambda self: pytest.fail("loaded"))
-    assert "offramp heads fit tiny --transform prune:drop=3" in run_offramp(*generate).require(2).err
+    assert f"offramp heads fit {tiny_model} --transform prune:drop=3" in run_offramp(*generate).require(2).err
 
 
 def test_who_a_model_will_be_is_known_unless_layers_are_to_be_measured(tiny_model: Path) -> None:

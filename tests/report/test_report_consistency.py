@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
 from decoding_examples import decoded, with_decoding
 from report_examples import example_run
+from rich.console import Console
 
-from consistency import require_consistent
+from consistency import contradictions, require_consistent
+from offramp.records.typed import to_json
+from offramp.report.page import render
 from offramp.report.run_result import RunResult
+from offramp.report.summary import summarise
+from offramp.report.terminal import print_summary
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.verdict import Speed, Verdict
@@ -84,3 +91,18 @@ def test_no_text_says_more_than_the_records(certificate: str, speed: str, tried:
 
 def test_the_made_up_run_is_consistent() -> None:
     require_consistent(example_run())
+
+
+@pytest.mark.parametrize("recorded", [Estimate(0.5), None])
+def test_what_the_page_says_of_the_untransformed_model_is_the_record(recorded: Estimate | None) -> None:
+    run = example_run()
+    workload = run.workloads[0]
+    kept = tuple(replace(one, reference_agreement=Estimate(0.113)) for one in workload.verdicts)
+    run = replace(run, workloads=(replace(workload, verdicts=kept), *run.workloads[1:]))
+    require_consistent(run)
+    other = json.loads(json.dumps(summarise(run)))
+    for row in other["verdict"]["by_workload"]:
+        row["reference_agreement"] = None if recorded is None else to_json(recorded)
+    out = io.StringIO()
+    print_summary(run, Console(file=out, width=2000))
+    assert any("untransformed" in found for found in contradictions(other, render(run), out.getvalue()))

@@ -34,5 +34,5 @@ def profile_now(model: Model, kept: TimingsProfile | None) -> LocalProfile:
     if kept is None:
         with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
             return profile_of_now(model, None, seconds=MEASURING_SECONDS)
-    with stage("holding the kept timings against a few plain tokens, and timing anew if they are off"):
+    with stage("holding the kept timings against a few plain tokens, and timing anew if off"):
         return profile_of_now(model, kept, seconds=MEASURING_SECONDS, batches=kept.batches)
