@@ -120,7 +120,7 @@ def test_a_second_run_reuses_every_byte_of_the_traces_and_says_all_again(
         (stages if line.startswith("- ") else others).append(line)
     assert stages, "plain lines where there is no terminal"
     commands = [line for line in others if line.startswith("  offramp ")]
-    assert len(commands) == 1, "the next step"
+    assert commands, "the next step"
     paths = (*commands, *(line for line in others if str(run_folder) in line or " = " in line))
     tables = [line for line in others if line not in paths]
     assert max(map(len, tables)) <= 80

@@ -63,7 +63,7 @@ def test_where_nothing_pays_exits_are_trained_and_no_gain_is_promised() -> None:
     step = next_step(asked(run_with(verdict("does not pay", policy="never"))))
     assert step is not None
     assert step.command == "offramp exits train smollm2 --workload prose --at 15,20 --output exits"
-    assert step.expected.startswith("Then: offramp run smollm2 --heads exits. ")
+    assert step.then == "offramp run smollm2 --heads exits"
     assert "not predicted" in step.expected
     trained = asked(run_with(verdict("does not pay", policy="never")), model_argument=())
     assert next_step(trained) is None

@@ -32,6 +32,8 @@ class NextStep:
     command: str
     expected: str
     """What it may bring; "" where that is known already."""
+    then: str = ""
+    """The command after it, if it takes two."""
 
 
 def next_step(run: RunResult) -> NextStep | None:
@@ -127,5 +129,6 @@ def _trained_exits(run: RunResult) -> NextStep | None:
             at=",".join(map(str, exits)),
             output="exits",
         ),
-        f"Then: {with_option(run.elsewhere, 'heads', 'exits')}. {TRAINED}",
+        TRAINED,
+        with_option(run.elsewhere, "heads", "exits"),
     )

@@ -87,7 +87,8 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
         console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
     if step := next_step(run):
         console.print(f"\n[bold]Next[/]: {escape(step.reason)} [dim]{escape(step.expected)}[/]")
-        console.print(f"  {escape(step.command)}", soft_wrap=True)
+        for command in filter(None, (step.command, step.then)):
+            console.print(f"  {escape(command)}", soft_wrap=True)
     if report is not None:
         console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
 
