@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,16 @@ def test_predictions_are_written_down_before_they_are_judged(
 PRICES = ["--profile-seconds", "0.01", "--seconds", "0.01"]
 
 
+@pytest.fixture
+def any_load_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `any_load`, in the processes that a test starts."""
+    patch = "import math, offramp.costs.load\nofframp.costs.load.TOLERABLE_LOAD = math.inf\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("any_load_of_others")
 def test_prices_on_any_model(model_and_text: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     module = benchmark("prices")
     module.main(["--shapes", model_and_text[0], "--instruction-sets", "native,avx2", *PRICES])

@@ -12,6 +12,7 @@ from generation_cases import tiny_llama
 from reading_cases import random_heads
 
 import offramp
+from offramp.commands import loadable_name
 from offramp.decoding.measurement.accelerations import (
     combinations_of,
     excluded_of,
@@ -329,7 +330,9 @@ def test_heads_are_used_on_their_own_model_only() -> None:
 
     of_base = left_out(own)
     assert "the exit heads belong to the untransformed model" in of_base
-    assert "offramp heads fit llama --transform prune:drop=2" in of_base
+    model = loadable_name(base.described)
+    options = "--transform prune:drop=2 --workload prose --output heads.safetensors"
+    assert of_base.endswith(f"offramp heads fit {model} {options}")
     assert left_out(own, pruned) == "None"
     assert "give heads of both" in left_out(pruned)
     with pytest.raises(InputError, match="none of the models that are combined"):

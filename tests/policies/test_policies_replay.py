@@ -104,8 +104,8 @@ def test_on_a_machine_the_speed_is_one_of_seconds() -> None:
 def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def find(name: str, *, model_fingerprint: str | None, **others: Any) -> Any:
-        asked.update(name=name, model=model_fingerprint, **others)
+    def find(name: str, **others: Any) -> Any:
+        asked.update(name=name, **others)
         return find_machine("l4")
 
     monkeypatch.setattr("offramp.policies.policy_cost.find_machine", find)
@@ -113,9 +113,14 @@ def test_the_local_machine_is_looked_up_by_the_traces_model(monkeypatch: pytest.
     model = {"fingerprint": "f" * 64, "attention": "eager"}
     trace.provenance["request"] = {"model": model, "dtype": "float32"}
     assert replay(trace, CHECKS, machine="local").basis == "l4"
-    wanted = {"name": "local", "model": "f" * 64, "dtype": "float32", "device": "cpu", "transforms": ()}
-    wanted["attention"] = "eager"
-    assert asked == wanted
+    assert asked == {
+        "name": "local",
+        "model_fingerprint": "f" * 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "attention": "eager",
+        "model": model,
+    }
 
 
 @pytest.mark.parametrize("policy", [CHECKS, FREE, "static:exit=2", "never"])
@@ -210,16 +215,17 @@ def test_a_model_without_transforms_has_none() -> None:
     assert replay(trace, "static:exit=2").reference_agreement is None
 
 
+@pytest.mark.parametrize(("dtype", "named"), [("float32", ""), ("bfloat16", " --dtype bfloat16")])
 def test_the_error_for_missing_timings_names_the_transforms(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    dtype: str, named: str, tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     trace = make_trace()
     model = {"name": "tiny + int8", "fingerprint": "f" * 64, "transforms": ["int8"]}
-    trace.provenance["request"] = {"model": model, "dtype": "float32"}
+    trace.provenance["request"] = {"model": model, "dtype": dtype}
     with pytest.raises(InputError) as caught:
         replay(trace, "static:exit=2", machine="local")
-    assert "offramp hardware measure MODEL --transform int8 --dtype float32" in caught.value.fix
+    assert f"offramp hardware measure tiny --transform int8{named}, or choose" in caught.value.fix
 
 
 def test_an_oracle_is_marked() -> None:

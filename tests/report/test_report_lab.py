@@ -50,7 +50,7 @@ def test_the_page_of_a_whole_study_says_every_claim_with_its_word_and_scale(tmp_
         "Scores on prose against layers skipped on code",
         "Scores on prose against layers skipped on code, without recurrent models",
     }
-    assert f"offramp lab report {path} -o {tmp_path / 'page'}" in page.text
+    assert f"offramp lab report {path} --output {tmp_path / 'page'}" in page.text
     assert "The text was not named" in page.text
     tables = {
         one.stem: list(csv.DictReader(one.read_text().splitlines()))

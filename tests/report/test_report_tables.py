@@ -234,10 +234,17 @@ def test_per_byte_only_where_tokens_differ(comparison):
 
 
 def test_floors_are_summed_up(comparison):
-    lines = by_floor(findings_of(comparison))
+    answers = findings_of(comparison)
+    lines = by_floor(answers)
     assert lines[0] == (
         "99 % agreement: no policy that exits early passed, in 36 answers. "
         "36 not certifiable: 12 documents to certify on, 230 needed for 99 % agreement (trace at least 460 "
         "in all)."
     )
-    assert re.match(r"90 % agreement: \d+ of 36 answers are a policy that exits early, and 12 of", lines[2])
+    exit_early = "90 % agreement: 28 of 36 answers are a policy that exits early, and "
+    assert lines[2] == f"{exit_early}none of these surely pay.", (
+        "nothing was timed beside what needs no exits"
+    )
+    for answer in [answer for answer in answers if answer.exits and answer.floor == "agreement=0.9"][:12]:
+        answers[answers.index(answer)] = replace(answer, decision="pays")
+    assert by_floor(answers)[2] == f"{exit_early}12 of these surely pay."

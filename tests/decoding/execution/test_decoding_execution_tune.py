@@ -226,7 +226,7 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
         ({"new_tokens": 0}, "new_tokens cannot be 0"),
         ({"documents": 0}, "documents cannot be 0"),
         ({"seconds": 0.0}, "are no time"),
-        ({"seconds": float("nan")}, "are no time"),
+        ({"seconds": float("nan")}, "seconds cannot be nan"),
         ({"kv": "speculate"}, "speculate is lossless"),
         ({"kv": "propogate"}, "unknown strategy 'propogate'"),
         ({"method": "wrs"}, "unknown method"),
