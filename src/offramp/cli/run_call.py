@@ -53,8 +53,8 @@ def run(
     What `offramp run` does, with the same folder: a second call with more workloads does only what is new.
 
     model: a name as `offramp.load_model` takes it, or a model (`offramp.wrap`). workloads: a name, a workload
-    (`offramp.workload_of` makes one of texts, token ids or conversations), or several; by default docstrings,
-    functions and chat turns. exits: layers, or the folder of trained exits, which are then the ones that are
+    (`offramp.workload_of` makes one of texts, token ids or conversations), or several; by default docstrings
+    and functions. exits: layers, or the folder of trained exits, which are then the ones that are
     measured, and read through. floors: on agreement; by default 0.99, 0.95 and 0.9. minutes: of real
     decoding, all texts together. dtype, device, transforms: of a model that is named. output: the
     folder, by default runs/<model>-<key>. progress: say on standard error what goes on. Everything else as

@@ -34,7 +34,7 @@ from offramp.tracing.request import DEFAULT_TOKENS
 if TYPE_CHECKING:
     from offramp.cli.run_outputs import FinishedRun
 
-DEFAULT_WORKLOADS = ("prose:short", "code:short", "chat")
+DEFAULT_WORKLOADS = ("prose:short", "code:short")
 """The short items: enough documents of each to certify a floor on."""
 
 
@@ -45,7 +45,7 @@ def run(
         typer.Option(
             "--workload",
             "-w",
-            help="May be given several times. By default prose:short, code:short and chat.",
+            help="May be given several times. By default prose:short and code:short.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +98,7 @@ def run(
         typer.Option(
             "--minutes",
             help="Minutes of that real decoding, all texts together: of documents for certificates, and of "
-            "timing. By default 2.5. Where a verdict is not settled, the same command with more goes on.",
+            "timing. By default 3.25. Where a verdict is not settled, the same command with more goes on.",
             show_default=False,
         ),
     ] = None,

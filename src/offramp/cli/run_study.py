@@ -36,9 +36,9 @@ FITTING_TOKENS = 200
 CLASSIFIERS = ("correctness",)
 """What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
 
-MINUTES = 2.5
+MINUTES = 3.25
 """Of decoding for real, all texts together, unless --minutes says otherwise."""
-CERTIFYING = 0.5
+CERTIFYING = 0.36
 """Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
 ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""

@@ -233,7 +233,9 @@ def two_sided_limits(losses: Losses, delta: float, method: str = "wsr") -> tuple
     return 1.0 - upper_limit(1.0 - losses, delta / 2.0, method), high
 
 
-Outcome = Literal["certified", "out of reach", "too much lost", "documents used up", "time used up"]
+Outcome = Literal[
+    "certified", "out of reach", "too much lost", "below the floor", "documents used up", "time used up"
+]
 """How a test of one candidate ended; only the first certifies it."""
 OUT_OF_TIME: Outcome = "time used up"
 

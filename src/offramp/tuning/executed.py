@@ -169,7 +169,8 @@ class _Floor:
             clock,
             self.limits.on_documents,
             self.needed,
-            self.known,
+            refutes=self.limits.worth is not None,
+            known=self.known,
         )
 
     @property

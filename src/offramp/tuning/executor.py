@@ -130,8 +130,9 @@ class Proposal:
 
 
 ENOUGH_TO_REFUTE = 48
-"""Documents after which a candidate that can no longer be certified is given up; before, it is decoded on
-until it has lost too much, so that what is refuted was tried on more than a few tokens."""
+"""Documents after which a candidate that can no longer be certified, or that keeps less than the floor where
+a verdict is asked for, is given up; before, it is decoded on until it has lost too much, so that what is
+refuted was tried on more than a few tokens."""
 
 DOCUMENTS_AT_ONCE = 8
 """Documents that are decoded before a test looks at its capital again."""
@@ -175,6 +176,9 @@ class FixedSequence:
     clock: Clock
     on_documents: OnDocuments
     needed: int = 0
+    refutes: bool = False
+    """Whether a candidate that keeps less than the floor after enough documents is given up: a verdict has its
+    answer then, where a certificate might still be had with luck."""
     known: dict[tuple[ExitPolicy, str], Losses] = field(default_factory=dict)
     """Losses of documents that candidates were decoded on before, the first in the drawn order: time that is
     used up forbids to decode, and not to read them."""
@@ -204,7 +208,9 @@ class FixedSequence:
         patience = min(self.needed, ENOUGH_TO_REFUTE) if enough else most + 1
         settled = settle(losses, self.risk, self.delta, most, patience)
         while settled is None:
-            if len(losses) == self.planned:
+            if self.refutes and len(losses) >= ENOUGH_TO_REFUTE and losses.mean() > self.risk:
+                settled = Settled("below the floor", len(losses))
+            elif len(losses) == self.planned:
                 settled = Settled("documents used up", len(losses))
             elif self.clock.over:
                 settled = Settled(OUT_OF_TIME, len(losses))

@@ -11,7 +11,7 @@ from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import from_main, judged_policy, percent_down
 
 CHARGED_KV = "propagate"
-MOST_NEW_TOKENS = 16
+MOST_NEW_TOKENS = 12
 BESIDE = 5
 """Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
 policies."""
