@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(
 def unasked(documents: Path) -> Iterator[str]:
     """A text that, with `chat`, stands for the workloads that any run has: those take long to read."""
     text = f"jsonl:{documents}#text"
-    assert run_command.DEFAULT_WORKLOADS == ("prose:short", "code:short", "chat")
+    assert run_command.DEFAULT_WORKLOADS == ("prose:short", "code:short")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_command, "DEFAULT_WORKLOADS", (text, "chat"))
         yield text

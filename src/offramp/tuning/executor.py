@@ -177,8 +177,8 @@ class FixedSequence:
     on_documents: OnDocuments
     needed: int = 0
     refutes: bool = False
-    """Whether a candidate that keeps less than the floor after enough documents is given up: a verdict has its
-    answer then, where a certificate might still be had with luck."""
+    """Whether a candidate that keeps less than the floor after enough documents is given up: a verdict has
+    its answer then, where a certificate might still be had with luck."""
     known: dict[tuple[ExitPolicy, str], Losses] = field(default_factory=dict)
     """Losses of documents that candidates were decoded on before, the first in the drawn order: time that is
     used up forbids to decode, and not to read them."""
