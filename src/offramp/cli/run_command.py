@@ -98,7 +98,7 @@ def run(
         typer.Option(
             "--minutes",
             help="Minutes of that real decoding, all texts together: of documents for certificates, and of "
-            "timing. By default 3.25. Where a verdict is not settled, the same command with more goes on.",
+            "timing. By default 3. Where a verdict is not settled, the same command with more goes on.",
             show_default=False,
         ),
     ] = None,

@@ -36,9 +36,9 @@ FITTING_TOKENS = 200
 CLASSIFIERS = ("correctness",)
 """What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
 
-MINUTES = 3.25
+MINUTES = 3.0
 """Of decoding for real, all texts together, unless --minutes says otherwise."""
-CERTIFYING = 0.36
+CERTIFYING = 0.42
 """Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
 ROUNDS = 3
 """On a fast model every prompt is decoded so often, and no more."""
