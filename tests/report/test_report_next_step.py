@@ -74,6 +74,11 @@ def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
     assert next_step(replace(asked(example_run()), **changes)) is None
 
 
+def test_where_nothing_was_decoded_nothing_is_refused_and_no_exits_are_trained() -> None:
+    replayed = verdict("not settled", policy="never", certificate=None)
+    assert next_step(asked(run_with(replayed), minutes=None)) is None
+
+
 def test_options_are_added_to_commands_and_calls() -> None:
     assert with_option("offramp run x", "floor", "0.9") == "offramp run x --floor 0.9"
     assert with_option("offramp.run(model)", "floors", "0.9") == "offramp.run(model, floors=0.9)"

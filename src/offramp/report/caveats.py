@@ -116,14 +116,20 @@ def trace_caveats(run: RunResult) -> list[str]:
         [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
     )
     notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
+    notes += lost_documents(run)
     for workload in run.workloads:
-        invalid = [document for document in workload.trace.documents if not document.valid]
-        notes += [
-            f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
-            for document in invalid
-        ]
         notes += [f"{workload.name}: {note}" for note in workload.notes if note not in common]
     return notes
+
+
+def lost_documents(run: RunResult) -> list[str]:
+    """The documents that are no part of any figure, each with its reason."""
+    return [
+        f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
+        for workload in run.workloads
+        for document in workload.trace.documents
+        if not document.valid
+    ]
 
 
 def lacking(findings: Sequence[Finding[Saving]]) -> str:

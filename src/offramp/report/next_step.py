@@ -110,7 +110,8 @@ def _more_text(run: RunResult) -> NextStep | None:
 
 def _trained_exits(run: RunResult) -> NextStep | None:
     """Exits that are trained, where those that the model comes with were refused."""
-    if run.training is not None or run.layers < 4 or not run.model_argument:
+    refused = all(one.decision == "does not pay" for one in main_findings(run))
+    if not refused or run.training is not None or run.layers < 4 or not run.model_argument:
         return None
     workload = max(run.workloads, key=lambda one: one.card.representation.value or 0.0)
     exits = sorted({run.layers // 2, run.layers * 2 // 3})

@@ -11,7 +11,7 @@ from rich.markup import escape
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.short_names import short_name
 from offramp.records.typed import from_json
-from offramp.report.caveats import defect_notes, left_over, not_claimed
+from offramp.report.caveats import defect_notes, left_over, lost_documents, not_claimed
 from offramp.report.combined import advice
 from offramp.report.data_table import reasons
 from offramp.report.findings import comparison_decision, run_decision
@@ -81,7 +81,7 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
         console.print(verdict_table(rows, names))
     console.print()
     not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    for note in [*defect_notes(run), *not_decoded]:
+    for note in [*defect_notes(run), *not_decoded, *lost_documents(run)]:
         console.print(f"[dim]{escape(note)}[/]")
     for line in names.lines():
         console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
