@@ -194,9 +194,12 @@ class _Floor:
         if not tested:
             if too_few and (proposed.candidates or self.limits.worth is None):
                 return shortage
-            if not proposed.complete or self.out_of_time or not all(one.passed for one in self.alone):
+            worth, reach = self.limits.worth, proposed.reach
+            reaches = worth is not None and reach is not None and reach >= 1.0 + worth
+            passed = all(one.passed for one in self.alone)
+            if not proposed.complete or self.out_of_time or reaches or not passed:
                 return "not settled"
-            return "nothing faster" if self.limits.worth is None else "nothing could pay"
+            return "nothing faster" if worth is None else "nothing could pay"
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"

@@ -208,7 +208,7 @@ class FixedSequence:
         patience = min(self.needed, ENOUGH_TO_REFUTE) if enough else most + 1
         settled = settle(losses, self.risk, self.delta, most, patience)
         while settled is None:
-            if self.refutes and len(losses) >= ENOUGH_TO_REFUTE and losses.mean() > self.risk:
+            if enough and self.refutes and len(losses) >= ENOUGH_TO_REFUTE and losses.mean() > self.risk:
                 settled = Settled("below the floor", len(losses))
             elif len(losses) == self.planned:
                 settled = Settled("documents used up", len(losses))

@@ -73,6 +73,7 @@ class Proposals:
     steps: int = TARGETS
     reruns: int = field(default=0, init=False)
     challenged: bool = field(default=False, init=False)
+    calibrated: bool = field(default=True, init=False)
     found: dict[tuple[ExitPolicy, str], Proposal] = field(default_factory=dict, init=False)
 
     def calibrate(self, risk: float) -> None:
@@ -94,6 +95,7 @@ class Proposals:
         last = self.reruns + RERUNS
         for number, kv in enumerate(approximate):
             self._calibrate(kv, risk, (last - self.reruns) // (len(approximate) - number))
+        self.calibrated = self.calibrated and not self.clock.over
 
     def challenge(self, worth: float) -> None:
         """Rerun the most cautious policies, as replayed, whose speed over plain decoding is worth it.
@@ -160,13 +162,18 @@ class Proposals:
         own = [usable[place] for place in places]
         reach = without / own[-1].relative_cost if own else self.replayed_reach(risk)
         least = 0.0 if reach is None or not own else max(worth or 0.0, HALF * (reach - 1.0))
-        own = [proposal for proposal in own if without / proposal.relative_cost - 1.0 >= least]
+        worthy = [one for one in own if worth is not None and without / one.relative_cost - 1.0 >= worth]
+        own = [*worthy[:1], *(one for one in own if without / one.relative_cost - 1.0 >= least)]
         if worth is not None and not own:
             paying = [one for one in usable if without / one.relative_cost - 1.0 >= worth]
-            own = sorted(paying, key=lambda one: (one.risk, one.relative_cost))[:1]
+            by_risk = np.array([one.risk for one in paying])
+            cost = np.array([one.relative_cost for one in paying])
+            # The most cautious that could pay; should it pass, those that are faster.
+            beyond = order_places(by_risk, cost, without, 1.0, step=WORTH_A_TEST)
+            own = [paying[place] for place in beyond][: self.steps]
         candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
         ordered = sorted(candidates.values(), key=lambda one: (one.risk, -one.relative_cost))
-        complete = not self.clock.over if worth is None else self.challenged
+        complete = not self.clock.over if worth is None else self.challenged and self.calibrated
         return Proposed(tuple(ordered), reach, without, complete)
 
     def _without_exits(self, risk: float) -> float:

@@ -169,9 +169,10 @@ class Tuned:
     @property
     def bolder_open(self) -> bool:
         """Whether a bolder candidate than the one that was certified is still to be tested."""
-        texts = [candidate.policy for candidate in self.candidates if not candidate.lossless]
-        after = texts.index(self.policy_text) + 1 if self.policy_text in texts else 0
-        rest = [candidate for candidate in self.candidates if not candidate.lossless][after:]
+        several = [candidate for candidate in self.candidates if not candidate.lossless]
+        cells = [(candidate.policy, candidate.kv) for candidate in several]
+        chosen = (self.policy_text, self.kv)
+        rest = several[cells.index(chosen) + 1 :] if chosen in cells else several
         return any(candidate.outcome == OUT_OF_TIME for candidate in rest[:1]) or bool(
             rest and rest[0].passed is None
         )

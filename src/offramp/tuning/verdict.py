@@ -12,6 +12,7 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import Standing, Tuned
 
 Decision = Literal["pays", "does not pay", "too close to call", "not enough documents", "not settled"]
@@ -228,7 +229,7 @@ def judged_policy(tuned: Tuned) -> tuple[str, str] | None:
 
 def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
     """Of the candidate on the documents that proposed it, which is no interval; else of the tuned policy."""
-    at_hand = tuned.machine == LOCAL
+    at_hand = tuned.machine in (LOCAL, BYTES)  # bytes stand for the machine at hand, which was not timed
     if tried is not None:
         return Speed(tried.predicted_speed, None, None, "predicted", tuned.machine, at_hand)
     found = tuned.net_speedup
