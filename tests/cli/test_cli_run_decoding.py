@@ -284,9 +284,9 @@ def test_sizes_follow_the_budget() -> None:
     assert more == pytest.approx(0.06 * (visits + 3))
     assert new_tokens_for(3, 0.001, 30.0) == MOST_NEW_TOKENS
     assert new_tokens_for(3, 10.0, 30.0) == 0
-    found = new_tokens_for(1, 0.05, 30.0)
+    found = new_tokens_for(1, 0.05, 27.0)
     assert FEWEST_NEW_TOKENS <= found < MOST_NEW_TOKENS
-    assert seconds_for(1, 0.05, found) <= 30.0 < seconds_for(1, 0.05, found + 1)
+    assert seconds_for(1, 0.05, found) <= 27.0 < seconds_for(1, 0.05, found + 1)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = F
 
     Raises InputError with how many documents there are, and how many are needed.
     """
-    needed = {floor: documents_for(floor, DELTA / len(workloads)) for floor in floors}
+    needed = {floor: documents_for(floor, DELTA) for floor in floors}
     loosest = min(floors)
     for workload in workloads:
         found = len(workload.documents)
