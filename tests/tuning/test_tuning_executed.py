@@ -223,7 +223,7 @@ def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen
     assert [one.passed for one in tuned.candidates[:-1]] == [True, False, *[None] * (len(order) - 2)]
     failed, untested = tuned.candidates[1], tuned.candidates[2]
     assert failed.outcome == "too much lost"
-    assert failed.documents == 8
+    assert failed.documents < 6
     assert failed.executed is not None
     assert failed.executed < 0.9
     assert (untested.outcome, untested.executed) == ("a candidate before it failed", None)

@@ -218,8 +218,10 @@ class _Floor:
         if chosen is not None:
             agreement = _executed_agreement(job, executor, chosen.proposal, looked_at, clock)
         certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
-        candidates = _candidates(proposed.candidates, trials, self.known)
-        by_itself = _candidates([trial.proposal for trial in self.alone], trials, self.known)
+        # Of a verdict one policy has one figure, whichever floor its documents were decoded for.
+        known = {} if self.limits.worth is None else self.known
+        candidates = _candidates(proposed.candidates, trials, known)
+        by_itself = _candidates([trial.proposal for trial in self.alone], trials, known)
         contender = _lossless(job, executor, costs, self.pool, by_itself)
         held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
         every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
