@@ -179,7 +179,7 @@ def run_with(*verdicts: Verdict):
             [verdict("pays", 1.12, 1.1, 1.14), verdict("does not pay", policy="never")],
             "depends on the text",
             "For smollm2 at 95 % agreement, early exit pays on prose (keeps 96.25 % as executed (certified "
-            "≥ 95 %, 61 documents), measured 1.120 × (1.100 to 1.140 ×)), does not pay on code (nothing "
+            "≥ 95 %, 61 documents), measured 1.120 × (1.100 to 1.140 ×)) and does not pay on code (nothing "
             "that could gain enough keeps the floor).",
         ),
         ([], "undefined", "There is no verdict for smollm2"),
