@@ -31,8 +31,8 @@ from offramp.tuning.ranking import machine_answers
 from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals
-from offramp.tuning.tuned import Grounds, Standing, Tuned
-from offramp.tuning.verdict import Speed, Timed, Verdict, decide, kept_words, percent_down, settle
+from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
+from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, decide, kept_words, percent_down, settle
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
@@ -282,7 +282,7 @@ def test_the_rule(credit: Speed | None, certified: bool, refuted: bool, fastest:
 
 def tuned(
     policy: str,
-    standing: Standing | None,
+    standing: FloorStanding | None,
     *,
     documents: int = 60,
     at_hand: int | None = None,
@@ -318,12 +318,14 @@ def candidate(
     return Candidate(policy, "propagate", 0.96, 0.9, executed, documents, 1.2, passed, outcome)
 
 
-def timed(low: float, high: float, credit: tuple[float, float] | None = None, seconds: float = 60.0) -> Timed:
+def timed(
+    low: float, high: float, credit: tuple[float, float] | None = None, seconds: float = 60.0
+) -> TimedPolicy:
     """A stopwatch's answer; credit: over prompt lookup, by default over plain decoding alone."""
     low_credit, high_credit = (low, high) if credit is None else credit
     added = Estimate((low_credit + high_credit) / 2, low_credit, high_credit)
     over = "never" if credit is None else "prompt lookup"
-    return Timed(replace(speed(low, high), seconds=seconds), added, over)
+    return TimedPolicy(replace(speed(low, high), seconds=seconds), added, over)
 
 
 LATE = candidate(passed=False, outcome="time used up")
@@ -356,10 +358,10 @@ def test_the_measured_credit_decides_and_no_measured_interval_is_multiplied(prop
     assert slower.credit == Estimate(0.94, 0.9, 0.98)
     assert "0.940 × (0.900 to 0.980) the speed of prompt lookup, which needs no exits" in slower.reason
     # Where the best decoder without exits was not timed, the speed over plain decoding is only a limit.
-    bare = settle(proposed, answer, Timed(speed(1.2, 1.3)))
+    bare = settle(proposed, answer, TimedPolicy(speed(1.2, 1.3)))
     assert bare.decision == "too close to call"
     assert "the best decoder without exits, timed in the same turns" in bare.missing
-    assert settle(proposed, answer, Timed(speed(1.0, 1.04))).decision == "does not pay"
+    assert settle(proposed, answer, TimedPolicy(speed(1.0, 1.04))).decision == "does not pay"
     # A prediction is of both.
     untimed = settle(proposed, answer)
     assert untimed.credit is not None
@@ -428,13 +430,13 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: V
 
 
 @pytest.mark.parametrize("reach", [None, 1.2])
-@pytest.mark.parametrize("standing", get_args(Standing))
+@pytest.mark.parametrize("standing", get_args(FloorStanding))
 @pytest.mark.parametrize("tested", [(), (LATE,), (candidate(passed=False),), (CERTIFIED,)])
 @pytest.mark.parametrize("clock", [None, (1.06, 1.1), (0.98, 1.03), (0.98, 1.16)])
 def test_no_verdict_claims_more_than_its_evidence(
     proposed: Verdict,
     reach: float | None,
-    standing: Standing,
+    standing: FloorStanding,
     tested: tuple[Candidate, ...],
     clock: tuple[float, float] | None,
 ) -> None:

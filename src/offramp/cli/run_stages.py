@@ -108,8 +108,7 @@ def carry_out(
     }
     folder = output or default_folder(asked.name, request)
     require_own(folder, request, overwrite=options.overwrite)
-    run = _Run(options, asked_for, asked, traced, given, folder, streamed)
-    run.output = output
+    run = _Run(options, asked_for, asked, traced, given, folder, streamed, output)
     run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
     run.check()
     with claimed(folder, request, overwrite=options.overwrite) as place:
@@ -156,8 +155,9 @@ def _traceable(
 
 
 class _Run:
-    """One run. options: with device and dtype as resolved; asked_for: as they were given. left_out: workloads
-    that were asked for and are not traced, with the reason."""
+    """One run. options: with device and dtype as resolved; asked_for: as they were given. output: the folder
+    that was named, None for the usual one. left_out: workloads that were asked for and are not traced, with
+    the reason."""
 
     def __init__(
         self,
@@ -168,9 +168,9 @@ class _Run:
         given: ExitHeads | None,
         path: Path,
         streamed: bool,
+        output: Path | None,
     ) -> None:
-        self.asked_for = asked_for
-        self.output: Path | None = None
+        self.asked_for, self.output = asked_for, output
         self.options, self.asked, self.workloads = options, asked, workloads
         self.given, self.path, self.streamed = given, path, streamed
         self.folder = StudyFolder(path)

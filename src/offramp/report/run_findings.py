@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from offramp.display import ShownAsHtml
-from offramp.files import safe_name
 from offramp.report import POLICIES
 from offramp.report.findings import (
     Finding,
@@ -19,6 +18,7 @@ from offramp.report.findings import (
     run_decision,
 )
 from offramp.report.headline import headline
+from offramp.report.next_step import policy_file
 from offramp.report.run_result import RunResult
 from offramp.tuning.verdict import NEVER, Verdict
 
@@ -29,7 +29,7 @@ def recommended_file(folder: Path, workload: str, verdict: Verdict) -> Path | No
     slower = verdict.decision == "does not pay" or speed is None or speed.value <= 1.0
     if not verdict.certified or verdict.policy == NEVER or slower:
         return None
-    return folder / POLICIES / f"{safe_name(workload)}-tuned-{verdict.floor:g}.json"
+    return folder / POLICIES / policy_file(workload, verdict.floor)
 
 
 @dataclass(frozen=True, repr=False)

@@ -49,7 +49,7 @@ from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, Timed, judged_policy, settle_all
+from offramp.tuning.verdict import Speed, TimedPolicy, judged_policy, settle_all
 
 STARTED = "run"
 """The event of a run's journal that says by which command it was made, with which software and where."""
@@ -358,7 +358,7 @@ def frontiers_of(trace: Trace) -> tuple[Frontier, ...]:
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
 
 
-def timed_policy(decoded: Decoded | None, tuned: Tuned) -> Timed | None:
+def timed_policy(decoded: Decoded | None, tuned: Tuned) -> TimedPolicy | None:
     """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
     timed, or with a defect."""
     if decoded is None or not decoded.sound:
@@ -371,8 +371,8 @@ def timed_policy(decoded: Decoded | None, tuned: Tuned) -> Timed | None:
             speed = Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
             credit = decoded.bench.credit(policy.contender, tuned.floor.value)
             if credit is None or decoded.bench.untimed_rivals:
-                return Timed(speed)  # one that needs no exits was not timed: it may be the best
-            return Timed(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
+                return TimedPolicy(speed)  # one that needs no exits was not timed: it may be the best
+            return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
     return None
 
 

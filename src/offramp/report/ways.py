@@ -10,7 +10,6 @@ from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.formats import counted, too_wide, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing import share_text
-from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER
 
 NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
@@ -189,11 +188,6 @@ def sample_text(decoded: Decoded) -> str:
     """How much was decoded for a timing: "6 prompts of 9 new tokens"."""
     bench = decoded.bench
     return f"{counted(bench.prompts, 'prompt')} of {counted(bench.new_tokens, 'new token')}"
-
-
-def tried_of(workload: WorkloadResult) -> list[Tuned]:
-    """The tuner's answers that tried something, the strictest floor first."""
-    return sorted((one for one in workload.tuned if one.candidates), key=lambda one: -one.floor.value)
 
 
 def ways_by_text(run: RunResult) -> dict[str, list[Way]]:

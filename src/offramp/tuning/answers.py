@@ -193,7 +193,7 @@ def _nothing_could_pay(job: Job, grounds: Grounds) -> str:
     said = "nothing that keeps the floor is faster"
     if grounds.reach is not None:
         searched = job.roles.counts()["search"]
-        said = f"the fastest that keeps {job.floor} as rerun on {searched} documents is {grounds.reach:.3f} ×"
+        said = f"the fastest that keeps {job.floor} on {searched} documents is {grounds.reach:.3f} ×"
     return (
         f"Nothing that was searched could gain {100 * grounds.worth:g} % over the best decoder without "
         f"exits, predicted on {job.pricing.machine}: {said}. {STAYS}"

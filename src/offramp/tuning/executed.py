@@ -35,7 +35,7 @@ from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, DecisionCounts
 from offramp.tuning.proposals import TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
-from offramp.tuning.tuned import Grounds, Standing, Tuned
+from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
 
 PER_NEEDED = 4
 """Documents that a candidate may be decoded on, over those that are needed if none loses anything."""
@@ -118,7 +118,7 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     for number, floor in enumerate(floors):
         floor.test(clock.share(1 / (len(floors) - number)))
     for floor in floors:
-        if not floor.settled:  # with what was decoded for the others since, and the time that they left
+        if floor.out_of_time:  # with what was decoded for the others since, and the time that they left
             floor.test(clock)
     return [floor.answer(costs, clock) for floor in floors]
 
@@ -127,7 +127,8 @@ class _Floor:
     """One floor while it is answered.
 
     proposed: None until candidates are fixed. trials: of the last test; losses of decoded documents are kept
-    in `known`, for all floors, so that a test that was cut short goes on when it is made again.
+    in `known`, for all floors, so that a test that was cut short goes on when it is made again. out_of_time:
+    whether the last test ended for want of time.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class _Floor:
         """Test the candidates until the sequence ends or the time is used up."""
         candidates = () if self.proposed is None else self.proposed.candidates
         self.trials = self._sequence(clock).run(candidates, self.alone)
-        self.out_of_time = clock.over and not (self.trials and self.trials[-1].outcome != OUT_OF_TIME)
+        self.out_of_time = clock.over and (not self.trials or self.trials[-1].outcome == OUT_OF_TIME)
 
     def _sequence(self, clock: Clock) -> FixedSequence:
         job = self.job
@@ -180,16 +181,11 @@ class _Floor:
         enough = self.planned >= self.needed or self.limits.worth is not None
         return self.pool is not None and enough and all(trial.passed for trial in self.alone)
 
-    @property
-    def settled(self) -> bool:
-        """Whether more time would change nothing."""
-        return not self.out_of_time
-
-    def _standing(self, proposed: Proposed) -> Standing:
+    def _standing(self, proposed: Proposed) -> FloorStanding:
         """How the floor stands where nothing passed."""
-        too_few = min(self.planned, self.executor.documents) < self.needed
+        too_few = self.planned < self.needed
         limited = self.planned < self.executor.documents
-        shortage: Standing = "not settled" if limited else "too few documents"
+        shortage: FloorStanding = "not settled" if limited else "too few documents"
         tested = [trial for trial in self.trials if trial not in self.alone and trial.documents]
         if not tested:
             if too_few and (proposed.candidates or self.limits.worth is None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,9 +72,10 @@ class Proposals:
     clock: Clock
     steps: int = TARGETS
     reruns: int = field(default=0, init=False)
-    challenged: bool = field(default=False, init=False)
-    calibrated: bool = field(default=True, init=False)
+    cut_short: bool = field(default=False, init=False)
+    """Whether time ended before all reruns were made that were asked for."""
     found: dict[tuple[ExitPolicy, str], Proposal] = field(default_factory=dict, init=False)
+    _by_strategy: dict[str, list[list[Scored]]] = field(default_factory=dict, init=False, repr=False)
 
     def calibrate(self, risk: float) -> None:
         """Rerun what may be fastest at a floor that allows this risk.
@@ -95,7 +96,7 @@ class Proposals:
         last = self.reruns + RERUNS
         for number, kv in enumerate(approximate):
             self._calibrate(kv, risk, (last - self.reruns) // (len(approximate) - number))
-        self.calibrated = self.calibrated and not self.clock.over
+        self.cut_short |= self.clock.over
 
     def challenge(self, worth: float) -> None:
         """Rerun the most cautious policies, as replayed, whose speed over plain decoding is worth it.
@@ -113,9 +114,9 @@ class Proposals:
             ]
             for scored in front_of(paying)[:CHALLENGERS]:
                 if self.clock.over:
+                    self.cut_short = True
                     return
                 self._keep(scored, kv)
-        self.challenged = True
 
     def replayed_reach(self, risk: float) -> float | None:
         """Predicted speed over the best decoder without exits of the fastest that keeps the floor in replay.
@@ -145,36 +146,33 @@ class Proposals:
         worth: None for the fastest at the floor, exits or not. Else a gain in speed over the best decoder
         without exits (the full model, or its head cut to the short list where that keeps the floor): only
         what leaves layers out and could gain so much is a candidate; where nothing that keeps the floor
-        could, the most cautious that could is the only one, to be refuted. stricter: candidates of stricter
+        could, the most cautious that could comes first, to be refuted. stricter: candidates of stricter
         floors, which are candidates here too: what keeps a floor keeps a looser one.
 
         At every target of the rerun risk the fastest, over all strategies, unless it gains less than half of
-        what the boldest gains.
+        what the boldest gains; the most cautious one that is worth it stays.
         """
         usable = [
             proposal for proposal in self.found.values() if worth is None or not proposal.policy.full_depth
         ]
         without = 1.0 if worth is None else self._without_exits(risk)
-        risks = np.array([proposal.risk for proposal in usable])
-        costs = np.array([proposal.relative_cost for proposal in usable])
+
+        def gain(proposal: Proposal) -> float:
+            return without / proposal.relative_cost - 1.0
+
         targets = tuple(float(target) for target in np.linspace(0.0, risk, self.steps + 1)[-self.steps :])
-        places = order_places(risks, costs, without, risk, targets=targets, step=WORTH_A_TEST)
-        own = [usable[place] for place in places]
-        reach = without / own[-1].relative_cost if own else self.replayed_reach(risk)
-        least = 0.0 if reach is None or not own else max(worth or 0.0, HALF * (reach - 1.0))
-        worthy = [one for one in own if worth is not None and without / one.relative_cost - 1.0 >= worth]
-        own = [*worthy[:1], *(one for one in own if without / one.relative_cost - 1.0 >= least)]
+        own = _in_order(usable, without, risk, targets)
+        reach = 1.0 + gain(own[-1]) if own else self.replayed_reach(risk)
+        least = max(worth or 0.0, HALF * gain(own[-1])) if own else 0.0
+        worthy = [] if worth is None else [proposal for proposal in own if gain(proposal) >= worth]
+        own = [*worthy[:1], *(proposal for proposal in own if gain(proposal) >= least)]
         if worth is not None and not own:
-            paying = [one for one in usable if without / one.relative_cost - 1.0 >= worth]
-            by_risk = np.array([one.risk for one in paying])
-            cost = np.array([one.relative_cost for one in paying])
-            # The most cautious that could pay; should it pass, those that are faster.
-            beyond = order_places(by_risk, cost, without, 1.0, step=WORTH_A_TEST)
-            own = [paying[place] for place in beyond][: self.steps]
+            # Should the most cautious that could pay pass, those that are faster are next.
+            paying = [proposal for proposal in usable if gain(proposal) >= worth]
+            own = _in_order(paying, without, 1.0)[: self.steps]
         candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
         ordered = sorted(candidates.values(), key=lambda one: (one.risk, -one.relative_cost))
-        complete = not self.clock.over if worth is None else self.challenged and self.calibrated
-        return Proposed(tuple(ordered), reach, without, complete)
+        return Proposed(tuple(ordered), reach, without, complete=not self.cut_short)
 
     def _without_exits(self, risk: float) -> float:
         """Cost of the best decoder without exits at a floor that allows this risk, over plain cost."""
@@ -201,9 +199,11 @@ class Proposals:
                 found.setdefault(key, []).append(one)
         return list(found.values())
 
-    def _decodable(self, kv: str) -> Iterator[list[Scored]]:
-        """Those that can be decoded so; the thresholds do not matter for that."""
-        return (alike for alike in self._alike if self.executor.can(alike[0].policy, kv))
+    def _decodable(self, kv: str) -> list[list[Scored]]:
+        """Those that can be decoded so; the thresholds do not matter for that. Asked once of a strategy."""
+        if kv not in self._by_strategy:
+            self._by_strategy[kv] = [one for one in self._alike if self.executor.can(one[0].policy, kv)]
+        return self._by_strategy[kv]
 
     def _rerun_front(self, kv: str, risk: float) -> None:
         """Exact K and V: replayed risks hold, and only prices differ."""
@@ -265,6 +265,16 @@ class Proposals:
             risk = float(np.mean(rerun.losses_at(self.pools[0].floor.kind)))
             self.found[key] = Proposal(scored.policy, kv, scored.risk, risk, cost, plain, rerun.free)
         return self.found[key]
+
+
+def _in_order(
+    proposals: Sequence[Proposal], without: float, risk: float, targets: Sequence[float] | None = None
+) -> list[Proposal]:
+    """Some of them from cautious to bold, each faster than all before it (see `order_places`)."""
+    risks = np.array([proposal.risk for proposal in proposals])
+    costs = np.array([proposal.relative_cost for proposal in proposals])
+    places = order_places(risks, costs, without, risk, targets=targets, step=WORTH_A_TEST)
+    return [proposals[place] for place in places]
 
 
 def _bracket(ladder: Ladder, known: dict[int, Proposal], aim: float) -> tuple[int, int]:

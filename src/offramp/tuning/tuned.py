@@ -66,7 +66,7 @@ class Shift:
     calibration: float | None
 
 
-Standing = Literal[
+FloorStanding = Literal[
     "certified", "refuted", "nothing could pay", "nothing faster", "too few documents", "not settled"
 ]
 """How a floor stands after decoding. "refuted": what was tried did not keep it. "nothing could pay", "nothing
@@ -78,7 +78,7 @@ of documents that were allowed."""
 class Grounds:
     """What an executed answer rests on, beside its candidates."""
 
-    standing: Standing
+    standing: FloorStanding
     complete: bool
     """Whether nothing was cut short by the time that was given."""
     reach: float | None
@@ -149,7 +149,7 @@ class Tuned:
         return f"Tuned({self.policy_text} at {self.floor}: {self.answer})"
 
     @property
-    def standing(self) -> Standing | None:
+    def standing(self) -> FloorStanding | None:
         """How its floor stands after decoding; None where nothing was to be decoded."""
         if not self.certificate.executed:
             return None
@@ -173,9 +173,7 @@ class Tuned:
         cells = [(candidate.policy, candidate.kv) for candidate in several]
         chosen = (self.policy_text, self.kv)
         rest = several[cells.index(chosen) + 1 :] if chosen in cells else several
-        return any(candidate.outcome == OUT_OF_TIME for candidate in rest[:1]) or bool(
-            rest and rest[0].passed is None
-        )
+        return bool(rest) and (rest[0].passed is None or rest[0].outcome == OUT_OF_TIME)
 
     @property
     def heads_file(self) -> Path | None:

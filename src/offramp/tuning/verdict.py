@@ -13,7 +13,7 @@ from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.tuned import Standing, Tuned
+from offramp.tuning.tuned import FloorStanding, Tuned
 
 Decision = Literal["pays", "does not pay", "too close to call", "not enough documents", "not settled"]
 
@@ -38,7 +38,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedPolicy:
     """What a stopwatch said of one policy."""
 
     speed: Speed
@@ -95,7 +95,7 @@ class Verdict:
     without: str = "never"
     credit: Estimate | None = None
     tried: Candidate | None = None
-    standing: Standing | None = None
+    standing: FloorStanding | None = None
 
     def __repr__(self) -> str:
         return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
@@ -161,7 +161,7 @@ def decide(
     return "too close to call" if fastest else "not settled"
 
 
-def settle(verdict: Verdict, tuned: Tuned, timed: Timed | None = None) -> Verdict:
+def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> Verdict:
     """A replayed verdict with what was executed and timed: the tuner's answer at its floor, the stopwatch's.
 
     tuned: by execution (`offramp.tune` with a model). timed: of the tuned policy, or of what was tried
@@ -204,13 +204,13 @@ def settle(verdict: Verdict, tuned: Tuned, timed: Timed | None = None) -> Verdic
     return replace(settled, reason=reason, missing=_missing(settled, tuned))
 
 
-REFUTED: tuple[Standing, ...] = ("refuted", "nothing could pay", "nothing faster")
+REFUTED: tuple[FloorStanding, ...] = ("refuted", "nothing could pay", "nothing faster")
 
 
 def settle_all(
     verdicts: Sequence[Verdict],
     tuned: Sequence[Tuned],
-    timed: Callable[[Tuned], Timed | None] = lambda tuned: None,
+    timed: Callable[[Tuned], TimedPolicy | None] = lambda tuned: None,
 ) -> tuple[Verdict, ...]:
     """`settle` at every floor that the tuner answered. timed: what the stopwatch said of an answer."""
     by_floor = {one.floor.value: (one, timed(one)) for one in tuned}
@@ -238,7 +238,7 @@ def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
     return Speed(found.value, found.low, found.high, "predicted", tuned.machine, at_hand)
 
 
-def _credit(tuned: Tuned, speed: Speed | None, timed: Timed | None) -> Speed | None:
+def _credit(tuned: Tuned, speed: Speed | None, timed: TimedPolicy | None) -> Speed | None:
     """What exits add to the best decoder without them.
 
     Predicted, both are. A measured speed over plain decoding, where the best decoder without exits was not
