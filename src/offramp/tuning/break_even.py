@@ -33,6 +33,11 @@ from offramp.tuning.threshold_family import (
 TARGET = 1.05
 """The net speedup from which on early exit is worth its trouble."""
 
+ROUNDING = 1e-13
+"""Share of a step's cost that sums of its prices may be off by for their rounding."""
+VANISHING = 1e-30
+"""A price below this share of a step's cost is none."""
+
 # A fact whose probe gives no output: a token that leaves by it pays its exit's head beside.
 SILENT_FACT = "hidden_cosine_to_previous"
 
@@ -107,7 +112,7 @@ def break_even(
     costs: prices of one step; `now` and `needed` are in its unit, of a whole step.
 
     The plain cost P and the policy's mean cost C are linear in every price. With one price times f,
-    P(f) - target C(f) = g(0) + f (g(1) - g(0)) vanishes at f = g(0) / (g(0) - g(1)). The first row is the
+    P(f) - target C(f) = g(0) + (f / s) (g(s) - g(0)), whatever s, vanishes at f = s g(0) / (g(0) - g(s)). The first row is the
     price x of one check, all checks alike, made by a probe that gives no output (a token then pays its exit's
     head): with C0 the policy's cost without probes and n its checks per token, x = (P / target - C0) / n; a
     policy without probes has no such row.
@@ -198,24 +203,25 @@ def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
 
 
 def _row(name: str, lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
-    now, unit = lever.now(pricing.listed), pricing.costs.unit
+    now, unit, plain = lever.now(pricing.listed), pricing.costs.unit, pricing.plain
+    # Between no price and one as large as a whole step: what a small one changes drowns in rounding.
+    stretch = plain / now if now > VANISHING * plain else 0.0
     free = _margin(_scaled(pricing, lever, 0.0), decisions, target)
-    slope = _margin(pricing, decisions, target) - free
-    # Sums of prices are rounded: a slope of a few last digits is none.
-    flat = abs(slope) <= 1e-12 * pricing.plain
-    factor = None if flat or -free / slope < 0.0 else -free / slope
+    free = 0.0 if abs(free) <= 10.0 * ROUNDING * plain else free
+    rise = _margin(_scaled(pricing, lever, stretch), decisions, target) - free
+    flat = abs(rise) <= ROUNDING * plain
+    factor = None if flat or free * rise > 0.0 else abs(free / rise) * stretch
     part, faster = lever.part, f"{target:g} times as fast as the full model"
     now_text = amount(now, unit)
     if factor is None:
-        holds = free >= 0.0 and (flat or slope > 0.0)
         sentence = (
             f"The policy is {faster} whatever {part} costs."
-            if holds
+            if free >= 0.0
             else f"No price of {part} would make the policy {faster}."
         )
         return BreakEven(name, lever.name, now, None, None, target, sentence)
     needed = factor * now
-    bound = "or more" if slope > 0.0 else "or less"
+    bound = "or more" if rise > 0.0 else "or less"
     sentence = (
         f"{part[0].upper()}{part[1:]} costs {now_text}; at {amount(needed, unit)} {bound} "
         f"({factor:.3g} times today's) the policy would be {faster}."
