@@ -114,5 +114,11 @@ class DamagedFileError(OfframpError):
     """A file whose bytes are not those that were written (checksum mismatch, truncated, unreadable)."""
 
 
+class ForeignFileError(DamagedFileError):
+    """A whole file under a name of ours that another program wrote (exit code 2)."""
+
+    exit_code = 2
+
+
 class DiskFullError(OfframpError):
     """A disk without room for what is to be written; nothing half-written was left."""

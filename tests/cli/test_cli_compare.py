@@ -16,7 +16,8 @@ import pytest
 import offramp
 from command_line import run_offramp, tree
 from offramp.errors import DamagedFileError
-from offramp.studies.folder import StudyFolder
+from offramp.files import write_sealed_json
+from offramp.studies.folder import PLAN, StudyFolder
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -163,6 +164,16 @@ def test_a_changed_summary_is_refused_though_nothing_of_it_is_used(
     error = run_offramp(*command).require(DamagedFileError.exit_code).json["error"]
     assert "not what offramp writes" in error["what"]
     assert (error["where"], bool(error["fix"])) == (str(path), True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_sealed_with_a_number_for_a_name_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    plan = json.loads((run / PLAN).read_text())
+    plan["study"]["models"][0]["base"] = 7
+    write_sealed_json(run / PLAN, plan)
+    error = run_offramp("compare", run, "-o", tmp_path / "out", "--json").require(2).json["error"]
+    assert "models[1].base" in error["what"]
     assert not (tmp_path / "out").exists()
 
 

@@ -54,7 +54,7 @@ def entry(*arguments: object, **options: Any) -> Outcome:
 
 def test_a_sealed_file_of_another_kind_is_no_manifest(trace: Path) -> None:
     write_sealed_json(trace / "manifest.json", {"schema_version": 1, "kind": "tuned"})
-    said = run_offramp("score", trace, "--json").require(1).json["error"]
+    said = run_offramp("score", trace, "--json").require(2).json["error"]
     assert "it is not what offramp writes" in said["what"]
 
 

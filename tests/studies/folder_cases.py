@@ -15,6 +15,15 @@ def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **optio
     return Task(kind, {"number": number}, estimate=Estimate(seconds=seconds), **options)
 
 
+SETTINGS = {
+    "name": "made-up", "title": "", "description": "", "floors": [0.9], "tokens": 9, "dtype": "float32",
+    "threads": 1, "seed": 0, "draws": 9,
+}  # fmt: skip
+STUDY: Mapping[str, Any] = {
+    "study": SETTINGS, "models": [], "workloads": [], "transforms": [], "machines": []
+}  # fmt: skip
+
+
 def plan_of(tasks: Iterable[Task], *, study: Mapping[str, Any] | None = None) -> Plan:
     """A plan with a job for every task, and a cell for every one that is not shared by its kind."""
     by_key = {task.key: task for task in tasks}
@@ -27,7 +36,7 @@ def plan_of(tasks: Iterable[Task], *, study: Mapping[str, Any] | None = None) ->
         Job(task.kind, (task,), tuple(task.needs.values()), exclusive=task.exclusive)
         for task in by_key.values()
     )
-    return Plan({"study": {"name": "made-up"}, **(study or {})}, cells, by_key, jobs)
+    return Plan({**STUDY, **(study or {})}, cells, by_key, jobs)
 
 
 def do(folder: StudyFolder, task: Task, *, seconds: float = 1.0) -> Path:

@@ -18,7 +18,7 @@ from folder_cases import do, plan_of, task_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import DamagedFileError, DiskFullError, InputError, WorkloadError
+from offramp.errors import DamagedFileError, DiskFullError, ForeignFileError, InputError, WorkloadError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file
 from offramp.studies.failures import FAILURE, Failure
 from offramp.studies.folder import FILE as PLAN_FILE
@@ -204,13 +204,34 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     trace = task_of("trace", seconds=3.5, sources={"model": "smollm2"})
     score = task_of("score", needs={"trace": trace.key}, blocked="the model is not here")
     timed = Task("decode", {"floors": [0.9, 0.8]}, exclusive=True, estimate=Estimate(1.0, 2, 3))
-    plan = plan_of([trace, score, timed], study={"models": ["smollm2"], "file": {"path": "S.toml"}})
+    plan = plan_of([trace, score, timed], study={"file": {"path": "smollm2.toml", "sha256": "0"}})
     folder.write_plan(plan)
     assert StudyFolder(folder.path).read_plan() == plan
     path = folder.path / PLAN
     path.write_bytes(path.read_bytes().replace(b"smollm2", b"smollm3", 1))
     with pytest.raises(DamagedFileError, match=r"plan\.json: its bytes changed"):
         folder.read_plan()
+
+
+MODEL = dict.fromkeys(("family", "generation", "released", "parameters", "kind", "stage"))
+
+
+@pytest.mark.parametrize(
+    ("study", "place"),
+    [
+        ({"models": [{**MODEL, "name": "a", "base": 7}]}, r"models\[1\]\.base"),
+        ({"models": [{**MODEL, "name": "a", "base": "a", "parameters": "many"}]}, r"models\[1\]\.parameters"),
+        ({"workloads": "prose"}, "workloads"),
+        ({"study": {"name": "made-up"}}, r"study\.title"),
+    ],
+)
+def test_a_plan_that_another_program_sealed_is_refused(
+    folder: StudyFolder, study: dict[str, Any], place: str
+) -> None:
+    folder.write_plan(plan_of([TASK], study=study))
+    with pytest.raises(ForeignFileError, match=rf"not what offramp writes \({place}") as caught:
+        folder.read_plan()
+    assert caught.value.exit_code == 2
 
 
 def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:

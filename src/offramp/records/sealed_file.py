@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from offramp.errors import DamagedFileError, shortened
+from offramp.errors import DamagedFileError, ForeignFileError, shortened
 from offramp.files import JsonError, read_json, read_sealed_json, write_sealed_json
 from offramp.records.typed import InvalidRecordError, Record, from_json, to_json
 
@@ -38,8 +38,8 @@ class SealedFile(Generic[Record]):
     def read(self, path: Path) -> Record:
         """The record that was written.
 
-        Raises DamagedFileError for other bytes than those, and for a record of another version or type;
-        FileNotFoundError where there is none.
+        Raises DamagedFileError for other bytes than those, and for a record of another version;
+        ForeignFileError, which is one, for a record of another type; FileNotFoundError where there is none.
         """
         try:
             value = read_sealed_json(path, self.damaged, apart=self.apart)
@@ -51,7 +51,12 @@ class SealedFile(Generic[Record]):
         try:
             return from_json(self.record, value)
         except InvalidRecordError as error:  # sealed, but by another program
-            raise self.damaged(path, f"it is not what offramp writes ({error})") from error
+            raise self.foreign(path, error) from error
+
+    def foreign(self, path: Path, error: InvalidRecordError) -> ForeignFileError:
+        """The error for a whole file that holds something else than its record."""
+        damaged = self.damaged(path, f"it is not what offramp writes ({error})")
+        return ForeignFileError(damaged.what, where=damaged.where, fix=damaged.fix)
 
     def damaged(self, path: Path, reason: str) -> DamagedFileError:
         """The error for a file that cannot be believed."""

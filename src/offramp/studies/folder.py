@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json, remove, sweep_temporary_files
+from offramp.records.typed import InvalidRecordError, from_json
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.journal import Journal
@@ -32,6 +33,7 @@ from offramp.studies.manifest import (
     write_manifest,
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
+from offramp.studies.planned import PlannedStudy
 from offramp.studies.task import Cell, Job, Plan, Task
 
 
@@ -319,7 +321,8 @@ class StudyFolder:
     def read_plan(self) -> Plan:
         """The plan that was last written here.
 
-        Raises InputError if there is none, DamagedFileError if its bytes changed.
+        Raises InputError if there is none, DamagedFileError if its bytes changed, or it is another
+        program's.
         """
         path = self.path / PLAN
         if not path.is_file():
@@ -328,7 +331,12 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        return FILE.read(path).plan
+        plan = FILE.read(path).plan
+        try:
+            from_json(PlannedStudy, plan.study)
+        except InvalidRecordError as error:
+            raise FILE.foreign(path, error) from error
+        return plan
 
 
 def _require_places(folder: Path) -> None:

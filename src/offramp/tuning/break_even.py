@@ -112,10 +112,10 @@ def break_even(
     costs: prices of one step; `now` and `needed` are in its unit, of a whole step.
 
     The plain cost P and the policy's mean cost C are linear in every price. With one price times f,
-    P(f) - target C(f) = g(0) + (f / s) (g(s) - g(0)), whatever s, vanishes at f = s g(0) / (g(0) - g(s)). The first row is the
-    price x of one check, all checks alike, made by a probe that gives no output (a token then pays its exit's
-    head): with C0 the policy's cost without probes and n its checks per token, x = (P / target - C0) / n; a
-    policy without probes has no such row.
+    P(f) - target C(f) = g(0) + (f / s) (g(s) - g(0)), whatever s, vanishes at f = s g(0) / (g(0) - g(s)). The
+    first row is the price x of one check, all checks alike, made by a probe that gives no output (a token
+    then pays its exit's head): with C0 the policy's cost without probes and n its checks per token,
+    x = (P / target - C0) / n; a policy without probes has no such row.
 
     Raises InputError for a target that is not positive, PolicyError if the policy does not fit the trace.
     """

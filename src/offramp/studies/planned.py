@@ -1,0 +1,101 @@
+"""What the readers of a kept plan take from its study: the types that it must have, whoever sealed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PlannedSettings:
+    """The table [study]."""
+
+    name: str
+    title: str
+    description: str
+    floors: tuple[float, ...]
+    tokens: int
+    dtype: str
+    threads: int
+    seed: int
+    draws: int
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model. measure: the key of the task that measures it, in a study of the lab."""
+
+    name: str
+    base: str
+    family: str | None
+    generation: float | None
+    released: str | None
+    parameters: float | None
+    kind: str | None
+    stage: str | None
+    layers: int | None = None
+    hidden: int | None = None
+    vocabulary: int | None = None
+    published_eas: float | None = None
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedEntry:
+    """An entry of another axis. documents: of a workload, None if it is not here."""
+
+    name: str
+    source: str = ""
+    documents: int | None = None
+
+
+@dataclass(frozen=True)
+class PlannedPair:
+    """Two models to hold against each other."""
+
+    name: str
+    kind: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """Certifying or decoding. seconds: that it is given."""
+
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """The study's file, as it was."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PlannedLab:
+    """The table [lab]."""
+
+    blocks: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A study as its plan keeps it. runs, told: of a study of the lab that trains its models."""
+
+    study: PlannedSettings
+    models: tuple[PlannedModel, ...]
+    workloads: tuple[PlannedEntry, ...]
+    transforms: tuple[PlannedEntry, ...]
+    machines: tuple[PlannedEntry, ...]
+    pairs: tuple[PlannedPair, ...] = ()
+    certify: PlannedStage | None = None
+    decode: PlannedStage | None = None
+    lab: PlannedLab | None = None
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    file: PlannedFile | None = None
