@@ -47,7 +47,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.measurement.answers import Limits, combined_clusters, ratio_of
+from offramp.decoding.measurement.answers import Limits, ratio_over
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import NEVER, Extent, Setting
 from offramp.decoding.measurement.decoder import batches_of, generate
@@ -439,8 +439,8 @@ def seconds_of(job: Job, name: str) -> float:
 
 def ratio(job: Job, above: str, below: str, share: float = 1.0) -> dict[str, float | None]:
     """Seconds of the one over a share of those of the other, with its interval over prompts."""
-    clusters = combined_clusters((1.0, clusters_of(job, below)), (-1.0, clusters_of(job, above)))
-    found = ratio_of(clusters)
+    found = ratio_over(clusters_of(job, below), clusters_of(job, above))
+    assert found is not None, "both took turns"
     values = {"value": found.value, "low": found.low, "high": found.high}
     return {name: None if value is None else value / share for name, value in values.items()}
 

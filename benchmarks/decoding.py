@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import Limits, combined_clusters, ratio_of
+from offramp.decoding.measurement.answers import Limits, ratio_over
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -182,7 +182,9 @@ def _seconds(result: BenchResult, name: str) -> float:
 
 def _ratio(result: BenchResult, above: str, below: str) -> Interval:
     """Seconds of the one over seconds of the other, prompt by prompt."""
-    return ratio_of(combined_clusters((1.0, _clusters(result, below)), (-1.0, _clusters(result, above))))
+    ratio = ratio_over(_clusters(result, below), _clusters(result, above))
+    assert ratio is not None  # both took turns
+    return ratio
 
 
 def _clusters(result: BenchResult, name: str) -> Sequence[Cluster]:

@@ -78,12 +78,13 @@ def timed(world: World, random: np.random.Generator) -> Outcome:
     noise = random.normal(0.0, world.pair_spread / math.sqrt(2.0), blocks.shape)
     speed = (random.permuted(blocks, axis=1) + noise).reshape(shape)
     gains = math.log(world.ratio) + random.normal(0.0, world.prompt_spread, world.prompts)
-    pairs = speed[:, :, 1:] - speed[:, :, :1] + gains[:, None, None]
+    seconds = np.exp(speed)
+    seconds[:, :, 1:] *= np.exp(gains)[:, None, None]
     visited = 0
-    for prompt, log_ratios in enumerate(pairs):
+    for prompt, blocks in enumerate(seconds):
         visited = prompt + 1
-        for name, column in zip(plain, log_ratios.T, strict=True):
-            series.add(name, prompt, column.tolist())
+        for name, others in zip(plain, blocks.T[1:], strict=True):
+            series.add(name, prompt, list(zip(others.tolist(), blocks[:, 0].tolist(), strict=True)))
         level = looks.due(visited / world.prompts) if visited < world.prompts else None
         if level is not None:
             series.look(level)

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.decoding.measurement.answers import answer_of, combined_clusters, ratio_of, resolution_of
-from offramp.decoding.measurement.combine import interaction_of, product_of
+from offramp.decoding.measurement.answers import (
+    ONE,
+    answer_of,
+    product_of,
+    ratio_of,
+    ratio_over,
+    resolution_of,
+)
+from offramp.decoding.measurement.combine import interaction_of
 from offramp.decoding.measurement.combined import Combination, CombineResult, OnTop, Quality
+from offramp.decoding.measurement.figures import seconds_over
 from offramp.decoding.measurement.results import Cluster, Contender, FreeRunning, Interval
 
 WORTH = 0.05
@@ -81,7 +89,9 @@ def _combination(name: str, samples: Mapping[str, Sequence[float]], share: float
     parts = () if name == "plain" else tuple(name.split(" + "))
     clusters = _clusters(samples, name)
     ratio = ratio_of(clusters)
-    seconds = ratio_of([Cluster(0, place, math.log(value), 8) for place, value in enumerate(own)])
+    seconds = seconds_over(
+        ONE, ratio_of([Cluster(0, place, -math.log(value), 8) for place, value in enumerate(own)])
+    )
     contender = Contender(
         name,
         "combination" if parts else "plain",
@@ -101,10 +111,11 @@ def _combination(name: str, samples: Mapping[str, Sequence[float]], share: float
         return found
     singles = [_clusters(samples, part) for part in parts]
     rests = {part: " + ".join(one for one in parts if one != part) for part in parts}
-    on_top = tuple(
-        OnTop(part, ratio_of(combined_clusters((1.0, clusters), (-1.0, _clusters(samples, rest)))))
-        for part, rest in rests.items()
-    )
+    speeds = {part: ratio_over(clusters, _clusters(samples, rest)) for part, rest in rests.items()}
+    on_top = tuple(OnTop(part, speed) for part, speed in speeds.items() if speed is not None)
     return replace(
-        found, product=product_of(singles), interaction=interaction_of(singles, clusters), on_top=on_top
+        found,
+        product=product_of(*((1.0, single) for single in singles)),
+        interaction=interaction_of(singles, clusters),
+        on_top=on_top,
     )

@@ -11,27 +11,25 @@ from benchmark_modules import benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
-from scipy.stats import trim_mean
 
 from offramp.decoding.measurement.answers import (
     ALPHA,
     PRECISE,
     SAMPLES_NEEDED,
-    TRIMMED,
     Looks,
     Series,
     answer_of,
     check_worth,
     cluster_of,
-    combined_clusters,
     freedom_of,
     is_precise,
     is_settled,
     median,
     over_fastest,
+    product_of,
     ratio_of,
+    ratio_over,
     resolution_of,
-    trimmed_mean,
 )
 from offramp.decoding.measurement.results import Cluster, Interval
 from offramp.errors import InputError
@@ -97,9 +95,12 @@ def test_a_series_is_the_clusters_of_its_prompts() -> None:
     series = Series(["plain"])
     assert series.over_plain() is series.ratio("plain") is None
     assert not series.is_over(WORTH)
-    for prompt, pairs in ((0, [0.1, 0.2]), (1, [0.3]), (0, [0.3])):
+    for prompt, pairs in ((0, [(2.0, 1.0), (2.0, 3.0)]), (1, [(3.0, 2.0)]), (0, [(2.0, 0.5)])):
         series.add("plain", prompt, pairs)
-    expected = [Cluster(0, 0, pytest.approx(0.2), 3), Cluster(0, 1, pytest.approx(0.3), 1)]
+    expected = [
+        Cluster(0, 0, pytest.approx(math.log(6.0 / 4.5)), 3),
+        Cluster(0, 1, pytest.approx(math.log(1.5)), 1),
+    ]
     assert list(series.clusters("plain")) == expected
     series.look(0.9)
     assert series.over_plain() == series.ratio("plain") == ratio_of(series.clusters("plain"), 0.9)
@@ -109,10 +110,10 @@ def test_nothing_is_over_before_it_is_over_whatever_needs_no_exits() -> None:
     """Twice as fast as plain decoding, and nobody knows whether it is faster than the cut head."""
     series = Series(["plain"])
     for prompt, gain in enumerate([0.70, 0.69, 0.71]):
-        series.add("plain", prompt, [gain])
+        series.add("plain", prompt, [(math.exp(gain), 1.0)])
     assert series.is_over(WORTH)
     for prompt, gain in enumerate([0.5, -0.4, 0.1]):
-        series.add("cut head", prompt, [gain])
+        series.add("cut head", prompt, [(math.exp(gain), 1.0)])
     assert not series.is_over(WORTH)
     assert series.over_plain() == series.ratio("plain")
 
@@ -122,9 +123,14 @@ SPEEDS = {"a": [0.10, 0.12, 0.14], "b": [0.11, 0.13, 0.18]}
 
 
 def limits(logs: list[float], level: float) -> tuple[float, float]:
-    """Student's interval of the mean, written out."""
-    half = student.ppf((1 + level) / 2, len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs))
-    return math.exp(np.mean(logs) - half), math.exp(np.mean(logs) + half)
+    """Student's interval of a ratio of times, written out."""
+    times = np.exp(-np.array(logs))
+    half = (
+        student.ppf((1 + level) / 2, len(logs) - 1)
+        * np.std(times / times.mean(), ddof=1)
+        / math.sqrt(len(logs))
+    )
+    return math.exp(-half) / times.mean(), math.exp(half) / times.mean()
 
 
 def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
@@ -132,7 +138,7 @@ def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
         return ratio_of(clusters(SPEEDS[name]), level)
 
     # "b" has the wider interval, and so the lower limit, "a" the least speed and upper limit.
-    value, low, high = math.exp(0.12), limits(SPEEDS["b"], 0.95)[0], limits(SPEEDS["a"], 0.975)[1]
+    value, low, high = speed(SPEEDS["a"]), limits(SPEEDS["b"], 0.95)[0], limits(SPEEDS["a"], 0.975)[1]
     assert low < limits(SPEEDS["a"], 0.95)[0]
     expected = Interval(*(pytest.approx(one) for one in (value, low, high)))
     assert over_fastest(["a", "b"], ratio) == ("a", expected)
@@ -142,7 +148,7 @@ def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
     assert over_fastest(["a", "c"], lambda name, level: ratio(name, level) if name == "a" else None) is None
     named = over_fastest(["a", "b"], ratio, fastest="b")
     assert named is not None
-    assert (named[0], named[1].value) == ("b", pytest.approx(math.exp(0.14)))
+    assert (named[0], named[1].value) == ("b", pytest.approx(speed(SPEEDS["b"])))
 
 
 # --- by simulation: the figures of benchmarks/timing.py with fewer runs
@@ -183,21 +189,61 @@ def clusters(values: list[float], process: int = 0) -> list[Cluster]:
     return [Cluster(process, prompt, value, 8) for prompt, value in enumerate(values)]
 
 
-@given(st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=40))
-def test_the_trimmed_mean_is_scipys(values: list[float]) -> None:
-    assert trimmed_mean(values) == pytest.approx(trim_mean(values, TRIMMED), abs=1e-12)
+def speed(logs: list[float]) -> float:
+    """All prompts' plain seconds over all of its own, where plain decoding takes as long on each."""
+    return len(logs) / sum(math.exp(-log) for log in logs)
 
 
-def test_in_one_process_the_interval_is_students_over_prompts() -> None:
+@given(st.lists(st.lists(st.floats(0.01, 1.0), min_size=3, max_size=3), min_size=2, max_size=9))
+def test_a_speed_is_all_seconds_over_all_seconds(blocks: list[list[float]]) -> None:
+    """Of a policy that leaves early for some blocks of some prompts, beside a second every plain token."""
+    found = [cluster_of(0, prompt, [(1.0, own) for own in seconds]) for prompt, seconds in enumerate(blocks)]
+    total = sum(map(sum, blocks))
+    ratio = ratio_of(found)
+    assert ratio.value == pytest.approx(3 * len(blocks) / total)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low <= ratio.value <= ratio.high
+
+
+def test_half_of_the_tokens_at_a_third_of_the_time_are_no_geometric_mean() -> None:
+    """By hand: six seconds in the place of nine are 1.5 x, and not the root of 3."""
+    halves = [cluster_of(0, prompt, [(1.0, 1.0 if prompt % 2 else 1 / 3)]) for prompt in range(8)]
+    assert ratio_of(halves).value == pytest.approx(1.5)
+    assert product_of((1.0, halves)).value == pytest.approx(math.sqrt(3.0))  # type: ignore[union-attr]
+
+
+def test_the_interval_of_a_ratio_of_times_holds_the_truth_as_often_as_it_says() -> None:
+    """Prompts on which a policy leaves early for a share of tokens, beside a rival that varies with them."""
+    random, runs, held = np.random.default_rng(3), 600, 0
+    mean = 1.0 - 0.6 * 2 / 7  # of a beta(2, 5) share of tokens at 0.4 of the time
+    for _ in range(runs):
+        own = 1.0 - 0.6 * random.beta(2, 5, 12)
+        rival = own * random.normal(1.0, 0.02, 12)
+        logs = [clusters((-np.log(times)).tolist()) for times in (own, rival)]
+        alone, over = ratio_of(logs[0]), ratio_over(*logs)
+        assert over is not None
+        held += _within(alone, 1.0 / mean) + _within(over, 1.0)
+        assert over.high - over.low < 0.5 * (alone.high - alone.low)  # what prompts share cancels
+    assert held / (2 * runs) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
+
+
+def _within(ratio: Interval, true: float) -> bool:
+    assert ratio.low is not None
+    assert ratio.high is not None
+    return ratio.low <= true <= ratio.high
+
+
+def test_in_one_process_a_product_is_students_over_prompts() -> None:
     values = [0.02, 0.05, -0.01, 0.04, 0.03]
-    found = ratio_of(clusters(values), 0.99)
+    found = product_of((1.0, clusters(values)), level=0.99)
     half = student.ppf(0.995, 4) * np.std(values, ddof=1) / math.sqrt(5)
     mean = np.mean(values)
     assert found == Interval(*(pytest.approx(math.exp(limit)) for limit in (mean, mean - half, mean + half)))
 
 
 def test_one_prompt_has_no_interval_however_often_it_is_decoded() -> None:
-    assert ratio_of([cluster_of(0, 0, [0.1] * 1000)]) == Interval(pytest.approx(math.exp(0.1)))
+    assert ratio_of([cluster_of(0, 0, [(1.1, 1.0)] * 1000)]) == Interval(pytest.approx(1.1))
     with pytest.raises(ValueError, match="needs a cluster"):
         ratio_of([])
 
@@ -234,7 +280,10 @@ def by_sums(values: np.ndarray, level: float) -> tuple[float, float]:
 
 def test_the_two_way_variance_against_sums_written_out() -> None:
     values = np.random.default_rng(4).normal(size=(4, 6)) + np.arange(6) * 0.3
-    found = ratio_of([one for place, row in enumerate(values) for one in clusters(row.tolist(), place)])
+    found = product_of(
+        (1.0, [one for place, row in enumerate(values) for one in clusters(row.tolist(), place)])
+    )
+    assert found is not None
     assert (found.low, found.high) == pytest.approx(by_sums(values, 0.95))
 
 
@@ -257,12 +306,14 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
 def test_contenders_are_held_against_each_other_prompt_by_prompt() -> None:
     # log(plain / one) - log(plain / other) is log(other / one), where both were timed.
     one, other = clusters([0.3, 0.5, 0.4]), clusters([0.1, 0.2])
-    found = combined_clusters((1.0, one), (-1.0, other))
-    assert [(cluster.prompt, cluster.log_ratio) for cluster in found] == [
-        (0, pytest.approx(0.2)),
-        (1, pytest.approx(0.3)),
-    ]
-    assert combined_clusters((1.0, one), (1.0, [])) == []
+    geometric = product_of((1.0, one), (-1.0, other))
+    assert geometric is not None
+    assert geometric.value == pytest.approx(math.exp(0.25))
+    ratio = ratio_over(one, other)
+    assert ratio is not None
+    seconds = [math.exp(-log) for log in (0.1, 0.2, 0.3, 0.5)]
+    assert ratio.value == pytest.approx(sum(seconds[:2]) / sum(seconds[2:]))
+    assert product_of((1.0, one), (1.0, [])) is ratio_over(one, []) is None
 
 
 def test_the_interval_by_hand() -> None:

@@ -36,7 +36,7 @@ LOGS = {
     POLICY: [0.24, 0.26, 0.28, 0.22],
     "never exit": [-0.10, -0.12, -0.08, -0.10],
     "cut head": [0.10, 0.14, 0.10, 0.14],
-    "lookup": [0.30, -0.30, 0.20, -0.20],
+    "lookup": [0.36, -0.24, 0.26, -0.14],
     "assistant": [0.5, 0.5, 0.5, 0.5],
 }
 """Log-ratios over generate(), by prompt."""
@@ -63,24 +63,25 @@ def result(**changes: Contender) -> BenchResult:
     return replace(made, contenders=(*{**found, **changes}.values(), *plain))
 
 
-def limits(logs: Any, level: float) -> tuple[float, float, float]:
-    mean, spread = np.mean(logs), np.std(logs, ddof=1)
-    half = student.ppf((1 + level) / 2, len(logs) - 1) * spread / math.sqrt(len(logs))
-    return tuple(math.exp(one) for one in (mean, mean - half, mean + half))  # type: ignore[return-value]
+def limits(name: str, level: float, rival: str) -> tuple[float, float, float]:
+    """Seconds of the rival over its own on all prompts together, with Student's interval, written out."""
+    own, other = np.exp(-np.array(LOGS[name])), np.exp(-np.array(LOGS[rival]))
+    value, spread = other.mean() / own.mean(), np.std(own / own.mean() - other / other.mean(), ddof=1)
+    factor = math.exp(student.ppf((1 + level) / 2, len(own) - 1) * spread / math.sqrt(len(own)))
+    return value, value / factor, value * factor
 
 
 def test_it_is_over_the_best_without_exits_that_keeps_the_floor_by_hand() -> None:
-    own = np.array(LOGS[POLICY])
     found = result().credit(POLICY, 0.95)
     assert found is not None
     # Over the cut head the least; over prompt lookup, which varies most, the lowest limit. Four rivals.
     assert found.over == "cut head"
-    assert found.value == pytest.approx(limits(own - LOGS["cut head"], 0.95)[0])
-    assert found.low == pytest.approx(limits(own - LOGS["lookup"], 0.95)[1])
-    assert found.high == pytest.approx(limits(own - LOGS["cut head"], 1 - 0.05 / 4)[2])
+    assert found.value == pytest.approx(limits(POLICY, 0.95, "cut head")[0])
+    assert found.low == pytest.approx(limits(POLICY, 0.95, "lookup")[1])
+    assert found.high == pytest.approx(limits(POLICY, 1 - 0.05 / 4, "cut head")[2])
     stricter = result().credit(POLICY, 0.98)
     assert stricter is not None
-    assert (stricter.over, stricter.value) == ("lookup", pytest.approx(math.exp(0.25)))
+    assert (stricter.over, stricter.value) == ("lookup", pytest.approx(limits(POLICY, 0.95, "lookup")[0]))
     assert result(lookup=timed("lookup")).credit(POLICY, 0.98) != stricter  # one with exits is no rival
 
 
@@ -100,7 +101,7 @@ def test_who_is_without_exits_has_none() -> None:
     assert cut is not None
     assert never is not None
     assert (cut.over, cut.value, cut.high) == ("cut head", 1.0, 1.0)
-    assert (never.over, never.value) == ("cut head", pytest.approx(math.exp(-0.22)))
+    assert (never.over, never.value) == ("cut head", pytest.approx(limits("never exit", 0.95, "cut head")[0]))
     assert result().credit("generate()", 0.98).high == 1.0  # type: ignore[union-attr]
 
 
@@ -160,12 +161,13 @@ def test_of_several_processes_the_plain_decoder_is_the_fastest_of_all() -> None:
     assert found.plain == "never exit"
     ratio, logs = found.contender(POLICY).ratio, np.array(LOGS[POLICY])
     assert ratio is not None
-    over_never = [logs - LOGS["never exit"], logs, logs]
-    assert ratio.value == pytest.approx(math.exp(np.mean(over_never)))
+    never, cut = np.array(LOGS["never exit"]), np.array(LOGS["cut head"])
+    times, rival = (np.exp([never - one, -one, -one]).mean() for one in (logs, cut))
+    assert ratio.value == pytest.approx(1.0 / times)
     assert found.contender("never exit").ratio == Interval(1.0, 1.0, 1.0)
     credit = found.credit(POLICY, 0.95)
     assert credit is not None
-    assert credit.value == pytest.approx(math.exp(np.mean(logs - LOGS["cut head"])))
+    assert credit.value == pytest.approx(rival / times)
 
 
 # --- on a model

@@ -23,7 +23,7 @@ from offramp.decoding.measurement.turns import (
     SHORT_BLOCK,
     Group,
     Visit,
-    log_ratios,
+    pairs_of,
     time_groups,
     visit,
 )
@@ -86,7 +86,7 @@ def test_what_is_kept_of_a_visit(clock: Clock) -> None:
     assert found["b"].blocks == (pytest.approx(0.05),) * 2
     assert found["a"].decoded.first_seconds == pytest.approx(2.0)
     assert found["a"].decoded.seconds_per_token == pytest.approx(0.1)
-    assert log_ratios(found["a"], found["b"]) == [pytest.approx(math.log(2.0))] * 2
+    assert pairs_of(found["a"], found["b"]) == [(pytest.approx(0.1), pytest.approx(0.05))] * 2
 
 
 def test_short_texts_are_cut_into_short_blocks_and_a_rest_is_no_block(clock: Clock) -> None:
@@ -103,7 +103,7 @@ def test_a_step_of_several_tokens_ends_its_block_late_and_is_counted_as_it_is(cl
     assert [new for name, new in clock.log if name == "a"] == [3] * 8
     assert found["a"].blocks == (pytest.approx(0.1),) * 4
     assert len(found["b"].blocks) == 6
-    assert len(log_ratios(found["a"], found["b"])) == 4
+    assert len(pairs_of(found["a"], found["b"])) == 4
 
 
 def test_rows_side_by_side_share_the_seconds(clock: Clock) -> None:
@@ -124,7 +124,7 @@ def test_who_cannot_be_stopped_decodes_at_a_stretch_between_two_blocks(clock: Cl
         assert names[first : first + FEW - 1] == ["whole"] * (FEW - 1)
         places.add(first)
         assert found["whole"].blocks == ()
-        assert log_ratios(found["a"], found["whole"]) == [pytest.approx(math.log(0.5))]
+        assert pairs_of(found["a"], found["whole"]) == [(pytest.approx(0.1), pytest.approx(0.2))]
     assert places == {0, SHORT_BLOCK, 2 * SHORT_BLOCK}
 
 
@@ -138,7 +138,7 @@ def test_a_drift_of_the_machine_cancels(clock: Clock) -> None:
     for seed in range(40):
         clock.now = 0.0
         found = visited(Fake(clock, "a", slowing), Fake(clock, "b", slowing), seed=seed)
-        ratios += log_ratios(found["a"], found["b"])
+        ratios += [math.log(other / own) for other, own in pairs_of(found["a"], found["b"])]
     assert abs(math.fsum(ratios) / len(ratios)) < 0.004
 
 

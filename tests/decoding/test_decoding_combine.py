@@ -19,9 +19,9 @@ from offramp.decoding.measurement.accelerations import (
     name_of,
     read_accelerations,
 )
-from offramp.decoding.measurement.answers import Limits
+from offramp.decoding.measurement.answers import Limits, product_of
 from offramp.decoding.measurement.combinations import kept_layers
-from offramp.decoding.measurement.combine import combine, interaction_of, product_of
+from offramp.decoding.measurement.combine import combine, interaction_of
 from offramp.decoding.measurement.combined import (
     COMBINED,
     Combination,
@@ -164,14 +164,11 @@ def test_combinations_are_held_against_each_other_prompt_by_prompt(result: Combi
     )
     together, alone = found_of(result, "exits", "prune"), found_of(result, "exits")
     assert [one.prompt for one in both] == [0, 1]
-    assert together.product == product_of([pruned, left])
+    assert together.product == product_of((1.0, pruned), (1.0, left))
     assert together.interaction == interaction_of([pruned, left], both)
     added = {one.part: one.speedup.value for one in together.on_top}
-    p, e, b = (np.array([one.log_ratio for one in of]) for of in (pruned, left, both))
-    assert added == {
-        "exits": pytest.approx(np.exp((b - p).mean())),
-        "prune": pytest.approx(np.exp((b - e).mean())),
-    }
+    p, e, b = (np.exp([-one.log_ratio for one in of]).mean() for of in (pruned, left, both))
+    assert added == {"exits": pytest.approx(p / b), "prune": pytest.approx(e / b)}
     assert (alone.product, alone.interaction, alone.on_top) == (None, None, ())
 
 
@@ -183,12 +180,12 @@ def single(value: float) -> list[Cluster]:
 def test_a_hand_worked_interaction() -> None:
     # Alone 2 and 1.25 times as fast: together 2.5 times if nothing got in the way. Measured: 100 / 44.
     first, second, together = single(2.0), single(1.25), single(100 / 44)
-    assert product_of([first, second]) == Interval(*[pytest.approx(2.5)] * 3)
+    assert product_of((1.0, first), (1.0, second)) == Interval(*[pytest.approx(2.5)] * 3)
     found = interaction_of([first, second], together)
     assert found.value == pytest.approx((100 / 44) / 2.5)
     assert found.high is not None
     assert found.high < 1.0
-    assert product_of([single(2.0), single(3.0), single(1.5)]).value == pytest.approx(9.0)
+    assert product_of(*((1.0, single(value)) for value in (2.0, 3.0, 1.5))).value == pytest.approx(9.0)
 
 
 def test_a_prompt_on_which_plain_decoding_was_slow_cancels_in_the_interaction() -> None:

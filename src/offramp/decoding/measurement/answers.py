@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -17,52 +17,98 @@ from offramp.errors import InputError
 from offramp.tuning.verdict import WORTH, require_worth
 
 LEVEL = 0.95
-TRIMMED = 1 / 8
-"""Share of a cluster's pairs that is left out at either end: what a burst of other work spoils."""
+Pair = tuple[float, float]
+"""Seconds per token of two blocks side by side: the other's, and a contender's own."""
 
 
-def cluster_of(process: int, prompt: int, log_ratios: Sequence[float]) -> Cluster:
-    """The cluster of some pairs."""
-    return Cluster(process, prompt, trimmed_mean(log_ratios), len(log_ratios))
+def cluster_of(process: int, prompt: int, pairs: Sequence[Pair]) -> Cluster:
+    """The cluster of some pairs: the other's seconds over its own, summed over blocks.
 
-
-def trimmed_mean(values: Sequence[float]) -> float:
-    """The mean without `TRIMMED` of the values at either end, rounded down."""
-    ordered = sorted(values)
-    cut = int(len(ordered) * TRIMMED)
-    return math.fsum(ordered[cut : len(ordered) - cut]) / (len(ordered) - 2 * cut)
+    The sums, and not the mean of blocks' ratios, nor a trimmed one: where a policy leaves early for some
+    blocks and not for others, that would be more than the time that it saves.
+    """
+    others, own = (math.fsum(seconds) for seconds in zip(*pairs, strict=True))
+    return Cluster(process, prompt, math.log(others / own), len(pairs))
 
 
 def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Interval:
-    """The ratio that clusters speak of, exp of their mean, with its interval; without one of one cluster.
+    """How many times as fast a contender is as the decoder that its clusters are over, on all prompts.
 
-    level: of the interval. The variance is robust to what pairs of one prompt, and of one process, share:
-    with several processes the sum of both one-way variances less that of the cells (Cameron, Gelbach and
-    Miller 2011, J. Bus. Econ. Stat. 29, 238, for a mean), at least the larger of the two; Student's t with
-    one less than the fewer of both as degrees of freedom. In one process that is the t interval over prompts.
-
-    Raises ValueError without clusters.
+    As `ratio_over`. Raises ValueError without clusters.
     """
-    if not clusters:
+    found = ratio_over(clusters, [replace(cluster, log_ratio=0.0) for cluster in clusters], level)
+    if found is None:
         raise ValueError("a ratio needs a cluster")
-    values = np.array([cluster.log_ratio for cluster in clusters], dtype=np.float64)
-    mean = float(values.mean())
-    groupings = [[cluster.process for cluster in clusters], [cluster.prompt for cluster in clusters]]
-    several = [groups for groups in groupings if len(set(groups)) > 1]
+    return found
+
+
+def ratio_over(
+    clusters: Sequence[Cluster], others: Sequence[Cluster], level: float = LEVEL
+) -> Interval | None:
+    """How many times as fast one contender is as another, on the prompts of both; None where they share none.
+
+    clusters, others: of each over the same decoder.
+
+    1. A prompt's tokens take x = exp(-log-ratio) times what plain decoding takes. 2. The ratio is the other's
+    mean over its own: of times, so that a prompt that takes twice as long counts twice, as for whoever waits.
+    3. Its logarithm is as uncertain as the mean of x / mean(x), less the other's (the delta method for
+    a ratio of means: Cochran 1977, Sampling Techniques, 6.3).
+    """
+    shared = _shared([clusters, others])
+    if not shared:
+        return None
+    own, other = (np.exp([-cluster.log_ratio for cluster in contender]) for contender in shared)
+    residuals = other / other.mean() - own / own.mean()
+    return _interval(math.log(other.mean() / own.mean()), residuals, shared[0], level)
+
+
+def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Interval | None:
+    """A product of powers of ratios prompt by prompt, the geometric mean over prompts; None without a prompt.
+
+    It asks whether gains multiply where they are had: of means over prompts they would not, where two save on
+    the same ones. factors: a power and a contender's clusters, each over the same plain decoder.
+    """
+    shared = _shared([clusters for _, clusters in factors])
+    if not shared:
+        return None
+    powers = [power for power, _ in factors]
+    logs = np.array(powers) @ np.array([[one.log_ratio for one in contender] for contender in shared])
+    mean = float(logs.mean())
+    return _interval(mean, logs - mean, shared[0], level)
+
+
+def _shared(contenders: Sequence[Sequence[Cluster]]) -> list[list[Cluster]]:
+    """Clusters of the prompts that all have, in the same order; empty if there is none."""
+    tables = [{(one.process, one.prompt): one for one in clusters} for clusters in contenders]
+    places = sorted(set.intersection(*(set(table) for table in tables)))
+    return [[table[place] for place in places] for table in tables] if places else []
+
+
+def _interval(
+    log_ratio: float, residuals: NDArray[np.float64], clusters: Sequence[Cluster], level: float
+) -> Interval:
+    """A ratio with its interval; without one of one cluster. residuals: of the logarithm, by cluster.
+
+    The variance is robust to what pairs of one prompt, and of one process, share: with several processes the
+    sum of both one-way variances less that of the cells (Cameron, Gelbach and Miller 2011, J. Bus. Econ.
+    Stat. 29, 238, for a mean), at least the larger of the two; Student's t with one less than the fewer of
+    both as degrees of freedom. In one process that is the t interval over prompts.
+    """
+    groupings = [[one.process for one in clusters], [one.prompt for one in clusters]]
+    several = [labels for labels in groupings if len(set(labels)) > 1]
     if not several:
-        return Interval(math.exp(mean))
-    parts = [_variance(values - mean, groups) for groups in several]
+        return Interval(math.exp(log_ratio))
+    parts = [_variance(residuals, labels) for labels in several]
     variance = parts[0]
     if len(several) > 1:
-        cells = _variance(values - mean, list(range(len(values))))
+        cells = _variance(residuals, list(range(len(residuals))))
         variance = max(parts[0] + parts[1] - cells, *parts)
-    freedom = freedom_of(clusters)
-    half = _quantile(level, freedom) * math.sqrt(variance)
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    half = _quantile(level, freedom_of(clusters)) * math.sqrt(variance)
+    return Interval(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
 def freedom_of(clusters: Sequence[Cluster]) -> int:
-    """Degrees of freedom of their mean's interval, 0 without one.
+    """Degrees of freedom of their ratio's interval, 0 without one.
 
     One less than prompts, or than processes where those are several and fewer.
     """
@@ -81,23 +127,6 @@ def _variance(residuals: NDArray[np.float64], groups: Sequence[int]) -> float:
     labels = np.unique(np.array(groups), return_inverse=True)[1]
     sums = np.bincount(labels, weights=residuals)
     return float(sums @ sums) * len(sums) / (len(sums) - 1) / len(residuals) ** 2
-
-
-def combined_clusters(*weighted: tuple[float, Sequence[Cluster]]) -> list[Cluster]:
-    """Weighted sums of log-ratios, cluster by cluster, where all of them have one.
-
-    log(a/b) - log(a/c) is log(c/b): so contenders that took turns are held against each other.
-    """
-    tables = [{(one.process, one.prompt): one for one in clusters} for _, clusters in weighted]
-    shared = sorted(set.intersection(*(set(table) for table in tables)))
-    return [
-        Cluster(
-            *place,
-            sum(weight * table[place].log_ratio for (weight, _), table in zip(weighted, tables, strict=True)),
-            min(table[place].pairs for table in tables),
-        )
-        for place in shared
-    ]
 
 
 ONE = Interval(1.0, 1.0, 1.0)
@@ -296,7 +325,7 @@ class Budget:
 
 
 class Series:
-    """Log-ratios of one contender over each decoder without exits that it took turns with, by prompt.
+    """Times of one contender beside each decoder without exits that it took turns with, by prompt.
 
     plain: names of those that decode plainly. level: of the last look's interval, 0.95 before any.
     """
@@ -304,11 +333,11 @@ class Series:
     def __init__(self, plain: Collection[str]) -> None:
         self.level = LEVEL
         self._plain = plain
-        self._pairs: dict[str, dict[int, list[float]]] = {}
+        self._pairs: dict[str, dict[int, list[Pair]]] = {}
 
-    def add(self, over: str, prompt: int, log_ratios: Sequence[float]) -> None:
-        """Further pairs of a prompt: log(the other's seconds / its seconds), timed side by side."""
-        self._pairs.setdefault(over, {}).setdefault(prompt, []).extend(log_ratios)
+    def add(self, over: str, prompt: int, pairs: Sequence[Pair]) -> None:
+        """Further pairs of a prompt, timed side by side."""
+        self._pairs.setdefault(over, {}).setdefault(prompt, []).extend(pairs)
 
     def clusters(self, over: str) -> tuple[Cluster, ...]:
         """One for each prompt, of this process."""

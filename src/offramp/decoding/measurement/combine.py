@@ -21,7 +21,7 @@ from offramp.decoding.measurement.accelerations import (
     read_accelerations,
     transforms_of,
 )
-from offramp.decoding.measurement.answers import Budget, Limits, combined_clusters, ratio_of
+from offramp.decoding.measurement.answers import Budget, Limits, product_of, ratio_over
 from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
 from offramp.decoding.measurement.combinations import (
     Key,
@@ -284,20 +284,15 @@ def _combination(one: Planned, contenders: Mapping[str, Contender], quality: Qua
     if len(singles) == len(names):
         combination = replace(
             combination,
-            product=product_of(singles),
+            product=product_of(*((1.0, single) for single in singles)),
             interaction=interaction_of(singles, contender.clusters),
         )
     return replace(combination, on_top=tuple(_on_top(names, clusters, contender.clusters)))
 
 
-def product_of(singles: Sequence[Sequence[Cluster]]) -> Interval:
-    """Product of the speedups of single parts, prompt by prompt."""
-    return ratio_of(combined_clusters(*((1.0, single) for single in singles)))
-
-
-def interaction_of(singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]) -> Interval:
-    """Speedup of all parts together over the product of the single ones, prompt by prompt."""
-    return ratio_of(combined_clusters((1.0, together), *((-1.0, single) for single in singles)))
+def interaction_of(singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]) -> Interval | None:
+    """Speedup of all parts together over the product of the single ones, on the prompts that all share."""
+    return product_of((1.0, together), *((-1.0, single) for single in singles))
 
 
 def _on_top(
@@ -307,8 +302,9 @@ def _on_top(
     found = []
     for part in names:
         rest = " + ".join(name for name in names if name != part)
-        if rest in clusters:
-            found.append(OnTop(part, ratio_of(combined_clusters((1.0, together), (-1.0, clusters[rest])))))
+        ratio = ratio_over(together, clusters[rest]) if rest in clusters else None
+        if ratio is not None:
+            found.append(OnTop(part, ratio))
     return found
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from offramp.decoding.measurement.answers import ONE, combined_clusters, over_fastest, ratio_of
+from offramp.decoding.measurement.answers import ONE, over_fastest, ratio_over
 from offramp.decoding.measurement.results import A_A, BenchResult, Cluster, Contender, Credit, Interval
 
 
@@ -34,18 +35,16 @@ def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float
     def ratio(other: str, level: float) -> Interval | None:
         if other == contender.name:
             return ONE
-        clusters = clusters_over(result, contender.name, other)
-        return ratio_of(clusters, level) if clusters else None
+        own: Sequence[Cluster] = result.contender(contender.name).clusters
+        others = result.contender(other).clusters
+        # The fastest plain decoder has no clusters of its own: it is what the others' are over.
+        if contender.name == result.plain:
+            own = _as_fast(others)
+        return ratio_over(own, _as_fast(own) if other == result.plain else others, level)
 
     return ratio
 
 
-def clusters_over(result: BenchResult, name: str, other: str) -> Sequence[Cluster]:
-    """Log-ratios of one contender over another, where both were timed: both were held against the plain one.
-
-    The fastest plain decoder has no clusters of its own: it is what the others' are over.
-    """
-    signs = {name: 1.0, other: -1.0}
-    return combined_clusters(
-        *((sign, result.contender(one).clusters) for one, sign in signs.items() if one != result.plain)
-    )
+def _as_fast(clusters: Sequence[Cluster]) -> list[Cluster]:
+    """Those of a decoder over itself, on the same prompts."""
+    return [replace(cluster, log_ratio=0.0) for cluster in clusters]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 from offramp.decoding.measurement.answers import (
     ONE,
+    Pair,
     answer_of,
     cluster_of,
     ratio_of,
@@ -111,14 +111,14 @@ def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Interval
 
 
 def seconds_of(name: str, group: Group) -> Interval:
-    """Of a plain decoder, per token: geometric mean over prompts of trimmed means of blocks."""
-    seconds: dict[int, list[float]] = {}
+    """Of a plain decoder, per token: mean over prompts of the mean of blocks."""
+    pairs: dict[int, list[Pair]] = {}
     for place, found in group.visits:
-        one = found[name]
-        seconds.setdefault(place, []).extend(one.blocks or (one.decoded.seconds_per_token,))
-    return ratio_of(
-        [cluster_of(0, place, [math.log(value) for value in values]) for place, values in seconds.items()]
-    )
+        timed = found[name]
+        blocks = timed.blocks or (timed.decoded.seconds_per_token,)
+        pairs.setdefault(place, []).extend((1.0, seconds) for seconds in blocks)
+    speed = ratio_of([cluster_of(0, place, blocks) for place, blocks in pairs.items()])
+    return seconds_over(ONE, speed)
 
 
 def seconds_over(plain: Interval, ratio: Interval) -> Interval:

@@ -6,9 +6,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from offramp.decoding.measurement.answers import ONE, answer_of, over_fastest, ratio_of, resolution_of
-from offramp.decoding.measurement.credit import clusters_over, ratios_of
+from offramp.decoding.measurement.answers import (
+    ONE,
+    answer_of,
+    cluster_of,
+    over_fastest,
+    ratio_of,
+    resolution_of,
+)
+from offramp.decoding.measurement.credit import ratios_of
 from offramp.decoding.measurement.defects import a_a_clusters_of, a_a_defect, judge_a_a
+from offramp.decoding.measurement.figures import seconds_over
 from offramp.decoding.measurement.results import A_A, PLAIN, BenchResult, Cluster, Contender, Interval
 
 
@@ -24,9 +32,10 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
         raise ValueError("there is nothing to merge")
     first = results[0]
     # Over the plain decoder that came out the fastest in the first process, then over that of all.
-    together = replace(first, contenders=tuple(_merged(one, results) for one in first.contenders))
-    plain = _fastest_plain(together)
-    contenders = tuple(_answered(one, together, plain) for one in together.contenders)
+    over_first = _merged(results, first.plain)
+    plain = _fastest_plain(over_first)
+    together = _merged(results, plain)
+    contenders = tuple(_answered(one, together, _speed(over_first, plain)) for one in together.contenders)
     defects = tuple(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
     contenders, defects, a_a = judge_a_a(contenders, defects, a_a_clusters_of(contenders))
     return replace(
@@ -48,9 +57,15 @@ def _own_defects(result: BenchResult) -> list[str]:
     return [sentence for sentence in result.defects if sentence != a_a_clusters]
 
 
-def _merged(first: Contender, results: Sequence[BenchResult]) -> Contender:
-    """All that every process found, over the first one's plain decoder. first: as the first one found it."""
-    twice, plain = first.role == A_A, results[0].plain
+def _merged(results: Sequence[BenchResult], plain: str) -> BenchResult:
+    """The first result with what every process found of each contender, over one plain decoder."""
+    contenders = tuple(_of_all(one, results, plain) for one in results[0].contenders)
+    return replace(results[0], plain=plain, contenders=contenders)
+
+
+def _of_all(first: Contender, results: Sequence[BenchResult], plain: str) -> Contender:
+    """All that every process found of a contender. first: as the first one found it."""
+    twice = first.role == A_A
     own = [
         (process, result, contender)
         for process, result in enumerate(results)
@@ -61,7 +76,7 @@ def _merged(first: Contender, results: Sequence[BenchResult]) -> Contender:
         replace(cluster, process=process)
         for process, result, contender in own
         if contender.left_out is None and contender.name != plain
-        for cluster in (contender.clusters if twice else clusters_over(result, contender.name, plain))
+        for cluster in (contender.clusters if twice else _clusters_over(result, contender.name, plain))
     )
     found = [contender for _, _, contender in own]
     return replace(
@@ -92,24 +107,25 @@ def _speed(result: BenchResult, name: str) -> float:
     return 1.0 if name == result.plain else ratio_of(result.contender(name).clusters).value
 
 
-def _answered(contender: Contender, result: BenchResult, plain: str) -> Contender:
-    """The contender over the fastest plain decoder of all processes."""
+def _answered(contender: Contender, together: BenchResult, plain_speed: float) -> Contender:
+    """The contender with its ratio over the fastest plain decoder of all processes.
+
+    plain_speed: of that one, over the first process's.
+    """
+    plain = together.plain
     if contender.name == plain:
-        return replace(contender, ratio=ONE, resolution=resolution_of(ONE), clusters=())
-    if not contender.clusters and contender.name != result.plain:  # left out, or of a pilot
+        return replace(contender, ratio=ONE, resolution=resolution_of(ONE))
+    if not contender.clusters:  # left out, or of a pilot
         ratio = contender.ratio
-        rebased = None if ratio is None else Interval(ratio.value / _speed(result, plain))
-        return replace(contender, ratio=rebased)
-    twice = contender.role == A_A
-    clusters = contender.clusters if twice else tuple(clusters_over(result, contender.name, plain))
-    ratio = ratio_of(clusters, contender.level)
-    if not twice:
-        others = [name for name in _in_turns(result) if name != contender.name]
-        found = over_fastest(others, ratios_of(result, contender), contender.level, fastest=plain)
+        return replace(contender, ratio=None if ratio is None else Interval(ratio.value / plain_speed))
+    ratio = ratio_of(contender.clusters, contender.level)
+    if contender.role != A_A:
+        others = [name for name in _in_turns(together) if name != contender.name]
+        found = over_fastest(others, ratios_of(together, contender), contender.level, fastest=plain)
         assert found is not None  # all of them took turns
         ratio = found[1]
-    answer = contender.answer if contender.answer == "defect" else answer_of(ratio, result.worth)
-    return replace(contender, answer=answer, ratio=ratio, resolution=resolution_of(ratio), clusters=clusters)
+    answer = contender.answer if contender.answer == "defect" else answer_of(ratio, together.worth)
+    return replace(contender, answer=answer, ratio=ratio, resolution=resolution_of(ratio))
 
 
 def _wrong(own: Sequence[Contender]) -> bool:
@@ -122,6 +138,24 @@ def _wrong(own: Sequence[Contender]) -> bool:
 
 
 def _seconds(own: Sequence[Contender]) -> Interval | None:
-    """Geometric mean over processes, with its interval."""
-    logs = [math.log(one.seconds_per_token.value) for one in own if one.seconds_per_token is not None]
-    return ratio_of([Cluster(process, 0, log, 1) for process, log in enumerate(logs)]) if logs else None
+    """Mean over processes, with its interval."""
+    seconds = [one.seconds_per_token.value for one in own if one.seconds_per_token is not None]
+    if not seconds:
+        return None
+    speed = ratio_of([cluster_of(process, 0, [(1.0, value)]) for process, value in enumerate(seconds)])
+    return seconds_over(ONE, speed)
+
+
+def _clusters_over(result: BenchResult, name: str, plain: str) -> tuple[Cluster, ...]:
+    """Those of one contender over a plain decoder: log(a/b) - log(a/c) is log(c/b)."""
+    clusters, others = result.contender(name).clusters, result.contender(plain).clusters
+    if plain == result.plain:
+        return clusters
+    if name == result.plain:
+        return tuple(replace(other, log_ratio=-other.log_ratio) for other in others)
+    over = {(other.process, other.prompt): other for other in others}
+    return tuple(
+        replace(cluster, log_ratio=cluster.log_ratio - over[place].log_ratio)
+        for cluster in clusters
+        if (place := (cluster.process, cluster.prompt)) in over
+    )

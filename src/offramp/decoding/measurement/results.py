@@ -43,8 +43,8 @@ class Interval:
 class Cluster:
     """One prompt (or batch of prompts) in one process, timed side by side with plain decoding.
 
-    log_ratio: trimmed mean of log(plain seconds / its seconds) over the pairs. pairs: how many. More of them
-    make the figure better; they are no further prompts.
+    log_ratio: log(plain seconds / its seconds), both summed over the pairs of blocks. pairs: how many. More
+    of them make the figure better; they are no further prompts.
     """
 
     process: int
@@ -78,9 +78,9 @@ class Contender:
     of the decoder that it repeats); without an interval for one prompt, or where it was timed in the pilot
     only. The interval covers that the fastest was told by the same times. level: of the interval, that of the
     last look, so that it holds however the timing was stopped. resolution: its half-width, as a share.
-    clusters: what the ratio is the mean of, by prompt; none of the fastest plain decoder itself. samples:
+    clusters: what the ratio comes of, by prompt; none of the fastest plain decoder itself. samples:
     seconds per new token (of all rows together) after the first, one per visit, in order.
-    seconds_per_token: of the fastest plain decoder the geometric mean over prompts, with a 95 % interval; of
+    seconds_per_token: of the fastest plain decoder the mean over prompts, with a 95 % interval; of
     others that over their ratio, so that the machine's load cancels between them. first_token_seconds:
     median time to the first new token. tokens_per_second: of the whole batch.
     peak_memory_bytes: above what the process held before, None if unknown. counted: what a token of the timed

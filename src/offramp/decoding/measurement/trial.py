@@ -9,15 +9,16 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.decoding.measurement.answers import trimmed_mean
+from offramp.decoding.measurement.answers import cluster_of
 from offramp.decoding.measurement.contenders import FAILURES, GENERATE, ONE_CALL, why
 from offramp.decoding.measurement.decoder import Decoded, Decoder, LayerCount, left_out
 from offramp.decoding.measurement.results import Contender
-from offramp.decoding.measurement.turns import Timed, Visit, log_ratios, visit
+from offramp.decoding.measurement.turns import Timed, Visit, pairs_of, visit
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.devices import CPU
 from offramp.models.stack import ExitStack
@@ -184,12 +185,11 @@ def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
 
 
 def _seconds(timed: Sequence[Timed]) -> float:
-    """Per token: geometric, trimmed over blocks; of the whole decodings without any."""
-    blocks = [seconds for one in timed for seconds in one.blocks or (one.decoded.seconds_per_token,)]
-    return math.exp(trimmed_mean([math.log(seconds) for seconds in blocks]))
+    """Per token: median over blocks, which a burst of other work spoils; of whole decodings without any."""
+    return median([seconds for one in timed for seconds in one.blocks or (one.decoded.seconds_per_token,)])
 
 
 def _over(visits: Sequence[Visit], above: str, below: str) -> float:
     """Seconds of the one over seconds of the other, whole decodings side by side."""
-    ratios = [ratio for found in visits for ratio in log_ratios(found[above], found[below])]
-    return math.exp(math.fsum(ratios) / len(ratios))
+    pairs = [pair for found in visits for pair in pairs_of(found[above], found[below])]
+    return math.exp(cluster_of(0, 0, pairs).log_ratio)

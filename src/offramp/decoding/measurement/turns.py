@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.decoding.measurement.answers import Budget, Looks, Series
+from offramp.decoding.measurement.answers import Budget, Looks, Pair, Series
 from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, wait_for
 from offramp.decoding.measurement.results import PLAIN, Stopped
 from offramp.errors import OfframpError
@@ -41,14 +41,14 @@ Visit = dict[str, Timed]
 """By contender's name."""
 
 
-def log_ratios(above: Timed, below: Timed) -> list[float]:
-    """log(seconds of the one / seconds of the other): of blocks that were side by side.
+def pairs_of(other: Timed, own: Timed) -> list[Pair]:
+    """Seconds per token of blocks of two contenders that were side by side.
 
     One pair, of the whole decodings, where either decoded at a stretch.
     """
-    if above.blocks and below.blocks:
-        return [math.log(one / other) for one, other in zip(above.blocks, below.blocks, strict=False)]
-    return [math.log(above.decoded.seconds_per_token / below.decoded.seconds_per_token)]
+    if other.blocks and own.blocks:
+        return list(zip(other.blocks, own.blocks, strict=False))
+    return [(other.decoded.seconds_per_token, own.decoded.seconds_per_token)]
 
 
 def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, order: random.Random) -> Visit:
@@ -200,7 +200,7 @@ class Group:
         for decoder in taking_part:
             others = {*self._rivals, decoder.repeats} - {decoder.name}
             for other in sorted(name for name in others if name in found):
-                pairs = log_ratios(found[other], found[decoder.name])
+                pairs = pairs_of(found[other], found[decoder.name])
                 self.series[decoder.name].add(other, place, pairs)
         self.visits.append((place, found))
         self.seconds += budget.spent - began
