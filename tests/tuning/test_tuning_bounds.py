@@ -204,6 +204,20 @@ def test_what_cannot_be_reached_any_more_is_given_up() -> None:
     assert settle(np.zeros(0), 0.05, 0.1, 50) is None
 
 
+def test_a_test_that_goes_on_beyond_the_documents_its_bets_were_sized_for_stays_valid() -> None:
+    random, runs = np.random.default_rng(11), 300
+    certified = {60: 0, None: 0}
+    for _ in range(runs):
+        losses = (random.random(400) < 0.1).astype(np.float64)  # exactly the risk: a certificate is an error
+        for sized in certified:
+            ended = settle(losses, 0.1, 0.1, 400, patience=401, sized=sized)
+            certified[sized] += ended is not None and ended.outcome == "certified"
+    assert max(certified.values()) / runs <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / runs)
+    # It is settled as one of so many documents as long as it has looked at no more.
+    few = np.tile([0.0, 0.0, 0.0, 0.1], 15)
+    assert settle(few, 0.1, 0.1, 400, sized=60) == settle(few, 0.1, 0.1, 60, patience=61)
+
+
 def clustered(rng: np.random.Generator, documents: int, tokens: int, risk: float, hard: float) -> Losses:
     """A share `hard` of the documents bears all of the loss."""
     rates = np.where(rng.random(documents) < hard, risk / hard, 0.0)

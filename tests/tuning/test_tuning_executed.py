@@ -281,6 +281,20 @@ def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
     assert told[:3] == [(8, 30), (16, 30), (24, 30)]
 
 
+def test_with_time_a_candidate_is_decoded_on_for_as_long_as_it_may_pass(trace: Trace) -> None:
+    """Too close to the floor for 88 documents: neither certified nor refuted by these."""
+
+    def close(policy: ExitPolicy, kv: str) -> float:
+        return 0.085
+
+    few = Scripted(trace, close, documents=400).tuned()
+    limited = Scripted(trace, close, documents=400).tuned(limits=Limits(seconds=600.0))
+    assert (few.certificate.documents, limited.certificate.documents) == (88, 400)
+    assert few.tested[0].outcome in ("documents used up", "out of reach")
+    assert limited.tested[0].outcome == "certified"
+    assert limited.tested[0].documents > 88
+
+
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Scripted(trace, lossless).tuned(limits=Limits(seconds=1e-9))
     assert none.answer.startswith("not settled: the time was used up before anything with exits was decoded;")

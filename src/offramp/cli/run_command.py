@@ -26,7 +26,7 @@ from offramp.cli.options import (
     Tokens,
     Transforms,
 )
-from offramp.cli.run_folder import SUMMARY_FILE
+from offramp.cli.run_folder import DECODE_MINUTES, SUMMARY_FILE
 from offramp.models.devices import AUTO
 from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
@@ -98,7 +98,7 @@ def run(
         typer.Option(
             "--minutes",
             help="Minutes of that real decoding, all texts together: of documents for certificates, and of "
-            "timing. By default 3. Where a verdict is not settled, the same command with more goes on.",
+            f"timing. By default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on.",
             show_default=False,
         ),
     ] = None,

@@ -25,6 +25,8 @@ from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
 
 RUN_FILE = "run.json"
+DECODE_MINUTES = 3.5
+"""Of a run's real decoding, all texts together, unless --minutes says otherwise."""
 SUMMARY_FILE = "summary.json"
 COMBINED_PAGE = "combined.html"
 """What `offramp bench --combine -o` that folder adds, beside COMBINED_FILE."""

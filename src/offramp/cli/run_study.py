@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.cli.options import require_options, require_placement
+from offramp.cli.run_folder import DECODE_MINUTES
 from offramp.commands import command_line
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError
@@ -36,8 +37,6 @@ FITTING_TOKENS = 200
 CLASSIFIERS = ("correctness",)
 """What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
 
-MINUTES = 3.0
-"""Of decoding for real, all texts together, unless --minutes says otherwise."""
 CERTIFYING = 0.42
 """Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
 ROUNDS = 3
@@ -225,7 +224,7 @@ def run_study(
     if streamed:
         values["large"] = {"stream": True, "memory": options.memory}
     elif options.decode:
-        seconds = 60.0 * (options.minutes or MINUTES) / len(workloads)
+        seconds = 60.0 * (options.minutes or DECODE_MINUTES) / len(workloads)
         values["certify"] = {"seconds": CERTIFYING * seconds}
         values["decode"] = {
             "floor": min(options.floors, key=from_main),

@@ -265,7 +265,9 @@ def sequential_capital(losses: Losses, risk: float, delta: float, planned: int) 
     return np.asarray(log_capital(column, bets(column, delta, planned), risk)[:, 0])
 
 
-def settle(losses: Losses, risk: float, delta: float, planned: int, patience: int = 0) -> Settled | None:
+def settle(
+    losses: Losses, risk: float, delta: float, planned: int, patience: int = 0, sized: int | None = None
+) -> Settled | None:
     """How a test of "the mean loss is at least `risk`" stands after some documents, in the drawn order.
 
     None if it goes on. "certified": K_t has reached 1/delta, and the mean so far does not exceed the risk.
@@ -273,13 +275,14 @@ def settle(losses: Losses, risk: float, delta: float, planned: int, patience: in
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
     - "documents used up": all `planned` ones were looked at.
-    patience: documents before which "out of reach" ends no test: it may still be refuted.
+    patience: documents before which "out of reach" ends no test: it may still be refuted. sized: for how many
+    documents bets are sized, None for all planned ones; a test that goes on beyond these stays valid.
     """
-    wanted = math.log(1.0 / delta)
+    wanted, sized = math.log(1.0 / delta), sized or planned
     seen = np.arange(1, len(losses) + 1)
-    capital = sequential_capital(losses, risk, delta, planned)
+    capital = sequential_capital(losses, risk, delta, sized)
     mean = np.cumsum(losses) / seen
-    against = sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, planned)
+    against = sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, sized)
     best = capital + (planned - seen) * largest_growth(risk)
     ends: dict[Outcome, NDArray[np.bool_]] = {
         "certified": (capital >= wanted) & (mean <= risk),

@@ -38,7 +38,8 @@ from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
 
 PER_NEEDED = 4
-"""Documents that a candidate may be decoded on, over those that are needed if none loses anything."""
+"""Documents that bets are sized for, over those that are needed if none loses anything; where no time limits
+it, a candidate is decoded on no more."""
 
 FRESH = 32
 """Documents that the chosen policy is decoded on once more, which did not choose it, if time allows."""
@@ -59,7 +60,8 @@ class Limits:
     """How much may be decoded."""
 
     documents: int | None = None
-    """For one candidate's test, at most; None for four times the fewest that could certify a floor."""
+    """For one candidate's test, at most; None for as many as there is time for, and without a limit of time
+    (or where a bound looks at all documents at once) four times the fewest that could certify a floor."""
     seconds: float | None = None
     """For reruns and decoding at all floors together; None for as long as it takes."""
     candidates: int | None = None
@@ -141,7 +143,7 @@ class _Floor:
     ) -> None:
         self.job, self.pool, self.executor, self.limits = job, pool, executor, limits
         self.known = known
-        self.needed, self.planned = _documents(job, executor, limits)
+        self.needed, self.planned, self.sized = _documents(job, executor, limits)
         self.proposed: Proposed | None = None
         self.alone: list[Trial] = []
         self.trials: list[Trial] = []
@@ -170,6 +172,7 @@ class _Floor:
             clock,
             self.limits.on_documents,
             self.needed,
+            self.sized,
             refutes=self.limits.worth is not None,
             known=self.known,
         )
@@ -250,16 +253,19 @@ def _full_model(job: Job, pool: Pool) -> Proposal:
     return Proposal(Never(), KEY_VALUE[0], risk, risk, 1.0, 1.0, free=True)
 
 
-def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int]:
-    """Documents without a loss that the floor needs, and those that a candidate may be decoded on."""
+def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int, int]:
+    """Documents without a loss that the floor needs, those that a candidate may be decoded on, and those that
+    bets are sized for."""
     risk, delta = job.floor.risk, job.delta
     needed = job.rule.needed(risk, delta)
-    most = PER_NEEDED * needed if limits.documents is None else limits.documents
-    planned = min(executor.documents, most)
+    sized = PER_NEEDED * needed if limits.documents is None else limits.documents
+    # A bound that may be looked at after each document loses nothing by going on.
+    open_ended = limits.documents is None and limits.seconds is not None and job.rule.name == "wsr"
+    planned = executor.documents if open_ended else min(executor.documents, sized)
     # The betting bound needs one or two more than any test must.
     if job.rule.name == "wsr" and needed <= planned < fewest_documents(risk, delta):
         needed = fewest_documents(risk, delta)
-    return needed, planned
+    return needed, planned, min(sized, planned)
 
 
 def _certificate(

@@ -176,6 +176,8 @@ class FixedSequence:
     clock: Clock
     on_documents: OnDocuments
     needed: int = 0
+    sized: int | None = None
+    """Documents that the bets of the betting bound are sized for, None for all planned ones."""
     refutes: bool = False
     """Whether a candidate that keeps less than the floor after enough documents is given up: a verdict has
     its answer then, where a certificate might still be had with luck."""
@@ -206,7 +208,12 @@ class FixedSequence:
         enough = self.planned >= self.needed
         most = self.planned if enough else max(self.needed, fewest_documents(self.risk, self.delta))
         patience = min(self.needed, ENOUGH_TO_REFUTE) if enough else most + 1
-        settled = settle(losses, self.risk, self.delta, most, patience)
+        sized = most if self.sized is None else min(self.sized, most)
+
+        def settled_by(losses: Losses) -> Settled | None:
+            return settle(losses, self.risk, self.delta, most, patience, sized)
+
+        settled = settled_by(losses)
         while settled is None:
             if enough and self.refutes and len(losses) >= ENOUGH_TO_REFUTE and losses.mean() > self.risk:
                 settled = Settled("below the floor", len(losses))
@@ -216,7 +223,7 @@ class FixedSequence:
                 settled = Settled(OUT_OF_TIME, len(losses))
             else:
                 losses = self._more(proposal, losses)
-                settled = settle(losses, self.risk, self.delta, most, patience)
+                settled = settled_by(losses)
         return Trial(proposal, losses[: settled.documents], settled.outcome)
 
     def _decide(self, proposal: Proposal, before: Sequence[Trial]) -> Trial:
