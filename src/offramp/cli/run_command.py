@@ -98,7 +98,8 @@ def run(
         typer.Option(
             "--minutes",
             help="Minutes of that real decoding, all texts together: of documents for certificates, and of "
-            f"timing. By default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on.",
+            f"timing. By default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with "
+            "more goes on.",
             show_default=False,
         ),
     ] = None,
