@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,19 @@ def command_line(command: str, *subjects: str | Path, transforms: Iterable[str] 
     """A command of offramp, quoted as a shell needs it.
 
     command: its words, such as "bench" or "hardware measure". subjects: what stands without an option's name,
-    in order: a model as a command line names it, the folder of a run or a trace. options: by name, "_" for
-    "-": `policy`, `kv`, `heads`, `workload`, `floor`, `prompt`, ...; None and False are left out, True stands
-    alone, a list is given again for each of its values.
+    in order: a model as a command line names it (`words_of`), the folder of a run or a trace. options: by
+    name, "_" for "-": `policy`, `kv`, `heads`, `workload`, `floor`, `prompt`, ...; None and False are left
+    out, True stands alone, a list is given again for each of its values.
 
     >>> command_line("bench", "smollm2", policy="runs/a b/p.json", kv=None, workload="prose:short")
     "offramp bench smollm2 --policy 'runs/a b/p.json' --workload prose:short"
     """
+    words = words_of(*subjects, transforms=transforms, **options)
+    return " ".join([f"offramp {command}", *map(shlex.quote, words)])
+
+
+def words_of(*subjects: str | Path, transforms: Iterable[str] = (), **options: Any) -> list[str]:
+    """The words of a command after its name, as in `command_line`, not quoted."""
     words = [str(subject) for subject in subjects]
     for name, value in {"transform": list(transforms), **options}.items():
         option = f"--{name.replace('_', '-')}"
@@ -38,7 +45,30 @@ def command_line(command: str, *subjects: str | Path, transforms: Iterable[str] 
         elif value is not None and value is not False:
             for part in value if isinstance(value, (list, tuple)) else [value]:
                 words += [option, f"{part:g}" if isinstance(part, float) else str(part)]
-    return " ".join([f"offramp {command}", *map(shlex.quote, words)])
+    return words
+
+
+@dataclass(frozen=True)
+class RunCall:
+    """What a run was asked for: whatever is suggested after it follows from this, in a shell or in Python.
+
+    model: the words that load its model, its options among them, as every command takes them; None of a model
+    object, which no command line can name. options: of the run alone, by their names on the command line,
+    without usual ones, --minutes and what makes it anew.
+    """
+
+    model: tuple[str, ...] | None
+    options: Mapping[str, Any]
+
+    def again(self, **changes: Any) -> str:
+        """What repeats the run, with other options; one that is None is left out."""
+        return self.on_model("run", **{**self.options, **changes})
+
+    def on_model(self, command: str, **options: Any) -> str:
+        """A command on the same model."""
+        if self.model is None:
+            return python_call(command, **options)
+        return command_line(command, *self.model, **options)
 
 
 def command_for(command: str, model: Mapping[str, Any], **options: Any) -> str:
@@ -83,6 +113,7 @@ CALLS = {
     "generate": ("generate", "prompt"),
     "heads fit": ("fit_heads", "workload"),
     "hardware measure": ("measure_hardware", ""),
+    "run": ("run", "workload"),
     "trace": ("trace", "workload"),
 }
 """Of a command on a model: the function of offramp that does the same, and what it takes after the model."""
@@ -90,19 +121,30 @@ CALLS = {
 
 def python_call(command: str, **options: Any) -> str:
     """The call of Python that does what a command on a model does, the model being `model`."""
-    kept = {name: value for name, value in options.items() if value not in (None, False) and name != "output"}
+    kept = {name: value for name, value in options.items() if value is not None and value is not False}
+    if command != "run":  # what the others make is returned
+        kept.pop("output", None)
+    if kept.pop("no_decode", False):
+        kept["decode"] = False
     if command == "bench":
         arguments = [repr(str(kept.pop("policy"))), "prompts=[model.encode('TEXT')]"]
         kept.pop("workload", None)
         name = command
     else:
         name, positional = CALLS[command]
-        arguments = [repr(str(kept.pop(positional)))] if positional in kept else []
-    named = [
-        f"{option}={value!r}" if isinstance(value, (bool, int, float)) else f"{option}={str(value)!r}"
-        for option, value in kept.items()
-    ]
+        arguments = [_python(kept.pop(positional))] if positional in kept else []
+    named = [f"{KEYWORDS.get(option, option)}={_python(value)}" for option, value in kept.items()]
     return f"offramp.{name}({', '.join(['model', *arguments, *named])})"
+
+
+KEYWORDS = {"floor": "floors"}
+"""Options whose keyword in Python has another name."""
+
+
+def _python(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_python, value))}]"
+    return repr(value) if isinstance(value, (bool, int, float)) else repr(str(value))
 
 
 def loadable_name(model: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from dataclasses import replace
 
 import answer_examples as answers
@@ -11,7 +12,9 @@ from decoding_examples import decoded_run
 from report_examples import example_run
 
 import comparison_examples as examples
+from offramp.decoding.measurement.results import LOOKUP
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.caveats import caveats, lacking, left_over, not_claimed
 from offramp.report.findings import (
     best_certified,
@@ -47,7 +50,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.ranking import MachineAnswer
-from offramp.tuning.verdict import Speed, Verdict
+from offramp.tuning.verdict import CUT, Decision, Speed, Verdict
 
 
 def certificate(*, holds: bool = True, executed: bool = True) -> Certificate:
@@ -124,14 +127,14 @@ def run_with(*verdicts: Verdict):
         (
             [verdict("pays", 1.08, 1.061, 1.099)],
             "pays",
-            "Early exit pays for smollm2 on prose: at 95 % agreement it keeps 96.25 % as executed "
+            "Early exit pays for smollm2 on prose at 95 % agreement: it keeps 96.25 % as executed "
             "(certified ≥ 95 %, 61 documents), measured 1.080 × (1.061 to 1.099 ×); a gain counts from "
             "5 % on (--worth).",
         ),
         (
             [verdict("pays", 1.2, 1.1, 1.3), verdict("pays", 1.1, 1.08, 1.12)],
             "pays",
-            "on prose and code: at 95 % agreement it even on code, the weakest of them, keeps 96.25 %",
+            "on prose and code at 95 % agreement: it even on code, the weakest of them, keeps 96.25 %",
         ),
         (
             [verdict("does not pay", 1.03, 1.02, 1.04)],
@@ -193,6 +196,24 @@ def test_the_answer_of_a_run(verdicts: list[Verdict], decision: str, said: str) 
     assert said in headline(run)
     assert headline(run).startswith(short_answer(run).rstrip(".").split(" on ")[0])
     assert all(part in headline(run) for part in re.findall(r"measured [^;.]*", grounds_of(run)))
+
+
+@pytest.mark.parametrize("decision", [*typing.get_args(Decision), "mixed"])
+def test_the_short_answer_names_the_floor_in_a_sentence_of_25_words(decision: Decision) -> None:
+    several = [decision] * 2 if decision != "mixed" else ["pays", "does not pay"]
+    said = short_answer(run_with(*(verdict(one, floor=0.9) for one in several)))
+    assert "at 90 % agreement" in said
+    assert len(said.split()) <= 25
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [(LOOKUP, "over prompt lookup."), ("shortlist:policy=[never],at=all", f"over {CUT}.")],
+)
+def test_a_decoder_without_exits_has_the_name_that_tables_have(without: str, said: str) -> None:
+    slower = verdict("does not pay", 1.1, 1.0, 1.2, without=without, credit=Estimate(0.9, 0.8, 0.95))
+    assert headline(run_with(slower)).endswith(said)
+    assert short_name(without) in ("prompt lookup", SHORT_HEAD)
 
 
 def test_caveats_name_what_is_missing_lost_documents_and_notes():

@@ -9,17 +9,21 @@ import pytest
 from report_examples import example_run
 from test_report_headline import certificate, run_with, verdict
 
-from offramp.report.next_step import next_step, with_option
+from offramp.commands import RunCall
+from offramp.report.next_step import next_step
+from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import Progress, RunResult
+
+RUN = "offramp run smollm2 --dtype bfloat16"
+CALL = RunCall(("smollm2", "--dtype", "bfloat16"), {"exits": "5,9", "output": "runs/mine"})
+OF_OBJECT = RunCall(None, {"floor": [0.95, 0.9], "tokens": 99})
 
 
 def asked(run: RunResult, **changes: object) -> RunResult:
-    """A run with what its command line was."""
+    """A run with what it was asked for."""
     fields = {
-        "command": "offramp run smollm2 -o runs/mine",
-        "elsewhere": "offramp run smollm2",
+        "call": CALL,
         "folder": "runs/mine",
-        "model_argument": ("smollm2",),
         "minutes": 2.5,
         "training": None,
     }
@@ -30,40 +34,68 @@ def test_what_pays_is_decoded_with() -> None:
     step = next_step(asked(run_with(verdict("pays", 1.2, 1.1, 1.3))))
     assert step is not None
     words = shlex.split(step.command)
-    assert words[:3] == ["offramp", "generate", "smollm2"]
+    assert words[:5] == ["offramp", "generate", "smollm2", "--dtype", "bfloat16"]
     assert words[words.index("--policy") + 1] == "runs/mine/policies/prose-tuned-0.95.json"
     assert "exit 20" in step.reason
+    in_python = next_step(asked(run_with(verdict("pays", 1.2, 1.1, 1.3)), call=OF_OBJECT))
+    assert in_python is not None
+    policy = "runs/mine/policies/prose-tuned-0.95.json"
+    assert in_python.command == f"offramp.generate(model, 'TEXT', policy='{policy}')"
 
 
 def test_what_is_open_is_given_more_time() -> None:
     late = verdict("not settled", policy="never", missing=("time to decode",))
     step = next_step(asked(run_with(late, verdict("does not pay", policy="never"))))
     assert step is not None
-    assert step.command == "offramp run smollm2 -o runs/mine --minutes 10"
+    assert step.command == f"{RUN} --exits 5,9 --output runs/mine --minutes 10"
     assert "prose at 95 % is not settled; missing: time to decode." in step.reason
     assert "1 of 2 answers may be settled" in step.expected
     # An hour is the most that is asked for.
     assert next_step(asked(run_with(late), minutes=60.0)) is None
-    in_python = next_step(asked(run_with(late), command="offramp.run(model)", model_argument=()))
+    in_python = next_step(asked(run_with(late), call=OF_OBJECT))
     assert in_python is not None
-    assert in_python.command == "offramp.run(model, minutes=10)"
+    assert in_python.command == "offramp.run(model, floors=[0.95, 0.9], tokens=99, minutes=10.0)"
+
+
+def test_what_was_not_to_be_decoded_is_decoded_next() -> None:
+    call = replace(CALL, options={**CALL.options, "no_decode": True})
+    told = asked(run_with(verdict("not settled", policy="never", certificate=None)), call=call, minutes=None)
+    step = next_step(replace(told, not_decoded={"prose": NOT_ASKED}))
+    assert step is not None
+    assert step.command == f"{RUN} --exits 5,9 --output runs/mine"
+    assert "Decode for real: prose at 95 % is not settled by replay alone." in step.reason
+    # What lies on disk cannot be decoded.
+    assert next_step(replace(told, not_decoded={"prose": "its layers stay on disk"})) is None
 
 
 def test_too_few_documents_ask_for_less() -> None:
     few = verdict("not enough documents", policy="never", certificate=certificate(holds=False))
     step = next_step(asked(run_with(few)))
     assert step is not None
-    assert step.command == "offramp run smollm2 --floor 0.9"
-    assert "needs 45 documents that lose nothing, and 96 are at hand" in step.reason
+    assert step.command == f"{RUN} --exits 5,9 --floor 0.9"
+    assert "is still open after all 96 documents at hand" in step.reason
+    short = replace(certificate(holds=False), documents=12)
+    step = next_step(asked(run_with(replace(few, certificate=short))))
+    assert step is not None
+    assert "needs 45 documents that lose nothing, and 12 are at hand" in step.reason
+
+
+@pytest.mark.parametrize(("floor", "option"), [(0.9, "--floor 0.8"), (0.8, "--workload prose:short")])
+def test_a_floor_that_was_asked_for_is_not_asked_for_again(floor: float, option: str) -> None:
+    few = verdict("not enough documents", policy="never", certificate=certificate(holds=False))
+    step = next_step(asked(run_with(few, replace(few, floor=floor))))
+    assert step is not None
+    assert step.command == f"{RUN} --exits 5,9 {option}"
 
 
 def test_where_nothing_pays_exits_are_trained_and_no_gain_is_promised() -> None:
     step = next_step(asked(run_with(verdict("does not pay", policy="never"))))
     assert step is not None
-    assert step.command == "offramp exits train smollm2 --workload prose --at 15,20 --output exits"
-    assert step.then == "offramp run smollm2 --heads exits"
+    train = "offramp exits train smollm2 --dtype bfloat16 --workload prose --at 15,20 --output exits"
+    assert step.command == train
+    assert step.then == f"{RUN} --heads exits"  # and their layers, in the place of those of --exits
     assert "not predicted" in step.expected
-    trained = asked(run_with(verdict("does not pay", policy="never")), model_argument=())
+    trained = asked(run_with(verdict("does not pay", policy="never")), call=OF_OBJECT)
     assert next_step(trained) is None
 
 
@@ -75,8 +107,3 @@ def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
 def test_where_nothing_was_decoded_nothing_is_refused_and_no_exits_are_trained() -> None:
     replayed = verdict("not settled", policy="never", certificate=None)
     assert next_step(asked(run_with(replayed), minutes=None)) is None
-
-
-def test_options_are_added_to_commands_and_calls() -> None:
-    assert with_option("offramp run x", "floor", "0.9") == "offramp run x --floor 0.9"
-    assert with_option("offramp.run(model)", "floors", "0.9") == "offramp.run(model, floors=0.9)"

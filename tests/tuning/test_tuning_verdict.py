@@ -375,6 +375,9 @@ def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
     few = settle(proposed, tuned("never", "too few documents", documents=12))
     assert few.decision == "not enough documents"
     assert few.missing == ("documents: 12 at hand to certify on, 46 needed if none loses",)
+    used_up = settle(proposed, tuned("never", "too few documents"))
+    assert used_up.decision == "not enough documents"
+    assert used_up.missing == ("more documents: all 60 at hand were decoded, and leave it open",)
     allowed = settle(proposed, tuned("never", "not settled", documents=12, at_hand=60))
     assert allowed.decision == "not settled"
     assert "12 were allowed to be decoded, 46 needed" in allowed.missing[0]

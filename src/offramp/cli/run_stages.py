@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -241,14 +241,11 @@ class _Run:
         """Every task in turn, with a page after each that shows something new."""
         plan = self.planned(kept=True)
         named = self.asked.given is None
-        transform_options = [
-            word for transform in self.options.transforms for word in ("--transform", transform)
-        ]
+        call = self.asked_for.call(self.workloads, self.output, named=named)
         self.folder.journal.append(
             STARTED,
-            command=self.asked_for.command(self.workloads, self.output, named=named),
-            elsewhere=self.asked_for.command(self.workloads, None, named=named, floors=False),
-            model=[self.options.model, *transform_options] if named else None,
+            command=call.again(),
+            call=asdict(call),
             software={
                 "offramp": offramp.__version__,
                 "code_fingerprint": code_fingerprint(),

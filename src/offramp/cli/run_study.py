@@ -10,7 +10,7 @@ from typing import Any
 
 from offramp.cli.options import require_options, require_placement
 from offramp.cli.run_folder import DECODE_MINUTES
-from offramp.commands import command_line
+from offramp.commands import RunCall, words_of
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.errors import InputError
 from offramp.models.devices import AUTO as AUTO_DEVICE
@@ -124,42 +124,36 @@ class RunOptions:
         if self.memory is not None:
             parse_size(self.memory, "--memory")
 
-    def command(
-        self, workloads: Sequence[Workload], folder: Path | None, *, named: bool, floors: bool = True
-    ) -> str:
-        """What repeats the run, without --minutes and what makes it anew: a command line or a call of Python.
+    def call(self, workloads: Sequence[Workload], folder: Path | None, *, named: bool) -> RunCall:
+        """What repeats the run, without --minutes and what makes it anew.
 
-        folder: None for the usual one. named: whether the model has a name that loads it. floors: whether
-        they are repeated.
+        folder: None for the usual one. named: whether the model has a name that loads it.
         """
-        names = [workload.name for workload in workloads] if self.workloads_given else None
-        if not named:
-            asked = ["model", *([repr(names)] if names else [])]
-            return f"offramp.run({', '.join(asked)}{'' if folder is None else f', output={str(folder)!r}'})"
-        usual = {
-            "tokens": (self.tokens, DEFAULT_TOKENS),
-            "exits": (self.exits, "all"),
-            "device": (self.device, AUTO_DEVICE),
-            "dtype": (self.dtype, AUTO_DEVICE),
-            "hardware": (self.hardware, LOCAL),
-            "worth": (float(self.worth), WORTH),
-            "floor": (list(self.floors), list(self.floors if not floors else FLOORS)),
-        }
-        return command_line(
-            "run",
+        placed = {"device": self.device, "dtype": self.dtype}
+        model = words_of(
             self.model,
             transforms=self.transforms,
-            workload=names,
-            **{name: given for name, (given, default) in usual.items() if given != default},
-            context=self.context,
-            document_tokens=self.document_tokens,
-            heads=self.heads,
-            no_decode=not self.decode,
-            stream=bool(self.stream),
-            memory=self.memory,
+            **{name: given for name, given in placed.items() if given != AUTO_DEVICE},
             trust_remote_code=self.trust_remote_code,
-            output=folder,
         )
+        asked: dict[str, tuple[Any, Any]] = {
+            "workload": ([workload.name for workload in workloads] if self.workloads_given else None, None),
+            "tokens": (self.tokens, DEFAULT_TOKENS),
+            "exits": (self.exits, "all"),
+            "hardware": (self.hardware, LOCAL),
+            "worth": (float(self.worth), WORTH),
+            "floor": (list(self.floors), list(FLOORS)),
+            "context": (self.context, None),
+            "document_tokens": (self.document_tokens, None),
+            "heads": (self.heads and str(self.heads), None),
+            "no_decode": (not self.decode, False),
+            "stream": (self.stream is True, False),
+            "no_stream": (self.stream is False, False),
+            "memory": (self.memory, None),
+            "output": (folder and str(folder), None),
+        }
+        options = {name: given for name, (given, usual) in asked.items() if given != usual}
+        return RunCall(tuple(model) if named else None, options)
 
     def settled(self) -> dict[str, Any]:
         """What makes the run another one."""

@@ -24,11 +24,15 @@ SHORT_HEAD = "short list at full depth"
 """Plain decoding with its output head cut to the short list."""
 
 
+OTHERS = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
+"""Decoders without a policy that users know under another name than a measurement's."""
+
+
 @cache
 def short_name(text: str) -> str:
-    """The name of a policy's text; a text that is no policy stays as it is."""
-    if text.endswith(".json"):
-        return text
+    """The name of a policy's text, or of another decoder; a text that is neither stays as it is."""
+    if text.endswith(".json") or text in OTHERS:
+        return OTHERS.get(text, text)
     try:
         return _named(parse_policy(text))
     except PolicyError:

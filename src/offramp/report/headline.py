@@ -55,7 +55,9 @@ def short_answer(run: RunResult) -> str:
     """The decision alone, in a sentence that can be read at a glance."""
     found = main_findings(run)
     texts = listed([one.workload for one in found]) if found else ""
+    floor = f"{whole_percent(found[0].detail.floor)} agreement" if found else ""
     model = run.model_name
+    where = f"for {model} on {texts} at {floor}."
     match run_decision(run):
         case "undefined" if run.progress is not None:
             return f"There is no verdict for {model} yet."
@@ -64,15 +66,15 @@ def short_answer(run: RunResult) -> str:
         case "depends on the text":
             return mixed_sentence(model, found, figures=False)
         case "does not pay":
-            return f"Early exit does not pay for {model} on {texts}."
+            return f"Early exit does not pay {where}"
         case "pays":
-            return f"Early exit pays for {model} on {texts}."
+            return f"Early exit pays {where}"
         case "not enough documents":
-            return f"There are not enough documents to say whether early exit pays for {model} on {texts}."
+            return f"There are not enough documents to say whether early exit pays {where}"
         case "not settled":
-            return f"It is not settled whether early exit pays for {model} on {texts}."
+            return f"It is not settled whether early exit pays {where}"
         case _:
-            return f"It is too close to call whether early exit pays for {model} on {texts}."
+            return f"It is too close to call whether early exit pays {where}"
 
 
 def grounds_of(run: RunResult) -> str:
@@ -96,7 +98,7 @@ def grounds_of(run: RunResult) -> str:
 def refusal(found: list[Finding[Verdict]]) -> str:
     """Why it does not pay: what was tried on the best workload, or that nothing was worth a try."""
     first = best(found)
-    verdict, floor = first.detail, whole_percent(first.detail.floor)
+    verdict = first.detail
     if verdict.tried is not None and verdict.tried.executed is not None:
         # What was refused for its agreement says so; its speed decides nothing.
         where = f", on {first.workload}," if len(found) > 1 else ""
@@ -105,17 +107,17 @@ def refusal(found: list[Finding[Verdict]]) -> str:
             if verdict.standing == "refuted"
             else "what was tried"
         )
-        return f"at {floor} agreement {which}{where} {figures(verdict)}"
+        return f"{which}{where} {figures(verdict)}"
     if verdict.speed is not None:
         where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
-        return f"at {floor} agreement {where}{figures(verdict)}"
+        return f"{where}{figures(verdict)}"
     if all(one.detail.standing in ("nothing could pay", "nothing faster") for one in found):
         return (
-            f"at {floor} agreement no policy that was searched is predicted to gain "
+            f"no policy that was searched is predicted to gain "
             f"{percent(verdict.worth, 0)} over the best decoder without exits"
         )
     return (
-        f"at {floor} agreement no policy, replayed on the measurement, is predicted to gain "
+        f"no policy, replayed on the measurement, is predicted to gain "
         f"{percent(verdict.worth, 0)}; nothing was decoded"
     )
 
@@ -124,7 +126,7 @@ def promise(found: list[Finding[Verdict]]) -> str:
     """Why it pays: the weakest workload's figures, so that the sentence holds for all."""
     weakest = min(found, key=lambda one: one.speedup)
     even = f"even on {weakest.workload}, the weakest of them, " if len(found) > 1 else ""
-    return f"at {whole_percent(weakest.detail.floor)} agreement it {even}{figures(weakest.detail)}"
+    return f"it {even}{figures(weakest.detail)}"
 
 
 def doubt(found: list[Finding[Verdict]]) -> str:
@@ -132,8 +134,7 @@ def doubt(found: list[Finding[Verdict]]) -> str:
     first = best(found)
     verdict = first.detail
     where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
-    said = f"at {whole_percent(verdict.floor)} agreement "
-    said += f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing was decoded"
+    said = f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing was decoded"
     missing = f"; missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
     return said + missing
 

@@ -6,18 +6,23 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.commands import command_line
+from offramp.commands import RunCall
 from offramp.files import safe_name
 from offramp.policies.short_names import short_name
 from offramp.report import POLICIES
 from offramp.report.findings import main_findings
 from offramp.report.formats import counted, listed, percent, whole_percent
+from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
 from offramp.tuning.verdict import OPEN, TOO_FEW, from_main
 
 MORE = 4.0
 """So many times the minutes that a run took are asked for where these did not settle it."""
 MOST_MINUTES = 60.0
+LOOSER = (0.9, 0.8)
+"""Floors that are proposed in the place of stricter ones."""
+MANY_DOCUMENTS = ("prose:short", "code:short", "math:short")
+"""Texts that come with offramp, of enough short documents for any usual floor."""
 
 TRAINED = (
     "What training brings is not predicted; docs/results/training.md has what it brought smollm2 in minutes."
@@ -43,7 +48,8 @@ def next_step(run: RunResult) -> NextStep | None:
     trained.
     """
     found = main_findings(run)
-    if run.progress is not None or not found:
+    call = run.call
+    if run.progress is not None or call is None or not found:
         return None
     paying = [one for one in found if one.decision == "pays"]
     if paying:
@@ -51,10 +57,10 @@ def next_step(run: RunResult) -> NextStep | None:
         policy = Path(run.folder) / POLICIES / policy_file(best.workload, best.detail.floor)
         return NextStep(
             f"Decode with what pays on {best.workload}: {short_name(best.policy)}.",
-            command_line("generate", *run.model_argument, policy=policy, prompt="TEXT"),
+            call.on_model("generate", policy=policy, prompt="TEXT"),
             "",
         )
-    return _more_time(run) or _more_text(run) or _trained_exits(run)
+    return _decoding(run, call) or _more_text(run, call) or _trained_exits(run, call)
 
 
 def policy_file(workload: str, floor: float) -> str:
@@ -62,56 +68,67 @@ def policy_file(workload: str, floor: float) -> str:
     return f"{safe_name(workload)}-tuned-{floor:g}.json"
 
 
-def with_option(command: str, name: str, value: str) -> str:
-    """A command of a run with one option more; of a call of Python with one keyword more."""
-    if command.startswith("offramp.run("):
-        return f"{command.removesuffix(')')}, {name}={value})"
-    return f"{command} --{name} {value}"
-
-
-def _more_time(run: RunResult) -> NextStep | None:
-    """The same command with more minutes, where time is what is missing."""
+def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
+    """The same command, decoding if it did not, else with more minutes, where time is what is missing."""
     still_open = [
         (workload.name, verdict)
         for workload in run.workloads
         for verdict in workload.verdicts
         if verdict.decision in OPEN and verdict.decision != TOO_FEW
     ]
-    if not still_open or not run.minutes:
-        return None
-    minutes = min(MOST_MINUTES, float(math.ceil(MORE * run.minutes)))
-    if minutes <= run.minutes:
+    if not still_open:
         return None
     name, first = min(still_open, key=lambda one: from_main(one[1].floor))
-    total = sum(len(workload.verdicts) for workload in run.workloads)
+    where = f"{name} at {whole_percent(first.floor)} is {first.decision}"
+    total = counted(sum(len(workload.verdicts) for workload in run.workloads), "answer")
+    settles = f"{len(still_open)} of {total} may be settled."
+    if NOT_ASKED in run.not_decoded.values():
+        return NextStep(f"Decode for real: {where} by replay alone.", call.again(no_decode=None), settles)
+    minutes = 0.0 if run.minutes is None else min(MOST_MINUTES, float(math.ceil(MORE * run.minutes)))
+    if run.minutes is None or minutes <= run.minutes:
+        return None
     missing = f"; missing: {listed(list(first.missing))}" if first.missing else ""
     return NextStep(
-        f"Give it more time: {name} at {whole_percent(first.floor)} is {first.decision}{missing}.",
-        with_option(run.command, "minutes", f"{minutes:g}"),
-        f"It goes on from what was decoded; {len(still_open)} of {counted(total, 'answer')} may be settled.",
+        f"Give it more time: {where}{missing}.",
+        call.again(minutes=minutes),
+        f"It goes on from what was decoded; {settles}",
     )
 
 
-def _more_text(run: RunResult) -> NextStep | None:
-    """A looser floor, where documents are too few for the main one."""
+def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
+    """A looser floor than any that was asked for, else a text of more documents, where these are too few."""
     few = [one for one in main_findings(run) if one.decision == TOO_FEW]
     if not few:
         return None
-    first = few[0].detail
-    loosest = 0.9 if first.floor > 0.9 else 0.8
-    at_hand = 0 if first.certificate is None else first.certificate.documents
+    text, verdict = few[0].workload, few[0].detail
+    at_hand = 0 if verdict.certificate is None else verdict.certificate.documents
+    floor, needed = whole_percent(verdict.floor), verdict.documents_needed
+    why = f"needs {counted(needed, 'document')} that lose nothing, and {at_hand:,} are at hand"
+    if at_hand >= needed:
+        why = f"is still open after all {counted(at_hand, 'document')} at hand"
+    asked = min(one.floor for workload in run.workloads for one in workload.verdicts)
+    looser = next((floor for floor in LOOSER if floor < asked), None)
+    if looser is not None:
+        return NextStep(
+            f"Ask for less, or bring more text: {floor} on {text} {why}.",
+            call.again(floor=[looser], output=None),
+            "",
+        )
+    known = {workload.name for workload in run.workloads}
+    other = next((name for name in MANY_DOCUMENTS if name not in known), None)
+    if other is None:
+        return None
     return NextStep(
-        f"Ask for less, or bring more text: {whole_percent(first.floor)} on {few[0].workload} needs "
-        f"{counted(first.documents_needed, 'document')} that lose nothing, and {at_hand:,} are at hand.",
-        with_option(run.elsewhere, "floor" if run.model_argument else "floors", f"{loosest:g}"),
+        f"Bring more text, here one of many documents: {floor} on {text} {why}.",
+        call.again(workload=[other], output=None),
         "",
     )
 
 
-def _trained_exits(run: RunResult) -> NextStep | None:
+def _trained_exits(run: RunResult, call: RunCall) -> NextStep | None:
     """Exits that are trained, where those that the model comes with were refused."""
     refused = all(one.decision == "does not pay" for one in main_findings(run))
-    if not refused or run.training is not None or run.layers < 4 or not run.model_argument:
+    if not refused or run.training is not None or run.layers < 4 or call.model is None:
         return None
     workload = max(run.workloads, key=lambda one: one.card.representation.value or 0.0)
     exits = sorted({run.layers // 2, run.layers * 2 // 3})
@@ -123,13 +140,12 @@ def _trained_exits(run: RunResult) -> NextStep | None:
     now = f": they agree with the full model on {listed(known)} of {workload.name}" if known else ""
     return NextStep(
         f"Train exits: read through the model's own head, the middle layers say too little{now}.",
-        command_line(
+        call.on_model(
             "exits train",
-            *run.model_argument,
             workload=workload.name,
             at=",".join(map(str, exits)),
             output="exits",
         ),
         TRAINED,
-        with_option(run.elsewhere, "heads", "exits"),
+        call.again(exits=None, heads="exits", output=None),  # which they bring
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.commands import RunCall
 from offramp.costs.hardware import LOCAL, find_machine
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import TimingsProfile
@@ -17,7 +18,7 @@ from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import safe_name
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
-from offramp.records.typed import from_json
+from offramp.records.typed import InvalidRecordError, from_json
 from offramp.report import COMBINED_FILE, TRACES
 from offramp.report.run_result import (
     Decoded,
@@ -100,9 +101,8 @@ class RunReader:
             progress=progress,
             combined=self._combined(model),
             training=self._training(),
-            elsewhere=str(started.details.get("elsewhere", "")),
+            call=_call(started),
             folder=str(self.folder.path),
-            model_argument=tuple(started.details.get("model") or ()),
             minutes=self._minutes(),
         )
 
@@ -301,6 +301,17 @@ class RunReader:
         found = read_combined(path)
         same = found.circumstances["model_fingerprint"] == model.facts["model_fingerprint"]
         return found if same else None
+
+
+def _call(started: Event) -> RunCall | None:
+    """How a run was asked for, None of an older one."""
+    if "call" not in started.details:
+        return None
+    try:
+        return from_json(RunCall, started.details["call"])
+    except InvalidRecordError as error:
+        say(f"the journal does not say how the run was called: {error}")
+        return None
 
 
 def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.commands import RunCall
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
@@ -167,12 +168,10 @@ class RunResult:
     progress: Progress | None = None
     combined: CombineResult | None = None
     training: Training | None = None
-    elsewhere: str = ""
-    """The command that makes another run of the same, to which options are added."""
+    call: RunCall | None = None
+    """What it was asked for, which further commands follow from; None of an older run."""
     folder: str = ""
     """Where it lies, as it was named."""
-    model_argument: tuple[str, ...] = ()
-    """The model as a command line names it, with its transforms; empty of an object in memory."""
     minutes: float | None = None
     """Of decoding for real that it was given, None where nothing was to be decoded."""
 

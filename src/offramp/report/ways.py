@@ -12,9 +12,6 @@ from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, Workloa
 from offramp.report.timing import share_text
 from offramp.tuning.verdict import NEVER
 
-NAMES = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
-"""How users know what the measurement calls otherwise."""
-
 PLAIN, PEER = "plain", "peer"
 
 
@@ -114,7 +111,7 @@ def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
 def _way(timed: Contender, policy: DecodedPolicy | None, workload: WorkloadResult | None) -> Way:
     if policy is None:
         kept = timed.executed_agreement or (Interval(1.0) if timed.role == PLAIN else None)
-        name = NAMES.get(timed.name) or short_name(timed.name)
+        name = short_name(timed.name)
         text = timed.name if name == SHORT_HEAD else None
         return Way(name, text, None, None, None, kept, timed, None)
     answers, forecast = policy.free_running, policy.forecast

@@ -9,6 +9,7 @@ from typing import Literal
 
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
@@ -285,7 +286,8 @@ def without_words(name: str) -> str:
     """A decoder without exits as it stands in a sentence."""
     if name == NEVER:
         return "plain decoding"
-    return CUT if name.startswith("shortlist:policy=[never]") else name
+    known = short_name(name)
+    return CUT if known == SHORT_HEAD else known
 
 
 def kept_words(verdict: Verdict) -> str:
@@ -340,6 +342,8 @@ def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
         where = "at hand to certify on" if at_hand else "were allowed to be decoded"
         needed = f"{certificate.documents_needed} needed if none loses"
         missing.append(f"documents: {certificate.documents} {where}, {needed}")
+    elif verdict.standing == "too few documents":
+        missing.append(f"more documents: all {certificate.documents} at hand were decoded, and leave it open")
     elif not verdict.certified:
         so_far = f", {_documents(verdict.tried.documents)} so far" if verdict.tried is not None else ""
         missing.append(f"time to decode the documents that are at hand{so_far}")

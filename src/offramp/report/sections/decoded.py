@@ -38,7 +38,7 @@ from offramp.report.timing import (
     share_text,
     stopped_text,
 )
-from offramp.report.ways import NAMES, Way, sample_text, ways_of
+from offramp.report.ways import Way, sample_text, ways_of
 from offramp.tuning.verdict import NEVER
 
 COLUMNS = (
@@ -207,7 +207,7 @@ def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> 
 def left_out(decoded: Decoded) -> list[str]:
     """Ways that were to take part and did not, with the reason; that a measurement has a defect."""
     found = [
-        f"Not timed: {NAMES.get(one.name, one.name)}: {one.left_out}."
+        f"Not timed: {short_name(one.name)}: {one.left_out}."
         for one in decoded.bench.contenders
         if one.left_out is not None
     ]
