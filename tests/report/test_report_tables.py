@@ -151,7 +151,7 @@ def test_what_was_not_asked_is_not_called_uncertified(comparison):
     refused = replace(row, savings=tuple(replace(one, certified=False, lacks="") for one in row.savings))
     assert [without_speed(row, floors[0]), without_speed(refused, floors[1])] == [
         "not certifiable",
-        "nothing faster",
+        "nothing faster keeps it",
     ]
     bare = replace(row, savings=())
     assert without_speed(bare, floors[0]) == "not asked"

@@ -11,6 +11,8 @@ from rich.console import Console
 from tuning_traces import easy_and_hard
 
 from command_line import run_offramp
+from offramp.cli.console import Output
+from offramp.cli.tune_command import show_tuned
 from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
 from offramp.report.timing import PolicyNames
@@ -19,6 +21,7 @@ from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.part import Part, PartDocument, write_part
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
+from offramp.tuning.certificate import Candidate
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.workload import Document, Workload
@@ -92,6 +95,26 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
         assert words in said, said
     assert "certified" not in said
     assert "certificate" not in said
+
+
+def test_what_is_faster_and_lossless_is_named_first_and_is_not_in_the_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")
+    assert tuned.net_speedup.value is not None
+    output = tmp_path / "policy.json"
+    for speed, named in ((1.01 * tuned.net_speedup.value, True), (0.99 * tuned.net_speedup.value, False)):
+        drafts = Candidate("static:exit=2", "speculate", 1.0, 1.0, None, 0, speed, True, "lossless", 3)
+        found = show_tuned(Output(False), replace(tuned, candidates=(drafts,)), output, None)
+        said = " ".join(capsys.readouterr().out.split())
+        command = "offramp generate tiny --policy static:exit=2 --kv speculate --draft-length 3 --prompt TEXT"
+        certified = f"offramp generate tiny --policy {output} --prompt TEXT"
+        assert found["lossless"] == (command if named else None)
+        assert found["generate"] == certified
+        first = f"next, the fastest, lossless: {command} next, with the certified policy: {certified}"
+        assert (first in said) == named
+        assert (f"written: {output}, the certified policy; what is faster" in said) == named
+        assert read_tuned(output).policy_text == tuned.policy_text
 
 
 def test_brackets_of_a_policy_are_shown(folder: Path) -> None:

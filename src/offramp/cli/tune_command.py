@@ -249,11 +249,15 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
 
     write_tuned(output, tuned, heads)
     _show(out, tuned, output)
-    decoding, timing = next_commands(tuned, output, heads)
+    lossless, (decoding, timing) = lossless_command(tuned, heads), next_commands(tuned, output, heads)
+    if lossless is not None:  # what takes the fewest seconds comes first
+        out.console.print(f"next, the fastest, lossless: {lossless}", markup=False, soft_wrap=True)
     if decoding is not None:
-        out.console.print(f"next: {decoding}", markup=False, soft_wrap=True)
-        out.console.print(f"next: {timing}", markup=False, soft_wrap=True)
-    return {**to_json(tuned), "file": str(output), "generate": decoding, "next": timing}
+        which = "next" if lossless is None else "next, with the certified policy"
+        out.console.print(f"{which}: {decoding}", markup=False, soft_wrap=True)
+        out.console.print(f"{which}: {timing}", markup=False, soft_wrap=True)
+    commands = {"lossless": lossless, "generate": decoding, "next": timing}
+    return {**to_json(tuned), "file": str(output), **commands}
 
 
 def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
@@ -334,6 +338,23 @@ def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str |
     return decodes("generate", prompt="TEXT"), decodes("bench", workload=workload)
 
 
+def lossless_command(tuned: Tuned, heads: Path | None) -> str | None:
+    """The command that decodes with the drafts that are faster than what was written; None without any."""
+    drafts = tuned.faster_lossless
+    if drafts is None:
+        return None
+    options = {"policy": drafts.policy, "kv": drafts.kv, "draft_length": drafts.draft_length}
+    return command_for("generate", tuned.model, **options, heads=heads, prompt="TEXT")
+
+
+def written_words(tuned: Tuned, output: Path) -> str:
+    """Which policy the file holds: where something else is faster, that this is not in it."""
+    if tuned.faster_lossless is None:
+        return f"written: {output}"
+    kept = "the full model" if tuned.policy_text == "never" else "the certified policy"
+    return f"written: {output}, {kept}; what is faster and lossless needs no file"
+
+
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
     from offramp.report.timing import PolicyNames
@@ -350,7 +371,7 @@ def _show(out: Output, tuned: Tuned, output: Path) -> None:
         out.console.print(front_table(tuned, names))
     for line in names.lines():
         out.console.print(f"  {line}", markup=False, soft_wrap=True)
-    out.console.print(f"written: {output}", markup=False)
+    out.console.print(written_words(tuned, output), markup=False, soft_wrap=True)
 
 
 def certificate_lines(tuned: Tuned) -> list[str]:

@@ -14,7 +14,7 @@ from offramp.tuning.held_out import HeldOut
 from offramp.tuning.job import Job
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.splits import fewest_documents
-from offramp.tuning.tuned import Grounds
+from offramp.tuning.tuned import Grounds, faster_lossless
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
 """What is searched and certified at a batch above 1."""
@@ -80,8 +80,8 @@ def executed_answer(
             said = f"{_certified(job, certificate, policy, held, agreement)} {said}"
     else:
         said = _certified(job, certificate, policy, held, agreement)
-    contender = next((one for one in candidates if one.lossless), None)
-    if contender is None or contender.predicted_speed <= max(1.0, held.net_speedup.value or 1.0):
+    contender = faster_lossless(candidates, held.net_speedup)
+    if contender is None:
         return said
     lost = "anything" if alone is None else "any more than it does"
     machine = job.pricing.machine

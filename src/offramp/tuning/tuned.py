@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,11 @@ class Tuned:
         return bool(rest) and (rest[0].passed is None or rest[0].outcome == OUT_OF_TIME)
 
     @property
+    def faster_lossless(self) -> Candidate | None:
+        """The drafts that lose nothing and take fewer seconds, predicted, than what `policy_text` does."""
+        return faster_lossless(self.candidates, self.net_speedup)
+
+    @property
     def heads_file(self) -> Path | None:
         """Where its exit heads lay when it was written; None without any, or if that is not known."""
         kept = self.provenance.get(HEADS_FILE)
@@ -192,6 +197,14 @@ class Tuned:
         from offramp.policies.grammar import parse_policy
 
         return parse_policy(self.policy_text)
+
+
+def faster_lossless(candidates: Iterable[Candidate], net_speedup: Estimate) -> Candidate | None:
+    """The lossless candidate, if it is faster than plain decoding and what has this net speedup."""
+    contender = next((one for one in candidates if one.lossless), None)
+    if contender is None or contender.predicted_speed <= max(1.0, net_speedup.value or 1.0):
+        return None
+    return contender
 
 
 def to_json(tuned: Tuned) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -175,7 +175,8 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     if exits or tried is not None:
         speed = _predicted(tuned, tried) if timed is None else timed.speed
         credit = _credit(tuned, speed, timed)
-    refuted = standing in REFUTED or (certified and tuned.policy.full_depth)
+    by_standing = None if standing is None else DECIDED[standing]
+    refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
     candidates = [one for one in tuned.candidates if not one.lossless]
     fastest = not tuned.bolder_open if exits else tried is not None and tried == candidates[-1]
     decision = decide(
@@ -184,8 +185,8 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     replayed = decision == "not settled" and not exits and tried is None
     if replayed and verdict.decision == "does not pay":
         decision = "does not pay"  # replay already says that nothing is worth it, before any drift
-    if decision == "not settled" and standing == "too few documents":
-        decision = TOO_FEW
+    if decision == "not settled" and by_standing is not None:
+        decision = by_standing
     settled = replace(
         verdict,
         decision=decision,
@@ -205,7 +206,15 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     return replace(settled, reason=reason, missing=_missing(settled, tuned))
 
 
-REFUTED: tuple[FloorStanding, ...] = ("refuted", "nothing could pay", "nothing faster")
+DECIDED: Mapping[FloorStanding, Decision | None] = {
+    "certified": None,
+    "refuted": "does not pay",
+    "nothing could pay": "does not pay",
+    "nothing faster": "does not pay",
+    "too few documents": TOO_FEW,
+    "not settled": "not settled",
+}
+"""What how a floor stands says of early exit by itself; None of one whose speed decides."""
 
 
 def settle_all(

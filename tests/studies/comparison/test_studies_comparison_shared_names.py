@@ -9,11 +9,12 @@ import pytest
 from comparison_traces import bare_row
 
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.content import Content, saving_of
+from offramp.studies.comparison.content import LACKS, Content, saving_of
 from offramp.studies.comparison.equality import require_equal, without_twins
 from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.transfers import transfer_tables
+from offramp.tuning.verdict import DECIDED
 
 NOTHING = Estimate(None, undefined="not looked at")
 
@@ -144,7 +145,7 @@ def test_local_is_one_machine() -> None:
     ],
 )
 def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
-    tuned = {
+    tuned: dict[str, Any] = {
         "certificate": {**certificate, "documents_needed": 45, "executed": False},
         "floor": {"kind": "agreement", "value": 0.95},
         "policy": "never",
@@ -158,5 +159,13 @@ def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lac
     assert (found.lacks, found.floor, found.machine) == (lacks, "agreement=0.95", "h100")
     assert (found.documents, found.documents_needed) == (certificate["documents"], 45)
     assert found.documents_in_all > 45 + 3
+    if not certificate["holds"]:
+        # What was decoded stands as the verdict has it, whatever the certificate counts.
+        for standing, decision in DECIDED.items():
+            executed = {**tuned["certificate"], "executed": True}
+            stands = {**tuned, "certificate": executed, "grounds": {"standing": standing}}
+            assert saving_of(stands, "h100").lacks == LACKS[decision]
+        assert {LACKS[DECIDED[one]] for one in ("refuted", "nothing could pay")} == {""}
+        assert (LACKS[DECIDED["too few documents"]], LACKS[DECIDED["not settled"]]) == ("documents", "time")
     tuned["candidates"] = [{"outcome": "time used up"}, {"outcome": "a candidate before it failed"}]
     assert saving_of(tuned, "h100").lacks == ("time" if lacks == "evidence" else lacks)

@@ -159,7 +159,7 @@ def without_speed(row: Row, floor: str) -> str:
     here = [saving for saving in row.savings if saving.floor == floor]
     if not here:
         return "not asked"
-    return NOT_CERTIFIABLE if any(saving.lacks for saving in here) else "nothing faster"
+    return NOT_CERTIFIABLE if any(saving.lacks for saving in here) else "nothing faster keeps it"
 
 
 def speed_note(row: Row, floor: str) -> str:

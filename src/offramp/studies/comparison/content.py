@@ -18,8 +18,10 @@ from offramp.studies.comparison.results import (
     floor_text,
     place_text,
 )
+from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import certified_lengths
 from offramp.tuning.splits import fewest_documents
+from offramp.tuning.verdict import DECIDED, Decision
 
 APART = 0.005
 """Mean token lengths of one text that differ by less than this share are called equal."""
@@ -141,16 +143,28 @@ def saving_of(tuned: Mapping[str, Any], machine: str) -> Saving:
 
 
 def _lacks(tuned: Mapping[str, Any]) -> Lacks:
-    """Why there is no certificate; a search that found nothing faster had nothing to certify."""
+    """Why there is no certificate: as the floor stands after decoding; of a replay bound, which has no such
+    standing, by its test. A search that found nothing faster had nothing to certify."""
     certificate = tuned["certificate"]
     if certificate["holds"]:
         return ""
+    if certificate["executed"] and tuned.get("grounds") is not None:
+        return LACKS[DECIDED[tuned["grounds"]["standing"]]]
     if certificate["documents"] < certificate["documents_needed"] or not tuned["documents"]["search"]:
         return "documents"
     if not certificate["tested"]:
         return ""
-    out_of_time = any(one["outcome"] == "time used up" for one in tuned["candidates"])
+    out_of_time = any(one["outcome"] == OUT_OF_TIME for one in tuned["candidates"])
     return "time" if out_of_time else "evidence"
+
+
+LACKS: Mapping[Decision | None, Lacks] = {
+    None: "",
+    "does not pay": "",
+    "not enough documents": "documents",
+    "not settled": "time",
+}
+"""What a certificate lacked, by what the verdict says of how the floor stands."""
 
 
 def league_speedups(entries: Sequence[Mapping[str, Any]], machine: str) -> dict[str, float]:
