@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,8 +25,16 @@ from offramp.studies.failures import FAILURE, Failure
 from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, files_of
+from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, TRACE, WRITTEN, files_of
 from offramp.studies.task import Estimate, Task
+from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
+from offramp.studies.work.passage import PASSAGE
+from offramp.studies.work.text import TEXT
+from offramp.studies.work.text_size import TEXT as TEXT_SIZES
+from offramp.studies.work.trace import MODEL as MODEL_JSON
+from offramp.studies.work.train import MODEL as TRAINED
+from offramp.studies.work.training_cost import TRAINING
+from offramp.studies.work.tune import tuned_file_name
 
 TASK = task_of("score")
 
@@ -54,12 +63,12 @@ def test_a_task_is_done_when_its_manifest_is_there_and_not_before(folder: StudyF
 def test_the_manifest_names_every_file_but_locks_records_and_leftovers(folder: StudyFolder) -> None:
     own = folder.start(TASK)
     (own / "trace").mkdir()
-    for name in (RESULT, "trace/manifest.json", "trace/a.bin", "trace/.lock", ".lock", "empty"):
-        (own / name).write_text("" if name == "empty" else name)
+    for name in (RESULT, "trace/manifest.json", "trace/a.bin", "trace/.lock", ".lock", "text.json"):
+        (own / name).write_text("" if name == "text.json" else name)
     (own / "trace" / f"{TEMPORARY_PREFIX}17-a.bin").write_text("half")
     folder.finish(TASK, 1.0)
     value = json.loads((own / MANIFEST).read_text())
-    named = ["empty", RESULT, "trace/a.bin", "trace/manifest.json"]
+    named = [RESULT, "text.json", "trace/a.bin", "trace/manifest.json"]
     assert value["files"] == {
         name: {"sha256": sha256_of_file(own / name), "bytes": (own / name).stat().st_size} for name in named
     }
@@ -163,7 +172,7 @@ def test_a_task_that_somebody_works_on_is_not_withdrawn(folder: StudyFolder) -> 
 
 def test_a_try_begins_without_what_another_left(folder: StudyFolder) -> None:
     own = folder.start(TASK)
-    (own / "half.json").write_text("left by a killed process")
+    (own / RESULT).write_text("left by a killed process")
     (own / "notes.txt").write_text("mine")
     (own / f"{TEMPORARY_PREFIX}99-{RESULT}").write_text("half")
     (own / "trace").mkdir()
@@ -211,6 +220,41 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     path.write_bytes(path.read_bytes().replace(b"smollm2", b"smollm3", 1))
     with pytest.raises(DamagedFileError, match=r"plan\.json: its bytes changed"):
         folder.read_plan()
+
+
+def test_nothing_that_a_task_did_not_write_is_its_own(folder: StudyFolder) -> None:
+    """Whatever its ending, and whenever it was put there."""
+    own = folder.start(TASK)
+    (own / "trace").mkdir()
+    names = ["notes.json", "mine.parquet", "trace/mine.safetensors", "trace/a.json", "mine/part-00000.json"]
+    for name in names:
+        (own / name).parent.mkdir(exist_ok=True)
+        (own / name).write_text("mine")
+    part = own / "trace" / "facts-00000.parquet"
+    part.write_text("ours")
+
+    def not_ours() -> bool:
+        listed = {path.rpartition(TASK.key + "/")[2] for path in folder.own_files()}
+        assert "trace/facts-00000.parquet" in listed
+        return listed.isdisjoint(names)
+
+    assert not_ours()
+    assert folder.start(TASK) == own
+    assert all((own / name).read_text() == "mine" for name in names)
+    (own / RESULT).write_text("{}")
+    folder.finish(TASK, 1.0)
+    assert not_ours()
+    for name in names[:2]:  # nor is a task damaged for want of them
+        (own / name).unlink()
+    assert folder.is_done(TASK)
+    assert folder.verify(TASK) == []
+
+
+def test_every_kind_of_work_writes_what_is_known_as_a_tasks_own() -> None:
+    fixed = {HEADS, EXITS, PROFILE, PASSAGE, TEXT_SIZES, MODEL_JSON, TRAINING, TEXT, TRAINED, TRACE, RESULT}
+    for name in (*fixed, tuned_file_name(0.95), f"{TRAINED}@12"):
+        assert any(fnmatchcase(name, one) for one in WRITTEN), name
+    assert len(WRITTEN) == len(fixed) + 2
 
 
 MODEL = dict.fromkeys(("family", "generation", "released", "parameters", "kind", "stage"))

@@ -23,6 +23,7 @@ from offramp.models.devices import CPU
 from offramp.records.output_folder import UNKNOWN, OutputFolder
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.manifest import TRACE
 
 RUN_FILE = "run.json"
 DECODE_MINUTES = 3.5
@@ -186,7 +187,6 @@ def find_raw_traces(folder: Path) -> list[Path]:
     """
     if not (folder / RUN_FILE).is_file() or not (folder / PLAN).is_file():
         return []
-    from offramp.studies.work.inputs import TRACE  # pydantic comes with it
 
     study = StudyFolder(folder)
     tasks = study.read_plan().tasks

@@ -19,8 +19,8 @@ from offramp.report.page import write_report
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
+from offramp.studies.manifest import TRACE
 from offramp.studies.task import Task
-from offramp.studies.work.inputs import TRACE
 from offramp.tracing.manifest import MANIFEST
 from offramp.tuning.tuned import write_tuned
 

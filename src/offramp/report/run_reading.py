@@ -34,9 +34,10 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
+from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.decode import Decoding
-from offramp.studies.work.inputs import HEADS, TRACE, profile_in
+from offramp.studies.work.inputs import HEADS, profile_in
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE

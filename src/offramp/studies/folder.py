@@ -25,6 +25,7 @@ from offramp.studies.manifest import (
     DAMAGED,
     MANIFEST,
     RESULT,
+    TRACE,
     Manifest,
     check_files,
     files_of,
@@ -91,8 +92,6 @@ PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
 EXECUTIONS = "executions"
-ENDINGS = (".json", ".jsonl", ".parquet", ".safetensors", ".partial", ".bin")
-"""Of the files that tasks write."""
 ALIVE = "alive-"
 """What the names of files that show signs of life begin with, among the locks."""
 
@@ -222,7 +221,10 @@ class StudyFolder:
         return found
 
     def _own_of(self, folder: Path) -> dict[str, str | None]:
-        """What of a task's folder is its own, as in `own_files`; until it is done, told by endings."""
+        """What of a task's folder is its own, as in `own_files`; until it is done, told by names.
+
+        In the folder of a trace its own seals tell.
+        """
         own: dict[str, str | None] = dict.fromkeys(APART)
         own |= {path.relative_to(folder).as_posix(): None for path in folder.rglob(".lock")}
         for name in (MANIFEST, DAMAGED):
@@ -230,9 +232,17 @@ class StudyFolder:
                 manifest = MANIFEST_FILE.read(folder / name)
             except (OSError, DamagedFileError):
                 continue
-            return own | {name: record.sha256 for name, record in manifest.files.items()}
-        names = (path.relative_to(folder).as_posix() for path in files_of(folder))
-        return own | {name: None for name in names if Path(name).suffix in ENDINGS}
+            written: dict[str, str | None] = {name: one.sha256 for name, one in manifest.files.items()}
+            break
+        else:
+            written = {path.relative_to(folder).as_posix(): None for path in files_of(folder)}
+        if (folder / TRACE).is_dir():
+            from offramp.tracing.folder import owned_trace  # arrow comes with it
+
+            traced = owned_trace(folder / TRACE).listed()
+            below, inside = f"{TRACE}/", {f"{TRACE}/{name}": seal or None for name, seal in traced.items()}
+            written = {name: seal for name, seal in written.items() if not name.startswith(below)} | inside
+        return own | written
 
     # --- changing it, holding the task's lock
 

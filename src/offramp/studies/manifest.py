@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ DAMAGED = "manifest.damaged.json"
 
 RESULT = "result.json"
 APART = frozenset({MANIFEST, DAMAGED, FAILURE})
+TRACE = "trace"
+"""The folder of the trace in a trace task's folder."""
+WRITTEN = (
+    *(RESULT, "heads.safetensors", "profile.json", "passage.json", "text.json", "model.json"),
+    *("training.json", "tuned-*.json", TRACE, "exits", "text", "model", "model@*"),
+)
+"""What tasks write into their folders, of whatever kind; what has another name there is somebody's."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +110,10 @@ def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files of a task, in order of their paths; records, locks and temporary files left out."""
+    """The files that a task wrote, in order of their paths; records, locks and temporary files left out."""
     for path in sorted(folder.rglob("*")):
-        apart = path.parent == folder and path.name in APART
+        top = path.relative_to(folder).parts[0]
+        apart = not any(fnmatch.fnmatchcase(top, name) for name in WRITTEN)
         temporary = is_temporary(path) or is_temporary(path.parent)
         if path.is_file() and not apart and path.name != ".lock" and not temporary:
             yield path

@@ -59,7 +59,7 @@ def prepared_folder(folder: Path, request: TraceRequest, *, overwrite: bool, rep
     """
     refuse_foreign_files(folder)
     sweep_temporary_files(folder)
-    owned = _owned_trace(folder)
+    owned = owned_trace(folder)
     owned.finish_replacing(MANIFEST)
     found = _found_request(folder, forgive=overwrite or repair)
     if found is not None and found != request.to_json() and _holds_work(folder):
@@ -84,7 +84,7 @@ def prepared_folder(folder: Path, request: TraceRequest, *, overwrite: bool, rep
     yield folder
 
 
-def _owned_trace(folder: Path) -> OutputFolder:
+def owned_trace(folder: Path) -> OutputFolder:
     """The folder of a trace, whose seals say what is ours in it. What was damaged is ours by its name."""
     names = [path.name for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
     own: dict[str, str | None] = dict.fromkeys(names, UNKNOWN)

@@ -33,12 +33,12 @@ from offramp.studies.comparison.study_strategies import (
     measured_speedups,
 )
 from offramp.studies.folder import PLAN, Condition, StudyFolder
+from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tracing.request import DEFAULT_CONTEXT
 
-TRACE = "trace"
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
 FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")

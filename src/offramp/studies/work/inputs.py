@@ -16,7 +16,7 @@ from offramp.models.devices import CPU
 from offramp.models.memory import use_threads
 from offramp.studies.computing import code_of, code_of_module
 from offramp.studies.entries import BYTES
-from offramp.studies.manifest import RESULT, study_file
+from offramp.studies.manifest import RESULT, TRACE, study_file
 from offramp.studies.steps import measured_on
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.tracing.exit_heads import ExitHeads
 
-TRACE = "trace"
-"""The folder of the trace in a trace task's folder."""
 HEADS = "heads.safetensors"
 EXITS = "exits"
 """The folder of exits that a task trained."""

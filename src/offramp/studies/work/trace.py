@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.scoring.text_size import text_sizes
-from offramp.studies.manifest import study_file
+from offramp.studies.manifest import TRACE, study_file
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import TRACE, heads_of, model_of, require_planned, workload_of
+from offramp.studies.work.inputs import heads_of, model_of, require_planned, workload_of
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE, passages_of
 from offramp.studies.work.text_size import write_text_sizes
