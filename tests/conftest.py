@@ -97,7 +97,7 @@ def forget_the_load(patch: pytest.MonkeyPatch) -> None:
     goes on with the first. One round."""
     from offramp.cli import run_study
 
-    patch.setattr(run_study, "MINUTES", 20.0)
+    patch.setattr(run_study, "DECODE_MINUTES", 20.0)
     patch.setattr(run_study, "ROUNDS", 1)
 
 
