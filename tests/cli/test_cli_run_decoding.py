@@ -36,6 +36,7 @@ from offramp.studies.work.decoding_choice import (
     Choice,
     new_tokens_for,
     of_verdicts,
+    prompts_within,
     seconds_after,
     seconds_for,
     within_budget,
@@ -43,7 +44,7 @@ from offramp.studies.work.decoding_choice import (
 from offramp.studies.work.league import Ranking
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
-from offramp.tuning.splits import split_documents
+from offramp.tuning.splits import split_documents, split_roles
 from offramp.tuning.verdict import from_main
 from offramp.workloads.registry import load_workload
 from page_reader import Page
@@ -273,12 +274,20 @@ def test_sizes_follow_the_budget() -> None:
     # 3 + 5 contenders on four prompts; 6 trials, 6 warm-ups, and 2 x 3 decodings of the pilot.
     visits = 4 * 8
     decodings = visits + 6 + 6 + 6
-    # The parts of 3 policies; (3 + 1) x 4 answers are read.
-    after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 16)
+    # The parts of 3 policies; (3 + 2) x 4 answers are read.
+    after = 0.05 * 3 + 0.06 * (3 * (2.5 + 9) + 2.5 * 20)
     assert seconds_after(3, 0.06, 9) == pytest.approx(after)
     tokens = 9 * (visits + 6 + 6) + 6 * SHORT.warm_up_tokens
     timing = 0.05 * decodings + 0.06 * (2.5 * decodings + tokens)
     assert seconds_for(3, 0.06, 9) == pytest.approx(timing + after)
+    # A prompt more: 8 decodings of it, and 5 answers to it read.
+    more = 8 * (0.05 + 0.06 * (2.5 + 9)) + 0.06 * 2.5 * 5
+    assert seconds_after(3, 0.06, 9, 10) - after == pytest.approx(0.06 * 2.5 * 5 * 6)
+    whole = timing + after
+    found = [
+        prompts_within(3, 0.06, 9, whole + extra) for extra in (0.0, 0.99 * more, 1.01 * more, 6.1 * more)
+    ]
+    assert found == [4, 4, 5, 10]
     # Trials and the pilot are never longer than they need be.
     more = seconds_for(3, 0.06, 25) - seconds_for(3, 0.06, 24)
     assert more == pytest.approx(0.06 * (visits + 3))
@@ -319,16 +328,26 @@ def test_prompts_are_starts_of_documents_that_nothing_was_chosen_on(
     tiny_model: Path, text_result: WorkloadResult
 ) -> None:
     model, workload = load_model(str(tiny_model)), load_workload(text_result.name)
-    prompts = pick_prompts(model, workload, text_result.trace, count=3)
+    prompts = pick_prompts(model, workload, text_result.trace, count=2)
     judging = {text_result.trace.documents[place].id for place in split_documents(text_result.trace, 0)[1]}
     assert prompts.unseen
-    assert len(set(prompts.documents)) == 3
+    assert len(set(prompts.documents)) == 2
     assert set(prompts.documents) <= judging
     texts = {document.id: document.text for document in workload.documents}
     for ids, name in zip(prompts.ids, prompts.documents, strict=True):
         assert list(ids) == model.encode(texts[name])[:OPENING_TOKENS]
+    # Then documents that were not traced; those that policies were chosen on, only where there are no others.
+    many = pick_prompts(model, workload, text_result.trace)
+    traced = {document.id for document in text_result.trace.documents}
+    report = {text_result.trace.documents[place].id for place in split_roles(text_result.trace, 0).report}
+    assert (
+        many.documents[: len(report & judging)]
+        == pick_prompts(model, workload, text_result.trace, count=len(report & judging)).documents
+    )
+    assert not set(many.documents[len(report & judging) :]) & traced
     one = text_result.trace.subset(np.array([0]))
-    assert not pick_prompts(model, workload, one).unseen
+    (only,) = [document for document in workload.documents if document.id == one.documents[0].id]
+    assert not pick_prompts(model, replace(workload, documents=(only,)), one).unseen
     short = replace(workload, documents=tuple(replace(d, text="a b") for d in workload.documents))
     with pytest.raises(InputError, match="gives a prompt to decode from"):
         pick_prompts(model, short, text_result.trace)

@@ -225,7 +225,7 @@ def prompts_of(
     )
 
 
-PROMPTS = 8
+PROMPTS = 32
 """Of each text, as far as there is time to decode them: each is one sample of an interval."""
 OPENING_TOKENS = 32
 LONGEST_PROMPT = 256
@@ -250,26 +250,41 @@ def pick_prompts(
     *,
     new_tokens: int = FEWEST_NEW_TOKENS,
     seed: int = 0,
+    heads: ExitHeads | None = None,
 ) -> Prompts:
-    """Starts of documents (text), or whole prompts (generation), of the trace's own documents.
+    """Starts of documents (text), or whole prompts (generation), that neither fitting nor tuning chose by.
 
-    Only documents for the report where there are some: neither fitting nor tuning saw them. All leave room
-    for the new tokens. seed: that the policies were chosen with.
+    The trace's documents for the report, then documents that were not traced, from the last of the order in
+    which certificates are decoded on; where there are none, the trace's. All leave room for the new tokens.
+    seed: that the policies were chosen with. heads: those of the trace.
 
     Raises InputError if no document is long enough, or every prompt too long.
     """
-    documents = {document.id: document for document in workload.documents}
-    places, unseen = _report_places(trace, seed)
     found: dict[str, tuple[int, ...]] = {}
-    for place in places:
-        name = trace.documents[place].id
-        ids = _start_of(model, workload, documents[name], OPENING_TOKENS)
-        whole = workload.mode == "generation"
-        fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
-        if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):
-            found[name] = ids
-        if len(found) == count:
-            break
+    unseen = True
+
+    def take(documents: Iterable[Document]) -> None:
+        for document in documents:
+            if len(found) == count:
+                break
+            ids = _start_of(model, workload, document, OPENING_TOKENS)
+            whole = workload.mode == "generation"
+            fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
+            if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):
+                found[document.id] = ids
+
+    texts = {document.id: document for document in workload.documents}
+    traced = [int(place) for place in np.unique(trace.document)]
+    # Verdict and tuner alike have not chosen on these.
+    judging, report = split_documents(trace, seed)[1], split_roles(trace, seed).report
+    reported = [int(place) for place in report if place in judging]
+    take(texts[trace.documents[place].id] for place in reported)
+    if len(found) < count:
+        apart = [place for place in traced if place not in reported]
+        take(reversed(further_documents(trace, workload, seed, heads, apart, trained_on(model).texts)))
+    if not found:
+        unseen = False
+        take(texts[trace.documents[place].id] for place in traced)
     if not found:
         raise InputError(
             f"no document of {workload.name} gives a prompt to decode from",
@@ -277,12 +292,3 @@ def pick_prompts(
             fix=f"texts need {OPENING_TOKENS} tokens, prompts {LONGEST_PROMPT} at most",
         )
     return Prompts(tuple(found.values()), tuple(found), unseen)
-
-
-def _report_places(trace: Trace, seed: int) -> tuple[list[int], bool]:
-    """Documents for the report, which verdict and tuner alike have not chosen on; all without such."""
-    judging, roles = split_documents(trace, seed)[1], split_roles(trace, seed)
-    report = [int(place) for place in roles.report if place in judging]
-    if report:
-        return report, True
-    return [int(place) for place in np.unique(trace.document)], False

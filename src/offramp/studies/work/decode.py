@@ -128,13 +128,21 @@ class _Decoder:
         from offramp.decoding.measurement.answers import Limits
         from offramp.decoding.measurement.judged import Chosen, decode_chosen
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
-        from offramp.studies.work.decoding_choice import seconds_after, seconds_for, within_budget
+        from offramp.studies.work.decoding_choice import (
+            prompts_within,
+            seconds_after,
+            seconds_for,
+            within_budget,
+        )
 
         recipe, trace = self.recipe, trace_of(self.context)
         workload, wanted, new_tokens = workload_of(self.task), recipe["prompts"], recipe["new_tokens"]
         seconds = recipe["seconds"]
         fewest = FEWEST_NEW_TOKENS if new_tokens == AUTO else new_tokens
-        prompts = pick_prompts(model, workload, trace, wanted, new_tokens=fewest, seed=recipe["seed"])
+        heads = heads_of(self.task, self.context)
+        prompts = pick_prompts(
+            model, workload, trace, wanted, new_tokens=fewest, seed=recipe["seed"], heads=heads
+        )
         if new_tokens == AUTO:
             plain = self._plain_seconds(model, prompts)
             kept, new_tokens = within_budget(choices, plain, seconds)
@@ -145,14 +153,15 @@ class _Decoder:
                 notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
             choices = kept
             whole = max(seconds, seconds_for(len(choices), plain, new_tokens))
-            seconds = whole - seconds_after(len(choices), plain, new_tokens)
+            count = min(len(prompts.ids), prompts_within(len(choices), plain, new_tokens, whole))
+            seconds = whole - seconds_after(len(choices), plain, new_tokens, count)
         policies = tuple((choice.policy, choice.kv) for choice in choices)
         chosen = Chosen(workload.name, trace, policies, prompts, wanted, notes)
         (judged,) = decode_chosen(
             model,
             [chosen],
             self.machine,
-            heads=heads_of(self.task, self.context),
+            heads=heads,
             new_tokens=new_tokens,
             limits=Limits(seconds, recipe["rounds"]),
             seed=recipe["seed"],

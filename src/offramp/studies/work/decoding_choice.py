@@ -144,9 +144,21 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int) -> float:
     return timing + seconds_after(policies, plain_seconds, new_tokens)
 
 
-def seconds_after(policies: int, plain_seconds: float, new_tokens: int) -> float:
+def seconds_after(
+    policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS
+) -> float:
     """About how long it takes to time the parts of each policy's tokens on one prompt, and to let the full
-    model read every answer of a policy, and its own."""
-    read = (policies + 1) * FEWEST_PROMPTS
+    model read every answer of a policy, of the cut head, and its own."""
+    read = (policies + 2) * prompts
     parts = policies * (PROMPT_WORTH + new_tokens)
     return plain_seconds * (parts + PROMPT_WORTH * read) + policies * PAUSE_SECONDS
+
+
+def prompts_within(policies: int, plain_seconds: float, new_tokens: int, budget: float) -> int:
+    """About how many prompts are timed and judged within a budget of seconds."""
+    fewest = seconds_for(policies, plain_seconds, new_tokens)
+    # What a prompt more takes: everyone's turns, and the reading of the answers.
+    decodings = policies + BESIDE
+    turns = decodings * (PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH + new_tokens))
+    more = turns + plain_seconds * PROMPT_WORTH * (policies + 2)
+    return FEWEST_PROMPTS + max(0, math.floor((budget - fewest) / more))
