@@ -33,7 +33,7 @@ from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import KEY_VALUE, DecisionCounts
-from offramp.tuning.proposals import TARGETS, Proposals, Proposed
+from offramp.tuning.proposals import FORETOLD, TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
 
@@ -70,7 +70,7 @@ class Limits:
     """Told of each candidate's progress."""
     worth: float | None = None
     """The gain in speed over the best decoder without exits from which on it is worth its trouble: nothing is
-    tested that could not reach it. None to look for the fastest at the floor, exits or not."""
+    tested that is not predicted to reach half of it. None to look for the fastest at the floor."""
 
 
 RERUN_SHARE = 0.35
@@ -90,6 +90,7 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     """
     clock = Clock(limits.seconds)
     first = jobs[0]
+    hoped = None if limits.worth is None else FORETOLD * limits.worth
     pools: dict[Floor, Pool | None] = {}
     for job in jobs:
         pools[job.floor] = job.search(next((pool for pool in pools.values() if pool is not None), None))
@@ -107,15 +108,15 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     for floor in floors:
         floor.test_full_model(clock)
     open_floors = [floor for floor in floors if floor.can_be_answered]
-    if open_floors and limits.worth is not None:
-        proposals.challenge(limits.worth)
+    if open_floors and hoped is not None:
+        proposals.challenge(hoped)
     for floor in open_floors:
         reach = proposals.replayed_reach(floor.job.floor.risk)
-        if limits.worth is None or (reach is not None and reach >= 1.0 + limits.worth):
+        if hoped is None or (reach is not None and reach >= 1.0 + hoped):
             proposals.calibrate(floor.job.floor.risk)
     stricter: tuple[Proposal, ...] = ()
     for floor in sorted(open_floors, key=lambda floor: floor.job.floor.risk):
-        floor.proposed = proposals.at(floor.job.floor.risk, limits.worth, stricter)
+        floor.proposed = proposals.at(floor.job.floor.risk, hoped, stricter)
         stricter = floor.proposed.candidates
     for number, floor in enumerate(floors):
         floor.test(clock.share(1 / (len(floors) - number)))
@@ -194,7 +195,7 @@ class _Floor:
             if too_few and (proposed.candidates or self.limits.worth is None):
                 return shortage
             worth, reach = self.limits.worth, proposed.reach
-            reaches = worth is not None and reach is not None and reach >= 1.0 + worth
+            reaches = worth is not None and reach is not None and reach >= 1.0 + FORETOLD * worth
             passed = all(one.passed for one in self.alone)
             if not proposed.complete or self.out_of_time or reaches or not passed:
                 return "not settled"
