@@ -196,7 +196,7 @@ def _nothing_could_pay(job: Job, grounds: Grounds) -> str:
         said = f"the fastest that keeps {job.floor} on {searched} documents is {grounds.reach:.3f} ×"
     return (
         f"Nothing that was searched could gain {100 * grounds.worth:g} % over the best decoder without "
-        f"exits: none is predicted to gain half of that on {job.pricing.machine}; {said}. {STAYS}"
+        f"exits: none is predicted to gain four fifths of that on {job.pricing.machine}; {said}. {STAYS}"
     )
 
 

@@ -70,7 +70,7 @@ class Limits:
     """Told of each candidate's progress."""
     worth: float | None = None
     """The gain in speed over the best decoder without exits from which on it is worth its trouble: nothing is
-    tested that is not predicted to reach half of it. None to look for the fastest at the floor."""
+    tested that is not predicted to reach four fifths of it. None to look for the fastest at the floor."""
 
 
 RERUN_SHARE = 0.35
