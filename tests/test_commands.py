@@ -44,7 +44,7 @@ def test_advice_is_filled_with_what_the_command_was_given() -> None:
     given = {"model": "my models/a", "transform": ["int8"], "workload": ["code", "prose"]}
     line = "offramp heads fit 'my models/a' --transform int8 --workload code --kv-maps 2,3"
     assert filled(advice, given) == f"fit some: {line} -o heads.safetensors; see MODELS"
-    assert filled(advice, {}) == advice
+    assert filled(advice, {}) == filled(advice, {"model": "none"}) == advice
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ from typing import Any
 IN_MEMORY = "a model object in memory"
 """As the source of a model: no command line can name it."""
 
+NO_MODEL = "none"
+"""As `--model`: nothing is decoded."""
+
 USUAL_DTYPE = "float32"
 """What a processor computes in unless it is told otherwise."""
 
@@ -95,7 +98,7 @@ def filled(advice: str, given: Mapping[str, Any]) -> str:
     'offramp heads fit smollm2 --workload prose -o heads.safetensors makes one'
     """
     before, offramp, command = advice.partition("offramp ")
-    if not offramp or not given.get("model"):
+    if not offramp or given.get("model") in (None, "", NO_MODEL):
         return advice
     model = command_line("", str(given["model"]), transforms=given.get("transform") or ())
     texts = given.get("workload") or "prose"

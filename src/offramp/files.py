@@ -218,10 +218,13 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
         )
     made = temporary_path(path)
     temporary = made / path.name if apart else made
+    held = None
     try:
         if apart:
             made.mkdir(exist_ok=True)
         temporary.touch()
+        # A library may remove what it could not write whole: while it is held, its size stays known.
+        held = None if apart else os.open(temporary, os.O_RDONLY)
         readable = temporary.stat().st_mode  # by whom new files are; safetensors makes its own for one user
         write(temporary)
         if temporary.stat().st_mode != readable:
@@ -233,8 +236,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
             made.rmdir()
         sync_folder(path.parent)
     except Exception as error:
-        written = temporary.stat().st_size if temporary.exists() else 0
-        remove(made)
+        kept = temporary if temporary.exists() else held
+        written = 0 if kept is None else os.stat(kept).st_size
         if is_disk_full(error):
             raise disk_full(path, written) from error
         if _system_number(error) == errno.EFBIG:
@@ -244,9 +247,10 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
                 fix="raise it (ulimit -f), then run the same command again; what is finished is kept",
             ) from error
         raise
-    except BaseException:
-        remove(made)
-        raise
+    finally:
+        if held is not None:
+            os.close(held)
+        remove(made)  # unless it is in its place
 
 
 def temporary_path(path: Path) -> Path:
@@ -310,8 +314,9 @@ def read_sealed_json(
         whole = seal == seal_of(value, apart=apart) and text == pretty_json({**value, SEAL: seal})
     except JsonError as error:
         raise damaged(path, str(error)) from error
-    except (ValueError, KeyError) as error:  # no UTF-8, or no seal
-        raise damaged(path, f"it is not what offramp writes ({type(error).__name__})") from error
+    except (ValueError, KeyError) as error:
+        missing = f"no {SEAL}" if isinstance(error, KeyError) else "no UTF-8"
+        raise damaged(path, f"it is not what offramp writes ({missing})") from error
     if not whole:
         raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     return dict(value)

@@ -37,6 +37,8 @@ BEFORE_LOADING = [
     ("run|trace", "--exits 1,,2", "not a list of layers", "10,20,30"),
     ("run|trace", "--dtype bf16", "unknown dtype 'bf16'", "did you mean 'bfloat16'?"),
     ("trace", "-w prose", "a trace is of one workload, not of 2", ""),
+    ("trace", "--reference /nope", "/nope", ""),
+    ("run|trace", "-o ''", "the output has no name", "the current folder"),
     ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean restricted"),
     ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
     ("trace", "--memory lots", "'lots' is not an amount of memory", ""),
@@ -56,6 +58,7 @@ BEFORE_LOADING = [
     ("run|bench", "--worth 5", "a worth of 5 is no share", "0.05 for 5 %"),
     ("run", "--worth -0.1", "a worth of -0.1 is no share", "0.05 for 5 %"),
     ("bench", "--processes 0", "processes: 0 is too few", "1 or more"),
+    ("bench", "--processes 1000000", "processes cannot be 1000000", "100 at most"),
     ("bench", "--prompts 0", "prompts: 0 is too few", "1 or more"),
     ("bench", "--prompt-tokens 0", "prompt tokens: 0 is too few", "1 or more"),
     ("bench", "--new-tokens 1", "new tokens: 1 is too few", "4 or more"),
@@ -93,6 +96,7 @@ BEFORE_LOADING = [
     ("generate", "--temperature nan", "temperature cannot be nan", "nearer to 0"),
     ("generate", "--temperature 0 --top-k 2 --seed 1", "--seed means nothing with greedy decoding", ""),
     ("generate", "--temperature 1e-40", "temperature", ""),
+    ("generate", "--temperature 1e30", "temperature cannot be 1e+30", "from 0.0001 to below 1e6"),
     ("generate", "--top-k 0", "top-k cannot be 0", "1 or more"),
     ("generate", "--top-p 1.5", "top-p cannot be 1.5", "1 at most"),
     ("generate", "--temperature 1 --seed -1", "seed cannot be -1", "from 0 to 2^63 - 1"),
@@ -292,6 +296,12 @@ def with_remote_code(folder: Path) -> None:
 def truncated(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
+
+
+@pytest.mark.usefixtures("no_weights_loaded")
+def test_a_trace_is_not_made_in_the_folder_of_something_else(tiny_model: Path, documents: Path) -> None:
+    command = ("trace", tiny_model, "-w", f"jsonl:{documents}#text", "-o", tiny_model)
+    assert "holds files that are not a trace" in run_offramp(*command).require(2).err
 
 
 @pytest.mark.usefixtures("no_weights_loaded")

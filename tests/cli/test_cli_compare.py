@@ -130,6 +130,7 @@ def test_what_is_not_equal_is_refused_unless_asked_for(
 @pytest.mark.parametrize(
     ("options", "what", "fix"),
     [
+        (["--pair", "one=one"], "one is paired with itself", "another"),
         (["--pair", "one"], "does not name two models", "FIRST=SECOND"),
         (["--pair", "a + prune:drop=3 = b"], "no model is called 'a + prune:drop=3'", "choose one of"),
     ],

@@ -359,6 +359,9 @@ def test_what_was_decoded_for_certificates_belongs_to_a_studys_folder(tmp_path: 
     (tmp_path / "something").mkdir()
     with pytest.raises(InputError, match="files of something else"):
         require_own(tmp_path, "small")
+    StudyFolder(tmp_path).journal.path.touch()
+    with pytest.raises(InputError, match="move that away, or"):
+        require_own(tmp_path, "small")
 
 
 def test_a_folder_of_something_else(ran: Ran, finished_run: Path, small: Path) -> None:

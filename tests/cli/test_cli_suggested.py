@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ import offramp
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.cli.main import app
 from offramp.cli.run_contents import contents_at, text_of
-from offramp.cli.run_folder import command_of
 from offramp.cli.run_study import FLOORS, RunOptions
 from offramp.policies.grammar import parse_policy, write_policy
+from offramp.report.run_reading import command_of
 from offramp.studies.folder import StudyFolder
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.tuned import read_tuned
@@ -198,8 +199,26 @@ def test_a_run_that_is_not_whole_is_told_its_command(run: Path) -> None:
     shutil.rmtree(folder.task_folder(first))
     error = run_offramp("report", run, "--json").require(2).json["error"]
     (line,) = commands_in(error["fix"])
-    assert line == command_of(run)
+    assert line == command_of(folder)
+    copy = Path(shutil.copytree(run, run.with_name("a copy")))
+    (moved,) = commands_in(run_offramp("report", copy, "--json").require(2).json["error"]["fix"])
+    assert shlex.split(moved) == [str(copy) if word == str(run) else word for word in shlex.split(line)]
+    assert str(copy) in moved
     shutil.rmtree(run / "traces")
     error = run_offramp("score", run, "--json").require(2).json["error"]
     assert commands_in(error["fix"]) == [line]
     assert require_runnable(line)[1] == "run"
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"), [(76, "=0.95"), (75, "=0.9"), (17, "=0.8"), (16, "no floor can")]
+)
+def test_a_trained_model_is_tuned_at_a_floor_that_its_text_can_certify(documents: int, said: str) -> None:
+    from offramp.cli.exits_regularised import next_lines
+
+    request = SimpleNamespace(workloads=[{"name": "prose"}])
+    trained: Any = SimpleNamespace(record=SimpleNamespace(request=request))
+    line = next_lines(trained, Path("exits"), "smollm2", documents)[-1]
+    assert said in line
+    if "offramp" in line:
+        assert require_runnable(*commands_in(line))[1] == "tune"

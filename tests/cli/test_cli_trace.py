@@ -144,6 +144,7 @@ def test_replay_takes_a_run_with_one_trace_only(finished_run: Path, tmp_path: Pa
     assert "chat" in refused.err
     run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     shutil.rmtree(run / "traces" / "tiny" / "chat")
+    (run / "traces" / "tiny" / "mine").mkdir()
     run_offramp("replay", run, "--policy", "never").require(0)
 
 

@@ -106,6 +106,13 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
         assert str(policy.for_task(name)) == tuned.policy_text == answer["policy"]
         assert tuned.answer in " ".join(outcome.err.split())
     assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
+    again = ("tune", trace, tmp_path / "others", *FLOOR, *more, "-o", output)
+    run_offramp(*again).require(0)
+    edited = json.dumps({**json.loads(output.read_text()), "kind": "never", "parameters": {}})
+    for mine in (edited, '{"schema_version": 1, "kind": "never", "parameters": {}}'):
+        output.write_text(mine)
+        assert "holds no tuned policy" in run_offramp(*again).require(2).err
+        assert output.read_text() == mine
     twice = run_offramp("tune", trace, trace, *FLOOR, *more, "-o", tmp_path / "one.json").require(0)
     assert "entry for each" not in twice.out, "one trace named twice is one"
 
@@ -143,3 +150,18 @@ def test_a_trained_models_tokens_are_judged_by_the_original(
     assert tuned.executed_reference_agreement is not None
     assert "the original full model's choice on the same prefix" in said
     assert "replayed and rerun: reference agreement on the search documents" in said
+
+
+def test_other_heads_are_refused_before_the_model_is_loaded(
+    trace: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = f"jsonl:{trace.with_name('texts.jsonl')}#text"
+    heads = tmp_path / "heads.safetensors"
+    run_offramp("heads", "fit", tiny_model, "-w", texts, "--tokens", 400, "-o", heads).require(0)
+    monkeypatch.setattr("offramp.models.loading.load_source", lambda *some, **more: 1 / 0)
+    monkeypatch.setattr("offramp.tracing.loading.load_source", lambda *some, **more: 1 / 0, raising=False)
+    execute = ("replay", trace, "-p", "static:exit=2", "--execute", "--heads", heads)
+    for command in (execute, ("tune", trace, *FLOOR, "--heads", heads, "-o", tmp_path / "p.json")):
+        refused = run_offramp(*command).require(2)
+        assert "the trace was made without exit heads, and some are given" in refused.err
+        assert "loading the model" not in refused.err

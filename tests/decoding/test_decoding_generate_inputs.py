@@ -61,7 +61,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"no_such_option": 1}, "no_such_option"),
     ({"temperature": -1.0}, "temperature"),
     ({"temperature": False}, "temperature cannot be False"),
-    ({"temperature": 1e-5}, r"temperature cannot be 1e-05(.|\n)*0 \(greedy\), or from 0.0001 on"),
+    ({"temperature": 1e-5}, r"temperature cannot be 1e-05(.|\n)*0 \(greedy\), or from 0.0001 to below 1e6"),
     ({"top_p": 2.0}, r"top_p cannot be 2.0(.|\n)*1 at most"),
     ({"top_p": 0.0}, "top_p cannot be 0.0"),
     ({"top_k": 0}, "top_k cannot be 0"),

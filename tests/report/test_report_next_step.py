@@ -74,10 +74,30 @@ def test_too_few_documents_ask_for_less() -> None:
     assert step is not None
     assert step.command == f"{RUN} --exits 5,9 --floor 0.9"
     assert "is still open after all 96 documents at hand" in step.reason
-    short = replace(certificate(holds=False), documents=12)
+    short = replace(certificate(holds=False), documents=12, best_floor=0.91)
     step = next_step(asked(run_with(replace(few, certificate=short))))
     assert step is not None
     assert "needs 45 documents that lose nothing, and 12 are at hand" in step.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "fewer", "command"),
+    [
+        ({"tokens": 1, "document_tokens": 1}, None, RUN),
+        ({}, None, f"{RUN} --workload prose:short"),
+        ({}, 0.85, f"{RUN} --floor 0.8"),
+        ({"tokens": 1}, 0.7, f"{RUN} --tokens 1 --workload prose:short"),
+    ],
+)
+def test_no_floor_is_proposed_that_the_documents_could_not_certify(
+    options: dict[str, int], fewer: float | None, command: str
+) -> None:
+    """fewer: the best floor that they could certify; None where the trace has too few to be judged at all."""
+    proof = None if fewer is None else replace(certificate(holds=False), documents=7, best_floor=fewer)
+    few = verdict("not enough documents", policy="never", certificate=proof)
+    step = next_step(asked(run_with(few), call=RunCall(CALL.model, options)))
+    assert step is not None
+    assert step.command == command
 
 
 @pytest.mark.parametrize(("floor", "option"), [(0.9, "--floor 0.8"), (0.8, "--workload prose:short")])

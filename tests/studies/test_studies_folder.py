@@ -119,7 +119,11 @@ def test_any_changed_byte_of_any_file_is_found(whole: StudyFolder, data: st.Data
     [
         (RESULT, lambda path: path.write_text('{"number": 8}'), "result.json: its bytes changed"),
         (RESULT, lambda path: path.unlink(), "result.json is missing"),
-        (MANIFEST, lambda path: path.write_text("{}"), "manifest.json: it is not what offramp writes"),
+        (
+            MANIFEST,
+            lambda path: path.write_text("{}"),
+            "manifest.json: it is not what offramp writes (no sha256)",
+        ),
         ("trace/part-0.bin", lambda path: os.truncate(path, 39), "part-0.bin has 39 bytes instead of 40"),
         ("trace/part-0.bin", lambda path: path.unlink(), "trace/part-0.bin is missing"),
     ],

@@ -129,6 +129,19 @@ def test_a_number_sign_may_be_part_of_a_file_name(tmp_path: Path) -> None:
     assert load_workload(f"txt:{tmp_path / 'c#'}").documents[0].id == "c#"
 
 
+def test_of_json_lines_too_and_without_a_field_it_is_part_of_the_name(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "a#b.jsonl", {"text": "one"})
+    assert f"write jsonl:{file}#FIELD; the fields of the first line are: text" in error_of(f"jsonl:{file}")
+    assert len(load_workload(f"jsonl:{file}#text").documents) == 1
+
+
+def test_a_home_is_found_where_no_shell_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "a.jsonl", {"text": "one"})
+    for spec in ("txt:~/a.jsonl", "jsonl:~/a.jsonl#text"):
+        assert load_workload(spec).name == spec.replace("~", str(tmp_path))
+
+
 def write_lines(path: Path, *lines: object) -> Path:
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path

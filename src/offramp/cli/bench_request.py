@@ -178,7 +178,9 @@ def read_request(
         }
     )
     if output is not None:
-        require_json_file(output, "a bench result", {"schema_version": object, "results": object})
+        require_json_file(
+            output, "a bench result", lambda value: {"schema_version", "results"} <= value.keys()
+        )
     if allow_code:
         raise code_refused("--allow-code")
     loaded_tasks = tuple(load_task(task) for task in tasks)

@@ -87,6 +87,8 @@ def _read_pair(text: str) -> tuple[str, str]:
             where="--pair",
             fix="write --pair FIRST=SECOND, as --pair smollm2='smollm2 + int8'",
         )
+    if first == second:
+        raise InputError(f"{first} is paired with itself", where="--pair", fix="name another model")
     return first, second
 
 

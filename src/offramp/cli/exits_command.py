@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
     from offramp.lab.exits.train import TrainedExits
     from offramp.report.word_table import WordTable
-    from offramp.workloads.workload import Workload
 
 exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.", no_args_is_help=True)
 
@@ -229,6 +228,7 @@ def train(
     )
     from offramp.lab.exits.train import train_exits
     from offramp.models.memory import shown_size
+    from offramp.tracing.fitting.documents import left_for_tuning
     from offramp.tracing.loading import find_model, read_transforms
     from offramp.workloads.registry import load_workload
 
@@ -263,8 +263,9 @@ def train(
         raise InputError("there are no heads", where=f"--from {source}", fix=fix)
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
-    for work in works:
-        out.console.print(_left_to_certify(work), markup=False, soft_wrap=True)
+    left = [len(left_for_tuning(work)) for work in works]
+    for work, count in zip(works, left, strict=True):
+        out.console.print(_left_to_certify(work.name, count), markup=False, soft_wrap=True)
     with stage("loading the model and checking its exits"):
         loaded = find_model(
             model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
@@ -303,22 +304,20 @@ def train(
         on_size=tell,
     )
     out.console.print(_table(trained))
-    more = next_lines(trained, output, model) if kind == REGULARISED else heads_notes(trained.heads)
+    more = next_lines(trained, output, model, left[0]) if kind == REGULARISED else heads_notes(trained.heads)
     for line in [*_notes(trained), *more, f"written: {output}"]:
         out.console.print(line, markup=False, soft_wrap=True)
     out.finish(_summary(trained, output))
 
 
-def _left_to_certify(work: Workload) -> str:
-    """What the documents that no training reads can certify of the trained exits."""
+def _left_to_certify(workload: str, left: int) -> str:
+    """What so many documents that no training reads can certify of the trained exits."""
     from offramp.lab.exits.evaluation import FLOORS
     from offramp.studies.recipes import DELTA
-    from offramp.tracing.fitting.documents import left_for_tuning
     from offramp.tuning.certifiable import certifiable_words
 
-    left = len(left_for_tuning(work))
     return (
-        f"{work.name}: the later half of its documents is trained on; {left:,} others, which share no text "
+        f"{workload}: the later half of its documents is trained on; {left:,} others, which share no text "
         f"with it, {certifiable_words(left, FLOORS, DELTA)}"
     )
 

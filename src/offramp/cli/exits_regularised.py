@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from offramp.report.word_table import WordTable
 
 KIND = "regularised"
+FLOORS = (0.95, 0.9, 0.8)
+"""Of which the first is proposed that the text's documents can certify."""
 
 Lora = Annotated[
     int | None,
@@ -127,11 +129,22 @@ def _bits(one: Evaluation) -> str:
     return "?" if one.bits_per_byte is None else f"{one.bits_per_byte:.3f}"
 
 
-def next_lines(trained: TrainedExits, output: Path, original: str) -> list[str]:
-    """What counts, and how it is had. original: the model, as the command line named it."""
+def next_lines(trained: TrainedExits, output: Path, original: str, left: int) -> list[str]:
+    """What counts, and how it is had. original: the model, as the command line named it. left: documents of
+    the first text that training did not read: those of a trace, a part of which certify."""
+    from offramp.studies.recipes import DELTA
+    from offramp.tuning import bounds, splits
+
+    def needed(floor: float) -> int:
+        return splits.fewest_documents(bounds.fewest_documents(1.0 - floor, DELTA))
+
+    floor = next((floor for floor in FLOORS if needed(floor) <= left), None)
+    tuning = f"no floor can be certified on {left} documents: trace and tune on a text of more"
     traced, text = f"{output}-trace", trained.record.request.workloads[0]["name"]
     return [
         "what leaves is counted at floors of agreement with the original model, not with the trained one",
         f"next: {command_line('trace', output, reference=original, workload=text, output=traced)}",
-        f"then: {command_line('tune', traced, floor='reference_agreement=0.95')}",
+        tuning
+        if floor is None
+        else f"then: {command_line('tune', traced, floor=f'reference_agreement={floor}')}",
     ]

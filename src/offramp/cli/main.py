@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import os
 import select
 import shlex
@@ -279,8 +280,11 @@ def _require_surroundings() -> None:
 
 
 def _require_text(words: list[str]) -> None:
-    """Refuse an argument that is no text: names of files are kept in JSON, which is UTF-8."""
-    for word in words:
+    """Refuse an argument that is no text: names of files are kept in JSON, which is UTF-8. And an output that
+    has no name, which would be taken for the current folder."""
+    for option, word in itertools.pairwise(["", *words]):
+        if (option, word) in (("-o", ""), ("--output", "")) or word == "--output=":
+            raise InputError("the output has no name", where="-o", fix="name one, . for the current folder")
         try:
             word.encode()
         except UnicodeEncodeError as error:

@@ -10,7 +10,6 @@ import typer
 from offramp.cli.compare_command import DEFAULT_FOLDER, compare
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
-from offramp.cli.run_folder import command_of
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def require_done(folder: StudyFolder) -> None:
 
     Raises InputError with what is missing. What could not be decoded is no part of it.
     """
+    from offramp.report.run_reading import command_of
+
     plan = folder.read_plan()
     undone = {task.kind: folder.condition(task) for task in plan.tasks.values() if not folder.is_done(task)}
     missing = [f"{kind} ({state})" for kind, state in undone.items() if state != "failed"]
@@ -61,5 +62,5 @@ def require_done(folder: StudyFolder) -> None:
             f"the run is not whole: {', '.join(missing)}",
             where=str(folder.path),
             fix="give its command again, which does what is missing or damaged, and writes the page: "
-            + command_of(folder.path),
+            + command_of(folder),
         )

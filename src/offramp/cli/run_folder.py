@@ -24,6 +24,7 @@ from offramp.records.output_folder import UNKNOWN, OutputFolder
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.manifest import TRACE
+from offramp.tracing.manifest import MANIFEST, REQUEST
 
 RUN_FILE = "run.json"
 DECODE_MINUTES = 3.5
@@ -152,15 +153,6 @@ def _damaged(path: Path, why: str) -> DamagedFileError:
     )
 
 
-def command_of(folder: Path) -> str:
-    """The command that a run was last started with."""
-    from offramp.report.run_reading import STARTED
-
-    events = StudyFolder(folder).journal.read().events
-    started = [event.details.get("command") for event in events if event.event == STARTED]
-    return str(started[-1]) if started else "offramp run"
-
-
 def find_traces(folder: Path) -> list[Path]:
     """The folder itself if it is a trace, or the traces of a run's folder, by name.
 
@@ -170,12 +162,16 @@ def find_traces(folder: Path) -> list[Path]:
     """
     if not (folder / RUN_FILE).is_file():
         return [folder]
-    found = sorted(path for path in (folder / TRACES).glob("*/*") if path.is_dir())
+    places = (folder / TRACES).glob("*/*")
+    found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
     if not found:
+        from offramp.report.run_reading import command_of
+
         raise InputError(
             "no trace of the run is finished yet",
             where=str(folder),
-            fix=f"give its command again, which goes on where it stopped: {command_of(folder)}",
+            fix="give its command again, which goes on where it stopped: "
+            + (command_of(StudyFolder(folder)) or "offramp run"),
         )
     return found
 

@@ -172,7 +172,7 @@ class _Run:
     ) -> None:
         self.asked_for, self.output = asked_for, output
         self.options, self.asked, self.workloads = options, asked, workloads
-        self.given, self.path, self.streamed = given, path, streamed
+        self.given, self.path, self.named, self.streamed = given, path, path, streamed
         self.folder = StudyFolder(path)
         self.models = ModelCache()
         self.left_out: dict[str, str] = {}
@@ -245,6 +245,7 @@ class _Run:
         self.folder.journal.append(
             STARTED,
             command=call.again(),
+            folder=str(self.named),
             call=asdict(call),
             software={
                 "offramp": offramp.__version__,

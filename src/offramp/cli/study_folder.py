@@ -48,7 +48,7 @@ def require_own(folder: Path, name: str) -> None:
         raise InputError(
             f"the study's folder holds files of something else: {', '.join(others[:3])}",
             where=str(folder),
-            fix="choose another folder with -o",
+            fix=("move that away, or " if begun else "") + "choose another folder with -o",
         )
     found = _study_in(folder)
     if found not in (None, name):

@@ -67,6 +67,7 @@ def trace(
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
     from offramp.models.memory import parse_size
     from offramp.tracing.exits_folder import exits_of
+    from offramp.tracing.folder import refuse_foreign_files
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
     from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload
@@ -80,6 +81,7 @@ def trace(
         exits=exits,
         output=output,
     )
+    refuse_foreign_files(output)
     require_placement(device, dtype)
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
@@ -104,12 +106,13 @@ def trace(
         if fitted is not None:
             asked.require_heads(fitted, str(heads))
             FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))
-        loaded = load_for_tracing(asked, [work], stream=stream, memory=budget)
-        original = None
+        judge = None
         if reference is not None:
-            original = find_model(
-                reference, (), dtype=loaded.dtype, trust_remote_code=trust_remote_code, device=device
-            ).load()
+            judge = find_model(
+                reference, (), dtype=asked.dtype, trust_remote_code=trust_remote_code, device=device
+            )
+        loaded = load_for_tracing(asked, [work], stream=stream, memory=budget)
+        original = None if judge is None else judge.load()
     result = trace_model(
         loaded,
         work,

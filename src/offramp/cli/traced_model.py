@@ -37,10 +37,12 @@ def load_traced_model(
     Raises InputError for a model that is gone or another one, for heads of another model, or for a trace that
     keeps no reference.
     """
-    from offramp.decoding.rerun.sequences import reference_of
+    from offramp.decoding.rerun.sequences import reference_of, require_heads
     from offramp.models.loading import Placement
     from offramp.tracing.loading import find_model, read_transforms
 
+    if not reference:
+        require_heads(trace, heads)
     own: dict[str, Any] = dict(trace.request.get("model") or {})
     dtype = str(trace.request.get("dtype", "float32"))
     traced = reference_of(trace) if reference else {**own, "dtype": dtype}

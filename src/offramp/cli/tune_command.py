@@ -14,7 +14,7 @@ from offramp.cli.console import Output, progress_bar, stage
 from offramp.cli.options import AsJson, Device, HeadsFile, RemoteCode, require_json_file, require_placement
 from offramp.cli.run_folder import require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
-from offramp.commands import command_for
+from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.models.devices import AUTO
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from offramp.tracing.trace import Trace
     from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
-
-POLICY_ENTRIES: dict[str, type] = {"schema_version": object, "kind": str}
-"""What a file of a policy has."""
-NO_MODEL = "none"
-"""As `--model`: nothing is decoded."""
 
 INSTEAD = f"--model {NO_MODEL} still answers with a replay bound"
 
@@ -155,6 +150,7 @@ def tune(
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.execution.tune import NEW_TOKENS, require_judged, require_sizes, tune_tasks
     from offramp.decoding.execution.tune import tune as tune_policy
+    from offramp.policies.grammar import is_tuned
     from offramp.tuning.floor import REFERENCE, SHARES, parse_floor
     from offramp.tuning.tune import check_settings, require_search
 
@@ -163,13 +159,13 @@ def tune(
     require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, NEW_TOKENS if new_tokens is None else new_tokens, documents, seconds)
-    require_json_file(output, "a policy", POLICY_ENTRIES)
+    require_json_file(output, "a tuned policy", is_tuned)
     beside = output.absolute().parent / "executions"
     require_writable(executions or beside)
     texts = texts_at(traces, heads)
     groups, first = tuned_together(texts), texts[0]
     for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
-        require_json_file(own_file(output, place, text.name), "a policy", POLICY_ENTRIES)
+        require_json_file(own_file(output, place, text.name), "a tuned policy", is_tuned)
     require_judged([text.trace for text in texts], reference, wanted, decodes=model != NO_MODEL)
     executes = model != NO_MODEL and wanted.kind in SHARES
     machine = machine_at_hand(first, hardware or LOCAL, may_time=executes)
@@ -262,16 +258,17 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
 
 def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None) -> dict[str, Any]:
     """Write the policy of all workloads, and beside it each one's own with its certificate."""
-    from offramp.policies.grammar import write_policy
+    from offramp.files import write_sealed_json
+    from offramp.policies.grammar import is_tuned, policy_to_json
 
     answers = {}
     files = [own_file(output, place, name) for place, name in enumerate(found.tuned, start=1)]
     for own in files:
-        require_json_file(own, "a policy", POLICY_ENTRIES)
+        require_json_file(own, "a tuned policy", is_tuned)
     for own, (name, tuned) in zip(files, found.tuned.items(), strict=True):
         out.console.print(f"{name}:", markup=False, style="bold")
         answers[name] = show_tuned(out, tuned, own, heads)
-    write_policy(found.policy, output)
+    write_sealed_json(output, policy_to_json(found.policy))
     out.console.print(
         f"written: {output}, one policy with an entry for each of {len(answers)} workloads and the full "
         f"model for all others; each answer is wrong with a chance of {found.delta / len(answers):g}, any "

@@ -256,7 +256,7 @@ def _check_memory(need: MemoryNeed, memory_bytes: int | None, name: str) -> None
             f"{need.streaming_bytes:,} at a time ({need.resident_bytes:,} that stay in memory, and the layer "
             f"in use beside the next one, of up to {need.largest_layer_bytes:,} each)",
             where=name,
-            fix=f"allow at least {need.streaming_bytes:,} bytes",
+            fix=f"allow at least {need.streaming_bytes}B",
         )
 
 

@@ -134,6 +134,13 @@ def tuned_on(text: str) -> TunedOn:
     return TunedOn(tuned.get("document_digests") or {}, tuned.get("document_texts") or {})
 
 
+def is_tuned(value: Mapping[str, Any]) -> bool:
+    """Whether the JSON object of a policy is the tuner's: an answer, or one policy made of several answers,
+    whose seal tells that nobody has changed it.
+    """
+    return value.get("kind") == TUNED or (SEAL in value and value[SEAL] == seal_of(value))
+
+
 def _tuned_file(text: str) -> dict[str, Any] | None:
     """The JSON object of the tuner's file that a text names, None if it names none."""
     value = read_policy_file(Path(text)) if text.endswith(".json") else {}
@@ -340,7 +347,7 @@ def _policy_within(value: Any, where: str) -> ExitPolicy:
 
 def _plain_policy(value: Mapping[str, Any], where: str) -> ExitPolicy:
     """The policy of an object of kind and parameters."""
-    unknown = sorted(set(value) - {"schema_version", "kind", "parameters"})
+    unknown = sorted(set(value) - {"schema_version", "kind", "parameters", SEAL})
     if unknown:
         raise PolicyError(f"a policy file has no entry {unknown[0]!r}", where=where, fix="remove it")
     kind = policy_kinds().get(str(value.get("kind")))

@@ -21,6 +21,7 @@ LONGEST_MINUTES = LONGEST_SECONDS / 60
 
 LARGEST: Mapping[str, float] = {
     "seed": LARGEST_SEED,
+    "processes": 100,
     "minutes": LONGEST_MINUTES,
     "seconds": LONGEST_SECONDS,
     "budget_seconds": LONGEST_SECONDS,

@@ -14,6 +14,7 @@ from offramp.report.findings import main_findings
 from offramp.report.formats import counted, listed, percent, whole_percent
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
+from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.verdict import OPEN, TOO_FEW, from_main
 
 MORE = 4.0
@@ -96,18 +97,25 @@ def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
 
 
 def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
-    """A looser floor than any that was asked for, else a text of more documents, where these are too few."""
+    """More of the text where too little was traced to judge it, or a looser floor than any that was asked for
+    if its documents could certify that; else a text of more documents."""
     few = [one for one in main_findings(run) if one.decision == TOO_FEW]
     if not few:
         return None
     text, verdict = few[0].workload, few[0].detail
-    at_hand = 0 if verdict.certificate is None else verdict.certificate.documents
-    floor, needed = whole_percent(verdict.floor), verdict.documents_needed
+    floor, needed, certificate = whole_percent(verdict.floor), verdict.documents_needed, verdict.certificate
+    if certificate is None and int(call.options.get("tokens", DEFAULT_TOKENS)) < DEFAULT_TOKENS:
+        return NextStep(
+            f"Trace more text: {floor} on {text} cannot be judged, since {verdict.reason}.",
+            call.again(tokens=None, document_tokens=None, output=None),
+            "",
+        )
+    at_hand, best = (0, 0.0) if certificate is None else (certificate.documents, certificate.best_floor)
     why = f"needs {counted(needed, 'document')} that lose nothing, and {at_hand:,} are at hand"
     if at_hand >= needed:
         why = f"is still open after all {counted(at_hand, 'document')} at hand"
     asked = min(one.floor for workload in run.workloads for one in workload.verdicts)
-    looser = next((floor for floor in LOOSER if floor < asked), None)
+    looser = next((floor for floor in LOOSER if floor < asked and floor <= best), None)
     if looser is not None:
         return NextStep(
             f"Ask for less, or bring more text: {floor} on {text} {why}.",

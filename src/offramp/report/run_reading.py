@@ -75,7 +75,7 @@ class RunReader:
         """What is done. Raises DamagedFileError for files whose bytes changed."""
         events = self.folder.journal.read().events
         finished = {event.task: event for event in events if event.event == "finished"}
-        started = next((event for event in reversed(events) if event.event == STARTED), Event(0, STARTED))
+        started = _started(events)
         decoded = {
             name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
         }
@@ -92,7 +92,7 @@ class RunReader:
                 **({} if plain else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
             },
             measured=plain,
-            command=str(started.details.get("command", "")),
+            command=command_of(self.folder),
             hardware=_hardware(machine, rows),
             heads=describe_heads(
                 [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
@@ -102,7 +102,7 @@ class RunReader:
             progress=progress,
             combined=self._combined(model),
             training=self._training(),
-            call=_call(started),
+            call=_call(started, self.folder.path),
             folder=str(self.folder.path),
             minutes=self._minutes(),
         )
@@ -304,15 +304,30 @@ class RunReader:
         return found if same else None
 
 
-def _call(started: Event) -> RunCall | None:
-    """How a run was asked for, None of an older one."""
+def command_of(folder: StudyFolder) -> str:
+    """The command that a run was last started with, into the folder where it lies now; "" if none was."""
+    started = _started(folder.journal.read().events)
+    call = _call(started, folder.path)
+    return str(started.details.get("command", "")) if call is None else call.again()
+
+
+def _started(events: Sequence[Event]) -> Event:
+    return next((event for event in reversed(events) if event.event == STARTED), Event(0, STARTED))
+
+
+def _call(started: Event, folder: Path) -> RunCall | None:
+    """How a run was asked for that lies in a folder, maybe moved or copied there; None of an older one."""
     if "call" not in started.details:
         return None
     try:
-        return from_json(RunCall, started.details["call"])
+        call = from_json(RunCall, started.details["call"])
     except InvalidRecordError as error:
         say(f"the journal does not say how the run was called: {error}")
         return None
+    made_in = started.details.get("folder", call.options.get("output"))  # an older one did not say
+    if made_in in (None, str(folder)):
+        return call
+    return replace(call, options={**call.options, "output": str(folder)})
 
 
 def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:

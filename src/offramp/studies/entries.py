@@ -12,6 +12,7 @@ from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.records.given_file import (
     Count,
+    Line,
     Minutes,
     NotNegative,
     Number,
@@ -23,6 +24,7 @@ from offramp.records.given_file import (
     Truth,
     Whole,
 )
+from offramp.scoring.estimate import DRAWS_NEEDED, MOST_DRAWS
 from offramp.tracing.exit_heads import SHORTLIST
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 
@@ -42,6 +44,7 @@ FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
 Score = Annotated[float, Field(strict=True, gt=0, le=1)]
+Draws = Annotated[int, Field(strict=True, ge=DRAWS_NEEDED, le=MOST_DRAWS)]
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 
@@ -72,7 +75,7 @@ class Settings(Table):
     worth: NotNegative = 0.05
     details: Truth = False
     seed: Whole = 0
-    draws: Count = 1000
+    draws: Draws = 1000
 
 
 class Entry(Table):
@@ -83,7 +86,7 @@ class Entry(Table):
 
     named_alike: ClassVar[tuple[str, ...]] = ()
 
-    name: Text
+    name: Line
 
     @model_validator(mode="before")
     @classmethod

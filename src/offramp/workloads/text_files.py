@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,7 @@ def load_text(argument: str) -> Workload:
 
     Raises WorkloadError for a missing path, a folder without texts, and files that are not UTF-8 text.
     """
+    argument = os.path.expanduser(argument)  # as no shell does behind "txt:"
     path, part = _path_and_part(argument)
     require_exists(path)
     files = _text_files(path) if path.is_dir() else [path]
@@ -221,12 +223,16 @@ def load_json_lines(argument: str) -> Workload:
     Raises WorkloadError, with the line number, for bad JSON, a missing field, a value that is not text, an
     empty text and an id that came before; and without a field, with the fields of the first line.
     """
-    name, mark, field = argument.rpartition("#")
-    path = Path(name if mark else argument)
+    argument = os.path.expanduser(argument)
+    name, _, field = argument.rpartition("#")
+    require_possible(Path(argument))
+    if not name or (Path(argument).exists() and not Path(name).exists()):  # it may be part of a name
+        name, field = argument, ""
+    path = Path(name)
     numbered = [
         (number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()
     ]
-    if not mark or not field:
+    if not field:
         raise _no_field(path, _json_object(path, *numbered[0]))
     documents: list[Document] = []
     lines: dict[str, int] = {}

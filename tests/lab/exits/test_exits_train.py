@@ -390,6 +390,13 @@ def test_another_training_in_the_folder_is_not_gone_on_with(
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
+def test_a_training_that_is_refused_leaves_its_folder_free(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(InputError, match="all of one document"):
+            trained(output=tmp_path, tokens=8)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_another_training_is_replaced_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: dict[str, TrainedExits]
 ) -> None:

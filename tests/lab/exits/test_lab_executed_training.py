@@ -20,11 +20,14 @@ from offramp.errors import InputError
 from offramp.lab.exits import trainer
 from offramp.lab.exits.earlier import spent_before, spent_on
 from offramp.lab.exits.executed import ExecutedMaps
+from offramp.lab.exits.executed_job import start_of
+from offramp.lab.exits.kinds import EXECUTED
 from offramp.lab.exits.record import Spent
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.fitting.maps import parse_map_exits
 from offramp.tracing.fitting.seen import Seen, seen_by_all
 from offramp.tracing.heads_file import read_heads, write_heads
 
@@ -220,3 +223,10 @@ def test_documents_that_both_saw_count_once() -> None:
     assert seen_by_all(second, ({"w": ("a",)}, None))[1] is None
     nothing: Seen = ({}, None)
     assert seen_by_all(nothing, second)[1] is not None, "of no document every text is known"
+
+
+def test_maps_are_advised_at_an_exit_that_the_model_has() -> None:
+    with pytest.raises(InputError, match="no heads whose K,V maps") as refused:
+        start_of(tiny_llama(), EXECUTED, None)
+    exits = [int(exit) for exit in refused.value.fix.split("--kv-maps ")[1].split()[0].split(",")]
+    assert parse_map_exits(exits, tiny_llama().layers) == tuple(exits)

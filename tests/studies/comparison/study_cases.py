@@ -66,6 +66,9 @@ class StudyCase:
         return {
             "study": {**named, **settings, "seed": 0, "draws": 200},
             "models": [{"base": model["name"], **FACTS, **model} for model in MODELS],
+            "workloads": [{"name": name} for name in WORKLOADS],
+            "transforms": [],
+            "machines": [],
             "pairs": pairs,
         }
 

@@ -12,7 +12,8 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison
-from offramp.studies.comparison.study_rows import read_study_folder
+from offramp.studies.comparison.study_rows import StudyReader, read_study_folder
+from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell
 
 FAST = {"processor": "fast", "cores": 4, "threads": 2, "torch": "2.0"}
@@ -113,3 +114,13 @@ def test_a_study_says_what_its_machines_are(studies: Studies, case: StudyCase) -
     timed = read_study_folder(studies.study("a", "lap", FAST, 1.2))
     assert timed.machines == {"lap": "fast, 2 threads"}
     assert read_study_folder(case.folder.path).machines == {MACHINE: f"profile {BUILT_IN[:12]}"}
+
+
+def test_a_machine_that_only_decoded_is_told_by_its_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So in every run on a profile: nothing was timed on this machine but what was decoded."""
+    case = StudyCase(tmp_path / "study", monkeypatch)
+    decode = case.task("decode", {"machine": FAST})
+    case.finish(case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), {})
+    assert StudyReader(StudyFolder(case.write())).machines() == {"local": "fast, 2 threads"}

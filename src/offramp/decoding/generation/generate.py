@@ -307,7 +307,7 @@ class Range:
 
 
 RANGES: Mapping[str, Range] = {
-    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 on"),
+    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 to below 1e6"),
     "top_k": Range(Integral, lambda value: value >= 1, "1 or more"),
     "top_p": Range(Real, lambda value: 0 < value <= 1, "above 0, 1 at most"),
 }

@@ -223,9 +223,9 @@ def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
     if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
         return
     if reads_exits(before) or (heads is not None and heads.reads_exits):
-        made = "with other exit heads" if before else "without exit heads"
+        made = "with other exit heads than are given" if before else "without exit heads, and some are given"
         raise InputError(
-            f"the trace was made {made} than those given",
+            f"the trace was made {made}",
             where=f"heads= for {trace.folder or 'the trace'}",
             fix="give the file that the trace was made with, or trace again with these",
         )

@@ -33,7 +33,8 @@ def start_of(model: Model, kind: str, heads: ExitHeads | None) -> ExitHeads | No
             begin = "from the model itself" if kind == REGULARISED else "from the ridge lens"
             raise InputError(f"exits of the kind {kind} start {begin}", where=where, fix="leave it out")
         return None
-    fix = "fit some: offramp heads fit MODEL --workload W --kv-maps 12,20 -o FILE; or train exits, which does"
+    maps = f"offramp heads fit MODEL --workload W --kv-maps {model.layers // 2} -o FILE"
+    fix = f"fit some: {maps}; or train exits, which does"
     if heads is None:
         raise InputError("there are no heads whose K,V maps are to be trained", where=where, fix=fix)
     require_base(heads, {"name": model.shown_name, **model.identity.to_json()}, where)

@@ -36,7 +36,8 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
     overwrite: replace what is there, but for a training of this very request that has not ended. The new one
     is then made in a folder inside, and takes its place when it is whole.
 
-    Raises InputError for a folder of something else, or of another training that is not to be replaced.
+    Raises InputError for a folder of something else, or of another training that is not to be replaced. A new
+    training that is refused inside the block, before it took a step, leaves nothing.
     """
     if output is None:
         with tempfile.TemporaryDirectory(prefix="offramp-exits-") as name:
@@ -58,7 +59,13 @@ def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterat
         with owned.writing(REQUEST_FILE):
             REQUEST.write(output / REQUEST_FILE, request)
         ended = (output / TRAINING_FILE).is_file()
-        yield output
+        try:
+            yield output
+        except InputError:  # refused before it trained: the folder is as free as it was
+            if not begun and not (output / CHECKPOINT).exists():
+                clear_working_files(output)
+                owned.remove(REQUEST_FILE)
+            raise
         if not ended:
             owned.adopt(TRAINING_FILE, EXITS_FILE)
 

@@ -75,7 +75,7 @@ class Content:
     the study's file gives it. Everything else as in `Comparison`.
 
     machines: what each machine's name stands for, in words that differ where machines do, as
-    `machine_words` and `profile_words` give them; without the names of which that is not known.
+    `machine_words` gives them; without the names of which that is not known.
     """
 
     title: str
@@ -91,15 +91,13 @@ class Content:
     published: Mapping[str, float] = field(default_factory=dict)
 
 
-def machine_words(facts: Mapping[str, Any]) -> str:
-    """A machine that was timed, in words. facts: with processor and torch's threads."""
-    threads = facts["threads"]
-    return f"{facts['processor']}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def profile_words(fingerprint: str) -> str:
-    """A machine that is priced by a profile, in words. fingerprint: SHA-256 of the profile's figures."""
-    return f"profile {fingerprint[:12]}"
+def machine_words(machine: Mapping[str, Any] | str) -> str:
+    """A machine in words, as a task's recipe holds it: the facts of one that is timed, with processor and
+    torch's threads; or, of one that is priced by a profile, SHA-256 of the profile's figures."""
+    if isinstance(machine, str):
+        return f"profile {machine[:12]}"
+    threads = machine["threads"]
+    return f"{machine['processor']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def card_fields(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from offramp.studies.comparison.content import (
     card_fields,
     league_speedups,
     machine_words,
-    profile_words,
     saving_of,
 )
 from offramp.studies.comparison.equality import SETTINGS
@@ -140,11 +139,9 @@ class StudyReader:
         for cell in self.done:
             if cell.machine and cell.kind not in APART:
                 task = self.plan.tasks[cell.task]
-                if "profile" in task.needs:
-                    timed = self.plan.tasks[task.needs["profile"]]
+                timed = self.plan.tasks[task.needs["profile"]] if "profile" in task.needs else task
+                if "machine" in timed.recipe:
                     found[cell.machine] = machine_words(timed.recipe["machine"])
-                elif "machine" in task.recipe:
-                    found[cell.machine] = profile_words(task.recipe["machine"])
         return found
 
     def published(self) -> dict[str, float]:
