@@ -18,6 +18,7 @@ imported when it is first used, so that reading a trace never loads torch.
 from __future__ import annotations
 
 import importlib
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -174,6 +175,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'offramp' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
     value = getattr(importlib.import_module(module), attribute or name)
+    if isinstance(value, FunctionType):
+        from offramp.records.arguments import checked
+
+        value = checked(value)
+        value.__module__, value.__qualname__ = __name__, name  # where pickle finds it
     globals()[name] = value
     return value
 

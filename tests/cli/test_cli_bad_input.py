@@ -29,6 +29,8 @@ COMMANDS = {
     "predict": "predict --trace {trace}",
     "tune": "tune {trace} --floor agreement=0.6 --hardware h100 --new-tokens 6 --prompt-tokens 8 -o x.json",
 }
+IDLE = ("--prompt-tokens 9", "--new-tokens 9", "--documents 9", "--seconds 9", "--executions kept")
+"""What only decoding reads."""
 BEFORE_LOADING = [
     ("run|trace", "--tokens 0", "tokens must be at least 1", "--tokens"),
     ("run|trace", "--document-tokens 0", "document tokens must be at least 1", "--document-tokens"),
@@ -97,6 +99,9 @@ BEFORE_LOADING = [
     ("generate", "--temperature 0 --top-k 2 --seed 1", "--seed means nothing with greedy decoding", ""),
     ("generate", "--temperature 1e-40", "temperature", ""),
     ("generate", "--temperature 1e30", "temperature cannot be 1e+30", "from 0.0001 to below 1e6"),
+    ("generate", "--temperature 0 --top-k 2", "--top-k means nothing at --temperature 0", ""),
+    ("generate", "--temperature 0 --top-p 0.5", "--top-p means nothing at --temperature 0", ""),
+    ("generate", "--kv speculate", "--kv means nothing with the full model", "add --policy"),
     ("generate", "--top-k 0", "top-k cannot be 0", "1 or more"),
     ("generate", "--top-p 1.5", "top-p cannot be 1.5", "1 at most"),
     ("generate", "--temperature 1 --seed -1", "seed cannot be -1", "from 0 to 2^63 - 1"),
@@ -117,6 +122,9 @@ BEFORE_LOADING = [
     ("heads fit", "--kv-maps eight", "eight", "--kv-maps"),
     ("heads fit", "--kv-maps 1 --kv-rank half", "half", "--kv-rank"),
     ("heads fit", "--add-to heads", "there are no maps to add", "--add-to"),
+    ("heads fit", "--no-classifiers --candidate-exit 2", "--candidate-exit means nothing", ""),
+    ("heads fit", "--kv-maps 1 --no-lens --no-classifiers --short-list 9", "--short-list means nothing", ""),
+    ("heads fit", "--kv-rank 4", "--kv-rank means nothing without K,V maps", "add --kv-maps"),
     ("hardware", "--dtype float8", "unknown dtype 'float8'", ""),
     ("hardware", "--batches 4,1", "the batch sizes '4,1' do not rise", ""),
     ("hardware", "--batches 1,99999", "the batch sizes '1,99999' do not rise", ""),
@@ -147,6 +155,7 @@ BEFORE_LOADING = [
     ("predict", "static:exit=2 --hardware h100 --kv copy", "unknown strategy 'copy'", ""),
     ("predict", "static:exit=2 --floor agreement=0.9", "--floor means nothing with a policy", ""),
     ("predict", "static:exit=2 --level 0.8", "--level means nothing with a policy", ""),
+    ("predict", "static:exit=2 --unseen", "--unseen means nothing with a policy that was not tuned", ""),
     ("predict", "--from-scores absent.json", "cells cannot be read", ""),
     ("predict", "--from-scores absent.json --batch 8", "--batch means nothing with --from-scores", ""),
     ("predict", "--from-scores absent.json --unseen", "--unseen means nothing with --from-scores", ""),
@@ -156,6 +165,7 @@ BEFORE_LOADING = [
     ("tune", "--documents 4", "4 documents to decode cannot certify the floor: 5 are needed", ""),
     ("tune", "--seconds 0", "0.0 seconds are no time", ""),
     ("tune", "--batch 2", "not a batch of 2", ""),
+    *(("tune", f"--model none {option}", "means nothing where nothing is decoded", "") for option in IDLE),
     ("tune", "--kv speculate", "speculate is lossless", ""),
     ("tune", "--kv copy", "unknown strategy", ""),
     ("tune", "--hardware h1000", "unknown hardware", ""),

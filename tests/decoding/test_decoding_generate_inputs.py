@@ -38,7 +38,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"policy": "static:exit=5"},
         r"exit 5 is beyond the model, which has 4 layers(.|\n)*where: static:exit=5",
     ),
-    ({"policy": 3}, "a policy cannot be a int"),
+    ({"policy": 3}, "policy cannot be int 3"),
     ({"policy": "no-such/policy.json"}, "policy.json"),
     ({"policy": DAMAGED}, "schema version 99"),
     (
@@ -47,12 +47,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"kv": "propagat"}, "unknown strategy 'propagat'"),
     ({"policy": POLICY, "kv": "monotone"}, "lets tokens go deeper than those before"),
-    ({"max_new_tokens": 1.5}, "max_new_tokens cannot be 1.5"),
+    ({"max_new_tokens": 1.5}, "max_new_tokens cannot be float 1.5"),
     (
         {"max_new_tokens": CONTEXT},
         rf"exceed the context of {CONTEXT} positions(.|\n)*what to do: lower max_new_tokens to \d+$",
     ),
-    ({"seed": "a", "temperature": 0.5}, "seed cannot be 'a'"),
+    ({"seed": "a", "temperature": 0.5}, "seed cannot be str 'a'"),
     ({"seed": -1, "temperature": 0.5}, "seed cannot be -1"),
     ({"heads": "no-such-heads.safetensors"}, "no-such-heads.safetensors does not exist"),
     ({"num_beams": 2}, "num_beams is not possible here"),
@@ -103,7 +103,7 @@ def test_bad_options_are_refused_before_anything_runs(
         ([5, -1], "is none of the model's"),
         ([5, "a"], "no token id"),
         (torch.ones(1, 2), "float32 tensor"),
-        (3, "a prompt cannot be a int"),
+        (3, "prompt cannot be int 3"),
         ([5] * (CONTEXT - 1), f"shorten the prompt to {CONTEXT - 64} tokens"),
     ],
 )

@@ -178,6 +178,13 @@ def test_measuring_that_fails_is_said_once_and_training_goes_on(
     assert callback.history == []
 
 
+def test_a_trainer_without_a_tokenizer_is_told_to_have_one() -> None:
+    callback = offramp.ExitScoreCallback(workload="prose:short", tokens=40)
+    state = type("State", (), {"is_world_process_zero": True, "global_step": 0})()
+    with pytest.raises(InputError, match="processing_class=tokenizer"):
+        callback.on_train_begin(None, state, None, model=llama(320))
+
+
 def test_another_trainer_can_be_told(tmp_path: Path, tiny_model: Path) -> None:
     told: list[dict[str, float]] = []
     trainer = type("Trainer", (), {"log": lambda self, figures: told.append(figures)})()

@@ -108,6 +108,13 @@ def without(*patterns: str) -> Spoil:
     return lambda folder: [path.unlink() for pattern in patterns for path in folder.glob(pattern)]
 
 
+def test_a_broken_generation_config_is_refused_which_transformers_passes_over(llama_folder: Path) -> None:
+    text("generation_config.json", "{")(llama_folder)
+    with pytest.raises(ModelError, match="holds no JSON object") as refused:
+        load_model(str(llama_folder))
+    assert refused.value.where.endswith("generation_config.json")
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [

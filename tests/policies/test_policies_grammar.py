@@ -314,7 +314,7 @@ def test_a_policy_file_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     policy = Threshold("margin", 0.1 + 0.2, (2, 5))
     write_policy(policy, path)
-    assert parse_policy(str(path)) == policy
+    assert parse_policy(str(path)) == parse_policy(path) == policy
     assert json.loads(path.read_text())["parameters"]["exits"] == [2, 5]
 
 

@@ -59,7 +59,8 @@ def test_exits_are_layers_and_the_last_is_always_there(exits: Any, expected: tup
 
 
 @pytest.mark.parametrize(
-    "exits", ["0", "4", "1,9", "", "one", "1,", "-1", "²", "9" * 5000, [], [0], [5], 3, [10**400]]
+    "exits",
+    ["0", "4", "1,9", "", "one", "1,", "-1", "²", "9" * 5000, [], [0], [5], [1.9], ["1"], 3, [10**400]],
 )
 def test_exits_that_are_not_there_are_refused(exits: Any) -> None:
     with pytest.raises(InputError) as caught:

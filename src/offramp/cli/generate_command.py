@@ -141,16 +141,21 @@ def generate(
 
     from offramp.decoding.options import DecodingOptions
 
-    heads = heads or heads_of(policy)
+    given, heads = heads, heads or heads_of(policy)
     options = DecodingOptions.read(
         policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
     )
     one, way = len(prompts) == 1, "--temperature, --top-k or --top-p"
+    whole, greedy = policy == "never", temperature == 0
     refuse_idle(
         {
             "--draft-length": idle_draft_length(options.kv, draft_length),
             "--batching": (batching is not None and one, "with one prompt", "another --prompt"),
             "--seed": (seed is not None and not sampling, "with greedy decoding", way),
+            "--top-k": (top_k is not None and greedy, "at --temperature 0", ""),
+            "--top-p": (top_p is not None and greedy, "at --temperature 0", ""),
+            "--kv": (kv is not None and whole, "with the full model", "--policy"),
+            "--heads": (given is not None and whole, "with the full model", "--policy"),
         }
     )
     wanted = Wanted(prompts, options, chat, seed, sampling)

@@ -20,6 +20,7 @@ from offramp.cli.options import (
     RemoteCode,
     ShortListSize,
     Transforms,
+    refuse_idle,
     require_options,
     require_placement,
 )
@@ -114,6 +115,15 @@ def fit(
     map_exits, rank = _map_exits(kv_maps), _rank(kv_rank)
     if add_to is not None and map_exits is None:
         raise InputError("there are no maps to add", where="--add-to", fix="name their exits: --kv-maps 8,15")
+    only_maps = add_to is not None or not (lens or classifiers)
+    unclassified = candidate_exit is not None and (only_maps or not classifiers)
+    refuse_idle(
+        {
+            "--candidate-exit": (unclassified, "without classifiers", ""),
+            "--short-list": (short_list is not None and only_maps, "where only K,V maps are fitted", ""),
+            "--kv-rank": (kv_rank != "auto" and kv_maps is None, "without K,V maps", "--kv-maps"),
+        }
+    )
     transforms = read_transforms(transform, dtype)
     works = [load_workload(spec) for spec in dict.fromkeys(workload)]
 

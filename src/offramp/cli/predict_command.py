@@ -101,9 +101,13 @@ def predict(
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
     from offramp.tuning.splits import require_seed
+    from offramp.tuning.tuned import Tuned
 
     require_seed(seed)
     named = named_policy(str(policy))
+    refuse_idle(
+        {"--unseen": (unseen and not isinstance(named, Tuned), "with a policy that was not tuned", "")}
+    )
     place = trace_for(trace, policy)
     loaded, machine = Trace.load(place), machine_near(contents_at(place), hardware)
     with stage("predicting"):

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.console import Output, progress_bar, stage
-from offramp.cli.options import AsJson, Device, HeadsFile, RemoteCode, require_json_file, require_placement
+from offramp.cli.options import (
+    AsJson,
+    Device,
+    HeadsFile,
+    RemoteCode,
+    refuse_idle,
+    require_json_file,
+    require_placement,
+)
 from offramp.cli.run_folder import require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
@@ -148,7 +156,13 @@ def tune(
     from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
     from offramp.costs.hardware import LOCAL
     from offramp.costs.timings import TimingsProfile
-    from offramp.decoding.execution.tune import NEW_TOKENS, require_judged, require_sizes, tune_tasks
+    from offramp.decoding.execution.tune import (
+        NEW_TOKENS,
+        PROMPT_TOKENS,
+        require_judged,
+        require_sizes,
+        tune_tasks,
+    )
     from offramp.decoding.execution.tune import tune as tune_policy
     from offramp.policies.grammar import is_tuned
     from offramp.tuning.floor import REFERENCE, SHARES, parse_floor
@@ -159,6 +173,17 @@ def tune(
     require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
     require_sizes(prompt_tokens, NEW_TOKENS if new_tokens is None else new_tokens, documents, seconds)
+    executes = model != NO_MODEL and wanted.kind in SHARES
+    idle = {
+        "--prompt-tokens": prompt_tokens != PROMPT_TOKENS,
+        "--new-tokens": new_tokens is not None,
+        "--documents": documents is not None,
+        "--seconds": seconds is not None,
+        "--executions": executions is not None,
+    }
+    refuse_idle(
+        {name: (given and not executes, "where nothing is decoded", "") for name, given in idle.items()}
+    )
     require_json_file(output, "a tuned policy", is_tuned)
     beside = output.absolute().parent / "executions"
     require_writable(executions or beside)
@@ -167,7 +192,6 @@ def tune(
     for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
         require_json_file(own_file(output, place, text.name), "a tuned policy", is_tuned)
     require_judged([text.trace for text in texts], reference, wanted, decodes=model != NO_MODEL)
-    executes = model != NO_MODEL and wanted.kind in SHARES
     machine = machine_at_hand(first, hardware or LOCAL, may_time=executes)
     decodes = original = None
     if executes:

@@ -236,7 +236,7 @@ class DecodingOptions:
                 f"the policy was tuned with K and V by {tuned.kv}, and decodes with {options.kv}: what was "
                 "said of its quality and speed does not hold",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return options
 

@@ -16,7 +16,10 @@ from offramp.errors import InputError, ModelError, is_out_of_memory
 from offramp.lab.exit_scores import PREFIX, TOKENS, exit_scores, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
+from offramp.records.arguments import checked
+from offramp.tracing.request import parse_exits
 from offramp.workloads.given import read_workload
+from offramp.workloads.packing import require_sizes
 
 SPLIT_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What `accelerate launch` sets in the environment where it splits weights over processes."""
@@ -40,6 +43,7 @@ class ExitScoreCallback(TrainerCallback):
     exits of the model cannot be measured.
     """
 
+    @checked
     def __init__(
         self,
         every: int = 500,
@@ -50,8 +54,10 @@ class ExitScoreCallback(TrainerCallback):
         prefix: str = PREFIX,
         trainer: Any = None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if every < 1:
             raise InputError(f"every cannot be {every!r}", where="every=", fix="give steps, 1 or more")
+        require_sizes(tokens=tokens)
+        parse_exits(exits, None)
         self.every, self.tokens, self.exits, self.prefix = every, tokens, exits, prefix
         self.workload = read_workload(workload)
         self.trainer = trainer
@@ -122,6 +128,12 @@ class ExitScoreCallback(TrainerCallback):
 
     def _wrapped(self, model: Any, tokenizer: Any) -> Model:
         """The model as offramp takes one; its exits are found once, as long as it is the same object."""
+        if tokenizer is None and self.workload.documents[0].tokens is None:
+            raise InputError(
+                "the Trainer has no tokenizer, and the workload is of texts",
+                where="ExitScoreCallback",
+                fix="give Trainer(processing_class=tokenizer), or a workload of token ids",
+            )
         if self._model is None or self._model.hf is not bare(model):
             self._model = wrap(model, tokenizer)
         return self._model

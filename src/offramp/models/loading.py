@@ -192,6 +192,11 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     know_family(source)
+    generation = source.folder / "generation_config.json"
+    if _broken_file(source.folder) == generation:  # transformers goes on without its end tokens
+        raise ModelError(
+            "the file holds no JSON object", where=str(generation), fix="repair it, or copy it again"
+        )
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     try:
         reading, file = "config", source.folder / "config.json"

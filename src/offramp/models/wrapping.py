@@ -173,7 +173,7 @@ def _warn_of_foreign_code(hf: Any, name: str) -> None:
             f"({what}): they run in what is measured, and are no part of the model's identity, which is the "
             "same without them",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -94,7 +94,7 @@ SHOWN_AROUND = 100
 """Characters of a policy's text that an error shows on each side of a fault."""
 
 
-def parse_policy(text: str) -> ExitPolicy:
+def parse_policy(text: str | Path) -> ExitPolicy:
     """The policy that a text, or the .json file it names, describes; `str(policy)` is read back as equal.
 
     Raises PolicyError with a caret under the character at fault, or with the file's path.
@@ -102,7 +102,7 @@ def parse_policy(text: str) -> ExitPolicy:
     >>> offramp.parse_policy("threshold:signal=margin,value=0.9,exits=10,20")
     Threshold(...)
     """
-    if text.endswith(".json"):
+    if isinstance(text, Path) or text.endswith(".json"):
         return read_policy(Path(text))
     try:
         require_balanced(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.metadata
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -190,8 +191,8 @@ def parse_exits(
             )
         exits = [int(word[:DIGITS]) for word in map(str.strip, words)]
     try:
-        wanted = {int(layer) for layer in exits}
-    except (TypeError, ValueError, OverflowError) as error:
+        wanted = {operator.index(layer) for layer in exits}
+    except TypeError as error:
         raise InputError(
             f"the exits {exits!r} are not a list of layers", where=where, fix="write 10,20,30 or all"
         ) from error

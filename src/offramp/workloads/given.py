@@ -78,8 +78,8 @@ def workload_of(
         source=f"given in Python{found}",
         chat=chat,
     )
-    workload = replace(workload, name=f"{GIVEN}:{name or workload.fingerprint[:8]}")
     require_usable(workload)
+    workload = replace(workload, name=f"{GIVEN}:{name or workload.fingerprint[:8]}")
     remember(workload)
     return workload
 
@@ -110,9 +110,10 @@ def _document(place: int, row: Any) -> Document:
     if isinstance(row, str):
         return Document(name, row)
     values = row.tolist() if hasattr(row, "tolist") else row
-    if isinstance(values, Sequence) and values and all(isinstance(turn, Mapping) for turn in values):
+    listed = isinstance(values, Sequence) and not isinstance(values, bytes | bytearray) and len(values) > 0
+    if listed and all(isinstance(turn, Mapping) for turn in values):
         return _conversation(name, values)
-    if isinstance(values, Sequence) and values and all(map(_is_id, values)) and min(values) >= 0:
+    if listed and all(map(_is_id, values)) and min(values) >= 0:
         tokens = tuple(map(int, values))
         return Document(name, " ".join(map(str, tokens)), tokens=tokens)
     raise WorkloadError(f"a document cannot be {_shown(row)}", where=name, fix=FIX)

@@ -105,7 +105,8 @@ def require_usable(workload: Workload) -> None:
         seen.add(document.id)
         if not document.text.strip():
             raise WorkloadError("a document is empty", where=where, fix="remove it or give it text")
-        for part, value in (("id", document.id), ("text", document.text)):
+        roles = [("role", role) for role, _ in document.messages or ()]
+        for part, value in (("id", document.id), ("text", document.text), *roles):
             try:
                 value.encode()
             except UnicodeEncodeError as error:

@@ -15,6 +15,7 @@ from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
+from offramp.records.arguments import checked
 from offramp.records.numbers import require_bounded
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
@@ -33,6 +34,7 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 32
 
 
+@checked
 def tune(
     trace: Trace,
     floor: Mapping[str, float] | Floor,

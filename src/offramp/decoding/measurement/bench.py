@@ -16,6 +16,7 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.steps import DRAFT_LENGTH
+from offramp.records.arguments import checked
 from offramp.records.numbers import require_bounded
 from offramp.tuning.verdict import WORTH
 
@@ -28,6 +29,7 @@ def bench(model: Model, policy: PolicySource, **options: Any) -> BenchResult:
     return measure(model, policy, **options).result
 
 
+@checked
 def measure(
     model: Model,
     policy: PolicySource,

@@ -103,7 +103,7 @@ TITLE = "Models compared"
 
 
 def read_comparison(
-    folders: Sequence[Path], *, pairs: Sequence[tuple[str, str]] = (), mixed: bool = False
+    folders: Sequence[str | Path], *, pairs: Sequence[tuple[str, str]] = (), mixed: bool = False
 ) -> Comparison:
     """Compare what folders of studies and of `offramp run` hold.
 

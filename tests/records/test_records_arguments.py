@@ -1,0 +1,97 @@
+"""What the public functions make of arguments of other types than their annotations say."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import offramp
+from offramp.errors import InputError
+from offramp.records.arguments import _fitting, _hints, checked
+
+FUNCTIONS = [name for name in offramp.__all__ if inspect.isfunction(getattr(offramp, name))]
+
+
+@checked
+def asked(
+    count: int = 1,
+    share: float = 0.5,
+    exits: str | tuple[int, ...] = "all",
+    floor: Mapping[str, float] | None = None,
+    place: str | Path | None = None,
+) -> tuple[Any, ...]:
+    return count, share, exits, floor, place
+
+
+def test_numbers_of_every_kind_become_pythons() -> None:
+    found = asked(np.int64(3), np.float32(0.5), np.array([1, 2]), None, Path("here"))
+    assert found == (3, 0.5, (1, 2), None, Path("here"))
+    assert [type(one) for one in (found[0], found[1], found[2][0])] == [int, float, int]
+    assert asked(share=1)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "fix"),
+    [
+        ({"count": 2.0}, "count cannot be float 2.0", "give int"),
+        ({"count": "2"}, "count cannot be str '2'", "give int"),
+        ({"count": True}, "count cannot be bool True", "give int"),
+        ({"share": "half"}, "share cannot be str 'half'", "give float"),
+        ({"exits": [1.9]}, "exits cannot be list [1.9]", "give str or tuple[int, ...]"),
+        ({"place": b"here"}, "place cannot be bytes b'here'", "give str or Path or None"),
+        ({"count": None}, "count cannot be None", "give int"),
+        ({"exits": {1: 2}}, "exits cannot be dict", "give str"),
+        ({"floor": {"agreement": None}}, "floor cannot be dict", "give Mapping[str, float]"),
+    ],
+)
+def test_another_type_is_named(given: dict[str, Any], what: str, fix: str) -> None:
+    with pytest.raises(InputError) as refused:
+        asked(**given)
+    assert what in refused.value.what
+    assert refused.value.where == f"{next(iter(given))}="
+    assert refused.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_takes_its_defaults_and_nothing_unknown(name: str) -> None:
+    function = getattr(offramp, name)
+    parameters = inspect.signature(inspect.unwrap(function)).parameters
+    for parameter, (words, hint) in _hints(function.__wrapped__).items():
+        assert "Source" not in words  # what an alias means is said, not its name
+        default = parameters[parameter].default
+        if default is not inspect.Parameter.empty:
+            assert _fitting(default, hint) == default
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: offramp.parse_policy(None),
+        lambda: offramp.replay({"exit": 2}, "static:exit=2"),
+        lambda: offramp.score([1]),
+        lambda: offramp.find_machine(None),
+        lambda: offramp.read_study(None),
+        lambda: offramp.compare("runs"),
+        lambda: offramp.load_model(None),
+        lambda: offramp.wrap(None, name=5),
+        lambda: offramp.tune_tasks([], "agreement=0.5"),
+        lambda: offramp.ExitScoreCallback(tokens="9"),
+        lambda: offramp.ExitScoreCallback(exits="a", workload="prose:short"),
+        lambda: offramp.bench("a model", [], prompts=[]),
+    ],
+)
+def test_public_functions_refuse_other_types(call: Any) -> None:
+    with pytest.raises(InputError, match=r"cannot be|not a list of layers"):
+        call()
+
+
+def test_a_name_that_there_is_not_is_pythons_own_error() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
+        asked(cuont=1)
