@@ -36,7 +36,7 @@ HALF = 0.5
 
 FORETOLD = 0.8
 """Share of the worth that a candidate has to gain by prediction. A model is surer of its own text than of a
-given one, and leaves more often (SmolLM2: 1.051 and 1.084 x were measured as 1.127 and 1.209, 1.026 as 1.028),
+given one, and leaves more often (SmolLM2: 1.051 and 1.084 x were measured as 1.127 and 1.209);
 and prices differ by 1 % from one profile to the next."""
 
 CHALLENGERS = 4
