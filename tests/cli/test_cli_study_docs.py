@@ -26,7 +26,7 @@ TABLES = [
 
 
 def test_the_example_is_a_study(tmp_path: Path) -> None:
-    example, trainings, lab = re.findall(r"^```toml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    example, trainings = re.findall(r"^```toml\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     path = tmp_path / "small.toml"
     path.write_text(example + trainings, encoding="utf-8")
     study = offramp.read_study(path)
@@ -34,10 +34,6 @@ def test_the_example_is_a_study(tmp_path: Path) -> None:
     assert [model.name for model in study.models] == ["smollm2"]
     assert (len(study.pairs), len(study.exclude)) == (1, 1)
     assert [training.kind for training in study.trainings] == [None, "block"]
-    path.write_text(f'[study]\nname = "small"\n{lab}', encoding="utf-8")
-    models = offramp.read_study(path).lab
-    assert models is not None
-    assert models.blocks == ("gate", 1, 2)
 
 
 @pytest.mark.parametrize("table", [Study, *TABLES])

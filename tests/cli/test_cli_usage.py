@@ -12,6 +12,8 @@ import pytest
 
 import offramp
 from command_line import PROGRAM, run_offramp
+from offramp.studies.folder import StudyFolder
+from offramp.studies.task import Plan
 
 COMMANDS = ("run", "trace", "score", "replay", "list", "doctor")
 
@@ -27,10 +29,29 @@ def test_help_shows_what_a_command_takes(command: str) -> None:
     assert all(name in shown for name in COMMANDS) or "--json" in shown
 
 
-@pytest.mark.parametrize("command", ["", "run", "hardware measure", "lab", "study run"])
+@pytest.mark.parametrize("command", ["", "run", "hardware measure", "heads", "study run"])
 def test_help_has_a_short_name_everywhere(command: str) -> None:
     short = run_offramp(*command.split(), "-h").require(0).out
     assert short == run_offramp(*command.split(), "--help").require(0).out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "recipe.toml", "-o", "model"]])
+def test_the_lab_says_where_it_is_now(arguments: list[str]) -> None:
+    err = run_offramp("lab", *arguments).require(2).err
+    assert "no part of offramp any more" in err
+    assert "pip install ./experiments/lab, then offramp-lab text, train, measure" in err
+
+
+def test_a_study_and_a_folder_of_the_lab_say_it_too(tmp_path: Path) -> None:
+    (tmp_path / "lab.toml").write_text('[study]\nname = "lab"\n\n[lab]\nblocks = [1]\n')
+    err = run_offramp("study", "plan", tmp_path / "lab.toml").require(2).err
+    assert "lab.toml, line 4" in err
+    assert "offramp-lab" in err
+    StudyFolder(tmp_path / "folder").write_plan(Plan({"study": {"name": "lab"}, "lab": {}}, (), {}, ()))
+    for command in ("plan", "status"):
+        err = run_offramp("study", command, tmp_path / "folder").require(2).err
+        assert "the folder is that of a study of the lab" in err
+        assert "offramp-lab" in err
 
 
 def test_the_package_runs_as_the_command() -> None:

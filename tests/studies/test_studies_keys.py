@@ -20,7 +20,7 @@ from offramp.errors import OfframpError
 from offramp.files import PACKAGE, source_fingerprint
 from offramp.policies import grammar as policies
 from offramp.records.given_file import Source
-from offramp.studies.computing import LAB, OTHER_WORK, PACKAGES, SHARED_WORK, code_of
+from offramp.studies.computing import OTHER_WORK, PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
 from offramp.studies.task import Plan
@@ -378,19 +378,12 @@ def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
 
 @pytest.mark.parametrize("kind", PACKAGES)
 def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
-    assert {*PACKAGES, *LAB, "train"} == WORKS.keys()
+    assert {*PACKAGES} == WORKS.keys()
     covered = (*PACKAGES[kind], f"studies/work/{kind}.py", *OTHER_WORK.get(kind, ()), *SHARED_WORK)
     for file in imported_by(f"studies/work/{kind}.py"):
         room = file.partition("/")[0]
         known = file in (*covered, *APART) or room in covered
         assert known, f"{kind} imports {file}"
-
-
-def test_the_code_of_an_endpoint_is_that_which_its_own_record_names() -> None:
-    from offramp.lab.endpoints import measure
-
-    assert code_of("measure") == source_fingerprint(*measure.CODE, *measure.OWN_CODE)
-    assert code_of("text") == source_fingerprint("lab/text", "workloads")
 
 
 APART = {

@@ -10,9 +10,7 @@ import pytest
 from offramp.scoring.card import PUBLISHED_EAS
 from offramp.studies import availability, model_search
 from offramp.studies.availability import SLOW_SOURCES
-from offramp.studies.lab_study import BLOCKS, LabStudy
 from offramp.studies.plan import make_plan
-from offramp.studies.status import time_left
 from offramp.studies.study import Study
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan
@@ -49,7 +47,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Pl
 
 
 def test_all_studies_are_there(plans: dict[str, tuple[Study, Plan]]) -> None:
-    assert sorted(plans) == sorted((*HERE, *ELSEWHERE, "lab", "public"))
+    assert sorted(plans) == sorted((*HERE, *ELSEWHERE))
     for name, (study, _) in plans.items():
         assert study.name == name
         assert study.settings.title
@@ -153,42 +151,3 @@ def test_validity_has_a_dozen_cells_of_one_base(plans: dict[str, tuple[Study, Pl
     assert sum(cell.kind == "score" for cell in plan.cells) >= 12
     assert {model.base for model in study.models} == {"smollm2"}
     assert "nothing is claimed" in study.settings.description
-
-
-def test_the_labs_endpoints_are_planned_on_public_models(plans: dict[str, tuple[Study, Plan]]) -> None:
-    study, plan = plans["public"]
-    assert isinstance(study, LabStudy)
-    assert plan.unavailable.keys() >= {model.name for model in study.models}
-    families = {model.family for model in study.models}
-    assert families >= {"GPT", "Pythia", "OLMo", "Llama", "Qwen", "Mamba"}
-    assert {model.kind for model in study.models} == {"dense", "moe", "ssm"}
-    assert {model.base for model in study.models if "layerskip" in model.source} == {"Llama 3 8B"}
-    revisions = [model for model in study.models if "@" in model.source]
-    assert revisions
-    assert {model.base for model in revisions} <= {model.name for model in study.models}
-    asked = {"skipped", "skipped_lens", "representation", "representation_lens", "calibration", "scores"}
-    tasks = [task for task in (*plan.tasks.values(), *plan.to_come) if task.kind == "measure"]
-    assert len(tasks) == len(study.models)
-    assert all(asked <= {*task.recipe["endpoints"]} and task.estimate.seconds for task in tasks)
-
-
-def test_the_lab_trains_in_six_hours_here_and_in_another_size_on_one_gpu(
-    plans: dict[str, tuple[Study, Plan]], tmp_path: Path
-) -> None:
-    study, plan = plans["lab"]
-    assert isinstance(study, LabStudy)
-    assert study.lab.blocks == BLOCKS
-    left = time_left(plan, set(plan.tasks), set(), (), 2)
-    assert left.unknown == 0
-    assert 3600 < left.seconds < 6 * 3600
-    text = study.path.read_text(encoding="utf-8").replace('size = "narrow"', 'size = "100m"')
-    text = text.replace("rate = 0.004", 'rate = "pilot"')
-    text = text.replace("tokens = 5_000_000", 'tokens = "pilot"\nminutes = 9000')
-    other = tmp_path / "lab.toml"
-    other.write_text(text.replace("[lab]", 'device = "cuda"\n[lab]', 1), encoding="utf-8")
-    large = make_plan(read_study(other))
-    trainings = [task for task in (*large.tasks.values(), *large.to_come) if task.kind == "train"]
-    assert len(trainings) > 28
-    sizes = {(task.recipe["recipe"].get("hidden"), task.recipe["recipe"]["context"]) for task in trainings}
-    assert (768, 1024) in sizes
-    assert all(task.exclusive and task.estimate.seconds for task in trainings)

@@ -30,7 +30,6 @@ from offramp.cli.exits_command import exits
 from offramp.cli.generate_command import generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
-from offramp.cli.lab_command import lab
 from offramp.cli.list_command import list_things
 from offramp.cli.predict_command import predict
 from offramp.cli.replay_command import replay
@@ -40,7 +39,7 @@ from offramp.cli.score_command import score
 from offramp.cli.study_command import study
 from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
-from offramp.commands import filled
+from offramp.commands import LAB_MOVED, filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
 from offramp.models.quiet import silence_torchao
 from offramp.records.numbers import require_bounded
@@ -109,8 +108,18 @@ app.command("list")(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")
 app.add_typer(exits, name="exits")
-app.add_typer(lab, name="lab")
 app.command("doctor")(doctor)
+
+
+@app.command(
+    "lab",
+    hidden=True,
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def lab() -> None:
+    """Moved: a package of its own."""
+    raise InputError("the lab is no part of offramp any more", where="offramp lab", fix=LAB_MOVED)
 
 
 def _bound_numbers(commands: typer.Typer) -> None:

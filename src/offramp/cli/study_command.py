@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ from offramp.cli.study_folder import folder_of, require_own
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
-    from offramp.studies.engines.engine import Engine, EngineOptions
+    from offramp.studies.engines.engine import EngineOptions
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import Status
-    from offramp.studies.study import Study
     from offramp.studies.task import Plan
 
 study = typer.Typer(help="Run the cells of a study file, survive anything, and compare them.")
@@ -43,17 +41,10 @@ StudyOutput = Annotated[
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """A study file as it is now: its plan, and the folder that it is run into. study: None of a folder's."""
+    """A study file as it is now: its plan, and the folder that it is run into."""
 
     plan: Plan
     folder: StudyFolder
-    study: Study | None = None
-
-    def planned_again(self) -> Plan:
-        """The plan by what is done now. Raises InputError."""
-        from offramp.studies.plan import make_plan
-
-        return self.plan if self.study is None else make_plan(self.study, self.folder.path)
 
 
 @study.callback(invoke_without_command=True)
@@ -120,6 +111,7 @@ def run_command(
     Ends with 0 if all that can be had here is done, and with 1 if a cell failed or a model is damaged.
     """
     from offramp.cli.study_folder import report_of_run
+    from offramp.cli.study_progress import study_progress
     from offramp.cli.study_table import show_head, show_outcome, study_json
     from offramp.studies.engines.registry import engine_named
     from offramp.studies.status import status_of
@@ -139,7 +131,9 @@ def run_command(
     folder.write_plan(plan)
     show_head(out.console, plan, folder.path)
     started = time.monotonic()
-    run_stages(opened, chosen, options)
+    read = functools.partial(status_of, plan, folder, workers=options.workers)
+    with study_progress(plan, read) as changed:
+        chosen.run(plan.jobs, folder, options, changed)
     plan = folder.read_plan()
     seconds = time.monotonic() - started
     status = status_of(plan, folder)
@@ -223,26 +217,7 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
     require_own(path, read.name)
     with stage("looking at models, texts and machines"):
         plan = make_plan(read, path, download=download)
-    return OpenStudy(plan, StudyFolder(path), read)
-
-
-def run_stages(opened: OpenStudy, engine: Engine, options: EngineOptions) -> None:
-    """Run a plan; where its results decide what comes next, plan again and run that, until nothing is new."""
-    from offramp.cli.study_progress import study_progress
-    from offramp.studies.status import status_of
-
-    plan, folder = opened.plan, opened.folder
-    while True:
-        read = functools.partial(status_of, plan, folder, workers=options.workers)
-        with study_progress(plan, read) as changed:
-            engine.run(plan.jobs, folder, options, changed)
-        if not plan.to_come:
-            return
-        known, plan = plan.tasks.keys(), opened.planned_again()
-        folder.write_plan(plan)
-        if plan.tasks.keys() <= known:
-            return
-        options = dataclasses.replace(options, retry=False)
+    return OpenStudy(plan, StudyFolder(path))
 
 
 def engine_options(

@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.console import Output, stage
 from offramp.cli.run_folder import require_writable
-from offramp.commands import command_line
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json
 from offramp.records.output_folder import CHANGED, UNKNOWN, OutputFolder
 from offramp.report import REPORT_FILE
 
 if TYPE_CHECKING:
-    from offramp.lab.text.folder import TextRecord
     from offramp.studies.folder import StudyFolder
-    from offramp.studies.task import Plan
 
 
 def folder_of(name: str, output: Path | None) -> Path:
@@ -38,7 +35,7 @@ def require_own(folder: Path, name: str) -> None:
     require_writable(folder)
     entries = set(OutputFolder(folder).entries())
     of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
-    of_report = {REPORT_FILE, STAMP, TABLES, CITATION_FILE, MODELS}
+    of_report = {REPORT_FILE, STAMP, TABLES, CITATION_FILE}
     begun = entries & {JOURNAL, TASKS, FILE, "locks"}  # what is there before and beside the plan
     expected = of_study | (of_report if begun else set())
     others = [entry for entry in sorted(entries) if entry.partition(CHANGED)[0] not in expected]
@@ -71,9 +68,6 @@ def _study_in(folder: Path) -> str | None:
         return None
 
 
-MODELS = "models"
-"""Where the models that a study of the lab trained are found by name: run-01, run-01@61."""
-
 STAMP = "report.json"
 """What the page was written from, beside it: a finished study is then not compared again to say the same."""
 
@@ -86,18 +80,10 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
     from offramp.studies.locks import holding
 
     stamp = {**_content(folder), "mixed": mixed}
-    plan = folder.read_plan()
     with stage("writing the report"), holding(folder.locks / "report", wait=True):
         owned = _owned(folder.path)
-        with owned.replaced(REPORT_FILE, keeps=lambda name: name.startswith(f"{MODELS}/")) as made:
-            if "lab" not in plan.study:
-                write_comparison(read_comparison([folder.path], mixed=mixed), made)
-            elif plan.study["models"]:
-                _write_given_report(plan, folder, made)
-            else:
-                _write_lab_report(plan, folder, made)
-        if "lab" in plan.study and not plan.study["models"]:
-            _show_models(plan, folder, owned)
+        with owned.replaced(REPORT_FILE) as made:
+            write_comparison(read_comparison([folder.path], mixed=mixed), made)
         with owned.writing(STAMP):
             write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
     return folder.path / REPORT_FILE
@@ -109,61 +95,6 @@ def _owned(folder: Path) -> OutputFolder:
 
     owned = owned_pages(folder)
     return OutputFolder(folder, {STAMP: UNKNOWN, **owned.listed()})
-
-
-def _write_lab_report(plan: Plan, folder: StudyFolder, made: Path) -> None:
-    """Write the table of runs of a study of the lab into a folder, and the page that is made of it."""
-    from offramp.cli.compare_command import TABLES
-    from offramp.files import write_text_atomically
-    from offramp.lab.effects.runs import read_rows
-    from offramp.report.lab.tables import write_lab_report
-    from offramp.studies.lab_rows import lab_rows, lab_table
-
-    runs = made / TABLES / "runs.csv"
-    rows = lab_rows(plan, folder)
-    if not rows:
-        raise InputError("no run has ended yet", where=str(folder.path), fix="run the study")
-    runs.parent.mkdir(exist_ok=True)
-    write_text_atomically(runs, lab_table(rows))
-    command, text = _made_by(plan, folder)
-    write_lab_report(read_rows(runs), made, text=text, command=command, table=str(runs))
-
-
-def _write_given_report(plan: Plan, folder: StudyFolder, made: Path) -> None:
-    """Write table and page of a study of the lab whose models were given into a folder."""
-    from offramp.report.lab.given import write_given_report
-    from offramp.studies.lab_rows import given_models
-
-    models, absent = given_models(plan, folder)
-    if not models:
-        raise InputError("no model has been measured yet", where=str(folder.path), fix="run the study")
-    command, text = _made_by(plan, folder)
-    write_given_report(models, made, text=text, absent=absent, command=command)
-
-
-def _made_by(plan: Plan, folder: StudyFolder) -> tuple[str, TextRecord]:
-    """The command that runs a study of the lab, and its text."""
-    from offramp.lab.text.folder import read_text_folder
-    from offramp.studies.work.text import TEXT
-
-    (text,) = (folder.task_folder(task) for task in plan.tasks.values() if task.kind == "text")
-    command = command_line("study run", Path(plan.study["file"]["path"]).name)
-    return command, read_text_folder(text / TEXT).record
-
-
-def _show_models(plan: Plan, folder: StudyFolder, owned: OutputFolder) -> None:
-    """Make every kept model of the runs found by the run's name and the step, as others name a model."""
-    from offramp.cli.run_outputs import mirror
-    from offramp.studies.work.train import MODEL
-    from offramp.tracing.progress import say
-
-    for name, run in plan.study["runs"].items():
-        task = plan.tasks[run["train"]]
-        for kept in folder.task_folder(task).glob(f"{MODEL}*") if folder.is_done(task) else ():
-            try:
-                mirror(owned, f"{MODELS}/{name}{kept.name.removeprefix(MODEL)}", kept)
-            except InputError as error:
-                say(f"{error.what}: {error.where}; the model of {name} lies in {kept}")
 
 
 def report_of_run(out: Output, folder: StudyFolder) -> Path | None:
@@ -195,7 +126,7 @@ def _content(folder: StudyFolder) -> dict[str, str]:
 
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if path.is_file()}
-    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli", "lab/effects")}
+    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli")}
 
 
 def _written(folder: StudyFolder) -> dict[str, str]:

@@ -157,19 +157,12 @@ def effort_lines(plan: Plan, status: Status) -> list[str]:
     """How many cells there are of each state, and what those that are not done take here and elsewhere."""
     lines = [f"{counts_text(count_cells(plan, status))}."]
     here, elsewhere = effort(plan, status, AHEAD), effort(plan, status, (IMPOSSIBLE,))
-    to_come = plan.possible_to_come
     if here["tasks"]:
         lines.append(
-            f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores"
-            f"{', with what is to come' if to_come else ''}."
+            f"Left to run: {_effort_text(here)}, about {lasting(status.left.seconds)} on these cores."
         )
     else:
         lines.append("There is nothing left to run here.")
-    if to_come:
-        known = [task.estimate.seconds or 0.0 for task in to_come]
-        lines.append(
-            f"To come: about {counted(len(known), 'task')}, as results decide: {lasting(sum(known))} of work."
-        )
     fetched = bytes_to_fetch(plan)
     models = f"some {shown_size(fetched)} of models to fetch" if fetched else ""
     if elsewhere["tasks"]:

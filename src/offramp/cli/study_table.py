@@ -165,10 +165,8 @@ def show_head(console: Console, plan: Plan, folder: Path) -> None:
     settings = plan.study["study"]
     title = f"{settings['name']}: {settings['title']}" if settings.get("title") else settings["name"]
     console.print(title, markup=False, style="bold", soft_wrap=True)
-    to_come = len(plan.possible_to_come)
-    more = f"; {counted(to_come, 'task')} to come, which they decide" if to_come else ""
     console.print(
-        f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}{more}",
+        f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}",
         markup=False,
         soft_wrap=True,
     )
@@ -190,7 +188,6 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
         "damaged_models": list(plan.damaged),
         "seconds_left": status.left.seconds,
         "tasks_of_unknown_time": status.left.unknown,
-        "to_come": len(plan.possible_to_come),
         "problems": list(status.problems),
     }
 

@@ -21,13 +21,13 @@ from offramp.models.checkpoint import (
 )
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
-from offramp.models.lab_switches import LAB_FAMILY
 from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
 from offramp.models.quiet import quiet_transformers
 from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
+from offramp.plug_ins import load_plug_in, plug_ins
 
 if TYPE_CHECKING:
     from offramp.models.streamed_layers import StreamedLayers
@@ -88,12 +88,26 @@ def load_source(
     return model
 
 
-def know_family(source: Source) -> None:
-    """Let transformers know offramp's own family, if the source is of that."""
-    if read_config(source.folder).get("model_type") == LAB_FAMILY:
-        from offramp.models import lab_family
+FAMILIES = "offramp.model_families"
+"""Entry points by a config's `model_type`: functions that let transformers know a family of that name."""
 
-        lab_family.register()
+
+def know_family(source: Source) -> None:
+    """Let transformers know the family of a source, if another package brings it.
+
+    Raises InputError for one that cannot be loaded.
+    """
+    point = plug_ins(FAMILIES).get(_family_of(source))
+    if point is not None:
+        load_plug_in(point, callable, "model family", "a function")()
+
+
+def _family_of(source: Source) -> str:
+    return str(read_config(source.folder).get("model_type"))
+
+
+LAB_FAMILY = "offramp_lab"
+"""Of models that `offramp lab train` left, as it was called: the family is a package of its own now."""
 
 
 def build_model(
@@ -208,7 +222,9 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
             where=str(_broken_file(source.folder) or file),
-            fix="check that config.json and the tokenizer files are complete and of a known family",
+            fix="install what brings the family, from offramp's sources: pip install ./experiments/lab"
+            if _family_of(source) == LAB_FAMILY
+            else "check that config.json and the tokenizer files are complete and of a known family",
         ) from error
     check_vocabulary(tokenizer, config, source.folder)
     return tokenizer

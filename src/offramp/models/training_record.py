@@ -1,20 +1,23 @@
-"""The record that a training of offramp's leaves beside a model or exits, and what they are held against."""
+"""The record that a training leaves beside a model or exits, and what they are held against."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, ModelError
-from offramp.files import SEAL, read_json, seal_of
+from offramp.files import SEAL, read_json, seal_of, write_sealed_json
+from offramp.models.identity import identify_folder
 
 TRAINING_FILE = "training.json"
 """How a model or exits were trained. Written last: without it a training has not ended."""
 
-LAB, EXITS, GATES = "lab training", "training", "gate training"
-"""Kinds of records: of a model from scratch; of exits, or of a model that can be left early; of gates."""
+OTHERS, EXITS, GATES = "lab training", "training", "gate training"
+"""Kinds of records: of a model that other code trained; of exits, or of a model that can be left early; of
+gates."""
 REQUEST_FILE, REQUESTS = "request.json", ("training request", "lab request")
-"""What was asked for, and the kinds of it that models come of."""
+"""What was asked for, and the kinds of it that models come of, the second of `offramp lab train`."""
 MODEL_ITSELF = "regularised"
 """The kind of training of EXITS that leaves a model."""
 
@@ -29,13 +32,29 @@ def read_training(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         record = read_json(path, object, lenient=True)
-        if not isinstance(record, dict) or record.get("kind") not in (LAB, EXITS, GATES):
+        if not isinstance(record, dict) or record.get("kind") not in (OTHERS, EXITS, GATES):
             return None
         if record.get(SEAL) != seal_of(record):
             raise ValueError
     except (OSError, ValueError) as error:
         raise damaged_record(path) from error
     return record
+
+
+def record_training(folder: Path, seen: Mapping[str, Sequence[str]], **about: Any) -> None:
+    """Say in a model's folder what it was trained on, for a model that was trained by other code.
+
+    Writes `training.json`. Traces of the model then know which documents of offramp's workloads it saw,
+    tuning leaves them out, and the model is refused when its weights are not those of now. seen: ids by a
+    workload's fingerprint, as `offramp.documents_seen` gives them. about: whatever else is to be kept, as
+    JSON has it.
+
+    Raises ModelError for a folder without weights.
+    """
+    model = identify_folder(folder, source=str(folder)).fingerprint
+    documents = {workload: list(ids) for workload, ids in seen.items()}
+    record = {"kind": OTHERS, **about, "model": model, "documents": documents}
+    write_sealed_json(folder / TRAINING_FILE, record)
 
 
 def damaged_record(path: Path) -> DamagedFileError:
@@ -63,15 +82,15 @@ def require_as_trained(folder: Path, fingerprint: str, *, model: bool) -> None:
                 "the training of this model has not ended, or its record is gone: "
                 f"{TRAINING_FILE} is missing",
                 where=str(folder),
-                fix="run again what trains it (offramp exits train, offramp lab train), or copy the whole "
+                fix="run again what trains it (offramp exits train), or copy the whole "
                 "folder again from where it came",
             )
         return
     try:
-        of_a_model = record["kind"] == LAB or (
+        of_a_model = record["kind"] == OTHERS or (
             record["kind"] == EXITS and record["request"]["recipe"]["kind"] == MODEL_ITSELF
         )
-        left = record["model" if record["kind"] == LAB else "heads"]
+        left = record["model" if record["kind"] == OTHERS else "heads"]
     except (KeyError, TypeError):  # of another layout, which whoever reads the whole record will say
         return
     if of_a_model is model and left != fingerprint:

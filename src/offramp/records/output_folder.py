@@ -204,13 +204,12 @@ class OutputFolder:
         last: str,
         *,
         goes_on: Callable[[Path], bool] | None = None,
-        keeps: Callable[[str], bool] = lambda name: False,
     ) -> Iterator[Path]:
         """A folder to make a whole result in, which then takes the place of everything that is ours here.
 
         What is here stays as it is until the block has ended, and if it does not end well. last: the file
         that makes the result a whole one. goes_on: whether what a killed block left is to be gone on with;
-        by default it is made anew, and nothing is left of a block that failed. keeps: what of ours stays.
+        by default it is made anew, and nothing is left of a block that failed.
 
         Raises InputError, before the block, if something else stands where the replacement is made.
         """
@@ -232,7 +231,7 @@ class OutputFolder:
             if goes_on is None:
                 self._drop_new()
             raise
-        self.take(self.made, last, replaces=[name for name in self.listed() if not keeps(name)])
+        self.take(self.made, last)
         self._drop_new()
 
     def finish_replacing(self, last: str) -> bool:

@@ -44,21 +44,8 @@ OTHER_WORK: Mapping[str, tuple[str, ...]] = {
 """Further files that make the result of a kind, of other kinds for the most part."""
 SHARED_WORK = tuple(f"{WORK}/{name}.py" for name in ("context", "inputs", "passage", "text_size"))
 
-LAB: Mapping[str, tuple[str, ...]] = {
-    "text": ("lab/text", "workloads"),
-    "measure": (
-        *("models", "workloads", "tracing", "scoring", "policies", "decoding"),
-        *("lab/endpoints", "lab/exits", "lab/required_depth.py", "lab/text"),
-    ),
-}
-"""All code that makes the results of the lab, by kind; that of trainings is `training_code` of their kind."""
-
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 """That compute what is made of a trace, fit heads and judge timings."""
-LAB_LIBRARIES: Mapping[str, tuple[str, ...]] = {
-    "text": ("numpy", "tokenizers", "transformers"),
-    "train": ("torch", "transformers", "numpy"),
-}
 TOKENIZING = ("tokenizers",)
 """Libraries that cut a text into a model's tokens."""
 OWN = "offramp"
@@ -67,8 +54,6 @@ OWN = "offramp"
 @functools.cache
 def code_of(kind: str) -> str:
     """Fingerprint of the code that makes the result of one kind of task."""
-    if kind in LAB:
-        return source_fingerprint(*LAB[kind])
     return source_fingerprint(*PACKAGES[kind], f"{WORK}/{kind}.py", *OTHER_WORK.get(kind, ()), *SHARED_WORK)
 
 
@@ -77,8 +62,6 @@ def versions_of(kind: str, texts: tuple[str, ...] | None) -> dict[str, str]:
     """Of the libraries that compute one kind of task. texts: transforms of a model that is loaded, None if
     none is.
     """
-    if kind in LAB_LIBRARIES:
-        return {name: importlib.metadata.version(name) for name in LAB_LIBRARIES[kind]}
     loaded = {} if texts is None else library_versions(texts)
     names = (*(() if texts is None else TOKENIZING), *(() if kind == "trace" else LIBRARIES))
     return {**loaded, **{name: importlib.metadata.version(name) for name in names}}

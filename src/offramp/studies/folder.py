@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json, remove, sweep_temporary_files
 from offramp.records.typed import InvalidRecordError, from_json
@@ -60,7 +61,6 @@ class PlanRecord:
     jobs: tuple[PlannedJob, ...]
     unavailable: Mapping[str, str]
     damaged: tuple[str, ...]
-    to_come: tuple[Task, ...] = ()
 
     @classmethod
     def of(cls, plan: Plan) -> PlanRecord:
@@ -331,8 +331,8 @@ class StudyFolder:
     def read_plan(self) -> Plan:
         """The plan that was last written here.
 
-        Raises InputError if there is none, DamagedFileError if its bytes changed, or it is another
-        program's.
+        Raises InputError if there is none, or one of the lab, which is no study of offramp's any more;
+        DamagedFileError if its bytes changed, or it is another program's.
         """
         path = self.path / PLAN
         if not path.is_file():
@@ -342,6 +342,8 @@ class StudyFolder:
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
         plan = FILE.read(path).plan
+        if "lab" in plan.study:
+            raise InputError("the folder is that of a study of the lab", where=str(self.path), fix=LAB_MOVED)
         try:
             from_json(PlannedStudy, plan.study)
         except InvalidRecordError as error:

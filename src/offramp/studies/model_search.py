@@ -146,7 +146,7 @@ class _ModelSearch:
         why = (
             f"its weights take {shown_size(round(need))} in {self.study.settings.dtype}, "
             f"{'this machine' if device == CPU else device} has {shown_size(room)} of memory: "
-            f"{self.study.TOO_LARGE}"
+            "trace it layer by layer ([large] stream = true), or elsewhere"
         )
         return dataclasses.replace(model, missing=why)
 

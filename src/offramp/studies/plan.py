@@ -11,9 +11,6 @@ from offramp.studies.availability import find_everything
 from offramp.studies.expansion import expand
 from offramp.studies.fingerprints import FILE, Fingerprints
 from offramp.studies.found import Found
-from offramp.studies.lab_given import lay_out_given
-from offramp.studies.lab_layout import lay_out
-from offramp.studies.lab_study import LabStudy
 from offramp.studies.study import Study
 from offramp.studies.task import PLANNED_BY, Job, Plan, Task
 
@@ -83,8 +80,6 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
     Raises InputError, with the line, for what the study names and is not there, does not fit together, or is
     there twice; OfframpError if the disk is full.
     """
-    if isinstance(study, LabStudy):
-        return lay_out_given(study, folder, download=download) if study.models else lay_out(study, folder)
     fingerprints = Fingerprints(None if folder is None else folder / FILE)
     try:
         found = find_everything(study, fingerprints, download=download)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class PlannedSettings:
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """A model. measure: the key of the task that measures it, in a study of the lab."""
+    """A model."""
 
     name: str
     base: str
@@ -38,7 +36,6 @@ class PlannedModel:
     hidden: int | None = None
     vocabulary: int | None = None
     published_eas: float | None = None
-    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,15 +73,8 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
-class PlannedLab:
-    """The table [lab]."""
-
-    blocks: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
 class PlannedStudy:
-    """A study as its plan keeps it. runs, told: of a study of the lab that trains its models."""
+    """A study as its plan keeps it."""
 
     study: PlannedSettings
     models: tuple[PlannedModel, ...]
@@ -94,8 +84,4 @@ class PlannedStudy:
     pairs: tuple[PlannedPair, ...] = ()
     certify: PlannedStage | None = None
     decode: PlannedStage | None = None
-    lab: PlannedLab | None = None
-    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    told: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     file: PlannedFile | None = None

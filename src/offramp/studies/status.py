@@ -66,7 +66,7 @@ class Pace:
 def time_left(
     plan: Plan, ahead: Collection[str], running: Collection[str], events: Sequence[Event], workers: int
 ) -> TimeLeft:
-    """How long the tasks `ahead` and those to come will take, less what those that are `running` have run.
+    """How long the tasks `ahead` will take, less what those that are `running` have run.
 
     ahead, running: keys of tasks, the latter among the former. Jobs that are exclusive run one after another;
     of the others `workers` at a time, but no sooner than the longest of them.
@@ -83,11 +83,6 @@ def time_left(
             alone += seconds
         else:
             beside.append(seconds)
-    for task in plan.possible_to_come:
-        taken = pace.seconds(task)
-        unknown += taken is None
-        alone += (taken or 0.0) if task.exclusive else 0.0
-        beside.append(0.0 if task.exclusive else taken or 0.0)
     return TimeLeft(alone + max(max(beside), sum(beside) / workers), unknown)
 
 
@@ -148,7 +143,6 @@ def status_of(plan: Plan, folder: StudyFolder, *, verify: bool = False, workers:
             *journal.problems,
             *_stalled(plan, folder, standing.running),
             *study_file_problems(plan),
-            *plan.study.get("notes", ()),
             *_apart_problems(apart),
         ),
     )

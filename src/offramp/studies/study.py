@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, PrivateAttr
 
@@ -42,9 +42,6 @@ TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "h
 
 class Study(Table):
     """A whole study file. Lines in errors are known if `read_study` read it."""
-
-    TOO_LARGE: ClassVar[str] = "trace it layer by layer ([large] stream = true), or elsewhere"
-    """What to do about a model that does not fit into memory."""
 
     settings: Settings = Field(alias="study")
     models: tuple[ModelEntry, ...] = Field(min_length=1)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.commands import LAB_MOVED
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
 from offramp.models.devices import AUTO as AUTO_DEVICE
@@ -27,7 +28,6 @@ from offramp.studies.axis_checks import (
     check_workloads,
 )
 from offramp.studies.entries import AUTO, LEAGUE, LOCAL, NONE, TUNED, Entry
-from offramp.studies.lab_study import read_lab_study
 from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings
@@ -282,11 +282,7 @@ def read_study(path: str | Path) -> Study:
     """
     values, source = read_toml(Path(path), WHAT)
     if "lab" in values:
-        lab = read_lab_study(values, source)
-        if lab.models:
-            check_names(lab)
-            check_settings(lab)
-        return lab
+        raise source.refused("the lab is no study of offramp's any more", LAB_MOVED, "lab")
     study = Study.of(values, source)
     check_study(study)
     return study

@@ -115,8 +115,7 @@ class Plan:
     study: the study as a JSON object (names, models with their facts, pairs, settings), as written into the
     study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
     it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
-    damaged: names of those models among them whose files are not whole or not safe. to_come: tasks of which
-    it is not known yet what exactly they will be, since others decide it; for the time that they will take.
+    damaged: names of those models among them whose files are not whole or not safe.
     """
 
     study: Mapping[str, Any]
@@ -125,12 +124,6 @@ class Plan:
     jobs: tuple[Job, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
-    to_come: tuple[Task, ...] = ()
-
-    @property
-    def possible_to_come(self) -> tuple[Task, ...]:
-        """Those to come that can be run here."""
-        return tuple(task for task in self.to_come if task.blocked is None)
 
     @property
     def is_run(self) -> bool:

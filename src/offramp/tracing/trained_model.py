@@ -67,7 +67,7 @@ def trained_in(folder: Path) -> TrainedOn:
             raise InputError(
                 f"the training of this model has not ended: {TRAINING_FILE} is missing",
                 where=str(folder),
-                fix="run again what trains it (offramp exits train, offramp lab train): it goes on",
+                fix="run again what trains it (offramp exits train): it goes on",
             )
         return TrainedOn()
     if record["kind"] == GATES:

@@ -150,6 +150,20 @@ def text_groups(sketches: Sequence[Sketch]) -> NDArray[np.int64]:
     return np.array([root(place) for place in range(len(sketches))], dtype=np.int64)
 
 
+def groups_of_documents(*sources: Sequence[Document]) -> NDArray[np.int64]:
+    """The group of every document of all sources, one source after the other: int64 [documents].
+
+    The least place among the documents that it shares text with, itself included; sharing is passed on. The
+    form of a source, what many of its documents say, is learned from its first ones and does not count.
+
+    >>> offramp.text_groups([Document("a", text), Document("b", other)], [Document("c", text)])
+    array([0, 1, 0])
+    """
+    return text_groups(
+        [sketch for documents in sources for sketch in Sketcher.of(documents).sketches(documents)]
+    )
+
+
 def write_sketch(sketch: Sketch) -> str:
     """A sketch as text for a file: base64 of its hashes, least byte first."""
     return base64.b64encode(sketch.astype("<u4").tobytes()).decode("ascii")

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fault_studies import plan_into, run_jobs
 from study_files import plan_of, small_world
 
-from lab_recipes import TINY
 from offramp.errors import InputError
-from offramp.lab.training.kinds import architecture_of
-from offramp.lab.training.recipe import Recipe
 from offramp.report.page import write_comparison_page
 from offramp.scoring.eas import SIMILARITIES, adaptability, layer_weights
 from offramp.studies.comparison.reading import read_comparison
@@ -23,7 +18,7 @@ from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.tables import comparison_tables
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Plan
-from tiny_models import CONTEXT, VOCABULARY, write_llama, write_tokenizer
+from tiny_models import write_llama
 
 ALPHA, MADE_BY = 0.3, "hidden"
 LAYERS = (3, 4, 6)
@@ -59,14 +54,6 @@ def study_file(path: Path, values: dict[int, float], documents: Path) -> Path:
     return path
 
 
-def write_lab_model(folder: Path, **recipe: Any) -> None:
-    """A random model of the lab's family, as a training keeps one, with the tokenizer of tiny models."""
-    torch.manual_seed(0)
-    made = Recipe(text="none", **{**TINY, "context": CONTEXT, **recipe})
-    architecture_of(made, VOCABULARY).make_model().save_pretrained(folder)
-    write_tokenizer(folder)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return StudyFolder(tmp_path_factory.mktemp("studies") / "published")
@@ -76,10 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 def values(folder: StudyFolder, documents: Path) -> dict[int, float]:
     """EAS of each model with the one similarity and α, from a run of the study with other values."""
     write_llama(folder.path.parent / "tiny-3", num_hidden_layers=3)
-    write_lab_model(
-        folder.path.parent / "tiny-4", layers=4, norm="layernorm", mlp="gelu", positions="learned"
-    )
-    write_lab_model(folder.path.parent / "tiny-6", layers=6)
+    write_llama(folder.path.parent / "tiny-4", hidden_act="gelu", num_key_value_heads=4)
+    write_llama(folder.path.parent / "tiny-6", num_hidden_layers=6)
     path = study_file(folder.path.parent / "STUDY.toml", dict.fromkeys(LAYERS, 1.0), documents)
     assert run_jobs(folder, plan_into(path, folder)) == []
     found = {}

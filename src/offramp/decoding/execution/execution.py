@@ -20,7 +20,7 @@ from offramp.decoding.generation.loop import key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.openings import Opening
-from offramp.decoding.options import DecodingOptions
+from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource
 from offramp.decoding.quality.judging import Judge, full_models_choices
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
@@ -31,7 +31,7 @@ from offramp.files import (
     sweep_temporary_files,
 )
 from offramp.models.devices import device_name, free_bytes
-from offramp.models.model import Model
+from offramp.models.model import Model, in_evaluation
 from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import plain_greedy
 from offramp.tracing.request import library_versions
@@ -120,6 +120,30 @@ def execute(
                 )
             )
     return found
+
+
+@in_evaluation
+def execute_prompts(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    policy: PolicySource,
+    *,
+    kv: str | None = None,
+    heads: HeadsSource = None,
+    new_tokens: int = 48,
+) -> list[Execution]:
+    """Decode prompts, token ids, greedily and freely with a policy; hold each token against the full model.
+
+    Side by side where each may leave at its own exit, else one by one; the end token ends an answer. policy,
+    kv, heads: as `offramp.generate`.
+
+    Raises InputError and PolicyError as `offramp.generate` does.
+    """
+    openings = [Opening(f"prompt {place + 1}", tuple(ids), traced=False) for place, ids in enumerate(prompts)]
+    options = DecodingOptions.read(policy, kv=kv, heads=heads, new_tokens=new_tokens)
+    longest = new_tokens + max((len(opening.ids) for opening in openings), default=0)
+    rows = len(openings) if rows_together(model, options, longest) > 1 else 1
+    return execute(model, openings, options, Judge(model), rows=rows)
 
 
 def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions) -> tuple[Generation, ...]:

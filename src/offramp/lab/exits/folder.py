@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.files import locked_folder, sweep_temporary_files
@@ -15,7 +14,6 @@ from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.models.memory import shown_size
 from offramp.records.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
-from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
@@ -98,19 +96,17 @@ def goes_on(folder: Path, request: Request) -> bool:
     return not (folder / TRAINING_FILE).is_file() and is_of(folder, request)
 
 
-def owned_folder(
-    folder: Path, working: Collection[str] = WORKING, request: SealedFile[Any] = REQUEST
-) -> OutputFolder:
-    """The folder of a training. working: its files while it has not ended. request: as its kind has it."""
-    if not request.is_of(folder / REQUEST_FILE):
+def owned_folder(folder: Path) -> OutputFolder:
+    """The folder of a training."""
+    if not REQUEST.is_of(folder / REQUEST_FILE):
         return OutputFolder(folder)
-    also: dict[str, str | None] = {**dict.fromkeys(working), **dict.fromkeys(FINISHED, UNKNOWN)}
+    also: dict[str, str | None] = {**dict.fromkeys(WORKING), **dict.fromkeys(FINISHED, UNKNOWN)}
     if not (folder / RECORD_FILE).exists():  # an older offramp trained it
         also |= {path.name: UNKNOWN for path in model_files(folder)}
     return OutputFolder(folder, also)
 
 
-def require_own(folder: Path, working: Collection[str] = WORKING, request: SealedFile[Any] = REQUEST) -> None:
+def require_own(folder: Path) -> None:
     """Refuse a folder that holds anything but a training (see `owned_folder`). Raises InputError; nothing is
     written.
     """
@@ -118,8 +114,8 @@ def require_own(folder: Path, working: Collection[str] = WORKING, request: Seale
         raise InputError(
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
-    owned = owned_folder(folder, working, request)
-    others = owned.foreign() if request.is_of(folder / REQUEST_FILE) else owned.entries()
+    owned = owned_folder(folder)
+    others = owned.foreign() if REQUEST.is_of(folder / REQUEST_FILE) else owned.entries()
     if others:
         raise InputError(
             f"the output folder holds something else: {', '.join(others[:3])}",

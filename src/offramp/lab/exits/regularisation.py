@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from offramp.errors import InputError
-from offramp.lab.exits.layer_skip import CURRICULA, Curriculum
+from offramp.lab.exits.layer_skip import (
+    CURRICULA,
+    Curriculum,
+    dropout_probabilities,
+    enabled_exits,
+    exit_weights,
+)
 
 Targets = Literal["model", "text"]
 TARGETS: tuple[Targets, ...] = get_args(Targets)
@@ -40,6 +50,15 @@ class Regularisation:
     exit_scale: float = 1.0
     targets: Targets = "model"
     ahead: int = 1
+
+    def dropout(self, layers: int, step: int, steps: int) -> NDArray[np.float64]:
+        """Chance of each layer to be left out at a step of so many, float64 [layers]."""
+        return dropout_probabilities(layers, step, steps, self.layer_dropout)
+
+    def weights(self, exits: Sequence[int], layers: int, step: int, steps: int) -> dict[int, float]:
+        """e(l) at a step of so many: of those of the exits below L that it looks at, and of L."""
+        enabled = enabled_exits(exits, layers, step, steps, self.curriculum)
+        return exit_weights(enabled, layers, self.exit_scale)
 
     def check(self) -> None:
         """Raise InputError for what cannot be."""

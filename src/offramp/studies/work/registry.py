@@ -12,14 +12,11 @@ from offramp.studies.work.context import Context
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.measure import MeasureWork
 from offramp.studies.work.pair import PairWork
 from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
-from offramp.studies.work.text import TextWork
 from offramp.studies.work.trace import TraceWork
-from offramp.studies.work.train import TrainWork
 from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.tune import TuneWork
 
@@ -54,9 +51,6 @@ WORKS: Mapping[str, Work] = {
         DecodeWork(),
         CombineWork(),
         PairWork(),
-        TextWork(),
-        TrainWork(),
-        MeasureWork(),
     )
 }
 """The work of each kind of task, by its name."""

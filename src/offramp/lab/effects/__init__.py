@@ -1,1 +1,0 @@
-"""What each factor does to small models that were trained one factor apart: docs/lab/preregistered.md."""

@@ -1,1 +1,0 @@
-"""The endpoints of one small model, as docs/lab/preregistered.md fixes them."""

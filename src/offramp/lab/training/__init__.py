@@ -1,1 +1,0 @@
-"""Training small models from scratch, one factor apart."""

@@ -1,1 +1,0 @@
-"""The page and the tables of the lab's study."""
