@@ -98,9 +98,6 @@ def _measured(
     return replace(judged.bench, free_running=judged.free_running.get(setting.main.name))
 
 
-PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")
-
-
 def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResult]:
     """One result per batch size, each shown; the first process judges answers and predicts.
 
@@ -128,7 +125,8 @@ def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResul
 
 
 def _run(arguments: Sequence[str]) -> None:
-    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "offramp"]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         what = next((line.removeprefix("offramp: ") for line in said if line.startswith("offramp: ")), "")

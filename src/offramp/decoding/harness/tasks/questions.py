@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.files import parse_json
 from offramp.workloads.registry import load_workload
 
 Split = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -136,7 +137,7 @@ def marks(document: Mapping[str, str], answers: Sequence[str]) -> dict[str, floa
     """
     score = _reasoning_gym().get_score_answer_fn(document["family"])
     try:
-        given = score(final_answer(answers[0], document["answer"]), json.loads(document["item"]))
+        given = score(final_answer(answers[0], document["answer"]), parse_json(document["item"]))
     except UNREADABLE:
         given = 0.0
     return {"acc": float(given >= 1.0)}
