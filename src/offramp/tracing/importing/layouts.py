@@ -27,7 +27,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
 from offramp.files import JsonError, read_json
 from offramp.models.model import Model
 from offramp.records.given_file import Count, Number
@@ -291,12 +291,9 @@ def config_path(path: Path) -> Path:
 
 def read_config_json(file: Path) -> dict[str, Any]:
     """The content of a config.json. Raises InputError for one that is damaged."""
-    try:
+    what, fix = "config.json cannot be read", "copy the file again"
+    with refused_as(InputError, what, JsonError, where=str(file), fix=fix):
         content: dict[str, Any] = read_json(file, lenient=True)
-    except JsonError as error:
-        raise InputError(
-            f"config.json cannot be read: {error}", where=str(file), fix="copy the file again"
-        ) from error
     return content
 
 
