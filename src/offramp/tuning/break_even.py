@@ -138,7 +138,7 @@ def checked_at_one_price(
     costs: TokenCosts, decisions: Decisions, price: float
 ) -> tuple[TokenCosts, Decisions]:
     """The same decisions with all checks by a probe of this price that gives no output; with its prices."""
-    silent = dict.fromkeys(decisions.needs, (SILENT_FACT,))
+    silent: dict[int, tuple[str, ...]] = dict.fromkeys(decisions.needs, (SILENT_FACT,))
     return replace(costs, probes=dict.fromkeys(costs.probes, price)), replace(decisions, needs=silent)
 
 
