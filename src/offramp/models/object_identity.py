@@ -72,7 +72,7 @@ def fingerprint_of(tensors: dict[str, Tensor]) -> str:
 
 def _digest(tensor: Tensor) -> str:
     held = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(held.cpu().numpy())).hexdigest()
+    return hashlib.sha256(held.cpu().numpy().data).hexdigest()
 
 
 def _tensors(hf: Any) -> dict[str, Tensor]:
