@@ -29,8 +29,6 @@ from offramp.decoding.measurement.answers import answer_of, ratio_of, resolution
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.decoding.measurement.results import Cluster, Contender, Interval
 
-PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")
-
 
 def measured(options: argparse.Namespace, place: int, folder: Path, plain: str | None) -> CombineResult:
     """One fresh process, timed to the end of its seconds. plain: the decoder to hold against, if known."""
@@ -41,7 +39,9 @@ def measured(options: argparse.Namespace, place: int, folder: Path, plain: str |
         "--dtype", options.dtype, "--seed", place, "-o", path,
         "--to-the-end", *([] if plain is None else ["--plain", plain]),
     ]  # fmt: skip
-    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"process {place + 1} failed:\n{done.stderr}")
     return read_combined(path)

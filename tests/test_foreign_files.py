@@ -27,7 +27,7 @@ from offramp.studies.journal import read_lines
 from offramp.tracing import heads_file, manifest
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.heads_arrays import seal_of
-from offramp.tracing.importing.layout import read_config_json
+from offramp.tracing.importing.layouts import read_config_json
 from offramp.tracing.trained_model import trained_in
 from offramp.tuning.from_scores import read_cells
 from offramp.tuning.tuned import read_tuned

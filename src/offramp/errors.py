@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LONGEST_WORD = 200
 """Characters of one unbroken word that a message repeats: what people gave may be of any size."""
@@ -122,3 +124,17 @@ class ForeignFileError(DamagedFileError):
 
 class DiskFullError(OfframpError):
     """A disk without room for what is to be written; nothing half-written was left."""
+
+
+@contextmanager
+def refused_as(
+    kind: type[OfframpError], what: str, *caught: type[Exception], where: str, fix: str
+) -> Iterator[None]:
+    """Let what a library refuses within the block be an error of offramp's: `what`, and the library's words.
+
+    kind: of the error. caught: what the library raises. where, fix: what it cannot know.
+    """
+    try:
+        yield
+    except caught as error:
+        raise kind(f"{what}: {error}", where=where, fix=fix) from error

@@ -37,7 +37,7 @@ def command(model: Path, workload: str, *further: object) -> list[object]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with room for a task's prompt, and its timings on this machine in the tests' own cache."""
+    """A model and its timings on this machine in the tests' own cache."""
     from offramp.costs.hardware import save_local_profile
 
     folder = write_llama(tmp_path_factory.mktemp("models") / "tiny", max_position_embeddings=512)
@@ -55,8 +55,7 @@ def measured(
     trace, output = folder / "trace", folder / "bench.json"
     run_offramp("trace", model, "-w", workload, "--tokens", 480, "-o", trace).require(0)
     further = ["--trace", trace, "--batch", 1, "--batch", 2, "-o", output, "--json"]
-    task = ["--task", "reasoning-gym", "--questions", 2]
-    outcome = run_offramp(*command(model, workload, *further, *task)).require(0)
+    outcome = run_offramp(*command(model, workload, *further)).require(0)
     return outcome, output, trace
 
 
@@ -87,8 +86,6 @@ def test_the_last_line_has_every_contender_with_its_answer(measured: tuple[Outco
     assert plain["credit"]["high"] <= 1.0
     assert [name for name, one in found.items() if one["role"] == "a/a"]
     assert not any(one["answer"] == "defect" for one in found.values())
-    assert [score.questions for score in first.tasks] == [2]
-    assert read_results(measured[1])[1].tasks == ()  # they are asked once
 
 
 def test_predicted_stands_beside_measured(measured: tuple[Outcome, Path, Path]) -> None:
@@ -117,7 +114,6 @@ def test_what_is_shown(measured: tuple[Outcome, Path, Path]) -> None:
         "its gain by prices: layers",
         "free running, 2 answers:",
         "its parts: layers ",
-        "reasoning-gym",
         "left out: generate(prompt_lookup_num_tokens)",
         "written: ",
     ):

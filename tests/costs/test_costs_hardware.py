@@ -33,11 +33,12 @@ from offramp.costs.hardware import (
     threads_in_use,
 )
 from offramp.costs.load import OTHER_LOAD
-from offramp.costs.machine import Roofline, example_shape
+from offramp.costs.machine import Roofline
 from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import BusyMachineError, DamagedFileError, InputError
+from offramp.testing.machines import example_shape
 
 ROOFLINE = """
 kind = "roofline"

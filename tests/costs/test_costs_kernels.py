@@ -21,13 +21,14 @@ from offramp.costs import aiconfigurator
 from offramp.costs.hardware import describe_machines, find_machine, machine_names
 from offramp.costs.kernel_machine import KernelMachine, feed_forward_width
 from offramp.costs.kernel_tables import Basis, DecodeAttention, Figure, Grid, grid_of
-from offramp.costs.machine import Roofline, check_machine, machine_fingerprint
+from offramp.costs.machine import Roofline, machine_fingerprint
 from offramp.costs.probes import PROBES
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.replay import replay
 from offramp.policies.steps import group_into_steps
+from offramp.testing import check_machine
 from offramp.tuning.predict import predict
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import machine_answers

@@ -17,7 +17,6 @@ from offramp.decoding.measurement.results import (
     FreeRunning,
     Interval,
     PartError,
-    TaskScore,
     contenders_json,
     read_results,
     write_results,
@@ -34,10 +33,9 @@ def full_result() -> BenchResult:
         parts=(PartError("layers", 0.1, 0.2), PartError("probes", 0.0, 0.0)),
     )  # fmt: skip
     quality = FreeRunning(interval, Interval(0.5), interval, interval, interval, 2, 16)
-    task = TaskScore("a task", 9, interval, interval, Interval(0.1), 0.5)
     return dataclasses.replace(
         made_up_result(Contender("a peer", "peer", left_out="it cannot")),
-        forecasts=(forecast,), free_running=quality, tasks=(task, task), notes=("a", "b"),
+        forecasts=(forecast,), free_running=quality, notes=("a", "b"),
         floor=FloorCheck("agreement=0.95", True, 0.95, interval), processes=3, defects=("something",),
     )  # fmt: skip
 

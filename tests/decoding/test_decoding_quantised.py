@@ -13,8 +13,8 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import ABILITIES
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.models.transforms.contract import example_model
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
+from offramp.testing.transforms import example_model
 from offramp.workloads.workload import Document, Workload
 
 PROMPT = torch.tensor([[5, 9, 33, 7, 21, 40, 12, 3, 60, 17, 8, 29]])

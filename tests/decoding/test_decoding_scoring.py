@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ from generation_cases import POLICY, counted_layers, tiny_llama
 from harness_cases import lensed, logprobs_of, propagated
 from reading_cases import random_heads
 from strategy_cases import Scripted, build_windowed, tiny_model
+from transformers import LogitsProcessorList
 
+from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.accuracy import policy_likelihood
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.policies.grammar import parse_policy
 
@@ -79,9 +81,22 @@ def test_two_loops_come_to_the_same_likelihood(ids: list[int]) -> None:
     heads = random_heads(model, [1, 2, 3], facts=())
     options = DecodingOptions(parse_policy(POLICY), "recompute", heads)
     scored = Scorer(model, options).score(ids[:6], ids[6:])
-    mean, run = policy_likelihood(model, ids[:5], ids[5:], options)
-    first = logprobs_of(full_logits(model, ids)[4:5], ids[5:6])[0]
-    assert scored.logprob == pytest.approx(mean * len(ids[5:]) - first, abs=1e-4)
+    heard: list[float] = []
+
+    def listen(so_far: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        heard.append(float(scores[0].log_softmax(-1)[ids[so_far.shape[1]]]))
+        return scores
+
+    run = generate_batch(
+        model,
+        torch.tensor([ids[:5]]),
+        torch.ones(1, 5, dtype=torch.long),
+        replace(options, new_tokens=len(ids) - 5),
+        force_tokens=torch.tensor([ids[5:]]),
+        logits_processor=LogitsProcessorList([listen]),
+        repetition_penalty=1.0,
+    )
+    assert np.allclose(scored.logprobs, heard[1:], atol=1e-4)
     assert scored.exits.tolist() == run.rows[0].exits[1:].tolist()
     bare = Scorer(model, DecodingOptions(parse_policy(POLICY), "recompute")).score(ids[:6], ids[6:])
     assert abs(scored.logprob - bare.logprob) > 1.0

@@ -14,9 +14,9 @@ from offramp.errors import InputError
 from offramp.models.quiet import quiet_loggers
 from offramp.models.shape import DTYPES
 from offramp.models.transforms import kernels, quantised_layers
-from offramp.models.transforms.contract import example_model
 from offramp.models.transforms.kernels import MOST_ROWS, Int8Linear, few_rows_pay
 from offramp.models.transforms.quantise import Int4, Int8
+from offramp.testing.transforms import example_model
 
 
 @pytest.mark.parametrize("rows", [1, 2, MOST_ROWS, MOST_ROWS + 1, 40])

@@ -12,8 +12,8 @@ import torch
 
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
-from offramp.models.transforms.contract import example_model
 from offramp.testing import check_transform
+from offramp.testing.transforms import example_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import offramp
 from offramp.errors import InputError, ModelError
 from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
-from offramp.models.object_identity import CHUNK_WORDS, fingerprint_of
+from offramp.models.object_identity import fingerprint_of
 
 TEXTS = ["the cat sat on the mat and looked at the rain", "deep layers change the guess less often"] * 3
 
@@ -269,31 +269,8 @@ def test_names_may_be_paths_and_dtypes_torchs_own(tiny_model: Path, wrapped: Mod
         offramp.passages(model, trace)
 
 
-def splitmix(count: int) -> list[int]:
-    """The generator of Steele, Lea and Flood, in whole numbers."""
-    found, mask = [], (1 << 64) - 1
-    for place in range(1, count + 1):
-        mixed = place * 0x9E3779B97F4A7C15 & mask
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & mask
-        mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & mask
-        found.append((mixed ^ mixed >> 31) | 1)
-    return found
-
-
-def test_the_hash_is_that_of_a_plain_program() -> None:
-    from offramp.models import object_identity
-
-    keys = splitmix(4)
-    first, second = object_identity._keys(torch.device("cpu"))
-    assert [int(key) % (1 << 64) for key in first[:4]] == keys
-    words = torch.tensor([3, -7, 1 << 40, 5])
-    sums = [sum(int(w) * k for w, k in zip(words, keys, strict=True)) % (1 << 64)]
-    sums.append(sum(int(w) * int(k) for w, k in zip(words, second, strict=False)) % (1 << 64))
-    assert [int(one) % (1 << 64) for one in object_identity._hash(words, (first, second))] == sums
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
-@pytest.mark.parametrize("size", [1, 7, 8 * CHUNK_WORDS + 3])
+@pytest.mark.parametrize("size", [1, 7, 1003])
 def test_any_changed_element_changes_the_hash(dtype: torch.dtype, size: int) -> None:
     weight = torch.arange(size).remainder(100).to(dtype)
     before = fingerprint_of({"weight": weight})

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scalar_policies import Document
 
-from offramp.policies.contract import choose_one_by_one
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.signals import SIGNALS
+from offramp.testing.policies import choose_one_by_one
 from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape

@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies import contract
-from offramp.policies.contract import check_policy
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy, policy_kinds
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.fixed import Oracle
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
+from offramp.testing import policies as contract
+from offramp.testing.policies import check_policy
 from policy_traces import make_trace
 
 MARGIN = "[threshold:signal=margin,value=0.8,exits=1+2+4]"

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from offramp.errors import InputError, PolicyError
 from offramp.policies import decisions as replayed
-from offramp.policies.contract import choose_one_by_one
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
+from offramp.testing.policies import choose_one_by_one
 from offramp.tracing.facts import FACT_BY_NAME
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape, make_trace

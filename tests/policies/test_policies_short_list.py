@@ -12,7 +12,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import counted_at, prices_of, seconds_of
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
-from offramp.policies.rules.short_list import ShortList, read_short, with_short_head, with_whole_head
+from offramp.policies.rules.short_list import ShortList, read_short, with_short_head
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
@@ -64,24 +64,6 @@ def test_below_the_last_exit_the_short_list_answers_and_is_paid_for(inner: ExitP
     assert saved != 0
     assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
     assert result.breakdown.plain == whole.breakdown.plain
-
-
-@pytest.mark.parametrize(
-    ("text", "whole"),
-    [
-        ("shortlist:policy=[static:exit=2]", "static:exit=2"),
-        ("shortlist:policy=[never],at=all", "never"),
-        ("minimum:exit=2,policy=[shortlist:policy=[static:exit=3]]", "minimum:exit=2,policy=[static:exit=3]"),
-        ("monotone:policy=[static:exit=2]", "monotone:policy=[static:exit=2]"),
-        ("static:exit=2", "static:exit=2"),
-        (
-            "tasks:names=code,policies=[never],fallback=[shortlist:policy=[static:exit=2]]",
-            "static:exit=2",
-        ),
-    ],
-)
-def test_the_whole_head_in_place_of_the_list(text: str, whole: str) -> None:
-    assert with_whole_head(parse_policy(text)) == parse_policy(whole)
 
 
 def test_a_probe_of_the_list_that_lets_a_token_leave_is_its_output() -> None:

@@ -99,8 +99,8 @@ def test_what_is_not_known_of_a_lens_is_not_made_up(tmp_path: Path) -> None:
             {"unembed_hash": None, "base_model_name_or_path": "EleutherAI/pythia-70m"},
             "for EleutherAI/pythia-70m, not for tiny",
         ),
-        ({"lens_type": "mlp"}, "the lens is of the type 'mlp'"),
-        ({"d_model": "32"}, "d_model is '32'"),
+        ({"lens_type": "mlp"}, "lens_type: Input should be 'linear_tuned_lens', not 'mlp'"),
+        ({"d_model": "32"}, "d_model: Input should be a valid integer, not '32'"),
     ],
     ids=str,
 )

@@ -30,8 +30,8 @@ from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.described_heads import read_by, reading_parts
 from offramp.tracing.heads_file import read_heads, write_heads
-from offramp.tracing.importing.base_weights import check_same
 from offramp.tracing.importing.imports import find_import, import_heads
+from offramp.tracing.importing.layouts import check_same
 from offramp.tracing.importing.tensors import Tensors as FileTensors
 from offramp.tracing.tracer import trace
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_modules import benchmark
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,13 +28,14 @@ from offramp.tuning.break_even import (
     BreakEven,
     amount,
     break_even,
-    break_even_by_signal,
     checked_at_one_price,
     net_speedup,
 )
 from offramp.tuning.floor import document_losses, make_floor, token_losses
 from offramp.tuning.threshold_family import exit_sets
 from policy_traces import make_shape, make_trace
+
+break_even_by_signal = benchmark("check_prices").break_even_by_signal
 
 
 def prices(

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import WorkloadError
-from offramp.testing import check_workload
+from offramp.testing import check_workload, check_workload_source
 from offramp.workloads import registry
 from offramp.workloads.registry import (
-    check_workload_source,
     describe_workloads,
     load_workload,
     register_workload,

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 
 from offramp.errors import WorkloadError
+from offramp.testing import check_workload, check_workload_source
 from offramp.workloads import standard_library
 from offramp.workloads.prompts import load_math
 from offramp.workloads.registry import (
-    check_workload,
-    check_workload_source,
     describe_workloads,
     load_workload,
 )

@@ -143,17 +143,6 @@ def bench(
     no_peers: Annotated[
         bool, typer.Option("--no-peers", help="Leave out what users would pick instead.")
     ] = False,
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", help="Accuracy on a task: multiple-choice, reasoning-gym."),
-    ] = None,
-    questions: Annotated[
-        int | None,
-        typer.Option("--questions", help="Questions of each task. By default 32.", show_default=False),
-    ] = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Refused: code that a model writes is not run.", hidden=True)
-    ] = False,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="Predict from this trace, before the timing.", show_default=False),
@@ -180,7 +169,7 @@ def bench(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option("--seed", help="Of the order of turns, of questions, and of the quality's intervals."),
+        typer.Option("--seed", help="Of the order of turns, and of the quality's intervals."),
     ] = 0,
     device: Device = AUTO,
     dtype: Precision = AUTO,
@@ -222,9 +211,6 @@ def bench(
                 "--batch": bool(batch),
                 "--batching": batching is not None,
                 "--no-peers": no_peers,
-                "--task": bool(task),
-                "--allow-code": allow_code,
-                "--questions": questions is not None,
                 "--trace": trace is not None,
                 "--hardware": hardware is not None,
                 "--no-quality": not quality,
@@ -253,9 +239,6 @@ def bench(
         batching=batching,
         draft_length=draft_length,
         peers=not no_peers,
-        tasks=() if timing_only else tuple(task or ()),
-        questions=None if timing_only else questions,
-        allow_code=allow_code,
         trace=trace,
         hardware=hardware,
         quality=quality and not timing_only,

@@ -19,8 +19,6 @@ from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.judged import expected_position, predict_cells
 from offramp.decoding.measurement.local_profile import LocalProfile
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.tasks.registry import code_refused, load_task
-from offramp.decoding.quality.tasks.task import Task
 from offramp.decoding.rerun.sequences import require_model
 from offramp.errors import InputError
 from offramp.models.model import Model
@@ -30,7 +28,6 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 PROMPTS = 16
-QUESTIONS = 32
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,6 @@ class BenchRequest:
     plain: str | None
     batches: tuple[int, ...]
     peers: bool
-    tasks: tuple[Task, ...]
-    questions: int
     trace: Trace | None
     timings: TimingsProfile | None
     hardware: str | None
@@ -138,9 +133,6 @@ def read_request(
     batches: tuple[int, ...],
     batching: str | None,
     draft_length: str | None,
-    tasks: tuple[str, ...],
-    questions: int | None,
-    allow_code: bool,
     trace: Path | None,
     hardware: str | None,
     output: Path | None,
@@ -154,9 +146,8 @@ def read_request(
     Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
     """
     sizes = {name: plain[name] for name in ("prompt_tokens", "processes")}
-    asked = QUESTIONS if questions is None else questions
     wanted = PROMPTS if prompts is None else prompts
-    require_sizes(**sizes, new_tokens=new_tokens, questions=asked, prompts=wanted)
+    require_sizes(**sizes, new_tokens=new_tokens, prompts=wanted)
     for batch in batches:
         require_sizes(batch=batch)
     check_limits(plain["limits"])
@@ -174,18 +165,12 @@ def read_request(
             "--floor": (floor is not None, "without --combine", "--combine"),
             "--batching": (batching is not None and max(batches) == 1, "at batch 1", "--batch 2 or more"),
             "--draft-length": idle_draft_length(options.kv, draft_length),
-            "--questions": (questions is not None and not tasks, "without a task", "--task"),
         }
     )
     if output is not None:
         require_json_file(
             output, "a bench result", lambda value: {"schema_version", "results"} <= value.keys()
         )
-    if allow_code:
-        raise code_refused("--allow-code")
-    loaded_tasks = tuple(load_task(task) for task in tasks)
-    for task in loaded_tasks:
-        task.questions(asked, plain["seed"])
     place = None if trace is None else trace_for(trace, policy)
     contents = contents_of(policy) if place is None else contents_at(place)
     loaded_workload = load_workload(workload)
@@ -197,8 +182,6 @@ def read_request(
         prompts=wanted,
         fewest_prompts=max(prompts or 1, *batches),
         batches=batches,
-        tasks=loaded_tasks,
-        questions=asked,
         trace=None if place is None else Trace.load(place),
         timings=None if contents is None else contents.timings,
         hardware=hardware,

@@ -17,9 +17,8 @@ from offramp.decoding.measurement.bench import run
 from offramp.decoding.measurement.contenders import Setting
 from offramp.decoding.measurement.judged import judge_measurement
 from offramp.decoding.measurement.processes import merged
-from offramp.decoding.measurement.results import BenchResult, TaskScore, read_results
+from offramp.decoding.measurement.results import BenchResult, read_results
 from offramp.decoding.openings import prompts_of
-from offramp.decoding.quality.accuracy import task_score
 from offramp.errors import OfframpError, WorkloadError
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
@@ -32,7 +31,7 @@ SEARCHED = "prompts are of documents that the policy was searched on, too: there
 
 
 def measured_results(model: Model, request: BenchRequest, out: Output) -> list[BenchResult]:
-    """One result per batch size, each shown as soon as it is there; tasks belong to the first."""
+    """One result per batch size, each shown as soon as it is there."""
     prompts, seen = prompts_for(model, request)
     settings = [request.setting(model, prompts, batch) for batch in request.batches]
     machines = request.machines_for(settings)
@@ -40,12 +39,10 @@ def measured_results(model: Model, request: BenchRequest, out: Output) -> list[B
         request.predictions(setting, machine)
         for setting, (machine, _) in zip(settings, machines, strict=True)
     ]
-    # First, since a task that does not fit the model fails: no timing is lost by that.
-    tasks = _task_scores(model, request)
     results: list[BenchResult] = []
     for setting, (machine, notes), predicted in zip(settings, machines, predictions, strict=True):
         result = _measured(request, setting, machine, predicted)
-        result = replace(result, notes=(*result.notes, *seen, *notes), tasks=() if results else tasks)
+        result = replace(result, notes=(*result.notes, *seen, *notes))
         show(out.console, result)
         results.append(result)
     return results
@@ -101,28 +98,8 @@ def _measured(
     return replace(judged.bench, free_running=judged.free_running.get(setting.main.name))
 
 
-def _task_scores(model: Model, request: BenchRequest) -> tuple[TaskScore, ...]:
-    scores = []
-    for task in request.tasks:
-        with progress_bar(f"asking {task.name}") as progress:
-            scores.append(
-                task_score(
-                    model,
-                    request.options,
-                    task,
-                    questions=request.questions,
-                    seed=request.seed,
-                    progress=progress,
-                )
-            )
-    return tuple(scores)
-
-
-PROGRAM = (sys.executable, "-c", "from offramp.cli.main import main; main()")
-
-
 def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResult]:
-    """One result per batch size, each shown; the first process judges answers, asks tasks and predicts.
+    """One result per batch size, each shown; the first process judges answers and predicts.
 
     Every process is given this one's own arguments, with a share of the seconds; the last of an option that
     is given twice counts. What the first one holds all others against, every other one does.
@@ -148,7 +125,8 @@ def measured_in_processes(request: BenchRequest, out: Output) -> list[BenchResul
 
 
 def _run(arguments: Sequence[str]) -> None:
-    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "offramp"]
+    done = subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         what = next((line.removeprefix("offramp: ") for line in said if line.startswith("offramp: ")), "")

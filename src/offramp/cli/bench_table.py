@@ -37,7 +37,7 @@ def show(console: Console, result: BenchResult) -> None:
     console.print(_counted_table(result))
     console.print(_rate_table(result))
     judged = answer_lines(result)
-    for line in (*judged, *_left_out(result), *_quality(result), *_tasks(result)):
+    for line in (*judged, *_left_out(result), *_quality(result)):
         console.print(line, markup=False)
     for forecast in result.forecasts:
         for line in _forecast(forecast):
@@ -173,20 +173,6 @@ def _quality(result: BenchResult) -> list[str]:
         f"{_interval(found.agreement, percent)} of the tokens its choice; "
         f"NLL {_interval(found.nll, nats)}, of its own answers {_interval(found.plain_nll, nats)}"
     ]
-
-
-def _tasks(result: BenchResult) -> list[str]:
-    """Accuracy on tasks, the policy beside the full model."""
-    lines = []
-    for score in result.tasks:
-        right, plain, loss = (
-            _interval(interval, percent) for interval in (score.accuracy, score.plain_accuracy, score.loss)
-        )
-        lines.append(
-            f"{score.task}, {counted(score.questions, 'question')}: {right} right, full model {plain}, loss "
-            f"{loss}; {percent(score.skip_ratio)} of the layers skipped"
-        )
-    return lines
 
 
 def _forecast(found: Forecast) -> list[str]:

@@ -27,6 +27,7 @@ from offramp.cli.compare_command import compare
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
 from offramp.cli.exits_command import exits
+from offramp.cli.former import former_error
 from offramp.cli.generate_command import generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
@@ -306,6 +307,9 @@ def _usage_error(problem: Exception) -> InputError:
     """The parser's complaint in the form of all other errors."""
     context = getattr(problem, "ctx", None)
     command = "offramp" if context is None else context.command_path
+    former = former_error(problem, command)
+    if former is not None:
+        return former
     what = str(getattr(problem, "format_message", problem.__str__)()).strip().rstrip(".")
     return InputError(what, where=command, fix=f"{command} --help shows how it is used")
 

@@ -74,11 +74,10 @@ def list_tables() -> list[Tables]:
     By system and engine, the newest version first; empty where the package is not installed.
     """
     systems = _systems_folder()
-    if systems is None:
-        return []
+    paths = [] if systems is None else systems.glob("data/" + "/".join(["*", GEMM.format("*/*")]))
     found = [
         Tables(path.parents[3], path.parents[3].name, path.parents[1].name, path.parent.name)
-        for path in systems.glob("data/" + "/".join(["*", GEMM.format("*/*")]))
+        for path in paths
     ]
     whole = [tables for tables in found if all(path.is_file() for path in tables.paths)]
     newest_first = sorted(whole, key=lambda tables: _version_key(tables.version), reverse=True)
@@ -88,18 +87,33 @@ def list_tables() -> list[Tables]:
 def _version_key(version: str) -> tuple[list[int], bool, list[int]]:
     """Numbers by size: 0.5.10 is newer than 0.5.9, and 1.3.0 than its candidate 1.3.0rc20."""
     release = re.match(r"[0-9.]*", version)
-    rest = version[release.end() :] if release else version
     before = "" if release is None else release.group()
+    rest = version[len(before) :]
     numbers = [[int(number) for number in re.findall(r"[0-9]+", text)] for text in (before, rest)]
     return numbers[0], rest == "" or rest.startswith("post"), numbers[1]
 
 
 def by_system() -> dict[str, list[Tables]]:
     """The newest tables of each engine, by system; those that are taken if no engine is named come first."""
-    grouped: dict[str, list[Tables]] = {}
-    for one in list_tables():
-        grouped.setdefault(one.system, []).append(one)
-    return {system: best_first(tables) for system, tables in grouped.items()}
+    found = list_tables()
+    return {
+        system: best_first([tables for tables in found if tables.system == system])
+        for system in dict.fromkeys(tables.system for tables in found)
+    }
+
+
+def best_first(tables: Iterable[Tables]) -> list[Tables]:
+    """The newest version of each engine on one system, the one with most measured rows first."""
+    import pyarrow.parquet as parquet
+
+    newest: dict[str, Tables] = {}
+    for one in tables:
+        newest.setdefault(one.engine, one)
+    rows = {
+        engine: sum(int(parquet.read_metadata(path).num_rows) for path in one.paths)
+        for engine, one in newest.items()
+    }
+    return sorted(newest.values(), key=lambda one: rows[one.engine], reverse=True)
 
 
 def find_tables(name: str) -> KernelMachine:
@@ -111,7 +125,7 @@ def find_tables(name: str) -> KernelMachine:
     Raises InputError where the package is not installed (with the command that does it), for an unknown
     system, engine or version (with near names), and for tables that cannot be read.
     """
-    parts = re.fullmatch(r"aic:([^/@]+)(?:/([^/@]+)(?:@([^/@]+))?)?", name)
+    parts = re.fullmatch(r"aic:(?P<system>[^/@]+)(?:/(?P<engine>[^/@]+)(?:@(?P<version>[^/@]+))?)?", name)
     if parts is None:
         raise InputError(
             f"{name!r} names no tables",
@@ -124,48 +138,26 @@ def find_tables(name: str) -> KernelMachine:
             where=f"hardware {name}",
             fix=f"{INSTALL}; or choose a data sheet: offramp list hardware",
         )
-    return _machine(_chosen(name, *parts.groups()))
+    tables, among = list_tables(), ""
+    for field, link in (("system", " on "), ("engine", " of "), ("version", "")):
+        wanted = parts[field]
+        if wanted is None:
+            break
+        known = list(dict.fromkeys(getattr(one, field) for one in tables))
+        if wanted not in known:
+            raise _unknown(name, f"{field} {wanted!r}{among}", wanted, known)
+        tables, among = [one for one in tables if getattr(one, field) == wanted], f"{link}{wanted}"
+    return _machine(tables[0] if parts["engine"] else best_first(tables)[0])
 
 
-def _chosen(name: str, system: str, engine: str | None, version: str | None) -> Tables:
-    of_system = _those(name, "system", system, list_tables())
-    if engine is None:
-        return best_first(of_system)[0]
-    of_engine = _those(name, "engine", engine, of_system, f" on {system}")
-    if version is None:
-        return of_engine[0]
-    return _those(name, "version", version, of_engine, f" of {engine}")[0]
-
-
-def _those(name: str, field: str, wanted: str, tables: list[Tables], among: str = "") -> list[Tables]:
-    """The tables of that system, engine or version. Raises InputError, with near names, if there are none."""
-    found = [one for one in tables if getattr(one, field) == wanted]
-    if found:
-        return found
-    known = list(dict.fromkeys(getattr(one, field) for one in tables))
+def _unknown(name: str, what: str, wanted: str, known: list[str]) -> InputError:
     near = difflib.get_close_matches(wanted.lower(), known, n=2, cutoff=0.5)
     near = near or [one for one in known if wanted.lower() in one]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     choice = f"choose one of: {', '.join(known)}" if known else f"it holds no tables: {AGAIN}"
-    raise InputError(
-        f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}",
-        where=f"hardware {name}",
-        fix=hint + choice,
+    return InputError(
+        f"{PACKAGE} {package_version()} has no {what}", where=f"hardware {name}", fix=hint + choice
     )
-
-
-def best_first(tables: Iterable[Tables]) -> list[Tables]:
-    """The newest version of each engine on one system, the one with most measured rows first."""
-    newest: dict[str, Tables] = {}
-    for one in tables:
-        newest.setdefault(one.engine, one)
-    return sorted(newest.values(), key=_row_count, reverse=True)
-
-
-def _row_count(tables: Tables) -> int:
-    import pyarrow.parquet as parquet
-
-    return sum(int(parquet.read_metadata(path).num_rows) for path in tables.paths)
 
 
 def package_version() -> str:
@@ -173,22 +165,17 @@ def package_version() -> str:
     return importlib.metadata.version(PACKAGE)
 
 
-@dataclass(frozen=True)
-class DataSheet:
-    """Dense peak of bfloat16 products in FLOP/s and of the memory in bytes/s."""
+def data_sheet(tables: Tables) -> tuple[float, float]:
+    """Dense peak of a system's bfloat16 products in FLOP/s, and of its memory in bytes/s, by the package.
 
-    flops_per_second: float
-    bytes_per_second: float
-
-
-def data_sheet(tables: Tables) -> DataSheet:
-    """What the package holds of a system's data sheet. Raises InputError if it lacks something."""
+    Raises InputError if it lacks one.
+    """
     import yaml
 
     path = tables.folder.parents[1] / f"{tables.system}.yaml"
     try:
         gpu = yaml.safe_load(path.read_text(encoding="utf-8"))["gpu"]
-        return DataSheet(float(gpu["bfloat16_tc_flops"]), float(gpu["mem_bw"]))
+        return float(gpu["bfloat16_tc_flops"]), float(gpu["mem_bw"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from error
 
@@ -199,7 +186,7 @@ def _machine(tables: Tables) -> KernelMachine:
     gemm = _read(gemm_path, ("n", "k", "m"), {"gemm_dtype": DTYPE})
     shape = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "step")
     attention = _read(attention_path, shape, {"kv_cache_dtype": DTYPE, "window_size": 0})
-    sheet = data_sheet(tables)
+    flops_per_second, bytes_per_second = data_sheet(tables)
     # No table says what the host takes: as the data sheets of offramp assume it.
     host = read_profile(Path(__file__).parent / "machines" / "h100.toml")
     assert isinstance(host, Roofline)
@@ -222,8 +209,8 @@ def _machine(tables: Tables) -> KernelMachine:
             context=attention["step"] + 1.0,
             seconds=attention["seconds"],
         ),
-        flops_per_second=sheet.flops_per_second,
-        bytes_per_second=sheet.bytes_per_second,
+        flops_per_second=flops_per_second,
+        bytes_per_second=bytes_per_second,
         launch_seconds=host.launch_seconds,
         decision_seconds=host.decision_seconds,
         details={

@@ -324,14 +324,13 @@ def _measured_systems() -> list[MachineDescription]:
         name = f"{aiconfigurator.PREFIX}{system}"
         first, *others = (f"{one.engine} {one.version}" for one in tables)
         more = f"; with {name}/ENGINE also {', '.join(others)}" if others else ""
-        sheet = aiconfigurator.data_sheet(tables[0])
+        flops, bandwidth = aiconfigurator.data_sheet(tables[0])
         found.append(
             MachineDescription(
                 name,
                 f"kernels measured with {first}{more} (timings)",
                 f"{aiconfigurator.PACKAGE} {aiconfigurator.package_version()}",
-                f"{sheet.flops_per_second / 1e12:,.4g} TFLOP/s bfloat16; "
-                f"{sheet.bytes_per_second / 1e9:,.6g} GB/s",
+                f"{flops / 1e12:,.4g} TFLOP/s bfloat16; {bandwidth / 1e9:,.6g} GB/s",
             )
         )
     return found

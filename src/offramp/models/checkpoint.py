@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, refused_as
 from offramp.files import JsonError, read_json
 from offramp.models.shape import DTYPES
 
@@ -21,6 +21,7 @@ CONVERT_TO_SAFETENSORS = (
 )
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+AGAIN = "download the file again"
 
 
 @dataclass(frozen=True)
@@ -123,20 +124,17 @@ def _read_header(path: Path) -> list[StoredTensor]:
 
     if not os.access(path, os.R_OK):  # which the library calls a file that is not there
         raise ModelError("the weight file may not be read", where=str(path), fix="change its permissions")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = [
-                StoredTensor(name, path, tuple(file.get_slice(name).get_shape()))
-                for name in file.keys()  # noqa: SIM118 (it is no dict)
-            ]
-    except SafetensorError as error:
-        raise ModelError(
-            f"the weight file is damaged or truncated: {error}",
-            where=f"{path} ({path.stat().st_size:,} bytes)",
-            fix="download the file again",
-        ) from error
+    where = f"{path} ({path.stat().st_size:,} bytes)"
+    damaged = refused_as(
+        ModelError, "the weight file is damaged or truncated", SafetensorError, where=where, fix=AGAIN
+    )
+    with damaged, safe_open(path, framework="numpy") as file:
+        tensors = [
+            StoredTensor(name, path, tuple(file.get_slice(name).get_shape()))
+            for name in file.keys()  # noqa: SIM118 (it is no dict)
+        ]
     if not tensors:
-        raise ModelError("the weight file holds no tensors", where=str(path), fix="download the file again")
+        raise ModelError("the weight file holds no tensors", where=str(path), fix=AGAIN)
     return tensors
 
 
@@ -211,7 +209,7 @@ def check_sizes(config: Mapping[str, Any], stored: Mapping[str, StoredTensor], p
                 raise ModelError(
                     f"config.json lists {len(value):,} entries under {key}, as no model's does",
                     where=str(path),
-                    fix="download the file again",
+                    fix=AGAIN,
                 )
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
@@ -243,16 +241,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="give the folder that holds config.json, the tokenizer and the .safetensors files",
         )
-    try:
+    with refused_as(ModelError, "config.json cannot be read", JsonError, where=str(path), fix=AGAIN):
         config: dict[str, Any] = read_json(path, lenient=True)
-    except JsonError as error:
-        raise ModelError(
-            f"config.json cannot be read: {error}", where=str(path), fix="download the file again"
-        ) from error
     if not isinstance(config.get("text_config") or {}, dict):
-        raise ModelError(
-            "text_config in config.json is no object", where=str(path), fix="download the file again"
-        )
+        raise ModelError("text_config in config.json is no object", where=str(path), fix=AGAIN)
     return config
 
 
@@ -335,7 +327,7 @@ def check_vocabulary(tokenizer: Any, config: Any, folder: Path) -> None:
         raise ModelError(
             f"model_max_length is {longest!r}, not a number",
             where=str(folder / "tokenizer_config.json"),
-            fix="download the file again",
+            fix=AGAIN,
         )
     rows = config.get_text_config().vocab_size
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

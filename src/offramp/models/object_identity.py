@@ -1,15 +1,9 @@
-"""Who a model object in memory is: fingerprints, of its weights taken on their own device when asked for.
-
-The hash of a chunk is multilinear: the sum over its 64-bit words of word x key, modulo 2^64, with odd keys
-that depend on the place (Carter and Wegman 1979, in the form of Dietzfelbinger 1996), twice. A change of one
-word always changes it; other changes are missed with a chance of about 2^-64. It keeps accidents apart, not
-forgeries: the files of a checkpoint have SHA-256.
-"""
+"""Who a model object in memory is: fingerprints, of its weights taken when asked for."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +14,6 @@ from offramp.commands import IN_MEMORY
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.identity import VOLATILE_CONFIG_KEYS, ModelIdentity
 from offramp.models.tensors import stored_tensors
-
-CHUNK_WORDS = 1 << 21
-"""64-bit words hashed together: 16 MiB, and two tables of keys of that size."""
 
 SAMPLED = 64
 """Elements of each tensor that are looked at to see whether it was written to behind torch's back."""
@@ -69,20 +60,19 @@ def weights_mark(hf: Any) -> str:
 
 
 def fingerprint_of(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and hashes of all tensors; one copy to the host for each device."""
-    described, sums = [], []
-    keys: dict[torch.device, tuple[Tensor, Tensor]] = {}
-    for name, tensor in tensors.items():
-        described.append([name, str(tensor.dtype), list(tensor.shape)])
-        if tensor.device not in keys:
-            keys[tensor.device] = _keys(tensor.device)
-        sums += [_hash(words, keys[tensor.device]) for words in _words(tensor)]
-    found = hashlib.sha256(canonical_json(described).encode())
-    for device in keys:
-        here = [one for one in sums if one.device == device]
-        if here:
-            found.update(torch.stack(here).cpu().numpy().tobytes())
-    return found.hexdigest()
+    """SHA-256 over names, dtypes, shapes and the bytes of all tensors; several are hashed at a time."""
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, tensors.values()))
+    described = [
+        [name, str(tensor.dtype), list(tensor.shape), digest]
+        for (name, tensor), digest in zip(tensors.items(), digests, strict=True)
+    ]
+    return sha256_of_text(canonical_json(described))
+
+
+def _digest(tensor: Tensor) -> str:
+    held = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(held.cpu().numpy().data).hexdigest()
 
 
 def _tensors(hf: Any) -> dict[str, Tensor]:
@@ -114,40 +104,6 @@ def _samples(tensors: dict[str, Tensor]) -> bytes:
         taken = flat[::step].contiguous().view(torch.uint8)
         by_device.setdefault(tensor.device, []).append(taken)
     return b"".join(torch.cat(taken).cpu().numpy().tobytes() for taken in by_device.values())
-
-
-def _words(tensor: Tensor) -> Iterator[Tensor]:
-    """The memory of a tensor as 64-bit words, chunk by chunk, zeros behind the last."""
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    size = 8 * CHUNK_WORDS
-    for start in range(0, flat.numel(), size):
-        part = flat[start : start + size]
-        short = -part.numel() % 8
-        if short:
-            part = torch.nn.functional.pad(part, (0, short))
-        elif part.storage_offset() % 8:
-            part = part.clone()
-        yield part.view(torch.int64)
-
-
-def _keys(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two tables of odd keys, int64 [CHUNK_WORDS] each, the same on every device (SplitMix64)."""
-    place = torch.arange(1, 2 * CHUNK_WORDS + 1, device=device, dtype=torch.int64)
-    mixed = place * -7046029254386353131
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        mixed = (mixed ^ _shifted(mixed, shift)) * factor
-    odd = (mixed ^ _shifted(mixed, 31)) | 1
-    return odd[:CHUNK_WORDS], odd[CHUNK_WORDS:]
-
-
-def _shifted(values: Tensor, places: int) -> Tensor:
-    """Shifted to the right with zeros coming in: torch has no unsigned 64-bit arithmetic."""
-    return (values >> places) & ((1 << (64 - places)) - 1)
-
-
-def _hash(words: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
-    """Two sums modulo 2^64: int64 [2]."""
-    return torch.stack([(words * key[: len(words)]).sum() for key in keys])
 
 
 def _config(hf: Any, ends: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from offramp.errors import ModelError
+from offramp.errors import ModelError, refused_as
 from offramp.models.checkpoint import StoredTensor
 from offramp.models.skeleton import Skeleton, drop_weights, set_tensor
 from offramp.models.tensors import check_tensor_finite
@@ -79,19 +79,15 @@ class ShardReader:
 
         Raises ModelError if the file cannot be read any more.
         """
-        try:
+        what, changed = f"the tensor {stored.name} cannot be read any more", (OSError, SafetensorError)
+        fix = "the file was changed or removed meanwhile: put it back and start again"
+        with refused_as(ModelError, what, *changed, where=str(stored.file), fix=fix):
             if self._mapped > PIECE_BYTES:
                 self.close()
             if stored.file not in self._files:
                 file = safe_open(stored.file, framework="pt", device="cpu")
                 self._files[stored.file] = self._open.enter_context(file)
             tensor: Tensor = self._files[stored.file].get_tensor(stored.name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(
-                f"the tensor {stored.name} cannot be read any more: {error}",
-                where=str(stored.file),
-                fix="the file was changed or removed meanwhile: put it back and start again",
-            ) from error
         self._mapped += tensor.nbytes
         return tensor
 

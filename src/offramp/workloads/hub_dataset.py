@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.errors import WorkloadError
+from offramp.errors import WorkloadError, refused_as
 from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 GRAMMAR = "dataset#split#field"
@@ -55,15 +55,12 @@ def _load(name: str, split: str) -> Any:
         raise WorkloadError(
             f"the workload 'hf' needs the package {error.name}", fix="pip install 'offramp[datasets]'"
         ) from error
-    try:
+    where, fix = f"{name}, split {split}", "check the names of the data set and the split, and the network"
+    # An unknown data set and no network are both OSErrors there; an unknown split is a ValueError.
+    with refused_as(
+        WorkloadError, "the data set cannot be loaded", OSError, ValueError, where=where, fix=fix
+    ):
         return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
-        # An unknown data set and no network are both OSErrors there; an unknown split is a ValueError.
-        raise WorkloadError(
-            f"the data set cannot be loaded: {error}",
-            where=f"{name}, split {split}",
-            fix="check the names of the data set and the split, and the network",
-        ) from error
 
 
 HUB_DATASET = WorkloadSource(

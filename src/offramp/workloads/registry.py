@@ -1,9 +1,8 @@
-"""The workloads known by name, those of plug-ins among them, and the contract that each must keep."""
+"""The workloads known by name, those of plug-ins among them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -145,74 +144,3 @@ def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> Worklo
 
 for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):
     register_workload(_source)
-
-
-def check_workload(workload: Workload | Callable[[], Workload]) -> Workload:
-    """Hold a workload, or a function that loads one, against what offramp relies on; returns the workload.
-
-    There is at least one document; ids are distinct; every text is non-empty and can be written in UTF-8;
-    name, licence and source are set; the mode is known, and only prompts go through a chat template. A
-    function is called twice and must give the same documents in the same order, since a trace is resumed and
-    repeated by its fingerprint.
-
-    Raises WorkloadError naming the first rule that is broken.
-    """
-    if isinstance(workload, Workload):
-        return _checked(workload)
-    first, second = _checked(workload()), _checked(workload())
-    for one, other in zip(first.documents, second.documents, strict=False):
-        if one != other:
-            raise WorkloadError(
-                f"two loads differ from document {one.id!r} on",
-                where=first.name,
-                fix="fix the order, and the seed of whatever is drawn at random",
-            )
-    if first.fingerprint != second.fingerprint:
-        raise WorkloadError(
-            "two loads have different fingerprints",
-            where=first.name,
-            fix="return the same number of documents, mode and chat each time",
-        )
-    return first
-
-
-def check_workload_source(source: WorkloadSource, argument: str = "") -> Workload:
-    """Hold a registry entry against the contract: its workload, and what it says about itself.
-
-    Raises WorkloadError naming the first rule that is broken.
-    """
-    for field in ("name", "documents", "licence", "description"):
-        if not getattr(source, field).strip():
-            raise WorkloadError(f"the source's {field} is not set", where=source.name or "a workload source")
-    if source.argument and source.sizes:
-        raise WorkloadError("a source has an argument or sizes, not both", where=source.name)
-    if ":" in source.name:
-        raise WorkloadError("a source's name holds a colon, which ends a name", where=source.name)
-    workload = check_workload(lambda: source.open(argument or None))
-    if workload.mode != source.mode:
-        raise WorkloadError(
-            f"the source says mode {source.mode!r}, its workload {workload.mode!r}", where=source.name
-        )
-    return workload
-
-
-def _checked(workload: Workload) -> Workload:
-    for field in ("name", "licence", "source"):
-        if not getattr(workload, field).strip():
-            raise WorkloadError(
-                f"the workload's {field} is not set",
-                where=workload.name or "a workload without a name",
-                fix="say where the text comes from and under which licence",
-            )
-    if workload.mode not in ("text", "generation"):
-        raise WorkloadError(
-            f"the mode is {workload.mode!r}", where=workload.name, fix='use "text" or "generation"'
-        )
-    if workload.chat and workload.mode != "generation":
-        raise WorkloadError(
-            "a given text does not go through a chat template",
-            where=workload.name,
-            fix='set chat=False, or mode="generation"',
-        )
-    require_usable(workload)
-    return workload

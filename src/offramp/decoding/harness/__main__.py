@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from offramp.errors import InputError, OfframpError
 
 NAME = "offramp"
+INCLUDE = "--include_path"
+TASKS = Path(__file__).parent / "tasks"
+"""Tasks that need no network (`offramp-cities`, ...), which are known unless other folders are named."""
 
 
 def register() -> None:
@@ -34,12 +38,14 @@ def register() -> None:
 
 
 def main() -> None:
-    """Register the model type, then do what `lm_eval` does with the same arguments.
+    """Register the model type and the tasks beside it, then do what `lm_eval` does with the same arguments.
 
     Exits with 2 for bad input and 1 for other failures of offramp; with what lm-eval exits with otherwise.
     """
     # Waiting threads that spin make small products many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not any(word.startswith(INCLUDE) for word in sys.argv) and {"--tasks", "-t"} & {*sys.argv}:
+        sys.argv += [INCLUDE, str(TASKS)]
     try:
         register()
         importlib.import_module("lm_eval.__main__").cli_evaluate()

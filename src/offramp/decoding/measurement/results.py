@@ -239,22 +239,6 @@ class FreeRunning:
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """Accuracy on a task with a real scorer, full model and policy on the same questions.
-
-    accuracy, plain_accuracy: shares of questions. loss: plain less policy, paired, with a 95 % interval over
-    questions. skip_ratio: share of layers not executed on this task.
-    """
-
-    task: str
-    questions: int
-    accuracy: Interval
-    plain_accuracy: Interval
-    loss: Interval
-    skip_ratio: float
-
-
-@dataclass(frozen=True)
 class FloorCheck:
     """The floor that a policy was tuned for, beside what it kept here.
 
@@ -307,7 +291,6 @@ class BenchResult:
     floor: FloorCheck | None = None
     forecasts: tuple[Forecast, ...] = ()
     free_running: FreeRunning | None = None
-    tasks: tuple[TaskScore, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def __repr__(self) -> str:

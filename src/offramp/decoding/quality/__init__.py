@@ -1,1 +1,1 @@
-"""Quality of what is generated: free-running agreement and task accuracy."""
+"""Quality of what is generated: the full model as a judge."""

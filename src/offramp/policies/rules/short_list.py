@@ -12,7 +12,7 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
 from offramp.policies.parameters import one_of
 from offramp.policies.policy import ExitPolicy, Parameter
-from offramp.policies.rules.around import POLICY, Around, Delegating
+from offramp.policies.rules.around import POLICY, Around
 from offramp.policies.signals import needs_full_head_at_last
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import FactArray, Trace
@@ -95,16 +95,6 @@ def with_short_head(policy: ExitPolicy) -> ExitPolicy:
     if policy.short_head:
         return policy
     return ShortList(policy.policy if isinstance(policy, ShortList) else policy, AT_ALL)
-
-
-def with_whole_head(policy: ExitPolicy) -> ExitPolicy:
-    """The policy that leaves where this one does, with every output read off the whole head."""
-    if not isinstance(policy, Delegating) or not policy.short_list:
-        return policy
-    decides = with_whole_head(policy.deciding)
-    if isinstance(policy, ShortList) or not isinstance(policy, Around):
-        return decides
-    return policy.around(decides)
 
 
 # These are of the whole head: a token outside the list has no probability on it.

@@ -1,1 +1,1 @@
-"""Exit heads that others trained: tensors of safetensors files, found by a key map, made into exit heads."""
+"""Exit heads that others trained: named tensors of safetensors files, renamed by a key map."""

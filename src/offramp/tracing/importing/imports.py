@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,31 @@ from offramp.models.checkpoint import read_config as read_model_config
 from offramp.models.model import Model
 from offramp.models.source import fetch_tensors, looks_like_hub_id
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens, OutputHeads
+from offramp.tracing.exit_readings import MLP_ARRAYS, ExitMlp, LinearLens, OutputHeads
 from offramp.tracing.fitted_heads import FittedHeads, describe_base
 from offramp.tracing.heads_arrays import Weights
-from offramp.tracing.importing.key_map import KeyMap, LensKeys, MlpKeys, OutputKeys, read_key_map
-from offramp.tracing.importing.layouts import LAYOUTS
+from offramp.tracing.importing.key_map import KeyMap, read_key_map
+from offramp.tracing.importing.layouts import LAYOUTS, describe
 from offramp.tracing.importing.tensors import Tensors
 from offramp.tracing.measurement import state_shape_of
 from offramp.tracing.own_heads import require_readable
 
 KEY_MAP = "key map"
 """The layout of files that a user's own map describes."""
+
+AXES = {
+    "lens.weight": "hh",
+    "lens.bias": "h",
+    "mlp.norm": "h",
+    "mlp.gate": "uh",
+    "mlp.up": "uh",
+    "mlp.down": "hu",
+    "output.weight": "vh",
+    "output.bias": "v",
+    "output.norm.weight": "h",
+    "output.norm.bias": "h",
+}
+"""Of one exit's part: h for numbers of a hidden state, u for units of a network, v for the vocabulary."""
 
 ORDINARY = (
     "a model whose exits share its own norm and output head (LayerSkip's do) has nothing to import: "
@@ -68,15 +82,16 @@ def find_import(path: str | Path, *, key_map: str | Path | None = None, format: 
     hub = isinstance(path, str) and _names_repository(path)
     if hub and keys is None and format is None:
         raise _undescribed(str(path))  # before anything is fetched
-    folder, origin = _fetched(str(path)) if hub else _local(Path(path).expanduser())
+    if hub:
+        fetched = fetch_tensors(str(path))
+        folder, origin = fetched.folder, {"source": str(path), "revision": fetched.revision}
+    else:
+        folder = Path(path).expanduser()
+        origin = {"source": folder.resolve().name}
     tensors = Tensors.find(folder)
     if format is not None:
-        layout = LAYOUTS[format]
-        described = layout.describe(folder, tensors)
-        layout.require_all_read(tensors, described.key_map)
-        found = Import(
-            tensors, described.key_map, {"format": format, **origin}, described.check_base, described.builds
-        )
+        known = describe(format, tensors)
+        found = Import(tensors, known.key_map, {"format": format, **origin}, known.check_base, known.builds)
     elif keys is not None:
         found = Import(tensors, keys, {"format": KEY_MAP, **origin})
     else:
@@ -100,22 +115,6 @@ def _names_repository(name: str) -> bool:
     return "/" in name and looks_like_hub_id(name) and not is_file and not path.parent.exists()
 
 
-def _fetched(name: str) -> tuple[Path, dict[str, Any]]:
-    """Where the files of a Hub id lie, and what is kept of where they came from."""
-    fetched = fetch_tensors(name)
-    return fetched.folder, {"source": name, "revision": fetched.revision}
-
-
-def _local(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The same of files that are here."""
-    return path, {"source": path.resolve().name}
-
-
-def _the_user(model: Model) -> str:
-    """By whom a model is recognised that nothing in the files names."""
-    return "the user"
-
-
 @dataclass(frozen=True)
 class Import:
     """Exits in files, not yet read.
@@ -128,7 +127,7 @@ class Import:
     tensors: Tensors
     key_map: KeyMap
     origin: Mapping[str, Any]
-    check_base: Callable[[Model], str] = _the_user
+    check_base: Callable[[Model], str] = lambda model: "the user"
     builds: bool = True
 
     @property
@@ -139,7 +138,7 @@ class Import:
     def require_keys(self) -> None:
         """Refuse a map that leads to no tensor, or to one that is not there. Raises InputError."""
         if not self.exits:
-            pattern = next(iter(self.key_map.patterns), "none")
+            pattern = next(iter(self.key_map.patterns.values()), "none")
             raise self.tensors.refused(f"no tensor has a key like {pattern!r}")
         for key in self.key_map.keys(self.exits):
             self.tensors.require(key)
@@ -147,8 +146,10 @@ class Import:
     def require_sizes(self, layers: int, hidden: int, vocabulary: int) -> None:
         """Refuse what does not fit a model of these sizes; no tensor is read. Raises InputError."""
         exits = self._exits_of(layers)
-        for key, shape in self._shapes(exits, hidden, vocabulary):
-            self.tensors.require_shape(key, shape)
+        shapes = self._shapes(exits, hidden, vocabulary)
+        for exit in exits:
+            for part, pattern in self.key_map.patterns.items():
+                self.tensors.require_shape(self.key_map.key(pattern, exit), shapes[part])
 
     def require_config(self, folder: Path) -> None:
         """Refuse what does not fit a model's folder before a weight is loaded, if its config has usual names.
@@ -175,14 +176,35 @@ class Import:
         shape, keys = model.shape, self.key_map
         self.require_sizes(model.layers, shape.hidden_size, shape.vocabulary_size)
         recognised, exits = self.check_base(model), self._exits_of(model.layers)
+        shapes = self._shapes(exits, shape.hidden_size, shape.vocabulary_size)
+
+        def array(part: str, length: int | None = None) -> Any:
+            return self._stacked(part, exits, shapes[part], length)
+
+        lens = mlp = output = None
+        if keys.lens is not None:
+            weight, bias = array("lens.weight"), array("lens.bias")
+            if keys.lens.residual:
+                weight += np.eye(shape.hidden_size, dtype=np.float32)
+            lens = LinearLens(weight, np.zeros(weight.shape[:2], np.float32) if bias is None else bias)
+        if keys.mlp is not None:
+            arrays = {name: array(f"mlp.{name}") for name in MLP_ARRAYS}
+            mlp = ExitMlp(**arrays, epsilon=keys.mlp.epsilon, adds_to_normed=keys.mlp.adds_to_normed)
+        if keys.output is not None:
+            output = OutputHeads(
+                weight=array("output.weight", shape.vocabulary_size),
+                bias=array("output.bias", shape.vocabulary_size),
+                norm=keys.output.norm.kind,
+                norm_weight=array("output.norm.weight"),
+                norm_bias=array("output.norm.bias"),
+                epsilon=keys.output.norm.epsilon,
+            )
         heads = ExitHeads(
             model=describe_base(model),
             exits=exits,
-            lens=None if keys.lens is None else self._lens(keys.lens, exits, shape.hidden_size),
-            mlp=None if keys.mlp is None else self._mlp(keys.mlp, exits, shape.hidden_size),
-            output=None
-            if keys.output is None
-            else self._output(keys.output, exits, shape.hidden_size, shape.vocabulary_size),
+            lens=lens,
+            mlp=mlp,
+            output=output,
             classifiers={},
             shortlist=None,
             candidate_exit=None,
@@ -219,86 +241,30 @@ class Import:
         """What the files hold of one exit, by its first key, of which one that shares all has none."""
         return next(iter(self.key_map.keys((exit,))), f"exit {exit}")
 
-    def _shapes(
-        self, exits: Sequence[int], hidden: int, vocabulary: int
-    ) -> Iterator[tuple[str, Sequence[int]]]:
-        """Every key of some exits and the shape that its tensor must have; units are as the file has them."""
-        lens, mlp, output = self.key_map.lens, self.key_map.mlp, self.key_map.output
-        of_patterns: dict[str | None, tuple[int, ...]] = {}
-        if lens is not None:
-            of_patterns |= {lens.weight: (hidden, hidden), lens.bias: (hidden,)}
-        if mlp is not None:
-            units = self._units(mlp, exits)
-            wide = (units, hidden)
-            of_patterns |= {mlp.norm: (hidden,), mlp.gate: wide, mlp.up: wide, mlp.down: wide[::-1]}
-        if output is not None:
-            rows = self._rows(output, vocabulary)
-            stored = (hidden, rows) if output.transposed else (rows, hidden)
-            of_patterns |= {output.weight: stored, output.bias: (rows,)}
-            of_patterns |= {output.norm_weight: (hidden,), output.norm_bias: (hidden,)}
-        for exit in exits:
-            for pattern, shape in of_patterns.items():
-                if pattern is not None:
-                    yield self.key_map.key(pattern, exit), shape
+    def _shapes(self, exits: Sequence[int], hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+        """The shape of one exit's tensor of every part, as the file has it."""
+        gate, output = self.key_map.patterns.get("mlp.gate"), self.key_map.output
+        units = 0 if gate is None else (*self.tensors.require(self.key_map.key(gate, exits[0])).shape, 0)[0]
+        rows = max(vocabulary, (output and output.rows) or 0)  # those beyond the vocabulary are padding
+        sizes = {"h": hidden, "u": units, "v": rows}
+        found = {part: tuple(sizes[axis] for axis in axes) for part, axes in AXES.items()}
+        return {part: shape[::-1] if self._transposed(part) else shape for part, shape in found.items()}
 
-    def _units(self, keys: MlpKeys, exits: Sequence[int]) -> int:
-        """Units of the networks, as the first one has them."""
-        stored = self.tensors.require(self.key_map.key(keys.gate, exits[0]))
-        return stored.shape[0] if stored.shape else 0
-
-    def _rows(self, keys: OutputKeys, vocabulary: int) -> int:
-        """Rows of the stored output heads, those beyond the vocabulary being padding."""
-        return vocabulary if keys.rows is None else max(keys.rows, vocabulary)
-
-    def _lens(self, keys: LensKeys, exits: Sequence[int], hidden: int) -> LinearLens:
-        weight = self._stacked(keys.weight, exits, (hidden, hidden), transposed=keys.transposed)
-        if keys.residual:
-            weight += np.eye(hidden, dtype=np.float32)
-        bias = self._stacked_if(keys.bias, exits, hidden)
-        return LinearLens(weight, np.zeros((len(exits), hidden), np.float32) if bias is None else bias)
-
-    def _mlp(self, keys: MlpKeys, exits: Sequence[int], hidden: int) -> ExitMlp:
-        units = self._units(keys, exits)
-        gate, up = (self._stacked(pattern, exits, (units, hidden)) for pattern in (keys.gate, keys.up))
-        return ExitMlp(
-            norm=self._stacked(keys.norm, exits, (hidden,)),
-            gate=gate,
-            up=up,
-            down=self._stacked(keys.down, exits, (hidden, units)),
-            epsilon=keys.epsilon,
-            adds_to_normed=keys.adds_to_normed,
-        )
-
-    def _output(self, keys: OutputKeys, exits: Sequence[int], hidden: int, vocabulary: int) -> OutputHeads:
-        rows, shape = self._rows(keys, vocabulary), (vocabulary, hidden)
-        return OutputHeads(
-            weight=None
-            if keys.weight is None
-            else self._stacked(keys.weight, exits, shape, transposed=keys.transposed, rows=rows),
-            bias=self._stacked_if(keys.bias, exits, vocabulary),
-            norm=keys.norm,
-            norm_weight=self._stacked_if(keys.norm_weight, exits, hidden),
-            norm_bias=self._stacked_if(keys.norm_bias, exits, hidden),
-            epsilon=keys.epsilon,
-        )
+    def _transposed(self, part: str) -> bool:
+        """Whether a part is a matrix that is stored as [inputs, outputs]."""
+        table, _, entry = part.rpartition(".")
+        return entry == "weight" and getattr(getattr(self.key_map, table, None), "transposed", False)
 
     def _stacked(
-        self,
-        pattern: str,
-        exits: Sequence[int],
-        shape: tuple[int, ...],
-        *,
-        transposed: bool = False,
-        rows: int | None = None,
-    ) -> Weights:
-        """The tensors of some exits: float32 [exits, *shape]. rows: as many are stored, if they are more."""
-        stacked = np.empty((len(exits), *shape), np.float32)
-        held = shape if rows is None else (rows, *shape[1:])
+        self, part: str, exits: Sequence[int], stored: tuple[int, ...], length: int | None
+    ) -> Weights | None:
+        """A part of some exits, float32 [exits, ...], None where there is none. length: to keep of each."""
+        pattern = self.key_map.patterns.get(part)
+        if pattern is None:
+            return None
+        shape = stored[::-1] if self._transposed(part) else stored
+        stacked = np.empty((len(exits), length or shape[0], *shape[1:]), np.float32)
         for place, exit in enumerate(exits):
-            array = self.tensors.take(self.key_map.key(pattern, exit), held[::-1] if transposed else held)
-            stacked[place] = (array.T if transposed else array)[: shape[0]]
+            array = self.tensors.take(self.key_map.key(pattern, exit), stored)
+            stacked[place] = (array.T if self._transposed(part) else array)[:length]
         return stacked
-
-    def _stacked_if(self, pattern: str | None, exits: Sequence[int], size: int) -> Weights | None:
-        """Vectors of this size of some exits, None without a key for them."""
-        return None if pattern is None else self._stacked(pattern, exits, (size,))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
 from offramp.files import sha256_of_file
 from offramp.models.checkpoint import PICKLE_PATTERNS, find_weight_files
 from offramp.tracing.heads_file import is_pickle
@@ -177,12 +177,9 @@ def _opened(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         if is_pickle(file.read(9)):
             raise _pickle(path)
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        raise InputError(
-            f"the file is not safetensors, or is damaged: {error}",
-            where=str(path),
-            fix="copy the file again from where it came",
-        ) from error
+    what, fix = "the file is not safetensors, or is damaged", "copy the file again from where it came"
+    with (
+        refused_as(InputError, what, SafetensorError, where=str(path), fix=fix),
+        safe_open(path, framework="pt") as tensors,
+    ):
+        yield tensors

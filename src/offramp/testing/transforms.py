@@ -144,9 +144,7 @@ def example_model(dtype: str = "float32") -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    identity = ModelIdentity(
-        "example", "example", "example", "offramp.models.transforms.contract", "Apache-2.0"
-    )
+    identity = ModelIdentity("example", "example", "example", "offramp.testing.transforms", "Apache-2.0")
     return build_model(hf, tokenizer, name="example", identity=identity, dtype=dtype)
 
 

@@ -1,1 +1,0 @@
-"""Tasks with real scorers: questions, and how an answer is scored."""
