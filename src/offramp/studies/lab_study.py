@@ -121,10 +121,6 @@ def read_lab_study(values: Mapping[str, Any], source: Source) -> LabStudy:
         for name in sorted(study.lab.model_fields_set - GIVEN_KEYS):
             fix = f"remove it, or the models; of [lab] are used: {', '.join(sorted(GIVEN_KEYS))}"
             raise source.refused(f"{name} {what}", fix, "lab", name)
-        for place, model in enumerate(study.models):
-            if model.published_eas is not None:
-                fix = "remove it; studies of other kinds fit EAS to it"
-                raise source.refused(f"published_eas {what}", fix, "models", place, "published_eas")
     for name in sorted(study.model_fields_set - {"settings", "lab", "models"}):
         raise source.refused(f"{name} {what}", "remove it; what is measured is said in [lab]", name)
     used = USED_SETTINGS if trained else GIVEN_SETTINGS

@@ -25,7 +25,6 @@ from offramp.studies.entries import (
     Large,
     MachineEntry,
     ModelEntry,
-    Pair,
     PolicyEntry,
     Settings,
     TrainingEntry,
@@ -42,6 +41,10 @@ TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "h
 
 class Study(Table):
     """A whole study file. Lines in errors are known if `read_study` read it."""
+
+    former: ClassVar[Mapping[str, str]] = {
+        "pairs": "move them to a file of their own, and give it to experiments/claims/pairs.py --pairs FILE"
+    }
 
     TOO_LARGE: ClassVar[str] = "trace it layer by layer ([large] stream = true), or elsewhere"
     """What to do about a model that does not fit into memory."""
@@ -60,7 +63,6 @@ class Study(Table):
         default=(MachineEntry(name=LOCAL, source=LOCAL),), min_length=1
     )
     exclude: tuple[Exclude, ...] = ()
-    pairs: tuple[Pair, ...] = ()
     certify: Certify | None = None
     decode: Decode | None = None
     combine: Combine | None = None

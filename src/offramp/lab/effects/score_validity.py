@@ -11,8 +11,7 @@ from scipy.stats import norm
 from offramp.files import sha256_of_text
 from offramp.lab.effects.effect import PERMUTATIONS
 from offramp.lab.effects.runs import ORACLE, Values
-from offramp.scoring.rank_correlation import LEVEL, spearman
-from offramp.tuning.from_scores import BASES_NEEDED
+from offramp.scoring.rank_correlation import BASES_NEEDED, LEVEL, spearman
 
 DRAWS = 1_999
 LARGEST = 0.9999

@@ -32,8 +32,8 @@ from offramp.report.lab.tables import TABLES
 from offramp.report.lab.words import endpoint_name
 from offramp.report.names import in_sentence
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.scoring.rank_correlation import BASES_NEEDED
 from offramp.studies.lab_rows import GIVEN, lab_table
-from offramp.tuning.from_scores import BASES_NEEDED
 
 TITLE = "How early do these models know?"
 FACTS = ("model", *GIVEN)

@@ -13,7 +13,6 @@ from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.measure import MeasureWork
-from offramp.studies.work.pair import PairWork
 from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
@@ -53,7 +52,6 @@ WORKS: Mapping[str, Work] = {
         CertifyWork(),
         DecodeWork(),
         CombineWork(),
-        PairWork(),
         TextWork(),
         TrainWork(),
         MeasureWork(),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offramp.scoring.paired import BITS_PER_BYTE, Paired, PairedFigure, paired_differences, two_sided
 from scipy.stats import t
 from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.scoring.estimate import document_bootstrap
-from offramp.scoring.paired import BITS_PER_BYTE, Paired, PairedFigure, paired_differences, two_sided
 from offramp.scoring.scoring import drawn_figures, score
 from offramp.tracing.trace import Trace
 
