@@ -1,13 +1,11 @@
-"""What the scripts share: a comparison's tables, figures that may be undefined, lines, and Holm's adjustment."""
+"""What the scripts share: a comparison's tables, lines through points, and Holm's adjustment."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,28 +17,18 @@ Values = NDArray[np.float64]
 
 ORACLE = "saturation_skip"
 """The score to beat: it looks at exactly what early exit could keep."""
-SCORES = (ORACLE, "block_influence", "calibration", "composite", "eas_centred_logit", "eas_hidden", "eas_logit",
-          "first_match_skip", "increment", "literal_calibration", "mean_kl", "representation")  # fmt: skip
+COMPONENTS = ("composite", "representation", "increment", "calibration", "first_match_skip", ORACLE)
+SCORES = (
+    *(*COMPONENTS, "literal_calibration", "eas_logit", "eas_centred_logit", "eas_hidden"),
+    *("mean_kl", "block_influence"),
+)
 """Columns of the leaderboard that might tell what is saved."""
-LOWER_IS_BETTER = frozenset({"mean_kl", "block_influence"})
+LOWER_IS_BETTER = ("mean_kl", "block_influence")
+SAVED = "saved_share_of_time"
 BASES_NEEDED = 12
 """Independently trained models below which nothing is claimed."""
 LEVEL = 0.05
 """Chance of any false claim in a table."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A value with a 95 % interval; why: it is undefined, or has no interval."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    why: str = ""
-
-    def columns(self, name: str) -> dict[str, float | None]:
-        """As three columns of a table."""
-        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
@@ -50,25 +38,20 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     """
     path = folder / f"{name}.parquet"
     if not path.is_file():
-        raise InputError(
-            f"there is no table {name} of this offramp",
-            where=str(folder),
-            fix="give tables/ of offramp compare",
-        )
+        fix = "give the folder tables/ that offramp compare writes"
+        raise InputError(f"there is no table {name} of this offramp", where=str(folder), fix=fix)
     table = pd.read_parquet(path).rename(columns={"mean_kl_nats": "mean_kl"})
-    return table.assign(
-        shown=table["model"] + table["transform"].map(lambda name: f" + {name}" if name else "")
-    )
+    transforms = table["transform"].map(lambda name: f" + {name}" if name else "")
+    return table.assign(shown=table["model"] + transforms)
 
 
-def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (Holm 1979), in the order given; None stays None and does not count.
+def holm(p_values: pd.Series) -> pd.Series:
+    """Holm's step-down adjustment (Holm 1979); what is undefined stays so and does not count.
 
     The i-th smallest of m p-values becomes the largest of p_(j) (m - j + 1) over j <= i, at most 1.
     """
-    known = pd.Series(p_values, dtype=float).dropna().sort_values(kind="stable")
-    stepped = (known * np.arange(len(known), 0, -1)).cummax().clip(upper=1.0)
-    return [float(stepped[place]) if place in stepped.index else None for place in range(len(p_values))]
+    known = p_values.astype(float).dropna().sort_values(kind="stable")
+    return (known * np.arange(len(known), 0, -1)).cummax().clip(upper=1.0).reindex(p_values.index)
 
 
 def fit_line(scores: Values, savings: Values, sign: float = 1.0) -> tuple[float, float]:
@@ -84,31 +67,27 @@ def fit_line(scores: Values, savings: Values, sign: float = 1.0) -> tuple[float,
     return slope, float(np.median(savings - slope * scores))
 
 
-def independent(bases: int) -> str:
-    """So many models, in words."""
-    return f"{bases} independently trained {'model' if bases == 1 else 'models'}"
-
-
-def parser(description: str | None, source: str = "tables") -> argparse.ArgumentParser:
-    """A script's options. source: the argument that it reads."""
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A script's options."""
     options = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    if source == "tables":
-        options.add_argument("tables", type=Path, help="tables/ of offramp compare or offramp study report")
-    options.add_argument("-o", "--output", type=Path, help="also write the table, as CSV")
+    options.add_argument("-o", "--output", type=Path, help="also write the table, unrounded, as CSV")
     return options
 
 
-def show(table: pd.DataFrame, sentences: Sequence[str], output: Path | None) -> None:
-    """Print what is claimed, or the table where nothing says more, and write it where asked."""
-    print("\n".join(sentences) if sentences else "Nothing to tell: the tables hold too little.")
-    if output is not None:
-        table.to_csv(output, index=False)
+def tables_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a script that reads a comparison's tables."""
+    options = parser(description)
+    options.add_argument("tables", type=Path, help="tables/ of offramp compare or offramp study report")
+    return options
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a script; an error of offramp ends it with exit code 2 and without a traceback."""
+def run(main: Callable[[], tuple[pd.DataFrame, Path | None]]) -> None:
+    """Print the table that a script makes, write it where asked; exit code 2 for an error of offramp's."""
     try:
-        main()
+        table, output = main()
     except OfframpError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    print(table.to_string(index=False, float_format="{:.4g}".format, na_rep="-") if len(table) else "nothing")
+    if output is not None:
+        table.to_csv(output, index=False)

@@ -1,4 +1,4 @@
-"""Which similarity and α bring EAS nearest to published values whose α nobody knows, and how far to trust it."""
+"""Which similarity and α bring EAS nearest to published values, whose own nobody knows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import Values, parser, read_table, run, show
 from scipy import optimize, stats
+
+from common import Values, read_table, run, tables_parser
 
 SIMILARITIES = {
     "logit": "logit_cosine",
@@ -22,10 +23,9 @@ MODELS_NEEDED = 3
 """Trainings; below that, one that is left out leaves nothing, or one alone, to fit to."""
 CLOSE = 0.02
 """Values of two digits that differ by this much are different values."""
-LEAST_ALPHA, EDGE = 0.001, 1e-4
-"""α is above 0; within EDGE of the least or the largest one the range ends."""
-ALPHAS = np.array([LEAST_ALPHA, *(step / 100 for step in range(1, 101))])
+ALPHAS = np.array([0.001, *(step / 100 for step in range(1, 101))])
 """Where the least error is looked for first."""
+DEFAULT_ALPHA = 0.5
 PUBLISHED = Path(__file__).parent / "published_eas.csv"
 
 
@@ -50,78 +50,59 @@ class Measured:
 
 
 def eas_fits(leaderboard: pd.DataFrame, profiles: pd.DataFrame, published: pd.Series) -> pd.DataFrame:
-    """A line for each similarity on each text through each kind of heads. published: by the name of a model."""
-    board = leaderboard[leaderboard["transform"] == ""]
-    measured = board[board["model"].isin(published.index)]
-    places = (measured if len(measured) else board)[["workload", "heads"]].drop_duplicates()
+    """A line for each similarity and text through each kind of heads. published: by the name of a model.
+
+    missing: models with a published value that were not measured there.
+    """
+    board = leaderboard[leaderboard["transform"] == ""].set_index(["workload", "heads", "model"])["base"]
+    curves = dict(list(profiles.groupby(["workload", "heads", "shown"])))
+    measured = board[board.index.get_level_values("model").isin(published.index)]
+    places = (measured if len(measured) else board).index.droplevel("model").unique()
     lines = []
-    for _, (workload, heads) in places.iterrows():
-        for similarity, column in SIMILARITIES.items():
-            models = []
-            for name, value in published.items():
-                row, curve = (
-                    table[(table[["shown", "workload", "heads"]] == [name, workload, heads]).all(axis=1)]
-                    for table in (board, profiles)
-                )
-                below, exits = curve[column].to_numpy(float)[:-1], curve["exit"].to_numpy(float)
-                if len(below) and np.isfinite(below).all():
-                    weights = (exits[-1] - exits[:-1]) / exits[-1]
-                    models.append(Measured(str(name), str(row["base"].iloc[0]), float(value), below, weights))
-            missing = [str(name) for name in published.index if name not in {one.model for one in models}]
-            where = {"similarity": similarity, "workload": workload, "heads": heads}
-            lines.append(where | eas_fit(models, missing))
+    for place, (similarity, column) in ((p, s) for p in places for s in SIMILARITIES.items()):
+        models = []
+        for name, value in published.items():
+            curve = curves.get((*place, name))
+            if curve is not None and curve[column].iloc[:-1].notna().all() and len(curve) > 1:
+                exits, values = curve["exit"].to_numpy(float), curve[column].to_numpy(float)[:-1]
+                weights = (exits[-1] - exits[:-1]) / exits[-1]
+                models.append(Measured(str(name), board[(*place, name)], float(value), values, weights))
+        missing = "; ".join(str(name) for name in published.index if name not in {m.model for m in models})
+        where = {"similarity": similarity, "workload": place[0], "heads": place[1], "missing": missing}
+        lines.append(where | eas_fit(models))
     return pd.DataFrame(lines)
 
 
-def eas_fit(models: Sequence[Measured], missing: Sequence[str] = ()) -> dict[str, Any]:
-    """The α of these models, and what their values are described by with it; "cannot be told" below 3 trainings.
+def eas_fit(models: Sequence[Measured]) -> dict[str, Any]:
+    """The α of these models, and how well it describes their values; "cannot be told" below 3 trainings.
 
     Errors are root mean squares of what EAS lacks to the published values: error with `alpha`, left_out_error
     of each model with the α of other trainings, mean_error of the mean of their published values instead,
-    default_error with α = 0.5. missing: models with a published value that were not measured here.
+    default_error with α = 0.5. spearman: of fitted with published values.
     """
-    trainings, without = len({one.training for one in models}), ""
-    if missing:
-        without = f"; without {', '.join(missing)}, not measured"
-    found: dict[str, Any] = {"models": len(models), "missing": "; ".join(missing)}
-    if trainings < MODELS_NEEDED:
-        noun = "training has" if trainings == 1 else "trainings have"
-        both = f"{trainings} {noun} both a published value and a measurement, {MODELS_NEEDED} needed"
-        return found | {"conclusion": "cannot be told", "claim": f"cannot be told; {both}{without}"}
+    if len({one.training for one in models}) < MODELS_NEEDED:
+        return {"models": len(models), "conclusion": "cannot be told"}
     others = [[two for two in models if two.training != one.training] for one in models]
     alpha, published = fitted_alpha(models), np.array([one.published for one in models])
-    values = {
-        "fitted": [one.eas(alpha) for one in models],
-        "left_out": [one.eas(fitted_alpha(rest)) for one, rest in zip(models, others, strict=True)],
-        "mean": [np.mean([one.published for one in rest]) for rest in others],
-        "default": [one.eas(0.5) for one in models],
-    }
-    errors = {name: float(np.sqrt(np.mean((np.array(v) - published) ** 2))) for name, v in values.items()}
-    left_out, mean = errors["left_out"], errors["mean"]
-    conclusion = "fits" if left_out < min(mean, CLOSE) else "does not fit"
-    why = f"no better than the mean of the others, which is off by {mean:.3f}"
-    if left_out < mean:
-        why = f"better than the mean of the others ({mean:.3f}), "
-        why += f"{'and' if conclusion == 'fits' else 'but not'} below {CLOSE:g}"
-    shown = f"{alpha:.2f}" if alpha >= EDGE + 0.01 else f"{alpha:.3g}"
-    edge = ", where its range ends" if alpha < LEAST_ALPHA + EDGE or alpha > 1.0 - EDGE else ""
-    claim = (
-        f"{conclusion}; α = {shown}{edge}, and with the α of the others a model's value is off by "
-        f"{left_out:.3f}, {why} ({len(models)} models{without})"
+    fitted = np.array([one.eas(alpha) for one in models])
+    left_out = np.array([one.eas(fitted_alpha(rest)) for one, rest in zip(models, others, strict=True)])
+    means = np.array([np.mean([one.published for one in rest]) for rest in others])
+    default = np.array([one.eas(DEFAULT_ALPHA) for one in models])
+    error, left_out_error, mean_error, default_error = (
+        float(np.sqrt(np.mean((values - published) ** 2))) for values in (fitted, left_out, means, default)
     )
-    varied = np.ptp(values["fitted"]) > 0 and np.ptp(published) > 0
-    return found | {
-        "conclusion": conclusion,
+    varied = np.ptp(fitted) > 0 and np.ptp(published) > 0
+    return {
+        "models": len(models),
+        "conclusion": "fits" if left_out_error < min(mean_error, CLOSE) else "does not fit",
         "alpha": alpha,
-        "error": errors["fitted"],
-        **{f"{name}_error": errors[name] for name in ("left_out", "mean", "default")},
-        "spearman": float(stats.spearmanr(values["fitted"], published).statistic) if varied else None,
-        "claim": claim,
-        **{
-            f"{one.model}: {name}": values[name][place]
-            for place, one in enumerate(models)
-            for name in ("fitted", "left_out")
-        },
+        "error": error,
+        "left_out_error": left_out_error,
+        "mean_error": mean_error,
+        "default_error": default_error,
+        "spearman": float(stats.spearmanr(fitted, published).statistic) if varied else np.nan,
+        **{f"{one.model}: fitted": value for one, value in zip(models, fitted, strict=True)},
+        **{f"{one.model}: left_out": value for one, value in zip(models, left_out, strict=True)},
     }
 
 
@@ -141,15 +122,15 @@ def fitted_alpha(models: Sequence[Measured]) -> float:
     return min(float(ALPHAS[best]), float(refined), key=loss)
 
 
-def main() -> None:
-    """Read the tables and the published values, fit, print what they come to."""
-    options = parser(__doc__)
+def main() -> tuple[pd.DataFrame, Path | None]:
+    """The fits of a comparison's tables."""
+    options = tables_parser(__doc__)
     options.add_argument("--published", type=Path, default=PUBLISHED, help="CSV with model, published")
     asked = options.parse_args()
     published = pd.read_csv(asked.published).set_index("model")["published"]
-    table = eas_fits(read_table(asked.tables, "leaderboard"), read_table(asked.tables, "profiles"), published)
-    said = [f"{line.similarity}, {line.workload} {line.heads}: {line.claim}." for line in table.itertuples()]
-    show(table, said, asked.output)
+    return eas_fits(
+        read_table(asked.tables, "leaderboard"), read_table(asked.tables, "profiles"), published
+    ), asked.output
 
 
 if __name__ == "__main__":

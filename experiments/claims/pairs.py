@@ -1,6 +1,6 @@
 """Matched pairs of models: second less first of every figure, over the documents of both.
 
-Reads the traces that the folders of `offramp study run` and `offramp run` keep, since a table has no documents.
+Reads the traces that folders of `offramp study run` and `offramp run` keep: a table has no documents.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import LEVEL, Values, holm, parser, run, show
 from scipy.stats import t as student
 
 import offramp
+from common import LEVEL, Values, holm, parser, run
 from offramp import InputError, Trace
 
 PER_TOKEN = ("nll",)
@@ -28,40 +28,45 @@ OF_EQUAL_COUNTS = ("increment", "composite")
 DRAWS = 10_000
 """So many that the smallest p-value, 2 / 10,001, survives Holm over a table of 250 differences."""
 
+Sizes = Mapping[str, int]
+"""Bytes of the observed text by document."""
+
 
 def pairs(
     folders: Sequence[Path], asked: Sequence[Mapping[str, str]], *, draws: int = DRAWS, seed: int = 0
 ) -> pd.DataFrame:
     """A line for each figure of each pair on each text that both models have, adjusted over all (Holm).
 
-    asked: kind, and first and second by their shown names ("smollm2 + int8"). Raises InputError for an unknown
-    name, two models without a text in common, or traces that may not be compared.
+    asked: kind, and first and second by their shown names ("smollm2 + int8").
+
+    Raises InputError for an unknown name, two models without a text in common, or traces that may not be
+    compared.
     """
     rows = {(row.model.shown, row.workload, row.heads): row for row in offramp.compare(folders).rows}
-    lines: list[dict[str, Any]] = []
+    lines = []
     for pair in asked:
-        names, places = (pair["first"], pair["second"]), dict.fromkeys(where[1:] for where in rows)
+        names = (pair["first"], pair["second"])
+        places = dict.fromkeys(key[1:] for key in rows)
         common = [place for place in places if all((name, *place) in rows for name in names)]
         if not common:
             known = ", ".join(sorted({name for name, *_ in rows}))
-            raise InputError(
-                f"{' and '.join(names)} have no workload and heads in common", fix=f"choose two of: {known}"
-            )
+            what = f"{' and '.join(names)} have no workload and heads in common"
+            raise InputError(what, fix=f"choose two of: {known}")
         for workload, heads in common:
             paths = [Path(str(rows[name, workload, heads].trace_folder)) for name in names]
-            traces, sizes = [Trace.load(path) for path in paths], [_text_bytes(path) for path in paths]
-            for line in paired_differences(traces[0], traces[1], draws=draws, seed=seed, text_bytes=sizes):
-                lines.append({**pair, "workload": workload, "heads": heads, **line})
-    for line, adjusted in zip(lines, holm([line["p_value"] for line in lines]), strict=True):
-        difference = line["difference"]
-        line |= {"p_value_after_holm": adjusted, "difference": difference.value}
-        line |= {"difference_low": difference.low, "difference_high": difference.high}
-        line["why"] = difference.undefined or difference.no_interval
-    return pd.DataFrame(lines)
+            (first, sizes), (second, other_sizes) = ((Trace.load(path), _text_bytes(path)) for path in paths)
+            known_sizes = None if sizes is None or other_sizes is None else (sizes, other_sizes)
+            found = paired_differences(first, second, draws=draws, seed=seed, text_bytes=known_sizes)
+            lines += [{**pair, "workload": workload, "heads": heads, **line} for line in found]
+    table = pd.DataFrame(lines)
+    if len(table):
+        table["p_value_after_holm"] = holm(table["p_value"])
+        table["sure"] = table["p_value_after_holm"] <= LEVEL
+    return table
 
 
-def _text_bytes(trace: Path) -> dict[str, int] | None:
-    """Bytes of the observed text by document, where a study kept them beside the trace."""
+def _text_bytes(trace: Path) -> Sizes | None:
+    """Of a trace beside which a study kept them."""
     path = trace.parent / "text.json"
     if not path.is_file():
         return None
@@ -75,81 +80,78 @@ def paired_differences(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-    text_bytes: Sequence[Mapping[str, int] | None] = (None, None),
+    text_bytes: tuple[Sizes, Sizes] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Second less first in every figure of `offramp.drawn_figures` but those per token, with a p-value.
 
     Documents with rows in both traces are compared; a draw takes the same documents of both. Where these give
-    the two other numbers of tokens (answers that stop), the differences of `OF_EQUAL_COUNTS` are undefined.
-    text_bytes: of the observed text by document, of each trace; bits per byte of the full models are then
-    compared too, but not on answers that each model wrote itself.
+    the two other numbers of tokens (answers that stop), the differences of `OF_EQUAL_COUNTS` are undefined;
+    why says so. With text_bytes bits per byte of the full models are compared too, but not on answers that
+    each model wrote itself.
 
     Raises InputError for traces of other workloads, of other token counts or without a document in common.
     """
-    names = " and ".join(str(trace.folder) for trace in (first, second))
-    texts = [trace.request.get("workload", {}).get("fingerprint") for trace in (first, second)]
-    counts = [trace.token_count for trace in (first, second)]
-    if texts[0] != texts[1] or counts[0] != counts[1]:
+    texts, counts = zip(*((_text(trace), trace.token_count) for trace in (first, second)), strict=True)
+    common = _documents(first) & _documents(second)
+    if len(set(texts)) > 1 or len(set(counts)) > 1 or not common:
         raise InputError(
-            f"the traces are of different workloads, or hold {counts[0]:,} and {counts[1]:,} tokens",
-            where=names,
+            f"the traces ({counts[0]:,} and {counts[1]:,} tokens) are not of the same text",
+            where=f"{first.folder} and {second.folder}",
             fix="trace both models on the same workload, with the same --tokens",
         )
-    common = set.intersection(
-        *({trace.documents[place].id for place in np.unique(trace.document)} for trace in (first, second))
-    )
-    if not common:
-        raise InputError("the traces have no document in common", where=names, fix="trace the same workload")
     sides = [
-        trace.subset(np.array([i for i, document in enumerate(trace.documents) if document.id in common]))
+        trace.subset(np.array([place for place, one in enumerate(trace.documents) if one.id in common]))
         for trace in (first, second)
     ]
     (bootstrap, one), (_, other) = [offramp.drawn_figures(side, draws=draws, seed=seed) for side in sides]
-    figures = {
-        name: ([(drawn.values, drawn.undefined) for drawn in (one[name], other[name])])
-        for name in one
-        if name in other and name not in PER_TOKEN
-    }
-    if None not in text_bytes and not any(side.generated.any() for side in sides):
-        figures["bits_per_byte"] = [
-            _bits_per_byte(side, sizes or {}, bootstrap)
-            for side, sizes in zip(sides, text_bytes, strict=True)
-        ]
-    unequal = None
+    figures = {name: (one[name], other[name]) for name in one if name in other and name not in PER_TOKEN}
+    if text_bytes is not None and not any(side.generated.any() for side in sides):
+        bits = [_bits(side, sizes, bootstrap) for side, sizes in zip(sides, text_bytes, strict=True)]
+        figures["bits_per_byte"] = (bits[0], bits[1])
+    unequal = ""
     if sides[0].token_count != sides[1].token_count:
-        unequal = f"the common documents hold {sides[0].token_count:,} and {sides[1].token_count:,} tokens, "
-        unequal += "and R_0 depends on how many"
-    for name, ((before, why), (after, why_too)) in figures.items():
-        why = why or why_too or (unequal if name in OF_EQUAL_COUNTS else None)
-        line = {"figure": name, "documents": len(common), "p_value": None}
-        line |= {
-            column: None if values is None else float(values[0])
-            for column, values in (("first_value", before), ("second_value", after))
+        unequal = f"{sides[0].token_count:,} and {sides[1].token_count:,} tokens, on which R_0 depends"
+    for name, (before, after) in figures.items():
+        drawn, why = None, before.undefined or after.undefined or (unequal if name in OF_EQUAL_COUNTS else "")
+        if before.values is not None and after.values is not None and not why:
+            drawn = after.values - before.values
+        found = offramp.DrawnFigure(drawn, why).estimate(bootstrap)
+        yield {
+            "figure": name,
+            "first_value": np.nan if before.values is None else float(before.values[0]),
+            "second_value": np.nan if after.values is None else float(after.values[0]),
+            "difference": found.value,
+            "difference_low": found.low,
+            "difference_high": found.high,
+            "p_value": np.nan if drawn is None or found.low is None else two_sided(drawn, len(common)),
+            "documents": len(common),
+            "why": found.undefined or found.no_interval or "",
         }
-        if before is None or after is None or why is not None:
-            yield line | {"difference": offramp.Estimate(None, undefined=why)}
-            continue
-        line["difference"] = bootstrap.estimate(after - before)
-        if line["difference"].low is not None:
-            line["p_value"] = two_sided(after - before, len(common))
-        yield line
 
 
-def _bits_per_byte(
-    trace: Trace, sizes: Mapping[str, int], bootstrap: Any
-) -> tuple[Values | None, str | None]:
-    """Summed NLL at the last exit over ln 2 and the bytes of the text, for the trace and its draws [1 + draws].
+def _text(trace: Trace) -> str | None:
+    fingerprint: str | None = trace.request.get("workload", {}).get("fingerprint")
+    return fingerprint
+
+
+def _documents(trace: Trace) -> set[str]:
+    """Ids of the documents with rows."""
+    return {trace.documents[int(place)].id for place in np.unique(trace.document)}
+
+
+def _bits(trace: Trace, sizes: Sizes, bootstrap: Any) -> offramp.DrawnFigure:
+    """Bits per byte: summed NLL at the last exit over ln 2 and the bytes of the text, [1 + draws].
 
     Documents stand in the order of the bootstrap: by the SHA-256 of their ids.
     """
-    ids = [trace.documents[place].id for place in trace.document]
-    nats = pd.Series(trace.fact("nll")[:, -1].astype(float)).groupby(ids).sum()
-    nats = nats.loc[sorted(nats.index, key=lambda name: hashlib.sha256(name.encode()).hexdigest())]
-    total = np.array([sizes[name] for name in nats.index], dtype=np.float64)
+    ids = sorted(_documents(trace), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    of_row = [trace.documents[int(place)].id for place in trace.document]
+    nats = pd.Series(trace.fact("nll")[:, -1].astype(float)).groupby(of_row).sum()[ids].to_numpy()
+    total = np.array([sizes[name] for name in ids], dtype=np.float64)
     if not total.sum():
-        return None, "the observed text has no bytes"
+        return offramp.DrawnFigure(None, "the observed text has no bytes")
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw of documents without bytes is undefined
-        return bootstrap.totals(nats.to_numpy()) / bootstrap.totals(total) / math.log(2.0), None
+        return offramp.DrawnFigure(bootstrap.totals(nats) / bootstrap.totals(total) / math.log(2.0))
 
 
 def two_sided(values: Values, documents: int) -> float:
@@ -169,22 +171,16 @@ def two_sided(values: Values, documents: int) -> float:
     return min(1.0, max(counted, tail))
 
 
-def main() -> None:
-    """Read the folders' traces, hold the pairs against each other, print what is sure."""
-    options = parser(__doc__, source="folders")
+def main() -> tuple[pd.DataFrame, Path | None]:
+    """The differences of the pairs that are asked for."""
+    options = parser(__doc__)
     options.add_argument("folders", type=Path, nargs="+", help="of offramp study run and offramp run")
     options.add_argument("--pairs", type=Path, help="TOML with [[pairs]]: kind, first, second")
     options.add_argument("--pair", nargs=2, action="append", default=[], metavar=("FIRST", "SECOND"))
     asked = options.parse_args()
     given = tomllib.loads(asked.pairs.read_text(encoding="utf-8"))["pairs"] if asked.pairs else []
     given += [{"kind": "as asked", "first": first, "second": second} for first, second in asked.pair]
-    table = pairs(asked.folders, given)
-    said = []
-    for (kind, first, second), found in table.groupby(["kind", "first", "second"], sort=False):
-        sure = found[found["p_value_after_holm"] < LEVEL]
-        said.append(f"{first} → {second} ({kind}): {len(sure)} of {len(found)} differences sure")
-        said += [f"  {one.figure}, {one.workload}: {one.difference:+.3g}" for one in sure.itertuples()]
-    show(table, said, asked.output)
+    return pairs(asked.folders, given), asked.output
 
 
 if __name__ == "__main__":

@@ -3,58 +3,63 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import LEVEL, Figure, Values, holm, independent, parser, read_table, run, show
 from scipy import stats
+
+from common import COMPONENTS, LEVEL, SAVED, Values, holm, read_table, run, tables_parser
 
 MODELS_NEEDED = 4
 """Models below which a slope has no interval."""
 ENUMERATED = 7
 """Up to so many models with ties, every order is counted instead of approximated."""
-FIGURES = ("composite", "representation", "increment", "calibration", "first_match_skip", "saturation_skip")
-UNITS = {"generation": "generation", "released": "year", "log10 parameters": "tenfold size"}
-"""What a figure may move with, and the unit that its slope is per; a generation counts within a family."""
+PROPERTIES = ("generation", "released", "log10 parameters")
+"""What a figure may move with; a generation counts within a family, a release in years."""
 
 
 def trends(leaderboard: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame:
     """Every trend with at least two values of the property, p-values adjusted over all of them (Holm).
 
     One point for each base: its untransformed model, the one that is called like the base, or of stage
-    "base", before others. Figures are scores, and the share of time that the ranking's choice saves by replay.
+    "base", before others. Figures are scores, and what the ranking's choice saves by replay.
     """
-    lines = list(_slopes(_points(leaderboard, savings)))
-    for line, adjusted in zip(lines, holm([line["p_value"] for line in lines]), strict=True):
-        line |= {"p_value_after_holm": adjusted, "claim": claim(line | {"p_value_after_holm": adjusted})}
-        line |= line["slope"].columns("slope")
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(_slopes(_points(leaderboard, savings)))
+    if len(table):
+        table["p_value_after_holm"] = holm(table["p_value"])
+        holds = (table["slope_low"] > 0.0) | (table["slope_high"] < 0.0)
+        sure = np.where(holds & (table["p_value_after_holm"] <= LEVEL), "yes", "no")
+        table["claimed"] = np.where(table["models"] < MODELS_NEEDED, "too few models", sure)
+    return table
 
 
 def _points(leaderboard: pd.DataFrame, savings: pd.DataFrame) -> pd.DataFrame:
     """One line for each base, text and heads, with the properties and a column for each figure."""
     saved = savings[savings["basis"] == "predicted"]
-    places = "saving, " + saved["floor"] + " | " + saved["machine"]
-    where = ["shown", "workload", "heads"]
-    wide = saved.assign(place=places).pivot(index=where, columns="place", values="saved_share_of_time")
+    places, where = "saving, " + saved["floor"] + " | " + saved["machine"], ["shown", "workload", "heads"]
+    wide = saved.assign(place=places).pivot(index=where, columns="place", values=SAVED)
     board = leaderboard[leaderboard["transform"] == ""].merge(wide.reset_index(), how="left", on=where)
-    board["log10 parameters"] = np.log10(board["parameters"])
-    month = board["released"].astype("string").str.split("-", expand=True).reindex(columns=[0, 1])
-    board["released"] = month[0].astype("Float64") + (month[1].fillna("1").astype("Float64") - 1) / 12
-    standing = {"other": board["model"] != board["base"], "tuned": board["stage"] != "base"}
-    board = board.assign(**standing).sort_values(
-        ["workload", "heads", "other", "tuned", "model"], kind="stable"
+    month = pd.to_datetime(board["released"], format="%Y-%m").dt
+    board = board.assign(
+        **{
+            "log10 parameters": np.log10(board["parameters"]),
+            "released": month.year + (month.month - 1) / 12,
+            "other": board["model"] != board["base"],
+            "tuned": board["stage"] != "base",
+        }
     )
-    return board.drop_duplicates(["workload", "heads", "base"])
+    best_first = board.sort_values(["workload", "heads", "other", "tuned", "model"], kind="stable")
+    return best_first.drop_duplicates(["workload", "heads", "base"])
 
 
 def _slopes(points: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Every trend, nothing claimed yet."""
-    figures = [*FIGURES, *sorted(column for column in points if column.startswith("saving, "))]
+    """Every trend, not adjusted yet."""
+    figures = [*COMPONENTS, *sorted(column for column in points if column.startswith("saving, "))]
     for (workload, heads), here in points.groupby(["workload", "heads"]):
-        for against in UNITS:
+        for against in PROPERTIES:
             families = (
                 here.dropna(subset="family").groupby("family") if against == "generation" else [("", here)]
             )
@@ -62,22 +67,23 @@ def _slopes(points: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 known = members.sort_values("shown").dropna(subset=[against, figure])
                 x, y = (known[column].to_numpy(float) for column in (against, figure))
                 if len(set(x)) > 1:
-                    slope, intercept, p_value = theil_sen(x, y)
                     where = {"workload": workload, "heads": heads, "figure": figure, "against": against}
-                    found = {"models": len(x), "slope": slope, "intercept": intercept, "p_value": p_value}
-                    yield {**where, "family": family, **found}
+                    yield {**where, "family": family, "models": len(x), **theil_sen(x, y)}
 
 
-def theil_sen(x: Values, y: Values) -> tuple[Figure, float, float | None]:
+def theil_sen(x: Values, y: Values) -> dict[str, float]:
     """Slope with its 95 % interval (Sen 1968), intercept, and two-sided p-value of Kendall's statistic.
 
     x, y: float64 [models], x with two values at least. Below 4 models: neither interval nor p-value.
     """
-    found = stats.theilslopes(y, x, alpha=0.95)
-    if len(x) < MODELS_NEEDED:
-        return Figure(float(found.slope)), float(found.intercept), None
-    slope = Figure(float(found.slope), float(found.low_slope), float(found.high_slope))
-    return slope, float(found.intercept), kendall_p_value(x, y)
+    found, enough = stats.theilslopes(y, x, alpha=0.95), len(x) >= MODELS_NEEDED
+    return {
+        "slope": float(found.slope),
+        "slope_low": float(found.low_slope) if enough else np.nan,
+        "slope_high": float(found.high_slope) if enough else np.nan,
+        "intercept": float(found.intercept),
+        "p_value": kendall_p_value(x, y) if enough else np.nan,
+    }
 
 
 def kendall_p_value(x: Values, y: Values) -> float:
@@ -96,31 +102,10 @@ def kendall_p_value(x: Values, y: Values) -> float:
     return float(np.mean(statistics >= np.abs((signs * other).sum())))
 
 
-def claim(line: Mapping[str, Any]) -> str:
-    """One sentence: what is claimed of a trend, or why nothing is."""
-    slope, models, adjusted = line["slope"], line["models"], line["p_value_after_holm"]
-    if slope.low is None:
-        return f"no trend is claimed: {independent(models)}, an interval needs {MODELS_NEEDED}"
-    interval = f"{slope.low:.3g} to {slope.high:.3g}"
-    if slope.low <= 0.0 <= slope.high:
-        return f"no trend is claimed: the slope's interval, {interval}, holds 0 ({models} models)"
-    chance = f"p = {adjusted:.2g} after Holm, {models} models"
-    if adjusted > LEVEL:
-        return f"no trend is claimed: among all trends of the table, one like this may be chance ({chance})"
-    moves = f"{'rises' if slope.value > 0.0 else 'falls'} by {abs(slope.value):.3g}"
-    return f"{line['figure']} {moves} per {UNITS[line['against']]} (slope {interval}, {chance})"
-
-
-def main() -> None:
-    """Read the tables, fit, print the claims."""
-    asked = parser(__doc__).parse_args()
-    table = trends(read_table(asked.tables, "leaderboard"), read_table(asked.tables, "savings"))
-    said = [
-        f"{line.figure} against {line.against}, {line.workload}{line.family and f', {line.family} only'}: "
-        f"{line.claim}."
-        for line in table.itertuples()
-    ]
-    show(table, said, asked.output)
+def main() -> tuple[pd.DataFrame, Path | None]:
+    """The trends of a comparison's tables."""
+    asked = tables_parser(__doc__).parse_args()
+    return trends(*(read_table(asked.tables, name) for name in ("leaderboard", "savings"))), asked.output
 
 
 if __name__ == "__main__":

@@ -1,33 +1,30 @@
-"""Whether a score on one text tells what is saved on another: rank correlations, p-values, left-out errors.
-
-The score on workload A stands against the saving on workload B of the same cells, cells of one base averaged,
-for every ordered pair A != B; a figure is the mean over these pairs.
-"""
+"""Whether a score on one text tells what is saved on another: correlations, p-values, errors."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
 from common import (
     BASES_NEEDED,
     LEVEL,
     LOWER_IS_BETTER,
     ORACLE,
+    SAVED,
     SCORES,
-    Figure,
     Values,
     fit_line,
     holm,
-    independent,
-    parser,
     read_table,
     run,
-    show,
+    tables_parser,
 )
 
 POINTS_NEEDED = 3
@@ -43,7 +40,7 @@ UNDEFINED_DRAWS_ALLOWED = 0.05
 class Transfer:
     """Scores on one text and savings on another, of the same cells and of their bases' means.
 
-    cells: a line each, with `base`, every score (signed: more is better) and `saving`. scores: float64
+    cells: a line each, with `base`, every score (signed: more is better) and what is saved. scores: float64
     [scores, bases]; savings: [bases]; NaN where undefined.
     """
 
@@ -62,33 +59,34 @@ def validity(
 ) -> pd.DataFrame:
     """Every score at every floor on every machine, against predicted and against measured savings.
 
-    draws: of whole bases with replacement, for the intervals (percentile bootstrap, Efron 1979).
-    permutations: of the savings of whole bases, for the one-sided p-values, which are adjusted over the table
-    (Holm). Both from 12 bases on.
+    The score on text A stands against the saving on text B of the same cells, cells of one base averaged,
+    for every ordered pair A != B; a figure is the mean over these. draws: of whole bases with replacement,
+    for the intervals (percentile bootstrap, Efron 1979). permutations: of the savings of whole bases, for
+    the one-sided p-values, adjusted over the table. Both from 12 bases on.
     """
     names = [name for name in SCORES if name in leaderboard]
     board = leaderboard.copy()
-    board[[name for name in names if name in LOWER_IS_BETTER]] *= -1.0
-    lines: list[dict[str, Any]] = []
-    for basis in ("predicted", "measured"):
-        here = savings[savings["basis"] == basis]
-        places = here[["floor", "machine"]].drop_duplicates().agg(" | ".join, axis=1)
-        for _, (floor, machine) in here.loc[places.sort_values().index, ["floor", "machine"]].iterrows():
-            saved = here[(here["floor"] == floor) & (here["machine"] == machine)]
-            where = {"basis": basis, "floor": floor, "machine": machine}
-            lines += [where | line for line in _judged(board, saved, names, draws, permutations, seed)]
-    for line, adjusted in zip(lines, holm([line["p_value"] for line in lines]), strict=True):
-        line |= {"p_value_after_holm": adjusted, "claim": claim(line | {"p_value_after_holm": adjusted})}
-        for name in ("kendall", "spearman", "less_than_oracle"):
-            line |= line[name].columns(name)
-    return pd.DataFrame(lines)
+    board[list(LOWER_IS_BETTER)] *= -1.0
+    lines = [
+        {"basis": basis, "floor": floor, "machine": machine, **line}
+        for (basis, floor, machine), saved in savings.groupby(["basis", "floor", "machine"])
+        for line in _judged(board, saved, names, draws, permutations, seed)
+    ]
+    table = pd.DataFrame(lines)
+    if len(table):
+        table["p_value_after_holm"] = holm(table["p_value"])
+        sure = (table["kendall_low"] > 0.0) & (table["p_value_after_holm"] <= LEVEL)
+        table["claimed"] = np.where(
+            table["bases"] < BASES_NEEDED, "too few models", np.where(sure, "yes", "no")
+        )
+    return table
 
 
 def _judged(
     board: pd.DataFrame, saved: pd.DataFrame, names: Sequence[str], draws: int, permutations: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """A line for each score at one floor on one machine, nothing claimed yet."""
-    bases = sorted(saved["base"].unique())
+    """A line for each score at one floor on one machine."""
+    bases = np.array(sorted(saved["base"].unique()))
     transfers = list(_transfers(board, saved, names, bases))
     if not transfers:
         return
@@ -107,38 +105,40 @@ def _judged(
         for correlation in (kendall, spearman)
     )
     judged = np.flatnonzero((fewest >= BASES_NEEDED) & np.isfinite(taus[0]))
-    p_values = dict(zip(judged, _p_values(transfers, judged, taus[0], generator, permutations), strict=True))
+    p_values = np.full(len(names), np.nan)
+    p_values[judged] = _p_values(transfers, judged, taus[0], generator, permutations)
+    oracle = names.index(ORACLE)
     for place, name in enumerate(names):
-        bases_here = int(fewest[place])
         error, null_error = left_out_errors([(one.scores[place], one.savings) for one in transfers])
-        over = Figure(None, why="the saturation oracle is not among the scores")
-        if ORACLE in names:
-            over = _figure(taus[:, place] - taus[:, names.index(ORACLE)], bases_here)
+        few, beaten = fewest[place] < BASES_NEEDED, np.nan if place == oracle else taus[:, oracle]
         yield {
             "score": name,
-            "bases": bases_here,
+            "bases": int(fewest[place]),
             "cells": min(int(one.cells[name].notna().sum()) for one in transfers),
-            "kendall": _figure(taus[:, place], bases_here),
-            "spearman": _figure(rhos[:, place], bases_here),
-            "less_than_oracle": Figure(None, why="it is the oracle") if name == ORACLE else over,
+            **_interval("kendall", taus[:, place], few=few),
+            **_interval("spearman", rhos[:, place], few=few),
+            **_interval("less_than_oracle", taus[:, place] - beaten, few=few),
             "error_share_of_time": error,
             "null_error_share_of_time": null_error,
             "within_base_kendall": _within_base(transfers, name),
-            "p_value": p_values.get(place),
+            "p_value": p_values[place],
         }
 
 
 def _transfers(
-    board: pd.DataFrame, saved: pd.DataFrame, names: Sequence[str], bases: Sequence[str]
+    board: pd.DataFrame, saved: pd.DataFrame, names: Sequence[str], bases: NDArray[Any]
 ) -> Iterator[Transfer]:
-    saving = saved.rename(columns={"saved_share_of_time": "saving"})[["shown", "heads", "workload", "saving"]]
     for scored, other in itertools.permutations(sorted(board["workload"].unique()), 2):
-        cells = board[board["workload"] == scored].merge(
-            saving[saving["workload"] == other], on=["shown", "heads"], suffixes=("", "_saved")
-        )
+        on_other = saved.loc[saved["workload"] == other, ["shown", "heads", SAVED]]
+        cells = board[board["workload"] == scored].merge(on_other, on=["shown", "heads"])
         if len(cells):
-            means = cells.groupby("base")[[*names, "saving"]].mean().reindex(bases)
-            yield Transfer(cells, means[list(names)].to_numpy(float).T, means["saving"].to_numpy(float))
+            values, member = (
+                cells[[*names, SAVED]].to_numpy(float).T,
+                cells["base"].to_numpy()[:, None] == bases,
+            )
+            known = np.isfinite(values).astype(float)
+            means = _ratio(np.where(known, values, 0.0) @ member, known @ member)
+            yield Transfer(cells, means[:-1], means[-1])
 
 
 def kendall(scores: Values, savings: Values, weights: Values) -> Values:
@@ -157,11 +157,10 @@ def kendall(scores: Values, savings: Values, weights: Values) -> Values:
 
 
 def kendall_permuted(scores: Values, savings: Values) -> Values:
-    """Tau-b of each score with each permutation of the savings: [scores, points], [draws, points] as `kendall`."""
+    """Tau-b of each score, [scores, points], with each order of the savings, [draws, points]."""
     one, other = _signs(scores), _signs(savings)
-    (known, one), (known_too, other) = (
-        (np.isfinite(signs).astype(float), np.nan_to_num(signs)) for signs in (one, other)
-    )
+    known, known_too = (np.isfinite(signs).astype(float) for signs in (one, other))
+    one, other = np.nan_to_num(one), np.nan_to_num(other)
     untied = (known_too @ np.abs(one).T) * (np.abs(other) @ known.T)
     return _ratio(other @ one.T, np.sqrt(untied))
 
@@ -194,23 +193,22 @@ def _centred_ranks(values: Values, weights: Values) -> Values:
 
 
 def _ratio(above: Values, below: Values) -> Values:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0.0)
+    return np.asarray(np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0.0))
 
 
 def mean_of_defined(values: Sequence[Values]) -> Values:
     """Mean over the pairs of texts where it is defined; NaN where it is in none."""
     known = np.isfinite(values)
-    counts = known.sum(axis=0)
-    return _ratio(np.where(known, values, 0.0).sum(axis=0), counts.astype(float))
+    return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0).astype(float))
 
 
 def _p_values(
     transfers: Sequence[Transfer],
-    judged: Any,
+    judged: NDArray[np.int64],
     observed: Values,
     generator: np.random.Generator,
     permutations: int,
-) -> list[float]:
+) -> Values:
     """(1 + permutations that reach the observed mean) / (1 + permutations), one-sided, of the judged scores.
 
     A permutation moves the savings of a whole base, on all texts together, to another base's scores (Davison
@@ -219,37 +217,28 @@ def _p_values(
     count, reached = len(transfers[0].savings), np.zeros(len(judged))
     at_once = max(1, AT_ONCE // (count * count))
     for start in range(0, permutations if len(judged) else 0, at_once):
-        part = min(at_once, permutations - start)
-        orders = generator.permuted(np.tile(np.arange(count), (part, 1)), axis=1)
-        taus = mean_of_defined(
-            [kendall_permuted(one.scores[judged], one.savings[orders]) for one in transfers]
-        )
-        reached += np.count_nonzero(taus >= observed[judged] - 1e-9, axis=0)
-    return [float((1 + times) / (1 + permutations)) for times in reached]
+        rows = np.tile(np.arange(count), (min(at_once, permutations - start), 1))
+        orders = generator.permuted(rows, axis=1)
+        taus = [kendall_permuted(one.scores[judged], one.savings[orders]) for one in transfers]
+        reached += np.count_nonzero(mean_of_defined(taus) >= observed[judged] - 1e-9, axis=0)
+    return np.asarray((1 + reached) / (1 + permutations))
 
 
-def _figure(values: Values, bases: int) -> Figure:
-    """The figure in row 0 with the interval of its draws, [1 + draws]; an interval from 12 bases on."""
-    if not np.isfinite(values[0]):
-        few = f"{independent(bases)}; an order needs {POINTS_NEEDED}"
-        return Figure(None, why=few if bases < POINTS_NEEDED else "all savings or all scores are equal")
-    value = float(values[0])
-    if bases < BASES_NEEDED:
-        return Figure(value, why=f"{independent(bases)}; an interval needs {BASES_NEEDED}")
+def _interval(name: str, values: Values, *, few: bool) -> dict[str, float]:
+    """The figure in row 0 with the interval of its draws, [1 + draws], as columns; none of few models."""
     defined = values[1:][np.isfinite(values[1:])]
-    undefined = 1.0 - len(defined) / len(values[1:])
-    if undefined > UNDEFINED_DRAWS_ALLOWED:
-        return Figure(value, why=f"undefined in {undefined:.0%} of the resampled sets of models")
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return Figure(value, float(low), float(high))
+    known = not few and np.isfinite(values[0])
+    known = known and 1.0 - len(defined) / len(values[1:]) <= UNDEFINED_DRAWS_ALLOWED
+    low, high = np.percentile(defined, [2.5, 97.5]) if known else (np.nan, np.nan)
+    return {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def left_out_errors(pairs: Sequence[tuple[Values, Values]]) -> tuple[float | None, float | None]:
+def left_out_errors(pairs: Sequence[tuple[Values, Values]]) -> tuple[float, float]:
     """Median absolute error of a saving told from the score by the other models' line, and by their median.
 
-    pairs: scores (higher = more suitable) and savings, [bases], NaN for none. None for too few.
+    pairs: scores (higher = more suitable) and savings, [bases], NaN for none. NaN for too few.
     """
-    errors, null_errors = [], []
+    errors, null_errors = [np.nan], [np.nan]
     for scores, savings in pairs:
         known = np.isfinite(scores * savings)
         own, saved = scores[known], savings[known]
@@ -258,55 +247,24 @@ def left_out_errors(pairs: Sequence[tuple[Values, Values]]) -> tuple[float | Non
             slope, intercept = fit_line(own[others], saved[others])
             errors.append(abs(intercept + slope * own[place] - saved[place]))
             null_errors.append(abs(np.median(saved[others]) - saved[place]))
-    return (float(np.median(errors)), float(np.median(null_errors))) if errors else (None, None)
+    return float(pd.Series(errors).median()), float(pd.Series(null_errors).median())
 
 
-def _within_base(transfers: Sequence[Transfer], name: str) -> float | None:
+def _within_base(transfers: Sequence[Transfer], name: str) -> float:
     """Mean of Kendall over the cells of one base, over bases with three cells and pairs of texts."""
-    found = [
-        kendall(own[[name]].to_numpy(float).T, own["saving"].to_numpy(float), np.ones((1, len(own))))[0, 0]
+    taus = [
+        kendall(own[[name]].to_numpy(float).T, own[SAVED].to_numpy(float), np.ones((1, len(own))))[0, 0]
         for one in transfers
-        for _, own in one.cells.dropna(subset=[name, "saving"]).groupby("base")
+        for _, own in one.cells.dropna(subset=[name, SAVED]).groupby("base")
         if len(own) >= POINTS_NEEDED
     ]
-    return float(np.nanmean(found)) if np.isfinite(found).any() else None
+    return float(pd.Series(taus, dtype=float).mean())
 
 
-def claim(line: Mapping[str, Any]) -> str:
-    """The sentence to print: what the table claims of a score, or why it claims nothing."""
-    tau, adjusted = line["kendall"], line["p_value_after_holm"]
-    if line["bases"] < BASES_NEEDED:
-        return f"claims nothing: {independent(line['bases'])}, {BASES_NEEDED} needed"
-    if tau.low is None or adjusted is None:
-        return f"claims nothing: {tau.why}"
-    figures = f"Kendall {tau.value:.2f} ({tau.low:.2f} to {tau.high:.2f}), p = {adjusted:.2g} after Holm"
-    if tau.low <= 0.0 or adjusted > LEVEL:
-        return f"claims nothing: {figures}, {independent(line['bases'])}"
-    over, error, null_error = (line[name] for name in ("less_than_oracle", *ERRORS))
-    beside = "not surely better than the saturation oracle"
-    if over.low is None:
-        beside = "the saturation oracle is the one to beat"
-    elif over.low > 0.0:
-        beside = "better than the saturation oracle (not adjusted for the number of scores)"
-    elif over.high < 0.0:
-        beside = "worse than the saturation oracle"
-    size = "; how much is saved it tells no better than the median of other models"
-    said = f"ranks models by what is saved on another workload: {figures}, {independent(line['bases'])}; {beside}"
-    return said + (size if error is not None and error >= null_error else "")
-
-
-ERRORS = ("error_share_of_time", "null_error_share_of_time")
-
-
-def main() -> None:
-    """Read the tables, judge, print the claims."""
-    asked = parser(__doc__).parse_args()
-    table = validity(read_table(asked.tables, "leaderboard"), read_table(asked.tables, "savings"))
-    said = [
-        f"{line.score} against {line.basis} savings ({line.floor}, {line.machine}): {line.claim}."
-        for line in table.itertuples()
-    ]
-    show(table, said, asked.output)
+def main() -> tuple[pd.DataFrame, Path | None]:
+    """The table of a comparison's tables."""
+    asked = tables_parser(__doc__).parse_args()
+    return validity(*(read_table(asked.tables, name) for name in ("leaderboard", "savings"))), asked.output
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 A whole answer   run, Findings
 Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload
-Measuring        trace, Trace, score, ScoreCard, drawn_figures, passages, fit_heads,
-                 import_heads
+Measuring        trace, Trace, score, ScoreCard, drawn_figures, DrawnFigure, passages,
+                 fit_heads, import_heads
 Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
 Decoding         generate, Generation, early_exit, rerun, RerunResult, bench
@@ -39,6 +39,7 @@ _HOMES = {
     "ScoreCard": "offramp.scoring.card",
     "score": "offramp.scoring.scoring",
     "drawn_figures": "offramp.scoring.scoring",
+    "DrawnFigure": "offramp.scoring.scoring",
     "ExitPolicy": "offramp.policies.policy",
     "parse_policy": "offramp.policies.grammar",
     "replay": "offramp.policies.replay",
@@ -100,7 +101,7 @@ if TYPE_CHECKING:
     from offramp.policies.replay import replay
     from offramp.report.run_findings import Findings
     from offramp.scoring.card import ScoreCard
-    from offramp.scoring.scoring import drawn_figures, score
+    from offramp.scoring.scoring import DrawnFigure, drawn_figures, score
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "DrawnFigure",
     "ExitPolicy",
     "ExitScoreCallback",
     "Findings",

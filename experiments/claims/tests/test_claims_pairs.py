@@ -1,22 +1,24 @@
-"""Paired differences: against draws made by hand, against the score card, and what is refused."""
+"""Matched pairs: against draws made by hand, against the score card, what is refused, and from folders."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offramp.scoring.paired import BITS_PER_BYTE, Paired, PairedFigure, paired_differences, two_sided
 from scipy.stats import t
 from scoring_traces import facts_trace, logits_trace
 
-from offramp.errors import InputError
-from offramp.files import sha256_of_text
+import offramp
+from offramp import InputError, Trace
 from offramp.scoring.estimate import document_bootstrap
-from offramp.scoring.scoring import drawn_figures, score
-from offramp.tracing.trace import Trace
+from pairs import paired_differences, pairs, two_sided
 
 DOCUMENTS, LENGTH, EXITS = 24, 9, 4
 
@@ -35,48 +37,35 @@ def pair() -> tuple[Trace, Trace]:
 
 
 @pytest.fixture(scope="module")
-def paired(pair: tuple[Trace, Trace]) -> Paired:
-    return paired_differences(*pair, draws=200, seed=3)
+def paired(pair: tuple[Trace, Trace]) -> pd.DataFrame:
+    return differences(*pair, draws=200, seed=3)
 
 
-def figure_of(paired: Paired, name: str) -> PairedFigure:
-    return next(one for one in paired.figures if one.figure == name)
+def differences(first: Trace, second: Trace, **options: object) -> pd.DataFrame:
+    """By figure."""
+    return pd.DataFrame(paired_differences(first, second, **options)).set_index("figure")  # type: ignore[arg-type]
 
 
-def test_drawn_figures_are_what_the_card_shows(pair: tuple[Trace, Trace]) -> None:
-    card = score(pair[0], draws=200, seed=3)
-    bootstrap, figures = drawn_figures(pair[0], draws=200, seed=3)
-    eas = {f"eas_{one.similarity}": one.score for one in card.eas_variants}
-    for name, figure in figures.items():
-        if name == "nll":
-            assert figure.values is not None
-            assert figure.values[0] == card.curves.values["nll"][-1]
-        else:
-            assert figure.estimate(bootstrap) == (eas[name] if name in eas else getattr(card, name)), name
-
-
-def test_differences_are_the_cards_differences(pair: tuple[Trace, Trace], paired: Paired) -> None:
-    cards = [score(trace, draws=200, seed=3) for trace in pair]
-    assert paired.documents == DOCUMENTS
-    names = [one.figure for one in paired.figures]
-    assert names == [
+def test_differences_are_the_cards_differences(pair: tuple[Trace, Trace], paired: pd.DataFrame) -> None:
+    cards = [offramp.score(trace, draws=200, seed=3) for trace in pair]
+    assert (paired["documents"] == DOCUMENTS).all()
+    assert list(paired.index) == [
         *("representation", "increment", "calibration", "composite"),
         *("first_match_skip", "saturation_skip", "eas_logit", "eas_centred_logit", "eas_hidden"),
     ]
-    for name in names[:6]:
-        found = figure_of(paired, name)
-        first, second = (getattr(card, name).value for card in cards)
-        assert (found.first, found.second) == (first, second)
-        assert found.difference.value == pytest.approx(second - first)
-        assert found.difference.low <= found.difference.value <= found.difference.high
+    for name, found in paired.iloc[:6].iterrows():
+        first, second = (getattr(card, str(name)).value for card in cards)
+        assert (found["first_value"], found["second_value"]) == (first, second)
+        assert found["difference"] == pytest.approx(second - first)
+        assert found["difference_low"] <= found["difference"] <= found["difference_high"]
 
 
-def test_draws_take_the_same_documents_of_both(pair: tuple[Trace, Trace], paired: Paired) -> None:
+def test_draws_take_the_same_documents_of_both(pair: tuple[Trace, Trace], paired: pd.DataFrame) -> None:
     """Representation quality by hand: documents drawn one by one, in the order of the ids' SHA-256."""
     ids = [document.id for document in pair[0].documents]
-    order = sorted(range(DOCUMENTS), key=lambda place: sha256_of_text(ids[place]))
+    order = sorted(range(DOCUMENTS), key=lambda place: hashlib.sha256(ids[place].encode()).hexdigest())
     weights = document_bootstrap(DOCUMENTS, draws=200, seed=3).weights[1:].astype(int)
-    differences = []
+    drawn_differences = []
     for drawn in weights:
         areas = []
         for trace in pair:
@@ -86,23 +75,23 @@ def test_draws_take_the_same_documents_of_both(pair: tuple[Trace, Trace], paired
                 for row in np.flatnonzero(trace.document == place).tolist() * times
             ]
             areas.append(trace.agreement[rows][:, :-1].mean(axis=0).sum() / EXITS)
-        differences.append(areas[1] - areas[0])
-    found = figure_of(paired, "representation")
-    low, high = np.percentile(differences, [2.5, 97.5])
-    assert (found.difference.low, found.difference.high) == (pytest.approx(low), pytest.approx(high))
-    rarer = min(sum(one <= 1e-12 for one in differences), sum(one >= -1e-12 for one in differences))
-    ratio = found.difference.value / np.std(differences) * math.sqrt((DOCUMENTS - 1) / DOCUMENTS)
+        drawn_differences.append(areas[1] - areas[0])
+    found = paired.loc["representation"]
+    limits = (found["difference_low"], found["difference_high"])
+    assert limits == pytest.approx(tuple(np.percentile(drawn_differences, [2.5, 97.5])))
+    rarer = min(
+        sum(one <= 1e-12 for one in drawn_differences), sum(one >= -1e-12 for one in drawn_differences)
+    )
+    ratio = found["difference"] / np.std(drawn_differences) * math.sqrt((DOCUMENTS - 1) / DOCUMENTS)
     expected = max(2 * (1 + rarer) / 201, 2 * t.sf(abs(ratio), DOCUMENTS - 1))
-    assert found.p_value == pytest.approx(min(1.0, expected))
+    assert found["p_value"] == pytest.approx(min(1.0, expected))
 
 
-def test_turning_the_pair_round_turns_the_difference(pair: tuple[Trace, Trace], paired: Paired) -> None:
-    for one, other in zip(
-        paired.figures, paired_differences(*pair[::-1], draws=200, seed=3).figures, strict=True
-    ):
-        assert one.difference.value == -other.difference.value
-        assert one.difference.low == pytest.approx(-other.difference.high)
-        assert one.p_value == other.p_value
+def test_turning_the_pair_round_turns_the_difference(pair: tuple[Trace, Trace], paired: pd.DataFrame) -> None:
+    turned = differences(*pair[::-1], draws=200, seed=3)
+    assert (paired["difference"] == -turned["difference"]).all()
+    assert paired["difference_low"].tolist() == pytest.approx((-turned["difference_high"]).tolist())
+    assert (paired["p_value"] == turned["p_value"]).all()
 
 
 def test_only_documents_that_both_have_are_compared(pair: tuple[Trace, Trace]) -> None:
@@ -112,10 +101,11 @@ def test_only_documents_that_both_have_are_compared(pair: tuple[Trace, Trace]) -
         pair[1].subset(np.array([place for place in range(DOCUMENTS) if place != 5])),
     )
     common = np.array([place for place in range(DOCUMENTS) if place not in (3, 5)])
-    found = paired_differences(first, second, draws=50)
-    expected = paired_differences(pair[0].subset(common), pair[1].subset(common), draws=50)
-    assert found == expected
-    assert found.documents == DOCUMENTS - 2
+    found = differences(first, second, draws=50)
+    pd.testing.assert_frame_equal(
+        found, differences(pair[0].subset(common), pair[1].subset(common), draws=50)
+    )
+    assert (found["documents"] == DOCUMENTS - 2).all()
 
 
 def uneven_pair(lengths: tuple[int, int], seed: int = 5) -> tuple[Trace, Trace]:
@@ -137,81 +127,104 @@ def uneven_pair(lengths: tuple[int, int], seed: int = 5) -> tuple[Trace, Trace]:
 def test_figures_with_r_0_have_no_difference_where_common_documents_hold_other_token_counts() -> None:
     first, second = uneven_pair((LENGTH, 4))
     assert first.token_count == second.token_count
-    found = paired_differences(first, second, draws=50)
-    assert found.documents == DOCUMENTS
-    for one in found.figures:
-        assert one.first is not None
-        assert one.second is not None
-        if one.figure in ("increment", "composite"):
-            assert one.difference.value is None
-            assert one.p_value is None
-            assert one.difference.undefined == (
-                "the common documents hold 216 and 156 tokens, and R_0 depends on how many"
-            )
-        else:
-            assert one.difference.value == pytest.approx(one.second - one.first)
-            assert one.difference.undefined is None
-            assert one.p_value is not None
+    found = differences(first, second, draws=50)
+    assert (found["documents"] == DOCUMENTS).all()
+    assert found[["first_value", "second_value"]].notna().all(axis=None)
+    undefined = found.loc[["increment", "composite"]]
+    assert undefined[["difference", "p_value"]].isna().all(axis=None)
+    assert (undefined["why"] == "216 and 156 tokens, on which R_0 depends").all()
+    others = found.drop(index=undefined.index)
+    expected = others["second_value"] - others["first_value"]
+    assert others["difference"].tolist() == pytest.approx(expected.tolist())
+    assert others["p_value"].notna().all()
+    assert (others["why"] == "").all()
 
 
 def test_common_documents_with_equally_many_tokens_lose_no_difference() -> None:
     """The documents that only one side has go; every figure of what is left is compared."""
-    found = paired_differences(*uneven_pair((4, 4)), draws=50)
-    assert found.documents == DOCUMENTS
-    for one in found.figures:
-        assert one.difference.value is not None, one.figure
-        assert one.p_value is not None
+    found = differences(*uneven_pair((4, 4)), draws=50)
+    assert (found["documents"] == DOCUMENTS).all()
+    assert found[["difference", "p_value"]].notna().all(axis=None)
 
 
 def test_bits_per_byte_by_hand(pair: tuple[Trace, Trace]) -> None:
     sizes = [{one.id: 30 + 2 * place for place, one in enumerate(pair[0].documents)} for _ in pair]
     sizes[1] = {name: size + 3 for name, size in sizes[1].items()}
-    found = paired_differences(*pair, draws=50, text_bytes=(sizes[0], sizes[1]))
-    bits = figure_of(found, BITS_PER_BYTE)
-    for value, trace, size in zip((bits.first, bits.second), pair, sizes, strict=True):
+    found = differences(*pair, draws=50, text_bytes=(sizes[0], sizes[1])).loc["bits_per_byte"]
+    for value, trace, size in zip(found[["first_value", "second_value"]], pair, sizes, strict=True):
         nats = trace.fact("nll")[:, -1].astype(np.float64).sum()
         assert value == pytest.approx(nats / math.log(2) / sum(size.values()))
-    assert bits.difference.low is not None
+    assert found["difference_low"] < found["difference"] < found["difference_high"]
     own = random_trace(2)
     own.generated[-1] = True  # answers of its own are no text that both share
-    answers = paired_differences(pair[0], own, draws=50, text_bytes=(sizes[0], sizes[1]))
-    assert BITS_PER_BYTE not in {one.figure for one in answers.figures}
-    with pytest.raises(InputError, match="how many bytes the document"):
-        paired_differences(*pair, draws=50, text_bytes=(sizes[0], {}))
+    assert "bits_per_byte" not in differences(pair[0], own, draws=50, text_bytes=(sizes[0], sizes[1])).index
+
+
+def test_draws_of_bits_per_byte_are_those_of_the_same_documents(pair: tuple[Trace, Trace]) -> None:
+    """With one byte a token they are NLL per token over ln 2, whose draws the library gives."""
+    sizes = {one.id: LENGTH for one in pair[0].documents}
+    found = differences(*pair, draws=50, text_bytes=(sizes, sizes)).loc["bits_per_byte"]
+    (bootstrap, first), (_, second) = (offramp.drawn_figures(trace, draws=50) for trace in pair)
+    assert first["nll"].values is not None
+    assert second["nll"].values is not None
+    expected = bootstrap.estimate((second["nll"].values - first["nll"].values) / math.log(2))
+    limits = (found["difference"], found["difference_low"], found["difference_high"])
+    assert limits == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_too_few_documents_have_neither_interval_nor_p_value() -> None:
-    found = paired_differences(random_trace(1, 19), random_trace(2, 19))
-    for one in found.figures:
-        assert one.difference.value is not None
-        assert one.difference.low is None
-        assert one.p_value is None
-        assert "19 documents" in str(one.difference.no_interval)
+    found = differences(random_trace(1, 19), random_trace(2, 19))
+    assert found["difference"].notna().all()
+    assert found[["difference_low", "p_value"]].isna().all(axis=None)
+    assert found["why"].str.contains("19 documents").all()
 
 
 def test_an_undefined_side_leaves_the_difference_undefined(pair: tuple[Trace, Trace]) -> None:
     document = np.repeat(np.arange(DOCUMENTS), LENGTH)
     flat = facts_trace({"agreement": np.ones((len(document), EXITS))}, document=document)
-    found = figure_of(paired_differences(pair[0], flat, draws=50), "calibration")
-    assert found.first is not None
-    assert found.second is None
-    assert found.difference.value is None
-    assert "one class" in str(found.difference.undefined)
+    found = differences(pair[0], flat, draws=50).loc["calibration"]
+    assert found[["first_value", "second_value", "difference"]].isna().tolist() == [False, True, True]
+    assert "one class" in found["why"]
 
 
-def test_other_token_counts_and_other_workloads_are_refused(pair: tuple[Trace, Trace]) -> None:
+def test_traces_that_are_not_of_the_same_text_are_refused(pair: tuple[Trace, Trace]) -> None:
     with pytest.raises(InputError, match="216 and 207 tokens"):
-        paired_differences(pair[0], pair[1].subset(np.arange(DOCUMENTS - 1)))
+        differences(pair[0], pair[1].subset(np.arange(DOCUMENTS - 1)))
     other = random_trace(2)
     other.provenance["request"] = {"workload": {"fingerprint": "w2"}}
-    with pytest.raises(InputError, match="different workloads"):
-        paired_differences(pair[0], other)
-
-
-def test_traces_without_a_common_document_are_refused(pair: tuple[Trace, Trace]) -> None:
     halves = [np.arange(0, DOCUMENTS, 2), np.arange(1, DOCUMENTS, 2)]
-    with pytest.raises(InputError, match="no document in common"):
-        paired_differences(pair[0].subset(halves[0]), pair[1].subset(halves[1]))
+    for first, second in ((pair[0], other), (pair[0].subset(halves[0]), pair[1].subset(halves[1]))):
+        with pytest.raises(InputError, match="not of the same text"):
+            differences(first, second)
+
+
+def test_pairs_are_found_by_name_on_every_text_that_both_have(
+    pair: tuple[Trace, Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models on one text, one of which has another text, too; p-values are adjusted over all."""
+    traces = {"a": pair[0], "b": pair[1], "c": random_trace(7)}
+    places = [("a", "prose"), ("b", "prose"), ("c", "prose"), ("a", "code")]
+    rows = [
+        SimpleNamespace(
+            model=SimpleNamespace(shown=name), workload=text, heads="", trace_folder=f"/{name}/trace"
+        )
+        for name, text in places
+    ]
+    monkeypatch.setattr(offramp, "compare", lambda folders: SimpleNamespace(rows=rows))
+    monkeypatch.setattr(Trace, "load", lambda path: traces[Path(path).parent.name])
+    asked = [{"kind": "k", "first": "a", "second": "b"}, {"kind": "k", "first": "a", "second": "c"}]
+    table = pairs([Path("x")], asked, draws=200)
+    assert table[["second", "workload"]].drop_duplicates().to_numpy().tolist() == [
+        ["b", "prose"],
+        ["c", "prose"],
+    ]
+    alone = differences(*pair, draws=200).reset_index()
+    pd.testing.assert_frame_equal(table[table["second"] == "b"][list(alone.columns)], alone)
+    smallest = table["p_value"].min()
+    at = table["p_value"] == smallest
+    assert table.loc[at, "p_value_after_holm"].iloc[0] == pytest.approx(min(1.0, smallest * len(table)))
+    with pytest.raises(InputError, match=r"a and d have no workload[\s\S]*choose two of: a, b, c"):
+        pairs([Path("x")], [{"kind": "k", "first": "a", "second": "d"}])
 
 
 @settings(max_examples=50, deadline=None)
