@@ -48,6 +48,8 @@ def pairs(
         names = (pair["first"], pair["second"])
         places = dict.fromkeys(key[1:] for key in rows)
         common = [place for place in places if all((name, *place) in rows for name in names)]
+        if names[0] == names[1]:
+            raise InputError(f"{names[0]} is paired with itself", fix="name another model")
         if not common:
             known = ", ".join(sorted({name for name, *_ in rows}))
             what = f"{' and '.join(names)} have no workload and heads in common"

@@ -105,7 +105,7 @@ def test_the_page_shows_them_beside_each_other(place: Path, ran: Outcome) -> Non
         ('name = "given"', 'name = "given"\ntokens = 12', "tokens means nothing where models are given"),
         ('name = "given"', 'name = "given"\ndtype = "flaot32"', "flaot32"),
         ('name = "given"', 'name = "given"\ndevice = "cuda:77"', "there is no device"),
-        ('family = "tiny"', 'family = "tiny"\npublished_eas = 0.5', "published_eas means nothing"),
+        ('family = "tiny"', 'family = "tiny"\npublished_eas = 0.5', "published_eas is no longer read"),
         ('name = "other"', 'name = "one"', "two models are called 'one'"),
         ('"skipped", ', '"skiped", ', "there is no endpoint 'skiped'"),
         ("[[models]]", '[[workloads]]\nname = "prose"\n\n[[models]]', "workloads means nothing"),

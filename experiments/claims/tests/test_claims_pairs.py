@@ -225,6 +225,8 @@ def test_pairs_are_found_by_name_on_every_text_that_both_have(
     assert table.loc[at, "p_value_after_holm"].iloc[0] == pytest.approx(min(1.0, smallest * len(table)))
     with pytest.raises(InputError, match=r"a and d have no workload[\s\S]*choose two of: a, b, c"):
         pairs([Path("x")], [{"kind": "k", "first": "a", "second": "d"}])
+    with pytest.raises(InputError, match="a is paired with itself"):
+        pairs([Path("x")], [{"kind": "k", "first": "a", "second": "a"}])
 
 
 @settings(max_examples=50, deadline=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import get_args
 
-from offramp.report.formats import NumberFormat, percent, thousandths
 from offramp.report.verdict_words import value_words
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.tuning.floor import Floor, FloorKind
@@ -34,7 +33,6 @@ FIGURES: dict[str, str] = {
 KINDS: dict[str, FloorKind] = {kind: kind for kind in get_args(FloorKind)}
 SHARE_FLOORS = ("agreement", "reference_agreement")
 """Kinds of floors that allow more the lower they are; the others are losses."""
-SHARES = ("first_match_skip", "saturation_skip", "time_ceiling_first_match", "time_ceiling_saturation")
 
 
 def figure_name(key: str) -> str:
@@ -42,11 +40,6 @@ def figure_name(key: str) -> str:
     if key in FIGURES:
         return FIGURES[key]
     return (key[:1].upper() + key[1:]).replace("_", " ")
-
-
-def figure_format(key: str) -> NumberFormat:
-    """How a figure's numbers are written: shares of layers or time in percent, all others as decimals."""
-    return percent if key in SHARES else thousandths
 
 
 def in_sentence(name: str) -> str:
