@@ -29,7 +29,6 @@ from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.importing.layouts import read_config_json
 from offramp.tracing.trained_model import trained_in
-from offramp.tuning.from_scores import read_cells
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
 
@@ -97,7 +96,6 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     "a model's config": in_file(lambda path: read_config(path.parent), "config.json"),
     "an index of weights": in_file(lambda path: find_weight_files(path.parent), INDEX_FILE),
     "the config of others' heads": in_file(read_config_json),
-    "cells": in_file(read_cells),
     "documents": in_file(lambda path: load_workload(f"jsonl:{path}#text")),
     "a plan": in_file(lambda path: StudyFolder(path.parent).read_plan(), "plan.json"),
     "a study": in_file(lambda path: checked(Table, *read_toml(path, "study")), "study.toml"),

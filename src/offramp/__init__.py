@@ -2,7 +2,8 @@
 
 A whole answer   run, Findings
 Models, texts    load_model, wrap, Model, load_workload, workload_of, Workload, Document, text_groups
-Measuring        trace, Trace, score, ScoreCard, passages, fit_heads, import_heads
+Measuring        trace, Trace, score, ScoreCard, drawn_figures, DrawnFigure, passages,
+                 fit_heads, import_heads
 Policies         parse_policy, ExitPolicy, replay, frontier, ranking (once called league), judge, predict
 With a guarantee tune, tune_tasks, Tuned, TunedTasks
 Decoding         generate, Generation, early_exit, execute, Execution, rerun, RerunResult, bench
@@ -42,6 +43,8 @@ _HOMES = {
     "trace": "offramp.tracing.tracer",
     "ScoreCard": "offramp.scoring.card",
     "score": "offramp.scoring.scoring",
+    "drawn_figures": "offramp.scoring.scoring",
+    "DrawnFigure": "offramp.scoring.scoring",
     "ExitPolicy": "offramp.policies.policy",
     "parse_policy": "offramp.policies.grammar",
     "replay": "offramp.policies.replay",
@@ -108,7 +111,7 @@ if TYPE_CHECKING:
     from offramp.policies.replay import replay
     from offramp.report.run_findings import Findings
     from offramp.scoring.card import ScoreCard
-    from offramp.scoring.scoring import score
+    from offramp.scoring.scoring import DrawnFigure, drawn_figures, score
     from offramp.studies.comparison.reading import read_comparison as compare
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
@@ -133,6 +136,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Document",
+    "DrawnFigure",
     "Execution",
     "ExitPolicy",
     "ExitScoreCallback",
@@ -153,6 +157,7 @@ __all__ = [
     "bench",
     "compare",
     "documents_seen",
+    "drawn_figures",
     "early_exit",
     "execute",
     "exit_scores",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from command_line import run_offramp
 from offramp.policies.grammar import parse_policy
-from offramp.scoring.scoring import score
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
 from offramp.tuning.tune import tune
@@ -121,36 +119,12 @@ def test_what_is_no_trace_or_no_policy_of_this_model_is_refused(
     assert "tune a policy on a trace of this model" in refused.err
 
 
-def write_cells(path: Path, bases: int) -> Path:
-    cells: list[dict[str, Any]] = [
-        {
-            "model": f"m{base}",
-            "base": f"b{base}",
-            "scores": {"composite": base / 20, "representation": 0.2},
-            "saving": base / 40,
-            "floor": "agreement=0.99",
-            "machine": "h100",
-        }
-        for base in range(bases)
-    ]
-    path.write_text("\n".join(map(json.dumps, cells)))
-    return path
-
-
-def test_from_scores(traces: tuple[Path, Path], tmp_path: Path) -> None:
-    cells = write_cells(tmp_path / "cells.jsonl", 14)
-    command = ["predict", "--from-scores", cells, "--trace", traces[0], "--score", "representation"]
-    value = run_offramp(*command, "--json").require(0).json
-    card = score(Trace.load(traces[0]))
-    assert value["value"] == card.candidates["representation"]
-    assert value["low"] <= value["saving"] <= value["high"]
-    assert (value["bases"], value["level"], value["machine"]) == (14, 0.9, "h100")
-    shown = run_offramp(*command).require(0).out
-    assert "predicted saving of time" in shown
-    assert "14 independently trained models" in shown
-
-
-def test_from_too_few_scores_nothing_is_predicted(traces: tuple[Path, Path], tmp_path: Path) -> None:
-    cells = write_cells(tmp_path / "cells.jsonl", 5)
-    refused = run_offramp("predict", "--from-scores", cells, "--trace", traces[0]).require(2)
-    assert "not predictable: 5 independently trained models, 12 needed" in refused.err
+@pytest.mark.parametrize("option", ["--from-scores", "--score", "--level", "--floor"])
+def test_a_saving_from_a_score_is_refused_with_what_to_use_instead(
+    traces: tuple[Path, Path], option: str
+) -> None:
+    command = ["predict", "never", "--trace", traces[0], option, "x"]
+    error = run_offramp(*command, "--json").require(2).json["error"]
+    assert error["where"] == option
+    assert "experiments/claims/predict.py" in error["fix"]
+    assert option not in run_offramp("predict", "--help").require(0).out

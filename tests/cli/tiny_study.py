@@ -43,11 +43,6 @@ name = "none"
 [[transforms]]
 name = "pruned"
 steps = ["prune:drop=2"]
-
-[[pairs]]
-kind = "whole ↔ pruned"
-first = "tiny"
-second = "tiny + pruned"
 """
 
 

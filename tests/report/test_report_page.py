@@ -164,9 +164,7 @@ def test_every_part_of_a_comparison_is_there_in_order(of_comparison: Made) -> No
         "Ranking of strategies",
         "What was held against a floor",
         "Layer by layer",
-        "Matched pairs",
-        "Nothing is claimed of the other 2 of 3 trends",
-        "Does a score predict what is saved",
+        "Does a score tell what is saved",
         "Beside other accelerations",
         "Per byte of text",
         "Take the tables with you",
@@ -389,26 +387,8 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
             replace(one, **names, family=HOSTILE, policy=HOSTILE, floor=HOSTILE, answer=HOSTILE)
             for one in comparison.strategies
         ),
-        pairs=tuple(
-            replace(one, first=HOSTILE, second=HOSTILE, kind=HOSTILE, figure=HOSTILE, workload=HOSTILE)
-            for one in comparison.pairs
-        ),
-        trends=tuple(
-            replace(one, figure=HOSTILE, claim=HOSTILE, points=((HOSTILE, 1.0, 2.0), (HOSTILE, 2.0, 3.0)))
-            for one in comparison.trends
-        ),
         validity=tuple(
-            replace(one, score=HOSTILE, claim=HOSTILE, machine=HOSTILE) for one in comparison.validity
-        ),
-        eas=tuple(
-            replace(
-                one,
-                similarity=HOSTILE,
-                workload=HOSTILE,
-                claim=HOSTILE,
-                models=tuple(replace(model, model=HOSTILE) for model in one.models),
-            )
-            for one in comparison.eas
+            replace(one, score=HOSTILE, floor=HOSTILE, machine=HOSTILE) for one in comparison.validity
         ),
         failures={HOSTILE: HOSTILE},
         notes=(HOSTILE,),
@@ -434,12 +414,12 @@ def test_downloads_hold_the_tables(comparison: Comparison, of_comparison: Made) 
         assert len(rows) == table.num_rows
         assert list(rows[0]) == table.column_names
     first = next(
-        csv.DictReader(io.StringIO(base64.b64decode(links["pairs.csv"].partition("base64,")[2]).decode()))
+        csv.DictReader(io.StringIO(base64.b64decode(links["validity.csv"].partition("base64,")[2]).decode()))
     )
-    assert float(first["difference"]) == pytest.approx(comparison.pairs[0].difference.value)
+    assert float(first["kendall"]) == pytest.approx(comparison.validity[0].kendall.value)
 
 
-@pytest.mark.parametrize("part", ["strategies", "pairs", "trends", "validity", "eas", "combined"])
+@pytest.mark.parametrize("part", ["strategies", "validity", "combined"])
 def test_a_part_without_content_is_left_out_and_not_linked_to(small: Comparison, part: str) -> None:
     page = Page(render_comparison(replace(small, **{part: ()})))
     assert page.faults == []
@@ -449,10 +429,10 @@ def test_a_part_without_content_is_left_out_and_not_linked_to(small: Comparison,
 
 
 def one_model() -> Comparison:
-    """What is shipped: one model on four workloads, nothing to pair and no trend."""
+    """What is shipped: one model on four workloads."""
     model = examples.Described(ModelFacts("smollm2", "smollm2", parameters=135e6), 0.25, 30)
     made = examples.example_comparison((model,), ("prose", "code", "chat", "math"))
-    return replace(made, pairs=(), trends=(), validity=(), eas=(), combined=(), failures={}, notes=())
+    return replace(made, validity=(), combined=(), failures={}, notes=())
 
 
 def test_one_model_is_a_whole_page() -> None:

@@ -27,13 +27,10 @@ from offramp.report.plot.drawing import (
     ramp_rules,
     readable_on,
 )
-from offramp.report.plot.plot import BANDS, MEDIUM, WIDE, Axis, Plot, Rule, Series, finite_runs, thinned
+from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Rule, Series, finite_runs, thinned
 from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Track, shortened
-from offramp.report.sections.claims import trend_plot
 from offramp.report.sections.curves import look, reliability_plot
 from offramp.scoring.card import ReliabilityDiagram
-from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Trend
 
 
 def line_plot(*series: Series, **options) -> Plot:
@@ -255,42 +252,13 @@ def test_36_lines_differ_in_colour_or_dash():
     assert len({look(place) for place in range(36)}) == 36
 
 
-def trend(points: tuple[tuple[str, float, float], ...], slope: float, intercept: float) -> str:
-    many = len(points)
-    found = Trend("composite", "released", "", "prose", Estimate(slope), intercept, many, "claim", points)
-    return trend_plot(found).svg()
-
-
-def trend_ends(svg: str) -> list[tuple[float, float]]:
-    """The ends of the estimated line, none where it is not drawn."""
-    drawn = [node.get("d") for node in parsed(svg).iter("path") if node.get("class") == "line"]
-    return [tuple(map(float, end.split())) for d in drawn for end in d.removeprefix("M").split("L")]
-
-
-def test_the_trend_line_goes_through_what_it_says():
-    points = (("a", 0.0, 1.0), ("b", 5.0, 2.0), ("c", 10.0, 3.0))
-    svg = trend(points, 0.2, 1.0)
-    first, last = trend_ends(svg)
-    assert first == pytest.approx(discs(svg)[0], abs=0.11)
-    assert last == pytest.approx(discs(svg)[2], abs=0.11)
-
-
-@given(
-    st.lists(st.tuples(values, values), min_size=2, max_size=6, unique_by=lambda point: point[0]),
-    st.floats(-3, 3),
-    st.floats(-9, 9),
-)
-def test_a_trend_line_stays_in_the_plot(places, slope, intercept):
-    points = tuple((f"model {i}", x, y) for i, (x, y) in enumerate(places))
-    for _, down in trend_ends(trend(points, slope, intercept)):
-        assert MEDIUM.top - 0.2 <= down <= MEDIUM.height - MEDIUM.foot + 0.2
-
-
 def test_names_of_points_do_not_cover_each_other():
-    points = tuple((f"a long name {i}", 1.0 + i * 1e-3, 1.0) for i in range(12))
-    labels = [node for node in parsed(trend(points, 0.0, 1.0)).iter("text") if "long" in (node.text or "")]
+    x, names = 1.0 + np.arange(12) * 1e-3, [f"a long name {place}" for place in range(12)]
+    models = Series("models", x, np.ones(12), style="", markers=12, said=names, labels=names)
+    svg = line_plot(models).svg()
+    labels = [node for node in parsed(svg).iter("text") if "long" in (node.text or "")]
     assert 1 <= len(labels) < 12  # those without room keep their name in the dot's title
-    assert trend(points, 0.0, 1.0).count("a long name") - len(labels) == 12
+    assert svg.count("a long name") - len(labels) == 12
 
 
 def test_oklch_of_known_colours():

@@ -12,17 +12,15 @@ from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_
 from offramp.report.findings import findings_of
 from offramp.report.formats import limits_text, times
 from offramp.report.names import (
-    figure_format,
     figure_name,
     floor_order,
     floor_shown,
     heads_name,
     in_sentence,
-    named,
     parameters_text,
 )
 from offramp.report.ranking import Standing, beside, floor_note
-from offramp.report.sections.claims import claims, probability, said, trends_section
+from offramp.report.sections.claims import probability, validity_section, validity_words
 from offramp.report.sections.leaderboard import (
     best_saving,
     figures_of,
@@ -93,13 +91,9 @@ def test_words():
     assert [parameters_text(size) for size in (135e6, 8.2e9, None)] == ["135 M", "8.2 B", "–"]
     assert heads_name("") == heads_name("none") == "logit lens"
     assert figure_name("my_own_figure") == "My own figure"
-    assert named("composite falls by 0.1", "composite") == "Composite falls by 0.1."
-    assert named("nothing is claimed.", "composite") == "Nothing is claimed."
     assert in_sentence("EAS, centred logits") == "EAS, centred logits"
     assert in_sentence("Saturation oracle skips") == "saturation oracle skips"
-    saving = "saving, agreement=0.95 | h100"
-    assert figure_name(saving) == "Share of time saved by replay, 95 % agreement, h100"
-    assert figure_format(saving)(0.125) == "12.5 %"
+    assert figure_name("eas_hidden") == "EAS, hidden state"
 
 
 def test_a_measurement_stands_beside_the_prediction_of_the_same_policy(comparison):
@@ -186,42 +180,24 @@ def test_means_are_of_models_that_have_every_workload(comparison):
     assert f"{mean:.3f}" in page.text
 
 
-def test_pairs_say_what_is_sure_and_what_is_not(comparison):
-    first, second = said(comparison.pairs)
-    assert first.startswith(
-        "qwen3-8b → qwen3-8b-it (base ↔ tuned): 4 of 6 differences sure: composite on prose"
+def test_scores_beside_savings_say_how_many_are_surely_above_chance_or_that_models_are_too_few(comparison):
+    (said,) = validity_words(comparison.validity)
+    assert said == (
+        "Of 10 correlations of a score with measured savings, 3 lie above 0 with the whole interval; that "
+        "they are so many is not accounted for."
     )
-    assert "falls by 0.070" in first
-    assert "saturation oracle skips at 100 % agreement on prose falls by 4.0 points" in first
-    assert second.endswith("nothing can be said, too few documents.")
-    unsure = tuple(replace(pair, adjusted=0.4) for pair in comparison.pairs[:6])
-    assert said(unsure) == ["qwen3-8b → qwen3-8b-it (base ↔ tuned): no difference is sure."]
-    assert [probability(p) for p in (None, 0.0001, 0.0123)] == ["–", "< 0.001", "0.012"]
-
-
-def test_trends_claim_only_what_holds(comparison):
-    text = Page(trends_section(comparison)).text
+    few = [entry for entry in comparison.validity if entry.bases < 12]
+    assert validity_words(few) == [
+        "Which score tells what is saved cannot be told: 5 independently trained models were measured, 12 "
+        "are needed."
+    ]
+    assert validity_words([]) == []
+    page = Page(validity_section(comparison))
     assert re.search(
-        r"On prose[^:]*: Saturation oracle skips at 100 % agreement falls by 0\.08 per generation", text
+        r"Saturation oracle skips at 100 % agreement\s*local\s*95 % agreement\s*0\.70", page.text
     )
-    assert "Nothing is claimed of the other 2 of 3 trends." in text
-    saved = replace(comparison.trends[0], figure="saving, agreement=0.95 | h100")
-    html = trends_section(replace(comparison, trends=(saved,)))
-    assert 'class="kind predicted"' in html
-    assert 'class="kind measured"' not in html
-    chance = replace(comparison, trends=tuple(replace(one, adjusted=0.5) for one in comparison.trends))
-    assert "Nothing is claimed of 3 of 3 trends." in Page(trends_section(chance)).text
-
-
-def test_validity_claims_only_with_models_enough(comparison):
-    lines = claims(comparison.validity)
-    assert lines[0].startswith(
-        "Saturation oracle skips at 100 % agreement against predicted savings (95 % agreement, h100): ranks"
-    )
-    assert (
-        lines[-1] == "Nothing is claimed against measured savings: 5 independently trained models, 12 needed."
-    )
-    assert not any("against measured savings (" in line for line in lines)
+    assert "5 independently trained models; an interval needs 12" in page.text
+    assert [probability(p) for p in (None, 0.0001, 0.0123)] == ["–", "< 0.001", "0.012"]
 
 
 def test_per_byte_only_where_tokens_differ(comparison):

@@ -16,7 +16,7 @@ from scoring_traces import facts_trace, logits_trace
 
 from offramp.errors import InputError
 from offramp.scoring.card import ESTIMATES, PUBLISHED_EAS
-from offramp.scoring.scoring import exit_ranges, score
+from offramp.scoring.scoring import drawn_figures, exit_ranges, score
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Trace
 
@@ -316,3 +316,17 @@ def test_what_the_published_values_contradict_is_named() -> None:
     newer = f"Qwen2-7B {eas['Qwen2-7B']} → Qwen3-8B {eas['Qwen3-8B']} is higher"
     assert newer in PAGE
     assert f"the only mixture, GPT-OSS-20B, has the highest value of all, {eas['GPT-OSS-20B']}" in PAGE
+
+
+def test_drawn_figures_are_what_the_card_shows() -> None:
+    logits = np.cumsum(np.random.default_rng(1).normal(size=(24 * 9, 4, 5)), axis=1)
+    trace = logits_trace(logits, document=np.repeat(np.arange(24), 9))
+    card = score(trace, draws=200, seed=3)
+    bootstrap, figures = drawn_figures(trace, draws=200, seed=3)
+    eas = {f"eas_{one.similarity}": one.score for one in card.eas_variants}
+    for name, figure in figures.items():
+        if name == "nll":
+            assert figure.values is not None
+            assert figure.values[0] == card.curves.values["nll"][-1]
+        else:
+            assert figure.estimate(bootstrap) == (eas[name] if name in eas else getattr(card, name)), name

@@ -1,4 +1,4 @@
-"""Rank correlations of drawn and permuted points against scipy on points written out one by one; Holm."""
+"""Rank correlations of drawn points against scipy on points written out one by one; Holm."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from offramp.scoring.rank_correlation import (
     LEVEL,
     holm,
     kendall,
-    kendall_permuted,
-    permuted_pairs,
     spearman,
 )
 
@@ -62,17 +60,6 @@ def test_drawn_points_as_if_written_out(seed: int, missing: bool) -> None:
             assert taus[draw, place] == pytest.approx(slow_kendall(first, second, times), nan_ok=True)
             rho = np.nan if constant else stats.spearmanr(one, other).statistic
             assert rhos[draw, place] == pytest.approx(rho, nan_ok=True)
-
-
-@given(SEEDS, st.booleans())
-def test_permuted_points_as_if_moved_by_hand(seed: int, missing: bool) -> None:
-    generator = np.random.default_rng(seed)
-    firsts, second = tied_points(generator, missing=missing)
-    orders = np.stack([generator.permutation(len(second)) for _ in range(4)])
-    found = kendall_permuted(firsts, second, permuted_pairs(orders))
-    for draw, order in enumerate(orders):
-        alone = kendall(firsts, second[order], np.ones((1, len(second))))[0]
-        assert found[draw] == pytest.approx(alone, nan_ok=True)
 
 
 @given(SEEDS)

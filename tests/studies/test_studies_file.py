@@ -230,15 +230,11 @@ TRAININGS = [
     (TRAIN + "[large]\n", "line 8, trainings[1]", "stay on disk"),
     (TRAIN + '[[exclude]]\ntraining = "lens"\n', "line 12, exclude[1].training", "no training 'lens'"),
 ]
-A_PAIR = '[[pairs]]\nkind = "k"\nfirst = "a"\n'
 CELLS = [
     ('[[exclude]]\nmodel = "b"\n', "line 9, exclude[1].model", "no model 'b'"),
     ("[[exclude]]\n", "line 8, exclude[1]", "without a key"),
     ('[[exclude]]\nkind = "score"\nmachine = "h100"\n', "line 8, exclude[1]", "matches no cell"),
     ('[[exclude]]\nmodel = "a"\n', "line 8, exclude", "no cell is left"),
-    (A_PAIR + 'second = "bb"\n', "line 11, pairs[1].second", "names no model of the study: 'bb'"),
-    (A_PAIR + 'second = "a + int8"\n', "line 11, pairs[1].second", "'a + int8'"),
-    (A_PAIR + 'second = "a"\n', "line 11, pairs[1].second", "with itself"),
 ]
 COMBINED = "[combine]\naccelerations = "
 DECODED = [
@@ -317,7 +313,6 @@ def test_settings_that_are_wrong(tmp_path: Path, settings: str, where: str, said
         # Neither is here: they are one by their source.
         (AXES.replace('"a"', '"b/c", { name = "again", source = "b/c" }'), "line 1, models[2]"),
         (AXES.replace('"h100"', '"h100", { name = "mine", source = "h100" }'), "line 3, machines[2]"),
-        (AXES.replace('"a"', '"a", "b"') + 2 * (A_PAIR + 'second = "b"\n'), "line 13, pairs[2]"),
     ],
 )
 def test_two_cells_that_are_one(tmp_path: Path, text: str, where: str) -> None:
@@ -358,14 +353,17 @@ def test_a_folder_that_is_no_model_is_wrong_input(tmp_path: Path) -> None:
     assert "line 1, models[1].source" in caught.value.where
 
 
-def test_a_pair_of_models_that_excludes_keep_apart(tmp_path: Path) -> None:
+def test_what_is_no_longer_read_says_what_to_use_instead(tmp_path: Path) -> None:
     small_world(tmp_path)
-    apart = 'models = ["a", "b"]\nworkloads = ["txt:one.txt", "txt:two.txt"]\nmachines = ["h100"]\n'
-    excludes = [("a", "txt:one.txt"), ("b", "txt:two.txt")]
-    tables = "".join(f'[[exclude]]\nmodel = "{model}"\nworkload = "{text}"\n' for model, text in excludes)
-    with pytest.raises(InputError, match="a and b have no workload and heads in common") as caught:
-        plan_of(tmp_path, f'{apart}{tables}[[pairs]]\nkind = "k"\nfirst = "a"\nsecond = "b"\n')
-    assert "line 15, pairs[1]" in caught.value.where
+    with pytest.raises(InputError, match="pairs is no longer read here") as caught:
+        plan_of(tmp_path, f'{AXES}[[pairs]]\nkind = "k"\nfirst = "a"\nsecond = "b"\n')
+    assert "line 9, pairs" in caught.value.where
+    assert "experiments/claims/pairs.py --pairs FILE" in caught.value.fix
+    model = '[[models]]\nname = "a"\npublished_eas = 0.5\n'
+    with pytest.raises(InputError, match="published_eas is no longer read here") as caught:
+        plan_of(tmp_path, f'workloads = ["txt:one.txt"]\n{model}')
+    assert "line 9, models[1].published_eas" in caught.value.where
+    assert "experiments/claims/eas_fit.py" in caught.value.fix
 
 
 def test_quantisation_of_a_family_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,6 @@ def keys_of(plan: Plan, kind: str | None = None) -> set[str]:
 
 
 SETTINGS = {"name": "s", "tokens": 64, "threads": 1}
-SIDES = ("first", "second")
 SOURCES = {"workloads": "source", "policies": "policy", "machines": "source"}
 """What an entry of an axis is besides its name."""
 AXES: dict[str, list[Any]] = {
@@ -56,11 +55,6 @@ AXES: dict[str, list[Any]] = {
         {"name": "trained", "kind": "lens", "steps": 9},
     ],
 }
-PAIRS = [
-    {"kind": "k", "first": "a", "second": "b"},
-    {"kind": "k", "first": "b", "second": "a"},
-    {"kind": "l", "first": "a", "second": "a + prune:drop=1"},
-]
 
 
 def plan_from(world: Path, values: dict[str, Any]) -> Plan:
@@ -81,10 +75,6 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     study: dict[str, Any] = {axis: draw(entries(axis)) for axis in AXES}
     if "none" not in study["trainings"]:
         study["heads"] = ["none"]  # nothing would be read through others
-    pruned = [f"{model} + prune:drop=1" for model in study["models"] if "prune:drop=1" in study["transforms"]]
-    members = {*pruned, *(study["models"] if "none" in study["transforms"] else ())}
-    known = [pair for pair in PAIRS if {pair["first"], pair["second"]} <= members]
-    study["pairs"] = [pair for pair in known if draw(st.booleans())]
     if "local" in study["machines"] and "league" in study["policies"] and draw(st.booleans()):
         study["decode"] = {}
     if draw(st.booleans()):
@@ -106,10 +96,9 @@ def relabelled(study: dict[str, Any]) -> dict[str, Any]:
     """The study under other names, with other facts about its models."""
     facts = {"family": "F", "released": "2020-01", "stage": "base", "generation": 7}
     models = [{"name": f"my {name}", "source": name, **facts} for name in study["models"]]
-    pairs = [{"kind": "other", **{side: f"my {pair[side]}" for side in SIDES}} for pair in study["pairs"]]
     labels = {"title": "T", "description": "D", "name": "t"}
     others = {axis: [renamed(key, entry) for entry in study[axis]] for axis, key in SOURCES.items()}
-    return {**study, **others, "models": models, "pairs": pairs, "study": {**SETTINGS, **labels}}
+    return {**study, **others, "models": models, "study": {**SETTINGS, **labels}}
 
 
 def renamed(key: str, entry: Any) -> Any:
@@ -143,13 +132,12 @@ BASE: dict[str, Any] = {
     "machines": ["h100", "local"],
     "policies": ["league", "tuned", ONE],
     "heads": [LENS],
-    "pairs": [{"kind": "k", "first": "a", "second": "a + prune:drop=1"}],
     "transforms": ["none", "prune:drop=1"],
     "decode": {},
     "combine": COMBINE,
 }
-OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine", "pair"}
-OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode", "pair"}
+OF_MODEL = {"heads", "trace", "profile", "score", "replay", "league", "tune", "decode", "combine"}
+OF_TRACE = {"trace", "score", "replay", "league", "tune", "decode"}
 SEARCHED = {"league", "tune", "decode"}
 
 
@@ -171,7 +159,6 @@ def in_order(value: object) -> str:
         ({"floors": [0.95, 0.90]}, SEARCHED),
         ({"seed": 1}, OF_MODEL - {"profile"}),
         ({"draws": 500}, {"score"}),
-        ({"draws": 20_000}, {"score", "pair"}),
         ({"title": "T", "description": "D"}, set()),
     ],
     ids=in_order,
@@ -309,10 +296,10 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
         for changed, kinds in (
             ("tracing/tracer.py", set(PACKAGES)),
             ("scoring/eas.py", set(PACKAGES) - {"trace", "heads", "training"}),
-            ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "training", "score", "pair"}),
+            ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "training", "score"}),
             ("tuning/ranking.py", {"league", "tune", "certify", "profile", "decode", "combine"}),
             ("decoding/measurement/plain_timing.py", {"certify", "profile", "decode", "combine"}),
-            ("studies/work/pair.py", {"pair"}),
+            ("studies/work/score.py", {"score"}),
             ("studies/work/inputs.py", set(PACKAGES)),
             ("studies/plan.py", set()),
             ("report/page.py", set()),

@@ -36,10 +36,6 @@ name = "none"
 [[heads]]
 name = "lens"
 fit = ["one"]
-[[pairs]]
-kind = "as it is ↔ pruned"
-first = "a"
-second = "a + prune:drop=1"
 [decode]
 [combine]
 accelerations = ["prune:drop=2", "prompt_lookup"]
@@ -77,7 +73,6 @@ def test_cells_are_the_product_of_the_axes(wide: Plan) -> None:
         "replay": rows * 2,
         "decode": rows,
         "combine": 2 * 2,
-        "pair": 2 * 2,
     }
     assert Counter(task.kind for task in plan.tasks.values()) == {
         **Counter(kinds_of(plan.cells)),
@@ -117,14 +112,13 @@ def test_a_text_that_is_continued_is_found_beside_the_study(world: Path) -> None
 
 
 def test_what_tasks_need(wide: Plan) -> None:
-    kinds = ("trace", "decode", "pair")
+    kinds = ("trace", "decode")
     roles = {(kind, tuple(sorted(task.needs))) for kind in kinds for task in tasks_of(wide, kind)}
     assert roles == {
         ("trace", ()),
         ("trace", ("heads",)),
         ("decode", ("league", "profile", "trace")),
         ("decode", ("heads", "league", "profile", "trace")),
-        ("pair", ("first", "second")),
     }
     for decode in tasks_of(wide, "decode"):
         league = wide.tasks[decode.needs["league"]]
@@ -141,7 +135,7 @@ def test_jobs_come_after_what_they_need(wide: Plan) -> None:
         assert job.memory_bytes == max(task.estimate.memory_bytes or 0 for task in job.tasks) > 0
         done |= own
     order = [job.tasks[0].kind for job in wide.jobs]
-    stages = ["profile", "heads", "trace", "pair", "decode", "combine"]
+    stages = ["profile", "heads", "trace", "decode", "combine"]
     assert order == sorted(order, key=stages.index)
     assert {job.tasks[0].kind for job in wide.jobs if job.exclusive} == {"profile", "decode", "combine"}
     traces = [job.name for job in wide.jobs if job.tasks[0].kind == "trace"]
@@ -155,8 +149,6 @@ def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     assert plan.study["study"]["name"] == "small"
     second = plan.study["models"][1]
     assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second
-    assert plan.study["pairs"][0]["name"] == "a ↔ a + prune:drop=1"
-    assert {cell.model for cell in plan.cells if cell.kind == "pair"} == {"a ↔ a + prune:drop=1"}
     path = tmp_path / "STUDY.toml"
     assert plan.study["file"]["path"] == str(path)
     path.write_text(path.read_text() + "# edited\n")

@@ -40,13 +40,12 @@ from offramp.decoding.measurement.contenders import GENERATE, NEVER
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.decoding.measurement.results import BenchResult
-from offramp.errors import InputError, ModelError, OfframpError
+from offramp.errors import ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay import replay_intervals
 from offramp.records.typed import finite_json, from_json
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.paired import paired_differences
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NO_EXITS
 from offramp.studies.work.decoding_choice import best_of_ranking
@@ -170,19 +169,17 @@ def test_the_text_of_a_trace_is_counted(bench: Bench, traced: Path, trace: offra
 
 def test_the_same_recipe_gives_the_same_bytes(bench: Bench, traced: Path, profiled: Path) -> None:
     """All kinds that take no timings, run twice; the trace also from where a killed one stopped."""
-    again = bench.run(bench.trace_task(), name="again")
-    assert files_of(again) == files_of(traced)
+    assert files_of(bench.run(bench.trace_task(), name="again")) == files_of(traced)
     killed = Path(shutil.copytree(traced, bench.root / "killed"))
     (killed / "trace" / "manifest.json").unlink()
     (killed / "text.json").unlink()
     assert files_of(bench.run(bench.trace_task(), name="killed")) == files_of(traced)
-    inputs = {"trace": traced, "profile": profiled, "first": traced, "second": again}
+    inputs = {"trace": traced, "profile": profiled}
     tasks = (
         planned("score", {"draws": 50, "seed": SEED}),
         on_machine("replay", policy=POLICY, kv="propagate", batch=1),
         on_machine("league", floors=[0.9]),
         on_this_machine("tune", floors=[0.5]),
-        planned("pair", {"draws": 50, "seed": SEED}),
     )
     for task in tasks:
         first, second = (bench.run(task, inputs, name=f"{task.kind} {place}") for place in "ab")
@@ -278,35 +275,6 @@ def test_a_trace_of_the_last_exit_alone_gives_an_answer_with_the_reason(bench: B
     found = result_of(bench.run(on_machine("tune", floors=FLOORS), {"trace": traced}, name="no tuning"))
     assert found["tuned"] == []
     assert "no exit before the last" in found["why_empty"]
-
-
-def test_a_pair_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace, tmp_path: Path) -> None:
-    pruned = Bench(tmp_path, Path(bench.model), bench.workload, ("prune:drop=2",))
-    second = pruned.run(pruned.trace_task())
-    folder = bench.run(planned("pair", {"draws": 60, "seed": 3}), {"first": traced, "second": second})
-    other = offramp.Trace.load(second / "trace")
-    assert other.layers == LAYERS - 1
-    assert other.request["model"]["transforms"] == ["prune:drop=2"]
-    sizes = [{k: v.bytes for k, v in read_text_sizes(one).items()} for one in (traced, second)]
-    expected = paired_differences(trace, other, draws=60, seed=3, text_bytes=(sizes[0], sizes[1]))
-    result = result_of(folder)
-    assert result["documents"] == 48
-    assert result["differences"] == [figure.to_json() for figure in expected.figures]
-    scores = [
-        result_of(bench.run(planned("score", {"draws": 60, "seed": 3}), {"trace": one}, name="side"))
-        for one in (traced, second)
-    ]
-    by_name = {one["figure"]: one for one in result["differences"]}
-    assert by_name["bits_per_byte"]["first"] == pytest.approx(scores[0]["bits_per_byte"])
-    assert by_name["bits_per_byte"]["second"] == pytest.approx(scores[1]["bits_per_byte"])
-    for name in ("representation", "saturation_skip", "composite"):
-        assert by_name[name]["second"] == scores[1]["card"][name]["value"]
-
-
-def test_a_pair_of_other_token_counts_is_refused(bench: Bench, traced: Path) -> None:
-    short = bench.run(bench.trace_task(tokens=TOKENS // 2), name="short")
-    with pytest.raises(InputError, match="480 and 240 tokens"):
-        bench.run(planned("pair", {"draws": 60, "seed": 3}), {"first": traced, "second": short})
 
 
 def heads_task(bench: Bench, **changes: Any) -> Task:

@@ -36,26 +36,27 @@ def compare(
     pair: Annotated[
         list[str] | None,
         typer.Option(
-            "--pair",
-            metavar="A=B",
-            help="Two models to hold against each other: smollm2='smollm2 + int8' (write ' = ' if "
-            "the first name has a =). May be given several times.",
-            show_default=False,
+            "--pair", metavar="A=B", help="Refused: experiments/claims/pairs.py does it.", hidden=True
         ),
     ] = None,
     mixed: Mixed = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare models, strategies and texts: leaderboard, pairs, trends, and which score predicts savings."""
+    """Compare models, strategies and texts: leaderboard, strategies, and scores beside what is saved."""
     from offramp.cli.compare_command import CITATION_FILE, TABLES, new_pages, require_own, write_comparison
     from offramp.report.terminal import comparison_terminal
     from offramp.studies.comparison.reading import read_comparison
 
     out = Output(as_json)
-    pairs = [_read_pair(text) for text in pair or []]
+    if pair:
+        raise InputError(
+            "models are no longer held against each other here",
+            where="--pair",
+            fix="run pairs.py DIR... --pair FIRST SECOND, in experiments/claims of offramp's repository",
+        )
     require_own(output)
     with stage("reading the folders"):
-        comparison = read_comparison(folders, pairs=pairs, mixed=mixed)
+        comparison = read_comparison(folders, mixed=mixed)
     with stage("writing the page"), new_pages(output) as made:
         write_comparison(comparison, made)
     page = output / REPORT_FILE
@@ -70,26 +71,10 @@ def compare(
             "citation": str(output / CITATION_FILE),
             "rows": len(comparison.rows),
             "strategies": len(comparison.strategies),
-            "pairs": len(comparison.pairs),
             "failures": dict(comparison.failures),
             "notes": list(comparison.notes),
         }
     )
-
-
-def _read_pair(text: str) -> tuple[str, str]:
-    """The two models of "A=B"; of "A = B", where a name holds the sign. Raises InputError if not two."""
-    sign = " = " if " = " in text else "="
-    first, separator, second = (part.strip() for part in text.partition(sign))
-    if not (first and separator and second):
-        raise InputError(
-            f"the pair {text!r} does not name two models",
-            where="--pair",
-            fix="write --pair FIRST=SECOND, as --pair smollm2='smollm2 + int8'",
-        )
-    if first == second:
-        raise InputError(f"{first} is paired with itself", where="--pair", fix="name another model")
-    return first, second
 
 
 TABLES = "tables"

@@ -1,4 +1,4 @@
-"""`offramp predict`: a policy on another workload or machine, or a model's saving from its score alone."""
+"""`offramp predict`: a policy on another workload or machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import typer
 from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, refuse_idle
 from offramp.cli.run_contents import contents_at, machine_near, trace_for
-from offramp.cli.run_folder import find_trace
 from offramp.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offramp.tuning.from_scores import ScorePrediction
     from offramp.tuning.predict import Prediction
 
-SCORE, LEVEL = "composite", 0.9
+FORMER = "Refused: experiments/claims/predict.py does it."
 
 
 def predict(
@@ -59,44 +57,23 @@ def predict(
         bool, typer.Option("--unseen", help="Judge on the documents only that tuning did not use.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Draws the documents behind the intervals.")] = 0,
-    from_scores: Annotated[
-        Path | None,
-        typer.Option(
-            "--from-scores",
-            help="Instead of a policy: a .json or .jsonl of other models' scores and savings.",
-            show_default=False,
-        ),
-    ] = None,
-    score: Annotated[str, typer.Option("--score", help="With --from-scores: the score to go by.")] = SCORE,
-    level: Annotated[float, typer.Option("--level", help="With --from-scores: the interval's.")] = LEVEL,
-    floor: Annotated[
-        str | None,
-        typer.Option("--floor", help="With --from-scores: only cells at this floor.", show_default=False),
-    ] = None,
+    from_scores: Annotated[str | None, typer.Option("--from-scores", help=FORMER, hidden=True)] = None,
+    score: Annotated[str | None, typer.Option("--score", help=FORMER, hidden=True)] = None,
+    level: Annotated[str | None, typer.Option("--level", help=FORMER, hidden=True)] = None,
+    floor: Annotated[str | None, typer.Option("--floor", help=FORMER, hidden=True)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict a policy's speed and quality on another trace or machine, and whether its floor holds."""
-    if (policy is None) == (from_scores is None):
+    former = {"--from-scores": from_scores, "--score": score, "--level": level, "--floor": floor}
+    if given := [option for option, value in former.items() if value is not None]:
         raise InputError(
-            "there is nothing to predict with" if policy is None else "a policy and --from-scores are given",
-            where="offramp predict",
-            fix="give a policy, or --from-scores FILE, not both",
+            "a saving is no longer predicted from a score here",
+            where=", ".join(given),
+            fix="run experiments/claims/predict.py of offramp's repository on tables/ of offramp compare",
         )
-    only_scores = {"--score": score != SCORE, "--level": level != LEVEL, "--floor": floor is not None}
-    only_policy = {
-        "--batch": batch is not None,
-        "--kv": kv is not None,
-        "--unseen": unseen,
-        "--seed": seed != 0,
-    }
-    if from_scores is None:
-        refuse_idle({option: (given, "with a policy", "") for option, given in only_scores.items()})
-    else:
-        refuse_idle({option: (given, "with --from-scores", "") for option, given in only_policy.items()})
+    if policy is None:
+        raise InputError("there is nothing to predict with", where="offramp predict", fix="give a policy")
     out = Output(as_json)
-    if from_scores is not None:
-        _predict_from_score(out, trace, from_scores, score, level, floor, hardware)
-        return
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
@@ -104,7 +81,7 @@ def predict(
     from offramp.tuning.tuned import Tuned
 
     require_seed(seed)
-    named = named_policy(str(policy))
+    named = named_policy(policy)
     refuse_idle(
         {"--unseen": (unseen and not isinstance(named, Tuned), "with a policy that was not tuned", "")}
     )
@@ -114,27 +91,6 @@ def predict(
         found = predict_policy(named, loaded, hardware=machine, batch=batch, kv=kv, seed=seed, unseen=unseen)
     _show(out, found)
     out.finish(_to_json(found))
-
-
-def _predict_from_score(
-    out: Output,
-    trace: Path,
-    cells: Path,
-    score: str,
-    level: float,
-    floor: str | None,
-    machine: str | None,
-) -> None:
-    from offramp.scoring.scoring import score as score_trace
-    from offramp.tracing.trace import Trace
-    from offramp.tuning.from_scores import predict_from_score, read_cells
-
-    known = read_cells(cells)
-    with stage("scoring"):
-        card = score_trace(Trace.load(find_trace(trace)))
-    found = predict_from_score(known, card, score, level, floor=floor, machine=machine)
-    _show_score(out, found)
-    out.finish(asdict(found))
 
 
 def _show(out: Output, found: Prediction) -> None:
@@ -206,21 +162,6 @@ def _shift_cells(quantiles: tuple[float, ...], agreement: float, calibration: fl
 
     shown = [decimal(quantiles[place], 3) for place in (0, 2, 4)] if quantiles else ["", "", ""]
     return [*shown, percent(agreement), "" if calibration is None else decimal(calibration, 3)]
-
-
-def _show_score(out: Output, found: ScorePrediction) -> None:
-    from offramp.report.formats import counted, percent, range_text
-
-    interval = range_text(percent(found.low), percent(found.high))
-    ignored = range_text(*map(percent, found.without_score))
-    for line in (
-        f"{found.score} {found.value:.3f} at {found.floor} on {found.machine}",
-        f"  predicted saving of time: {percent(found.saving)}",
-        f"  at least {found.level:.0%} of such models: {interval} (without the score: {ignored})",
-        f"  from {counted(found.bases, 'independently trained model')}, {counted(found.cells, 'cell')}",
-        *(f"note: {note}" for note in found.notes),
-    ):
-        out.console.print(line, markup=False)
 
 
 def _to_json(found: Prediction) -> dict[str, Any]:

@@ -45,11 +45,13 @@ Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\
 class Table(BaseModel):
     """One table of a file; a key that it does not have is refused.
 
-    hints: what to write in a text that does not fit, by key.
+    hints: what to write in a text that does not fit, by key. former: keys that it had once, and what to use
+    instead of each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     hints: ClassVar[Mapping[str, str]] = {}
+    former: ClassVar[Mapping[str, str]] = {}
 
 
 Given = TypeVar("Given", bound=Table)
@@ -152,6 +154,8 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
     key = str(location[-1]) if location else "the file"
     table = _table_of(kind, location[:-1])
     if _is_unknown(details):
+        if table is not None and key in table.former:
+            return f"{key} is no longer read here", table.former[key]
         what = f"the {source.what} has no entry {key!r}" if len(location) == 1 else f"unknown key {key!r}"
         return what, did_you_mean(key, _keys_of(table))
     if details["type"] == "missing":

@@ -12,8 +12,8 @@ from offramp.report.run_result import RunResult
 from offramp.report.verdict_words import bases, basis_words, transform_sentence
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED
+from offramp.scoring.rank_correlation import BASES_NEEDED
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
-from offramp.tuning.from_scores import BASES_NEEDED
 from offramp.tuning.pricing import BYTES
 from offramp.workloads.packing import SHORTEST_CAP
 

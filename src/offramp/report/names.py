@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import get_args
 
-from offramp.report.formats import NumberFormat, percent, thousandths
 from offramp.report.verdict_words import value_words
-from offramp.studies.comparison.results import SAVING, Row, Strategy, floor_and_machine
+from offramp.studies.comparison.results import Row, Strategy
 from offramp.tuning.floor import Floor, FloorKind
 
 LENS = "logit lens"
@@ -34,39 +33,18 @@ FIGURES: dict[str, str] = {
 KINDS: dict[str, FloorKind] = {kind: kind for kind in get_args(FloorKind)}
 SHARE_FLOORS = ("agreement", "reference_agreement")
 """Kinds of floors that allow more the lower they are; the others are losses."""
-SHARES = ("first_match_skip", "saturation_skip", "time_ceiling_first_match", "time_ceiling_saturation")
 
 
 def figure_name(key: str) -> str:
     """A figure as shown: "composite" -> "Composite"."""
     if key in FIGURES:
         return FIGURES[key]
-    if key.startswith(SAVING):
-        floor, machine = floor_and_machine(key.removeprefix(SAVING))
-        return f"Share of time saved by replay, {floor_shown(floor)}, {machine_shown(machine)}"
     return (key[:1].upper() + key[1:]).replace("_", " ")
-
-
-def figure_format(key: str) -> NumberFormat:
-    """How a figure's numbers are written: shares of layers or time in percent, all others as decimals."""
-    return percent if is_share(key) else thousandths
-
-
-def is_share(key: str) -> bool:
-    """Whether a figure is a share of layers or of time."""
-    return key in SHARES or key.startswith(SAVING)
 
 
 def in_sentence(name: str) -> str:
     """A figure's name within a sentence: "composite"; abbreviations keep their letters."""
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
-
-
-def named(claim: str, key: str) -> str:
-    """A claim that begins with a figure's key, with the figure's name and a full stop."""
-    said = figure_name(key) + claim.removeprefix(key) if claim.startswith(key) else claim
-    said = said[:1].upper() + said[1:]
-    return said if said.endswith(".") else f"{said}."
 
 
 def heads_name(heads: str) -> str:

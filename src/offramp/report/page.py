@@ -21,7 +21,7 @@ from offramp.report.html import fragment, slug
 from offramp.report.passage import passage_section
 from offramp.report.plot.drawing import ramp_rules
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.sections.claims import pairs_section, trends_section, validity_section
+from offramp.report.sections.claims import validity_section
 from offramp.report.sections.curves import layers_section, profiles_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section
@@ -35,7 +35,6 @@ from offramp.report.sections.leaderboard import leaderboard_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
 from offramp.report.sections.potential import components_section
 from offramp.report.sections.provenance import citation_section, compared_section, filters, provenance_section
-from offramp.report.sections.published import published_section
 from offramp.report.sections.strategies import bytes_section, certified_section, strategies_section
 from offramp.report.sections.trained import trained_section
 from offramp.report.sections.training import training_section
@@ -147,10 +146,7 @@ NAVIGATION = (
     ("certified", "Certified"),
     ("strategies", "Strategies"),
     ("profiles", "Layers"),
-    ("pairs", "Pairs"),
-    ("trends", "Trends"),
-    ("validity", "Validity"),
-    ("eas", "Published"),
+    ("validity", "Scores"),
     ("combined", "Combined"),
     ("bytes", "Per byte"),
     ("downloads", "Tables"),
@@ -181,17 +177,12 @@ def render_comparison(comparison: Comparison) -> str:
         "strategies": strategies_section(comparison),
         "certified": certified_section(comparison),
         "profiles": profiles_section(comparison),
-        "pairs": pairs_section(comparison),
-        "trends": trends_section(comparison),
         "validity": validity_section(comparison),
-        "eas": published_section(comparison),
         "combined": combined_sections(comparison),
         "bytes": bytes_section(comparison),
         "downloads": downloads_section(comparison_tables(comparison)),
         "cite": citation_section(comparison),
-        "glossary": fragment(
-            "glossary", "comparison", comparison.pairs, comparison.trends, comparison.validity
-        ),
+        "glossary": fragment("glossary", "comparison", comparison.validity),
     }
     links = [(identity, name) for identity, name in NAVIGATION if sections[identity]]
     return fragment("comparison", "page", comparison.title, links, sections.values())

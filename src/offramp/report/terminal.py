@@ -47,9 +47,8 @@ from offramp.report.ranking import (
     has_defect,
 )
 from offramp.report.run_result import RunResult
-from offramp.report.sections.claims import claims, said
+from offramp.report.sections.claims import validity_words
 from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
-from offramp.report.sections.published import published_claims
 from offramp.report.sections.trained import trained_groups
 from offramp.report.timing import PolicyNames
 from offramp.report.verdict_rows import VerdictRow, verdict_rows
@@ -151,7 +150,7 @@ SCORES: tuple[tuple[str, str, NumberFormat], ...] = (
 
 
 def comparison_terminal(comparison: Comparison, console: Console) -> None:
-    """Print the answer, models, the fastest strategies, what trainings, pairs and scores say, failures."""
+    """Print the answer, models, the fastest strategies, what trainings and scores say, failures."""
     style = DECISION_STYLES.get(comparison_decision(comparison), "yellow")
     console.print()
     console.print(f"[bold {style}]{escape(comparison_headline(comparison))}[/]")
@@ -167,8 +166,7 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         console.print(strategies_table(best))
         _print_reasons([found for one in best[:SHOWN_ROWS] for found in _figures(one)], console)
     trained = [f"{name}: {' '.join(sentences)}" for name, sentences in trained_groups(comparison)]
-    findings = [*trained, *advices(comparison), *said(comparison.pairs), *claims(comparison.validity)]
-    findings += published_claims(comparison.eas)
+    findings = [*trained, *advices(comparison), *validity_words(comparison.validity)]
     if findings:
         console.print()
         for sentence in findings:

@@ -1,18 +1,20 @@
-"""Kendall's tau-b and Spearman's rho of points, for many resamples or permutations of them at once.
+"""Kendall's tau-b and Spearman's rho of points, for many resamples of them at once.
 
 A point may lack a coordinate (NaN); a pair of points counts where both have both coordinates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
+
+BASES_NEEDED = 12
+"""Independently trained models below which nothing is said of models in general."""
 
 
 def kendall(firsts: Values, second: Values, weights: Values) -> Values:
@@ -28,29 +30,6 @@ def kendall(firsts: Values, second: Values, weights: Values) -> Values:
     known_too, other = _pairs_of(second[None], above, below)
     untied = (drawn @ (np.abs(signs) * known_too)) * (drawn @ (np.abs(other) * known))
     return _ratio(drawn @ (signs * other), np.sqrt(untied))
-
-
-def permuted_pairs(permutations: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each pair of points i < j comes from: int64 [draws, pairs], places in a matrix [points, points].
-
-    permutations: int64 [draws, points].
-    """
-    count = permutations.shape[1]
-    above, below = np.triu_indices(count, k=1)
-    return np.asarray(permutations[:, above] * count + permutations[:, below])
-
-
-def kendall_permuted(firsts: Values, second: Values, pairs: NDArray[np.int64]) -> Values:
-    """Tau-b of each first with each permutation of the second: float64 [draws, others], as of `kendall`.
-
-    pairs: of the second's points, as `permuted_pairs` gives them.
-    """
-    above, below = np.triu_indices(len(second), k=1)
-    known, signs = (part.astype(np.float32) for part in _pairs_of(firsts, above, below))
-    both, other = (part.astype(np.float32).ravel() for part in _signs(second))
-    moved = other[pairs]
-    untied_first = np.abs(signs).sum(axis=0) if both.all() else both[pairs] @ np.abs(signs)
-    return _ratio(moved @ signs, np.sqrt(untied_first * (np.abs(moved) @ known)))
 
 
 def spearman(firsts: Values, second: Values, weights: Values) -> Values:
@@ -115,73 +94,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     for rank, place in enumerate(order):
         found[places[place]] = float(adjusted[rank])
     return found
-
-
-MODELS_NEEDED = 3
-"""Below that, the others are no line."""
-
-
-@dataclass(frozen=True)
-class LeftOutErrors:
-    """Medians over models and pairs of workloads of the absolute error, in shares of time; None for too few.
-
-    error: of the line through the others (`left_out_lines`). null_error: of their
-    median saving, which ignores the score.
-    """
-
-    error: float | None
-    null_error: float | None
-
-
-def left_out_errors(pairs: Iterable[tuple[Values, Values]]) -> LeftOutErrors:
-    """The errors of one score. pairs: scores (higher = more suitable) and savings, [models], NaN for none."""
-    errors: list[float] = []
-    null_errors: list[float] = []
-    for scores, savings in pairs:
-        known = np.isfinite(scores) & np.isfinite(savings)
-        own, saved = scores[known], savings[known]
-        if len(own) < MODELS_NEEDED:
-            continue
-        slopes, intercepts = left_out_lines(own, saved)
-        errors += list(np.abs(intercepts + slopes * own - saved))
-        null_errors += list(np.abs(_left_out_medians(np.tile(saved, (len(saved), 1))) - saved))
-    if not errors:
-        return LeftOutErrors(None, None)
-    return LeftOutErrors(float(np.median(errors)), float(np.median(null_errors)))
-
-
-def left_out_lines(scores: Values, savings: Values) -> tuple[Values, Values]:
-    """Slope and intercept of the line through all models but one, for each: float64 [models] x 2.
-
-    The same lines as `offramp.tuning.from_scores.fit_line` fits to the others, all at once: Theil-Sen, with a
-    slope of 0 for one below it. scores, savings: float64 [models].
-    """
-    first, second = np.triu_indices(len(scores), k=1)
-    run = scores[second] - scores[first]
-    apart = np.flatnonzero(run != 0.0)
-    slopes = (savings[second] - savings[first])[apart] / run[apart]
-    order = np.argsort(slopes)
-    first, second, slopes = first[apart][order], second[apart][order], slopes[order]
-    place = np.arange(len(scores))[:, None]
-    kept = (first != place) & (second != place)  # [models, pairs], in the order of their slopes
-    found = np.maximum(_medians_of_kept(slopes, kept), 0.0)
-    return found, _left_out_medians(savings - found[:, None] * scores)
-
-
-def _medians_of_kept(ordered: Values, kept: NDArray[np.bool_]) -> Values:
-    """Medians of some of the rising values, row by row: [values], [rows, values] -> [rows]; 0 of none."""
-    if not len(ordered):
-        return np.zeros(len(kept))
-    counts = kept.sum(axis=1)
-    ranks = kept.cumsum(axis=1)
-    lower, upper = (
-        ordered[np.argmax(ranks == rank[:, None], axis=1)] for rank in ((counts + 1) // 2, counts // 2 + 1)
-    )
-    return np.where(counts > 0, (lower + upper) / 2.0, 0.0)
-
-
-def _left_out_medians(values: Values) -> Values:
-    """Medians of each row without the value on the diagonal: [models, models] -> [models]."""
-    count = len(values)
-    others = values[~np.eye(count, dtype=bool)].reshape(count, count - 1)
-    return np.asarray(np.median(others, axis=1))

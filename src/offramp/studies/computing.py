@@ -31,7 +31,6 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "certify": DECODING,
     "decode": DECODING,
     "combine": DECODING,
-    "pair": SCORING,
 }
 """Packages whose code makes the result, by kind of task."""
 OTHER_WORK: Mapping[str, tuple[str, ...]] = {

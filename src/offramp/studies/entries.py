@@ -43,7 +43,6 @@ AUTO = "auto"
 FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
-Score = Annotated[float, Field(strict=True, gt=0, le=1)]
 Draws = Annotated[int, Field(strict=True, ge=DRAWS_NEEDED, le=MOST_DRAWS)]
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
@@ -103,12 +102,15 @@ class ModelEntry(Entry):
     source: bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may
     be meant: "owner/name@revision". base: the independent training it comes from, by default the name, of
     whatever revision. released: year and month. trust_remote_code: whether code that comes with the model may
-    be run. published_eas: as a study reports it, to hold what is measured against.
+    be run.
     parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
     """
 
     named_alike: ClassVar[tuple[str, ...]] = ("source", "base")
     hints: ClassVar[Mapping[str, str]] = {"released": 'write year and month: released = "2024-11"'}
+    former: ClassVar[Mapping[str, str]] = {
+        "published_eas": "remove it, run the study, and give the values to experiments/claims/eas_fit.py"
+    }
 
     source: Text
     base: Text
@@ -122,7 +124,6 @@ class ModelEntry(Entry):
     hidden: Count | None = None
     vocabulary: Count | None = None
     trust_remote_code: Truth = False
-    published_eas: Score | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -233,19 +234,6 @@ class Exclude(Table):
     training: Text | None = None
     policy: Text | None = None
     machine: Text | None = None
-
-
-class Pair(Table):
-    """Two models to hold against each other. first, second: "model" or "model + transform"."""
-
-    kind: Text
-    first: Text
-    second: Text
-
-    @property
-    def name(self) -> str:
-        """As its cells call the two."""
-        return f"{self.first} ↔ {self.second}"
 
 
 class Certify(Table):

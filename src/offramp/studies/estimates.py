@@ -36,7 +36,7 @@ FEWEST_VISITS = 2
 """Prompts that are decoded whatever the seconds are (`offramp.decoding.measurement.turns`)."""
 PLAIN_CONTENDERS = 3
 """That take turns with the others: the fastest plain decoder, the same again, and never exit."""
-SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5, "pair": 5e-5}
+SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5}
 """Of one token at one exit, by the kind of task that reads a trace."""
 
 TORCH_BYTES = 900_000_000

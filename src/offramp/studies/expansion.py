@@ -46,8 +46,8 @@ class Expanded:
 def expand(study: Study, found: Found) -> Expanded:
     """Every cell of a study.
 
-    Raises InputError, with the line, for two cells that are one and the same, an exclude or a pair that
-    matches nothing, and what does not fit a model that it is asked of.
+    Raises InputError, with the line, for two cells that are one and the same, an exclude that matches
+    nothing, and what does not fit a model that it is asked of.
     """
     return _Expansion(study, found).expanded()
 
@@ -99,7 +99,6 @@ class _Expansion:
         """All cells, in the order of the axes."""
         for row in self.rows():
             self.add_row(row)
-        self.add_pairs()
         self.add_combined()
         for place in range(len(self.study.exclude)):
             if place not in self.used:
@@ -203,28 +202,6 @@ class _Expansion:
         """The entry of the axis of policies with this name."""
         return next(one for one in self.study.policies if one.name == name)
 
-    def add_pairs(self) -> None:
-        """One cell per pair, workload and heads or training that both models were traced with."""
-        for place, pair in enumerate(self.study.pairs):
-            some = False
-            for workload in self.study.workloads:
-                for reader in self.study.readers:
-                    keys = [(side, workload.name, reader.name) for side in (pair.first, pair.second)]
-                    if not all(key in self.traces for key in keys):
-                        continue
-                    variants, traces = zip(*(self.traces[key] for key in keys), strict=True)
-                    label = "" if reader.name == NONE else reader.name
-                    axis = "training" if isinstance(reader, TrainingEntry) else "heads"
-                    cell = Cell("pair", "", pair.name, workload=workload.name, **{axis: label})
-                    self.add_cell(cell, self.recipes.pair(variants, traces), f"{pair.name} · {workload.name}")
-                    some = True
-            if not some:
-                raise InputError(
-                    f"{pair.first} and {pair.second} have no workload and heads in common",
-                    where=self.study.where("pairs", place),
-                    fix="remove the pair, or the excludes of its models",
-                )
-
     def add_combined(self) -> None:
         """One cell per untransformed model and workload."""
         if self.study.combine is None:
@@ -241,7 +218,7 @@ class _Expansion:
     def wanted(self, cell: Cell) -> bool:
         """Whether no exclude matches a cell."""
         names = {key: getattr(cell, key) for key in ("kind", *AXES)}
-        if cell.kind not in ("combine", "pair"):
+        if cell.kind != "combine":
             names |= {key: names[key] or NONE for key in ("transform", "heads", "training")}
         matching = {
             place
@@ -271,9 +248,6 @@ class _Expansion:
             names = [entry.name for entry in getattr(self.study, axis)]
             if getattr(first, key) != getattr(second, key) and getattr(second, key) in names:
                 location = (axis, names.index(getattr(second, key)))
-        if second.kind == "pair":
-            places = [place for place, pair in enumerate(self.study.pairs) if pair.name == second.model]
-            location = ("pairs", places[-1])
         raise InputError(
             f"two cells are one and the same: {first.name} and {second.name}",
             where=self.study.where(*location),

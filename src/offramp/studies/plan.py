@@ -20,7 +20,7 @@ OF_TRACE = ("score", "replay", "league", "tune")
 
 def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[Job, ...]:
     """Jobs in an order in which each comes after what it needs: timings of the machine, heads, traces with
-    all that is made of one, pairs, certificates, and what is timed in decoding.
+    all that is made of one, certificates, and what is timed in decoding.
 
     tasks: by key. names: of the jobs that begin with a task, by its key. threads: of torch.
     """
@@ -31,7 +31,7 @@ def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -
     return tuple(_job(group, names, threads) for _, group in ordered)
 
 
-STAGES = ("profile", "heads", "training", "trace", "pair", "certify", "decode", "combine")
+STAGES = ("profile", "heads", "training", "trace", "certify", "decode", "combine")
 
 
 def _stage(task: Task) -> str:
@@ -93,15 +93,13 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
 
 
 def _described(study: Study, found: Found) -> dict[str, Any]:
-    """Everything that the study says, with sizes of models and texts, the names of the pairs and its file."""
+    """Everything that the study says, with sizes of models and texts and its file."""
     value = study.to_json()
     for model in value["models"]:
         here = found.models[model["name"]]
         model.update({name: getattr(here, name) for name in FILLED_IN})
     for workload in value["workloads"]:
         workload["documents"] = found.workloads[workload["name"]].documents
-    for pair, entry in zip(value["pairs"], study.pairs, strict=True):
-        pair["name"] = entry.name
     if study.path.is_file():
         value["file"] = {"path": str(study.path.absolute()), "sha256": sha256_of_file(study.path)}
     if study.inline:

@@ -35,7 +35,6 @@ class PlannedModel:
     layers: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None
-    published_eas: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,6 @@ class PlannedEntry:
     name: str
     source: str = ""
     documents: int | None = None
-
-
-@dataclass(frozen=True)
-class PlannedPair:
-    """Two models to hold against each other."""
-
-    name: str
-    kind: str
-    first: str
-    second: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,6 @@ class PlannedStudy:
     workloads: tuple[PlannedEntry, ...]
     transforms: tuple[PlannedEntry, ...]
     machines: tuple[PlannedEntry, ...]
-    pairs: tuple[PlannedPair, ...] = ()
     certify: PlannedStage | None = None
     decode: PlannedStage | None = None
     file: PlannedFile | None = None

@@ -11,7 +11,6 @@ from offramp.models.devices import CPU, find_device
 from offramp.models.memory import parse_size
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
-from offramp.scoring.paired import PAIRED_DRAWS
 from offramp.studies.computing import code_of, plug_ins_of, versions_of
 from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TrainingEntry, TransformEntry
 from offramp.studies.estimates import (
@@ -268,13 +267,6 @@ class Recipes:
             transforms=texts,
             made_of=steps if policy is None else (*steps, policy),
         )
-
-    def pair(self, variants: Sequence[Variant], traces: Sequence[Task]) -> Task:
-        """The differences of two traces."""
-        recipe = {"draws": max(self.settings.draws, PAIRED_DRAWS), "seed": self.settings.seed}
-        estimate = reading_estimate(self.study, variants[0].sizes, "pair")
-        needs = {role: trace.key for role, trace in zip(("first", "second"), traces, strict=True)}
-        return self._task("pair", recipe, estimate, needs=needs)
 
     def _priced(
         self,

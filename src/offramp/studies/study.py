@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
@@ -25,7 +25,6 @@ from offramp.studies.entries import (
     Large,
     MachineEntry,
     ModelEntry,
-    Pair,
     PolicyEntry,
     Settings,
     TrainingEntry,
@@ -43,6 +42,10 @@ TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "h
 class Study(Table):
     """A whole study file. Lines in errors are known if `read_study` read it."""
 
+    former: ClassVar[Mapping[str, str]] = {
+        "pairs": "move them to a file of their own, and give it to experiments/claims/pairs.py --pairs FILE"
+    }
+
     settings: Settings = Field(alias="study")
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
@@ -57,7 +60,6 @@ class Study(Table):
         default=(MachineEntry(name=LOCAL, source=LOCAL),), min_length=1
     )
     exclude: tuple[Exclude, ...] = ()
-    pairs: tuple[Pair, ...] = ()
     certify: Certify | None = None
     decode: Decode | None = None
     combine: Combine | None = None

@@ -130,29 +130,6 @@ def check_excludes(study: Study) -> None:
                 )
 
 
-def check_pairs(study: Study) -> None:
-    """Refuse pairs of models that the study does not have, or of one with itself."""
-    members = [
-        f"{model.name} + {transform.name}" if transform.label else model.name
-        for model in study.models
-        for transform in study.transforms
-    ]
-    for place, pair in enumerate(study.pairs):
-        for key in ("first", "second"):
-            if getattr(pair, key) not in members:
-                raise InputError(
-                    f"the pair names no model of the study: {getattr(pair, key)!r}",
-                    where=study.where("pairs", place, key),
-                    fix=did_you_mean(getattr(pair, key), members),
-                )
-        if pair.first == pair.second:
-            raise InputError(
-                f"{pair.first} is paired with itself",
-                where=study.where("pairs", place, "second"),
-                fix="name another model",
-            )
-
-
 def check_decoding(study: Study) -> None:
     """Refuse decoding that nothing chooses policies for, or that cannot be timed."""
     for name, table in (("decode", study.decode), ("combine", study.combine)):
@@ -269,7 +246,6 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_certify,
     check_decoding,
     check_excludes,
-    check_pairs,
 )
 """In the order in which they are made; a later one relies on those before."""
 

@@ -37,7 +37,7 @@ class Task:
     kind: a name of `offramp.studies.work.registry.WORKS`. recipe: everything that changes the result (JSON):
     fingerprints, sizes, seed, threads, code and library versions; and nothing that does not, such as the
     names that the study gives. needs: keys of tasks whose results it reads, by role ("trace", "heads",
-    "profile", "league", "first", "second"). exclusive: whether it takes timings, and so runs alone.
+    "profile", "league"). exclusive: whether it takes timings, and so runs alone.
     sources: where its input lies on this machine (role -> path, Hub id or text of a workload); of no
     consequence for the result, which the fingerprints in the recipe pin down. blocked: why it cannot be run
     here, None if it can.
@@ -112,7 +112,7 @@ class Job:
 class Plan:
     """A study laid out: its cells, the tasks behind them (shared ones included) and the jobs that run them.
 
-    study: the study as a JSON object (names, models with their facts, pairs, settings), as written into the
+    study: the study as a JSON object (names, models with their facts, settings), as written into the
     study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
     it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
     damaged: names of those models among them whose files are not whole or not safe.

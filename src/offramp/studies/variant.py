@@ -26,6 +26,6 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As pairs name it."""
+        """As shown: "smollm2 + int8"."""
         label = self.transform.label
         return f"{self.model.entry.name} + {label}" if label else self.model.entry.name

@@ -21,7 +21,7 @@ from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
-from offramp.studies.work import inputs, league, pair, replay, score, tune
+from offramp.studies.work import inputs, league, replay, score, tune
 from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.registry import WORKS
 from offramp.studies.work.text_size import TextSize, write_text_sizes
@@ -34,6 +34,9 @@ POLICY = "static:exit=4"
 WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
 MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
 FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
+
+FORMER = {"pairs": [{"kind": "k", "first": "alpha", "second": "alpha-it", "name": "alpha ↔ alpha-it"}]}
+"""What plans of older studies say, and nothing reads any more."""
 
 UNDECODED = {
     "bench": None,
@@ -52,7 +55,7 @@ class StudyCase:
         self.cells: list[Cell] = []
         self.tasks: dict[str, Task] = {}
         self.traces: dict[Path, Trace] = {}
-        for module in (inputs, league, pair, replay, score, tune):
+        for module in (inputs, league, replay, score, tune):
             if hasattr(module, "trace_of"):
                 patch.setattr(
                     module, "trace_of", lambda context, role="trace": self.traces[context.input(role)]
@@ -62,14 +65,13 @@ class StudyCase:
         """What the plan says of the study."""
         settings = {"tokens": DOCUMENTS * LENGTH, "dtype": "float32", "threads": 1, "floors": FLOORS}
         named = {"name": "made-up", "title": "", "description": "Two models on two texts."}
-        pairs = [{"kind": "base ↔ tuned", "first": "alpha", "second": "alpha-it", "name": "alpha ↔ alpha-it"}]
         return {
             "study": {**named, **settings, "seed": 0, "draws": 200},
             "models": [{"base": model["name"], **FACTS, **model} for model in MODELS],
             "workloads": [{"name": name} for name in WORKLOADS],
             "transforms": [],
             "machines": [],
-            "pairs": pairs,
+            **FORMER,
         }
 
     def add(self, cell: Cell | None, task: Task) -> Task:
@@ -223,10 +225,6 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
             searched = model == "alpha" and workload == "prose"  # searching takes a while
             kinds = ("score", "league", "tune", "replay") if searched else ("score",)
             case.add_row(model, workload, trace, kinds)
-    for workload in WORKLOADS:
-        needs = {"first": traces["alpha", workload], "second": traces["alpha-it", workload]}
-        cell = Cell("pair", "", "alpha ↔ alpha-it", workload=workload)
-        case.finish(case.add(cell, case.task("pair", {"draws": 400, "seed": 0}, needs=needs)))
     needs = {"trace": traces["alpha", "prose"], "league": league_task(case, 0.9, POLICY)}
     decode = case.task("decode", {"floor": 0.9}, needs=needs)
     case.finish(
@@ -253,3 +251,4 @@ def _add_undone(case: StudyCase) -> None:
     blocked = Task("score", {"draws": 2}, blocked="it is not on this machine")
     case.add(Cell("score", "", "alpha", "absent", "prose"), blocked)
     case.add(Cell("score", "", "alpha", "later", "prose"), case.task("score", {"draws": 3}))
+    case.add(Cell("pair", "", "alpha ↔ alpha-it", workload="prose"), Task("pair", {"draws": 400}))

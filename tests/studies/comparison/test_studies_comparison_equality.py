@@ -10,7 +10,7 @@ from comparison_traces import bare_row
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import per_byte_notes
-from offramp.studies.comparison.equality import find_models, require_equal, without_twins
+from offramp.studies.comparison.equality import require_equal, without_twins
 from offramp.studies.comparison.results import Row, Saving
 
 A = bare_row("a", "prose", source="study one")
@@ -136,14 +136,6 @@ def test_what_rounding_explains_is_no_other_result() -> None:
     for other in ({**scores, "composite": 0.252}, {**scores, "eas_logit": 0.5}, {"composite": 0.25}):
         with pytest.raises(InputError, match="with different results"):
             without_twins([first, replace(near, candidates=other)])
-
-
-def test_models_are_found_by_the_name_that_is_shown() -> None:
-    int8 = bare_row("a", "prose", transform="int8")
-    assert find_models([A, B, int8], "a + int8") == [int8]
-    with pytest.raises(InputError, match="no model is called 'a int8'") as refused:
-        find_models([A, B, int8], "a int8")
-    assert refused.value.fix == "choose one of: a + int8"
 
 
 def test_tokens_of_other_lengths_are_said() -> None:

@@ -11,9 +11,9 @@ from comparison_traces import bare_row
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import LACKS, Content, saving_of
 from offramp.studies.comparison.equality import require_equal, without_twins
-from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
+from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
 from offramp.studies.comparison.shared_names import with_shared_names
-from offramp.studies.comparison.transfers import transfer_tables
+from offramp.studies.comparison.validity import validity_of
 from offramp.tuning.verdict import DECIDED
 
 NOTHING = Estimate(None, undefined="not looked at")
@@ -28,10 +28,6 @@ def strategy(model: str, workload: str, machine: str = "local") -> Strategy:
     return Strategy(model, workload, "", machine, "f", "p", "propagate", "", "predicted", *estimates)
 
 
-def pair(first: str, second: str, workload: str) -> PairDifference:
-    return PairDifference("k", first, second, workload, "", "composite", 0.1, 0.2, NOTHING, 0.01, None, 40)
-
-
 def test_one_text_of_two_names_is_put_together() -> None:
     study = content(bare_row("a", "essays", workload_fingerprint="f"), title="study")
     run = content(
@@ -39,7 +35,6 @@ def test_one_text_of_two_names_is_put_together() -> None:
         bare_row("a", "code", workload_fingerprint="g"),
         title="run",
         strategies=(strategy("a", "prose"), strategy("a", "code")),
-        pairs=(pair("a", "b", "prose"),),
         combined=({"model": "a", "workload": "prose"},),
         notes=("a note",),
     )
@@ -47,7 +42,6 @@ def test_one_text_of_two_names_is_put_together() -> None:
     assert first == study
     assert [row.workload for row in second.rows] == ["essays", "code"]
     assert [one.workload for one in second.strategies] == ["essays", "code"]
-    assert [one.workload for one in second.pairs] == ["essays"]
     assert [one["workload"] for one in second.combined] == ["essays"]
     assert second.notes == (
         "a note",
@@ -79,7 +73,6 @@ def test_the_same_weights_are_one_training_whatever_they_are_called() -> None:
         bare_row("a-it", "prose", model_fingerprint="1"),
         bare_row("a-it", "prose", transform="prune:drop=3", model_fingerprint="2"),
         strategies=(strategy("a-it + prune:drop=3", "prose"),),
-        pairs=(pair("a-it", "a-it + prune:drop=3", "prose"),),
         title="run",
     )
     study = content(
@@ -90,7 +83,6 @@ def test_the_same_weights_are_one_training_whatever_they_are_called() -> None:
     assert same == study
     assert [row.model for row in found.rows] == [row.model for row in study.rows]
     assert found.strategies[0].model == "tuned + fewer"
-    assert (found.pairs[0].first, found.pairs[0].second) == ("tuned", "tuned + fewer")
     assert found.notes[0] == "The model a-it of run is the same as tuned of another folder, and is shown so."
 
 
@@ -128,7 +120,7 @@ def test_local_is_one_machine() -> None:
     assert found.strategies[0].machine == "local (fast, 2 threads)"
     assert second.rows[0].measured_speedup == {"p | local (slow, 2 threads)": 1.3}
     scored = [replace(row, candidates={"composite": 0.1}) for row in (*found.rows, *second.rows)]
-    assert list(transfer_tables(scored, ["composite"])) == []  # one machine's savings are not another's
+    assert validity_of(scored) == ()  # one machine's savings are not another's
     same = with_shared_names([one, content(other, machines={"local": "fast, 2 threads"}), content(other)])
     assert same[0] == one
     assert same[1].rows == same[2].rows == (other,)

@@ -1,4 +1,4 @@
-"""Tables: Parquet, CSV and the dataclasses hold the same; units, undefined values, cells for predictions."""
+"""Tables: Parquet, CSV and the dataclasses hold the same; units, undefined values, what is saved."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.comparison.results import Comparison, Strategy, share_saved
 from offramp.studies.comparison.table_lines import CURVES
-from offramp.studies.comparison.tables import comparison_tables, score_cells, write_tables
-from offramp.tuning.from_scores import read_cells
+from offramp.studies.comparison.tables import comparison_tables, write_tables
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)
@@ -54,14 +53,6 @@ COMPARISONS = st.builds(
 )
 """Of any text and any number; what else a table may hold is in `example_comparison`."""
 
-RENAMED = {
-    "validity": {
-        "error": "error_share_of_time",
-        "null_error": "null_error_share_of_time",
-        "within_base": "within_base_kendall",
-    }
-}
-
 
 def written(comparison: Comparison, folder: Path) -> dict[str, tuple[pa.Table, pa.Table]]:
     """What was written, by table: (CSV, Parquet)."""
@@ -79,21 +70,20 @@ def read_csv(source: Any, like: pa.Table) -> pa.Table:
     return pyarrow.csv.read_csv(source, parse_options=lines, convert_options=types)
 
 
-def expected_lines(name: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+def expected_lines(values: tuple[Any, ...]) -> list[dict[str, Any]]:
     """The lines of a table by the fields of its dataclasses: an estimate is three columns."""
     lines = []
     for value in values:
         line: dict[str, Any] = {}
         for field in fields(value):
             part = getattr(value, field.name)
-            column = "p_value_after_holm" if field.name == "adjusted" else field.name
-            column = RENAMED.get(name, {}).get(column, column)
+            column = field.name
             if isinstance(part, Estimate):
                 limits = {column: part.value, f"{column}_low": part.low, f"{column}_high": part.high}
                 line |= {key: finite(limit) for key, limit in limits.items()}
             elif field.name == "gain":
                 line |= {f"gain_{one}": None if part is None else getattr(part, one) for one in GAIN_PARTS}
-            elif field.name != "points":
+            else:
                 line[column] = finite(part) if isinstance(part, float) else part
         lines.append(line)
     return lines
@@ -121,8 +111,8 @@ def test_csv_parquet_and_dataclasses_hold_the_same(comparison: Comparison) -> No
 
 def require_fields(tables: Mapping[str, pa.Table], comparison: Comparison) -> None:
     """Tables that hold one dataclass a line hold all its fields."""
-    for name in ("strategies", "pairs", "trends", "validity"):
-        lines = expected_lines(name, getattr(comparison, name))
+    for name in ("strategies", "validity"):
+        lines = expected_lines(getattr(comparison, name))
         assert tables[name].to_pylist() == lines_in_order(lines, tables[name]), name
 
 
@@ -156,6 +146,7 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
         assert line["eas_hidden_ceiling"] == 0.67
         assert line["bits_per_byte"] == row.bits_per_byte
         assert line["generation"] == row.model.generation
+        assert line["mean_kl_nats"] == row.candidates["mean_kl"]
     profiles = tables["profiles"][1].to_pylist()
     assert len(profiles) == sum(len(row.exits) for row in comparison.rows)
     first = comparison.rows[0]
@@ -169,22 +160,9 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
     assert [line["answer"] for line in certified] == [
         one.answer for row in comparison.rows for one in row.savings
     ]
-    require_fits(tables["eas_fits"][1].to_pylist(), tables["eas_models"][1].to_pylist(), comparison)
     combined = tables["combined"][1].to_pylist()
     assert [line["combination"] for line in combined] == ["plain", "int8", "exits", "int8 + exits"]
     assert combined[3]["interaction"] == pytest.approx(1.0, abs=0.02)
-
-
-def require_fits(fits: list[dict[str, Any]], models: list[dict[str, Any]], comparison: Comparison) -> None:
-    """A line for each fit, and one for each of its models, with all their fields."""
-    for line, fit in zip(fits, comparison.eas, strict=True):
-        said = {field.name: getattr(fit, field.name) for field in fields(fit)}
-        assert line == {**said, "models": len(fit.models), "missing": "mamba-3b"}
-    expected = [(fit.similarity, one) for fit in comparison.eas for one in fit.models]
-    assert [(line["similarity"], line["model"], line["published"], line["fitted"]) for line in models] == [
-        (similarity, one.model, one.published, one.fitted) for similarity, one in expected
-    ]
-    assert [line["left_out"] for line in models] == [one.left_out for _, one in expected]
 
 
 def test_every_curve_of_a_score_card_has_a_column() -> None:
@@ -218,22 +196,27 @@ def test_equal_comparisons_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
         write_tables(example_comparison(), tmp_path / name)
     files = sorted((tmp_path / "one").iterdir())
-    assert len(files) == 2 * len(comparison_tables(example_comparison())) + 1
+    assert len(files) == 2 * len(comparison_tables(example_comparison()))
     for path in files:
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
-def test_cells_are_read_back_for_predictions(tmp_path: Path) -> None:
+def test_savings_are_those_of_the_rows_predicted_and_measured() -> None:
     comparison = example_comparison()
-    write_tables(comparison, tmp_path)
-    cells = read_cells(tmp_path / "cells.jsonl")
-    assert cells == score_cells(comparison)
-    assert len(cells) == sum(len(row.exit_speedup) for row in comparison.rows)
-    row, cell = comparison.rows[1], cells[6]
-    assert (cell.model, cell.base) == ("gpt2 · code", "gpt2")
-    assert (cell.floor, cell.machine) == ("agreement=0.99", "h100")
-    assert cell.saving == share_saved(row.exit_speedup["agreement=0.99 | h100"])
-    assert cell.scores == row.candidates
-    mamba = [cell for cell in cells if cell.base == "mamba-3b"]
-    assert mamba
-    assert all("composite" not in cell.scores for cell in mamba)
+    lines = comparison_tables(comparison)["savings"].to_pylist()
+    assert len(lines) == sum(len(row.exit_speedup) + len(row.measured_speedup) for row in comparison.rows)
+    (row,) = (
+        row for row in comparison.rows if (row.model.shown, row.workload) == ("qwen3-8b + int8", "code")
+    )
+    own = {"model": "qwen3-8b", "transform": "int8", "workload": "code", "heads": "", "base": "qwen3-8b"}
+    place = {"floor": "agreement=0.95", "machine": "local"}
+    for basis, speedups in (("predicted", row.exit_speedup), ("measured", row.measured_speedup)):
+        saved = share_saved(speedups["agreement=0.95 | local"])
+        assert {**own, **place, "basis": basis, "saved_share_of_time": saved} in lines
+
+
+def test_every_candidate_score_has_a_column() -> None:
+    generator = np.random.default_rng(0)
+    card = score(synthetic_trace(generator.random((240, 4)) < 0.5, length=6), draws=40)
+    columns = comparison_tables(example_comparison())["leaderboard"].column_names
+    assert {f"{name}_nats" if name == "mean_kl" else name for name in card.candidates} <= set(columns)

@@ -98,14 +98,13 @@ def facets(comparison: Comparison) -> dict[str, list[str]]:
     places = [(one.floor, one.machine) for one in savings]
     places += [(one.floor, one.machine) for one in comparison.strategies]
     places += [(one.floor, one.machine) for one in comparison.validity]
-    bases = [one.basis for one in comparison.strategies] + [one.basis for one in comparison.validity]
     found = {
         "model": [row.model.shown for row in rows],
         "workload": [row.workload for row in rows],
         "heads": [heads_name(row.heads) for row in rows],
         "machine": [machine_shown(machine) for _, machine in places],
         "floor": [floor_shown(floor) for floor in sorted({floor for floor, _ in places}, key=floor_order)],
-        "basis": bases,
+        "basis": [one.basis for one in comparison.strategies],
     }
     return {name: distinct(values) for name, values in found.items()}
 

@@ -1,1 +1,1 @@
-"""What studies and runs say side by side: leaderboards, pairs, trends and the validity of scores."""
+"""What studies and runs say side by side: leaderboards, strategies, and scores beside what is saved."""

@@ -11,7 +11,6 @@ from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     Lacks,
-    PairDifference,
     Row,
     Saving,
     Strategy,
@@ -71,8 +70,7 @@ DEFECT = "defect"
 
 @dataclass(frozen=True)
 class Content:
-    """What one folder holds. pairs: not adjusted yet. published: EAS by a model's name, done or not, as
-    the study's file gives it. Everything else as in `Comparison`.
+    """What one folder holds, as in `Comparison`.
 
     machines: what each machine's name stands for, in words that differ where machines do, as
     `machine_words` gives them; without the names of which that is not known.
@@ -82,13 +80,11 @@ class Content:
     description: str
     rows: tuple[Row, ...]
     strategies: tuple[Strategy, ...] = ()
-    pairs: tuple[PairDifference, ...] = ()
     combined: tuple[Mapping[str, Any], ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     machines: Mapping[str, str] = field(default_factory=dict)
-    published: Mapping[str, float] = field(default_factory=dict)
 
 
 def machine_words(machine: Mapping[str, Any] | str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,18 +143,6 @@ def without_twins(rows: Iterable[Row]) -> tuple[Row, ...]:
 def cell_of(row: Row) -> Cell:
     """What a row is of."""
     return row.model.shown, row.workload, row.heads
-
-
-def find_models(rows: Sequence[Row], name: str) -> list[Row]:
-    """The rows of a model by its shown name. Raises InputError, with near names, if there is none."""
-    found = [row for row in rows if row.model.shown == name]
-    if not found:
-        known = sorted({row.model.shown for row in rows})
-        near = difflib.get_close_matches(name, known) or known
-        raise InputError(
-            f"no model is called {name!r}", where="--pair", fix=f"choose one of: {', '.join(near)}"
-        )
-    return found
 
 
 def _merged(first: Row, second: Row) -> Row:

@@ -14,13 +14,10 @@ from offramp.files import read_sealed_json, sha256_of_text
 from offramp.scoring.card import STUDY
 from offramp.studies.comparison.content import Content, per_byte_notes
 from offramp.studies.comparison.equality import require_equal, without_twins
-from offramp.studies.comparison.pairs import adjusted, asked_pairs
-from offramp.studies.comparison.published import eas_fits
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
 from offramp.studies.comparison.trained import trained_savings
-from offramp.studies.comparison.trends import trends_of
 from offramp.studies.comparison.validity import validity_of
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
@@ -43,12 +40,12 @@ def offramp_version() -> str:
 
 
 def comparison_key(comparison: Comparison) -> str:
-    """SHA-256 of every result: rows, strategies, pairs and combinations, wherever they were read from."""
+    """SHA-256 of every result: rows, strategies and combinations, wherever they were read from."""
     rows = [
         {name: value for name, value in dataclasses.asdict(row).items() if name not in OF_NO_RESULT}
         for row in comparison.rows
     ]
-    others = [dataclasses.asdict(one) for part in (comparison.strategies, comparison.pairs) for one in part]
+    others = [dataclasses.asdict(strategy) for strategy in comparison.strategies]
     results = {"rows": rows, "others": others, "combined": [dict(one) for one in comparison.combined]}
     return sha256_of_text(json.dumps(results, sort_keys=True))
 
@@ -102,17 +99,13 @@ TITLE = "Models compared"
 """Of a comparison of several folders."""
 
 
-def read_comparison(
-    folders: Sequence[str | Path], *, pairs: Sequence[tuple[str, str]] = (), mixed: bool = False
-) -> Comparison:
+def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Comparison:
     """Compare what folders of studies and of `offramp run` hold.
 
-    pairs: shown names of models to hold against each other, besides those that a study names. mixed: whether
-    to compare different texts, token counts or ways of tracing under one name, and say so.
+    mixed: whether to compare different texts, token counts or ways of tracing under one name, and say so.
 
     Raises InputError for a folder that is neither, folders without a finished score, what may not be compared
-    (see `offramp.studies.comparison.equality`), or a pair that names no model; DamagedFileError for files
-    whose bytes changed.
+    (see `offramp.studies.comparison.equality`); DamagedFileError for files whose bytes changed.
     """
     contents = with_shared_names([read_folder(Path(folder)) for folder in folders])
     rows = without_twins(row for content in contents for row in content.rows)
@@ -124,7 +117,6 @@ def read_comparison(
             fix=f"run the study first: offramp study run{_first_failure(failures)}",
         )
     unequal = require_equal(rows, mixed=mixed)
-    found = [pair for content in contents for pair in content.pairs]
     alone = contents[0] if len(contents) == 1 else None
     strategies = tuple(dict.fromkeys(one for content in contents for one in content.strategies))
     return cited(
@@ -134,10 +126,7 @@ def read_comparison(
             rows=rows,
             strategies=strategies,
             trained=tuple(trained_savings(rows, strategies)),
-            pairs=adjusted([*dict.fromkeys(found), *asked_pairs(rows, pairs)]),
-            trends=trends_of(rows),
             validity=validity_of(rows),
-            eas=eas_fits(rows, _published(contents)),
             combined=tuple(one for content in contents for one in content.combined),
             failures=failures,
             notes=(
@@ -184,11 +173,6 @@ def _first_failure(failures: Mapping[str, str]) -> str:
     for cell, why in failures.items():
         return f" ({cell}: {why})"
     return ""
-
-
-def _published(contents: Sequence[Content]) -> dict[str, float]:
-    """Published EAS by model; the first folder's where two give one model different values."""
-    return {name: value for content in reversed(contents) for name, value in content.published.items()}
 
 
 def _provenance(contents: Sequence[Content]) -> dict[str, Any]:

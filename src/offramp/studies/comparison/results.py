@@ -9,7 +9,6 @@ from typing import Any, Literal
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
-from offramp.studies.comparison.eas_fit import EasFit
 from offramp.studies.work.training_cost import Training
 
 Basis = str
@@ -192,86 +191,24 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class PairDifference:
-    """Second less first of a matched pair in one figure on one workload, over the documents of both.
-
-    kind: "base ↔ tuned", ... . difference: with a 95 % paired bootstrap interval over documents. p_value:
-    two-sided, of the same draws; adjusted: after Holm over all differences of the table. None below 20
-    documents. documents: that both have.
-    """
-
-    kind: str
-    first: str
-    second: str
-    workload: str
-    heads: str
-    figure: str
-    first_value: float | None
-    second_value: float | None
-    difference: Estimate
-    p_value: float | None
-    adjusted: float | None
-    documents: int
-
-
-@dataclass(frozen=True)
-class Trend:
-    """How a figure moves with a property of the models: a Theil-Sen slope over independent models.
-
-    against: "generation", "released" (years) or "log10 parameters". slope: of the figure per unit, with a
-    95 % interval (Sen 1968). low and high are None below 4 models. models: how many. claim: the sentence to
-    print; it claims nothing where the interval holds 0 or models are too few. p_value: two-sided, of
-    Kendall's statistic, None where there is no interval; adjusted: after Holm over all trends of the table.
-    points: model, where it stands, figure. family: "" for all.
-    """
-
-    figure: str
-    against: str
-    family: str
-    workload: str
-    slope: Estimate
-    intercept: float | None
-    models: int
-    claim: str
-    points: tuple[tuple[str, float, float], ...] = ()
-    heads: str = ""
-    p_value: float | None = None
-    adjusted: float | None = None
-
-
-@dataclass(frozen=True)
 class ScoreValidity:
-    """How well one candidate score on workloads A ranks models by what was saved on other workloads B.
+    """How well one candidate score on one text ranks models by what was measured to be saved on another.
 
-    basis: "predicted" or "measured". kendall, spearman: between independent models (cells of one base are
-    averaged first), with an interval from whole models resampled. less_than_oracle: Kendall less that of the
-    saturation oracle, paired. error: median leave-one-model-out error of the saving predicted from the score
-    (share of time); null_error: of the median of the others. within_base: Kendall over the cells of one base,
-    described only. bases, cells: how many, in the pair of workloads that has the fewest. p_value: one-sided,
-    of whole models permuted, None below 12 bases; adjusted: after Holm over the table. claim: the sentence to
-    print; below 12 bases it claims nothing.
+    kendall: tau-b between independent models (cells of one base are averaged first), mean over the ordered
+    pairs of texts, with an interval from whole models resampled; no interval below 12 bases. bases: how many,
+    in the pair of texts that has the fewest.
     """
 
     score: str
-    basis: Basis
     floor: str
     machine: str
     kendall: Estimate
-    spearman: Estimate
-    less_than_oracle: Estimate
-    error: float | None
-    null_error: float | None
-    within_base: float | None
     bases: int
-    cells: int
-    claim: str
-    p_value: float | None = None
-    adjusted: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a comparison shows. eas: beside published values. combined: accelerations together, as JSON.
+    """Everything a comparison shows. combined: accelerations together, as JSON.
 
     failures: cells that failed or were not run, by name, with the reason. provenance: versions, machine,
     study and fingerprints. citation: text of a BibTeX entry.
@@ -282,19 +219,12 @@ class Comparison:
     rows: tuple[Row, ...]
     strategies: tuple[Strategy, ...] = ()
     trained: tuple[TrainedSaving, ...] = ()
-    pairs: tuple[PairDifference, ...] = ()
-    trends: tuple[Trend, ...] = ()
     validity: tuple[ScoreValidity, ...] = ()
-    eas: tuple[EasFit, ...] = ()
     combined: tuple[Mapping[str, Any], ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     citation: str = ""
-
-
-SAVING = "saving, "
-"""Begins the name of a figure: the share of time saved at a place."""
 
 
 def share_saved(speedup: float) -> float:

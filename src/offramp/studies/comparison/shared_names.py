@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 from offramp.studies.comparison.content import Content
 from offramp.studies.comparison.results import (
     ModelFacts,
-    PairDifference,
     Row,
     Strategy,
     floor_and_machine,
     place_text,
 )
-
-Named = TypeVar("Named", Strategy, PairDifference)
 
 DESCRIPTION = ("family", "generation", "released", "parameters", "kind", "stage")
 """What only a study's file says of a model."""
@@ -61,13 +58,11 @@ class _Renaming:
         return replace(
             content,
             rows=tuple(self._row(row) for row in content.rows),
-            strategies=tuple(self._named(one) for one in content.strategies),
-            pairs=tuple(self._named(one) for one in content.pairs),
+            strategies=tuple(self._strategy(one) for one in content.strategies),
             combined=tuple(
                 {**one, **self._names(one.get, ("model", "workload"))} for one in content.combined
             ),
             notes=(*content.notes, *self._notes(content)),
-            published={self._model(name): value for name, value in content.published.items()},
         )
 
     def _row(self, row: Row) -> Row:
@@ -80,18 +75,14 @@ class _Renaming:
             measured_speedup=self._places(row.measured_speedup),
         )
 
-    def _named(self, one: Named) -> Named:
-        """A strategy or a pair under the new names."""
-        names = [field.name for field in fields(one) if field.name in self._kinds]
-        return replace(one, **self._names(lambda name: getattr(one, name), names))
+    def _strategy(self, strategy: Strategy) -> Strategy:
+        return replace(strategy, **self._names(lambda name: getattr(strategy, name), tuple(self._kinds)))
 
     @property
     def _kinds(self) -> Mapping[str, Callable[[str], str]]:
         """How each field that holds a name is renamed."""
         return {
             "model": self._model,
-            "first": self._model,
-            "second": self._model,
             "workload": lambda name: self.texts.get(name, name),
             "machine": self._machine,
         }

@@ -1,8 +1,7 @@
-"""Rows, strategies and pairs of a study's folder: every cell that is done, and why the others are not."""
+"""Rows and strategies of a study's folder: every cell that is done, and why the others are not."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,6 @@ from offramp.decoding.measurement.combined import read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.records.typed import finite_json
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.rank_correlation import LEVEL
 from offramp.scoring.readings import Readings
 from offramp.studies.comparison.content import (
     Content,
@@ -23,7 +20,7 @@ from offramp.studies.comparison.content import (
     saving_of,
 )
 from offramp.studies.comparison.equality import SETTINGS
-from offramp.studies.comparison.results import ModelFacts, PairDifference, Row, Saving, Strategy
+from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
 from offramp.studies.comparison.study_strategies import (
     STRATEGIES,
     Finished,
@@ -41,11 +38,10 @@ from offramp.tracing.request import DEFAULT_CONTEXT
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
 FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
-APART = ("pair", "combine")
-"""Kinds of cells that are no row and no strategy of one."""
-
-SMALLEST = 2
-"""The smallest two-sided p-value of n draws is this over n + 1."""
+APART = "combine"
+"""The kind of cells that are no row and no strategy of one."""
+FORMER = "pair"
+"""A kind of cells that older studies have, and nothing reads any more."""
 
 Axes = tuple[str, str, str, str]
 """Model, transform, workload, heads or training."""
@@ -77,7 +73,8 @@ class StudyReader:
             # What rests on a damaged file is not shown before that is made again.
             rests = any(self.conditions[need] == "damaged" for need in task.needs.values())
             self.conditions[key] = "damaged" if rests else folder.condition(task)
-        self.done = [cell for cell in self.plan.cells if self.conditions[cell.task] == "done"]
+        self.cells = [cell for cell in self.plan.cells if cell.kind != FORMER]
+        self.done = [cell for cell in self.cells if self.conditions[cell.task] == "done"]
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -89,7 +86,7 @@ class StudyReader:
         """Everything at once."""
         by_axes: dict[Axes, list[Finished]] = {}
         for cell in self.done:
-            if cell.kind not in APART:
+            if cell.kind != APART:
                 by_axes.setdefault(axes(cell), []).append(self.finished(cell))
         rows: list[Row] = []
         strategies: list[Strategy] = []
@@ -101,22 +98,19 @@ class StudyReader:
                     strategies += strategies_of(row, cells, self.settings["floors"])
         name = self.settings["name"]
         title = self.settings["title"] or name
-        pairs = tuple(pair for cell in self.done if cell.kind == "pair" for pair in self.pairs(cell))
         return Content(
             title=f"{title} ({self.folder.path.name})" if self.plan.is_run else title,
             description=self.settings["description"],
             rows=tuple(rows),
             strategies=tuple(strategies),
-            pairs=pairs,
             combined=(
                 *(self.combined(cell) for cell in self.done if cell.kind == "combine"),
                 *self.added(),
             ),
             failures=self.failures(),
-            notes=(*self.pair_notes(pairs), *self.undecoded(), *self.untold()),
+            notes=(*self.undecoded(), *self.untold()),
             provenance=self.provenance(),
             machines=self.machines(),
-            published=self.published(),
         )
 
     def untold(self) -> Iterator[str]:
@@ -137,17 +131,12 @@ class StudyReader:
         """What the machines of finished cells are, by the names that the study gives them."""
         found: dict[str, str] = {}
         for cell in self.done:
-            if cell.machine and cell.kind not in APART:
+            if cell.machine and cell.kind != APART:
                 task = self.plan.tasks[cell.task]
                 timed = self.plan.tasks[task.needs["profile"]] if "profile" in task.needs else task
                 if "machine" in timed.recipe:
                     found[cell.machine] = machine_words(timed.recipe["machine"])
         return found
-
-    def published(self) -> dict[str, float]:
-        """Published EAS of each model that has one; plans of an older offramp have none."""
-        found = {name: model.get("published_eas") for name, model in self.models.items()}
-        return {name: value for name, value in found.items() if value is not None}
 
     def finished(self, cell: Cell) -> Finished:
         """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
@@ -242,38 +231,6 @@ class StudyReader:
         facts, whole = self.facts(cell.model, cell.transform), self.models[cell.model].get("layers")
         return facts if whole in (None, layers) else replace(facts, parameters=None)
 
-    def pairs(self, cell: Cell) -> Iterator[PairDifference]:
-        """The differences of one pair on one workload."""
-        pair = next(one for one in self.plan.study["pairs"] if one["name"] == cell.model)
-        result = self.finished(cell).result
-        for found in result["differences"]:
-            names = ("value", "low", "high", "undefined", "no_interval")
-            yield PairDifference(
-                kind=pair["kind"],
-                first=pair["first"],
-                second=pair["second"],
-                workload=cell.workload,
-                heads=cell.reader,
-                figure=found["figure"],
-                first_value=found["first"],
-                second_value=found["second"],
-                difference=Estimate(**{name: found[name] for name in names}),
-                p_value=found["p_value"],
-                adjusted=None,
-                documents=result["documents"],
-            )
-
-    def pair_notes(self, pairs: Sequence[PairDifference]) -> Iterator[str]:
-        """Whether the pairs had too few draws for any of their differences to stay one after Holm."""
-        judged = sum(pair.p_value is not None for pair in pairs)
-        draws = [self.plan.tasks[cell.task].recipe["draws"] for cell in self.done if cell.kind == "pair"]
-        needed = math.ceil(SMALLEST * judged / LEVEL)
-        if judged and min(draws) < needed:
-            yield (
-                f"Pairs: {min(draws):,} draws are too few for {judged} differences: no p-value can be small "
-                f"enough after Holm; {needed:,} draws can."
-            )
-
     def undecoded(self) -> Iterator[str]:
         """Where nothing was decoded, since no policy of the league exits."""
         found = [self.finished(cell) for cell in self.done if cell.kind == "decode"]
@@ -288,7 +245,7 @@ class StudyReader:
 
     def failures(self) -> dict[str, str]:
         """Why each cell is not done that is not, by name."""
-        undone = [cell for cell in self.plan.cells if self.conditions[cell.task] != "done"]
+        undone = [cell for cell in self.cells if self.conditions[cell.task] != "done"]
         return {cell.name: self.why_not(self.plan.tasks[cell.task]) for cell in undone}
 
     def why_not(self, task: Task) -> str:
@@ -319,7 +276,7 @@ class StudyReader:
             "study_fingerprint": sha256_of_text(canonical_json(said)),
             **{name: self.settings[name] for name in sizes},
             "versions": ", ".join(sorted(versions)),
-            "cells": f"{len(self.done)} of {len(self.plan.cells)} done",
+            "cells": f"{len(self.done)} of {len(self.cells)} done",
         }
 
 

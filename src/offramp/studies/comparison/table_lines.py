@@ -8,7 +8,7 @@ from typing import Any
 from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate, number
-from offramp.studies.comparison.results import Comparison, Row
+from offramp.studies.comparison.results import Comparison, Row, floor_and_machine, share_saved
 
 Line = Mapping[str, Any]
 
@@ -44,9 +44,8 @@ CURVES = (
 
 SCORES = tuple(f"{name}_nats" if name == "initial_information" else name for name in ESTIMATES)
 CURVE_COLUMNS = tuple(f"{name}_nats" if name in NATS else name for name in CURVES)
-EAS_VALUES = ("published", "fitted", "left_out")
-P_VALUES = {"adjusted": "p_value_after_holm"}
-"""Columns of fields that are called otherwise in a table."""
+CANDIDATES = {"block_influence": "block_influence", "mean_kl": "mean_kl_nats"}
+"""Columns of the scores that are candidates only."""
 
 
 def leaderboard_lines(comparison: Comparison) -> Iterator[Line]:
@@ -70,6 +69,7 @@ def leaderboard_lines(comparison: Comparison) -> Iterator[Line]:
             column = f"eas_{variant['similarity']}"
             line |= interval(column, Estimate(**variant["score"]))
             line |= {f"{column}_{limit}": number(variant[limit]) for limit in ("ceiling", "floor")}
+        line |= {column: number(row.candidates.get(name)) for name, column in CANDIDATES.items()}
         names = ("bits_per_byte", "bytes_per_token", "characters_per_token")
         yield line | {name: number(getattr(row, name)) for name in names}
 
@@ -134,67 +134,21 @@ def strategies_lines(comparison: Comparison) -> Iterator[Line]:
         yield line
 
 
-def pairs_lines(comparison: Comparison) -> Iterator[Line]:
-    """One line for each difference of a matched pair."""
-    names = ("kind", "first", "second", "workload", "heads", "figure", "documents")
-    numbers = ("first_value", "second_value", "p_value", "adjusted")
-    for pair in comparison.pairs:
-        yield {
-            **{name: getattr(pair, name) for name in names},
-            **{P_VALUES.get(name, name): number(getattr(pair, name)) for name in numbers},
-            **interval("difference", pair.difference),
-        }
-
-
-def trends_lines(comparison: Comparison) -> Iterator[Line]:
-    """One line for each slope."""
-    for trend in comparison.trends:
-        names = ("figure", "against", "family", "workload", "heads", "models", "claim")
-        numbers = ("intercept", "p_value", "adjusted")
-        yield {
-            **{name: getattr(trend, name) for name in names},
-            **{P_VALUES.get(name, name): number(getattr(trend, name)) for name in numbers},
-            **interval("slope", trend.slope),
-        }
+def savings_lines(comparison: Comparison) -> Iterator[Line]:
+    """One line for each share of time that a league's choice saves, predicted or measured."""
+    for row in comparison.rows:
+        for basis, speedups in (("predicted", row.exit_speedup), ("measured", row.measured_speedup)):
+            for place, speedup in speedups.items():
+                floor, machine = floor_and_machine(place)
+                where = {**_where(row), "base": row.model.base, "floor": floor, "machine": machine}
+                yield {**where, "basis": basis, "saved_share_of_time": number(share_saved(speedup))}
 
 
 def validity_lines(comparison: Comparison) -> Iterator[Line]:
     """One line for each candidate score at a floor on a machine."""
-    names = ("score", "basis", "floor", "machine", "bases", "cells", "claim")
-    numbers = {
-        "error": "error_share_of_time",
-        "null_error": "null_error_share_of_time",
-        "within_base": "within_base_kendall",
-        "p_value": "p_value",
-        "adjusted": "p_value_after_holm",
-    }
     for entry in comparison.validity:
-        line = {name: getattr(entry, name) for name in names}
-        line |= {column: number(getattr(entry, name)) for name, column in numbers.items()}
-        for name in ("kendall", "spearman", "less_than_oracle"):
-            line |= interval(name, getattr(entry, name))
-        yield line
-
-
-def eas_fits_lines(comparison: Comparison) -> Iterator[Line]:
-    """One line for each similarity on each text, beside published values."""
-    names = ("similarity", "workload", "heads", "conclusion", "claim")
-    numbers = ("alpha", "error", "left_out_error", "mean_error", "default_error", "spearman")
-    for fit in comparison.eas:
-        yield {
-            **{name: getattr(fit, name) for name in names},
-            "models": len(fit.models),
-            "missing": "; ".join(fit.missing),
-            **{name: number(getattr(fit, name)) for name in numbers},
-        }
-
-
-def eas_models_lines(comparison: Comparison) -> Iterator[Line]:
-    """One line for each model of each fit."""
-    for fit in comparison.eas:
-        where = {name: getattr(fit, name) for name in ("similarity", "workload", "heads")}
-        for one in fit.models:
-            yield {**where, **{name: getattr(one, name) for name in ("model", *EAS_VALUES)}}
+        names = ("score", "floor", "machine", "bases")
+        yield {**{name: getattr(entry, name) for name in names}, **interval("kendall", entry.kendall)}
 
 
 def failures_lines(comparison: Comparison) -> Iterator[Line]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +11,27 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from offramp.files import write_atomically, write_text_atomically
+from offramp.files import write_atomically
 from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.records.spreadsheet import csv_table
 from offramp.scoring.eas import SIMILARITIES
 from offramp.studies.comparison.content import answer_text
-from offramp.studies.comparison.results import Comparison, floor_and_machine, share_saved
+from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.table_lines import (
+    CANDIDATES,
     CURVE_COLUMNS,
-    EAS_VALUES,
     SCORES,
     Line,
     certified_lines,
-    eas_fits_lines,
-    eas_models_lines,
     failures_lines,
     leaderboard_lines,
     limits,
-    pairs_lines,
     profiles_lines,
+    savings_lines,
     strategies_lines,
     trainings_lines,
-    trends_lines,
     validity_lines,
 )
-from offramp.tuning.from_scores import ScoreCell
-
-
-def score_cells(comparison: Comparison) -> tuple[ScoreCell, ...]:
-    """A cell for each row, floor and machine: its scores, and what the league's choice saved there.
-
-    The model of a cell is named with its workload, and its heads if it has any.
-    """
-    found = []
-    for row in comparison.rows:
-        name = " · ".join(part for part in (row.model.shown, row.workload, row.heads) if part)
-        scores = {key: value for key, value in row.candidates.items() if value is not None}
-        known = {key: value for key, value in scores.items() if math.isfinite(value)}
-        for place, speedup in row.exit_speedup.items():
-            cell = ScoreCell(name, row.model.base, known, share_saved(speedup), *floor_and_machine(place))
-            found.append(cell)
-    return tuple(found)
 
 
 def combined_lines(comparison: Comparison) -> Iterator[Mapping[str, Any]]:
@@ -85,9 +62,6 @@ def _limits(name: str, interval: Mapping[str, float | None] | None) -> dict[str,
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-CELLS_FILE = "cells.jsonl"
-"""Scores and savings, as `offramp predict --from-scores` reads them."""
-
 WHERE = ("model", "transform", "workload", "heads")
 TEXT, NUMBER, COUNT, TRUTH = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
@@ -101,7 +75,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
 
 
 def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
-    """Write every table as CSV and as Parquet, and the cells for `offramp predict`; the paths written.
+    """Write every table as CSV and as Parquet; the paths written.
 
     Each file is put in place in one step. Raises DiskFullError if there is no room.
     """
@@ -115,10 +89,7 @@ def write_tables(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
             path = (folder / f"{name}.{ending}").absolute()  # pyarrow takes a relative "a:b" for a URI
             write_atomically(path, functools.partial(write, kept))
             written.append(path)
-    path = folder / CELLS_FILE
-    cells = [json.dumps(asdict(cell), ensure_ascii=False, sort_keys=True) for cell in score_cells(comparison)]
-    write_text_atomically(path, "".join(f"{cell}\n" for cell in cells))
-    return (*written, path)
+    return tuple(written)
 
 
 def _schema(*parts: tuple[pa.DataType, tuple[str, ...]]) -> pa.Schema:
@@ -143,7 +114,7 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
             (NUMBER, ("generation", "parameters")),
             (COUNT, ("tokens", "documents")),
             (TRUTH, ("own_text",)),
-            (NUMBER, (*_limits_of(*SCORES), *_EAS)),
+            (NUMBER, (*_limits_of(*SCORES), *_EAS, *CANDIDATES.values())),
             (NUMBER, ("bits_per_byte", "bytes_per_token", "characters_per_token")),
         ),
         leaderboard_lines,
@@ -187,44 +158,13 @@ TABLES: dict[str, tuple[pa.Schema, Callable[[Comparison], Iterator[Line]]]] = {
         ),
         strategies_lines,
     ),
-    "pairs": (
-        _schema(
-            (TEXT, ("kind", "first", "second", "workload", "heads", "figure")),
-            (COUNT, ("documents",)),
-            (NUMBER, ("first_value", "second_value", *limits("difference"))),
-            (NUMBER, ("p_value", "p_value_after_holm")),
-        ),
-        pairs_lines,
-    ),
-    "trends": (
-        _schema(
-            (TEXT, ("figure", "against", "family", "workload", "heads", "claim")),
-            (COUNT, ("models",)),
-            (NUMBER, (*limits("slope"), "intercept", "p_value", "p_value_after_holm")),
-        ),
-        trends_lines,
+    "savings": (
+        _schema((TEXT, (*WHERE, "base", "floor", "machine", "basis")), (NUMBER, ("saved_share_of_time",))),
+        savings_lines,
     ),
     "validity": (
-        _schema(
-            (TEXT, ("score", "basis", "floor", "machine", "claim")),
-            (COUNT, ("bases", "cells")),
-            (NUMBER, _limits_of("kendall", "spearman", "less_than_oracle")),
-            (NUMBER, ("error_share_of_time", "null_error_share_of_time", "within_base_kendall")),
-            (NUMBER, ("p_value", "p_value_after_holm")),
-        ),
+        _schema((TEXT, ("score", "floor", "machine")), (COUNT, ("bases",)), (NUMBER, limits("kendall"))),
         validity_lines,
-    ),
-    "eas_fits": (
-        _schema(
-            (TEXT, ("similarity", "workload", "heads", "conclusion", "claim", "missing")),
-            (COUNT, ("models",)),
-            (NUMBER, ("alpha", "error", "left_out_error", "mean_error", "default_error", "spearman")),
-        ),
-        eas_fits_lines,
-    ),
-    "eas_models": (
-        _schema((TEXT, ("model", "workload", "heads", "similarity")), (NUMBER, EAS_VALUES)),
-        eas_models_lines,
     ),
     "combined": (
         _schema(

@@ -12,7 +12,6 @@ from offramp.studies.work.context import Context
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.pair import PairWork
 from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
@@ -50,7 +49,6 @@ WORKS: Mapping[str, Work] = {
         CertifyWork(),
         DecodeWork(),
         CombineWork(),
-        PairWork(),
     )
 }
 """The work of each kind of task, by its name."""
