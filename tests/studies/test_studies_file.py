@@ -291,7 +291,7 @@ def test_what_is_wrong_is_named_with_line_and_key(tmp_path: Path, text: str, whe
         ('name = "s"\nfloors = [1.0]\n', "line 7, study.floors[1]", "less than 1"),
         ('name = "s"\nfloors = [0.9,\n0.9]\n', "line 8, study.floors[2]", "0.9 is given twice"),
         ('name = "s"\nworth = 5\n', "line 7, study.worth", "0.05 for 5 %"),
-        ('name = "s"\nthreads = 100000\n', "line 7, study.threads", "choose from 1 to"),
+        ('name = "s"\nthreads = 100000\n', "line 7, study.threads", "less than or equal to 1024"),
         ('name = "s"\ndraws = 1000000000000\n', "line 7, study.draws", "less than or equal to 100000"),
         ('name = "s"\ndraws = 39\n', "line 7, study.draws", "greater than or equal to 40"),
         ('name = "s"\nthreads = -1\n', "line 7, study.threads", "greater than or equal to 1"),

@@ -44,6 +44,8 @@ FILE_SOURCES = ("txt", "jsonl")
 """Sources of workloads in the user's own files; their argument begins with a path."""
 
 Draws = Annotated[int, Field(strict=True, ge=DRAWS_NEEDED, le=MOST_DRAWS)]
+MOST_THREADS = 1024
+"""A study may be planned here for a machine of more cores; with very many torch ends without a word."""
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 
@@ -65,7 +67,9 @@ class Settings(Table):
     tokens: Count = DEFAULT_TOKENS
     device: str = AUTO_DEVICE
     dtype: str = "float32"
-    threads: Count = Field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    threads: Annotated[Count, Field(le=MOST_THREADS)] = Field(
+        default_factory=lambda: len(os.sched_getaffinity(0))
+    )
     exits: str | tuple[Count, ...] = "all"
     context: Count | None = None
     document_tokens: Count | None = None

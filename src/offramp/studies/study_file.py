@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,12 +82,6 @@ def check_settings(study: Study) -> None:
         )
     if settings.device != AUTO_DEVICE:
         find_device(settings.device, study.where("study", "device"))
-    if settings.threads > (cores := os.cpu_count() or 1):
-        raise InputError(
-            f"{settings.threads} threads are not possible here",
-            where=study.where("study", "threads"),
-            fix=f"choose from 1 to {cores}",
-        )
     if isinstance(settings.exits, str) and not re.fullmatch(r"all|\d+(\s*[,+]\s*\d+)*", settings.exits):
         raise InputError(
             f"the exits {settings.exits!r} are not a list of layers",
