@@ -95,3 +95,14 @@ def test_public_functions_refuse_other_types(call: Any) -> None:
 def test_a_name_that_there_is_not_is_pythons_own_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
         asked(cuont=1)
+
+
+def test_each_of_any_number_of_arguments_is_held_against_the_annotation() -> None:
+    @checked
+    def several(*counts: int) -> tuple[int, ...]:
+        return counts
+
+    assert several(1, np.int64(2)) == (1, 2)
+    assert several() == ()
+    with pytest.raises(InputError, match="counts cannot be"):
+        several(1, 2.5)  # type: ignore[arg-type]

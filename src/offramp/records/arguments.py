@@ -86,7 +86,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
         if isinstance(said, str) and not known and parameter.kind is not parameter.VAR_KEYWORD:
             hint = eval(said, {}, names)
             words = str(hint) if isinstance(hint, types.UnionType) and "|" not in said else said
-            found[name] = re.sub(r"\w[\w.]*\.(?=\w)", "", words).replace(" | ", " or "), hint
+            many = parameter.kind is parameter.VAR_POSITIONAL
+            found[name] = (
+                re.sub(r"\w[\w.]*\.(?=\w)", "", words).replace(" | ", " or "),
+                tuple[hint, ...] if many else hint,
+            )
     return found
 
 
