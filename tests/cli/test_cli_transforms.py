@@ -135,6 +135,7 @@ def test_heads_belong_to_the_model_as_it_was_transformed(
     )
     assert asked.name == "tiny + prune:drop=3"
     generate = ["generate", tiny_model, "--prompt", "x", "--heads", heads, "--transform", "prune:drop=3"]
+    generate += ["--policy", "static:exit=1"]
     monkeypatch.setattr(loading.ModelRequest, "load", lambda self: pytest.fail("loaded"))
     assert f"offramp heads fit {tiny_model} --transform prune:drop=3" in run_offramp(*generate).require(2).err
 

@@ -24,7 +24,6 @@ from offramp.records.output_folder import UNKNOWN, OutputFolder
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.manifest import TRACE
-from offramp.tracing.manifest import MANIFEST, REQUEST
 
 RUN_FILE = "run.json"
 DECODE_MINUTES = 3.5
@@ -162,6 +161,8 @@ def find_traces(folder: Path) -> list[Path]:
     """
     if not (folder / RUN_FILE).is_file():
         return [folder]
+    from offramp.tracing.manifest import MANIFEST, REQUEST  # pyarrow takes a while
+
     places = (folder / TRACES).glob("*/*")
     found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
     if not found:
