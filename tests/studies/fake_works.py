@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from folder_cases import STUDY
+
 from offramp.errors import WorkloadError
 from offramp.files import disk_full
 from offramp.studies.engines.process import THREADS
@@ -136,7 +138,7 @@ def job_of(*tasks: Task, name: str = "job", **options: Any) -> Job:
 def plan_of(jobs: list[Job]) -> Plan:
     """The plan of jobs, without cells."""
     tasks = {task.key: task for job in jobs for task in job.tasks}
-    return Plan({"name": "made-up"}, (), tasks, tuple(jobs))
+    return Plan(STUDY, (), tasks, tuple(jobs))
 
 
 def value(folder: StudyFolder, task: Task) -> int:

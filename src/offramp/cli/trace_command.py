@@ -67,7 +67,6 @@ def trace(
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
     from offramp.models.memory import parse_size
     from offramp.tracing.exits_folder import exits_of
-    from offramp.tracing.folder import refuse_foreign_files
     from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
     from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload
@@ -81,7 +80,6 @@ def trace(
         exits=exits,
         output=output,
     )
-    refuse_foreign_files(output)
     require_placement(device, dtype)
     budget = None if memory is None else parse_size(memory, "--memory")
     transforms = read_transforms(transform, dtype)
@@ -96,10 +94,12 @@ def trace(
 
     from offramp.report.formats import counted
     from offramp.tracing.fitted_heads import FittedHeads
+    from offramp.tracing.folder import refuse_foreign_files
     from offramp.tracing.heads_file import read_heads
     from offramp.tracing.request import parse_exits
     from offramp.tracing.tracer import trace as trace_model
 
+    refuse_foreign_files(output)
     fitted = None if heads is None else read_heads(heads)
     with stage("loading the model and checking its exits"):
         asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)

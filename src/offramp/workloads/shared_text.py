@@ -156,7 +156,9 @@ def groups_of_documents(*sources: Sequence[Document]) -> NDArray[np.int64]:
     The least place among the documents that it shares text with, itself included; sharing is passed on. The
     form of a source, what many of its documents say, is learned from its first ones and does not count.
 
-    >>> offramp.text_groups([Document("a", text), Document("b", other)], [Document("c", text)])
+    >>> said, other = "one two three four five six seven eight nine ten " * 4, "and something else " * 9
+    >>> first = [offramp.Document("a", said), offramp.Document("b", other)]
+    >>> offramp.text_groups(first, [offramp.Document("c", said)])
     array([0, 1, 0])
     """
     return text_groups(
