@@ -19,12 +19,14 @@ TYPES := $(VENV)/types.txt
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test families clean
+.PHONY: help run test families goldens shelf clean
 
 help:
 	@echo "make run [ARGS=...]   measure the bundled model, or what ARGS says, as \`offramp run\` does"
 	@echo "make test             formatting, types and all tests"
 	@echo "make families         write docs/families.md again"
+	@echo "make shelf BEFORE=... hold every bit of what the code does against another commit"
+	@echo "make goldens          write it to tests/golden/shelf, to a tolerance (see its README.md)"
 	@echo "make clean            remove caches and build outputs (not $(VENV))"
 
 run: $(INSTALLED)
@@ -43,6 +45,17 @@ test: $(TESTABLE)
 
 families: $(TESTABLE)
 	@OMP_WAIT_POLICY=passive $(BIN)/python tests/models/family_table.py > docs/families.md
+
+goldens: $(TESTABLE)
+	@$(BIN)/python -m tests.golden write
+
+# The other commit is recorded by its own recorder, in a work tree of its own that is removed again.
+shelf: $(TESTABLE)
+	@test -n "$(BEFORE)" || { echo "Which commit? Try: make shelf BEFORE=main"; exit 1; }
+	@place=$$(mktemp -d) && trap 'git worktree remove --force "$$place/tree"; rm -rf "$$place"' EXIT && \
+	git worktree add --quiet --detach "$$place/tree" "$(BEFORE)" && python=$$(realpath -s $(BIN)/python) && \
+	(cd "$$place/tree" && PYTHONPATH=src "$$python" -m tests.golden record --to "$$place/before") && \
+	PYTHONPATH=src "$$python" -m tests.golden compare "$$place/before"
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
