@@ -89,7 +89,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
             many = parameter.kind is parameter.VAR_POSITIONAL
             found[name] = (
                 re.sub(r"\w[\w.]*\.(?=\w)", "", words).replace(" | ", " or "),
-                tuple[hint, ...] if many else hint,
+                types.GenericAlias(tuple, (hint, ...)) if many else hint,
             )
     return found
 
