@@ -32,7 +32,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,14 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.measurement.answers import Limits, ratio_over
+from offramp.decoding.measurement.answers import LEVEL, Limits
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import NEVER, Extent, Setting
+from offramp.decoding.measurement.credit import ratios_of
 from offramp.decoding.measurement.decoder import batches_of, generate
 from offramp.decoding.measurement.judged import forecasts_of
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.results import Cluster
 from offramp.decoding.measurement.trial import start_peak
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
@@ -439,20 +439,14 @@ def seconds_of(job: Job, name: str) -> float:
 
 def ratio(job: Job, above: str, below: str, share: float = 1.0) -> dict[str, float | None]:
     """Seconds of the one over a share of those of the other, with its interval over prompts."""
-    found = ratio_over(clusters_of(job, below), clusters_of(job, above))
+    assert job.measurement is not None, "asked after the timing"
+    result = job.measurement.result
+    for name in (above, below):
+        seconds_of(job, name)
+    found = ratios_of(result, result.contender(below))(above, LEVEL)
     assert found is not None, "both took turns"
     values = {"value": found.value, "low": found.low, "high": found.high}
     return {name: None if value is None else value / share for name, value in values.items()}
-
-
-def clusters_of(job: Job, name: str) -> Sequence[Cluster]:
-    """Over the plain decoder, which is as fast as itself on every prompt."""
-    assert job.measurement is not None, "asked after the timing"
-    result = job.measurement.result
-    if name == result.plain:
-        return [replace(cluster, log_ratio=0.0) for cluster in result.main.clusters]
-    seconds_of(job, name)
-    return result.contender(name).clusters
 
 
 PARTS: Mapping[str, Callable[[Job], dict[str, Any]]] = {

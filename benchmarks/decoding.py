@@ -18,19 +18,20 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import Limits, ratio_over
+from offramp.decoding.measurement.answers import LEVEL, Limits
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
+from offramp.decoding.measurement.credit import ratios_of
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.results import BenchResult, Cluster, Interval
+from offramp.decoding.measurement.results import BenchResult, Interval
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
@@ -182,16 +183,9 @@ def _seconds(result: BenchResult, name: str) -> float:
 
 def _ratio(result: BenchResult, above: str, below: str) -> Interval:
     """Seconds of the one over seconds of the other, prompt by prompt."""
-    ratio = ratio_over(_clusters(result, below), _clusters(result, above))
+    ratio = ratios_of(result, result.contender(below))(above, LEVEL)
     assert ratio is not None  # both took turns
     return ratio
-
-
-def _clusters(result: BenchResult, name: str) -> Sequence[Cluster]:
-    """Over the plain decoder, which is as fast as itself on every prompt."""
-    own = result.contender(name).clusters
-    plain = [replace(cluster, log_ratio=0.0) for cluster in result.main.clusters]
-    return plain if name == result.plain else own
 
 
 def _circumstances(result: BenchResult) -> dict[str, Any]:

@@ -42,11 +42,6 @@ def figure_name(key: str) -> str:
     return (key[:1].upper() + key[1:]).replace("_", " ")
 
 
-def in_sentence(name: str) -> str:
-    """A figure's name within a sentence: "composite"; abbreviations keep their letters."""
-    return name if name[:2].isupper() else name[:1].lower() + name[1:]
-
-
 def heads_name(heads: str) -> str:
     """Exit heads as shown; no name stands for the model's own norm and head."""
     return LENS if heads in ("", "none") else heads

@@ -76,6 +76,7 @@ class RunReader:
         events = self.folder.journal.read().events
         finished = {event.task: event for event in events if event.event == "finished"}
         started = _started(events)
+        call = _call(started, self.folder.path)
         decoded = {
             name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
         }
@@ -92,7 +93,7 @@ class RunReader:
                 **({} if plain else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
             },
             measured=plain,
-            command=command_of(self.folder),
+            command=_command(started, call),
             hardware=_hardware(machine, rows),
             heads=describe_heads(
                 [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
@@ -102,7 +103,7 @@ class RunReader:
             progress=progress,
             combined=self._combined(model),
             training=self._training(),
-            call=_call(started, self.folder.path),
+            call=call,
             folder=str(self.folder.path),
             minutes=self._minutes(),
         )
@@ -307,7 +308,10 @@ class RunReader:
 def command_of(folder: StudyFolder) -> str:
     """The command that a run was last started with, into the folder where it lies now; "" if none was."""
     started = _started(folder.journal.read().events)
-    call = _call(started, folder.path)
+    return _command(started, _call(started, folder.path))
+
+
+def _command(started: Event, call: RunCall | None) -> str:
     return str(started.details.get("command", "")) if call is None else call.again()
 
 

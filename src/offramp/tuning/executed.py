@@ -72,6 +72,11 @@ class Limits:
     """The gain in speed over the best decoder without exits from which on it is worth its trouble: nothing is
     tested that is not predicted to reach four fifths of it. None to look for the fastest at the floor."""
 
+    @property
+    def hoped(self) -> float | None:
+        """The gain from which on a candidate is tried, by prediction; None without a worth."""
+        return None if self.worth is None else FORETOLD * self.worth
+
 
 RERUN_SHARE = 0.35
 """Of the time given, reruns take so much at most: the rest is for decoding."""
@@ -90,7 +95,7 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     """
     clock = Clock(limits.seconds)
     first = jobs[0]
-    hoped = None if limits.worth is None else FORETOLD * limits.worth
+    hoped = limits.hoped
     pools: dict[Floor, Pool | None] = {}
     for job in jobs:
         pools[job.floor] = job.search(next((pool for pool in pools.values() if pool is not None), None))
@@ -194,12 +199,12 @@ class _Floor:
         if not tested:
             if too_few and (proposed.candidates or self.limits.worth is None):
                 return shortage
-            worth, reach = self.limits.worth, proposed.reach
-            reaches = worth is not None and reach is not None and reach >= 1.0 + FORETOLD * worth
+            hoped, reach = self.limits.hoped, proposed.reach
+            reaches = hoped is not None and reach is not None and reach >= 1.0 + hoped
             passed = all(one.passed for one in self.alone)
             if not proposed.complete or self.out_of_time or reaches or not passed:
                 return "not settled"
-            return "nothing faster" if worth is None else "nothing could pay"
+            return "nothing faster" if hoped is None else "nothing could pay"
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"

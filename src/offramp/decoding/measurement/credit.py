@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from offramp.decoding.measurement.answers import ONE, over_fastest, ratio_over
+from offramp.decoding.measurement.answers import ONE, as_fast, over_fastest, ratio_over
 from offramp.decoding.measurement.results import A_A, BenchResult, Cluster, Contender, Credit, Interval
 
 
@@ -39,12 +38,7 @@ def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float
         others = result.contender(other).clusters
         # The fastest plain decoder has no clusters of its own: it is what the others' are over.
         if contender.name == result.plain:
-            own = _as_fast(others)
-        return ratio_over(own, _as_fast(own) if other == result.plain else others, level)
+            own = as_fast(others)
+        return ratio_over(own, as_fast(own) if other == result.plain else others, level)
 
     return ratio
-
-
-def _as_fast(clusters: Sequence[Cluster]) -> list[Cluster]:
-    """Those of a decoder over itself, on the same prompts."""
-    return [replace(cluster, log_ratio=0.0) for cluster in clusters]

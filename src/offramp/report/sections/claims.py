@@ -15,7 +15,7 @@ from offramp.report.data_table import (
     number_cell,
     reasons,
 )
-from offramp.report.formats import NumberFormat, counted, decimal
+from offramp.report.formats import counted, decimal
 from offramp.report.html import fragment, text
 from offramp.report.names import figure_name, floor_order, floor_shown, machine_shown
 from offramp.scoring.rank_correlation import BASES_NEEDED
@@ -71,15 +71,3 @@ def _row(entry: ScoreValidity) -> list[DataCell]:
         estimate_cell(entry.kendall, decimal),
         number_cell(entry.bases, lambda value: decimal(value, 0)),
     ]
-
-
-def signed(number: NumberFormat) -> NumberFormat:
-    """A number format that writes the sign of what is above nothing."""
-    return lambda value: f"+{number(value)}" if value > 0 else number(value)
-
-
-def probability(value: float | None) -> str:
-    """A p-value; "–" without one."""
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else decimal(value, 3)

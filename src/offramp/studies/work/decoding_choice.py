@@ -124,8 +124,8 @@ def new_tokens_for(policies: int, plain_seconds: float, budget: float) -> int:
     return 0
 
 
-def seconds_for(policies: int, plain_seconds: float, new_tokens: int) -> float:
-    """About how long measuring so many policies takes on FEWEST_PROMPTS prompts.
+def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS) -> float:
+    """About how long measuring so many policies takes on some prompts.
 
     All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
     after a warm-up; a pilot of plain decoders comes before. What comes after the times: see
@@ -134,14 +134,14 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int) -> float:
     from offramp.decoding.measurement.contenders import SHORT
     from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 
-    visits = FEWEST_PROMPTS * (policies + BESIDE)
+    visits = prompts * (policies + BESIDE)
     tried = policies + PLAIN_TRIED
     piloted = PILOT_VISITS * PLAIN_TRIED
     tokens = visits * new_tokens + tried * (min(new_tokens, TRIAL_TOKENS) + SHORT.warm_up_tokens)
     tokens += piloted * min(new_tokens, PILOT_TOKENS)
     decodings = visits + 2 * tried + piloted
     timing = decodings * PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH * decodings + tokens)
-    return timing + seconds_after(policies, plain_seconds, new_tokens)
+    return timing + seconds_after(policies, plain_seconds, new_tokens, prompts)
 
 
 def seconds_after(
@@ -156,9 +156,7 @@ def seconds_after(
 
 def prompts_within(policies: int, plain_seconds: float, new_tokens: int, budget: float) -> int:
     """About how many prompts are timed and judged within a budget of seconds."""
-    fewest = seconds_for(policies, plain_seconds, new_tokens)
-    # What a prompt more takes: everyone's turns, and the reading of the answers.
-    decodings = policies + BESIDE
-    turns = decodings * (PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH + new_tokens))
-    more = turns + plain_seconds * PROMPT_WORTH * (policies + 2)
-    return FEWEST_PROMPTS + max(0, math.floor((budget - fewest) / more))
+    fewest, one_more = (
+        seconds_for(policies, plain_seconds, new_tokens, FEWEST_PROMPTS + more) for more in (0, 1)
+    )
+    return FEWEST_PROMPTS + max(0, math.floor((budget - fewest) / (one_more - fewest)))
