@@ -31,11 +31,12 @@ import numpy as np
 import torch
 
 import offramp
+from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.fitted_heads import CANDIDATES, FittedHeads
+from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.head import make_head
 from offramp.tracing.measurement import GroupMeasurer
 from offramp.tracing.plan import plan_trace
@@ -161,7 +162,7 @@ def some_heads(model: Model) -> ExitHeads:
     exits, hidden = model.layers - 1, model.shape.hidden_size
     generator = np.random.default_rng(0)
     widths = {"correctness": (hidden, 1), "convergence": (hidden, 1), "correctness_network": (hidden, 64, 1)}
-    widths |= {"adainfer": (2, 1), "candidate_score": (3 * CANDIDATES, 64, 1)}
+    widths |= {"adainfer": (2, 1), "candidate_score": (3 * CANDIDATES, NETWORK_UNITS, 1)}
 
     def normal(*shape: int) -> np.ndarray:
         return (0.01 * generator.normal(size=(exits, *shape))).astype(np.float32)

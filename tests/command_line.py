@@ -67,7 +67,7 @@ def run_offramp(*arguments: object) -> Outcome:
     with (
         mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="80"),
-        mock.patch.object(local_profile, "MEASURING_SECONDS", TIMING_SECONDS),
+        mock.patch.object(local_profile, "PROFILE_SECONDS", TIMING_SECONDS),
         mock.patch.object(profiles, "check_profile", holds),
         mock.patch.object(recipes, "PROFILE_SECONDS", TIMING_SECONDS),
         contextlib.redirect_stdout(out),

@@ -31,6 +31,7 @@ PACKAGES = (
     "workloads",
     "models",
     "records",
+    "kit",
 )
 # What a package knows nothing of, although it lies further down.
 APART = {
@@ -39,7 +40,7 @@ APART = {
     ("costs", "tracing"),
     ("workloads", "models"),
 }
-WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records")
+WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records", "kit")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of offramp itself that lie below every package.
 BELOW = ("commands", "display", "errors", "files", "plug_ins")

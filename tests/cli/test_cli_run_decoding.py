@@ -17,14 +17,13 @@ import pytest
 
 from command_line import finish, run_arguments, run_offramp, start_offramp
 from offramp.decoding.measurement.contenders import SHORT
-from offramp.decoding.measurement.turns import FEWEST_VISITS
 from offramp.decoding.openings import (
     FEWEST_NEW_TOKENS,
-    OPENING_TOKENS,
     PROMPTS,
     pick_prompts,
 )
 from offramp.errors import InputError, ModelError, OfframpError
+from offramp.kit.defaults import FEWEST_VISITS, OPENING_TOKENS
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.studies.task import Task

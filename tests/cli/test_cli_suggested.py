@@ -19,7 +19,8 @@ import offramp
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.cli.main import app
 from offramp.cli.run_contents import contents_at, text_of
-from offramp.cli.run_study import FLOORS, RunOptions
+from offramp.cli.run_study import RunOptions
+from offramp.kit.defaults import FLOORS
 from offramp.policies.grammar import parse_policy, write_policy
 from offramp.report.run_reading import command_of
 from offramp.studies.folder import StudyFolder

@@ -19,7 +19,6 @@ from offramp.decoding.measurement.trial import MARGIN, choose_plain, given_plain
 from offramp.decoding.measurement.turns import (
     BLOCK,
     FEW_TOKENS,
-    FEWEST_VISITS,
     SHORT_BLOCK,
     Group,
     Visit,
@@ -28,6 +27,7 @@ from offramp.decoding.measurement.turns import (
     visit,
 )
 from offramp.errors import InputError, OfframpError
+from offramp.kit.defaults import FEWEST_VISITS
 
 NAMES = ("a", "b", "c")
 PROMPT = batches_of([[1, 2]], 1)[0]

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from offramp.errors import ModelError
+from offramp.kit.defaults import DEFAULT_MODEL
 from offramp.models.checkpoint import INDEX_FILE, SINGLE_FILE
-from offramp.models.source import BUNDLED, DEFAULT_MODEL, BundledModel
+from offramp.models.source import BUNDLED, BundledModel
 from offramp.tracing.loading import load_model
 
 

@@ -294,6 +294,7 @@ def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: p
     try:
         before = codes()
         for changed, kinds in (
+            ("kit/defaults.py", set(PACKAGES)),
             ("tracing/tracer.py", set(PACKAGES)),
             ("scoring/eas.py", set(PACKAGES) - {"trace", "heads", "training"}),
             ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "training", "score"}),

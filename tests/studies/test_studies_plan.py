@@ -13,12 +13,10 @@ from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, writ
 
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
-from offramp.decoding.measurement import turns
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.models.source import find_source
 from offramp.records.typed import from_json, to_json
-from offramp.studies import estimates
 from offramp.studies.folder import PlanRecord
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
@@ -422,7 +420,6 @@ rounds = 2
     head = 2048 * 50_000
     prompt = 64 * (2 * 1e9 + head * (2 + REDUCTION_FLOPS / 2048)) / 4e10
     once = prompt + 10 * step
-    assert estimates.FEWEST_VISITS == turns.FEWEST_VISITS
     turn = (2 + 3) * once
     assert seconds("decode", 5, 1.0) == pytest.approx(loading + turn * (1 + 2))
     assert seconds("decode", 5, 1000.0) == pytest.approx(loading + turn * (1 + 3 * 5))

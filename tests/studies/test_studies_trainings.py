@@ -13,13 +13,12 @@ from work_cases import files_of
 
 import offramp
 from offramp.files import locked_folder
+from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.lab.exits import trainer
-from offramp.lab.exits.recipe import BATCH, MINUTES
 from offramp.lab.exits.record import RECORD
 from offramp.lab.exits.steps import Steps
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.tables import comparison_tables
-from offramp.studies.estimates import TRAINED_MINUTES, TRAINED_ROWS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
@@ -126,7 +125,7 @@ def test_exits_are_those_of_the_public_api_and_what_they_took_is_kept(
         *("manifest.json", "training.json"),
     }
     took, rows = TRAINING_COST.read(there / "training.json"), expected.record.rows
-    assert took == Training("block", (1, 2), rows.tokens, STEPS, took.seconds, rows=STEPS * BATCH)
+    assert took == Training("block", (1, 2), rows.tokens, STEPS, took.seconds, rows=STEPS * TRAINING_ROWS)
     spent = RECORD.read(there / EXITS / "training.json").seconds
     assert took.seconds == pytest.approx(spent.states + spent.training + spent.heads)
     assert min(spent.states, spent.training, spent.heads) > 0.0
@@ -155,7 +154,7 @@ def test_rows_of_one_model_stand_beside_each_other_with_cost_and_readings(done: 
     assert (raw.heads, raw.training, raw.readings) == ("", None, None)
     assert trained.heads == "block"
     assert trained.training is not None
-    assert trained.training.rows == STEPS * BATCH
+    assert trained.training.rows == STEPS * TRAINING_ROWS
     assert trained.readings is not None
     assert "trained" in trained.readings.through
     (answer,) = comparison.trained
@@ -295,8 +294,7 @@ def test_a_training_takes_the_longer_the_more_steps_or_minutes_it_is_asked_for(w
 
     assert seconds("steps = 10") < seconds("steps = 10000") < seconds("steps = 20000")
     assert seconds("minutes = 3.0") == pytest.approx(seconds("minutes = 2.0") + 60.0)
-    assert seconds("") > 60.0 * TRAINED_MINUTES
-    assert (TRAINED_MINUTES, TRAINED_ROWS) == (MINUTES, BATCH)
+    assert seconds("") > 60.0 * TRAINING_MINUTES
 
 
 def test_exits_that_are_there_are_taken_with_what_they_took(

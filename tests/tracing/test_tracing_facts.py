@@ -30,8 +30,8 @@ from rounding import (
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
+from offramp.kit.defaults import SHORTLIST
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import SHORTLIST
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.request import parse_signals
 from offramp.tracing.statistics import EXACT_COLUMNS, can_compile, choose_reductions

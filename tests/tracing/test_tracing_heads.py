@@ -31,14 +31,13 @@ from random_heads import (
 from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
-from offramp.costs.probes import ProbeSizes
 from offramp.errors import InputError
+from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.model import Model
 from offramp.policies.policy_cost import fitted_sizes, prices_of, sizes_of_heads
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.fitted_heads import CANDIDATES
 from offramp.tracing.heads_file import write_heads
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -272,11 +271,6 @@ def own_logits(model: Model, heads: ExitHeads, place: int, after: np.ndarray) ->
     weight = torch.tensor(heads.output.weight[place]).to(torch.bfloat16).double()
     z: np.ndarray = (normed @ weight.t()).numpy()
     return z
-
-
-def test_sizes_are_those_that_costs_charge() -> None:
-    sizes = ProbeSizes()
-    assert (sizes.shortlist, sizes.candidates) == (SHORTLIST, CANDIDATES)
 
 
 # -- an output head of its own for every exit

@@ -10,11 +10,11 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from offramp.kit.defaults import NETWORK_UNITS
 from offramp.tracing.fitted_heads import PreparedClassifier
 from offramp.tracing.fitting.classifiers import (
     PRIOR_VARIANCE,
     RAREST_CLASS,
-    UNITS,
     FittedClassifier,
     Samples,
     beats_base_rate,
@@ -98,7 +98,7 @@ def test_a_network_is_what_scikit_learn_fitted() -> None:
     fitted = fit_classifier(fit, samples(7), network=True, seed=3)
     epochs = math.ceil(500 * 64 / len(fit.y))
     reference = MLPClassifier(
-        (UNITS,), alpha=3.0, batch_size=64, max_iter=epochs, n_iter_no_change=epochs, random_state=3
+        (NETWORK_UNITS,), alpha=3.0, batch_size=64, max_iter=epochs, n_iter_no_change=epochs, random_state=3
     )
     x = (fit.x - fitted.mean) / fitted.scale
     with pytest.warns(match="Maximum iterations"):

@@ -14,8 +14,9 @@ from fitting_cases import DOCUMENTS, plain_ridge, states_by_hand, texts
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.defaults import SHORTLIST
 from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.fitting.classifiers import KINDS
 from offramp.tracing.fitting.documents import plan_rows, split_documents

@@ -19,11 +19,21 @@ from offramp.cli.options import (
 )
 from offramp.cli.run_contents import heads_of, text_of
 from offramp.errors import InputError
+from offramp.kit.defaults import (
+    DEFAULT_MODEL,
+    DRAFT_LENGTH,
+    MAIN_FLOOR,
+    PROMPT_TOKENS,
+    SEED,
+    TIMED_TOKENS,
+    TIMING_SECONDS,
+    WORTH,
+)
 from offramp.models.devices import AUTO
 
 
 def bench(
-    model: ModelName = "smollm2",
+    model: ModelName = DEFAULT_MODEL,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -46,8 +56,8 @@ def bench(
         float | None,
         typer.Option(
             "--floor",
-            help="With --combine: share of the full model's tokens that what is advised must choose. 0.95 by "
-            "default.",
+            help="With --combine: share of the full model's tokens that what is advised must choose. "
+            f"{MAIN_FLOOR:g} by default.",
             show_default=False,
         ),
     ] = None,
@@ -90,8 +100,10 @@ def bench(
     ] = None,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Tokens of each document's start that make a prompt.")
-    ] = 64,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", help="New tokens after each prompt.")] = 32,
+    ] = PROMPT_TOKENS,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", help="New tokens after each prompt.")
+    ] = TIMED_TOKENS,
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -103,13 +115,13 @@ def bench(
     seconds: Annotated[
         float,
         typer.Option("--seconds", help="Stop about then, or as soon as the question is answered.", min=0.0),
-    ] = 120.0,
+    ] = TIMING_SECONDS,
     worth: Annotated[
         float,
         typer.Option(
             "--worth", help="Share of the time whose gain matters; within it contenders are equivalent."
         ),
-    ] = 0.05,
+    ] = WORTH,
     processes: Annotated[
         int,
         typer.Option(
@@ -136,7 +148,8 @@ def bench(
         str | None,
         typer.Option(
             "--draft-length",
-            help="With --kv speculate: tokens drafted before a verification at most, or auto. 4 by default.",
+            help="With --kv speculate: tokens drafted before a verification at most, or auto. "
+            f"{DRAFT_LENGTH} by default.",
             show_default=False,
         ),
     ] = None,
@@ -170,7 +183,7 @@ def bench(
     seed: Annotated[
         int,
         typer.Option("--seed", help="Of the order of turns, and of the quality's intervals."),
-    ] = 0,
+    ] = SEED,
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,

@@ -10,7 +10,7 @@ from typing import Any
 from offramp.cli.local_profile import kept_profile, profile_now
 from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file
 from offramp.cli.run_contents import contents_at, contents_of, trace_for
-from offramp.costs.hardware import LOCAL, find_machine
+from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.answers import Limits
@@ -21,6 +21,7 @@ from offramp.decoding.measurement.local_profile import LocalProfile
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.sequences import require_model
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.tracing.trace import Trace

@@ -14,10 +14,11 @@ from offramp.cli.run_folder import RUN_FILE
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_accelerations
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes
-from offramp.decoding.measurement.combine import FLOOR, require_floor, require_policy
+from offramp.decoding.measurement.combine import require_floor, require_policy
 from offramp.decoding.measurement.combined import COMBINED
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
+from offramp.kit.defaults import MAIN_FLOOR
 from offramp.report import COMBINED_FILE
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
@@ -77,7 +78,7 @@ def read_combine_request(
     require_sizes(prompt_tokens=prompt_tokens, new_tokens=new_tokens, prompts=wanted)
     limits = Limits(seconds, rounds, worth, looks)
     check_limits(limits)
-    floor = FLOOR if floor is None else floor
+    floor = MAIN_FLOOR if floor is None else floor
     require_floor(floor)
     for option, given in meaningless.items():
         if given:

@@ -16,6 +16,7 @@ from offramp.cli.console import Output
 from offramp.cli.options import AsJson
 from offramp.errors import OfframpError
 from offramp.files import remove
+from offramp.kit.defaults import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _packages() -> list[Finding]:
 
 
 def _default_model() -> Finding:
-    from offramp.models.source import BUNDLED, DEFAULT_MODEL
+    from offramp.models.source import BUNDLED
 
     try:
         return Finding("default model", True, str(BUNDLED[DEFAULT_MODEL].find()))

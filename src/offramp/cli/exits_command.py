@@ -38,6 +38,7 @@ from offramp.cli.options import (
     require_placement,
 )
 from offramp.errors import InputError
+from offramp.kit.defaults import DELTA, LOCAL, SEED
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
 
@@ -117,7 +118,9 @@ def train(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Deals documents and rows out, and starts blocks.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Deals documents and rows out, and starts blocks.")
+    ] = SEED,
     units: Annotated[
         int | None,
         typer.Option("--units", help="Of a block. By default 8/3 of the hidden size.", show_default=False),
@@ -172,7 +175,7 @@ def train(
     hardware: Annotated[
         str,
         typer.Option("--hardware", help="Gates: local, a name of offramp list hardware, or a .toml profile."),
-    ] = "local",
+    ] = LOCAL,
     context: ContextLength = None,
     classifiers: Annotated[
         bool | None,
@@ -216,7 +219,6 @@ def train(
     regularised = RegularisedOptions(lora, keep, layer_dropout, curriculum, targets, ahead)
     gates = GateOptions(source, at, floor, hardware, tokens, context, steps, seed, output, overwrite)
 
-    from offramp.costs.hardware import LOCAL
     from offramp.lab.exits.folder import require_own
     from offramp.lab.exits.kinds import KINDS, check_kind
     from offramp.lab.exits.recipe import (
@@ -313,7 +315,6 @@ def train(
 def _left_to_certify(workload: str, left: int) -> str:
     """What so many documents that no training reads can certify of the trained exits."""
     from offramp.lab.exits.evaluation import FLOORS
-    from offramp.studies.recipes import DELTA
     from offramp.tuning.certifiable import certifiable_words
 
     return (

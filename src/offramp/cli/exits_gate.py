@@ -12,6 +12,7 @@ from offramp.cli.console import Output
 from offramp.cli.exits_shown import earlier_notes
 from offramp.cli.heads_shown import heads_notes
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.request import FITTING_TOKENS
 
@@ -53,7 +54,7 @@ class GateOptions:
                 where="--at",
                 fix="name some, as in 12,20, or exits that are trained, with --from DIR",
             )
-        from offramp.costs.hardware import LOCAL, find_machine
+        from offramp.costs.hardware import find_machine
         from offramp.tuning.floor import make_floor
 
         make_floor({"agreement": self.floor})

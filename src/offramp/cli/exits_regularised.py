@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.commands import command_line
+from offramp.kit.defaults import DELTA
 
 if TYPE_CHECKING:
     from offramp.lab.exits.evaluation import Evaluation
@@ -132,7 +133,6 @@ def _bits(one: Evaluation) -> str:
 def next_lines(trained: TrainedExits, output: Path, original: str, left: int) -> list[str]:
     """What counts, and how it is had. original: the model, as the command line named it. left: documents of
     the first text that training did not read: those of a trace, a part of which certify."""
-    from offramp.studies.recipes import DELTA
     from offramp.tuning import bounds, splits
 
     def needed(floor: float) -> int:

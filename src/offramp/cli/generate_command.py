@@ -25,6 +25,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.run_contents import heads_of
 from offramp.errors import InputError, OfframpError
+from offramp.kit.defaults import NEW_TOKENS
 from offramp.models.devices import AUTO
 from offramp.tracing.progress import console
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.result import BatchGeneration
     from offramp.decoding.options import DecodingOptions
     from offramp.models.model import Model
-
-NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from offramp.cli.options import (
     require_placement,
 )
 from offramp.errors import InputError
+from offramp.kit.defaults import HARDWARE_SECONDS
 from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def measure(
     ] = None,
     seconds: Annotated[
         float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
-    ] = 45.0,
+    ] = HARDWARE_SECONDS,
     transform: Transforms = None,
     trust_remote_code: RemoteCode = False,
     as_json: AsJson = False,

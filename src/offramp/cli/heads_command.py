@@ -27,6 +27,7 @@ from offramp.cli.options import (
 from offramp.cli.run_folder import require_writable
 from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
+from offramp.kit.defaults import SEED
 from offramp.models.devices import AUTO
 from offramp.tracing.request import FITTING_TOKENS
 
@@ -92,7 +93,7 @@ def fit(
         ),
     ] = None,
     context: ContextLength = None,
-    seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = SEED,
     device: Device = AUTO,
     dtype: Precision = AUTO,
     transform: Transforms = None,

@@ -6,9 +6,8 @@ from offramp.cli.console import stage
 from offramp.costs.hardware import load_local_profile
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.local_profile import LocalProfile, profile_of_now
+from offramp.kit.defaults import PROFILE_SECONDS
 from offramp.models.model import Model
-
-MEASURING_SECONDS = 12.0
 
 
 def kept_profile(model: Model) -> LocalProfile:
@@ -32,7 +31,7 @@ def profile_now(model: Model, kept: TimingsProfile | None) -> LocalProfile:
     Raises ModelError if the model cannot decode, BusyMachineError if nothing is at hand and others are busy.
     """
     if kept is None:
-        with stage("timing layers, head and probes on this machine", MEASURING_SECONDS):
-            return profile_of_now(model, None, seconds=MEASURING_SECONDS)
+        with stage("timing layers, head and probes on this machine", PROFILE_SECONDS):
+            return profile_of_now(model, None, seconds=PROFILE_SECONDS)
     with stage("holding the kept timings against a few plain tokens, and timing anew if off"):
-        return profile_of_now(model, kept, seconds=MEASURING_SECONDS, batches=kept.batches)
+        return profile_of_now(model, kept, seconds=PROFILE_SECONDS, batches=kept.batches)

@@ -14,6 +14,7 @@ from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.files import parse_json, read_given_text
 from offramp.models.devices import AUTO, find_device, require_dtype
+from offramp.tracing.request import DEFAULT_CONTEXT
 
 
 def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -111,7 +112,7 @@ ContextLength = Annotated[
     int | None,
     typer.Option(
         "--context",
-        help="Tokens of one sequence at most. By default 512, or what the model takes.",
+        help=f"Tokens of one sequence at most. By default {DEFAULT_CONTEXT}, or what the model takes.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,7 @@ from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, refuse_idle
 from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.errors import InputError
+from offramp.kit.defaults import SEED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,7 @@ def predict(
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Judge on the documents only that tuning did not use.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the documents behind the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the documents behind the intervals.")] = SEED,
     from_scores: Annotated[str | None, typer.Option("--from-scores", help=FORMER, hidden=True)] = None,
     score: Annotated[str | None, typer.Option("--score", help=FORMER, hidden=True)] = None,
     level: Annotated[str | None, typer.Option("--level", help=FORMER, hidden=True)] = None,

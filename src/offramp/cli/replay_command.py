@@ -11,6 +11,7 @@ from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Device, TraceFolder, idle_draft_length, refuse_idle, require_placement
 from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 COUNTED = {"bytes": "B", "flops": "FLOP"}
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
-DRAFT_LENGTH = 4
 
 
 def replay(

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.cli.run_command import DEFAULT_WORKLOADS
 from offramp.cli.run_stages import carry_out
 from offramp.cli.run_study import RunOptions, read_floors
 from offramp.errors import InputError, WorkloadError
+from offramp.kit.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, LOCAL, WORTH
 from offramp.models.devices import AUTO
 from offramp.models.given import name_object
 from offramp.models.model import Model, not_wrapped
-from offramp.models.source import DEFAULT_MODEL
 from offramp.report.run_findings import Findings
 from offramp.tracing.exits_folder import exits_of
 from offramp.tracing.loading import read_transforms
@@ -37,8 +36,8 @@ def run(
     device: str = AUTO,
     transforms: str | Sequence[str] = (),
     heads: str | Path | None = None,
-    hardware: str = "local",
-    worth: float = 0.05,
+    hardware: str = LOCAL,
+    worth: float = WORTH,
     floors: Sequence[float] | float | None = None,
     decode: bool = True,
     minutes: float | None = None,

@@ -27,15 +27,12 @@ from offramp.cli.options import (
     Transforms,
 )
 from offramp.cli.run_folder import DECODE_MINUTES, SUMMARY_FILE
+from offramp.kit.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, LOCAL, WORTH
 from offramp.models.devices import AUTO
-from offramp.models.source import DEFAULT_MODEL
 from offramp.tracing.request import DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from offramp.cli.run_outputs import FinishedRun
-
-DEFAULT_WORKLOADS = ("prose:short", "code:short")
-"""The short items: enough documents of each to certify a floor on."""
 
 
 def run(
@@ -45,7 +42,7 @@ def run(
         typer.Option(
             "--workload",
             "-w",
-            help="May be given several times. By default prose:short and code:short.",
+            help=f"May be given several times. By default {' and '.join(DEFAULT_WORKLOADS)}.",
             show_default=False,
         ),
     ] = None,
@@ -69,13 +66,13 @@ def run(
             "--hardware",
             help="The machine to predict for: local (timed first), one of offramp list hardware, or a .toml.",
         ),
-    ] = "local",
+    ] = LOCAL,
     worth: Annotated[
         float,
         typer.Option(
             "--worth", help="What exits must add, to the best decoder without them, to be worth it."
         ),
-    ] = 0.05,
+    ] = WORTH,
     floor: Annotated[
         list[str] | None,
         typer.Option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.cli.run_folder import RUN_FILE, find_trace, find_traces
 from offramp.files import safe_name
+from offramp.kit.defaults import LOCAL
 from offramp.report import POLICIES
 from offramp.studies.folder import PLAN
 
@@ -106,7 +107,6 @@ def contents_of(policy: str) -> RunContents | None:
 
 def machine_near(contents: RunContents | None, hardware: Any) -> Machine | Any:
     """A machine as it is asked for; "local", near a run's trace, is what the run timed of it."""
-    from offramp.costs.hardware import LOCAL  # pydantic comes with it
 
     return contents.timings if hardware == LOCAL and contents and contents.timings else hardware
 

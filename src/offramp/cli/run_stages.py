@@ -15,8 +15,9 @@ from offramp.cli.provenance import describe_machine, describe_software
 from offramp.cli.run_folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
 from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
 from offramp.cli.run_study import RunOptions, require_documents, run_study
-from offramp.costs.hardware import LOCAL, find_machine
+from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
+from offramp.kit.defaults import LOCAL
 from offramp.lab.exits.earlier import record_of
 from offramp.models.memory import parse_size
 from offramp.models.model import Model

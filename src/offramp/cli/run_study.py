@@ -11,8 +11,9 @@ from typing import Any
 from offramp.cli.options import require_options, require_placement
 from offramp.cli.run_folder import DECODE_MINUTES
 from offramp.commands import RunCall, words_of
-from offramp.costs.hardware import LOCAL, find_machine
+from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.kit.defaults import DELTA, FLOORS, LOCAL, ROUNDS, WORTH
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.memory import parse_size
 from offramp.records.given_file import Source
@@ -25,11 +26,9 @@ from offramp.tracing.loading import ModelRequest
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.tuning.certifiable import documents_for
 from offramp.tuning.floor import make_floor
-from offramp.tuning.verdict import WORTH, from_main, require_worth
+from offramp.tuning.verdict import from_main, require_worth
 from offramp.workloads.workload import Workload
 
-FLOORS = (0.99, 0.95, 0.90)
-DELTA = 0.1
 SIGNALS = ("logit_gap", "restricted")
 """Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
 
@@ -39,8 +38,6 @@ CLASSIFIERS = ("correctness",)
 
 CERTIFYING = 0.42
 """Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
-ROUNDS = 3
-"""On a fast model every prompt is decoded so often, and no more."""
 
 NOT_SETTLED = ("overwrite", "repair", "memory", "stream", "workloads_given", "decode", "minutes")
 """Options that change how a run gets its results, not which: a folder is the same run's with any of them."""

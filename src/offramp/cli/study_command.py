@@ -14,6 +14,7 @@ from offramp.cli.console import Output, stage
 from offramp.cli.options import AsJson, Mixed
 from offramp.cli.study_folder import folder_of, require_own
 from offramp.errors import InputError
+from offramp.kit.defaults import STALL_SECONDS
 
 if TYPE_CHECKING:
     from offramp.studies.engines.engine import EngineOptions
@@ -103,7 +104,7 @@ def run_command(
             metavar="SECONDS",
             help="Without a sign of life, after which a cell's process is ended and the cell tried again.",
         ),
-    ] = 300.0,
+    ] = STALL_SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Run what is not done yet and write the report. Stopped? Run it again: it goes on.

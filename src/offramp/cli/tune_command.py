@@ -24,6 +24,7 @@ from offramp.cli.run_folder import require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
+from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.models.devices import AUTO
 
 if TYPE_CHECKING:
@@ -98,12 +99,13 @@ def tune(
     ] = "auto",
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Of a text's opening. Prompts of a workload are whole.")
-    ] = 32,
+    ] = OPENING_TOKENS,
     new_tokens: Annotated[
         int | None,
         typer.Option(
             "--new-tokens",
-            help="Of each decoded answer, at most. By default 32; of a run's trace as in the run.",
+            help=f"Of each decoded answer, at most. By default {CERTIFIED_TOKENS}; of a run's trace as in "
+            "the run.",
             show_default=False,
         ),
     ] = None,
@@ -130,12 +132,12 @@ def tune(
     ] = None,
     method: Annotated[
         str, typer.Option("--method", help="wsr, hb or crc; naive gives no guarantee.")
-    ] = "wsr",
-    delta: Annotated[float, typer.Option("--delta", help="Chance that the certificate is wrong.")] = 0.1,
+    ] = METHOD,
+    delta: Annotated[float, typer.Option("--delta", help="Chance that the certificate is wrong.")] = DELTA,
     batch: Annotated[
         int, typer.Option("--batch", help="Sequences decoded side by side; above 1 with --model none only.")
     ] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = SEED,
     search: Annotated[
         str,
         typer.Option(
@@ -154,11 +156,8 @@ def tune(
     from offramp.cli.local_profile import profile_now
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
     from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
-    from offramp.costs.hardware import LOCAL
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.execution.tune import (
-        NEW_TOKENS,
-        PROMPT_TOKENS,
         require_judged,
         require_sizes,
         tune_tasks,
@@ -172,10 +171,10 @@ def tune(
     require_placement(device)
     require_search(search)
     wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
-    require_sizes(prompt_tokens, NEW_TOKENS if new_tokens is None else new_tokens, documents, seconds)
+    require_sizes(prompt_tokens, CERTIFIED_TOKENS if new_tokens is None else new_tokens, documents, seconds)
     executes = model != NO_MODEL and wanted.kind in SHARES
     idle = {
-        "--prompt-tokens": prompt_tokens != PROMPT_TOKENS,
+        "--prompt-tokens": prompt_tokens != OPENING_TOKENS,
         "--new-tokens": new_tokens is not None,
         "--documents": documents is not None,
         "--seconds": seconds is not None,
@@ -236,7 +235,7 @@ def tune(
     for place, group in enumerate(groups, start=1):
         traced, alone, near = [text.trace for text in group], group[0], group[0].contents
         settings["heads"] = alone.heads
-        settings["new_tokens"] = new_tokens or (near and near.new_tokens) or NEW_TOKENS
+        settings["new_tokens"] = new_tokens or (near and near.new_tokens) or CERTIFIED_TOKENS
         settings["folder"] = executions or (len(group) == 1 and near and near.executions) or beside
         title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
         if len(groups) > 1:

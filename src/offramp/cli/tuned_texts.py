@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.run_contents import RunContents, contents_at, machine_near
 from offramp.cli.run_folder import find_traces
-from offramp.costs.hardware import LOCAL
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL
 
 if TYPE_CHECKING:
     from offramp.tracing.trace import Trace

@@ -22,6 +22,7 @@ from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.defaults import LOCAL
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import ATTENTION
@@ -34,7 +35,6 @@ FILE = SealedFile(
     "delete the file and measure again: offramp hardware measure MODEL",
     SCHEMA_VERSION,
 )
-LOCAL = "local"
 FOLDER = "hardware"
 STEPS = "steps"
 """The detail that says whose steps were timed."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from offramp.costs import counting
+from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS, SHORTLIST
 from offramp.models.shape import ModelShape
 
 MapRanks = tuple[tuple[int, int | None], ...]
@@ -24,9 +25,9 @@ class ProbeSizes:
     without any.
     """
 
-    shortlist: int = 2048
-    hidden: int = 64
-    candidates: int = 8
+    shortlist: int = SHORTLIST
+    hidden: int = NETWORK_UNITS
+    candidates: int = CANDIDATES
     map_rank: int = 64
     kv_maps: MapRanks = ()
     mlp_units: int = 0

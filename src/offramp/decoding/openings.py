@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.errors import InputError, WorkloadError
+from offramp.kit.defaults import OPENING_TOKENS, PROMPT_TOKENS, SEED
 from offramp.models.model import Model
 from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.exit_heads import ExitHeads
@@ -174,9 +175,6 @@ def further_documents(
     return [free[int(place)] for place in order]
 
 
-PROMPT_TOKENS = 64
-
-
 def prompts_of(
     model: Model,
     workload: Workload,
@@ -227,7 +225,6 @@ def prompts_of(
 
 PROMPTS = 32
 """Of each text, as far as there is time to decode them: each is one sample of an interval."""
-OPENING_TOKENS = 32
 LONGEST_PROMPT = 256
 FEWEST_NEW_TOKENS = 8
 """With fewer, something is left out."""
@@ -249,7 +246,7 @@ def pick_prompts(
     count: int = PROMPTS,
     *,
     new_tokens: int = FEWEST_NEW_TOKENS,
-    seed: int = 0,
+    seed: int = SEED,
     heads: ExitHeads | None = None,
 ) -> Prompts:
     """Starts of documents (text), or whole prompts (generation), that neither fitting nor tuning chose by.

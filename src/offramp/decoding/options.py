@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
+from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps
@@ -18,7 +19,7 @@ from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
-from offramp.policies.steps import DRAFT_LENGTH, find_batching, read_draft_length
+from offramp.policies.steps import find_batching, read_draft_length
 from offramp.records.numbers import require_bounded
 from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
 from offramp.tracing.exit_heads import ExitHeads
@@ -190,7 +191,7 @@ class DecodingOptions:
     heads: ExitHeads | None = None
     draft_length: int | str | Auto = DRAFT_LENGTH
     batching: str = LOCKSTEP
-    new_tokens: int = 64
+    new_tokens: int = NEW_TOKENS
     tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
@@ -210,7 +211,7 @@ class DecodingOptions:
         heads: HeadsSource = None,
         draft_length: int | str | Auto | None = None,
         batching: str | None = None,
-        new_tokens: int = 64,
+        new_tokens: int = NEW_TOKENS,
     ) -> DecodingOptions:
         """The options that a caller means.
 

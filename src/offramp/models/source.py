@@ -80,8 +80,6 @@ BUNDLED: dict[str, BundledModel] = {
     )
 }
 
-DEFAULT_MODEL = "smollm2"
-
 
 def weights_note(fingerprint: str) -> str | None:
     """What must be said of weights with this fingerprint (`ModelIdentity.weights`), None if nothing."""

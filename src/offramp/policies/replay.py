@@ -14,6 +14,7 @@ from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError, PolicyError
+from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import replay_decisions, task_of
@@ -109,8 +110,8 @@ def replay(
     kv: str = "propagate",
     batch: int = 1,
     batching: str = "lockstep",
-    draft_length: int = 4,
-    seed: int = 0,
+    draft_length: int = DRAFT_LENGTH,
+    seed: int = SEED,
     position: float | None = None,
 ) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
@@ -272,9 +273,9 @@ def replay_intervals(
     kv: str = "propagate",
     batch: int = 1,
     batching: str = "lockstep",
-    draft_length: int = 4,
-    seed: int = 0,
-    draws: int = 1000,
+    draft_length: int = DRAFT_LENGTH,
+    seed: int = SEED,
+    draws: int = DRAWS,
 ) -> ReplayIntervals:
     """The figures that `replay` gives with the same options, bootstrapped over documents.
 

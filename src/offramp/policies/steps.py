@@ -135,9 +135,6 @@ Integers = NDArray[np.int64]
 AUTO = "auto"
 """The draft length that adapts itself while it decodes."""
 
-DRAFT_LENGTH = 4
-"""Tokens drafted before a verification, at most, where nothing is said."""
-
 
 def read_draft_length(value: object, *, adapts: bool = True) -> int | str:
     """How many tokens are drafted before a verification, at most: a whole number, or "auto".

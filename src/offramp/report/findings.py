@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from offramp.display import ShownAsHtml
+from offramp.kit.defaults import WORTH
 from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import NOT_TIMED, Comparison, Row, Saving, Strategy
-from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, decide, from_main
+from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]

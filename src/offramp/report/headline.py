@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from offramp.kit.defaults import WORTH
 from offramp.report.caveats import combined_with_defects, lacking
 from offramp.report.findings import (
     NOT_CERTIFIABLE,
@@ -39,7 +40,7 @@ from offramp.report.verdict_words import (
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving
 from offramp.tuning.ranking import MachineAnswer
-from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict, from_main, kept_words
+from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, from_main, kept_words
 
 
 def headline(run: RunResult) -> str:

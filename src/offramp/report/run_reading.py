@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from offramp.commands import RunCall
-from offramp.costs.hardware import LOCAL, find_machine
+from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import safe_name
+from offramp.kit.defaults import LOCAL
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
 from offramp.records.typed import InvalidRecordError, from_json

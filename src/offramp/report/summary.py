@@ -17,6 +17,7 @@ from offramp.decoding.measurement.results import (
     PartError,
     Stopped,
 )
+from offramp.kit.defaults import WORTH
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.frontier import Frontier
 from offramp.records.typed import finite_json
@@ -36,7 +37,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import FloorKind
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import FrontPoint, Tuned
-from offramp.tuning.verdict import NEVER, WORTH, Decision, Speed, Verdict
+from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict
 from offramp.workloads.workload import Mode
 
 SCHEMA_VERSION = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from offramp.kit.defaults import LOCAL
 from offramp.report.formats import (
     counted,
     decimal,
@@ -166,9 +167,6 @@ def best_possible(tuned: Tuned) -> str:
         else nats(math.ceil(1000 * best) / 1000)
     )
     return f"with so few, the best floor that could be certified is {value}"
-
-
-LOCAL = "local"
 
 
 def machine_name(name: str) -> str:

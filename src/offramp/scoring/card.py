@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
+from offramp.kit.defaults import EAS_ALPHA
 from offramp.records.typed import finite_json
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
@@ -156,7 +157,7 @@ class ScoreCard(ShownAsHtml):
         """Share of time that the saturation oracle saves: its skip ratio x (1 - head share)."""
         return self.saturation_skip.scaled(1.0 - self.head_share)
 
-    def eas(self, similarity: str = "centred_logit", alpha: float = 0.5) -> EasVariant:
+    def eas(self, similarity: str = "centred_logit", alpha: float = EAS_ALPHA) -> EasVariant:
         """EAS with a chosen similarity ("logit", "centred_logit", "hidden") and weight alpha in (0, 1]."""
         return self.compute_eas(similarity, alpha)
 

@@ -13,7 +13,6 @@ from offramp.errors import InputError
 from offramp.scoring.card import EasVariant
 from offramp.scoring.estimate import DocumentBootstrap, Estimate
 
-DEFAULT_ALPHA = 0.5
 FLOOR_FACT = "shuffled_logit_cosine"
 
 SIMILARITIES: dict[str, str] = {

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAWS
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ def document_bootstrap(documents: int, *, draws: int, seed: int) -> DocumentBoot
     MOST_DRAWS, which tell no more.
     """
     if draws > MOST_DRAWS:
-        raise InputError(f"{draws:,} draws tell no more than {MOST_DRAWS:,}", fix="use the 1000")
+        raise InputError(f"{draws:,} draws tell no more than {MOST_DRAWS:,}", fix=f"use the {DRAWS}")
     if draws < DRAWS_NEEDED:
         raise InputError(
-            f"{draws} draws are too few for a 95 % interval", fix=f"use at least {DRAWS_NEEDED}, or the 1000"
+            f"{draws} draws are too few for a 95 % interval",
+            fix=f"use at least {DRAWS_NEEDED}, or the {DRAWS}",
         )
     itself = np.ones((1, documents))
     if documents < DOCUMENTS_NEEDED:

@@ -8,6 +8,7 @@ import numpy as np
 
 from offramp.costs.counting import depth_fractions
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.documents import ids_of, name_of, of_documents
 from offramp.scoring.estimate import DocumentBootstrap
 from offramp.scoring.readings import COMPONENTS, Reading, Readings
@@ -21,7 +22,7 @@ SAME_TOKEN = ("token", "next_token", "position", "generated")
 FIX = "trace one model on one workload with the same --tokens and --exits, with --heads and without"
 
 
-def compare_readings(one: Trace, other: Trace, *, draws: int = 1000, seed: int = 0) -> Readings:
+def compare_readings(one: Trace, other: Trace, *, draws: int = DRAWS, seed: int = SEED) -> Readings:
     """Both readings, in whichever order they are given, with paired intervals over documents.
 
     Documents that the heads' fitting saw are left out: on these they read better than on other text.

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.card import Curve, EasVariant, LayerCurves, ScoreCard
 from offramp.scoring.components import initial_information
 from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums, ids_of
-from offramp.scoring.eas import DEFAULT_ALPHA, SIMILARITIES, EasInputs, adaptability, layer_weights
+from offramp.scoring.eas import SIMILARITIES, EasInputs, adaptability, layer_weights
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 from offramp.scoring.readings import Readings
 from offramp.tracing.described_heads import heads_documents, read_through, reads_exits
@@ -121,7 +122,7 @@ class DrawnFigure:
         return bootstrap.estimate(self.values)
 
 
-def score(trace: Trace, *, beside: Trace | None = None, draws: int = 1000, seed: int = 0) -> ScoreCard:
+def score(trace: Trace, *, beside: Trace | None = None, draws: int = DRAWS, seed: int = SEED) -> ScoreCard:
     """Score how suited a model is to early exit on a workload.
 
     draws: bootstrap draws of documents behind each 95 % interval. seed: of the draws; the same trace and seed
@@ -142,7 +143,7 @@ def score(trace: Trace, *, beside: Trace | None = None, draws: int = 1000, seed:
     literal = _literal_calibration(measured.diagnostics)
     skips = {name: bootstrap.estimate(values) for name, values in _oracle_skips(measured).items()}
     eas = EasInputs(measured.means, layer_weights(trace.exits, trace.layers), bootstrap)
-    variants = tuple(eas.variant(similarity, DEFAULT_ALPHA) for similarity in SIMILARITIES)
+    variants = tuple(eas.variant(similarity, EAS_ALPHA) for similarity in SIMILARITIES)
     head = head_flops(trace.shape)
     return ScoreCard(
         **estimates,
@@ -173,7 +174,7 @@ def _readings(trace: Trace, beside: Trace | None, draws: int, seed: int) -> Read
 
 
 def drawn_figures(
-    trace: Trace, *, draws: int = 1000, seed: int = 0
+    trace: Trace, *, draws: int = DRAWS, seed: int = SEED
 ) -> tuple[DocumentBootstrap, dict[str, DrawnFigure]]:
     """The draws behind the estimates of `score`, by the card's names, and the bootstrap that gave them.
 
@@ -198,7 +199,7 @@ def _eas(measured: _Measured, similarity: str) -> DrawnFigure:
     if not len(weights):
         return DrawnFigure(None, NO_EARLY_EXIT)
     means = measured.means[SIMILARITIES[similarity]][:, :-1]
-    return DrawnFigure(adaptability(means, weights, DEFAULT_ALPHA))
+    return DrawnFigure(adaptability(means, weights, EAS_ALPHA))
 
 
 def _measure(trace: Trace, draws: int, seed: int) -> _Measured:

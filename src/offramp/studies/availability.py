@@ -14,10 +14,11 @@ from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
 from offramp.files import source_fingerprint
+from offramp.kit.defaults import LOCAL
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.records.toml_lines import Location
-from offramp.studies.entries import BYTES, FILE_SOURCES, LOCAL, NONE, OWN, TrainingEntry, WorkloadEntry
+from offramp.studies.entries import BYTES, FILE_SOURCES, NONE, OWN, TrainingEntry, WorkloadEntry
 from offramp.studies.estimates import exit_list
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload

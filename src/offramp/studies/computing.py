@@ -14,7 +14,7 @@ from offramp.files import sha256_of_file, source_fingerprint
 from offramp.tracing.request import library_versions
 
 WORK = "studies/work"
-MEASURING = ("models", "workloads", "tracing")
+MEASURING = ("models", "workloads", "tracing", "kit/defaults.py")
 SCORING = (*MEASURING, "costs", "scoring")
 REPLAYING = (*SCORING, "policies")
 TUNING = (*REPLAYING, "tuning")

@@ -8,6 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from offramp.kit.defaults import (
+    DRAWS,
+    FLOORS,
+    MAIN_FLOOR,
+    ROUNDS,
+    SEED,
+    SHORTLIST,
+    TIMED_PROMPTS,
+    TIMED_TOKENS,
+    TIMING_SECONDS,
+    WORTH,
+)
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.records.given_file import (
@@ -25,15 +37,12 @@ from offramp.records.given_file import (
     Whole,
 )
 from offramp.scoring.estimate import DRAWS_NEEDED, MOST_DRAWS
-from offramp.tracing.exit_heads import SHORTLIST
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 
 NONE = "none"
 """The entry of an axis that leaves things as they are: no transform, no training, or the logit lens."""
 LEAGUE, TUNED = "league", "tuned"
 """Entries of the axis of policies that stand for a search instead of one policy."""
-LOCAL = "local"
-"""The machine that is timed by a task of its own."""
 BYTES = "bytes moved"
 """The machine that counts bytes instead of seconds, for models that cannot be timed."""
 OWN = "own"
@@ -74,11 +83,11 @@ class Settings(Table):
     context: Count | None = None
     document_tokens: Count | None = None
     signals: tuple[Text, ...] = ()
-    floors: tuple[Share, ...] = Field(default=(0.99, 0.95, 0.90), min_length=1)
-    worth: NotNegative = 0.05
+    floors: tuple[Share, ...] = Field(default=FLOORS, min_length=1)
+    worth: NotNegative = WORTH
     details: Truth = False
-    seed: Whole = 0
-    draws: Draws = 1000
+    seed: Whole = SEED
+    draws: Draws = DRAWS
 
 
 class Entry(Table):
@@ -264,11 +273,11 @@ class Decode(Table):
     """
 
     best: Count = 5
-    floor: Share = 0.95
-    new_tokens: Count | Literal["auto"] = 32
-    prompts: Count = 8
-    rounds: Count = 3
-    seconds: Seconds = 120.0
+    floor: Share = MAIN_FLOOR
+    new_tokens: Count | Literal["auto"] = TIMED_TOKENS
+    prompts: Count = TIMED_PROMPTS
+    rounds: Count = ROUNDS
+    seconds: Seconds = TIMING_SECONDS
 
 
 class Combine(Table):
@@ -278,10 +287,10 @@ class Combine(Table):
 
     accelerations: tuple[Text, ...] = Field(min_length=1)
     policy: Text | None = None
-    new_tokens: Count = 32
-    prompts: Count = 8
-    rounds: Count = 3
-    seconds: Seconds = 120.0
+    new_tokens: Count = TIMED_TOKENS
+    prompts: Count = TIMED_PROMPTS
+    rounds: Count = ROUNDS
+    seconds: Seconds = TIMING_SECONDS
 
 
 class Large(Table):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.counting import REDUCTION_FLOPS
+from offramp.kit.defaults import FEWEST_VISITS, PROMPT_TOKENS, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.models.memory import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
@@ -26,14 +27,10 @@ STARTING_SECONDS = 6.0
 """Imports of torch and transformers, and a model's checks."""
 ANSWERED_TOGETHER = 8
 """Prompts, about."""
-PROMPT_TOKENS = 64
-"""Of a prompt, about."""
 ABOUT_TOKENS = 24
 """New tokens where there are as many as there is time for."""
 LAYER_SECONDS = 3e-4
 """Of a decoding step, what each layer takes beside its products."""
-FEWEST_VISITS = 2
-"""Prompts that are decoded whatever the seconds are (`offramp.decoding.measurement.turns`)."""
 PLAIN_CONTENDERS = 3
 """That take turns with the others: the fastest plain decoder, the same again, and never exit."""
 SECONDS_PER_FACT = {"score": 5e-5, "replay": 4e-6, "league": 5e-5, "tune": 6e-5}
@@ -51,10 +48,6 @@ RESULT_BYTES = 50_000
 COPYING = Estimate(1.0, NUMPY_BYTES, None)
 """Of copying a file."""
 
-TRAINED_ROWS = 192
-"""Positions of one step of a training (`offramp.lab.exits.recipe.BATCH`)."""
-TRAINED_MINUTES = 20.0
-"""Of a training that says neither steps nor minutes."""
 EVALUATED_SHARE = 0.3
 """What evaluations take beside steps."""
 
@@ -136,13 +129,13 @@ def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written:
     reading, exits = _reading(sizes, entry.tokens, 0), (sizes.exits or 1) - 1
     if reading is None or sizes.hidden is None or sizes.head is None:
         return Estimate(None, _memory(study, sizes), None)
-    hidden, steps = sizes.hidden, 60.0 * (entry.minutes or TRAINED_MINUTES)
+    hidden, steps = sizes.hidden, 60.0 * (entry.minutes or TRAINING_MINUTES)
     lens = hidden * hidden
     block = 3 * hidden * (entry.units or round(8 / 3 * hidden)) if entry.kind == "block" else 0
     if entry.steps is not None:
         looked_at = min(sizes.head, entry.loss_vocabulary * hidden or sizes.head)
         products = looked_at * (1 + 2 * exits) + 3 * (lens + block) * exits
-        step = 2.0 * TRAINED_ROWS * products / (FLOPS_PER_THREAD * sizes.threads)
+        step = 2.0 * TRAINING_ROWS * products / (FLOPS_PER_THREAD * sizes.threads)
         steps = (1.0 + EVALUATED_SHARE) * entry.steps * step
     seconds = steps  # minutes are of all of it
     if entry.steps is not None:

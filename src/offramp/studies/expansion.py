@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL
 from offramp.records.toml_lines import Location
 from offramp.studies.entries import (
     LEAGUE,
-    LOCAL,
     NONE,
     TUNED,
     HeadsEntry,

@@ -20,8 +20,6 @@ from typing import IO
 from offramp.files import require_regular
 
 BEAT_SECONDS = 2.0
-STALL_SECONDS = 300.0
-"""Without a sign of life before a worker is taken for stopped, if nothing else is said."""
 
 _touched: set[Path] = set()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.costs.hardware import machine_facts
+from offramp.kit.defaults import DELTA, PROFILE_SECONDS
 from offramp.models.devices import CPU, find_device
 from offramp.models.memory import parse_size
 from offramp.models.transforms.transform import Transform
@@ -32,12 +33,8 @@ from offramp.studies.training_checks import exits_of_training
 from offramp.studies.variant import Variant
 from offramp.tracing.request import parse_signals
 
-DELTA = 0.1
-"""The chance that a headline is wrong: over all cells of a run, or over one of a study."""
 TRAINED_BY = ("kind", "steps", "minutes", "units", "short_list", "loss_vocabulary", "precision")
 """Keys of a training's entry that decide its exits, beside text, tokens and exits."""
-PROFILE_SECONDS = 12.0
-"""That timing this machine's parts takes."""
 
 
 class Recipes:

@@ -11,10 +11,10 @@ from pydantic import Field, PrivateAttr
 
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.defaults import LOCAL
 from offramp.records.given_file import Source, Table, checked
 from offramp.studies.entries import (
     LEAGUE,
-    LOCAL,
     NONE,
     TUNED,
     Certify,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from offramp.commands import LAB_MOVED
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.devices import find_device, require_dtype
 from offramp.models.memory import parse_size
@@ -26,7 +27,7 @@ from offramp.studies.axis_checks import (
     check_transforms,
     check_workloads,
 )
-from offramp.studies.entries import AUTO, LEAGUE, LOCAL, NONE, TUNED, Entry
+from offramp.studies.entries import AUTO, LEAGUE, NONE, TUNED, Entry
 from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.kit.defaults import SHORTLIST
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import KeyValueMaps

@@ -22,9 +22,6 @@ from offramp.tracing.heads_arrays import Arrays, Reader, Weights, named_arrays, 
 from offramp.tracing.key_value_maps import KeyValueMaps, read_maps
 from offramp.workloads.shared_text import Sketch
 
-SHORTLIST = 2048
-"""Tokens of the short list, unless heads bring another or the vocabulary is smaller."""
-
 CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
 
 

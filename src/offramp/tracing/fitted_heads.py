@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.kit.defaults import CANDIDATES
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_arrays import at_place
-
-CANDIDATES = 8
-"""Tokens whose logits a candidate head looks at: the best ones of the candidate exit."""
 
 TOP_K = 10
 """Most probable tokens whose set is compared between exits."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.tracing.fitted_heads import (
-    CANDIDATES,
     TOP_K,
     PreparedHeads,
     candidate_features,

@@ -154,7 +154,7 @@ def code_fingerprint() -> str:
     """SHA-256 of the source of the packages that make a trace."""
     from offramp.files import source_fingerprint
 
-    return source_fingerprint("models", "workloads", "tracing")
+    return source_fingerprint("models", "workloads", "tracing", "kit/defaults.py")
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.kit.defaults import SHORTLIST
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.workloads.packing import Context
 
 

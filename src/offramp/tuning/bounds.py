@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.defaults import METHOD
 
 Losses = NDArray[np.float64]
 
@@ -188,7 +189,7 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def best_certifiable(documents: int, delta: float, method: str = "wsr") -> float:
+def best_certifiable(documents: int, delta: float, method: str = METHOD) -> float:
     """The smallest risk that so many documents without one loss certify, 1 if there are none.
 
     "naive" certifies nothing; what is given is then what a test could certify at best.
@@ -203,7 +204,7 @@ def best_certifiable(documents: int, delta: float, method: str = "wsr") -> float
     return float(-math.expm1(math.log(delta) / documents))
 
 
-def upper_limit(losses: Losses, delta: float, method: str = "wsr") -> float:
+def upper_limit(losses: Losses, delta: float, method: str = METHOD) -> float:
     """Upper confidence limit of the mean loss at `delta`: losses [documents] -> the smallest rejected risk.
 
     Raises InputError for a method without one.
@@ -227,7 +228,7 @@ def upper_limit(losses: Losses, delta: float, method: str = "wsr") -> float:
     return high
 
 
-def two_sided_limits(losses: Losses, delta: float, method: str = "wsr") -> tuple[float, float]:
+def two_sided_limits(losses: Losses, delta: float, method: str = METHOD) -> tuple[float, float]:
     """Confidence limits of the mean loss that both hold with probability 1 - delta: losses [documents]."""
     high = upper_limit(losses, delta / 2.0, method)
     return 1.0 - upper_limit(1.0 - losses, delta / 2.0, method), high

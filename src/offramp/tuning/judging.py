@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.defaults import DELTA, FLOORS, LOCAL, SEED, WORTH
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import prices_of
 from offramp.policies.rules.fixed import Never
@@ -22,10 +23,8 @@ from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import (
     CUT,
-    LOCAL,
     NOT_EXECUTED,
     TOO_FEW,
-    WORTH,
     Decision,
     Speed,
     Verdict,
@@ -67,7 +66,7 @@ class Halves:
         return self._evidence[-1]
 
 
-def halves_of(trace: Trace, seed: int = 0) -> Halves:
+def halves_of(trace: Trace, seed: int = SEED) -> Halves:
     """The two halves, documents that exit heads were fitted on left out.
 
     Raises PolicyError for a trace without exits below L, InputError for fewer than two documents.
@@ -85,10 +84,10 @@ def halves_of(trace: Trace, seed: int = 0) -> Halves:
 
 def judge(
     trace: Trace,
-    floors: tuple[float, ...] = (0.99, 0.95, 0.90),
+    floors: tuple[float, ...] = FLOORS,
     worth: float = WORTH,
-    delta: float = 0.1,
-    seed: int = 0,
+    delta: float = DELTA,
+    seed: int = SEED,
     machine: Machine | None = None,
     *,
     halves: Halves | None = None,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.defaults import DELTA, SEED
 from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
@@ -147,9 +148,6 @@ def _largest_shift(shift: tuple[ShiftRow, ...]) -> Iterator[str]:
         )
 
 
-DELTA = 0.1
-"""The chance that the limits of the mean loss miss it, where the policy's certificate names none."""
-
 # Only to measure a policy that has no floor of its own; nothing of it is shown.
 ANY_FLOOR = Floor("agreement", 0.99)
 
@@ -199,7 +197,7 @@ def predict(
     hardware: Machine | str | None = None,
     batch: int | None = None,
     kv: str | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     unseen: bool = False,
 ) -> Prediction:
     """Speed, quality, and whether the tuned floor would hold, on another trace of the same model.

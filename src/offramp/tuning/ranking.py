@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from offramp.costs.machine import Machine
+from offramp.kit.defaults import FLOORS, SEED, WORTH
 from offramp.policies.cost_breakdown import Gain, saved_error
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import price_notes
@@ -17,7 +18,7 @@ from offramp.tuning.held_out import measure, speed_over
 from offramp.tuning.judging import Halves, choose, decide_replayed, halves_of
 from offramp.tuning.pool import Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.verdict import WORTH, Decision
+from offramp.tuning.verdict import Decision
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ FULL_MODEL = "full model"
 def ranking(
     trace: Trace,
     machine: Machine | None,
-    floors: tuple[float, ...] = (0.99, 0.95, 0.90),
-    seed: int = 0,
+    floors: tuple[float, ...] = FLOORS,
+    seed: int = SEED,
     *,
     halves: Halves | None = None,
 ) -> tuple[RankedPolicy, ...]:
@@ -158,7 +159,7 @@ def machine_answers(
     machines: Iterable[Machine],
     batches: Iterable[int] = (1, 8, 32),
     floor: float = 0.99,
-    seed: int = 0,
+    seed: int = SEED,
     *,
     worth: float = WORTH,
     halves: Halves | None = None,

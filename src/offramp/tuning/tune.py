@@ -7,6 +7,7 @@ from typing import Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.policies.binding import text_caveat
 from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
 from offramp.policies.policy import ExitPolicy
@@ -92,14 +93,14 @@ FAMILIES, EVOLUTION = "families", "evolution"
 def tune(
     trace: Trace,
     floor: Mapping[str, float] | Floor,
-    hardware: str | Machine | None = "local",
+    hardware: str | Machine | None = LOCAL,
     *,
-    method: str = "wsr",
-    delta: float = 0.1,
+    method: str = METHOD,
+    delta: float = DELTA,
     batch: int = 1,
     kv: str = "propagate",
     clip: float | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     search: str = FAMILIES,
     executor: Executor | None = None,
     limits: Limits | None = None,
@@ -155,9 +156,9 @@ def tune_floors(
     executor: Executor,
     limits: Limits,
     *,
-    method: str = "wsr",
-    delta: float = 0.1,
-    seed: int = 0,
+    method: str = METHOD,
+    delta: float = DELTA,
+    seed: int = SEED,
     search: str = FAMILIES,
 ) -> list[Tuned]:
     """What `tune` gives at several floors of the kind that a model judges, the main one first: together.

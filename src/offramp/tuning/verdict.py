@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from offramp.errors import InputError
+from offramp.kit.defaults import LOCAL, MAIN_FLOOR
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.records.typed import NumberOrNan
@@ -115,16 +116,9 @@ class Verdict:
         return None if risk is None else Estimate(1.0 - risk)
 
 
-WORTH = 0.05
-"""The gain in speed from which on early exit is worth its trouble."""
-
-MAIN_FLOOR = 0.95
-"""Agreement at which is answered first, and at which other machines and break-even prices are asked for."""
-
 TOO_WIDE = 1.5
 """An interval that reaches so many times above a speed, or below, only says that samples are few."""
 
-LOCAL = "local"
 NEVER = "never"
 TOO_FEW: Decision = "not enough documents"
 OPEN: tuple[Decision, ...] = ("too close to call", "not settled", TOO_FEW)

@@ -172,6 +172,7 @@ CODE = (
     "decoding/strategies",
     "decoding/quality/judging.py",
     "decoding/execution/execution.py",
+    "kit/defaults.py",
 )
 """The source that an execution depends on."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.policies.binding import base_of
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
@@ -30,31 +31,29 @@ if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
-PROMPT_TOKENS = 32
-NEW_TOKENS = 32
 
 
 @checked
 def tune(
     trace: Trace,
     floor: Mapping[str, float] | Floor,
-    hardware: str | Machine | None = "local",
+    hardware: str | Machine | None = LOCAL,
     model: Model | None = None,
     *,
     kv: str | None = None,
     heads: ExitHeads | str | Path | None = None,
     workload: Workload | None = None,
-    prompt_tokens: int = PROMPT_TOKENS,
-    new_tokens: int = NEW_TOKENS,
+    prompt_tokens: int = OPENING_TOKENS,
+    new_tokens: int = CERTIFIED_TOKENS,
     documents: int | None = None,
     folder: str | Path | None = None,
     seconds: float | None = None,
     candidates: int | None = None,
-    method: str = "wsr",
-    delta: float = 0.1,
+    method: str = METHOD,
+    delta: float = DELTA,
     batch: int = 1,
     clip: float | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     search: str = FAMILIES,
     progress: OnDocuments | None = None,
     reference: Model | None = None,
@@ -146,10 +145,10 @@ def executed_tuner(
     kv: str = AUTO,
     heads: ExitHeads | str | Path | None,
     workload: Workload | None,
-    prompt_tokens: int = PROMPT_TOKENS,
-    new_tokens: int = NEW_TOKENS,
+    prompt_tokens: int = OPENING_TOKENS,
+    new_tokens: int = CERTIFIED_TOKENS,
     folder: Path | None,
-    seed: int = 0,
+    seed: int = SEED,
     reference: Model | None = None,
     **settings: Any,
 ) -> Iterator[ExecutedTuner]:
@@ -211,10 +210,10 @@ class TunedTasks:
 def tune_tasks(
     traces: Sequence[Trace],
     floor: Mapping[str, float] | Floor,
-    hardware: str | Machine | None = "local",
+    hardware: str | Machine | None = LOCAL,
     model: Model | None = None,
     *,
-    delta: float = 0.1,
+    delta: float = DELTA,
     **options: Any,
 ) -> TunedTasks:
     """The fastest policy of every workload at one floor.

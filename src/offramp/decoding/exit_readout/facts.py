@@ -16,9 +16,9 @@ from offramp.decoding.exit_readout.head import (
     hidden_of,
     rows_of,
 )
+from offramp.kit.defaults import CANDIDATES
 from offramp.tracing.final_comparison import cosine
 from offramp.tracing.fitted_heads import (
-    CANDIDATES,
     HIDDEN_STATE_FACTS,
     TOP_K,
     PreparedClassifier,

@@ -28,7 +28,8 @@ from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Request
 from offramp.errors import InputError
-from offramp.policies.steps import BATCHINGS, DRAFT_LENGTH
+from offramp.kit.defaults import DRAFT_LENGTH
+from offramp.policies.steps import BATCHINGS
 
 KEPT_BACK = ("streamer", "assistant_model")
 """Arguments of transformers' `generate` that it does not hand to a custom loop."""

@@ -35,9 +35,9 @@ from offramp.decoding.options import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.rules.fixed import Never
-from offramp.policies.steps import DRAFT_LENGTH
 
 FULL_MODEL = DecodingOptions(Never())
 
@@ -74,7 +74,7 @@ def generate(
     policy: PolicySource = None,
     kv: str | None = None,
     heads: HeadsSource = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = NEW_TOKENS,
     force_tokens: Sequence[Any] | Tensor | None = None,
     chat: bool = False,
     draft_length: int | str | Auto = DRAFT_LENGTH,

@@ -14,7 +14,8 @@ from scipy.stats import t as student
 
 from offramp.decoding.measurement.results import Answer, Cluster, Interval
 from offramp.errors import InputError
-from offramp.tuning.verdict import WORTH, require_worth
+from offramp.kit.defaults import TIMING_SECONDS, WORTH
+from offramp.tuning.verdict import require_worth
 
 LEVEL = 0.95
 Pair = tuple[float, float]
@@ -287,9 +288,6 @@ class Looks:
         return 1.0 - (self.alpha - self.spent)
 
 
-BUDGET_SECONDS = 120.0
-
-
 @dataclass(frozen=True)
 class Limits:
     """When a measurement ends.
@@ -299,7 +297,7 @@ class Limits:
     looks: whether it may end before the seconds are over, as soon as its questions are answered.
     """
 
-    seconds: float | None = BUDGET_SECONDS
+    seconds: float | None = TIMING_SECONDS
     rounds: int | None = None
     worth: float = WORTH
     looks: bool = True

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from offramp.decoding.generation.prompts import check_context, check_ids
-from offramp.decoding.measurement.answers import BUDGET_SECONDS, Limits, check_worth
+from offramp.decoding.measurement.answers import Limits, check_worth
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.decoder import batches_of
 from offramp.decoding.measurement.measurement import Measurement, Progress, run_together
@@ -14,11 +14,10 @@ from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
+from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.models.model import Model, in_evaluation
-from offramp.policies.steps import DRAFT_LENGTH
 from offramp.records.arguments import checked
 from offramp.records.numbers import require_bounded
-from offramp.tuning.verdict import WORTH
 
 FEWEST_NEW_TOKENS = 4
 
@@ -43,11 +42,11 @@ def measure(
     batching: str = LOCKSTEP,
     draft_length: int | str | Auto = DRAFT_LENGTH,
     task: str | None = None,
-    budget_seconds: float | None = BUDGET_SECONDS,
+    budget_seconds: float | None = TIMING_SECONDS,
     rounds: int | None = None,
     worth: float = WORTH,
     peers: bool = True,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
@@ -131,7 +130,7 @@ def run(
     *,
     limits: Limits,
     extent: Extent,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
     """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""

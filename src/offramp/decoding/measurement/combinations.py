@@ -32,6 +32,7 @@ from offramp.decoding.measurement.decoder import Decoder, left_out
 from offramp.decoding.measurement.results import LOOKUP, Contender
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
+from offramp.kit.defaults import SHORTLIST
 from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
@@ -40,7 +41,7 @@ from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.policies.parameters import pruned_policy
 from offramp.policies.rules.short_list import with_short_head
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import load_transformed
 
 Key = tuple[str, ...]

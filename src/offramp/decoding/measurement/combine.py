@@ -41,7 +41,6 @@ from offramp.decoding.measurement.measurement import Entry, Progress, time_entri
 from offramp.decoding.measurement.results import Cluster, Contender, Interval
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import (
-    DRAWS,
     Judgements,
     full_models_choices,
     judge,
@@ -50,13 +49,13 @@ from offramp.decoding.quality.judging import (
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
+from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import document_bootstrap
 from offramp.tracing.exit_heads import ExitHeads
 
-FLOOR = 0.95
 WARM_UP_TOKENS = 4
 
 
@@ -70,9 +69,9 @@ def combine(
     limits: Limits | None = None,
     plain: str | None = None,
     workload: str = "",
-    floor: float = FLOOR,
+    floor: float = MAIN_FLOOR,
     trust_remote_code: bool = False,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress | None = None,
 ) -> CombineResult:
     """Time a model decoding with each acceleration alone and with every sensible combination of them.
@@ -308,7 +307,7 @@ def _on_top(
     return found
 
 
-def qualities_of(entry: Entry, planned: Sequence[Planned], *, seed: int = 0) -> dict[str, Quality]:
+def qualities_of(entry: Entry, planned: Sequence[Planned], *, seed: int = SEED) -> dict[str, Quality]:
     """Quality of every combination that was timed, by name; "plain" among them.
 
     Each is held against the untransformed full model's own answers. Intervals: 95 % bootstrap over prompts,

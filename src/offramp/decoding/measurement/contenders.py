@@ -30,11 +30,11 @@ from offramp.decoding.measurement.results import A_A, LOOKUP, NO_TIME, SHORT_LIS
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError
+from offramp.kit.defaults import SHORTLIST
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
-from offramp.tracing.exit_heads import SHORTLIST
 
 NEVER = "never exit"
 GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"

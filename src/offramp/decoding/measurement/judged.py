@@ -27,6 +27,7 @@ from offramp.decoding.openings import Prompts
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import Judgements, free_running
 from offramp.errors import InputError, OfframpError
+from offramp.kit.defaults import SEED
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.tracing.described_heads import with_maps
@@ -123,7 +124,7 @@ def free_running_of(
     own: Mapping[int, Decoded],
     plain: Mapping[int, Decoded],
     *,
-    seed: int = 0,
+    seed: int = SEED,
     known: Judgements | None = None,
 ) -> FreeRunning:
     """How good answers are, judged by the full model of a setting.
@@ -136,7 +137,7 @@ def free_running_of(
     return free_running(setting.model, prompts, answers, whole, seed=seed, known=known)
 
 
-def judged_answers(measurement: Measurement, *, seed: int = 0) -> dict[str, FreeRunning]:
+def judged_answers(measurement: Measurement, *, seed: int = SEED) -> dict[str, FreeRunning]:
     """`free_running_of` whatever may have lost something, by name.
 
     Every policy that was timed, and what is without exits but not equal to the full model.
@@ -225,7 +226,7 @@ def judge_measurement(
     parts_of: int | None = None,
     notes: tuple[str, ...] = (),
     quality: bool = True,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Judged:
     """Answers judged by the full model, then times foretold and their parts timed (see `forecasts_of`).
 
@@ -284,7 +285,7 @@ def decode_chosen(
     heads: ExitHeads | None,
     new_tokens: int,
     limits: Limits,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> list[Judged | OfframpError]:
     """Every workload's measurement, or what made it fail; all contenders of all of them take turns.
 

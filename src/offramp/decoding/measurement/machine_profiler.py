@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.costs.hardware import LOCAL, OWN_LOOP, STEPS, machine_facts
+from offramp.costs.hardware import OWN_LOOP, STEPS, machine_facts
 from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.costs.probes import ProbeSizes
 from offramp.costs.timings import TimingsProfile, busy_machine
@@ -27,6 +27,7 @@ from offramp.decoding.measurement.timed_probes import probe_sizes
 from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
 from offramp.errors import InputError, ModelError
+from offramp.kit.defaults import HARDWARE_SECONDS, LOCAL
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.progress import say
@@ -58,7 +59,7 @@ BUSY = (
 def measure_hardware(
     model: Model,
     *,
-    budget_seconds: float = 45.0,
+    budget_seconds: float = HARDWARE_SECONDS,
     batches: Sequence[int] | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> TimingsProfile:

@@ -30,6 +30,7 @@ from offramp.decoding.measurement.trial import PILOT_VISITS, Pilot, Trial, choos
 from offramp.decoding.measurement.turns import Group, time_groups
 from offramp.errors import OfframpError
 from offramp.files import sha256_of_text
+from offramp.kit.defaults import SEED
 from offramp.models.quiet import quiet_transformers
 
 PEERS_SHARE = 0.25
@@ -238,7 +239,7 @@ def time_entries(
     extent: Extent,
     limits: Limits,
     budget: Budget,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress | None = None,
 ) -> None:
     """Try out, pilot and time all entries; what each is worth, or why it failed, is then theirs to say.
@@ -270,7 +271,7 @@ def run_together(
     *,
     extent: Extent,
     limits: Limits,
-    seed: int = 0,
+    seed: int = SEED,
     progress: Progress | None = None,
 ) -> list[Measurement | OfframpError]:
     """`run` for several settings of one model at once, or what made one of them fail.

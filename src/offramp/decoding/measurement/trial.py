@@ -20,6 +20,7 @@ from offramp.decoding.measurement.decoder import Decoded, Decoder, LayerCount, l
 from offramp.decoding.measurement.results import Contender
 from offramp.decoding.measurement.turns import Timed, Visit, pairs_of, visit
 from offramp.errors import InputError, ModelError, OfframpError
+from offramp.kit.defaults import SEED
 from offramp.models.devices import CPU
 from offramp.models.stack import ExitStack
 
@@ -145,7 +146,7 @@ def choose_plain(
     new_tokens: int,
     *,
     visits: int = PILOT_VISITS,
-    seed: int = 0,
+    seed: int = SEED,
 ) -> Pilot:
     """Time plain decoders in turns, and take the fastest.
 

@@ -16,6 +16,7 @@ from offramp.decoding.measurement.answers import Budget, Looks, Pair, Series
 from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, wait_for
 from offramp.decoding.measurement.results import PLAIN, Stopped
 from offramp.errors import OfframpError
+from offramp.kit.defaults import FEWEST_VISITS, SEED
 
 BLOCK, SHORT_BLOCK = 8, 4
 """Tokens of a block, and of one where few tokens are decoded. A load on a shared machine comes and goes more
@@ -147,8 +148,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-FEWEST_VISITS = 2
-"""Made whatever the budget: of two prompts there is an interval, however wide."""
 RARELY = 2
 """A peer that decodes at a stretch takes part in one of so many visits, unless it is what early exit has to
 be faster than."""
@@ -256,7 +255,7 @@ def time_groups(
     *,
     budget: Budget,
     looks: bool = True,
-    seed: int = 0,
+    seed: int = SEED,
     visited: Callable[[], None] = lambda: None,
 ) -> None:
     """Visit the groups' prompts in turn until every question is answered, the rounds or the budget are over.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp.decoding.measurement.results import FreeRunning, Interval
 from offramp.errors import InputError
+from offramp.kit.defaults import DRAWS, SEED
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.scoring.estimate import DocumentBootstrap, document_bootstrap
@@ -164,7 +165,6 @@ def _of_rows(logits: Tensor, tokens: Sequence[int], start: int) -> tuple[NDArray
     return (columns[0].astype(np.int64), *columns[1:])
 
 
-DRAWS = 1000
 TIE = 1e-4
 """Logits this close are equal: a block forward and one-token decoding differ by about 1e-6 in float32."""
 
@@ -181,7 +181,7 @@ def free_running(
     plain_answers: Sequence[Tokens],
     *,
     batch: int = 1,
-    seed: int = 0,
+    seed: int = SEED,
     known: Judgements | None = None,
 ) -> FreeRunning:
     """Judge generated answers, token ids without the prompt, by the full model on the same prefixes.

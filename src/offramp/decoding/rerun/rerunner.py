@@ -34,12 +34,12 @@ from offramp.decoding.strategies.mapped import Mapped, StateMaps
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
 from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
-from offramp.policies.steps import DRAFT_LENGTH
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
 

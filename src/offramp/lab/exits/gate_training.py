@@ -14,6 +14,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
+from offramp.kit.defaults import SEED
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.gate import GATE, HALF, GateRows, learn_gates, steps_of
 from offramp.lab.exits.gate_heads import reading_at, spread
@@ -67,7 +68,7 @@ def train_gates(
     tokens: int = FITTING_TOKENS,
     context: int | None = None,
     kv: str = "propagate",
-    seed: int = 0,
+    seed: int = SEED,
     steps: int | None = None,
     progress: bool | None = None,
 ) -> TrainedGates:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.errors import InputError
-from offramp.lab.exits.recipe import BATCH
+from offramp.kit.defaults import TRAINING_ROWS
 from offramp.models.model import Model
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS
 from offramp.tracing.fitting.readings import captured_states
@@ -17,7 +17,7 @@ PILOT_TOKENS = 512
 """Read to learn the pace, at least."""
 STEP_TOKENS = 512
 """Tokens are cut to a multiple of so many."""
-FEWEST_TOKENS = 8 * BATCH
+FEWEST_TOKENS = 8 * TRAINING_ROWS
 """Of which something can be learned."""
 READING_SHARE = 0.5
 """Of the minutes, that reading may take, and what is fitted on what was read; the rest is for steps."""

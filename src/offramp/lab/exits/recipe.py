@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from offramp.errors import InputError
+from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.lab.exits.divergence import PRECISIONS, Precision
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED, check_kind
 from offramp.lab.exits.layer_skip import fewest_steps
@@ -14,10 +15,6 @@ from offramp.records.numbers import require_bounded
 from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
 from offramp.workloads.packing import require_sizes
-
-MINUTES = 20.0
-BATCH = 192
-"""Positions of one step: random ones, of which so few tell as much of the gradient as whole contexts."""
 
 SEQUENCE_BATCH = 512
 """Positions of a step where the model itself is trained, at most: whole sequences, or one that is longer."""
@@ -59,7 +56,7 @@ class Recipe:
     seed: int
     units: int
     loss_vocabulary: int
-    batch: int = BATCH
+    batch: int = TRAINING_ROWS
     rate: float = RATE
     context: int | None = None
     precision: Precision | str = "auto"
@@ -130,11 +127,11 @@ def make_recipe(
         at=exits,
         tokens=tokens,
         steps=steps,
-        minutes=MINUTES if steps is None and minutes is None else minutes,
+        minutes=TRAINING_MINUTES if steps is None and minutes is None else minutes,
         seed=seed,
         units=(units or _default_units(hidden)) if has_units else 0,
         loss_vocabulary=0 if loss_vocabulary >= vocabulary else loss_vocabulary,
-        batch=BATCH if regularisation is None else SEQUENCE_BATCH,
+        batch=TRAINING_ROWS if regularisation is None else SEQUENCE_BATCH,
         context=context,
         precision=precision,
         rate=_rate(kind, regularisation),

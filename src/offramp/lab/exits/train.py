@@ -10,6 +10,7 @@ from pathlib import Path
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.files import source_fingerprint
+from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
@@ -23,7 +24,7 @@ from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
-from offramp.tracing.exit_heads import SHORTLIST, ExitHeads
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
 from offramp.tracing.fitting.readings import require_one_stream
@@ -46,6 +47,7 @@ CODE = (
     "lab/exits",
     "lab/sealed_tensors.py",
     "scoring/text_size.py",
+    "kit/defaults.py",
 )
 """The source that weights or figures depend on."""
 
@@ -89,7 +91,7 @@ def train_exits(
     minutes: float | None = None,
     steps: int | None = None,
     tokens: int = TRAINING_TOKENS,
-    seed: int = 0,
+    seed: int = SEED,
     units: int | None = None,
     rank: int | None = None,
     shared: bool = False,

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from offramp.kit.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.short_names import short_name
 from offramp.report.caveats import caveats
 from offramp.report.findings import main_verdict, run_decision
@@ -19,7 +20,7 @@ from offramp.report.sections.picture import picture
 from offramp.report.verdict_rows import VerdictRow, verdict_rows
 from offramp.report.verdict_words import reference_line
 from offramp.tuning.answers import ANSWER_TOKENS
-from offramp.tuning.verdict import MAIN_FLOOR, NEVER, WORTH, Verdict
+from offramp.tuning.verdict import NEVER, Verdict
 
 COLUMNS = (
     Column("Keep"),

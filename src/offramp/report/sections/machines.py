@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.costs.probes import PROBES
+from offramp.kit.defaults import LOCAL
 from offramp.report.formats import (
     counted,
     decimal,
@@ -33,7 +34,7 @@ from offramp.report.html import (
 )
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import RunResult, WorkloadResult
-from offramp.report.verdict_words import LOCAL, machine_name
+from offramp.report.verdict_words import machine_name
 from offramp.tracing.described_heads import reading_parts
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer

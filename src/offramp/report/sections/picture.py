@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.decoding.measurement.results import Interval
+from offramp.kit.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.short_names import SHORT_HEAD
 from offramp.report.formats import percent, short_source, timed_interval, times, too_wide, whole_percent
 from offramp.report.html import fragment, table
@@ -17,7 +18,7 @@ from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import RunResult
 from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
-from offramp.tuning.verdict import MAIN_FLOOR, WORTH, from_main
+from offramp.tuning.verdict import from_main
 
 LOWEST = 0.7
 """What keeps less is named below its panel, and not drawn: nobody decodes with it."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.costs.hardware import LOCAL
 from offramp.decoding.measurement.results import BenchResult
+from offramp.kit.defaults import LOCAL
 from offramp.records.typed import from_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (

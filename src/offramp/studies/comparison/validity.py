@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
 from offramp.scoring.rank_correlation import BASES_NEEDED, kendall
 from offramp.studies.comparison.results import Row, ScoreValidity, floor_and_machine, share_saved
@@ -20,7 +21,7 @@ POINTS_NEEDED = 3
 Values = NDArray[np.float64]
 
 
-def validity_of(rows: Sequence[Row], *, draws: int = 1000, seed: int = 0) -> tuple[ScoreValidity, ...]:
+def validity_of(rows: Sequence[Row], *, draws: int = DRAWS, seed: int = SEED) -> tuple[ScoreValidity, ...]:
     """Every candidate score at every floor on every machine where savings were measured.
 
     The score on workload A stands against the saving on workload B of the same cells, cells of one base

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from offramp.errors import DiskFullError, OfframpError
+from offramp.kit.defaults import STALL_SECONDS
 from offramp.models.memory import shown_size
 from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
 from offramp.studies.folder import ALIVE, StudyFolder
-from offramp.studies.locks import BEAT_SECONDS, STALL_SECONDS, Watch, end_holder, holding, is_held
+from offramp.studies.locks import BEAT_SECONDS, Watch, end_holder, holding, is_held
 from offramp.studies.task import Job, Task
 
 TRIES = 2

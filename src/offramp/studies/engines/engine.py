@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from offramp.kit.defaults import STALL_SECONDS
 from offramp.studies.folder import StudyFolder
-from offramp.studies.locks import STALL_SECONDS
 from offramp.studies.task import Job
 
 POLL_SECONDS = 0.5

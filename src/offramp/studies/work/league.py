@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
+from offramp.kit.defaults import MAIN_FLOOR
 from offramp.studies.entries import BYTES
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -16,7 +17,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.judging import Halves
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
-from offramp.tuning.verdict import MAIN_FLOOR, Verdict, from_main
+from offramp.tuning.verdict import Verdict, from_main
 
 OTHER_MACHINES = ("h100", "l4")
 """Shown beside the machine at hand: a data-centre card and a small one."""

@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.defaults import NETWORK_UNITS
 from offramp.tracing.exit_heads import ExitClassifier
 from offramp.tracing.fitted_heads import candidate_features, confidence_features
 from offramp.tracing.fitting.readings import Readings
 
 RAREST_CLASS = 20
 """Rows that each class needs, on both sides: with fewer there is nothing to learn or to judge."""
-
-UNITS = 64
-"""Hidden units of a small network."""
 
 PRIOR_VARIANCE = 1.0
 """Of the logit under the logistic classifier's prior, however many features there are."""
@@ -72,7 +70,7 @@ class FittedClassifier:
 def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int) -> FittedClassifier:
     """Fit one classifier and judge it on other documents.
 
-    network: one hidden layer of UNITS (ReLU), else logistic regression. Where a class has fewer than
+    network: one hidden layer of NETWORK_UNITS (ReLU), else logistic regression. Where a class has fewer than
     RAREST_CLASS rows in either set, the base rate is all it says.
     """
     mean = fit.x.mean(0, dtype=np.float64).astype(np.float32)
@@ -106,7 +104,7 @@ def constant_classifier(
     scale: Features | None = None,
 ) -> FittedClassifier:
     """The classifier that always says the base rate (with half a row of each class added: a finite logit)."""
-    widths = (features, UNITS, 1) if network else (features, 1)
+    widths = (features, NETWORK_UNITS, 1) if network else (features, 1)
     biases = [np.zeros(width, np.float32) for width in widths[1:]]
     rate = (labels.sum() + 0.5) / (len(labels) + 1.0)
     biases[-1][:] = math.log(rate / (1.0 - rate))
@@ -170,14 +168,14 @@ def _logistic(x: Features, y: Labels, seed: int) -> Any:
 
 
 def _network(x: Features, y: Labels, seed: int) -> Any:
-    """A network of UNITS ReLU units, trained for NETWORK_STEPS steps of Adam."""
+    """A network of NETWORK_UNITS ReLU units, trained for NETWORK_STEPS steps of Adam."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     batch = min(NETWORK_BATCH, len(x))
     epochs = math.ceil(NETWORK_STEPS * batch / len(x))
     network = MLPClassifier(
-        (UNITS,),
+        (NETWORK_UNITS,),
         alpha=NETWORK_PENALTY,
         batch_size=batch,
         max_iter=epochs,

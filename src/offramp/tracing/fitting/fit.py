@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.exit_heads import SHORTLIST, ExitClassifier, ExitHeads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import CANDIDATES, describe_base
+from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
     KINDS,
     ClassifierKind,
@@ -88,7 +89,7 @@ def fit_heads(
     kv_rank: Rank = AUTO,
     short_list: int = SHORTLIST,
     context: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     progress: bool | None = None,
     on_memory: Callable[[FittingMemory], object] | None = None,
 ) -> ExitHeads:
@@ -172,7 +173,7 @@ def complete_heads(
     kv_rank: Rank = AUTO,
     short_list: int = SHORTLIST,
     context: int | None = None,
-    seed: int = 0,
+    seed: int = SEED,
     progress: bool | None = None,
 ) -> ExitHeads:
     """Heads of exits that are read through what was trained: with classifiers, a short list and K,V maps.

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ModelError
+from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.models.model import Model
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import CANDIDATES, PreparedReading
+from offramp.tracing.fitted_heads import PreparedReading
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
 from offramp.tracing.head import Head, LinearHead, at_head, make_head
