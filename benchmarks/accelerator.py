@@ -47,7 +47,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.measurement.answers import LEVEL, Limits
+from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import NEVER, Extent, Setting
 from offramp.decoding.measurement.credit import ratios_of
@@ -63,6 +63,7 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.records.typed import finite_json
+from offramp.scoring.estimate import LEVEL
 from offramp.tracing.final_comparison import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 

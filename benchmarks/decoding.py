@@ -25,16 +25,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import LEVEL, Limits
+from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
 from offramp.decoding.measurement.credit import ratios_of
 from offramp.decoding.measurement.machine_profiler import measure_hardware
 from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.results import BenchResult, Interval
+from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
+from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.workloads.registry import load_workload
 
 QUARTERS = (0.25, 0.5, 0.75)
@@ -181,7 +182,7 @@ def _seconds(result: BenchResult, name: str) -> float:
     return found.value
 
 
-def _ratio(result: BenchResult, above: str, below: str) -> Interval:
+def _ratio(result: BenchResult, above: str, below: str) -> Estimate[float]:
     """Seconds of the one over seconds of the other, prompt by prompt."""
     ratio = ratios_of(result, result.contender(below))(above, LEVEL)
     assert ratio is not None  # both took turns

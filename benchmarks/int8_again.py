@@ -27,7 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from offramp.decoding.measurement.answers import answer_of, ratio_of, resolution_of
 from offramp.decoding.measurement.combined import CombineResult, read_combined
-from offramp.decoding.measurement.results import Cluster, Contender, Interval
+from offramp.decoding.measurement.results import Cluster, Contender
+from offramp.scoring.estimate import Estimate
 
 
 def measured(options: argparse.Namespace, place: int, folder: Path, plain: str | None) -> CombineResult:
@@ -55,7 +56,7 @@ def contender_of(result: CombineResult) -> Contender:
     return one.contender
 
 
-def together(contenders: Sequence[Contender]) -> Interval:
+def together(contenders: Sequence[Contender]) -> Estimate[float]:
     """The ratio over prompts and processes."""
     clusters: list[Cluster] = [
         replace(cluster, process=process)

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from offramp.decoding.measurement.answers import Looks, Series, answer_of, resolution_of
-from offramp.decoding.measurement.results import Interval
+from offramp.scoring.estimate import Estimate
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -103,11 +103,11 @@ def timed(world: World, random: np.random.Generator) -> Outcome:
     )
 
 
-def _value(ratio: Interval | None) -> float:
+def _value(ratio: Estimate[float] | None) -> float:
     return math.inf if ratio is None else ratio.value
 
 
-def _holds(ratio: Interval | None, true: float) -> bool:
+def _holds(ratio: Estimate[float] | None, true: float) -> bool:
     if ratio is None or ratio.low is None or ratio.high is None:
         return True
     return ratio.low <= true <= ratio.high

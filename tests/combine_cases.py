@@ -18,7 +18,8 @@ from offramp.decoding.measurement.answers import (
 from offramp.decoding.measurement.combine import interaction_of
 from offramp.decoding.measurement.combined import Combination, CombineResult, OnTop, Quality
 from offramp.decoding.measurement.figures import seconds_over
-from offramp.decoding.measurement.results import Cluster, Contender, FreeRunning, Interval
+from offramp.decoding.measurement.results import Cluster, Contender, FreeRunning
+from offramp.scoring.estimate import Estimate
 
 WORTH = 0.05
 
@@ -37,9 +38,9 @@ CIRCUMSTANCES: dict[str, Any] = {
 
 def quality(share: float, *, low: float | None = None, high: float | None = None) -> Quality:
     """Answers of which so many tokens are the full model's."""
-    nll = Interval(1.2)
-    found = FreeRunning(Interval(20.0 * share), Interval(share), Interval(share), nll, nll, 6, 120)
-    return Quality(found, Interval(share, low, high))
+    nll = Estimate(1.2)
+    found = FreeRunning(Estimate(20.0 * share), Estimate(share), Estimate(share), nll, nll, 6, 120)
+    return Quality(found, Estimate(share, low, high))
 
 
 def combined_result(
@@ -67,7 +68,7 @@ def combined_result(
         combinations=tuple(combinations),
         others=(replace(combinations[0].contender, name="generate()"),),
         defects=(),
-        a_a=Interval(1.0, 0.99, 1.01),
+        a_a=Estimate(1.0, 0.99, 1.01),
         stopped="answered",
         seconds_spent=61.0,
         floor=0.95,

@@ -30,14 +30,14 @@ from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.status import Status, TimeLeft, status_of
-from offramp.studies.task import Cell, Estimate, Job, Plan, Task
+from offramp.studies.task import Cell, Job, Plan, Task, TaskCost
 
 FAILURE = Failure("no document has a token", where="notes.txt", fix="give a longer text")
 
 
 def task(kind: str, name: str = "", *, blocked: str | None = None, **needs: Task) -> Task:
     """A task of 90 seconds and 2 GB, told from others by a name."""
-    estimate = Estimate(seconds=90.0, memory_bytes=2 * 10**9, disk_bytes=10**6)
+    estimate = TaskCost(seconds=90.0, memory_bytes=2 * 10**9, disk_bytes=10**6)
     keys = {role: needed.key for role, needed in needs.items()}
     return Task(kind, {"name": name}, keys, blocked=blocked, estimate=estimate)
 

@@ -15,9 +15,10 @@ from offramp.decoding.measurement import answers, decoder, turns
 from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.contenders import GENERATE, Setting
 from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, decoding_in_steps
-from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted, Interval
+from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
+from offramp.scoring.estimate import Estimate
 
 
 class Padding(NumberTokenizer):
@@ -102,20 +103,20 @@ def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
     """A sound result of a policy that is twice as fast as plain decoding."""
     clusters = tuple(Cluster(0, prompt, 0.69, 8) for prompt in range(3))
     policy = Contender(
-        name="static:exit=3 (propagate)", role="policy", answer="faster", ratio=Interval(2.0, 1.9, 2.1),
+        name="static:exit=3 (propagate)", role="policy", answer="faster", ratio=Estimate(2.0, 1.9, 2.1),
         resolution=0.05, clusters=clusters, samples=(0.05, 0.05, 0.05),
-        seconds_per_token=Interval(0.05, 0.049, 0.051), first_token_seconds=0.5, tokens_per_second=20.0,
+        seconds_per_token=Estimate(0.05, 0.049, 0.051), first_token_seconds=0.5, tokens_per_second=20.0,
         counted=Counted(3.0, 1.0, 0.0, 1e6, 2e6), layers_per_token=3.0, claimed_layers_per_token=3.0,
-        same_output=0.5, executed_agreement=Interval(0.9), gain={"layers": 0.4, "head": 0.1, "probes": 0.0},
+        same_output=0.5, executed_agreement=Estimate(0.9), gain={"layers": 0.4, "head": 0.1, "probes": 0.0},
     )  # fmt: skip
     plain = Contender(
-        GENERATE, "plain", "equivalent", Interval(1.0, 1.0, 1.0), 0.0, seconds_per_token=Interval(0.1)
+        GENERATE, "plain", "equivalent", Estimate(1.0, 1.0, 1.0), 0.0, seconds_per_token=Estimate(0.1)
     )
-    again = Contender(f"{GENERATE} again", "a/a", "equivalent", Interval(1.0, 0.99, 1.01), 0.01, clusters)
+    again = Contender(f"{GENERATE} again", "a/a", "equivalent", Estimate(1.0, 0.99, 1.01), 0.01, clusters)
     values: dict[str, Any] = {
         "model": "fake", "policy": "static:exit=3", "kv": "propagate", "batch": 1, "batching": "lockstep",
         "new_tokens": 5, "prompts": 3, "rounds": 1, "worth": 0.05, "plain": GENERATE,
-        "contenders": (policy, plain, again, *further), "defects": (), "a_a": Interval(1.0, 0.98, 1.02),
+        "contenders": (policy, plain, again, *further), "defects": (), "a_a": Estimate(1.0, 0.98, 1.02),
         "stopped": "answered", "seconds_spent": 41.5, "circumstances": {"cores": 2, "threads": 2},
     }  # fmt: skip
     return BenchResult(**{**values, **changes})

@@ -29,10 +29,11 @@ from offramp.decoding.measurement.contenders import (
 from offramp.decoding.measurement.decoder import Decoder
 from offramp.decoding.measurement.judged import judged_answers, with_agreement
 from offramp.decoding.measurement.measurement import Measurement, run_together
-from offramp.decoding.measurement.results import BenchResult, Contender, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender
 from offramp.decoding.quality.judging import judge
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
+from offramp.scoring.estimate import Estimate
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "threshold:signal=margin,value=0.04,exits=1+2+3"
@@ -127,7 +128,7 @@ def test_prompts_are_the_clusters_and_the_plain_decoder_is_the_fastest(measured:
     result = measured.result
     assert result.plain in (NEVER, GENERATE, STATIC_CACHE, ONE_CALL)
     plain = result.contender(result.plain)
-    assert (plain.ratio, plain.answer, plain.clusters) == (Interval(1.0, 1.0, 1.0), "equivalent", ())
+    assert (plain.ratio, plain.answer, plain.clusters) == (Estimate(1.0, 1.0, 1.0), "equivalent", ())
     for one in timed(result):
         assert [cluster.prompt for cluster in one.clusters] == [0, 1], one.name
         assert one.ratio is not None
@@ -204,7 +205,7 @@ def test_the_executed_agreement_is_judged_on_each_answers_own_prefix(measured: M
         assert found.value == pytest.approx(np.mean(right))
         assert found.low is None  # two prompts have no interval
     for name in (result.plain, NEVER, f"{POLICY} (speculate)", LOOKUP):
-        assert result.contender(name).executed_agreement == Interval(1.0)
+        assert result.contender(name).executed_agreement == Estimate(1.0)
     assert result.floor is None  # the policy was not tuned
 
 

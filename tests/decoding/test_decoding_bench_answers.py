@@ -31,8 +31,9 @@ from offramp.decoding.measurement.answers import (
     ratio_over,
     resolution_of,
 )
-from offramp.decoding.measurement.results import Cluster, Interval
+from offramp.decoding.measurement.results import Cluster
 from offramp.errors import InputError
+from offramp.scoring.estimate import Estimate
 
 WORTH = 0.05
 
@@ -53,17 +54,17 @@ WORTH = 0.05
 )
 def test_what_an_interval_answers(low: float | None, high: float | None, answer: str, settled: bool) -> None:
     value = 1.0 if low is None or high is None else math.sqrt(low * high)
-    ratio = Interval(value, low, high)
+    ratio = Estimate(value, low, high)
     assert answer_of(ratio, WORTH) == answer
     assert is_settled(ratio, WORTH) is settled
 
 
 def test_the_resolution_is_the_half_width() -> None:
-    assert resolution_of(Interval(1.1, 1.1 / 1.02, 1.1 * 1.02)) == pytest.approx(0.02)
-    assert resolution_of(Interval(1.1)) is None
-    assert is_precise(Interval(1.0, 1 / (1 + PRECISE), 1 + PRECISE - 1e-9))
-    assert not is_precise(Interval(1.0, 0.98, 1.02))
-    assert not is_precise(Interval(1.0))
+    assert resolution_of(Estimate(1.1, 1.1 / 1.02, 1.1 * 1.02)) == pytest.approx(0.02)
+    assert resolution_of(Estimate(1.1)) is None
+    assert is_precise(Estimate(1.0, 1 / (1 + PRECISE), 1 + PRECISE - 1e-9))
+    assert not is_precise(Estimate(1.0, 0.98, 1.02))
+    assert not is_precise(Estimate(1.0))
 
 
 @pytest.mark.parametrize("worth", [0.0, -0.1, 1.0, float("nan")])
@@ -134,13 +135,13 @@ def limits(logs: list[float], level: float) -> tuple[float, float]:
 
 
 def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
-    def ratio(name: str, level: float) -> Interval | None:
+    def ratio(name: str, level: float) -> Estimate[float] | None:
         return ratio_of(clusters(SPEEDS[name]), level)
 
     # "b" has the wider interval, and so the lower limit, "a" the least speed and upper limit.
     value, low, high = speed(SPEEDS["a"]), limits(SPEEDS["b"], 0.95)[0], limits(SPEEDS["a"], 0.975)[1]
     assert low < limits(SPEEDS["a"], 0.95)[0]
-    expected = Interval(*(pytest.approx(one) for one in (value, low, high)))
+    expected = Estimate(*(pytest.approx(one) for one in (value, low, high)))
     assert over_fastest(["a", "b"], ratio) == ("a", expected)
     # Over one alone it is that pair's; of a third that was never timed beside it, nothing is known.
     assert over_fastest(["a"], ratio) == ("a", ratio_of(clusters(SPEEDS["a"])))
@@ -228,7 +229,7 @@ def test_the_interval_of_a_ratio_of_times_holds_the_truth_as_often_as_it_says() 
     assert held / (2 * runs) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
 
 
-def _within(ratio: Interval, true: float) -> bool:
+def _within(ratio: Estimate[float], true: float) -> bool:
     assert ratio.low is not None
     assert ratio.high is not None
     return ratio.low <= true <= ratio.high
@@ -239,11 +240,11 @@ def test_in_one_process_a_product_is_students_over_prompts() -> None:
     found = product_of((1.0, clusters(values)), level=0.99)
     half = student.ppf(0.995, 4) * np.std(values, ddof=1) / math.sqrt(5)
     mean = np.mean(values)
-    assert found == Interval(*(pytest.approx(math.exp(limit)) for limit in (mean, mean - half, mean + half)))
+    assert found == Estimate(*(pytest.approx(math.exp(limit)) for limit in (mean, mean - half, mean + half)))
 
 
 def test_one_prompt_has_no_interval_however_often_it_is_decoded() -> None:
-    assert ratio_of([cluster_of(0, 0, [(1.1, 1.0)] * 1000)]) == Interval(pytest.approx(1.1))
+    assert ratio_of([cluster_of(0, 0, [(1.1, 1.0)] * 1000)]) == Estimate(pytest.approx(1.1))
     with pytest.raises(ValueError, match="needs a cluster"):
         ratio_of([])
 
@@ -319,9 +320,9 @@ def test_contenders_are_held_against_each_other_prompt_by_prompt() -> None:
 def test_the_interval_by_hand() -> None:
     # Of six samples the extremes cover 62/64, the next ones 50/64: a tenth of the way from one to the other,
     # so 5 x 0.1 / (1 + 4 x 0.1) of the distance between samples.
-    assert median([3.0] * (SAMPLES_NEEDED - 1)) == Interval(3.0)
+    assert median([3.0] * (SAMPLES_NEEDED - 1)) == Estimate(3.0)
     found = median([13.0, 1.0, 2.0, 3.0, 5.0, 8.0])
-    assert found == Interval(4.0, pytest.approx(1 + 5 / 14), pytest.approx(13 - 5 * 5 / 14))
+    assert found == Estimate(4.0, pytest.approx(1 + 5 / 14), pytest.approx(13 - 5 * 5 / 14))
 
 
 @pytest.mark.parametrize("count", [6, 10, 18])

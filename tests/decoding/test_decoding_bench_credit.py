@@ -24,12 +24,12 @@ from offramp.decoding.measurement.results import (
     BenchResult,
     Cluster,
     Contender,
-    Interval,
     contenders_json,
     read_results,
     write_results,
 )
 from offramp.errors import ModelError
+from offramp.scoring.estimate import Estimate
 
 POLICY = "static:exit=3 (propagate)"
 LOGS = {
@@ -44,7 +44,7 @@ LOGS = {
 
 def timed(name: str, **changes: Any) -> Contender:
     clusters = tuple(Cluster(0, prompt, log, 8) for prompt, log in enumerate(LOGS[name]))
-    values = {"role": "peer", "answer": "faster", "ratio": Interval(1.0, 0.9, 1.1)}
+    values = {"role": "peer", "answer": "faster", "ratio": Estimate(1.0, 0.9, 1.1)}
     return Contender(name, clusters=clusters, **{**values, **changes})
 
 
@@ -53,8 +53,8 @@ def result(**changes: Contender) -> BenchResult:
     found = {
         "policy": timed(POLICY, role="policy"),
         "never": timed("never exit", role="plain"),
-        "cut": timed("cut head", full_depth=True, executed_agreement=Interval(0.97, 0.94, 0.99)),
-        "lookup": timed("lookup", full_depth=True, executed_agreement=Interval(1.0)),
+        "cut": timed("cut head", full_depth=True, executed_agreement=Estimate(0.97, 0.94, 0.99)),
+        "lookup": timed("lookup", full_depth=True, executed_agreement=Estimate(1.0)),
         "assistant": timed("assistant"),
         "missing": Contender("not timed", "peer", left_out="it cannot", full_depth=True),
     }
@@ -164,7 +164,7 @@ def test_of_several_processes_the_plain_decoder_is_the_fastest_of_all() -> None:
     never, cut = np.array(LOGS["never exit"]), np.array(LOGS["cut head"])
     times, rival = (np.exp([never - one, -one, -one]).mean() for one in (logs, cut))
     assert ratio.value == pytest.approx(1.0 / times)
-    assert found.contender("never exit").ratio == Interval(1.0, 1.0, 1.0)
+    assert found.contender("never exit").ratio == Estimate(1.0, 1.0, 1.0)
     credit = found.credit(POLICY, 0.95)
     assert credit is not None
     assert credit.value == pytest.approx(rival / times)
@@ -189,7 +189,7 @@ def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list
     judged = judge_measurement(
         replace(measured, result=replace(measured.result, contenders=lost)), None, predicted={}, workload=""
     )
-    assert judged.bench.contender(cut.name).executed_agreement == Interval(1.0)
+    assert judged.bench.contender(cut.name).executed_agreement == Estimate(1.0)
     assert judged.free_running[cut.name].prompts == 2
     assert judged.bench.credit(f"{policy} (propagate)") is not None
 

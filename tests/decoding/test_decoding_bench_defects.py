@@ -18,7 +18,8 @@ from offramp.decoding.measurement.defects import (
     warnings_of,
 )
 from offramp.decoding.measurement.processes import merged
-from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Interval
+from offramp.decoding.measurement.results import BenchResult, Cluster, Contender
+from offramp.scoring.estimate import Estimate
 
 QUIET: dict[str, Any] = {"cores": 2, "threads": 2, "other_load": 0.05, "omp_wait_policy": "passive"}
 WRONG = Difference(prompt=1, place=2, token=99, expected=8)
@@ -47,14 +48,14 @@ def test_each_wrong_result_is_named_with_its_place(changes: dict[str, Any], said
 @pytest.mark.parametrize(
     ("a_a", "defect"),
     [
-        (Interval(1.01, 0.97, 1.05), False),  # wide is no defect
-        (Interval(1.0, 0.9, 1.0), False),
-        (Interval(1.2), False),
-        (Interval(1.03, 1.001, 1.06), True),
-        (Interval(0.97, 0.95, 0.999), True),
+        (Estimate(1.01, 0.97, 1.05), False),  # wide is no defect
+        (Estimate(1.0, 0.9, 1.0), False),
+        (Estimate(1.2), False),
+        (Estimate(1.03, 1.001, 1.06), True),
+        (Estimate(0.97, 0.95, 0.999), True),
     ],
 )
-def test_the_same_decoder_twice(a_a: Interval, defect: bool) -> None:
+def test_the_same_decoder_twice(a_a: Estimate[float], defect: bool) -> None:
     found = a_a_defect(a_a)
     assert (found is not None) is defect
     assert a_a_defect(a_a, A_A_FREEDOM - 1) is None  # of so few prompts anything may come
@@ -144,6 +145,6 @@ def test_what_was_left_out_stays_so_and_nothing_is_nothing() -> None:
     missing = Contender("a peer", "peer", left_out="it cannot")
     results = [replace(one, contenders=(*one.contenders, missing)) for one in map(process, LOGS)]
     assert merged(results).contender("a peer") == missing
-    assert merged([made_up_result()]).contender(made_up_result().plain).ratio == Interval(1.0, 1.0, 1.0)
+    assert merged([made_up_result()]).contender(made_up_result().plain).ratio == Estimate(1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="nothing to merge"):
         merged([])

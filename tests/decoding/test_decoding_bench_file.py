@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_cases import made_up_result
@@ -15,7 +16,6 @@ from offramp.decoding.measurement.results import (
     FloorCheck,
     Forecast,
     FreeRunning,
-    Interval,
     PartError,
     contenders_json,
     read_results,
@@ -23,16 +23,17 @@ from offramp.decoding.measurement.results import (
 )
 from offramp.errors import DamagedFileError
 from offramp.records.typed import from_json, to_json
+from offramp.scoring.estimate import Estimate
 
 
 def full_result() -> BenchResult:
     """A result with every part that there can be."""
-    interval = Interval(1.0, 0.9, 1.1)
+    interval = Estimate(1.0, 0.9, 1.1)
     forecast = Forecast(
         "static:exit=2", "propagate", "float32", "prose", 0.1, 0.2, interval, 0.3, 0.4, 0.5, None, 0.5,
         parts=(PartError("layers", 0.1, 0.2), PartError("probes", 0.0, 0.0)),
     )  # fmt: skip
-    quality = FreeRunning(interval, Interval(0.5), interval, interval, interval, 2, 16)
+    quality = FreeRunning(interval, Estimate(0.5), interval, interval, interval, 2, 16)
     return dataclasses.replace(
         made_up_result(Contender("a peer", "peer", left_out="it cannot")),
         forecasts=(forecast,), free_running=quality, notes=("a", "b"),
@@ -52,6 +53,22 @@ def test_results_survive_json(tmp_path: Path) -> None:
     assert (kept["answer"], kept["resolution"]) == ("faster", 0.05)
 
 
+def test_a_result_from_before_figures_said_why_they_have_no_interval_is_read() -> None:
+    def before(value: Any) -> Any:
+        if isinstance(value, list):
+            return [before(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: before(part) for name, part in value.items() if name not in ("undefined", "no_interval")
+        }
+
+    result = full_result()
+    old = before(to_json(result))
+    assert set(old["a_a"]) == {"value", "low", "high"}
+    assert from_json(BenchResult, old) == result
+
+
 def test_contenders_in_one_line_each() -> None:
     policy, plain, again = contenders_json(full_result())  # what was left out has no answer
     assert policy["name"] == "static:exit=3 (propagate)"
@@ -64,7 +81,7 @@ def test_contenders_in_one_line_each() -> None:
 
 @pytest.mark.parametrize(("kept", "missed"), [(0.96, False), (0.95, False), (0.78, True), (None, None)])
 def test_a_floor_is_missed_by_what_was_kept(kept: float | None, missed: bool | None) -> None:
-    found = FloorCheck("agreement=0.95", True, 0.95, None if kept is None else Interval(kept))
+    found = FloorCheck("agreement=0.95", True, 0.95, None if kept is None else Estimate(kept))
     assert found.missed is missed
 
 
@@ -80,7 +97,7 @@ def test_a_file_of_something_else_or_of_an_older_schema_is_refused(tmp_path: Pat
 
 
 def test_a_not_a_number_is_not_written(tmp_path: Path) -> None:
-    broken = dataclasses.replace(made_up_result(), a_a=Interval(float("nan")))
+    broken = dataclasses.replace(made_up_result(), a_a=Estimate(float("nan")))
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(tmp_path / "bench.json", [broken])
     assert list(tmp_path.iterdir()) == []

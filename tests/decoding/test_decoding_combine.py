@@ -31,10 +31,11 @@ from offramp.decoding.measurement.combined import (
     write_combined,
 )
 from offramp.decoding.measurement.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
-from offramp.decoding.measurement.results import Cluster, Interval
+from offramp.decoding.measurement.results import Cluster
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.exit_heads import ExitHeads
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
@@ -154,7 +155,7 @@ def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
     assert result.plain in plain_ones
     plain = result.combinations[0]
     assert plain.contender.samples == next(one for one in result.others if one.name == result.plain).samples
-    assert plain.speedup == Interval(1.0, 1.0, 1.0)
+    assert plain.speedup == Estimate(1.0, 1.0, 1.0)
     assert (result.stopped, result.defects) == ("rounds", ())
 
 
@@ -180,7 +181,7 @@ def single(value: float) -> list[Cluster]:
 def test_a_hand_worked_interaction() -> None:
     # Alone 2 and 1.25 times as fast: together 2.5 times if nothing got in the way. Measured: 100 / 44.
     first, second, together = single(2.0), single(1.25), single(100 / 44)
-    assert product_of((1.0, first), (1.0, second)) == Interval(*[pytest.approx(2.5)] * 3)
+    assert product_of((1.0, first), (1.0, second)) == Estimate(*[pytest.approx(2.5)] * 3)
     found = interaction_of([first, second], together)
     assert found.value == pytest.approx((100 / 44) / 2.5)
     assert found.high is not None
@@ -197,7 +198,7 @@ def test_a_prompt_on_which_plain_decoding_was_slow_cancels_in_the_interaction() 
 
     # With two parts the noise of the plain decoder is in each of the three ratios.
     found = interaction_of([parts(2.0, 0.5), parts(1.25, 0.5)], parts(2.5, 1.0))
-    assert found == Interval(*[pytest.approx(1.0)] * 3)
+    assert found == Estimate(*[pytest.approx(1.0)] * 3)
 
 
 def test_layers_are_counted_on_each_model(result: CombineResult) -> None:

@@ -34,12 +34,13 @@ from offramp.decoding.measurement.forecast import (
     seconds_per_token,
 )
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts, worst_part
-from offramp.decoding.measurement.results import Forecast, Interval, PartError
+from offramp.decoding.measurement.results import Forecast, PartError
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import PARTS, Item
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
+from offramp.scoring.estimate import Estimate
 from policy_traces import make_shape, make_trace
 
 LAYERS = 4
@@ -124,7 +125,7 @@ def test_a_forecast_by_hand() -> None:
     assert found.predicted == pytest.approx(found.priced)  # a static exit is the same on any trace
     assert found.predicted_by_profile == pytest.approx(by_profile)
     assert found.trace_error == pytest.approx(0.0)
-    assert found.measured == Interval(6.0)
+    assert found.measured == Estimate(6.0)
     assert found.plain_predicted == pytest.approx(4 * 1.12 + 3 + 0.5)
     assert found.plain_measured == found.fastest_plain == pytest.approx(8.2)
     assert found.predicted_change == pytest.approx(-2 * 1.02 * pace)
@@ -149,7 +150,7 @@ def test_a_forecast_by_hand() -> None:
 def test_without_a_trace_only_what_ran_is_priced() -> None:
     found = forecast(
         [static_at(1, 3)], [static_at(LAYERS, 3)], by_hand(), SHAPE, decoding("static:exit=1"),
-        measured=Interval(4.0, 3.9, 4.1), plain_measured=8.0, fastest_plain=7.5, measured_agreement=0.25,
+        measured=Estimate(4.0, 3.9, 4.1), plain_measured=8.0, fastest_plain=7.5, measured_agreement=0.25,
     )  # fmt: skip
     assert found.predicted is found.predicted_change is found.trace_error is found.predicted_skip is None
     assert (found.measured.low, found.plain_measured, found.fastest_plain) == (3.9, 8.0, 7.5)
@@ -314,7 +315,7 @@ def made_up(predicted: float | None, change: float, **further: Any) -> Forecast:
         "workload": "",
         "predicted": None if predicted is None else PLAIN + predicted,
         "priced": PLAIN + change,
-        "measured": Interval(PLAIN + change),
+        "measured": Estimate(PLAIN + change),
         "plain_predicted": PLAIN,
         "plain_measured": PLAIN,
         "fastest_plain": PLAIN,

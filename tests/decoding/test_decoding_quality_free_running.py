@@ -14,7 +14,6 @@ from benchmark_modules import benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.decoding.measurement.results import Interval
 from offramp.decoding.quality import judging as module
 from offramp.decoding.quality.judging import (
     JudgedAnswer,
@@ -24,6 +23,7 @@ from offramp.decoding.quality.judging import (
 )
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.loading import load_model
 from tiny_models import VOCABULARY
 
@@ -97,12 +97,12 @@ def test_what_depends_on_each_other_is_drawn_together(model: Model) -> None:
     plains = [own_greedy(model, prompt, 4) for prompt in prompts]
     wrong = [[(token + 1) % 61 for token in plain] if n % 4 < 2 else plain for n, plain in enumerate(plains)]
 
-    def match(places: list[int], **options: int) -> Interval:
+    def match(places: list[int], **options: int) -> Estimate[float]:
         asked = [[values[place] for place in places] for values in (prompts, wrong, plains)]
         return free_running(model, *asked, **options).sequence_match
 
     repeated = match([0, 2, 5] * 10)
-    assert repeated == Interval(repeated.value, None, None)
+    assert repeated == Estimate(repeated.value, None, None)
     assert repeated.value == pytest.approx(1 / 3)
     alone, paired = match(list(range(40))), match(list(range(40)), batch=2)
     assert alone.value == paired.value == 0.5

@@ -12,10 +12,10 @@ from offramp.decoding.measurement.results import (
     Counted,
     Forecast,
     FreeRunning,
-    Interval,
     PartError,
 )
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import Speed
 
 PLAIN = 0.0583
@@ -42,10 +42,10 @@ def contender(name: str, role: str, seconds: float, half: float = 0.006, **chang
     fields = {
         "samples": samples,
         "clusters": tuple(Cluster(0, place, 0.01 * place, 4) for place in range(6)),
-        "seconds_per_token": Interval(seconds, seconds * (1 - half), seconds * (1 + half)),
-        "ratio": Interval(speed, speed * (1 - half), speed * (1 + half)),
+        "seconds_per_token": Estimate(seconds, seconds * (1 - half), seconds * (1 + half)),
+        "ratio": Estimate(speed, speed * (1 - half), speed * (1 + half)),
         "resolution": half,
-        "answer": answer_of(Interval(speed, speed * (1 - half), speed * (1 + half)), 0.05),
+        "answer": answer_of(Estimate(speed, speed * (1 - half), speed * (1 + half)), 0.05),
         "counted": Counted(30.0, 1.0, 0.0, 1e9, 2e9),
         "first_token_seconds": 0.11,
         "tokens_per_second": 1 / seconds,
@@ -77,17 +77,17 @@ def forecast(policy: str, kv: str, predicted: float | None, measured: float, **c
         "predicted_agreement": 0.954,
         "measured_agreement": 0.938,
     }
-    made = Interval(measured, 0.994 * measured, 1.006 * measured)
+    made = Estimate(measured, 0.994 * measured, 1.006 * measured)
     return Forecast(policy, kv, predicted=predicted, measured=made, **{**fields, **changes})
 
 
 def free_running(agreement: float = 0.938, prompts: int = 2, new_tokens: int = 32) -> FreeRunning:
     return FreeRunning(
-        tokens_before_divergence=Interval(21.5),
-        sequence_match=Interval(0.5),
-        agreement=Interval(agreement),
-        nll=Interval(1.31),
-        plain_nll=Interval(1.22),
+        tokens_before_divergence=Estimate(21.5),
+        sequence_match=Estimate(0.5),
+        agreement=Estimate(agreement),
+        nll=Estimate(1.31),
+        plain_nll=Estimate(1.22),
         prompts=prompts,
         new_tokens=prompts * new_tokens,
     )
@@ -137,7 +137,7 @@ def decoded(
         contender("generate(static cache)", "plain", 0.061),
         contender("generate() again", "a/a", 0.0587),
         contender(
-            SHORT, "short list", 0.0555, executed_agreement=Interval(0.984), same_output=0.5, full_depth=True
+            SHORT, "short list", 0.0555, executed_agreement=Estimate(0.984), same_output=0.5, full_depth=True
         ),
         Contender("generate(assistant_early_exit=22)", "peer", left_out="this family runs all 30 layers"),
     ]
@@ -156,7 +156,7 @@ def decoded(
         plain=GENERATE,
         contenders=tuple(contenders),
         defects=() if sound else ("the same decoder twice comes out unequal: ratio 1.062 [1.031, 1.09]",),
-        a_a=Interval(1.002, 0.994, 1.009) if sound else Interval(1.062, 1.031, 1.09),
+        a_a=Estimate(1.002, 0.994, 1.009) if sound else Estimate(1.062, 1.031, 1.09),
         stopped="answered",
         seconds_spent=64.0,
         circumstances=CIRCUMSTANCES,

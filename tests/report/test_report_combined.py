@@ -11,7 +11,7 @@ from report_examples import example_run
 
 from combine_cases import combined_result, quality
 from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.results import Contender, Interval
+from offramp.decoding.measurement.results import Contender
 from offramp.report.combined import (
     advice,
     combined_section,
@@ -26,6 +26,7 @@ from offramp.report.page import links, render
 from offramp.report.plot.drawing import Scale
 from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.summary import combined_json, summarise, summary_schema
+from offramp.scoring.estimate import Estimate
 from page_reader import Page
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}
@@ -92,17 +93,17 @@ def test_the_floor_is_held_by_the_lower_limit() -> None:
 @pytest.mark.parametrize(
     ("interaction", "said"),
     [
-        (Interval(0.9, 0.85, 0.95), "In each other's way: int8 + exits (0.90, 0.85 to 0.95) of the product"),
-        (Interval(1.1, 1.05, 1.2), "They help each other: int8 + exits (1.10, 1.05 to 1.20) of the"),
+        (Estimate(0.9, 0.85, 0.95), "In each other's way: int8 + exits (0.90, 0.85 to 0.95) of the product"),
+        (Estimate(1.1, 1.05, 1.2), "They help each other: int8 + exits (1.10, 1.05 to 1.20) of the"),
         (
-            Interval(1.0, 0.95, 1.05),
+            Estimate(1.0, 0.95, 1.05),
             "They multiply: int8 + exits (1.00, 0.95 to 1.05) of",
         ),
-        (Interval(1.0, 0.8, 1.2), "Not known well enough to say: int8 + exits (1.00, 0.80 to 1.20) of the"),
-        (Interval(0.8), "Not known well enough to say: int8 + exits (0.80) of the product"),
+        (Estimate(1.0, 0.8, 1.2), "Not known well enough to say: int8 + exits (1.00, 0.80 to 1.20) of the"),
+        (Estimate(0.8), "Not known well enough to say: int8 + exits (0.80) of the product"),
     ],
 )
-def test_the_interaction_in_words(interaction: Interval, said: str) -> None:
+def test_the_interaction_in_words(interaction: Estimate[float], said: str) -> None:
     found = combined_result(MULTIPLIES)
     *others, together = found.combinations
     changed = replace(found, combinations=(*others, replace(together, interaction=interaction)))
@@ -180,13 +181,13 @@ def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
 
 
 def test_points_lie_where_the_numbers_are() -> None:
-    chart = product_plot([product_row("both", "1.5", Interval(1.5, 1.4, 1.6), Interval(2.0))]).svg()
+    chart = product_plot([product_row("both", "1.5", Estimate(1.5, 1.4, 1.6), Estimate(2.0))]).svg()
     scale = Scale(1.0, 2.0, LEFT, RIGHT)
     assert f'cx="{scale(1.5):.1f}"' in chart
     assert f'x1="{scale(1.4):.1f}"' in chart
     assert f'x2="{scale(1.6):.1f}"' in chart
     assert f'class="faster" x="{scale(1.0):.1f}"' in chart
     assert "both, product of single gains: 2.00\u00a0×" in chart
-    slow = product_plot([product_row("slow", "0.5", Interval(0.5), None)]).svg()
+    slow = product_plot([product_row("slow", "0.5", Estimate(0.5), None)]).svg()
     assert "both" not in slow
     assert 'text-anchor="end" class="rule-name"' in slow  # plain decoding is at the right end

@@ -15,7 +15,7 @@ from decoding_examples import PLAIN, decoded, decoded_run, forecast, with_decodi
 from report_examples import CHAT, LAYERS, answered, example_run, workload_result
 from rich.console import Console
 
-from offramp.decoding.measurement.results import Interval, PartError
+from offramp.decoding.measurement.results import PartError
 from offramp.policies.short_names import short_name
 from offramp.report.caveats import REPAIR_NOTE, caveats
 from offramp.report.formats import percent
@@ -202,7 +202,7 @@ def test_short_names(policy, name):
 
 def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
     policy = DecodedPolicy("a", "static:exit=2", "propagate", "chosen")
-    made = replace(forecast("a", "propagate", 0.05, 0.06), measured=Interval(0.06, 0.058, 0.062))
+    made = replace(forecast("a", "propagate", 0.05, 0.06), measured=Estimate(0.06, 0.058, 0.062))
     svg = beside_plot([(policy, made)], plain=55.0).svg()
     assert Page(svg).faults == []
     measured = float(re.search(r'<circle cx="([\d.]+)"', svg).group(1))

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from report_examples import example_run
 from rich.console import Console
 
-from offramp.decoding.measurement.results import Interval
 from offramp.report.formats import short_source
 from offramp.report.page import render
 from offramp.report.terminal import print_summary
 from offramp.report.timing import PolicyNames
 from offramp.report.ways import best_without_exits, ways_of
 from offramp.report.word_table import WordTable
+from offramp.scoring.estimate import Estimate
 from page_reader import Page
 
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=14), max_size=5).map(" ".join)
@@ -59,7 +59,7 @@ def test_two_policies_never_share_a_name() -> None:
 def with_lookup(run, speed: float):
     first = run.decoding[0]
     lookup = contender("generate(prompt_lookup_num_tokens)", "peer", 0.0583 / speed)
-    lookup = replace(lookup, executed_agreement=Interval(1.0))
+    lookup = replace(lookup, executed_agreement=Estimate(1.0))
     bench = replace(first.bench, contenders=(*first.bench.contenders, lookup))
     return with_decoding(run, replace(first, bench=bench), *run.decoding[1:])
 
@@ -77,7 +77,7 @@ def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
     speeds = [one.speed.value for one in kept]
     assert speeds == sorted(speeds, reverse=True)
     assert bold.free_running is not None
-    unsure = replace(bold, free_running=replace(bold.free_running, agreement=Interval(0.93, 0.88, 0.97)))
+    unsure = replace(bold, free_running=replace(bold.free_running, agreement=Estimate(0.93, 0.88, 0.97)))
     among = ways_of(replace(first, policies=(first.policies[0], unsure)), workload)
     assert [one.misses for one in among if (one.policy, one.kv) == (unsure.policy, unsure.kv)] == [True], (
         "its interval reaches below"

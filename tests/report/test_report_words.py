@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import Cluster, Contender, Counted, FloorCheck, Interval
+from offramp.decoding.measurement.results import Cluster, Contender, Counted, FloorCheck
 from offramp.policies.cost_breakdown import Gain
 from offramp.report.formats import (
     counted,
@@ -161,7 +161,7 @@ CLUSTERS = (Cluster(0, 0, 0.1, 4),)
 
 
 def timed(answer: str, low: float | None = 0.99, high: float | None = 1.03, **changes: object) -> Contender:
-    values = {"ratio": Interval(1.01, low, high), "resolution": None if low is None else 0.034, **changes}
+    values = {"ratio": Estimate(1.01, low, high), "resolution": None if low is None else 0.034, **changes}
     return Contender("a policy", "policy", answer=answer, clusters=CLUSTERS, **values)  # type: ignore[arg-type]
 
 
@@ -172,7 +172,7 @@ def timed(answer: str, low: float | None = 0.99, high: float | None = 1.03, **ch
         (timed("equivalent"), "equivalent within ± 5 %"),
         (timed("unresolved"), "unresolved at ± 3.4 %"),
         (timed("unresolved", None, None), "unresolved: one prompt has no interval"),
-        (Contender("plain", "plain", ratio=Interval(0.9)), "in the pilot only"),
+        (Contender("plain", "plain", ratio=Estimate(0.9)), "in the pilot only"),
         (timed("defect"), "defect"),
         (Contender("a peer", "peer", left_out="it cannot"), "not timed: it cannot"),
     ],
@@ -188,8 +188,8 @@ def test_the_answer_as_a_sentence() -> None:
     missing = Contender("a peer", "peer", left_out="it cannot")
     assert answer_sentence(missing, "generate()", 0.05) == "a peer was not timed: it cannot"
     assert stopped_text("answered", 61.4) == "every question was answered after 61 s"
-    assert a_a_text(Interval(1.002, 0.99, 1.01)) == "1.002 (0.990 to 1.010 at 99 %)"
-    assert a_a_text(Interval(1.0)) == "1.000"
+    assert a_a_text(Estimate(1.002, 0.99, 1.01)) == "1.002 (0.990 to 1.010 at 99 %)"
+    assert a_a_text(Estimate(1.0)) == "1.000"
 
 
 def test_what_was_counted_stands_beside_plain_decoding() -> None:
@@ -214,7 +214,7 @@ def test_what_was_counted_stands_beside_plain_decoding() -> None:
 def test_a_floor_that_is_missed_is_named_first(
     kept: float | None, certified: bool, words: tuple[str, ...]
 ) -> None:
-    check = FloorCheck("agreement=0.95", certified, 0.95, None if kept is None else Interval(kept))
+    check = FloorCheck("agreement=0.95", certified, 0.95, None if kept is None else Estimate(kept))
     said = floor_text(check, 8)
     assert all(part in said for part in words)
     assert said.startswith(words[0]) or kept is None

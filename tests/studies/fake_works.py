@@ -21,7 +21,7 @@ from offramp.errors import WorkloadError
 from offramp.files import disk_full
 from offramp.studies.engines.process import THREADS
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Estimate, Job, Plan, Task
+from offramp.studies.task import Job, Plan, Task, TaskCost
 from offramp.studies.work.context import Context
 
 FAKE_WORKER = (str(Path(__file__).resolve()),)
@@ -122,7 +122,7 @@ def task_of(
         {"number": number},
         {role: task.key for role, task in (needs or {}).items()},
         sources={name: str(value) for name, value in options.items()},
-        estimate=Estimate(memory_bytes=memory),
+        estimate=TaskCost(memory_bytes=memory),
         **fields,
     )
 

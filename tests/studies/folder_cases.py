@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Cell, Estimate, Job, Plan, Task
+from offramp.studies.task import Cell, Job, Plan, Task, TaskCost
 
 
 def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **options: Any) -> Task:
     """A task that differs from others of its kind by a number."""
-    return Task(kind, {"number": number}, estimate=Estimate(seconds=seconds), **options)
+    return Task(kind, {"number": number}, estimate=TaskCost(seconds=seconds), **options)
 
 
 SETTINGS = {

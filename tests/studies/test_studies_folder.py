@@ -26,7 +26,7 @@ from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, TRACE, WRITTEN, files_of
-from offramp.studies.task import Estimate, Task
+from offramp.studies.task import Task, TaskCost
 from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
 from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.text_size import TEXT as TEXT_SIZES
@@ -214,7 +214,7 @@ def test_a_damaged_record_of_a_failure_is_still_a_failure(folder: StudyFolder) -
 def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     trace = task_of("trace", seconds=3.5, sources={"model": "smollm2"})
     score = task_of("score", needs={"trace": trace.key}, blocked="the model is not here")
-    timed = Task("decode", {"floors": [0.9, 0.8]}, exclusive=True, estimate=Estimate(1.0, 2, 3))
+    timed = Task("decode", {"floors": [0.9, 0.8]}, exclusive=True, estimate=TaskCost(1.0, 2, 3))
     plan = plan_of([trace, score, timed], study={"file": {"path": "smollm2.toml", "sha256": "0"}})
     folder.write_plan(plan)
     assert StudyFolder(folder.path).read_plan() == plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
 from offramp.report.formats import counted, decimal, duration, gain_text, percent, timed_text, value_text
 from offramp.report.timing import (
     a_a_text,
@@ -16,6 +16,7 @@ from offramp.report.timing import (
     headline_of,
     stopped_text,
 )
+from offramp.scoring.estimate import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ def _credit_line(result: BenchResult) -> list[str]:
     if credit is None or result.main.full_depth:
         return []
     missing = result.untimed_rivals
-    said = _interval(Interval(credit.value, credit.low, credit.high), ratio)
+    said = _interval(Estimate(credit.value, credit.low, credit.high), ratio)
     rest = f"; not timed: {', '.join(missing)}" if missing else ""
     return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
 
@@ -193,6 +194,6 @@ def _forecast(found: Forecast) -> list[str]:
     return lines
 
 
-def _interval(interval: Interval, number: Callable[[float], str]) -> str:
+def _interval(interval: Estimate[float], number: Callable[[float], str]) -> str:
     shown = value_text if number is percent else timed_text
     return shown(interval.value, interval.low, interval.high, number)

@@ -9,7 +9,6 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect
-from offramp.decoding.measurement.results import Interval
 from offramp.files import write_text_atomically
 from offramp.records.typed import from_json
 from offramp.report.formats import (
@@ -29,6 +28,7 @@ from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.sections.decoded import circumstances_table, contender_rows_table, with_interval
 from offramp.report.timing import a_a_text, contender_answer, limits_of, share_text, stopped_text
+from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 
 NOTHING = 0.06
@@ -91,34 +91,34 @@ def effect_sentences(result: CombineResult) -> list[str]:
     return found
 
 
-def times_plain(found: Interval | None) -> str:
+def times_plain(speedup: Estimate[float] | None) -> str:
     """A speedup over plain decoding: "1.52 × (1.48 to 1.55)"."""
-    if found is None:
+    if speedup is None:
         return "–"
-    limits = limits_of(found, decimal)
-    return f"{decimal(found.value)} ×{f' ({limits})' if limits else ''}"
+    limits = limits_of(speedup, decimal)
+    return f"{decimal(speedup.value)} ×{f' ({limits})' if limits else ''}"
 
 
-def interval(found: Interval | None) -> str:
+def interval(ratio: Estimate[float] | None) -> str:
     """A ratio: "0.97 (0.95 to 0.99)", "–" without one."""
-    if found is None:
+    if ratio is None:
         return "–"
-    return timed_text(found.value, found.low, found.high, decimal)
+    return timed_text(ratio.value, ratio.low, ratio.high, decimal)
 
 
 def of_the_tokens(one: Combination) -> str:
     """ "97.8 % (96.9 to 98.5 %) of the full model's tokens"; of how few answers, without an interval."""
-    found = kept_share(one)
-    of = f"{share_text(found)} of the full model's tokens"
+    share = kept_share(one)
+    of = f"{share_text(share)} of the full model's tokens"
     assert one.quality is not None  # or there was no share
     answers = counted(one.quality.free_running.prompts, "answer")
-    known = found.low is not None or one.name == PLAIN_NAME
+    known = share.low is not None or one.name == PLAIN_NAME
     return of if known else f"{of} ({answers}, too few for an interval)"
 
 
-def kept_share(one: Combination) -> Interval:
+def kept_share(one: Combination) -> Estimate[float]:
     """Share of the untransformed model's own tokens that it chooses too; none if that was not judged."""
-    return Interval(0.0) if one.quality is None else one.quality.forced_agreement
+    return Estimate(0.0) if one.quality is None else one.quality.forced_agreement
 
 
 def keeps(one: Combination, floor: float) -> bool:
@@ -127,14 +127,14 @@ def keeps(one: Combination, floor: float) -> bool:
     return (share.value if share.low is None else share.low) >= floor
 
 
-def surely_above(found: Interval | None, line: float = 1.0) -> bool:
+def surely_above(ratio: Estimate[float] | None, line: float = 1.0) -> bool:
     """Whether the whole interval lies above."""
-    return found is not None and found.low is not None and found.low > line
+    return ratio is not None and ratio.low is not None and ratio.low > line
 
 
-def surely_below(found: Interval | None, line: float = 1.0) -> bool:
+def surely_below(ratio: Estimate[float] | None, line: float = 1.0) -> bool:
     """Whether the whole interval lies below."""
-    return found is not None and found.high is not None and found.high < line
+    return ratio is not None and ratio.high is not None and ratio.high < line
 
 
 def speed(one: Combination) -> float:
@@ -170,12 +170,12 @@ def _why(result: CombineResult, best: Combination) -> str:
     return f": {', '.join(said)}" if said else ""
 
 
-def _bracketed(found: Interval | None) -> str:
+def _bracketed(ratio: Estimate[float] | None) -> str:
     """A ratio within brackets: "0.97, 0.95 to 0.99"."""
-    return interval(found).replace(" (", ", ").removesuffix(")")
+    return interval(ratio).replace(" (", ", ").removesuffix(")")
 
 
-def _effect_on_top(name: str, more: Combination, added: Interval, floor: float) -> str:
+def _effect_on_top(name: str, more: Combination, added: Estimate[float], floor: float) -> str:
     plural = name.endswith("s")
     if surely_below(added):
         return f"{'cost' if plural else 'costs'} time ({_bracketed(added)})"
@@ -292,12 +292,12 @@ def product_plot(rows: Sequence[PlotRow]) -> RowPlot:
     )
 
 
-def product_row(name: str, words: str, measured: Interval, product: Interval | None) -> PlotRow:
+def product_row(name: str, words: str, measured: Estimate[float], product: Estimate[float] | None) -> PlotRow:
     """Measured speed above the product of the single gains, which a single part has none of."""
 
-    def track(found: Interval, what: str, colour: int, shape: int) -> Track:
-        said = f"{name}, {what}: {decimal(found.value)} ×"
-        return Track((Point(found.value, said, found.low, found.high, colour, shape),))
+    def track(speed: Estimate[float], what: str, colour: int, shape: int) -> Track:
+        said = f"{name}, {what}: {decimal(speed.value)} ×"
+        return Track((Point(speed.value, said, speed.low, speed.high, colour, shape),))
 
     tracks = [track(measured, "measured", 0, 0)]
     if product is not None:

@@ -6,6 +6,7 @@ import datetime
 import math
 from collections.abc import Callable, Mapping
 
+from offramp.decoding.measurement.results import TOO_FEW_PROMPTS
 from offramp.policies.cost_breakdown import HEAD, LAYERS, PROBES, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
@@ -96,9 +97,6 @@ def value_text(value: float, low: float | None, high: float | None, number: Numb
     """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
     limits = interval_text(low, high, number)
     return f"{number(value)} ({limits})" if limits else number(value)
-
-
-TOO_FEW_PROMPTS = "too few prompts for an interval"
 
 
 def too_wide(value: float, low: float | None, high: float | None) -> bool:

@@ -10,10 +10,11 @@ from offramp.commands import RunCall
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning
 from offramp.errors import InputError
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
+from offramp.scoring.estimate import Estimate
 from offramp.studies.work.passage import Passage, PredictionGrid
 from offramp.studies.work.training_cost import Training
 from offramp.tracing.trace import Trace
@@ -114,7 +115,7 @@ class Decoded:
         """The policy's entry in the measurement."""
         return self.bench.contender(policy.contender)
 
-    def speedup(self, policy: DecodedPolicy) -> Interval | None:
+    def speedup(self, policy: DecodedPolicy) -> Estimate[float] | None:
         """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
         return self.timed(policy).ratio
 

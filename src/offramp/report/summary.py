@@ -13,7 +13,6 @@ from offramp.decoding.measurement.results import (
     Contender,
     Counted,
     FreeRunning,
-    Interval,
     PartError,
     Stopped,
 )
@@ -40,7 +39,7 @@ from offramp.tuning.tuned import FrontPoint, Tuned
 from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict
 from offramp.workloads.workload import Mode
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
@@ -305,15 +304,15 @@ class DecodedPolicyRecord:
     contender: str
     answer: Answer
     resolution: float | None
-    executed_agreement: Interval | None
+    executed_agreement: Estimate[float] | None
     gain: Mapping[str, float] | None
     counted: Counted | None
     left_out: str | None
     predicted_seconds_per_token: float | None
     measured_seconds_per_token: float | None
     plain_seconds_per_token: float | None
-    measured_interval: Interval | None
-    net_speedup: Interval | None
+    measured_interval: Estimate[float] | None
+    net_speedup: Estimate[float] | None
     free_running: FreeRunning | None
     error: ErrorRecord | None
 
@@ -331,7 +330,7 @@ class MeasurementRecord:
     stopped: Stopped
     seconds_spent: float
     plain: str
-    a_a: Interval
+    a_a: Estimate[float]
     prompts: int
     rounds: int
     new_tokens: int
@@ -359,8 +358,8 @@ class CombinationRecord:
     name: str
     parts: tuple[str, ...]
     contender: Contender
-    product: Interval | None
-    interaction: Interval | None
+    product: Estimate[float] | None
+    interaction: Estimate[float] | None
     quality: Mapping[str, Any] | None
 
 
@@ -372,7 +371,7 @@ class CombinedRecord:
     defects: tuple[str, ...]
     stopped: Stopped
     plain: str
-    a_a: Interval
+    a_a: Estimate[float]
     combinations: tuple[CombinationRecord, ...]
     circumstances: Mapping[str, Any]
 
@@ -415,7 +414,7 @@ class Summary:
     Figures that are not finite are null. sha256: of everything else in the file, as canonical JSON.
     """
 
-    schema_version: Literal[8]
+    schema_version: Literal[9]
     verdict: AnswerRecord
     scores: tuple[ScoresRecord, ...]
     frontier: tuple[FrontierRecord, ...]

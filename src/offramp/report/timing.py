@@ -11,7 +11,6 @@ from offramp.decoding.measurement.results import (
     Contender,
     FloorCheck,
     Forecast,
-    Interval,
     PartError,
     Stopped,
 )
@@ -21,6 +20,7 @@ from offramp.report.formats import (
     counted,
     decimal,
     duration,
+    estimate_text,
     interval_text,
     listed,
     percent,
@@ -28,10 +28,10 @@ from offramp.report.formats import (
     timed_interval,
     timed_text,
     times,
-    value_text,
     whole_percent,
 )
 from offramp.report.run_result import Decoded
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
 
 ENDED: Mapping[Stopped, str] = {
@@ -77,19 +77,19 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
     return f"{contender_answer(contender, worth)}: {ratio_text(contender.ratio)} the speed of {plain}"
 
 
-def share_text(share: Interval) -> str:
+def share_text(share: Estimate) -> str:
     """A share with its interval: "97.8 % (96.9 to 98.5 %)"."""
-    return value_text(share.value, share.low, share.high, percent)
+    return estimate_text(share, percent)
 
 
-def limits_of(interval: Interval, number: NumberFormat) -> str:
+def limits_of(interval: Estimate[float], number: NumberFormat) -> str:
     """The interval of a figure; of times and their ratios only where it says something."""
     if number is percent:
         return interval_text(interval.low, interval.high, number)
     return timed_interval(interval.value, interval.low, interval.high, number)
 
 
-def ratio_text(ratio: Interval) -> str:
+def ratio_text(ratio: Estimate[float]) -> str:
     """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
     return timed_text(ratio.value, ratio.low, ratio.high, times)
 
@@ -99,7 +99,7 @@ def stopped_text(stopped: Stopped, seconds: float) -> str:
     return f"{ENDED[stopped]} after {decimal(seconds, 0)} s"
 
 
-def a_a_text(a_a: Interval) -> str:
+def a_a_text(a_a: Estimate[float]) -> str:
     """How equal the plain decoder came out to itself."""
     limits = limits_of(a_a, thousandths)
     return f"{decimal(a_a.value, 3)}{f' ({limits} at 99 %)' if limits else ''}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offramp.decoding.measurement.results import Interval
 from offramp.policies.short_names import short_name
 from offramp.report.formats import counted, percent, timed_text, times, whole_percent
 from offramp.report.run_result import RunResult
@@ -82,6 +81,5 @@ def _kept(verdict: Verdict) -> str:
         return f"{percent(tried.executed)}, {counted(tried.documents, 'document')}, not certified"
     if verdict.kept is None or verdict.kept.value is None:
         return "not known"
-    share = Interval(verdict.kept.value, verdict.kept.low, verdict.kept.high)
-    said = f"{share_text(share)}, {counted(certificate.stopped_after or 0, 'document')}"
+    said = f"{share_text(verdict.kept)}, {counted(certificate.stopped_after or 0, 'document')}"
     return f"{said}, {'certified' if verdict.certified else 'not certified'}"

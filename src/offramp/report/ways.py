@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.measurement.results import Contender, Forecast, Interval
+from offramp.decoding.measurement.results import Contender, Forecast
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.formats import counted, too_wide, whole_percent
 from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
 from offramp.report.timing import share_text
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import NEVER
 
 PLAIN, PEER = "plain", "peer"
@@ -19,7 +20,7 @@ PLAIN, PEER = "plain", "peer"
 class Judged:
     """What a policy kept of texts that it generated for a certificate. documents: how many of them."""
 
-    kept: Interval
+    kept: Estimate[float]
     documents: int
     certified: float | None
 
@@ -39,7 +40,7 @@ class Way:
     kv: str | None
     floor: float | None
     judged: Judged | None
-    on_prompts: Interval | None
+    on_prompts: Estimate[float] | None
     timed: Contender | None
     predicted: float | None
     forecast: Forecast | None = None
@@ -50,16 +51,16 @@ class Way:
         return self.policy is not None and self.name not in (SHORT_HEAD, short_name(NEVER))
 
     @property
-    def kept(self) -> Interval | None:
+    def kept(self) -> Estimate[float] | None:
         """What it keeps: of documents that were decoded for a certificate, else of the timed prompts."""
         return self.on_prompts if self.judged is None else self.judged.kept
 
     @property
-    def speed(self) -> Interval | None:
+    def speed(self) -> Estimate[float] | None:
         """Over plain decoding: measured, else predicted and without an interval."""
         if self.timed is not None:
             return self.timed.ratio
-        return None if self.predicted is None else Interval(self.predicted)
+        return None if self.predicted is None else Estimate(self.predicted)
 
     @property
     def unsure(self) -> bool:
@@ -110,7 +111,7 @@ def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
 
 def _way(timed: Contender, policy: DecodedPolicy | None, workload: WorkloadResult | None) -> Way:
     if policy is None:
-        kept = timed.executed_agreement or (Interval(1.0) if timed.role == PLAIN else None)
+        kept = timed.executed_agreement or (Estimate(1.0) if timed.role == PLAIN else None)
         name = short_name(timed.name)
         text = timed.name if name == SHORT_HEAD else None
         return Way(name, text, None, None, None, kept, timed, None)
@@ -140,7 +141,7 @@ def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> J
         certificate, kept = verdict.certificate, verdict.kept
         if certificate is not None and kept is not None and kept.value is not None:
             documents = certificate.stopped_after or certificate.documents
-            return Judged(Interval(kept.value, kept.low, kept.high), documents, verdict.floor)
+            return Judged(Estimate(kept.value, kept.low, kept.high), documents, verdict.floor)
     tried = [
         one
         for tuned in workload.tuned
@@ -151,7 +152,7 @@ def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> J
         return None
     most = max(tried, key=lambda one: one.documents)
     assert most.executed is not None, "only what was executed is tried"
-    return Judged(Interval(most.executed), most.documents, None)
+    return Judged(Estimate(most.executed), most.documents, None)
 
 
 def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Way | None:

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypeVar
 
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAWS
 
+Value = TypeVar("Value", covariant=True, default=float | None)
+"""Of an estimate: a number, or None where it may be undefined."""
+
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with a 95 % interval over documents.
+class Estimate(Generic[Value]):
+    """A value with an interval, 95 % where nothing else is said; `Estimate[float]` is never undefined.
 
     value: None if the figure is undefined; `undefined` then says why.
-    low, high: None where no interval is allowed (too few documents, a biased figure); `no_interval` says why.
+    low, high: None where there is no interval (too few documents or samples, a biased figure); `no_interval`
+    says why, if that is not plain from where it stands.
     """
 
-    value: float | None
+    value: Value
     low: float | None = None
     high: float | None = None
     undefined: str | None = None
     no_interval: str | None = None
 
-    def scaled(self, factor: float) -> Estimate:
+    def scaled(self, factor: float) -> Estimate[Value]:
         """The estimate times a positive constant; what is undefined stays so."""
-        scaled = {
+        scaled: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name) * factor
             for name in ("value", "low", "high")
         }
@@ -75,7 +80,7 @@ class DocumentBootstrap:
         tokens = self.totals(counts)
         return np.asarray(totals / tokens.reshape(-1, *[1] * (totals.ndim - 1)))
 
-    def estimate(self, values: Values) -> Estimate:
+    def estimate(self, values: Values) -> Estimate[float]:
         """The estimate behind values [1 + draws]: row 0 is the figure, the others give the 95 % interval."""
         value = float(values[0])
         if self.no_interval is not None:

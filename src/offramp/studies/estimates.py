@@ -16,7 +16,7 @@ from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import Combine, Decode, HeadsEntry, TrainingEntry
 from offramp.studies.found import FoundModel, FoundWorkload
 from offramp.studies.study import Study
-from offramp.studies.task import Estimate
+from offramp.studies.task import TaskCost
 
 FLOPS_PER_THREAD = 4e10
 """Products of matrices in float32 that a processor's core really does in a second."""
@@ -45,7 +45,7 @@ READING_BYTES = 400
 KEPT_BYTES = 40
 """On disk, for each token at an exit: the facts of every trace, packed."""
 RESULT_BYTES = 50_000
-COPYING = Estimate(1.0, NUMPY_BYTES, None)
+COPYING = TaskCost(1.0, NUMPY_BYTES, None)
 """Of copying a file."""
 
 EVALUATED_SHARE = 0.3
@@ -93,17 +93,17 @@ def exit_list(exits: str | Sequence[int]) -> list[int]:
     return sorted({*numbers})
 
 
-def trace_estimate(study: Study, sizes: Sizes, workload: FoundWorkload) -> Estimate:
+def trace_estimate(study: Study, sizes: Sizes, workload: FoundWorkload) -> TaskCost:
     """Of a trace: every token through all layers, read out at every exit; answers are written first."""
     tokens = study.settings.tokens
     seconds = _reading(sizes, tokens, sizes.exits)
     if seconds is not None and workload.mode == "generation":
         seconds += _answering(sizes, tokens)
     disk = None if sizes.exits is None else tokens * sizes.exits * KEPT_BYTES
-    return Estimate(_with_loading(sizes, seconds), _memory(study, sizes), disk)
+    return TaskCost(_with_loading(sizes, seconds), _memory(study, sizes), disk)
 
 
-def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, written: float) -> Estimate:
+def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, written: float) -> TaskCost:
     """Of fitting: tokens through all layers; a lens solves a system of its hidden size at every exit.
 
     written: share of the tokens that the model writes first.
@@ -115,10 +115,10 @@ def heads_estimate(study: Study, sizes: Sizes, heads: HeadsEntry, written: float
     square = (sizes.hidden or 0) ** 2 * (sizes.exits or 0) if heads.lens else 0
     if memory is not None:
         memory += 32 * square
-    return Estimate(_with_loading(sizes, seconds), memory, 4 * square + RESULT_BYTES)
+    return TaskCost(_with_loading(sizes, seconds), memory, 4 * square + RESULT_BYTES)
 
 
-def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written: float) -> Estimate:
+def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written: float) -> TaskCost:
     """Of training exits: the text through all layers, the steps, then classifiers and K,V maps on it.
 
     written: share of the tokens that the model writes first.
@@ -128,7 +128,7 @@ def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written:
     """
     reading, exits = _reading(sizes, entry.tokens, 0), (sizes.exits or 1) - 1
     if reading is None or sizes.hidden is None or sizes.head is None:
-        return Estimate(None, _memory(study, sizes), None)
+        return TaskCost(None, _memory(study, sizes), None)
     hidden, steps = sizes.hidden, 60.0 * (entry.minutes or TRAINING_MINUTES)
     lens = hidden * hidden
     block = 3 * hidden * (entry.units or round(8 / 3 * hidden)) if entry.kind == "block" else 0
@@ -144,12 +144,12 @@ def training_estimate(study: Study, sizes: Sizes, entry: TrainingEntry, written:
     weights = 4 * (lens + block) * exits
     if memory is not None:
         memory += 4 * weights + 32 * lens * exits  # moments and the best; sums of the ridge start
-    return Estimate(_with_loading(sizes, seconds), memory, weights + RESULT_BYTES)
+    return TaskCost(_with_loading(sizes, seconds), memory, weights + RESULT_BYTES)
 
 
 def decoding_estimate(
     study: Study, sizes: Sizes, table: Decode | Combine, contenders: int, *, models: int = 1
-) -> Estimate:
+) -> TaskCost:
     """Of a task that decodes prompts in turns: one of them untimed, then as many as fit into the seconds.
 
     contenders: beside the plain ones. models: that it has in memory.
@@ -164,19 +164,19 @@ def decoding_estimate(
     return timing_estimate(study, sizes, seconds, models=models)
 
 
-def timing_estimate(study: Study, sizes: Sizes, seconds: float | None, *, models: int = 1) -> Estimate:
+def timing_estimate(study: Study, sizes: Sizes, seconds: float | None, *, models: int = 1) -> TaskCost:
     """Of a task that takes timings for so long. models: that it has in memory."""
     memory = None if sizes.weights is None else round(TORCH_BYTES + models * WORKING_SHARE * sizes.weights)
-    return Estimate(_with_loading(sizes, seconds), memory, RESULT_BYTES)
+    return TaskCost(_with_loading(sizes, seconds), memory, RESULT_BYTES)
 
 
-def reading_estimate(study: Study, sizes: Sizes, kind: str, *, rounds: int = 1) -> Estimate:
+def reading_estimate(study: Study, sizes: Sizes, kind: str, *, rounds: int = 1) -> TaskCost:
     """Of a task that reads one trace. rounds: how often it does what it does once for each floor."""
     if sizes.exits is None:
-        return Estimate(None, None, RESULT_BYTES)
+        return TaskCost(None, None, RESULT_BYTES)
     facts = study.settings.tokens * sizes.exits
     seconds = 0.2 + rounds * facts * SECONDS_PER_FACT[kind]
-    return Estimate(seconds, NUMPY_BYTES + facts * READING_BYTES, RESULT_BYTES)
+    return TaskCost(seconds, NUMPY_BYTES + facts * READING_BYTES, RESULT_BYTES)
 
 
 def _reading(sizes: Sizes, tokens: int, exits: int | None) -> float | None:

@@ -28,7 +28,7 @@ from offramp.studies.estimates import (
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import accelerations_of, combined_steps, measured_on, steps_of, text_of
 from offramp.studies.study import Study
-from offramp.studies.task import Estimate, Task
+from offramp.studies.task import Task, TaskCost
 from offramp.studies.training_checks import exits_of_training
 from offramp.studies.variant import Variant
 from offramp.tracing.request import parse_signals
@@ -269,7 +269,7 @@ class Recipes:
         self,
         kind: str,
         recipe: Mapping[str, Any],
-        estimate: Estimate,
+        estimate: TaskCost,
         variant: Variant,
         trace: Task,
         machine: MachineEntry,
@@ -294,7 +294,7 @@ class Recipes:
         self,
         kind: str,
         recipe: Mapping[str, Any],
-        estimate: Estimate,
+        estimate: TaskCost,
         *,
         needs: Mapping[str, str] | None = None,
         variant: Variant | None = None,

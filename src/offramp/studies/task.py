@@ -19,7 +19,7 @@ AXES = ("model", "transform", "workload", "heads", "training", "policy", "machin
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TaskCost:
     """What a task will take, roughly. None: unknown.
 
     seconds: on this machine. memory_bytes: at its peak. disk_bytes: that stay.
@@ -48,7 +48,7 @@ class Task:
     needs: Mapping[str, str] = field(default_factory=dict)
     exclusive: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
-    estimate: Estimate = Estimate()
+    estimate: TaskCost = TaskCost()
     blocked: str | None = None
 
     @functools.cached_property

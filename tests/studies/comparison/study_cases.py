@@ -15,8 +15,9 @@ from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.answers import answer_of
-from offramp.decoding.measurement.results import BenchResult, Contender, Counted, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Counted
 from offramp.records.typed import to_json
+from offramp.scoring.estimate import Estimate
 from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -147,14 +148,14 @@ def bench_result(*defects: str) -> BenchResult:
     """A measurement of plain decoding, two policies, and one that was left out."""
 
     def timed(name: str, seconds: float, layers: float, role: str = "policy") -> Contender:
-        ratio = Interval(0.05 / seconds, 0.049 / seconds, 0.051 / seconds)
+        ratio = Estimate(0.05 / seconds, 0.049 / seconds, 0.051 / seconds)
         return Contender(
             name,
             role,
             answer="defect" if defects else answer_of(ratio, 0.05),
             ratio=ratio,
             resolution=0.02,
-            seconds_per_token=Interval(seconds),
+            seconds_per_token=Estimate(seconds),
             counted=Counted(layers, 1.0, 0.0, 1e6, 2e6),
         )
 
@@ -176,7 +177,7 @@ def bench_result(*defects: str) -> BenchResult:
             Contender("none", "policy", left_out="there was no time"),
         ),
         defects=defects,
-        a_a=Interval(1.0, 0.99, 1.01),
+        a_a=Estimate(1.0, 0.99, 1.01),
         stopped="answered",
         seconds_spent=20.0,
         circumstances={"threads": 1, "load_average": [0.1, 0.2]},

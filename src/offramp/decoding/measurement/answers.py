@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from offramp.decoding.measurement.results import Answer, Cluster, Interval
+from offramp.decoding.measurement.results import Answer, Cluster
 from offramp.errors import InputError
 from offramp.kit.defaults import TIMING_SECONDS, WORTH
+from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.tuning.verdict import require_worth
 
-LEVEL = 0.95
 Pair = tuple[float, float]
 """Seconds per token of two blocks side by side: the other's, and a contender's own."""
 
@@ -32,7 +32,7 @@ def cluster_of(process: int, prompt: int, pairs: Sequence[Pair]) -> Cluster:
     return Cluster(process, prompt, math.log(others / own), len(pairs))
 
 
-def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Interval:
+def ratio_of(clusters: Sequence[Cluster], level: float = LEVEL) -> Estimate[float]:
     """How many times as fast a contender is as the decoder that its clusters are over, on all prompts.
 
     As `ratio_over`. Raises ValueError without clusters.
@@ -50,7 +50,7 @@ def as_fast(clusters: Sequence[Cluster]) -> list[Cluster]:
 
 def ratio_over(
     clusters: Sequence[Cluster], others: Sequence[Cluster], level: float = LEVEL
-) -> Interval | None:
+) -> Estimate[float] | None:
     """How many times as fast one contender is as another, on the prompts of both; None where they share none.
 
     clusters, others: of each over the same decoder.
@@ -68,7 +68,7 @@ def ratio_over(
     return _interval(math.log(other.mean() / own.mean()), residuals, shared[0], level)
 
 
-def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Interval | None:
+def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) -> Estimate[float] | None:
     """A product of powers of ratios prompt by prompt, the geometric mean over prompts; None without a prompt.
 
     It asks whether gains multiply where they are had: of means over prompts they would not, where two save on
@@ -92,7 +92,7 @@ def _shared(contenders: Sequence[Sequence[Cluster]]) -> list[list[Cluster]]:
 
 def _interval(
     log_ratio: float, residuals: NDArray[np.float64], clusters: Sequence[Cluster], level: float
-) -> Interval:
+) -> Estimate[float]:
     """A ratio with its interval; without one of one cluster. residuals: of the logarithm, by cluster.
 
     The variance is robust to what pairs of one prompt, and of one process, share: with several processes the
@@ -103,14 +103,14 @@ def _interval(
     groupings = [[one.process for one in clusters], [one.prompt for one in clusters]]
     several = [labels for labels in groupings if len(set(labels)) > 1]
     if not several:
-        return Interval(math.exp(log_ratio))
+        return Estimate(math.exp(log_ratio))
     parts = [_variance(residuals, labels) for labels in several]
     variance = parts[0]
     if len(several) > 1:
         cells = _variance(residuals, list(range(len(residuals))))
         variance = max(parts[0] + parts[1] - cells, *parts)
     half = _quantile(level, freedom_of(clusters)) * math.sqrt(variance)
-    return Interval(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
+    return Estimate(math.exp(log_ratio), math.exp(log_ratio - half), math.exp(log_ratio + half))
 
 
 def freedom_of(clusters: Sequence[Cluster]) -> int:
@@ -135,17 +135,17 @@ def _variance(residuals: NDArray[np.float64], groups: Sequence[int]) -> float:
     return float(sums @ sums) * len(sums) / (len(sums) - 1) / len(residuals) ** 2
 
 
-ONE = Interval(1.0, 1.0, 1.0)
+ONE = Estimate(1.0, 1.0, 1.0)
 """Of a decoder over itself."""
 
 
 def over_fastest(
     names: Sequence[str],
-    ratio: Callable[[str, float], Interval | None],
+    ratio: Callable[[str, float], Estimate[float] | None],
     level: float = LEVEL,
     *,
     fastest: str | None = None,
-) -> tuple[str, Interval] | None:
+) -> tuple[str, Estimate[float]] | None:
     """A speed over the fastest of several decoders, which the same times tell: its name, and the ratio.
 
     ratio: the speed over one of them at a level, None where nothing says. fastest: the one that all of the
@@ -164,15 +164,15 @@ def over_fastest(
     lows = [one.low for one in known.values() if one.low is not None]
     highs = [one.high for one in uppers if one is not None and one.high is not None]
     if len(lows) < len(names) or len(highs) < len(names):
-        return fastest, Interval(value)
-    return fastest, Interval(value, min(lows), max(min(highs), value))
+        return fastest, Estimate(value)
+    return fastest, Estimate(value, min(lows), max(min(highs), value))
 
 
 SAMPLES_NEEDED = 6
 """Below 6 samples even their extremes hold the median less often than 95 % of the time: 1 - 2 (1/2)^n."""
 
 
-def median(samples: Sequence[float]) -> Interval:
+def median(samples: Sequence[float]) -> Estimate[float]:
     """The median with a 95 % interval, without one of fewer than SAMPLES_NEEDED.
 
     Interpolated order statistics (Hettmansperger and Sheather 1986, Statistics & Probability Letters 4, 75),
@@ -181,14 +181,14 @@ def median(samples: Sequence[float]) -> Interval:
     values = np.sort(np.asarray(samples, dtype=np.float64))
     value, count = float(np.median(values)), len(values)
     if count < SAMPLES_NEEDED:
-        return Interval(value)
+        return Estimate(value)
     rank = next(rank for rank in range(1, count) if _coverage(rank + 1, count) < LEVEL)
     outer, inner = _coverage(rank, count), _coverage(rank + 1, count)
     share = (outer - LEVEL) / (outer - inner)
     weight = (count - rank) * share / (rank + (count - 2 * rank) * share)
     low = (1.0 - weight) * values[rank - 1] + weight * values[rank]
     high = (1.0 - weight) * values[count - rank] + weight * values[count - rank - 1]
-    return Interval(value, float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
 def _coverage(rank: int, count: int) -> float:
@@ -205,7 +205,7 @@ LOOK_AT, LOOK_SPENDS = (0.35, 0.65), (0.1, 0.2)
 """Shares of the budget at which is looked, and what each look may spend of ALPHA; the last has the rest."""
 
 
-def answer_of(ratio: Interval, worth: float) -> Answer:
+def answer_of(ratio: Estimate[float], worth: float) -> Answer:
     """What a ratio of seconds (the other's over its own) says at its interval's level.
 
     "equivalent" if the interval lies within a factor of 1 + worth either way: two one-sided tests (Schuirmann
@@ -220,14 +220,14 @@ def answer_of(ratio: Interval, worth: float) -> Answer:
     return "faster" if low > 1.0 else "slower" if high < 1.0 else "unresolved"
 
 
-def resolution_of(ratio: Interval) -> float | None:
+def resolution_of(ratio: Estimate[float]) -> float | None:
     """The half-width of a ratio's interval, as a share of the ratio; None without an interval."""
     if ratio.low is None or ratio.high is None:
         return None
     return math.sqrt(ratio.high / ratio.low) - 1.0
 
 
-def is_settled(ratio: Interval, worth: float) -> bool:
+def is_settled(ratio: Estimate[float], worth: float) -> bool:
     """Whether a difference is shown that matters: the whole interval lies beyond 1 + worth, either way.
 
     What is equivalent, or only surely different, is timed on until it is precise.
@@ -236,7 +236,7 @@ def is_settled(ratio: Interval, worth: float) -> bool:
     return low is not None and high is not None and (low > 1.0 + worth or high < 1.0 / (1.0 + worth))
 
 
-def is_precise(ratio: Interval) -> bool:
+def is_precise(ratio: Estimate[float]) -> bool:
     """Whether the half-width is small enough to stop."""
     found = resolution_of(ratio)
     return found is not None and found <= PRECISE
@@ -351,11 +351,11 @@ class Series:
         """From now on all ratios are at a look's level."""
         self.level = level
 
-    def ratio(self, over: str) -> Interval | None:
+    def ratio(self, over: str) -> Estimate[float] | None:
         """The other's seconds over its own, of this pair alone; None before any pair."""
         return self._ratio(over, self.level)
 
-    def over_plain(self, fastest: str | None = None) -> Interval | None:
+    def over_plain(self, fastest: str | None = None) -> Estimate[float] | None:
         """Seconds of the fastest plain decoder over its own, as `over_fastest`; None before any pair."""
         return self._over([name for name in self._pairs if name in self._plain], fastest)
 
@@ -367,10 +367,10 @@ class Series:
         ratios = self.over_plain(), self._over(list(self._pairs))
         return all(one is not None and (is_settled(one, worth) or is_precise(one)) for one in ratios)
 
-    def _over(self, names: Sequence[str], fastest: str | None = None) -> Interval | None:
+    def _over(self, names: Sequence[str], fastest: str | None = None) -> Estimate[float] | None:
         found = over_fastest(names, self._ratio, self.level, fastest=fastest)
         return None if found is None else found[1]
 
-    def _ratio(self, over: str, level: float) -> Interval | None:
+    def _ratio(self, over: str, level: float) -> Estimate[float] | None:
         clusters = self.clusters(over)
         return ratio_of(clusters, level) if clusters else None

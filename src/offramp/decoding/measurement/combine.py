@@ -38,7 +38,7 @@ from offramp.decoding.measurement.decoder import Decoder, own_config, plain_conf
 from offramp.decoding.measurement.defects import Load, a_a_clusters_of, describe
 from offramp.decoding.measurement.judged import free_running_of, prompts_and_answers
 from offramp.decoding.measurement.measurement import Entry, Progress, time_entries
-from offramp.decoding.measurement.results import Cluster, Contender, Interval
+from offramp.decoding.measurement.results import Cluster, Contender
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import (
     Judgements,
@@ -53,7 +53,7 @@ from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
 from offramp.policies.rules.fixed import Never
-from offramp.scoring.estimate import document_bootstrap
+from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tracing.exit_heads import ExitHeads
 
 WARM_UP_TOKENS = 4
@@ -289,7 +289,9 @@ def _combination(one: Planned, contenders: Mapping[str, Contender], quality: Qua
     return replace(combination, on_top=tuple(_on_top(names, clusters, contender.clusters)))
 
 
-def interaction_of(singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]) -> Interval | None:
+def interaction_of(
+    singles: Sequence[Sequence[Cluster]], together: Sequence[Cluster]
+) -> Estimate[float] | None:
     """Speedup of all parts together over the product of the single ones, on the prompts that all share."""
     return product_of((1.0, together), *((-1.0, single) for single in singles))
 
@@ -357,6 +359,6 @@ def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
     return float(np.mean(np.array(found.rows[0].chosen) == np.array(answer)))
 
 
-def _share(shares: Sequence[float], seed: int) -> Interval:
+def _share(shares: Sequence[float], seed: int) -> Estimate[float]:
     values = np.array(shares, dtype=np.float64)
     return mean_of(document_bootstrap(len(values), draws=DRAWS, seed=seed), values, np.ones(len(values)))

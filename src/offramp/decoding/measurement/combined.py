@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.decoding.measurement.results import Contender, FreeRunning, Interval, Stopped
+from offramp.decoding.measurement.results import Contender, FreeRunning, Stopped
 from offramp.records.sealed_file import SealedFile
+from offramp.scoring.estimate import Estimate
 
 PLAIN_NAME = "plain"
 
@@ -32,16 +33,16 @@ class Quality:
     """
 
     free_running: FreeRunning
-    forced_agreement: Interval
+    forced_agreement: Estimate[float]
 
     @property
-    def shared(self) -> Interval:
+    def shared(self) -> Estimate[float]:
         """Share of an answer before the first token that is not the untransformed model's."""
         found = self.free_running
         length = found.new_tokens / found.prompts
         limits = (found.tokens_before_divergence.low, found.tokens_before_divergence.high)
         low, high = (None if limit is None else limit / length for limit in limits)
-        return Interval(found.tokens_before_divergence.value / length, low, high)
+        return Estimate(found.tokens_before_divergence.value / length, low, high)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class OnTop:
     """What one part adds to the others of a combination: their seconds over those of all, side by side."""
 
     part: str
-    speedup: Interval
+    speedup: Estimate[float]
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class Combination:
     contender: Contender
     transforms: tuple[str, ...] = ()
     policy: str | None = None
-    product: Interval | None = None
-    interaction: Interval | None = None
+    product: Estimate[float] | None = None
+    interaction: Estimate[float] | None = None
     on_top: tuple[OnTop, ...] = ()
     quality: Quality | None = None
 
     @property
-    def speedup(self) -> Interval | None:
+    def speedup(self) -> Estimate[float] | None:
         """Over plain decoding of the untransformed model; None if it was left out."""
         return self.contender.ratio
 
@@ -114,7 +115,7 @@ class CombineResult:
     combinations: tuple[Combination, ...]
     others: tuple[Contender, ...]
     defects: tuple[str, ...]
-    a_a: Interval
+    a_a: Estimate[float]
     stopped: Stopped
     seconds_spent: float
     floor: float

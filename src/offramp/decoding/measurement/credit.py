@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from offramp.decoding.measurement.answers import ONE, as_fast, over_fastest, ratio_over
-from offramp.decoding.measurement.results import A_A, BenchResult, Cluster, Contender, Credit, Interval
+from offramp.decoding.measurement.results import A_A, BenchResult, Cluster, Contender, Credit
+from offramp.scoring.estimate import Estimate
 
 
 def credit_of(result: BenchResult, name: str, floor: float | None) -> Credit | None:
@@ -28,10 +29,10 @@ def credit_of(result: BenchResult, name: str, floor: float | None) -> Credit | N
     return Credit(ratio.value, ratio.low, ratio.high, over)
 
 
-def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float], Interval | None]:
+def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float], Estimate[float] | None]:
     """Its speed over another contender's, by name, at a level; None where they share no prompt."""
 
-    def ratio(other: str, level: float) -> Interval | None:
+    def ratio(other: str, level: float) -> Estimate[float] | None:
         if other == contender.name:
             return ONE
         own: Sequence[Cluster] = result.contender(contender.name).clusters

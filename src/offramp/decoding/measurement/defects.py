@@ -18,9 +18,10 @@ import torch
 from offramp.costs.hardware import processor_name
 from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.decoding.measurement.answers import freedom_of, ratio_of
-from offramp.decoding.measurement.results import Cluster, Contender, Interval
+from offramp.decoding.measurement.results import Cluster, Contender
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.request import library_versions
 
 A_A_LEVEL = 0.99
@@ -92,19 +93,19 @@ def a_a_clusters_of(contenders: Sequence[Contender]) -> tuple[Cluster, ...]:
 
 def judge_a_a(
     contenders: Sequence[Contender], defects: Sequence[str], a_a_clusters: Sequence[Cluster]
-) -> tuple[tuple[Contender, ...], tuple[str, ...], Interval]:
+) -> tuple[tuple[Contender, ...], tuple[str, ...], Estimate[float]]:
     """Contenders, all defects, and the ratio of the plain decoder to itself, at `A_A_LEVEL`.
 
     Where that is no 1, nothing is answered.
     """
-    a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else Interval(1.0)
+    a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else Estimate(1.0)
     unequal = a_a_defect(a_a, freedom_of(a_a_clusters))
     if unequal is None:
         return tuple(contenders), tuple(defects), a_a
     return tuple(replace(one, answer="defect") for one in contenders), (*defects, unequal), a_a
 
 
-def a_a_defect(a_a: Interval, freedom: int = A_A_FREEDOM) -> str | None:
+def a_a_defect(a_a: Estimate[float], freedom: int = A_A_FREEDOM) -> str | None:
     """Whether the same decoder twice came out unequal: its ratio at `A_A_LEVEL`, as a sentence.
 
     freedom: degrees of freedom of the interval.

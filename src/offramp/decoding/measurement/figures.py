@@ -22,10 +22,11 @@ from offramp.decoding.measurement.forecast import (
     counted_policy,
     records_of,
 )
-from offramp.decoding.measurement.results import Contender, Counted, Interval
+from offramp.decoding.measurement.results import Contender, Counted
 from offramp.decoding.measurement.trial import Pilot, Trial
 from offramp.decoding.measurement.turns import Group, Timed
 from offramp.policies.policy_cost import sizes_of_heads
+from offramp.scoring.estimate import Estimate
 
 AnswersByBatch = Mapping[int, tuple[tuple[int, ...], ...]]
 """The new tokens of every row, by batch of prompts."""
@@ -81,12 +82,12 @@ def figures_of(part: Part, group: Group) -> Figures:
 
 def only_piloted(part: Part, pilot: Pilot, group: Group) -> Figures:
     """A plain decoder that cannot take turns, and was not clearly the fastest of the pilot."""
-    ratio = Interval(pilot.seconds[group.plain] / pilot.seconds[part.decoder.name])
+    ratio = Estimate(pilot.seconds[group.plain] / pilot.seconds[part.decoder.name])
     described = _described(part, [], seconds_over(seconds_of(group.plain, group), ratio))
     return replace(described, contender=replace(described.contender, ratio=ratio))
 
 
-def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Interval) -> Figures:
+def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Estimate[float]) -> Figures:
     """What is known of any contender: defects, and what its trial ran. seconds: per token."""
     decoder, trial = part.decoder, part.trial
     same, difference = _compared(part, timed)
@@ -110,7 +111,7 @@ def _described(part: Part, timed: Sequence[tuple[int, Timed]], seconds: Interval
     return Figures(contender, tuple(defects))
 
 
-def seconds_of(name: str, group: Group) -> Interval:
+def seconds_of(name: str, group: Group) -> Estimate[float]:
     """Of a plain decoder, per token: mean over prompts of the mean of blocks."""
     pairs: dict[int, list[Pair]] = {}
     for place, found in group.visits:
@@ -121,14 +122,14 @@ def seconds_of(name: str, group: Group) -> Interval:
     return seconds_over(ONE, speed)
 
 
-def seconds_over(plain: Interval, ratio: Interval) -> Interval:
+def seconds_over(plain: Estimate[float], ratio: Estimate[float]) -> Estimate[float]:
     """What takes so many times less than the plain decoder, which took that on average.
 
     So contenders that were timed at different times are on one scale: the load of the machine cancels.
     """
     low = None if ratio.high is None else plain.value / ratio.high
     high = None if ratio.low is None else plain.value / ratio.low
-    return Interval(plain.value / ratio.value, low, high)
+    return Estimate(plain.value / ratio.value, low, high)
 
 
 def layers_per_token(setting: Setting, decoded: Decoded, layers: int | None) -> float | None:

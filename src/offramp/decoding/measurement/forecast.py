@@ -15,7 +15,7 @@ from offramp.decoding.measurement.answers import (
     median,
 )
 from offramp.decoding.measurement.decoder import Decoded
-from offramp.decoding.measurement.results import Counted, Forecast, Interval, PartError
+from offramp.decoding.measurement.results import Counted, Forecast, PartError
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
@@ -23,6 +23,7 @@ from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv_cost import MAPPED
 from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.described_heads import RAW, read_by, reading_parts
 from offramp.tracing.trace import Trace
 
@@ -93,7 +94,7 @@ def forecast(
     trace: Trace | None = None,
     predicted: ReplayResult | None = None,
     timed: Sequence[BatchGeneration] = (),
-    measured: Interval | None = None,
+    measured: Estimate[float] | None = None,
     plain_measured: float | None = None,
     fastest_plain: float | None = None,
     measured_agreement: float | None = None,

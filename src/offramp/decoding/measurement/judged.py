@@ -21,7 +21,6 @@ from offramp.decoding.measurement.results import (
     FloorCheck,
     Forecast,
     FreeRunning,
-    Interval,
 )
 from offramp.decoding.openings import Prompts
 from offramp.decoding.options import DecodingOptions
@@ -30,6 +29,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import SEED
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.scoring.estimate import Estimate
 from offramp.tracing.described_heads import with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
@@ -166,10 +166,10 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
     model's output.
     """
 
-    def agreement(contender: Contender) -> Interval | None:
+    def agreement(contender: Contender) -> Estimate[float] | None:
         if contender.name in quality:
             return quality[contender.name].agreement
-        return Interval(1.0) if contender.role in (PLAIN, A_A) or contender.same_output == 1.0 else None
+        return Estimate(1.0) if contender.role in (PLAIN, A_A) or contender.same_output == 1.0 else None
 
     contenders = tuple(
         one if one.left_out is not None else replace(one, executed_agreement=agreement(one))

@@ -17,7 +17,8 @@ from offramp.decoding.measurement.answers import (
 from offramp.decoding.measurement.credit import ratios_of
 from offramp.decoding.measurement.defects import a_a_clusters_of, a_a_defect, judge_a_a
 from offramp.decoding.measurement.figures import seconds_over
-from offramp.decoding.measurement.results import A_A, PLAIN, BenchResult, Cluster, Contender, Interval
+from offramp.decoding.measurement.results import A_A, PLAIN, BenchResult, Cluster, Contender
+from offramp.scoring.estimate import Estimate
 
 
 def merged(results: Sequence[BenchResult]) -> BenchResult:
@@ -117,7 +118,7 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
         return replace(contender, ratio=ONE, resolution=resolution_of(ONE))
     if not contender.clusters:  # left out, or of a pilot
         ratio = contender.ratio
-        return replace(contender, ratio=None if ratio is None else Interval(ratio.value / plain_speed))
+        return replace(contender, ratio=None if ratio is None else Estimate(ratio.value / plain_speed))
     ratio = ratio_of(contender.clusters, contender.level)
     if contender.role != A_A:
         others = [name for name in _in_turns(together) if name != contender.name]
@@ -137,7 +138,7 @@ def _wrong(own: Sequence[Contender]) -> bool:
     )
 
 
-def _seconds(own: Sequence[Contender]) -> Interval | None:
+def _seconds(own: Sequence[Contender]) -> Estimate[float] | None:
     """Mean over processes, with its interval."""
     seconds = [one.seconds_per_token.value for one in own if one.seconds_per_token is not None]
     if not seconds:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from offramp.records.sealed_file import SealedFile
+from offramp.scoring.estimate import LEVEL, Estimate
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
 """Roles of contenders: the full model's output by definition, one of those a second time, and the full model
@@ -23,20 +24,14 @@ LOOKUP = "generate(prompt_lookup_num_tokens)"
 NO_TIME = "there was no time for it beside the policy: give more seconds"
 """Why a contender was left out that could have been timed."""
 
+TOO_FEW_PROMPTS = "too few prompts for an interval"
+"""Why a figure of a timing has no interval, or one that says nothing."""
+
 Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 """Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
 
 Stopped = Literal["answered", "seconds", "rounds"]
 """Why nothing more was timed: the questions are answered, or the budget or the rounds are over."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure with a 95 % interval; low and high are None where there are too few samples."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,11 +93,11 @@ class Contender:
     name: str
     role: str
     answer: Answer = "unresolved"
-    ratio: Interval | None = None
+    ratio: Estimate[float] | None = None
     resolution: float | None = None
     clusters: tuple[Cluster, ...] = ()
     samples: tuple[float, ...] = ()
-    seconds_per_token: Interval | None = None
+    seconds_per_token: Estimate[float] | None = None
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
@@ -111,11 +106,11 @@ class Contender:
     claimed_layers_per_token: float | None = None
     same_output: float | None = None
     output_must_match: bool = False
-    executed_agreement: Interval | None = None
+    executed_agreement: Estimate[float] | None = None
     gain: Mapping[str, float] | None = None
     left_out: str | None = None
     full_depth: bool = False
-    level: float = 0.95
+    level: float = LEVEL
 
     @property
     def without_exits(self) -> bool:
@@ -179,7 +174,7 @@ class Forecast:
     workload: str
     predicted: float | None
     priced: float
-    measured: Interval
+    measured: Estimate[float]
     plain_predicted: float
     plain_measured: float
     fastest_plain: float
@@ -229,11 +224,11 @@ class FreeRunning:
     was generated, and of the full model's own answer. prompts, new_tokens: how many.
     """
 
-    tokens_before_divergence: Interval
-    sequence_match: Interval
-    agreement: Interval
-    nll: Interval
-    plain_nll: Interval
+    tokens_before_divergence: Estimate[float]
+    sequence_match: Estimate[float]
+    agreement: Estimate[float]
+    nll: Estimate[float]
+    plain_nll: Estimate[float]
     prompts: int
     new_tokens: int
 
@@ -249,7 +244,7 @@ class FloorCheck:
     floor: str
     certified: bool
     value: float
-    kept: Interval | None = None
+    kept: Estimate[float] | None = None
 
     @property
     def missed(self) -> bool | None:
@@ -283,7 +278,7 @@ class BenchResult:
     plain: str
     contenders: tuple[Contender, ...]
     defects: tuple[str, ...]
-    a_a: Interval
+    a_a: Estimate[float]
     stopped: Stopped
     seconds_spent: float
     circumstances: Mapping[str, Any]

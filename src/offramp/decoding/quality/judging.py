@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.measurement.results import FreeRunning, Interval
+from offramp.decoding.measurement.results import FreeRunning
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
-from offramp.scoring.estimate import DocumentBootstrap, document_bootstrap
+from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.head import TILE
 
 ROWS_AT_ONCE = 64
@@ -270,8 +270,7 @@ def _one(model: Model, known: Judgements, prompt: Tokens, answer: Tokens, plain:
     return shared, same, agreeing, nll, plain_nll, len(answer), len(plain)
 
 
-def mean_of(resampled: DocumentBootstrap, sums: Values, counts: Values) -> Interval:
+def mean_of(resampled: DocumentBootstrap, sums: Values, counts: Values) -> Estimate[float]:
     """The mean of what was drawn together, with its interval: sums and counts, float64 [units]."""
-    means = resampled.means(sums, counts)
-    estimate = resampled.estimate(means)
-    return Interval(float(means[0]), estimate.low, estimate.high)
+    mean = resampled.estimate(resampled.means(sums, counts))
+    return replace(mean, no_interval=None)  # which would speak of documents: these are prompts

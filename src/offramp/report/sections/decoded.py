@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, Interval
+from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
@@ -39,6 +39,7 @@ from offramp.report.timing import (
     stopped_text,
 )
 from offramp.report.ways import Way, sample_text, ways_of
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import NEVER
 
 COLUMNS = (
@@ -96,7 +97,7 @@ def net_speed(timed: Contender, worth: float, plain: str) -> Markup:
     return stack(with_interval(timed.ratio, times), contender_answer(timed, worth))
 
 
-def with_interval(interval: Interval, number: NumberFormat) -> Markup:
+def with_interval(interval: Estimate[float], number: NumberFormat) -> Markup:
     """A figure with its interval below it."""
     return stack(number(interval.value), limits_of(interval, number))
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import Interval
 from offramp.kit.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.short_names import SHORT_HEAD
 from offramp.report.formats import percent, short_source, timed_interval, times, too_wide, whole_percent
@@ -18,6 +17,7 @@ from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import RunResult
 from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import from_main
 
 LOWEST = 0.7
@@ -115,7 +115,7 @@ def _shares(lost: float) -> tuple[float, ...]:
     return tuple(1.0 - step * place for place in range(int(lost / step + 1e-9) + 1))
 
 
-def _ends(speed: Interval) -> list[float]:
+def _ends(speed: Estimate[float]) -> list[float]:
     """What the axis has to hold of a speed: an interval that says nothing needs no room."""
     if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
         return [speed.value]
@@ -123,7 +123,11 @@ def _ends(speed: Interval) -> list[float]:
 
 
 def _series(
-    name: str, colour: int, shape: int, found: list[tuple[Way, Interval, Interval]], letters: dict[str, str]
+    name: str,
+    colour: int,
+    shape: int,
+    found: list[tuple[Way, Estimate[float], Estimate[float]]],
+    letters: dict[str, str],
 ) -> Series:
     """The points of one kind, with their intervals as lines."""
     ends = [_ends(speed) for _, _, speed in found]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.decoding.measurement.results import TOO_FEW_PROMPTS
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
@@ -63,7 +64,6 @@ def per_byte_notes(rows: Sequence[Row]) -> tuple[str, ...]:
 PROPAGATE = "propagate"
 """How the league charges keys and values of skipped layers."""
 
-FEW_SAMPLES = "too few prompts for an interval"
 DEFECT = "defect"
 """What stands instead of an answer of a timing where something is wrong with it."""
 
@@ -204,11 +204,11 @@ def gain_of(value: Mapping[str, float] | None) -> Gain | None:
 
 
 def interval_estimate(interval: Mapping[str, float | None] | None, undefined: str = "") -> Estimate:
-    """The `Interval` of a measurement as an estimate. undefined: why there is none."""
+    """An estimate of a measurement, as results write it. undefined: why there is none."""
     if interval is None or interval["value"] is None:
         return Estimate(None, undefined=undefined or "not measured")
     low, high = interval["low"], interval["high"]
-    return Estimate(interval["value"], low, high, no_interval=FEW_SAMPLES if low is None else None)
+    return Estimate(interval["value"], low, high, no_interval=TOO_FEW_PROMPTS if low is None else None)
 
 
 def skipped(layers_per_token: float | None, layers: int) -> Estimate:
