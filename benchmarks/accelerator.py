@@ -58,11 +58,11 @@ from offramp.decoding.measurement.measurement import Measurement
 from offramp.decoding.measurement.trial import start_peak
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
+from offramp.kit.typed import finite_json
 from offramp.models.devices import AUTO, CPU, device_name, find_device, synchronise
 from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
-from offramp.records.typed import finite_json
 from offramp.scoring.estimate import LEVEL
 from offramp.tracing.final_comparison import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
+from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import Gain
-from offramp.records.typed import to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     NOT_TIMED,

@@ -128,7 +128,7 @@ def test_any_bytes_are_an_object_or_refused(content: bytes | str) -> None:
 OWN_JSON = {
     "files.py",  # the reader
     "testing/policies.py",  # a policy's own JSON, written a moment before
-    "cli/run_folder.py",  # a request's own, likewise
+    "runs/folder.py",  # a request's own, likewise
     "workloads/prompts.py",  # data of the package
 }
 

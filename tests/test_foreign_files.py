@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 
 from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed
+from offramp.kit.given_file import Table, checked, read_toml
 from offramp.lab import sealed_tensors
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
-from offramp.records.given_file import Table, checked, read_toml
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
 from offramp.tracing import heads_file, manifest

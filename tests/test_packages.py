@@ -19,6 +19,7 @@ PACKAGE = Path(offramp.__file__).parent
 PACKAGES = (
     "testing",
     "cli",
+    "runs",
     "report",
     "studies",
     "lab",
@@ -41,6 +42,7 @@ APART = {
     ("workloads", "models"),
 }
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records", "kit")
+WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "kit")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of offramp itself that lie below every package.
 BELOW = ("commands", "display", "errors", "files", "plug_ins")

@@ -65,7 +65,7 @@ _HOMES = {
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.decoding.measurement.machine_profiler",
-    "run": "offramp.cli.run_call",
+    "run": "offramp.runs.request",
     "Findings": "offramp.report.run_findings",
     "passages": "offramp.studies.work.passage",
     "bench": "offramp.decoding.measurement.bench",
@@ -85,7 +85,6 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from offramp.cli.run_call import run
     from offramp.costs.hardware import find_machine
     from offramp.decoding.execution.execution import Execution
     from offramp.decoding.execution.execution import execute_prompts as execute
@@ -110,6 +109,7 @@ if TYPE_CHECKING:
     from offramp.policies.policy import ExitPolicy
     from offramp.policies.replay import replay
     from offramp.report.run_findings import Findings
+    from offramp.runs.request import run
     from offramp.scoring.card import ScoreCard
     from offramp.scoring.scoring import DrawnFigure, drawn_figures, score
     from offramp.studies.comparison.reading import read_comparison as compare
@@ -199,7 +199,7 @@ def __getattr__(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     value = getattr(importlib.import_module(module), attribute or name)
     if isinstance(value, FunctionType):
-        from offramp.records.arguments import checked
+        from offramp.kit.arguments import checked
 
         value = checked(value)
         value.__module__, value.__qualname__ = __name__, name  # where pickle finds it

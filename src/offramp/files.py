@@ -394,3 +394,23 @@ def _sources(place: str) -> tuple[tuple[str, str], ...]:
     path = PACKAGE / place
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return tuple((file.relative_to(PACKAGE).as_posix(), sha256_of_file(file)) for file in files)
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure, without making anything, that a folder can be written or made here.
+
+    Raises InputError if a file stands in the way or the folder may not be written.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        kind = "a file" if existing.exists() else "a link that leads nowhere"
+        what = f"is {kind}, not a folder" if existing == folder else f"lies below {kind}"
+        raise InputError(f"the output {what}", where=str(existing), fix="choose another folder with -o")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            "the output folder may not be written"
+            if existing == folder
+            else "the output folder may not be made here",
+            where=str(existing),
+            fix="choose another folder with -o, or change its permissions",
+        )

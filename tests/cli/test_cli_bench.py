@@ -16,7 +16,7 @@ import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
 from offramp.decoding.measurement.results import BenchResult, read_results
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from command_line import run_offramp
-from offramp.cli.run_folder import default_folder, require_own
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
+from offramp.runs.folder import default_folder, require_own
 
 LOADING = (
     ("run", "nowhere"),

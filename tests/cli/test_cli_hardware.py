@@ -17,8 +17,8 @@ from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.decoding.measurement import local_profile, machine_profiler
 from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.errors import InputError
+from offramp.kit.typed import from_json
 from offramp.models.model import Model
-from offramp.records.typed import from_json
 
 
 @pytest.fixture

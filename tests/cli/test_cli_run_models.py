@@ -15,7 +15,6 @@ import pytest
 
 import offramp
 from command_line import run_offramp, summary_of, tree
-from offramp.cli import run_command
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.machine_profiler import measure_hardware
@@ -26,6 +25,7 @@ from offramp.models.model import Model
 from offramp.models.source import find_source
 from offramp.models.streamed_loading import load_streamed
 from offramp.report.summary import summary_schema
+from offramp.runs import request
 from offramp.tracing.heads_file import read_heads
 from tiny_models import GGUF_LAYERS, LAYERS, LINES, write_gguf, write_llama
 
@@ -80,9 +80,9 @@ def test_what_does_not_fit_is_refused_before_the_folder_is_made(
 def unasked(documents: Path) -> Iterator[str]:
     """A text that, with `chat`, stands for the workloads that any run has: those take long to read."""
     text = f"jsonl:{documents}#text"
-    assert run_command.DEFAULT_WORKLOADS == ("prose:short", "code:short")
+    assert request.DEFAULT_WORKLOADS == ("prose:short", "code:short")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_command, "DEFAULT_WORKLOADS", (text, "chat"))
+        patch.setattr(request, "DEFAULT_WORKLOADS", (text, "chat"))
         yield text
 
 

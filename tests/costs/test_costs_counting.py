@@ -43,10 +43,10 @@ from offramp.costs.counting import (
 from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import token_costs, token_prices
 from offramp.errors import InputError
+from offramp.kit.typed import from_json, to_json
 from offramp.models.discovery import find_stack
 from offramp.models.measuring import measure_shape
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.records.typed import from_json, to_json
 
 FULL = LayerShape("attention", 1000, 1000, 200, 20, 40, None, 0)
 WINDOWED = LayerShape("attention", 1000, 1000, 200, 20, 40, 8, 0)

@@ -15,8 +15,8 @@ from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
 from offramp.costs.timings import TimingsProfile, Work, resized, work_ratio
 from offramp.errors import InputError
+from offramp.kit.typed import from_json
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.records.typed import from_json
 
 LAYER = LayerShape("attention", 1000, 1000, 200, 20, 10, None, 0)
 SHAPE = ModelShape((LAYER, dataclasses.replace(LAYER, window=5)), 10, 5000, 10, 50_000, 4)

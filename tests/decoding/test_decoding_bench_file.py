@@ -22,7 +22,7 @@ from offramp.decoding.measurement.results import (
     write_results,
 )
 from offramp.errors import DamagedFileError
-from offramp.records.typed import from_json, to_json
+from offramp.kit.typed import from_json, to_json
 from offramp.scoring.estimate import Estimate
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from offramp.kit.typed import from_json, to_json
 from offramp.models.discovery import find_stack
 from offramp.models.measuring import measure_shape
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.records.typed import from_json, to_json
 
 V, H = 101, 32
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, LlamaForCausalLM
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.typed import from_json, to_json
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.models.tensors import check_finite, is_finite, is_wrapped, mean_element_bytes, stored_bytes
@@ -19,7 +20,6 @@ from offramp.models.transforms.kernels import MOST_ROWS
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
 from offramp.models.transforms.transform import UNFIT, why_unfit
-from offramp.records.typed import from_json, to_json
 from offramp.testing.transforms import check_transform, example_model
 from offramp.tracing.loading import load_transformed
 

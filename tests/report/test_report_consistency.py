@@ -13,7 +13,7 @@ from report_examples import example_run
 from rich.console import Console
 
 from consistency import contradictions, require_consistent
-from offramp.records.typed import to_json
+from offramp.kit.typed import to_json
 from offramp.report.page import render
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise

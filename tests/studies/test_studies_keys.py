@@ -18,8 +18,8 @@ from study_files import plan_of, small_world, write_model
 from offramp import files
 from offramp.errors import OfframpError
 from offramp.files import PACKAGE, source_fingerprint
+from offramp.kit.given_file import Source
 from offramp.policies import grammar as policies
-from offramp.records.given_file import Source
 from offramp.studies.computing import OTHER_WORK, PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
@@ -375,7 +375,7 @@ def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
 
 
 APART = {
-    *("errors.py", "files.py", "records/typed.py", "lab/exits/record.py", "lab/exits/earlier.py"),
+    *("errors.py", "files.py", "kit/typed.py", "lab/exits/record.py", "lab/exits/earlier.py"),
     *("studies/entries.py", "studies/task.py", "studies/manifest.py"),
 }
 """They name, write and raise, and change no figure."""

@@ -15,8 +15,8 @@ from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.typed import from_json, to_json
 from offramp.models.source import find_source
-from offramp.records.typed import from_json, to_json
 from offramp.studies.folder import PlanRecord
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study

@@ -17,7 +17,7 @@ from fake_works import FAKE_WORKER, events_of, files_under, job_of, task_of, val
 from ray_cluster import SETTINGS, Cluster, two_nodes
 
 from offramp.errors import DiskFullError, InputError
-from offramp.records.typed import to_json
+from offramp.kit.typed import to_json
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine, run_on_node

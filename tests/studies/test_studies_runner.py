@@ -13,7 +13,7 @@ import pytest
 from fake_works import events_of, job_of, task_of, value
 
 from offramp.errors import DamagedFileError
-from offramp.records.typed import from_json, to_json
+from offramp.kit.typed import from_json, to_json
 from offramp.studies import runner
 from offramp.studies.engines.process import WorkerProcess
 from offramp.studies.folder import StudyFolder

@@ -42,9 +42,9 @@ from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import ModelError, OfframpError
 from offramp.files import write_sealed_json
+from offramp.kit.typed import finite_json, from_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.replay import replay_intervals
-from offramp.records.typed import finite_json, from_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.task import Task
 from offramp.studies.work.decode import NO_EXITS

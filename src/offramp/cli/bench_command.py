@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import (
     AsJson,
     Device,
@@ -17,7 +17,6 @@ from offramp.cli.options import (
     Transforms,
     require_placement,
 )
-from offramp.cli.run_contents import heads_of, text_of
 from offramp.errors import InputError
 from offramp.kit.defaults import (
     DEFAULT_MODEL,
@@ -30,6 +29,8 @@ from offramp.kit.defaults import (
     WORTH,
 )
 from offramp.models.devices import AUTO
+from offramp.runs.contents import heads_of, text_of
+from offramp.tracing.progress import stage
 
 
 def bench(
@@ -262,7 +263,7 @@ def bench(
     )
     transforms = read_transforms(transform, dtype)
     from offramp.decoding.measurement.results import contenders_json, write_results
-    from offramp.records.typed import to_json
+    from offramp.kit.typed import to_json
 
     if processes > 1:
         from offramp.cli.bench_stage import measured_in_processes

@@ -9,7 +9,6 @@ from typing import Any
 
 from offramp.cli.local_profile import kept_profile, profile_now
 from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file
-from offramp.cli.run_contents import contents_at, contents_of, trace_for
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.timings import TimingsProfile
@@ -24,6 +23,7 @@ from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.runs.contents import contents_at, contents_of, trace_for
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offramp.cli.bench_request import BenchRequest
 from offramp.cli.bench_table import show
-from offramp.cli.console import Output, progress_bar, stage
+from offramp.cli.console import Output
 from offramp.costs.machine import Machine
 from offramp.decoding.measurement.bench import run
 from offramp.decoding.measurement.contenders import Setting
@@ -22,6 +22,7 @@ from offramp.decoding.openings import prompts_of
 from offramp.errors import OfframpError, WorkloadError
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.tracing.progress import progress_bar, stage
 from offramp.workloads.shared_text import read_sketch
 
 PARTS_OF = 2

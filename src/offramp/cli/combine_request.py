@@ -10,7 +10,6 @@ from typing import Any
 
 from offramp.cli.bench_request import PROMPTS
 from offramp.cli.options import refuse_idle
-from offramp.cli.run_folder import RUN_FILE
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE, read_accelerations
 from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.bench import check_limits, require_sizes
@@ -20,6 +19,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
 from offramp.kit.defaults import MAIN_FLOOR
 from offramp.report import COMBINED_FILE
+from offramp.runs.folder import RUN_FILE
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.registry import load_workload

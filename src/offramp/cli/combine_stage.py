@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.bench_table import or_dash, ratio, table
 from offramp.cli.combine_request import CombineRequest
-from offramp.cli.console import Output, progress_bar
+from offramp.cli.console import Output
 from offramp.decoding.measurement.combine import combine
 from offramp.decoding.measurement.combined import Combination, CombineResult, write_combined
 from offramp.decoding.openings import prompts_of
+from offramp.kit.typed import to_json
 from offramp.models.model import Model
-from offramp.records.typed import to_json
 from offramp.report.combined import advice, interval, write_combined_page
 from offramp.report.formats import counted, decimal, duration, percent
 from offramp.report.timing import a_a_text, contender_answer, defect_lines, share_text, stopped_text
+from offramp.tracing.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import AsJson, Mixed
-from offramp.cli.run_folder import require_writable
 from offramp.errors import InputError
-from offramp.files import locked_folder, write_text_atomically
-from offramp.records.output_folder import OutputFolder
+from offramp.files import locked_folder, require_writable, write_text_atomically
+from offramp.kit.output_folder import OutputFolder
 from offramp.report import REPORT_FILE
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison

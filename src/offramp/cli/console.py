@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from offramp.errors import OfframpError, printable
-from offramp.tracing.progress import Lines, console, is_quiet, say
-
-Progress = Callable[[int, int], None]
-"""Called with what is done so far and with how much there is in all."""
+from offramp.tracing.progress import console
 
 
 class Output:
@@ -24,43 +20,10 @@ class Output:
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
-        from offramp.records.typed import finite_json
+        from offramp.kit.typed import finite_json
 
         if self.as_json:
             print(json.dumps(finite_json(value), allow_nan=False), flush=True)
-
-
-@contextlib.contextmanager
-def stage(description: str, seconds: float | None = None) -> Iterator[None]:
-    """Say on standard error what takes a moment: on a terminal until it is over, else in a line.
-
-    seconds: that it is expected to take, None if that is not known.
-    """
-    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
-    if is_quiet() or not sys.stderr.isatty():
-        say(description + expected)
-        yield
-        return
-    with console(sys.stderr).status(description + expected):
-        yield
-
-
-@contextlib.contextmanager
-def progress_bar(description: str, seconds: float | None = None) -> Iterator[Progress]:
-    """A progress bar on standard error; where there is no terminal, a line now and then.
-
-    seconds: that it is expected to take, None if that is not known.
-    """
-    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
-    if is_quiet() or not sys.stderr.isatty():
-        say(description + expected)
-        yield Lines(description).show
-        return
-    from rich.progress import Progress as Bar
-
-    with Bar(console=console(sys.stderr), transient=True) as bar:
-        shown = bar.add_task(description + expected, total=None)
-        yield lambda done, total: bar.update(shown, completed=done, total=total)
 
 
 def show_error(error: OfframpError, *, as_json: bool) -> int:

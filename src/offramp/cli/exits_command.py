@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.exits_gate import KIND as GATES
 from offramp.cli.exits_gate import GateOptions
 from offramp.cli.exits_gate import train as train_gates
@@ -40,6 +40,7 @@ from offramp.cli.options import (
 from offramp.errors import InputError
 from offramp.kit.defaults import DELTA, LOCAL, SEED
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import stage
 from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
 
 if TYPE_CHECKING:
@@ -389,8 +390,8 @@ def _notes(trained: TrainedExits) -> list[str]:
 
 def _summary(trained: TrainedExits, output: Path) -> dict[str, Any]:
     """The same as JSON."""
+    from offramp.kit.typed import to_json
     from offramp.lab.exits.record import leaving_by_floor
-    from offramp.records.typed import to_json
 
     record = trained.record
 

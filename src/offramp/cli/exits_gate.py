@@ -17,10 +17,10 @@ from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
+    from offramp.kit.output_folder import OutputFolder
     from offramp.lab.exits.gate_record import GateRecord
     from offramp.lab.exits.gate_training import TrainedGates
     from offramp.models.model import Model
-    from offramp.records.output_folder import OutputFolder
     from offramp.report.word_table import WordTable
     from offramp.workloads.workload import Workload
 
@@ -66,8 +66,8 @@ class GateOptions:
 
     def owned(self) -> OutputFolder:
         """The folder, in which nothing lies but gates that are to be overwritten. Raises InputError."""
+        from offramp.kit.output_folder import UNKNOWN, OutputFolder
         from offramp.lab.exits.gate_record import GATE_RECORD
-        from offramp.records.output_folder import UNKNOWN, OutputFolder
 
         if os.path.lexists(self.output) and not self.output.is_dir():
             raise InputError(
@@ -157,6 +157,6 @@ def _notes(trained: TrainedGates) -> list[str]:
 
 def _summary(trained: TrainedGates, output: Path) -> dict[str, Any]:
     """The same as JSON."""
-    from offramp.records.typed import to_json
+    from offramp.kit.typed import to_json
 
     return {"exits": str(output), "fingerprint": trained.heads.fingerprint, **to_json(trained.record)}

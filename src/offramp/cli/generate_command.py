@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, show_error, stage
+from offramp.cli.console import Output, show_error
 from offramp.cli.options import (
     AsJson,
     Device,
@@ -23,11 +23,11 @@ from offramp.cli.options import (
     refuse_idle,
     require_placement,
 )
-from offramp.cli.run_contents import heads_of
 from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import NEW_TOKENS
 from offramp.models.devices import AUTO
-from offramp.tracing.progress import console
+from offramp.runs.contents import heads_of
+from offramp.tracing.progress import console, stage
 
 if TYPE_CHECKING:
     from offramp.cli.generation_summary import FullModelCheck

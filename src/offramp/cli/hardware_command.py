@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import (
     AsJson,
     Device,
@@ -22,6 +22,7 @@ from offramp.cli.options import (
 from offramp.errors import InputError
 from offramp.kit.defaults import HARDWARE_SECONDS
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile

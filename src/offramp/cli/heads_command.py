@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, maps_table
 from offramp.cli.options import (
     AsJson,
@@ -24,11 +24,12 @@ from offramp.cli.options import (
     require_options,
     require_placement,
 )
-from offramp.cli.run_folder import require_writable
 from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
+from offramp.files import require_writable
 from offramp.kit.defaults import SEED
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import stage
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from offramp.cli.console import stage
 from offramp.costs.hardware import load_local_profile
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.local_profile import LocalProfile, profile_of_now
 from offramp.kit.defaults import PROFILE_SECONDS
 from offramp.models.model import Model
+from offramp.tracing.progress import stage
 
 
 def kept_profile(model: Model) -> LocalProfile:

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from offramp.cli.bench_command import bench
+from offramp.cli.command import command
 from offramp.cli.compare_command import compare
 from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
@@ -42,8 +43,9 @@ from offramp.cli.trace_command import trace
 from offramp.cli.tune_command import tune
 from offramp.commands import LAB_MOVED, filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
+from offramp.kit.numbers import require_bounded
 from offramp.models.quiet import silence_torchao
-from offramp.records.numbers import require_bounded
+from offramp.runs.request import Run
 
 INTERRUPTED = 130
 BAD_PATH = (
@@ -94,7 +96,7 @@ def offramp_command(
         raise typer.Exit(InputError.exit_code)
 
 
-app.command("run")(run)
+command(app, "run", Run)(run)
 app.command("trace")(trace)
 app.command("score")(score)
 app.command("replay")(replay)
@@ -125,9 +127,9 @@ def lab() -> None:
 
 def _bound_numbers(commands: typer.Typer) -> None:
     """Let every command refuse numbers that are none or too large, before it does anything."""
-    for command in commands.registered_commands:
-        if command.callback is not None:
-            command.callback = _bounded(command.callback)
+    for registered in commands.registered_commands:
+        if registered.callback is not None:
+            registered.callback = _bounded(registered.callback)
     for group in commands.registered_groups:
         if group.typer_instance is not None:
             _bound_numbers(group.typer_instance)

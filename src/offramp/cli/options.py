@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.run_folder import require_writable
 from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
-from offramp.files import parse_json, read_given_text
+from offramp.files import parse_json, read_given_text, require_writable
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.tracing.request import DEFAULT_CONTEXT
 

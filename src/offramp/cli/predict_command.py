@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import AsJson, refuse_idle
-from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
+from offramp.runs.contents import contents_at, machine_near, trace_for
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import AsJson, Device, TraceFolder, idle_draft_length, refuse_idle, require_placement
-from offramp.cli.run_contents import contents_at, machine_near, trace_for
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.models.devices import AUTO
+from offramp.runs.contents import contents_at, machine_near, trace_for
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from rich.table import Table

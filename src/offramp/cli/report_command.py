@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offramp.cli.compare_command import DEFAULT_FOLDER, compare
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import AsJson, Mixed
 from offramp.errors import InputError
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
@@ -30,10 +31,10 @@ def report(
     if len(folders) > 1:
         compare(folders, DEFAULT_FOLDER, None, mixed=mixed, as_json=as_json)
         return
-    from offramp.cli.run_outputs import write_outputs
     from offramp.cli.study_folder import show_report, write_report
     from offramp.files import locked_folder
     from offramp.report.run_reading import RunReader
+    from offramp.runs.outputs import write_outputs
     from offramp.studies.folder import StudyFolder
 
     out, folder = Output(as_json), StudyFolder(folders[0])

@@ -10,7 +10,7 @@ import typer
 
 from offramp.cli.console import Output
 from offramp.cli.options import AsJson
-from offramp.cli.run_folder import find_raw_traces, find_traces
+from offramp.runs.folder import find_raw_traces, find_traces
 
 if TYPE_CHECKING:
     from offramp.report.word_table import WordTable

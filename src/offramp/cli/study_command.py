@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import AsJson, Mixed
 from offramp.cli.study_folder import folder_of, require_own
 from offramp.errors import InputError
 from offramp.kit.defaults import STALL_SECONDS
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.studies.engines.engine import EngineOptions

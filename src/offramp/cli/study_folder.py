@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.console import Output, stage
-from offramp.cli.run_folder import require_writable
+from offramp.cli.console import Output
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import JsonError, read_json
-from offramp.records.output_folder import CHANGED, UNKNOWN, OutputFolder
+from offramp.files import JsonError, read_json, require_writable
+from offramp.kit.output_folder import CHANGED, UNKNOWN, OutputFolder
 from offramp.report import REPORT_FILE
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.records.typed import to_json
+from offramp.kit.typed import to_json
 from offramp.report.formats import counted
 
 if TYPE_CHECKING:

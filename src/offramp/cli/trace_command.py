@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from offramp.cli.console import Output, stage
+from offramp.cli.console import Output
 from offramp.cli.options import (
     AsJson,
     ContextLength,
@@ -31,6 +31,7 @@ from offramp.cli.options import (
 )
 from offramp.errors import InputError
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import stage
 from offramp.tracing.request import DEFAULT_TOKENS
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli.console import stage
 from offramp.commands import loadable_name
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import AUTO
 from offramp.models.identity import ATTENTION
+from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from pathlib import Path

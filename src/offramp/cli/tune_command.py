@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, progress_bar, stage
+from offramp.cli.console import Output
 from offramp.cli.options import (
     AsJson,
     Device,
@@ -20,12 +20,13 @@ from offramp.cli.options import (
     require_json_file,
     require_placement,
 )
-from offramp.cli.run_folder import require_writable
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
+from offramp.files import require_writable
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.models.devices import AUTO
+from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:
     from offramp.decoding.execution.tune import TunedTasks

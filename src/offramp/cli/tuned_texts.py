@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.run_contents import RunContents, contents_at, machine_near
-from offramp.cli.run_folder import find_traces
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
+from offramp.runs.contents import RunContents, contents_at, machine_near
+from offramp.runs.folder import find_traces
 
 if TYPE_CHECKING:
     from offramp.tracing.trace import Trace

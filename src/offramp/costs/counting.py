@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.numbers import LARGEST_COUNT
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.records.numbers import LARGEST_COUNT
 
 LayerCosts = NDArray[np.float64]
 

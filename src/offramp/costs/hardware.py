@@ -23,11 +23,11 @@ from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL
+from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import ATTENTION
 from offramp.plug_ins import load_plug_in, plug_ins
-from offramp.records.sealed_file import SealedFile
 
 FILE = SealedFile(
     TimingsProfile,

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.records.typed import FloatArray
+from offramp.kit.typed import FloatArray
 
 Number = TypeVar("Number", int, float)
 USUAL_HEAD_SIZES = (128, 64, 256)

@@ -15,8 +15,8 @@ from offramp.costs.probes import PROBES, ProbeSizes, lens_products
 from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.numbers import LARGEST_NUMBER
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.records.numbers import LARGEST_NUMBER
 
 
 @runtime_checkable

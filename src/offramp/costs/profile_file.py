@@ -44,7 +44,7 @@ from offramp.costs import machine, timings
 from offramp.costs.machine import LONGEST_WAIT, Machine, Roofline
 from offramp.costs.probes import PROBES
 from offramp.costs.timings import TimingsProfile
-from offramp.records.given_file import (
+from offramp.kit.given_file import (
     Line,
     NotNegative,
     Positive,
@@ -54,7 +54,7 @@ from offramp.records.given_file import (
     did_you_mean,
     read_toml,
 )
-from offramp.records.numbers import LARGEST_NUMBER
+from offramp.kit.numbers import LARGEST_NUMBER
 
 OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens")
 """Of a step, to be given at every batch size or at none."""

@@ -25,9 +25,9 @@ from offramp.costs.probes import (
 )
 from offramp.costs.token import TokenCosts
 from offramp.errors import BusyMachineError, InputError
+from offramp.kit.numbers import LARGEST_NUMBER
+from offramp.kit.typed import FloatArray, to_json
 from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
-from offramp.records.numbers import LARGEST_NUMBER
-from offramp.records.typed import FloatArray, to_json
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ class TimingsProfile:
         return self._at(self.key_value_seconds + (0.0 if slope is None else slope * attended), batch)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that is read back bit for bit (see `offramp.records.typed.from_json`)."""
+        """A JSON object that is read back bit for bit (see `offramp.kit.typed.from_json`)."""
         return {"schema_version": SCHEMA_VERSION, **to_json(self)}
 
 

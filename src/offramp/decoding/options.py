@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
+from offramp.kit.numbers import require_bounded
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps
@@ -20,7 +21,6 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
 from offramp.policies.steps import find_batching, read_draft_length
-from offramp.records.numbers import require_bounded
 from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS

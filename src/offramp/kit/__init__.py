@@ -1,1 +1,1 @@
-"""What every package may use and that uses none of them."""
+"""What every room stands on: requests, defaults, records and how they are sealed, output folders."""

@@ -13,10 +13,10 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from offramp.errors import InputError, ModelError, is_out_of_memory
+from offramp.kit.arguments import checked
 from offramp.lab.exit_scores import PREFIX, TOKENS, exit_scores, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
-from offramp.records.arguments import checked
 from offramp.tracing.request import parse_exits
 from offramp.workloads.given import read_workload
 from offramp.workloads.packing import require_sizes

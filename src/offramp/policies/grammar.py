@@ -17,6 +17,7 @@ from typing import Any
 
 from offramp.errors import PolicyError
 from offramp.files import SEAL, parse_json, read_given_text, seal_of, write_json_atomically
+from offramp.kit.typed import from_json
 from offramp.plug_ins import load_plug_in, plug_ins, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import (
@@ -36,7 +37,6 @@ from offramp.policies.rules.patience import Patience, Sustained
 from offramp.policies.rules.short_list import ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.policies.signals import suggest
-from offramp.records.typed import from_json
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
 

@@ -15,6 +15,7 @@ from offramp.costs.token import Prices, TokenCosts
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
+from offramp.kit.numbers import require_bounded
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import replay_decisions, task_of
@@ -41,7 +42,6 @@ from offramp.policies.policy_cost import (
 )
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
-from offramp.records.numbers import require_bounded
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace

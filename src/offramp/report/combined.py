@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect
 from offramp.files import write_text_atomically
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.report.formats import (
     counted,
     decimal,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from pyarrow import csv
 
 from offramp.files import write_text_atomically
-from offramp.records.spreadsheet import csv_table
+from offramp.kit.spreadsheet import csv_table
 from offramp.report import REPORT_FILE
 from offramp.report.combined import combined_section, combined_sections
 from offramp.report.formats import counted, listed

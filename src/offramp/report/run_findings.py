@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,16 @@ def recommended_file(folder: Path, workload: str, verdict: Verdict) -> Path | No
 
 @dataclass(frozen=True, repr=False)
 class Findings(ShownAsHtml):
-    """What `offramp.run` found: iterate over it for the finding at every text and floor.
-
-    result: everything that the page shows. folder: of the run, a study of one model. report: its page.
-    """
+    """What `offramp.run` found: iterate over it for the finding at every text and floor."""
 
     result: RunResult = field(repr=False)
+    """Everything that the page shows."""
     folder: Path
+    """Of the run, a study of one model."""
     report: Path
+    """Its page."""
+    summary: Mapping[str, Any] = field(repr=False)
+    """What its summary.json holds."""
 
     @property
     def decision(self) -> OverallDecision:

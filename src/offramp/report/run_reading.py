@@ -17,9 +17,9 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
+from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
-from offramp.records.typed import InvalidRecordError, from_json
 from offramp.report import COMBINED_FILE, TRACES
 from offramp.report.run_result import (
     Decoded,

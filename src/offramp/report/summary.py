@@ -17,9 +17,9 @@ from offramp.decoding.measurement.results import (
     Stopped,
 )
 from offramp.kit.defaults import WORTH
+from offramp.kit.typed import finite_json
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.frontier import Frontier
-from offramp.records.typed import finite_json
 from offramp.report.caveats import caveats, how_obtained
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from offramp.decoding.measurement.combined import CombineResult
+from offramp.kit.typed import from_json
 from offramp.policies.short_names import short_name
-from offramp.records.typed import from_json
 from offramp.report.caveats import defect_notes, left_over, lost_documents, not_claimed
 from offramp.report.combined import advice
 from offramp.report.data_table import reasons

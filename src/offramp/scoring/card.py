@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
 from offramp.kit.defaults import EAS_ALPHA
-from offramp.records.typed import finite_json
+from offramp.kit.typed import finite_json
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
 from offramp.tracing.described_heads import RAW

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.scoring.estimate import Estimate
 
 

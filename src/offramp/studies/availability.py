@@ -15,9 +15,9 @@ from offramp.costs.machine import machine_fingerprint
 from offramp.errors import InputError, WorkloadError
 from offramp.files import source_fingerprint
 from offramp.kit.defaults import LOCAL
+from offramp.kit.toml_lines import Location
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.records.toml_lines import Location
 from offramp.studies.entries import BYTES, FILE_SOURCES, NONE, OWN, TrainingEntry, WorkloadEntry
 from offramp.studies.estimates import exit_list
 from offramp.studies.fingerprints import Fingerprints, evidence_of

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
+from offramp.kit.given_file import did_you_mean
+from offramp.kit.toml_lines import Location
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import find_strategy
-from offramp.records.given_file import did_you_mean
-from offramp.records.toml_lines import Location
 from offramp.studies.entries import BYTES, FILE_SOURCES, NONE, OWN, HeadsEntry, TransformEntry
 from offramp.studies.steps import all_steps, measured_on, steps_of
 from offramp.studies.study import placed, resolved

@@ -20,9 +20,7 @@ from offramp.kit.defaults import (
     TIMING_SECONDS,
     WORTH,
 )
-from offramp.models.devices import AUTO as AUTO_DEVICE
-from offramp.models.source import looks_like_hub_id, split_revision
-from offramp.records.given_file import (
+from offramp.kit.given_file import (
     Count,
     Line,
     Minutes,
@@ -36,6 +34,8 @@ from offramp.records.given_file import (
     Truth,
     Whole,
 )
+from offramp.models.devices import AUTO as AUTO_DEVICE
+from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.scoring.estimate import DRAWS_NEEDED, MOST_DRAWS
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 

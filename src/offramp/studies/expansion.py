@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
-from offramp.records.toml_lines import Location
+from offramp.kit.toml_lines import Location
 from offramp.studies.entries import (
     LEAGUE,
     NONE,

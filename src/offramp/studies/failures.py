@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offramp.errors import DamagedFileError, OfframpError
-from offramp.records.sealed_file import SealedFile
+from offramp.kit.sealed_file import SealedFile
 
 FAILURE = "failure.json"
 

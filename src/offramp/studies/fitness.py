@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from offramp.errors import InputError
+from offramp.kit.toml_lines import Location
 from offramp.models.transforms.transform import why_unfit
 from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.records.toml_lines import Location
 from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import layers_left

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json, remove, sweep_temporary_files
-from offramp.records.typed import InvalidRecordError, from_json
+from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.journal import Journal

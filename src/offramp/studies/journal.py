@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, disk_full, is_disk_full, parse_json, sha256_of_text
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.studies.task import Task
 
 CHECKSUM = "check"

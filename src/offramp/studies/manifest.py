@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import is_temporary, remove, sha256_of_file, sync_folder
-from offramp.records.sealed_file import SealedFile
-from offramp.records.typed import Record
+from offramp.kit.sealed_file import SealedFile
+from offramp.kit.typed import Record
 from offramp.studies.failures import FAILURE
 from offramp.studies.task import Task
 

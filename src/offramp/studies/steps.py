@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.accelerations import DECODERS
 from offramp.errors import InputError
+from offramp.kit.given_file import did_you_mean
+from offramp.kit.toml_lines import Location
 from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import TRANSFORMS, Transform
-from offramp.records.given_file import did_you_mean
-from offramp.records.toml_lines import Location
 from offramp.studies.entries import Combine, TransformEntry
 
 if TYPE_CHECKING:

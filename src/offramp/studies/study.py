@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL
-from offramp.records.given_file import Source, Table, checked
+from offramp.kit.given_file import Source, Table, checked
 from offramp.studies.entries import (
     LEAGUE,
     NONE,
@@ -120,7 +120,7 @@ class Study(Table):
     def of(cls, values: Mapping[str, Any], source: Source) -> Study:
         """The study that the entries of a file describe, not yet held against one another.
 
-        Raises InputError as `offramp.records.given_file.checked`.
+        Raises InputError as `offramp.kit.given_file.checked`.
         """
         study = checked(cls, values, source)
         study._source = source

@@ -11,13 +11,13 @@ from offramp.commands import LAB_MOVED
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
+from offramp.kit.given_file import did_you_mean, read_toml
+from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.devices import find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.models.shape import DTYPES
 from offramp.policies.grammar import parse_policy
-from offramp.records.given_file import did_you_mean, read_toml
-from offramp.records.toml_lines import Location
 from offramp.studies.axis_checks import (
     check_heads,
     check_machines,

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from offramp.files import parse_json
-from offramp.records.typed import from_json, to_json
+from offramp.kit.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import start_beating
 from offramp.studies.runner import run_job

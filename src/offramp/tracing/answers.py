@@ -15,9 +15,9 @@ from torch import Tensor
 
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.files import sha256_of_text
+from offramp.kit.sealed_file import SealedFile
 from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
-from offramp.records.sealed_file import SealedFile
 from offramp.workloads.answers import PlannedAnswer
 
 ANSWERS = "answers.json"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.tracing.exit_readings import (
     ExitMlp,
     LinearLens,

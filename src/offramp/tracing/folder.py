@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import SEAL, sweep_temporary_files
-from offramp.records.output_folder import UNKNOWN, OutputFolder
+from offramp.kit.output_folder import UNKNOWN, OutputFolder
 from offramp.tracing.answers import ANSWERS, ANSWERS_FILE
 from offramp.tracing.manifest import MANIFEST, REQUEST, read_manifest
 from offramp.tracing.part import FILE_KINDS, part_path, seal_path, sealed_files, trace_file

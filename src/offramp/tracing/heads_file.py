@@ -12,9 +12,9 @@ from typing import Any
 from offramp.commands import command_for
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, canonical_json, parse_json, write_atomically
+from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import shown_name
 from offramp.models.training_record import require_as_trained
-from offramp.records.typed import InvalidRecordError
 from offramp.tracing.exit_heads import ExitHeads, build_heads
 from offramp.tracing.exits_folder import EXITS_FILE, heads_path
 from offramp.tracing.heads_arrays import MADE_BY, Arrays, seal_of

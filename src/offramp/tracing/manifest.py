@@ -11,9 +11,9 @@ from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import NO_FILE, JsonError, is_irregular, read_json, sha256_of_file, write_sealed_json
+from offramp.kit.typed import to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
-from offramp.records.typed import to_json
 from offramp.tracing.part import FILE_KINDS, Part, block_of, damaged, part_path, trace_file
 from offramp.tracing.request import SCHEMA_VERSION, TraceRequest
 

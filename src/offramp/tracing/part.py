@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from offramp.errors import DamagedFileError
 from offramp.files import canonical_json, parse_json, sha256_of_file, write_atomically
-from offramp.records.sealed_file import SealedFile
-from offramp.records.typed import Record
+from offramp.kit.sealed_file import SealedFile
+from offramp.kit.typed import Record
 
 WHAT = "a file of the trace is damaged: {name}"
 FIX = "run the command that made the trace again with --repair; it traces only the damaged parts again"

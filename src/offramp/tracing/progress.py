@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Advance = Callable[[int], None]
+Counted = Callable[[int, int], None]
+"""Called with what is done so far and with how much there is in all."""
 
 SECONDS_BETWEEN_LINES = 15.0
 """Where nobody sees a bar move: more lines would fill a log."""
@@ -178,3 +180,36 @@ def layer_bar(description: str, layers: int, *, shown: bool) -> Iterator[LayerBa
     """A bar on standard error, or one that nobody sees. layers: L."""
     with _bar("layers x tokens", width=40, shown=shown) as progress:
         yield LayerBar(progress, description, layers)
+
+
+@contextmanager
+def stage(description: str, seconds: float | None = None) -> Iterator[None]:
+    """Say on standard error what takes a moment: on a terminal until it is over, else in a line.
+
+    seconds: that it is expected to take, None if that is not known.
+    """
+    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
+    if is_quiet() or not sys.stderr.isatty():
+        say(description + expected)
+        yield
+        return
+    with console(sys.stderr).status(description + expected):
+        yield
+
+
+@contextmanager
+def progress_bar(description: str, seconds: float | None = None) -> Iterator[Counted]:
+    """A progress bar on standard error; where there is no terminal, a line now and then.
+
+    seconds: that it is expected to take, None if that is not known.
+    """
+    expected = "" if seconds is None else f" (about {max(seconds, 1.0):.0f} s)"
+    if is_quiet() or not sys.stderr.isatty():
+        say(description + expected)
+        yield Lines(description).show
+        return
+    from rich.progress import Progress as Bar
+
+    with Bar(console=console(sys.stderr), transient=True) as bar:
+        shown = bar.add_task(description + expected, total=None)
+        yield lambda done, total: bar.update(shown, completed=done, total=total)

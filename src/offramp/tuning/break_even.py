@@ -10,11 +10,11 @@ import numpy as np
 from offramp.costs.probes import FULL_HEAD
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import check_price, gives_output
-from offramp.records.numbers import LARGEST_NUMBER, SMALLEST_NUMBER
 from offramp.tracing.trace import Trace
 from offramp.tuning.pricing import Pricing
 

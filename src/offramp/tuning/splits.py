@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.numbers import require_bounded
 from offramp.policies.binding import TunedOn, document_digest
-from offramp.records.numbers import require_bounded
 from offramp.scoring.documents import document_rows
 from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.trace import Trace

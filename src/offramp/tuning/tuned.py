@@ -12,14 +12,14 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
+from offramp.kit.typed import InvalidRecordError, from_json
+from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
-from offramp.records.typed import InvalidRecordError, from_json
-from offramp.records.typed import to_json as record_json
 from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.exits_folder import heads_path

@@ -9,9 +9,9 @@ from typing import Literal
 
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, MAIN_FLOOR
+from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.records.typed import NumberOrNan
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.pricing import BYTES

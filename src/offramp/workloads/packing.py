@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from offramp.errors import InputError, WorkloadError
-from offramp.records.numbers import require_bounded
+from offramp.kit.numbers import require_bounded
 from offramp.workloads.workload import Document
 
 SHORTEST_START = 1 << 14

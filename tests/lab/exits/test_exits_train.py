@@ -527,7 +527,7 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
 
 def test_the_code_of_a_training_is_all_that_it_imports() -> None:
     """But for what only names, writes and raises. Gates are trained at once, and go on from nothing."""
-    known = (*(place.removesuffix(".py") for place in CODE), "errors", "files", "records")
+    known = (*(place.removesuffix(".py") for place in CODE), "errors", "files", "kit")
     folder = Path(steps.__file__).parent
     for file in folder.glob("*.py"):
         if not file.name.startswith("gate"):

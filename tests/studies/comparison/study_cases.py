@@ -16,7 +16,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.answers import answer_of
 from offramp.decoding.measurement.results import BenchResult, Contender, Counted
-from offramp.records.typed import to_json
+from offramp.kit.typed import to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure

@@ -30,9 +30,9 @@ from offramp.files import (
     source_fingerprint,
     sweep_temporary_files,
 )
+from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model, in_evaluation
-from offramp.records.sealed_file import SealedFile
 from offramp.tracing.answers import plain_greedy
 from offramp.tracing.request import library_versions
 

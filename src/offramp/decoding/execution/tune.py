@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
+from offramp.kit.numbers import require_bounded
 from offramp.policies.binding import base_of
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
-from offramp.records.arguments import checked
-from offramp.records.numbers import require_bounded
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits

@@ -14,10 +14,10 @@ from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
+from offramp.kit.numbers import require_bounded
 from offramp.models.model import Model, in_evaluation
-from offramp.records.arguments import checked
-from offramp.records.numbers import require_bounded
 
 FEWEST_NEW_TOKENS = 4
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offramp.decoding.measurement.results import Contender, FreeRunning, Stopped
-from offramp.records.sealed_file import SealedFile
+from offramp.kit.sealed_file import SealedFile
 from offramp.scoring.estimate import Estimate
 
 PLAIN_NAME = "plain"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from offramp.records.sealed_file import SealedFile
+from offramp.kit.sealed_file import SealedFile
 from offramp.scoring.estimate import LEVEL, Estimate
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"

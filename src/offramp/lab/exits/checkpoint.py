@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from offramp.kit.typed import from_json, to_json
 from offramp.lab.exits.divergence import Precision
 from offramp.lab.exits.evaluation import Evaluation
 from offramp.lab.sealed_tensors import read_sealed, write_sealed
-from offramp.records.typed import from_json, to_json
 
 KEY = "key"
 FIRST, SECOND, BEST = "first", "second", "best"

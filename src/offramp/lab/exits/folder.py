@@ -10,10 +10,10 @@ from pathlib import Path
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.files import locked_folder, sweep_temporary_files
+from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
 from offramp.models.memory import shown_size
-from offramp.records.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from offramp.kit.sealed_file import SealedFile
 from offramp.lab.exits.gate import GATE
 from offramp.lab.exits.gate_judging import Judged
 from offramp.lab.exits.record import Spent
-from offramp.records.sealed_file import SealedFile
 
 
 @dataclass(frozen=True)

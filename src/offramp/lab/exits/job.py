@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.typed import to_json
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.folder import CHECKPOINT
 from offramp.lab.exits.recipe import Recipe
@@ -17,7 +18,6 @@ from offramp.lab.exits.record import RECORD, Request, Spent, TrainingRecord
 from offramp.lab.exits.steps import Objective
 from offramp.lab.exits.trainer import Beside, OnStep, Trainer
 from offramp.models.model import Model
-from offramp.records.typed import to_json
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents

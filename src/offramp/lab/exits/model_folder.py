@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from offramp.files import disk_full, is_disk_full, remove, temporary_path
+from offramp.kit.output_folder import OutputFolder
 from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
 from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
-from offramp.records.output_folder import OutputFolder
 
 PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
+from offramp.kit.sealed_file import SealedFile
+from offramp.kit.typed import to_json
 from offramp.lab.exits.checkpoint import Evaluated, Settings
 from offramp.lab.exits.evaluation import FLOORS, Evaluation
 from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.recipe import Recipe
-from offramp.records.sealed_file import SealedFile
-from offramp.records.typed import to_json
 from offramp.tracing.fitting.documents import FittingRows
 
 REQUEST_FILE = "request.json"

@@ -10,7 +10,7 @@ from typing import Any
 from offramp.decoding.measurement.combined import read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.records.typed import finite_json
+from offramp.kit.typed import finite_json
 from offramp.scoring.readings import Readings
 from offramp.studies.comparison.content import (
     Content,

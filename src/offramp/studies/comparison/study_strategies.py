@@ -9,7 +9,7 @@ from typing import Any
 
 from offramp.decoding.measurement.results import BenchResult
 from offramp.kit.defaults import LOCAL
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.content import (
     answer_text,

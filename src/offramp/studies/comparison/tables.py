@@ -12,8 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from offramp.files import write_atomically
+from offramp.kit.spreadsheet import csv_table
 from offramp.policies.cost_breakdown import GAIN_PARTS
-from offramp.records.spreadsheet import csv_table
 from offramp.scoring.eas import SIMILARITIES
 from offramp.studies.comparison.content import answer_text
 from offramp.studies.comparison.results import Comparison

@@ -18,7 +18,7 @@ import psutil
 
 from offramp.files import parse_json
 from offramp.kit.defaults import STALL_SECONDS
-from offramp.records.typed import from_json, to_json
+from offramp.kit.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import Watch
 from offramp.studies.runner import JobOutcome

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.records.typed import from_json, to_json
+from offramp.kit.typed import from_json, to_json
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.process import WORKER, Ending, WorkerProcess

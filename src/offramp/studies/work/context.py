@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
-from offramp.records.typed import finite_json
+from offramp.kit.typed import finite_json
 from offramp.studies.manifest import RESULT
 
 if TYPE_CHECKING:

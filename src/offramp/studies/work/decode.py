@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
-from offramp.records.typed import from_json
+from offramp.kit.typed import from_json
 from offramp.studies.entries import AUTO
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.records.typed import finite_json
+from offramp.kit.typed import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import machine_of, require_planned, trace_of

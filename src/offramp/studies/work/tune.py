@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from offramp.records.typed import finite_json, from_json
+from offramp.kit.typed import finite_json, from_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import machine_of, require_planned, trace_of

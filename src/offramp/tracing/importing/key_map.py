@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp.records.given_file import Count, Number, Source, Table, Text, Truth, checked, read_toml
+from offramp.kit.given_file import Count, Number, Source, Table, Text, Truth, checked, read_toml
 from offramp.tracing.exit_readings import NORM_ARRAYS, NormKind
 
 EXIT, PLACE = "{exit}", "{place}"

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from offramp.errors import InputError, refused_as
 from offramp.files import JsonError, read_json
+from offramp.kit.given_file import Count, Number
 from offramp.models.model import Model
-from offramp.records.given_file import Count, Number
 from offramp.tracing.importing.key_map import EXIT, PLACE, KeyMap, Lens, Mlp, Norm, Output
 from offramp.tracing.importing.tensors import Tensors
 

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
-from offramp.records.numbers import (
+from offramp.kit.numbers import (
     LARGEST_COUNT,
     LARGEST_NUMBER,
     LARGEST_SEED,
@@ -24,7 +24,7 @@ from offramp.records.numbers import (
     LONGEST_SECONDS,
     SMALLEST_NUMBER,
 )
-from offramp.records.toml_lines import Location, line_at, lines_of, place_in
+from offramp.kit.toml_lines import Location, line_at, lines_of, place_in
 
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,19 @@ from offramp.files import (
     canonical_json,
     locked_folder,
     read_sealed_json,
+    require_writable,
     safe_name,
     sha256_of_text,
     sweep_temporary_files,
     write_sealed_json,
 )
+from offramp.kit.output_folder import UNKNOWN, OutputFolder
 from offramp.models.devices import CPU
-from offramp.records.output_folder import UNKNOWN, OutputFolder
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.manifest import TRACE
 
 RUN_FILE = "run.json"
-DECODE_MINUTES = 3.5
-"""Of a run's real decoding, all texts together, unless --minutes says otherwise."""
 SUMMARY_FILE = "summary.json"
 COMBINED_PAGE = "combined.html"
 """What `offramp bench --combine -o` that folder adds, beside COMBINED_FILE."""
@@ -37,26 +35,6 @@ def default_folder(model_name: str, request: dict[str, Any]) -> Path:
     """Where a run goes if no folder is named: the same request always finds the same one."""
     key = {name: value for name, value in request.items() if (name, value) != ("device", CPU)}
     return Path("runs") / f"{safe_name(model_name)}-{sha256_of_text(canonical_json(key))[:8]}"
-
-
-def require_writable(folder: Path) -> None:
-    """Make sure, without making anything, that a folder can be written or made here.
-
-    Raises InputError if a file stands in the way or the folder may not be written.
-    """
-    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        kind = "a file" if existing.exists() else "a link that leads nowhere"
-        what = f"is {kind}, not a folder" if existing == folder else f"lies below {kind}"
-        raise InputError(f"the output {what}", where=str(existing), fix="choose another folder with -o")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(
-            "the output folder may not be written"
-            if existing == folder
-            else "the output folder may not be made here",
-            where=str(existing),
-            fix="choose another folder with -o, or change its permissions",
-        )
 
 
 def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from offramp.cli.main import app
 from offramp.errors import InputError
-from offramp.records.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
-from offramp.records.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded
+from offramp.kit.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
+from offramp.kit.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded
 
 
 @given(st.integers() | st.floats(), st.sampled_from(["tokens", "worth", *LARGEST]))

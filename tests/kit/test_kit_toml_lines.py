@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.records.toml_lines import Location, line_at, lines_of, shown_location
+from offramp.kit.toml_lines import Location, line_at, lines_of, shown_location
 
 TEXT = '''# a comment with [brackets] and = signs
 models = ["a", {name = "b", source = "x # y"}]   # 2

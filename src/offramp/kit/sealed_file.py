@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
 from offramp.files import JsonError, read_json, read_sealed_json, write_sealed_json
-from offramp.records.typed import InvalidRecordError, Record, from_json, to_json
+from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
 

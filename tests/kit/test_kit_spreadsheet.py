@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.records.spreadsheet import cell, csv_table
+from offramp.kit.spreadsheet import cell, csv_table
 from offramp.report.page import csv_bytes
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli.run_folder import RUN_FILE, find_trace, find_traces
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
 from offramp.report import POLICIES
+from offramp.runs.folder import RUN_FILE, find_trace, find_traces
 from offramp.studies.folder import PLAN
 
 if TYPE_CHECKING:

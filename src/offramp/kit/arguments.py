@@ -15,8 +15,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-
 from offramp.errors import InputError
 
 P = ParamSpec("P")
@@ -41,6 +39,8 @@ class _Names(dict[str, Any]):
         super().__init__(vars(builtins) | dict(module))
 
     def __missing__(self, name: str) -> type[_Elsewhere]:
+        if name.startswith("__"):  # looked for by debuggers
+            raise KeyError(name)
         return _Elsewhere
 
 
@@ -50,8 +50,12 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
     Whole numbers of any kind become Python's, and so do other numbers. A sequence may be anything that gives
     elements, but no text.
 
+    A request's call (`offramp.kit.request.as_call`) is given back: the request does this itself.
+
     Raises InputError that names the argument, what was given, and what it may be.
     """
+    if hasattr(function, "request"):
+        return function
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Returned:
@@ -61,11 +65,7 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
             return function(*args, **kwargs)
         for name, (wanted, hint) in _hints(function).items():
             if name in given.arguments:
-                value = given.arguments[name]
-                try:
-                    given.arguments[name] = _fitting(value, hint)
-                except _Unfit:
-                    raise _refused(name, value, wanted) from None
+                given.arguments[name] = settled(name, given.arguments[name], hint, wanted)
         return function(*given.args, **given.kwargs)
 
     return call
@@ -78,20 +78,37 @@ def _hints(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
     Without the model that a function asks for itself: it says more of an object that was not wrapped.
     """
     inner = inspect.unwrap(function)
-    names = _Names(inner.__globals__)
     found = {}
     for name, parameter in inspect.signature(inner).parameters.items():
         said = parameter.annotation
         known = said == "str | Model" or (said == "Model" and inner is not function)
         if isinstance(said, str) and not known and parameter.kind is not parameter.VAR_KEYWORD:
-            hint = eval(said, {}, names)
+            hint = evaluated(said, inner.__globals__)
             words = str(hint) if isinstance(hint, types.UnionType) and "|" not in said else said
             many = parameter.kind is parameter.VAR_POSITIONAL
-            found[name] = (
-                re.sub(r"\w[\w.]*\.(?=\w)", "", words).replace(" | ", " or "),
-                types.GenericAlias(tuple, (hint, ...)) if many else hint,
-            )
+            found[name] = (words, types.GenericAlias(tuple, (hint, ...)) if many else hint)
     return found
+
+
+def evaluated(annotation: str, module: Mapping[str, Any]) -> Any:
+    """The annotation of a module's name, read, without importing what the module does not."""
+    return eval(annotation, {}, _Names(module))
+
+
+def settled(name: str, value: Any, hint: Any, said: str) -> Any:
+    """The value of an argument as what its annotation says. hint, said: that, read, and in words.
+
+    Raises InputError.
+    """
+    try:
+        return _fitting(value, hint)
+    except _Unfit:
+        raise _refused(name, value, in_words(said)) from None
+
+
+def in_words(annotation: str) -> str:
+    """An annotation without the packages of its names."""
+    return re.sub(r"\w[\w.]*\.(?=\w)", "", annotation).replace(" | ", " or ")
 
 
 def _fitting(value: Any, hint: Any) -> Any:
@@ -143,6 +160,13 @@ def _number(value: Any) -> int | float:
     raise _Unfit
 
 
+def _truth(value: Any) -> Any:
+    """A bool of Python or of numpy, which is not imported for it."""
+    if isinstance(value, bool) or (type(value).__module__ == "numpy" and value.dtype == "bool"):
+        return value
+    raise _Unfit
+
+
 def _only(*kinds: Any) -> Callable[[Any], Any]:
     """What takes values of these kinds as they are, and nothing else."""
 
@@ -158,7 +182,7 @@ PLAIN: Mapping[Any, Callable[[Any], Any]] = {
     int: _whole,
     float: _number,
     str: _only(str),
-    bool: _only(bool, np.bool_),
+    bool: _truth,
     Path: _only(PathLike),
     types.NoneType: _only(types.NoneType),
 }

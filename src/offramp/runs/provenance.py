@@ -18,8 +18,8 @@ from offramp.tracing.request import library_versions
 
 def describe_software(transforms: Iterable[str]) -> dict[str, Any]:
     """Versions of Python and of the libraries that compute. transforms: of the model, as texts."""
-    versions = library_versions(transforms) | {"pyarrow": importlib.metadata.version("pyarrow")}
-    return {"python": platform.python_version()} | versions
+    own = {name: importlib.metadata.version(name) for name in ("offramp", "pyarrow")}
+    return {"python": platform.python_version(), **library_versions(transforms), **own}
 
 
 def describe_machine(device: str = CPU) -> dict[str, Any]:

@@ -9,22 +9,21 @@ from pathlib import Path
 
 import torch
 
-import offramp
-from offramp.cli.console import stage
-from offramp.cli.provenance import describe_machine, describe_software
-from offramp.cli.run_folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
-from offramp.cli.run_outputs import FinishedRun, show_trace, write_outputs
-from offramp.cli.run_study import RunOptions, require_documents, run_study
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.kit.defaults import LOCAL
 from offramp.lab.exits.earlier import record_of
-from offramp.models.memory import parse_size
 from offramp.models.model import Model
 from offramp.report import REPORT_FILE
 from offramp.report.page import write_report
+from offramp.report.run_findings import Findings
 from offramp.report.run_reading import STARTED, RunReader
 from offramp.report.run_result import Progress, RunResult
+from offramp.runs.folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
+from offramp.runs.outputs import show_trace, write_outputs
+from offramp.runs.provenance import describe_machine, describe_software
+from offramp.runs.request import Run
+from offramp.runs.study import require_documents, run_study
 from offramp.studies.entries import OWN
 from offramp.studies.estimates import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
@@ -38,9 +37,9 @@ from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.loading import ModelRequest, find_model, read_transforms, stays_on_disk
+from offramp.tracing.loading import ModelRequest, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
-from offramp.tracing.progress import say
+from offramp.tracing.progress import say, stage
 from offramp.tracing.request import code_fingerprint, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
 from offramp.workloads.answers import PlannedAnswer
@@ -69,11 +68,10 @@ WORDS = {
 
 
 def carry_out(
-    options: RunOptions,
+    asked: Run,
     workloads: Sequence[Workload],
-    output: Path | None,
     before_decoding: Callable[[RunResult], None] = lambda result: None,
-) -> FinishedRun:
+) -> Findings:
     """Do what is not done yet of a run; a second run of the same request goes on where the first stopped.
 
     before_decoding: told what is known before policies are decoded and timed, unless nothing is to be.
@@ -81,42 +79,38 @@ def carry_out(
     Raises InputError if the folder holds another run, and whatever the tasks raise. No folder is made for
     input that is refused.
     """
-    require_documents(workloads, options.floors)
-    given = None if options.heads is None else _read_with_record(options.heads)
+    require_documents(workloads, asked.levels)
+    given = None if asked.heads_file is None else _read_with_record(asked.heads_file)
     with stage("looking at the model's files"):
-        asked = find_model(
-            options.model,
-            read_transforms(options.transforms, options.dtype),
-            dtype=options.dtype,
-            trust_remote_code=options.trust_remote_code,
-            device=options.device,
-        )
-    asked_for, options = options, replace(options, device=asked.device, dtype=asked.dtype)
+        model = asked.find(asked.name)
     if given is not None:
-        asked.require_heads(given, str(options.heads))
-    if options.hardware != LOCAL:
-        find_machine(options.hardware)  # an unknown one is refused before the model is loaded
-    memory = None if options.memory is None else parse_size(options.memory, "--memory")
-    streamed = stays_on_disk(asked, stream=options.stream, memory=memory)
-    traced = _traceable(asked, workloads, streamed=streamed, given=options.workloads_given)
+        model.require_heads(given, str(asked.heads))
+    if asked.hardware != LOCAL:
+        find_machine(asked.hardware)  # an unknown one is refused before the model is loaded
+    streamed = stays_on_disk(model, stream=asked.stream, memory=asked.memory_bytes)
+    traced = _traceable(model, workloads, streamed=streamed, given=asked.workloads is not None)
     request = {
-        **options.settled(),
-        "model": asked.source.identity.source,
-        "model_fingerprint": asked.source.identity.fingerprint,
-        **({} if asked.given is None else asked.given.asked_attention),
+        **asked.identity(),
+        "device": model.device,
+        "dtype": model.dtype,
+        "model": model.source.identity.source,
+        "model_fingerprint": model.source.identity.fingerprint,
+        **({} if model.given is None else model.given.asked_attention),
         "heads": None if given is None else given.fingerprint,
         "streamed": streamed,
     }
-    folder = output or default_folder(asked.name, request)
-    require_own(folder, request, overwrite=options.overwrite)
-    run = _Run(options, asked_for, asked, traced, given, folder, streamed, output)
-    run.left_out = {one.name: UNANSWERED for one in workloads if one not in traced}
-    run.check()
-    with claimed(folder, request, overwrite=options.overwrite) as place:
-        run.move_to(place)
-        finished = run.run(before_decoding)
+    folder = asked.folder or default_folder(model.name, request)
+    require_own(folder, request, overwrite=asked.overwrite)
+    run = _Run(asked, model, traced, given, folder, streamed)
+    run.left_out = {workload.name: UNANSWERED for workload in workloads if workload not in traced}
+    evaluating = contextlib.nullcontext() if model.given is None else model.given.evaluating()
+    with evaluating:
+        run.check()
+        with claimed(folder, request, overwrite=asked.overwrite) as place:
+            run.move_to(place)
+            findings = run.run(before_decoding)
     # A run that took another's place is shown under the paths that it has now.
-    return finished if place == folder else write_outputs(RunReader(folder))
+    return findings if place == folder else write_outputs(RunReader(folder))
 
 
 def _read_with_record(path: Path) -> ExitHeads:
@@ -138,7 +132,7 @@ def _read_with_record(path: Path) -> ExitHeads:
 
 
 def _traceable(
-    asked: ModelRequest, workloads: Sequence[Workload], *, streamed: bool, given: bool
+    model: ModelRequest, workloads: Sequence[Workload], *, streamed: bool, given: bool
 ) -> list[Workload]:
     """The workloads that the model can be traced on: of prompts only if it is in memory to answer them.
 
@@ -149,30 +143,25 @@ def _traceable(
     if given:
         from offramp.models.streamed_loading import needed_memory
 
-        need = needed_memory(asked.source, asked.dtype, trust_remote_code=asked.trust_remote_code)
+        need = needed_memory(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
         for workload in workloads:
-            require_given_text(asked.name, workload, need.whole_bytes - need.resident_bytes)
+            require_given_text(model.name, workload, need.whole_bytes - need.resident_bytes)
     return [workload for workload in workloads if workload.mode == "text"]
 
 
 class _Run:
-    """One run. options: with device and dtype as resolved; asked_for: as they were given. output: the folder
-    that was named, None for the usual one. left_out: workloads that were asked for and are not traced, with
-    the reason."""
+    """One run. left_out: workloads that were asked for and are not traced, with the reason."""
 
     def __init__(
         self,
-        options: RunOptions,
-        asked_for: RunOptions,
-        asked: ModelRequest,
+        asked: Run,
+        model: ModelRequest,
         workloads: Sequence[Workload],
         given: ExitHeads | None,
         path: Path,
         streamed: bool,
-        output: Path | None,
     ) -> None:
-        self.asked_for, self.output = asked_for, output
-        self.options, self.asked, self.workloads = options, asked, workloads
+        self.asked, self.found, self.workloads = asked, model, workloads
         self.given, self.path, self.named, self.streamed = given, path, path, streamed
         self.folder = StudyFolder(path)
         self.models = ModelCache()
@@ -186,8 +175,8 @@ class _Run:
     def study(self) -> Study:
         """What is to be done, as far as it can be had."""
         return run_study(
-            self.options,
             self.asked,
+            self.found,
             self.workloads,
             self.given,
             torch.get_num_threads(),
@@ -210,9 +199,9 @@ class _Run:
         tracing = [task for task in plan.tasks.values() if task.kind == "trace"]
         blocked = next((task.blocked for task in tracing if task.blocked), None)
         if blocked is not None:
-            raise ModelError(blocked, where=self.options.model, fix="see offramp doctor")
-        if self.options.overwrite or not all(self.folder.is_done(task) for task in plan.tasks.values()):
-            with stage(f"loading {self.asked.name} and checking its exits"):
+            raise ModelError(blocked, where=self.asked.name, fix="see offramp doctor")
+        if self.asked.overwrite or not all(self.folder.is_done(task) for task in plan.tasks.values()):
+            with stage(f"loading {self.found.name} and checking its exits"):
                 model = self.model(tracing[0])
                 self.require_fitting(model)
 
@@ -224,36 +213,34 @@ class _Run:
 
     def require_fitting(self, model: Model) -> None:
         """Refuse exits, heads, a context and texts that do not fit the model, before the first is traced."""
-        exits = parse_exits(self.options.exits, model.layers)
+        exits = parse_exits(self.asked.layers, model.layers)
         if self.given is not None:
             FittedHeads.of(self.given, exits)
-        context = usable_context(model, self.options.context)
+        context = usable_context(model, self.asked.context)
         for workload in self.workloads:
             plan_trace(
                 model,
                 workload,
                 lambda: _stand_in_answers,
-                tokens=self.options.tokens,
+                tokens=self.asked.tokens,
                 context=context,
-                document_tokens=self.options.document_tokens,
+                document_tokens=self.asked.document_tokens,
             )
 
-    def run(self, before_decoding: Callable[[RunResult], None]) -> FinishedRun:
+    def run(self, before_decoding: Callable[[RunResult], None]) -> Findings:
         """Every task in turn, with a page after each that shows something new."""
         plan = self.planned(kept=True)
-        named = self.asked.given is None
-        call = self.asked_for.call(self.workloads, self.output, named=named)
+        call = self.asked.call(named=self.found.given is None)
         self.folder.journal.append(
             STARTED,
             command=call.again(),
             folder=str(self.named),
             call=asdict(call),
             software={
-                "offramp": offramp.__version__,
                 "code_fingerprint": code_fingerprint(),
-                **describe_software(self.asked.texts),
+                **describe_software(self.found.texts),
             },
-            machine=describe_machine(self.options.device),
+            machine=describe_machine(self.found.device),
         )
         for task in plan.tasks.values():
             self.folder.forget_failure(task)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from offramp.errors import InputError
-from offramp.records.output_folder import CHANGED, NEW, RECORD_FILE, OutputFolder
+from offramp.kit.output_folder import CHANGED, NEW, RECORD_FILE, OutputFolder
 
 LAST = "done.json"
 

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from offramp.cli.run_folder import SUMMARY_FILE, owned_run
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
+from offramp.kit.output_folder import RECORD_FILE, OutputFolder
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.records.output_folder import RECORD_FILE, OutputFolder
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
+from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
+from offramp.runs.folder import SUMMARY_FILE, owned_run
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Task
 from offramp.tracing.manifest import MANIFEST
 from offramp.tuning.tuned import write_tuned
 
 
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run's result and where its page and summary lie."""
-
-    result: RunResult
-    report: Path
-    summary: dict[str, Any]
-
-
-def write_outputs(reader: RunReader) -> FinishedRun:
+def write_outputs(reader: RunReader) -> Findings:
     """Page, summary and policies; traces and exit heads under names that say what they are of.
 
     Raises InputError where something that offramp did not write stands in the place of one.
@@ -63,7 +53,7 @@ def write_outputs(reader: RunReader) -> FinishedRun:
         report = write_report(result, path)
         summary = sealed(summarise(result))
         write_json_atomically(path / SUMMARY_FILE, summary)
-    return FinishedRun(result, report, summary)
+    return Findings(result, path, report, summary)
 
 
 def show_trace(reader: RunReader, workload: str, task: Task) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.records.typed import InvalidRecordError, finite_json, from_json, to_json
+from offramp.kit.typed import InvalidRecordError, finite_json, from_json, to_json
 
 
 @dataclass(frozen=True)

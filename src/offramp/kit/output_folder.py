@@ -18,7 +18,7 @@ from typing import Literal
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import is_temporary, remove, sha256_of_file, sweep_temporary_files, sync_folder
-from offramp.records.sealed_file import SealedFile
+from offramp.kit.sealed_file import SealedFile
 
 RECORD_FILE = ".offramp.json"
 NEW = ".offramp-new"

@@ -1,0 +1,275 @@
+"""`Request`: one frozen dataclass is a command line, a call in Python, a folder's identity, and the help.
+
+The string below a field says what it is: `--help` and the documentation show it. Braces in it name a constant
+of the field's module: `{DECODE_MINUTES:g}`. How a field is given is said in its annotation:
+
+    minutes: Annotated[float | None, added_later, not_identity, only_with("decode")] = None
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from offramp.errors import InputError
+from offramp.kit.arguments import evaluated, settled
+from offramp.kit.numbers import require_bounded
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
+
+not_identity = "not identity"
+"""Of what changes how an answer is had, and not which: a folder is the same request's with any value."""
+not_repeated = "not repeated"
+"""Of what is left out where a command is suggested that does the same again."""
+added_later = "added later"
+"""Of a field that older folders know nothing of: with its default it is no part of the identity."""
+python_only = "python only"
+"""Of what only a call in Python may give."""
+hidden = "hidden"
+"""Of an option that help does not show."""
+argument = "argument"
+"""Of what is given without an option's name on the command line."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How a field is spelt on the command line, if not `--its-name`, and what stands for its value."""
+
+    names: tuple[str, ...]
+    metavar: str | None = None
+
+
+def flags(*names: str, metavar: str | None = None) -> Flags:
+    """The names of a field's option: `flags("--output", "-o")`; `--on/--off` for a switch."""
+    return Flags(names, metavar)
+
+
+@dataclass(frozen=True)
+class OnlyIf:
+    """Where a field means something.
+
+    holds: of the whole request. beside: where it does not: "at batch 1". give: what to add for it to have a
+    meaning, "" if nothing can give it one.
+    """
+
+    holds: Callable[[Any], object]
+    beside: str
+    give: str = ""
+
+
+def only_if(holds: Callable[[Any], object], beside: str, give: str = "") -> OnlyIf:
+    """A field that means nothing unless `holds` is true of the request: refused where it is given then."""
+    return OnlyIf(holds, beside, give)
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """A field that means something beside another one, given or on."""
+
+    other: str
+
+
+def only_with(other: str) -> OnlyWith:
+    """A field that means nothing unless another one is given, or on: refused where it is given then."""
+    return OnlyWith(other)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a request, read."""
+
+    name: str
+    hint: Any
+    """Its annotation without what is said of it, a type."""
+    said: str
+    """The same as it was written."""
+    default: Any
+    """MISSING of one that must be given."""
+    doc: Callable[[], str]
+    """What it is. Reading it reads the source."""
+    marks: tuple[Any, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """How it is spelt on the command line."""
+        given = next((mark for mark in self.marks if isinstance(mark, Flags)), None)
+        return (f"--{self.name.replace('_', '-')}",) if given is None or not given.names else given.names
+
+    def switch(self, value: Any) -> str:
+        """The long name with which a value is given, "_" for "-": a switch has one for on and one for off."""
+        long = next(word for word in self.words if word.startswith("--"))
+        on, _, off = long.partition("/")
+        return (off if off and value is False else on)[2:].replace("-", "_")
+
+    @property
+    def metavar(self) -> str | None:
+        """What stands for a value in the help."""
+        return next((mark.metavar for mark in self.marks if isinstance(mark, Flags)), None)
+
+
+def fields_of(request: Any) -> tuple[Field, ...]:
+    """The fields of a request, a class: its own first, then those of each of its bases."""
+    return _fields_of(request)
+
+
+@functools.cache
+def _fields_of(request: type) -> tuple[Field, ...]:
+    declared = {field.name: field for field in dataclasses.fields(request)}
+    homes: dict[str, type] = {}
+    for base in request.__mro__:
+        for name in vars(base).get("__annotations__", {}):
+            if name in declared:
+                homes.setdefault(name, base)
+    found = []
+    for name, home in homes.items():
+        field = declared[name]
+        said = str(vars(home)["__annotations__"][field.name])
+        hint = evaluated(said, vars(sys.modules[home.__module__]))
+        marks: tuple[Any, ...] = ()
+        if typing.get_origin(hint) is typing.Annotated:
+            hint, *listed = typing.get_args(hint)
+            marks = tuple(listed)
+            said = ast.unparse(_first_of(said))
+        doc = functools.partial(_doc, home, field.name)
+        found.append(Field(field.name, hint, said, field.default, doc, marks))
+    return tuple(found)
+
+
+def _first_of(annotated: str) -> ast.expr:
+    """The type in the text of an `Annotated[...]`."""
+    parsed = ast.parse(annotated, mode="eval").body
+    assert isinstance(parsed, ast.Subscript)
+    return parsed.slice.elts[0] if isinstance(parsed.slice, ast.Tuple) else parsed.slice
+
+
+def _doc(home: type, name: str) -> str:
+    """The string below a field, with the constants that it names."""
+    text = _docs(home.__module__).get((home.__qualname__, name), "")
+    return text.format_map(vars(sys.modules[home.__module__])) if "{" in text else text
+
+
+@functools.cache
+def _docs(module: str) -> Mapping[tuple[str, str], str]:
+    """The strings below the fields of a module's classes, by class and field."""
+    file = inspect.getfile(sys.modules[module])
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for field, below in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                    if said and isinstance(below.value.value, str):  # type: ignore[attr-defined]
+                        text = inspect.cleandoc(below.value.value)  # type: ignore[attr-defined]
+                        found[node.name, field.target.id] = " ".join(text.split())
+    return found
+
+
+class Options:
+    """A part of a request that several share."""
+
+    def settle(self) -> dict[str, Any]:
+        """Fields whose values become others: a text becomes what it means. Raises InputError."""
+        return {}
+
+    def check(self) -> None:
+        """Refuse what makes no sense, before anything is read. Raises InputError."""
+
+    def given(self) -> dict[str, Any]:
+        """What is not as by default, by the names of options with "_", as `command_line` takes them."""
+        found: dict[str, Any] = {}
+        for field in fields_of(type(self)):
+            value = getattr(self, field.name)
+            if value == field.default or {argument, python_only, not_repeated} & set(field.marks):
+                continue
+            if isinstance(value, bool):
+                found[field.switch(value)] = True
+            else:
+                plain = list(value) if isinstance(value, tuple) else value
+                found[field.switch(True)] = str(plain) if isinstance(plain, Path) else plain
+        return found
+
+
+class Request(Options, Generic[Answer]):
+    """What is asked for: its fields are what the command takes, and its call in Python.
+
+    A request that exists is whole: values are of their annotations' types (numbers of numpy become Python's,
+    a sequence a tuple), numbers are bounded, what means nothing beside the rest is refused, and so is what
+    `check` refuses.
+    """
+
+    def __post_init__(self) -> None:
+        fields = fields_of(type(self))
+        for field in fields:
+            value = settled(field.name, getattr(self, field.name), field.hint, field.said)
+            object.__setattr__(self, field.name, value)
+            for number in value if isinstance(value, tuple) else (value,):
+                require_bounded(**{field.name: number})
+        for field in fields:
+            if getattr(self, field.name) != field.default:
+                self._require_meaning(field, {other.name: other for other in fields})
+        for name, value in self.settle().items():
+            object.__setattr__(self, name, value)
+        self.check()
+
+    def carry_out(self) -> Answer:
+        """Do what is asked for."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it another request, by name."""
+        return {
+            field.name: value
+            for field in fields_of(type(self))
+            if not {not_identity, python_only} & set(field.marks)
+            and ((value := getattr(self, field.name)) != field.default or added_later not in field.marks)
+        }
+
+    def _require_meaning(self, field: Field, fields: Mapping[str, Field]) -> None:
+        """Refuse a field that is given and means nothing beside the rest."""
+        option = f"--{field.switch(getattr(self, field.name)).replace('_', '-')}"
+        for mark in field.marks:
+            beside, give = "", ""
+            if isinstance(mark, OnlyIf) and not mark.holds(self):
+                beside, give = mark.beside, mark.give
+            elif isinstance(mark, OnlyWith) and getattr(self, mark.other) in (None, False, ()):
+                other = fields[mark.other]
+                name = f"--{other.switch(False).replace('_', '-')}"
+                beside, give = (f"with {name}", "") if other.default is True else (f"without {name}", name)
+            if beside:
+                fix = f"add {give}, or leave {option} out" if give else f"leave {option} out"
+                raise InputError(f"{option} means nothing {beside}", where=option, fix=fix)
+
+
+def as_call(request: Callable[P, Request[Answer]]) -> Callable[P, Answer]:
+    """The function with a request's fields as its arguments, which carries it out."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        return request(*args, **kwargs).carry_out()
+
+    assert isinstance(request, type)
+    told = [f"{field.name}: {field.doc()}" for field in fields_of(request)]
+    call.__doc__ = "\n".join([inspect.getdoc(request) or "", "", *told])
+    signature = inspect.signature(request)
+    said = {field.name: field.said for field in fields_of(request)}
+    parameters = [
+        parameter.replace(annotation=said[name]) for name, parameter in signature.parameters.items()
+    ]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__module__ = request.__module__
+    call.request = request  # type: ignore[attr-defined]
+    return call
+
+
+def missing(field: Field) -> bool:
+    """Whether a field must be given."""
+    return field.default is MISSING

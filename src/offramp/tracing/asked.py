@@ -1,0 +1,143 @@
+"""`Placed`, `Streamed` and `Measuring`: the parts of a request that say how a model is loaded and traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from offramp.kit.request import Options, flags, not_identity, not_repeated, python_only
+from offramp.models.devices import AUTO, find_device, require_dtype
+from offramp.models.memory import parse_size
+from offramp.tracing.exits_folder import ALL, exits_of
+from offramp.tracing.request import DEFAULT_TOKENS
+from offramp.workloads.packing import require_sizes
+
+if TYPE_CHECKING:
+    from offramp.models.transforms.transform import Transform
+    from offramp.tracing.loading import ModelRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(Options):
+    """Where a model computes, in what, and what is done to it at load."""
+
+    device: str = AUTO
+    """Where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1, mps, xpu."""
+    dtype: str = AUTO
+    """float32, bfloat16, float16 or auto: the checkpoint's on an accelerator, else float32."""
+    transforms: Annotated[str | Sequence[Any], flags("--transform")] = ()
+    """Change the model at load: int8, int4, prune:by=angular,layers=6 (offramp list transforms). May be given
+    several times."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    def settle(self) -> dict[str, Any]:
+        """Transforms as texts of their grammar."""
+        return {**super().settle(), "transforms": tuple(one.text for one in self.read_transforms())}
+
+    def read_transforms(self) -> tuple[Transform, ...]:
+        """The transforms. Raises InputError for what is none, or cannot be used here."""
+        from offramp.tracing.loading import read_transforms
+
+        return read_transforms(self.transforms, self.dtype)
+
+    def check(self) -> None:
+        """Refuse a dtype that models are not loaded in, and a device that is not here."""
+        super().check()
+        require_dtype(self.dtype, "--dtype")
+        if self.device != AUTO:  # which is here in any case, and would have torch imported to be looked for
+            find_device(self.device)
+
+    def find(self, model: str) -> ModelRequest:
+        """The files of the model that is meant, checked as far as it goes without loading a weight.
+
+        Raises ModelError or InputError.
+        """
+        from offramp.tracing.loading import find_model
+
+        return find_model(
+            model,
+            self.read_transforms(),
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+            device=self.device,
+        )
+
+    def words(self, model: str) -> dict[str, Any]:
+        """The model and these options, as `command_line` takes them."""
+        own = ("device", "dtype", "transform", "trust_remote_code")
+        return {name: value for name, value in self.given().items() if name in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streamed(Options):
+    """Whether a model's weights stay on disk while it is traced."""
+
+    stream: Annotated[bool | None, not_identity, flags("--stream/--no-stream")] = None
+    """Leave the weights on disk and read one layer at a time, or load them whole. By default they stay there
+    if they would not fit."""
+    memory: Annotated[str | None, not_identity] = None
+    """Memory for the model's weights, as 4GB or 1.5GiB: read layer by layer if they need more. By default
+    what is free."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The same as a number. Raises InputError for what is none."""
+        return None if self.memory is None else parse_size(self.memory, "--memory")
+
+    def check(self) -> None:
+        """Refuse a memory that is no size."""
+        super().check()
+        _ = self.memory_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Options):
+    """What is traced of every text, and what exits are read through."""
+
+    tokens: int = DEFAULT_TOKENS
+    """Tokens to trace per workload."""
+    exits: str | Path = ALL
+    """Layers to measure: all, or 10,20,30; with --heads all of theirs by default."""
+    heads: Path | str | None = None
+    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
+    exits train."""
+    context: int | None = None
+    """Tokens of one sequence at most. By default 512, or what the model takes."""
+    document_tokens: int | None = None
+    """Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if documents
+    are few."""
+
+    def settle(self) -> dict[str, Any]:
+        """Exits as layers, and the file of exit heads, whichever of the two named it."""
+        exits, heads = exits_of(self.exits, self.heads)
+        return {**super().settle(), "exits": exits, "heads": heads}
+
+    def check(self) -> None:
+        """Refuse sizes below 1."""
+        super().check()
+        require_sizes(tokens=self.tokens, context=self.context, document_tokens=self.document_tokens)
+
+    @property
+    def layers(self) -> str:
+        """The exits, settled: "all", or layers."""
+        return str(self.exits)
+
+    @property
+    def heads_file(self) -> Path | None:
+        """Where the exit heads lie."""
+        return None if self.heads is None else Path(self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Options):
+    """What is done with a folder in which something lies already."""
+
+    overwrite: Annotated[bool, not_identity, not_repeated] = False
+    """Replace what another command left in the folder."""
+    repair: Annotated[bool, not_identity, not_repeated] = False
+    """Trace damaged parts of a finished trace again."""
+    progress: Annotated[bool, python_only] = False
+    """Say on standard error what goes on."""
