@@ -31,7 +31,6 @@ PACKAGES = (
     "tracing",
     "workloads",
     "models",
-    "records",
     "kit",
 )
 # What a package knows nothing of, although it lies further down.
