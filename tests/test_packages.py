@@ -40,7 +40,6 @@ APART = {
     ("costs", "tracing"),
     ("workloads", "models"),
 }
-WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "records", "kit")
 WITHOUT_TORCH = ("report", "studies", "policies", "scoring", "costs", "workloads", "kit")
 TORCH = ("torch", "transformers", "accelerate")
 # Modules of offramp itself that lie below every package.

@@ -449,7 +449,7 @@ def test_an_output_that_cannot_be_a_folder(
         assert what in shown.err
         assert "choose another folder with -o" in shown.err
     # The superuser is told by the system only when the folder is made; others before.
-    monkeypatch.setattr("offramp.runs.folder.os.access", lambda path, mode: False)
+    monkeypatch.setattr("offramp.files.os.access", lambda path, mode: False)
     assert "made" in run_offramp(*arguments, "/proc/x").require(2).err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command_line import run_arguments, run_offramp, tree
-from offramp.cli import run_stages
+from offramp.runs import stages
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_stages, "run_task", killed)
+        patch.setattr(stages, "run_task", killed)
         assert run_offramp(*command).code != 0
     assert {name: content for name, content in tree(run_folder).items() if "-new/" not in name} == before
     run_offramp(*command).require(0)

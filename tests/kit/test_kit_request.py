@@ -20,6 +20,7 @@ from offramp.cli.command import command
 from offramp.commands import words_of
 from offramp.errors import InputError
 from offramp.kit.request import (
+    Kinds,
     Options,
     Request,
     added_later,
@@ -201,3 +202,77 @@ def test_what_is_given_makes_the_same_request_again(
     asked = Bake("rye", tokens=tokens, share=share, layers=layers, oven=oven, glaze=glaze if layers else None)
     words = words_of(asked.cake, **asked.given())
     assert asked_for(shlex.join(words)) == asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaf(Request[str]):
+    """A loaf."""
+
+    size: int = 2
+    """Of all."""
+    crust: float | None = None
+    """How thick."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll(Request[str]):
+    """A roll."""
+
+    size: int = 1
+    """Of all."""
+    seeds: Annotated[bool, flags("--seeds/--no-seeds")] = True
+    """On it."""
+
+
+BREADS = Kinds("loaf or roll.", {"loaf": Loaf, "roll": Roll})
+
+
+def bread(line: str) -> tuple[list[Any], str]:
+    """What a command line of one of two kinds asks for, and what it prints."""
+    asked: list[Any] = []
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command(app, "bread", BREADS, doc="Bread.")(lambda request, out: asked.append(request))
+    result = CliRunner().invoke(app, ["bread", *shlex.split(line)], env={"COLUMNS": "200"})
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return asked, " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "request_"),
+    [
+        ("", Loaf()),
+        ("--crust 0.5 --size 3", Loaf(crust=0.5, size=3)),
+        ("--kind roll", Roll()),
+        ("--kind roll --no-seeds", Roll(seeds=False)),
+    ],
+)
+def test_a_kind_has_its_own_fields_and_defaults(line: str, request_: Any) -> None:
+    assert bread(line)[0] == [request_]
+
+
+def test_help_says_of_which_kind_a_field_is() -> None:
+    shown = bread("--help")[1]
+    for said in ("Bread.", "loaf or roll. [default: loaf]", "loaf: How thick.", "roll: On it."):
+        assert said in shown
+    assert "loaf: Of all." not in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("--seeds", "--seeds means nothing with --kind loaf"),
+        ("--no-seeds", "--no-seeds means nothing with --kind loaf"),
+        ("--kind roll --crust 1", "--crust means nothing with --kind roll"),
+        ("--kind rol", "there is no kind 'rol'"),
+        ("--size 0.5", ""),
+    ],
+)
+def test_a_field_of_another_kind_is_refused(line: str, what: str) -> None:
+    if not what:
+        assert bread(line)[0] == []
+        return
+    with pytest.raises(InputError) as refused:
+        bread(line)
+    assert refused.value.what == what

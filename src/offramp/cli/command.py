@@ -1,63 +1,72 @@
-"""Commands whose options are the fields of a request."""
+"""Commands whose options are the fields of a request, or of requests of several kinds."""
 
 from __future__ import annotations
 
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from offramp.cli.console import Output
-from offramp.kit.request import Field, Request, argument, fields_of, hidden, missing, python_only
-
-Asked = TypeVar("Asked", bound=Request[Any])
+from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, python_only
 
 READ = (bool, int, float, str, Path)
 """Types that a word of a command line can be read as."""
 AS_JSON = "as_json"
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def command(
-    app: typer.Typer, name: str, request: type[Asked]
-) -> Callable[[Callable[[Asked, Output], None]], Callable[[Asked, Output], None]]:
-    """Make a function the command that is asked for by a request; the request's docstring is its help.
+    app: typer.Typer, name: str, request: Any, *, doc: str | None = None
+) -> Callable[[Callable[[Any, Output], None]], Callable[[Any, Output], None]]:
+    """Make a function the command that is asked for by a request, a class, or one of several `Kinds`.
 
-    Besides the fields it takes `--json`.
+    Besides the fields it takes `--json`. doc: the help, by default the request's docstring.
     """
+    kinds = request if isinstance(request, Kinds) else None
+    fields = [
+        field
+        for field in (fields_of(request) if kinds is None else kinds.fields())
+        if python_only not in field.marks
+    ]
 
-    def register(carry_out: Callable[[Asked, Output], None]) -> Callable[[Asked, Output], None]:
-        fields = [field for field in fields_of(request) if python_only not in field.marks]
-
+    def register(carry_out: Callable[[Any, Output], None]) -> Callable[[Any, Output], None]:
         def run(**given: Any) -> None:
             out = Output(given.pop(AS_JSON))
-            carry_out(request(**{field.name: _value(field, given[field.name]) for field in fields}), out)
+            kind = given.pop(kinds.said_by) if kinds else ""
+            values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+            values = {name: value for name, value in values.items() if value is not None and value != ()}
+            carry_out(kinds.request(kind, values) if kinds else request(**values), out)
 
         parameters = [_parameter(field) for field in sorted(fields, key=lambda field: not missing(field))]
-        asked = Annotated[
-            bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-        ]
-        parameters.append(inspect.Parameter(AS_JSON, KEYWORD, default=False, annotation=asked))
+        if kinds:
+            kind_option = typer.Option(f"--{kinds.said_by}", help=kinds.what)
+            parameters.append(_keyword(kinds.said_by, Annotated[str, kind_option], kinds.usual))
+        json_option = typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+        parameters.append(_keyword(AS_JSON, Annotated[bool, json_option], False))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        app.command(name, cls=_helped(request), help=inspect.getdoc(request))(run)
+        text = doc or inspect.getdoc(request)
+        app.command(name, cls=_helped(fields), help=text)(run)
         return carry_out
 
     return register
 
 
-KEYWORD = inspect.Parameter.KEYWORD_ONLY
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, KEYWORD, default=default, annotation=annotation)
 
 
 def _parameter(field: Field) -> inspect.Parameter:
     """As typer takes it; help is added when it is asked for."""
-    kind, many, optional = _kind(field.hint)
+    kind, many = _kind(field.hint)
     kind = list[kind] if many else kind  # type: ignore[valid-type]
-    shown = not (many or field.default in (None, ""))
+    shown = not (many or field.default in (None, "", ()))
     declared: Any
     if argument in field.marks:
         declared = typer.Argument(metavar=field.metavar, show_default=shown)
@@ -65,45 +74,34 @@ def _parameter(field: Field) -> inspect.Parameter:
         declared = typer.Option(
             *field.words, metavar=field.metavar, show_default=shown, hidden=hidden in field.marks
         )
-    default = inspect.Parameter.empty if missing(field) else None if many else field.default
-    annotation = kind | None if many or optional else kind
-    annotation = kind if missing(field) else annotation
-    return inspect.Parameter(field.name, KEYWORD, default=default, annotation=Annotated[annotation, declared])
+    if missing(field):
+        return _keyword(field.name, Annotated[kind, declared], inspect.Parameter.empty)
+    if many or field.default is None:
+        return _keyword(field.name, Annotated[kind | None, declared], None)
+    return _keyword(field.name, Annotated[kind, declared], field.default)
 
 
-def _kind(hint: Any) -> tuple[Any, bool, bool]:
-    """What a word is read as, whether there may be several, and whether there may be none.
-
-    Of several types the first that a word can be read as.
-    """
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """What a word is read as, and whether there may be several: of several types the first that can be."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        optional = types.NoneType in parts
         read = [_kind(part) for part in parts if part is not types.NoneType]
         several = next((kind for kind in read if kind[1]), None)
-        kind, many, _ = several or next(kind for kind in read if kind[0] in READ)
-        return kind, many, optional
-    if hint in READ:
-        return hint, False, False
-    if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, typing.Iterable)):
-        kind = _kind(parts[0])[0]
-        return kind if kind in READ else str, True, False
-    return hint, False, False
+        return several or next(kind for kind in read if kind[0] in READ)
+    if origin is typing.Literal:
+        return str, False
+    if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Iterable)):
+        kind, _ = _kind(parts[0])
+        return kind if kind in READ else str, True
+    return hint, False
 
 
-def _value(field: Field, given: Any) -> Any:
-    """What was given for a field, its default where nothing was."""
-    if isinstance(given, list):
-        return tuple(given) if given else field.default
-    return field.default if given is None and not missing(field) else given
-
-
-def _helped(request: Any) -> type[TyperCommand]:
+def _helped(fields: list[Field]) -> type[TyperCommand]:
     """A command that reads what its options are where help is asked for."""
 
     class Helped(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
-            docs = {field.name: field.doc for field in fields_of(request)}
+            docs = {field.name: field.doc for field in fields}
             for parameter in self.params:
                 if parameter.name in docs and hasattr(parameter, "help"):
                     parameter.help = docs[parameter.name]()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import sys
@@ -268,6 +269,70 @@ def as_call(request: Callable[P, Request[Answer]]) -> Callable[P, Answer]:
     call.__module__ = request.__module__
     call.request = request  # type: ignore[attr-defined]
     return call
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Requests of several kinds, of which one field says which is meant: each has fields of its own."""
+
+    what: str
+    """What the field says, in the help."""
+    requests: Mapping[str, Any]
+    """A request, a class, by kind; the first is the usual one."""
+    said_by: str = "kind"
+
+    @property
+    def usual(self) -> str:
+        """The kind where none is named."""
+        return next(iter(self.requests))
+
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of all kinds, each once; their strings say of which kinds they are, where not of all.
+
+        The default of one that not all have, or not with the same default, is None: it is not given.
+        """
+        having: dict[str, dict[str, Field]] = {}
+        for kind, request in self.requests.items():
+            for field in fields_of(request):
+                having.setdefault(field.name, {})[kind] = field
+        fields = []
+        for own in having.values():
+            field = next(iter(own.values()))
+            if len(own) < len(self.requests):
+                doc = functools.partial(_said_of, list(own), field)
+                field = dataclasses.replace(field, default=None, doc=doc)
+            elif len({repr(other.default) for other in own.values()}) > 1:
+                field = dataclasses.replace(field, default=None)
+            fields.append(field)
+        return tuple(fields)
+
+    def request(self, kind: str, given: Mapping[str, Any]) -> Any:
+        """The request of a kind. given: its fields by name, those of other kinds only if they were given.
+
+        Raises InputError for an unknown kind, and for a field that this kind has not.
+        """
+        if kind not in self.requests:
+            near = difflib.get_close_matches(kind, self.requests, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(
+                f"there is no {self.said_by} {kind!r}",
+                where=f"{self.said_by}= (--{self.said_by})",
+                fix=f"{hint}choose one of: {', '.join(self.requests)}",
+            )
+        own = {field.name for field in fields_of(self.requests[kind])}
+        for field in self.fields():
+            if field.name in given and field.name not in own:
+                option = f"--{field.switch(given[field.name]).replace('_', '-')}"
+                raise InputError(
+                    f"{option} means nothing with --{self.said_by} {kind}",
+                    where=option,
+                    fix=f"leave {option} out",
+                )
+        return self.requests[kind](**given)
+
+
+def _said_of(kinds: list[str], field: Field) -> str:
+    return f"{', '.join(kinds)}: {field.doc()}"
 
 
 def missing(field: Field) -> bool:
