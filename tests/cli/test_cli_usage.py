@@ -12,6 +12,8 @@ import pytest
 
 import offramp
 from command_line import PROGRAM, run_offramp
+from offramp.cli.main import _given
+from offramp.commands import filled
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Plan
 
@@ -241,3 +243,10 @@ def test_the_json_of_an_error_is_the_only_line_on_standard_output(tmp_path: Path
     assert outcome.out.count("\n") == 1
     assert json.loads(outcome.out)["error"]["where"] == str(tmp_path / "nothing")
     assert "there is no trace here" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "heads fit", "trace"])
+def test_advice_names_what_the_command_was_given(command: str) -> None:
+    given = _given([*command.split(), "mine", "--transform", "int8", "-w", "code"])
+    advice = filled("offramp heads fit MODEL --workload W -o FILE", given)
+    assert advice == "offramp heads fit mine --transform int8 --workload code -o heads.safetensors"

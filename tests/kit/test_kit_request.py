@@ -131,6 +131,19 @@ def test_own_fields_come_first_and_every_field_is_told() -> None:
     assert all(field.doc() for field in fields_of(Bake))
 
 
+def test_a_field_that_is_declared_again_is_told_as_before() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Small(Bake):
+        """Bake a small one."""
+
+        tokens: Annotated[int, only_with("glaze")] = 2
+
+    tokens = next(field for field in fields_of(Small) if field.name == "tokens")
+    assert (tokens.doc(), tokens.default) == ("How many tokens.", 2)
+    with pytest.raises(InputError, match="--tokens means nothing without --glaze"):
+        Small("rye", tokens=3)
+
+
 def test_a_line_and_a_call_make_the_same_request() -> None:
     line = asked_for("Rye -l a -l b --no-oven --tokens 9 --share 0.5 --plate here --secret")
     call = Bake(

@@ -267,7 +267,7 @@ def _end_unread() -> int:
 
 
 def _given(words: list[str]) -> dict[str, Any]:
-    """What a command was given, by parameter; nothing of a command line that cannot be read."""
+    """What a command was given, by the names of arguments and options; nothing of what cannot be read."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("offramp", [], resilient_parsing=True)
     try:
@@ -276,7 +276,13 @@ def _given(words: list[str]) -> dict[str, Any]:
             context = command.make_context(name, list(words), parent=context, resilient_parsing=True)
     except USAGE_ERROR:
         return {}
-    return dict(context.params)
+    return {_name_of(parameter): context.params.get(parameter.name) for parameter in command.params}
+
+
+def _name_of(parameter: Any) -> str:
+    """An option's name on the command line, "_" for "-"; an argument's own."""
+    long = (word.removeprefix("--") for word in parameter.opts if word.startswith("--"))
+    return next(long, str(parameter.name)).replace("-", "_")
 
 
 def _require_surroundings() -> None:

@@ -125,13 +125,13 @@ def fields_of(request: Any) -> tuple[Field, ...]:
 @functools.cache
 def _fields_of(request: type) -> tuple[Field, ...]:
     declared = {field.name: field for field in dataclasses.fields(request)}
-    homes: dict[str, type] = {}
+    homes: dict[str, list[type]] = {}
     for base in request.__mro__:
         for name in vars(base).get("__annotations__", {}):
             if name in declared:
-                homes.setdefault(name, base)
+                homes.setdefault(name, []).append(base)
     found = []
-    for name, home in homes.items():
+    for name, (home, *above) in homes.items():
         field = declared[name]
         said = str(vars(home)["__annotations__"][field.name])
         hint = evaluated(said, vars(sys.modules[home.__module__]))
@@ -140,7 +140,7 @@ def _fields_of(request: type) -> tuple[Field, ...]:
             hint, *listed = typing.get_args(hint)
             marks = tuple(listed)
             said = ast.unparse(_first_of(said))
-        doc = functools.partial(_doc, home, field.name)
+        doc = functools.partial(_doc, (home, *above), field.name)
         found.append(Field(field.name, hint, said, field.default, doc, marks))
     return tuple(found)
 
@@ -152,10 +152,14 @@ def _first_of(annotated: str) -> ast.expr:
     return parsed.slice.elts[0] if isinstance(parsed.slice, ast.Tuple) else parsed.slice
 
 
-def _doc(home: type, name: str) -> str:
-    """The string below a field, with the constants that it names."""
-    text = _docs(home.__module__).get((home.__qualname__, name), "")
-    return text.format_map(vars(sys.modules[home.__module__])) if "{" in text else text
+def _doc(homes: tuple[type, ...], name: str) -> str:
+    """The string below a field, with the constants that it names; of one that a class declares again without
+    a string, that of the class above."""
+    for home in homes:
+        text = _docs(home.__module__).get((home.__qualname__, name), "")
+        if text:
+            return text.format_map(vars(sys.modules[home.__module__])) if "{" in text else text
+    return ""
 
 
 @functools.cache
