@@ -31,6 +31,7 @@ from offramp.kit.request import (
     hidden,
     not_identity,
     not_repeated,
+    one_word,
     only_if,
     only_with,
     python_only,
@@ -77,6 +78,8 @@ class Bake(Sizes, Request[str]):
     """Of the glaze."""
     plate: Path | None = None
     """Where it stands."""
+    slices: Annotated[str | Sequence[int] | None, one_word] = None
+    """Where it is cut."""
     secret: Annotated[bool, hidden] = False
     """Not shown."""
     progress: Annotated[bool, python_only] = False
@@ -146,6 +149,7 @@ def test_a_field_that_is_declared_again_is_told_as_before() -> None:
 
 def test_a_line_and_a_call_make_the_same_request() -> None:
     line = asked_for("Rye -l a -l b --no-oven --tokens 9 --share 0.5 --plate here --secret")
+    assert asked_for("rye --slices 1,2") == Bake("rye", slices="1,2")
     call = Bake(
         "rye", layers=["a", "b"], oven=False, tokens=np.int64(9), share=0.5, plate=Path("here"), secret=True
     )
@@ -231,7 +235,7 @@ class Loaf(Request[str]):
 class Roll(Request[str]):
     """A roll."""
 
-    size: int = 1
+    size: int = 1500
     """Of all."""
     seeds: Annotated[bool, flags("--seeds/--no-seeds")] = True
     """On it."""
@@ -267,7 +271,10 @@ def test_a_kind_has_its_own_fields_and_defaults(line: str, request_: Any) -> Non
 
 def test_help_says_of_which_kind_a_field_is() -> None:
     shown = bread("--help")[1]
-    for said in ("Bread.", "loaf or roll. [default: loaf]", "loaf: How thick.", "roll: On it."):
+    for said in (
+        *("Bread.", "loaf or roll. [default: loaf]", "loaf: How thick.", "roll: On it. By default --seeds."),
+        "Of all. By default 2, 1,500 of roll.",
+    ):
         assert said in shown
     assert "loaf: Of all." not in shown
 

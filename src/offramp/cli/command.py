@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from offramp.cli.console import Output
-from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, python_only
+from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, one_word, python_only
 
 READ = (bool, int, float, str, Path)
 """Types that a word of a command line can be read as."""
@@ -64,7 +64,7 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 def _parameter(field: Field) -> inspect.Parameter:
     """As typer takes it; help is added when it is asked for."""
-    kind, many = _kind(field.hint)
+    kind, many = (str, False) if one_word in field.marks else _kind(field.hint)
     kind = list[kind] if many else kind  # type: ignore[valid-type]
     shown = not (many or field.default in (None, "", ()))
     declared: Any

@@ -39,6 +39,8 @@ hidden = "hidden"
 """Of an option that help does not show."""
 argument = "argument"
 """Of what is given without an option's name on the command line."""
+one_word = "one word"
+"""Of what may be a sequence in Python, and is one word on the command line: `--at 12,20`."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,8 @@ class Kinds:
     def fields(self) -> tuple[Field, ...]:
         """The fields of all kinds, each once; their strings say of which kinds they are, where not of all.
 
-        The default of one that not all have, or not with the same default, is None: it is not given.
+        The default of one that not all have, or not with the same default, is None: it is not given. Its
+        string says it.
         """
         having: dict[str, dict[str, Field]] = {}
         for kind, request in self.requests.items():
@@ -302,19 +305,15 @@ class Kinds:
         fields = []
         for own in having.values():
             field = next(iter(own.values()))
-            if len(own) < len(self.requests):
-                doc = functools.partial(_said_of, list(own), field)
+            of_all = len(own) == len(self.requests)
+            if not of_all or len({repr(other.default) for other in own.values()}) > 1:
+                doc = functools.partial(_said_of, own, of_all)
                 field = dataclasses.replace(field, default=None, doc=doc)
-            elif len({repr(other.default) for other in own.values()}) > 1:
-                field = dataclasses.replace(field, default=None)
             fields.append(field)
         return tuple(fields)
 
-    def request(self, kind: str, given: Mapping[str, Any]) -> Any:
-        """The request of a kind. given: its fields by name, those of other kinds only if they were given.
-
-        Raises InputError for an unknown kind, and for a field that this kind has not.
-        """
+    def named(self, kind: str) -> Any:
+        """The request of a kind, a class. Raises InputError, with a near one, where there is no such kind."""
         if kind not in self.requests:
             near = difflib.get_close_matches(kind, self.requests, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}? " if near else ""
@@ -323,7 +322,15 @@ class Kinds:
                 where=f"{self.said_by}= (--{self.said_by})",
                 fix=f"{hint}choose one of: {', '.join(self.requests)}",
             )
-        own = {field.name for field in fields_of(self.requests[kind])}
+        return self.requests[kind]
+
+    def request(self, kind: str, given: Mapping[str, Any]) -> Any:
+        """The request of a kind. given: its fields by name, those of other kinds only if they were given.
+
+        Raises InputError for an unknown kind, and for a field that this kind has not.
+        """
+        request = self.named(kind)
+        own = {field.name for field in fields_of(request)}
         for field in self.fields():
             if field.name in given and field.name not in own:
                 option = f"--{field.switch(given[field.name]).replace('_', '-')}"
@@ -332,11 +339,28 @@ class Kinds:
                     where=option,
                     fix=f"leave {option} out",
                 )
-        return self.requests[kind](**given)
+        return request(**given)
 
 
-def _said_of(kinds: list[str], field: Field) -> str:
-    return f"{', '.join(kinds)}: {field.doc()}"
+def _said_of(own: Mapping[str, Field], of_all: bool) -> str:
+    """What a field is, by the kinds that have it, and what it is by default."""
+    usual, *others = ((kind, _default(field)) for kind, field in own.items())
+    differing = [f"{default} of {kind}" for kind, default in others if default != usual[1]]
+    text = next(iter(own.values())).doc()
+    text = text if of_all else f"{', '.join(own)}: {text}"
+    return f"{text} By default {', '.join([usual[1], *differing])}." if usual[1] else text
+
+
+def _default(field: Field) -> str:
+    """A field's default in words, "" where it has none."""
+    value = field.default
+    if isinstance(value, bool):
+        return f"--{field.switch(True).replace('_', '-')}" if value else ""
+    if value in (MISSING, None, "", ()):
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def missing(field: Field) -> bool:
