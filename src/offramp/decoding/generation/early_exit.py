@@ -26,7 +26,7 @@ from offramp.decoding.options import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.decoding.strategies.strategy import Request
+from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.policies.steps import BATCHINGS
@@ -117,21 +117,21 @@ def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_decodable(
-    engine: Engine, options: DecodingOptions, request: Request | None = None, *, batch: int = 1
+    engine: Engine, options: DecodingOptions, conditions: Conditions | None = None, *, batch: int = 1
 ) -> None:
     """Refuse what the family or the strategy cannot do, before anything runs.
 
-    request: None for `batch` texts, padded if they are several.
+    conditions: None for `batch` texts, padded if they are several.
 
     Raises PolicyError for the policy, InputError for the rest.
     """
-    request = request or Request(options, engine.layers, engine.dtype, batch, padded=batch > 1)
+    conditions = conditions or Conditions(options, engine.layers, engine.dtype, batch, padded=batch > 1)
     check_policy(options.policy, engine.layers, options.heads)
-    STRATEGIES[options.kv].check(request)
+    STRATEGIES[options.kv].check(conditions)
     wanted = ["never_exit", *([options.kv] if options.policy.needs(engine.layers) else [])]
-    if request.batch > 1 or request.padded:
+    if conditions.batch > 1 or conditions.padded:
         wanted.append("lockstep")
-    if request.batch > 1 and options.batching == "rebatch":
+    if conditions.batch > 1 and options.batching == "rebatch":
         wanted.append("rebatch")
     for ability in wanted:
         reason = engine.abilities.reason(ability)
@@ -194,7 +194,7 @@ class EarlyExit:
         mask = model_kwargs.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask
         limit = int(generation_config.max_length) - input_ids.shape[1]
-        request = Request(
+        conditions = Conditions(
             options=self.options,
             layers=engine.layers,
             dtype=engine.dtype,
@@ -202,7 +202,7 @@ class EarlyExit:
             processors=tuple(logits_processor),
             padded=mask is not None,
         )
-        check_decodable(engine, self.options, request)
+        check_decodable(engine, self.options, conditions)
         answers = Answers(
             input_ids,
             stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),

@@ -11,7 +11,7 @@ from torch import Tensor
 from offramp.decoding.engine.sequences import States
 from offramp.decoding.options import check_maps
 from offramp.decoding.strategies.propagate import LeftStates, Propagate
-from offramp.decoding.strategies.strategy import Request, Work
+from offramp.decoding.strategies.strategy import Conditions, Work
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import tensor_of
 from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
@@ -36,9 +36,9 @@ class Mapped(Propagate):
         self._maps = StateMaps.of(work.options.heads, work.engine.layers, work.engine.stack.device)
 
     @classmethod
-    def check(cls, request: Request) -> None:
+    def check(cls, conditions: Conditions) -> None:
         """Raise InputError for maps that are missing or another model's, PolicyError for exits without."""
-        check_maps(request.options.policy, request.options.heads, request.layers, request.dtype)
+        check_maps(conditions.options.policy, conditions.options.heads, conditions.layers, conditions.dtype)
 
     def given(self, exit: int, hidden: Tensor) -> list[Tensor]:
         """What layers exit + 1..L are given [rows, 1, hidden] each, charged where a map is applied."""

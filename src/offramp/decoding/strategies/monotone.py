@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offramp.decoding.engine.sequences import PositionsMissing
 from offramp.decoding.strategies.propagate import advance_apart, choose, descend, exit_logits, feed
-from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
+from offramp.decoding.strategies.strategy import Advance, Conditions, Strategy, Work
 from offramp.errors import PolicyError
 
 
@@ -33,10 +33,10 @@ class Monotone(Strategy):
         self._deepest = np.full(work.sequences.batch, work.engine.layers, dtype=np.int64)
 
     @classmethod
-    def check(cls, request: Request) -> None:
+    def check(cls, conditions: Conditions) -> None:
         """Raise PolicyError for a policy that lets tokens go deeper than those before them."""
-        if not request.options.policy.never_deepens:
-            raise _refused(str(request.options.policy))
+        if not conditions.options.policy.never_deepens:
+            raise _refused(str(conditions.options.policy))
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""

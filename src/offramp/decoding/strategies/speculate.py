@@ -14,7 +14,7 @@ from offramp.decoding.engine.cache import Past
 from offramp.decoding.generation.next_token import Choice, JudgedToken, NonFiniteLogits, judge, raise_for
 from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
-from offramp.decoding.strategies.strategy import Advance, Request, Strategy, Work
+from offramp.decoding.strategies.strategy import Advance, Conditions, Strategy, Work
 from offramp.errors import InputError
 from offramp.policies.kv_cost import require_full_head
 
@@ -97,20 +97,20 @@ class Speculate(Strategy):
         work.sequences.record_past()
 
     @classmethod
-    def check(cls, request: Request) -> None:
+    def check(cls, conditions: Conditions) -> None:
         """Raise InputError for rows that would not be verified together, or a logits processor that keeps
         count of its calls, which drafts would upset; PolicyError for a policy that never computes the full
         model's head."""
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
-        require_full_head(request.options.policy)
-        if request.options.batching == "rebatch" and request.batch > 1:
+        require_full_head(conditions.options.policy)
+        if conditions.options.batching == "rebatch" and conditions.batch > 1:
             raise InputError(
                 f"{cls.name!r} cannot decode a batch whose rows leave one by one",
                 where='batching "rebatch"',
                 fix='rows are verified together: choose batching "lockstep", or another kv',
             )
-        for processor in request.processors:
+        for processor in conditions.processors:
             if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):
                 raise InputError(
                     f"{type(processor).__name__} must see each token once; drafts are seen twice",

@@ -185,8 +185,8 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is asked of a strategy, before anything runs.
+class Conditions:
+    """Under which a strategy is to work, known before anything runs.
 
     layers, dtype: of the model. batch: sequences. processors: transformers' logits processors in their order.
     padded: some row has padding on its left.
@@ -250,8 +250,8 @@ class Strategy(ABC):
 
     # Not abstract: most strategies refuse nothing.
     @classmethod  # noqa: B027
-    def check(cls, request: Request) -> None:
-        """Raise InputError for a request that it cannot meet."""
+    def check(cls, conditions: Conditions) -> None:
+        """Raise InputError for conditions that it cannot work under."""
 
     # Not abstract: most strategies hold nothing between two steps.
     def keep_rows(self, rows: Tensor) -> None:  # noqa: B027

@@ -12,7 +12,7 @@ from offramp.errors import DamagedFileError, DiskFullError, InputError
 from offramp.files import locked_folder, sweep_temporary_files
 from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.lab.exits.model_folder import model_files
-from offramp.lab.exits.record import REQUEST, REQUEST_FILE, Request, differences, require_same
+from offramp.lab.exits.record import REQUEST, REQUEST_FILE, TrainingIdentity, differences, require_same
 from offramp.models.memory import shown_size
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
@@ -28,7 +28,7 @@ FINISHED = (TRAINING_FILE, EXITS_FILE, REQUEST_FILE)
 
 
 @contextlib.contextmanager
-def claimed(output: Path | None, request: Request, *, overwrite: bool) -> Iterator[Path]:
+def claimed(output: Path | None, request: TrainingIdentity, *, overwrite: bool) -> Iterator[Path]:
     """The folder to train in, locked and that of this request; a temporary one if none is named.
 
     overwrite: replace what is there, but for a training of this very request that has not ended. The new one
@@ -83,7 +83,7 @@ def clear_states(folder: Path) -> None:
         folder.rmdir()
 
 
-def is_of(folder: Path, request: Request) -> bool:
+def is_of(folder: Path, request: TrainingIdentity) -> bool:
     """Whether it holds a training of this request."""
     try:
         return (folder / REQUEST_FILE).is_file() and not differences(folder, request)
@@ -91,7 +91,7 @@ def is_of(folder: Path, request: Request) -> bool:
         return False
 
 
-def goes_on(folder: Path, request: Request) -> bool:
+def goes_on(folder: Path, request: TrainingIdentity) -> bool:
     """Whether it holds a training of this request that was stopped on its way."""
     return not (folder / TRAINING_FILE).is_file() and is_of(folder, request)
 

@@ -14,7 +14,7 @@ from offramp.kit.typed import to_json
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.folder import CHECKPOINT
 from offramp.lab.exits.recipe import Recipe
-from offramp.lab.exits.record import RECORD, Request, Spent, TrainingRecord
+from offramp.lab.exits.record import RECORD, Spent, TrainingIdentity, TrainingRecord
 from offramp.lab.exits.steps import Objective
 from offramp.lab.exits.trainer import Beside, OnStep, Trainer
 from offramp.models.model import Model
@@ -40,7 +40,7 @@ class Job(abc.ABC):
 
     model: Model
     workloads: tuple[Workload, ...]
-    request: Request
+    request: TrainingIdentity
     folder: Path
     shown: bool
     on_size: Callable[[int], object] | None

@@ -86,7 +86,7 @@ class TrainingRecord:
     kinds leave these to their heads.
     """
 
-    request: Request
+    request: TrainingIdentity
     settings: Settings
     rows: Rows
     steps: int
@@ -128,7 +128,7 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingIdentity:
     """What makes a training another one. model: name, fingerprint and dtype. workloads: each one's name and
     fingerprint. classifiers, kv_maps: whether they are fitted afterwards. short_list: its tokens. code: of
     all that computes. start: the fingerprint of the heads that it starts from.
@@ -153,7 +153,7 @@ RECORD = SealedFile(
     kind="training",
 )
 REQUEST = SealedFile(
-    Request,
+    TrainingIdentity,
     what="{name}, which says what a training is of, is damaged",
     fix="give --overwrite to train again, or choose another folder with -o",
     version=1,
@@ -161,7 +161,7 @@ REQUEST = SealedFile(
 )
 
 
-def require_same(folder: Path, asked: Request) -> None:
+def require_same(folder: Path, asked: TrainingIdentity) -> None:
     """Refuse to go on with a training of another request. Raises InputError that names what differs."""
     named = differences(folder, asked)
     if not named:
@@ -173,7 +173,7 @@ def require_same(folder: Path, asked: Request) -> None:
     )
 
 
-def require_record_of(folder: Path, record: TrainingRecord, request: Request) -> None:
+def require_record_of(folder: Path, record: TrainingRecord, request: TrainingIdentity) -> None:
     """Refuse a finished training's record that is of another request than the one beside it.
 
     Raises InputError.
@@ -186,7 +186,7 @@ def require_record_of(folder: Path, record: TrainingRecord, request: Request) ->
         )
 
 
-def differences(folder: Path, asked: Request) -> list[str]:
+def differences(folder: Path, asked: TrainingIdentity) -> list[str]:
     """In what the request in a folder is another one, in words. Raises DamagedFileError."""
     before, now = (_flat(to_json(one)) for one in (REQUEST.read(folder / REQUEST_FILE), asked))
     return [

@@ -19,7 +19,7 @@ from offramp.lab.exits.job import Job
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED
 from offramp.lab.exits.reading_job import ReadingJob
 from offramp.lab.exits.recipe import make_recipe, refuse_needless
-from offramp.lab.exits.record import RECORD, Request, TrainingRecord, require_record_of
+from offramp.lab.exits.record import RECORD, TrainingIdentity, TrainingRecord, require_record_of
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
 from offramp.models.model import Model, in_evaluation
@@ -168,7 +168,7 @@ def train_exits(
     require_one_stream(model)
     trainable_head(model)
     works = distinct_workloads(workloads)
-    request = Request(
+    request = TrainingIdentity(
         recipe=recipe,
         model={
             "name": model.shown_name,
