@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp.cli.command import command
 from offramp.cli.console import Output
-from offramp.cli.options import (
-    AsJson,
-    Device,
-    ModelName,
-    Precision,
-    RemoteCode,
-    Transforms,
-    require_placement,
-)
 from offramp.errors import InputError
 from offramp.kit.defaults import HARDWARE_SECONDS
-from offramp.models.devices import AUTO
+from offramp.kit.request import Request, one_word
+from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
@@ -41,59 +36,72 @@ def hardware_command(context: typer.Context) -> None:
         raise typer.Exit(InputError.exit_code)
 
 
-@hardware.command("measure")
-def measure(
-    model: ModelName,
-    device: Device = AUTO,
-    dtype: Precision = AUTO,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", help="Threads of torch. By default what it takes.", show_default=False),
-    ] = None,
-    batches: Annotated[
-        str | None,
-        typer.Option(
-            "--batches",
-            help="Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. "
-            "Those between are interpolated, which can be far off: time those that matter.",
-            show_default=False,
-        ),
-    ] = None,
-    seconds: Annotated[
-        float, typer.Option("--seconds", help="How long to measure; longer is steadier.", min=1.0)
-    ] = HARDWARE_SECONDS,
-    transform: Transforms = None,
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MachineTiming(OnModel, Request["TimingsProfile"]):
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
-    from offramp.tracing.loading import find_model, read_transforms
 
-    out = Output(as_json)
-    sizes = None if batches is None else _read_batches(batches)
-    require_placement(device, dtype)
-    if threads is not None and not 1 <= threads <= (os.cpu_count() or 1):
-        raise InputError(
-            f"{threads} threads are not possible here",
-            where="--threads",
-            fix=f"choose from 1 to {os.cpu_count() or 1}",
-        )
+    threads: int | None = None
+    """Threads of torch. By default what it takes."""
+    batches: Annotated[str | Sequence[int] | None, one_word] = None
+    """Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. Those between
+    are interpolated, which can be far off: time those that matter."""
+    seconds: float = HARDWARE_SECONDS
+    """How long to measure; longer is steadier."""
 
-    transforms = read_transforms(transform, dtype)
+    def settle(self) -> dict[str, Any]:
+        """Batch sizes as numbers."""
+        return {**super().settle(), "batches": self.sizes}
 
-    import torch
+    def check(self) -> None:
+        """Refuse threads that are not there, and less than a second."""
+        super().check()
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise InputError(
+                f"{self.threads} threads are not possible here",
+                where="--threads",
+                fix=f"choose from 1 to {cores}",
+            )
+        if self.seconds < 1:
+            raise InputError(
+                f"{self.seconds:g} seconds are too few to measure in", where="--seconds", fix="give 1 or more"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The batch sizes, None for the usual ones. Raises InputError unless they rise from 1 or more."""
+        if self.batches is None:
+            return None
+        text = self.batches if isinstance(self.batches, str) else ",".join(map(str, self.batches))
+        sizes = re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text) and tuple(map(int, text.split(",")))
+        if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+            raise InputError(
+                f"the batch sizes {text!r} do not rise from 1 or more",
+                where="--batches",
+                fix="write 1,2,4,8",
+            )
+        return sizes
+
+    def carry_out(self) -> TimingsProfile:
+        """The timings of the model on this machine. Raises BusyMachineError where others keep it busy."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        model = self.load()
+
+        from offramp.decoding.measurement.machine_profiler import measure_hardware
+
+        with stage("timing decoding steps, part by part"):
+            return measure_hardware(model, batches=self.sizes, budget_seconds=self.seconds)
+
+
+def measure(asked: MachineTiming, out: Output) -> None:
+    """Time the parts of a model, and keep the profile."""
+    profile = asked.carry_out()
 
     from offramp.costs.hardware import save_local_profile
-    from offramp.decoding.measurement.machine_profiler import measure_hardware
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    with stage("loading the model and checking its exits"):
-        loaded = find_model(
-            model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
-        ).load()
-    with stage("timing decoding steps, part by part"):
-        profile = measure_hardware(loaded, batches=sizes, budget_seconds=seconds)
     path = save_local_profile(profile)
     out.console.print(_table(profile))
     for line in _sentences(profile, path):
@@ -101,17 +109,7 @@ def measure(
     out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
 
 
-def _read_batches(text: str) -> tuple[int, ...]:
-    sizes = (
-        tuple(int(size) for size in text.split(","))
-        if re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text)
-        else ()
-    )
-    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-        raise InputError(
-            f"the batch sizes {text!r} do not rise from 1 or more", where="--batches", fix="write 1,2,4,8"
-        )
-    return sizes
+command(hardware, "measure", MachineTiming)(measure)
 
 
 def _table(profile: TimingsProfile) -> Any:

@@ -1,20 +1,22 @@
-"""`Placed`, `Streamed` and `Measuring`: the parts of a request that say how a model is loaded and traced."""
+"""`Placed`, `OnModel`, `Streamed`, `Measuring`, `Made`: parts of requests to load a model and to trace it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from offramp.kit.request import Options, flags, not_identity, not_repeated, python_only
+from offramp.kit.request import Options, argument, flags, not_identity, not_repeated, python_only
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.tracing.exits_folder import ALL, exits_of
+from offramp.tracing.progress import stage
 from offramp.tracing.request import DEFAULT_TOKENS
 from offramp.workloads.packing import require_sizes
 
 if TYPE_CHECKING:
+    from offramp.models.model import Model
     from offramp.models.transforms.transform import Transform
     from offramp.tracing.loading import ModelRequest
 
@@ -69,6 +71,19 @@ class Placed(Options):
         """The model and these options, as `command_line` takes them."""
         own = ("device", "dtype", "transform", "trust_remote_code")
         return {name: value for name, value in self.given().items() if name in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnModel(Placed):
+    """A model by its name, and where it computes."""
+
+    model: Annotated[str, argument] = field(kw_only=False)
+    """smollm2, a Hub id, a local folder or a .gguf file."""
+
+    def load(self) -> Model:
+        """The model, which takes a while. Raises ModelError or InputError."""
+        with stage("loading the model and checking its exits"):
+            return self.find(self.model).load()
 
 
 @dataclass(frozen=True, kw_only=True)
