@@ -38,6 +38,7 @@ from offramp.kit.request import (
 )
 
 MINUTES = 3.5
+FEWEST = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,9 @@ class Bake(Sizes, Request[str]):
     """Use one."""
     minutes: Annotated[float | None, only_with("oven"), not_repeated] = None
     """By default {MINUTES:g}."""
-    glaze: Annotated[str | None, only_if(lambda asked: asked.layers, "without layers", "--layer")] = None
+    glaze: Annotated[
+        str | None, only_if(lambda asked: len(asked.layers) >= FEWEST, "without layers", "--layer")
+    ] = None
     """Of the top."""
     gloss: Annotated[int, only_with("glaze"), added_later] = 0
     """Of the glaze."""

@@ -92,7 +92,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
 
 def evaluated(annotation: str, module: Mapping[str, Any]) -> Any:
     """The annotation of a module's name, read, without importing what the module does not."""
-    return eval(annotation, {}, _Names(module))
+    names = _Names(module)
+    return eval(annotation, names, names)
 
 
 def settled(name: str, value: Any, hint: Any, said: str) -> Any:
