@@ -105,7 +105,7 @@ BEFORE_LOADING = [
     ("generate", "--temperature 1 --seed -1", "seed cannot be -1", "from 0 to 2^63 - 1"),
     ("generate", "--seed 1", "--seed means nothing with greedy decoding", "--temperature"),
     ("generate", "--temperature 1 --check", "by chance", "leave --check out"),
-    ("generate", "--draft-length 2", "means nothing with --kv propagate", "--kv speculate"),
+    ("generate", "--draft-length 2", "means nothing without --kv speculate", "--kv speculate"),
     ("generate", "--kv speculate --draft-length 0", "a draft length of 0 is not possible", "auto"),
     ("generate", "--batching rebatch", "means nothing with one prompt", "another --prompt"),
     ("generate", "--dtype float12", "unknown dtype 'float12'", "float32"),

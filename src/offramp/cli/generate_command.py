@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.cli.console import Output, show_error
-from offramp.cli.options import (
-    AsJson,
-    Device,
-    HeadsFile,
-    ModelName,
-    Precision,
-    RemoteCode,
-    Transforms,
-    idle_draft_length,
-    refuse_idle,
-    require_placement,
-)
+from offramp.cli.leaving import Leaving
 from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import NEW_TOKENS
-from offramp.models.devices import AUTO
+from offramp.kit.request import Request, argument, flags, only_if
 from offramp.runs.contents import heads_of
 from offramp.tracing.progress import console, stage
 
@@ -34,176 +24,129 @@ if TYPE_CHECKING:
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import PromptBatch
     from offramp.decoding.generation.result import BatchGeneration
-    from offramp.decoding.options import DecodingOptions
     from offramp.models.model import Model
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be generated, checked as far as it goes without the model.
-
-    sampling: options of transformers.
-    """
-
-    prompts: list[str]
-    options: DecodingOptions
-    chat: bool
-    seed: int | None
-    sampling: dict[str, Any]
+FULL_MODEL = "never"
+# What cannot be read is told first.
+exiting = only_if(
+    lambda asked: asked.options and asked.policy != FULL_MODEL, "with the full model", "--policy"
+)
+warm = only_if(lambda asked: asked.temperature != 0, "at --temperature 0")
 
 
-def generate(
-    model: ModelName,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help='The text to go on from; "-" reads it; several are decoded together.'),
-    ] = None,
-    prompt_file: Annotated[
-        list[Path] | None,
-        typer.Option("--prompt-file", help='A file with one prompt, its last line end left out; or "-".'),
-    ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            "--policy",
-            "-p",
-            help="static:exit=20, threshold:signal=...,value=...,exits=..., a .json; never: the full model.",
-        ),
-    ] = "never",
-    kv: Annotated[
-        str | None,
-        typer.Option(
-            "--kv",
-            help="Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), "
-            "recompute, speculate, monotone.",
-            show_default=False,
-        ),
-    ] = None,
-    heads: HeadsFile = None,
-    new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="New tokens at most.")] = NEW_TOKENS,
-    chat: Annotated[bool, typer.Option("--chat", help="The prompt is one turn of a chat.")] = False,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            help="Sample at this temperature; 0, as without it, takes the best token.",
-        ),
-    ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Sample among so many tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Sample among the likeliest that hold this probability.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the samples.", show_default=False)] = None,
-    draft_length: Annotated[
-        str | None,
-        typer.Option(
-            "--draft-length",
-            help="Tokens drafted at most, with --kv speculate: a number or auto. By default 4.",
-            show_default=False,
-        ),
-    ] = None,
+@dataclass(frozen=True, kw_only=True)
+class Completion(Leaving, Request[None]):
+    """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
+
+    model: Annotated[str, argument] = field(kw_only=False)
+    """smollm2, a Hub id, a local folder or a .gguf file."""
+    prompts: Annotated[tuple[str, ...], flags("--prompt")] = ()
+    """The text to go on from; "-" reads it; several are decoded together."""
+    prompt_files: Annotated[tuple[Path, ...], flags("--prompt-file")] = ()
+    """A file with one prompt, its last line end left out; or "-"."""
+    policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
+    kv: Annotated[str | None, exiting] = None
+    heads: Annotated[Path | None, exiting] = None
+    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
+    exits train."""
+    new_tokens: Annotated[int, flags("--max-new-tokens")] = NEW_TOKENS
+    chat: bool = False
+    """The prompt is one turn of a chat."""
+    temperature: float | None = None
+    """Sample at this temperature; 0, as without it, takes the best token."""
+    seed: Annotated[
+        int | None,
+        only_if(lambda asked: asked.sampling, "with greedy decoding", "--temperature, --top-k or --top-p"),
+    ] = None
+    """Of the samples."""
+    top_k: Annotated[int | None, warm] = None
+    """Sample among so many tokens."""
+    top_p: Annotated[float | None, warm] = None
+    """Sample among the likeliest that hold this probability."""
     batching: Annotated[
         str | None,
-        typer.Option(
-            "--batching",
-            help="How several prompts' tokens leave: lockstep (the default) or rebatch.",
-            show_default=False,
+        only_if(
+            lambda asked: len((*asked.prompts, *asked.prompt_files)) != 1,
+            "with one prompt",
+            "another --prompt",
         ),
-    ] = None,
-    device: Device = AUTO,
-    dtype: Precision = AUTO,
-    transform: Transforms = None,
-    trust_remote_code: RemoteCode = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Hold the answer against the full model's; takes twice as long.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
-    from offramp.cli.prompts import read_prompts
-    from offramp.decoding.generation.generate import read_sampling
-    from offramp.tracing.loading import find_model, read_transforms
+    ] = None
+    """How several prompts' tokens leave: lockstep (the default) or rebatch."""
+    check_answer: Annotated[bool, flags("--check")] = False
+    """Hold the answer against the full model's; takes twice as long."""
 
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sampling = read_sampling({name: value for name, value in sampling.items() if value is not None})
-    _require_numbers(new_tokens, sampling, seed)
-    require_placement(device, dtype)
-    if check and sampling:
-        raise InputError(
-            "sampled text differs from the full model's by chance",
-            where="--check",
-            fix="leave --check out, or the options of sampling",
-        )
-    transforms = read_transforms(transform, dtype)
-    prompts = read_prompts(prompt or [], prompt_file or [])
-    out = Output(as_json)
+    def check(self) -> None:
+        """Refuse numbers out of their range, a check of samples, prompts that are none, and such a policy."""
+        super().check()
+        self._check_numbers()
+        if self.check_answer and self.sampling:
+            raise InputError(
+                "sampled text differs from the full model's by chance",
+                where="--check",
+                fix="leave --check out, or the options of sampling",
+            )
+        _ = self.texts, self.options
 
-    from offramp.decoding.options import DecodingOptions
+    def _check_numbers(self) -> None:
+        from offramp.decoding.generation.generate import RANGES
 
-    given, heads = heads, heads or heads_of(policy)
-    options = DecodingOptions.read(
-        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
-    )
-    one, way = len(prompts) == 1, "--temperature, --top-k or --top-p"
-    whole, greedy = policy == "never", temperature == 0
-    refuse_idle(
-        {
-            "--draft-length": idle_draft_length(options.kv, draft_length),
-            "--batching": (batching is not None and one, "with one prompt", "another --prompt"),
-            "--seed": (seed is not None and not sampling, "with greedy decoding", way),
-            "--top-k": (top_k is not None and greedy, "at --temperature 0", ""),
-            "--top-p": (top_p is not None and greedy, "at --temperature 0", ""),
-            "--kv": (kv is not None and whole, "with the full model", "--policy"),
-            "--heads": (given is not None and whole, "with the full model", "--policy"),
+        ranges = {
+            "--max-new-tokens": (self.new_tokens, self.new_tokens >= 1, "1 or more"),
+            "--seed": (self.seed, self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
         }
-    )
-    wanted = Wanted(prompts, options, chat, seed, sampling)
-    with stage("loading the model and checking its exits"):
-        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
-        options.check_asked(asked, heads)
-        options.check_files(asked.dtype)
-        loaded = asked.load()
-    _answer(out, loaded, wanted, check)
+        for name, value in self.sampling.items():
+            ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)
+        for option, (value, fits, range_) in ranges.items():
+            if not fits:
+                raise InputError(
+                    f"{option[2:]} cannot be {value}", where=option, fix=f"give a number {range_}"
+                )
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The prompts. Raises InputError."""
+        from offramp.cli.prompts import read_prompts
+
+        return read_prompts(self.prompts, self.prompt_files)
+
+    @property
+    def heads_file(self) -> Path | None:
+        """The file that was given, or that of the run whose policy it is."""
+        return self.heads or heads_of(self.policy)
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Options of transformers; none where the best token is taken."""
+        if self.temperature == 0:
+            return {}
+        options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {name: value for name, value in options.items() if value is not None}
 
 
-def _require_numbers(new_tokens: int, sampling: dict[str, Any], seed: int | None) -> None:
-    """Raise InputError for a number out of its range."""
-    from offramp.decoding.generation.generate import RANGES
-
-    ranges = {
-        "--max-new-tokens": (new_tokens, new_tokens >= 1, "1 or more"),
-        "--seed": (seed, seed is None or 0 <= seed < 2**63, "from 0 to 2^63 - 1"),
-    }
-    for name, value in sampling.items():
-        ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)
-    for option, (value, fits, range_) in ranges.items():
-        if not fits:
-            raise InputError(f"{option[2:]} cannot be {value}", where=option, fix=f"give a number {range_}")
-
-
-def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
+def generate(asked: Completion, out: Output) -> None:
     """Generate, show, check and sum up."""
     from offramp.cli.generation_summary import summary_lines, to_json
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import prompt_batch
 
-    prompts = prompt_batch(model, wanted.prompts, chat=wanted.chat)
+    model = asked.load(asked.model)
+    prompts = prompt_batch(model, asked.texts, chat=asked.chat)
     summary = console(sys.stderr)
-    if wanted.chat and model.uses_plain_chat_template:
+    if asked.chat and model.uses_plain_chat_template:
         summary.print("the model has no chat template: a plain turn is used")
-    painter = Painter(out.console, tuple(wanted.options.policy.needs(model.layers)), model.layers)
+    painter = Painter(out.console, tuple(asked.options.policy.needs(model.layers)), model.layers)
     legend = painter.legend()
     if legend is not None:
         out.console.file.write(legend + "\n")
-    batch = _shown(painter, model, wanted, prompts)
+    batch = _shown(painter, model, asked, prompts)
     problem = next((row.problem for row in batch.rows if row.problem is not None), None)
-    found = _checked(model, wanted, prompts, batch) if check and problem is None else None
-    for line in summary_lines(batch, wanted.options.kv, found, model.decode):
+    found = _checked(model, asked, prompts, batch) if asked.check_answer and problem is None else None
+    for line in summary_lines(batch, asked.options.kv, found, model.decode):
         summary.print(line, markup=False, soft_wrap=True)
-    policy = wanted.options.policy
-    if found is not None and wanted.options.heads is None and policy.needs(model.layers):
+    policy = asked.options.policy
+    if found is not None and asked.options.heads is None and policy.needs(model.layers):
         summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
-    value = to_json(model.shown_name, str(policy), wanted.options.kv, wanted.prompts, batch, found)
+    value = to_json(model.shown_name, str(policy), asked.options.kv, asked.texts, batch, found)
     if problem is not None:
         broken = OfframpError(
             f"the generation stopped early: {problem}",
@@ -216,18 +159,18 @@ def _answer(out: Output, model: Model, wanted: Wanted, check: bool) -> None:
     out.finish(value)
 
 
-def _shown(painter: Painter, model: Model, wanted: Wanted, prompts: PromptBatch) -> BatchGeneration:
+def _shown(painter: Painter, model: Model, asked: Completion, prompts: PromptBatch) -> BatchGeneration:
     """Generate; one answer is shown while it grows, several one after another when they are all there."""
     from offramp.cli.token_text import TokenStream
 
-    if len(wanted.prompts) == 1:
+    if len(asked.texts) == 1:
         stream = TokenStream(painter, model.decode, model.eos_token_ids)
         try:
-            return _generated(model, wanted, prompts, stream)
+            return _generated(model, asked, prompts, stream)
         finally:
             stream.end()
-    with stage(f"decoding {len(wanted.prompts)} prompts together"):
-        batch = _generated(model, wanted, prompts)
+    with stage(f"decoding {len(asked.texts)} prompts together"):
+        batch = _generated(model, asked, prompts)
     for place, row in enumerate(batch.rows, 1):
         painter.console.file.write(f"[{place}]\n")
         stream = TokenStream(painter, model.decode, model.eos_token_ids)
@@ -237,7 +180,9 @@ def _shown(painter: Painter, model: Model, wanted: Wanted, prompts: PromptBatch)
     return batch
 
 
-def _generated(model: Model, wanted: Wanted, prompts: PromptBatch, streamer: Any = None) -> BatchGeneration:
+def _generated(
+    model: Model, asked: Completion, prompts: PromptBatch, streamer: Any = None
+) -> BatchGeneration:
     from offramp.decoding.generation.generate import generate_batch
 
     with warnings.catch_warnings():
@@ -247,21 +192,21 @@ def _generated(model: Model, wanted: Wanted, prompts: PromptBatch, streamer: Any
             model,
             prompts.ids,
             prompts.mask,
-            wanted.options.for_task(None),
-            seed=wanted.seed,
+            asked.options.for_task(None),
+            seed=asked.seed,
             streamer=streamer,
-            **wanted.sampling,
+            **asked.sampling,
         )
 
 
-def _checked(model: Model, wanted: Wanted, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
+def _checked(model: Model, asked: Completion, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
     """The answers held against the full model's own."""
     from offramp.cli.generation_summary import FullModelCheck
     from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
     from offramp.decoding.quality.judging import free_running, tokens_before_divergence
 
     with stage("the full model's own answer"):
-        options = replace(FULL_MODEL, new_tokens=wanted.options.new_tokens)
+        options = replace(FULL_MODEL, new_tokens=asked.options.new_tokens)
         plain = generate_batch(model, prompts.ids, prompts.mask, options)
         pairs = list(zip(batch.rows, plain.rows, strict=True))
         quality = free_running(

@@ -29,7 +29,7 @@ from offramp.cli.console import show_error
 from offramp.cli.doctor_command import doctor
 from offramp.cli.exits_command import exits
 from offramp.cli.former import former_error
-from offramp.cli.generate_command import generate
+from offramp.cli.generate_command import Completion, generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
 from offramp.cli.list_command import list_things
@@ -103,7 +103,7 @@ app.command("replay")(replay)
 app.command("tune")(tune)
 app.command("predict")(predict)
 app.command("bench")(bench)
-app.command("generate")(generate)
+command(app, "generate", Completion)(generate)
 app.add_typer(study, name="study")
 app.command("compare")(compare)
 app.command("report")(report)

@@ -1,0 +1,70 @@
+"""`Leaving`: the part of a request that says how a policy decodes on a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from offramp.kit import defaults
+from offramp.kit.request import flags, only_if
+from offramp.tracing.asked import Placed
+from offramp.tracing.progress import stage
+
+if TYPE_CHECKING:
+    from offramp.decoding.options import DecodingOptions
+    from offramp.models.model import Model
+
+SPECULATE = "speculate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving(Placed):
+    """Where tokens leave, and what becomes of the layers that they skip."""
+
+    policy: Annotated[str | None, flags("--policy", "-p")] = None
+    """static:exit=20, threshold:signal=...,value=...,exits=..., a .json; never: the full model."""
+    kv: str | None = None
+    """Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), recompute,
+    speculate, monotone."""
+    draft_length: Annotated[
+        str | None,
+        only_if(lambda asked: asked.options.kv == SPECULATE, "without --kv speculate", "--kv speculate"),
+    ] = None
+    """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
+    {defaults.DRAFT_LENGTH}."""
+    batching: str | None = None
+    """How rows of a batch leave: lockstep (the default) or rebatch."""
+    new_tokens: int = defaults.NEW_TOKENS
+    """New tokens at most."""
+
+    @property
+    def heads_file(self) -> Path | None:
+        """That exits are read through: the file that was given, or that of the run whose policy it is."""
+        raise NotImplementedError
+
+    @cached_property
+    def options(self) -> DecodingOptions:
+        """The same as decoding takes it. Raises InputError, PolicyError among them, or DamagedFileError."""
+        from offramp.decoding.options import DecodingOptions
+
+        return DecodingOptions.read(
+            self.policy,
+            kv=self.kv,
+            heads=self.heads_file,
+            draft_length=self.draft_length,
+            batching=self.batching,
+            new_tokens=self.new_tokens,
+        )
+
+    def load(self, model: str) -> Model:
+        """The model of this name, once its files, the policy and the exit heads fit each other.
+
+        Raises ModelError and InputError.
+        """
+        with stage("loading the model and checking its exits"):
+            found = self.find(model)
+            self.options.check_asked(found, self.heads_file)
+            self.options.check_files(found.dtype)
+            return found.load()
