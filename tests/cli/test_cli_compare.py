@@ -114,7 +114,7 @@ def test_what_is_not_equal_is_refused_unless_asked_for(
 def test_a_pair_is_refused_with_what_to_use_instead(finished_run: Path, tmp_path: Path) -> None:
     command = ["compare", finished_run, "-o", tmp_path / "out", "--pair", "a=b", "--json"]
     error = run_offramp(*command).require(2).json["error"]
-    assert error["where"] == "--pair"
+    assert error["what"] == "--pair is no option any more"
     assert "experiments/claims" in error["fix"]
     assert not (tmp_path / "out").exists()
     assert "--pair" not in run_offramp("compare", "--help").require(0).out

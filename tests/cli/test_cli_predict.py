@@ -125,6 +125,6 @@ def test_a_saving_from_a_score_is_refused_with_what_to_use_instead(
 ) -> None:
     command = ["predict", "never", "--trace", traces[0], option, "x"]
     error = run_offramp(*command, "--json").require(2).json["error"]
-    assert error["where"] == option
+    assert error["what"] == f"{option} is no option any more"
     assert "experiments/claims/predict.py" in error["fix"]
     assert option not in run_offramp("predict", "--help").require(0).out

@@ -17,8 +17,8 @@ from tiny_study import PRUNED, results, write_study
 
 import offramp
 from command_line import Here, finish, run_offramp, start_offramp
-from offramp.cli.study_folder import require_own
 from offramp.errors import InputError
+from offramp.report.pages import require_own_study as require_own
 from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
@@ -330,7 +330,7 @@ def test_ctrl_c_says_how_to_go_on(small: Path, monkeypatch: pytest.MonkeyPatch) 
         (["--engine", "slurm"], "no engine named 'slurm'", "--engine"),
         (["--workers", "0"], "0 processes", "--workers"),
         (["--memory", "much"], "'much' is not an amount of memory", "--memory"),
-        (["--address", "here:6379"], "means nothing to the local engine", "--address"),
+        (["--address", "here:6379"], "means nothing with the local engine", "--address"),
         (["--engine", "ray", "--memory", "8GB"], "each node was started with", "--memory"),
     ],
 )

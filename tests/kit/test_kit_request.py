@@ -38,7 +38,7 @@ from offramp.kit.request import (
 )
 
 MINUTES = 3.5
-FEWEST = 1
+FEWEST = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Bake(Sizes, Request[str]):
     minutes: Annotated[float | None, only_with("oven"), not_repeated] = None
     """By default {MINUTES:g}."""
     glaze: Annotated[
-        str | None, only_if(lambda asked: len(asked.layers) >= FEWEST, "without layers", "--layer")
+        str | None, only_if(lambda asked: len(asked.layers) > FEWEST, "on {cake} without layers", "--layer")
     ] = None
     """Of the top."""
     gloss: Annotated[int, only_with("glaze"), added_later] = 0
@@ -173,7 +173,7 @@ def test_the_call_shows_its_fields() -> None:
     ("options", "what"),
     [
         ({"minutes": 2.0, "oven": False}, "--minutes means nothing with --no-oven"),
-        ({"glaze": "sugar"}, "--glaze means nothing without layers"),
+        ({"glaze": "sugar"}, "--glaze means nothing on rye without layers"),
         ({"gloss": 2}, "--gloss means nothing without --glaze"),
         ({"tokens": 0}, "no tokens"),
         ({"tokens": 1.5}, "tokens cannot be float 1.5"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from offramp.errors import OfframpError, printable
@@ -17,6 +18,10 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.console = console(sys.stderr if as_json else sys.stdout)
+
+    def say_page(self, page: Path) -> None:
+        """Say where a page lies."""
+        self.console.print(f"Report: {page}", markup=False, soft_wrap=True)
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""

@@ -8,15 +8,14 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson
 from offramp.errors import OfframpError
 from offramp.files import remove
 from offramp.kit.defaults import DEFAULT_MODEL
+from offramp.kit.request import Request
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,19 @@ class Finding:
     fix: str = ""
 
 
-def doctor(
-    clear_cache: Annotated[
-        bool,
-        typer.Option(
-            "--clear-cache", help="Remove converted models from the cache; they are made again when needed."
-        ),
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand(Request[None]):
     """Look at versions, the default model, the compiler, the cache and the machine."""
+
+    clear_cache: bool = False
+    """Remove converted models from the cache; they are made again when needed."""
+
+
+def doctor(asked: DoctorCommand, out: Output) -> None:
+    """Look at each, and say what to do about what is not fine."""
     from rich.markup import escape
 
-    out = Output(as_json)
-    if clear_cache:
+    if asked.clear_cache:
         out.console.print(_clear_cache(), markup=False, soft_wrap=True)
     findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
     for finding in findings:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 
+from offramp.commands import LAB_MOVED
 from offramp.errors import InputError
 
 LM_EVAL = "offramp-lm-eval --model offramp --model_args pretrained=MODEL,policy=P --tasks"
 TASKS = f"{LM_EVAL} offramp-multiple-choice,offramp-reasoning (docs/harness.md)"
 
+SCORES = "run experiments/claims/predict.py of offramp's repository on tables/ of offramp compare"
+
 FORMER = {
+    "offramp lab": LAB_MOVED,
+    "offramp compare --pair": "run pairs.py DIR... --pair FIRST SECOND, in experiments/claims of offramp's "
+    "repository",
+    **{f"offramp predict {option}": SCORES for option in ("--from-scores", "--score", "--level", "--floor")},
     "offramp bench --task": f"lm-eval asks the questions now, with the same policies: {TASKS}",
     "offramp bench --questions": f"lm-eval asks the questions now, as many as its --limit says: {TASKS}",
     "offramp bench --allow-code": "use lm-eval's own switch, in a virtual machine: HF_ALLOW_CODE_EVAL=1 "

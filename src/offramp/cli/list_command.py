@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson
 from offramp.errors import InputError
+from offramp.kit.request import Request, argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -114,12 +113,8 @@ LISTS: dict[str, Callable[[], Rows]] = {
 }
 
 
-def list_things(
-    what: Annotated[
-        str, typer.Argument(help="models, workloads, transforms, policies, signals or hardware.")
-    ],
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ListCommand(Request[None]):
     """List models, workloads, transforms, policies, signals or hardware known by name.
 
     Wherever a hardware name fits, so does a .toml profile of your own.
@@ -132,16 +127,26 @@ def list_things(
     and a table of the array batch for each batch size: size, layer, head and, if
     known, token or overhead, key_value, lens, probes.
     """
-    if what not in LISTS:
-        near = difflib.get_close_matches(what, LISTS, n=1)
-        raise InputError(
-            f"there is no list of {what!r}",
-            fix=(f"did you mean {near[0]}? " if near else "") + "choose one of: " + ", ".join(LISTS),
-        )
-    out = Output(as_json)
-    rows = LISTS[what]()
+
+    what: Annotated[str, argument]
+    """models, workloads, transforms, policies, signals or hardware."""
+
+    def check(self) -> None:
+        """Refuse what there is no list of."""
+        super().check()
+        if self.what not in LISTS:
+            near = difflib.get_close_matches(self.what, LISTS, n=1)
+            raise InputError(
+                f"there is no list of {self.what!r}",
+                fix=(f"did you mean {near[0]}? " if near else "") + "choose one of: " + ", ".join(LISTS),
+            )
+
+
+def list_things(asked: ListCommand, out: Output) -> None:
+    """Show one of the lists."""
+    rows = LISTS[asked.what]()
     out.console.print(_listed(rows))
-    out.finish({what: rows})
+    out.finish({asked.what: rows})
 
 
 def _listed(rows: Rows) -> Table:

@@ -24,24 +24,24 @@ import typer
 
 from offramp.cli.bench_command import bench
 from offramp.cli.command import command
-from offramp.cli.compare_command import compare
+from offramp.cli.compare_command import CompareCommand, compare
 from offramp.cli.console import show_error
-from offramp.cli.doctor_command import doctor
+from offramp.cli.doctor_command import DoctorCommand, doctor
 from offramp.cli.exits_command import exits
 from offramp.cli.former import former_error
 from offramp.cli.generate_command import Completion, generate
 from offramp.cli.hardware_command import hardware
 from offramp.cli.heads_command import heads
-from offramp.cli.list_command import list_things
-from offramp.cli.predict_command import predict
-from offramp.cli.replay_command import replay
-from offramp.cli.report_command import report
+from offramp.cli.list_command import ListCommand, list_things
+from offramp.cli.predict_command import PredictCommand, predict
+from offramp.cli.replay_command import ReplayCommand, replay
+from offramp.cli.report_command import ReportCommand, report
 from offramp.cli.run_command import run
-from offramp.cli.score_command import score
+from offramp.cli.score_command import ScoreCommand, score
 from offramp.cli.study_command import study
-from offramp.cli.trace_command import trace
+from offramp.cli.trace_command import TraceCommand, trace
 from offramp.cli.tune_command import tune
-from offramp.commands import LAB_MOVED, filled
+from offramp.commands import filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
 from offramp.kit.numbers import require_bounded
 from offramp.models.quiet import silence_torchao
@@ -97,32 +97,21 @@ def offramp_command(
 
 
 command(app, "run", Run)(run)
-app.command("trace")(trace)
-app.command("score")(score)
-app.command("replay")(replay)
+command(app, "trace", TraceCommand)(trace)
+command(app, "score", ScoreCommand)(score)
+command(app, "replay", ReplayCommand)(replay)
 app.command("tune")(tune)
-app.command("predict")(predict)
+command(app, "predict", PredictCommand)(predict)
 app.command("bench")(bench)
 command(app, "generate", Completion)(generate)
 app.add_typer(study, name="study")
-app.command("compare")(compare)
-app.command("report")(report)
-app.command("list")(list_things)
+command(app, "compare", CompareCommand)(compare)
+command(app, "report", ReportCommand)(report)
+command(app, "list", ListCommand)(list_things)
 app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")
 app.add_typer(exits, name="exits")
-app.command("doctor")(doctor)
-
-
-@app.command(
-    "lab",
-    hidden=True,
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def lab() -> None:
-    """Moved: a package of its own."""
-    raise InputError("the lab is no part of offramp any more", where="offramp lab", fix=LAB_MOVED)
+command(app, "doctor", DoctorCommand)(doctor)
 
 
 def _bound_numbers(commands: typer.Typer) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson, refuse_idle
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
-from offramp.runs.contents import contents_at, machine_near, trace_for
+from offramp.kit.request import Request, argument
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
@@ -20,79 +17,58 @@ if TYPE_CHECKING:
 
     from offramp.tuning.predict import Prediction
 
-FORMER = "Refused: experiments/claims/predict.py does it."
 
-
-def predict(
-    trace: Annotated[
-        Path, typer.Option("--trace", help="The trace to predict for: its folder, or that of a run.")
-    ],
-    policy: Annotated[
-        str | None,
-        typer.Argument(help="What offramp tune wrote, or any policy: a .json or a text.", show_default=False),
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            "--hardware",
-            help="local, a name of offramp list hardware, or a .toml profile. Without it: bytes moved.",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            "--batch",
-            help="Sequences decoded side by side, in lockstep. By default as tuned, or 1.",
-            show_default=False,
-        ),
-    ] = None,
-    kv: Annotated[
-        str | None,
-        typer.Option(
-            "--kv",
-            help="Keys and values of skipped layers: propagate, mapped or recompute. By default as tuned.",
-            show_default=False,
-        ),
-    ] = None,
-    unseen: Annotated[
-        bool, typer.Option("--unseen", help="Judge on the documents only that tuning did not use.")
-    ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the documents behind the intervals.")] = SEED,
-    from_scores: Annotated[str | None, typer.Option("--from-scores", help=FORMER, hidden=True)] = None,
-    score: Annotated[str | None, typer.Option("--score", help=FORMER, hidden=True)] = None,
-    level: Annotated[str | None, typer.Option("--level", help=FORMER, hidden=True)] = None,
-    floor: Annotated[str | None, typer.Option("--floor", help=FORMER, hidden=True)] = None,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PredictCommand(Request[None]):
     """Predict a policy's speed and quality on another trace or machine, and whether its floor holds."""
-    former = {"--from-scores": from_scores, "--score": score, "--level": level, "--floor": floor}
-    if given := [option for option, value in former.items() if value is not None]:
-        raise InputError(
-            "a saving is no longer predicted from a score here",
-            where=", ".join(given),
-            fix="run experiments/claims/predict.py of offramp's repository on tables/ of offramp compare",
-        )
-    if policy is None:
-        raise InputError("there is nothing to predict with", where="offramp predict", fix="give a policy")
-    out = Output(as_json)
+
+    trace: Path
+    """The trace to predict for: its folder, or that of a run."""
+    policy: Annotated[str, argument]
+    """What offramp tune wrote, or any policy: a .json or a text."""
+    hardware: str | None = None
+    """local, a name of offramp list hardware, or a .toml profile. Without it: bytes moved."""
+    batch: int | None = None
+    """Sequences decoded side by side, in lockstep. By default as tuned, or 1."""
+    kv: str | None = None
+    """Keys and values of skipped layers: propagate, mapped or recompute. By default as tuned."""
+    unseen: bool = False
+    """Judge on the documents only that tuning did not use."""
+    seed: int = SEED
+    """Draws the documents behind the intervals."""
+
+
+def predict(asked: PredictCommand, out: Output) -> None:
+    """Predict, and show it."""
+    from offramp.runs.contents import contents_at, machine_near, trace_for
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
     from offramp.tuning.splits import require_seed
     from offramp.tuning.tuned import Tuned
 
-    require_seed(seed)
-    named = named_policy(policy)
-    refuse_idle(
-        {"--unseen": (unseen and not isinstance(named, Tuned), "with a policy that was not tuned", "")}
-    )
-    place = trace_for(trace, policy)
-    loaded, machine = Trace.load(place), machine_near(contents_at(place), hardware)
+    require_seed(asked.seed)
+    policy = named_policy(asked.policy)
+    if asked.unseen and not isinstance(policy, Tuned):
+        raise InputError(
+            "--unseen means nothing with a policy that was not tuned",
+            where="--unseen",
+            fix="leave --unseen out",
+        )
+    place = trace_for(asked.trace, asked.policy)
+    loaded, machine = Trace.load(place), machine_near(contents_at(place), asked.hardware)
     with stage("predicting"):
-        found = predict_policy(named, loaded, hardware=machine, batch=batch, kv=kv, seed=seed, unseen=unseen)
-    _show(out, found)
-    out.finish(_to_json(found))
+        prediction = predict_policy(
+            policy,
+            loaded,
+            hardware=machine,
+            batch=asked.batch,
+            kv=asked.kv,
+            seed=asked.seed,
+            unseen=asked.unseen,
+        )
+    _show(out, prediction)
+    out.finish(_to_json(prediction))
 
 
 def _show(out: Output, found: Prediction) -> None:

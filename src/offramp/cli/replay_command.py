@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson, Device, TraceFolder, idle_draft_length, refuse_idle, require_placement
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
+from offramp.kit.request import Request, argument, flags, only_if, only_with
 from offramp.models.devices import AUTO
-from offramp.runs.contents import contents_at, machine_near, trace_for
+from offramp.tracing.asked import OnDevice, only_speculating
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
@@ -26,94 +25,73 @@ COUNTED = {"bytes": "B", "flops": "FLOP"}
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
-def replay(
-    trace: TraceFolder,
-    policy: Annotated[
-        str,
-        typer.Option(
-            "--policy", "-p", help="static:exit=20, threshold:signal=...,value=...,exits=... or a .json."
-        ),
-    ],
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            "--hardware",
-            help="Predict seconds on this machine: a name of offramp list hardware, or a .toml profile.",
-            show_default=False,
-        ),
-    ] = None,
-    kv: Annotated[
-        str,
-        typer.Option(
-            "--kv", help="Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."
-        ),
-    ] = "propagate",
-    batch: Annotated[int, typer.Option("--batch", help="Sequences decoded together.")] = 1,
-    batching: Annotated[
-        str | None,
-        typer.Option(
-            "--batching",
-            help="How rows of a batch leave: lockstep (the default) or rebatch.",
-            show_default=False,
-        ),
-    ] = None,
-    draft_length: Annotated[
-        int | None,
-        typer.Option(
-            "--draft-length",
-            help=f"Tokens drafted before a verification, with --kv speculate: {DRAFT_LENGTH} by default.",
-            show_default=False,
-        ),
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Print every line of the cost breakdown.")
-    ] = False,
-    execute: Annotated[
-        bool,
-        typer.Option(
-            "--execute",
-            help="Also run the model on the same text, later tokens reading the K and V that the policy "
-            "leaves: what decoding would do.",
-        ),
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="With --execute: the model, by default the trace's.", show_default=False
-        ),
-    ] = None,
-    heads: Annotated[
-        Path | None,
-        typer.Option("--heads", help="With --execute: the exit heads of the trace.", show_default=False),
-    ] = None,
-    device: Device = AUTO,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReplayCommand(OnDevice, Request[None]):
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
+
+    trace: Annotated[Path, argument]
+    """A folder that offramp trace or offramp run wrote."""
+    policy: Annotated[str, flags("--policy", "-p")]
+    """static:exit=20, threshold:signal=...,value=...,exits=... or a .json."""
+    hardware: str | None = None
+    """Predict seconds on this machine: a name of offramp list hardware, or a .toml profile."""
+    kv: str = "propagate"
+    """Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."""
+    batch: int = 1
+    """Sequences decoded together."""
+    batching: Annotated[
+        str | None, only_if(lambda asked: asked.batch != 1, "at batch 1", "--batch 2 or more")
+    ] = None
+    """How rows of a batch leave: lockstep (the default) or rebatch."""
+    draft_length: Annotated[int | None, only_speculating] = None
+    """Tokens drafted before a verification, with --kv speculate: {DRAFT_LENGTH} by default."""
+    explain: bool = False
+    """Print every line of the cost breakdown."""
+    execute: bool = False
+    """Also run the model on the same text, later tokens reading the K and V that the policy leaves: what
+    decoding would do."""
+    model: Annotated[str | None, only_with("execute")] = None
+    """With --execute: the model, by default the trace's."""
+    heads: Annotated[Path | None, only_with("execute")] = None
+    """With --execute: the exit heads of the trace."""
+    device: Annotated[str, only_with("execute")] = AUTO
+    """With --execute, where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1,
+    mps, xpu."""
+
+    def check(self) -> None:
+        """Refuse a rerun in a batch."""
+        super().check()
+        if self.execute and self.batch > 1:
+            raise InputError(
+                "a rerun follows one sequence at a time",
+                where="--execute",
+                fix="leave --batch or --execute out",
+            )
+
+
+def replay(asked: ReplayCommand, out: Output) -> None:
+    """Replay, and show what it saves and loses."""
     from offramp.policies.replay import replay as replay_policy
     from offramp.report.formats import counted
     from offramp.report.replayed import ORACLE
+    from offramp.runs.contents import contents_at, machine_near, trace_for
     from offramp.tracing.trace import Trace
 
-    _refuse_idle_options(kv, batch, batching, draft_length)
-    _refuse_idle_execution(execute, batch, model, heads, device)
-    require_placement(device)
-    batching = batching or "lockstep"
-    out = Output(as_json)
-    place = trace_for(trace, policy)
+    batching = asked.batching or "lockstep"
+    place = trace_for(asked.trace, asked.policy)
     loaded, contents = Trace.load(place), contents_at(place)
     result = replay_policy(
         loaded,
-        policy,
-        machine=machine_near(contents, hardware),
-        kv=kv,
-        batch=batch,
+        asked.policy,
+        machine=machine_near(contents, asked.hardware),
+        kv=asked.kv,
+        batch=asked.batch,
         batching=batching,
-        draft_length=DRAFT_LENGTH if draft_length is None else draft_length,
+        draft_length=DRAFT_LENGTH if asked.draft_length is None else asked.draft_length,
     )
-    grouping = f" in {batching}" if batch > 1 else ""
+    grouping = f" in {batching}" if asked.batch > 1 else ""
     out.console.print(
-        f"{result.policy} on {counted(len(result.exits), 'token')} (replayed, batch {batch}{grouping})",
+        f"{result.policy} on {counted(len(result.exits), 'token')} (replayed, batch {asked.batch}{grouping})",
         markup=False,
     )
     out.console.print(_summary_table(result))
@@ -121,31 +99,28 @@ def replay(
         out.console.print(f"  {ORACLE}")
     for note in result.notes:
         out.console.print(f"  note: {note}", markup=False)
-    if explain:
+    if asked.explain:
         out.console.print(_breakdown_table(result.breakdown))
-    breakdown = {"bill": result.breakdown.to_json()} if explain else {}
-    if heads is None and contents is not None:
-        heads = contents.heads
-    rerun = {"rerun": _execute(out, loaded, policy, kv, model, heads, device)} if execute else {}
+    breakdown = {"bill": result.breakdown.to_json()} if asked.explain else {}
+    heads = contents.heads if asked.heads is None and contents else asked.heads
+    rerun = {"rerun": _execute(out, asked, loaded, heads)} if asked.execute else {}
     out.finish({**_as_json(result), **breakdown, **rerun})
 
 
-def _execute(
-    out: Output, trace: Trace, policy: str, kv: str, name: str | None, heads: Path | None, device: str
-) -> dict[str, object]:
+def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None) -> dict[str, object]:
     """The same policy with the keys and values that it leaves; shown, and as JSON."""
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
 
     fitted = read_traced_heads(trace, heads)
     instead = "a replay still answers: leave --execute out"
-    model = load_traced_model(trace, name, fitted, instead=instead, device=device)
+    model = load_traced_model(trace, asked.model, fitted, instead=instead, device=asked.device)
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.report.formats import percent
     from offramp.report.replayed import exit_counts
 
     with stage("running the text again"):
-        found = rerun(model, trace, policy, kv, heads=fitted)
-    out.console.print(f"rerun ({found.how}): K and V as {kv} leaves them", markup=False)
+        found = rerun(model, trace, asked.policy, asked.kv, heads=fitted)
+    out.console.print(f"rerun ({found.how}): K and V as {asked.kv} leaves them", markup=False)
     out.console.print(f"  agreement with the full model  {percent(found.agreement)}", markup=False)
     out.console.print(f"  layers skipped                 {percent(found.skip_ratio)}", markup=False)
     if found.drift is not None:
@@ -163,34 +138,6 @@ def _execute(
         "drift": None if found.drift is None else vars(found.drift),
         "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
     }
-
-
-def _refuse_idle_execution(
-    execute: bool, batch: int, model: str | None, heads: Path | None, device: str
-) -> None:
-    """Raise InputError for options of a rerun without one, and for a rerun in a batch."""
-    without = "without --execute"
-    refuse_idle(
-        {
-            "--model": (model is not None and not execute, without, "--execute"),
-            "--heads": (heads is not None and not execute, without, "--execute"),
-            "--device": (device != AUTO and not execute, without, "--execute"),
-        }
-    )
-    if execute and batch > 1:
-        raise InputError(
-            "a rerun follows one sequence at a time", where="--execute", fix="leave --batch or --execute out"
-        )
-
-
-def _refuse_idle_options(kv: str, batch: int, batching: str | None, draft_length: int | None) -> None:
-    """Raise InputError for an option that was given and would change nothing."""
-    refuse_idle(
-        {
-            "--draft-length": idle_draft_length(kv, draft_length),
-            "--batching": (batching is not None and batch == 1, "at batch 1", "--batch 2 or more"),
-        }
-    )
 
 
 def _summary_table(result: ReplayResult) -> Table:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from offramp.cli.console import Output
-from offramp.cli.options import AsJson
-from offramp.runs.folder import find_raw_traces, find_traces
+from offramp.kit.request import Request, argument
 
 if TYPE_CHECKING:
     from offramp.report.word_table import WordTable
@@ -18,23 +16,28 @@ if TYPE_CHECKING:
     from offramp.tracing.trace import Trace
 
 
-def score(
-    traces: Annotated[list[Path], typer.Argument(help="Folders that offramp trace or offramp run wrote.")],
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand(Request[None]):
     """Score how suited a model is to early exit, from its traces. Needs no model.
 
     Of a trace made with --heads and one without, of the same tokens and exits, both readings are held against
     each other; a run with exit heads has both.
     """
+
+    traces: Annotated[tuple[Path, ...], argument]
+    """Folders that offramp trace or offramp run wrote."""
+
+
+def score(asked: ScoreCommand, out: Output) -> None:
+    """Score every trace, and show the cards."""
     from offramp.report.readings import readings_sentence, readings_table
+    from offramp.runs.folder import find_raw_traces, find_traces
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
 
-    out = Output(as_json)
-    folders = [found for folder in dict.fromkeys(traces) for found in find_traces(folder)]
-    loaded = {folder: Trace.load(folder) for folder in folders}
-    aside = [Trace.load(path) for folder in dict.fromkeys(traces) for path in find_raw_traces(folder)]
+    given = dict.fromkeys(asked.traces)
+    loaded = {folder: Trace.load(folder) for path in given for folder in find_traces(path)}
+    aside = [Trace.load(folder) for path in given for folder in find_raw_traces(path)]
     cards = []
     for folder, trace in loaded.items():
         card = score_trace(trace, beside=_raw_reading(trace, [*loaded.values(), *aside]))

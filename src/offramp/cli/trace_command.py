@@ -2,153 +2,138 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.cli.console import Output
-from offramp.cli.options import (
-    AsJson,
-    ContextLength,
-    Device,
-    DocumentTokens,
-    ExitsOrTrained,
-    HeadsFile,
-    Memory,
-    ModelName,
-    Overwrite,
-    Precision,
-    RemoteCode,
-    Repair,
-    Signals,
-    Stream,
-    Tokens,
-    Transforms,
-    WorkloadNames,
-    require_options,
-    require_placement,
-)
 from offramp.errors import InputError
-from offramp.models.devices import AUTO
+from offramp.files import require_writable
+from offramp.kit.request import Request, flags
+from offramp.tracing.asked import Made, Measuring, OnModel, Streamed
 from offramp.tracing.progress import stage
-from offramp.tracing.request import DEFAULT_TOKENS
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.trace import Trace
+    from offramp.workloads.workload import Workload
 
 
-def trace(
-    model: ModelName,
-    workload: WorkloadNames,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trace.")],
-    tokens: Tokens = DEFAULT_TOKENS,
-    exits: ExitsOrTrained = "all",
-    signals: Signals = "",
-    heads: HeadsFile = None,
-    context: ContextLength = None,
-    document_tokens: DocumentTokens = None,
-    device: Device = AUTO,
-    dtype: Precision = AUTO,
-    transform: Transforms = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="MODEL",
-            help="Another model of the same vocabulary, whose choice at every token is kept: what a trained "
-            "model was before.",
-            show_default=False,
-        ),
-    ] = None,
-    trust_remote_code: RemoteCode = False,
-    stream: Stream = None,
-    memory: Memory = None,
-    overwrite: Overwrite = False,
-    repair: Repair = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TraceCommand(Measuring, OnModel, Streamed, Made, Request[None]):
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
-    from offramp.models.memory import parse_size
-    from offramp.tracing.exits_folder import exits_of
-    from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
+
+    workload: Annotated[tuple[str, ...], flags("--workload", "-w")]
+    """prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH,
+    jsonl:PATH#field, hf:dataset#split#field, continued:N:WORKLOAD (the model goes on after N tokens)."""
+    output: Annotated[Path, flags("--output", "-o")]
+    """Folder for the trace."""
+    signals: str = ""
+    """What to record beyond the facts of every trace: restricted,kl_to_previous or all."""
+    reference: Annotated[str | None, flags(metavar="MODEL")] = None
+    """Another model of the same vocabulary, whose choice at every token is kept: what a trained model was
+    before."""
+
+    def check(self) -> None:
+        """Refuse several workloads, and an output that cannot be a folder."""
+        super().check()
+        require_writable(self.output)
+        if len(self.workload) > 1:
+            raise InputError(
+                f"a trace is of one workload, not of {len(self.workload)}",
+                where="--workload",
+                fix="trace each into a folder of its own, or all at once with offramp run",
+            )
+
+
+def trace(asked: TraceCommand, out: Output) -> None:
+    """Trace, and say what the trace holds."""
     from offramp.tracing.request import parse_signals
     from offramp.workloads.registry import load_workload
 
-    out = Output(as_json)
-    exits, heads = exits_of(exits, heads)
-    require_options(
-        tokens=tokens,
-        context=context,
-        document_tokens=document_tokens,
-        exits=exits,
-        output=output,
-    )
-    require_placement(device, dtype)
-    budget = None if memory is None else parse_size(memory, "--memory")
-    transforms = read_transforms(transform, dtype)
-    if len(workload) > 1:
-        raise InputError(
-            f"a trace is of one workload, not of {len(workload)}",
-            where="--workload",
-            fix="trace each into a folder of its own, or all at once with offramp run",
-        )
-    work = load_workload(workload[0])
-    recorded = parse_signals(signals, work.mode)
+    work = load_workload(asked.workload[0])
+    recorded = parse_signals(asked.signals, work.mode)
 
-    from offramp.report.formats import counted
-    from offramp.tracing.fitted_heads import FittedHeads
     from offramp.tracing.folder import refuse_foreign_files
     from offramp.tracing.heads_file import read_heads
-    from offramp.tracing.request import parse_exits
     from offramp.tracing.tracer import trace as trace_model
 
-    refuse_foreign_files(output)
-    fitted = None if heads is None else read_heads(heads)
-    with stage("loading the model and checking its exits"):
-        asked = find_model(model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
-        if fitted is not None:
-            asked.require_heads(fitted, str(heads))
-            FittedHeads.of(fitted, parse_exits(exits, fitted.model["layers"]))
-        judge = None
-        if reference is not None:
-            judge = find_model(
-                reference, (), dtype=asked.dtype, trust_remote_code=trust_remote_code, device=device
-            )
-        loaded = load_for_tracing(asked, [work], stream=stream, memory=budget)
-        original = None if judge is None else judge.load()
-    result = trace_model(
-        loaded,
+    refuse_foreign_files(asked.output)
+    heads = None if asked.heads_file is None else read_heads(asked.heads_file)
+    model, reference = _models(asked, work, heads)
+    made = trace_model(
+        model,
         work,
-        tokens=tokens,
-        exits=exits,
+        tokens=asked.tokens,
+        exits=asked.layers,
         signals=recorded,
-        heads=fitted,
-        context=context,
-        document_tokens=document_tokens,
-        reference=original,
-        output=output,
-        overwrite=overwrite,
-        repair=repair,
+        heads=heads,
+        context=asked.context,
+        document_tokens=asked.document_tokens,
+        reference=reference,
+        output=asked.output,
+        overwrite=asked.overwrite,
+        repair=asked.repair,
         progress=True,
     )
-    valid = [document for document in result.documents if document.valid]
-    left_out = [document for document in result.documents if not document.valid]
-    lines = [
-        f"{counted(result.token_count, 'token')} of {counted(len(valid), 'document')} at "
-        f"{counted(len(result.exits), 'exit')}: {output}",
-        *[f"document {document.id} is left out: {document.reason}" for document in left_out],
-        *result.provenance["notes"],
-    ]
-    for line in lines:
+    for line in _lines(made, asked.output):
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(
-        {
-            "trace": str(output),
-            "tokens": result.token_count,
-            "documents": len(valid),
-            "left_out": [{"id": document.id, "reason": document.reason} for document in left_out],
-            "exits": result.exits.tolist(),
-            "facts": list(result.fact_names),
-            "streamed": loaded.streamed is not None,
-            "notes": result.provenance["notes"],
-            "request_fingerprint": result.provenance["request_fingerprint"],
-        }
-    )
+    out.finish(_summary(made, asked.output, streamed=model.streamed is not None))
+
+
+def _models(asked: TraceCommand, work: Workload, heads: ExitHeads | None) -> tuple[Model, Model | None]:
+    """The model, and the one whose choices are kept beside its own."""
+    from offramp.tracing.fitted_heads import FittedHeads
+    from offramp.tracing.loading import find_model, load_for_tracing
+    from offramp.tracing.request import parse_exits
+
+    with stage("loading the model and checking its exits"):
+        found = asked.find(asked.model)
+        if heads is not None:
+            found.require_heads(heads, str(asked.heads))
+            FittedHeads.of(heads, parse_exits(asked.layers, heads.model["layers"]))
+        judge = None
+        if asked.reference is not None:
+            judge = find_model(
+                asked.reference,
+                (),
+                dtype=found.dtype,
+                trust_remote_code=asked.trust_remote_code,
+                device=asked.device,
+            )
+        model = load_for_tracing(found, [work], stream=asked.stream, memory=asked.memory_bytes)
+        return model, None if judge is None else judge.load()
+
+
+def _lines(trace: Trace, output: Path) -> list[str]:
+    """How much was traced, what was left out, and what is to be said of it."""
+    from offramp.report.formats import counted
+
+    valid = [document for document in trace.documents if document.valid]
+    left_out = [document for document in trace.documents if not document.valid]
+    return [
+        f"{counted(trace.token_count, 'token')} of {counted(len(valid), 'document')} at "
+        f"{counted(len(trace.exits), 'exit')}: {output}",
+        *[f"document {document.id} is left out: {document.reason}" for document in left_out],
+        *trace.provenance["notes"],
+    ]
+
+
+def _summary(trace: Trace, output: Path, *, streamed: bool) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "trace": str(output),
+        "tokens": trace.token_count,
+        "documents": sum(document.valid for document in trace.documents),
+        "left_out": [
+            {"id": document.id, "reason": document.reason}
+            for document in trace.documents
+            if not document.valid
+        ],
+        "exits": trace.exits.tolist(),
+        "facts": list(trace.fact_names),
+        "streamed": streamed,
+        "notes": trace.provenance["notes"],
+        "request_fingerprint": trace.provenance["request_fingerprint"],
+    }

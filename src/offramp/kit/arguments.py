@@ -93,7 +93,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
 def evaluated(annotation: str, module: Mapping[str, Any]) -> Any:
     """The annotation of a module's name, read, without importing what the module does not."""
     names = _Names(module)
-    return eval(annotation, names, names)
+    return eval(annotation, names, names)  # globals, too: a lambda in it reads them when it is called
 
 
 def settled(name: str, value: Any, hint: Any, said: str) -> Any:

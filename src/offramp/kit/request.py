@@ -60,8 +60,8 @@ def flags(*names: str, metavar: str | None = None) -> Flags:
 class OnlyIf:
     """Where a field means something.
 
-    holds: of the whole request. beside: where it does not: "at batch 1". give: what to add for it to have a
-    meaning, "" if nothing can give it one.
+    holds: of the whole request. beside: where it does not: "at batch 1", with fields in braces. give: what to
+    add for it to have a meaning, "" if nothing can give it one.
     """
 
     holds: Callable[[Any], object]
@@ -247,7 +247,7 @@ class Request(Options, Generic[Answer]):
         for mark in field.marks:
             beside, give = "", ""
             if isinstance(mark, OnlyIf) and not mark.holds(self):
-                beside, give = mark.beside, mark.give
+                beside, give = mark.beside.format_map(vars(self)), mark.give
             elif isinstance(mark, OnlyWith) and getattr(self, mark.other) in (None, False, ()):
                 other = fields[mark.other]
                 name = f"--{other.switch(False).replace('_', '-')}"

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from offramp.errors import InputError
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -27,6 +25,8 @@ def available_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     groups, own: where Linux lists the limits of control groups (containers), and the groups of this process.
     Idle pages of files count as free: the system gives them up when memory is asked for.
     """
+    import psutil  # which takes a while
+
     left = [int(psutil.virtual_memory().available)]
     for group, (_, used, idle), limit in _limited_groups(groups, own):
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -36,6 +36,8 @@ def available_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
 
 def machine_memory(groups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
     """Bytes that there are for all processes here: the machine's, or what its control groups allow."""
+    import psutil
+
     return min([int(psutil.virtual_memory().total), *(limit for *_, limit in _limited_groups(groups, own))])
 
 

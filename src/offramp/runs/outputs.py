@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from offramp.errors import InputError
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.kit.output_folder import RECORD_FILE, OutputFolder
 from offramp.policies.grammar import parse_policy, write_policy
@@ -14,10 +15,11 @@ from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
-from offramp.report.run_reading import RunReader
+from offramp.report.run_reading import RunReader, command_of
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
 from offramp.runs.folder import SUMMARY_FILE, owned_run
+from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Task
 from offramp.tracing.manifest import MANIFEST
@@ -111,3 +113,20 @@ def _copy(owned: OutputFolder, files: Mapping[str, Path]) -> None:
         for name in sorted(missing, key=lambda name: (name.endswith(f"/{MANIFEST}"), name)):
             (owned.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(owned.path / name, partial(shutil.copyfile, missing[name]))
+
+
+def require_done(folder: StudyFolder) -> None:
+    """Refuse a run of which tasks are to do or damaged: its page would show less than its last one.
+
+    Raises InputError with what is missing. What could not be decoded is no part of it.
+    """
+    plan = folder.read_plan()
+    undone = {task.kind: folder.condition(task) for task in plan.tasks.values() if not folder.is_done(task)}
+    missing = [f"{kind} ({state})" for kind, state in undone.items() if state != "failed"]
+    if missing:
+        raise InputError(
+            f"the run is not whole: {', '.join(missing)}",
+            where=str(folder.path),
+            fix="give its command again, which does what is missing or damaged, and writes the page: "
+            + command_of(folder),
+        )

@@ -22,6 +22,7 @@ from offramp.kit.request import (
     not_identity,
     not_repeated,
     only_with,
+    python_only,
 )
 from offramp.tracing.asked import Made, Measuring, Placed, Streamed
 
@@ -63,6 +64,8 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
     default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on."""
     output: Annotated[Path | str | None, not_identity, flags("--output", "-o")] = None
     """Folder for everything. By default runs/<model>-<key>."""
+    progress: Annotated[bool, python_only] = False
+    """Say on standard error what goes on."""
 
     def settle(self) -> dict[str, Any]:
         """A model and texts at hand by the names that this process finds them by; floors as numbers."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from offramp.kit.request import Options, argument, flags, not_identity, not_repeated, python_only
+from offramp.kit.request import Options, argument, flags, not_identity, not_repeated, only_if
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.tracing.exits_folder import ALL, exits_of
@@ -21,12 +21,28 @@ if TYPE_CHECKING:
     from offramp.tracing.loading import ModelRequest
 
 
+only_speculating = only_if(lambda asked: asked.kv == "speculate", "with --kv {kv}", "--kv speculate")
+"""Of the length of drafts: only speculation drafts."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Placed(Options):
-    """Where a model computes, in what, and what is done to it at load."""
+class OnDevice(Options):
+    """Where a model computes."""
 
     device: str = AUTO
     """Where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1, mps, xpu."""
+
+    def check(self) -> None:
+        """Refuse a device that is not here."""
+        super().check()
+        if self.device != AUTO:  # which is here in any case, and would have torch imported to be looked for
+            find_device(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placed(OnDevice):
+    """Where a model computes, in what, and what is done to it at load."""
+
     dtype: str = AUTO
     """float32, bfloat16, float16 or auto: the checkpoint's on an accelerator, else float32."""
     transforms: Annotated[str | Sequence[Any], flags("--transform")] = ()
@@ -46,11 +62,9 @@ class Placed(Options):
         return read_transforms(self.transforms, self.dtype)
 
     def check(self) -> None:
-        """Refuse a dtype that models are not loaded in, and a device that is not here."""
+        """Refuse a dtype that models are not loaded in, too."""
         super().check()
         require_dtype(self.dtype, "--dtype")
-        if self.device != AUTO:  # which is here in any case, and would have torch imported to be looked for
-            find_device(self.device)
 
     def find(self, model: str) -> ModelRequest:
         """The files of the model that is meant, checked as far as it goes without loading a weight.
@@ -66,11 +80,6 @@ class Placed(Options):
             trust_remote_code=self.trust_remote_code,
             device=self.device,
         )
-
-    def words(self, model: str) -> dict[str, Any]:
-        """The model and these options, as `command_line` takes them."""
-        own = ("device", "dtype", "transform", "trust_remote_code")
-        return {name: value for name, value in self.given().items() if name in own}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,5 +163,3 @@ class Made(Options):
     """Replace what another command left in the folder."""
     repair: Annotated[bool, not_identity, not_repeated] = False
     """Trace damaged parts of a finished trace again."""
-    progress: Annotated[bool, python_only] = False
-    """Say on standard error what goes on."""

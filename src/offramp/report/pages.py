@@ -1,19 +1,92 @@
-"""The folder of a study as the commands choose it: where it lies, and that nothing else is in it."""
+"""Pages in folders: that of a comparison with its tables, and that of a study in the study's own folder."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.cli.console import Output
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import JsonError, read_json, require_writable
+from offramp.files import (
+    JsonError,
+    locked_folder,
+    read_json,
+    require_writable,
+    sha256_of_file,
+    source_fingerprint,
+    write_json_atomically,
+    write_text_atomically,
+)
 from offramp.kit.output_folder import CHANGED, UNKNOWN, OutputFolder
 from offramp.report import REPORT_FILE
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
+    from offramp.studies.comparison.results import Comparison
     from offramp.studies.folder import StudyFolder
+
+TABLES = "tables"
+CITATION_FILE = "citation.bib"
+STAMP = "report.json"
+"""What the page was written from, beside it: a finished study is then not compared again to say the same."""
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write `report.html`, `tables/` (CSV and Parquet) and `citation.bib` into a folder; the page's path."""
+    from offramp.report.page import write_comparison_page
+    from offramp.studies.comparison.tables import write_tables
+
+    write_tables(comparison, folder / TABLES)
+    write_text_atomically(folder / CITATION_FILE, comparison.citation)
+    return write_comparison_page(comparison, folder / REPORT_FILE)
+
+
+def owned_pages(folder: Path) -> OutputFolder:
+    """The folder of a page with its tables. One that an older offramp wrote is told by what lies in it."""
+    owned = OutputFolder(folder)
+    tables = sorted(path.name for path in (folder / TABLES).glob("*"))
+    known = {"cells.jsonl", "left_out.csv", "models.csv"}.intersection(tables)
+    if owned.listed() or not known or not (folder / REPORT_FILE).is_file():
+        return owned
+    return OutputFolder(
+        folder, dict.fromkeys([REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{t}" for t in tables)])
+    )
+
+
+def require_own_pages(folder: Path) -> None:
+    """Make sure that the folder is absent, empty or that of an earlier page with its tables.
+
+    Raises InputError if not: the page of a run or a study has the same name.
+    """
+    require_writable(folder)
+    owned = owned_pages(folder)
+    is_page = any(name.startswith(f"{TABLES}/") for name in owned.listed())
+    if others := owned.foreign() if is_page else owned.entries():
+        raise InputError(
+            f"the output folder holds files that are not a comparison: {', '.join(others[:3])}",
+            where=str(folder),
+            fix="choose another folder with -o",
+        )
+
+
+@contextlib.contextmanager
+def new_pages(folder: Path) -> Iterator[Path]:
+    """A folder to write a page and tables into, which then take the place of those in `folder`.
+
+    Raises what `require_own_pages` raises.
+    """
+    require_own_pages(folder)
+    existed = folder.exists()
+    with locked_folder(folder):
+        require_own_pages(folder)  # as it is now that nobody else writes
+        try:
+            with owned_pages(folder).replaced(REPORT_FILE) as made:
+                yield made
+        except Exception:
+            if not existed:
+                OutputFolder(folder).leave()
+            raise
 
 
 def folder_of(name: str, output: Path | None) -> Path:
@@ -21,14 +94,11 @@ def folder_of(name: str, output: Path | None) -> Path:
     return Path("runs") / f"study-{name}" if output is None else output
 
 
-def require_own(folder: Path, name: str) -> None:
+def require_own_study(folder: Path, name: str) -> None:
     """Make sure that the folder is absent, empty or that of the study with this name.
 
     Raises InputError if not: a run has a page of the same name, and another study its own plan.
     """
-    from offramp.cli.compare_command import CITATION_FILE, TABLES
-    from offramp.cli.study_folder import STAMP
-    from offramp.report import REPORT_FILE
     from offramp.studies.fingerprints import FILE
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS
 
@@ -68,14 +138,8 @@ def _study_in(folder: Path) -> str | None:
         return None
 
 
-STAMP = "report.json"
-"""What the page was written from, beside it: a finished study is then not compared again to say the same."""
-
-
-def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
+def write_study_page(folder: StudyFolder, *, mixed: bool = False) -> Path:
     """Write the comparison of what is done into the study's own folder; the page's path."""
-    from offramp.cli.compare_command import write_comparison
-    from offramp.files import write_json_atomically
     from offramp.studies.comparison.reading import read_comparison
     from offramp.studies.locks import holding
 
@@ -91,49 +155,34 @@ def write_report(folder: StudyFolder, *, mixed: bool) -> Path:
 
 def _owned(folder: Path) -> OutputFolder:
     """The folder of a study: what its report leaves. What the study itself leaves vouches for itself."""
-    from offramp.cli.compare_command import owned_pages
-
     owned = owned_pages(folder)
     return OutputFolder(folder, {STAMP: UNKNOWN, **owned.listed()})
 
 
-def report_of_run(out: Output, folder: StudyFolder) -> Path | None:
-    """Bring the report up to date at the end of a run and say where it lies; None, and why, if there is none.
+def study_page(folder: StudyFolder) -> Path:
+    """The page of a study, brought up to date.
 
-    A page is kept if plan, journal and the code that writes it are those that it was written from, and it and
-    its tables are as they were written.
+    It is kept if plan, journal and the code that writes it are those that it was written from, and it and its
+    tables are as they were written.
+
+    Raises InputError where there is nothing to compare.
     """
-    page = folder.path / REPORT_FILE
-    try:
-        if _stamp(folder) != {**_content(folder), "mixed": False, **_written(folder)}:
-            page = write_report(folder, mixed=False)
-    except InputError as error:
-        out.console.print(f"no report: {error}", markup=False, soft_wrap=True)
-        return None
-    show_report(out, page)
-    return page
-
-
-def show_report(out: Output, report: Path) -> None:
-    """Say where the page lies."""
-    out.console.print(f"Report: {report}", markup=False, soft_wrap=True)
+    if _stamp(folder) == {**_content(folder), "mixed": False, **_written(folder)}:
+        return folder.path / REPORT_FILE
+    return write_study_page(folder)
 
 
 def _content(folder: StudyFolder) -> dict[str, str]:
     """SHA-256 of all that a report follows from: plan, journal (every result has its line there), code."""
-    from offramp.files import sha256_of_file, source_fingerprint
     from offramp.studies.folder import JOURNAL, PLAN
 
     files = {name: folder.path / name for name in (PLAN, JOURNAL)}
     digests = {name: sha256_of_file(path) for name, path in files.items() if path.is_file()}
-    return {**digests, "code": source_fingerprint("report", "studies", "scoring", "cli")}
+    return {**digests, "code": source_fingerprint("report", "studies", "scoring")}
 
 
 def _written(folder: StudyFolder) -> dict[str, str]:
     """SHA-256 of the page and its tables, by their names."""
-    from offramp.cli.compare_command import TABLES
-    from offramp.files import sha256_of_file
-
     paths = [folder.path / REPORT_FILE, *sorted((folder.path / TABLES).glob("*"))]
     return {path.name: sha256_of_file(path) for path in paths if path.is_file()}
 
