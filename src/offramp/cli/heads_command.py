@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offramp.cli.command import command
 from offramp.cli.console import Output
 from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, maps_table
-from offramp.cli.options import (
-    AsJson,
-    ContextLength,
-    Device,
-    Exits,
-    ModelName,
-    Precision,
-    RemoteCode,
-    ShortListSize,
-    Transforms,
-    refuse_idle,
-    require_options,
-    require_placement,
-)
-from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.files import require_writable
-from offramp.kit.defaults import SEED
-from offramp.models.devices import AUTO
+from offramp.kit.defaults import SEED, SHORTLIST
+from offramp.kit.numbers import require_fitting_seed
+from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
+from offramp.tracing.asked import OnModel, Placed
+from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
 from offramp.tracing.request import FITTING_TOKENS
+from offramp.workloads.packing import require_sizes
 
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.fitting.maps import FittingMemory
+    from offramp.tracing.fitting.maps import FittingMemory, Rank
     from offramp.tracing.importing.imports import Import
 
 heads = typer.Typer(
@@ -43,201 +35,218 @@ heads = typer.Typer(
 )
 
 
-@heads.command("fit")
-def fit(
-    model: ModelName,
-    workload: Annotated[
-        list[str],
-        typer.Option(
-            "--workload",
-            "-w",
-            help="What to fit on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field, ...",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors).")],
-    tokens: Annotated[
-        int, typer.Option("--tokens", help="Tokens over all workloads; a quarter of them for classifiers.")
-    ] = FITTING_TOKENS,
-    exits: Exits = "all",
-    lens: Annotated[bool, typer.Option(help="Fit a linear lens: every exit is then read through it.")] = True,
-    classifiers: Annotated[bool, typer.Option(help="Fit classifiers that predict agreement.")] = True,
-    candidate_exit: Annotated[
-        int | None,
-        typer.Option(
-            "--candidate-exit",
-            help="Exit whose best tokens candidate_score looks at. By default near half of the depth.",
-            show_default=False,
-        ),
-    ] = None,
-    kv_maps: Annotated[
-        str | None,
-        typer.Option(
-            "--kv-maps",
-            help="Exits that get maps to deeper layers' inputs, for --kv mapped: 8,15,20. By default none.",
-            show_default=False,
-        ),
-    ] = None,
-    kv_rank: Annotated[
-        str,
-        typer.Option(
-            "--kv-rank",
-            help="Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full.",
-        ),
-    ] = "auto",
-    short_list: ShortListSize = None,
-    add_to: Annotated[
-        Path | None,
-        typer.Option(
-            "--add-to",
-            help="A file of exit heads that the K,V maps are added to; nothing else is fitted then.",
-            show_default=False,
-        ),
-    ] = None,
-    context: ContextLength = None,
-    seed: Annotated[int, typer.Option("--seed", help="Deals documents out and starts the networks.")] = SEED,
-    device: Device = AUTO,
-    dtype: Precision = AUTO,
-    transform: Transforms = None,
-    trust_remote_code: RemoteCode = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    as_json: AsJson = False,
-) -> None:
+AUTO = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsOutput(Options):
+    """Where exit heads are written."""
+
+    output: Annotated[Path, flags("--output", "-o")]
+    """The file to write (.safetensors)."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    def check(self) -> None:
+        """Refuse a folder, what cannot be written, and a file that is there: other files in any case."""
+        super().check()
+        path, there = self.output, "the output file is there already"
+        if path.is_dir():
+            raise InputError("the output is a folder, not a file", where=str(path), fix="name a file with -o")
+        if path.exists() and not self.overwrite:
+            raise InputError(there, where=str(path), fix="choose another, or add --overwrite")
+        if path.exists() and not _holds_heads(path):
+            fix = "choose another with -o"
+            raise InputError(f"{there}, and holds no exit heads", where=str(path), fix=fix)
+        require_writable(path.parent)
+
+    def write(self, heads: ExitHeads) -> None:
+        """Write them, and the folder if it is not there."""
+        from offramp.tracing.heads_file import write_heads
+
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        write_heads(heads, self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFitting(OnModel, HeadsOutput, Request["ExitHeads"]):
     """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
-    from offramp.tracing.loading import find_model, read_transforms
+
+    workloads: Annotated[Sequence[str], flags("--workload", "-w")]
+    """What to fit on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field, ..."""
+    tokens: int = FITTING_TOKENS
+    """Tokens over all workloads; a quarter of them for classifiers."""
+    exits: str = ALL
+    """Layers to measure: all, or 10,20,30."""
+    lens: Annotated[bool, flags("--lens/--no-lens")] = True
+    """Fit a linear lens: every exit is then read through it."""
+    classifiers: Annotated[bool, flags("--classifiers/--no-classifiers")] = True
+    """Fit classifiers that predict agreement."""
+    candidate_exit: Annotated[
+        int | None, only_if(lambda asked: asked.classifiers and asked.add_to is None, "without classifiers")
+    ] = None
+    """Exit whose best tokens candidate_score looks at. By default near half of the depth."""
+    kv_maps: Annotated[str | Sequence[int] | None, one_word] = None
+    """Exits that get maps to deeper layers' inputs, for --kv mapped: 8,15,20. By default none."""
+    kv_rank: Annotated[
+        str | int, one_word, only_if(lambda asked: asked.kv_maps, "without K,V maps", "--kv-maps")
+    ] = AUTO
+    """Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full."""
+    short_list: Annotated[int, only_if(lambda asked: asked.reads, "where only K,V maps are fitted")] = (
+        SHORTLIST
+    )
+    """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
+    add_to: Path | None = None
+    """A file of exit heads that the K,V maps are added to; nothing else is fitted then."""
+    context: int | None = None
+    """Tokens of one sequence at most. By default {DEFAULT_CONTEXT}, or what the model takes."""
+    seed: int = SEED
+    """Deals documents out and starts the networks."""
+
+    def settle(self) -> dict[str, object]:
+        """Exits of the maps, and their rank, as numbers."""
+        return {**super().settle(), "kv_maps": self.map_exits, "kv_rank": self.rank}
+
+    def check(self) -> None:
+        """Refuse sizes below 1, what is no layer or seed, and nothing to be fitted."""
+        super().check()
+        require_sizes(tokens=self.tokens, context=self.context)
+        require_fitting_seed(self.seed)
+        if not names_layers(self.exits):
+            what, fix = f"the exits {self.exits!r} are not a list of layers", "write 10,20,30 or all"
+            raise InputError(what, where="--exits", fix=fix)
+        if not self.lens and not self.classifiers and self.kv_maps is None:
+            what, fix = "neither a lens nor classifiers are to be fitted", "leave one of them on"
+            raise InputError(what, where="--no-lens", fix=fix)
+        if self.add_to is not None and self.kv_maps is None:
+            fix = "name their exits: --kv-maps 8,15"
+            raise InputError("there are no maps to add", where="--add-to", fix=fix)
+
+    @property
+    def reads(self) -> bool:
+        """Whether more than K,V maps is fitted."""
+        return self.add_to is None and (self.lens or self.classifiers)
+
+    @property
+    def map_exits(self) -> tuple[int, ...] | None:
+        """The exits that get K,V maps. Raises InputError for what is no list of such."""
+        if self.kv_maps is None or not isinstance(self.kv_maps, str):
+            return None if self.kv_maps is None else tuple(self.kv_maps)
+        words = [word.strip() for word in self.kv_maps.replace("+", ",").split(",")]
+        if not all(word.isdecimal() for word in words):
+            what = f"{self.kv_maps!r} is not a list of exits"
+            raise InputError(what, where="--kv-maps", fix="write 8,15,20")
+        return tuple(map(int, words))
+
+    @property
+    def rank(self) -> Rank:
+        """Of the maps. Raises InputError for what is none."""
+        if self.kv_rank == AUTO:
+            return AUTO
+        from offramp.tracing.fitting.maps import check_rank
+
+        return check_rank(int(self.kv_rank) if str(self.kv_rank).isdecimal() else self.kv_rank)
+
+
+def fit(asked: HeadFitting, out: Output) -> None:
+    """Fit heads, or maps that are added to some, write them, and say what they are worth."""
     from offramp.workloads.registry import load_workload
 
-    out = Output(as_json)
-    require_options(tokens=tokens, context=context, document_tokens=None, exits=exits, output=None)
-    require_placement(device, dtype)
-    _require_file(output, overwrite=overwrite)
-    if not lens and not classifiers and kv_maps is None:
-        raise InputError(
-            "neither a lens nor classifiers are to be fitted", where="--no-lens", fix="leave one of them on"
-        )
-    map_exits, rank = _map_exits(kv_maps), _rank(kv_rank)
-    if add_to is not None and map_exits is None:
-        raise InputError("there are no maps to add", where="--add-to", fix="name their exits: --kv-maps 8,15")
-    only_maps = add_to is not None or not (lens or classifiers)
-    unclassified = candidate_exit is not None and (only_maps or not classifiers)
-    refuse_idle(
-        {
-            "--candidate-exit": (unclassified, "without classifiers", ""),
-            "--short-list": (short_list is not None and only_maps, "where only K,V maps are fitted", ""),
-            "--kv-rank": (kv_rank != "auto" and kv_maps is None, "without K,V maps", "--kv-maps"),
-        }
-    )
-    transforms = read_transforms(transform, dtype)
-    works = [load_workload(spec) for spec in dict.fromkeys(workload)]
+    works = [load_workload(name) for name in dict.fromkeys(asked.workloads)]
 
     from offramp.tracing.fitting.fit import fit_heads
-    from offramp.tracing.heads_file import read_heads, require_base, write_heads
+    from offramp.tracing.heads_file import read_heads, require_base
 
-    whole = None if add_to is None else read_heads(add_to)
-    with stage("loading the model and checking its exits"):
-        loaded = find_model(
-            model, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device
-        ).load()
+    whole = None if asked.add_to is None else read_heads(asked.add_to)
+    model = asked.load()
     if whole is not None:
-        require_base(whole, {"name": loaded.shown_name, **loaded.identity.to_json()}, str(add_to))
+        require_base(whole, {"name": model.shown_name, **model.identity.to_json()}, str(asked.add_to))
 
     def tell(memory: FittingMemory) -> None:
-        for part in memory.parts:
-            out.console.print(part, markup=False, soft_wrap=True)
+        _say(out, memory.parts)
 
     fitted = fit_heads(
-        loaded,
+        model,
         works,
-        tokens=tokens,
-        exits=exits,
-        lens=lens and whole is None,
-        classifiers=classifiers and whole is None,
-        candidate_exit=candidate_exit,
-        kv_maps=map_exits,
-        kv_rank=rank,
-        short_list=USUAL_SIZES.shortlist if short_list is None else short_list,
-        context=context,
-        seed=seed,
+        tokens=asked.tokens,
+        exits=asked.exits,
+        lens=asked.lens and whole is None,
+        classifiers=asked.classifiers and whole is None,
+        candidate_exit=asked.candidate_exit,
+        kv_maps=asked.map_exits,
+        kv_rank=asked.rank,
+        short_list=asked.short_list,
+        context=asked.context,
+        seed=asked.seed,
         on_memory=tell,
     )
     if whole is not None:
         fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_heads(fitted, output)
+    asked.write(fitted)
     if fitted.exits:
         out.console.print(heads_table(fitted))
     if fitted.kv_maps is not None:
         out.console.print(maps_table(fitted.kv_maps))
-    for line in [*heads_notes(fitted), f"written: {output}"]:
-        out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(heads_summary(fitted, output))
+    _say(out, [*heads_notes(fitted), f"written: {asked.output}"])
+    out.finish(heads_summary(fitted, asked.output))
 
 
-@heads.command("import")
-def import_(
-    file: Annotated[
-        str,
-        typer.Argument(
-            help="A .safetensors file, a folder with such files (a model's own, too), or a Hub id."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write (.safetensors).")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="The model that the exits belong to. By default FILE, where that is a model's own.",
-            show_default=False,
-        ),
-    ] = None,
-    key_map: Annotated[
-        Path | None,
-        typer.Option("--map", help="A TOML file: which tensors are the heads of which exit."),
-    ] = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="A known layout instead of a map: tuned-lens, multi-exit, ee-llm, balcony."
-        ),
-    ] = None,
-    device: Device = AUTO,
-    dtype: Precision = AUTO,
-    transform: Transforms = None,
-    trust_remote_code: RemoteCode = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class HeadImport(Placed, HeadsOutput, Request["ExitHeads"]):
     """Make exits that others trained (lenses, networks, norms, output heads) ready for --heads."""
-    from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
 
-    out = Output(as_json)
-    require_placement(device, dtype)
-    _require_file(output, overwrite=overwrite)
-    transforms = read_transforms(transform, dtype)
+    file: Annotated[str, argument] = field(kw_only=False)
+    """A .safetensors file, a folder with such files (a model's own, too), or a Hub id."""
+    model: str | None = None
+    """The model that the exits belong to. By default FILE, where that is a model's own."""
+    key_map: Annotated[Path | None, flags("--map")] = None
+    """A TOML file: which tensors are the heads of which exit."""
+    format: str | None = None
+    """A known layout instead of a map: tuned-lens, multi-exit, ee-llm, balcony."""
 
-    from offramp.models.transforms.prune import Prune
-    from offramp.tracing.heads_file import write_heads
+    def check(self) -> None:
+        """Refuse a pruned model."""
+        super().check()
+        from offramp.models.transforms.prune import Prune
+
+        if any(isinstance(transform, Prune) for transform in self.read_transforms()):
+            raise InputError(
+                "heads are numbered by the layers of the whole model, and a pruned one counts others",
+                where="--transform",
+                fix="prune the model without heads, or fit heads of the pruned model: offramp heads fit",
+            )
+
+
+def import_(asked: HeadImport, out: Output) -> None:
+    """Import heads, write them, and say what they are."""
     from offramp.tracing.importing.imports import find_import
+    from offramp.tracing.loading import load_for_tracing
 
-    if any(isinstance(one, Prune) for one in transforms):
-        raise InputError(
-            "heads are numbered by the layers of the whole model, and a pruned one counts others",
-            where="--transform",
-            fix="prune the model without heads, or fit heads of the pruned model: offramp heads fit",
-        )
-
-    found = find_import(file, key_map=key_map, format=format)
-    base = _base_of_import(file, model, found)
-    asked = find_model(base, transforms, dtype=dtype, trust_remote_code=trust_remote_code, device=device)
-    found.require_config(asked.source.folder)
+    found = find_import(asked.file, key_map=asked.key_map, format=asked.format)
+    base = asked.find(_base_of_import(asked.file, asked.model, found))
+    found.require_config(base.source.folder)
     with stage("loading the model and checking its exits"):
         # No layer is run, so those of a model that does not fit may stay on disk.
-        loaded = load_for_tracing(asked, [], stream=None, memory=None)
-    imported = found.heads_for(loaded)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_heads(imported, output)
-    for line in [*_import_notes(imported), *found.left_out(loaded.layers), f"written: {output}"]:
+        model = load_for_tracing(base, [], stream=None, memory=None)
+    imported = found.heads_for(model)
+    asked.write(imported)
+    _say(out, [*_import_notes(imported), *found.left_out(model.layers), f"written: {asked.output}"])
+    out.finish(heads_summary(imported, asked.output))
+
+
+command(heads, "fit", HeadFitting)(fit)
+command(heads, "import", HeadImport)(import_)
+
+
+def _say(out: Output, lines: Iterable[str]) -> None:
+    for line in lines:
         out.console.print(line, markup=False, soft_wrap=True)
-    out.finish(heads_summary(imported, output))
+
+
+def _holds_heads(path: Path) -> bool:
+    from offramp.tracing.heads_file import is_heads_file
+
+    return is_heads_file(path)
 
 
 def _base_of_import(file: str, model: str | None, found: Import) -> str:
@@ -266,41 +275,3 @@ def _import_notes(imported: ExitHeads) -> list[str]:
         f"{imported.model['name']}: {kind} at exits {listed}",
         "it is not known which documents they were trained on, so tuning cannot leave those out",
     ]
-
-
-def _map_exits(text: str | None) -> tuple[int, ...] | None:
-    """The exits of --kv-maps."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.replace("+", ",").split(",")]
-    if not all(word.isdecimal() for word in words):
-        raise InputError(f"{text!r} is not a list of exits", where="--kv-maps", fix="write 8,15,20")
-    return tuple(int(word) for word in words)
-
-
-def _rank(text: str) -> int | str:
-    """The rank of --kv-rank."""
-    from offramp.tracing.fitting.maps import check_rank
-
-    return check_rank(int(text) if text.isdecimal() else text)
-
-
-def _require_file(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that is a folder, cannot be written, or is there already: other files even if told to
-    overwrite.
-    """
-    from offramp.tracing.heads_file import is_heads_file
-
-    if path.is_dir():
-        raise InputError("the output is a folder, not a file", where=str(path), fix="name a file with -o")
-    if path.exists() and not overwrite:
-        raise InputError(
-            "the output file is there already", where=str(path), fix="choose another, or add --overwrite"
-        )
-    if path.exists() and not is_heads_file(path):
-        raise InputError(
-            "the output file is there already, and holds no exit heads",
-            where=str(path),
-            fix="choose another with -o",
-        )
-    require_writable(path.parent)

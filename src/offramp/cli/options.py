@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.costs.probes import USUAL_SIZES
 from offramp.errors import InputError
 from offramp.files import parse_json, read_given_text, require_writable
+from offramp.kit.defaults import SHORTLIST
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.tracing.request import DEFAULT_CONTEXT
 
@@ -120,7 +120,7 @@ ShortListSize = Annotated[
     typer.Option(
         "--short-list",
         help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers. By "
-        f"default {USUAL_SIZES.shortlist}.",
+        f"default {SHORTLIST}.",
         show_default=False,
     ),
 ]

@@ -12,6 +12,8 @@ from offramp.errors import InputError
 LARGEST_COUNT = 10**15
 """Of tokens, documents, steps, layers and whatever else is counted."""
 LARGEST_SEED = 2**63 - 1
+LARGEST_FITTING_SEED = 2**32 - 1
+"""That scikit-learn takes."""
 LARGEST_NUMBER = 1e30
 """Of rates, shares, times of a machine and all other numbers, on either side of 0."""
 SMALLEST_NUMBER = 1e-30
@@ -48,6 +50,16 @@ def require_bounded(**numbers: object) -> None:
             f"{words} cannot be {number if isinstance(number, float) else _shown(number)}",
             where=f"{name}= (--{name.replace('_', '-')})",
             fix=f"give {largest:,} at most" if number > largest else "give a number nearer to 0",
+        )
+
+
+def require_fitting_seed(seed: int) -> None:
+    """Raise InputError for a seed that the libraries do not take which heads are fitted with."""
+    if not 0 <= seed <= LARGEST_FITTING_SEED:
+        raise InputError(
+            f"the seed cannot be {seed}",
+            where="seed= (--seed)",
+            fix=f"give a whole number from 0 to {LARGEST_FITTING_SEED}",
         )
 
 

@@ -15,6 +15,7 @@ from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
+from offramp.kit.numbers import require_fitting_seed
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.gate import GATE, HALF, GateRows, learn_gates, steps_of
 from offramp.lab.exits.gate_heads import reading_at, spread
@@ -32,7 +33,7 @@ from offramp.tracing.fitting.classifiers import (
     stack_exits,
 )
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
-from offramp.tracing.fitting.fit import check_seed, describe_fitting, distinct_workloads
+from offramp.tracing.fitting.fit import describe_fitting, distinct_workloads
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.heads_file import require_base
@@ -85,7 +86,7 @@ def train_gates(
     their own, and a machine that is not known; ModelError as `fit_heads` does.
     """
     require_sizes(tokens=tokens, context=context, steps=steps)
-    check_seed(seed)
+    require_fitting_seed(seed)
     wanted = make_floor({"agreement": floor})
     start = read_heads_source(heads)
     exits = _exits(model, start, at)

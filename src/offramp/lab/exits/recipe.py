@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from offramp.errors import InputError
 from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import require_bounded, require_fitting_seed
 from offramp.lab.exits.divergence import PRECISIONS, Precision
 from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED, check_kind
 from offramp.lab.exits.layer_skip import fewest_steps
 from offramp.lab.exits.regularisation import Regularisation
-from offramp.tracing.fitting.fit import check_seed
 from offramp.tracing.request import LOSS_VOCABULARY, parse_exits
 from offramp.workloads.packing import require_sizes
 
@@ -174,7 +173,7 @@ def check_length(steps: int | None, minutes: float | None, seed: int) -> None:
             where="minutes= (--minutes)",
             fix="give a number above 0",
         )
-    check_seed(seed)
+    require_fitting_seed(seed)
 
 
 def check_network(kind: str, units: int | None, shared: bool) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
+from offramp.kit.numbers import require_fitting_seed
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
@@ -68,9 +69,6 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
-LARGEST_SEED = 2**32 - 1
-"""That scikit-learn takes."""
-
 CLASSIFIER_TOKENS = 4096
 """Tokens for the classifiers at most: every exit is read out for them, and their states are kept."""
 
@@ -117,7 +115,7 @@ def fit_heads(
     require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
     check_short_list(short_list, model.shape.vocabulary_size)
-    check_seed(seed)
+    require_fitting_seed(seed)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(
@@ -204,16 +202,6 @@ def complete_heads(
     )
     job.memory.require(model.name, model.stack.head_device)
     return job.finish(trained_on, judged_on)
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed that the libraries do not take."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise InputError(
-            f"the seed cannot be {seed}",
-            where="seed= (--seed)",
-            fix=f"give a whole number from 0 to {LARGEST_SEED}",
-        )
 
 
 @dataclass(frozen=True)
