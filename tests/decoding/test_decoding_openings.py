@@ -85,8 +85,8 @@ def test_prompts_to_time_with_are_of_documents_that_chose_no_policy_while_there_
 
     def request(fewest: int, tuned: Any) -> Any:
         options = SimpleNamespace(tuned=tuned, heads=None, new_tokens=8)
-        numbers = {"fewest_prompts": fewest, "prompts": 2, "prompt_tokens": 3, "batches": (1,)}
-        return SimpleNamespace(options=options, workload=workload, **numbers)
+        numbers = {"fewest_prompts": fewest, "most_prompts": 2, "prompt_tokens": 3, "batches": (1,)}
+        return SimpleNamespace(options=options, text=workload, **numbers)
 
     first, second = (model.encode(document.text)[:3] for document in workload.documents)
     tuned = SimpleNamespace(document_texts={"search": searched, "certify": ()})

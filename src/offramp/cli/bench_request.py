@@ -1,191 +1,295 @@
-"""What `offramp bench` was asked for, refused before a model is loaded where it cannot be."""
+"""`Bench`: what `offramp bench` is asked for, refused before a model is loaded where it cannot be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from offramp.cli.local_profile import kept_profile, profile_now
-from offramp.cli.options import idle_draft_length, refuse_idle, require_json_file
-from offramp.costs.hardware import find_machine
-from offramp.costs.machine import Machine
-from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import Limits
-from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
-from offramp.decoding.measurement.contenders import Extent, Setting
-from offramp.decoding.measurement.judged import expected_position, predict_cells
-from offramp.decoding.measurement.local_profile import LocalProfile
-from offramp.decoding.options import DecodingOptions
-from offramp.decoding.rerun.sequences import require_model
+from offramp.cli.leaving import SPECULATE, Leaving
+from offramp.cli.options import require_json_file
 from offramp.errors import InputError
-from offramp.kit.defaults import LOCAL
-from offramp.models.model import Model
-from offramp.policies.replay import ReplayResult
-from offramp.runs.contents import contents_at, contents_of, trace_for
-from offramp.tracing.trace import Trace
-from offramp.workloads.registry import load_workload
-from offramp.workloads.workload import Workload
+from offramp.kit.defaults import (
+    DEFAULT_MODEL,
+    LOCAL,
+    MAIN_FLOOR,
+    PROMPT_TOKENS,
+    SEED,
+    TIMED_TOKENS,
+    TIMING_SECONDS,
+    WORTH,
+)
+from offramp.kit.request import Request, argument, flags, hidden, only_if, only_with
+from offramp.runs.contents import contents_at, contents_of, heads_of, text_of, trace_for
+from offramp.runs.folder import RUN_FILE
+
+if TYPE_CHECKING:
+    from offramp.costs.machine import Machine
+    from offramp.costs.timings import TimingsProfile
+    from offramp.decoding.measurement.answers import Limits
+    from offramp.decoding.options import DecodingOptions
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.tracing.trace import Trace
+    from offramp.workloads.workload import Workload
 
 PROMPTS = 16
+alone = only_if(lambda asked: not asked.combine, "with --combine")
 
 
-@dataclass(frozen=True)
-class BenchRequest:
-    """The options of the command, read and checked as far as possible without the model.
+@dataclass(frozen=True, kw_only=True)
+class Bench(Leaving, Request[None]):
+    """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
 
-    timings: of the run that the policy or the trace is of, None without one. hardware: None for the local
-    profile if there is one. machine: the profile, if it needs no model. plain: the plain decoder to hold
-    against, None for a pilot to choose. fewest_prompts: that the workload must have.
-    """
+    model: Annotated[str, argument] = field(default=DEFAULT_MODEL, kw_only=False)
+    """smollm2, a Hub id, a local folder or a .gguf file."""
+    policy: Annotated[str | None, flags("--policy", "-p")] = None
+    """static:exit=20, threshold:signal=... or a policy.json. Not needed to --combine others."""
+    combine: tuple[str, ...] = ()
+    """Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of --policy),
+    speculate, shortlist, prompt_lookup."""
+    floor: Annotated[float | None, only_with("combine")] = None
+    """With --combine: share of the full model's tokens that what is advised must choose. {MAIN_FLOOR:g} by
+    default."""
+    kv: Annotated[
+        str | None,
+        only_if(
+            lambda asked: not asked.combine or "exits" in asked.combine, "without exits", "--combine exits"
+        ),
+    ] = None
+    heads: tuple[Path, ...] = ()
+    """Read exits through the heads that offramp heads fit wrote. With --combine it may be given again: each
+    file is used on the model that it was fitted on."""
+    workload: Annotated[str | None, flags("--workload", "-w")] = None
+    """Where prompts come from: the starts of its documents. By default the text that the file of the policy
+    was tuned on, or prose."""
+    prompts: int | None = None
+    """How many prompts (batches of them, with --batch) to decode, as far as the seconds allow; each is one
+    sample of an interval. {PROMPTS} by default, or as many as there are."""
+    prompt_tokens: int = PROMPT_TOKENS
+    """Tokens of each document's start that make a prompt."""
+    new_tokens: int = TIMED_TOKENS
+    """New tokens after each prompt."""
+    rounds: int | None = None
+    """How often each prompt is decoded, at most. By default as long as the seconds last."""
+    seconds: float = TIMING_SECONDS
+    """Stop about then, or as soon as the question is answered."""
+    worth: float = WORTH
+    """Share of the time whose gain matters; within it contenders are equivalent."""
+    processes: Annotated[int, alone] = 1
+    """Measure in so many fresh processes, which share the seconds."""
+    plain: Annotated[str | None, hidden] = None
+    """The plain decoder to hold against; by default a pilot chooses."""
+    to_the_end: Annotated[bool, hidden] = False
+    """Do not stop where the question is answered."""
+    timing_only: Annotated[bool, hidden] = False
+    """Judge no answers, and predict nothing."""
+    batch: Annotated[tuple[int, ...], alone] = ()
+    """Prompts decoded side by side; may be given again. By default 1."""
+    batching: Annotated[
+        str | None, alone, only_if(lambda asked: max(asked.batches) > 1, "at batch 1", "--batch 2 or more")
+    ] = None
+    draft_length: Annotated[
+        str | None,
+        only_if(
+            lambda asked: asked.combine or asked.options.kv == SPECULATE,
+            "without --kv speculate",
+            "--kv speculate",
+        ),
+        only_if(
+            lambda asked: not asked.combine or SPECULATE in asked.combine,
+            "without speculation",
+            "--combine speculate",
+        ),
+    ] = None
+    no_peers: Annotated[bool, alone] = False
+    """Leave out what users would pick instead."""
+    trace: Annotated[Path | None, alone] = None
+    """Predict from this trace, before the timing."""
+    hardware: Annotated[str | None, alone] = None
+    """Predict with this profile. By default local, if this model was measured here."""
+    quality: Annotated[bool, alone, flags("--quality/--no-quality")] = True
+    """Judge the answers by the full model."""
+    output: Annotated[Path | None, flags("-o", "--output")] = None
+    """Write everything to a .json file; with --combine also a page."""
+    seed: int = SEED
+    """Of the order of turns, and of the quality's intervals."""
+    transforms: Annotated[str | Sequence[Any], flags("--transform"), alone] = ()
 
-    options: DecodingOptions
-    workload: Workload
-    prompts: int
-    fewest_prompts: int
-    prompt_tokens: int
-    limits: Limits
-    processes: int
-    plain: str | None
-    batches: tuple[int, ...]
-    peers: bool
-    trace: Trace | None
-    timings: TimingsProfile | None
-    hardware: str | None
-    machine: Machine | None
-    quality: bool
-    forecasts: bool
-    seed: int
+    def check(self) -> None:
+        """Refuse what cannot be timed, and files that cannot be read or written."""
+        super().check()
+        from offramp.decoding.measurement.bench import check_limits, require_sizes
 
-    def setting(self, model: Model, prompts: list[list[int]], batch: int) -> Setting:
-        """What is timed at one batch size: so many batches of prompts as were asked for, if there are enough.
+        sizes = {"prompt_tokens": self.prompt_tokens, "processes": self.processes}
+        require_sizes(**sizes, new_tokens=self.new_tokens, prompts=self.most_prompts)
+        for batch in self.batches:
+            require_sizes(batch=batch)
+        check_limits(self.limits)
+        if self.combine:
+            self._check_combination()
+        else:
+            self._check_policy()
 
-        Raises InputError for what does not fit the model.
-        """
-        own = prompts[: self.prompts * batch]
-        return settle(model, [self.options], prompts=own, batch=batch, task=self.workload.name)
+    def _check_policy(self) -> None:
+        if self.policy is None:
+            raise InputError(
+                "no --policy is given: there is nothing to time",
+                where="--policy",
+                fix="give --policy static:exit=20, or accelerations with --combine",
+            )
+        options = self.options
+        if self.output is not None:
+            require_json_file(
+                self.output, "a bench result", lambda value: {"schema_version", "results"} <= value.keys()
+            )
+        options.check_files(self.dtype)
+        _ = self.timings, self.traced, self.machine
+
+    def _check_combination(self) -> None:
+        from offramp.decoding.measurement.accelerations import read_accelerations
+        from offramp.decoding.measurement.combine import require_floor, require_policy
+
+        require_floor(self.least_agreement)
+        require_policy(read_accelerations(self.combine, self.dtype), self.options, self.fitted)
+        _ = self.text, self.combined_file
+
+    @cached_property
+    def options(self) -> DecodingOptions:
+        """How the policy decodes: on its own the entry of the workload, where it has several."""
+        options = super().options
+        return options if self.combine else options.for_task(self.text.name)
+
+    @cached_property
+    def heads_files(self) -> tuple[Path, ...]:
+        """The files that were given, or that of the run whose policy it is."""
+        own = None if self.policy is None or self.heads else heads_of(self.policy)
+        return self.heads if own is None else (own,)
 
     @property
-    def extent(self) -> Extent:
-        """Who takes part."""
-        return Extent(peers=self.peers, plain=self.plain)
+    def heads_file(self) -> Path | None:
+        """The one file of the one model; None where several models are combined."""
+        files = () if self.combine else self.heads_files
+        if len(files) > 1:
+            raise InputError(
+                f"{len(files)} files of exit heads are given for one model", where="--heads", fix="give one"
+            )
+        return files[0] if files else None
 
-    def machines_for(self, settings: Sequence[Setting]) -> list[tuple[Machine | None, tuple[str, ...]]]:
-        """The profile that each setting's time is predicted with, or None; and what must be said of it.
+    @cached_property
+    def fitted(self) -> tuple[ExitHeads, ...]:
+        """The exit heads of all files."""
+        from offramp.tracing.heads_file import read_heads
 
-        settings: of one model. Kept timings are held against a few plain tokens first, once for all.
+        return tuple(map(read_heads, self.heads_files))
 
-        Raises InputError if there is none though it, or a prediction from a trace, was asked for.
-        """
-        model = settings[0].model
-        notes: tuple[str, ...] = ()
-        if not self.forecasts:
-            return [(None, ())] * len(settings)
-        try:
-            machine = self.machine
-            if machine is None:
-                timed = self._timed(model)
-                machine, notes = timed.profile, (f"the machine: {timed.note}",)
-        except InputError as error:
-            return [(None, self._nothing_predicted(error))] * len(settings)
-        found: list[tuple[Machine | None, tuple[str, ...]]] = []
-        for setting in settings:
-            try:
-                batch = len(setting.prompts[0].ids)
-                machine.token_costs(model.shape, expected_position(setting), batch=batch)
-                found.append((machine, notes))
-            except InputError as error:
-                found.append((None, self._nothing_predicted(error)))
-        return found
+    @cached_property
+    def text(self) -> Workload:
+        """The workload that prompts come from. Raises WorkloadError."""
+        from offramp.workloads.registry import load_workload
 
-    def _timed(self, model: Model) -> LocalProfile:
-        """This machine's timings of the model: its run's own, or the kept ones. Raises InputError."""
-        own = self.timings
-        made = None if own is None else (own.details["model"]["fingerprint"], own.dtype)
-        if made == (model.identity.fingerprint, model.dtype):
-            return profile_now(model, own)
-        return kept_profile(model)
+        return load_workload(self.workload or (self.policy and text_of(self.policy)) or "prose")
 
-    def _nothing_predicted(self, error: InputError) -> tuple[str, ...]:
-        """Why, as a note; raises the error if a prediction was asked for."""
-        if self.hardware is not None or self.trace is not None:
-            raise error
-        return (f"nothing is predicted: {error.what} ({error.fix})",)
+    @property
+    def most_prompts(self) -> int:
+        """To decode, at most."""
+        return PROMPTS if self.prompts is None else self.prompts
 
-    def predictions(self, setting: Setting, machine: Machine | None) -> Mapping[str, ReplayResult]:
-        """What the trace predicts, by the cell's name; nothing without a trace.
+    @property
+    def fewest_prompts(self) -> int:
+        """That the workload must have."""
+        return max(self.prompts or 1, *self.batches)
 
-        Raises InputError for a trace of another model, or one that the policy cannot be replayed on.
-        """
-        if self.trace is None or machine is None:
-            return {}
-        require_model(setting.model, self.trace)
-        return predict_cells(setting, self.trace, machine, self.workload.name)
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes, each timed by itself."""
+        return self.batch or (1,)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """When the timing ends."""
+        from offramp.decoding.measurement.answers import Limits
+
+        return Limits(self.seconds, self.rounds, self.worth, looks=not self.to_the_end)
+
+    @property
+    def least_agreement(self) -> float:
+        """With the full model, of a combination that is advised."""
+        return MAIN_FLOOR if self.floor is None else self.floor
+
+    @cached_property
+    def trace_folder(self) -> Path | None:
+        """The trace to predict from, None without one. Raises InputError where a folder has several."""
+        return None if self.trace is None else trace_for(self.trace, self.policy)
+
+    @cached_property
+    def traced(self) -> Trace | None:
+        """The trace to predict from. Raises InputError, DamagedFileError among them."""
+        from offramp.tracing.trace import Trace
+
+        return None if self.trace_folder is None else Trace.load(self.trace_folder)
+
+    @cached_property
+    def timings(self) -> TimingsProfile | None:
+        """Of the run that the trace or the policy is of, None without one."""
+        place = self.trace_folder
+        contents = contents_at(place) if place else self.policy and contents_of(self.policy)
+        return contents.timings if contents else None
+
+    @cached_property
+    def machine(self) -> Machine | None:
+        """The profile to predict with, None for that of this machine. Raises InputError."""
+        from offramp.costs.hardware import find_machine
+
+        return None if self.hardware in (None, LOCAL) else find_machine(str(self.hardware))
+
+    @cached_property
+    def combined_file(self) -> Path | None:
+        """The file of a combination, None where none is written. Raises InputError."""
+        return None if self.output is None else _file_of(self.output)
 
 
-def read_request(
-    *,
-    policy: str | None,
-    kv: str | None,
-    heads: Path | None,
-    workload: str,
-    prompts: int | None,
-    batches: tuple[int, ...],
-    batching: str | None,
-    draft_length: str | None,
-    trace: Path | None,
-    hardware: str | None,
-    output: Path | None,
-    dtype: str,
-    floor: float | None,
-    new_tokens: int,
-    **plain: Any,
-) -> BenchRequest:
-    """Read and check the options. plain: those that are kept as they are.
-
-    Raises InputError, its subclasses, or DamagedFileError for anything that cannot be measured.
+def _file_of(output: Path) -> Path:
+    """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
+    where another file stands in its place or in that of its page.
     """
-    sizes = {name: plain[name] for name in ("prompt_tokens", "processes")}
-    wanted = PROMPTS if prompts is None else prompts
-    require_sizes(**sizes, new_tokens=new_tokens, prompts=wanted)
-    for batch in batches:
-        require_sizes(batch=batch)
-    check_limits(plain["limits"])
-    if policy is None:
+    from offramp.decoding.measurement.combined import COMBINED
+    from offramp.report import COMBINED_FILE
+
+    if output.is_dir():
+        if (output / RUN_FILE).is_file():
+            return _file_of(output / COMBINED_FILE)
         raise InputError(
-            "no --policy is given: there is nothing to time",
-            where="--policy",
-            fix="give --policy static:exit=20, or accelerations with --combine",
+            "the output is a folder, but not that of a run",
+            where=str(output),
+            fix="write -o combined.json, or give the folder of an offramp run",
         )
-    options = DecodingOptions.read(
-        policy, kv=kv, heads=heads, draft_length=draft_length, batching=batching, new_tokens=new_tokens
-    )
-    refuse_idle(
-        {
-            "--floor": (floor is not None, "without --combine", "--combine"),
-            "--batching": (batching is not None and max(batches) == 1, "at batch 1", "--batch 2 or more"),
-            "--draft-length": idle_draft_length(options.kv, draft_length),
-        }
-    )
-    if output is not None:
-        require_json_file(
-            output, "a bench result", lambda value: {"schema_version", "results"} <= value.keys()
+    if (output.parent / RUN_FILE).is_file() and output.name != COMBINED_FILE:
+        raise InputError(
+            "the output is among the files of a run, which have names of their own",
+            where=str(output),
+            fix=f"give the folder itself: -o {output.parent}",
         )
-    place = None if trace is None else trace_for(trace, policy)
-    contents = contents_of(policy) if place is None else contents_at(place)
-    loaded_workload = load_workload(workload)
-    options = options.for_task(loaded_workload.name)
-    options.check_files(dtype)
-    return BenchRequest(
-        options=options,
-        workload=loaded_workload,
-        prompts=wanted,
-        fewest_prompts=max(prompts or 1, *batches),
-        batches=batches,
-        trace=None if place is None else Trace.load(place),
-        timings=None if contents is None else contents.timings,
-        hardware=hardware,
-        machine=None if hardware in (None, LOCAL) else find_machine(str(hardware)),
-        **plain,
-    )
+    if output.suffix != ".json":
+        raise InputError(
+            "the output's name does not end in .json",
+            where=str(output),
+            fix="write -o combined.json, or give the folder of an offramp run",
+        )
+    if not output.absolute().parent.is_dir():
+        raise InputError(
+            "the output is in a folder that does not exist",
+            where=str(output),
+            fix="choose another file with -o",
+        )
+    ours, page = COMBINED.is_of(output), output.with_suffix(".html")
+    for path in (output, page):
+        if os.path.lexists(path) and not ours:
+            raise InputError(
+                "something else stands where the result or its page is written",
+                where=str(path),
+                fix="move it away, or choose another file with -o",
+            )
+    return output

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offramp.cli.bench_request import Bench
 from offramp.cli.bench_table import or_dash, ratio, table
-from offramp.cli.combine_request import CombineRequest
 from offramp.cli.console import Output
+from offramp.decoding.measurement.accelerations import read_accelerations
 from offramp.decoding.measurement.combine import combine
 from offramp.decoding.measurement.combined import Combination, CombineResult, write_combined
 from offramp.decoding.openings import prompts_of
@@ -16,7 +16,7 @@ from offramp.models.model import Model
 from offramp.report.combined import advice, interval, write_combined_page
 from offramp.report.formats import counted, decimal, duration, percent
 from offramp.report.timing import a_a_text, contender_answer, defect_lines, share_text, stopped_text
-from offramp.tracing.progress import progress_bar
+from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,49 +98,53 @@ def _details(result: CombineResult) -> list[str]:
     return [*missing, *excluded, *(f"note: {note}" for note in result.notes)]
 
 
-def combine_and_show(model: Model, request: CombineRequest, out: Output, *, trust_remote_code: bool) -> None:
+def combine_and_show(asked: Bench, out: Output) -> None:
     """Time what was asked for, show it, and keep it where that was asked for."""
-    result = _measured(model, request, trust_remote_code)
+    with stage("loading the model and checking its exits"):
+        found = asked.find(asked.model)
+        read_accelerations(asked.combine, found.dtype)
+        model = found.load()
+    result = _measured(model, asked)
     show_combined(out.console, result)
-    page: Path | None = None
-    if request.output is not None:
-        write_combined(request.output, result)
-        page = write_combined_page(result, request.output.with_suffix(".html"))
-        for path in (request.output, page):
+    file, page = asked.combined_file, None
+    if file is not None:
+        write_combined(file, result)
+        page = write_combined_page(result, file.with_suffix(".html"))
+        for path in (file, page):
             out.console.print(f"written: {path}", markup=False, soft_wrap=True)
     out.finish(
         {
             "advice": advice(result),
             "defects": list(result.defects),
             "result": to_json(result),
-            "file": None if request.output is None else str(request.output),
+            "file": None if file is None else str(file),
             "page": None if page is None else str(page),
         }
     )
 
 
-def _measured(model: Model, request: CombineRequest, trust_remote_code: bool) -> CombineResult:
+def _measured(model: Model, asked: Bench) -> CombineResult:
     prompts = prompts_of(
         model,
-        request.workload,
-        request.fewest_prompts,
-        most=request.prompts,
-        new_tokens=request.options.new_tokens,
-        prompt_tokens=request.prompt_tokens,
-        heads=request.heads,
+        asked.text,
+        asked.fewest_prompts,
+        most=asked.most_prompts,
+        new_tokens=asked.new_tokens,
+        prompt_tokens=asked.prompt_tokens,
+        heads=asked.fitted,
     )
     with progress_bar("timing combinations") as progress:
         return combine(
             model,
-            request.accelerations,
-            request.options,
+            asked.combine,
+            asked.options,
             prompts=prompts,
-            heads=request.heads,
-            limits=request.limits,
-            plain=request.plain,
-            workload=request.workload.name,
-            floor=request.floor,
-            trust_remote_code=trust_remote_code,
-            seed=request.seed,
+            heads=asked.fitted,
+            limits=asked.limits,
+            plain=asked.plain,
+            workload=asked.text.name,
+            floor=asked.least_agreement,
+            trust_remote_code=asked.trust_remote_code,
+            seed=asked.seed,
             progress=progress,
         )

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from offramp.cli.bench_command import bench
+from offramp.cli.bench_request import Bench
 from offramp.cli.command import command
 from offramp.cli.compare_command import CompareCommand, compare
 from offramp.cli.console import show_error
@@ -102,7 +103,7 @@ command(app, "score", ScoreCommand)(score)
 command(app, "replay", ReplayCommand)(replay)
 app.command("tune")(tune)
 command(app, "predict", PredictCommand)(predict)
-app.command("bench")(bench)
+command(app, "bench", Bench)(bench)
 command(app, "generate", Completion)(generate)
 app.add_typer(study, name="study")
 command(app, "compare", CompareCommand)(compare)
