@@ -12,7 +12,7 @@ import pytest
 
 import offramp
 from command_line import PROGRAM, run_offramp
-from offramp.cli.main import _given
+from offramp.cli.main import _given, app
 from offramp.commands import filled
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Plan
@@ -29,6 +29,21 @@ def test_help_shows_what_a_command_takes(command: str) -> None:
     shown = run_offramp(*command.split(), "--help").require(0).out
     assert "Usage: offramp" in shown
     assert all(name in shown for name in COMMANDS) or "--json" in shown
+
+
+def test_every_command_shows_what_it_takes() -> None:
+    """The help names constants, which are looked up when it is shown."""
+    groups = [("", app), *((f"{one.name} ", one.typer_instance) for one in app.registered_groups)]
+    names = [
+        f"{group}{command.name}"
+        for group, commands in groups
+        if commands is not None
+        for command in commands.registered_commands
+        if command.name != "lab"
+    ]
+    assert {"run", "heads fit", "study plan"} <= set(names)
+    for name in names:
+        assert f"Usage: offramp {name}" in run_offramp(*name.split(), "--help").require(0).out
 
 
 @pytest.mark.parametrize("command", ["", "run", "hardware measure", "heads", "study run"])

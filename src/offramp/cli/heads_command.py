@@ -18,7 +18,7 @@ from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import require_fitting_seed
 from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
-from offramp.tracing.asked import OnModel, Placed
+from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
 from offramp.tracing.request import FITTING_TOKENS
@@ -69,7 +69,7 @@ class HeadsOutput(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFitting(OnModel, HeadsOutput, Request["ExitHeads"]):
+class HeadFitting(OnModel, InContext, HeadsOutput, Request["ExitHeads"]):
     """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
 
     workloads: Annotated[Sequence[str], flags("--workload", "-w")]
@@ -98,8 +98,6 @@ class HeadFitting(OnModel, HeadsOutput, Request["ExitHeads"]):
     """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
     add_to: Path | None = None
     """A file of exit heads that the K,V maps are added to; nothing else is fitted then."""
-    context: int | None = None
-    """Tokens of one sequence at most. By default {DEFAULT_CONTEXT}, or what the model takes."""
     seed: int = SEED
     """Deals documents out and starts the networks."""
 
@@ -110,7 +108,7 @@ class HeadFitting(OnModel, HeadsOutput, Request["ExitHeads"]):
     def check(self) -> None:
         """Refuse sizes below 1, what is no layer or seed, and nothing to be fitted."""
         super().check()
-        require_sizes(tokens=self.tokens, context=self.context)
+        require_sizes(tokens=self.tokens)
         require_fitting_seed(self.seed)
         if not names_layers(self.exits):
             what, fix = f"the exits {self.exits!r} are not a list of layers", "write 10,20,30 or all"

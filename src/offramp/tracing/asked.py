@@ -118,7 +118,20 @@ class Streamed(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring(Options):
+class InContext(Options):
+    """How much of a text a model sees at once."""
+
+    context: int | None = None
+    """Tokens of one sequence at most. By default 512, or what the model takes."""
+
+    def check(self) -> None:
+        """Refuse a context of no tokens."""
+        super().check()
+        require_sizes(context=self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(InContext):
     """What is traced of every text, and what exits are read through."""
 
     tokens: int = DEFAULT_TOKENS
@@ -128,8 +141,6 @@ class Measuring(Options):
     heads: Path | str | None = None
     """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
     exits train."""
-    context: int | None = None
-    """Tokens of one sequence at most. By default 512, or what the model takes."""
     document_tokens: int | None = None
     """Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if documents
     are few."""
@@ -142,7 +153,7 @@ class Measuring(Options):
     def check(self) -> None:
         """Refuse sizes below 1."""
         super().check()
-        require_sizes(tokens=self.tokens, context=self.context, document_tokens=self.document_tokens)
+        require_sizes(tokens=self.tokens, document_tokens=self.document_tokens)
 
     @property
     def layers(self) -> str:
