@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import offramp
 from offramp.errors import InputError
 from offramp.kit.arguments import _fitting, _hints, checked
+from offramp.kit.numbers import Count, Seconds, Share, Whole
 
 FUNCTIONS = [
     name
@@ -111,3 +113,44 @@ def test_each_of_any_number_of_arguments_is_held_against_the_annotation() -> Non
     assert several() == ()
     with pytest.raises(InputError, match="counts cannot be"):
         several(1, 2.5)  # type: ignore[arg-type]
+
+
+@checked
+def limited(
+    count: Count = 1,
+    seed: Whole = 0,
+    share: Share | None = None,
+    seconds: Seconds | Literal["auto"] = "auto",
+    sizes: tuple[Count, ...] = (),
+) -> tuple[Any, ...]:
+    return count, seed, share, seconds, sizes
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "fix"),
+    [
+        ({"count": 0}, "count must be at least 1, not 0", "give a number that is at least 1"),
+        ({"count": 10**16}, "count must be 1,000,000,000,000,000 at most, not", "give a number"),
+        ({"count": 10**5000}, "count must be 1,000,000,000,000,000 at most, not a number of", "give"),
+        ({"count": 1.5}, "count cannot be float 1.5", "give int"),
+        ({"seed": -1}, "seed must be at least 0, not -1", "give a number that is at least 0"),
+        ({"share": 1.0}, "share must be below 1, not 1.0", "give a number that is below 1"),
+        ({"share": math.nan}, "share must be above 0, not nan", "give a number that is above 0"),
+        ({"share": "half"}, "share cannot be str 'half'", "give float or None"),
+        ({"seconds": 0}, "seconds must be above 0, not 0", "give a number that is above 0"),
+        ({"seconds": math.inf}, "seconds must be 31,622,400.0 at most, not inf", "give a number"),
+        ({"sizes": [4, 0]}, "sizes must be at least 1", "give a number that is at least 1"),
+    ],
+)
+def test_a_number_outside_its_limits_is_refused_by_its_type(
+    given: dict[str, Any], what: str, fix: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        limited(**given)
+    assert refused.value.what.startswith(what)
+    assert refused.value.fix.startswith(fix)
+
+
+def test_a_number_within_its_limits_passes() -> None:
+    assert limited(1, np.int64(0), 0.5, 3, [1, 2]) == (1, 0, 0.5, 3, (1, 2))
+    assert limited() == (1, 0, None, "auto", ())

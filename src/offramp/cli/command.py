@@ -84,6 +84,8 @@ def _parameter(field: Field) -> inspect.Parameter:
 def _kind(hint: Any) -> tuple[Any, bool]:
     """What a word is read as, and whether there may be several: of several types the first that can be."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _kind(parts[0])
     if origin in (types.UnionType, typing.Union):
         read = [_kind(part) for part in parts if part is not types.NoneType]
         several = next((kind for kind in read if kind[1]), None)

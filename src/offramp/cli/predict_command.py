@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp.cli.console import Output
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, argument
 from offramp.tracing.progress import stage
 
@@ -28,13 +29,13 @@ class PredictCommand(Request[None]):
     """What offramp tune wrote, or any policy: a .json or a text."""
     hardware: str | None = None
     """local, a name of offramp list hardware, or a .toml profile. Without it: bytes moved."""
-    batch: int | None = None
+    batch: Count | None = None
     """Sequences decoded side by side, in lockstep. By default as tuned, or 1."""
     kv: str | None = None
     """Keys and values of skipped layers: propagate, mapped or recompute. By default as tuned."""
     unseen: bool = False
     """Judge on the documents only that tuning did not use."""
-    seed: int = SEED
+    seed: Whole = SEED
     """Draws the documents behind the intervals."""
 
 
@@ -44,10 +45,8 @@ def predict(asked: PredictCommand, out: Output) -> None:
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
-    from offramp.tuning.splits import require_seed
     from offramp.tuning.tuned import Tuned
 
-    require_seed(asked.seed)
     policy = named_policy(asked.policy)
     if asked.unseen and not isinstance(policy, Tuned):
         raise InputError(

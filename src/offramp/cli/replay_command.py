@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from offramp.cli.console import Output
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
+from offramp.kit.numbers import Count
 from offramp.kit.request import Request, argument, flags, only_if, only_with
 from offramp.models.devices import AUTO
 from offramp.tracing.asked import OnDevice, only_speculating
@@ -37,13 +38,13 @@ class ReplayCommand(OnDevice, Request[None]):
     """Predict seconds on this machine: a name of offramp list hardware, or a .toml profile."""
     kv: str = "propagate"
     """Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."""
-    batch: int = 1
+    batch: Count = 1
     """Sequences decoded together."""
     batching: Annotated[
         str | None, only_if(lambda asked: asked.batch != 1, "at batch 1", "--batch 2 or more")
     ] = None
     """How rows of a batch leave: lockstep (the default) or rebatch."""
-    draft_length: Annotated[int | None, only_speculating] = None
+    draft_length: Annotated[Count | None, only_speculating] = None
     """Tokens drafted before a verification, with --kv speculate: {DRAFT_LENGTH} by default."""
     explain: bool = False
     """Print every line of the cost breakdown."""

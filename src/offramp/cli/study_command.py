@@ -15,6 +15,7 @@ from offramp.cli.compare_command import Mixed
 from offramp.cli.console import Output
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, STALL_SECONDS
+from offramp.kit.numbers import Count
 from offramp.kit.request import Options, Request, argument, flags, only_if
 from offramp.models.memory import parse_size
 from offramp.tracing.progress import stage
@@ -57,7 +58,7 @@ class StudyRunCommand(InFolder, Request[None]):
     """The study's .toml file."""
     engine: str = LOCAL
     """What runs the cells: local (processes here) or ray."""
-    workers: int | None = None
+    workers: Count | None = None
     """Processes at once. By default as many as the cores allow."""
     memory: str | None = None
     """Memory for all that runs at once, as 8GB. By default what is free."""
@@ -84,10 +85,6 @@ class StudyRunCommand(InFolder, Request[None]):
                 "this is a folder, and a study is run by its file",
                 where=str(self.study_file),
                 fix="give the study's .toml file; a run goes on with the offramp run command that made it",
-            )
-        if self.workers is not None and self.workers < 1:
-            raise InputError(
-                f"{self.workers} processes can run nothing", where="--workers", fix="choose 1 or more"
             )
         if not self.stall_limit >= FEWEST_STALL_SECONDS:
             raise InputError(

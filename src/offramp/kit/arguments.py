@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from offramp.errors import InputError
+from offramp.kit.numbers import WORDS, is_limit, shown_number, within
 
 P = ParamSpec("P")
 Returned = TypeVar("Returned")
@@ -26,6 +27,10 @@ SHOWN = 60
 
 class _Unfit(Exception):
     """A value is not what an annotation says."""
+
+
+class _Outside(_Unfit):
+    """A number is not within the limits of its annotation. The message says what it must be."""
 
 
 class _Elsewhere:
@@ -103,25 +108,42 @@ def settled(name: str, value: Any, hint: Any, said: str) -> Any:
     """
     try:
         return _fitting(value, hint)
+    except _Outside as outside:
+        raise InputError(
+            f"{name.replace('_', ' ')} must be {outside}, not {shown_number(value)}",
+            where=f"{name}= (--{name.replace('_', '-')})",
+            fix=f"give a number that is {outside}",
+        ) from None
     except _Unfit:
         raise _refused(name, value, in_words(said)) from None
 
 
 def in_words(annotation: str) -> str:
     """An annotation without the packages of its names."""
-    return re.sub(r"\w[\w.]*\.(?=\w)", "", annotation).replace(" | ", " or ")
+    plain = re.sub(r"\w[\w.]*\.(?=\w)", "", annotation)
+    return re.sub(r"\w+", lambda word: WORDS.get(word[0], word[0]), plain).replace(" | ", " or ")
 
 
 def _fitting(value: Any, hint: Any) -> Any:
     """The value, if it is what an annotation says. Raises _Unfit."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        fitting = _fitting(value, parts[0])
+        if outside := within(fitting, [mark for mark in parts[1:] if is_limit(mark)]):
+            raise _Outside(outside)
+        return fitting
     if origin in (types.UnionType, typing.Union):
+        why = _Unfit()
         for part in parts:
             try:
                 return _fitting(value, part)
-            except _Unfit:
-                continue
-        raise _Unfit
+            except _Unfit as unfit:
+                why = unfit if isinstance(unfit, _Outside) else why
+        raise why
+    if origin is typing.Literal:
+        if not isinstance(value, tuple(map(type, parts))) or value not in parts:
+            raise _Unfit
+        return value
     if hint in PLAIN:
         return PLAIN[hint](value)
     kind = origin or hint

@@ -16,27 +16,22 @@ from pydantic_core import ErrorDetails
 
 from offramp.errors import InputError
 from offramp.files import read_given_text
-from offramp.kit.numbers import (
-    LARGEST_COUNT,
-    LARGEST_NUMBER,
-    LARGEST_SEED,
-    LONGEST_MINUTES,
-    LONGEST_SECONDS,
-    SMALLEST_NUMBER,
-)
+from offramp.kit import numbers
 from offramp.kit.toml_lines import Location, line_at, lines_of, place_in
+
+STRICT, FINITE = Field(strict=True), Field(strict=True, allow_inf_nan=False)
 
 LINE_OF_ERROR = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
-Count = Annotated[int, Field(strict=True, ge=1, le=LARGEST_COUNT)]
-Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SEED)]
-Truth = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=SMALLEST_NUMBER, le=LARGEST_NUMBER)]
-NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LARGEST_NUMBER)]
-Minutes = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_MINUTES)]
-Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=LONGEST_SECONDS)]
-Share = Annotated[float, Field(strict=True, gt=0, lt=1)]
+Count = Annotated[numbers.Count, STRICT]
+Whole = Annotated[numbers.Whole, STRICT]
+Truth = Annotated[bool, STRICT]
+Number = Annotated[numbers.Number, FINITE]
+Positive = Annotated[numbers.Positive, FINITE]
+NotNegative = Annotated[numbers.NotNegative, FINITE]
+Minutes = Annotated[numbers.Minutes, FINITE]
+Seconds = Annotated[numbers.Seconds, FINITE]
+Share = Annotated[numbers.Share, FINITE]
 Text = Annotated[str, Field(pattern=r"\S")]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$")]
 """A text of one line without control characters, which a terminal may be shown."""
@@ -166,7 +161,7 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
         details["msg"].replace("Input should", "it should"),
     )
     message = MESSAGES.get(details["type"], message)
-    if details.get("ctx", {}).get("ge") == SMALLEST_NUMBER:
+    if details.get("ctx", {}).get("ge") == numbers.SMALLEST_NUMBER:
         message = "it should be greater than 0"
     if details["type"] == "model_type" and hasattr(_table_of(kind, location), "named_alike"):
         message = "write a name in quotes, or a table"

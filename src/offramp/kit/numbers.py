@@ -5,7 +5,11 @@ Whatever is computed with such a number stays finite, and can be written to JSON
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from offramp.errors import InputError
 
@@ -33,6 +37,48 @@ LARGEST: Mapping[str, float] = {
 """By name, of what has a limit of its own; others have that of their type."""
 
 
+Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
+Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
+Share = Annotated[float, Gt(0), Lt(1)]
+Minutes = Annotated[float, Gt(0), Le(LONGEST_MINUTES)]
+Seconds = Annotated[float, Gt(0), Le(LONGEST_SECONDS)]
+Number = Annotated[float, Ge(-LARGEST_NUMBER), Le(LARGEST_NUMBER)]
+Positive = Annotated[float, Ge(SMALLEST_NUMBER), Le(LARGEST_NUMBER)]
+NotNegative = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
+"""Types of numbers, for arguments, fields of requests (`offramp.kit.arguments`) and entries of files
+(`offramp.kit.given_file`): who has one of these needs no check of its own."""
+
+
+WORDS = {
+    **dict.fromkeys(("Count", "Whole"), "int"),
+    **dict.fromkeys(("Share", "Minutes", "Seconds", "Number", "Positive", "NotNegative"), "float"),
+}
+"""What these are to people."""
+
+
+LIMITS: Mapping[Any, tuple[str, Callable[[Any, Any], bool], str]] = {
+    Ge: ("ge", operator.ge, "at least {:g}"),
+    Gt: ("gt", operator.gt, "above {:g}"),
+    Le: ("le", operator.le, "{:,} at most"),
+    Lt: ("lt", operator.lt, "below {:g}"),
+}
+"""Of each kind of limit: where it holds its bound, when a number is within, and what it must be."""
+
+
+def is_limit(mark: object) -> bool:
+    """Whether this is a limit, of what an annotation says."""
+    return type(mark) in LIMITS
+
+
+def within(number: float, limits: Sequence[Any]) -> str | None:
+    """What a number must be that is outside one of these limits, in words; None for one within all."""
+    for limit in limits:
+        bound, holds, words = LIMITS[type(limit)]
+        if not holds(number, getattr(limit, bound)):
+            return words.format(getattr(limit, bound))
+    return None
+
+
 def require_bounded(**numbers: object) -> None:
     """Refuse numbers that are none (NaN), infinite or too large, by the name of each. None and texts pass.
 
@@ -47,7 +93,7 @@ def require_bounded(**numbers: object) -> None:
             continue
         words = name.replace("_", " ")
         raise InputError(
-            f"{words} cannot be {number if isinstance(number, float) else _shown(number)}",
+            f"{words} cannot be {shown_number(number)}",
             where=f"{name}= (--{name.replace('_', '-')})",
             fix=f"give {largest:,} at most" if number > largest else "give a number nearer to 0",
         )
@@ -63,7 +109,7 @@ def require_fitting_seed(seed: int) -> None:
         )
 
 
-def _shown(number: int) -> str:
-    """A whole number of any size: Python writes out no more than some thousand digits."""
-    bits = number.bit_length()
+def shown_number(number: float) -> str:
+    """A number of any size in a message: Python writes out whole ones of a few thousand digits at most."""
+    bits = number.bit_length() if isinstance(number, int) else 0
     return f"{number}" if bits < 200 else f"a number of {bits} bits"

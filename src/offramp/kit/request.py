@@ -18,11 +18,11 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar
 
 from offramp.errors import InputError
 from offramp.kit.arguments import evaluated, settled
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import is_limit, require_bounded
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer")
@@ -140,8 +140,11 @@ def _fields_of(request: type) -> tuple[Field, ...]:
         marks: tuple[Any, ...] = ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *listed = typing.get_args(hint)
-            marks = tuple(listed)
-            said = ast.unparse(_first_of(said))
+            marks = tuple(mark for mark in listed if not is_limit(mark))
+            if limits := tuple(mark for mark in listed if is_limit(mark)):
+                hint = Annotated[(hint, *limits)]
+            if said.startswith("Annotated["):
+                said = ast.unparse(_first_of(said))
         doc = functools.partial(_doc, (home, *above), field.name)
         found.append(Field(field.name, hint, said, field.default, doc, marks))
     return tuple(found)

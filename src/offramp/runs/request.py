@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from offramp.commands import RunCall, words_of
 from offramp.errors import InputError, WorkloadError
 from offramp.files import require_writable
 from offramp.kit.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, FLOORS, LOCAL, WORTH
+from offramp.kit.numbers import Minutes
 from offramp.kit.request import (
     Request,
     added_later,
@@ -59,7 +59,7 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
     decode: Annotated[bool, not_identity, flags("--decode/--no-decode")] = True
     """End with real decoding of the chosen policies, timed beside plain decoding. Without it, every speed is
     a prediction."""
-    minutes: Annotated[float | None, not_identity, not_repeated, only_with("decode")] = None
+    minutes: Annotated[Minutes | None, not_identity, not_repeated, only_with("decode")] = None
     """Minutes of that real decoding, all texts together: of documents for certificates, and of timing. By
     default {DECODE_MINUTES:g}. Where a verdict is not settled, the same command with more goes on."""
     output: Annotated[Path | str | None, not_identity, flags("--output", "-o")] = None
@@ -78,7 +78,7 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
         }
 
     def check(self) -> None:
-        """Refuse a worth, floors and minutes that are none, and an output that cannot be a folder."""
+        """Refuse a worth and floors that are none, and an output that cannot be a folder."""
         super().check()
         from offramp.tuning.floor import make_floor
         from offramp.tuning.verdict import require_worth
@@ -86,8 +86,6 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
         require_worth(self.worth)
         for floor in self.levels:
             make_floor({"agreement": floor})
-        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise InputError(f"{self.minutes} minutes are no time", where="--minutes", fix="give more than 0")
         if self.folder is not None:
             require_writable(self.folder)
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from offramp.kit.numbers import Count
 from offramp.kit.request import Options, argument, flags, not_identity, not_repeated, only_if
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.tracing.exits_folder import ALL, exits_of
 from offramp.tracing.progress import stage
 from offramp.tracing.request import DEFAULT_TOKENS
-from offramp.workloads.packing import require_sizes
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -121,27 +121,22 @@ class Streamed(Options):
 class InContext(Options):
     """How much of a text a model sees at once."""
 
-    context: int | None = None
+    context: Count | None = None
     """Tokens of one sequence at most. By default 512, or what the model takes."""
-
-    def check(self) -> None:
-        """Refuse a context of no tokens."""
-        super().check()
-        require_sizes(context=self.context)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring(InContext):
     """What is traced of every text, and what exits are read through."""
 
-    tokens: int = DEFAULT_TOKENS
+    tokens: Count = DEFAULT_TOKENS
     """Tokens to trace per workload."""
     exits: str | Path = ALL
     """Layers to measure: all, or 10,20,30; with --heads all of theirs by default."""
     heads: Path | str | None = None
     """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
     exits train."""
-    document_tokens: int | None = None
+    document_tokens: Count | None = None
     """Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if documents
     are few."""
 
@@ -149,11 +144,6 @@ class Measuring(InContext):
         """Exits as layers, and the file of exit heads, whichever of the two named it."""
         exits, heads = exits_of(self.exits, self.heads)
         return {**super().settle(), "exits": exits, "heads": heads}
-
-    def check(self) -> None:
-        """Refuse sizes below 1."""
-        super().check()
-        require_sizes(tokens=self.tokens, document_tokens=self.document_tokens)
 
     @property
     def layers(self) -> str:
