@@ -328,7 +328,7 @@ def test_ctrl_c_says_how_to_go_on(small: Path, monkeypatch: pytest.MonkeyPatch) 
     ("options", "what", "where"),
     [
         (["--engine", "slurm"], "no engine named 'slurm'", "--engine"),
-        (["--workers", "0"], "0 processes", "--workers"),
+        (["--workers", "0"], "workers must be at least 1", "workers= (--workers)"),
         (["--memory", "much"], "'much' is not an amount of memory", "--memory"),
         (["--address", "here:6379"], "means nothing with the local engine", "--address"),
         (["--engine", "ray", "--memory", "8GB"], "each node was started with", "--memory"),
