@@ -44,7 +44,6 @@ class Bench(Leaving, Request[None]):
     """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
 
     model: Annotated[str, argument] = field(default=DEFAULT_MODEL, kw_only=False)
-    """smollm2, a Hub id, a local folder or a .gguf file."""
     policy: Annotated[str | None, flags("--policy", "-p")] = None
     """static:exit=20, threshold:signal=... or a policy.json. Not needed to --combine others."""
     combine: tuple[str, ...] = ()
@@ -95,7 +94,7 @@ class Bench(Leaving, Request[None]):
         str | None,
         only_if(
             lambda asked: asked.combine or asked.options.kv == SPECULATE,
-            "without --kv speculate",
+            "with --kv {options.kv}",
             "--kv speculate",
         ),
         only_if(

@@ -46,7 +46,7 @@ def time_and_show(asked: Bench, out: Output) -> None:
     if asked.processes > 1:
         results = measured_in_processes(asked, out)
     else:
-        results = measured_results(asked.load(asked.model), asked, out)
+        results = measured_results(asked.load(), asked, out)
     if asked.output is not None:
         write_results(asked.output, results)
         out.console.print(f"written: {asked.output}", markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from offramp.cli.console import Output, show_error
 from offramp.cli.leaving import Leaving
 from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import NEW_TOKENS
-from offramp.kit.request import Request, argument, flags, only_if
+from offramp.kit.request import Request, flags, only_if
 from offramp.runs.contents import heads_of
 from offramp.tracing.progress import console, stage
 
@@ -38,8 +38,6 @@ warm = only_if(lambda asked: asked.temperature != 0, "at --temperature 0")
 class Completion(Leaving, Request[None]):
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
 
-    model: Annotated[str, argument] = field(kw_only=False)
-    """smollm2, a Hub id, a local folder or a .gguf file."""
     prompts: Annotated[tuple[str, ...], flags("--prompt")] = ()
     """The text to go on from; "-" reads it; several are decoded together."""
     prompt_files: Annotated[tuple[Path, ...], flags("--prompt-file")] = ()
@@ -129,7 +127,7 @@ def generate(asked: Completion, out: Output) -> None:
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import prompt_batch
 
-    model = asked.load(asked.model)
+    model = asked.load()
     prompts = prompt_batch(model, asked.texts, chat=asked.chat)
     summary = console(sys.stderr)
     if asked.chat and model.uses_plain_chat_template:

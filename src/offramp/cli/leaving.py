@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from offramp.kit import defaults
 from offramp.kit.request import flags, only_if
-from offramp.tracing.asked import Placed
+from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SPECULATE = "speculate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaving(Placed):
+class Leaving(OnModel):
     """Where tokens leave, and what becomes of the layers that they skip."""
 
     policy: Annotated[str | None, flags("--policy", "-p")] = None
@@ -30,7 +30,7 @@ class Leaving(Placed):
     speculate, monotone."""
     draft_length: Annotated[
         str | None,
-        only_if(lambda asked: asked.options.kv == SPECULATE, "without --kv speculate", "--kv speculate"),
+        only_if(lambda asked: asked.options.kv == SPECULATE, "with --kv {options.kv}", "--kv speculate"),
     ] = None
     """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
     {defaults.DRAFT_LENGTH}."""
@@ -58,13 +58,13 @@ class Leaving(Placed):
             new_tokens=self.new_tokens,
         )
 
-    def load(self, model: str) -> Model:
-        """The model of this name, once its files, the policy and the exit heads fit each other.
+    def load(self) -> Model:
+        """The model, once its files, the policy and the exit heads fit each other.
 
-        Raises ModelError and InputError.
+        Raises ModelError or InputError.
         """
         with stage("loading the model and checking its exits"):
-            found = self.find(model)
+            found = self.find(self.model)
             self.options.check_asked(found, self.heads_file)
             self.options.check_files(found.dtype)
             return found.load()
