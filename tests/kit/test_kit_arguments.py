@@ -99,6 +99,10 @@ def test_public_functions_refuse_other_types(call: Any) -> None:
         call()
 
 
+def test_arguments_are_checked_once() -> None:
+    assert checked(asked) is asked
+
+
 def test_a_name_that_there_is_not_is_pythons_own_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
         asked(cuont=1)

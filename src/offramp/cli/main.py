@@ -41,7 +41,7 @@ from offramp.cli.run_command import run
 from offramp.cli.score_command import ScoreCommand, score
 from offramp.cli.study_command import study
 from offramp.cli.trace_command import TraceCommand, trace
-from offramp.cli.tune_command import tune
+from offramp.cli.tune_command import Tuning, tune
 from offramp.commands import filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
 from offramp.kit.numbers import require_bounded
@@ -101,7 +101,7 @@ command(app, "run", Run)(run)
 command(app, "trace", TraceCommand)(trace)
 command(app, "score", ScoreCommand)(score)
 command(app, "replay", ReplayCommand)(replay)
-app.command("tune")(tune)
+command(app, "tune", Tuning)(tune)
 command(app, "predict", PredictCommand)(predict)
 command(app, "bench", Bench)(bench)
 command(app, "generate", Completion)(generate)

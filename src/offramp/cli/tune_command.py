@@ -5,257 +5,287 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from offramp.cli.console import Output
-from offramp.cli.options import (
-    AsJson,
-    Device,
-    HeadsFile,
-    RemoteCode,
-    refuse_idle,
-    require_json_file,
-    require_placement,
-)
+from offramp.cli.options import require_json_file
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
-from offramp.models.devices import AUTO
+from offramp.kit.request import Request, argument, flags, only_if
+from offramp.tracing.asked import OnDevice
 from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:
+    from offramp.cli.tuned_texts import TracedText
+    from offramp.costs.machine import Machine
     from offramp.decoding.execution.tune import TunedTasks
+    from offramp.models.model import Model
     from offramp.scoring.estimate import Estimate
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.trace import Trace
     from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
 
 INSTEAD = f"--model {NO_MODEL} still answers with a replay bound"
 
+executing = only_if(lambda asked: asked.executes, "where nothing is decoded")
 
-def tune(
-    traces: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TRACE...",
-            help="A folder that offramp trace or offramp run wrote; heads, timings and what was decoded are "
-            "taken from the run. Several, each of another workload: one policy with an entry for each.",
-        ),
-    ],
-    floor: Annotated[
-        str,
-        typer.Option(
-            "--floor",
-            help="What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also "
-            "reference_agreement=0.95, with the untransformed one, or that of offramp trace --reference. "
-            "Only floors on agreement are executed.",
-        ),
-    ],
-    floor_clip: Annotated[
-        float | None,
-        typer.Option("--floor-clip", help="nll, kl: nats at which a token's loss is cut. By default 1."),
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            "--hardware",
-            help="local, a name of offramp list hardware, or a .toml profile. By default local, or bytes "
-            "moved while others keep this machine busy.",
-            show_default=False,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="The traced model, to decode with: by default where the trace says it came from. none: a "
-            "replay bound from the trace alone.",
-            show_default=False,
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            "--reference",
-            metavar="MODEL",
-            help="At a floor of reference_agreement: the model that judges what is decoded; by default from "
-            "where the trace says.",
-            show_default=False,
-        ),
-    ] = None,
-    heads: HeadsFile = None,
-    kv: Annotated[
-        str,
-        typer.Option(
-            "--kv",
-            help="Keys and values of skipped layers: auto tries all that the model can; or one of propagate, "
-            "recompute, monotone, ...",
-        ),
-    ] = "auto",
-    prompt_tokens: Annotated[
-        int, typer.Option("--prompt-tokens", help="Of a text's opening. Prompts of a workload are whole.")
-    ] = OPENING_TOKENS,
-    new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            "--new-tokens",
-            help=f"Of each decoded answer, at most. By default {CERTIFIED_TOKENS}; of a run's trace as in "
-            "the run.",
-            show_default=False,
-        ),
-    ] = None,
-    documents: Annotated[
-        int | None,
-        typer.Option(
-            "--documents",
-            help="To decode per candidate, at most. By default four times the fewest that the floor needs.",
-            show_default=False,
-        ),
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", help="For reruns and decoding together, at most.", show_default=False),
-    ] = None,
-    executions: Annotated[
-        Path | None,
-        typer.Option(
-            "--executions",
-            help="Where decoded documents are kept and never decoded again. By default the folder executions "
-            "beside the policy file; of a run's trace that of the run.",
-            show_default=False,
-        ),
-    ] = None,
-    method: Annotated[
-        str, typer.Option("--method", help="wsr, hb or crc; naive gives no guarantee.")
-    ] = METHOD,
-    delta: Annotated[float, typer.Option("--delta", help="Chance that the certificate is wrong.")] = DELTA,
-    batch: Annotated[
-        int, typer.Option("--batch", help="Sequences decoded side by side; above 1 with --model none only.")
-    ] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Draws the documents of each role.")] = SEED,
-    search: Annotated[
-        str,
-        typer.Option(
-            "--search",
-            help="families of rules; evolution: besides, a signal and a threshold for each exit.",
-        ),
-    ] = "families",
-    output: Annotated[Path, typer.Option("--output", "-o", help="The policy file to write.")] = Path(
-        "policy.json"
-    ),
-    device: Device = AUTO,
-    trust_remote_code: RemoteCode = False,
-    as_json: AsJson = False,
-) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(OnDevice, Request[None]):
     """Find the fastest policy that is certified, by decoding, to keep a quality floor."""
-    from offramp.cli.local_profile import profile_now
-    from offramp.cli.traced_model import load_traced_model, read_traced_heads
-    from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
-    from offramp.costs.timings import TimingsProfile
-    from offramp.decoding.execution.tune import (
-        require_judged,
-        require_sizes,
-        tune_tasks,
-    )
-    from offramp.decoding.execution.tune import tune as tune_policy
-    from offramp.policies.grammar import is_tuned
-    from offramp.tuning.floor import REFERENCE, SHARES, parse_floor
-    from offramp.tuning.tune import check_settings, require_search
 
-    out = Output(as_json)
-    require_placement(device)
-    require_search(search)
-    wanted, rule = check_settings(parse_floor(floor, floor_clip), method, delta, None, seed)
-    require_sizes(prompt_tokens, CERTIFIED_TOKENS if new_tokens is None else new_tokens, documents, seconds)
-    executes = model != NO_MODEL and wanted.kind in SHARES
-    idle = {
-        "--prompt-tokens": prompt_tokens != OPENING_TOKENS,
-        "--new-tokens": new_tokens is not None,
-        "--documents": documents is not None,
-        "--seconds": seconds is not None,
-        "--executions": executions is not None,
-    }
-    refuse_idle(
-        {name: (given and not executes, "where nothing is decoded", "") for name, given in idle.items()}
-    )
-    require_json_file(output, "a tuned policy", is_tuned)
-    beside = output.absolute().parent / "executions"
-    require_writable(executions or beside)
-    texts = texts_at(traces, heads)
-    groups, first = tuned_together(texts), texts[0]
+    traces: Annotated[tuple[Path, ...], argument, flags(metavar="TRACE...")] = field(kw_only=False)
+    """A folder that offramp trace or offramp run wrote; heads, timings and what was decoded are taken from
+    the run. Several, each of another workload: one policy with an entry for each."""
+    floor: str
+    """What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also
+    reference_agreement=0.95, with the untransformed one, or that of offramp trace --reference. Only floors on
+    agreement are executed."""
+    floor_clip: float | None = None
+    """nll, kl: nats at which a token's loss is cut. By default 1."""
+    hardware: str | None = None
+    """local, a name of offramp list hardware, or a .toml profile. By default local, or bytes moved while
+    others keep this machine busy."""
+    model: str | None = None
+    """The traced model, to decode with: by default where the trace says it came from. none: a replay bound
+    from the trace alone."""
+    reference: Annotated[str | None, flags(metavar="MODEL")] = None
+    """At a floor of reference_agreement: the model that judges what is decoded; by default from where the
+    trace says."""
+    heads: Path | None = None
+    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
+    exits train."""
+    kv: str = "auto"
+    """Keys and values of skipped layers: auto tries all that the model can; or one of propagate, recompute,
+    monotone, ..."""
+    prompt_tokens: Annotated[int, executing] = OPENING_TOKENS
+    """Of a text's opening. Prompts of a workload are whole."""
+    new_tokens: Annotated[int | None, executing] = None
+    """Of each decoded answer, at most. By default {CERTIFIED_TOKENS}; of a run's trace as in the run."""
+    documents: Annotated[int | None, executing] = None
+    """To decode per candidate, at most. By default four times the fewest that the floor needs."""
+    seconds: Annotated[float | None, executing] = None
+    """For reruns and decoding together, at most."""
+    executions: Annotated[Path | None, executing] = None
+    """Where decoded documents are kept and never decoded again. By default the folder executions beside the
+    policy file; of a run's trace that of the run."""
+    method: str = METHOD
+    """wsr, hb or crc; naive gives no guarantee."""
+    delta: float = DELTA
+    """Chance that the certificate is wrong."""
+    batch: int = 1
+    """Sequences decoded side by side; above 1 with --model none only."""
+    seed: int = SEED
+    """Draws the documents of each role."""
+    search: str = "families"
+    """families of rules; evolution: besides, a signal and a threshold for each exit."""
+    output: Annotated[Path, flags("--output", "-o")] = Path("policy.json")
+    """The policy file to write."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+
+    def check(self) -> None:
+        """Refuse what is out of range, and files that cannot be written."""
+        super().check()
+        from offramp.decoding.execution.tune import require_sizes
+        from offramp.policies.grammar import is_tuned
+        from offramp.tuning.tune import check_settings, require_search
+
+        require_search(self.search)
+        check_settings(self.kept, self.method, self.delta, None, self.seed)
+        new_tokens = CERTIFIED_TOKENS if self.new_tokens is None else self.new_tokens
+        require_sizes(self.prompt_tokens, new_tokens, self.documents, self.seconds)
+        require_json_file(self.output, "a tuned policy", is_tuned)
+        require_writable(self.executions or self.beside)
+
+    @cached_property
+    def kept(self) -> Floor:
+        """The floor. Raises InputError for a text that is none."""
+        from offramp.tuning.floor import parse_floor
+
+        return parse_floor(self.floor, self.floor_clip)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there is a model to decode with."""
+        return self.model != NO_MODEL
+
+    @property
+    def executes(self) -> bool:
+        """Whether the floor is certified by decoding."""
+        from offramp.tuning.floor import SHARES
+
+        return self.decodes and self.kept.kind in SHARES
+
+    @property
+    def beside(self) -> Path:
+        """The folder of executions beside the policy file."""
+        return self.output.absolute().parent / "executions"
+
+
+def tune(asked: Tuning, out: Output) -> None:
+    """Tune on the texts, all of them together or each by itself, and write and show what came out."""
+    from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
+    from offramp.decoding.execution.tune import TunedTasks, require_judged
+    from offramp.policies.grammar import is_tuned
+
+    texts = texts_at(asked.traces, asked.heads)
+    groups = tuned_together(texts)
     for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
-        require_json_file(own_file(output, place, text.name), "a tuned policy", is_tuned)
-    require_judged([text.trace for text in texts], reference, wanted, decodes=model != NO_MODEL)
-    machine = machine_at_hand(first, hardware or LOCAL, may_time=executes)
-    decodes = original = None
-    if executes:
-        for group in groups:
-            needed = rule.needed(wanted.risk, delta / len(group))
-            for text in group:
-                _require_executable(text.trace, kv, batch)
-                fitted = read_traced_heads(text.trace, text.heads)
-                _require_documents(text.trace, wanted, needed, documents, fitted, seed)
-        load = functools.partial(
-            load_traced_model,
-            first.trace,
-            instead=INSTEAD,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        if wanted.kind == REFERENCE:
-            original = load(reference, None, reference=True)
-        decodes = load(model, read_traced_heads(first.trace, first.heads))
-        if machine is None or (isinstance(machine, TimingsProfile) and machine.name == LOCAL):
-            try:
-                timed = profile_now(decodes, machine)
-                machine, note = timed.profile, f"prices of this machine: {timed.note}"
-            except BusyMachineError as error:
-                if hardware is not None:
-                    raise
-                note = f"{error.what}; prices are counted in bytes moved"
-            out.console.print(note, markup=False)
-    settings: dict[str, Any] = {
-        "kv": kv,
-        "prompt_tokens": prompt_tokens,
-        "documents": documents,
-        "seconds": seconds,
-        "method": method,
-        "delta": delta,
-        "batch": batch,
-        "seed": seed,
-        "search": search,
-        "reference": original,
-    }
+        require_json_file(own_file(asked.output, place, text.name), "a tuned policy", is_tuned)
+    require_judged([text.trace for text in texts], asked.reference, asked.kept, decodes=asked.decodes)
+    machine = machine_at_hand(texts[0], asked.hardware or LOCAL, may_time=asked.executes)
+    model = reference = None
+    if asked.executes:
+        require_executable(asked, groups)
+        model, reference = loaded_models(asked, texts[0])
+        machine = machine_of_now(asked, model, machine, out)
     answers = {}
     for place, group in enumerate(groups, start=1):
-        traced, alone, near = [text.trace for text in group], group[0], group[0].contents
-        settings["heads"] = alone.heads
-        settings["new_tokens"] = new_tokens or (near and near.new_tokens) or CERTIFIED_TOKENS
-        settings["folder"] = executions or (len(group) == 1 and near and near.executions) or beside
-        title = "tuning" if decodes is None else "tuning: documents of the candidate at hand"
-        if len(groups) > 1:
-            title = f"{alone.name}, {title}"
-        with stage(title) if decodes is None else progress_bar(title) as progress:
-            if len(group) > 1:
-                several = tune_tasks(traced, wanted, machine, decodes, progress=progress, **settings)
-            else:
-                tuned = tune_policy(traced[0], wanted, machine, decodes, progress=progress, **settings)
-        if len(group) > 1:
-            out.finish(show_tasks(out, several, output, alone.heads))
+        title = f"{group[0].name}, " if len(groups) > 1 else ""
+        tuned, heads = tuned_on(asked, group, machine, model, reference, title), group[0].heads
+        if isinstance(tuned, TunedTasks):
+            out.finish(show_tasks(out, tuned, asked.output, heads))
         elif len(groups) == 1:
-            out.finish(show_tuned(out, tuned, output, alone.heads))
+            out.finish(show_tuned(out, tuned, asked.output, heads))
         else:
-            own = own_file(output, place, alone.name)
-            out.console.print(f"{alone.name}:", markup=False, style="bold")
-            answers[alone.name] = show_tuned(out, tuned, own, alone.heads)
+            own = own_file(asked.output, place, group[0].name)
+            out.console.print(f"{group[0].name}:", markup=False, style="bold")
+            answers[group[0].name] = show_tuned(out, tuned, own, heads)
     if answers:
         out.finish({"workloads": answers})
+
+
+def require_executable(asked: Tuning, groups: list[list[TracedText]]) -> None:
+    """Refuse, before the model is loaded, what could not be decoded with it, or not be certified at all.
+
+    Raises InputError.
+    """
+    from offramp.decoding.execution.executor import strategies_of
+    from offramp.tuning.bounds import find_method
+    from offramp.tuning.tune import require_single
+
+    strategies_of(asked.kv)
+    require_single(asked.batch)
+    for group in groups:
+        needed = find_method(asked.method).needed(asked.kept.risk, asked.delta / len(group))
+        for text in group:
+            _require_documents(asked, text, needed)
+
+
+def _require_documents(asked: Tuning, text: TracedText, needed: int) -> None:
+    """Refuse a floor that the documents at hand could not certify. needed: those without a loss.
+
+    Raises InputError.
+    """
+    from offramp.cli.traced_model import read_traced_heads
+    from offramp.decoding.openings import further_documents, traced_workload
+    from offramp.tuning.splits import split_roles
+
+    trace = text.trace
+    try:
+        workload = traced_workload(trace)
+    except InputError as error:
+        fix = f"{error.fix}; {INSTEAD}" if error.fix else INSTEAD
+        raise InputError(error.what, where=error.where, fix=fix) from error
+    heads, roles = read_traced_heads(trace, text.heads), split_roles(trace, asked.seed)
+    further = further_documents(trace, workload, asked.seed, heads, [*roles.search, *roles.report])
+    at_hand = len(roles.certify) + len(further)
+    where = f"--floor {asked.kept}, for {trace.folder or 'the trace'}"
+    if at_hand < needed or not len(roles.search):
+        raise InputError(
+            f"not enough documents: {at_hand} to certify on, {needed} needed even if nothing is lost on any "
+            "of them, and one more at least to search on",
+            where=where,
+            fix=f"trace a workload of more documents, or ask for a looser floor; {INSTEAD}",
+        )
+    if asked.documents is not None and asked.documents < needed:
+        raise InputError(
+            f"{asked.documents} documents to decode cannot certify the floor: {needed} are needed even if "
+            "nothing is lost on any of them",
+            where=where,
+            fix=f"give --documents {needed} or more, or leave it out",
+        )
+
+
+def loaded_models(asked: Tuning, text: TracedText) -> tuple[Model, Model | None]:
+    """The model that a text was traced with, and the reference where the floor is on agreement with that.
+
+    Raises InputError.
+    """
+    from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.tuning.floor import REFERENCE
+
+    load = functools.partial(
+        load_traced_model,
+        text.trace,
+        instead=INSTEAD,
+        device=asked.device,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    judges = asked.kept.kind == REFERENCE
+    reference = load(asked.reference, None, reference=True) if judges else None
+    return load(asked.model, read_traced_heads(text.trace, text.heads)), reference
+
+
+def machine_of_now(asked: Tuning, model: Model, machine: Machine | None, out: Output) -> Machine | None:
+    """The machine, timed or held against a few tokens of now if it is this one; None counts bytes moved.
+
+    Raises BusyMachineError where this machine was asked for, and others keep it busy.
+    """
+    from offramp.cli.local_profile import profile_now
+    from offramp.costs.timings import TimingsProfile
+
+    if machine is not None and not (isinstance(machine, TimingsProfile) and machine.name == LOCAL):
+        return machine
+    try:
+        timed = profile_now(model, machine)
+        machine, note = timed.profile, f"prices of this machine: {timed.note}"
+    except BusyMachineError as error:
+        if asked.hardware is not None:
+            raise
+        note = f"{error.what}; prices are counted in bytes moved"
+    out.console.print(note, markup=False)
+    return machine
+
+
+PASSED_ON = ("kv", "prompt_tokens", "documents", "seconds", "method", "delta", "batch", "seed", "search")
+"""Fields that `offramp.tune` takes as they are."""
+
+
+def tuned_on(
+    asked: Tuning,
+    group: list[TracedText],
+    machine: Machine | None,
+    model: Model | None,
+    reference: Model | None,
+    title: str,
+) -> Tuned | TunedTasks:
+    """What one text gives, or several together. title: before what is said while it goes on.
+
+    Raises InputError.
+    """
+    from offramp.decoding.execution.tune import tune, tune_tasks
+
+    traces, alone, near = [text.trace for text in group], group[0], group[0].contents
+    settings: dict[str, Any] = {
+        **{name: getattr(asked, name) for name in PASSED_ON},
+        "reference": reference,
+        "heads": alone.heads,
+        "new_tokens": asked.new_tokens or (near and near.new_tokens) or CERTIFIED_TOKENS,
+        "folder": asked.executions or (len(group) == 1 and near and near.executions) or asked.beside,
+    }
+    title += "tuning" if model is None else "tuning: documents of the candidate at hand"
+    with stage(title) if model is None else progress_bar(title) as progress:
+        settings["progress"] = progress
+        if len(group) > 1:
+            return tune_tasks(traces, asked.kept, machine, model, **settings)
+        return tune(traces[0], asked.kept, machine, model, **settings)
 
 
 def own_file(output: Path, place: int, workload: str) -> Path:
@@ -300,54 +330,6 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
         markup=False,
     )
     return {"policy": str(found.policy), "file": str(output), "delta": found.delta, "workloads": answers}
-
-
-def _require_executable(trace: Trace, kv: str, batch: int) -> None:
-    """Refuse, before the model is loaded, what could not be decoded with it. Raises InputError."""
-    from offramp.decoding.execution.executor import strategies_of
-    from offramp.decoding.openings import traced_workload
-    from offramp.tuning.tune import require_single
-
-    strategies_of(kv)
-    require_single(batch)
-    try:
-        traced_workload(trace)
-    except InputError as error:
-        fix = f"{error.fix}; {INSTEAD}" if error.fix else INSTEAD
-        raise InputError(error.what, where=error.where, fix=fix) from error
-
-
-def _require_documents(
-    trace: Trace, floor: Floor, needed: int, allowed: int | None, heads: ExitHeads | None, seed: int
-) -> None:
-    """Refuse, before the model is loaded, a floor that the documents at hand could not certify at all.
-
-    needed: documents without a loss that the floor needs. allowed: to decode per candidate, None for any.
-
-    Raises InputError.
-    """
-    from offramp.decoding.openings import further_documents, traced_workload
-    from offramp.tuning.splits import split_roles
-
-    roles = split_roles(trace, seed)
-    apart = [*roles.search, *roles.report]
-    further = further_documents(trace, traced_workload(trace), seed, heads, apart)
-    at_hand = len(roles.certify) + len(further)
-    where = f"--floor {floor}, for {trace.folder or 'the trace'}"
-    if at_hand < needed or not len(roles.search):
-        raise InputError(
-            f"not enough documents: {at_hand} to certify on, {needed} needed even if nothing is lost on any "
-            "of them, and one more at least to search on",
-            where=where,
-            fix=f"trace a workload of more documents, or ask for a looser floor; {INSTEAD}",
-        )
-    if allowed is not None and allowed < needed:
-        raise InputError(
-            f"{allowed} documents to decode cannot certify the floor: {needed} are needed even if nothing is "
-            "lost on any of them",
-            where=where,
-            fix=f"give --documents {needed} or more, or leave it out",
-        )
 
 
 def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str | None, str | None]:

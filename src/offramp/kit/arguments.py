@@ -55,11 +55,12 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
     Whole numbers of any kind become Python's, and so do other numbers. A sequence may be anything that gives
     elements, but no text.
 
-    A request's call (`offramp.kit.request.as_call`) is given back: the request does this itself.
+    A request's call (`offramp.kit.request.as_call`) is given back, as the request does this itself, and so is
+    a function that is checked already.
 
     Raises InputError that names the argument, what was given, and what it may be.
     """
-    if hasattr(function, "request"):
+    if hasattr(function, "request") or hasattr(function, "checked"):
         return function
 
     @functools.wraps(function)
@@ -73,6 +74,7 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
                 given.arguments[name] = settled(name, given.arguments[name], hint, wanted)
         return function(*given.args, **given.kwargs)
 
+    call.checked = True  # type: ignore[attr-defined]
     return call
 
 
