@@ -24,7 +24,7 @@ from offramp.kit.request import (
     only_with,
     python_only,
 )
-from offramp.tracing.asked import Made, Measuring, Placed, Streamed
+from offramp.tracing.asked import Made, Measuring, OnDevice, Placed, Streamed
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -170,7 +170,7 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
         return tuple(dict.fromkeys(names))
 
 
-OF_MODEL = tuple(field.switch(True) for field in fields_of(Placed))
+OF_MODEL = tuple(field.switch(True) for part in (OnDevice, Placed) for field in fields_of(part))
 """Options of the model, which every command on it takes."""
 
 run = as_call(Run)
