@@ -109,7 +109,7 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--kind", "regularised", "--targets", "stars"], "exits cannot learn from 'stars'"),
+        (["--kind", "regularised", "--targets", "stars"], "give 'model' or 'text'"),
         (["--kind", "regularised", "--from", "heads"], "--from says nothing"),
         (["--kind", "lens", "--lora", "4"], "--lora says nothing for exits of the kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),

@@ -5,17 +5,23 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 import offramp
-from offramp.errors import InputError
-from offramp.kit.arguments import _fitting, _hints, checked
+from offramp.errors import InputError, WorkloadError
+from offramp.kit.arguments import _fitting, _hints, checked, settle_fields
 from offramp.kit.numbers import Count, Seconds, Share, Whole
+
+if TYPE_CHECKING:
+    from nowhere import there
 
 FUNCTIONS = [
     name
@@ -158,3 +164,88 @@ def test_a_number_outside_its_limits_is_refused_by_its_type(
 def test_a_number_within_its_limits_passes() -> None:
     assert limited(1, np.int64(0), 0.5, 3, [1, 2]) == (1, 0, 0.5, 3, (1, 2))
     assert limited() == (1, 0, None, "auto", ())
+
+
+Colour = Literal["red", "blue"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Fields of every kind that annotations are read of."""
+
+    colour: Colour
+    counts: tuple[int, ...] | Literal["all"] = "all"
+    pair: tuple[str, int] = ("a", 1)
+    rows: Sequence[Sequence[int]] = ()
+    other: there.Thing[int] | None = None
+
+    def __post_init__(self) -> None:
+        settle_fields(self, WorkloadError)
+
+
+def test_fields_become_what_their_annotations_say() -> None:
+    made = Made("red", [np.int64(1), 2], ["b", np.int64(2)], torch.tensor([[1, 2], [3, 4]]))
+    assert made == Made("red", (1, 2), ("b", 2), ((1, 2), (3, 4)))
+    assert {type(count) for count in (*made.counts, made.pair[1], made.rows[0][0])} == {int}
+    assert Made("blue", (count for count in (1, 2))).counts == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ({"colour": "green"}, "give 'red' or 'blue'"),
+        ({"counts": "most"}, "give tuple[int, ...] or 'all'"),
+        ({"counts": (1, True)}, "give tuple[int, ...] or 'all'"),
+        ({"pair": ("a",)}, "give tuple[str, int]"),
+        ({"pair": ("a", 1, 2)}, "give tuple[str, int]"),
+        ({"rows": torch.tensor([1, 2])}, "give Sequence[Sequence[int]]"),
+        ({"rows": torch.tensor([[0.5]])}, "give Sequence[Sequence[int]]"),
+        ({"other": 5}, "give Thing[int] or None"),
+    ],
+)
+def test_a_field_of_another_type_is_named_with_its_class(given: dict[str, Any], fix: str) -> None:
+    with pytest.raises(WorkloadError, match="cannot be") as refused:
+        Made(**{"colour": "red", **given})
+    assert (refused.value.where, refused.value.fix) == (f"Made({next(iter(given))}=)", fix)
+
+
+@checked
+def counted(
+    rows: NDArray[np.int64] | NDArray[np.bool_], weights: NDArray[np.float64] | None = None
+) -> NDArray[Any]:
+    return rows
+
+
+def test_arrays_are_made_of_what_numpy_reads() -> None:
+    assert counted([0, 2]).dtype == np.int64
+    assert counted([True, False]).dtype == np.bool_
+    assert counted(range(3)).tolist() == [0, 1, 2]
+    assert counted([]).dtype == np.int64
+    assert counted(torch.tensor([1])).tolist() == [1]
+    assert counted([0], [1, 2]).tolist() == [0]  # whole numbers are numbers, too
+    same = np.array([3], dtype=np.int32)
+    assert counted(same) is same
+
+
+@pytest.mark.parametrize("rows", [[0.5], "01", None, 3, {0: 1}, [[1], [2, 3]], [None]])
+def test_what_is_no_array_of_that_kind_is_named(rows: Any) -> None:
+    with pytest.raises(InputError, match="rows cannot be"):
+        counted(rows)
+
+
+class Counting:
+    @checked
+    def of(self, count: int) -> int:
+        return count
+
+    @classmethod
+    @checked
+    def made(cls, count: int) -> int:
+        return count
+
+
+def test_methods_are_held_against_their_annotations() -> None:
+    assert (Counting().of(np.int64(3)), Counting.made(4)) == (3, 4)
+    for call in (Counting().of, Counting.made):
+        with pytest.raises(InputError, match="count cannot be str '3'"):
+            call("3")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from model_folders import write_tokenizer
 
-from offramp.errors import ModelError
+from offramp.errors import InputError, ModelError
 from offramp.models.model import BosPolicy, encode_chat, encode_text, find_bos_policy, find_eos_token_ids
 from offramp.tracing.loading import load_model
 
@@ -111,3 +111,33 @@ def test_an_end_token_that_is_no_number_is_refused() -> None:
         find_eos_token_ids(model, SimpleNamespace(eos_token_id=3))
     model.generation_config.eos_token_id = [5, 2]
     assert find_eos_token_ids(model, SimpleNamespace(eos_token_id=3)) == (2, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "what"),
+    [
+        ("encode", 5, "text cannot be int 5"),
+        ("encode", b"w5", "text cannot be bytes"),
+        ("encode", ["w5", "w6"], "text cannot be list"),
+        ("encode", "w5\ud800", "half of a surrogate pair at character 2"),
+        ("encode_chat", None, "prompt cannot be None"),
+        ("encode_chat", ["w5"], "prompt cannot be list"),
+        ("encode_chat", [{"role": "user"}], "no role, or no content"),
+        ("encode_chat", [{"role": "user", "content": "w5"}, {"content": "w6"}], "no role, or no content"),
+        ("decode", "w5", "ids cannot be str"),
+        ("decode", [0.5], "ids cannot be list"),
+        ("decode", [5, -1], "ids must be at least 0"),
+    ],
+)
+def test_what_a_model_cannot_read_or_write_is_named(
+    llama_folder: Path, method: str, given: Any, what: str
+) -> None:
+    with pytest.raises(InputError, match=what):
+        getattr(load_model(str(llama_folder)), method)(given)
+
+
+def test_ids_of_any_kind_are_decoded(llama_folder: Path) -> None:
+    import torch
+
+    model = load_model(str(llama_folder))
+    assert model.decode(torch.tensor([5, 6])) == model.decode([5, 6]) == model.decode(range(5, 7))

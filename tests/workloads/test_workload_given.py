@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import offramp
-from offramp.errors import WorkloadError
+from offramp.errors import InputError, WorkloadError
 from offramp.workloads.packing import EncodedDocuments
 from offramp.workloads.registry import load_workload
 
@@ -119,7 +119,7 @@ def test_a_dataset_without_a_known_column_names_those_it_has() -> None:
     assert "prompt" in str(refused.value.where)
     with pytest.raises(WorkloadError, match="answered"):
         offramp.workload_of([CHAT], mode="text")
-    with pytest.raises(WorkloadError, match="no mode 'gen'"):
+    with pytest.raises(InputError, match="give 'text' or 'generation' or None"):
         offramp.workload_of(["a text"], mode="gen")  # type: ignore[arg-type]
     with pytest.raises(WorkloadError, match="no workload") as refused:
         load_workload("a long sentence of one's own " * 100)

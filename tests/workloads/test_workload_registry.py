@@ -6,7 +6,9 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from offramp.errors import WorkloadError
@@ -193,8 +195,8 @@ def test_a_name_is_taken_once() -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_a_source_that_gives_unusable_documents() -> None:
-    register_workload(plug_in((Document("a", "A"), Document("a", "B"))))
-    with pytest.raises(WorkloadError, match="same id"):
+    register_workload(plug_in((Document("a", "A"), Document("b", " "))))
+    with pytest.raises(WorkloadError, match="is empty"):
         load_workload("poems")
 
 
@@ -222,13 +224,41 @@ def test_a_good_workload_is_returned() -> None:
         ({"licence": ""}, "licence is not set"),
         ({"source": " "}, "source is not set"),
         ({"name": ""}, "name is not set"),
-        ({"mode": "audio"}, "the mode is 'audio'"),
+        ({"mode": "audio"}, "mode cannot be str 'audio'"),
+        ({"mode": None}, "mode cannot be None"),
+        ({"name": None}, "name cannot be None"),
+        ({"documents": ("a", "b")}, "documents cannot be tuple"),
+        ({"prompt_tokens": -3}, "prompt tokens must be at least 1, not -3"),
+        ({"prompt_tokens": 0, "mode": "generation"}, "prompt tokens must be at least 1, not 0"),
+        ({"new_tokens": 0, "mode": "generation"}, "new tokens must be at least 1, not 0"),
         ({"chat": True}, "chat template"),
     ],
 )
 def test_each_broken_rule_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(WorkloadError, match=message):
         check_workload(dataclasses.replace(GOOD, **change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id": 1}, "id cannot be int 1"),
+        ({"text": None}, "text cannot be None"),
+        ({"tokens": (5, 1.5)}, "tokens cannot be tuple"),
+        ({"tokens": (5, -1)}, "tokens must be at least 0"),
+        ({"messages": (("user",),)}, "messages cannot be tuple"),
+    ],
+)
+def test_a_document_made_by_hand_is_of_texts_and_ids(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        Document(**{"id": "a", "text": "A", **fields})
+
+
+def test_documents_may_be_any_sequence_and_numbers_of_numpy() -> None:
+    documents = (Document(name, name, tokens=np.array([1, 2])) for name in "ab")
+    workload = dataclasses.replace(GOOD, documents=documents)
+    assert workload.documents == (Document("a", "a", tokens=(1, 2)), Document("b", "b", tokens=(1, 2)))
+    assert len(workload.fingerprint) == 64
 
 
 def test_two_loads_must_be_equal() -> None:

@@ -93,9 +93,7 @@ class RegularisedOptions:
         from offramp.lab.exits.regularisation import Regularisation
 
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        found = Regularisation(**{name: value for name, value in values.items() if value is not None})
-        found.check()
-        return found
+        return Regularisation(**{name: value for name, value in values.items() if value is not None})
 
 
 def table(trained: TrainedExits) -> WordTable:

@@ -1,21 +1,23 @@
-"""What people give to the public functions, held against the annotations: a wrong type is named at once."""
+"""What people give to functions and dataclasses, held against annotations: a wrong type is named at once."""
 
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import functools
 import inspect
 import operator
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError
 from offramp.kit.numbers import WORDS, is_limit, shown_number, within
 
 P = ParamSpec("P")
@@ -33,7 +35,19 @@ class _Outside(_Unfit):
     """A number is not within the limits of its annotation. The message says what it must be."""
 
 
-class _Elsewhere:
+class _Unread(type):
+    """Classes of which whatever an annotation names or subscripts is the same."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return cls
+
+    def __getitem__(cls, parts: object) -> Any:
+        return cls
+
+
+class _Elsewhere(metaclass=_Unread):
     """A class that is imported for type checkers only: whatever is no plain value may be of it."""
 
 
@@ -50,10 +64,10 @@ class _Names(dict[str, Any]):
 
 
 def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
-    """The same function, which refuses arguments that are not what its annotations say.
+    """The same function, or method, which refuses arguments that are not what its annotations say.
 
     Whole numbers of any kind become Python's, and so do other numbers. A sequence may be anything that gives
-    elements, but no text.
+    elements, but no text; an array, what numpy makes one of.
 
     A request's call (`offramp.kit.request.as_call`) is given back, as the request does this itself, and so is
     a function that is checked already.
@@ -66,7 +80,7 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Returned:
         try:
-            given = inspect.signature(function).bind(*args, **kwargs)
+            given = _signature(function).bind(*args, **kwargs)
         except TypeError:  # names that there are not: Python says it best
             return function(*args, **kwargs)
         for name, (wanted, hint) in _hints(function).items():
@@ -76,6 +90,11 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
 
     call.checked = True  # type: ignore[attr-defined]
     return call
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 @functools.cache
@@ -103,27 +122,86 @@ def evaluated(annotation: str, module: Mapping[str, Any]) -> Any:
     return eval(annotation, names, names)  # globals, too: a lambda in it reads them when it is called
 
 
-def settled(name: str, value: Any, hint: Any, said: str) -> Any:
-    """The value of an argument as what its annotation says. hint, said: that, read, and in words.
+def settled(
+    name: str, value: Any, hint: Any, said: str, kind: type[OfframpError] = InputError, where: str = ""
+) -> Any:
+    """The value of an argument as what its annotation says.
 
-    Raises InputError.
+    hint, said: the annotation read, and in words. kind: of the error. where: by default the argument.
+
+    Raises an error of that kind.
     """
     try:
         return _fitting(value, hint)
     except _Outside as outside:
-        raise InputError(
+        raise kind(
             f"{name.replace('_', ' ')} must be {outside}, not {shown_number(value)}",
-            where=f"{name}= (--{name.replace('_', '-')})",
+            where=where or f"{name}= (--{name.replace('_', '-')})",
             fix=f"give a number that is {outside}",
         ) from None
     except _Unfit:
-        raise _refused(name, value, in_words(said)) from None
+        shown = repr(value) if value is None else f"{type(value).__name__} {value!r}"
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+        fix = f"give {in_words(said, hint)}"
+        raise kind(f"{name} cannot be {shown}", where=where or f"{name}=", fix=fix) from None
 
 
-def in_words(annotation: str) -> str:
-    """An annotation without the packages of its names."""
+def settle_fields(
+    made: Any, kind: type[OfframpError] = InputError, where: Callable[[str], str] | None = None
+) -> None:
+    """Let the fields of a dataclass that was just made be what their annotations say, as `checked` does.
+
+    To be called first in its `__post_init__`. kind: of the error for one that is not. where: that is, by its
+    name; by default the class, and the name.
+
+    Raises an error of that kind.
+    """
+    own: Any = type(made)
+    for name, (said, hint) in _field_hints(own).items():
+        value = getattr(made, name)
+        place = f"{own.__name__}({name}=)" if where is None else where(name)
+        fitting = settled(name, value, hint, said, kind, place)
+        if fitting is not value:
+            object.__setattr__(made, name, fitting)
+
+
+def field_hints(kind: Any) -> Mapping[str, tuple[str, Any]]:
+    """Each annotation of a dataclass's fields, in words and read, in the order of the fields."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        home = next(base for base in kind.__mro__ if field.name in inspect.get_annotations(base))
+        said = inspect.get_annotations(home)[field.name]
+        if isinstance(said, str):
+            found[field.name] = said, evaluated(said, vars(sys.modules[home.__module__]))
+        else:
+            found[field.name] = getattr(said, "__name__", str(said)), said
+    return found
+
+
+_field_hints = functools.cache(field_hints)
+
+
+def in_words(annotation: str, hint: Any = None) -> str:
+    """An annotation without the packages of its names. hint: the same read, whose choices are listed, and
+    whose parts where the annotation is the name of several.
+    """
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        *others, last = map(repr, parts)
+        return f"{', '.join(others)} or {last}" if others else last
+    if origin in (types.UnionType, typing.Union):
+        said = annotation.split(" | ")
+        said = [_name(part) for part in parts] if len(said) == 1 else said
+        if len(said) == len(parts):
+            return " or ".join(map(in_words, said, parts))
     plain = re.sub(r"\w[\w.]*\.(?=\w)", "", annotation)
     return re.sub(r"\w+", lambda word: WORDS.get(word[0], word[0]), plain).replace(" | ", " or ")
+
+
+def _name(hint: Any) -> str:
+    if hint is types.NoneType:
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _fitting(value: Any, hint: Any) -> Any:
@@ -142,7 +220,7 @@ def _fitting(value: Any, hint: Any) -> Any:
             except _Unfit as unfit:
                 why = unfit if isinstance(unfit, _Outside) else why
         raise why
-    if origin is typing.Literal:
+    if origin is Literal:
         if not isinstance(value, tuple(map(type, parts))) or value not in parts:
             raise _Unfit
         return value
@@ -150,12 +228,16 @@ def _fitting(value: Any, hint: Any) -> Any:
         return PLAIN[hint](value)
     kind = origin or hint
     if kind is Mapping and isinstance(value, Mapping):
-        return {key: _fitting(each, parts[-1]) for key, each in value.items()}
+        if not parts:
+            return value
+        return {_fitting(key, parts[0]): _fitting(each, parts[1]) for key, each in value.items()}
+    if getattr(kind, "__module__", "") == "numpy" and kind.__name__ == "ndarray":
+        return _array(value, *typing.get_args(parts[1]))
     if isinstance(kind, type) and issubclass(kind, Iterable) and kind is not Mapping and parts:
         if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
             raise _Unfit
-        listed = isinstance(value, list | tuple) or parts[0] in PLAIN
-        return tuple(_fitting(one, parts[0]) for one in value) if listed else value
+        listed = isinstance(value, list | tuple) or kind is tuple or _is_plain(parts[0])
+        return _all_fitting(_elements(value), kind, parts) if listed else value
     if kind is _Elsewhere or getattr(kind, "_is_protocol", False):
         plain = type(value).__module__ == "builtins" or isinstance(value, PathLike)
         if plain and not callable(value):
@@ -163,6 +245,51 @@ def _fitting(value: Any, hint: Any) -> Any:
     elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise _Unfit
     return value
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether an annotation is of numbers or texts, or of sequences of such."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint in PLAIN or kind is typing.Annotated:
+        return True
+    return isinstance(kind, type) and issubclass(kind, Iterable) and bool(parts) and _is_plain(parts[0])
+
+
+def _elements(value: Iterable[Any]) -> tuple[Any, ...]:
+    try:
+        elements = iter(value)
+    except TypeError as error:  # of a tensor without an axis
+        raise _Unfit from error
+    return tuple(elements)
+
+
+def _all_fitting(values: tuple[Any, ...], kind: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The elements of a sequence, each as what it must be. parts: of the annotation."""
+    if kind is tuple and parts[-1] is not Ellipsis:
+        if len(values) != len(parts):
+            raise _Unfit
+        return tuple(map(_fitting, values, parts))
+    if parts[0] in EXACT and set(map(type, values)) <= {parts[0]}:
+        return values
+    return tuple(_fitting(value, parts[0]) for value in values)
+
+
+def _array(value: Any, scalar: Any) -> Any:
+    """An array of whole numbers, numbers or truths, as numpy's scalar of that kind says."""
+    import numpy as np
+
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise _Unfit
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged, or a tensor that numpy cannot read
+        raise _Unfit from error
+    wanted = np.dtype(scalar)
+    if not array.size:
+        return array.astype(wanted)
+    if array.dtype.kind not in KINDS.get(wanted.kind, wanted.kind):
+        raise _Unfit
+    return array
 
 
 def _whole(value: Any) -> int:
@@ -213,8 +340,8 @@ PLAIN: Mapping[Any, Callable[[Any], Any]] = {
 }
 """By annotation, what reads a value of it."""
 
+EXACT = (int, float, str)
+"""What a value is as it should be if its type is this very one: most sequences are of these alone."""
 
-def _refused(name: str, value: Any, wanted: str) -> InputError:
-    shown = repr(value) if value is None else f"{type(value).__name__} {value!r}"
-    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-    return InputError(f"{name} cannot be {shown}", where=f"{name}=", fix=f"give {wanted}")
+KINDS = {"i": "iu", "u": "iu", "f": "fiu"}
+"""By the kind of numpy's scalar that an array should be of, those that do."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, ParamSpec, TypeVar
 
 from offramp.errors import InputError
-from offramp.kit.arguments import evaluated, settled
+from offramp.kit.arguments import field_hints, settled
 from offramp.kit.numbers import is_limit, require_bounded
 
 P = ParamSpec("P")
@@ -127,16 +127,15 @@ def fields_of(request: Any) -> tuple[Field, ...]:
 @functools.cache
 def _fields_of(request: type) -> tuple[Field, ...]:
     declared = {field.name: field for field in dataclasses.fields(request)}
+    hints = field_hints(request)
     homes: dict[str, list[type]] = {}
     for base in request.__mro__:
-        for name in vars(base).get("__annotations__", {}):
+        for name in inspect.get_annotations(base):
             if name in declared:
                 homes.setdefault(name, []).append(base)
     found = []
-    for name, (home, *above) in homes.items():
-        field = declared[name]
-        said = str(vars(home)["__annotations__"][field.name])
-        hint = evaluated(said, vars(sys.modules[home.__module__]))
+    for name, classes in homes.items():
+        said, hint = hints[name]
         marks: tuple[Any, ...] = ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *listed = typing.get_args(hint)
@@ -145,8 +144,8 @@ def _fields_of(request: type) -> tuple[Field, ...]:
                 hint = Annotated[(hint, *limits)]
             if said.startswith("Annotated["):
                 said = ast.unparse(_first_of(said))
-        doc = functools.partial(_doc, (home, *above), field.name)
-        found.append(Field(field.name, hint, said, field.default, doc, marks))
+        doc = functools.partial(_doc, tuple(classes), name)
+        found.append(Field(name, hint, said, declared[name].default, doc, marks))
     return tuple(found)
 
 

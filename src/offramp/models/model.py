@@ -18,6 +18,8 @@ import torch
 from jinja2 import TemplateError
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.arguments import checked
+from offramp.kit.numbers import Whole
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
 from offramp.models.source import Source
@@ -86,7 +88,18 @@ def find_bos_policy(tokenizer: Any, model_type: str) -> BosPolicy:
 
 
 def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
-    """Token ids of a text as `tokenizer(text)` gives them, with BOS in front if the policy forces it."""
+    """Token ids of a text as `tokenizer(text)` gives them, with BOS in front if the policy forces it.
+
+    Raises InputError for half of a surrogate pair, which no tokenizer reads.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text holds half of a surrogate pair at character {error.start:,}",
+            where=repr(text[error.start : error.end]),
+            fix="take it out, or decode the bytes that it was read from as UTF-8",
+        ) from error
     return _with_bos(policy, tokenizer(text, verbose=False)["input_ids"])
 
 
@@ -99,6 +112,12 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
     Raises ModelError if the template cannot write the turns.
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if not all({"role", "content"} <= set(turn) for turn in messages):
+        raise ModelError(
+            "a turn of the conversation has no role, or no content",
+            where=str(messages)[:60],
+            fix='give {"role": "user", "content": "..."} for each turn',
+        )
     if tokenizer.chat_template is None:
         turns = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in messages]
         return encode_text(tokenizer, policy, "\n".join([*turns, "Assistant:"]))
@@ -340,6 +359,7 @@ class Model:
                 fix="use a smaller model, or a machine with more memory",
             )
 
+    @checked
     def encode(self, text: str) -> list[int]:
         """Token ids as `tokenizer(text)` gives them, with BOS as `bos_policy` says.
 
@@ -347,7 +367,8 @@ class Model:
         """
         return self._with_rows(encode_text(self.tokenizer, self.bos_policy, text))
 
-    def encode_chat(self, prompt: str | Messages) -> list[int]:
+    @checked
+    def encode_chat(self, prompt: str | Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of one user turn, or of a conversation, with the generation prompt.
 
         See `uses_plain_chat_template`.
@@ -373,6 +394,10 @@ class Model:
             )
         return ids
 
-    def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
-        """The text of token ids. special: whether special tokens are part of it."""
+    @checked
+    def decode(self, ids: Sequence[Whole], *, special: bool = True) -> str:
+        """The text of token ids. special: whether special tokens are part of it.
+
+        Raises InputError for ids that are none.
+        """
         return decode_text(self.tokenizer, ids, special=special)

@@ -66,15 +66,5 @@ def _checked(workload: Workload) -> Workload:
                 where=workload.name or "a workload without a name",
                 fix="say where the text comes from and under which licence",
             )
-    if workload.mode not in ("text", "generation"):
-        raise WorkloadError(
-            f"the mode is {workload.mode!r}", where=workload.name, fix='use "text" or "generation"'
-        )
-    if workload.chat and workload.mode != "generation":
-        raise WorkloadError(
-            "a given text does not go through a chat template",
-            where=workload.name,
-            fix='set chat=False, or mode="generation"',
-        )
     require_usable(workload)
     return workload

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS
-from offramp.tracing.manifest import DocumentRecord, Manifest, damaged_parts, read_manifest
+from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
 from offramp.tracing.part import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,
@@ -122,6 +124,7 @@ class Trace(ShownAsHtml):
             ) from error
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> Trace:
         """Read a trace folder; every part is checked against the manifest's SHA-256.
 
@@ -138,22 +141,8 @@ class Trace(ShownAsHtml):
         """The trace of a manifest whose parts were verified; facts are read when first asked for."""
         parts = [part for part in manifest.parts if part.rows]
         tokens = [read_columns(part_path(folder, "tokens", part.index)) for part in parts]
-        exits = len(manifest.exits)
-
-        def fact(name: str) -> FactArray:
-            # In place, part by part: a fact of a long trace would not fit into memory twice.
-            found = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
-            start = 0
-            for part in parts:
-                column = read_columns(part_path(folder, "facts", part.index), [name])[name]
-                found[start : start + part.rows] = column.reshape(-1, exits)
-                start += part.rows
-            return found
-
-        def sums() -> Iterator[Mapping[int, NDArray[np.float64]]]:
-            return (read_marginal(folder, part.index) for part in manifest.parts)
-
-        return cls._of_manifest(manifest, tokens, fact, sums, folder)
+        facts = partial(_fact_of_parts, folder, tuple(parts), len(manifest.exits))
+        return cls._of_manifest(manifest, tokens, facts, partial(_sums_of_parts, folder, manifest), folder)
 
     @classmethod
     def of_parts(cls, manifest: Manifest, parts: Sequence[Part]) -> Trace:
@@ -161,8 +150,8 @@ class Trace(ShownAsHtml):
         return cls._of_manifest(
             manifest,
             [part.tokens for part in parts],
-            lambda name: np.concatenate([part.facts[name] for part in parts]),
-            lambda: (part.marginal for part in parts),
+            partial(_fact_in_memory, parts),
+            partial(_sums_in_memory, parts),
         )
 
     @classmethod
@@ -188,7 +177,7 @@ class Trace(ShownAsHtml):
                 name: column(name).astype(np.float64) for name in DOCUMENT_FACTS if name in tokens[0]
             },
             documents=manifest.documents,
-            marginal=lambda: _marginal(manifest, sums()),
+            marginal=partial(_marginal, manifest, sums),
             shape=manifest.shape,
             provenance={
                 "request": manifest.request,
@@ -200,6 +189,7 @@ class Trace(ShownAsHtml):
         )
 
     @classmethod
+    @checked
     def from_facts(
         cls,
         facts: Mapping[str, FactArray],
@@ -213,16 +203,19 @@ class Trace(ShownAsHtml):
         document_facts: Mapping[str, NDArray[np.float64]] | None = None,
         reference_top1: NDArray[np.int32] | None = None,
     ) -> Trace:
-        """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns."""
+        """A trace held in memory, for tests and for plug-in authors; `facts` may hold only some columns.
+
+        facts: by name, [tokens, exits]. document: of each token, numbered from 0; at most as many as tokens.
+
+        Raises InputError for arrays that do not fit each other.
+        """
         count = len(document)
+        exits = np.arange(1, len(shape.layers) + 1) if exits is None else exits
+        _require_arrays(facts, document, len(exits), position, reference_top1)
         zeros = np.zeros(count, dtype=np.int32)
-        lengths = np.bincount(document, minlength=int(document.max()) + 1)
-
-        def missing() -> Marginal:
-            raise InputError("this trace holds no marginal distribution", fix="trace the model again")
-
+        lengths = np.bincount(document)
         return cls(
-            exits=np.arange(1, len(shape.layers) + 1) if exits is None else exits,
+            exits=exits,
             tokens={
                 "token": zeros,
                 "next_token": zeros,
@@ -231,9 +224,9 @@ class Trace(ShownAsHtml):
                 "generated": np.zeros(count, dtype=np.bool_),
                 **({} if reference_top1 is None else {REFERENCE_TOP1: reference_top1}),
             },
-            facts=lambda name: facts[name],
+            facts=facts.__getitem__,
             documents=tuple(DocumentRecord(f"document {i}", int(n)) for i, n in enumerate(lengths)),
-            marginal=missing if marginal is None else lambda: marginal,
+            marginal=partial(_given, marginal),
             shape=shape,
             provenance=provenance or {},
             document_facts=document_facts,
@@ -288,6 +281,7 @@ class Trace(ShownAsHtml):
         columns = {name: getattr(self, name) for name in (*TOKEN_COLUMNS, REFERENCE_TOP1)}
         return {name: column for name, column in columns.items() if column is not None}
 
+    @checked
     def fact(self, name: str) -> FactArray:
         """One fact as an array [tokens, exits].
 
@@ -311,6 +305,7 @@ class Trace(ShownAsHtml):
             self._facts[name] = self._read_fact(name)
         return self._facts[name]
 
+    @checked
     def document_fact(self, name: str) -> NDArray[np.float64]:
         """One fact of each token's whole document: float64 [tokens].
 
@@ -357,6 +352,7 @@ class Trace(ShownAsHtml):
         """
         return self._with(facts=facts, full_top1=full_top1)
 
+    @checked
     def subset(self, documents: NDArray[np.int64]) -> Trace:
         """The rows of some documents, in their old order; the marginal stays that of the whole trace.
 
@@ -364,20 +360,24 @@ class Trace(ShownAsHtml):
         """
         return self.at_rows(np.flatnonzero(np.isin(self.document, documents)))
 
+    @checked
     def at_rows(
         self,
-        rows: NDArray[np.int64],
+        rows: NDArray[np.int64] | NDArray[np.bool_],
         document: NDArray[np.int32] | None = None,
         documents: tuple[DocumentRecord, ...] | None = None,
     ) -> Trace:
-        """Some rows, int64, in this order; the marginal stays that of the whole trace.
+        """Some rows, int64, in this order, or bool [tokens]; the marginal stays that of the whole trace.
 
         document, documents: other documents for them, int32 [rows] and what it indexes; None for their own.
+
+        Raises InputError for rows that the trace does not have.
         """
+        _require_rows(rows, self.token_count)
         columns = {name: column[rows] for name, column in self.token_columns.items()}
         return self._with(
             tokens=columns if document is None else {**columns, "document": document},
-            facts=lambda name: self.fact(name)[rows],
+            facts=partial(_fact_at, self, rows),
             documents=self.documents if documents is None else documents,
             folder=None,
             document_facts={name: values[rows] for name, values in self._document_facts.items()},
@@ -390,7 +390,7 @@ class Trace(ShownAsHtml):
             "exits": self.exits,
             "tokens": self.token_columns,
             "documents": self.documents,
-            "marginal": lambda: self.marginal,
+            "marginal": partial(getattr, self, "marginal"),
             "shape": self.shape,
             "provenance": self.provenance,
             "folder": self.folder,
@@ -400,11 +400,99 @@ class Trace(ShownAsHtml):
         return Trace(**{**own, **changed})
 
 
-def _marginal(manifest: Manifest, of_parts: Iterable[Mapping[int, NDArray[np.float64]]]) -> Marginal:
+def _require_rows(rows: NDArray[np.int64] | NDArray[np.bool_], count: int) -> None:
+    """Raise InputError for rows that a trace of so many tokens does not have."""
+    if rows.dtype == np.bool_:
+        fits = rows.shape == (count,)
+        shown = f"bool {list(rows.shape)}"
+    else:
+        beyond = rows[(rows < -count) | (rows >= count)]
+        fits = rows.ndim == 1 and not beyond.size
+        shown = f"row {beyond[0]}" if beyond.size else f"rows {list(rows.shape)}"
+    if not fits:
+        raise InputError(
+            f"the trace has {count:,} tokens, and no {shown}",
+            where="rows=",
+            fix=f"give rows from 0 to {count - 1:,}, or a bool for each token",
+        )
+
+
+def _require_arrays(
+    facts: Mapping[str, FactArray],
+    document: NDArray[np.int32],
+    exits: int,
+    position: NDArray[np.int32] | None,
+    reference_top1: NDArray[np.int32] | None,
+) -> None:
+    """Raise InputError for arrays of a trace that do not fit each other."""
+    count = len(document)
+    if document.ndim != 1 or not count:
+        raise InputError(
+            f"the tokens' documents cannot be an array {list(document.shape)}",
+            where="document=",
+            fix="give int32 [tokens], of one token at least",
+        )
+    unknown = document[(document < 0) | (document >= count)]
+    if unknown.size:
+        raise InputError(
+            f"{unknown[0]} is no document of {count:,} tokens",
+            where="document=",
+            fix="number the documents 0, 1, 2 and so on",
+        )
+    given: dict[str, NDArray[Any] | None] = {**facts, "position": position, "reference_top1": reference_top1}
+    for name, array in given.items():
+        wanted = (count, exits) if name in facts else (count,)
+        if array is not None and array.shape != wanted:
+            raise InputError(
+                f"{name} is an array {list(array.shape)}",
+                where=f"facts= {name}" if name in facts else f"{name}=",
+                fix=f"give {list(wanted)}: tokens, and exits for a fact",
+            )
+
+
+# What a trace reads with are functions of this module, so that it can be pickled.
+
+
+def _fact_of_parts(folder: Path, parts: Sequence[PartRecord], exits: int, name: str) -> FactArray:
+    # In place, part by part: a fact of a long trace would not fit into memory twice.
+    found = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
+    start = 0
+    for part in parts:
+        column = read_columns(part_path(folder, "facts", part.index), [name])[name]
+        found[start : start + part.rows] = column.reshape(-1, exits)
+        start += part.rows
+    return found
+
+
+def _sums_of_parts(folder: Path, manifest: Manifest) -> Iterator[Mapping[int, NDArray[np.float64]]]:
+    return (read_marginal(folder, part.index) for part in manifest.parts)
+
+
+def _fact_in_memory(parts: Sequence[Part], name: str) -> FactArray:
+    return np.concatenate([part.facts[name] for part in parts])
+
+
+def _sums_in_memory(parts: Sequence[Part]) -> Iterator[Mapping[int, NDArray[np.float64]]]:
+    return (part.marginal for part in parts)
+
+
+def _fact_at(trace: Trace, rows: NDArray[np.int64] | NDArray[np.bool_], name: str) -> FactArray:
+    return trace.fact(name)[rows]
+
+
+def _given(marginal: Marginal | None) -> Marginal:
+    if marginal is None:
+        raise InputError("this trace holds no marginal distribution", fix="trace the model again")
+    return marginal
+
+
+def _marginal(
+    manifest: Manifest, sums_of_parts: Callable[[], Iterable[Mapping[int, NDArray[np.float64]]]]
+) -> Marginal:
     """The marginal from the sums of every part."""
     sums = np.zeros((MARGINAL_BLOCKS, manifest.shape.vocabulary_size))
     tokens = np.zeros(MARGINAL_BLOCKS, dtype=np.int64)
-    for part, of_part in zip(manifest.parts, of_parts, strict=True):
+    for part, of_part in zip(manifest.parts, sums_of_parts(), strict=True):
         for block, column in of_part.items():
             sums[block] += column
             tokens[block] += part.marginal_rows[block]

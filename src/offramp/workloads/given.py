@@ -52,10 +52,6 @@ def workload_of(
     >>> offramp.workload_of([[5, 6, 7], [8, 9]]).documents[1].tokens
     (8, 9)
     """
-    if mode not in (None, "text", "generation"):
-        raise WorkloadError(
-            f"there is no mode {mode!r}", where=name or GIVEN, fix='choose "text" or "generation"'
-        )
     rows, found = _rows(given, field)
     documents = tuple(_document(place, row) for place, row in enumerate(rows))
     if not documents:

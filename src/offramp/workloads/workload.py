@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import Count, Whole
 
 Mode = Literal["text", "generation"]
 
@@ -20,12 +22,18 @@ class Document:
     tokens: the token ids that the model is given, exactly these, where there is no text to encode; `text`
     then lists them. messages: role and content of the turns of a conversation, which the chat template
     writes; `text` then is what they say.
+
+    Raises WorkloadError for fields of other types, and token ids below 0.
     """
 
     id: str
     text: str
-    tokens: tuple[int, ...] | None = None
+    tokens: tuple[Whole, ...] | None = None
     messages: tuple[tuple[str, str], ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no text or no token id."""
+        settle_fields(self, WorkloadError)
 
     @property
     def content(self) -> list[Any]:
@@ -46,6 +54,9 @@ class Workload:
     new_tokens: of each answer, that are read at most where the text is traced, fitted or trained on, None for
     as many as are asked for there. What is decoded to certify or to time a policy is as long as that asks.
     notes: what was done to the texts that a reader of the results must know, one phrase each.
+
+    Raises WorkloadError for fields of other types, counts below 1, two documents with one id, text that is no
+    valid Unicode, and a chat template that given text would go through.
     """
 
     name: str
@@ -55,8 +66,40 @@ class Workload:
     source: str
     chat: bool = False
     notes: tuple[str, ...] = ()
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    new_tokens: Count | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be traced, or only as something else than it says."""
+        settle_fields(self, WorkloadError)
+        if self.chat and self.mode != "generation":
+            raise WorkloadError(
+                "a given text does not go through a chat template",
+                where=self.name,
+                fix='set chat=False, or mode="generation"',
+            )
+        self._require_distinct_unicode()
+
+    def _require_distinct_unicode(self) -> None:
+        seen: set[str] = set()
+        for document in self.documents:
+            where = f"{self.name}, document {document.id!r}"
+            if document.id in seen:
+                fix = "make the ids distinct"
+                raise WorkloadError("two documents have the same id", where=where, fix=fix)
+            seen.add(document.id)
+            said = [("id", document.id), ("text", document.text)]
+            for role, content in document.messages or ():
+                said += [("role", role), ("message", content)]
+            for part, value in said:
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    raise WorkloadError(
+                        f"a document's {part} holds half of a surrogate pair at character {error.start:,}",
+                        where=where,
+                        fix="take it out (in JSON it may be an escape like \\ud800); name files in UTF-8",
+                    ) from error
 
     def __repr__(self) -> str:
         return f"Workload({self.name}, {self.mode}, {len(self.documents):,} documents)"

@@ -307,11 +307,16 @@ def test_what_stays_may_be_wrong_too() -> None:
         ({"exit_scale": 0.0}, "--exit-scale"),
         ({"targets": "stars"}, "--targets"),
         ({"ahead": 0}, "--ahead"),
+        ({"ahead": 1.5}, "--ahead"),
+        ({"lora": "16"}, "--lora"),
+        ({"lora": 1.5}, "--lora"),
+        ({"lora": True}, "--lora"),
+        ({"keep": "1"}, "--keep"),
     ],
 )
 def test_what_cannot_be_is_refused(asked: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError) as error:
-        Regularisation(**asked).check()
+        Regularisation(**asked)
     assert named in error.value.where
 
 

@@ -265,9 +265,7 @@ def _regularisation(kind: str, given: Regularisation | None) -> Regularisation |
                 fix="leave it out, or train the kind regularised",
             )
         return None
-    found = given or Regularisation()
-    found.check()
-    return found
+    return given or Regularisation()
 
 
 def _exits(kind: str, at: str | Sequence[int] | None, mapped: Sequence[int], layers: int) -> tuple[int, ...]:

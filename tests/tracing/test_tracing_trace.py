@@ -1,0 +1,72 @@
+"""A trace as an object: what it refuses, and that it can be taken to another process."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tracing_models import tiny_llama, workload_of
+
+from offramp.errors import InputError
+from offramp.testing.machines import example_shape
+from offramp.tracing.trace import Trace
+from offramp.tracing.tracer import trace
+
+SHAPE = example_shape()
+TOP1 = np.arange(24, dtype=np.int32).reshape(6, 4)
+DOCUMENT = np.array([0, 0, 0, 0, 1, 1], dtype=np.int32)
+
+
+def of_facts(document: Any = DOCUMENT, **given: Any) -> Trace:
+    return Trace.from_facts({"top1": TOP1}, document=document, shape=SHAPE, **given)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: Trace.load(None), "folder cannot be None"),
+        (lambda: Trace.load(["trace"]), "folder cannot be list"),
+        (lambda: of_facts().fact(5), "name cannot be int 5"),
+        (lambda: of_facts().fact(["top1"]), "name cannot be list"),
+        (lambda: of_facts().document_fact(None), "name cannot be None"),
+        (lambda: of_facts().at_rows([6]), "has 6 tokens, and no row 6"),
+        (lambda: of_facts().at_rows([-7]), "has 6 tokens, and no row -7"),
+        (lambda: of_facts().at_rows([True]), "has 6 tokens, and no bool"),
+        (lambda: of_facts().at_rows([0.5]), "rows cannot be list"),
+        (lambda: of_facts([]), "cannot be an array"),
+        (lambda: of_facts([[0] * 6]), "cannot be an array"),
+        (lambda: of_facts([-1, 0, 0, 0, 1, 1]), "-1 is no document of 6 tokens"),
+        (lambda: of_facts([0, 0, 0, 0, 1, 2**31 - 1]), "2147483647 is no document of 6 tokens"),
+        (lambda: of_facts([0, 0]), r"top1 is an array \[6, 4\]"),
+        (lambda: of_facts(exits=[1, 4]), r"top1 is an array \[6, 4\]"),
+        (lambda: of_facts(position=[1, 2]), r"position is an array \[2\]"),
+    ],
+)
+def test_what_is_no_part_of_a_trace_is_named(call: Callable[[], Any], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        call()
+
+
+def test_rows_are_chosen_by_number_or_by_truth() -> None:
+    whole = of_facts(DOCUMENT.tolist())
+    assert np.array_equal(whole.at_rows([4, 0]).fact("top1"), TOP1[[4, 0]])
+    assert np.array_equal(whole.at_rows(TOP1[:, 0] > 12).fact("top1"), TOP1[4:])
+    assert whole.subset([1]).token_count == 2
+
+
+def test_a_trace_is_pickled_and_copied(tmp_path: Path) -> None:
+    traced = trace(tiny_llama(), workload_of(lengths=(20, 30)), tokens=40, output=tmp_path / "trace")
+    for one in (traced, Trace.load(tmp_path / "trace"), traced.at_rows(np.arange(10)), of_facts()):
+        for other in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
+            assert other.fact_names == one.fact_names
+            for name in one.fact_names:
+                assert np.array_equal(other.fact(name), one.fact(name), equal_nan=True)
+    again = pickle.loads(pickle.dumps(Trace.load(tmp_path / "trace")))
+    assert np.array_equal(again.marginal.sums, traced.marginal.sums)
+    with pytest.raises(InputError, match="no marginal"):
+        pickle.loads(pickle.dumps(of_facts())).marginal  # noqa: B018
