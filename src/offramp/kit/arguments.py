@@ -269,9 +269,14 @@ def _all_fitting(values: tuple[Any, ...], kind: Any, parts: tuple[Any, ...]) -> 
         if len(values) != len(parts):
             raise _Unfit
         return tuple(map(_fitting, values, parts))
-    if parts[0] in EXACT and set(map(type, values)) <= {parts[0]}:
+    each = parts[0]
+    plain, *marks = typing.get_args(each) if typing.get_origin(each) is typing.Annotated else (each,)
+    if values and plain in EXACT and set(map(type, values)) == {plain}:
+        if marks:  # limits, which all keep that both ends do
+            _fitting(min(values), each)
+            _fitting(max(values), each)
         return values
-    return tuple(_fitting(value, parts[0]) for value in values)
+    return tuple(_fitting(value, each) for value in values)
 
 
 def _array(value: Any, scalar: Any) -> Any:
@@ -340,8 +345,8 @@ PLAIN: Mapping[Any, Callable[[Any], Any]] = {
 }
 """By annotation, what reads a value of it."""
 
-EXACT = (int, float, str)
-"""What a value is as it should be if its type is this very one: most sequences are of these alone."""
+EXACT = (int, str)
+"""What a value is as it should be if its type is this very one: long sequences are of these alone."""
 
 KINDS = {"i": "iu", "u": "iu", "f": "fiu"}
 """By the kind of numpy's scalar that an array should be of, those that do."""
