@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "transformers", "scipy", "pandas", "sklearn", "pyarrow", "pydantic", "lm_eval", "ray"}
+HEAVY = {"torch", "transformers", "numpy", "scipy", "pandas", "sklearn", "pyarrow", "pydantic", "psutil"}
+HEAVY |= {"lm_eval", "ray"}
 HELP = "import sys; sys.argv = ['offramp', '--help']; from offramp.cli.main import main; main()"
 
 

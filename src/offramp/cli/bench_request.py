@@ -23,8 +23,6 @@ from offramp.kit.defaults import (
     WORTH,
 )
 from offramp.kit.request import Request, argument, flags, hidden, only_if, only_with
-from offramp.runs.contents import contents_at, contents_of, heads_of, text_of, trace_for
-from offramp.runs.folder import RUN_FILE
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
@@ -164,6 +162,8 @@ class Bench(Leaving, Request[None]):
     @cached_property
     def heads_files(self) -> tuple[Path, ...]:
         """The files that were given, or that of the run whose policy it is."""
+        from offramp.runs.contents import heads_of
+
         own = None if self.policy is None or self.heads else heads_of(self.policy)
         return self.heads if own is None else (own,)
 
@@ -187,6 +187,7 @@ class Bench(Leaving, Request[None]):
     @cached_property
     def text(self) -> Workload:
         """The workload that prompts come from. Raises WorkloadError."""
+        from offramp.runs.contents import text_of
         from offramp.workloads.registry import load_workload
 
         return load_workload(self.workload or (self.policy and text_of(self.policy)) or "prose")
@@ -221,6 +222,8 @@ class Bench(Leaving, Request[None]):
     @cached_property
     def trace_folder(self) -> Path | None:
         """The trace to predict from, None without one. Raises InputError where a folder has several."""
+        from offramp.runs.contents import trace_for
+
         return None if self.trace is None else trace_for(self.trace, self.policy)
 
     @cached_property
@@ -233,6 +236,8 @@ class Bench(Leaving, Request[None]):
     @cached_property
     def timings(self) -> TimingsProfile | None:
         """Of the run that the trace or the policy is of, None without one."""
+        from offramp.runs.contents import contents_at, contents_of
+
         place = self.trace_folder
         contents = contents_at(place) if place else self.policy and contents_of(self.policy)
         return contents.timings if contents else None
@@ -256,6 +261,7 @@ def _file_of(output: Path) -> Path:
     """
     from offramp.decoding.measurement.combined import COMBINED
     from offramp.report import COMBINED_FILE
+    from offramp.runs.folder import RUN_FILE
 
     if output.is_dir():
         if (output / RUN_FILE).is_file():

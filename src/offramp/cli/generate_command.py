@@ -16,7 +16,6 @@ from offramp.cli.leaving import Leaving
 from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import NEW_TOKENS
 from offramp.kit.request import Request, flags, only_if
-from offramp.runs.contents import heads_of
 from offramp.tracing.progress import console, stage
 
 if TYPE_CHECKING:
@@ -110,6 +109,8 @@ class Completion(Leaving, Request[None]):
     @property
     def heads_file(self) -> Path | None:
         """The file that was given, or that of the run whose policy it is."""
+        from offramp.runs.contents import heads_of
+
         return self.heads or heads_of(self.policy)
 
     @property

@@ -49,63 +49,8 @@ def _holds(path: Path, is_own: Callable[[Mapping[str, Any]], bool]) -> bool:
         return False
 
 
-def refuse_idle(options: Mapping[str, tuple[bool, str, str]]) -> None:
-    """Refuse options that were given and would change nothing.
-
-    options: by name, whether that is so, beside what ("at batch 1"), and what to add for it to have a
-    meaning, "" if nothing can give it one.
-
-    Raises InputError for the first.
-    """
-    for option, (is_idle, beside, needed) in options.items():
-        if is_idle:
-            leave = f"leave {option} out"
-            fix = f"add {needed}, or {leave}" if needed else leave
-            raise InputError(f"{option} means nothing {beside}", where=option, fix=fix)
-
-
-def idle_draft_length(kv: str, draft_length: object) -> tuple[bool, str, str]:
-    """Of `--draft-length`, for `refuse_idle`: only speculation drafts."""
-    return draft_length is not None and kv != "speculate", f"with --kv {kv}", "--kv speculate"
-
-
 ModelName = Annotated[
     str, typer.Argument(help="smollm2, a Hub id, a local folder or a .gguf file.", show_default=True)
-]
-WorkloadNames = Annotated[
-    list[str],
-    typer.Option(
-        "--workload",
-        "-w",
-        help="prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH, "
-        "jsonl:PATH#field, hf:dataset#split#field, continued:N:WORKLOAD (the model goes on after N tokens).",
-    ),
-]
-Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to trace per workload.")]
-Exits = Annotated[str, typer.Option("--exits", help="Layers to measure: all, or 10,20,30.")]
-ExitsOrTrained = Annotated[
-    str,
-    typer.Option(
-        "--exits",
-        help="Layers to measure: all, or 10,20,30; with --heads all of theirs by default.",
-    ),
-]
-Signals = Annotated[
-    str,
-    typer.Option(
-        "--signals",
-        help="What to record beyond the facts of every trace: restricted,kl_to_previous or all.",
-        show_default=False,
-    ),
-]
-HeadsFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--heads",
-        help="Read exits through the heads that offramp heads fit or import wrote, or those in a folder of "
-        "offramp exits train.",
-        show_default=False,
-    ),
 ]
 ContextLength = Annotated[
     int | None,
@@ -121,15 +66,6 @@ ShortListSize = Annotated[
         "--short-list",
         help="Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers. By "
         f"default {SHORTLIST}.",
-        show_default=False,
-    ),
-]
-DocumentTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--document-tokens",
-        help="Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if "
-        "documents are few.",
         show_default=False,
     ),
 ]
@@ -156,40 +92,10 @@ Transforms = Annotated[
         show_default=False,
     ),
 ]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--no-stream",
-        help="Leave the weights on disk and read one layer at a time, or load them whole. By default they "
-        "stay there if they would not fit.",
-        show_default=False,
-    ),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        help="Memory for the model's weights, as 4GB or 1.5GiB: read layer by layer if they need more. By "
-        "default what is free.",
-        show_default=False,
-    ),
-]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what another command left in the folder.")
-]
-Repair = Annotated[bool, typer.Option("--repair", help="Trace damaged parts of a finished trace again.")]
-Mixed = Annotated[
-    bool,
-    typer.Option(
-        "--mixed",
-        help="Compare nevertheless what was measured on other tokens or texts, or in other ways, and say so.",
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-TraceFolder = Annotated[Path, typer.Argument(help="A folder that offramp trace or offramp run wrote.")]
 
 
 def require_options(
