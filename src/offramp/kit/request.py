@@ -14,6 +14,7 @@ import difflib
 import functools
 import inspect
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
@@ -266,7 +267,7 @@ def as_call(request: Callable[P, Request[Answer]]) -> Callable[P, Answer]:
         return request(*args, **kwargs).carry_out()
 
     assert isinstance(request, type)
-    told = [f"{field.name}: {field.doc()}" for field in fields_of(request)]
+    told = [textwrap.fill(f"{field.name}: {field.doc()}", 104) for field in fields_of(request)]
     call.__doc__ = "\n".join([inspect.getdoc(request) or "", "", *told])
     signature = inspect.signature(request)
     said = {field.name: field.said for field in fields_of(request)}
@@ -274,7 +275,7 @@ def as_call(request: Callable[P, Request[Answer]]) -> Callable[P, Answer]:
         parameter.replace(annotation=said[name]) for name, parameter in signature.parameters.items()
     ]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    call.__module__ = request.__module__
+    call.__module__, call.__name__ = request.__module__, request.__name__.lower()
     call.request = request  # type: ignore[attr-defined]
     return call
 
