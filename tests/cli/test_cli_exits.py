@@ -77,7 +77,7 @@ def test_key_value_maps_are_trained_as_they_are_executed(
     assert "of tokens that stay" in outcome.err
     for more, why in (
         ([], "no heads whose K,V maps are to be trained"),
-        (["--from", trained, "--floor", 0.9], "--floor says nothing for exits of the kind executed"),
+        (["--from", trained, "--floor", 0.9], "--floor means nothing with --kind executed"),
     ):
         assert why in run_offramp(*arguments, *more, "-o", tmp_path / "none").require(2).err
 
@@ -110,22 +110,22 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
     ("options", "why"),
     [
         (["--kind", "regularised", "--targets", "stars"], "give 'model' or 'text'"),
-        (["--kind", "regularised", "--from", "heads"], "--from says nothing"),
-        (["--kind", "lens", "--lora", "4"], "--lora says nothing for exits of the kind lens"),
+        (["--kind", "regularised", "--from", "heads"], "--from means nothing with --kind regularised"),
+        (["--kind", "lens", "--lora", "4"], "--lora means nothing with --kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),
-        (["--kind", "bloc"], "did you mean block? there are: lens, block, executed, regularised, gate"),
+        (["--kind", "bloc"], "did you mean block? choose one of: block, lens, executed, regularised, gate"),
         (["--at", "0"], "choose among 1 to the number of its layers"),
         (["--steps", "0"], "steps must be at least 1"),
-        (["--minutes", "-1"], "training cannot take -1 minutes"),
+        (["--minutes", "-1"], "minutes must be above 0, not -1"),
         (["--minutes", "1", "--steps", "1"], "both steps and minutes"),
         (["--kind", "gate", "--floor", "0.9", "--seed", "-1"], "the seed cannot be -1"),
         (["--kind", "gate", "--floor", "1.5"], "agreement"),
         (["--kind", "gate", "--floor", "0.9", "--hardware", "h10"], "unknown hardware 'h10'"),
-        (["--kind", "lens", "--hardware", "h100"], "--hardware says nothing for exits of the kind lens"),
+        (["--kind", "lens", "--hardware", "h100"], "--hardware means nothing with --kind lens"),
         (["--kind", "executed", "--leave", "2"], "a share of 2 of the tokens cannot leave"),
         (["--kind", "executed", "--from", "nosuch"], "there are no heads"),
         (["--loss-vocabulary", "3"], "a loss over 3 tokens says little"),
-        (["--kind", "lens", "--units", "8"], "have no units"),
+        (["--kind", "lens", "--units", "8"], "--units means nothing with --kind lens"),
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--device", "abacus"], "unknown device"),
     ],
@@ -208,14 +208,14 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
     [
         (["--kind", "gate", "--at", "1"], "trained for a floor"),
         (["--kind", "gate", "--floor", "0.9"], "no exit is named that gets a gate"),
-        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--minutes", "3"], "--minutes says nothing"),
-        (["--kind", "lens", "--at", "1", "--floor", "0.9"], "--floor says nothing"),
+        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--minutes", "3"], "--minutes means nothing"),
+        (["--kind", "lens", "--at", "1", "--floor", "0.9"], "--floor means nothing"),
         (["--kind", "lens"], "no exit is named to train"),
-        (["--kind", "executed", "--no-kv-maps"], "--kv-maps says nothing for exits of the kind executed"),
-        (["--kind", "executed", "--no-classifiers"], "--classifiers says nothing"),
-        (["--kind", "executed", "--short-list", "300"], "--short-list says nothing"),
-        (["--kind", "executed", "--loss-vocabulary", "0"], "--loss-vocabulary says nothing"),
-        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--no-kv-maps"], "--kv-maps says nothing"),
+        (["--kind", "executed", "--no-kv-maps"], "--no-kv-maps means nothing with --kind executed"),
+        (["--kind", "executed", "--no-classifiers"], "--no-classifiers means nothing"),
+        (["--kind", "executed", "--short-list", "300"], "--short-list means nothing"),
+        (["--kind", "executed", "--loss-vocabulary", "0"], "--loss-vocabulary means nothing"),
+        (["--kind", "gate", "--floor", "0.9", "--at", "1", "--no-kv-maps"], "--no-kv-maps means nothing"),
     ],
 )
 def test_options_of_gates_and_of_other_kinds_are_told_apart(

@@ -219,7 +219,11 @@ TRAININGS = [
     (TRAIN + "short_list = 4\n", "line 8, trainings[1]", "a short list of 4 tokens is not possible"),
     (TRAIN + "loss_vocabulary = 9\n", "line 8, trainings[1]", "says little"),
     (TRAIN + 'precision = "int8"\n', "line 8, trainings[1]", "products cannot be in 'int8'"),
-    (TRAIN.replace("block", "lens") + "units = 8\n", "line 8, trainings[1]", "have no units"),
+    (
+        TRAIN.replace("block", "lens") + "units = 8\n",
+        "line 8, trainings[1]",
+        "--units means nothing",
+    ),
     (TRAIN + '[[trainings]]\nname = "block"\nkind = "lens"\n', "line 12, trainings[2].name", "two trainings"),
     (
         LENS.replace("lens", "block") + 'fit = ["one"]\n' + TRAIN,

@@ -46,7 +46,8 @@ def command(
         parameters = [_parameter(field) for field in sorted(fields, key=lambda field: not missing(field))]
         if kinds:
             kind_option = typer.Option(f"--{kinds.said_by}", help=kinds.what)
-            parameters.append(_keyword(kinds.said_by, Annotated[str, kind_option], kinds.usual))
+            required = sum(map(missing, fields))
+            parameters.insert(required, _keyword(kinds.said_by, Annotated[str, kind_option], kinds.usual))
         json_option = typer.Option("--json", help="Print one JSON object as the last line of stdout.")
         parameters.append(_keyword(AS_JSON, Annotated[bool, json_option], False))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

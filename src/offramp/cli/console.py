@@ -19,9 +19,14 @@ class Output:
         self.as_json = as_json
         self.console = console(sys.stderr if as_json else sys.stdout)
 
+    def say(self, *lines: str) -> None:
+        """Print lines as they are, however long."""
+        for line in lines:
+            self.console.print(line, markup=False, soft_wrap=True)
+
     def say_page(self, page: Path) -> None:
         """Say where a page lies."""
-        self.console.print(f"Report: {page}", markup=False, soft_wrap=True)
+        self.say(f"Report: {page}")
 
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""

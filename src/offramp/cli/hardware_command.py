@@ -104,8 +104,7 @@ def measure(asked: MachineTiming, out: Output) -> None:
 
     path = save_local_profile(profile)
     out.console.print(_table(profile))
-    for line in _sentences(profile, path):
-        out.console.print(line, markup=False, soft_wrap=True)
+    out.say(*_sentences(profile, path))
     out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
 
 

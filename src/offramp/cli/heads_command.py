@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +16,12 @@ from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, map
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST
-from offramp.kit.numbers import require_fitting_seed
+from offramp.kit.numbers import Count, require_fitting_seed
 from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
 from offramp.tracing.request import FITTING_TOKENS
-from offramp.workloads.packing import require_sizes
 
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
@@ -69,12 +68,12 @@ class HeadsOutput(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFitting(OnModel, InContext, HeadsOutput, Request["ExitHeads"]):
+class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
     """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
 
     workloads: Annotated[Sequence[str], flags("--workload", "-w")]
     """What to fit on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field, ..."""
-    tokens: int = FITTING_TOKENS
+    tokens: Count = FITTING_TOKENS
     """Tokens over all workloads; a quarter of them for classifiers."""
     exits: str = ALL
     """Layers to measure: all, or 10,20,30."""
@@ -106,9 +105,8 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request["ExitHeads"]):
         return {**super().settle(), "kv_maps": self.map_exits, "kv_rank": self.rank}
 
     def check(self) -> None:
-        """Refuse sizes below 1, what is no layer or seed, and nothing to be fitted."""
+        """Refuse what is no layer or seed, and nothing to be fitted."""
         super().check()
-        require_sizes(tokens=self.tokens)
         require_fitting_seed(self.seed)
         if not names_layers(self.exits):
             what, fix = f"the exits {self.exits!r} are not a list of layers", "write 10,20,30 or all"
@@ -148,9 +146,9 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request["ExitHeads"]):
 
 def fit(asked: HeadFitting, out: Output) -> None:
     """Fit heads, or maps that are added to some, write them, and say what they are worth."""
-    from offramp.workloads.registry import load_workload
+    from offramp.workloads.registry import distinct_workloads
 
-    works = [load_workload(name) for name in dict.fromkeys(asked.workloads)]
+    works = distinct_workloads(asked.workloads)
 
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.heads_file import read_heads, require_base
@@ -161,7 +159,7 @@ def fit(asked: HeadFitting, out: Output) -> None:
         require_base(whole, {"name": model.shown_name, **model.identity.to_json()}, str(asked.add_to))
 
     def tell(memory: FittingMemory) -> None:
-        _say(out, memory.parts)
+        out.say(*memory.parts)
 
     fitted = fit_heads(
         model,
@@ -185,12 +183,12 @@ def fit(asked: HeadFitting, out: Output) -> None:
         out.console.print(heads_table(fitted))
     if fitted.kv_maps is not None:
         out.console.print(maps_table(fitted.kv_maps))
-    _say(out, [*heads_notes(fitted), f"written: {asked.output}"])
+    out.say(*heads_notes(fitted), f"written: {asked.output}")
     out.finish(heads_summary(fitted, asked.output))
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadImport(Placed, HeadsOutput, Request["ExitHeads"]):
+class HeadImport(Placed, HeadsOutput, Request[None]):
     """Make exits that others trained (lenses, networks, norms, output heads) ready for --heads."""
 
     file: Annotated[str, argument] = field(kw_only=False)
@@ -228,17 +226,12 @@ def import_(asked: HeadImport, out: Output) -> None:
         model = load_for_tracing(base, [], stream=None, memory=None)
     imported = found.heads_for(model)
     asked.write(imported)
-    _say(out, [*_import_notes(imported), *found.left_out(model.layers), f"written: {asked.output}"])
+    out.say(*_import_notes(imported), *found.left_out(model.layers), f"written: {asked.output}")
     out.finish(heads_summary(imported, asked.output))
 
 
 command(heads, "fit", HeadFitting)(fit)
 command(heads, "import", HeadImport)(import_)
-
-
-def _say(out: Output, lines: Iterable[str]) -> None:
-    for line in lines:
-        out.console.print(line, markup=False, soft_wrap=True)
 
 
 def _holds_heads(path: Path) -> bool:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
     from offramp.studies.study import Study
 
+NOWHERE = {"model": "", "workloads": (), "output": None}
+"""Of a training whose model and texts are looked at elsewhere."""
+
 
 def exits_of_training(study: Study, entry: TrainingEntry) -> str | Sequence[int]:
     """Exits as they are asked for: those that are traced unless the entry names some."""
@@ -57,11 +60,12 @@ def _check_heads_are_read(study: Study) -> None:
 
 def _check_kind(study: Study, entry: TrainingEntry, place: int) -> None:
     """Refuse kinds that are unknown or begin from other exits, and models that stay on disk."""
-    from offramp.lab.exits.kinds import KINDS, check_kind
+    from offramp.lab.exits.request import LensTraining
+    from offramp.lab.exits.trainings import TRAININGS
 
     with placed(study, "trainings", place, "kind"):
-        check_kind(str(entry.kind))
-    if entry.kind not in KINDS:
+        asked = TRAININGS.named(str(entry.kind))
+    if not issubclass(asked, LensTraining):
         raise InputError(
             f"exits of the kind {entry.kind} begin from others, which a study does not train first",
             where=study.where("trainings", place, "kind"),
@@ -89,28 +93,25 @@ def check_training_sizes(
     sizes: of a model whose layers and hidden size are known. vocabulary: its tokens.
     """
     from offramp.lab.exits.recipe import make_recipe
+    from offramp.lab.exits.trainings import TRAININGS
     from offramp.tracing.fitting.fit import check_short_list
 
     assert sizes.layers is not None
     assert sizes.hidden is not None
     with placed(study, "trainings", place):
-        recipe = make_recipe(
-            layers=sizes.layers,
-            hidden=sizes.hidden,
-            vocabulary=vocabulary,
-            kind=str(entry.kind),
-            at=exits_of_training(study, entry),
-            leave=None,
-            mapped=(),
-            tokens=entry.tokens,
-            steps=entry.steps,
-            minutes=entry.minutes,
-            seed=study.settings.seed,
-            units=entry.units,
-            loss_vocabulary=entry.loss_vocabulary,
-            context=None,
-            precision=entry.precision,
-        )
+        given = {
+            "at": exits_of_training(study, entry),
+            "tokens": entry.tokens,
+            "steps": entry.steps,
+            "minutes": entry.minutes,
+            "seed": study.settings.seed,
+            "units": entry.units,
+            "loss_vocabulary": entry.loss_vocabulary,
+            "precision": entry.precision,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        asked = TRAININGS.request(str(entry.kind), {**NOWHERE, **given})
+        recipe = make_recipe(asked, layers=sizes.layers, hidden=sizes.hidden, vocabulary=vocabulary)
         check_short_list(entry.short_list, vocabulary)
     traced = parse_exits(study.settings.exits, sizes.layers)[:-1]
     if recipe.at != traced:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from offramp.errors import WorkloadError
+from offramp.errors import InputError, WorkloadError
 from offramp.plug_ins import load_plug_in, plug_ins
 from offramp.workloads.continued import CONTINUED, DESCRIBED, continued, split_continued
 from offramp.workloads.hub_dataset import HUB_DATASET
@@ -130,3 +131,12 @@ def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> Worklo
 
 for _source in (PROSE, CODE, CHAT, MATH, TEXT, JSON_LINES, HUB_DATASET):
     register_workload(_source)
+
+
+def distinct_workloads(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Workload, ...]:
+    """The workloads, each once."""
+    named = [workloads] if isinstance(workloads, (str, Workload)) else workloads
+    loaded = [load_workload(work) if isinstance(work, str) else work for work in named]
+    if not loaded:
+        raise InputError("there is no workload to fit on", fix="give one, such as prose")
+    return tuple({work.fingerprint: work for work in loaded}.values())

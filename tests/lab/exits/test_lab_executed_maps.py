@@ -42,7 +42,7 @@ def maps_of(
     model = a_model()
     work = workload_of(lengths=LENGTHS)
     contexts = plan_with_answers(model, work, tokens=sum(LENGTHS), context=64, shown=False).contexts
-    recipe = tiny_recipe(model, kind="executed", at=exits, leave=leave, mapped=exits, seed=seed)
+    recipe = tiny_recipe(model, kind="executed", at=exits, leave=leave, seed=seed)
     return ExecutedMaps(model, the_heads(exits, rank), recipe, contexts[:4], contexts[4:])
 
 

@@ -21,7 +21,6 @@ from offramp.lab.exits import trainer
 from offramp.lab.exits.earlier import spent_before, spent_on
 from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.executed_job import start_of
-from offramp.lab.exits.kinds import EXECUTED
 from offramp.lab.exits.record import Spent
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import TrainedExits, train_exits
@@ -165,14 +164,14 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
         ({"at": "2"}, "no K,V maps at exit 2"),
         ({"leave": 0.0}, "cannot leave"),
         ({"leave": 0.95}, "cannot leave"),
-        ({"kind": "lens", "at": "1"}, "start from the ridge lens"),
-        ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "no tokens leave while"),
-        ({"kind": "lens", "start": None}, "not said which exits"),
-        ({"units": 8}, "no units"),
-        ({"short_list": 100}, "short_list= says nothing"),
-        ({"kv_maps": False}, "kv_maps= says nothing"),
-        ({"classifiers": False}, "classifiers= says nothing"),
-        ({"loss_vocabulary": 300}, "loss_vocabulary= says nothing"),
+        ({"kind": "lens", "at": "1"}, "--from means nothing with --kind lens"),
+        ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "--leave means nothing with --kind lens"),
+        ({"kind": "lens", "start": None}, "no exit is named to train"),
+        ({"units": 8}, "--units means nothing"),
+        ({"short_list": 100}, "--short-list means nothing"),
+        ({"kv_maps": False}, "--no-kv-maps means nothing"),
+        ({"classifiers": False}, "--no-classifiers means nothing"),
+        ({"loss_vocabulary": 300}, "--loss-vocabulary means nothing"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
@@ -227,6 +226,6 @@ def test_documents_that_both_saw_count_once() -> None:
 
 def test_maps_are_advised_at_an_exit_that_the_model_has() -> None:
     with pytest.raises(InputError, match="no heads whose K,V maps") as refused:
-        start_of(tiny_llama(), EXECUTED, None)
+        start_of(tiny_llama(), None)
     exits = [int(exit) for exit in refused.value.fix.split("--kv-maps ")[1].split()[0].split(",")]
     assert parse_map_exits(exits, tiny_llama().layers) == tuple(exits)

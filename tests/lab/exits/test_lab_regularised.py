@@ -41,9 +41,7 @@ def objective_of(seed: int = 0, batch: int = 40, **asked: Any) -> RegularisedMod
     work = workload_of(lengths=LENGTHS)
     contexts = plan_with_answers(model, work, tokens=sum(LENGTHS), context=64, shown=False).contexts
     settings = {"lora": 3, "layer_dropout": 0.0, "curriculum": "all"} | asked
-    recipe = tiny_recipe(
-        model, kind="regularised", at=EXITS, seed=seed, regularisation=Regularisation(**settings)
-    )
+    recipe = tiny_recipe(model, kind="regularised", at=EXITS, seed=seed, **settings)
     object.__setattr__(recipe, "batch", batch)
     return RegularisedModel(model, recipe, contexts[:4], contexts[4:])
 

@@ -304,8 +304,8 @@ def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_p
     ("change", "message"),
     [
         (lambda options: options.pop("output"), "without a folder"),
-        (lambda options: options.update(units=8), "no units"),
-        (lambda options: options.update(leave=0.3), "no tokens leave while"),
+        (lambda options: options.update(units=8), "--units means nothing"),
+        (lambda options: options.update(leave=0.3), "--leave means nothing"),
         (lambda options: options.update(tokens=100), "one step takes"),
         (lambda options: options.update(at="1"), "exit 1 has no weight"),
         (lambda options: options.update(at="all"), "exit 1 has no weight"),

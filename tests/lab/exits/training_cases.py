@@ -13,6 +13,7 @@ import pytest
 from offramp.lab.exits import recipe
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.train import TrainedExits, train_exits
+from offramp.lab.exits.trainings import TRAININGS
 from offramp.models.model import Model
 from offramp.tracing import answers
 from offramp.tracing.loading import load_model
@@ -22,16 +23,13 @@ from tiny_models import write_documents
 
 def tiny_recipe(model: Model, **asked: Any) -> recipe.Recipe:
     """A recipe of three steps with float32 products; asked: its kind, exits and whatever else is its own."""
-    usual: dict[str, Any] = {"leave": None, "mapped": (), "minutes": None, "units": None, "context": None}
+    usual = {"model": model.name, "workloads": "prose", "output": "none", "tokens": 100, "steps": 3}
     return recipe.make_recipe(
+        TRAININGS.request(asked.pop("kind"), {**usual, "precision": "float32", **asked}),
         layers=model.layers,
         hidden=model.shape.hidden_size,
         vocabulary=model.shape.vocabulary_size,
-        tokens=100,
-        steps=3,
-        loss_vocabulary=0,
-        precision="float32",
-        **usual | asked,
+        mapped=asked.get("at", ()),
     )
 
 

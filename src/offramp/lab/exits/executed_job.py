@@ -10,7 +10,6 @@ from offramp.errors import InputError
 from offramp.lab.exits.checkpoint import Progress
 from offramp.lab.exits.executed import ExecutedMaps
 from offramp.lab.exits.job import Job, sides
-from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.record import Rows, Seconds, TrainingRecord
 from offramp.lab.exits.trainer import Beside
 from offramp.models.model import Model
@@ -22,17 +21,12 @@ from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
 
 
-def start_of(model: Model, kind: str, heads: ExitHeads | None) -> ExitHeads | None:
-    """The heads that a training starts from, checked.
+def start_of(model: Model, heads: ExitHeads | None) -> ExitHeads:
+    """The heads whose K,V maps are trained, checked.
 
-    Raises InputError for heads of another model or without K,V maps, and for such that a kind does not need.
+    Raises InputError where there are none, for heads of another model, and for such without K,V maps.
     """
     where = "start= (--from)"
-    if kind != EXECUTED:
-        if heads is not None:
-            begin = "from the model itself" if kind == REGULARISED else "from the ridge lens"
-            raise InputError(f"exits of the kind {kind} start {begin}", where=where, fix="leave it out")
-        return None
     maps = f"offramp heads fit MODEL --workload W --kv-maps {model.layers // 2} -o FILE"
     fix = f"fit some: {maps}; or train exits, which does"
     if heads is None:

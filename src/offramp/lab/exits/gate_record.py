@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from offramp.kit.sealed_file import SealedFile
-from offramp.lab.exits.gate import GATE
 from offramp.lab.exits.gate_judging import Judged
+from offramp.lab.exits.gate_request import GateTraining
 from offramp.lab.exits.record import Spent
 
 
@@ -41,7 +41,7 @@ class GateRecord:
     heads: str
     earlier: Spent | None
 
-    kind: ClassVar[str] = GATE
+    kind: ClassVar[str] = GateTraining.kind
 
     @property
     def own(self) -> Spent:

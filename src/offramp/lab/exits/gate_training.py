@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,17 +16,19 @@ from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
-from offramp.kit.numbers import require_fitting_seed
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.gate import GATE, HALF, GateRows, learn_gates, steps_of
+from offramp.lab.exits.gate_folder import replaced
 from offramp.lab.exits.gate_heads import reading_at, spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
-from offramp.lab.exits.gate_record import GateRecord
+from offramp.lab.exits.gate_record import GATE_RECORD, GateRecord
+from offramp.lab.exits.gate_request import GateTraining
 from offramp.lab.exits.record import Spent
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.described_heads import describe_heads
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
     Samples,
@@ -33,14 +36,12 @@ from offramp.tracing.fitting.classifiers import (
     stack_exits,
 )
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
-from offramp.tracing.fitting.fit import describe_fitting, distinct_workloads
+from offramp.tracing.fitting.fit import describe_fitting
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.fitting.seen import seen_by_all
-from offramp.tracing.heads_file import require_base
+from offramp.tracing.heads_file import require_base, write_heads
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, parse_exits
-from offramp.tuning.floor import Floor, make_floor
-from offramp.workloads.packing import require_sizes
 from offramp.workloads.shared_text import Sketcher, text_groups, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
@@ -85,11 +86,45 @@ def train_gates(
     Raises InputError for options or text that do not fit, heads of another model or with output heads of
     their own, and a machine that is not known; ModelError as `fit_heads` does.
     """
-    require_sizes(tokens=tokens, context=context, steps=steps)
-    require_fitting_seed(seed)
-    wanted = make_floor({"agreement": floor})
-    start = read_heads_source(heads)
-    exits = _exits(model, start, at)
+    asked = GateTraining(
+        model=model.shown_name,
+        workloads=workloads,
+        output=None,
+        at=at,
+        start=heads,
+        floor=floor,
+        hardware=machine,
+        kv=kv,
+        tokens=tokens,
+        context=context,
+        steps=steps,
+        seed=seed,
+    )
+    return train(model, asked.texts(), asked, progress=progress)
+
+
+@in_evaluation
+def train(
+    model: Model, workloads: Sequence[Workload], asked: GateTraining, *, progress: bool | None = None
+) -> TrainedGates:
+    """Carry out what is asked for, on texts that are read, and write it if a folder is named.
+
+    Raises what `train_gates` raises.
+    """
+    if asked.output is None:
+        return _trained(model, workloads, asked, progress)
+    with replaced(Path(asked.output), overwrite=asked.overwrite) as folder:
+        trained = _trained(model, workloads, asked, progress)
+        write_heads(trained.heads, folder / EXITS_FILE)
+        GATE_RECORD.write(folder / TRAINING_FILE, trained.record)
+    return trained
+
+
+def _trained(
+    model: Model, workloads: Sequence[Workload], asked: GateTraining, progress: bool | None
+) -> TrainedGates:
+    start = read_heads_source(asked.start)
+    exits = _exits(model, start, asked.at)
     if start is not None:
         require_base(start, describe_base(model))
         if start.output is not None:
@@ -99,22 +134,19 @@ def train_gates(
                 fix="train exits that are read through a lens, or give no --from",
             )
     require_one_stream(model)
-    works = distinct_workloads(workloads)
     shown = sys.stderr.isatty() if progress is None else progress
-    found = _machine(model, machine) if isinstance(machine, str) else machine
-    parts = [(work, _unseen(work, start)) for work in works]
-    rows = plan_rows(model, parts, tokens, context=context, shown=shown)
-    earlier = spent_before(model, heads, start)
-    return _Job(model, works, start, exits, rows, found, wanted, kv, seed, steps, shown, earlier).run()
+    machine = _machine(model, asked.hardware) if isinstance(asked.hardware, str) else asked.hardware
+    parts = [(work, _unseen(work, start)) for work in workloads]
+    rows = plan_rows(model, parts, asked.tokens, context=asked.context, shown=shown)
+    earlier = spent_before(model, asked.start, start)
+    return GateJob(model, tuple(workloads), asked, start, exits, rows, machine, shown, earlier).run()
 
 
 def _exits(model: Model, heads: ExitHeads | None, at: str | Sequence[int] | None) -> tuple[int, ...]:
     """The exits that get gates."""
-    if at is None and heads is None:
-        raise InputError("no exit is named that gets a gate", where="--at", fix="name some, as in 12,20")
     named = heads.exits if at is None and heads is not None else at
-    assert named is not None
-    exits = parse_exits(named if isinstance(named, str) else list(named), model.layers, "--at")[:-1]
+    assert named is not None, "checked by `GateTraining`"
+    exits = parse_exits(named, model.layers, "--at")[:-1]
     missing = [] if heads is None else [exit for exit in exits if exit not in heads.exits]
     if missing or not exits:
         known = range(1, model.layers) if heads is None else heads.exits
@@ -156,25 +188,23 @@ def _unseen(workload: Workload, heads: ExitHeads | None) -> tuple[Document, ...]
 
 
 @dataclass(frozen=True)
-class _Job:
+class GateJob:
     """Gates being trained. exits: that get one."""
 
     model: Model
     workloads: tuple[Workload, ...]
+    asked: GateTraining
     heads: ExitHeads | None
     exits: tuple[int, ...]
     read: FittingRows
     machine: Machine
-    floor: Floor
-    kv: str
-    seed: int
-    steps: int | None
     shown: bool
     earlier: Spent | None
 
     def run(self) -> TrainedGates:
         """Read the exits, train, and judge."""
         started = time.perf_counter()
+        floor = self.asked.wanted
         readings = self._readings()
         try:
             fit, apart, held_out = self._rows(readings)
@@ -186,10 +216,10 @@ class _Job:
             heads={} if self.heads is None else describe_heads(self.heads),
             position=float(readings.position.mean()),
             machine=self.machine,
-            floor=self.floor,
-            kv=self.kv,
+            floor=floor,
+            kv=self.asked.kv,
         )
-        steps = steps_of(len(fit)) if self.steps is None else self.steps
+        steps = steps_of(len(fit)) if self.asked.steps is None else self.asked.steps
         network = self._network(fit, apart)
         read = time.perf_counter()
         prices = judge.prices(apart)
@@ -197,10 +227,10 @@ class _Job:
             fit,
             apart,
             prices,
-            self.floor.risk,
+            floor.risk,
             network,
             judge.at_floor(apart),
-            seed=self.seed,
+            seed=self.asked.seed,
             steps=steps,
         )
         gates = judged_gates(found, held_out, prices)
@@ -210,9 +240,9 @@ class _Job:
         record = GateRecord(
             exits=self.exits,
             machine=self.machine.name,
-            floor=self.floor.value,
-            kv=self.kv,
-            seed=self.seed,
+            floor=self.asked.wanted.value,
+            kv=self.asked.kv,
+            seed=self.asked.seed,
             rows=(len(fit), len(apart), len(held_out)),
             multiplier=found.multiplier,
             seconds=tuple(found.seconds.tolist()),
@@ -272,7 +302,7 @@ class _Job:
 
         return stack_exits(
             [
-                fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=self.seed)
+                fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=self.asked.seed)
                 for place in range(len(self.exits))
             ]
         )
@@ -280,11 +310,11 @@ class _Job:
     def _heads(self, gates: ExitClassifier, steps: int) -> ExitHeads:
         """The heads with the gates, and with the documents that these have seen."""
         provenance = {
-            "seed": self.seed,
+            "seed": self.asked.seed,
             "exits": list(self.exits),
             "machine": self.machine.name,
-            "floor": self.floor.value,
-            "kv": self.kv,
+            "floor": self.asked.wanted.value,
+            "kv": self.asked.kv,
             "steps": steps,
             **describe_fitting(self.workloads, {"gates": self.read}),
         }

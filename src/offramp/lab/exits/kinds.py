@@ -1,8 +1,7 @@
-"""The kinds of exits that are trained on states: what an exit computes, and from where training starts."""
+"""Exits that are trained on states: what an exit computes, and from where training starts."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.errors import InputError
 from offramp.tracing.exit_readings import MLP_ARRAYS, ExitMlp, LinearLens
 from offramp.tracing.fitted_heads import PreparedLens, PreparedMlp, PreparedReading
 
@@ -22,15 +20,6 @@ Parameters = Mapping[str, Tensor]
 
 EPSILON = 1e-6
 """Under the root of a block's norm."""
-
-EXECUTED = "executed"
-"""The kind that trains K,V maps, and not how an exit is read: `offramp.lab.exits.executed`."""
-
-REGULARISED = "regularised"
-"""The kind that trains the model itself: `offramp.lab.exits.regularised`."""
-
-GATE = "gate"
-"""What is trained for exits that are there, and is no way to read one: `offramp.lab.exits.gate_training`."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +33,6 @@ class Reading:
         """One exit's reading: of rows [rows, hidden] what the model's final norm is given."""
         mlp = None if self.mlp is None else PreparedMlp.of(self.mlp, place, device)
         return PreparedReading(PreparedLens.of(self.lens, place, device), mlp)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of exit: a lens, and a network behind it if it `has_units`."""
-
-    name: str
-    has_units: bool = False
-
-
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        # The tuned lens (arXiv 2303.08112, section 3), from the closed form instead of from the identity.
-        Kind("lens"),
-        # A block of its own before the model's head, the model frozen: Balcony (arXiv 2503.05005, section 3).
-        # Theirs is a layer with attention; the network alone did as well, and needs no keys and values.
-        Kind("block", has_units=True),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -161,20 +130,3 @@ def reading_of(exits: Sequence[Parameters], *, shared: bool) -> Reading:
         return Reading(lens)
     network = stacked(MLP_ARRAYS, exits[:1] if shared else exits)
     return Reading(lens, ExitMlp(**network, epsilon=EPSILON))
-
-
-def check_kind(name: str) -> None:
-    """Raise InputError, with a near one, unless exits of this kind can be trained."""
-    if name in (*KINDS, EXECUTED, REGULARISED):
-        return
-    if name == GATE:
-        raise InputError(
-            "gates are trained by a function of their own",
-            where="kind= (--kind)",
-            fix="call offramp.train_gates, or give --kind gate",
-        )
-    there_are = (*KINDS, EXECUTED, REGULARISED, GATE)
-    near = difflib.get_close_matches(name, there_are, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    there = f"{hint}there are: {', '.join(there_are)}"
-    raise InputError(f"there is no kind of exits {name!r}", where="kind= (--kind)", fix=there)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Curriculum = Literal["rotational", "gradual", "all"]
 CURRICULA: tuple[Curriculum, ...] = ("rotational", "gradual", "all")
@@ -28,6 +29,8 @@ def dropout_probabilities(layers: int, step: int, steps: int, largest: float) ->
     D and S grow exponentially from 0 to 1, over the layers and over the steps. largest: p_max, of the last
     layer at the last step.
     """
+    import numpy as np
+
     by_depth = np.array([_rising(layer, layers) for layer in range(layers)])
     return largest * _rising(step, steps) * by_depth
 

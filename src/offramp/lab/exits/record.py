@@ -12,8 +12,8 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import to_json
 from offramp.lab.exits.checkpoint import Evaluated, Settings
 from offramp.lab.exits.evaluation import FLOORS, Evaluation
-from offramp.lab.exits.kinds import EXECUTED, REGULARISED
 from offramp.lab.exits.recipe import Recipe
+from offramp.lab.exits.request import ExecutedTraining, RegularisedTraining
 from offramp.tracing.fitting.documents import FittingRows
 
 REQUEST_FILE = "request.json"
@@ -121,9 +121,9 @@ class TrainingRecord:
     @property
     def places(self) -> tuple[str, ...]:
         """What each entry of `trained` is of: exits, "full depth", or the tokens that are "staying"."""
-        if self.kind == EXECUTED:
+        if self.kind == ExecutedTraining.kind:
             return ("staying",)
-        whole = ("full depth",) if self.kind == REGULARISED else ()
+        whole = ("full depth",) if self.kind == RegularisedTraining.kind else ()
         return (*map(str, self.exits), *whole)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from offramp.errors import InputError
 from offramp.kit.arguments import settle_fields
+from offramp.kit.request import Options, python_only
 from offramp.lab.exits.layer_skip import (
     Curriculum,
     dropout_probabilities,
@@ -19,13 +17,17 @@ from offramp.lab.exits.layer_skip import (
     exit_weights,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Targets = Literal["model", "text"]
 
 MOST_DROPPED, MOST_AHEAD = 0.5, 8
 
 
 @dataclass(frozen=True)
-class Regularisation:
+class Regularisation(Options):
     """A training of the model's own weights so that its exits say early what it says at the end.
 
     The loss of a step is
@@ -33,31 +35,32 @@ class Regularisation:
         sum over exits l of e(l) (H(target, p_l) + AHEAD_SHARE * mean over k of H(token k ahead, head_lk))
         + keep * KL(original model || p_L)
 
-    lora: rank of what is added to each matrix of the layers, merged when saved; 0: all weights are trained.
-    keep: weight of the term that keeps the full-depth output where it was; 0: LayerSkip alone.
-    layer_dropout: p_max, the chance of the last layer to be left out at the last step; 0: none.
-    curriculum: which exits a step looks at. exit_scale: e_scale, of the exits below L against L.
-    targets: what exits learn to say, the original model's distribution or the tokens of the text.
-    ahead: tokens that each exit predicts: 1, the next alone; n > 1: the n - 1 behind it, too, through
-    linear layers of its own that are thrown away afterwards.
-
     Raises InputError for what cannot be.
     """
 
     lora: int = 16
+    """Rank of what is added to the layers' matrices, merged when saved; 0: all weights are trained."""
     keep: float = 1.0
+    """Weight of KL(original || trained) at full depth, which keeps the output where it was; 0: LayerSkip
+    alone."""
     layer_dropout: float = 0.1
+    """Chance of the last layer to be left out at the last step, p_max; 0: none."""
     curriculum: Curriculum = "rotational"
-    exit_scale: float = 1.0
+    """Exits that a step looks at: rotational, one exit a step; gradual, deepest first; or all."""
+    exit_scale: Annotated[float, python_only] = 1.0
+    """e_scale, of the exits below L against L."""
     targets: Targets = "model"
+    """What exits learn: model, the original's distribution; or text, its tokens."""
     ahead: int = 1
+    """Tokens that exits learn to predict: 1, the next; n > 1: the n - 1 behind it, too, through linear layers
+    of their own that are thrown away afterwards."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
         settle_fields(self, where=_option)
-        self._require_sense()
+        self.check()
 
-    def _require_sense(self) -> None:
+    def check(self) -> None:
+        """Refuse what cannot be."""
         _require(self.lora >= 0, f"a rank of {self.lora} cannot be", "lora", "give 16, or 0 for all weights")
         _require(
             0 <= self.keep < math.inf,
@@ -83,6 +86,7 @@ class Regularisation:
             "ahead",
             f"give 1 to {MOST_AHEAD}",
         )
+        super().check()
 
     def dropout(self, layers: int, step: int, steps: int) -> NDArray[np.float64]:
         """Chance of each layer to be left out at a step of so many, float64 [layers]."""

@@ -10,32 +10,41 @@ from pathlib import Path
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.files import source_fingerprint
-from offramp.kit.defaults import SEED, SHORTLIST
+from offramp.kit.defaults import SEED
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
 from offramp.lab.exits.folder import claimed, clear_working_files
+from offramp.lab.exits.gate_request import GateTraining
 from offramp.lab.exits.job import Job
-from offramp.lab.exits.kinds import EXECUTED, KINDS, REGULARISED
 from offramp.lab.exits.reading_job import ReadingJob
-from offramp.lab.exits.recipe import make_recipe, refuse_needless
+from offramp.lab.exits.recipe import make_recipe
 from offramp.lab.exits.record import RECORD, TrainingIdentity, TrainingRecord, require_record_of
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.lab.exits.regularised_job import RegularisedJob
+from offramp.lab.exits.request import (
+    BlockTraining,
+    ExecutedTraining,
+    LensTraining,
+    RegularisedTraining,
+    ResumableTraining,
+)
+from offramp.lab.exits.trainings import TRAININGS
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import TRAINING_FILE
-from offramp.tracing.fitting.fit import check_short_list, distinct_workloads
+from offramp.tracing.fitting.fit import check_short_list
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.request import TRAINING_TOKENS
 from offramp.workloads.workload import Workload
 
 JOBS: Mapping[str, type[Job]] = {
-    **dict.fromkeys(KINDS, ReadingJob),
-    EXECUTED: ExecutedJob,
-    REGULARISED: RegularisedJob,
+    LensTraining.kind: ReadingJob,
+    BlockTraining.kind: ReadingJob,
+    ExecutedTraining.kind: ExecutedJob,
+    RegularisedTraining.kind: RegularisedJob,
 }
 """What trains each kind."""
 
@@ -109,7 +118,7 @@ def train_exits(
 ) -> TrainedExits:
     """Train exits of a frozen model on its own distributions, on documents of the workloads' later half.
 
-    kind: "lens" or "block" (see `offramp.lab.exits.kinds`); "executed": the K,V maps of heads, trained by
+    kind: "lens" or "block" (see `offramp.lab.exits.request`); "executed": the K,V maps of heads, trained by
     what they do to tokens that stay (see `offramp.lab.exits.executed`); "regularised": the model itself, as
     `regularisation` says, whose trained form is a model folder, the output (see
     `offramp.lab.exits.regularised`); the model at hand stays as it is. at: exits below L; of "executed", by
@@ -120,7 +129,7 @@ def train_exits(
     block. rank: of the lenses, whole by default. shared: whether all exits use one network behind their
     lenses. loss_vocabulary: tokens that the loss looks at, 0 for all. classifiers, kv_maps: whether they are
     fitted afterwards, as they are by default; the classifiers on documents that training did not see.
-    short_list: tokens of the restricted vocabulary. These four say nothing for "executed" and "regularised".
+    short_list: tokens of the restricted vocabulary. These four and rank are of "lens" and "block".
     precision: of the products with the output head while it trains, of "regularised" of all products. output:
     a folder; a training that was killed goes on there to the same exits, and a finished one is read.
     overwrite: replace what is there, if it is finished or another; what was killed of the same goes on.
@@ -129,46 +138,73 @@ def train_exits(
     Raises InputError for options or text that do not fit, or another training in the folder; ModelError for a
     model whose exits cannot be trained; DiskFullError.
     """
-    _require_apart(output, start)
-    reads = kind not in (EXECUTED, REGULARISED)
-    if not reads:
-        of_readings = {
-            "loss_vocabulary=": loss_vocabulary,
-            "classifiers=": classifiers,
-            "kv_maps=": kv_maps,
-            "short_list=": short_list,
-        }
-        refuse_needless(kind, of_readings)
-    heads = start_of(model, kind, read_heads_source(start))
+    if kind == GateTraining.kind:
+        raise InputError(
+            "gates are trained by a function of their own",
+            where="kind= (--kind)",
+            fix="call offramp.train_gates, or give --kind gate",
+        )
+    if regularisation is not None and kind != RegularisedTraining.kind:
+        raise InputError(
+            f"exits of the kind {kind} leave the model as it is",
+            where="regularisation=",
+            fix="leave it out, or train the kind regularised",
+        )
+    given = {
+        "model": model.shown_name,
+        "workloads": workloads,
+        "at": at,
+        "start": start,
+        "leave": leave,
+        "minutes": minutes,
+        "steps": steps,
+        "tokens": tokens,
+        "seed": seed,
+        "units": units,
+        "rank": rank,
+        "shared": shared or None,
+        "loss_vocabulary": loss_vocabulary,
+        "context": context,
+        "classifiers": classifiers,
+        "kv_maps": kv_maps,
+        "short_list": short_list,
+        "precision": precision,
+        "overwrite": overwrite,
+        **({} if regularisation is None else vars(regularisation)),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    asked = TRAININGS.request(kind, {**given, "output": output})
+    return train(model, asked.texts(), asked, progress=progress, on_size=on_size)
+
+
+@in_evaluation
+def train(
+    model: Model,
+    workloads: Sequence[Workload],
+    asked: ResumableTraining,
+    *,
+    progress: bool | None = None,
+    on_size: Callable[[int], object] | None = None,
+) -> TrainedExits:
+    """Carry out what is asked for, on texts that are read. Raises what `train_exits` raises."""
+    start = asked.start if isinstance(asked, ExecutedTraining) else None
+    heads = start_of(model, read_heads_source(start)) if isinstance(asked, ExecutedTraining) else None
     earlier = spent_before(model, start, heads)
-    if kind == REGULARISED and output is None:
-        raise InputError("a trained model is not kept without a folder", where="output= (-o)", fix="name one")
+    mapped = () if heads is None or heads.kv_maps is None else heads.kv_maps.exits
+    shape = model.shape
     recipe = make_recipe(
+        asked,
         layers=model.layers,
-        hidden=model.shape.hidden_size,
-        vocabulary=model.shape.vocabulary_size,
-        kind=kind,
-        at=at,
-        leave=leave,
-        mapped=() if heads is None or heads.kv_maps is None else heads.kv_maps.exits,
-        tokens=tokens,
-        steps=steps,
-        minutes=minutes,
-        seed=seed,
-        units=units,
-        rank=rank,
-        shared=shared,
-        loss_vocabulary=loss_vocabulary,
-        context=context,
-        precision=precision,
-        regularisation=regularisation,
+        hidden=shape.hidden_size,
+        vocabulary=shape.vocabulary_size,
+        mapped=mapped,
     )
-    listed = SHORTLIST if short_list is None else short_list
-    check_short_list(listed, model.shape.vocabulary_size)
+    reading = asked if isinstance(asked, LensTraining) else None
+    if reading is not None:
+        check_short_list(reading.short_list, shape.vocabulary_size)
     require_one_stream(model)
     trainable_head(model)
-    works = distinct_workloads(workloads)
-    request = TrainingIdentity(
+    identity = TrainingIdentity(
         recipe=recipe,
         model={
             "name": model.shown_name,
@@ -176,37 +212,25 @@ def train_exits(
             "dtype": model.dtype,
             **model.asked_attention,
         },
-        workloads=tuple({"name": work.name, "fingerprint": work.fingerprint} for work in works),
-        classifiers=reads and classifiers is not False,
-        kv_maps=reads and kv_maps is not False,
-        short_list=listed if reads else 0,
+        workloads=tuple({"name": work.name, "fingerprint": work.fingerprint} for work in workloads),
+        classifiers=reading is not None and reading.classifiers,
+        kv_maps=reading is not None and reading.kv_maps,
+        short_list=0 if reading is None else reading.short_list,
         device=model.stack.head_device.type,
         code=source_fingerprint(*CODE),
         start=None if heads is None else heads.fingerprint,
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    with claimed(None if output is None else Path(output), request, overwrite=overwrite) as folder:
+    output = None if asked.output is None else Path(asked.output)
+    with claimed(output, identity, overwrite=asked.overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
-            require_record_of(folder, record, request)
-            found = None if kind == REGULARISED else read_heads(folder)
+            require_record_of(folder, record, identity)
+            found = None if isinstance(asked, RegularisedTraining) else read_heads(folder)
             if found is None:
                 folder_source(folder)  # as the training left it
         else:
-            job = JOBS[kind](model, works, request, folder, shown, on_size, heads, earlier)
+            job = JOBS[asked.kind](model, tuple(workloads), identity, folder, shown, on_size, heads, earlier)
             found, record = job.run()
         clear_working_files(folder)  # also where it was killed after its last file was written
     return TrainedExits(found, record, None if output is None else folder)
-
-
-def _require_apart(output: str | Path | None, start: HeadsSource) -> None:
-    """Refuse to write where the training starts from. Raises InputError."""
-    if output is None or not isinstance(start, (str, Path)):
-        return
-    source = Path(start).resolve()
-    if Path(output).resolve() in (source, source.parent):
-        raise InputError(
-            "the training would replace the exits that it starts from",
-            where=str(output),
-            fix="choose another folder with -o",
-        )

@@ -65,7 +65,7 @@ from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, code_fingerprint, library_versions, parse_exits
 from offramp.tracing.restricted_vocabulary import frequent_tokens
 from offramp.workloads.packing import require_sizes
-from offramp.workloads.registry import load_workload
+from offramp.workloads.registry import distinct_workloads
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
 
@@ -379,15 +379,6 @@ def _describe_rows(rows: FittingRows | None) -> dict[str, int] | None:
         "documents": len(rows.held_out),
         "held_out_documents": int(rows.held_out.sum()),
     }
-
-
-def distinct_workloads(workloads: str | Workload | Sequence[str | Workload]) -> tuple[Workload, ...]:
-    """The workloads, each once."""
-    named = [workloads] if isinstance(workloads, (str, Workload)) else workloads
-    loaded = [load_workload(work) if isinstance(work, str) else work for work in named]
-    if not loaded:
-        raise InputError("there is no workload to fit on", fix="give one, such as prose")
-    return tuple({work.fingerprint: work for work in loaded}.values())
 
 
 def check_short_list(listed: int, vocabulary: int) -> None:
