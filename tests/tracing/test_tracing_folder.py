@@ -112,13 +112,35 @@ def test_an_overwritten_trace_stays_until_the_new_one_is_whole(
     assert files_of(folder) == files_of(tmp_path / "fresh")
 
 
+OTHERS = (
+    '{"digest": "sha256:12"}',
+    '{"url": "http://a", "sha256": "abc"}',
+    '{\n "code": "1f",\n "kind": "training request",\n "model": {},\n "sha256": "2e",\n "versions": {}\n}\n',
+)
+"""Of other programs and, the last, of another command of offramp's."""
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "request.json"])
-def test_a_file_of_another_program_with_a_name_of_a_trace(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('{"digest": "sha256:12"}')
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="files that are not a trace"):
-            run(tmp_path, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+@pytest.mark.parametrize("text", OTHERS)
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"repair": True}])
+def test_a_folder_of_others_with_a_name_of_a_trace_is_left_alone(
+    tmp_path: Path, name: str, text: str, options: dict[str, bool]
+) -> None:
+    for own in (name, "part-1.json", "answers.json"):
+        (tmp_path / own).write_text(text)
+    with pytest.raises(InputError, match="files that are not a trace"):
+        run(tmp_path, **options)
+    names = sorted([name, "part-1.json", "answers.json"])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(names, text)
+
+
+@pytest.mark.parametrize("options", [{}, {"exits": "1", "overwrite": True}, {"repair": True}])
+def test_a_file_of_others_in_a_trace_is_left_alone(folder: Path, options: dict[str, Any]) -> None:
+    (folder / "answers.json").write_text(OTHERS[1])
+    before = files_of(folder)
+    with pytest.raises(InputError, match=r"did not write stands where answers\.json is written"):
+        run(folder, **options)
+    assert files_of(folder) == before
 
 
 def test_a_folder_with_foreign_files_is_refused_and_left_alone(tmp_path: Path) -> None:

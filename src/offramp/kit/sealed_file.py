@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
-from offramp.files import JsonError, read_json, read_sealed_json, write_sealed_json
+from offramp.files import SEAL, JsonError, read_json, read_sealed_json, write_sealed_json
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -98,3 +98,14 @@ class SealedFile(Generic[Record]):
     def _header(self) -> dict[str, Any]:
         entries = {VERSION: self.version, KIND: self.kind}
         return {name: value for name, value in entries.items() if value is not None}
+
+
+def is_laid_out_as(path: Path, record: type) -> bool:
+    """Whether a file, damaged or not, is laid out as offramp writes a record of this type: it has most of the
+    record's entries at its top. So are files of older versions, which have fewer; those of others are not.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    content = path.read_bytes()
+    names = [SEAL, *(field.name for field in fields(record))]
+    return 2 * sum(f'\n "{name}": '.encode() in content for name in names) > len(names)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import SEAL, sweep_temporary_files
+from offramp.files import sweep_temporary_files
 from offramp.kit.output_folder import UNKNOWN, OutputFolder
-from offramp.tracing.answers import ANSWERS, ANSWERS_FILE
-from offramp.tracing.manifest import MANIFEST, REQUEST, read_manifest
+from offramp.kit.sealed_file import is_laid_out_as
+from offramp.tracing.answers import ANSWERS, ANSWERS_FILE, Answers
+from offramp.tracing.manifest import MANIFEST, REQUEST, Manifest, read_manifest
 from offramp.tracing.part import FILE_KINDS, part_path, seal_path, sealed_files, trace_file
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.streamed_states import STATES_FOLDER, states_files
@@ -22,6 +23,8 @@ Content = TypeVar("Content")
 
 _PART_FILE = re.compile(rf"part-\d{{5}}\.json|({'|'.join(FILE_KINDS)})-\d{{5}}\.parquet")
 _REQUEST_FILE = trace_file(dict[str, Any])  # one of an older version has fewer entries than `TraceRequest`
+_RECORDS = {REQUEST: TraceRequest, MANIFEST: Manifest, ANSWERS: Answers}
+"""What the JSON files of a trace hold: other programs, and other commands of offramp, use their names, too."""
 
 
 def refuse_foreign_files(folder: Path) -> None:
@@ -34,7 +37,7 @@ def refuse_foreign_files(folder: Path) -> None:
             "the output is a file, not a folder", where=str(folder), fix="choose another with -o"
         )
     parts = any(folder.glob("part-*.json"))
-    if _is_ours(folder / REQUEST) or (parts and _is_ours(folder / MANIFEST)):
+    if _is_ours(folder, REQUEST) or (parts and _is_ours(folder, MANIFEST)):
         return
     if OutputFolder(folder).entries():
         raise InputError(
@@ -44,9 +47,9 @@ def refuse_foreign_files(folder: Path) -> None:
         )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a JSON file is one of a trace, damaged or not: these say their own SHA-256."""
-    return path.is_file() and not path.is_symlink() and f'"{SEAL}"'.encode() in path.read_bytes()
+def _is_ours(folder: Path, name: str) -> bool:
+    """Whether a JSON file is one of a trace, damaged or not."""
+    return is_laid_out_as(folder / name, _RECORDS[name])
 
 
 @contextlib.contextmanager
@@ -54,13 +57,15 @@ def prepared_folder(folder: Path, request: TraceRequest, *, overwrite: bool, rep
     """The locked folder, ready for this request: empty, or holding whole files of this very request; or,
     while another trace lies there that is overwritten, one inside, which takes the other's place in the end.
 
-    Raises InputError if it holds another trace, saying what differs, unless `overwrite`; DamagedFileError if
-    one of its JSON files changed, unless `repair`: the file is then made again.
+    Raises InputError if it holds another trace, saying what differs, unless `overwrite`, and for a file of
+    others that stands in the place of one of a trace; DamagedFileError if one of its JSON files changed, unless
+    `repair`: the file is then made again.
     """
     refuse_foreign_files(folder)
     sweep_temporary_files(folder)
     owned = owned_trace(folder)
     owned.finish_replacing(MANIFEST)
+    owned.require_free(_RECORDS)
     found = _found_request(folder, forgive=overwrite or repair)
     if found is not None and found != request.to_json() and _holds_work(folder):
         if not overwrite:
@@ -88,9 +93,7 @@ def owned_trace(folder: Path) -> OutputFolder:
     """The folder of a trace, whose seals say what is ours in it. What was damaged is ours by its name."""
     names = [path.name for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
     own: dict[str, str | None] = dict.fromkeys(names, UNKNOWN)
-    for name in (REQUEST, MANIFEST, ANSWERS):
-        if _is_ours(folder / name):
-            own[name] = None
+    own |= {name: None for name in _RECORDS if _is_ours(folder, name)}
     return OutputFolder(folder, {**own, **sealed_files(folder), **states_files(folder)})
 
 
