@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -42,9 +46,14 @@ def mine_in(run: Path) -> dict[str, bytes]:
         "traces/other/mine.txt",
         "tasks/notes.txt",
         "tasks/trace/mine/notes.txt",
+        "tasks/trace/mine/result.json",
         "logs/notes.txt",
+        "logs/mine.log",
         "executions/notes.txt",
+        "executions/mine.json",
         "locks/notes.txt",
+        "locks/mine",
+        "locks/report",
     )
 
 
@@ -88,6 +97,41 @@ def test_an_overwritten_run_stays_until_the_new_one_is_whole(
     assert b"offramp-new" not in b"".join(after.values())
 
 
+@pytest.mark.parametrize("moved", [0, 20, -1])
+def test_a_run_that_was_killed_while_it_took_anothers_place_is_gone_on_with(
+    tiny_model: Path, documents: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    """By the command that `offramp report` names: its files are put in place, nothing is done again."""
+    command = another_run(tiny_model, documents, run_folder)
+    replace, done = os.replace, []
+
+    def killed(source: Path, place: Path) -> None:
+        if "/.offramp-new/" in str(source) and "/.offramp-new/" not in str(place):
+            last = Path(place).name == "run.json"
+            if last if moved < 0 else len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(place)
+        replace(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        assert run_offramp(*command).code != 0
+    assert len(done) >= moved
+    (run_folder / "notes.md").write_text("mine")
+    said = run_offramp("report", run_folder)
+    if said.code:
+        (named,) = re.findall(r"offramp (run .*)", said.err)
+        assert "--tokens 64" in named
+        command = shlex.split(named)
+    monkeypatch.setattr(stages, "run_task", None)
+    run_offramp(*(word for word in command if word != "--overwrite")).require(0)
+    after = tree(run_folder)
+    assert json.loads(after["run.json"])["tokens"] == 64
+    assert not [name for name in after if "-new/" in name or name.endswith(".changed")]
+    assert after["notes.md"] == b"mine"
+    assert len(list(run_folder.glob("tasks/trace/*/manifest.json"))) == 1
+
+
 def test_a_copy_may_be_edited_and_is_kept_when_a_new_one_is_made(run_folder: Path) -> None:
     (copy, *_) = sorted(run_folder.glob("traces/*/*/facts-*.parquet"))
     (page, policy) = run_folder / "report.html", next(iter((run_folder / "policies").iterdir()))
@@ -125,6 +169,31 @@ def test_a_comparison_is_not_written_over_a_page_of_the_users(
     refused = run_offramp("compare", finished_run, "-o", tmp_path / "out").require(2).err
     assert "holds files that are not a comparison" in refused
     assert tree(tmp_path / "out") == {name: b"mine"}
+
+
+def test_a_page_of_the_users_with_all_names_of_a_comparison_is_kept(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    mine = put(tmp_path / "out", "report.html", "citation.bib", "tables/models.csv")
+    refused = run_offramp("compare", finished_run, "-o", tmp_path / "out").require(2).err
+    assert "holds files that are not a comparison" in refused
+    assert tree(tmp_path / "out") == mine
+
+
+def test_a_comparison_of_an_offramp_that_kept_no_record_is_replaced(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_offramp("compare", finished_run, "-o", out).require(0)
+    names = tree(out).keys()
+    (out / ".offramp.json").unlink()
+    put(out, "tables/models.csv")  # that is no longer written
+    run_offramp("compare", finished_run, "-o", out).require(0)
+    assert tree(out).keys() == names
+    (out / ".offramp.json").unlink()
+    put(out, "tables/mine.csv")
+    refused = run_offramp("compare", finished_run, "-o", out).require(2).err
+    assert "not a comparison: tables/mine.csv" in refused
 
 
 def test_a_comparison_is_replaced_and_what_was_edited_is_kept(finished_run: Path, tmp_path: Path) -> None:

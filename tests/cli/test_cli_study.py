@@ -16,7 +16,7 @@ import pytest
 from tiny_study import PRUNED, results, write_study
 
 import offramp
-from command_line import Here, finish, run_offramp, start_offramp
+from command_line import Here, finish, run_offramp, start_offramp, tree
 from offramp.errors import InputError
 from offramp.report.pages import require_own_study as require_own
 from offramp.studies.engines import registry
@@ -358,9 +358,29 @@ def test_what_was_decoded_for_certificates_belongs_to_a_studys_folder(tmp_path: 
     (tmp_path / "something").mkdir()
     with pytest.raises(InputError, match="files of something else"):
         require_own(tmp_path, "small")
-    StudyFolder(tmp_path).journal.path.touch()
+    StudyFolder(tmp_path).journal.append("started")
     with pytest.raises(InputError, match="move that away, or"):
         require_own(tmp_path, "small")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("tasks/todo/a.txt", "logs/a.log", "tables/models.csv", "report.html", "citation.bib"),
+        ("locks/mine", "executions/mine.json"),
+        ("plan.json", "journal.jsonl", "fingerprints.json"),
+        ("report.json",),
+    ],
+)
+def test_a_project_whose_files_are_called_as_those_of_a_study(small: Path, names: tuple[str, ...]) -> None:
+    folder = small.parent / "out"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"sha256": "mine"}')
+    for command in ("plan", "run"):
+        error = run_offramp(*study(command, small, "--json")).require(2).json["error"]
+        assert "files of something else" in error["what"]
+        assert tree(folder) == dict.fromkeys(names, b'{"sha256": "mine"}')
 
 
 def test_a_folder_of_something_else(ran: Ran, finished_run: Path, small: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from offramp.cli.main import app
 from offramp.errors import InputError
 from offramp.kit.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
-from offramp.kit.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded
+from offramp.kit.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded, whole_number
 
 
 @given(st.integers() | st.floats(), st.sampled_from(["tokens", "worth", *LARGEST]))
@@ -27,6 +27,27 @@ def test_what_passes_is_finite_and_can_be_written(number: float, name: str) -> N
         return
     with pytest.raises(InputError, match=f"{name.replace('_', ' ')} cannot be"):
         require_bounded(**{name: number})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *[
+            ("7", 7),
+            ("007", 7),
+            ("0", None),
+            ("-1", None),
+            ("+1", None),
+            ("", None),
+            ("1e3", None),
+            ("1_0", None),
+        ],
+        *[("\u0667", None), ("\u00b2", None), ("9" * 5000, None), ("0" * 5000, None)],
+        *[(str(LARGEST_COUNT), LARGEST_COUNT), (str(LARGEST_COUNT + 1), None)],
+    ],
+)
+def test_whole_numbers_as_people_write_them(text: str, number: int | None) -> None:
+    assert whole_number(text) == number
 
 
 def test_texts_truths_and_nothing_pass() -> None:

@@ -7,13 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from model_folders import edit_json
 
-from offramp.errors import DamagedFileError, ModelError
+from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.files import write_json_atomically, write_sealed_json
 from offramp.models.source import find_source
-from offramp.models.training_record import TRAINING_FILE
+from offramp.models.training_record import OWN_ENTRIES, TRAINING_FILE, read_training, record_training
 
 OF_A_MODEL: list[Callable[[str], dict[str, Any]]] = [
     lambda left: {"kind": "lab training", "model": left},
@@ -86,3 +87,61 @@ def test_a_record_that_is_gone_is_missed(llama_folder: Path, kind: str, refused:
 def test_the_record_of_another_program_says_nothing(llama_folder: Path) -> None:
     write_json_atomically(llama_folder / TRAINING_FILE, {"kind": "fine-tuning", "model": "mine"})
     assert find_source(str(llama_folder)).folder == llama_folder
+
+
+def test_where_a_training_stands_is_no_part_of_the_model_that_it_left(llama_folder: Path) -> None:
+    """Killed after its last file and before it cleared away, it leaves both."""
+    left = find_source(str(llama_folder)).identity.fingerprint
+    (llama_folder / "checkpoint.safetensors").write_bytes(b"weights and moments")
+    assert find_source(str(llama_folder)).identity.fingerprint == left
+    (llama_folder / "model.safetensors").rename(llama_folder / "checkpoint.safetensors")
+    with pytest.raises(ModelError, match="no weights"):
+        find_source(str(llama_folder))
+
+
+def test_what_other_code_trained_is_recorded_again_and_read_back(llama_folder: Path) -> None:
+    for step in (1, 2):
+        record_training(
+            llama_folder, {"w": ["a", "b"]}, step=np.int64(step), loss=np.float32(0.5), tags=("x",)
+        )
+    found = read_training(llama_folder)
+    assert found is not None
+    assert (found["step"], found["loss"], found["tags"], found["documents"]) == (
+        2,
+        0.5,
+        ["x"],
+        {"w": ["a", "b"]},
+    )
+    assert find_source(str(llama_folder)).identity.fingerprint == found["model"]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"my": "own notes"}', "[]", "mine", '{"kind": "training", "heads": "1f"}']
+)
+def test_a_record_is_not_written_over_one_of_others(llama_folder: Path, content: str) -> None:
+    path = llama_folder / TRAINING_FILE
+    path.write_text(content)
+    if "training" in content:
+        write_sealed_json(path, {"kind": "training", "heads": "1f"})
+    before = path.read_bytes()
+    with pytest.raises((InputError, DamagedFileError), match=r"stands where|is damaged"):
+        record_training(llama_folder, {})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", OWN_ENTRIES)
+def test_a_record_has_entries_of_its_own(llama_folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"the entry '{name}'"):
+        record_training(llama_folder, {}, **{name: "mine"})
+    assert not (llama_folder / TRAINING_FILE).exists()
+
+
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, object(), nested(100), 10**40, "\ud800"])
+def test_what_json_cannot_hold_is_not_recorded(llama_folder: Path, value: Any) -> None:
+    with pytest.raises(InputError, match="JSON cannot hold notes"):
+        record_training(llama_folder, {}, notes={"x": value})
+    assert not (llama_folder / TRAINING_FILE).exists()

@@ -99,6 +99,17 @@ def require_bounded(**numbers: object) -> None:
         )
 
 
+def whole_number(text: str, least: int = 1, most: int = LARGEST_COUNT) -> int | None:
+    """A whole number that people write, of these limits; None for any other text.
+
+    Python itself reads no more than some thousand digits, and raises an error of its own for more.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    number = int(text)
+    return number if least <= number <= most else None
+
+
 def require_fitting_seed(seed: int) -> None:
     """Raise InputError for a seed that the libraries do not take which heads are fitted with."""
     if not 0 <= seed <= LARGEST_FITTING_SEED:

@@ -234,9 +234,14 @@ class OutputFolder:
         self.take(self.made, last)
         self._drop_new()
 
+    @property
+    def left_whole(self) -> Path | None:
+        """A whole replacement whose process was killed before all was in its place, None without one."""
+        return self.made if NEW in self.listed() and (self.made / WHOLE).is_file() else None
+
     def finish_replacing(self, last: str) -> bool:
-        """Put a whole replacement in its place whose process was killed meanwhile; whether there was one."""
-        whole = NEW in self.listed() and (self.made / WHOLE).is_file()
+        """Put what is `left_whole` in its place; whether there was anything."""
+        whole = self.left_whole is not None
         if whole:
             self.take(self.made, last)
             self._drop_new()

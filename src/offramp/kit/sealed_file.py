@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
@@ -100,12 +100,12 @@ class SealedFile(Generic[Record]):
         return {name: value for name, value in entries.items() if value is not None}
 
 
-def is_laid_out_as(path: Path, record: type) -> bool:
-    """Whether a file, damaged or not, is laid out as offramp writes a record of this type: it has most of the
-    record's entries at its top. So are files of older versions, which have fewer; those of others are not.
+def is_laid_out(path: Path, names: Collection[str]) -> bool:
+    """Whether a file, damaged or not, is laid out as offramp writes a record with these entries: it has most
+    of them at its top. So have files of older versions, which have fewer; those of others have not.
     """
     if path.is_symlink() or not path.is_file():
         return False
     content = path.read_bytes()
-    names = [SEAL, *(field.name for field in fields(record))]
-    return 2 * sum(f'\n "{name}": '.encode() in content for name in names) > len(names)
+    found = [name for name in (SEAL, *names) if f'\n "{name}": '.encode() in content]
+    return 2 * len(found) > 1 + len(names)

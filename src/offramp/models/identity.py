@@ -26,6 +26,8 @@ TOKENIZER_PATTERNS = (
 BEHAVIOUR_PATTERNS = ("generation_config.json", "*.py")
 # Config entries that say where a model came from or who saved it, not what it computes.
 VOLATILE_CONFIG_KEYS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+CHECKPOINT = "checkpoint.safetensors"
+"""Where a training stands (`offramp exits train`): no part of the model that it leaves."""
 ATTENTION = "attention"
 """What a model is described with, beside its fingerprint, if an implementation of attention was asked for."""
 
@@ -88,7 +90,8 @@ def identify_folder(
     Raises ModelError if the folder has no weight files.
     """
     # An index may name files in folders further down.
-    files = sorted({*folder.glob("*.safetensors"), *find_weight_files(folder)})
+    others = {path for path in folder.glob("*.safetensors") if path.name != CHECKPOINT}
+    files = sorted({*others, *find_weight_files(folder)})
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
     config = read_json(folder / "config.json", lenient=True)
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}

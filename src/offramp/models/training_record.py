@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DamagedFileError, ModelError
-from offramp.files import SEAL, read_json, seal_of, write_sealed_json
+from offramp.errors import DamagedFileError, InputError, ModelError
+from offramp.files import SEAL, parse_json, read_json, seal_of, write_sealed_json
+from offramp.kit.typed import to_json
 from offramp.models.identity import identify_folder
 
 TRAINING_FILE = "training.json"
@@ -41,20 +44,57 @@ def read_training(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+OWN_ENTRIES = ("documents", "heads", "kind", "model", "request", SEAL, "texts")
+"""Of a record, what offramp reads."""
+
+
 def record_training(folder: Path, seen: Mapping[str, Sequence[str]], **about: Any) -> None:
     """Say in a model's folder what it was trained on, for a model that was trained by other code.
 
-    Writes `training.json`. Traces of the model then know which documents of offramp's workloads it saw,
-    tuning leaves them out, and the model is refused when its weights are not those of now. seen: ids by a
-    workload's fingerprint, as `offramp.documents_seen` gives them. about: whatever else is to be kept, as
-    JSON has it.
+    Writes `training.json`, also in the place of one that it wrote before. Traces of the model then know which
+    documents of offramp's workloads it saw, tuning leaves them out, and the model is refused when its weights
+    are not those of now. seen: ids by a workload's fingerprint, as `offramp.documents_seen` gives them.
+    about: whatever else is to be kept, as JSON has it, under other names than OWN_ENTRIES.
 
-    Raises ModelError for a folder without weights.
+    Raises ModelError for a folder without weights; InputError for what JSON cannot hold, and where another
+    training, or another program, left the record; DamagedFileError for a record that was changed.
     """
     model = identify_folder(folder, source=str(folder)).fingerprint
+    path = folder / TRAINING_FILE
+    before = read_training(folder)
+    if os.path.lexists(path) and (before is None or before["kind"] != OTHERS):
+        left = "another program" if before is None else "offramp exits train"
+        raise InputError(
+            f"the record that {left} left stands where that of this training is written",
+            where=str(path),
+            fix="record the training of a model in the model's own folder, or move the file away",
+        )
+    taken = sorted(set(about) & set(OWN_ENTRIES))
+    if taken:
+        raise InputError(
+            f"the entry {taken[0]!r} of a record says something else",
+            where=f"{taken[0]}=",
+            fix=f"choose another name; taken are {', '.join(OWN_ENTRIES)}",
+        )
     documents = {workload: list(ids) for workload, ids in seen.items()}
-    record = {"kind": OTHERS, **about, "model": model, "documents": documents}
-    write_sealed_json(folder / TRAINING_FILE, record)
+    record = {"kind": OTHERS, **_as_json(about), "model": model, "documents": documents}
+    write_sealed_json(path, record)
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, as it is read back. Raises InputError for what JSON cannot hold."""
+    found: dict[str, Any] = {}
+    for name, value in about.items():
+        try:
+            text = json.dumps({name: to_json(value)}, allow_nan=False)
+            found |= parse_json(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"JSON cannot hold {name}: {error}",
+                where=f"{name}=",
+                fix="give texts, finite numbers, lists and dicts of these",
+            ) from error
+    return found
 
 
 def damaged_record(path: Path) -> DamagedFileError:

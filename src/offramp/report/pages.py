@@ -18,7 +18,7 @@ from offramp.files import (
     write_json_atomically,
     write_text_atomically,
 )
-from offramp.kit.output_folder import CHANGED, UNKNOWN, OutputFolder
+from offramp.kit.output_folder import CHANGED, UNKNOWN, OutputFolder, files_below
 from offramp.report import REPORT_FILE
 from offramp.tracing.progress import stage
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
 
 TABLES = "tables"
+OLDER_TABLES = ("cells", "eas_fits", "eas_models", "left_out", "models", "pairs", "trends")
+"""Names of tables that are no longer written."""
 CITATION_FILE = "citation.bib"
+MADE_BY = "Made by offramp."
+"""What every page says, and always said, at its end."""
 STAMP = "report.json"
 """What the page was written from, beside it: a finished study is then not compared again to say the same."""
 
@@ -43,15 +47,22 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 
 def owned_pages(folder: Path) -> OutputFolder:
-    """The folder of a page with its tables. One that an older offramp wrote is told by what lies in it."""
+    """The folder of a page with its tables. One that an older offramp wrote, which kept no record, is told by
+    what its page says; what lies there under other names than those of its tables is somebody's.
+    """
+    from offramp.studies.comparison.tables import TABLES as NAMES
+
     owned = OutputFolder(folder)
-    tables = sorted(path.name for path in (folder / TABLES).glob("*"))
-    known = {"cells.jsonl", "left_out.csv", "models.csv"}.intersection(tables)
-    if owned.listed() or not known or not (folder / REPORT_FILE).is_file():
+    found = sorted(path for path in (folder / TABLES).glob("*") if path.stem in (*NAMES, *OLDER_TABLES))
+    if owned.listed() or not found or not _is_page(folder / REPORT_FILE):
         return owned
-    return OutputFolder(
-        folder, dict.fromkeys([REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{t}" for t in tables)])
-    )
+    names = (REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{path.name}" for path in found))
+    return OutputFolder(folder, dict.fromkeys(names))
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that offramp wrote: its last line says so."""
+    return path.is_file() and not path.is_symlink() and MADE_BY.encode() in path.read_bytes()
 
 
 def require_own_pages(folder: Path) -> None:
@@ -100,17 +111,15 @@ def require_own_study(folder: Path, name: str) -> None:
     Raises InputError if not: a run has a page of the same name, and another study its own plan.
     """
     from offramp.studies.fingerprints import FILE
-    from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS
+    from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
 
     require_writable(folder)
-    entries = set(OutputFolder(folder).entries())
+    begun = StudyFolder(folder).is_begun
     of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
     of_report = {REPORT_FILE, STAMP, TABLES, CITATION_FILE}
-    begun = entries & {JOURNAL, TASKS, FILE, "locks"}  # what is there before and beside the plan
-    expected = of_study | (of_report if begun else set())
-    others = [entry for entry in sorted(entries) if entry.partition(CHANGED)[0] not in expected]
-    if PLAN in entries and not begun and _study_in(folder) is None:
-        others.append(PLAN)
+    expected = of_study | of_report if begun else {name for name in of_study if _is_bare(folder / name)}
+    entries = OutputFolder(folder).entries()
+    others = [entry for entry in entries if entry.partition(CHANGED)[0] not in expected]
     if others:
         raise InputError(
             f"the study's folder holds files of something else: {', '.join(others[:3])}",
@@ -124,6 +133,13 @@ def require_own_study(folder: Path, name: str) -> None:
             where=str(folder),
             fix="choose another folder with -o, or name the study so in its file",
         )
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether it is an empty file, or a folder without files: a process that was killed leaves some."""
+    if path.is_dir():
+        return not path.is_symlink() and not files_below(path)
+    return path.is_file() and not path.stat().st_size
 
 
 def _study_in(folder: Path) -> str | None:
@@ -141,10 +157,10 @@ def _study_in(folder: Path) -> str | None:
 def write_study_page(folder: StudyFolder, *, mixed: bool = False) -> Path:
     """Write the comparison of what is done into the study's own folder; the page's path."""
     from offramp.studies.comparison.reading import read_comparison
-    from offramp.studies.locks import holding
+    from offramp.studies.locks import REPORT, holding
 
     stamp = {**_content(folder), "mixed": mixed}
-    with stage("writing the report"), holding(folder.locks / "report", wait=True):
+    with stage("writing the report"), holding(folder.locks / REPORT, wait=True):
         owned = _owned(folder.path)
         with owned.replaced(REPORT_FILE) as made:
             write_comparison(read_comparison([folder.path], mixed=mixed), made)

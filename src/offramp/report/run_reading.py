@@ -17,6 +17,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
+from offramp.kit.output_folder import OutputFolder
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
@@ -33,7 +34,7 @@ from offramp.report.run_result import (
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
-from offramp.studies.folder import StudyFolder
+from offramp.studies.folder import JOURNAL, StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
@@ -307,8 +308,13 @@ class RunReader:
 
 
 def command_of(folder: StudyFolder) -> str:
-    """The command that a run was last started with, into the folder where it lies now; "" if none was."""
-    started = _started(folder.journal.read().events)
+    """The command that a run was last started with, into the folder where it lies now; "" if none was.
+
+    Of one that was killed while another took its place, that of the other, which puts the rest in its place.
+    """
+    left = OutputFolder(folder.path).left_whole
+    newest = folder if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
+    started = _started(newest.journal.read().events)
     return _command(started, _call(started, folder.path))
 
 

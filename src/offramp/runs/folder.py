@@ -40,7 +40,8 @@ def default_folder(model_name: str, request: dict[str, Any]) -> Path:
 def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> None:
     """Make sure that the folder is absent, empty, that of this request, or a run to overwrite.
 
-    request: everything that makes a run another one; its workloads do not.
+    request: everything that makes a run another one; its workloads do not. A run that is whole and was killed
+    while it took another's place counts for that one.
 
     Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
     """
@@ -48,7 +49,8 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
     owned = owned_run(folder)
     if not owned.entries():
         return
-    if not _is_run(owned) or not ((folder / RUN_FILE).is_file() or overwrite):
+    place = owned.left_whole or folder
+    if not _is_run(owned) or not ((place / RUN_FILE).is_file() or overwrite):
         raise InputError(
             "the output folder holds files that are not a run"
             + (", and --overwrite replaces runs only" if overwrite else ""),
@@ -56,7 +58,7 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
             fix="choose another folder with -o",
         )
     owned.require_free((REPORT_FILE, SUMMARY_FILE, f"{TRACES}/...", f"{POLICIES}/..."))
-    if not overwrite and not _is_of(folder, request):
+    if not overwrite and not _is_of(place, request):
         raise InputError(
             "the output folder holds another run",
             where=str(folder),
@@ -75,11 +77,10 @@ def claimed(folder: Path, request: dict[str, Any], *, overwrite: bool) -> Iterat
         require_own(folder, request, overwrite=overwrite)
         sweep_temporary_files(folder)
         owned = owned_run(folder)
-        if overwrite and owned.entries() and not owned.finish_replacing(RUN_FILE):
-            files = {**owned.listed(), **StudyFolder(folder).own_files()}
-            with OutputFolder(folder, files).replaced(
-                RUN_FILE, goes_on=lambda made: _is_of(made, request)
-            ) as made:
+        whole = OutputFolder(folder, {**owned.listed(), **StudyFolder(folder).own_files()})
+        done = whole.finish_replacing(RUN_FILE) and _is_of(folder, request)
+        if overwrite and owned.entries() and not done:
+            with whole.replaced(RUN_FILE, goes_on=lambda made: _is_of(made, request)) as made:
                 if not (made / RUN_FILE).is_file():
                     write_sealed_json(made / RUN_FILE, request)
                 yield made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import Any, Literal
 from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import JsonError, read_json, remove, sweep_temporary_files
+from offramp.kit.sealed_file import is_laid_out
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
+from offramp.studies.fingerprints import VALUES
 from offramp.studies.journal import Journal
-from offramp.studies.locks import holding
+from offramp.studies.locks import ALIVE, holding, is_lock
 from offramp.studies.manifest import (
     APART,
     DAMAGED,
@@ -92,8 +95,11 @@ PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
 EXECUTIONS = "executions"
-ALIVE = "alive-"
-"""What the names of files that show signs of life begin with, among the locks."""
+_KEY = re.compile(r"[0-9a-f]{64}")
+_LOG = re.compile(r"[0-9a-f]{16}\.log")
+_EXECUTION = re.compile(r"[0-9a-f]{64}\.json")
+"""The names of a task's folder, of a worker's log and of documents that were decoded: keys of what they are
+of. Whatever is called otherwise beside them is somebody's."""
 
 Condition = Literal["done", "damaged", "failed", "unfinished"]
 """What a task's files say of it, whatever is being done about it at the moment."""
@@ -134,6 +140,17 @@ class StudyFolder:
         return self.locks / f"{ALIVE}{worker}"
 
     # --- what is there
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a study or a run was begun here: something lies here as only they write it."""
+        by_name = {PLAN, JOURNAL, FINGERPRINTS}
+        return (
+            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(PlanRecord)])
+            or is_laid_out(self.path / FINGERPRINTS, (VALUES,))
+            or bool(self.journal.read().events)
+            or any(name not in by_name for name in self.own_files())
+        )
 
     def condition(self, task: Task) -> Condition:
         """What a task's files say of it."""
@@ -210,12 +227,16 @@ class StudyFolder:
         Of a finished task that is what its manifest lists; what others put beside it is not ours.
         """
         places = [self.path / name for name in (PLAN, JOURNAL, FINGERPRINTS)]
-        places += [path for path in self.locks.glob("*") if not path.suffix]
-        places += [*self.logs.glob("*.log"), *self.executions.glob("*.json"), self.executions / ".lock"]
+        places += [path for path in self.locks.glob("*") if is_lock(path)]
+        places += [path for path in self.logs.glob("*.log") if _LOG.fullmatch(path.name)]
+        places += [path for path in self.executions.rglob("*.json") if _EXECUTION.fullmatch(path.name)]
+        places += self.executions.rglob(".lock")
         found: dict[str, str | None] = {
             path.relative_to(self.path).as_posix(): None for path in places if path.is_file()
         }
         for folder in (self.path / TASKS).glob("*/*"):
+            if not _KEY.fullmatch(folder.name):
+                continue
             place = folder.relative_to(self.path).as_posix()
             found |= {f"{place}/{name}": seal for name, seal in self._own_of(folder).items()}
         return found

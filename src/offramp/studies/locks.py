@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import signal
 import threading
 import time
@@ -18,8 +19,15 @@ from pathlib import Path
 from typing import IO
 
 from offramp.files import require_regular
+from offramp.kit.numbers import whole_number
 
 BEAT_SECONDS = 2.0
+ALIVE = "alive-"
+"""What the names of files that show signs of life begin with, among the locks."""
+REPORT = "report"
+"""The lock of whoever writes the page."""
+_NAME = re.compile(rf"[a-z_]+-[0-9a-f]{{64}}|{ALIVE}.+|{REPORT}|(turn|timing)-.+")
+_HOLDER = re.compile(rb"(\d+ \S+\n)?")
 
 _touched: set[Path] = set()
 
@@ -119,6 +127,11 @@ def holding(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator
             yield True
 
 
+def is_lock(path: Path) -> bool:
+    """Whether a file among the locks is one, by its name and what it says of its holder."""
+    return path.is_file() and bool(_NAME.fullmatch(path.name) and _HOLDER.fullmatch(path.read_bytes()))
+
+
 def is_held(path: Path) -> bool:
     """Whether a process holds this lock for itself."""
     if not path.exists():
@@ -130,7 +143,8 @@ def is_held(path: Path) -> bool:
 def holder(path: Path) -> tuple[int, str] | None:
     """Process and host of whoever holds a lock for itself, or did last; None if nobody ever did."""
     words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
-    return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdecimal() else None
+    process = whole_number(words[0]) if len(words) == 2 else None
+    return None if process is None else (process, words[1])
 
 
 def end_holder(path: Path) -> str | None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from offramp.errors import InputError
+from offramp.models.identity import CHECKPOINT
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
 from offramp.tracing.progress import say
 
@@ -13,7 +14,7 @@ ALL = "all"
 """As layers: every one of the model."""
 EXITS_FILE = "exits.safetensors"
 """Trained exits: an ordinary file of exit heads."""
-UNDER_WAY = ("checkpoint.safetensors", "states")
+UNDER_WAY = (CHECKPOINT, "states")
 """What only a training that has not ended leaves there."""
 
 
@@ -36,7 +37,9 @@ def heads_path(path: str | Path) -> Path:
         raise InputError(
             f"the folder holds no trained exits: {EXITS_FILE} is missing",
             where=str(folder),
-            fix="give the folder that offramp exits train wrote, or a file that offramp heads fit wrote",
+            fix="train them again (offramp exits train --overwrite), or copy the file from where it came"
+            if ended
+            else "give the folder that offramp exits train wrote, or a file that offramp heads fit wrote",
         )
     return file
 

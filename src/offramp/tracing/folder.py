@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import sweep_temporary_files
 from offramp.kit.output_folder import UNKNOWN, OutputFolder
-from offramp.kit.sealed_file import is_laid_out_as
+from offramp.kit.sealed_file import is_laid_out
 from offramp.tracing.answers import ANSWERS, ANSWERS_FILE, Answers
 from offramp.tracing.manifest import MANIFEST, REQUEST, Manifest, read_manifest
 from offramp.tracing.part import FILE_KINDS, part_path, seal_path, sealed_files, trace_file
@@ -24,7 +25,7 @@ Content = TypeVar("Content")
 _PART_FILE = re.compile(rf"part-\d{{5}}\.json|({'|'.join(FILE_KINDS)})-\d{{5}}\.parquet")
 _REQUEST_FILE = trace_file(dict[str, Any])  # one of an older version has fewer entries than `TraceRequest`
 _RECORDS = {REQUEST: TraceRequest, MANIFEST: Manifest, ANSWERS: Answers}
-"""What the JSON files of a trace hold: other programs, and other commands of offramp, use their names, too."""
+"""What the JSON files of a trace hold. Other programs and other commands of offramp use their names too."""
 
 
 def refuse_foreign_files(folder: Path) -> None:
@@ -49,7 +50,7 @@ def refuse_foreign_files(folder: Path) -> None:
 
 def _is_ours(folder: Path, name: str) -> bool:
     """Whether a JSON file is one of a trace, damaged or not."""
-    return is_laid_out_as(folder / name, _RECORDS[name])
+    return is_laid_out(folder / name, [field.name for field in dataclasses.fields(_RECORDS[name])])
 
 
 @contextlib.contextmanager
@@ -58,8 +59,8 @@ def prepared_folder(folder: Path, request: TraceRequest, *, overwrite: bool, rep
     while another trace lies there that is overwritten, one inside, which takes the other's place in the end.
 
     Raises InputError if it holds another trace, saying what differs, unless `overwrite`, and for a file of
-    others that stands in the place of one of a trace; DamagedFileError if one of its JSON files changed, unless
-    `repair`: the file is then made again.
+    others that stands in the place of one of a trace; DamagedFileError if one of its JSON files changed,
+    unless `repair`: the file is then made again.
     """
     refuse_foreign_files(folder)
     sweep_temporary_files(folder)

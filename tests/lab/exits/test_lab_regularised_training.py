@@ -119,6 +119,24 @@ def test_a_finished_training_is_read_and_has_no_heads(trained: TrainedExits, mod
         _ = again.heads
 
 
+def test_one_that_was_killed_before_it_cleared_away_is_read(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("offramp.lab.exits.train.clear_working_files", killed)
+        patch.setattr("offramp.lab.exits.regularised_job.clear_working_files", killed, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            regularised(model, tmp_path, steps=2)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"where it stood")
+    offramp.load_model(tmp_path)
+    monkeypatch.setattr(Steps, "step", killed)  # nothing is trained again
+    assert regularised(model, tmp_path, steps=2).record.steps == 2
+    assert tree(tmp_path).keys() == FILES
+
+
 def test_exits_of_a_trained_model_took_what_the_model_took_too(
     trained: TrainedExits, base: Path, tmp_path: Path
 ) -> None:

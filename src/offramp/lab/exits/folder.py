@@ -46,8 +46,9 @@ def claimed(output: Path | None, request: TrainingIdentity, *, overwrite: bool) 
         require_own(output)  # as it is now that nobody else writes
         sweep_temporary_files(output)
         owned = owned_folder(output)
+        done = owned.finish_replacing(TRAINING_FILE) and is_of(output, request)
         begun = (output / REQUEST_FILE).is_file()
-        if overwrite and not owned.finish_replacing(TRAINING_FILE) and begun and not goes_on(output, request):
+        if overwrite and begun and not done and not goes_on(output, request):
             with owned.replaced(TRAINING_FILE, goes_on=lambda made: is_of(made, request)) as made:
                 REQUEST.write(made / REQUEST_FILE, request)
                 yield made

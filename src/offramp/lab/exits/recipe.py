@@ -84,7 +84,9 @@ def make_recipe(
         raise InputError(
             "there is no exit below the last layer to train",
             where="at= (--at)",
-            fix=f"choose among 1 to {layers - 1}",
+            fix=f"choose among 1 to {layers - 1}"
+            if layers > 1
+            else "choose a model of two layers at least: one layer has no exit",
         )
     recipe = Recipe(
         kind=asked.kind,
