@@ -20,7 +20,12 @@ from offramp.files import (
     PACKAGE,
     JsonError,
     canonical_json,
+    locked_folder,
     parse_json,
+    read_given_text,
+    read_json,
+    require_writable,
+    sha256_of_file,
     write_atomically,
     write_text_atomically,
 )
@@ -123,6 +128,18 @@ def test_what_is_written_here_is_read_back(value: dict[str, object], escaped: bo
 def test_any_bytes_are_an_object_or_refused(content: bytes | str) -> None:
     with contextlib.suppress(JsonError):
         assert isinstance(parse_json(content), dict)
+
+
+def test_a_path_with_a_nul_is_refused() -> None:
+    """Python's own error for one is no error of the operating system."""
+    path = Path("out\0put")
+    for writing in (require_writable, lambda folder: locked_folder(folder).__enter__()):
+        with pytest.raises(InputError, match="cannot hold the character NUL") as refused:
+            writing(path)
+        assert refused.value.where == r"out\x00put"
+    for reading in (read_given_text, read_json, sha256_of_file):
+        with pytest.raises(OSError, match="cannot hold the character NUL"):
+            reading(path)
 
 
 OWN_JSON = {

@@ -22,6 +22,7 @@ from offramp.errors import DamagedFileError, DiskFullError, InputError, shortene
 TEMPORARY_PREFIX = ".writing-"
 _TEMPORARY = re.compile(r"\.writing-\d+-.+", re.DOTALL)
 NO_FILE = "it is a folder, a device or a pipe, not a file"
+NO_PATH = "a path cannot hold the character NUL"
 
 LARGEST_GIVEN = 64_000_000
 """Bytes of a file that people name as a policy, a profile or a study."""
@@ -48,7 +49,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 def require_regular(path: Path) -> None:
-    """Raise OSError for what is there and is no regular file: opening a pipe may wait for ever."""
+    """Raise OSError for what is there and is no regular file: opening a pipe may wait for ever; and for what
+    no path can be."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, NO_PATH, str(path))
     if is_irregular(path):
         raise OSError(errno.EINVAL, NO_FILE, str(path))
 
@@ -353,13 +357,15 @@ def sweep_temporary_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path, another: str = ", or choose another folder with -o") -> Iterator[None]:
     """Hold a folder for one process; a second one is refused at once.
 
-    The lock is the operating system's: it ends with the process, however that ends.
+    another: how another folder is chosen, "" where none can be. The lock is the operating system's: it ends
+    with the process, however that ends.
 
     Raises InputError if the folder is held by another process, or cannot be made or written.
     """
+    _require_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         require_regular(folder / ".lock")
@@ -368,7 +374,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         raise InputError(
             f"the output folder cannot be made or written: {error.strerror}",
             where=str(error.filename or folder),
-            fix="choose another folder with -o, or change its permissions",
+            fix=f"change its permissions{another}",
         ) from error
     with lock as file:
         try:
@@ -377,7 +383,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
             raise InputError(
                 "another offramp process is writing into this folder",
                 where=str(folder),
-                fix="wait for it to end, or choose another folder with -o",
+                fix=f"wait for it to end{another}",
             ) from error
         yield
 
@@ -396,11 +402,17 @@ def _sources(place: str) -> tuple[tuple[str, str], ...]:
     return tuple((file.relative_to(PACKAGE).as_posix(), sha256_of_file(file)) for file in files)
 
 
+def _require_path(path: Path) -> None:
+    if "\0" in str(path):
+        raise InputError(NO_PATH, where=str(path), fix="choose another folder with -o")
+
+
 def require_writable(folder: Path) -> None:
     """Make sure, without making anything, that a folder can be written or made here.
 
     Raises InputError if a file stands in the way or the folder may not be written.
     """
+    _require_path(folder)
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         kind = "a file" if existing.exists() else "a link that leads nowhere"

@@ -44,6 +44,10 @@ BEFORE_LOADING = [
     ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean restricted"),
     ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
     ("trace", "--memory lots", "'lots' is not an amount of memory", ""),
+    ("trace", f"--memory {'9' * 400}", "is not an amount of memory", "4GB"),
+    ("run", f"-w continued:{'9' * 5000}:prose", "how many tokens", "continued:32"),
+    ("run", f"-w continued:8+{'9' * 5000}:prose", "how many tokens", "continued:32"),
+    ("trace", f"--device cuda:{'9' * 5000}", "unknown device", "cpu"),
     ("trace", "--memory 4GB --no-stream", "--no-stream", "leave out one of them"),
     ("trace", "--stream --transform prune:drop=2", "pruned as a whole", ""),
     ("trace", "--memory 4GB --transform prune:drop=2", "pruned as a whole", ""),
@@ -118,7 +122,9 @@ BEFORE_LOADING = [
     ("heads fit", "--dtype float12", "unknown dtype 'float12'", ""),
     ("heads fit", "-w pros", "no workload 'pros'", ""),
     ("heads fit", "--kv-maps eight", "eight", "--kv-maps"),
+    ("heads fit", f"--kv-maps {'9' * 5000}", "is not a list of exits", "--kv-maps"),
     ("heads fit", "--kv-maps 1 --kv-rank half", "half", "--kv-rank"),
+    ("heads fit", f"--kv-maps 1 --kv-rank {'9' * 5000}", "cannot be of rank", "--kv-rank"),
     ("heads fit", "--add-to heads", "there are no maps to add", "--add-to"),
     ("heads fit", "--no-classifiers --candidate-exit 2", "--candidate-exit means nothing", ""),
     ("heads fit", "--kv-maps 1 --no-lens --no-classifiers --short-list 9", "--short-list means nothing", ""),
@@ -234,7 +240,7 @@ def require_refused(places: dict[str, str], command: str, options: str, what: st
 
 def named(rows: list[tuple[str, str, str, str]]) -> list[str]:
     """Names of the rows of a table."""
-    return [f"{command} {options}" for command, options, *_ in rows]
+    return [f"{command} {options[:60]}" for command, options, *_ in rows]
 
 
 @pytest.mark.usefixtures("no_weights_loaded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from command_line import Outcome, run_arguments, run_offramp
-from offramp.files import write_sealed_json
+from offramp.files import locked_folder, write_sealed_json
 from offramp.models.gguf_file import CACHE_VARIABLE
 
 ENTRY = [sys.executable, "-c", "from offramp.cli.entry import main; main()"]
@@ -92,9 +93,11 @@ def test_a_pipe_in_a_trace_is_refused_at_once(
 ) -> None:
     pipe(trace / name)
     outcome = run_offramp(*trace_arguments(tiny_model, documents, trace))
-    assert outcome.code in (1, 2)
-    assert "a device or a pipe, not a file" in outcome.err
+    assert outcome.code == 2
+    said = "a device or a pipe, not a file" if name == ".lock" else f"did not write stands where {name}"
+    assert said in outcome.err
     if name != ".lock":
+        (trace / name).unlink()
         run_offramp(*trace_arguments(tiny_model, documents, trace), "--repair").require(0)
 
 
@@ -191,6 +194,9 @@ def test_heads_replace_nothing_but_heads(tiny_model: Path, documents: Path, tmp_
     said = run_offramp(*fitting, "-o", mine, "--overwrite", "--json").require(2).json["error"]
     assert "holds no exit heads" in said["what"]
     assert mine.read_text() == "a text of mine"
+    pipe(tmp_path / "pipe")
+    said = run_offramp(*fitting, "-o", tmp_path / "pipe", "--overwrite", "--json").require(2).json["error"]
+    assert said["where"] == str(tmp_path / "pipe")
     said = run_offramp(*fitting, "--seed", 2**32, "-o", tmp_path / "h", "--json").require(2).json["error"]
     assert said["what"] == f"the seed cannot be {2**32}"
 
@@ -229,6 +235,20 @@ def test_a_limit_on_the_size_of_files_is_named(tiny_model: Path, documents: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     assert "ulimit -f" in outcome.err
     assert not list(folder.rglob(".writing-*"))
+
+
+def test_a_limit_on_open_files_is_named(finished_trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("offramp.tracing.trace.Trace.load", full)
+    assert "ulimit -n" in run_offramp("score", finished_trace).require(1).err
+
+
+def test_who_writes_the_page_of_a_run_is_not_told_to_choose_another_folder(finished_run: Path) -> None:
+    with locked_folder(finished_run):
+        outcome = run_offramp("report", finished_run).require(2)
+    assert "what to do: wait for it to end\n" in outcome.err
 
 
 @pytest.mark.usefixtures("remembered_answers")

@@ -126,8 +126,10 @@ def test_prompts_come_from_standard_input(tiny_model: Path, monkeypatch: pytest.
     command = ["generate", tiny_model, "--max-new-tokens", 4]
     expected = run_offramp(*command, "--prompt", "line one\nline two").require(0).out
     for option in ("--prompt", "--prompt-file"):
-        monkeypatch.setattr(sys, "stdin", io.StringIO("line one\nline two\n"))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"line one\nline two\n")))
         assert run_offramp(*command, option, "-").require(0).out == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), errors="surrogateescape"))
+    assert "standard input is not UTF-8" in run_offramp(*command, "--prompt", "-").require(2).err
 
 
 def test_a_chat_turn_and_samples(tiny_model: Path, model: offramp.Model) -> None:

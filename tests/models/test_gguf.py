@@ -79,7 +79,20 @@ def test_a_gguf_becomes_a_dense_model_with_its_weights_and_a_damaged_one_again(
     repaired = load_model(str(path))
     assert "is damaged (model.safetensors changed); converting it again" in capsys.readouterr().err
     assert torch.equal(repaired.hf.get_input_embeddings().weight, embedding)
-    (folder / gguf_file.MANIFEST).unlink()
+    # What was added would be read, and a manifest is believed as it was written alone: an older offramp's has
+    # no seal.
+    (folder / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    assert find_damage(folder) == "chat_template.jinja was added"
+    assert load_model(str(path)).identity == model.identity
+    assert "chat_template.jinja was added" in capsys.readouterr().err
+    manifest = folder / gguf_file.MANIFEST
+    written = manifest.read_text()
+    for text in ('{"files": {}}', json.dumps({"files": json.loads(written)["files"], "source": "tiny.gguf"})):
+        manifest.write_text(text)
+        assert "sha256" in str(find_damage(folder))
+    manifest.write_text(written)
+    assert find_damage(folder) is None
+    manifest.unlink()
     assert find_damage(folder) is not None
 
 

@@ -117,6 +117,20 @@ def test_a_broken_generation_config_is_refused_which_transformers_passes_over(ll
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", b'{"eos_token_id": "x", "max_new_tokens": "many"}'),
+        ("chat_template.jinja", b"caf\xe9"),
+    ],
+)
+def test_the_file_that_transformers_fell_over_is_named(llama_folder: Path, name: str, content: bytes) -> None:
+    (llama_folder / name).write_bytes(content)
+    with pytest.raises(ModelError, match="transformers cannot") as refused:
+        load_model(str(llama_folder))
+    assert refused.value.where == str(llama_folder / name)
+
+
+@pytest.mark.parametrize(
     ("change", "part"),
     [
         (number(UP, 3, 4, value=0.5), "weights"),

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from folder_cases import task_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offramp.errors import DiskFullError
+from offramp.errors import DiskFullError, InputError
 from offramp.studies.journal import TAIL_BYTES, Event, Journal, line_of, read_lines
 
 DETAILS = st.dictionaries(
@@ -169,6 +170,17 @@ def test_who_is_stopped_with_the_journal_in_hand_holds_nobody_up(
     reading = journal.read()
     assert [event.number for event in reading.events] == [1, 2]
     assert reading.problems == ()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir])
+def test_what_stands_in_its_place_is_refused_and_never_waited_for(
+    tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    put(tmp_path / "journal.jsonl")
+    journal = Journal(tmp_path / "journal.jsonl")
+    for attempt in (journal.read, lambda: journal.append("started")):
+        with pytest.raises(InputError, match="in the place of the journal"):
+            attempt()
 
 
 @pytest.mark.parametrize(

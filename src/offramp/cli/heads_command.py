@@ -16,7 +16,7 @@ from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, map
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST
-from offramp.kit.numbers import Count, require_fitting_seed
+from offramp.kit.numbers import Count, require_fitting_seed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
@@ -128,11 +128,12 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
         """The exits that get K,V maps. Raises InputError for what is no list of such."""
         if self.kv_maps is None or not isinstance(self.kv_maps, str):
             return None if self.kv_maps is None else tuple(self.kv_maps)
-        words = [word.strip() for word in self.kv_maps.replace("+", ",").split(",")]
-        if not all(word.isdecimal() for word in words):
+        numbers = [whole_number(word.strip(), 0) for word in self.kv_maps.replace("+", ",").split(",")]
+        found = tuple(number for number in numbers if number is not None)
+        if len(found) < len(numbers):
             what = f"{self.kv_maps!r} is not a list of exits"
             raise InputError(what, where="--kv-maps", fix="write 8,15,20")
-        return tuple(map(int, words))
+        return found
 
     @property
     def rank(self) -> Rank:
@@ -141,7 +142,8 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
             return AUTO
         from offramp.tracing.fitting.maps import check_rank
 
-        return check_rank(int(self.kv_rank) if str(self.kv_rank).isdecimal() else self.kv_rank)
+        number = whole_number(str(self.kv_rank), 0)
+        return check_rank(self.kv_rank if number is None else number)
 
 
 def fit(asked: HeadFitting, out: Output) -> None:

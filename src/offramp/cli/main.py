@@ -55,6 +55,7 @@ BAD_PATH = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.EACCES,
+    errno.EROFS,
     errno.EEXIST,
     errno.ELOOP,
     errno.EINVAL,
@@ -297,7 +298,9 @@ def _require_text(words: list[str]) -> None:
             word.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                "an argument is not UTF-8", where=ascii(word), fix="rename the file or folder"
+                "an argument is not UTF-8",
+                where=ascii(word),
+                fix="rename the file or folder, or set PYTHONUTF8=1 where it is: the locale is not",
             ) from error
 
 
@@ -321,6 +324,8 @@ def _system_error(problem: OSError) -> OfframpError:
         where=str(problem.filename or ("standard output" if problem.errno in NO_ROOM else "")),
         fix="check the path and its permissions"
         if bad_path
+        else "raise the limit on open files (ulimit -n), then run the same command again"
+        if problem.errno in (errno.EMFILE, errno.ENFILE)
         else "check the disk and the space on it, then run the same command again",
     )
 

@@ -28,7 +28,7 @@ def read_prompts(texts: Sequence[str], files: Sequence[Path]) -> list[str]:
     if inputs and sys.stdin is None:
         raise InputError("standard input is closed", where="--prompt -", fix="give --prompt TEXT")
     if inputs:
-        typed = _closed(sys.stdin.read())
+        typed = _closed(_read_typed())
         named = [(typed if text == STANDARD_INPUT else text, where) for text, where in named]
         if STANDARD_INPUT not in texts:
             named.append((typed, "--prompt-file -"))
@@ -56,6 +56,14 @@ def _read_file(file: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError("the prompt's file is not UTF-8 text", where=str(file), fix="convert it") from error
+
+
+def _read_typed() -> str:
+    """Standard input, which is UTF-8 as files are. Raises InputError."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("standard input is not UTF-8 text", where="--prompt -", fix="convert it") from error
 
 
 def _closed(text: str) -> str:

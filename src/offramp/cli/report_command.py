@@ -34,7 +34,7 @@ def report(asked: ReportCommand, out: Output) -> None:
     folder = StudyFolder(asked.folders[0])
     if folder.read_plan().is_run:
         require_done(folder)
-        with locked_folder(folder.path), stage("writing the page"):
+        with locked_folder(folder.path, another=""), stage("writing the page"):
             page = write_outputs(RunReader(folder.path)).report
     else:
         page = write_study_page(folder, mixed=asked.mixed)

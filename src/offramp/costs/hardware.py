@@ -23,6 +23,7 @@ from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL
+from offramp.kit.numbers import whole_number
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
@@ -188,7 +189,7 @@ def threads_in_use() -> int | None:
     if torch is not None:
         return int(torch.get_num_threads())
     stated = os.environ.get(THREADS_VARIABLE, "").partition(",")[0]
-    return int(stated) if stated.isdecimal() else None
+    return whole_number(stated, 0)
 
 
 def _states(profile: TimingsProfile, recipe: Mapping[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.numbers import whole_number
 from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ def find_device(name: str, where: str = "--device") -> str:
     if name == CPU:
         return CPU
     kind, colon, number = name.partition(":")
-    if kind not in (AUTO, *ACCELERATORS) or (colon and not number.isdecimal()) or (kind == AUTO and colon):
+    stated = whole_number(number, 0) if colon else 0
+    if kind not in (AUTO, *ACCELERATORS) or stated is None or (kind == AUTO and colon):
         raise InputError(f"unknown device {name!r}", where=where, fix=_choose())
     if kind == AUTO:
         return next((f"{one}:0" if one != "mps" else one for one in ACCELERATORS if device_count(one)), CPU)
-    if int(number or 0) >= device_count(kind):
+    if stated >= device_count(kind):
         raise InputError(f"there is no device {name} here", where=where, fix=_choose())
-    return kind if kind == "mps" else f"{kind}:{number or 0}"
+    return kind if kind == "mps" else f"{kind}:{stated}"
 
 
 def require_dtype(dtype: str, where: str = "dtype") -> None:

@@ -15,20 +15,15 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from offramp.errors import InputError, ModelError, OfframpError
-from offramp.files import (
-    TEMPORARY_PREFIX,
-    read_json,
-    sha256_of_file,
-    sha256_of_text,
-    sync_folder,
-    write_json_atomically,
-)
+from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
+from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder
+from offramp.kit.sealed_file import SealedFile
 from offramp.models.quiet import quiet_transformers
 
 MAGIC = b"GGUF"
@@ -142,6 +137,17 @@ def _dequantize_option(path: Path) -> dict[str, Any]:
 
 CACHE_VARIABLE = "OFFRAMP_CACHE"
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a converted folder holds: SHA-256 by file. source: the name of the GGUF file."""
+
+    files: Mapping[str, str]
+    source: str
+
+
+_FILE = SealedFile(Converted, "{name}", "none is needed: it is converted again")
 # Raise it when the converted folder's content changes: old folders are then left alone and new ones written.
 FORMAT_VERSION = 1
 LONGEST_CONVERSION = 1800.0
@@ -214,7 +220,7 @@ def _convert_atomically(source: Path, folder: Path, convert: Convert) -> None:
         convert(source, temporary)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         manifest = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in files}
-        write_json_atomically(temporary / MANIFEST, {"files": manifest, "source": source.name})
+        _FILE.write(temporary / MANIFEST, Converted(manifest, source.name))
         for path in files:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -234,15 +240,22 @@ def _convert_atomically(source: Path, folder: Path, convert: Convert) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What differs from the manifest written with the folder, None if nothing does."""
+    """What differs from the manifest written with the folder, None if nothing does.
+
+    A file that it does not list may be one that the tokenizer or the model would read.
+    """
     try:
-        files = read_json(folder / MANIFEST)["files"]
+        files = _FILE.read(folder / MANIFEST).files
         for name, expected in files.items():
             if sha256_of_file(folder / name) != expected:
                 return f"{name} changed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
         return f"{type(error).__name__}: {error}"
-    return None
+    except DamagedFileError as error:
+        return error.what
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    others = sorted(found - {MANIFEST, *files})
+    return f"{others[0]} was added" if others else None
 
 
 def _sweep(root: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,7 +222,7 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
         raise_if_out_of_memory(error)
         raise ModelError(
             f"transformers cannot read the {reading}: {_brief(error)}",
-            where=str(_broken_file(source.folder) or file),
+            where=str(_broken_file(source.folder) or _not_utf8(source.folder, error) or file),
             fix="install what brings the family, from offramp's sources: pip install ./experiments/lab"
             if _family_of(source) == LAB_FAMILY
             else "check that config.json and the tokenizer files are complete and of a known family",
@@ -239,8 +240,18 @@ def _brief(error: Exception) -> str:
 
 
 def _blamed_file(folder: Path, error: Exception) -> Path:
-    """Where to look first: a value that transformers does not know stands in the config."""
+    """Where to look first: a value that transformers does not know stands in a config."""
+    if _comes_from_generation(error):
+        return folder / "generation_config.json"
     return folder / "config.json" if isinstance(error, KeyError | TypeError) else folder
+
+
+def _comes_from_generation(error: Exception) -> bool:
+    """Whether it was raised while transformers checked how the model is to generate."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        frame.f_globals.get("__name__", "").endswith("generation.configuration_utils") for frame in frames
+    )
 
 
 def _broken_file(folder: Path) -> Path | None:
@@ -251,6 +262,18 @@ def _broken_file(folder: Path) -> Path | None:
             if path.is_file():
                 read_json(path, lenient=True)
         except (OSError, JsonError):
+            return path
+    return None
+
+
+def _not_utf8(folder: Path, error: Exception) -> Path | None:
+    """The first of the tokenizer's files of text that is no UTF-8, where that went wrong."""
+    if not isinstance(error, UnicodeDecodeError):
+        return None
+    for path in sorted(path for ending in ("json", "jinja", "txt") for path in folder.glob(f"*.{ending}")):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
             return path
     return None
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from offramp.errors import InputError
+from offramp.kit.numbers import LARGEST_COUNT
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
@@ -71,12 +72,12 @@ def parse_size(text: str, option: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = None if found is None else UNITS.get(found[2].lower())
-    size = 0 if found is None or unit is None else round(float(found[1]) * unit)
-    if size < 1:
+    size = 0.0 if found is None or unit is None else float(found[1]) * unit
+    if not 0.5 < size <= LARGEST_COUNT:
         raise InputError(
             f"{text!r} is not an amount of memory", where=option, fix="write 4GB, 800MB or 1.5GiB"
         )
-    return size
+    return round(size)
 
 
 def shown_size(size: int) -> str:

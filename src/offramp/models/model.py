@@ -103,6 +103,9 @@ def encode_text(tokenizer: Any, policy: BosPolicy, text: str) -> list[int]:
     return _with_bos(policy, tokenizer(text, verbose=False)["input_ids"])
 
 
+OTHER_TEMPLATE = "trace a workload of given texts, or repair the template in the tokenizer's files"
+
+
 def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> list[int]:
     """Token ids of one user turn, or of a conversation, ready for the assistant's answer.
 
@@ -128,8 +131,14 @@ def encode_chat(tokenizer: Any, policy: BosPolicy, prompt: str | Messages) -> li
         raise ModelError(
             f"the model's chat template cannot write these turns: {type(error).__name__}: {error}",
             where=str(tokenizer.name_or_path),
-            fix="trace a workload of given texts, or repair the template in the tokenizer's files",
+            fix=OTHER_TEMPLATE,
         ) from error
+    if not text:
+        raise ModelError(
+            "the model's chat template writes nothing of these turns",
+            where=str(tokenizer.name_or_path),
+            fix=OTHER_TEMPLATE,
+        )
     return _with_bos(policy, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from offramp.errors import ModelError, raise_if_out_of_memory
+from offramp.kit.numbers import whole_number
 from offramp.models.loading import LOADING_ERRORS, know_family
 from offramp.models.source import Source
 
@@ -38,8 +39,8 @@ class Skeleton:
         """The layer that a tensor of the model belongs to, from 0; None if it belongs to no layer."""
         if not tensor.startswith(self.prefix):
             return None
-        number = tensor.removeprefix(self.prefix).partition(".")[0]
-        return int(number) if number.isdecimal() and int(number) < len(self.layers) else None
+        number = whole_number(tensor.removeprefix(self.prefix).partition(".")[0], 0)
+        return number if number is not None and number < len(self.layers) else None
 
 
 def build_skeleton(source: Source, *, dtype: str, trust_remote_code: bool = False) -> Skeleton:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from offramp.errors import PolicyError
+from offramp.kit.numbers import whole_number
 from offramp.policies.policy import ExitPolicy, ParameterError, check_exits
 from offramp.policies.signals import SIGNALS, Signal, suggest
 
@@ -57,8 +58,7 @@ def require_balanced(text: str) -> None:
 
 def _count(text: str) -> int | None:
     """A whole number of at least 1, None for any other text."""
-    fits = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_COUNT))
-    return int(text) if fits and 0 < int(text) <= LARGEST_COUNT else None
+    return whole_number(text, 1, LARGEST_COUNT)
 
 
 def read_count(text: str) -> int:

@@ -13,7 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, disk_full, is_disk_full, parse_json, sha256_of_text
+from offramp.errors import InputError
+from offramp.files import (
+    NO_FILE,
+    canonical_json,
+    disk_full,
+    is_disk_full,
+    is_irregular,
+    parse_json,
+    sha256_of_text,
+)
 from offramp.kit.typed import from_json
 from offramp.studies.task import Task
 
@@ -69,8 +78,9 @@ class Journal:
     def append(self, event: str, task: Task | None = None, **details: Any) -> Event:
         """Add one event, on disk before this returns.
 
-        Raises DiskFullError if there is no room for it.
+        Raises DiskFullError if there is no room for it, InputError if something else stands in its place.
         """
+        self._require_place()
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             with os.fdopen(descriptor, "r+b", buffering=0):
@@ -96,7 +106,11 @@ class Journal:
         return added
 
     def read(self) -> JournalReading:
-        """Every whole event; none if nothing was written yet."""
+        """Every whole event; none if nothing was written yet.
+
+        Raises InputError if something else stands in its place.
+        """
+        self._require_place()
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(self.path.open("rb"))
@@ -105,6 +119,14 @@ class Journal:
             _lock(file.fileno(), fcntl.LOCK_SH)
             content = file.read()
         return read_lines(content)
+
+    def _require_place(self) -> None:
+        if is_irregular(self.path):
+            raise InputError(
+                f"something else stands in the place of the journal: {NO_FILE}",
+                where=str(self.path),
+                fix="move it away, then run the same command again",
+            )
 
 
 def line_of(event: Event) -> bytes:

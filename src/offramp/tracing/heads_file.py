@@ -11,7 +11,7 @@ from typing import Any
 
 from offramp.commands import command_for
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import JsonError, canonical_json, parse_json, write_atomically
+from offramp.files import JsonError, canonical_json, is_irregular, parse_json, write_atomically
 from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import shown_name
 from offramp.models.training_record import require_as_trained
@@ -132,6 +132,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def is_heads_file(path: Path) -> bool:
     """Whether a file begins as `write_heads` writes them, whole or not."""
+    if is_irregular(path):
+        return False
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, LARGEST_HEADER))

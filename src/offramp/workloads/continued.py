@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from offramp.errors import WorkloadError
+from offramp.kit.numbers import whole_number
 from offramp.workloads.workload import Workload, WorkloadDescription
 
 CONTINUED = "continued"
@@ -71,9 +72,9 @@ def sizes_of(prefix: str, text: str) -> tuple[int | None, int | None]:
     """N and M of a prefix, None for one that is not given. Raises WorkloadError for what is unusable."""
     where = f"workload {prefix}{text}"
     first, plus, new = prefix.split(":")[1].partition("+")
-    given = [(first, FEWEST_TOKENS)] if first or not plus else []
-    given += [(new, 1)] if plus else []
-    if not all(one.isascii() and one.isdigit() and int(one) >= least for one, least in given):
+    continued = whole_number(first, FEWEST_TOKENS) if first or not plus else None
+    read = whole_number(new) if plus else None
+    if (continued is None and (first or not plus)) or (read is None and plus):
         raise WorkloadError(
             f"{first + plus + new or 'nothing'} does not say how many tokens of a text are continued",
             where=where,
@@ -86,4 +87,4 @@ def sizes_of(prefix: str, text: str) -> tuple[int | None, int | None]:
         )
     if split_continued(text)[0]:
         raise WorkloadError("a text is continued once", where=where, fix=f"write {EXAMPLE}, say")
-    return int(first) if first else None, int(new) if plus else None
+    return continued, read

@@ -274,7 +274,9 @@ def _take(
         raise WorkloadError(
             "no document of the workload has a token to trace",
             where="; ".join(f"{document.id}: {document.reason}" for document in skipped[:3]),
-            fix="use longer documents (two tokens at least), or raise context= (--context)",
+            fix="use a workload of given texts, or other prompts: the model ends its answers at once"
+            if all(document.prompt_length is not None for document in encoded)
+            else "use longer documents (two tokens at least), or raise context= (--context)",
         )
     return Selection(tuple(contexts), cap, tuple(documents), tuple(skipped))
 

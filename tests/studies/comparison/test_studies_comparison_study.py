@@ -338,8 +338,8 @@ UNSAID = {**RECIPE, "context": None, "document_tokens": None}
     ("recipe", "kept", "expected"),
     [
         (RECIPE, 64, {"dtype": "bfloat16", "context": 128, "document_tokens": 32}),
-        # A default context is that of the trace, and 512 where none is kept.
-        (UNSAID, None, {"dtype": "bfloat16", "context": 512, "document_tokens": None}),
+        # A default context is that of the trace, and is not known where none is kept.
+        (UNSAID, None, {"dtype": "bfloat16", "document_tokens": None}),
         (UNSAID, 256, {"dtype": "bfloat16", "context": 256, "document_tokens": None}),
         ({"dtype": "float32"}, None, {"dtype": "float32"}),
     ],

@@ -251,7 +251,7 @@ class ExecutionStore:
         if folder is None:
             yield cls(None)
             return
-        with locked_folder(folder):
+        with locked_folder(folder, another=", or choose another with folder= (--executions)"):
             sweep_temporary_files(folder)
             yield cls(folder)
 

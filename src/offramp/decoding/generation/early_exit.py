@@ -92,7 +92,7 @@ def refuse_arguments(
             raise InputError(
                 f"early exit cannot honour {what}",
                 where="model.generate(custom_generate=...)",
-                fix="leave it out, or generate without custom_generate",
+                fix="leave it out, also in generation_config.json, or generate without custom_generate",
             )
     positions, mask = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
     if positions is not None and not torch.equal(positions, _positions(input_ids, mask)):

@@ -114,7 +114,7 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
         raise InputError(
             "there is nothing to compare: no score is finished",
             where=", ".join(str(folder) for folder in folders),
-            fix=f"run the study first: offramp study run{_first_failure(failures)}",
+            fix=f"run a study that scores models: offramp study run{_first_failure(failures)}",
         )
     unequal = require_equal(rows, mixed=mixed)
     alone = contents[0] if len(contents) == 1 else None

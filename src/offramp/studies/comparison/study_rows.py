@@ -33,7 +33,6 @@ from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
 from offramp.tracing.manifest import MANIFEST, read_manifest
-from offramp.tracing.request import DEFAULT_CONTEXT
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
@@ -58,6 +57,11 @@ def read_study_folder(path: Path) -> Content:
     Raises InputError for a plan that a newer offramp wrote, DamagedFileError for one whose bytes changed.
     """
     return StudyReader(StudyFolder(path)).content()
+
+
+CONTEXT_UNKNOWN = (
+    "The trace is gone or damaged: with which context it was made is not known, and not held against others."
+)
 
 
 class StudyReader:
@@ -169,6 +173,8 @@ class StudyReader:
         cell, result = score.cell, score.result
         trace = self.plan.tasks[self.plan.tasks[cell.task].needs["trace"]]
         text, readings = result["text"], result["card"].get("readings")
+        settings = self.traced_settings(trace)
+        unknown = [CONTEXT_UNKNOWN] if "context" in trace.recipe and "context" not in settings else []
         predicted: dict[str, float] = {}
         measured: dict[str, float] = {}
         for other in cells:
@@ -191,9 +197,9 @@ class StudyReader:
             model_fingerprint=model_fingerprint(trace),
             trace_folder=str(self.folder.task_folder(trace) / TRACE),
             source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
-            notes=(*result["notes"], *result["card"]["notes"]),
+            notes=(*result["notes"], *result["card"]["notes"], *unknown),
             own_text=result["own_text"],
-            settings=self.traced_settings(trace),
+            settings=settings,
             training=self.training_of(trace),
             readings=Readings.from_json(readings) if readings else None,
         )
@@ -213,12 +219,15 @@ class StudyReader:
         return entries
 
     def traced_settings(self, trace: Task) -> dict[str, Any]:
-        """How a task traced, as its recipe says; a default context is the trace's own, where that is kept."""
+        """How a task traced, as its recipe says; a default context is the trace's own, and is not known
+        where that is gone or damaged."""
         found = {name: trace.recipe[name] for name in SETTINGS if name in trace.recipe}
         if "context" in found and found["context"] is None:
             folder = self.folder.task_folder(trace) / TRACE
             kept = self.conditions[trace.key] == "done" and (folder / MANIFEST).is_file()
-            found["context"] = read_manifest(folder).request["context"] if kept else DEFAULT_CONTEXT
+            del found["context"]
+            if kept:
+                found["context"] = read_manifest(folder).request["context"]
         return found
 
     def facts(self, name: str, transform: str = "") -> ModelFacts:

@@ -121,7 +121,9 @@ def fit_heads(
         raise InputError(
             "there is no exit below the last layer to fit",
             where="exits= (--exits)",
-            fix='write exits="all" (--exits all)',
+            fix='write exits="all" (--exits all)'
+            if model.layers > 1
+            else "choose a model of two layers at least: one layer has no exit",
         )
     candidate = (
         _candidate_exit(candidate_exit, below, model.layers)

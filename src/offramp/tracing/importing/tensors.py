@@ -20,6 +20,8 @@ from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 LISTED = 30
+NUMBER = r"\d{1,15}"
+"""Of a layer, in a key: Python reads no number of any length."""
 """Lines of a listing at most."""
 
 
@@ -118,8 +120,8 @@ class Tensors:
         """Every key with its type and shape; keys that differ in a number alone share a line."""
         alike: dict[tuple[str, str, tuple[int, ...]], list[tuple[int, ...]]] = defaultdict(list)
         for key, stored in self.stored.items():
-            numbers = tuple(int(number) for number in re.findall(r"\d+", key))
-            pattern = re.sub(r"\d+", "{}", key.replace("{", "{{").replace("}", "}}"))
+            numbers = tuple(int(number) for number in re.findall(NUMBER, key))
+            pattern = re.sub(NUMBER, "{}", key.replace("{", "{{").replace("}", "}}"))
             alike[pattern, stored.dtype, stored.shape].append(numbers)
         lines = [
             f"  {_spelled(pattern, numbers)}: {dtype} {list(shape)}"
