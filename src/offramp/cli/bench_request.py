@@ -22,6 +22,7 @@ from offramp.kit.defaults import (
     TIMING_SECONDS,
     WORTH,
 )
+from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.request import Request, argument, flags, hidden, only_if, only_with
 
 if TYPE_CHECKING:
@@ -62,20 +63,20 @@ class Bench(Leaving, Request[None]):
     workload: Annotated[str | None, flags("--workload", "-w")] = None
     """Where prompts come from: the starts of its documents. By default the text that the file of the policy
     was tuned on, or prose."""
-    prompts: int | None = None
+    prompts: Count | None = None
     """How many prompts (batches of them, with --batch) to decode, as far as the seconds allow; each is one
     sample of an interval. {PROMPTS} by default, or as many as there are."""
-    prompt_tokens: int = PROMPT_TOKENS
+    prompt_tokens: Count = PROMPT_TOKENS
     """Tokens of each document's start that make a prompt."""
-    new_tokens: int = TIMED_TOKENS
+    new_tokens: TimedTokens = TIMED_TOKENS
     """New tokens after each prompt."""
-    rounds: int | None = None
+    rounds: Count | None = None
     """How often each prompt is decoded, at most. By default as long as the seconds last."""
-    seconds: float = TIMING_SECONDS
+    seconds: NotNegative = TIMING_SECONDS
     """Stop about then, or as soon as the question is answered."""
     worth: float = WORTH
     """Share of the time whose gain matters; within it contenders are equivalent."""
-    processes: Annotated[int, alone] = 1
+    processes: Annotated[Count, alone] = 1
     """Measure in so many fresh processes, which share the seconds."""
     plain: Annotated[str | None, hidden] = None
     """The plain decoder to hold against; by default a pilot chooses."""
@@ -83,7 +84,7 @@ class Bench(Leaving, Request[None]):
     """Do not stop where the question is answered."""
     timing_only: Annotated[bool, hidden] = False
     """Judge no answers, and predict nothing."""
-    batch: Annotated[tuple[int, ...], alone] = ()
+    batch: Annotated[tuple[Count, ...], alone] = ()
     """Prompts decoded side by side; may be given again. By default 1."""
     batching: Annotated[
         str | None, alone, only_if(lambda asked: max(asked.batches) > 1, "at batch 1", "--batch 2 or more")
@@ -111,19 +112,15 @@ class Bench(Leaving, Request[None]):
     """Judge the answers by the full model."""
     output: Annotated[Path | None, flags("-o", "--output")] = None
     """Write everything to a .json file; with --combine also a page."""
-    seed: int = SEED
+    seed: Whole = SEED
     """Of the order of turns, and of the quality's intervals."""
     transforms: Annotated[str | Sequence[Any], flags("--transform"), alone] = ()
 
     def check(self) -> None:
         """Refuse what cannot be timed, and files that cannot be read or written."""
         super().check()
-        from offramp.decoding.measurement.bench import check_limits, require_sizes
+        from offramp.decoding.measurement.bench import check_limits
 
-        sizes = {"prompt_tokens": self.prompt_tokens, "processes": self.processes}
-        require_sizes(**sizes, new_tokens=self.new_tokens, prompts=self.most_prompts)
-        for batch in self.batches:
-            require_sizes(batch=batch)
         check_limits(self.limits)
         if self.combine:
             self._check_combination()

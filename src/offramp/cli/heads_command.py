@@ -16,7 +16,7 @@ from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, map
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST
-from offramp.kit.numbers import Count, require_fitting_seed, whole_number
+from offramp.kit.numbers import Count, FittingSeed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
@@ -97,7 +97,7 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
     """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
     add_to: Path | None = None
     """A file of exit heads that the K,V maps are added to; nothing else is fitted then."""
-    seed: int = SEED
+    seed: FittingSeed = SEED
     """Deals documents out and starts the networks."""
 
     def settle(self) -> dict[str, object]:
@@ -105,9 +105,8 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
         return {**super().settle(), "kv_maps": self.map_exits, "kv_rank": self.rank}
 
     def check(self) -> None:
-        """Refuse what is no layer or seed, and nothing to be fitted."""
+        """Refuse what is no layer, and nothing to be fitted."""
         super().check()
-        require_fitting_seed(self.seed)
         if not names_layers(self.exits):
             what, fix = f"the exits {self.exits!r} are not a list of layers", "write 10,20,30 or all"
             raise InputError(what, where="--exits", fix=fix)

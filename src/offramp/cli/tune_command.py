@@ -17,6 +17,7 @@ from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
+from offramp.kit.numbers import Count, Seconds, Share, Whole
 from offramp.kit.request import Request, argument, flags, only_if
 from offramp.tracing.asked import OnDevice
 from offramp.tracing.progress import progress_bar, stage
@@ -63,24 +64,24 @@ class Tuning(OnDevice, Request[None]):
     kv: str = "auto"
     """Keys and values of skipped layers: auto tries all that the model can; or one of propagate, recompute,
     monotone, ..."""
-    prompt_tokens: Annotated[int, executing] = OPENING_TOKENS
+    prompt_tokens: Annotated[Count, executing] = OPENING_TOKENS
     """Of a text's opening. Prompts of a workload are whole."""
-    new_tokens: Annotated[int | None, executing] = None
+    new_tokens: Annotated[Count | None, executing] = None
     """Of each decoded answer, at most. By default {CERTIFIED_TOKENS}; of a run's trace as in the run."""
-    documents: Annotated[int | None, executing] = None
+    documents: Annotated[Count | None, executing] = None
     """To decode per candidate, at most. By default four times the fewest that the floor needs."""
-    seconds: Annotated[float | None, executing] = None
+    seconds: Annotated[Seconds | None, executing] = None
     """For reruns and decoding together, at most."""
     executions: Annotated[Path | None, executing] = None
     """Where decoded documents are kept and never decoded again. By default the folder executions beside the
     policy file; of a run's trace that of the run."""
     method: str = METHOD
     """wsr, hb or crc; naive gives no guarantee."""
-    delta: float = DELTA
+    delta: Share = DELTA
     """Chance that the certificate is wrong."""
-    batch: int = 1
+    batch: Count = 1
     """Sequences decoded side by side; above 1 with --model none only."""
-    seed: int = SEED
+    seed: Whole = SEED
     """Draws the documents of each role."""
     search: str = "families"
     """families of rules; evolution: besides, a signal and a threshold for each exit."""
@@ -92,14 +93,11 @@ class Tuning(OnDevice, Request[None]):
     def check(self) -> None:
         """Refuse what is out of range, and files that cannot be written."""
         super().check()
-        from offramp.decoding.execution.tune import require_sizes
         from offramp.policies.grammar import is_tuned
         from offramp.tuning.tune import check_settings, require_search
 
         require_search(self.search)
-        check_settings(self.kept, self.method, self.delta, None, self.seed)
-        new_tokens = CERTIFIED_TOKENS if self.new_tokens is None else self.new_tokens
-        require_sizes(self.prompt_tokens, new_tokens, self.documents, self.seconds)
+        check_settings(self.kept, self.method)
         require_json_file(self.output, "a tuned policy", is_tuned)
         require_writable(self.executions or self.beside)
 

@@ -39,6 +39,8 @@ LARGEST: Mapping[str, float] = {
 
 Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
+FittingSeed = Annotated[int, Ge(0), Le(LARGEST_FITTING_SEED)]
+TimedTokens = Annotated[int, Ge(4), Le(LARGEST_COUNT)]
 Share = Annotated[float, Gt(0), Lt(1)]
 Minutes = Annotated[float, Gt(0), Le(LONGEST_MINUTES)]
 Seconds = Annotated[float, Gt(0), Le(LONGEST_SECONDS)]
@@ -50,7 +52,7 @@ NotNegative = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
 
 
 WORDS = {
-    **dict.fromkeys(("Count", "Whole"), "int"),
+    **dict.fromkeys(("Count", "Whole", "FittingSeed", "TimedTokens"), "int"),
     **dict.fromkeys(("Share", "Minutes", "Seconds", "Number", "Positive", "NotNegative"), "float"),
 }
 """What these are to people."""

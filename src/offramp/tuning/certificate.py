@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
 from offramp.policies.decisions import replay_decisions, task_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
@@ -191,13 +190,3 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
         passed = len(eligible)
     chosen = min(eligible, key=lambda place: (costs[place], place), default=None)
     return Tested(tested, passed, chosen)
-
-
-def require_delta(delta: float) -> None:
-    """Raise InputError for a delta that is no probability of error."""
-    if not 0.0 < delta < 1.0:
-        raise InputError(
-            f"a delta of {delta} is no share",
-            where="delta= (--delta)",
-            fix="choose a number between 0 and 1, as in 0.1",
-        )

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, SEED
+from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
@@ -29,7 +31,7 @@ from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import Floor, FloorAnswer
 from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep, replay_in_lockstep
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
-from offramp.tuning.splits import require_disjoint, require_seed, seen_documents, traced
+from offramp.tuning.splits import require_disjoint, seen_documents, traced
 from offramp.tuning.tuned import ShiftRow, Tuned, is_tuned_file, read_tuned, shift_rows
 
 APPROXIMATE = {"propagate": "propagated", "mapped": "mapped"}
@@ -190,14 +192,15 @@ class Prediction:
     document_tokens: Lengths | None = None
 
 
+@checked
 def predict(
     policy: Tuned | ExitPolicy | str,
     trace: Trace,
     *,
     hardware: Machine | str | None = None,
-    batch: int | None = None,
+    batch: Count | None = None,
     kv: str | None = None,
-    seed: int = SEED,
+    seed: Whole = SEED,
     unseen: bool = False,
 ) -> Prediction:
     """Speed, quality, and whether the tuned floor would hold, on another trace of the same model.
@@ -220,7 +223,6 @@ def predict(
     negative seed, or what the machine cannot price; PolicyError for a trace of another model or read through
     other exit heads, for fewer documents than a batch has rows, or if the policy does not fit the trace.
     """
-    require_seed(seed)
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
     decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named

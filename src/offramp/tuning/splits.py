@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.kit.numbers import require_bounded
 from offramp.policies.binding import TunedOn, document_digest
 from offramp.scoring.documents import document_rows
 from offramp.tracing.described_heads import heads_documents
@@ -62,7 +61,6 @@ def split_roles(
 
     Raises InputError for a trace without tokens, or a negative seed.
     """
-    require_seed(seed)
     documents = document_rows(trace).index
     used = heads_documents(trace)
     fitted = np.array([trace.documents[place].id in used for place in documents], dtype=np.bool_)
@@ -123,13 +121,6 @@ def fewest_documents(certify: int) -> int:
         if search and count - search - report >= certify:
             return count
         count += 1
-
-
-def require_seed(seed: int) -> None:
-    """Raise InputError for a seed that draws nothing."""
-    require_bounded(seed=seed)
-    if seed < 0:
-        raise InputError(f"a seed of {seed} is below 0", where="seed= (--seed)", fix="choose 0 or more")
 
 
 def split_documents(trace: Trace, seed: int) -> tuple[Places, Places]:

@@ -7,7 +7,9 @@ from typing import Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
+from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
 from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
 from offramp.policies.policy import ExitPolicy
@@ -22,7 +24,6 @@ from offramp.tuning.certificate import (
     Tested,
     losses_in_order,
     ordered_candidates,
-    require_delta,
     run_sequence,
 )
 from offramp.tuning.executed import Limits, tune_by_execution
@@ -31,7 +32,7 @@ from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Scored, require_policies
 from offramp.tuning.pricing import KEY_VALUE, pricing_of
-from offramp.tuning.splits import require_seed, split_roles
+from offramp.tuning.splits import split_roles
 from offramp.tuning.tuned import Tuned
 
 
@@ -90,17 +91,18 @@ FAMILIES, EVOLUTION = "families", "evolution"
 """How policies are searched."""
 
 
+@checked
 def tune(
     trace: Trace,
     floor: Mapping[str, float] | Floor,
     hardware: str | Machine | None = LOCAL,
     *,
     method: str = METHOD,
-    delta: float = DELTA,
-    batch: int = 1,
+    delta: Share = DELTA,
+    batch: Count = 1,
     kv: str = "propagate",
     clip: float | None = None,
-    seed: int = SEED,
+    seed: Whole = SEED,
     search: str = FAMILIES,
     executor: Executor | None = None,
     limits: Limits | None = None,
@@ -125,7 +127,7 @@ def tune(
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
     lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
-    wanted, rule = check_settings(floor, method, delta, clip, seed)
+    wanted, rule = check_settings(floor, method, clip)
     require_search(search)
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
@@ -172,7 +174,7 @@ def tune_floors(
     pricing, roles = pricing_of(trace, machine, 1, KEY_VALUE[0]), split_roles(trace, seed)
     jobs = []
     for floor in floors:
-        wanted, rule = check_settings(floor, method, delta, None, seed)
+        wanted, rule = check_settings(floor, method)
         jobs.append(
             Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
         )
@@ -196,12 +198,10 @@ def _require_mapped_exits(trace: Trace, kv: str) -> None:
 
 
 def check_settings(
-    floor: Mapping[str, float] | Floor, method: str, delta: float, clip: float | None, seed: int
+    floor: Mapping[str, float] | Floor, method: str, clip: float | None = None
 ) -> tuple[Floor, Method]:
     """The floor and the method that are meant. Raises InputError for what is out of range."""
     wanted, rule = make_floor(floor, clip), find_method(method)
-    require_delta(delta)
-    require_seed(seed)
     return wanted, rule
 
 

@@ -12,14 +12,13 @@ from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import Count, Seconds, Share, Whole
 from offramp.policies.binding import base_of
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
-from offramp.tuning.certificate import require_delta
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
@@ -43,17 +42,17 @@ def tune(
     kv: str | None = None,
     heads: ExitHeads | str | Path | None = None,
     workload: Workload | None = None,
-    prompt_tokens: int = OPENING_TOKENS,
-    new_tokens: int = CERTIFIED_TOKENS,
-    documents: int | None = None,
+    prompt_tokens: Count = OPENING_TOKENS,
+    new_tokens: Count = CERTIFIED_TOKENS,
+    documents: Count | None = None,
     folder: str | Path | None = None,
-    seconds: float | None = None,
-    candidates: int | None = None,
+    seconds: Seconds | None = None,
+    candidates: Count | None = None,
     method: str = METHOD,
-    delta: float = DELTA,
-    batch: int = 1,
+    delta: Share = DELTA,
+    batch: Count = 1,
     clip: float | None = None,
-    seed: int = SEED,
+    seed: Whole = SEED,
     search: str = FAMILIES,
     progress: OnDocuments | None = None,
     reference: Model | None = None,
@@ -83,8 +82,7 @@ def tune(
     Raises InputError for a model, a reference, heads or documents that are not those of the trace, sizes
     below 1, and as `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
     """
-    require_sizes(prompt_tokens, new_tokens, documents, seconds, candidates)
-    wanted, _ = check_settings(floor, method, delta, clip, seed)
+    wanted, _ = check_settings(floor, method, clip)
     settings: dict[str, Any] = {"method": method, "delta": delta, "seed": seed}
     settings["search"] = search
     kv = AUTO if kv is None else kv
@@ -172,28 +170,6 @@ def executed_tuner(
         )
 
 
-def require_sizes(
-    prompt_tokens: int,
-    new_tokens: int,
-    documents: int | None,
-    seconds: float | None,
-    candidates: int | None = None,
-) -> None:
-    """Raise InputError for sizes below 1, or no time at all, and for what is too large."""
-    sizes = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "documents": documents,
-        "candidates": candidates,
-    }
-    require_bounded(**sizes, seconds=seconds)
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name} cannot be {size}", where=f"{name}=", fix="give 1 or more")
-    if seconds is not None and not seconds > 0.0:
-        raise InputError(f"{seconds} seconds are no time", where="seconds=", fix="give more than 0")
-
-
 @dataclass(frozen=True)
 class TunedTasks:
     """One policy for several workloads, the full model for all others.
@@ -207,13 +183,14 @@ class TunedTasks:
     delta: float
 
 
+@checked
 def tune_tasks(
     traces: Sequence[Trace],
     floor: Mapping[str, float] | Floor,
     hardware: str | Machine | None = LOCAL,
     model: Model | None = None,
     *,
-    delta: float = DELTA,
+    delta: Share = DELTA,
     **options: Any,
 ) -> TunedTasks:
     """The fastest policy of every workload at one floor.
@@ -223,7 +200,6 @@ def tune_tasks(
 
     Raises InputError for no trace, two of one workload, or of different models, and as `offramp.tune` does.
     """
-    require_delta(delta)
     named = by_workload(traces)
     require_judged(traces, None, make_floor(floor, options.get("clip")), decodes=model is not None)
     each = delta / len(named)

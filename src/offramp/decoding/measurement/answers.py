@@ -14,7 +14,9 @@ from scipy.stats import t as student
 
 from offramp.decoding.measurement.results import Answer, Cluster
 from offramp.errors import InputError
+from offramp.kit.arguments import settle_fields
 from offramp.kit.defaults import TIMING_SECONDS, WORTH
+from offramp.kit.numbers import Count, NotNegative
 from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.tuning.verdict import require_worth
 
@@ -297,10 +299,13 @@ class Limits:
     looks: whether it may end before the seconds are over, as soon as its questions are answered.
     """
 
-    seconds: float | None = TIMING_SECONDS
-    rounds: int | None = None
+    seconds: NotNegative | None = TIMING_SECONDS
+    rounds: Count | None = None
     worth: float = WORTH
     looks: bool = True
+
+    def __post_init__(self) -> None:
+        settle_fields(self)
 
 
 class Budget:

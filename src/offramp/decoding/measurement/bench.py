@@ -14,12 +14,10 @@ from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, OfframpError
-from offramp.kit.arguments import checked
+from offramp.kit.arguments import checked, settled
 from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.models.model import Model, in_evaluation
-
-FEWEST_NEW_TOKENS = 4
 
 
 @in_evaluation
@@ -37,16 +35,16 @@ def measure(
     kv: str | None = None,
     heads: HeadsSource = None,
     cells: Sequence[tuple[PolicySource, str]] = (),
-    new_tokens: int = 128,
-    batch: int = 1,
+    new_tokens: TimedTokens = 128,
+    batch: Count = 1,
     batching: str = LOCKSTEP,
     draft_length: int | str | Auto = DRAFT_LENGTH,
     task: str | None = None,
-    budget_seconds: float | None = TIMING_SECONDS,
-    rounds: int | None = None,
+    budget_seconds: NotNegative | None = TIMING_SECONDS,
+    rounds: Count | None = None,
     worth: float = WORTH,
     peers: bool = True,
-    seed: int = SEED,
+    seed: Whole = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
@@ -67,7 +65,6 @@ def measure(
 
     Raises InputError and PolicyError as `settle` does; ModelError if the model cannot decode.
     """
-    require_sizes(new_tokens=new_tokens)
     fitted = read_heads_source(heads)
     asked = [
         DecodingOptions.read(
@@ -90,12 +87,13 @@ def measure(
     )
 
 
+@checked
 def settle(
     model: Model,
     cells: Sequence[DecodingOptions],
     *,
     prompts: Sequence[Sequence[int]],
-    batch: int = 1,
+    batch: Count = 1,
     task: str | None = None,
 ) -> Setting:
     """What all contenders share, checked against the model.
@@ -107,8 +105,7 @@ def settle(
     PolicyError for a policy or strategy that does not fit; ModelError for a model whose layers stay on disk.
     """
     model.require_loaded("timing")
-    new_tokens = cells[0].new_tokens
-    require_sizes(new_tokens=new_tokens, batch=batch)
+    new_tokens = settled("new_tokens", cells[0].new_tokens, TimedTokens, "int")
     for place, prompt in enumerate(prompts):
         check_ids(prompt, model.shape.vocabulary_size, f"prompts= [{place}]")
     check_context(model, max(map(len, prompts), default=0), new_tokens)
@@ -130,7 +127,7 @@ def run(
     *,
     limits: Limits,
     extent: Extent,
-    seed: int = SEED,
+    seed: Whole = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
     """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""
@@ -142,32 +139,9 @@ def run(
 
 
 def check_limits(limits: Limits) -> None:
-    """Raise InputError for no rounds, a negative budget, no limit at all, or a gain that is no share."""
-    if limits.rounds is not None:
-        require_sizes(rounds=limits.rounds)
-    require_bounded(budget_seconds=limits.seconds)
+    """Raise InputError for no limit at all, or a gain that is no share."""
     check_worth(limits.worth)
     if limits.seconds is None and limits.rounds is None:
         raise InputError(
             "neither seconds nor rounds are limited", where="budget_seconds=", fix="give one of them"
         )
-    if limits.seconds is not None and limits.seconds < 0.0:
-        raise InputError(
-            f"a budget of {limits.seconds:g} seconds is not possible",
-            where="budget_seconds= (--seconds)",
-            fix="give 0 or more",
-        )
-
-
-def require_sizes(**sizes: int) -> None:
-    """Raise InputError for a size below 1, or for too few new tokens to time."""
-    require_bounded(**sizes)
-    for name, value in sizes.items():
-        least = FEWEST_NEW_TOKENS if name == "new_tokens" else 1
-        if value < least:
-            words = name.replace("_", " ")
-            raise InputError(
-                f"{words}: {value} is too few",
-                where=f"--{name.replace('_', '-')}",
-                fix=f"give {least} or more",
-            )

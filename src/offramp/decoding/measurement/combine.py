@@ -22,7 +22,7 @@ from offramp.decoding.measurement.accelerations import (
     transforms_of,
 )
 from offramp.decoding.measurement.answers import Budget, Limits, product_of, ratio_over
-from offramp.decoding.measurement.bench import check_limits, require_sizes, settle
+from offramp.decoding.measurement.bench import check_limits, settle
 from offramp.decoding.measurement.combinations import (
     Key,
     Planned,
@@ -94,7 +94,6 @@ def combine(
     require_base(model)
     require_policy(asked, options, heads)
     require_floor(floor)
-    require_sizes(new_tokens=options.new_tokens)
     own = heads_for(model, heads)
     options = (options if own is None else replace(options, heads=own)).for_task(workload or None)
     base = settle(model, [options], prompts=prompts, task=workload or None)
