@@ -390,12 +390,12 @@ BAD: list[tuple[dict[str, Any], type[OfframpError], str]] = [
     ({"prompts": [[1], []]}, InputError, "has no tokens"),
     ({"prompts": [[1, 320]]}, InputError, "320"),
     ({"prompts": [[1] * 125]}, InputError, "exceed the context of 128"),
-    ({"new_tokens": 3}, InputError, "new tokens: 3 is too few"),
-    ({"rounds": 0}, InputError, "rounds: 0 is too few"),
+    ({"new_tokens": 3}, InputError, "new tokens must be at least 4"),
+    ({"rounds": 0}, InputError, "rounds must be at least 1"),
     ({"rounds": None, "budget_seconds": None}, InputError, "neither seconds nor rounds"),
-    ({"budget_seconds": -1.0}, InputError, "a budget of -1 seconds"),
+    ({"budget_seconds": -1.0}, InputError, "budget seconds must be at least 0"),
     ({"worth": 0.0}, InputError, "is no share"),
-    ({"batch": 0}, InputError, "batch: 0 is too few"),
+    ({"batch": 0}, InputError, "batch must be at least 1"),
 ]
 
 

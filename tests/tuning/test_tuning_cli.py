@@ -141,8 +141,8 @@ def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: 
         (("--floor", "agreement"), "is no floor"),
         (("--floor", "nll=0.1", "--floor-clip", "0.05"), "cannot be cut"),
         (("--method", "hbb"), "unknown method 'hbb'"),
-        (("--delta", "2"), "a delta of 2.0"),
-        (("--seed", "-1"), "a seed of -1 is below 0"),
+        (("--delta", "2"), "delta must be below 1"),
+        (("--seed", "-1"), "seed must be at least 0"),
         (("--kv", "copy"), "unknown strategy"),
     ],
 )

@@ -306,9 +306,9 @@ def test_few_documents_give_no_interval() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="batch of 0"):
+    with pytest.raises(InputError, match="batch must be at least 1"):
         predict(POLICY, a_trace(), hardware=machine(), batch=0)
-    with pytest.raises(InputError, match="a seed of -1 is below 0"):
+    with pytest.raises(InputError, match="seed must be at least 0"):
         predict(POLICY, a_trace(), seed=-1)
     with pytest.raises(InputError, match="unknown strategy 'copy' for K and V"):
         predict(POLICY, a_trace(), hardware=machine(), kv="copy")

@@ -17,7 +17,6 @@ from offramp.tuning.splits import (
     digests,
     fewest_documents,
     require_disjoint,
-    require_seed,
     seen_documents,
     split_documents,
     split_roles,
@@ -101,12 +100,6 @@ def test_the_fewest_documents_that_leave_so_many_to_certify(certify: int) -> Non
         return len(roles.certify) >= certify and len(roles.search) > 0
 
     assert [count for count in range(1, fewest + 1) if suffices(count)] == [fewest]
-
-
-def test_a_negative_seed_draws_nothing() -> None:
-    require_seed(0)
-    with pytest.raises(InputError, match="a seed of -1 is below 0"):
-        split_roles(traced(5), seed=-1)
 
 
 # -- shared text

@@ -222,11 +222,11 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt_tokens": 0}, "prompt_tokens cannot be 0"),
-        ({"new_tokens": 0}, "new_tokens cannot be 0"),
-        ({"documents": 0}, "documents cannot be 0"),
-        ({"seconds": 0.0}, "are no time"),
-        ({"seconds": float("nan")}, "seconds cannot be nan"),
+        ({"prompt_tokens": 0}, "must be at least 1"),
+        ({"new_tokens": 0}, "must be at least 1"),
+        ({"documents": 0}, "must be at least 1"),
+        ({"seconds": 0.0}, "seconds must be above 0"),
+        ({"seconds": float("nan")}, "seconds must be above 0"),
         ({"kv": "speculate"}, "speculate is lossless"),
         ({"kv": "propogate"}, "unknown strategy 'propogate'"),
         ({"method": "wrs"}, "unknown method"),
