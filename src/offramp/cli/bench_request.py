@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from offramp.cli.json_output import require_json_file
 from offramp.cli.leaving import SPECULATE, Leaving
-from offramp.cli.options import require_json_file
 from offramp.errors import InputError
 from offramp.kit.defaults import (
     DEFAULT_MODEL,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.cli.console import Output
-from offramp.cli.options import require_json_file
+from offramp.cli.json_output import require_json_file
 from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
