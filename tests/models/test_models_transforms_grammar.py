@@ -180,7 +180,6 @@ def test_a_plug_in_is_read_like_the_built_in_ones(plug_in: Any) -> None:
         ("needful", f"{__name__}:Needy", "calls itself 'needy'"),
         ("plain", f"{__name__}:Plain", "cannot be written as text: Plain is no dataclass"),
         ("fractional", f"{__name__}:Fractional", "the field share has the type"),
-        ("int8", f"{__name__}:Needy", "two transforms are called 'int8'"),
     ],
 )
 def test_a_broken_plug_in_is_named(plug_in: Any, name: str, value: str, what: str) -> None:

@@ -435,18 +435,29 @@ def test_a_plug_in_joins_the_grammar_and_meets_the_contract(plug_ins: list[Any])
 
 
 @pytest.mark.parametrize(
-    ("name", "loaded", "what"),
+    ("loaded", "what"),
     [
-        ("odd", 3, "a policy plug-in is of type int, not a subclass of ExitPolicy"),
-        ("never", Never, "two policies are called 'never'"),
+        (3, "a policy plug-in is of type int, not a subclass of ExitPolicy"),
+        (Never, "the policy of the entry point 'odd' calls itself 'never'"),
+        (type("Odd", (Never,), {"kind": None}), "calls itself None"),
+        (type("Odd", (Never,), {"kind": "odd", "parameters": ["exit"]}), "no tuple of Parameters"),
     ],
 )
-def test_a_plug_in_that_is_no_policy_or_takes_a_name_is_refused(
-    plug_ins: list[Any], name: str, loaded: Any, what: str
+def test_a_plug_in_that_is_no_policy_of_its_name_is_refused_where_it_is_asked_for(
+    plug_ins: list[Any], loaded: Any, what: str
 ) -> None:
-    plug_ins.append(point(name=name, value="odd:thing", load=lambda: loaded))
+    plug_ins.append(point(name="odd", value="odd:thing", load=lambda: loaded))
     with pytest.raises(PolicyError, match=what):
-        parse_policy("never")
+        parse_policy("odd")
+    assert parse_policy("never") == Never()
+    assert what in str(policy_kinds().broken()["odd"])
+    assert "odd" not in policy_kinds().usable()
+
+
+def test_the_name_of_a_built_in_policy_stays_its_own(plug_ins: list[Any]) -> None:
+    plug_ins.append(point(name="never", value="odd:thing", load=lambda: EveryOther))
+    assert parse_policy("never") == Never()
+    assert "'never' is the name of one of offramp's own" in str(policy_kinds().broken()["never"])
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")

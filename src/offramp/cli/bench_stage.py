@@ -14,7 +14,7 @@ from offramp.cli.bench_table import show
 from offramp.cli.console import Output
 from offramp.cli.local_profile import kept_profile, profile_now
 from offramp.commands import words_of
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, machine_prices
 from offramp.decoding.measurement.bench import run, settle
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.judged import expected_position, judge_measurement, predict_cells
@@ -134,7 +134,7 @@ def machines_for(asked: Bench, settings: Sequence[Setting]) -> list[tuple[Machin
     for setting in settings:
         try:
             batch = len(setting.prompts[0].ids)
-            machine.token_costs(model.shape, expected_position(setting), batch=batch)
+            machine_prices(machine, model.shape, expected_position(setting), batch=batch)
             found.append((machine, notes))
         except InputError as error:
             found.append((None, _nothing_predicted(asked, error)))

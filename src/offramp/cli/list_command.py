@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.console import Output
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError
 from offramp.kit.request import Request, argument
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _policies() -> Rows:
     from offramp.policies.grammar import policy_kinds
 
     rows = []
-    for name, kind in policy_kinds().items():
+    for name, kind in policy_kinds().usable().items():
         parameters = ",".join(f"{known.name}={known.default or '…'}" for known in kind.parameters)
         rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": _first_line(kind)})
     return rows
@@ -144,9 +144,28 @@ class ListCommand(Request[None]):
 
 def list_things(asked: ListCommand, out: Output) -> None:
     """Show one of the lists."""
-    rows = LISTS[asked.what]()
+    rows = LISTS[asked.what]() + _broken(asked.what)
     out.console.print(_listed(rows))
     out.finish({asked.what: rows})
+
+
+def _broken(what: str) -> Rows:
+    """Plug-ins that cannot be used, and why."""
+    from offramp.costs.hardware import broken_machines
+    from offramp.models.transforms.transform import TRANSFORMS
+    from offramp.policies.grammar import policy_kinds
+    from offramp.workloads.registry import broken_workloads
+
+    errors: dict[str, Callable[[], Mapping[str, OfframpError]]] = {
+        "workloads": broken_workloads,
+        "transforms": TRANSFORMS.broken,
+        "policies": policy_kinds().broken,
+        "hardware": broken_machines,
+    }
+    return [
+        {"name": name, "what it is": f"cannot be used: {error.what}", "where": error.where}
+        for name, error in errors.get(what, dict)().items()
+    ]
 
 
 def _listed(rows: Rows) -> Table:

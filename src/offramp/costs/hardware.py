@@ -20,7 +20,7 @@ from offramp.costs.load import OTHER_LOAD
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL
 from offramp.kit.numbers import whole_number
@@ -28,7 +28,7 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
 from offramp.models.identity import ATTENTION
-from offramp.plug_ins import load_plug_in, plug_ins
+from offramp.plug_ins import Known, load_plug_in
 
 FILE = SealedFile(
     TimingsProfile,
@@ -238,7 +238,7 @@ def machine_names() -> list[str]:
     """
     built_in = sorted(path.stem for path in PROFILES.glob("*.toml"))
     systems = [f"{aiconfigurator.PREFIX}{system}" for system in aiconfigurator.by_system()]
-    return [*built_in, *sorted(plug_ins(ENTRY_POINTS)), *systems, LOCAL]
+    return [*built_in, *sorted(_added()), *systems, LOCAL]
 
 
 def find_machine(
@@ -274,9 +274,9 @@ def find_machine(
     built_in = PROFILES / f"{name_or_path}.toml"
     if os.sep not in name_or_path and built_in.is_file():
         return read_profile(built_in)
-    added = plug_ins(ENTRY_POINTS)
+    added = _added()
     if name_or_path in added:
-        return _load(added[name_or_path])
+        return added[name_or_path]
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         return read_profile(path)
@@ -292,10 +292,11 @@ def find_machine(
 
 
 def describe_machines() -> list[MachineDescription]:
-    """Every machine known by name, then the models that were measured on this one."""
+    """Every machine known by name that can be used, then the models that were measured on this one."""
     found = []
+    broken = broken_machines()
     for name in machine_names()[:-1]:
-        if name.startswith(aiconfigurator.PREFIX):
+        if name.startswith(aiconfigurator.PREFIX) or name in broken:
             continue
         machine = find_machine(name)
         what = getattr(machine, "description", machine.name)
@@ -335,6 +336,15 @@ def _measured_systems() -> list[MachineDescription]:
             )
         )
     return found
+
+
+def broken_machines() -> Mapping[str, OfframpError]:
+    """Why plug-ins of machines cannot be used, by name."""
+    return _added().broken()
+
+
+def _added() -> Known[Machine]:
+    return Known(ENTRY_POINTS, {}, _load)
 
 
 def _load(point: EntryPoint) -> Machine:

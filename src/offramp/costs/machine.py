@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import LARGEST_NUMBER
 from offramp.models.shape import LayerShape, ModelShape
+from offramp.plug_ins import asking, is_foreign, unfit
 
 
 @runtime_checkable
@@ -55,8 +57,60 @@ class Machine(Protocol):
 
 
 def machine_fingerprint(machine: Machine) -> str:
-    """SHA-256 of a machine's figures."""
-    return sha256_of_text(canonical_json(machine.to_json()))
+    """SHA-256 of a machine's figures. Raises InputError as `profile_of`."""
+    return sha256_of_text(canonical_json(profile_of(machine)))
+
+
+FIX = "see offramp.costs.machine.Machine for the contract, and offramp.testing.check_machine"
+
+
+def profile_of(machine: Machine) -> dict[str, Any]:
+    """A machine's profile as JSON. Raises InputError for one of others that is none."""
+    with asking(machine, f"the machine {machine.name}"):
+        profile = machine.to_json()
+    if is_foreign(machine):
+        try:
+            json.dumps(profile, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            what = f"the profile of the machine {machine.name} is not JSON: {error}"
+            raise unfit(machine, what, fix=FIX) from error
+    return profile
+
+
+def machine_prices(machine: Machine, shape: ModelShape, position: float, **asked: Any) -> TokenCosts:
+    """What a machine asks for a step (`Machine.token_costs`, with its options).
+
+    Raises what the machine refuses, and InputError for prices of others that cannot be charged.
+    """
+    with asking(machine, f"the machine {machine.name}"):
+        costs = machine.token_costs(shape, position, **asked)
+    fault = fault_of_prices(costs, shape, asked.get("batch", 1)) if is_foreign(machine) else None
+    if fault is not None:
+        raise unfit(machine, f"the machine {machine.name}: {fault}", fix=FIX)
+    return costs
+
+
+def fault_of_prices(costs: object, shape: ModelShape, batch: int) -> str | None:
+    """Why prices of a step cannot be charged, None if they can."""
+    if not isinstance(costs, TokenCosts):
+        return f"its prices are of type {type(costs).__name__}, not TokenCosts"
+    if (costs.unit, costs.batch) != ("seconds", batch):
+        return f"its prices are in {costs.unit} at batch {costs.batch}, not in seconds at batch {batch}"
+    sizes = np.shape(costs.layers), np.shape(costs.key_value)
+    if sizes != ((len(shape.layers),),) * 2:
+        return f"it prices arrays of {sizes}, not one price per layer"
+    missing = [name for name in PROBES if name not in costs.probes]
+    if missing:
+        return f"it has no price for a probe of kind {missing[0]!r}"
+    if not all(math.isfinite(price) and price >= 0 for price in listed_prices(costs)):
+        return f"a price at batch {batch} is negative or not finite"
+    return "the full model takes no time" if costs.plain <= 0 else None
+
+
+def listed_prices(costs: TokenCosts) -> list[float]:
+    """Every price of a step, in one order."""
+    scalars = [costs.head, costs.exit_head, costs.overhead, *(costs.probes[name] for name in PROBES)]
+    return [*np.asarray(costs.layers).tolist(), *np.asarray(costs.key_value).tolist(), *scalars]
 
 
 KIND = "roofline"

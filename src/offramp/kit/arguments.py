@@ -206,6 +206,8 @@ def _name(hint: Any) -> str:
 
 def _fitting(value: Any, hint: Any) -> Any:
     """The value, if it is what an annotation says. Raises _Unfit."""
+    if type(value) is hint:
+        return value
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         fitting = _fitting(value, parts[0])
@@ -308,10 +310,12 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> int | float:
+    if type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
     if isinstance(value, bool):
         raise _Unfit
-    if isinstance(value, int | float):
-        return value
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, Real):
         return float(value)
     raise _Unfit

@@ -28,7 +28,7 @@ from offramp.models.shape import ModelShape
 from offramp.models.source import Source
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
-from offramp.plug_ins import load_plug_in, plug_ins
+from offramp.plug_ins import asking, load_plug_in, plug_ins
 
 if TYPE_CHECKING:
     from offramp.models.streamed_layers import StreamedLayers
@@ -100,7 +100,9 @@ def know_family(source: Source) -> None:
     """
     point = plug_ins(FAMILIES).get(_family_of(source))
     if point is not None:
-        load_plug_in(point, callable, "model family", "a function")()
+        make_known = load_plug_in(point, callable, "model family", "a function")
+        with asking(make_known, f"the plug-in of the model family {point.name}"):
+            make_known()
 
 
 def _family_of(source: Source) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.probes import FULL_HEAD
 from offramp.errors import PolicyError
+from offramp.plug_ins import asking
+from offramp.policies.held import broken
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
 from offramp.policies.signals import looks_back, probed_at_last, probes_of
 from offramp.scoring.documents import fact_of
@@ -91,8 +94,20 @@ def replay_decisions(policy: ExitPolicy, trace: Trace) -> Decisions:
     """
     policy = policy.for_task(task_of(trace))
     if not policy.reachable:
-        return Decisions(policy.exits_of(trace), {})
+        with asking(policy, f"the policy {policy.kind}", PolicyError):
+            exits = policy.exits_of(trace)
+        require_exits(policy, exits, trace)
+        return Decisions(exits, {})
     return _Replay(policy, trace).decisions()
+
+
+def require_exits(policy: ExitPolicy, exits: Any, trace: Trace) -> None:
+    """Raise PolicyError unless these are exits that the trace has, int64 [tokens]."""
+    found = np.asarray(exits)
+    if found.dtype != np.int64 or found.shape != (trace.token_count,):
+        raise broken(policy, f"it takes exits {found.dtype} {found.shape}, not int64 [tokens]")
+    if not np.isin(found, trace.exits).all():
+        raise broken(policy, "it takes exits that the trace does not have")
 
 
 class _Replay:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import PolicyError
 from offramp.files import SEAL, parse_json, read_given_text, seal_of, write_json_atomically
 from offramp.kit.typed import from_json
-from offramp.plug_ins import load_plug_in, plug_ins, refused
+from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import (
     PolicyText,
@@ -65,18 +67,31 @@ BUILT_IN: tuple[type[ExitPolicy], ...] = (
 
 
 @cache
-def policy_kinds() -> dict[str, type[ExitPolicy]]:
-    """Policy classes by kind: the built-in ones, then those of installed plug-ins (group "offramp.policies").
+def policy_kinds() -> Known[type[ExitPolicy]]:
+    """Policy classes by kind: the built-in ones, then those of installed plug-ins (group "offramp.policies"),
+    each loaded when it is looked up.
 
-    Raises PolicyError for a plug-in that is no ExitPolicy class or takes the name of another kind.
+    Looking one up raises PolicyError for a plug-in that is no ExitPolicy class, or calls itself otherwise.
     """
-    kinds = {policy.kind: policy for policy in BUILT_IN}
-    for point in plug_ins(ENTRY_POINTS).values():
-        policy = load_plug_in(point, _is_kind, "policy", "a subclass of ExitPolicy", PolicyError)
-        if policy.kind in kinds:
-            raise refused(point, f"two policies are called {policy.kind!r}", PolicyError)
-        kinds[policy.kind] = policy
-    return kinds
+    built_in = {policy.kind: partial(_the, policy) for policy in BUILT_IN}
+    return Known(ENTRY_POINTS, built_in, _load)
+
+
+def _the(policy: type[ExitPolicy]) -> type[ExitPolicy]:
+    return policy
+
+
+def _load(point: EntryPoint) -> type[ExitPolicy]:
+    wanted = "a subclass of ExitPolicy"
+    policy: type[ExitPolicy] = load_plug_in(point, _is_kind, "policy", wanted, PolicyError)
+    kind, parameters = getattr(policy, "kind", None), getattr(policy, "parameters", None)
+    if kind != point.name:
+        what = f"the policy of the entry point {point.name!r} calls itself {kind!r}"
+        raise refused(point, what, PolicyError)
+    listed = isinstance(parameters, tuple) and all(isinstance(one, Parameter) for one in parameters)
+    if not listed:
+        raise refused(point, f"the policy {kind!r} has no tuple of Parameters", PolicyError)
+    return policy
 
 
 def _is_kind(found: object) -> bool:
@@ -165,14 +180,20 @@ def read_text(text: str) -> ExitPolicy:
                 offset=len(text),
             )
         try:
-            values[parameter.name] = _read_value(parameter, value)
+            with _asking(kind):
+                values[parameter.name] = _read_value(parameter, value)
         except ParameterError as error:
             raise error.moved(given[0] if given else 0) from error
     try:
-        return kind(**values)
+        with _asking(kind):
+            return kind(**values)
     except ParameterError as error:
         start, _ = starts.get(error.parameter or "", (0, ""))
         raise error.moved(start) from error
+
+
+def _asking(kind: type[ExitPolicy]) -> AbstractContextManager[None]:
+    return asking(kind, f"the policy {kind.kind}", PolicyError)
 
 
 def _read_value(parameter: Parameter, text: str) -> Any:
@@ -364,7 +385,8 @@ def _plain_policy(value: Mapping[str, Any], where: str) -> ExitPolicy:
         )
     values = _read_values(kind, parameters, where)
     try:
-        return kind(**values)
+        with _asking(kind):
+            return kind(**values)
     except ParameterError as error:
         place = f"{where}, {error.parameter}" if error.parameter else where
         raise PolicyError(error.what, where=place, fix=error.fix) from error
@@ -378,7 +400,8 @@ def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: s
         try:
             text = text_of(given)
             require_balanced(text)
-            values[parameter.name] = _read_value(parameter, text)
+            with _asking(kind):
+                values[parameter.name] = _read_value(parameter, text)
         except ParameterError as error:
             raise PolicyError(error.what, where=f"{where}, {parameter.name}", fix=error.fix) from error
     return values

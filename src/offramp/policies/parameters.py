@@ -237,9 +237,9 @@ def exits_below(exits: ExitsOrAll, layers: int) -> Exits:
 
     Raises PolicyError for exit L, which ends a token anyway, or beyond.
     """
+    check_exits(() if exits == "all" else exits, layers)
     if exits == "all":
         return tuple(range(1, layers))
-    check_exits(exits, layers)
     if layers in exits:
         raise PolicyError(
             f"exit {layers} is the full model: a check there can save nothing",

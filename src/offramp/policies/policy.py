@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.kit.arguments import settled
 from offramp.tracing.trace import Trace
 
 Rows = NDArray[np.bool_]
@@ -96,7 +97,9 @@ class ExitPolicy(ABC):
     """Decides, exit by exit from shallow to deep, whether a token leaves. At exit L every token leaves.
 
     A subclass is a frozen dataclass whose fields are its parameters, in order. Values are texts, numbers,
-    other policies, or tuples of these, so that they survive text and JSON.
+    other policies, or tuples of these, so that they survive text and JSON. They are of the types of the
+    fields before the subclass's own `__post_init__` runs, and others' answers are held to what is said here
+    (`offramp.policies.held`).
 
     reachable: whether it decides from what a decoder knows; an oracle does not, and has `exits_of` instead.
     """
@@ -105,6 +108,18 @@ class ExitPolicy(ABC):
     parameters: ClassVar[tuple[Parameter, ...]]
     reachable: ClassVar[bool] = True
     never_deepens: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        from offramp.policies.held import hold  # which stands on this module
+
+        hold(cls)
+
+    def __post_init__(self) -> None:
+        """Let parameters be of the types of their fields. Raises ParameterError."""
+        from offramp.policies.held import settle
+
+        settle(self)
 
     @property
     def remembers(self) -> bool:
@@ -209,7 +224,8 @@ def text_of(value: Any) -> str:
 
 
 def check_exits(exits: tuple[int, ...], layers: int) -> None:
-    """Raise PolicyError unless every exit is one of the model's exits 1..L."""
+    """Raise PolicyError unless every exit is one of the model's exits 1..L, InputError for what is no L."""
+    layers = settled("layers", layers, int, "int")
     beyond = [exit for exit in exits if not 1 <= exit <= layers]
     if beyond:
         raise PolicyError(

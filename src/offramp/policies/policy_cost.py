@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from offramp.costs.counting import is_recurrent
 from offramp.costs.hardware import find_machine, kept_notes
 from offramp.costs.kernel_machine import KernelMachine
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, machine_prices
 from offramp.costs.probes import (
     FULL_HEAD,
     NOTHING_FITTED,
@@ -216,15 +216,15 @@ def _seconds(
 ) -> TokenCosts:
     """The machine's prices of a step, with what exit heads add to it."""
     if fitted == FittedSizes(lens=fitted.lens):
-        return machine.token_costs(shape, position, batch=batch, lens=fitted.lens)
+        return machine_prices(machine, shape, position, batch=batch, lens=fitted.lens)
     sizes = fitted.added_to(machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes())
-    costs = machine.token_costs(shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
+    costs = machine_prices(machine, shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
     if set(costs.maps) != {exit for exit, _ in fitted.maps}:
         raise _not_priced(machine, "K,V maps", "kv_maps")
     if fitted.mlp_units:
         lens = fitted.lens_rank != 0
-        alone = machine.token_costs(
-            shape, position, batch=batch, lens=lens, sizes=replace(sizes, mlp_units=0)
+        alone = machine_prices(
+            machine, shape, position, batch=batch, lens=lens, sizes=replace(sizes, mlp_units=0)
         )
         if not costs.exit_head > alone.exit_head:
             raise _not_priced(machine, "the networks that exits are read through", "mlp_units")

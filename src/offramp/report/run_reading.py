@@ -12,7 +12,7 @@ import numpy as np
 
 from offramp.commands import RunCall
 from offramp.costs.hardware import find_machine
-from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.files import safe_name
@@ -350,7 +350,7 @@ def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mappin
     load = details.get("load_average")
     return price_list(
         machine,
-        machine.token_costs(trace.shape, mean_position(trace)),
+        machine_prices(machine, trace.shape, mean_position(trace)),
         self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
         threads=details.get("machine", {}).get("threads"),
         load=load[0] if load else None,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from offramp.costs.machine import Machine
-from offramp.costs.probes import PROBES, ProbeSizes
+from offramp.costs.machine import Machine, fault_of_prices, listed_prices
+from offramp.costs.probes import ProbeSizes
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.models.shape import LayerShape, ModelShape
 
 FAR, NEAR = 500.0, 3.0
@@ -23,6 +21,7 @@ def example_shape(layers: int = 4) -> ModelShape:
     return ModelShape((layer,) * layers, 256, 1000, 256, 256_000, 2)
 
 
+@checked
 def check_machine(
     machine: Machine, shape: ModelShape | None = None, *, batches: Sequence[int] = (1, 4)
 ) -> Machine:
@@ -60,35 +59,20 @@ def check_machine(
             "a later position": machine.token_costs(shape, FAR, batch=batch),
         }.items():
             _check_prices(machine, other, shape, batch)
-            if not all(after >= before for after, before in zip(_prices(other), _prices(near), strict=True)):
+            if not all(
+                after >= before
+                for after, before in zip(listed_prices(other), listed_prices(near), strict=True)
+            ):
                 raise _broken(machine, f"{what} makes a part cheaper", "add its cost, never take away")
     _check_refused(machine, "a batch of 0", lambda: machine.token_costs(shape, NEAR, batch=0))
     _check_refused(machine, "position -1", lambda: machine.token_costs(shape, -1.0))
     return machine
 
 
-def _prices(costs: TokenCosts) -> list[float]:
-    scalars = [costs.head, costs.exit_head, costs.overhead, *(costs.probes[name] for name in PROBES)]
-    return [*costs.layers.tolist(), *costs.key_value.tolist(), *scalars]
-
-
 def _check_prices(machine: Machine, costs: TokenCosts, shape: ModelShape, batch: int) -> None:
-    if (costs.unit, costs.batch) != ("seconds", batch):
-        raise _broken(
-            machine,
-            f"its prices are in {costs.unit} at batch {costs.batch}",
-            f"give seconds of the whole step at batch {batch}",
-        )
-    sizes = np.shape(costs.layers), np.shape(costs.key_value)
-    if sizes != ((len(shape.layers),),) * 2:
-        raise _broken(machine, f"it prices arrays of {sizes}", "give one price per layer")
-    missing = [name for name in PROBES if name not in costs.probes]
-    if missing:
-        raise _broken(machine, f"it has no price for a probe of kind {missing[0]!r}", "price every kind")
-    if not all(math.isfinite(price) and price >= 0 for price in _prices(costs)):
-        raise _broken(machine, f"a price at batch {batch} is negative or not finite", "give times")
-    if costs.plain <= 0:
-        raise _broken(machine, "the full model takes no time", "give the layers their times")
+    fault = fault_of_prices(costs, shape, batch)
+    if fault is not None:
+        raise _broken(machine, fault, "see offramp.costs.machine.Machine for the contract")
 
 
 def _check_refused(machine: Machine, what: str, ask: Callable[[], TokenCosts]) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.kit.arguments import checked
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, task_of
+from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_exits, task_of
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
+from offramp.policies.held import ContractError
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
 from offramp.policies.rules.around import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
@@ -28,6 +30,7 @@ CUTS = 4
 """Places from which on the tokens of a random trace are exchanged for others, one after the other."""
 
 
+@checked
 def check_policy(policy: ExitPolicy) -> ExitPolicy:
     """Hold a policy against what replay and decoding rely on; returns the policy.
 
@@ -113,6 +116,8 @@ def _answer(policy: ExitPolicy, rows: Rows) -> bool:
 def _fits(policy: ExitPolicy, layers: int) -> bool:
     try:
         policy.needs(layers)
+    except ContractError:
+        raise
     except PolicyError:
         return False
     return True
@@ -138,10 +143,7 @@ def _check_needs(policy: ExitPolicy, layers: int) -> None:
 
 
 def _check_exits(policy: ExitPolicy, exits: NDArray[np.int64], trace: Trace) -> None:
-    if exits.dtype != np.int64 or exits.shape != (trace.token_count,):
-        raise _broken(policy, f"it takes exits {exits.dtype} {exits.shape}, not int64 [tokens]")
-    if not np.isin(exits, trace.exits).all():
-        raise _broken(policy, "it takes exits that the trace does not have")
+    require_exits(policy, exits, trace)
     if policy.reachable and not np.isin(exits, [*policy.leaves_at(trace.layers), trace.layers]).all():
         raise _broken(policy, "it takes exits that it does not say tokens leave at")
 
@@ -153,10 +155,7 @@ def _check_decisions(
 
     own: the policy for the trace's workload class.
     """
-    try:
-        expected = choose_one_by_one(own, trace)
-    except KeyError as error:
-        raise _broken(own, f"it reads {error}, which needs does not list there") from error
+    expected = choose_one_by_one(own, trace)
     decisions = replay_decisions(policy, trace)
     _check_exits(own, decisions.exits, trace)
     _check_sequential(own, decisions, expected)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.models.shape import DTYPES
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.transform import Transform
@@ -23,6 +24,7 @@ CACHED = {"float32": 1e-4, "bfloat16": 2.0**-4, "float16": 2.0**-7}
 """Of the largest logit: how far those with a cache may lie from those without, by dtype."""
 
 
+@checked
 def check_transform(transform: Transform, load: Callable[[], Model] | None = None) -> Transform:
     """Hold a transform against what tracing, decoding and reports rely on; returns the transform.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from offramp.errors import WorkloadError
+from offramp.kit.arguments import checked
 from offramp.workloads.registry import require_usable
 from offramp.workloads.workload import Workload, WorkloadSource
 
 
+@checked
 def check_workload(workload: Workload | Callable[[], Workload]) -> Workload:
     """Hold a workload, or a function that loads one, against what offramp relies on; returns the workload.
 
@@ -38,6 +40,7 @@ def check_workload(workload: Workload | Callable[[], Workload]) -> Workload:
     return first
 
 
+@checked
 def check_workload_source(source: WorkloadSource, argument: str = "") -> Workload:
     """Hold a registry entry against the contract: its workload, and what it says about itself.
 
@@ -58,6 +61,7 @@ def check_workload_source(source: WorkloadSource, argument: str = "") -> Workloa
     return workload
 
 
+@checked
 def _checked(workload: Workload) -> Workload:
     for field in ("name", "licence", "source"):
         if not getattr(workload, field).strip():

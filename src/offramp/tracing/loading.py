@@ -19,6 +19,7 @@ from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.memory import shown_size
 from offramp.models.source import Source, at_revision
+from offramp.plug_ins import asking
 
 if TYPE_CHECKING:
     from offramp.models.loading import Placement
@@ -102,7 +103,8 @@ def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
     require_distinct(transforms)
     if dtype is not None:
         for transform in transforms:
-            transform.check(dtype)
+            with asking(transform, f"the transform {transform.name}"):
+                transform.check(dtype)
 
 
 @dataclass(frozen=True)
@@ -229,13 +231,14 @@ def load_transformed(
     before any weight is loaded.
     """
     from offramp.models.loading import load_source
+    from offramp.models.transforms.transform import apply_transform
     from offramp.tracing.layer_importance import resolve, resolve_early
 
     require_usable(transforms, dtype)
     ready = [resolve_early(transform, source) for transform in transforms]
     model = load_source(source, dtype=dtype, trust_remote_code=trust_remote_code, placement=placement)
     for transform in ready:
-        model = resolve(transform, model, progress=progress).apply(model)
+        model = apply_transform(resolve(transform, model, progress=progress), model)
     return model
 
 
@@ -293,6 +296,7 @@ def load_for_tracing(
     if not stays_on_disk(asked, stream=stream, memory=memory):
         return asked.load()
     from offramp.models.streamed_loading import load_streamed, needed_memory
+    from offramp.models.transforms.transform import apply_transform
     from offramp.tracing.streamed_layers import require_given_text
 
     need = needed_memory(asked.source, asked.dtype, trust_remote_code=asked.trust_remote_code)
@@ -306,7 +310,7 @@ def load_for_tracing(
         asked.source, dtype=asked.dtype, trust_remote_code=asked.trust_remote_code, memory_bytes=memory
     )
     for transform in asked.transforms:
-        plain, model = model, transform.apply(model)
+        plain, model = model, apply_transform(transform, model)
         if model.streamed is plain.streamed:
             # What it did to the layers in memory, which have no weights, is lost when they are read.
             raise ModelError(

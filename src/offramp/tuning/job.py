@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.costs.machine import Machine
+from offramp.costs.machine import Machine, profile_of
 from offramp.policies.binding import base_of, digest_of
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -157,7 +157,7 @@ class Job:
                 "seed": self.seed,
                 LAYERS: self.trace.layers,
                 "offramp": importlib.metadata.version("offramp"),
-                "machine": None if self.machine is None else self.machine.to_json(),
+                "machine": None if self.machine is None else profile_of(self.machine),
                 "trace": self.trace.provenance.get("request_fingerprint"),
             },
             reference_agreement=held.reference_agreement,

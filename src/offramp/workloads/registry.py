@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from offramp.errors import InputError, WorkloadError
-from offramp.plug_ins import load_plug_in, plug_ins
+from offramp.errors import InputError, OfframpError, WorkloadError
+from offramp.plug_ins import Known, asking, load_plug_in, refused, unfit
 from offramp.workloads.continued import CONTINUED, DESCRIBED, continued, split_continued
 from offramp.workloads.hub_dataset import HUB_DATASET
 from offramp.workloads.prompts import CHAT, MATH
@@ -78,19 +80,28 @@ def load_workload(spec: str) -> Workload:
             where=f"workload {spec}",
             fix="make it again: offramp.workload_of(...), with the same content and name",
         )
-    # Plug-ins are loaded only when they are asked for: a broken one does not stop the others.
-    sources = _SOURCES if name in _SOURCES else _sources()
+    sources = _sources()
     if name not in sources:
         raise _unknown(spec, name, sources)
     source = sources[name]
-    workload = source.open(argument if colon else None)
+    with asking(source, f"the workload {name}", WorkloadError):
+        workload: object = source.open(argument if colon else None)
+    if not isinstance(workload, Workload):
+        what = f"the workload {name} is an object of type {type(workload).__name__}, not a Workload"
+        raise unfit(source, what, WorkloadError)
     require_usable(workload)
     return workload
 
 
 def describe_workloads() -> tuple[WorkloadDescription, ...]:
     """What `offramp list workloads` shows, one line per size; loads none of them."""
-    return (*(described for source in _sources().values() for described in source.described), DESCRIBED)
+    sources = _sources().usable()
+    return (*(described for source in sources.values() for described in source.described), DESCRIBED)
+
+
+def broken_workloads() -> Mapping[str, OfframpError]:
+    """Why plug-ins of workloads cannot be used, by name."""
+    return _sources().broken()
 
 
 def require_usable(workload: Workload) -> None:
@@ -103,20 +114,27 @@ def require_usable(workload: Workload) -> None:
             raise WorkloadError("a document is empty", where=where, fix="remove it or give it text")
 
 
-def _sources() -> dict[str, WorkloadSource]:
-    """Every source by name, those of plug-ins included.
-
-    Raises WorkloadError naming a plug-in that cannot be loaded.
+def _sources() -> Known[WorkloadSource]:
+    """Every source by name; those of plug-ins are loaded when they are looked up, which raises WorkloadError
+    for one that is broken.
     """
-    for name, point in plug_ins(ENTRY_POINT_GROUP).items():
-        if name not in _SOURCES:
-            fits, wanted = (lambda found: isinstance(found, WorkloadSource)), "a WorkloadSource"
-            register_workload(load_plug_in(point, fits, "workload", wanted, WorkloadError))
-    return _SOURCES
+    return Known(ENTRY_POINT_GROUP, {name: partial(_SOURCES.__getitem__, name) for name in _SOURCES}, _load)
 
 
-def _unknown(spec: str, name: str, sources: dict[str, WorkloadSource]) -> WorkloadError:
-    names = [described.name for source in sources.values() for described in source.described]
+def _load(point: EntryPoint) -> WorkloadSource:
+    wanted = "a WorkloadSource"
+    source: WorkloadSource = load_plug_in(
+        point, lambda found: isinstance(found, WorkloadSource), "workload", wanted, WorkloadError
+    )
+    if source.name != point.name or source.name in (CONTINUED, GIVEN):
+        what = f"the workload of the entry point {point.name!r} calls itself {source.name!r}"
+        raise refused(point, what, WorkloadError)
+    return source
+
+
+def _unknown(spec: str, name: str, sources: Known[WorkloadSource]) -> WorkloadError:
+    usable = sources.usable()
+    names = [described.name for source in usable.values() for described in source.described]
     known = ", ".join([*names, DESCRIBED.name])
     near = difflib.get_close_matches(name, [*sources, CONTINUED], n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []

@@ -14,6 +14,7 @@ from typing import Any
 
 from offramp.errors import InputError
 from offramp.models.transforms.transform import TRANSFORMS, Option, Transform, options_of
+from offramp.plug_ins import asking
 
 
 def parse_transform(text: str) -> Transform:
@@ -33,7 +34,8 @@ def parse_transform(text: str) -> Transform:
             what = f"{name} needs {option.name}="
             raise _fault(text, len(text), what, f"add {option.name}=, {option.wanted}")
     try:
-        transform: Transform = kind(**given)
+        with asking(kind, f"the transform {name}"):
+            transform: Transform = kind(**given)
     except InputError as error:
         raise InputError(
             error.what, where=f"{text}, {error.where}" if error.where else text, fix=error.fix

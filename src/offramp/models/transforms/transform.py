@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from offramp.errors import OfframpError
-from offramp.plug_ins import FIX, load_plug_in, plug_ins, refused
+from offramp.plug_ins import FIX, Known, asking, load_plug_in, refused, unfit
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -150,59 +150,11 @@ class TransformDescription:
     description: str
 
 
-class Transforms(Mapping[str, type[Transform]]):
-    """Classes of transforms by name; a class is imported when it is looked up, and then kept to its rules.
-
-    A package adds one by pointing an entry point of the group "offramp.transforms", whose name is the
-    transform's, at a frozen dataclass that fits `offramp.models.transforms.transform.Transform`.
-
-    Looking one up raises InputError for a plug-in that cannot be imported, is no such class, or bears
-    another name; iterating, for one that takes the name of a built-in transform.
-    """
-
-    @cached_property
-    def _points(self) -> dict[str, EntryPoint]:
-        points = {name: EntryPoint(name, value, ENTRY_POINT_GROUP) for name, value in BUILT_IN.items()}
-        for point in plug_ins(ENTRY_POINT_GROUP).values():
-            if points.get(point.name, point) != point:
-                raise _refused(point, f"two transforms are called {point.name!r}")
-            points[point.name] = point
-        return points
-
-    def __getitem__(self, name: str) -> type[Transform]:
-        return _load(self._points[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._points
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._points)
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-
-TRANSFORMS = Transforms()
-
-
-def describe_transforms() -> tuple[TransformDescription, ...]:
-    """Every known transform, those of plug-ins included; nothing that it needs is imported.
-
-    Raises InputError naming a plug-in that cannot be used.
-    """
-    described = []
-    for name, kind in TRANSFORMS.items():
-        options = ",".join(option.shown for option in options_of(kind))
-        first_line = (kind.__doc__ or "").strip().splitlines()[0]
-        described.append(TransformDescription(f"{name}:{options}" if options else name, first_line))
-    return tuple(described)
-
-
 def _load(point: EntryPoint) -> type[Transform]:
     kind: type[Transform] = load_plug_in(point, _is_transform, "transform", "the class of a transform")
     try:
         options_of(kind)
-    except TypeError as error:
+    except (TypeError, NameError) as error:  # an annotation that cannot be read is none
         raise _refused(point, f"the transform {point.name!r} cannot be written as text: {error}") from error
     if kind.name != point.name:
         raise _refused(point, f"the transform of the entry point {point.name!r} calls itself {kind.name!r}")
@@ -215,6 +167,43 @@ def _is_transform(found: object) -> bool:
 
 def _refused(point: EntryPoint, what: str) -> OfframpError:
     return refused(point, what, fix=f"{FIX} (see offramp.testing.check_transform)")
+
+
+TRANSFORMS: Known[type[Transform]] = Known(
+    ENTRY_POINT_GROUP,
+    {name: partial(_load, EntryPoint(name, value, ENTRY_POINT_GROUP)) for name, value in BUILT_IN.items()},
+    _load,
+)
+"""Classes of transforms by name; a class is imported when it is looked up, and then kept to its rules.
+
+A package adds one by pointing an entry point of the group "offramp.transforms", with the transform's name, at
+a frozen dataclass that fits `Transform`. Looking one up raises InputError for a plug-in that cannot be
+imported, is no such class, or bears another name."""
+
+
+def apply_transform(transform: Transform, model: Model) -> Model:
+    """The model that a transform makes of this one, which is used up.
+
+    Raises what the transform refuses, and InputError for one of others that fails, or gives no model.
+    """
+    from offramp.models.model import Model
+
+    with asking(transform, f"the transform {transform.name}"):
+        found: object = transform.apply(model)
+    if not isinstance(found, Model):
+        shown = f"the transform {transform.name} gives an object of type {type(found).__name__}, not a Model"
+        raise unfit(transform, shown, fix=f"{FIX} (see offramp.testing.check_transform)")
+    return found
+
+
+def describe_transforms() -> tuple[TransformDescription, ...]:
+    """Every transform that can be used, those of plug-ins included; nothing that it needs is imported."""
+    described = []
+    for name, kind in TRANSFORMS.usable().items():
+        options = ",".join(option.shown for option in options_of(kind))
+        first_line = (kind.__doc__ or "").strip().splitlines()[0]
+        described.append(TransformDescription(f"{name}:{options}" if options else name, first_line))
+    return tuple(described)
 
 
 QUANTISATION = {

@@ -1,0 +1,289 @@
+"""Plug-ins that do wrong: whatever it is, their name stands in the error, and nobody else is stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import run_offramp
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import machine_prices, profile_of
+from offramp.errors import InputError, PolicyError, WorkloadError
+from offramp.models.transforms.grammar import parse_transform
+from offramp.models.transforms.transform import TRANSFORMS, apply_transform
+from offramp.policies.decisions import replay_decisions
+from offramp.policies.grammar import parse_policy, policy_kinds
+from offramp.testing.machines import example_shape
+from offramp.testing.transforms import example_model
+from offramp.workloads.registry import load_workload
+from policy_traces import make_trace
+
+Install = Callable[[str, str], str]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Makes a plug-in "mine" of a group known, of a module's source; gives the words of its entry point."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"module_of_{tmp_path.name}"
+
+    def forget() -> None:
+        policy_kinds.cache_clear()
+        vars(TRANSFORMS).pop("_points", None)
+        sys.modules.pop(module, None)
+
+    def known(group: str, source: str) -> str:
+        (tmp_path / f"{module}.py").write_text(source)
+        point = EntryPoint("mine", f"{module}:Mine", f"offramp.{group}")
+        monkeypatch.setattr(
+            "offramp.plug_ins.entry_points", lambda group: [point] if group == point.group else []
+        )
+        forget()
+        return f"entry point mine = {module}:Mine in the group offramp.{group}"
+
+    yield known
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("raise ValueError('boom')", "ValueError: boom"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("class Mine(", "SyntaxError: '\\(' was never closed"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("Other = 1", "no attribute 'Mine'"),
+        ("Mine = 1", "of type int"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("group", "ask", "other", "listed"),
+    [
+        ("workloads", load_workload, lambda: load_workload("prose:short"), "workloads"),
+        ("policies", parse_policy, lambda: parse_policy("static:exit=2"), "policies"),
+        ("transforms", parse_transform, lambda: parse_transform("int8"), "transforms"),
+        ("hardware", find_machine, lambda: find_machine("h100"), "hardware"),
+    ],
+)
+def test_one_that_does_not_load_is_named_and_stops_nobody_else(
+    install: Install,
+    group: str,
+    ask: Callable[[str], Any],
+    other: Callable[[], Any],
+    listed: str,
+    source: str,
+    what: str,
+) -> None:
+    place = install(group, source)
+    with pytest.raises(InputError, match=what) as refused:
+        ask("mine")
+    assert refused.value.where == place
+    assert other() is not None
+    outcome = run_offramp("list", listed).require(0)
+    assert "cannot be used" in outcome.out
+
+
+WORKLOAD = """
+from offramp.workloads.workload import Document, Workload, WorkloadSource
+
+def load(argument):
+    {}
+
+Mine = WorkloadSource("{}", load, "text", "n", "l", "d")
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("return None", "an object of type NoneType, not a Workload"),
+        ("return ['a text']", "an object of type list, not a Workload"),
+        ("return {}['x']", "the workload mine failed: KeyError: 'x'"),
+        ("return Workload('mine', 'text', ('a', 'b'), 'l', 's')", "documents cannot be tuple"),
+        ("return Workload('mine', 'text', (Document('a', 'x', (5, -7)),), 'l', 's')", "at least 0"),
+    ],
+)
+def test_a_workload_that_is_none_is_named(install: Install, body: str, what: str) -> None:
+    place = install("workloads", WORKLOAD.format(body, "mine"))
+    with pytest.raises(WorkloadError, match=what) as refused:
+        load_workload("mine")
+    assert place in refused.value.where
+
+
+@pytest.mark.parametrize("name", ["yours", "given", "continued"])
+def test_a_workload_has_the_name_of_its_entry_point(install: Install, name: str) -> None:
+    install("workloads", WORKLOAD.format("return None", name))
+    with pytest.raises(WorkloadError, match=f"'mine' calls itself '{name}'"):
+        load_workload("mine")
+
+
+POLICY = """
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from offramp.policies.policy import Decider, ExitPolicy, Parameter
+
+class Leaves(Decider):
+    def __init__(self, streams):
+        self.count = streams
+
+    def decide(self, exit, facts):
+        return {decide}
+
+def read(text):
+    return {read}
+
+@dataclass(frozen=True)
+class Mine(ExitPolicy):
+    value: int
+
+    kind: ClassVar[str] = "mine"
+    parameters: ClassVar = (Parameter("value", read, "a number", "1"),)
+
+    def needs(self, layers):
+        return {needs}
+
+    def decider(self, layers, streams):
+        return {decider}
+"""
+ALL_LEAVE = {
+    "decide": "np.ones(self.count, bool)",
+    "read": "int(text)",
+    "needs": "{1: ('max_prob',)}",
+    "decider": "Leaves(streams)",
+}
+
+
+def test_a_policy_that_answers_as_it_should_is_replayed(install: Install) -> None:
+    install("policies", POLICY.format(**ALL_LEAVE))
+    trace = make_trace()
+    assert (replay_decisions(parse_policy("mine"), trace).exits == 1).all()
+    install("policies", POLICY.format(**{**ALL_LEAVE, "decide": "[True] * self.count"}))
+    assert (replay_decisions(parse_policy("mine"), trace).exits == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        ({"decide": "1 / 0"}, "the policy mine failed: ZeroDivisionError: division by zero"),
+        ({"decide": "np.full(self.count, np.nan)"}, r"it answers float64 \[\d+\] for \d+ streams"),
+        ({"decide": "np.ones(self.count + 1, bool)"}, r"it answers bool \[\d+\] for \d+ streams"),
+        ({"decide": "True"}, r"it answers True for \d+ streams"),
+        ({"decide": "facts['entropy'] > 1"}, "reads 'entropy', which needs does not list"),
+        ({"decide": "{}['x']"}, "the policy mine failed: KeyError: 'x'"),
+        ({"needs": "None"}, "it needs None, not facts by exit"),
+        ({"needs": "{'1': ('max_prob',)}"}, "not facts by exit"),
+        ({"needs": "{1: (5,)}"}, "not facts by exit"),
+        ({"needs": "{9: ('max_prob',)}"}, r"the exits \[9\] that it needs do not ascend"),
+        ({"needs": "{2: ('max_prob',), 1: ('max_prob',)}"}, r"the exits \[2, 1\] that it needs"),
+        ({"needs": "layers / 0"}, "ZeroDivisionError"),
+        ({"decider": "None"}, "its decider is of type NoneType"),
+        ({"decider": "{}['x']"}, "the policy mine failed: KeyError: 'x'"),
+        ({"read": "1 / 0"}, "the policy mine failed: ZeroDivisionError"),
+        ({"read": "text"}, "value cannot be str '1'"),
+    ],
+)
+def test_a_policy_that_answers_what_none_may_is_named(
+    install: Install, fault: dict[str, str], what: str
+) -> None:
+    place = install("policies", POLICY.format(**{**ALL_LEAVE, **fault}))
+    with pytest.raises(PolicyError, match=what) as refused:
+        replay_decisions(parse_policy("mine"), make_trace())
+    if "cannot be" not in what:  # which the grammar points at
+        assert place in refused.value.where
+
+
+MACHINE = """
+import dataclasses
+import numpy as np
+from offramp.costs.hardware import find_machine
+
+class Machine:
+    name, source, kind = "mine", "a test", "roofline"
+    inner = find_machine("h100")
+
+    def token_costs(self, *arguments, **options):
+        costs = self.inner.token_costs(*arguments, **options)
+        return {costs}
+
+    def to_json(self):
+        return {profile}
+
+Mine = Machine()
+"""
+
+
+@pytest.mark.parametrize(
+    ("costs", "what"),
+    [
+        ("None", "its prices are of type NoneType"),
+        ("{}['x']", "the machine mine failed: KeyError: 'x'"),
+        ("dataclasses.replace(costs, layers=-costs.layers)", "negative or not finite"),
+        ("dataclasses.replace(costs, layers=costs.layers * np.nan)", "negative or not finite"),
+        ("dataclasses.replace(costs, layers=costs.layers[:1])", "not one price per layer"),
+        ("dataclasses.replace(costs, unit='bytes')", "its prices are in bytes"),
+        ("dataclasses.replace(costs, probes={})", "no price for a probe"),
+    ],
+)
+def test_a_machine_whose_prices_cannot_be_charged_is_named(install: Install, costs: str, what: str) -> None:
+    place = install("hardware", MACHINE.format(costs=costs, profile={}))
+    with pytest.raises(InputError, match=what) as refused:
+        machine_prices(find_machine("mine"), example_shape(), 3.0)
+    assert place in refused.value.where
+
+
+@pytest.mark.parametrize(
+    ("profile", "what"),
+    [("{'x': object()}", "is not JSON"), ("{'x': float('nan')}", "is not JSON"), ("1 / 0", "ZeroDivision")],
+)
+def test_a_machine_whose_profile_is_not_json_is_named(install: Install, profile: str, what: str) -> None:
+    place = install("hardware", MACHINE.format(costs="costs", profile=profile))
+    machine = find_machine("mine")
+    assert machine_prices(machine, example_shape(), 3.0, batch=2).batch == 2
+    with pytest.raises(InputError, match=what) as refused:
+        profile_of(machine)
+    assert place in refused.value.where
+
+
+TRANSFORM = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Mine:
+    name: ClassVar[str] = "mine"
+    text = "mine"
+
+    def check(self, dtype=None):
+        pass
+
+    def apply(self, model):
+        return {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("None", "gives an object of type NoneType, not a Model"),
+        ("model.hf", "gives an object of type LlamaForCausalLM, not a Model"),
+        ("{}['x']", "the transform mine failed: KeyError: 'x'"),
+    ],
+)
+def test_a_transform_that_gives_no_model_is_named(install: Install, body: str, what: str) -> None:
+    place = install("transforms", TRANSFORM.format(body))
+    with pytest.raises(InputError, match=what) as refused:
+        apply_transform(parse_transform("mine"), example_model())
+    assert place in refused.value.where
+
+
+def test_what_offramps_own_raise_is_left_as_it_is() -> None:
+    from offramp.plug_ins import asking
+
+    with pytest.raises(ZeroDivisionError), asking(parse_policy("never"), "the policy never"):
+        1 / 0  # noqa: B018
