@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.cli.command import _kind
 from offramp.cli.main import app
 from offramp.errors import InputError
 from offramp.kit.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
 from offramp.kit.numbers import LARGEST, LARGEST_COUNT, LARGEST_NUMBER, require_bounded, whole_number
+from offramp.kit.request import Field, fields_of, missing
 
 
 @given(st.integers() | st.floats(), st.sampled_from(["tokens", "worth", *LARGEST]))
@@ -61,19 +62,30 @@ def commands(of: typer.Typer) -> Iterator[Any]:
         yield from commands(group.typer_instance)
 
 
+STAND_INS = {"str": "x", "Path": Path("x"), "int": 1, "float": 1.0, "bool": True}
+
+
+def stand_in(field: Field) -> Any:
+    """What a field may be given, as far as its type goes."""
+    kind, many = _kind(field.hint)
+    return (STAND_INS[kind.__name__],) if many else STAND_INS[kind.__name__]
+
+
 @pytest.mark.parametrize("number", [2**80, 1e308, math.inf, math.nan])
 def test_every_command_refuses_such_numbers_before_it_begins(number: float) -> None:
     options = [
-        (command, name)
+        (request, field)
         for command in commands(app)
-        for name, kind in get_type_hints(command).items()
-        if name in inspect.signature(command).parameters
-        and any(word in str(kind) for word in ("int", "float"))
+        for request in command.requests
+        for field in fields_of(request)
+        if any(word in str(field.hint) for word in ("int", "float"))
     ]
     assert len(options) > 40
-    for command, name in options:
-        with pytest.raises(InputError, match="cannot be"):
-            command(**{name: number})
+    for request, field in options:
+        needed = {one.name: stand_in(one) for one in fields_of(request) if missing(one)}
+        wrong = (number,) if _kind(field.hint)[1] else number
+        with pytest.raises(InputError, match=f"^{field.name.replace('_', '.')} (cannot|must) be"):
+            request(**{**needed, field.name: wrong})
 
 
 class Numbers(Table):

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from offramp.cli.console import Output
+from offramp.errors import InputError
 from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, one_word, python_only
 
 READ = (bool, int, float, str, Path)
@@ -41,7 +42,10 @@ def command(
             kind = given.pop(kinds.said_by) if kinds else ""
             values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             values = {name: value for name, value in values.items() if value is not None and value != ()}
-            carry_out(kinds.request(kind, values) if kinds else request(**values), out)
+            try:
+                carry_out(kinds.request(kind, values) if kinds else request(**values), out)
+            except EOFError as error:  # which the parser takes for Ctrl-D
+                raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
 
         parameters = [_parameter(field) for field in sorted(fields, key=lambda field: not missing(field))]
         if kinds:
@@ -53,6 +57,7 @@ def command(
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         text = doc or inspect.getdoc(request)
+        run.requests = tuple(kinds.requests.values()) if kinds else (request,)  # type: ignore[attr-defined]
         app.command(name, cls=_helped(fields), help=text)(run)
         return carry_out
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import io
 import itertools
 import os
@@ -15,7 +14,7 @@ import stat
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -44,7 +43,6 @@ from offramp.cli.trace_command import TraceCommand, trace
 from offramp.cli.tune_command import Tuning, tune
 from offramp.commands import filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
-from offramp.kit.numbers import require_bounded
 from offramp.models.quiet import silence_torchao
 from offramp.runs.request import Run
 
@@ -114,33 +112,6 @@ app.add_typer(hardware, name="hardware")
 app.add_typer(heads, name="heads")
 app.add_typer(exits, name="exits")
 command(app, "doctor", DoctorCommand)(doctor)
-
-
-def _bound_numbers(commands: typer.Typer) -> None:
-    """Let every command refuse numbers that are none or too large, before it does anything."""
-    for registered in commands.registered_commands:
-        if registered.callback is not None:
-            registered.callback = _bounded(registered.callback)
-    for group in commands.registered_groups:
-        if group.typer_instance is not None:
-            _bound_numbers(group.typer_instance)
-
-
-def _bounded(command: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(command)
-    def run(**options: Any) -> Any:
-        for name, value in options.items():
-            for number in value if isinstance(value, list | tuple) else [value]:
-                require_bounded(**{name: number})
-        try:
-            return command(**options)
-        except EOFError as error:  # which the parser takes for Ctrl-D
-            raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
-
-    return run
-
-
-_bound_numbers(app)
 
 
 class _Stopped(BaseException):
