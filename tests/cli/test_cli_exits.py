@@ -118,7 +118,7 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
         (["--steps", "0"], "steps must be at least 1"),
         (["--minutes", "-1"], "minutes must be above 0, not -1"),
         (["--minutes", "1", "--steps", "1"], "both steps and minutes"),
-        (["--kind", "gate", "--floor", "0.9", "--seed", "-1"], "the seed cannot be -1"),
+        (["--kind", "gate", "--floor", "0.9", "--seed", "-1"], "seed must be at least 0"),
         (["--kind", "gate", "--floor", "1.5"], "agreement"),
         (["--kind", "gate", "--floor", "0.9", "--hardware", "h10"], "unknown hardware 'h10'"),
         (["--kind", "lens", "--hardware", "h100"], "--hardware means nothing with --kind lens"),

@@ -198,7 +198,7 @@ def test_heads_replace_nothing_but_heads(tiny_model: Path, documents: Path, tmp_
     said = run_offramp(*fitting, "-o", tmp_path / "pipe", "--overwrite", "--json").require(2).json["error"]
     assert said["where"] == str(tmp_path / "pipe")
     said = run_offramp(*fitting, "--seed", 2**32, "-o", tmp_path / "h", "--json").require(2).json["error"]
-    assert said["what"] == f"the seed cannot be {2**32}"
+    assert said["what"] == f"seed must be 4,294,967,295 at most, not {2**32}"
 
 
 def test_what_torch_reads_of_the_environment_is_blamed(tiny_model: Path, tmp_path: Path) -> None:

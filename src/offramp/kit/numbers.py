@@ -112,16 +112,6 @@ def whole_number(text: str, least: int = 1, most: int = LARGEST_COUNT) -> int | 
     return number if least <= number <= most else None
 
 
-def require_fitting_seed(seed: int) -> None:
-    """Raise InputError for a seed that the libraries do not take which heads are fitted with."""
-    if not 0 <= seed <= LARGEST_FITTING_SEED:
-        raise InputError(
-            f"the seed cannot be {seed}",
-            where="seed= (--seed)",
-            fix=f"give a whole number from 0 to {LARGEST_FITTING_SEED}",
-        )
-
-
 def shown_number(number: float) -> str:
     """A number of any size in a message: Python writes out whole ones of a few thousand digits at most."""
     bits = number.bit_length() if isinstance(number, int) else 0

@@ -482,7 +482,7 @@ def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.Monkey
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": None, "minutes": -1.0}, "minutes must be above 0, not -1"),
         ({"steps": None, "minutes": 1e-6}, "minutes are too few: a token takes"),
-        ({"seed": -1}, "the seed cannot be -1"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"kind": "lens", "units": 8}, "--units means nothing with --kind lens"),
         ({"kind": "lens", "shared": True}, "--shared means nothing with --kind lens"),
         ({"rank": 0}, "a lens of rank 0 is not possible"),

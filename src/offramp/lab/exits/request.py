@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST, TRAINING_MINUTES
-from offramp.kit.numbers import Count, Minutes, require_fitting_seed
+from offramp.kit.numbers import Count, FittingSeed, Minutes
 from offramp.kit.request import Request, flags, one_word, python_only
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.tracing.asked import InContext, OnModel
@@ -50,15 +50,14 @@ class ExitsTraining(OnModel, InContext):
     passes over their rows."""
     tokens: Count = TRAINING_TOKENS
     """Over all workloads, if there are so many."""
-    seed: int = SEED
+    seed: FittingSeed = SEED
     """Deals documents and rows out, and starts blocks."""
     overwrite: bool = False
     """Replace what is in the folder, finished or another; what was killed of the same goes on."""
 
     def check(self) -> None:
-        """Refuse no exits, steps without end, a seed that cannot be, and an output that is no folder."""
+        """Refuse no exits, steps without end, and an output that is no folder."""
         super().check()
-        require_fitting_seed(self.seed)
         if self.steps is not None and self.steps > MOST_STEPS:
             what = f"{self.steps:,} steps would never end"
             raise InputError(what, where="steps= (--steps)", fix=f"give {MOST_STEPS:,} at most")

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
-from offramp.kit.numbers import require_fitting_seed
+from offramp.kit.numbers import Count, FittingSeed
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
@@ -64,7 +65,6 @@ from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, code_fingerprint, library_versions, parse_exits
 from offramp.tracing.restricted_vocabulary import frequent_tokens
-from offramp.workloads.packing import require_sizes
 from offramp.workloads.registry import distinct_workloads
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
@@ -73,12 +73,13 @@ CLASSIFIER_TOKENS = 4096
 """Tokens for the classifiers at most: every exit is read out for them, and their states are kept."""
 
 
+@checked
 @in_evaluation
 def fit_heads(
     model: Model,
     workloads: str | Workload | Sequence[str | Workload],
     *,
-    tokens: int = FITTING_TOKENS,
+    tokens: Count = FITTING_TOKENS,
     exits: str | Sequence[int] = "all",
     lens: bool = True,
     classifiers: bool | Sequence[str] = True,
@@ -86,8 +87,8 @@ def fit_heads(
     kv_maps: Sequence[int] | None = None,
     kv_rank: Rank = AUTO,
     short_list: int = SHORTLIST,
-    context: int | None = None,
-    seed: int = SEED,
+    context: Count | None = None,
+    seed: FittingSeed = SEED,
     progress: bool | None = None,
     on_memory: Callable[[FittingMemory], object] | None = None,
 ) -> ExitHeads:
@@ -112,10 +113,8 @@ def fit_heads(
     kinds = choose_kinds(classifiers)
     if not lens and not kinds and kv_maps is None:
         raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
-    require_sizes(tokens=tokens, context=context)
     check_rank(kv_rank)
     check_short_list(short_list, model.shape.vocabulary_size)
-    require_fitting_seed(seed)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
         raise InputError(
@@ -172,8 +171,8 @@ def complete_heads(
     kv_maps: Sequence[int] = (),
     kv_rank: Rank = AUTO,
     short_list: int = SHORTLIST,
-    context: int | None = None,
-    seed: int = SEED,
+    context: Count | None = None,
+    seed: FittingSeed = SEED,
     progress: bool | None = None,
 ) -> ExitHeads:
     """Heads of exits that are read through what was trained: with classifiers, a short list and K,V maps.
