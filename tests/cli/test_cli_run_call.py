@@ -131,6 +131,7 @@ def test_a_model_that_offramp_transformed_is_named_and_not_given(tiny_model: Pat
         ({"minutes": 5.0, "decode": False}, InputError),
         ({"minutes": 0.0}, InputError),
         ({"floors": 95.0}, InputError),
+        ({"floors": []}, InputError),
         ({"tokens": 0}, InputError),
         ({"exits": "9"}, InputError),
         ({"transforms": ["int8"]}, InputError),

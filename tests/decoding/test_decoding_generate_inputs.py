@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from family_configs import build_family
@@ -72,6 +73,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"force_tokens": []}, r"1 rows of \[0\] tokens"),
     ({"force_tokens": [1.5]}, "no token id"),
     ({"force_tokens": [5, 6], "temperature": 0.5}, "forced cannot be sampled"),
+    ({"streamer": 5}, "streamer cannot be int 5"),
+    ({"stop_strings": [5]}, "stop_strings cannot be list"),
+    ({"logits_processor": [5]}, "logits_processor cannot be list"),
+    ({"stopping_criteria": 5}, "stopping_criteria cannot be int 5"),
+    ({"eos_token_id": "x"}, "eos_token_id cannot be str 'x'"),
 ]
 
 
@@ -102,6 +108,9 @@ def test_bad_options_are_refused_before_anything_runs(
         ([5, VOCABULARY], "is none of the model's"),
         ([5, -1], "is none of the model's"),
         ([5, "a"], "no token id"),
+        (np.array([0.5]), "float64 tensor"),
+        (np.array(5), "tensor of shape"),
+        ([[5], 6], "no token id"),
         (torch.ones(1, 2), "float32 tensor"),
         (3, "prompt cannot be int 3"),
         ([5] * (CONTEXT - 1), f"shorten the prompt to {CONTEXT - 64} tokens"),
@@ -111,6 +120,26 @@ def test_bad_prompts_are_refused(prompt: Any, message: str) -> None:
     with pytest.raises(offramp.InputError) as caught:
         offramp.generate(tiny_llama(), prompt)
     assert re.search(message, str(caught.value))
+
+
+def test_token_ids_may_be_of_any_kind_and_so_may_numbers() -> None:
+    model = tiny_llama()
+    plain = offramp.generate(model, [5, 6, 7], max_new_tokens=2, force_tokens=[8, 9], policy=POLICY)
+    for prompt in (range(5, 8), np.array([5, 6, 7]), torch.tensor([[5, 6, 7]]), (np.int64(5), 6, 7)):
+        for forced in (np.array([8, 9]), range(8, 10), [[np.int64(8), 9]], torch.tensor([8, 9])):
+            found = offramp.generate(model, prompt, max_new_tokens=2, force_tokens=forced, policy=POLICY)
+            assert_same(found, plain)
+    two = offramp.generate(model, np.array([[5, 6], [7, 8]]), max_new_tokens=2)
+    assert [one.tokens for one in two] == [
+        one.tokens for one in offramp.generate(model, [[5, 6], [7, 8]], max_new_tokens=2)
+    ]
+    sampled = [offramp.generate(model, [5], max_new_tokens=4, top_k=k, seed=1) for k in (np.int64(3), 3)]
+    assert sampled[0].tokens == sampled[1].tokens
+
+
+def test_token_ids_go_through_no_chat_template() -> None:
+    with pytest.raises(offramp.InputError, match="token ids go through no chat template"):
+        offramp.generate(tiny_llama(), [5, 6], chat=True)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,13 @@ import offramp
 from offramp.errors import InputError, WorkloadError
 from offramp.kit.arguments import _fitting, _hints, checked, settle_fields
 from offramp.kit.numbers import Count, Seconds, Share, Whole
+from offramp.testing import (
+    check_machine,
+    check_policy,
+    check_transform,
+    check_workload,
+    check_workload_source,
+)
 
 if TYPE_CHECKING:
     from nowhere import there
@@ -98,6 +105,14 @@ def test_every_public_function_takes_its_defaults_and_nothing_unknown(name: str)
         lambda: offramp.ExitScoreCallback(tokens="9"),
         lambda: offramp.ExitScoreCallback(exits="a", workload="prose:short"),
         lambda: offramp.bench("a model", [], prompts=[]),
+        lambda: check_policy(None),
+        lambda: check_policy("static:exit=2"),
+        lambda: check_machine("h100"),
+        lambda: check_workload(None),
+        lambda: check_workload(lambda: None),
+        lambda: check_workload_source("prose"),
+        lambda: check_transform("int8"),
+        lambda: check_transform(None),
     ],
 )
 def test_public_functions_refuse_other_types(call: Any) -> None:

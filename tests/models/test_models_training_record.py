@@ -102,7 +102,7 @@ def test_where_a_training_stands_is_no_part_of_the_model_that_it_left(llama_fold
 def test_what_other_code_trained_is_recorded_again_and_read_back(llama_folder: Path) -> None:
     for step in (1, 2):
         record_training(
-            llama_folder, {"w": ["a", "b"]}, step=np.int64(step), loss=np.float32(0.5), tags=("x",)
+            str(llama_folder), {"w": ["a", "b"]}, step=np.int64(step), loss=np.float32(0.5), tags=("x",)
         )
     found = read_training(llama_folder)
     assert found is not None

@@ -14,6 +14,7 @@ from random_heads import random_heads
 from scoring_traces import facts_trace
 from tracing_models import tiny_llama, workload_of
 
+import offramp
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
 from offramp.scoring.card import ScoreCard
@@ -199,3 +200,34 @@ def test_a_tiny_model_read_through_an_identity_and_through_others() -> None:
     before, after = (one.agreement.mean(axis=0)[:-1] @ widths for one in (raw, other))
     assert found.closed.value == pytest.approx((after - before) / (widths.sum() - before))
     assert found.closed.value != 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (None, "value cannot be None"),
+        ({}, "not the JSON of a score card: 'representation'"),
+        ({"representation": "x"}, "not the JSON of a score card"),
+        ({"representation": {"value": 0.5, "low": "x"}}, "not the JSON of a score card"),
+        ({"curves": []}, "not the JSON of a score card"),
+        ({"eas": 5}, "not the JSON of a score card"),
+    ],
+)
+def test_what_is_no_card_is_named(change: dict[str, Any] | None, what: str) -> None:
+    whole = json.loads(json.dumps(score(RAW).to_json()))
+    with pytest.raises(InputError, match=what):
+        ScoreCard.from_json({**whole, **change} if change else change)  # type: ignore[arg-type]
+
+
+def test_a_card_read_back_has_the_variants_of_its_file() -> None:
+    card = ScoreCard.from_json(json.loads(json.dumps(score(RAW).to_json())))
+    first = card.eas_variants[0]
+    assert card.eas(first.similarity, first.alpha) == first
+    with pytest.raises(InputError, match=r"no variant of 'logit' and alpha 0\.123"):
+        card.eas("logit", 0.123)
+
+
+@pytest.mark.parametrize("function", [offramp.score, offramp.drawn_figures])
+def test_a_seed_is_0_or_more(function: Any) -> None:
+    with pytest.raises(InputError, match="seed must be at least 0, not -1"):
+        function(RAW, seed=-1)

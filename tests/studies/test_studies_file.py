@@ -385,3 +385,10 @@ def test_int4_in_float32(tmp_path: Path) -> None:
     assert "line 4, transforms[2]" in error.where
     assert "int4" in error.what
     assert "bfloat16" in error.fix
+
+
+def test_a_study_of_no_source_is_refused() -> None:
+    with pytest.raises(InputError, match="source cannot be None"):
+        offramp.Study.of({}, None)
+    with pytest.raises(InputError, match="values cannot be None"):
+        offramp.Study.of(None, None)

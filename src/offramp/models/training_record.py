@@ -48,7 +48,7 @@ OWN_ENTRIES = ("documents", "heads", "kind", "model", "request", SEAL, "texts")
 """Of a record, what offramp reads."""
 
 
-def record_training(folder: Path, seen: Mapping[str, Sequence[str]], **about: Any) -> None:
+def record_training(folder: str | Path, seen: Mapping[str, Sequence[str]], **about: Any) -> None:
     """Say in a model's folder what it was trained on, for a model that was trained by other code.
 
     Writes `training.json`, also in the place of one that it wrote before. Traces of the model then know which
@@ -59,6 +59,7 @@ def record_training(folder: Path, seen: Mapping[str, Sequence[str]], **about: An
     Raises ModelError for a folder without weights; InputError for what JSON cannot hold, and where another
     training, or another program, left the record; DamagedFileError for a record that was changed.
     """
+    folder = Path(folder)
     model = identify_folder(folder, source=str(folder)).fingerprint
     path = folder / TRAINING_FILE
     before = read_training(folder)

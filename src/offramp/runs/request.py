@@ -194,4 +194,6 @@ def read_floors(given: str | float | Sequence[str | float]) -> tuple[float, ...]
                 where="--floor",
                 fix="give a share of the tokens, as 0.95 or agreement=0.95; offramp tune has other floors",
             )
+    if not floors:
+        raise InputError("there is no floor", where="--floor", fix="give a share of the tokens, as 0.95")
     return tuple(sorted(set(floors), reverse=True))

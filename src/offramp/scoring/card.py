@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
+from offramp.errors import InputError, refused_as
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import EAS_ALPHA
-from offramp.kit.typed import finite_json
+from offramp.kit.typed import finite_json, from_json
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
 from offramp.tracing.described_heads import RAW
@@ -177,17 +179,40 @@ class ScoreCard(ShownAsHtml):
         }
 
     @classmethod
+    @checked
     def from_json(cls, value: Mapping[str, Any]) -> ScoreCard:
-        """The card that `to_json` made JSON of; of EAS it has the variants that are written there."""
+        """The card that `to_json` made JSON of; of EAS it has the variants that are written there.
+
+        Raises InputError for anything else.
+        """
+        with refused_as(
+            InputError,
+            "this is not the JSON of a score card",
+            *(LookupError, TypeError, ValueError, AttributeError),
+            where="value=",
+            fix="give what ScoreCard.to_json gave",
+        ):
+            return cls._read(value)
+
+    @classmethod
+    def _read(cls, value: Mapping[str, Any]) -> ScoreCard:
         estimates: dict[str, Any] = {
-            name: Estimate(**value[name]) for name in ESTIMATES if not name.startswith("time_")
+            name: from_json(Estimate, value[name]) for name in ESTIMATES if not name.startswith("time_")
         }
         reference = value["reference_agreement"]
-        variants = tuple(EasVariant(**{**one, "score": Estimate(**one["score"])}) for one in value["eas"])
+        variants = tuple(
+            EasVariant(**{**one, "score": from_json(Estimate, one["score"])}) for one in value["eas"]
+        )
 
         def kept(similarity: str, alpha: float) -> EasVariant:
-            found = (one for one in variants if (one.similarity, one.alpha) == (similarity, alpha))
-            return next(found)
+            for one in variants:
+                if (one.similarity, one.alpha) == (similarity, alpha):
+                    return one
+            raise InputError(
+                f"of EAS there is no variant of {similarity!r} and alpha {alpha:g} in this file",
+                where="a score card read from JSON",
+                fix="score the trace: offramp.score(trace).eas(similarity, alpha)",
+            )
 
         return cls(
             **estimates,
@@ -198,7 +223,7 @@ class ScoreCard(ShownAsHtml):
             compute_eas=kept,
             candidates=dict(value["candidates"]),
             notes=tuple(value["notes"]),
-            reference_agreement=None if reference is None else Estimate(**reference),
+            reference_agreement=None if reference is None else from_json(Estimate, reference),
             read_through=value.get("read_through", RAW),
             readings=Readings.from_json(value["readings"]) if value.get("readings") else None,
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
+from offramp.kit.numbers import Whole
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.card import Curve, EasVariant, LayerCurves, ScoreCard
@@ -122,7 +123,7 @@ class DrawnFigure:
         return bootstrap.estimate(self.values)
 
 
-def score(trace: Trace, *, beside: Trace | None = None, draws: int = DRAWS, seed: int = SEED) -> ScoreCard:
+def score(trace: Trace, *, beside: Trace | None = None, draws: int = DRAWS, seed: Whole = SEED) -> ScoreCard:
     """Score how suited a model is to early exit on a workload.
 
     draws: bootstrap draws of documents behind each 95 % interval. seed: of the draws; the same trace and seed
@@ -174,7 +175,7 @@ def _readings(trace: Trace, beside: Trace | None, draws: int, seed: int) -> Read
 
 
 def drawn_figures(
-    trace: Trace, *, draws: int = DRAWS, seed: int = SEED
+    trace: Trace, *, draws: int = DRAWS, seed: Whole = SEED
 ) -> tuple[DocumentBootstrap, dict[str, DrawnFigure]]:
     """The draws behind the estimates of `score`, by the card's names, and the bootstrap that gave them.
 

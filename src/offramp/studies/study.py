@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit import arguments
 from offramp.kit.defaults import LOCAL
 from offramp.kit.given_file import Source, Table, checked
 from offramp.studies.entries import (
@@ -117,6 +118,7 @@ class Study(Table):
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
+    @arguments.checked
     def of(cls, values: Mapping[str, Any], source: Source) -> Study:
         """The study that the entries of a file describe, not yet held against one another.
 

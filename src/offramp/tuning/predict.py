@@ -19,7 +19,7 @@ from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import maps_charged, require_exits
+from offramp.policies.kv_cost import find_strategy, maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
@@ -223,6 +223,8 @@ def predict(
     negative seed, or what the machine cannot price; PolicyError for a trace of another model or read through
     other exit heads, for fewer documents than a batch has rows, or if the policy does not fit the trace.
     """
+    if kv is not None:
+        find_strategy(kv)
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
     decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named

@@ -19,6 +19,7 @@ from execution_cases import (
     tiny_model,
 )
 
+import offramp
 from offramp.decoding.execution.execution import ROWS_TOGETHER, execute, rows_together
 from offramp.decoding.quality.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
@@ -140,3 +141,13 @@ def test_several_answers_are_judged_as_one_by_one(family: str, together: bool) -
     assert len(at_once(pairs[:1])) == 1
     with pytest.raises(InputError, match="at least one token"):
         at_once([((), (1,)), ((2,), (1,))])
+
+
+def test_prompts_are_a_tensor_or_refused() -> None:
+    model = tiny_model(llama())
+    listed = offramp.execute(model, [[5, 6, 7]], "static:exit=2", new_tokens=3)
+    (found,) = offramp.execute(model, torch.tensor([[5, 6, 7]]), "static:exit=2", new_tokens=3)
+    assert (found, found.prompt) == (listed[0], (5, 6, 7))
+    assert {type(token) for token in found.prompt} == {int}
+    with pytest.raises(InputError, match="there are no prompts"):
+        offramp.execute(model, [], "static:exit=2")

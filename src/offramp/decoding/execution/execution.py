@@ -139,6 +139,8 @@ def execute_prompts(
 
     Raises InputError and PolicyError as `offramp.generate` does.
     """
+    if not prompts:
+        raise InputError("there are no prompts", where="prompts=", fix="give at least one")
     openings = [Opening(f"prompt {place + 1}", tuple(ids), traced=False) for place, ids in enumerate(prompts)]
     options = DecodingOptions.read(policy, kv=kv, heads=heads, new_tokens=new_tokens)
     longest = new_tokens + max((len(opening.ids) for opening in openings), default=0)

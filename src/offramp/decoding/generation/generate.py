@@ -9,6 +9,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from offramp.decoding.options import (
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
+from offramp.kit.arguments import settled
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.models.model import Model, decode_text, in_evaluation
 from offramp.policies.rules.fixed import Never
@@ -168,6 +170,7 @@ def generate_batch(
     sampling = read_sampling(sampling)
     _refuse_options(sampling)
     check_sampling(sampling)
+    check_streamer(streamer)
     check_context(model, ids.shape[1], options.new_tokens)
     early = EarlyExit(
         options,
@@ -286,7 +289,9 @@ SAMPLES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutof
 
 
 def read_sampling(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of sampling as they are meant: at a temperature of 0 the most probable token is taken."""
+    """Options of sampling as they are meant: numpy's numbers are Python's, and at a temperature of 0 the most
+    probable token is taken."""
+    asked = {name: value.item() if isinstance(value, np.generic) else value for name, value in asked.items()}
     temperature = asked.get("temperature")
     if isinstance(temperature, bool) or temperature != 0:
         return dict(asked)
@@ -313,8 +318,39 @@ RANGES: Mapping[str, Range] = {
 }
 
 
+HINTS: Mapping[str, Any] = {
+    "stop_strings": str | Sequence[str] | None,
+    "eos_token_id": int | Sequence[int] | None,
+    "logits_processor": Sequence[Callable[..., Any]] | None,
+    "stopping_criteria": Sequence[Callable[..., Any]] | None,
+}
+"""Types of options that transformers does not look at before it generates."""
+WORDS = {
+    "stop_strings": "str | Sequence[str] | None",
+    "eos_token_id": "int | Sequence[int] | None",
+    "logits_processor": "LogitsProcessorList | None",
+    "stopping_criteria": "StoppingCriteriaList | None",
+}
+"""The same in words."""
+
+
+def check_streamer(streamer: Any) -> None:
+    """Raise InputError for what is no streamer of transformers."""
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise InputError(
+            f"streamer cannot be {type(streamer).__name__} {streamer!r}",
+            where="streamer=",
+            fix="give one of transformers' (it has put and end)",
+        )
+
+
 def check_sampling(sampling: Mapping[str, Any]) -> None:
-    """Raise InputError for a number out of its range; transformers takes some of them silently."""
+    """Raise InputError for an option of another type, and a number out of its range; transformers takes some
+    of them silently, and fails while it generates for others.
+    """
+    for name, hint in HINTS.items():
+        if name in sampling:
+            settled(name, sampling[name], hint, WORDS[name])
     for name, range_ in RANGES.items():
         value = sampling.get(name)
         if value is not None and not range_.holds(value):

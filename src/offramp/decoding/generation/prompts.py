@@ -103,16 +103,19 @@ def check_context(model: Model, longest: int, new_tokens: int) -> None:
 
 def token_rows(value: Any, what: str) -> list[list[int]]:
     """Rows of token ids from a tensor, a list of ids or a list of rows. Raises InputError for others."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    rows = [value] if not any(isinstance(item, (list, tuple, Tensor)) for item in value) else list(value)
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in rows]
+    value = _listed(value)
+    rows = list(map(_listed, value)) if _nested(value) else [value]
     for row in rows:
-        if not isinstance(row, (list, tuple)) or not all(_is_id(token) for token in row):
+        if not isinstance(row, Sequence) or isinstance(row, str) or not all(_is_id(token) for token in row):
             raise InputError(
                 f"{what} holds something that is no token id", where=what, fix="give whole numbers"
             )
     return [list(map(int, row)) for row in rows]
+
+
+def _listed(value: Any) -> Any:
+    """A tensor or an array as a list; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_id(token: Any) -> bool:
@@ -125,10 +128,16 @@ def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bo
         return [encode(prompt)], True
     if isinstance(prompt, Sequence) and prompt and all(isinstance(item, str) for item in prompt):
         return [encode(item) for item in prompt], False
-    if not isinstance(prompt, (Sequence, Tensor)):
+    if chat:
+        raise InputError(
+            "token ids go through no chat template", where="chat=", fix="give a text, or leave chat out"
+        )
+    if not isinstance(prompt, (Sequence, Tensor, np.ndarray)):
         raise InputError(
             f"a prompt cannot be a {type(prompt).__name__}", where="prompt=", fix="give a text or token ids"
         )
+    array = isinstance(prompt, (Tensor, np.ndarray))
+    prompt = torch.as_tensor(prompt) if array else prompt
     if isinstance(prompt, Tensor) and (prompt.is_floating_point() or prompt.dim() not in (1, 2)):
         raise InputError(
             f"a prompt cannot be a {prompt.dtype} tensor of shape {list(prompt.shape)}",
@@ -140,7 +149,8 @@ def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bo
 
 
 def _nested(prompt: Sequence[Any]) -> bool:
-    return any(isinstance(item, (list, tuple, Tensor)) for item in prompt)
+    """Whether there are rows in it. An array without an axis is a number."""
+    return any(getattr(item, "ndim", isinstance(item, list | tuple | range)) for item in prompt)
 
 
 def prompt_entropy(
