@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
-from offramp.files import SEAL, JsonError, read_json, read_sealed_json, write_sealed_json
+from offramp.files import SEAL, JsonError, parse_json, read_json, read_sealed_json, write_sealed_json
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -107,5 +107,8 @@ def is_laid_out(path: Path, names: Collection[str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     content = path.read_bytes()
-    found = [name for name in (SEAL, *names) if f'\n "{name}": '.encode() in content]
-    return 2 * len(found) > 1 + len(names)
+    try:
+        top: Collection[str] = parse_json(content)
+    except JsonError:  # damaged: its lines still say
+        top = [name for name in (SEAL, *names) if f'\n "{name}": '.encode() in content]
+    return 2 * len({SEAL, *names}.intersection(top)) > 1 + len(names)
