@@ -6,8 +6,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from offramp.commands import IN_MEMORY, command_for, command_line, filled
+from offramp.commands import IN_MEMORY, command_for, command_line, filled, number_text
 
 
 def test_a_command_line_is_read_back_by_a_shell_as_it_was_meant() -> None:
@@ -62,3 +64,14 @@ def test_of_a_model_object_the_call_in_python_is_named(
     command: str, options: dict[str, object], call: str
 ) -> None:
     assert command_for(command, {"name": "mine", "source": IN_MEMORY}, **options) == call
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_on_a_command_line_is_the_same_one(number: float) -> None:
+    assert float(number_text(number)) == number
+
+
+def test_a_model_whose_name_looks_like_an_option_is_none() -> None:
+    assert command_line("run", "-dash", floor=[0.9, 0.9000001]) == (
+        "offramp run ./-dash --floor 0.9 --floor 0.9000001"
+    )

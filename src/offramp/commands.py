@@ -46,15 +46,26 @@ def command_line(command: str, *subjects: str | Path, transforms: Iterable[str] 
 
 def words_of(*subjects: str | Path, transforms: Iterable[str] = (), **options: Any) -> list[str]:
     """The words of a command after its name, as in `command_line`, not quoted."""
-    words = [str(subject) for subject in subjects]
+    named = [str(subject) for subject in subjects]
+    words = [f"./{subject}" if subject.startswith("-") else subject for subject in named]  # no option
     for name, value in {"transform": list(transforms), **options}.items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
             for part in value if isinstance(value, (list, tuple)) else [value]:
-                words += [option, f"{part:g}" if isinstance(part, float) else str(part)]
+                words += [option, number_text(part) if isinstance(part, float) else str(part)]
     return words
+
+
+def number_text(number: float) -> str:
+    """A number in as few digits as it takes to read the same one back: 0.05, 20, 0.9000001.
+
+    >>> number_text(20.0), number_text(0.0123456789)
+    ('20', '0.0123456789')
+    """
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
 
 
 @dataclass(frozen=True)

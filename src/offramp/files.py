@@ -181,8 +181,8 @@ _STRICT_JSON = json.JSONDecoder(
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the operating system says that a disk or a quota is full."""
-    return _system_number(error) in (errno.ENOSPC, errno.EDQUOT)
+    """Whether the operating system says that a disk or a quota is full, or that a file may grow no more."""
+    return _system_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _system_number(error: BaseException) -> int | None:

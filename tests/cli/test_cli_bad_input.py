@@ -35,6 +35,7 @@ BEFORE_LOADING = [
     ("run|trace", "--tokens 0", "tokens must be at least 1", "--tokens"),
     ("run|trace", "--document-tokens 0", "document tokens must be at least 1", "--document-tokens"),
     ("run|trace", "--context 0", "context must be at least 1", "--context"),
+    ("run|trace", "--exits ''", "'' are not a list of layers", "10,20,30"),
     ("run|trace", "--exits ten", "'ten' are not a list of layers", "10,20,30"),
     ("run|trace", "--exits 1,,2", "not a list of layers", "10,20,30"),
     ("run|trace", "--dtype bf16", "unknown dtype 'bf16'", "did you mean 'bfloat16'?"),

@@ -119,6 +119,16 @@ def test_maps_are_fitted_alone_and_added_to_other_heads(
     assert whole.reading_fingerprint == read_heads(fitted).fingerprint
     assert whole.kv_maps is not None
     np.testing.assert_array_equal(whole.kv_maps.maps[1].inward, found.kv_maps.maps[1].inward)
+    before = both.read_bytes()
+    add = [*arguments, "--add-to", both, "-o", both, "--overwrite"]
+    refused = run_offramp(*add, "--kv-maps", "1").require(2).err
+    assert "K,V maps of exit 2 already, which would be lost" in refused
+    assert "--kv-maps 1,2" in refused
+    assert both.read_bytes() == before
+    exits = run_offramp(*add, "--kv-maps", "1,2", "--exits", "2").require(2).err
+    assert "--exits means nothing where only K,V maps are fitted" in exits
+    candidate = run_offramp(*add, "--kv-maps", "1,2", "--candidate-exit", "2").require(2).err
+    assert "--candidate-exit means nothing with --add-to" in candidate
 
 
 def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
@@ -130,6 +140,11 @@ def test_a_tuned_policy_finds_the_heads_that_it_was_tuned_with(
     run_offramp(*trace, "--heads", heads, "-o", tmp_path / "trace").require(0)
     policy = tmp_path / "policy.json"
     tune = ["tune", tmp_path / "trace", "--floor", "agreement=0.2", "--model", "none", "--hardware", "h100"]
+    raw = [*trace, "-o", tmp_path / "raw"]
+    run_offramp(*raw).require(0)
+    not_its_own = ["tune", tmp_path / "raw", *tune[2:], "--heads", heads, "-o", policy]
+    assert "the trace was made without exit heads" in run_offramp(*not_its_own).require(2).err
+    assert not policy.exists()
     tuned = run_offramp(*tune, "--heads", heads, "-o", policy, "--json").require(0).json
     assert tuned["policy"] != "never"
     assert tuned["generate"].endswith(f"--policy {policy} --heads {heads} --prompt TEXT")

@@ -75,14 +75,16 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
     """What to fit on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field, ..."""
     tokens: Count = FITTING_TOKENS
     """Tokens over all workloads; a quarter of them for classifiers."""
-    exits: str = ALL
+    exits: Annotated[str, only_if(lambda asked: asked.reads, "where only K,V maps are fitted")] = ALL
     """Layers to measure: all, or 10,20,30."""
     lens: Annotated[bool, flags("--lens/--no-lens")] = True
     """Fit a linear lens: every exit is then read through it."""
     classifiers: Annotated[bool, flags("--classifiers/--no-classifiers")] = True
     """Fit classifiers that predict agreement."""
     candidate_exit: Annotated[
-        int | None, only_if(lambda asked: asked.classifiers and asked.add_to is None, "without classifiers")
+        int | None,
+        only_if(lambda asked: asked.add_to is None, "with --add-to"),
+        only_if(lambda asked: asked.classifiers, "without classifiers"),
     ] = None
     """Exit whose best tokens candidate_score looks at. By default near half of the depth."""
     kv_maps: Annotated[str | Sequence[int] | None, one_word] = None
@@ -155,6 +157,8 @@ def fit(asked: HeadFitting, out: Output) -> None:
     from offramp.tracing.heads_file import read_heads, require_base
 
     whole = None if asked.add_to is None else read_heads(asked.add_to)
+    if whole is not None:
+        require_no_maps_lost(asked, whole)
     model = asked.load()
     if whole is not None:
         require_base(whole, {"name": model.shown_name, **model.identity.to_json()}, str(asked.add_to))
@@ -186,6 +190,18 @@ def fit(asked: HeadFitting, out: Output) -> None:
         out.console.print(maps_table(fitted.kv_maps))
     out.say(*heads_notes(fitted), f"written: {asked.output}")
     out.finish(heads_summary(fitted, asked.output))
+
+
+def require_no_maps_lost(asked: HeadFitting, heads: ExitHeads) -> None:
+    """Raise InputError if heads hold K,V maps that are not fitted again: those of two fits are not joined."""
+    there = () if heads.kv_maps is None else heads.kv_maps.exits
+    if lost := set(there) - set(asked.map_exits or ()):
+        every = ",".join(map(str, sorted({*there, *(asked.map_exits or ())})))
+        raise InputError(
+            f"the heads hold K,V maps of exit {min(lost)} already, which would be lost",
+            where=f"--add-to {asked.add_to}",
+            fix=f"fit all of them in one go: --kv-maps {every}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import typer
 from offramp.cli.command import command
 from offramp.cli.compare_command import Mixed
 from offramp.cli.console import Output
+from offramp.commands import command_line
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, STALL_SECONDS
 from offramp.kit.numbers import Count
@@ -116,6 +117,16 @@ class StudyReportCommand(InFolder, Mixed, Request[None]):
 
     study_file: Annotated[Path, argument]
     """The study's .toml file."""
+
+    def check(self) -> None:
+        """Refuse a folder in the place of a file."""
+        super().check()
+        if self.study_file.is_dir():
+            raise InputError(
+                "this is a folder, and a study is told by its file",
+                where=str(self.study_file),
+                fix=f"give the study's .toml file, or: {command_line('report', self.study_file)}",
+            )
 
 
 @dataclass(frozen=True)

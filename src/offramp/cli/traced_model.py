@@ -37,8 +37,9 @@ def load_traced_model(
     Raises InputError for a model that is gone or another one, for heads of another model, or for a trace that
     keeps no reference.
     """
-    from offramp.decoding.rerun.sequences import reference_of, require_heads
+    from offramp.decoding.rerun.sequences import reference_of
     from offramp.models.loading import Placement
+    from offramp.policies.binding import require_heads
     from offramp.tracing.loading import find_model, read_transforms
 
     if not reference:

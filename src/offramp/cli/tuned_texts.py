@@ -30,14 +30,19 @@ class TracedText:
 def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
     """The texts of traces and runs, each once. heads: given for all of them, None for those of their runs.
 
-    Raises InputError for folders that hold no trace, DamagedFileError for changed ones.
+    Raises InputError for folders that hold no trace, or one that was read through other heads than are given;
+    DamagedFileError for changed ones.
     """
+    from offramp.policies.binding import require_heads
+    from offramp.tracing.heads_file import read_heads
     from offramp.tracing.trace import Trace
 
     found = []
     for place in dict.fromkeys(place for folder in folders for place in find_traces(folder)):
         trace, contents = Trace.load(place), contents_at(place)
         own = None if contents is None else contents.heads
+        if heads is not None:
+            require_heads(trace, read_heads(heads))
         found.append(TracedText(str(trace.request["workload"]["name"]), trace, heads or own, contents))
     return found
 

@@ -97,7 +97,7 @@ def require_bounded(**numbers: object) -> None:
         raise InputError(
             f"{words} cannot be {shown_number(number)}",
             where=f"{name}= (--{name.replace('_', '-')})",
-            fix=f"give {largest:,} at most" if number > largest else "give a number nearer to 0",
+            fix=f"give {largest:,} at most" if number > largest else "give a number, and one nearer to 0",
         )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from offramp.errors import DamagedFileError, InputError, ModelError
 from offramp.files import SEAL, parse_json, read_json, seal_of, write_sealed_json
-from offramp.kit.typed import to_json
 from offramp.models.identity import identify_folder
 
 TRAINING_FILE = "training.json"
@@ -84,6 +83,8 @@ def record_training(folder: str | Path, seen: Mapping[str, Sequence[str]], **abo
 
 def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, as it is read back. Raises InputError for what JSON cannot hold."""
+    from offramp.kit.typed import to_json  # numpy comes with it
+
     found: dict[str, Any] = {}
     for name, value in about.items():
         try:

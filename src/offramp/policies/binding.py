@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import PolicyError
+from offramp.errors import InputError, PolicyError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.policies.decisions import task_of
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.described_heads import heads_documents, reading_of, reads_exits
+from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text
@@ -162,3 +163,17 @@ def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | N
 def _with(heads: Mapping[str, Any]) -> str:
     reading = reading_of(heads)
     return f"with the exit heads {reading[:12]}" if reading else "without exit heads"
+
+
+def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
+    """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
+    before = base_of(trace)["heads"] or {}
+    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
+        return
+    if reads_exits(before) or (heads is not None and heads.reads_exits):
+        made = "with other exit heads than are given" if before else "without exit heads, and some are given"
+        raise InputError(
+            f"the trace was made {made}",
+            where=f"heads= for {trace.folder or 'the trace'}",
+            fix="give the file that the trace was made with, or trace again with these",
+        )

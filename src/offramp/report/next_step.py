@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.commands import RunCall
+from offramp.commands import RunCall, number_text
 from offramp.files import safe_name
 from offramp.policies.short_names import short_name
 from offramp.report import POLICIES
@@ -66,7 +66,7 @@ def next_step(run: RunResult) -> NextStep | None:
 
 def policy_file(workload: str, floor: float) -> str:
     """The name of the file that holds what was tuned for a text at a floor."""
-    return f"{safe_name(workload)}-tuned-{floor:g}.json"
+    return f"{safe_name(workload)}-tuned-{number_text(floor)}.json"
 
 
 def _decoding(run: RunResult, call: RunCall) -> NextStep | None:

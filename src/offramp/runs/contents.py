@@ -64,7 +64,8 @@ def contents_at(path: Path | None) -> RunContents | None:
 
 def _is_policy_of(workload: str, path: Path) -> bool:
     """Whether a run gives this name to a policy of a text."""
-    return bool(re.fullmatch(rf"{re.escape(safe_name(workload))}-(agreement|tuned)-[\d.]+\.json", path.name))
+    name = rf"{re.escape(safe_name(workload))}-(agreement|tuned)-[\d.e-]+\.json"
+    return bool(re.fullmatch(name, path.name))
 
 
 def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:

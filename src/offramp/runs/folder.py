@@ -58,9 +58,9 @@ def require_own(folder: Path, request: dict[str, Any], *, overwrite: bool) -> No
             fix="choose another folder with -o",
         )
     owned.require_free((REPORT_FILE, SUMMARY_FILE, f"{TRACES}/...", f"{POLICIES}/..."))
-    if not overwrite and not _is_of(place, request):
+    if not overwrite and (differing := _differing(place, request)):
         raise InputError(
-            "the output folder holds another run",
+            f"the output folder holds another run (it differs in: {', '.join(differing)})",
             where=str(folder),
             fix="choose another folder with -o, or give --overwrite to replace it",
         )
@@ -116,11 +116,15 @@ def _is_run(owned: OutputFolder) -> bool:
 
 
 def _is_of(folder: Path, request: dict[str, Any]) -> bool:
-    path = folder / RUN_FILE
+    return (folder / RUN_FILE).is_file() and not _differing(folder, request)
+
+
+def _differing(folder: Path, request: dict[str, Any]) -> list[str]:
+    """The entries in which a run's request is another one."""
     # A run that was begun before there were devices is one on the processor.
-    return path.is_file() and {"device": CPU, **read_sealed_json(path, _damaged)} == json.loads(
-        canonical_json({"device": CPU, **request})
-    )
+    there = {"device": CPU, **read_sealed_json(folder / RUN_FILE, _damaged)}
+    here = json.loads(canonical_json({"device": CPU, **request}))
+    return [name for name in {**here, **there} if here.get(name) != there.get(name)]
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+from offramp.commands import number_text
 from offramp.errors import InputError
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.kit.output_folder import RECORD_FILE, OutputFolder
@@ -73,7 +74,7 @@ def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dic
     for row in result.workloads:
         name, fitted = safe_name(row.name), heads.get(row.name)
         for verdict in row.verdicts:
-            file = f"{name}-agreement-{verdict.floor:g}.json"
+            file = f"{name}-agreement-{number_text(verdict.floor)}.json"
             found[file] = partial(write_policy, parse_policy(verdict.policy), folder / file)
         for tuned in row.tuned:
             file = policy_file(row.name, tuned.floor.value)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.costs.hardware import find_machine
-from offramp.errors import InputError
+from offramp.errors import InputError, printable
 from offramp.kit.defaults import DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.kit.given_file import Source
 from offramp.report.formats import whole_percent
@@ -73,7 +73,7 @@ def run_study(
         "study": settings,
         "models": [
             {
-                "name": model.source.name,
+                "name": printable(model.source.name),
                 "source": asked.name,
                 "trust_remote_code": asked.trust_remote_code,
             }

@@ -62,7 +62,7 @@ def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | N
         if heads is None:
             return str(exits), None
         return (_all_of(Path(heads)) if exits == ALL else str(exits)), Path(heads)
-    if not Path(exits).exists():
+    if not str(exits) or not Path(exits).exists():
         raise InputError(
             f"the exits {str(exits)!r} are not a list of layers, and no trained exits lie there",
             where="exits= (--exits)",

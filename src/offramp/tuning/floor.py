@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.commands import number_text
 from offramp.errors import InputError
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.tracing.trace import FactArray, Trace
@@ -40,7 +41,7 @@ class Floor:
 
     def __str__(self) -> str:
         """As on the command line: agreement=0.99."""
-        return f"{self.kind}={self.value:g}"
+        return f"{self.kind}={number_text(self.value)}"
 
 
 CLIP = 1.0

@@ -24,11 +24,11 @@ from offramp.decoding.openings import Opening, Openings, choose_openings, traced
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.quality.judging import Judge
 from offramp.decoding.rerun.rerunner import Rerunner
-from offramp.decoding.rerun.sequences import require_heads, require_model, require_reference, with_maps_of
+from offramp.decoding.rerun.sequences import require_model, require_reference, with_maps_of
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.models.model import Model
-from offramp.policies.binding import OF_HEADS
+from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
 from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.kv_cost import STRATEGIES as CHARGED

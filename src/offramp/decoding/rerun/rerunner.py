@@ -26,7 +26,6 @@ from offramp.decoding.rerun.sequences import (
     TracedSequence,
     first_decided,
     make_batches,
-    require_heads,
     traced_sequences,
     with_maps_of,
 )
@@ -36,6 +35,7 @@ from offramp.decoding.strategies.recompute import Recompute
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.models.model import Model, in_evaluation
+from offramp.policies.binding import require_heads
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.policy import ExitPolicy

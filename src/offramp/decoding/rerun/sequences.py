@@ -15,8 +15,7 @@ from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.models.identity import shown_name
 from offramp.models.model import Model
-from offramp.policies.binding import base_of
-from offramp.tracing.described_heads import reading_of, reads_exits, with_maps
+from offramp.tracing.described_heads import with_maps
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import reference_top1
@@ -215,20 +214,6 @@ def _batch(sequences: tuple[TracedSequence, ...], prompt_tokens: int, device: to
         rows=np.concatenate(rows).astype(np.int64),
         index=np.concatenate(index).astype(np.int64),
     )
-
-
-def require_heads(trace: Trace, heads: ExitHeads | None) -> None:
-    """Raise InputError for other exit heads than a trace was read through, if exits are read through any."""
-    before = base_of(trace)["heads"] or {}
-    if reading_of(before) == (None if heads is None else heads.reading_fingerprint):
-        return
-    if reads_exits(before) or (heads is not None and heads.reads_exits):
-        made = "with other exit heads than are given" if before else "without exit heads, and some are given"
-        raise InputError(
-            f"the trace was made {made}",
-            where=f"heads= for {trace.folder or 'the trace'}",
-            fix="give the file that the trace was made with, or trace again with these",
-        )
 
 
 def with_maps_of(trace: Trace, heads: ExitHeads | None) -> Trace:
