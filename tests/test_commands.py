@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.commands import IN_MEMORY, command_for, command_line, filled, number_text
+from offramp.commands import IN_MEMORY, command_for, command_line, filled, no_option, number_text
 
 
 def test_a_command_line_is_read_back_by_a_shell_as_it_was_meant() -> None:
@@ -72,6 +72,6 @@ def test_a_number_on_a_command_line_is_the_same_one(number: float) -> None:
 
 
 def test_a_model_whose_name_looks_like_an_option_is_none() -> None:
-    assert command_line("run", "-dash", floor=[0.9, 0.9000001]) == (
+    assert command_line("run", no_option("-dash"), floor=[0.9, 0.9000001]) == (
         "offramp run ./-dash --floor 0.9 --floor 0.9000001"
     )

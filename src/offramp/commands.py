@@ -46,8 +46,7 @@ def command_line(command: str, *subjects: str | Path, transforms: Iterable[str] 
 
 def words_of(*subjects: str | Path, transforms: Iterable[str] = (), **options: Any) -> list[str]:
     """The words of a command after its name, as in `command_line`, not quoted."""
-    named = [str(subject) for subject in subjects]
-    words = [f"./{subject}" if subject.startswith("-") else subject for subject in named]  # no option
+    words = [str(subject) for subject in subjects]
     for name, value in {"transform": list(transforms), **options}.items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
@@ -56,6 +55,11 @@ def words_of(*subjects: str | Path, transforms: Iterable[str] = (), **options: A
             for part in value if isinstance(value, (list, tuple)) else [value]:
                 words += [option, number_text(part) if isinstance(part, float) else str(part)]
     return words
+
+
+def no_option(name: str) -> str:
+    """A model's name, or a path, as a command line takes it: one that looks like an option says it is a path."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def number_text(number: float) -> str:
@@ -103,7 +107,9 @@ def command_for(command: str, model: Mapping[str, Any], **options: Any) -> str:
     dtype = model.get("dtype")
     named = {} if dtype in (None, USUAL_DTYPE) else {"dtype": dtype}
     transforms = model.get("transforms", ())
-    return command_line(command, loadable_name(model) or "MODEL", transforms=transforms, **named, **options)
+    return command_line(
+        command, no_option(loadable_name(model) or "MODEL"), transforms=transforms, **named, **options
+    )
 
 
 def filled(advice: str, given: Mapping[str, Any]) -> str:
@@ -117,7 +123,7 @@ def filled(advice: str, given: Mapping[str, Any]) -> str:
     before, offramp, command = advice.partition("offramp ")
     if not offramp or given.get("model") in (None, "", NO_MODEL):
         return advice
-    model = command_line("", str(given["model"]), transforms=given.get("transform") or ())
+    model = command_line("", no_option(str(given["model"])), transforms=given.get("transform") or ())
     texts = given.get("workload") or "prose"
     text = texts if isinstance(texts, str) else next(iter(texts))
     for name, value in {

@@ -181,8 +181,8 @@ _STRICT_JSON = json.JSONDecoder(
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the operating system says that a disk or a quota is full, or that a file may grow no more."""
-    return _system_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """Whether the operating system says that a disk or a quota is full."""
+    return _system_number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _system_number(error: BaseException) -> int | None:
@@ -191,6 +191,19 @@ def _system_number(error: BaseException) -> int | None:
         return error.errno
     said = re.search(r"\(os error (\d+)\)", str(error))
     return None if said is None else int(said[1])
+
+
+def no_room(error: BaseException, path: Path, written: int) -> DiskFullError | None:
+    """The error for a file of which only so many bytes could be written, None if that is not the reason."""
+    if is_disk_full(error):
+        return disk_full(path, written)
+    if _system_number(error) != errno.EFBIG:
+        return None
+    return DiskFullError(
+        f"a limit on the size of files is reached: {written:,} bytes of {path.name} were written",
+        where=str(path.parent),
+        fix="raise it (ulimit -f), then run the same command again; what is finished is kept",
+    )
 
 
 def disk_full(path: Path, written: int) -> DiskFullError:
@@ -242,14 +255,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, apart: bool =
     except Exception as error:
         kept = temporary if temporary.exists() else held
         written = 0 if kept is None else os.stat(kept).st_size
-        if is_disk_full(error):
-            raise disk_full(path, written) from error
-        if _system_number(error) == errno.EFBIG:
-            raise DiskFullError(
-                f"a limit on the size of files is reached: {written:,} bytes of {path.name} were written",
-                where=str(path.parent),
-                fix="raise it (ulimit -f), then run the same command again; what is finished is kept",
-            ) from error
+        if (full := no_room(error, path, written)) is not None:
+            raise full from error
         raise
     finally:
         if held is not None:

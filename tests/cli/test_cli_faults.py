@@ -318,4 +318,6 @@ def test_too_little_to_begin_is_no_traceback(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6, megabytes * 10**6))
 
     ended = entry("doctor", preexec_fn=limit).require(1)
-    assert "offramp: out of memory" in ended.err
+    assert "Traceback" not in ended.err
+    # What numpy computes with ends the process by itself.
+    assert "offramp: out of memory" in ended.err or "OpenBLAS error: Memory allocation" in ended.err

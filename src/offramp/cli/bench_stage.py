@@ -121,8 +121,6 @@ def machines_for(asked: Bench, settings: Sequence[Setting]) -> list[tuple[Machin
     """
     model = settings[0].model
     notes: tuple[str, ...] = ()
-    if asked.traced is not None:
-        require_model(model, asked.traced)
     if asked.timing_only:
         return [(None, ())] * len(settings)
     try:

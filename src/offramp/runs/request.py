@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from offramp.commands import RunCall, words_of
+from offramp.commands import RunCall, no_option, words_of
 from offramp.errors import InputError, WorkloadError
 from offramp.files import require_writable
 from offramp.kit.defaults import DEFAULT_MODEL, DEFAULT_WORKLOADS, FLOORS, LOCAL, WORTH
@@ -124,7 +124,7 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
         """What repeats the run. named: whether the model has a name that loads it."""
         given = self.given()
         of_model = {name: given.pop(name) for name in OF_MODEL if name in given}
-        return RunCall(tuple(words_of(self.name, **of_model)) if named else None, given)
+        return RunCall(tuple(words_of(no_option(self.name), **of_model)) if named else None, given)
 
     def _named_model(self) -> dict[str, Any]:
         if isinstance(self.model, str):

@@ -20,8 +20,7 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
     SEAL,
     canonical_json,
-    disk_full,
-    is_disk_full,
+    no_room,
     parse_json,
     sha256_of_text,
     sync_folder,
@@ -239,9 +238,10 @@ def _writer(path: Path, plan: StatesPlan, dtype: torch.dtype) -> Iterator[_Write
     try:
         yield writer
     except OSError as error:
-        if not is_disk_full(error):
+        full = no_room(error, path, writer.rows * len(plan.layers) * plan.hidden * dtype.itemsize)
+        if full is None:
             raise
-        raise disk_full(path, writer.rows * len(plan.layers) * plan.hidden * dtype.itemsize) from error
+        raise full from error
     finally:
         with contextlib.suppress(OSError):  # what is still in its buffer finds no room either
             writer.close()
