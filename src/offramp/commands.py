@@ -58,7 +58,7 @@ def words_of(*subjects: str | Path, transforms: Iterable[str] = (), **options: A
 
 
 def no_option(name: str) -> str:
-    """A model's name, or a path, as a command line takes it: one that looks like an option says it is a path."""
+    """A model's name as a command line takes it: one that looks like an option is said to be a path."""
     return f"./{name}" if name.startswith("-") else name
 
 
