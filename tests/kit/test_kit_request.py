@@ -59,7 +59,7 @@ class Sizes(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bake(Sizes, Request[str]):
+class Bake(Sizes, Request):
     """Bake a cake.
 
     And more of it.
@@ -226,7 +226,7 @@ def test_what_is_given_makes_the_same_request_again(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaf(Request[str]):
+class Loaf(Request):
     """A loaf."""
 
     size: int = 2
@@ -236,7 +236,7 @@ class Loaf(Request[str]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roll(Request[str]):
+class Roll(Request):
     """A roll."""
 
     size: int = 1500

@@ -39,7 +39,7 @@ alone = only_if(lambda asked: not asked.combine, "with --combine")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Leaving, Request[None]):
+class Bench(Leaving, Request):
     """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
 
     model: Annotated[str, argument] = field(default=DEFAULT_MODEL, kw_only=False)

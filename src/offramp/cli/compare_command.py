@@ -22,7 +22,7 @@ class Mixed(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Mixed, Request[None]):
+class CompareCommand(Mixed, Request):
     """Compare models, strategies and texts: leaderboard, strategies, and scores beside what is saved."""
 
     folders: Annotated[tuple[Path, ...], argument, flags(metavar="DIR")]

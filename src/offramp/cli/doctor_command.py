@@ -29,7 +29,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorCommand(Request[None]):
+class DoctorCommand(Request):
     """Look at versions, the default model, the compiler, the cache and the machine."""
 
     clear_cache: bool = False

@@ -34,7 +34,7 @@ warm = only_if(lambda asked: asked.temperature != 0, "at --temperature 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completion(Leaving, Request[None]):
+class Completion(Leaving, Request):
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
 
     prompts: Annotated[tuple[str, ...], flags("--prompt")] = ()

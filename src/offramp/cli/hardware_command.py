@@ -37,7 +37,7 @@ def hardware_command(context: typer.Context) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineTiming(OnModel, Request["TimingsProfile"]):
+class MachineTiming(OnModel, Request):
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
 
     threads: int | None = None

@@ -68,7 +68,7 @@ class HeadsOutput(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFitting(OnModel, InContext, HeadsOutput, Request[None]):
+class HeadFitting(OnModel, InContext, HeadsOutput, Request):
     """Fit a linear lens, classifiers and K,V maps per exit on the later half of each workload's documents."""
 
     workloads: Annotated[Sequence[str], flags("--workload", "-w")]
@@ -205,7 +205,7 @@ def require_no_maps_lost(asked: HeadFitting, heads: ExitHeads) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadImport(Placed, HeadsOutput, Request[None]):
+class HeadImport(Placed, HeadsOutput, Request):
     """Make exits that others trained (lenses, networks, norms, output heads) ready for --heads."""
 
     file: Annotated[str, argument] = field(kw_only=False)

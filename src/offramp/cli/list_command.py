@@ -114,7 +114,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListCommand(Request[None]):
+class ListCommand(Request):
     """List models, workloads, transforms, policies, signals or hardware known by name.
 
     Wherever a hardware name fits, so does a .toml profile of your own.

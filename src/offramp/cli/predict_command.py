@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictCommand(Request[None]):
+class PredictCommand(Request):
     """Predict a policy's speed and quality on another trace or machine, and whether its floor holds."""
 
     trace: Path

@@ -27,7 +27,7 @@ PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayCommand(OnDevice, Request[None]):
+class ReplayCommand(OnDevice, Request):
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
 
     trace: Annotated[Path, argument]

@@ -13,7 +13,7 @@ from offramp.tracing.progress import stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportCommand(Mixed, Request[None]):
+class ReportCommand(Mixed, Request):
     """Write the page of a run or a study again, from what is done so far; of several folders, one for all."""
 
     folders: Annotated[tuple[Path, ...], argument, flags(metavar="DIR")]

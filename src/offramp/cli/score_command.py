@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreCommand(Request[None]):
+class ScoreCommand(Request):
     """Score how suited a model is to early exit, from its traces. Needs no model.
 
     Of a trace made with --heads and one without, of the same tokens and exits, both readings are held against

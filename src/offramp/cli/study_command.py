@@ -41,7 +41,7 @@ class InFolder(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyPlanCommand(InFolder, Request[None]):
+class StudyPlanCommand(InFolder, Request):
     """Show the cells: what is done, what cannot be had here, and what the rest takes. Runs nothing."""
 
     study_file: Annotated[Path, argument]
@@ -49,7 +49,7 @@ class StudyPlanCommand(InFolder, Request[None]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRunCommand(InFolder, Request[None]):
+class StudyRunCommand(InFolder, Request):
     """Run what is not done yet and write the report. Stopped? Run it again: it goes on.
 
     Ends with 0 if all that can be had here is done, and with 1 if a cell failed or a model is damaged.
@@ -102,7 +102,7 @@ class StudyRunCommand(InFolder, Request[None]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyStatusCommand(InFolder, Request[None]):
+class StudyStatusCommand(InFolder, Request):
     """Show what is done, running, failed and left. Ends with 1 if --verify finds damage."""
 
     study_file: Annotated[Path, argument]
@@ -112,7 +112,7 @@ class StudyStatusCommand(InFolder, Request[None]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyReportCommand(InFolder, Mixed, Request[None]):
+class StudyReportCommand(InFolder, Mixed, Request):
     """Write the page, the tables and the citation of what is done so far, into the study's folder."""
 
     study_file: Annotated[Path, argument]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceCommand(Measuring, OnModel, Streamed, Made, Request[None]):
+class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
 
     workload: Annotated[tuple[str, ...], flags("--workload", "-w")]

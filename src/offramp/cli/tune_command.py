@@ -37,7 +37,7 @@ executing = only_if(lambda asked: asked.executes, "where nothing is decoded")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(OnDevice, Request[None]):
+class Tuning(OnDevice, Request):
     """Find the fastest policy that is certified, by decoding, to keep a quality floor."""
 
     traces: Annotated[tuple[Path, ...], argument, flags(metavar="TRACE...")] = field(kw_only=False)

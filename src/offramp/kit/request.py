@@ -19,14 +19,14 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from offramp.errors import InputError
 from offramp.kit.arguments import field_hints, settled
 from offramp.kit.numbers import is_limit, require_bounded
 
 P = ParamSpec("P")
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", covariant=True)
 
 not_identity = "not identity"
 """Of what changes how an answer is had, and not which: a folder is the same request's with any value."""
@@ -209,7 +209,7 @@ class Options:
         return found
 
 
-class Request(Options, Generic[Answer]):
+class Request(Options):
     """What is asked for: its fields are what the command takes, and its call in Python.
 
     A request that exists is whole: values are of their annotations' types (numbers of numpy become Python's,
@@ -224,16 +224,13 @@ class Request(Options, Generic[Answer]):
             object.__setattr__(self, field.name, value)
             for number in value if isinstance(value, tuple) else (value,):
                 require_bounded(**{field.name: number})
+        named = {field.name: field for field in fields}
         for field in fields:
             if getattr(self, field.name) != field.default:
-                self._require_meaning(field, {other.name: other for other in fields})
+                self._require_meaning(field, named)
         for name, value in self.settle().items():
             object.__setattr__(self, name, value)
         self.check()
-
-    def carry_out(self) -> Answer:
-        """Do what is asked for."""
-        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """What makes it another request, by name."""
@@ -260,7 +257,14 @@ class Request(Options, Generic[Answer]):
                 raise InputError(f"{option} means nothing {beside}", where=option, fix=fix)
 
 
-def as_call(request: Callable[P, Request[Answer]]) -> Callable[P, Answer]:
+class CarriedOut(Protocol[Answer]):
+    """A request that is also a call in Python."""
+
+    def carry_out(self) -> Answer:
+        """Do what is asked for."""
+
+
+def as_call(request: Callable[P, CarriedOut[Answer]]) -> Callable[P, Answer]:
     """The function with a request's fields as its arguments, which carries it out."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> Answer:

@@ -16,7 +16,6 @@ from offramp.kit.request import (
     Request,
     added_later,
     argument,
-    as_call,
     fields_of,
     flags,
     not_identity,
@@ -36,7 +35,7 @@ DECODE_MINUTES = 3.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
+class Run(Measuring, Placed, Streamed, Made, Request):
     """Would early exit pay? Traces a model, searches policies, decodes with the best, and writes a page.
 
     Stopped? Run it again: it resumes after the last whole part. What was timed is kept; --overwrite times it
@@ -172,8 +171,6 @@ class Run(Measuring, Placed, Streamed, Made, Request["Findings"]):
 
 OF_MODEL = tuple(field.switch(True) for part in (OnDevice, Placed) for field in fields_of(part))
 """Options of the model, which every command on it takes."""
-
-run = as_call(Run)
 
 
 def read_floors(given: str | float | Sequence[str | float]) -> tuple[float, ...]:

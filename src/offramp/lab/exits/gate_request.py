@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateTraining(FromHeads, Request[None]):
+class GateTraining(FromHeads, Request):
     """Networks that decide who leaves, for one machine and one floor (`offramp.lab.exits.gate`)."""
 
     kind: ClassVar[str] = "gate"

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.files import disk_full, is_disk_full, remove, temporary_path
+from offramp.files import no_room, remove, temporary_path
 from offramp.kit.output_folder import OutputFolder
 from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
 from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
@@ -62,11 +62,12 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     except Exception as error:
-        if not is_disk_full(error):
-            raise
         written = sum(path.stat().st_size for path in made.glob("*"))  # of nothing if it was never made
+        full = no_room(error, folder / SINGLE_FILE, written)
+        if full is None:
+            raise
         remove(made)
-        raise disk_full(folder / SINGLE_FILE, written) from error
+        raise full from error
     fingerprint = identify_folder(made, source=str(folder)).fingerprint
     OutputFolder(folder).take(made, CONFIG_FILE, replaces=())
     return fingerprint

@@ -92,7 +92,7 @@ class FromHeads(ExitsTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumableTraining(ExitsTraining, Request[None]):
+class ResumableTraining(ExitsTraining, Request):
     """A training that can be killed, and goes on in its folder, which is looked into last."""
 
     minutes: Minutes | None = None
