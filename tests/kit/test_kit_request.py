@@ -105,7 +105,7 @@ def asked_for(line: str) -> Bake:
     asked: list[Bake] = []
     app = typer.Typer()
     app.callback()(lambda: None)
-    command(app, "bake", Bake)(lambda request, out: asked.append(request))
+    command(app, "bake", Bake, lambda request, out: asked.append(request))
     result = CliRunner().invoke(app, ["bake", *shlex.split(line)])
     if result.exception is not None:
         raise result.exception
@@ -115,7 +115,7 @@ def asked_for(line: str) -> Bake:
 def help_text() -> str:
     app = typer.Typer()
     app.callback()(lambda: None)
-    command(app, "bake", Bake)(lambda request, out: None)
+    command(app, "bake", Bake, lambda request, out: None)
     shown = CliRunner().invoke(app, ["bake", "--help"], env={"COLUMNS": "200"}).output
     return " ".join(shown.split())
 
@@ -253,7 +253,7 @@ def bread(line: str) -> tuple[list[Any], str]:
     asked: list[Any] = []
     app = typer.Typer()
     app.callback()(lambda: None)
-    command(app, "bread", BREADS, doc="Bread.")(lambda request, out: asked.append(request))
+    command(app, "bread", BREADS, lambda request, out: asked.append(request), doc="Bread.")
     result = CliRunner().invoke(app, ["bread", *shlex.split(line)], env={"COLUMNS": "200"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -23,8 +23,13 @@ KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def command(
-    app: typer.Typer, name: str, request: Any, *, doc: str | None = None
-) -> Callable[[Callable[[Any, Output], None]], Callable[[Any, Output], None]]:
+    app: typer.Typer,
+    name: str,
+    request: Any,
+    carry_out: Callable[[Any, Output], None],
+    *,
+    doc: str | None = None,
+) -> None:
     """Make a function the command that is asked for by a request, a class, or one of several `Kinds`.
 
     Besides the fields it takes `--json`. doc: the help, by default the request's docstring.
@@ -36,32 +41,28 @@ def command(
         if python_only not in field.marks
     ]
 
-    def register(carry_out: Callable[[Any, Output], None]) -> Callable[[Any, Output], None]:
-        def run(**given: Any) -> None:
-            out = Output(given.pop(AS_JSON))
-            kind = given.pop(kinds.said_by) if kinds else ""
-            values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-            values = {name: value for name, value in values.items() if value is not None and value != ()}
-            try:
-                carry_out(kinds.request(kind, values) if kinds else request(**values), out)
-            except EOFError as error:  # which the parser takes for Ctrl-D
-                raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
+    def run(**given: Any) -> None:
+        out = Output(given.pop(AS_JSON))
+        kind = given.pop(kinds.said_by) if kinds else ""
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        values = {name: value for name, value in values.items() if value is not None and value != ()}
+        try:
+            carry_out(kinds.request(kind, values) if kinds else request(**values), out)
+        except EOFError as error:  # which the parser takes for Ctrl-D
+            raise InputError(f"a file ends too early: {error}", fix="copy or make it again") from error
 
-        parameters = [_parameter(field) for field in sorted(fields, key=lambda field: not missing(field))]
-        if kinds:
-            kind_option = typer.Option(f"--{kinds.said_by}", help=kinds.what)
-            required = sum(map(missing, fields))
-            parameters.insert(required, _keyword(kinds.said_by, Annotated[str, kind_option], kinds.usual))
-        json_option = typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-        parameters.append(_keyword(AS_JSON, Annotated[bool, json_option], False))
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        text = doc or inspect.getdoc(request)
-        run.requests = tuple(kinds.requests.values()) if kinds else (request,)  # type: ignore[attr-defined]
-        app.command(name, cls=_helped(fields), help=text)(run)
-        return carry_out
-
-    return register
+    parameters = [_parameter(field) for field in sorted(fields, key=lambda field: not missing(field))]
+    if kinds:
+        kind_option = typer.Option(f"--{kinds.said_by}", help=kinds.what)
+        required = sum(map(missing, fields))
+        parameters.insert(required, _keyword(kinds.said_by, Annotated[str, kind_option], kinds.usual))
+    json_option = typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+    parameters.append(_keyword(AS_JSON, Annotated[bool, json_option], False))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    text = doc or inspect.getdoc(request)
+    run.requests = tuple(kinds.requests.values()) if kinds else (request,)  # type: ignore[attr-defined]
+    app.command(name, cls=_helped(fields), help=text)(run)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -51,4 +51,4 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     out.finish(exits_shown.summary(trained, asked.output))
 
 
-command(exits, "train", TRAININGS, doc=TRAIN)(train)
+command(exits, "train", TRAININGS, train, doc=TRAIN)

@@ -108,7 +108,7 @@ def measure(asked: MachineTiming, out: Output) -> None:
     out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
 
 
-command(hardware, "measure", MachineTiming)(measure)
+command(hardware, "measure", MachineTiming, measure)
 
 
 def _table(profile: TimingsProfile) -> Any:

@@ -247,8 +247,8 @@ def import_(asked: HeadImport, out: Output) -> None:
     out.finish(heads_summary(imported, asked.output))
 
 
-command(heads, "fit", HeadFitting)(fit)
-command(heads, "import", HeadImport)(import_)
+command(heads, "fit", HeadFitting, fit)
+command(heads, "import", HeadImport, import_)
 
 
 def _holds_heads(path: Path) -> bool:

@@ -266,7 +266,7 @@ def succeeded(status: Status) -> bool:
     return status.cells["done"] > 0 and left == 0
 
 
-command(study, "plan", StudyPlanCommand)(plan)
-command(study, "run", StudyRunCommand)(run)
-command(study, "status", StudyStatusCommand)(status)
-command(study, "report", StudyReportCommand)(report)
+command(study, "plan", StudyPlanCommand, plan)
+command(study, "run", StudyRunCommand, run)
+command(study, "status", StudyStatusCommand, status)
+command(study, "report", StudyReportCommand, report)
