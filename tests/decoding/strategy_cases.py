@@ -21,7 +21,7 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -37,7 +37,6 @@ class Scripted(ExitPolicy):
     exits: tuple[int, ...]
 
     kind: ClassVar[str] = "scripted"
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
 
     def needs(self, layers: int) -> dict[int, tuple[str, ...]]:
         return {exit: () for exit in sorted(set(self.exits)) if exit < layers}

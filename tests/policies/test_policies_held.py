@@ -12,7 +12,7 @@ import pytest
 from offramp.errors import InputError, PolicyError
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy import ExitPolicy, Parameter
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.around import Minimum
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.fixed import Oracle, Schedule, StaticExit
@@ -39,7 +39,7 @@ from policy_traces import make_trace
         (lambda: Minimum(2, "never"), "policy cannot be str 'never'", "give ExitPolicy"),
         (lambda: Votes("most", (StaticExit(2),)), "need cannot be str 'most'", "give 'all' or 'any' or int"),
         (lambda: Votes("all", StaticExit(2)), "of cannot be StaticExit", "give tuple[ExitPolicy, ...]"),
-        (lambda: Oracle(1), "which cannot be int 1", "give str"),
+        (lambda: Oracle(1), "which cannot be int 1", "give 'first_match' or 'saturation'"),
     ],
 )
 def test_another_type_is_named(make: Callable[[], ExitPolicy], what: str, fix: str) -> None:
@@ -79,7 +79,6 @@ class Twice(StaticExit):
 
     kind: ClassVar[str] = "twice"
     seen: ClassVar[list[Any]] = []
-    parameters: ClassVar[tuple[Parameter, ...]] = StaticExit.parameters
 
     def __post_init__(self) -> None:
         self.seen.append(self.exit)

@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from offramp.errors import InputError, OfframpError
-from offramp.kit.numbers import WORDS, is_limit, shown_number, within
+from offramp.kit.numbers import LIMITS
+from offramp.kit.rules import SHOWN, Must, is_rule, refusal, refusal_beside
 
 P = ParamSpec("P")
 Returned = TypeVar("Returned")
-
-SHOWN = 60
-"""Characters that a message repeats of what was given."""
 
 
 class _Unfit(Exception):
     """A value is not what an annotation says."""
 
 
-class _Outside(_Unfit):
-    """A number is not within the limits of its annotation. The message says what it must be."""
+class _Refused(_Unfit):
+    """A value of the right type is not within the limits of its annotation, or not what else it says."""
+
+    def __init__(self, value: Any, rules: tuple[Any, ...]) -> None:
+        self.value = value
+        self.rules = rules
 
 
 class _Unread(type):
@@ -133,12 +135,11 @@ def settled(
     """
     try:
         return _fitting(value, hint)
-    except _Outside as outside:
-        raise kind(
-            f"{name.replace('_', ' ')} must be {outside}, not {shown_number(value)}",
-            where=where or f"{name}= (--{name.replace('_', '-')})",
-            fix=f"give a number that is {outside}",
-        ) from None
+    except _Refused as refused:
+        why = refusal(name, refused.value, refused.rules)
+        assert why is not None
+        place = where or f"{name}= (--{name.replace('_', '-')})"
+        raise kind(why.what, where=place, fix=why.fix) from None
     except _Unfit:
         shown = repr(value) if value is None else f"{type(value).__name__} {value!r}"
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
@@ -157,12 +158,16 @@ def settle_fields(
     Raises an error of that kind.
     """
     own: Any = type(made)
-    for name, (said, hint) in _field_hints(own).items():
+    hints = _field_hints(own)
+    places = {name: f"{own.__name__}({name}=)" if where is None else where(name) for name in hints}
+    for name, (said, hint) in hints.items():
         value = getattr(made, name)
-        place = f"{own.__name__}({name}=)" if where is None else where(name)
-        fitting = settled(name, value, hint, said, kind, place)
+        fitting = settled(name, value, hint, said, kind, places[name])
         if fitting is not value:
             object.__setattr__(made, name, fitting)
+    for name, (_, hint) in hints.items():
+        if why := refusal_beside(name, made, typing.get_args(hint)[1:]):
+            raise kind(why.what, where=places[name], fix=why.fix)
 
 
 def field_hints(kind: Any) -> Mapping[str, tuple[str, Any]]:
@@ -183,25 +188,42 @@ _field_hints = functools.cache(field_hints)
 
 def in_words(annotation: str, hint: Any = None) -> str:
     """An annotation without the packages of its names. hint: the same read, whose choices are listed, and
-    whose parts where the annotation is the name of several.
+    whose parts where the annotation is the name of several, or of a type with limits.
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal or _is_limited(hint):
+        return _name(hint)
+    if origin in (types.UnionType, typing.Union):
+        said = annotation.split(" | ")
+        if len(said) == len(parts):
+            return " or ".join(map(in_words, said, parts))
+        if len(said) == 1:
+            return _name(hint)
+    return re.sub(r"\w[\w.]*\.(?=\w)", "", annotation).replace(" | ", " or ")
+
+
+def _is_limited(hint: Any) -> bool:
+    """Whether something in an annotation is more than a type."""
+    return typing.get_origin(hint) is typing.Annotated or any(map(_is_limited, typing.get_args(hint)))
+
+
+def _name(hint: Any) -> str:
+    """An annotation in words, without limits."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _name(parts[0])
     if origin is Literal:
         *others, last = map(repr, parts)
         return f"{', '.join(others)} or {last}" if others else last
     if origin in (types.UnionType, typing.Union):
-        said = annotation.split(" | ")
-        said = [_name(part) for part in parts] if len(said) == 1 else said
-        if len(said) == len(parts):
-            return " or ".join(map(in_words, said, parts))
-    plain = re.sub(r"\w[\w.]*\.(?=\w)", "", annotation)
-    return re.sub(r"\w+", lambda word: WORDS.get(word[0], word[0]), plain).replace(" | ", " or ")
-
-
-def _name(hint: Any) -> str:
+        return " or ".join(map(_name, parts))
+    if hint is Ellipsis:
+        return "..."
     if hint is types.NoneType:
         return "None"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(map(_name, parts))}]"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _fitting(value: Any, hint: Any) -> Any:
@@ -211,8 +233,9 @@ def _fitting(value: Any, hint: Any) -> Any:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         fitting = _fitting(value, parts[0])
-        if outside := within(fitting, [mark for mark in parts[1:] if is_limit(mark)]):
-            raise _Outside(outside)
+        rules = tuple(mark for mark in parts[1:] if is_rule(mark))
+        if rules and refusal("", fitting, rules):
+            raise _Refused(fitting, rules)
         return fitting
     if origin in (types.UnionType, typing.Union):
         why = _Unfit()
@@ -220,11 +243,14 @@ def _fitting(value: Any, hint: Any) -> Any:
             try:
                 return _fitting(value, part)
             except _Unfit as unfit:
-                why = unfit if isinstance(unfit, _Outside) else why
+                limited = isinstance(unfit, _Refused) and typing.get_origin(part) is not Literal
+                why = unfit if limited else why
         raise why
     if origin is Literal:
-        if not isinstance(value, tuple(map(type, parts))) or value not in parts:
+        if not isinstance(value, tuple(map(type, parts))):
             raise _Unfit
+        if value not in parts:
+            raise _Refused(value, (Must(parts.__contains__, _name(hint)),))
         return value
     if hint in PLAIN:
         return PLAIN[hint](value)
@@ -273,10 +299,10 @@ def _all_fitting(values: tuple[Any, ...], kind: Any, parts: tuple[Any, ...]) -> 
         return tuple(map(_fitting, values, parts))
     each = parts[0]
     plain, *marks = typing.get_args(each) if typing.get_origin(each) is typing.Annotated else (each,)
-    if values and plain in EXACT and set(map(type, values)) == {plain}:
-        if marks:  # limits, which all keep that both ends do
-            _fitting(min(values), each)
-            _fitting(max(values), each)
+    exact = values and plain in EXACT and set(map(type, values)) == {plain}
+    if exact and all(type(mark) in LIMITS for mark in marks):  # which all keep that both ends do
+        for value in {min(values), max(values)} if marks else ():
+            _fitting(value, each)
         return values
     return tuple(_fitting(value, each) for value in values)
 

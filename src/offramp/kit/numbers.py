@@ -51,13 +51,6 @@ NotNegative = Annotated[float, Ge(0), Le(LARGEST_NUMBER)]
 (`offramp.kit.given_file`): who has one of these needs no check of its own."""
 
 
-WORDS = {
-    **dict.fromkeys(("Count", "Whole", "FittingSeed", "TimedTokens"), "int"),
-    **dict.fromkeys(("Share", "Minutes", "Seconds", "Number", "Positive", "NotNegative"), "float"),
-}
-"""What these are to people."""
-
-
 LIMITS: Mapping[Any, tuple[str, Callable[[Any, Any], bool], str]] = {
     Ge: ("ge", operator.ge, "at least {:g}"),
     Gt: ("gt", operator.gt, "above {:g}"),
@@ -65,11 +58,6 @@ LIMITS: Mapping[Any, tuple[str, Callable[[Any, Any], bool], str]] = {
     Lt: ("lt", operator.lt, "below {:g}"),
 }
 """Of each kind of limit: where it holds its bound, when a number is within, and what it must be."""
-
-
-def is_limit(mark: object) -> bool:
-    """Whether this is a limit, of what an annotation says."""
-    return type(mark) in LIMITS
 
 
 def within(number: float, limits: Sequence[Any]) -> str | None:

@@ -23,7 +23,8 @@ from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from offramp.errors import InputError
 from offramp.kit.arguments import field_hints, settled
-from offramp.kit.numbers import is_limit, require_bounded
+from offramp.kit.numbers import require_bounded
+from offramp.kit.rules import is_rule
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer", covariant=True)
@@ -140,9 +141,9 @@ def _fields_of(request: type) -> tuple[Field, ...]:
         marks: tuple[Any, ...] = ()
         if typing.get_origin(hint) is typing.Annotated:
             hint, *listed = typing.get_args(hint)
-            marks = tuple(mark for mark in listed if not is_limit(mark))
-            if limits := tuple(mark for mark in listed if is_limit(mark)):
-                hint = Annotated[(hint, *limits)]
+            marks = tuple(mark for mark in listed if not is_rule(mark))
+            if rules := tuple(mark for mark in listed if is_rule(mark)):
+                hint = Annotated[(hint, *rules)]
             if said.startswith("Annotated["):
                 said = ast.unparse(_first_of(said))
         doc = functools.partial(_doc, tuple(classes), name)

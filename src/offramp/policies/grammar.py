@@ -9,26 +9,22 @@ votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cache, partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from offramp.errors import PolicyError
 from offramp.files import SEAL, parse_json, read_given_text, seal_of, write_json_atomically
+from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
-from offramp.policies.parameters import (
-    PolicyText,
-    read_exit_list,
-    read_exits,
-    require_balanced,
-    split_outside_brackets,
-)
+from offramp.policies.parameters import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
 from offramp.policies.rules.around import Minimum, Monotone
 from offramp.policies.rules.combined import Tasks, Votes
@@ -38,7 +34,6 @@ from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained
 from offramp.policies.rules.short_list import ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
-from offramp.policies.signals import suggest
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
 
@@ -82,20 +77,17 @@ def _the(policy: type[ExitPolicy]) -> type[ExitPolicy]:
 
 
 def _load(point: EntryPoint) -> type[ExitPolicy]:
-    wanted = "a subclass of ExitPolicy"
+    wanted = "a dataclass derived from ExitPolicy"
     policy: type[ExitPolicy] = load_plug_in(point, _is_kind, "policy", wanted, PolicyError)
-    kind, parameters = getattr(policy, "kind", None), getattr(policy, "parameters", None)
+    kind = getattr(policy, "kind", None)
     if kind != point.name:
         what = f"the policy of the entry point {point.name!r} calls itself {kind!r}"
         raise refused(point, what, PolicyError)
-    listed = isinstance(parameters, tuple) and all(isinstance(one, Parameter) for one in parameters)
-    if not listed:
-        raise refused(point, f"the policy {kind!r} has no tuple of Parameters", PolicyError)
     return policy
 
 
 def _is_kind(found: object) -> bool:
-    return isinstance(found, type) and issubclass(found, ExitPolicy)
+    return isinstance(found, type) and issubclass(found, ExitPolicy) and is_dataclass(found)
 
 
 SCHEMA_VERSION = 1
@@ -104,6 +96,9 @@ TUNED_SCHEMA_VERSION = 3
 FIRST_TUNED_SCHEMA_VERSION = 2
 TUNED = "tuned"
 """The kind of such a file."""
+
+MOST_DIGITS = 30
+"""Of a whole number that is read at all; Python's own limit is some thousand."""
 
 SHOWN_AROUND = 100
 """Characters of a policy's text that an error shows on each side of a fault."""
@@ -197,18 +192,65 @@ def _asking(kind: type[ExitPolicy]) -> AbstractContextManager[None]:
 
 
 def _read_value(parameter: Parameter, text: str) -> Any:
-    """A parameter's value, the policies within it read too."""
-    value = parameter.read(text)
-    if isinstance(value, tuple):
-        return tuple(_policy_read(one) if isinstance(one, PolicyText) else one for one in value)
-    return _policy_read(value) if isinstance(value, PolicyText) else value
+    """A parameter's value, of its type; what else it must be, its policy refuses.
 
-
-def _policy_read(nested: PolicyText) -> ExitPolicy:
+    Raises ParameterError at the character at fault.
+    """
     try:
-        return read_text(nested.text)
+        return _read(text, parameter.hint)
     except ParameterError as error:
-        raise error.moved(nested.offset) from error
+        if error.fix:
+            raise
+        fix = f"give {parameter.name}=, {parameter.meaning}"
+        raise ParameterError(error.what, fix=fix, offset=error.offset) from error
+
+
+def _read(text: str, hint: Any, number: str = "a whole number") -> Any:
+    """A text as what an annotation says. number: what a whole number is called.
+
+    Raises ParameterError, without a fix where the parameter's meaning is one.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _read(text, parts[0], "an exit" if EXIT in parts else number)
+    if origin in (UnionType, Union):
+        words = {word for part in parts if get_origin(part) is Literal for word in get_args(part)}
+        return text if text in words else _read(text, next(p for p in parts if get_origin(p) is not Literal))
+    if origin is tuple:
+        return tuple(_read_items(text, parts[0]))
+    if hint is int:
+        if not (text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS):
+            raise ParameterError(f"{text!r} is not {number}", fix="")
+        return int(text)
+    if hint is float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise ParameterError(f"{text!r} is not a number", fix="") from error
+    if hint is ExitPolicy:
+        if not (text.startswith("[") and text.endswith("]")):
+            raise ParameterError(
+                "a policy within another stands in brackets", fix="write it as [threshold:signal=...]"
+            )
+        try:
+            return read_text(text[1:-1])
+        except ParameterError as error:
+            raise error.moved(1) from error
+    return text
+
+
+def _read_items(text: str, hint: Any) -> Iterator[Any]:
+    """The items of a list joined by "+"; a text that holds one itself stands in brackets."""
+    for offset, item in split_outside_brackets(text, "+"):
+        bracketed = item.startswith("[") and item.endswith("]") and _plain(hint) is str
+        try:
+            yield _read(item[1:-1] if bracketed else item, hint)
+        except ParameterError as error:
+            raise error.moved(offset) from error
+
+
+def _plain(hint: Any) -> Any:
+    return _plain(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
 def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str, tuple[int, str]]:
@@ -217,7 +259,7 @@ def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str
     start: characters before the settings.
     """
     names = [parameter.name for parameter in kind.parameters]
-    of_exits = [one.name for one in kind.parameters if one.read in (read_exits, read_exit_list)]
+    of_exits = [parameter.name for parameter in kind.parameters if parameter.hint in SEVERAL_EXITS]
     found: dict[str, tuple[int, str]] = {}
     last = ""
     for offset, setting in split_outside_brackets(settings, ","):
@@ -236,7 +278,7 @@ def _value_starts(start: int, settings: str, kind: type[ExitPolicy]) -> dict[str
             )
             fix = suggest(name, names) if names else f"write {kind.kind} alone"
             meant = "" if equals else _meant(setting, kind, found)
-            if name.strip().isdigit() and any(one in found for one in of_exits):
+            if name.strip().isdigit() and any(exits in found for exits in of_exits):
                 fix = 'join exits with "+", as in exits=10+15+20'
             elif meant:
                 fix = f"write {kind.kind}:{meant}={setting.strip()}"
@@ -256,7 +298,7 @@ def _meant(value: str, kind: type[ExitPolicy], found: Mapping[str, object]) -> s
     for parameter in kind.parameters:
         if parameter.default is None and parameter.name not in found and not value.strip().isidentifier():
             with contextlib.suppress(ParameterError):
-                parameter.read(value.strip())
+                _read(value.strip(), parameter.hint)
                 return parameter.name
     return ""
 

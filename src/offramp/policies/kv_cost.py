@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from offramp.costs.counting import is_recurrent
 from offramp.costs.probes import MapRanks
 from offramp.errors import PolicyError
+from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import Item, Usage
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.signals import suggest
 from offramp.policies.steps import Steps, count_rounds, count_steps, find_rounds
 from offramp.tracing.trace import Trace
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.kit.arguments import settled
+from offramp.kit.arguments import field_hints, settled
+from offramp.kit.request import fields_of
 from offramp.tracing.trace import Trace
 
 Rows = NDArray[np.bool_]
@@ -35,19 +37,47 @@ class ParameterError(PolicyError):
         return ParameterError(self.what, fix=self.fix, offset=self.offset + by)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter of a policy kind in the policy grammar.
+    """One parameter of a policy kind in the policy grammar: a field of its class.
 
-    read: from its text to the value; raises ParameterError for a text that does not fit.
-    meaning: one line for lists and error messages. default: the text used if it is left out, None if it must
-    be given.
+    hint: the field's annotation, read, which says what it may be. default: the text used if it is left out,
+    None if it must be given.
     """
 
     name: str
-    read: Callable[[str], Any]
-    meaning: str
-    default: str | None = None
+    hint: Any
+    default: str | None
+    doc: Callable[[], str]
+
+    @property
+    def meaning(self) -> str:
+        """What it is, the string below the field."""
+        return self.doc()
+
+
+@cache
+def _parameters_of(kind: type[ExitPolicy]) -> tuple[Parameter, ...]:
+    def doc(name: str) -> str:
+        return next(field.doc() for field in fields_of(kind) if field.name == name)
+
+    hints = field_hints(kind)
+    return tuple(
+        Parameter(
+            name=field.name,
+            hint=hints[field.name][1],
+            default=None if field.default is MISSING else text_of(field.default),
+            doc=partial(doc, field.name),
+        )
+        for field in fields(kind)  # type: ignore[arg-type]
+    )
+
+
+class _Parameters:
+    """The parameters of a policy's class, which are known once it is a dataclass."""
+
+    def __get__(self, policy: ExitPolicy | None, kind: type[ExitPolicy]) -> tuple[Parameter, ...]:
+        return _parameters_of(kind)
 
 
 @dataclass(frozen=True)
@@ -97,15 +127,16 @@ class ExitPolicy(ABC):
     """Decides, exit by exit from shallow to deep, whether a token leaves. At exit L every token leaves.
 
     A subclass is a frozen dataclass whose fields are its parameters, in order. Values are texts, numbers,
-    other policies, or tuples of these, so that they survive text and JSON. They are of the types of the
-    fields before the subclass's own `__post_init__` runs, and others' answers are held to what is said here
-    (`offramp.policies.held`).
+    other policies, or tuples of these, so that they survive text and JSON. Annotations say what they may be,
+    limits and what fits beside another included (`offramp.kit.rules`), the string below a field what it is;
+    values are held against them before the subclass's own `__post_init__` runs, and others' answers to what
+    is said here (`offramp.policies.held`).
 
     reachable: whether it decides from what a decoder knows; an oracle does not, and has `exits_of` instead.
     """
 
     kind: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]]
+    parameters: ClassVar[tuple[Parameter, ...]] = _Parameters()  # type: ignore[assignment]
     reachable: ClassVar[bool] = True
     never_deepens: ClassVar[bool] = False
 
@@ -191,8 +222,7 @@ class ExitPolicy(ABC):
 
     def parameter_values(self) -> dict[str, Any]:
         """Parameters by name, as JSON holds them: tuples become lists, policies their text in brackets."""
-        fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}
-        return {name: _plain(value) for name, value in fields.items()}
+        return {parameter.name: _plain(getattr(self, parameter.name)) for parameter in self.parameters}
 
     def __str__(self) -> str:
         """The policy's text, which `parse_policy` reads back."""

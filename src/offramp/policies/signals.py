@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.errors import PolicyError
+from offramp.kit.rules import suggest
 from offramp.tracing.facts import HEAD_FACTS
 
 Direction = Literal["at least", "at most"]
@@ -214,11 +214,3 @@ def find_signal(name: str) -> Signal:
     if name not in SIGNALS:
         raise PolicyError(f"unknown signal {name!r}", fix=suggest(name, SIGNALS))
     return SIGNALS[name]
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """What to write instead of an unknown name: the nearest known one, or all of them."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    choices = "choose one of: " + ", ".join(names)
-    return f"did you mean {near[0]!r}? {choices}" if near else choices

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
+from offramp.kit.rules import suggest
 from offramp.policies.cost_breakdown import Item, Usage
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy_cost import gives_output
-from offramp.policies.signals import probes_of, suggest
+from offramp.policies.signals import probes_of
 
 Steps = NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_exits, task_of
 from offramp.policies.grammar import parse_policy, policy_from_json, policy_to_json
 from offramp.policies.held import ContractError
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.around import Around
 from offramp.policies.signals import is_opened, looks_back, probe_of
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
@@ -192,7 +192,6 @@ class _Spoiled(Around):
     policy: ExitPolicy
 
     kind: ClassVar[str] = "spoiled"
-    parameters: ClassVar[tuple[Parameter, ...]] = (Parameter("policy", str, "the policy"),)
 
     def decider(self, layers: int, streams: int) -> Decider:
         """The policy's, spoiled."""

@@ -15,7 +15,7 @@ from offramp.policies.rules.around import Monotone
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.patience import Patience, Sustained
-from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
+from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, At, ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
@@ -227,9 +227,7 @@ def add_short_list(pool: Pool, risk: float, targets: tuple[float, ...]) -> None:
     )
 
 
-def _add_thresholds_on_list(
-    pool: Pool, short: Pool, at: str, risk: float, targets: tuple[float, ...]
-) -> None:
+def _add_thresholds_on_list(pool: Pool, short: Pool, at: At, risk: float, targets: tuple[float, ...]) -> None:
     """short: the pool's documents and prices where outputs are read off the list at such exits."""
     cheap = [
         signal for signal in recorded_signals(short.trace) if not (signal.opens or signal.probe == FULL_HEAD)

@@ -24,8 +24,9 @@ from offramp.decoding.exit_readout.facts import (
 )
 from offramp.decoding.exit_readout.head import PADDING, OutputHead, rows_of
 from offramp.errors import InputError, PolicyError
+from offramp.kit.rules import suggest
 from offramp.models.calls import first_tensor
-from offramp.policies.signals import looks_back, probe_of, suggest
+from offramp.policies.signals import looks_back, probe_of
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
 from offramp.tracing.fitted_heads import FittedHeads, PreparedClassifier, PreparedReading

@@ -12,13 +12,13 @@ from offramp.decoding.options import (
     check_policy,
 )
 from offramp.errors import InputError
+from offramp.kit.rules import suggest
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import AUTO, device_count, require_dtype
 from offramp.models.model import Model
 from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
 from offramp.models.transforms.transform import Transform
-from offramp.policies.signals import suggest
 from offramp.tracing.loading import find_model
 
 WHERE = "--model_args"

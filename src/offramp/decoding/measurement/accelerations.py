@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 from offramp.decoding.measurement.combined import PLAIN_NAME
 from offramp.errors import InputError
+from offramp.kit.rules import suggest
 from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.quantise import Quantised
 from offramp.models.transforms.transform import TRANSFORMS, Transform
-from offramp.policies.signals import suggest
 
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
 SHORT_LIST = "shortlist"

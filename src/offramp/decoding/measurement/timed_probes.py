@@ -23,7 +23,7 @@ from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
 from offramp.decoding.strategies.mapped import StateMaps
 from offramp.models.model import Model
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.policies.signals import OPENING_FACT
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import LinearLens
@@ -72,7 +72,6 @@ class Asks(ExitPolicy):
     """Asks for given facts at some exits and never lets a token leave: what probes are timed with."""
 
     kind: ClassVar[str] = "asks"
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
     asked: Mapping[int, tuple[str, ...]]
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:

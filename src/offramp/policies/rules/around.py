@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import read_exit, read_nested, require_reachable
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens, check_exits
+from offramp.policies.parameters import Exit, Inner
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens, check_exits
 from offramp.policies.signals import OPENING_FACT, is_opened
-
-POLICY = Parameter("policy", read_nested, "the policy that decides otherwise, in brackets")
 
 
 class Delegating(ExitPolicy):
@@ -68,11 +66,8 @@ class Delegating(ExitPolicy):
 class Around(Delegating):
     """A policy around another one, its field `policy`."""
 
-    policy: ExitPolicy
-
-    def __post_init__(self) -> None:
-        """Refuse an oracle inside."""
-        require_reachable((self.policy,), "policy")
+    policy: Inner
+    """the policy that decides otherwise, in brackets"""
 
     @property
     def deciding(self) -> ExitPolicy:
@@ -95,8 +90,7 @@ class Around(Delegating):
 
     def around(self, policy: ExitPolicy) -> Self:
         """The same around another policy."""
-        fields = {parameter.name: getattr(self, parameter.name) for parameter in self.parameters}
-        return type(self)(**{**fields, "policy": policy})
+        return replace(self, policy=policy)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -107,14 +101,11 @@ class Minimum(Around):
     2307.02628, section 3) runs a minimum of layers for every token.
     """
 
-    exit: int
-    policy: ExitPolicy
+    exit: Exit
+    """the shallowest exit that is checked"""
+    policy: Inner
 
     kind: ClassVar[str] = "minimum"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("exit", read_exit, "the shallowest exit that is checked"),
-        POLICY,
-    )
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """What the other policy reads from that exit on.
@@ -147,11 +138,10 @@ class Monotone(Around):
     checked there, and leaves whatever the check says.
     """
 
-    policy: ExitPolicy
+    policy: Inner
 
     kind: ClassVar[str] = "monotone"
     never_deepens: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = (POLICY,)
 
     @property
     def remembers(self) -> bool:

@@ -4,47 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import (
-    read_count,
-    read_nested,
-    read_nested_list,
-    require_reachable,
-    split_outside_brackets,
-)
-from offramp.policies.policy import (
-    Decider,
-    ExitPolicy,
-    FactsAtExit,
-    Parameter,
-    ParameterError,
-    Rows,
-    Tokens,
-    text_of,
-)
+from offramp.kit.numbers import Count
+from offramp.kit.rules import Beside, Must
+from offramp.policies.parameters import Inner
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.around import Delegating
+from offramp.policies.rules.fixed import Never
 from offramp.workloads.continued import split_continued
 
-Need = Literal["all", "any"] | int
-
-
-def read_need(text: str) -> Need:
-    """How many must agree: all, any, or a number."""
-    if text == "all":
-        return "all"
-    if text == "any":
-        return "any"
-    try:
-        return read_count(text)
-    except ParameterError as error:
-        raise ParameterError(
-            f"{text!r} is not a number of votes", fix="write all, any or a number"
-        ) from error
+Voter = Annotated[
+    Inner,
+    Must(
+        lambda policy: not policy.short_list,
+        "a voter that leaves open what an exit is read off",
+        "put the vote into shortlist:policy=[...]",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -57,30 +38,18 @@ class Votes(ExitPolicy):
     together, each kind once an exit.
     """
 
-    need: Need
-    of: tuple[ExitPolicy, ...]
+    need: Annotated[
+        Literal["all", "any"] | Count,
+        Beside(
+            lambda need, given: given.of and given.needed <= len(given.of),
+            lambda given: f"at most {len(given.of)}, the policies that vote",
+        ),
+    ]
+    """how many must agree: all, any, or a number"""
+    of: tuple[Voter, ...]
+    """the policies that vote, each in brackets, joined by "+"."""
 
     kind: ClassVar[str] = "votes"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("need", read_need, "how many must agree: all, any, or a number"),
-        Parameter("of", read_nested_list, 'the policies that vote, each in brackets, joined by "+"'),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse a vote that nothing can win, and oracles among the voters."""
-        require_reachable(self.of, "of")
-        if any(policy.short_list for policy in self.of):
-            raise ParameterError(
-                "a voter cannot choose what an exit is read off",
-                fix="put the vote into shortlist:policy=[...]",
-                parameter="of",
-            )
-        if not self.of or not 1 <= self.needed <= len(self.of):
-            raise ParameterError(
-                f"{self.need} of {len(self.of)} policies cannot be met",
-                fix="ask for no more votes than there are policies",
-                parameter="need",
-            )
 
     @property
     def needed(self) -> int:
@@ -193,21 +162,17 @@ RESERVED = ("=", "[", "]", "+(")
 """What the text of a policy cannot hold in a name."""
 
 
-def read_names(text: str) -> tuple[str, ...]:
-    """Names of workload classes joined by "+", each once; one that holds "+" or "," stands in brackets."""
-    names: list[str] = []
-    for offset, piece in split_outside_brackets(text, "+"):
-        name = piece[1:-1] if piece.startswith("[") and piece.endswith("]") else piece
-        if not name.strip() or any(part in name for part in RESERVED):
-            raise ParameterError(
-                f"{piece!r} is not a workload class",
-                fix='write names joined by "+", as in code+chat, one with a "+" in brackets',
-                offset=offset,
-            )
-        if name in names:
-            raise ParameterError(f"{name} is named twice", fix="name it once", offset=offset)
-        names.append(name)
-    return tuple(names)
+Name = Annotated[
+    str,
+    Must(
+        lambda name: name.strip() and not any(part in name for part in RESERVED),
+        "workload classes",
+        'write names joined by "+", as in code+chat, one with a "+" in brackets',
+    ),
+]
+
+
+NEVER = Never()
 
 
 @dataclass(frozen=True)
@@ -221,28 +186,20 @@ class Tasks(Delegating):
     fallback decides.
     """
 
-    names: tuple[str, ...]
-    policies: tuple[ExitPolicy, ...]
-    fallback: ExitPolicy
+    names: Annotated[tuple[Name, ...], Must(lambda names: len(names) == len(set(names)), "given once each")]
+    """workload classes joined by "+", as in code+chat"""
+    policies: Annotated[
+        tuple[Inner, ...],
+        Beside(
+            lambda policies, given: len(policies) == len(given.names),
+            lambda given: f"one for each of {len(given.names)} names",
+        ),
+    ]
+    """their policies, each in brackets, joined by "+"."""
+    fallback: Inner = NEVER
+    """the policy for any other workload, in brackets"""
 
     kind: ClassVar[str] = "tasks"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("names", read_names, 'workload classes joined by "+", as in code+chat'),
-        Parameter("policies", read_nested_list, 'their policies, each in brackets, joined by "+"'),
-        Parameter("fallback", read_nested, "the policy for any other workload, in brackets", "[never]"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse names without a policy, policies without a name, and oracles."""
-        read_names(text_of(self.names))
-        require_reachable(self.policies, "policies")
-        require_reachable((self.fallback,), "fallback")
-        if len(self.names) != len(self.policies):
-            raise ParameterError(
-                f"{len(self.policies)} policies do not fit {len(self.names)} names",
-                fix="give one policy for each name",
-                parameter="policies",
-            )
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import read_exit, require_threshold
-from offramp.policies.policy import (
-    Decider,
-    ExitPolicy,
-    FactsAtExit,
-    Parameter,
-    ParameterError,
-    Rows,
-    Tokens,
-    check_exits,
-)
-from offramp.policies.rules.around import POLICY, Around
-from offramp.policies.rules.threshold import SIGNAL, VALUE
-from offramp.policies.signals import Signal, find_signal
+from offramp.kit.rules import Must
+from offramp.policies.parameters import Exit, Inner, Limit, SignalName
+from offramp.policies.policy import Decider, FactsAtExit, Rows, Tokens, check_exits
+from offramp.policies.rules.around import Around
+from offramp.policies.signals import SIGNALS, Signal
 
 
 @dataclass(frozen=True)
@@ -36,37 +27,29 @@ class Filtered(Around):
     surer than the one before (Viola and Jones, CVPR 2001, section 4). What is filtered out runs to exit L
     unprobed.
 
-    exit: of the check, before those of the policy. value: of its threshold, in the unit of its signal.
     """
 
-    signal: str
-    value: float
-    exit: int
-    policy: ExitPolicy
+    signal: Annotated[
+        SignalName,
+        Must(
+            lambda name: not SIGNALS[name].opens,
+            "one that reads a single exit",
+            "choose one such as correctness",
+        ),
+    ]
+    """the confidence signal of the check"""
+    value: Limit
+    """the check's threshold, in the signal's unit"""
+    exit: Exit
+    """the exit of that check, before those of the policy"""
+    policy: Inner
 
     kind: ClassVar[str] = "filtered"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        SIGNAL,
-        VALUE,
-        Parameter("exit", read_exit, "the exit of that check, before those of the policy"),
-        POLICY,
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse a signal that compares two checks, of which there is one, and a threshold out of range."""
-        super().__post_init__()
-        require_threshold(self.filter, self.value)
-        if self.filter.opens:
-            raise ParameterError(
-                f"{self.signal} compares two checks, and this is one",
-                fix="choose a signal that reads one exit, such as correctness",
-                parameter="signal",
-            )
 
     @property
     def filter(self) -> Signal:
         """The signal of the check."""
-        return find_signal(self.signal)
+        return SIGNALS[self.signal]
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """What the check reads, and what the other policy does.

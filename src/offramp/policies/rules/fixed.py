@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import one_of, read_count, read_exit, require_within
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens, check_exits
+from offramp.kit.numbers import Count
+from offramp.kit.rules import Beside
+from offramp.policies.parameters import Exit
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens, check_exits
 from offramp.scoring.components import first_match, saturation
 from offramp.tracing.trace import Trace
 
@@ -29,7 +32,6 @@ class Never(ExitPolicy):
 
     kind: ClassVar[str] = "never"
     never_deepens: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
 
     @property
     def full_depth(self) -> bool:
@@ -49,13 +51,11 @@ class Never(ExitPolicy):
 class StaticExit(ExitPolicy):
     """Every token leaves at one exit; nothing is checked, so the exit's head replaces the final one."""
 
-    exit: int
+    exit: Exit
+    """the layer after which to stop"""
 
     kind: ClassVar[str] = "static"
     never_deepens: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("exit", read_exit, "the layer after which to stop"),
-    )
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """Its exit, without a fact. Raises PolicyError if the model has no such exit."""
@@ -76,22 +76,15 @@ class Schedule(ExitPolicy):
     length - 1 on.
     """
 
-    first: int
-    last: int
-    length: int
+    first: Exit
+    """the exit of the answer's first token"""
+    last: Annotated[Exit, Beside(lambda last, given: last <= given.first, "no deeper than exit {first}")]
+    """the exit of its last token, no deeper"""
+    length: Annotated[Count, Ge(2)]
+    """tokens until the last exit is reached, 2 or more"""
 
     kind: ClassVar[str] = "schedule"
     never_deepens: ClassVar[bool] = True
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("first", read_exit, "the exit of the answer's first token"),
-        Parameter("last", read_exit, "the exit of its last token, no deeper"),
-        Parameter("length", read_count, "tokens until the last exit is reached, 2 or more"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse a depth that rises."""
-        require_within(self.last, 1, self.first, "last")
-        require_within(self.length, 2, np.inf, "length")
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """Every exit that some position takes, without a fact. Raises PolicyError for exits beyond L."""
@@ -128,7 +121,11 @@ class _ByPosition(Decider):
         return np.asarray(self.exit == exit)
 
 
-ORACLES = {"first_match": first_match, "saturation": saturation}
+WhichOracle = Literal["first_match", "saturation"]
+ORACLES: Mapping[WhichOracle, Callable[..., NDArray[Any]]] = {
+    "first_match": first_match,
+    "saturation": saturation,
+}
 
 
 @dataclass(frozen=True)
@@ -140,17 +137,11 @@ class Oracle(ExitPolicy):
     (arXiv 2203.14680).
     """
 
-    which: str
+    which: WhichOracle
+    """first_match or saturation"""
 
     kind: ClassVar[str] = "oracle"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter("which", one_of(*ORACLES), "first_match or saturation"),
-    )
     reachable: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        self.parameters[0].read(self.which)
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """It is asked nowhere."""

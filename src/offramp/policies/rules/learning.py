@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from offramp.policies.parameters import (
-    ExitsOrAll,
-    exits_below,
-    read_count,
-    read_number,
-    read_signal,
-    require_ascending,
-    require_confidence,
-    require_within,
-)
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
-from offramp.policies.rules.threshold import EXITS, VALUE, OnSignal
-from offramp.policies.signals import SIGNALS, find_signal
+from offramp.kit.numbers import Count, NotNegative
+from offramp.policies.parameters import ConfidenceName, ExitsOrAll, exits_below
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
+from offramp.policies.rules.threshold import OnSignal
+from offramp.policies.signals import SIGNALS
 
-CONFIDENCE = Parameter("signal", read_signal, "a confidence from 0 to 1, such as max_prob or margin")
 TOP1 = "top1"
 PSEUDO_CONFIDENCES = (0.25, 0.75)
 """What both distributions are taken to have seen once each before the first token."""
@@ -80,25 +72,16 @@ class Adaptive(ExitPolicy):
     takes a full-head probe whatever the signal.
     """
 
-    signal: str
-    target: float
-    warmup: int
+    signal: ConfidenceName
+    """a confidence from 0 to 1, such as max_prob or margin"""
+    target: Annotated[float, Ge(0.001), Le(0.999)]
+    """how likely agreement must be, between 0 and 1"""
+    warmup: Count
+    """tokens of each document that run to the last exit first"""
     exits: ExitsOrAll
+    """the exits to check, as in 10+15+20, or "all" below the last layer"""
 
     kind: ClassVar[str] = "adaptive"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        CONFIDENCE,
-        Parameter("target", read_number, "how likely agreement must be, between 0 and 1"),
-        Parameter("warmup", read_count, "tokens of each document that run to the last exit first"),
-        EXITS,
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        require_confidence(find_signal(self.signal))
-        require_within(self.target, 0.001, 0.999, "target")
-        require_within(self.warmup, 1, np.inf, "warmup")
-        require_ascending(self.exits)
 
     @property
     def remembers(self) -> bool:
@@ -170,24 +153,14 @@ class Bandit(OnSignal):
     arm; each arm is tried once first, from L up to the shallowest, and the deeper wins a tie.
     """
 
-    cost: float
-    exploration: float
+    signal: ConfidenceName
+    """a confidence from 0 to 1, such as max_prob or margin"""
+    cost: NotNegative = 0.5
+    """what running all layers costs, in units of confidence"""
+    exploration: NotNegative = 1.0
+    """weight of what is not yet known about an arm"""
 
     kind: ClassVar[str] = "bandit"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        CONFIDENCE,
-        VALUE,
-        EXITS,
-        Parameter("cost", read_number, "what running all layers costs, in units of confidence", "0.5"),
-        Parameter("exploration", read_number, "weight of what is not yet known about an arm", "1.0"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        require_confidence(find_signal(self.signal))
-        super().__post_init__()
-        require_within(self.cost, 0.0, np.inf, "cost")
-        require_within(self.exploration, 0.0, np.inf, "exploration")
 
     @property
     def remembers(self) -> bool:

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import (
-    Exits,
-    ExitsOrAll,
-    exits_below,
-    one_of,
-    read_count,
-    require_ascending,
-    require_threshold,
-    require_within,
-)
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows, Tokens
-from offramp.policies.rules.threshold import EXITS, SIGNAL, VALUE, signal_needs
-from offramp.policies.signals import SIGNALS, Signal, find_signal
-
-TIMES = Parameter("times", read_count, "how many consecutive checks must say so")
+from offramp.kit.numbers import Count
+from offramp.policies.parameters import ExitsOrAll, Limit, SignalName, exits_below
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
+from offramp.policies.rules.threshold import signal_needs
+from offramp.policies.signals import SIGNALS, Signal
 
 
-def _require_enough(exits: Exits, times: int, what: str, *, opens: bool) -> None:
+def _require_enough(exits: tuple[int, ...], times: int, what: str, *, opens: bool) -> None:
     """Raise PolicyError unless there are enough exits for `times` of what is counted.
 
     opens: whether the first check only opens and counts for nothing.
@@ -48,31 +38,17 @@ class Patience(ExitPolicy):
 
     PABEE (arXiv 2006.04152, section 3.1): a counter of consecutive checks whose prediction equals that of the
     check before, back to 0 when it changes; the first check only opens, so a token leaves at check
-    `times` + 1 at the earliest. fact: "top1" of the full head, or "restricted_top1" of a short list of
-    tokens, which is far cheaper to probe.
+    `times` + 1 at the earliest. The prediction of a short list of tokens is far cheaper to probe.
     """
 
-    times: int
+    times: Count
+    """how many consecutive checks must say so"""
     exits: ExitsOrAll
-    fact: str = "top1"
+    """the exits to check, as in 10+15+20, or "all" below the last layer"""
+    fact: Literal["top1", "restricted_top1"] = "top1"
+    """the prediction to compare: top1 of the full head, or restricted_top1 of a short list of tokens"""
 
     kind: ClassVar[str] = "patience"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        TIMES,
-        EXITS,
-        Parameter(
-            "fact",
-            one_of("top1", "restricted_top1"),
-            "the prediction to compare: top1, or restricted_top1 of a short list of tokens",
-            "top1",
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        require_within(self.times, 1, np.inf, "times")
-        require_ascending(self.exits)
-        self.parameters[2].read(self.fact)
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The prediction at every exit. Raises PolicyError for exit L or beyond, or too few exits."""
@@ -115,19 +91,16 @@ class Sustained(ExitPolicy):
     times = 1 is the plain threshold rule.
     """
 
-    signal: str
-    value: float
-    times: int
+    signal: SignalName
+    """the confidence signal"""
+    value: Limit
+    """the threshold, in the signal's unit"""
+    times: Count
+    """how many consecutive checks must say so"""
     exits: ExitsOrAll
+    """the exits to check, as in 10+15+20, or "all" below the last layer"""
 
     kind: ClassVar[str] = "sustained"
-    parameters: ClassVar[tuple[Parameter, ...]] = (SIGNAL, VALUE, TIMES, EXITS)
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        require_threshold(find_signal(self.signal), self.value)
-        require_within(self.times, 1, np.inf, "times")
-        require_ascending(self.exits)
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond, or too few."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
-from offramp.policies.parameters import one_of
-from offramp.policies.policy import ExitPolicy, Parameter
-from offramp.policies.rules.around import POLICY, Around
+from offramp.policies.parameters import Inner
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.around import Around
 from offramp.policies.signals import needs_full_head_at_last
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import FactArray, Trace
 
-AT_EXITS, AT_ALL = "exits", "all"
+At = Literal["exits", "all"]
+AT_EXITS: At = "exits"
+AT_ALL: At = "all"
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,11 @@ class ShortList(Around):
     plain decoding with a smaller head.
     """
 
-    policy: ExitPolicy
-    at: str = AT_EXITS
+    policy: Inner
+    at: At = AT_EXITS
+    """where the list is read: exits below L, or all"""
 
     kind: ClassVar[str] = "shortlist"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        POLICY,
-        Parameter("at", one_of(AT_EXITS, AT_ALL), "where the list is read: exits below L, or all", AT_EXITS),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        super().__post_init__()
-        self.parameters[1].read(self.at)
 
     @property
     def short_list(self) -> bool:

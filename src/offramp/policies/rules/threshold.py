@@ -8,38 +8,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.policies.parameters import (
-    Exits,
-    ExitsOrAll,
-    exits_below,
-    one_of,
-    read_count,
-    read_exit_list,
-    read_exits,
-    read_number,
-    read_numbers,
-    read_signal,
-    require_ascending,
-    require_threshold,
-    require_within,
-)
-from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, ParameterError, Rows, Tokens
-from offramp.policies.signals import OPENING_FACT, SIGNALS, Signal, find_signal
-
-Limit = float | NDArray[np.float64]
-
-SIGNAL = Parameter("signal", read_signal, "the confidence signal: " + ", ".join(SIGNALS))
-VALUE = Parameter("value", read_number, "the threshold, in the signal's unit")
-EXITS = Parameter("exits", read_exits, 'the exits to check, as in 10+15+20, or "all" below the last layer')
+from offramp.kit.numbers import Count, NotNegative, Number
+from offramp.policies.parameters import Exits, ExitsOrAll, Limit, Limits, SignalName, exits_below
+from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
+from offramp.policies.signals import OPENING_FACT, SIGNALS, Signal
 
 
-def signal_needs(signal: Signal, exits: Exits) -> dict[int, tuple[str, ...]]:
+def signal_needs(signal: Signal, exits: tuple[int, ...]) -> dict[int, tuple[str, ...]]:
     """What a signal reads at each checked exit; the first may only be there to compare with.
 
     Raises PolicyError for a single exit of a signal that compares two.
@@ -62,7 +43,7 @@ class Compares(Decider):
         self.signal = signal
 
     @abstractmethod
-    def limit(self, exit: int) -> Limit:
+    def limit(self, exit: int) -> float | NDArray[np.float64]:
         """The threshold of the current token at this exit: one for all streams, or [streams]."""
 
     def decide(self, exit: int, facts: FactsAtExit) -> Rows:
@@ -79,7 +60,7 @@ class _Fixed(Compares):
         super().__init__(signal)
         self.limits = limits
 
-    def limit(self, exit: int) -> Limit:
+    def limit(self, exit: int) -> float | NDArray[np.float64]:
         return self.limits[exit]
 
 
@@ -98,7 +79,7 @@ class _PerToken(Compares):
         super().begin(tokens)
         self.limits = self.limits_of(tokens)
 
-    def limit(self, exit: int) -> Limit:
+    def limit(self, exit: int) -> float | NDArray[np.float64]:
         return self.limits
 
 
@@ -106,14 +87,12 @@ class _PerToken(Compares):
 class OnSignal(ExitPolicy):
     """What rules have in common that compare one signal with a threshold at some exits."""
 
-    signal: str
-    value: float
+    signal: SignalName
+    """the confidence signal"""
+    value: Limit
+    """the threshold, in the signal's unit"""
     exits: ExitsOrAll
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        require_threshold(find_signal(self.signal), self.value)
-        require_ascending(self.exits)
+    """the exits to check, as in 10+15+20, or "all" below the last layer"""
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond."""
@@ -129,7 +108,6 @@ class Threshold(OnSignal):
     """
 
     kind: ClassVar[str] = "threshold"
-    parameters: ClassVar[tuple[Parameter, ...]] = (SIGNAL, VALUE, EXITS)
 
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares."""
@@ -145,28 +123,14 @@ class Thresholds(ExitPolicy):
     needs a value for its first exit too, which is not used: that check only opens.
     """
 
-    signal: str
-    values: tuple[float, ...]
+    signal: SignalName
+    """the confidence signal"""
+    values: Limits
+    """the threshold of each exit, as in 0.9+0.8+0.7"""
     exits: Exits
+    """the exits to check, as in 10+15+20"""
 
     kind: ClassVar[str] = "thresholds"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        SIGNAL,
-        Parameter("values", read_numbers, "the threshold of each exit, as in 0.9+0.8+0.7"),
-        Parameter("exits", read_exit_list, "the exits to check, as in 10+15+20"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        for value in self.values:
-            require_threshold(find_signal(self.signal), value, "values")
-        require_ascending(self.exits)
-        if len(self.values) != len(self.exits):
-            raise ParameterError(
-                f"{len(self.values)} thresholds do not fit {len(self.exits)} exits",
-                fix="give one threshold for each exit",
-                parameter="values",
-            )
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """The signal's fact at the exits it probes. Raises PolicyError for exit L or beyond."""
@@ -192,23 +156,12 @@ class Decaying(OnSignal):
     Where less is surer (entropy) it rises by as much instead, to 1.1 v; of a negative v it loosens too.
     """
 
-    decay: float
-    length: int
+    decay: NotNegative = 4.0
+    """how fast the threshold loosens: k in exp(-k t / N)"""
+    length: Count = 128
+    """N, the tokens of a long answer"""
 
     kind: ClassVar[str] = "decaying"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        SIGNAL,
-        VALUE,
-        EXITS,
-        Parameter("decay", read_number, "how fast the threshold loosens: k in exp(-k t / N)", "4.0"),
-        Parameter("length", read_count, "N, the tokens of a long answer", "128"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        super().__post_init__()
-        require_within(self.decay, 0.0, np.inf, "decay")
-        require_within(self.length, 1, np.inf, "length")
 
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares with each token's own threshold."""
@@ -245,30 +198,14 @@ class Dynamic(OnSignal):
     As long as nothing is known, c = centre.
     """
 
-    complexity: str
-    slope: float
-    centre: float
+    complexity: Literal["position", "running_entropy", "prompt_entropy"]
+    """what the threshold follows: position, running_entropy or prompt_entropy"""
+    slope: Number
+    """how much the threshold rises with one unit of complexity"""
+    centre: Number = 0.0
+    """the complexity at which the threshold is the value"""
 
     kind: ClassVar[str] = "dynamic"
-    parameters: ClassVar[tuple[Parameter, ...]] = (
-        SIGNAL,
-        VALUE,
-        EXITS,
-        Parameter(
-            "complexity",
-            one_of("position", "running_entropy", PROMPT_ENTROPY),
-            "what the threshold follows: position, running_entropy or prompt_entropy",
-        ),
-        Parameter("slope", read_number, "how much the threshold rises with one unit of complexity"),
-        Parameter("centre", read_number, "the complexity at which the threshold is the value", "0.0"),
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse what the grammar would refuse, for policies built in Python."""
-        super().__post_init__()
-        self.parameters[3].read(self.complexity)
-        require_within(self.slope, -np.inf, np.inf, "slope")
-        require_within(self.centre, -np.inf, np.inf, "centre")
 
     @property
     def remembers(self) -> bool:
