@@ -23,6 +23,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def row(generator: np.random.Generator, model: int, workload: str, exits: int) -
         curves[curve] = tuple(values.tolist())
         limits = {"low": tuple((values - 0.02).tolist()), "high": tuple((values + 0.02).tolist())}
         intervals[curve] = limits
-    score = {"score": estimate(0.45, 0.01).to_json(), "ceiling": 0.67, "floor": 0.18}
+    score = {"score": asdict(estimate(0.45, 0.01)), "ceiling": 0.67, "floor": 0.18}
     return Row(
         model=ModelFacts(name, name, "", f"family {model % 5}", model // 5, "2025-01", 1e9 + 1e8 * model),
         workload=workload,

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"  {'holds' if check.holds else 'FAILS'}: {check.rule}: {value}, limit {check.limit}")
     summary: dict[str, Any] = {
         "settings": vars(options),
-        **{name: verdict.to_json() for name, verdict in verdicts.items()},
+        **{name: asdict(verdict) for name, verdict in verdicts.items()},
         "forecasts": [asdict(one) for one in together],
         "benches": {
             dtype: {

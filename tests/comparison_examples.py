@@ -155,7 +155,7 @@ def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
             {
                 "similarity": similarity,
                 "alpha": 0.5,
-                "score": estimate(0.3 + 0.4 * ease + 0.02 * i, 0.01, interval=interval).to_json(),
+                "score": vars(estimate(0.3 + 0.4 * ease + 0.02 * i, 0.01, interval=interval)),
                 "ceiling": 0.67,
                 "floor": 0.18,
             }

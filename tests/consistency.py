@@ -207,24 +207,36 @@ def _of_one_verdict(row: dict[str, Any], summary: dict[str, Any]) -> Iterator[st
         low = (row["credit"] or row["speed"] or {}).get("low")
         if not row["certified"] or low is None or low <= 1 + summary["verdict"]["worth"]:
             yield f"{where}: pays; certified: {row['certified']}, its lower limit is {low}"
-    policy = _timed_policy(summary, row["workload"], named, kv)
+    timed, plain = _timed_policy(summary, row["workload"], named, kv)
     measured = predicted["measured_seconds_per_token"]
-    if measured is not None and (policy is None or measured != policy["measured_seconds_per_token"]):
+    if measured is not None and measured != _seconds(timed):
         yield f"{where}: {measured} s a token were measured by nobody"
-    if measured is not None and predicted["plain_seconds_per_token"] != policy["plain_seconds_per_token"]:
+    if measured is not None and predicted["plain_seconds_per_token"] != _seconds(plain):
         yield f"{where}: measured beside plain decoding of another moment"
     speed = row["speed"] if row["speed"] is not None and row["speed"]["how"] == "measured" else None
-    if speed is not None and (policy is None or policy["net_speedup"]["value"] != speed["value"]):
+    if speed is not None and (timed is None or timed["ratio"]["value"] != speed["value"]):
         yield f"{where}: a speed of {speed['value']} was measured by nobody"
 
 
-def _timed_policy(summary: dict[str, Any], text: str, policy: str, kv: str | None) -> dict[str, Any] | None:
+def _timed_policy(
+    summary: dict[str, Any], text: str, policy: str, kv: str | None
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The contender that a policy was, and the fastest plain decoder of its turns."""
     for measurement in summary["decoding"]["workloads"]:
         for one in measurement["policies"]:
             if measurement["workload"] == text and (one["policy"], one["kv"]) == (policy, kv):
-                found: dict[str, Any] = one
-                return found
-    return None
+                return _named(measurement, one["contender"]), _named(measurement, measurement["plain"])
+    return None, None
+
+
+def _named(measurement: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in measurement["contenders"] if one["name"] == name)
+    return found
+
+
+def _seconds(contender: dict[str, Any] | None) -> float | None:
+    timed = None if contender is None else contender["seconds_per_token"]
+    return None if timed is None else float(timed["value"])
 
 
 def _monotone(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -260,13 +272,14 @@ def _timed(summary: dict[str, Any], page: str) -> Iterator[str]:
             if not any(times(one["ratio"]["value"]) in line for line in table):
                 yield f"{text}: no row has {one['name']} at {one['ratio']['value']}"
         for policy in measurement["policies"]:
-            seconds, plain = policy["measured_seconds_per_token"], policy["plain_seconds_per_token"]
-            ratio = policy["net_speedup"]
+            timed = _named(measurement, policy["contender"])
+            seconds, plain = _seconds(timed), _seconds(_named(measurement, measurement["plain"]))
+            ratio = timed["ratio"]
             if seconds and plain and ratio and abs(plain / seconds / ratio["value"] - 1) > 0.02:
                 yield f"{text}: {plain} over {seconds} s is not {ratio['value']}"
             a_a, worth = measurement["a_a"], measurement["worth"]
             apart = None not in (a_a["low"], a_a["high"]) and (
                 a_a["low"] < 1 - worth or a_a["high"] > 1 + worth
             )
-            if policy["answer"] == "equivalent" and apart:
+            if timed["answer"] == "equivalent" and apart:
                 yield f"{text}: equivalent, where the plain decoder differs from itself by {a_a}"

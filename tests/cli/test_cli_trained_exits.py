@@ -55,7 +55,7 @@ def test_a_run_reads_its_exits_through_the_trained_ones(
     )
     summary = summary_of(outcome)
     jsonschema.validate(summary, summary_schema())
-    assert summary["heads"]["lens"] is True
+    assert summary["heads"]["reading"]
     (kept,) = (tmp_path / "run").glob("heads-*.safetensors")
     assert read_heads(kept).fingerprint == heads.fingerprint
     # It is the same run however the two are named, and done.

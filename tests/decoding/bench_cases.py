@@ -18,6 +18,7 @@ from offramp.decoding.measurement.decoder import Decoded, Decoder, Running, deco
 from offramp.decoding.measurement.results import BenchResult, Cluster, Contender, Counted
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 
 
@@ -107,7 +108,7 @@ def made_up_result(*further: Contender, **changes: Any) -> BenchResult:
         resolution=0.05, clusters=clusters, samples=(0.05, 0.05, 0.05),
         seconds_per_token=Estimate(0.05, 0.049, 0.051), first_token_seconds=0.5, tokens_per_second=20.0,
         counted=Counted(3.0, 1.0, 0.0, 1e6, 2e6), layers_per_token=3.0, claimed_layers_per_token=3.0,
-        same_output=0.5, executed_agreement=Estimate(0.9), gain={"layers": 0.4, "head": 0.1, "probes": 0.0},
+        same_output=0.5, executed_agreement=Estimate(0.9), gain=Gain(0.4, 0.1, 0.0),
     )  # fmt: skip
     plain = Contender(
         GENERATE, "plain", "equivalent", Estimate(1.0, 1.0, 1.0), 0.0, seconds_per_token=Estimate(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from offramp.policies.cost_breakdown import Gain
+from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Certificate
@@ -14,12 +15,12 @@ from offramp.tuning.tuned import FrontPoint, Tuned
 
 PLAIN = 0.0583
 
-HARDWARE = {
-    "name": "local",
-    "source": "measured by offramp on smollm2, float32",
-    "layer_seconds": 0.00156,
-    "head_seconds": 0.0083,
-    "probe_seconds": {
+HARDWARE = PriceList(
+    name="local",
+    source="measured by offramp on smollm2, float32",
+    layer_seconds=0.00156,
+    head_seconds=0.0083,
+    probe_seconds={
         "full head": 0.0088,
         "restricted head": 0.00041,
         "candidates": 0.00019,
@@ -27,27 +28,27 @@ HARDWARE = {
         "classifier": 0.000017,
         "network": 0.000038,
     },
-    "overhead_seconds": 0.0031,
-    "plain_seconds_per_token": 0.0582,
-    "key_value_seconds": 0.00024,
-    "self_check_ratio": 0.998,
-    "threads": 2,
-    "load": 0.42,
-}
+    overhead_seconds=0.0031,
+    plain_seconds_per_token=0.0582,
+    key_value_seconds=0.00024,
+    self_check_ratio=0.998,
+    threads=2,
+    load=0.42,
+)
 
-HEADS = {
-    "documents": 40,
-    "exits": 29,
-    "lens": True,
-    "lens_explained": 0.61,
-    "classifiers": {
-        "correctness": {"exits": 29, "better_than_chance": 24, "auroc": 0.81},
-        "correctness_network": {"exits": 29, "better_than_chance": 22, "auroc": 0.79},
-        "adainfer": {"exits": 29, "better_than_chance": 27, "auroc": 0.84},
-        "candidate_score": {"exits": 29, "better_than_chance": 19, "auroc": 0.74},
-        "convergence": {"exits": 29, "better_than_chance": 0, "auroc": None},
+HEADS = HeadsSummary(
+    documents=40,
+    exits=29,
+    reading=("a linear lens",),
+    lens_explained=0.61,
+    classifiers={
+        "correctness": ClassifierQuality(29, 24, 0.81),
+        "correctness_network": ClassifierQuality(29, 22, 0.79),
+        "adainfer": ClassifierQuality(29, 27, 0.84),
+        "candidate_score": ClassifierQuality(29, 19, 0.74),
+        "convergence": ClassifierQuality(29, 0, None),
     },
-}
+)
 
 
 def threshold(signal: str, value: float, exits: str) -> str:
@@ -93,16 +94,16 @@ def league_entry(
 ) -> RankedPolicy:
     skip *= {0.99: 0.45, 0.95: 1.0, 0.9: 1.6}.get(floor, 1.0)
     parts = {
-        "layers": 30 * (1 - skip) * HARDWARE["layer_seconds"],
+        "layers": 30 * (1 - skip) * HARDWARE.layer_seconds,
         "probe": probes,
-        "final head": HARDWARE["head_seconds"],
-        "K,V projection": 30 * skip * HARDWARE["key_value_seconds"],
-        "overhead": HARDWARE["overhead_seconds"],
+        "final head": HARDWARE.head_seconds,
+        "K,V projection": 30 * skip * HARDWARE.key_value_seconds,
+        "overhead": HARDWARE.overhead_seconds,
     }
     seconds = sum(parts.values())
-    speed = HARDWARE["plain_seconds_per_token"] / seconds
-    layers = 30 * HARDWARE["layer_seconds"] - parts["layers"] - parts["K,V projection"]
-    plain = HARDWARE["plain_seconds_per_token"]
+    speed = HARDWARE.plain_seconds_per_token / seconds
+    layers = 30 * HARDWARE.layer_seconds - parts["layers"] - parts["K,V projection"]
+    plain = HARDWARE.plain_seconds_per_token
     return RankedPolicy(
         family=family,
         policy=policy,

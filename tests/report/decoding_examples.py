@@ -14,8 +14,9 @@ from offramp.decoding.measurement.results import (
     FreeRunning,
     PartError,
 )
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
+from offramp.report.run_result import Decoded, RunResult
 from offramp.scoring.estimate import Estimate
+from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import Speed
 
 PLAIN = 0.0583
@@ -121,12 +122,13 @@ def decoded(
         if text.startswith("static"):
             held = replace(held, predicted_skip=skip)
         policies.append(
-            DecodedPolicy(
+            DecodedChoice(
+                family=text.partition(":")[0],
                 contender=name,
                 policy=text,
                 kv=kv,
                 why=f"the verdict's policy at {90 if place else 95} % agreement",
-                floor=None if place else 0.95,
+                floor=0.9 if place else 0.95,
                 forecast=held,
                 free_running=free_running(agreement if not place else 1.0 if kv == "speculate" else 0.31),
             )
@@ -163,7 +165,7 @@ def decoded(
         forecasts=tuple(p.forecast for p in policies if p.forecast is not None),
         notes=("speculate is left out: nothing of the kind",),
     )
-    return Decoded(workload, bench, tuple(policies), CIRCUMSTANCES["date"])
+    return Decoded(workload, bench, tuple(policies))
 
 
 def with_decoding(run: RunResult, *decodings: Decoded, **not_decoded: str) -> RunResult:

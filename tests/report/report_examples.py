@@ -12,9 +12,10 @@ import answer_examples as answers
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.decoding.measurement.results import Timing
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
-from offramp.report.run_result import RunResult, Timing, WorkloadResult
+from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.studies.work.passage import grid_from_trace, passage_from_trace, typical_document
 from offramp.tracing.manifest import DocumentRecord
@@ -201,7 +202,7 @@ def example_run() -> RunResult:
         "transformers": "5.24.0",
         "machine": {"cores": 2, "threads": 2, "load_average": [0.4, 0.5, 0.6]},
     }
-    measured = {"plain_seconds_per_token": Timing(0.0583, 0.0571, 0.0597, 2, 0.42)}
+    measured = Timing(0.0583, 0.0571, 0.0597, 2, 0.42)
     command = "offramp run smollm2 --workload prose --workload code --workload chat --tokens 4096 -o out"
     return RunResult(
         "smollm2", LAYERS, workloads, provenance, measured, command, answers.HARDWARE, answers.HEADS

@@ -25,7 +25,7 @@ from offramp.report.combined import (
 from offramp.report.page import links, render
 from offramp.report.plot.drawing import Scale
 from offramp.report.plot.rows import LEFT, RIGHT
-from offramp.report.summary import combined_json, summarise, summary_schema
+from offramp.report.summary import summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 from page_reader import Page
 
@@ -163,7 +163,7 @@ def test_the_page_stands_alone(result: CombineResult, tmp_path) -> None:
 
 def test_a_runs_page_and_summary_show_it(result: CombineResult) -> None:
     run = example_run()
-    assert combined_json(run) == {}
+    assert summarise(run)["combined"] is None
     assert ("combined", "Combined") not in links(run)
     shown = replace(run, combined=result)
     page = Page(render(shown))

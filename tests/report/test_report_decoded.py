@@ -21,7 +21,7 @@ from offramp.report.caveats import REPAIR_NOTE, caveats
 from offramp.report.formats import percent
 from offramp.report.headline import headline
 from offramp.report.page import render
-from offramp.report.run_result import DecodedPolicy, Progress, RunResult
+from offramp.report.run_result import Progress, RunResult
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
@@ -29,6 +29,7 @@ from offramp.report.timing import blame, error_sentence
 from offramp.report.verdict_words import reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
+from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge
@@ -143,7 +144,10 @@ def test_hostile_text_of_a_measurement_stays_text():
     hostile = "</script><img src=x onerror=alert(1)>"
     made = decoded("prose", hostile, sound=False)
     bench = replace(
-        made.bench, defects=(hostile,), notes=(hostile,), circumstances={hostile: {hostile: [hostile, None]}}
+        made.bench,
+        defects=(hostile,),
+        notes=(hostile,),
+        circumstances={**made.bench.circumstances, hostile: {hostile: [hostile, None]}},
     )
     made = replace(made, bench=replace(bench, plain=bench.plain))
     run = with_decoding(example_run(), replace(made, bench=bench), code=hostile)
@@ -201,7 +205,7 @@ def test_short_names(policy, name):
 
 
 def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
-    policy = DecodedPolicy("a", "static:exit=2", "propagate", "chosen")
+    policy = DecodedChoice("static", "static:exit=2", "propagate", "chosen", 0.95, contender="a")
     made = replace(forecast("a", "propagate", 0.05, 0.06), measured=Estimate(0.06, 0.058, 0.062))
     svg = beside_plot([(policy, made)], plain=55.0).svg()
     assert Page(svg).faults == []
@@ -213,7 +217,7 @@ def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
 
 
 def test_errors_stack_to_both_sides_of_zero():
-    policy = DecodedPolicy("a", "static:exit=2", "propagate", "chosen")
+    policy = DecodedChoice("static", "static:exit=2", "propagate", "chosen", 0.95, contender="a")
     parts = (
         PartError("layers", 0.050, 0.052),
         PartError("probes", 0.001, 0.002),
@@ -237,30 +241,28 @@ def test_errors_stack_to_both_sides_of_zero():
 def test_the_summary_holds_every_pair(run):
     summary = summarise(run)
     jsonschema.validate(summary, summary_schema())
-    validator = jsonschema.Draft202012Validator(summary_schema()["$defs"]["MeasurementRecord"] | DEFINITIONS)
+    validator = jsonschema.Draft202012Validator(summary_schema()["$defs"]["Decoded"] | DEFINITIONS)
     first, second = summary["decoding"]["workloads"]
     for change in ({"answer": "maybe"}, {"policies": [{}]}, {"contenders": []}, {"rounds": 0}):
         assert validator.is_valid(first) > validator.is_valid(first | change), change
     assert (first["answer"], second["answer"]) == ("equivalent", "defect")
     assert (first["defects"], first["stopped"], first["worth"]) == ([], "answered", 0.05)
-    assert first["policies"][0]["answer"] == "equivalent"
-    assert first["policies"][0]["counted"]["layers"] == 30.0
+    timed = next(one for one in first["contenders"] if one["name"] == first["policies"][0]["contender"])
+    assert timed["answer"] == "equivalent"
+    assert timed["counted"]["layers"] == 30.0
     assert summary["decoding"]["not_decoded"] == {
         "chat": "its layers keep a state in themselves instead of in a cache"
     }
-    chosen = first["policies"][0]
-    assert (chosen["predicted_seconds_per_token"], chosen["measured_seconds_per_token"]) == (0.0553, 0.0575)
-    assert chosen["plain_seconds_per_token"] == PLAIN
-    assert [part["part"] for part in chosen["error"]["parts"]] == [
+    forecast = first["policies"][0]["forecast"]
+    assert (forecast["predicted"], forecast["measured"]["value"]) == (0.0553, 0.0575)
+    assert forecast["fastest_plain"] == PLAIN
+    assert [part["part"] for part in forecast["parts"]] == [
         "layers",
         "probes",
         "K,V repair",
         "heads",
         "overhead",
     ]
-    assert chosen["error"]["worst_part"] == "layers"
-    assert chosen["error"]["cost_model_error"] == pytest.approx(-0.0016)
-    assert chosen["error"]["trace_error"] == pytest.approx(0.0553 - (0.0575 - 0.0016))
     assert len(first["contenders"][0]["samples"]) == 6
     assert summary["measured"]["measured_seconds_per_token"]["value"] == 0.0575
     named = [entry for entry in summary["predicted"] if entry["measured_seconds_per_token"] is not None]
@@ -270,7 +272,7 @@ def test_the_summary_holds_every_pair(run):
 
 
 def test_a_page_is_whole_after_every_stage(run):
-    bare = replace(run, decoding=(), not_decoded={}, measured={})
+    bare = replace(run, decoding=(), not_decoded={}, plain_seconds_per_token=None)
     stages = [
         replace(bare, workloads=(), hardware=None, heads=None),
         replace(bare, workloads=()),

@@ -247,7 +247,7 @@ def undefined_run() -> RunResult:
         replace(v, net_speedup=nothing, agreement=nothing, skip_ratio=nothing) for v in workload.verdicts
     )
     workload = replace(workload, card=card, frontiers=(), verdicts=verdicts)
-    return replace(run, workloads=(workload,), measured=None)
+    return replace(run, workloads=(workload,), plain_seconds_per_token=None)
 
 
 def test_undefined_figures_show_their_reason_and_no_number() -> None:
@@ -344,8 +344,8 @@ def test_hostile_text_of_a_run_stays_text() -> None:
     )
     run = replace(
         run,
-        hardware={**run.hardware, "name": hostile, "source": hostile, "probe_seconds": {hostile: 0.1}},
-        heads={**run.heads, "classifiers": {hostile: run.heads["classifiers"]["adainfer"]}},
+        hardware=replace(run.hardware, name=hostile, source=hostile, probe_seconds={hostile: 0.1}),
+        heads=replace(run.heads, classifiers={hostile: run.heads.classifiers["adainfer"]}),
     )
     require_text_alone(render(run), scripts=2)
 

@@ -7,6 +7,7 @@ import pytest
 from report_examples import example_run
 
 from offramp.report.page import render
+from offramp.report.run_result import HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
 from page_reader import Page
@@ -87,13 +88,8 @@ def test_prices_are_given_in_layers(page):
 
 def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():
     run = example_run()
-    least = {
-        k: v
-        for k, v in answers.HARDWARE.items()
-        if k not in ("key_value_seconds", "self_check_ratio", "threads")
-    }
-    least |= {"name": "h100", "source": "data sheet", "probe_seconds": {"cosine": 0.0}, "load": None}
-    heads = {"documents": 12, "exits": 29, "lens": False, "lens_explained": None, "classifiers": {}}
+    least = PriceList("h100", "data sheet", 0.00156, 0.0083, {"cosine": 0.0}, 0.0031, 0.0582)
+    heads = HeadsSummary(12, 29, (), None, {})
     page = Page(render(replace(run, hardware=least, heads=heads)))
     assert page.faults == []
     bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
@@ -111,9 +107,8 @@ def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():
 
 
 def test_imported_heads_are_not_called_fitted():
-    heads = {"documents": 0, "exits": 3, "lens": True, "lens_explained": None, "classifiers": {}}
-    for output, kind in ((False, "a linear lens"), (True, "an output head of its own")):
-        imported = heads | {"imported": True, "lens": not output, "output": output}
+    for kind in ("a linear lens", "an output head of its own"):
+        imported = HeadsSummary(0, 3, (kind,), None, {}, imported=True)
         page = Page(render(replace(example_run(), heads=imported)))
         assert page.faults == []
         assert f"Others trained {kind} at 3 exits. Which documents they used is not known" in page.text

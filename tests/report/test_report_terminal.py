@@ -47,7 +47,7 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
     workload = run.workloads[0]
     verdicts = tuple(replace(v, speed=None) for v in workload.verdicts)
     workload = replace(workload, name="[red]x[/]", verdicts=verdicts)
-    assert "[red]x[/]" in printed(replace(run, workloads=(workload,), measured=None), 140)
+    assert "[red]x[/]" in printed(replace(run, workloads=(workload,), plain_seconds_per_token=None), 140)
     comparison = examples.example_comparison()
     row = replace(comparison.rows[0], model=replace(comparison.rows[0].model, name="[red]x[/]"), savings=())
     failures = {"[b]cell[/]": "[i]why[/]"}

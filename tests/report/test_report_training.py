@@ -155,12 +155,12 @@ def test_a_comparison_shows_it_beside_the_untrained_model() -> None:
 
 
 def test_the_summary_holds_the_same() -> None:
-    found = summarise(trained_run())["heads"]["training"]
+    found = summarise(trained_run())["training"]
     assert (found["kind"], found["seconds"], found["exits"]) == ("block", 1200.0, [15, 20])
     paid = {(one["text"], one["floor"]): one["tokens"] for one in found["bought"]}
     assert paid["prose", 0.9] == pytest.approx(1200.0 / (0.2 * 0.0583))
     assert paid["prose", 0.99] is None
-    assert "training" not in summarise(example_run())["heads"]
+    assert summarise(example_run())["training"] is None
 
 
 @pytest.mark.parametrize(

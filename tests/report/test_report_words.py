@@ -66,7 +66,7 @@ from offramp.scoring.estimate import Estimate
         (faster(1.0), "no faster"),
         (gain_text(Gain(0.031, 0.019, -0.002)), "layers +3.1 %, head +1.9 %, probes −0.2 %"),
         (
-            gain_text({"layers": 0.0, "head": -0.00004, "probes": 0.1234}, 2),
+            gain_text(Gain(0.0, -0.00004, 0.1234), 2),
             "layers 0.00 %, head 0.00 %, probes +12.34 %",
         ),
         (gain_text(None), ""),

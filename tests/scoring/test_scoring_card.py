@@ -108,7 +108,7 @@ def test_curves_are_plain_means_and_lie_in_their_intervals():
     for name in ("kl_to_final", "entropy", "nll", "margin", "logit_cosine", "update_norm"):
         expected = trace.fact(name).astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(curves.values[name], expected, rtol=1e-9)
-        low, high = curves.intervals[name]
+        low, high = curves.intervals[name].low, curves.intervals[name].high
         assert (low <= curves.values[name] + 1e-9).all()
         assert (curves.values[name] <= high + 1e-9).all()
     np.testing.assert_allclose(curves.values["agreement"], trace.agreement.mean(axis=0))
@@ -226,9 +226,9 @@ def test_json_is_valid_and_holds_every_figure():
     assert read["representation"]["value"] == card.representation.value
     assert read["representation"]["low"] == card.representation.low
     assert read["time_ceiling_saturation"]["value"] == card.time_ceiling_saturation.value
-    assert read["eas"][1]["score"]["value"] == card.eas("centred_logit").score.value
+    assert read["eas_variants"][1]["score"]["value"] == card.eas("centred_logit").score.value
     assert read["curves"]["values"]["auroc"][-1] is None
-    assert read["curves"]["intervals"]["agreement"]["low"] == card.curves.intervals["agreement"][0].tolist()
+    assert read["curves"]["intervals"]["agreement"]["low"] == card.curves.intervals["agreement"].low.tolist()
     assert len(read["reliability"]) == LAYERS
     assert read["candidates"] == card.candidates
     assert read["documents"] == 25

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -202,7 +202,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "predicted_speedup_flops": result.predicted_speedup_flops,
         "predicted_seconds_per_token": result.seconds_per_token,
         "plain_seconds_per_token": result.plain_seconds_per_token,
-        "gain": result.gain.to_json(),
+        "gain": asdict(result.gain),
         "speedup_without_probes": result.speedup_without_probes,
         "probe_share": result.probe_share,
         "probes_per_token": result.breakdown.probes_per_token,

@@ -29,20 +29,26 @@ class InvalidRecordError(ValueError):
         self.what = what
 
 
+@dataclasses.dataclass(frozen=True)
 class _Array:
     """How a field of numpy numbers is read: a list, of lists where it has more dimensions."""
+
+    dtype: type
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_plain_validator_function(_floats)
+        return core_schema.no_info_plain_validator_function(self._read)
 
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: object) -> dict[str, Any]:
+        whole = np.issubdtype(self.dtype, np.integer)
+        return {"type": "array", "items": {"type": "integer" if whole else ["number", "null"]}}
 
-def _floats(value: Any) -> NDArray[np.float64]:
-    try:
-        return np.array(value, dtype=np.float64)
-    except TypeError as error:  # which pydantic lets pass
-        raise ValueError(str(error)) from error
+    def _read(self, value: Any) -> NDArray[Any]:
+        try:
+            return np.array(value, dtype=self.dtype)
+        except TypeError as error:  # which pydantic lets pass
+            raise ValueError(str(error)) from error
 
 
 class _Number:
@@ -59,14 +65,18 @@ class _Number:
 NumberOrNan = Annotated[float, _Number()]
 """A float64 field that may be NaN."""
 
-FloatArray = Annotated[NDArray[np.float64], _Array()]
-"""A field of float64 numbers."""
+FloatArray = Annotated[NDArray[np.float64], _Array(np.float64)]
+"""A field of float64 numbers; null is NaN."""
+
+IntArray = Annotated[NDArray[np.int64], _Array(np.int64)]
+"""A field of int64 numbers."""
 
 
 def to_json(value: Any) -> Any:
     """A record, or anything that holds records, as JSON: tuples are lists, numpy's numbers are Python's.
 
-    A class may name properties in READ_OFF that are written for readers of the file, and not read back.
+    A class may name properties in READ_OFF that are written for readers of the file, and not read back;
+    fields in NOT_KEPT that are not written; and fields in INLINE whose own entries stand in their place.
     """
     return _json(value, lambda plain: plain)
 
@@ -81,7 +91,11 @@ def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         names += getattr(value, "READ_OFF", ())
-        return {name: _json(getattr(value, name), plain) for name in names}
+        left_out = getattr(value, "NOT_KEPT", ())
+        entries = {name: _json(getattr(value, name), plain) for name in names if name not in left_out}
+        for name in getattr(value, "INLINE", ()):
+            entries = {**entries.pop(name), **entries}
+        return entries
     if hasattr(value, "model_dump"):  # a pydantic model, without importing what it is of
         value = value.model_dump()
     if isinstance(value, np.ndarray | np.generic):

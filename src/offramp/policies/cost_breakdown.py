@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from offramp.costs.token import TokenCosts
@@ -204,10 +204,6 @@ class Gain:
     def by_exits(self) -> float:
         """What leaving early saves: layers less the checks for it. A shorter head needs no early exit."""
         return math.fsum((self.layers, self.probes))
-
-    def to_json(self) -> dict[str, float]:
-        """The parts by name."""
-        return asdict(self)
 
 
 def saved_error(low: float | None, high: float | None) -> float:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
+from offramp.kit.typed import FloatArray
 from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, layers_executed, prices_of
@@ -305,11 +306,11 @@ class Frontier:
 
     signal: str
     exits: tuple[int, ...]
-    threshold: NDArray[np.float64]
-    agreement: NDArray[np.float64]
-    skip_ratio: NDArray[np.float64]
-    speedup: NDArray[np.float64]
-    speedup_without_probes: NDArray[np.float64]
+    threshold: FloatArray
+    agreement: FloatArray
+    skip_ratio: FloatArray
+    speedup: FloatArray
+    speedup_without_probes: FloatArray
 
     def __repr__(self) -> str:
         return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from offramp.decoding.measurement.results import TOO_FEW_PROMPTS
-from offramp.policies.cost_breakdown import HEAD, LAYERS, PROBES, Gain
+from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
 from offramp.workloads.continued import split_continued
@@ -138,13 +138,12 @@ def faster(speedup: float) -> str:
     return f"{abs(change):.1f} % {'faster' if change > 0 else 'slower'}"
 
 
-def gain_text(gain: Gain | Mapping[str, float] | None, digits: int = 1) -> str:
+def gain_text(gain: Gain | None, digits: int = 1) -> str:
     """Where a gain comes from, in shares of plain decoding's time or bytes: "layers +3.1 %, head +1.9 %,
     probes −0.2 %"; "" where it is not known."""
     if gain is None:
         return ""
-    parts = gain.to_json() if isinstance(gain, Gain) else gain
-    return ", ".join(f"{name} {signed_percent(parts[name], digits)}" for name in (LAYERS, HEAD, PROBES))
+    return ", ".join(f"{name} {signed_percent(getattr(gain, name), digits)}" for name in GAIN_PARTS)
 
 
 def signed_percent(value: float, digits: int = 1) -> str:

@@ -15,6 +15,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.measurement.combined import CombineResult, read_combined
+from offramp.decoding.measurement.results import Timing
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
 from offramp.kit.output_folder import OutputFolder
@@ -23,11 +24,12 @@ from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
 from offramp.report import COMBINED_FILE, TRACES
 from offramp.report.run_result import (
+    ClassifierQuality,
     Decoded,
-    DecodedPolicy,
+    HeadsSummary,
+    PriceList,
     Progress,
     RunResult,
-    Timing,
     WorkloadResult,
     price_list,
 )
@@ -47,7 +49,7 @@ from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import MODEL, MODEL_FILE, TracedModel
 from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.tune import Answers, read_answers
-from offramp.tracing.described_heads import read_by
+from offramp.tracing.described_heads import read_by, reading_parts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say
@@ -92,9 +94,9 @@ class RunReader:
             workloads=tuple(rows),
             provenance={
                 **self._provenance(model, machine, rows, started),
-                **({} if plain else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
+                **({} if plain is not None else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
             },
-            measured=plain,
+            plain_seconds_per_token=plain,
             command=_command(started, call),
             hardware=_hardware(machine, rows),
             heads=describe_heads(
@@ -254,23 +256,10 @@ class RunReader:
         found = from_json(Decoding, self.folder.result(task))
         if found.bench is None:
             return None
-        policies = tuple(
-            DecodedPolicy(
-                one.contender,
-                one.policy,
-                one.kv,
-                one.why,
-                one.floor,
-                one.forecast,
-                one.free_running,
-                one.answer,
-            )
-            for one in found.chosen
-        )
         ended = finished[task.key].wall if task.key in finished else 0.0
         date = datetime.datetime.fromtimestamp(ended, datetime.UTC).isoformat(timespec="seconds")
         bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
-        return Decoded(workload, bench, policies, date, found.prompt, found.plain_answer)
+        return Decoded(workload, bench, found.chosen, found.prompt, found.plain_answer)
 
     def _not_decoded(self, decoded: Mapping[str, Decoded]) -> dict[str, str]:
         """By workload, why nothing was; nothing of what is yet to come."""
@@ -341,7 +330,7 @@ def _call(started: Event, folder: Path) -> RunCall | None:
     return replace(call, options={**call.options, "output": str(folder)})
 
 
-def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mapping[str, Any] | None:
+def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> PriceList | None:
     """What the page shows of the machine: its prices of one token."""
     if machine is None or not rows:
         return None
@@ -358,21 +347,20 @@ def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> Mappin
     )
 
 
-def _measured(decoded: Iterable[Decoded], machine: Machine | None) -> dict[str, Timing]:
+def _measured(decoded: Iterable[Decoded], machine: Machine | None) -> Timing | None:
     """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
-    name = "plain_seconds_per_token"
     for one in decoded:
         timed = one.bench.contender(one.bench.plain).seconds_per_token
         around = one.bench.circumstances
         if timed is not None:
             load = float(around["load_average"][0])
-            return {name: Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)}
+            return Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)
     details = machine.details if isinstance(machine, TimingsProfile) else {}
     seconds = details.get("check", {}).get("generate_seconds_per_token")
     if seconds is None:
-        return {}
+        return None
     threads, load = int(details["machine"]["threads"]), float(details["load_average"][0])
-    return {name: Timing(float(seconds), None, None, threads, load)}
+    return Timing(float(seconds), None, None, threads, load)
 
 
 def _traced(trace: Trace) -> dict[str, Any]:
@@ -414,33 +402,31 @@ def timed_policy(decoded: Decoded | None, tuned: Tuned) -> TimedPolicy | None:
     return None
 
 
-def describe_heads(several: Sequence[ExitHeads]) -> dict[str, Any] | None:
+def describe_heads(several: Sequence[ExitHeads]) -> HeadsSummary | None:
     """What the page shows of fitted heads: of those of all texts the least that holds for each."""
     if not several:
         return None
     first = several[0]
-    lenses = [one.lens for one in several if one.lens is not None]
+    lenses = [heads.lens for heads in several if heads.lens is not None]
     explained = [lens.explained for lens in lenses if lens.explained is not None]
-    return {
-        "documents": sum(len(ids) for one in several for ids in one.seen_documents.values()),
-        "exits": len(first.exits),
-        "lens_explained": min((float(np.mean(shares)) for shares in explained), default=None),
-        **read_by(first),
-        "imported": "imported" in first.provenance,
-        "classifiers": {
-            name: {
-                "exits": len(first.exits),
-                "better_than_chance": min(
-                    int(np.sum(one.classifiers[name].better_than_chance)) for one in several
-                ),
-                "auroc": min(
-                    (m for one in several if (m := _median(one.classifiers[name].auroc)) is not None),
-                    default=None,
-                ),
-            }
-            for name in first.classifiers
-        },
-    }
+    return HeadsSummary(
+        documents=sum(len(ids) for heads in several for ids in heads.seen_documents.values()),
+        exits=len(first.exits),
+        reading=tuple(reading_parts(read_by(first))),
+        lens_explained=min((float(np.mean(shares)) for shares in explained), default=None),
+        classifiers={name: _quality(several, name) for name in first.classifiers},
+        imported="imported" in first.provenance,
+    )
+
+
+def _quality(several: Sequence[ExitHeads], name: str) -> ClassifierQuality:
+    classifiers = [heads.classifiers[name] for heads in several]
+    medians = (_median(classifier.auroc) for classifier in classifiers)
+    return ClassifierQuality(
+        exits=len(several[0].exits),
+        better_than_chance=min(int(np.sum(classifier.better_than_chance)) for classifier in classifiers),
+        auroc=min((median for median in medians if median is not None), default=None),
+    )
 
 
 def _median(values: Any) -> float | None:

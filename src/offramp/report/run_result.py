@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from offramp.commands import RunCall
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast, FreeRunning
+from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
+from offramp.decoding.measurement.results import BenchResult, Contender, Timing
 from offramp.errors import InputError
+from offramp.kit.numbers import Count, NotNegative, Proportion, Whole
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
+from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.passage import Passage, PredictionGrid
 from offramp.studies.work.training_cost import Training
 from offramp.tracing.trace import Trace
@@ -23,20 +26,6 @@ from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 from offramp.workloads.workload import Mode
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A figure of the stopwatch with a 95 % interval, and the circumstances it was taken in.
-
-    threads: compute threads. load: the machine's load average at the start.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    threads: int
-    load: float
 
 
 @dataclass(frozen=True)
@@ -68,38 +57,33 @@ class WorkloadResult:
 
 
 @dataclass(frozen=True)
-class DecodedPolicy:
-    """One policy that was decoded with its skipped layers not executed.
-
-    contender: its name in the measurement. kv: how later tokens find the keys and values of skipped layers.
-    floor: that it was chosen for. why: how it came to be chosen, in words. free_running: None if its answers
-    were not judged. answer: its text for `Decoded.prompt`, None if that was not kept.
-    """
-
-    contender: str
-    policy: str
-    kv: str
-    why: str
-    floor: float | None = None
-    forecast: Forecast | None = None
-    free_running: FreeRunning | None = None
-    answer: str | None = None
-
-
-@dataclass(frozen=True)
 class Decoded:
     """One workload's measurement: everything in `bench` took turns on the same prompts.
 
-    policies: the main one first, then those of other floors. measured_on: date and time (UTC) at which it
-    ended. prompt, plain_answer: the texts of one prompt and of the full model's answer, None if not kept.
+    policies: the main one first, then those of other floors. prompt, plain_answer: the texts of one prompt
+    and of the full model's answer, None if not kept.
     """
+
+    INLINE: ClassVar[tuple[str, ...]] = ("bench",)
+    READ_OFF: ClassVar[tuple[str, ...]] = ("measured_on", "prediction_counts")
 
     workload: str
     bench: BenchResult
-    policies: tuple[DecodedPolicy, ...]
-    measured_on: str
+    policies: tuple[DecodedChoice, ...]
     prompt: str | None = None
     plain_answer: str | None = None
+
+    @property
+    def measured_on(self) -> str:
+        """Date and time (UTC) at which it ended."""
+        return str(self.bench.circumstances["date"])
+
+    @property
+    def prediction_counts(self) -> PredictionVerdict | None:
+        """Whether the predictions of this measurement count; None with fewer than three of them."""
+        found = [choice.forecast for choice in self.policies if choice.forecast is not None]
+        found = [forecast for forecast in found if forecast.predicted is not None]
+        return None if len(found) < 3 else when_it_counts(found, defect=not self.sound)
 
     @property
     def sound(self) -> bool:
@@ -107,15 +91,15 @@ class Decoded:
         return not self.bench.defects
 
     @property
-    def chosen(self) -> DecodedPolicy | None:
+    def chosen(self) -> DecodedChoice | None:
         """The main policy of this text, None if none was decoded."""
         return next(iter(self.policies), None)
 
-    def timed(self, policy: DecodedPolicy) -> Contender:
+    def timed(self, policy: DecodedChoice) -> Contender:
         """The policy's entry in the measurement."""
         return self.bench.contender(policy.contender)
 
-    def speedup(self, policy: DecodedPolicy) -> Estimate[float] | None:
+    def speedup(self, policy: DecodedChoice) -> Estimate[float] | None:
         """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
         return self.timed(policy).ratio
 
@@ -136,20 +120,68 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class PriceList:
+    """A machine's prices of one token at batch 1, in seconds, as `price_list` makes them.
+
+    layer_seconds, key_value_seconds: means over the layers; the latter is what later tokens need of a skipped
+    one. probe_seconds: by kind of probe. self_check_ratio: predicted over measured seconds of plain decoding.
+    threads, load: when it was measured. note: how the timings were come by, None where nothing needs to be
+    said.
+    """
+
+    name: str
+    source: str
+    layer_seconds: NotNegative
+    head_seconds: NotNegative
+    probe_seconds: Mapping[str, NotNegative]
+    overhead_seconds: NotNegative
+    plain_seconds_per_token: NotNegative
+    key_value_seconds: NotNegative | None = None
+    self_check_ratio: float | None = None
+    threads: Count | None = None
+    load: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassifierQuality:
+    """How well a classifier does on documents that fitting did not see.
+
+    exits: that have one. better_than_chance: at how many of them it is. auroc: their median, None where it is
+    undefined.
+    """
+
+    exits: Whole
+    better_than_chance: Whole
+    auroc: Proportion | None
+
+
+@dataclass(frozen=True)
+class HeadsSummary:
+    """What was fitted on documents of its own, or imported: of several texts' the least that holds for each.
+
+    reading: what exits are read through, in words, nothing where it is the model's own head. lens_explained:
+    mean share of the last state's variance that a lens explains on held-out documents, None if not known.
+    imported: whether others trained them.
+    """
+
+    documents: Whole
+    exits: Whole
+    reading: tuple[str, ...]
+    lens_explained: float | None
+    classifiers: Mapping[str, ClassifierQuality]
+    imported: bool = False
+
+
+@dataclass(frozen=True)
 class RunResult:
     """One run of `offramp run`.
 
     provenance: JSON values by name (versions, fingerprints, machine, date); shown in this order. The names
     model, layers, command and workloads are the summary's own and are replaced there.
-    measured: stopwatch figures by name; "plain_seconds_per_token" is that of plain decoding.
-    command: the command line that repeats the run.
-    hardware: the machine that speed is predicted for, made by `price_list`; None if
-    no profile was at hand.
-    heads: what was fitted on documents of its own, None if nothing was. Keys: "documents" (fitted on),
-    "exits", what they are read by (see `offramp.tracing.described_heads.read_by`), "lens_explained" (mean
-    share of the last state's variance that a lens explains on held-out documents, None if not known),
-    "imported" (whether others trained them) and "classifiers": by name, "exits", "better_than_chance" (at how
-    many of them, on held-out documents), "auroc" (median, or None).
+    plain_seconds_per_token: measured, of plain decoding; None if it was not timed. command: the command line
+    that repeats the run. hardware: the machine that speed is predicted for; None if no profile was at hand.
+    heads: None if nothing was fitted.
     decoding: what was decoded for real, one per workload. not_decoded: by workload, why nothing was, or not
     all of it. progress: how far the run had come; None when it is over.
     combined: what `offramp bench --combine` left in the run's folder, None without it. training: of the
@@ -160,10 +192,10 @@ class RunResult:
     layers: int
     workloads: tuple[WorkloadResult, ...]
     provenance: Mapping[str, Any]
-    measured: Mapping[str, Timing] | None
+    plain_seconds_per_token: Timing | None
     command: str
-    hardware: Mapping[str, Any] | None = None
-    heads: Mapping[str, Any] | None = None
+    hardware: PriceList | None = None
+    heads: HeadsSummary | None = None
     decoding: tuple[Decoded, ...] = ()
     not_decoded: Mapping[str, str] = field(default_factory=dict)
     progress: Progress | None = None
@@ -180,11 +212,6 @@ class RunResult:
         """What was decoded for real on a workload, None if nothing was."""
         return next((decoded for decoded in self.decoding if decoded.workload == workload), None)
 
-    @property
-    def plain_seconds_per_token(self) -> Timing | None:
-        """Measured seconds per token of plain decoding, None if it was not timed."""
-        return None if self.measured is None else self.measured.get("plain_seconds_per_token")
-
 
 def price_list(
     machine: Machine,
@@ -194,11 +221,8 @@ def price_list(
     threads: int | None = None,
     load: float | None = None,
     note: str | None = None,
-) -> dict[str, Any]:
-    """`RunResult.hardware` of a machine whose prices of one token are `costs`, in seconds.
-
-    self_check_ratio: predicted over measured seconds of plain decoding. threads, load: when it was measured.
-    note: how the timings were come by, None where nothing needs to be said.
+) -> PriceList:
+    """Of a machine whose prices of one token are `costs`.
 
     Raises InputError for prices in another unit, or of a step of several sequences.
     """
@@ -208,17 +232,17 @@ def price_list(
             where=machine.name,
             fix="give the machine's token costs in seconds at batch 1",
         )
-    return {
-        "name": machine.name,
-        "source": machine.source,
-        "layer_seconds": float(costs.layers.mean()),
-        "head_seconds": float(costs.head),
-        "probe_seconds": {kind: float(seconds) for kind, seconds in costs.probes.items()},
-        "overhead_seconds": float(costs.overhead),
-        "plain_seconds_per_token": float(costs.plain),
-        "key_value_seconds": float(costs.key_value.mean()),
-        "self_check_ratio": self_check_ratio,
-        "threads": threads,
-        "load": load,
-        "note": note,
-    }
+    return PriceList(
+        name=machine.name,
+        source=machine.source,
+        layer_seconds=float(costs.layers.mean()),
+        head_seconds=float(costs.head),
+        probe_seconds={kind: float(seconds) for kind, seconds in costs.probes.items()},
+        overhead_seconds=float(costs.overhead),
+        plain_seconds_per_token=float(costs.plain),
+        key_value_seconds=float(costs.key_value.mean()),
+        self_check_ratio=self_check_ratio,
+        threads=threads,
+        load=load,
+        note=note,
+    )

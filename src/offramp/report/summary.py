@@ -1,183 +1,69 @@
-"""`summary.json`: the whole run as numbers, by records that its schema is made of, too."""
+"""`summary.json`: the whole run as numbers. It is what the run's results are, and so is its schema."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+from annotated_types import MinLen
 
-from offramp.decoding.measurement.results import (
-    Answer,
-    Contender,
-    Counted,
-    FreeRunning,
-    PartError,
-    Stopped,
-)
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.decoding.measurement.results import Timing
 from offramp.kit.defaults import WORTH
+from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
-from offramp.policies.cost_breakdown import Gain
 from offramp.policies.frontier import Frontier
 from offramp.report.caveats import caveats, how_obtained
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.headline import headline
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, Timing, WorkloadResult
-from offramp.report.timing import error_sentence, prediction_verdict
-from offramp.report.training import bought
+from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
+from offramp.report.training import Bought, bought
 from offramp.report.verdict_rows import policy_of
 from offramp.report.verdict_words import basis_words, credits_of, plain_seconds
+from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.readings import Readings
+from offramp.studies.work.training_cost import Training
 from offramp.tuning.break_even import BreakEven
-from offramp.tuning.certificate import Candidate, Certificate
-from offramp.tuning.floor import FloorKind
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
-from offramp.tuning.tuned import FrontPoint, Tuned
-from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import NEVER, Verdict
 from offramp.workloads.workload import Mode
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION: Literal[10] = 10
 BATCH_SIZE = 1
 FRONTIER_POINTS = 200
 FRONT_POINTS = 100
-T = TypeVar("T")
-Numbers = tuple[float, ...]
+Result = TypeVar("Result")
+Point = TypeVar("Point")
+Text = Annotated[str, MinLen(1)]
 
 
 @dataclass(frozen=True)
-class VerdictRecord:
-    """One verdict at one floor: what was executed and timed, and what was replayed beside it."""
+class OfText(Generic[Result]):
+    """A result, beside whose entries the name of its text stands."""
 
-    workload: str
-    floor: float
-    decision: Decision
-    reason: str
-    missing: tuple[str, ...]
-    policy: str
-    kv: str | None
-    certified: bool
-    certificate: Certificate | None
-    executed_agreement: Estimate | None
-    speed: Speed | None
-    replayed_policy: str
-    basis: str
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    net_speedup_flops: Estimate
-    reference_agreement: Estimate | None
-    fit_agreement: float
-    fit_documents: int
-    report_documents: int
-    documents_needed: int
-    gain: Gain | None
-    without: str
-    credit: Estimate | None
-    tried: Candidate | None
+    INLINE: ClassVar[tuple[str, ...]] = ("result",)
+
+    workload: Text
+    result: Result
 
 
 @dataclass(frozen=True)
-class AnswerRecord:
-    """The answer of the run. worth: the gain in speed below which early exit is not worth the trouble."""
+class ShownFrontier:
+    """A frontier of a text, of at most FRONTIER_POINTS of all its points."""
 
-    headline: str
-    decision: OverallDecision
-    batch_size: int
-    worth: float
-    by_workload: tuple[VerdictRecord, ...]
-    caveats: tuple[str, ...]
+    INLINE: ClassVar[tuple[str, ...]] = ("frontier",)
 
-
-@dataclass(frozen=True)
-class LimitsRecord:
-    """The interval of a curve."""
-
-    low: Numbers
-    high: Numbers
+    workload: Text
+    all_points: Whole
+    frontier: Frontier
 
 
 @dataclass(frozen=True)
-class CurvesRecord:
-    """Curves over the exits."""
-
-    exits: tuple[int, ...]
-    depth_fraction: Numbers
-    values: Mapping[str, Numbers]
-    intervals: Mapping[str, LimitsRecord]
-
-
-@dataclass(frozen=True)
-class ReliabilityRecord:
-    """Confidence against agreement in bins."""
-
-    exit: int
-    edges: Numbers
-    count: tuple[int, ...]
-    confidence: Numbers
-    agreement: Numbers
-
-
-@dataclass(frozen=True)
-class EasRecord:
-    """A variant of the Early-exit Adaptability Score."""
-
-    similarity: str
-    alpha: float
-    score: Estimate
-    ceiling: float | None
-    floor: float | None
-
-
-@dataclass(frozen=True)
-class ScoresRecord:
-    """The score card of one workload, as `ScoreCard.to_json` gives it."""
-
-    workload: str
-    representation: Estimate
-    increment: Estimate
-    calibration: Estimate
-    literal_calibration: Estimate
-    composite: Estimate
-    initial_information: Estimate
-    first_match_skip: Estimate
-    saturation_skip: Estimate
-    time_ceiling_first_match: Estimate
-    time_ceiling_saturation: Estimate
-    ceiling: float
-    head_share: float | None
-    mean_position: float
-    documents: int
-    tokens: int
-    reference_agreement: Estimate | None
-    candidates: Mapping[str, float | None]
-    curves: CurvesRecord
-    reliability: tuple[ReliabilityRecord, ...]
-    eas: tuple[EasRecord, ...]
-    notes: tuple[str, ...]
-    read_through: str
-    readings: Readings | None
-
-
-@dataclass(frozen=True)
-class FrontierRecord:
-    """One frontier; at most 200 points, evenly spaced in the order of the thresholds, both ends kept."""
-
-    workload: str
-    signal: str
-    exits: tuple[int, ...]
-    all_points: int
-    threshold: Numbers
-    agreement: Numbers
-    skip_ratio: Numbers
-    speedup: Numbers
-    speedup_without_probes: Numbers
-
-
-@dataclass(frozen=True)
-class PredictedRecord:
+class Predicted:
     """What is predicted and measured of the policy of one verdict, the tried one included; "never" exits not.
 
     In seconds where plain decoding's are known. Where the policy was timed, plain is that measurement's.
@@ -188,83 +74,26 @@ class PredictedRecord:
     policy: str
     basis: str
     predicted_speedup: Estimate
-    plain_seconds_per_token: float | None
+    plain_seconds_per_token: NotNegative | None
     predicted_seconds_per_token: float | None
     measured_seconds_per_token: float | None
 
 
 @dataclass(frozen=True)
-class FloorRecord:
-    """A floor of the tuner."""
+class Answer:
+    """The answer of the run. worth: the gain in speed below which early exit is not worth the trouble."""
 
-    kind: FloorKind
-    value: float
-    clip: float | None
-    risk: float
-
-
-@dataclass(frozen=True)
-class TunedRecord:
-    """The tuner's answer at one floor; its check documents and shift data stay in the policy's own file."""
-
-    workload: str
-    floor: FloorRecord
-    policy: str
-    answer: str
-    machine: str
-    batch: int
-    kv: str
-    plain_seconds_per_token: float
-    probe_share: float | None
-    quality: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    seconds_per_token: Estimate
-    reference_agreement: Estimate | None
-    executed_agreement: Estimate | None
-    candidates: tuple[Candidate, ...]
-    gain: Gain | None
-    certificate: Certificate
-    documents: Mapping[str, int]
-    front: tuple[FrontPoint, ...]
+    headline: Text
+    decision: OverallDecision
+    batch_size: int
+    worth: float
+    by_workload: tuple[OfText[Verdict], ...]
+    caveats: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class HardwareRecord:
-    """The machine that speed is predicted for, as `offramp.report.run_result.price_list` makes it."""
-
-    name: str
-    source: str
-    layer_seconds: float
-    head_seconds: float
-    probe_seconds: Mapping[str, float]
-    overhead_seconds: float
-    plain_seconds_per_token: float
-
-
-@dataclass(frozen=True)
-class ClassifierRecord:
-    """How well a classifier does on documents that fitting did not see."""
-
-    exits: int
-    better_than_chance: int
-    auroc: float | None
-
-
-@dataclass(frozen=True)
-class HeadsRecord:
-    """What was fitted on documents of its own, or imported."""
-
-    documents: int
-    exits: int
-    lens: bool
-    lens_explained: float | None
-    classifiers: Mapping[str, ClassifierRecord]
-
-
-@dataclass(frozen=True)
-class MeasuredRecord:
-    """What the stopwatch said; further timings by name."""
+class Measured:
+    """What the stopwatch said: of plain decoding, and of the first policy that was chosen and decoded."""
 
     plain_seconds_per_token: Timing | None
     measured_seconds_per_token: Timing | None
@@ -272,112 +101,35 @@ class MeasuredRecord:
 
 
 @dataclass(frozen=True)
-class ErrorRecord:
-    """Where a prediction was wrong, in seconds per token."""
+class PaidTraining:
+    """What training the exits took, and what it gives on each text at each floor."""
 
-    priced_seconds_per_token: float
-    predicted_seconds_by_profile: float | None
-    priced_seconds_by_profile: float | None
-    predicted_plain_seconds_per_token: float
-    never_exit_seconds_per_token: float
-    predicted_change: float | None
-    measured_change: float
-    cost_model_error: float
-    trace_error: float | None
-    parts: tuple[PartError, ...]
-    worst_part: str | None
-    sentence: str
-    predicted_skip: float | None
-    measured_skip: float
-    predicted_agreement: float | None
-    measured_agreement: float | None
+    INLINE: ClassVar[tuple[str, ...]] = ("training",)
+
+    training: Training
+    bought: tuple[Bought, ...]
 
 
 @dataclass(frozen=True)
-class DecodedPolicyRecord:
-    """One policy: predicted beside measured, where the error comes from, and the quality of its own text."""
-
-    policy: str
-    kv: str
-    why: str
-    floor: float | None
-    contender: str
-    answer: Answer
-    resolution: float | None
-    executed_agreement: Estimate[float] | None
-    gain: Mapping[str, float] | None
-    counted: Counted | None
-    left_out: str | None
-    predicted_seconds_per_token: float | None
-    measured_seconds_per_token: float | None
-    plain_seconds_per_token: float | None
-    measured_interval: Estimate[float] | None
-    net_speedup: Estimate[float] | None
-    free_running: FreeRunning | None
-    error: ErrorRecord | None
-
-
-@dataclass(frozen=True)
-class MeasurementRecord:
-    """One workload: what it answers, every contender with its raw samples, every policy's forecast."""
-
-    workload: str
-    measured_on: str
-    answer: Answer
-    resolution: float | None
-    worth: float
-    defects: tuple[str, ...]
-    stopped: Stopped
-    seconds_spent: float
-    plain: str
-    a_a: Estimate[float]
-    prompts: int
-    rounds: int
-    new_tokens: int
-    batch: int
-    batching: str
-    policies: tuple[DecodedPolicyRecord, ...]
-    contenders: tuple[Contender, ...]
-    prediction_counts: Mapping[str, Any] | None
-    circumstances: Mapping[str, Any]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DecodingRecord:
+class Decodings:
     """What was decoded for real, and by workload why it was not."""
 
-    workloads: tuple[MeasurementRecord, ...]
+    workloads: tuple[Decoded, ...]
     not_decoded: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class CombinationRecord:
-    """A combination of accelerations, as far as every reader may count on it."""
-
-    name: str
-    parts: tuple[str, ...]
-    contender: Contender
-    product: Estimate[float] | None
-    interaction: Estimate[float] | None
-    quality: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class CombinedRecord:
+class Combined:
     """Accelerations alone and together, where `offramp bench --combine` wrote into the run's folder."""
 
-    advice: str
-    defects: tuple[str, ...]
-    stopped: Stopped
-    plain: str
-    a_a: Estimate[float]
-    combinations: tuple[CombinationRecord, ...]
-    circumstances: Mapping[str, Any]
+    INLINE: ClassVar[tuple[str, ...]] = ("result",)
+
+    advice: Text
+    result: CombineResult
 
 
 @dataclass(frozen=True)
-class InvalidDocumentRecord:
+class InvalidDocument:
     """A document that was left out."""
 
     id: str
@@ -385,217 +137,148 @@ class InvalidDocumentRecord:
 
 
 @dataclass(frozen=True)
-class WorkloadRecord:
+class TracedText:
     """Where one workload's numbers lie and what they cost."""
 
-    name: str
+    name: Text
     mode: Mode
-    documents: int
-    tokens: int
+    documents: Whole
+    tokens: Whole
     trace_folder: str
     seconds: float
-    invalid_documents: tuple[InvalidDocumentRecord, ...]
+    invalid_documents: tuple[InvalidDocument, ...]
 
 
 @dataclass(frozen=True)
-class ProvenanceRecord:
+class Provenance:
     """Where the numbers come from; further entries by name."""
 
+    INLINE: ClassVar[tuple[str, ...]] = ("further",)
+
     model: str
-    layers: int
+    layers: Whole
     command: str
-    workloads: tuple[WorkloadRecord, ...]
+    workloads: tuple[TracedText, ...]
+    further: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Summary:
     """One run of `offramp run`: whether early exit would pay, and every figure behind the answer.
 
-    Figures that are not finite are null. sha256: of everything else in the file, as canonical JSON.
+    Figures that are not finite are null. tuned: what binds a policy to its model and texts stays in the
+    policy's own file, and is empty here.
     """
 
-    schema_version: Literal[9]
-    verdict: AnswerRecord
-    scores: tuple[ScoresRecord, ...]
-    frontier: tuple[FrontierRecord, ...]
-    predicted: tuple[PredictedRecord, ...]
-    league: tuple[RankedPolicy, ...]
-    credit: tuple[ReplayedCredit, ...]
-    tuned: tuple[TunedRecord, ...]
-    machines: tuple[MachineAnswer, ...]
-    break_even: tuple[BreakEven, ...]
-    hardware: HardwareRecord | None
-    heads: HeadsRecord | None
-    measured: MeasuredRecord
-    decoding: DecodingRecord
-    provenance: ProvenanceRecord
-    combined: CombinedRecord
-    sha256: str
-
-
-OF_A_WORKLOAD = ("RankedPolicy", "ReplayedCredit", "MachineAnswer", "BreakEven")
-"""Records of other packages, before each of which a workload's name stands here."""
-
-OPEN = (
-    "HardwareRecord",
-    "HeadsRecord",
-    "MeasuredRecord",
-    "CombinedRecord",
-    "CombinationRecord",
-    "ProvenanceRecord",
-)
-"""Records that may hold more than their fields."""
-
-LEFT_OUT = {"Summary": ("combined", "sha256")}
-"""Fields that need not be there."""
-
-BOUNDS: Mapping[str, Mapping[str, Any]] = {
-    name: bounds
-    for names, bounds in (
-        ("floor head_share probe_share auroc same_output delta", {"minimum": 0, "maximum": 1}),
-        ("threads batch prompts rounds new_tokens exit rank", {"minimum": 1}),
-        ("target worth", {"exclusiveMinimum": 0}),
-        ("seconds_per_token plain_seconds_per_token probe_seconds layer_seconds", {"minimum": 0}),
-        ("head_seconds overhead_seconds now seconds_spent without_speedup", {"minimum": 0}),
-        ("headline policy workload command advice name", {"minLength": 1}),
-        ("contenders", {"minItems": 1}),
-        ("sha256", {"pattern": "^[0-9a-f]{64}$"}),
-    )
-    for name in names.split()
-}
-"""What a value of a name may be, wherever it stands; a number that is named here is never null by itself."""
+    schema_version: Literal[10]
+    verdict: Answer
+    scores: tuple[OfText[ScoreCard], ...]
+    frontier: tuple[ShownFrontier, ...]
+    predicted: tuple[Predicted, ...]
+    league: tuple[OfText[RankedPolicy], ...]
+    credit: tuple[OfText[ReplayedCredit], ...]
+    tuned: tuple[OfText[Tuned], ...]
+    machines: tuple[OfText[MachineAnswer], ...]
+    break_even: tuple[OfText[BreakEven], ...]
+    hardware: PriceList | None
+    heads: HeadsSummary | None
+    training: PaidTraining | None
+    measured: Measured
+    decoding: Decodings
+    provenance: Provenance
+    combined: Combined | None
 
 
 def summary_schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) of `summary.json`, made of the records."""
-    from pydantic import TypeAdapter
+    """The JSON schema (draft 2020-12) of `summary.json`.
 
-    made = TypeAdapter(Summary).json_schema()
-    definitions: dict[str, Any] = made.pop("$defs")
-    for name, record in {**definitions, "Summary": made}.items():
-        if "properties" not in record:
-            continue
-        if name in OF_A_WORKLOAD:
-            record["properties"] = {"workload": {"type": "string"}, **record["properties"]}
-        if name == "ReplayedCredit":
-            record["properties"]["ratio"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
-        record["required"] = [key for key in record["properties"] if key not in LEFT_OUT.get(name, ())]
-        record["additionalProperties"] = name in OPEN
-        record["properties"] = {key: _bounded(key, value) for key, value in record["properties"].items()}
+    sha256: of everything else in the file, as canonical JSON; a summary that lies in no file has none.
+    """
+    from offramp.kit.record_schema import schema_of
+
+    found = schema_of(Summary)
+    found["properties"]["sha256"] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:offramp:summary:{SCHEMA_VERSION}",
-        **made,
         "title": "offramp summary.json",
-        "$defs": definitions,
+        **found,
     }
-
-
-def _bounded(key: str, value: Any) -> Any:
-    """What a field may hold: counts from 0, figures that may not be finite, and the bounds of its name."""
-    value = {name: part for name, part in value.items() if name not in ("default", "title")}
-    for name in ("items", "additionalProperties"):
-        if isinstance(value.get(name), dict):
-            value[name] = _bounded(key if name == "additionalProperties" else "", value[name])
-    if "anyOf" in value:
-        return {**value, "anyOf": [_bounded(key, one) for one in value["anyOf"]]}
-    bounds = BOUNDS.get(key, {})
-    match value.get("type"):
-        case "integer":
-            return {**value, "minimum": 0, **bounds}
-        case "number":
-            return {**value, **bounds} if bounds else {**value, "type": ["number", "null"]}
-        case "string" | "array":
-            return {**value, **bounds}
-    return value
 
 
 def summarise(run: RunResult) -> dict[str, Any]:
     """A JSON object with every figure of the run, its seal left out; what is not a finite number is null."""
-    value = {
-        "schema_version": SCHEMA_VERSION,
-        "verdict": AnswerRecord(
-            headline=headline(run),
-            decision=run_decision(run),
-            batch_size=BATCH_SIZE,
-            worth=next((verdict.worth for w in run.workloads for verdict in w.verdicts), WORTH),
-            by_workload=tuple(record(VerdictRecord, v, workload=w.name) for w, v in _verdicts(run)),
-            caveats=tuple(caveats(run)),
-        ),
-        "scores": [{"workload": w.name, **w.card.to_json()} for w in run.workloads],
-        "frontier": [frontier_record(w.name, frontier) for w in run.workloads for frontier in w.frontiers],
-        "predicted": [predicted_record(run, w, v) for w, v in _verdicts(run)],
-        "league": [_named(w, entry) for w in run.workloads for entry in w.league],
-        "credit": [
-            _named(w, one) | {"ratio": one.ratio} for w in run.workloads for one in credits_of(w.league)
-        ],
-        "tuned": [tuned_record(w.name, tuned) for w in run.workloads for tuned in w.tuned],
-        "machines": [_named(w, answer) for w in run.workloads for answer in w.machines],
-        "break_even": [_named(w, lever) for w in run.workloads for lever in w.break_even],
-        "hardware": run.hardware,
-        "heads": heads_json(run),
-        "measured": {
-            "plain_seconds_per_token": None,
-            **(run.measured or {}),
-            "measured_seconds_per_token": main_timing(run),
-            "note": how_obtained(run)[0],
-        },
-        "decoding": DecodingRecord(tuple(map(measurement_record, run.decoding)), run.not_decoded),
-        **combined_json(run),
-        "provenance": {
-            **run.provenance,
-            "model": run.model_name,
-            "layers": run.layers,
-            "command": run.command,
-            "workloads": [workload_record(workload) for workload in run.workloads],
-        },
-    }
-    found: dict[str, Any] = finite_json(value)
+    found: dict[str, Any] = finite_json(summary_of(run))
     return found
 
 
-def heads_json(run: RunResult) -> dict[str, Any] | None:
-    """What was fitted; where exits were trained also what that took, and what it bought."""
-    if run.heads is None or run.training is None:
-        return None if run.heads is None else dict(run.heads)
-    paid = [asdict(one) for one in bought(run, run.training)]
-    return {**run.heads, "training": {**asdict(run.training), "bought": paid}}
+def summary_of(run: RunResult) -> Summary:
+    """Every figure of a run."""
+    texts, verdicts = run.workloads, [(text, verdict) for text in run.workloads for verdict in text.verdicts]
+    return Summary(
+        schema_version=SCHEMA_VERSION,
+        verdict=Answer(
+            headline=headline(run),
+            decision=run_decision(run),
+            batch_size=BATCH_SIZE,
+            worth=next((verdict.worth for _, verdict in verdicts), WORTH),
+            by_workload=tuple(OfText(text.name, verdict) for text, verdict in verdicts),
+            caveats=tuple(caveats(run)),
+        ),
+        scores=tuple(OfText(text.name, text.card) for text in texts),
+        frontier=tuple(shown_frontier(text.name, frontier) for text in texts for frontier in text.frontiers),
+        predicted=tuple(predicted_of(run, text, verdict) for text, verdict in verdicts),
+        league=tuple(OfText(text.name, policy) for text in texts for policy in text.league),
+        credit=tuple(OfText(text.name, credit) for text in texts for credit in credits_of(text.league)),
+        tuned=tuple(OfText(text.name, shown_tuned(tuned)) for text in texts for tuned in text.tuned),
+        machines=tuple(OfText(text.name, answer) for text in texts for answer in text.machines),
+        break_even=tuple(OfText(text.name, lever) for text in texts for lever in text.break_even),
+        hardware=run.hardware,
+        heads=run.heads,
+        training=None
+        if run.training is None
+        else PaidTraining(run.training, tuple(bought(run, run.training))),
+        measured=Measured(run.plain_seconds_per_token, main_timing(run), how_obtained(run)[0]),
+        decoding=Decodings(run.decoding, run.not_decoded),
+        provenance=Provenance(
+            run.model_name, run.layers, run.command, tuple(map(traced_text, texts)), run.provenance
+        ),
+        combined=None if run.combined is None else Combined(advice(run.combined), run.combined),
+    )
 
 
-def combined_json(run: RunResult) -> dict[str, Any]:
-    """What combined accelerations came to, under "combined"; nothing where none were timed."""
-    if run.combined is None:
-        return {}
-    return {"combined": {"advice": advice(run.combined), **asdict(run.combined)}}
-
-
-def record(kind: type[T], source: object, **given: Any) -> T:
-    """A record whose fields are those given, and all others read off a source that has them."""
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    return kind(**{name: given[name] if name in given else getattr(source, name) for name in names})
-
-
-def _verdicts(run: RunResult) -> list[tuple[WorkloadResult, Verdict]]:
-    return [(workload, verdict) for workload in run.workloads for verdict in workload.verdicts]
-
-
-def _named(
-    workload: WorkloadResult, value: RankedPolicy | ReplayedCredit | MachineAnswer | BreakEven
-) -> dict[str, Any]:
-    """A result as it is, with its workload's name."""
-    return {"workload": workload.name, **asdict(value)}
-
-
-def frontier_record(workload: str, frontier: Frontier) -> FrontierRecord:
-    """One frontier."""
+def shown_frontier(workload: str, frontier: Frontier) -> ShownFrontier:
+    """One frontier, its points evenly spaced in the order of the thresholds, both ends kept."""
     count = len(frontier.agreement)
-    kept = np.unique(np.linspace(0, count - 1, min(count, FRONTIER_POINTS)).round().astype(np.int64))
-    names = ("threshold", "agreement", "skip_ratio", "speedup", "speedup_without_probes")
-    points = {name: tuple(getattr(frontier, name)[kept].tolist()) for name in names}
-    return record(FrontierRecord, frontier, workload=workload, all_points=count, **points)
+    kept = np.array(spread(range(count), FRONTIER_POINTS), dtype=np.int64)
+    points: dict[str, Any] = {
+        name: values[kept] for name, values in vars(frontier).items() if isinstance(values, np.ndarray)
+    }
+    return ShownFrontier(workload, count, replace(frontier, **points))
 
 
-def predicted_record(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> PredictedRecord:
+def shown_tuned(tuned: Tuned) -> Tuned:
+    """The tuner's answer without what stays in the policy's own file."""
+    return replace(
+        tuned,
+        front=tuple(spread(tuned.front, FRONT_POINTS)),
+        shift=(),
+        document_digests={},
+        document_texts={},
+        model={},
+        workload={},
+        provenance={},
+    )
+
+
+def spread(points: Sequence[Point], count: int) -> list[Point]:
+    """At most `count` of the points, evenly spaced in their order, both ends kept."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(place)] for place in np.linspace(0, len(points) - 1, count)]
+
+
+def predicted_of(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> Predicted:
     """What is predicted of the policy that a verdict's figures are of, and what the stopwatch said of it."""
     policy, kv = policy_of(verdict)
     speedup = predicted_speedup(workload, verdict)
@@ -610,7 +293,7 @@ def predicted_record(run: RunResult, workload: WorkloadResult, verdict: Verdict)
                 plain, measured = decoded.plain_seconds, seconds.value
                 predicted = None if one.forecast is None else one.forecast.predicted
             break
-    return PredictedRecord(
+    return Predicted(
         workload=workload.name,
         floor=verdict.floor,
         policy=policy,
@@ -635,20 +318,6 @@ def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
     return tuned[0].net_speedup if tuned else verdict.net_speedup
 
 
-def tuned_record(workload: str, tuned: Tuned) -> TunedRecord:
-    """The tuner's answer at one floor."""
-    front = tuple(spread(tuned.front, FRONT_POINTS))
-    floor = record(FloorRecord, tuned.floor)
-    return record(TunedRecord, tuned, workload=workload, floor=floor, policy=tuned.policy_text, front=front)
-
-
-def spread(points: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the points, evenly spaced in their order, both ends kept."""
-    if len(points) <= count:
-        return list(points)
-    return [points[round(place)] for place in np.linspace(0, len(points) - 1, count)]
-
-
 def main_timing(run: RunResult) -> Timing | None:
     """Time per token of the first policy that was chosen and decoded; the others stand in `decoding`."""
     for decoded in run.decoding:
@@ -660,57 +329,15 @@ def main_timing(run: RunResult) -> Timing | None:
     return None
 
 
-def measurement_record(decoded: Decoded) -> MeasurementRecord:
-    """One workload's measurement."""
-    verdict = prediction_verdict(decoded)
-    return record(
-        MeasurementRecord,
-        decoded.bench,
-        workload=decoded.workload,
-        measured_on=decoded.measured_on,
-        policies=tuple(decoded_policy_record(decoded, policy) for policy in decoded.policies),
-        prediction_counts=None if verdict is None else verdict.to_json(),
-    )
-
-
-def decoded_policy_record(decoded: Decoded, policy: DecodedPolicy) -> DecodedPolicyRecord:
-    """One decoded policy."""
-    timed, forecast = decoded.timed(policy), policy.forecast
-    seconds, error = timed.seconds_per_token, None
-    if forecast is not None:
-        worst = forecast.worst_part
-        error = record(
-            ErrorRecord,
-            forecast,
-            priced_seconds_per_token=forecast.priced,
-            predicted_seconds_by_profile=forecast.predicted_by_profile,
-            priced_seconds_by_profile=forecast.priced_by_profile,
-            predicted_plain_seconds_per_token=forecast.plain_predicted,
-            never_exit_seconds_per_token=forecast.plain_measured,
-            worst_part=None if worst is None else worst.part,
-            sentence=error_sentence(forecast),
-        )
-    names = ("policy", "kv", "why", "floor", "contender", "free_running")
-    return record(
-        DecodedPolicyRecord,
-        timed,
-        **{name: getattr(policy, name) for name in names},
-        predicted_seconds_per_token=None if forecast is None else forecast.predicted,
-        measured_seconds_per_token=None if seconds is None else seconds.value,
-        plain_seconds_per_token=decoded.plain_seconds,
-        measured_interval=seconds,
-        net_speedup=timed.ratio,
-        error=error,
-    )
-
-
-def workload_record(workload: WorkloadResult) -> WorkloadRecord:
+def traced_text(workload: WorkloadResult) -> TracedText:
     """Where one workload's numbers lie."""
-    left_out = [one for one in workload.trace.documents if not one.valid]
-    return record(
-        WorkloadRecord,
-        workload,
+    left_out = [document for document in workload.trace.documents if not document.valid]
+    return TracedText(
+        name=workload.name,
+        mode=workload.mode,
         documents=workload.card.documents,
         tokens=workload.card.tokens,
-        invalid_documents=tuple(InvalidDocumentRecord(one.id, one.reason) for one in left_out),
+        trace_folder=workload.trace_folder,
+        seconds=workload.seconds,
+        invalid_documents=tuple(InvalidDocument(document.id, document.reason) for document in left_out),
     )

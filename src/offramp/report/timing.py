@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
+from offramp.decoding.measurement.prediction import PredictionVerdict
 from offramp.decoding.measurement.results import (
     Answer,
     BenchResult,
@@ -30,7 +30,6 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.run_result import Decoded
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
 
@@ -196,15 +195,6 @@ def part_sentence(part: PartError) -> str:
         f"{part_name(part.part)} {verb} priced at {duration(part.priced)} per token and took "
         f"{duration(part.measured)}"
     )
-
-
-def prediction_verdict(decoded: Decoded) -> PredictionVerdict | None:
-    """Whether the predictions of this measurement count, None with fewer than three of them."""
-    found = [p.forecast for p in decoded.policies if p.forecast is not None]
-    found = [forecast for forecast in found if forecast.predicted is not None]
-    if len(found) < 3:
-        return None
-    return when_it_counts(found, defect=not decoded.sound)
 
 
 def counts_sentence(verdict: PredictionVerdict) -> str:

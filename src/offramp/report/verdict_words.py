@@ -200,8 +200,8 @@ def plain_seconds(run: RunResult, workload: WorkloadResult, basis: str) -> float
     source; else the stopwatch's, which holds for this machine only.
     """
     if basis != BYTES:
-        if run.hardware is not None and run.hardware["name"] == basis:
-            return float(run.hardware["plain_seconds_per_token"])
+        if run.hardware is not None and run.hardware.name == basis:
+            return run.hardware.plain_seconds_per_token
         known = [a.plain_seconds_per_token for a in workload.machines if (a.machine, a.batch) == (basis, 1)]
         known += [t.plain_seconds_per_token for t in workload.tuned if (t.machine, t.batch) == (basis, 1)]
         if known:

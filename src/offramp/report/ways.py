@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from offramp.decoding.measurement.results import Contender, Forecast
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.formats import counted, too_wide, whole_percent
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.timing import share_text
 from offramp.scoring.estimate import Estimate
+from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import NEVER
 
 PLAIN, PEER = "plain", "peer"
@@ -109,7 +110,7 @@ def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
     ]
 
 
-def _way(timed: Contender, policy: DecodedPolicy | None, workload: WorkloadResult | None) -> Way:
+def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResult | None) -> Way:
     if policy is None:
         kept = timed.executed_agreement or (Estimate(1.0) if timed.role == PLAIN else None)
         name = short_name(timed.name)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
-from offramp.errors import InputError, refused_as
+from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import EAS_ALPHA
-from offramp.kit.typed import finite_json, from_json
+from offramp.kit.numbers import Count, Proportion, Whole
+from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
 from offramp.tracing.described_heads import RAW
 
 Curve = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The 95 % limits of a curve over the exits, float64 [exits]."""
+
+    low: FloatArray
+    high: FloatArray
 
 
 @dataclass(frozen=True)
@@ -33,29 +42,14 @@ class LayerCurves:
     model, of a transformed model only); from them increment (nats, R before the exit minus R at it) and
     remaining_information (min(R, R_0) / R_0). Others: final_rank_median, ece_agreement, ece_token, auroc,
     aurc.
-    intervals: (low, high) by curve name: the means over tokens and what follows from them; empty below 20
+    intervals: by curve name: the means over tokens and what follows from them; empty below 20
     documents.
     """
 
-    exits: NDArray[np.int64]
-    depth_fraction: Curve
-    values: Mapping[str, Curve]
-    intervals: Mapping[str, tuple[Curve, Curve]]
-
-    def to_json(self) -> Any:
-        """A JSON object; NaN becomes null."""
-        limits = {name: {"low": low, "high": high} for name, (low, high) in self.intervals.items()}
-        return finite_json({**vars(self), "intervals": limits})
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> LayerCurves:
-        """The curves that `to_json` made JSON of."""
-        intervals = {
-            name: (_curve(limits["low"]), _curve(limits["high"]))
-            for name, limits in value["intervals"].items()
-        }
-        curves = {name: _curve(curve) for name, curve in value["values"].items()}
-        return cls(np.array(value["exits"]), _curve(value["depth_fraction"]), curves, intervals)
+    exits: IntArray
+    depth_fraction: FloatArray
+    values: Mapping[str, FloatArray]
+    intervals: Mapping[str, Limits]
 
 
 @dataclass(frozen=True)
@@ -65,21 +59,11 @@ class ReliabilityDiagram:
     edges: float64 [bins + 1]; count: int64 [bins]; confidence, agreement: float64 [bins], NaN in empty bins.
     """
 
-    exit: int
-    edges: Curve
-    count: NDArray[np.int64]
-    confidence: Curve
-    agreement: Curve
-
-    def to_json(self) -> Any:
-        """A JSON object; NaN (an empty bin) becomes null."""
-        return finite_json(vars(self))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ReliabilityDiagram:
-        """The diagram that `to_json` made JSON of."""
-        edges, confidence, agreement = (_curve(value[name]) for name in ("edges", "confidence", "agreement"))
-        return cls(value["exit"], edges, np.array(value["count"], dtype=np.int64), confidence, agreement)
+    exit: Count
+    edges: FloatArray
+    count: IntArray
+    confidence: FloatArray
+    agreement: FloatArray
 
 
 @dataclass(frozen=True)
@@ -95,10 +79,6 @@ class EasVariant:
     score: Estimate
     ceiling: float | None
     floor: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the five fields."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -121,6 +101,9 @@ class ScoreCard(ShownAsHtml):
     same tokens in the other reading was at hand; all other figures are of the one trace.
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = ("time_ceiling_first_match", "time_ceiling_saturation")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("compute_eas",)
+
     representation: Estimate
     increment: Estimate
     calibration: Estimate
@@ -130,19 +113,19 @@ class ScoreCard(ShownAsHtml):
     first_match_skip: Estimate
     saturation_skip: Estimate
     ceiling: float
-    head_share: float
+    head_share: Proportion
     mean_position: float
-    documents: int
-    tokens: int
+    documents: Whole
+    tokens: Whole
     curves: LayerCurves
     reliability: tuple[ReliabilityDiagram, ...]
     eas_variants: tuple[EasVariant, ...]
-    compute_eas: Callable[[str, float], EasVariant]
     candidates: Mapping[str, float | None]
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
     read_through: str = RAW
     readings: Readings | None = None
+    compute_eas: Callable[[str, float], EasVariant] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         names = ("representation", "increment", "calibration", "composite")
@@ -160,73 +143,38 @@ class ScoreCard(ShownAsHtml):
         return self.saturation_skip.scaled(1.0 - self.head_share)
 
     def eas(self, similarity: str = "centred_logit", alpha: float = EAS_ALPHA) -> EasVariant:
-        """EAS with a chosen similarity ("logit", "centred_logit", "hidden") and weight alpha in (0, 1]."""
-        return self.compute_eas(similarity, alpha)
+        """EAS with a chosen similarity ("logit", "centred_logit", "hidden") and weight alpha in (0, 1].
+
+        A card that was read from JSON has those of `eas_variants` alone, and raises InputError for others.
+        """
+        if self.compute_eas is not None:
+            return self.compute_eas(similarity, alpha)
+        for variant in self.eas_variants:
+            if (variant.similarity, variant.alpha) == (similarity, alpha):
+                return variant
+        raise InputError(
+            f"of EAS there is no variant of {similarity!r} and alpha {alpha:g} in this file",
+            where="a score card read from JSON",
+            fix="score the trace: offramp.score(trace).eas(similarity, alpha)",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every figure and curve; NaN becomes null."""
-        return {
-            **{name: getattr(self, name).to_json() for name in ESTIMATES},
-            **{name: getattr(self, name) for name in NUMBERS},
-            "reference_agreement": self.reference_agreement and self.reference_agreement.to_json(),
-            "candidates": dict(self.candidates),
-            "curves": self.curves.to_json(),
-            "reliability": [diagram.to_json() for diagram in self.reliability],
-            "eas": [variant.to_json() for variant in self.eas_variants],
-            "notes": list(self.notes),
-            "read_through": self.read_through,
-            "readings": self.readings and self.readings.to_json(),
-        }
+        found: dict[str, Any] = finite_json(self)
+        return found
 
     @classmethod
     @checked
     def from_json(cls, value: Mapping[str, Any]) -> ScoreCard:
-        """The card that `to_json` made JSON of; of EAS it has the variants that are written there.
-
-        Raises InputError for anything else.
-        """
-        with refused_as(
-            InputError,
-            "this is not the JSON of a score card",
-            *(LookupError, TypeError, ValueError, AttributeError),
-            where="value=",
-            fix="give what ScoreCard.to_json gave",
-        ):
-            return cls._read(value)
-
-    @classmethod
-    def _read(cls, value: Mapping[str, Any]) -> ScoreCard:
-        estimates: dict[str, Any] = {
-            name: from_json(Estimate, value[name]) for name in ESTIMATES if not name.startswith("time_")
-        }
-        reference = value["reference_agreement"]
-        variants = tuple(
-            EasVariant(**{**one, "score": from_json(Estimate, one["score"])}) for one in value["eas"]
-        )
-
-        def kept(similarity: str, alpha: float) -> EasVariant:
-            for one in variants:
-                if (one.similarity, one.alpha) == (similarity, alpha):
-                    return one
+        """The card that `to_json` made JSON of. Raises InputError for anything else."""
+        try:
+            return from_json(cls, value)
+        except InvalidRecordError as error:
             raise InputError(
-                f"of EAS there is no variant of {similarity!r} and alpha {alpha:g} in this file",
-                where="a score card read from JSON",
-                fix="score the trace: offramp.score(trace).eas(similarity, alpha)",
-            )
-
-        return cls(
-            **estimates,
-            **{name: value[name] for name in NUMBERS},
-            curves=LayerCurves.from_json(value["curves"]),
-            reliability=tuple(ReliabilityDiagram.from_json(one) for one in value["reliability"]),
-            eas_variants=variants,
-            compute_eas=kept,
-            candidates=dict(value["candidates"]),
-            notes=tuple(value["notes"]),
-            reference_agreement=None if reference is None else from_json(Estimate, reference),
-            read_through=value.get("read_through", RAW),
-            readings=Readings.from_json(value["readings"]) if value.get("readings") else None,
-        )
+                f"this is not the JSON of a score card: {error}",
+                where="value=",
+                fix="give what ScoreCard.to_json gave",
+            ) from error
 
 
 ESTIMATES: tuple[str, ...] = (
@@ -242,18 +190,12 @@ ESTIMATES: tuple[str, ...] = (
     "time_ceiling_saturation",
 )
 
-NUMBERS: tuple[str, ...] = ("ceiling", "head_share", "mean_position", "documents", "tokens")
-
 
 def _shown(estimate: Estimate) -> str:
     """A value, or why there is none."""
     if estimate.value is not None:
         return f"{estimate.value:.3f}"
     return "undefined" + (f" ({estimate.undefined})" if estimate.undefined else "")
-
-
-def _curve(values: Sequence[float | None]) -> Curve:
-    return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
 STUDY = "arXiv 2603.23701"

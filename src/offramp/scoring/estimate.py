@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import numpy as np
@@ -39,10 +39,6 @@ class Estimate(Generic[Value]):
             for name in ("value", "low", "high")
         }
         return replace(self, **scaled)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the five fields."""
-        return asdict(self)
 
 
 DOCUMENTS_NEEDED = 20

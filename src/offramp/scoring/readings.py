@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from offramp.kit.typed import from_json
 from offramp.scoring.estimate import Estimate
 
 
@@ -41,12 +38,3 @@ class Readings:
     through: str
     documents: int
     left_out: int
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with every field."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Readings:
-        """The readings that `to_json` made JSON of."""
-        return from_json(cls, value)

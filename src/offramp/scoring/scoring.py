@@ -14,7 +14,7 @@ from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.kit.numbers import Whole
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
-from offramp.scoring.card import Curve, EasVariant, LayerCurves, ScoreCard
+from offramp.scoring.card import Curve, EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.components import initial_information
 from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums, ids_of
 from offramp.scoring.eas import SIMILARITIES, EasInputs, adaptability, layer_weights
@@ -64,7 +64,7 @@ def layer_curves(
         exits=trace.exits,
         depth_fraction=depth_fraction,
         values=values,
-        intervals={name: limit for name, limit in limits.items() if limit is not None},
+        intervals={name: Limits(*limit) for name, limit in limits.items() if limit is not None},
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from offramp.costs.machine import Machine
 from offramp.kit.defaults import FLOORS, SEED, WORTH
+from offramp.kit.numbers import Count, Proportion
 from offramp.policies.cost_breakdown import Gain, saved_error
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import price_notes
@@ -45,14 +47,14 @@ class RankedPolicy:
     skip_ratio: Estimate
     net_speedup: Estimate
     seconds_per_token: float
-    probe_share: float
+    probe_share: Proportion
     probe_seconds: float
     parts: Mapping[str, float] = field(default_factory=dict)
     chosen: bool = False
     reference_agreement: Estimate | None = None
     gain: Gain | None = None
     full_depth: bool = False
-    rank: int | None = None
+    rank: Count | None = None
 
     @property
     def exits_early(self) -> bool:
@@ -79,7 +81,7 @@ class MachineAnswer:
 
     machine: str
     source: str
-    batch: int
+    batch: Count
     floor: float
     policy: str
     decision: Decision
@@ -213,6 +215,8 @@ class ReplayedCredit:
     exits, without: their policies. speedup, without_speedup: of each over the full model. Without any early
     exit that holds the floor, exits and speedup are None.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("ratio",)
 
     floor: float
     exits: str | None

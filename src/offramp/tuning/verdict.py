@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, MAIN_FLOOR
@@ -71,6 +71,8 @@ class Verdict:
     tried: where nothing is certified, the candidate that was decoded last, and maybe refuted. standing: how
     the floor stands after decoding, None where nothing was to be decoded.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("certified",)
 
     floor: float
     worth: float

@@ -37,16 +37,17 @@ def test_strategies_are_those_of_league_tuner_and_decoding(content: Content, sum
         ]
         tuned = [one for one in summary["tuned"] if one["workload"] == row.workload]
         assert [(one.policy, one.executed, one.machine) for one in row.savings] == [
-            (one["policy"], True, "local") for one in tuned
+            (one["policy_text"], True, "local") for one in tuned
         ]
         (decoded,) = (one for one in summary["decoding"]["workloads"] if one["workload"] == row.workload)
         measured = [one for one in of_row if one.basis == "measured" and one.policy != "never"]
+        timed = {one["name"]: one for one in decoded["contenders"]}
         assert [(one.policy, one.kv, one.net_speedup.value, one.chosen) for one in measured] == [
-            (one["policy"], one["kv"], one["net_speedup"]["value"], True) for one in decoded["policies"]
+            (one["policy"], one["kv"], timed[one["contender"]]["ratio"]["value"], True)
+            for one in decoded["policies"]
         ]
-        counted = {one["name"]: one["counted"] for one in decoded["contenders"]}
         for one, policy in zip(measured, decoded["policies"], strict=True):
-            layers = counted[policy["contender"]]["layers"]
+            layers = timed[policy["contender"]]["counted"]["layers"]
             assert one.skip_ratio.value == pytest.approx(1 - layers / LAYERS)
         assert set(row.measured_speedup.values()) <= {one.net_speedup.value for one in measured}
         assert all(place.endswith(" | local") for place in row.measured_speedup)

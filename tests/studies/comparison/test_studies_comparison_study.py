@@ -27,6 +27,7 @@ from offramp.costs.hardware import find_machine
 from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.typed import finite_json
 from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
@@ -92,8 +93,8 @@ def test_rows_are_what_the_score_card_says(case: StudyCase, content: Content) ->
         assert row.exits == tuple(card.curves.exits)
         assert row.curves["agreement"] == tuple(card.curves.values["agreement"])
         assert row.curves["auroc"][-1] is None
-        assert row.intervals["agreement"]["low"] == tuple(card.curves.intervals["agreement"][0])
-        assert row.eas[0] == card.eas("logit").to_json()
+        assert row.intervals["agreement"]["low"] == tuple(card.curves.intervals["agreement"].low)
+        assert row.eas[0] == finite_json(card.eas("logit"))
         assert row.workload_fingerprint == WORKLOADS[row.workload]
         assert row.source == "study made-up"
 

@@ -135,7 +135,7 @@ def forecast(
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
         batch=decoding.batch,
-        gain=gain_of_parts(parts, plain_parts).to_json(),
+        gain=gain_of_parts(parts, plain_parts),
         predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
         priced_by_profile=priced,
     )

@@ -16,6 +16,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.measurement.answers import SAMPLES_NEEDED, median
 from offramp.decoding.measurement.decoder import own_config, plain_config
+from offramp.decoding.measurement.results import Timing
 from offramp.decoding.measurement.timed_steps import prompt_ids
 from offramp.decoding.measurement.timing_tables import whole_at
 from offramp.errors import ModelError
@@ -142,22 +143,15 @@ NEW_TOKENS = 16
 REPEATS = SAMPLES_NEEDED
 
 
-@dataclass(frozen=True)
-class PlainTiming:
-    """Seconds per new token of plain greedy `generate()`, batch 1.
+@dataclass(frozen=True, kw_only=True)
+class PlainTiming(Timing):
+    """Of plain greedy `generate()`, batch 1: the median of the repeats.
 
-    value: median of the repeats. low, high: its 95 % interval, None with too few repeats for one.
-    samples: seconds per token of each repeat, in order. threads: torch's. load: one-minute load average at
-    the start.
+    samples: seconds per token of each repeat, in order.
     """
 
-    value: float
-    low: float | None
-    high: float | None
     samples: tuple[float, ...]
     new_tokens: int
-    threads: int
-    load: float
 
 
 def time_plain_decoding(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,11 +47,6 @@ class PredictionVerdict:
     median_error: float
     median_change: float
     worst_part: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict as a JSON object."""
-        checks = {name: [vars(check) for check in getattr(self, name)] for name in ("rule", "figures")}
-        return {**vars(self), **checks}
 
 
 def when_it_counts(

@@ -9,9 +9,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import MinLen
+
+from offramp.kit.numbers import Count, Proportion
 from offramp.kit.sealed_file import SealedFile
+from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import LEVEL, Estimate
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
@@ -32,6 +36,21 @@ Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
 
 Stopped = Literal["answered", "seconds", "rounds"]
 """Why nothing more was timed: the questions are answered, or the budget or the rounds are over."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per token of plain decoding by the stopwatch, and the circumstances they were taken in.
+
+    low, high: the 95 % interval, None with too few samples for one. threads: that compute. load: the
+    machine's load average over one minute at the start.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    threads: Count
+    load: float
 
 
 @dataclass(frozen=True)
@@ -84,8 +103,8 @@ class Contender:
     claimed_layers_per_token: what the decoder says of the same trial.
     same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
     whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
-    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token
-    that "layers", "head" and "probes" save (negative: cost), None if it was not split.
+    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token,
+    None if it was not split.
     left_out: why it was not timed, None if it was. full_depth: whether it runs every layer for every token,
     whatever else it saves.
     """
@@ -104,10 +123,10 @@ class Contender:
     counted: Counted | None = None
     layers_per_token: float | None = None
     claimed_layers_per_token: float | None = None
-    same_output: float | None = None
+    same_output: Proportion | None = None
     output_must_match: bool = False
     executed_agreement: Estimate[float] | None = None
-    gain: Mapping[str, float] | None = None
+    gain: Gain | None = None
     left_out: str | None = None
     full_depth: bool = False
     level: float = LEVEL
@@ -165,7 +184,7 @@ class Forecast:
     measured_skip: share of layers not executed. parts: where the cost model is wrong, priced at the moment of
     timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens
     with the full model on the same prefix. gain: what each part of a step saved of the full model's price, by
-    the cost model on what really ran (`offramp.policies.cost_breakdown.Gain`): {"layers", "head", "probes"}.
+    the cost model on what really ran.
     """
 
     policy: str
@@ -184,7 +203,7 @@ class Forecast:
     predicted_agreement: float | None = None
     measured_agreement: float | None = None
     batch: int = 1
-    gain: Mapping[str, float] | None = None
+    gain: Gain | None = None
     predicted_by_profile: float | None = None
     priced_by_profile: float | None = None
 
@@ -269,14 +288,14 @@ class BenchResult:
     model: str
     policy: str
     kv: str
-    batch: int
+    batch: Count
     batching: str
-    new_tokens: int
-    prompts: int
-    rounds: int
+    new_tokens: Count
+    prompts: Count
+    rounds: Count
     worth: float
     plain: str
-    contenders: tuple[Contender, ...]
+    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
     defects: tuple[str, ...]
     a_a: Estimate[float]
     stopped: Stopped
@@ -380,7 +399,7 @@ def contenders_json(result: BenchResult) -> list[dict[str, Any]]:
             "executed_agreement": (
                 None if contender.executed_agreement is None else contender.executed_agreement.value
             ),
-            "gain": None if contender.gain is None else dict(contender.gain),
+            "gain": None if contender.gain is None else dataclasses.asdict(contender.gain),
             "seconds_per_token": (
                 None if contender.seconds_per_token is None else contender.seconds_per_token.value
             ),

@@ -157,8 +157,8 @@ def interval_of(curves: LayerCurves, name: str, shown: slice) -> tuple[Curve | N
     """The limits of a curve at the layers shown, if it has any."""
     if name not in curves.intervals:
         return None, None
-    low, high = curves.intervals[name]
-    return low[shown], high[shown]
+    limits = curves.intervals[name]
+    return limits.low[shown], limits.high[shown]
 
 
 def layer_range(curves: LayerCurves) -> tuple[float, float]:

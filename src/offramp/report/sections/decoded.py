@@ -25,7 +25,7 @@ from offramp.report.formats import (
 from offramp.report.html import Column, bullets, cards, figure, fragment, stack, table, text
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.timing import (
     DECISIONS,
     a_a_text,
@@ -34,12 +34,12 @@ from offramp.report.timing import (
     error_sentence,
     limits_of,
     part_name,
-    prediction_verdict,
     share_text,
     stopped_text,
 )
 from offramp.report.ways import Way, sample_text, ways_of
 from offramp.scoring.estimate import Estimate
+from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import NEVER
 
 COLUMNS = (
@@ -221,7 +221,7 @@ def sentences(decoded: Decoded) -> list[str]:
     chosen = decoded.chosen
     if chosen is not None and chosen.forecast is not None:
         found.append(f"The chosen policy: {error_sentence(chosen.forecast)}")
-    verdict = prediction_verdict(decoded)
+    verdict = decoded.prediction_counts
     if verdict is not None:
         found.append(counts_sentence(verdict))
     return found
@@ -252,12 +252,12 @@ def beside_figure(decoded: Decoded) -> Markup:
     return figure(plot.title, plot.description, plot.svg(), data)
 
 
-def label_of(policy: DecodedPolicy) -> str:
+def label_of(policy: DecodedChoice) -> str:
     """A decoded policy as the label of a row: what it is, and how keys and values are repaired."""
     return f"{short_name(policy.policy)} · {policy.kv}"
 
 
-def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -> RowPlot:
+def beside_plot(shown: Sequence[tuple[DecodedChoice, Forecast]], plain: float) -> RowPlot:
     """A row a policy in milliseconds per token; left of plain decoding's is faster."""
     note = (
         "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
@@ -276,7 +276,7 @@ def beside_plot(shown: Sequence[tuple[DecodedPolicy, Forecast]], plain: float) -
     )
 
 
-def beside_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+def beside_row(policy: DecodedChoice, forecast: Forecast) -> Row:
     """The way from the prediction to the measurement, in milliseconds per token."""
     name, measured = label_of(policy), forecast.measured
     low, high = (None if end is None else 1000 * end for end in (measured.low, measured.high))
@@ -320,7 +320,7 @@ def error_figure(decoded: Decoded) -> Markup:
     return figure(plot.title, plot.description, plot.svg(), error_table(shown), legend=patches)
 
 
-def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
+def error_plot(shown: list[tuple[DecodedChoice, Forecast]]) -> RowPlot:
     """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
     note = (
         "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
@@ -339,7 +339,7 @@ def error_plot(shown: list[tuple[DecodedPolicy, Forecast]]) -> RowPlot:
     )
 
 
-def error_row(policy: DecodedPolicy, forecast: Forecast) -> Row:
+def error_row(policy: DecodedChoice, forecast: Forecast) -> Row:
     """One policy's parts as bars around nothing, and a diamond for its whole error."""
     name = label_of(policy)
     bars, below, above = [], 0.0, 0.0
@@ -371,7 +371,7 @@ def colour_of(part: str) -> int:
     return COLOURS.get(part, len(part) % SERIES_COUNT)
 
 
-def error_table(shown: list[tuple[DecodedPolicy, Forecast]]) -> Markup:
+def error_table(shown: list[tuple[DecodedChoice, Forecast]]) -> Markup:
     """Every part of every policy: priced beside measured."""
     rows = []
     for policy, forecast in shown:

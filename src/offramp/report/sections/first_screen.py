@@ -15,10 +15,11 @@ from offramp.report.formats import listed, percent, short_source, visible_text, 
 from offramp.report.headline import grounds_of, short_answer
 from offramp.report.html import Column, cards, fragment, pill, stack
 from offramp.report.next_step import next_step
-from offramp.report.run_result import Decoded, DecodedPolicy, RunResult
+from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.picture import picture
 from offramp.report.verdict_rows import VerdictRow, verdict_rows
 from offramp.report.verdict_words import reference_line
+from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.answers import ANSWER_TOKENS
 from offramp.tuning.verdict import NEVER, Verdict
 
@@ -114,12 +115,11 @@ def _text(decoded: Decoded) -> dict[str, Any] | None:
     return {"name": decoded.workload, "prompt": visible_text(decoded.prompt), "answers": answers}
 
 
-def _title(policy: DecodedPolicy) -> str:
+def _title(policy: DecodedChoice) -> str:
     """ "At 95 %: exit 20+25 if margin ≥ 0.9, which kept 97.9 % of the timed prompts"."""
-    floor = "" if policy.floor is None else f"At {whole_percent(policy.floor)}: "
     judged = policy.free_running
     kept = "" if judged is None else f", which kept {percent(judged.agreement.value)} of the timed prompts"
-    return f"{floor}{short_name(policy.policy)}{kept}"
+    return f"At {whole_percent(policy.floor)}: {short_name(policy.policy)}{kept}"
 
 
 def caveats_section(run: RunResult) -> Markup:

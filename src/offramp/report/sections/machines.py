@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -33,9 +33,8 @@ from offramp.report.html import (
     text,
 )
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
-from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.run_result import HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.verdict_words import machine_name
-from offramp.tracing.described_heads import reading_parts
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
 
@@ -51,9 +50,9 @@ def machine_section(run: RunResult) -> Markup:
     return fragment("run", "machine", prices, None if run.heads is None else heads_block(run.heads))
 
 
-def prices_block(hardware: Mapping[str, Any]) -> dict[str, Any]:
+def prices_block(hardware: PriceList) -> dict[str, Any]:
     """The prices as a figure, and what follows from them in words."""
-    machine, layer = machine_name(hardware["name"]), hardware["layer_seconds"]
+    machine, layer = machine_name(hardware.name), hardware.layer_seconds
     rows = price_rows(hardware)
     note = (
         f"Time of each part of one decoding step at batch size 1, one layer ({duration(layer)}) = 1. A "
@@ -72,9 +71,9 @@ def prices_block(hardware: Mapping[str, Any]) -> dict[str, Any]:
     data = table(
         ["Part", "Time", "In layers", "What it is"],
         [[name, duration(seconds), ratio_text(seconds / layer), what] for name, seconds, _, what in rows],
-        caption=f"What {machine} charges, {hardware['source']}",
+        caption=f"What {machine} charges, {hardware.source}",
     )
-    kind: Kind | None = "measured" if hardware["name"] == LOCAL else None
+    kind: Kind | None = "measured" if hardware.name == LOCAL else None
     shown = figure("In units of one layer", note, plot.svg(), data, kind=kind)
     return {"machine": machine, "said": sentences(hardware), "figure": shown}
 
@@ -85,22 +84,22 @@ def cost_row(name: str, seconds: float, layer: float, colour: int) -> Row:
     return Row(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
-def price_rows(hardware: Mapping[str, Any]) -> list[tuple[str, float, int, str]]:
+def price_rows(hardware: PriceList) -> list[tuple[str, float, int, str]]:
     """Name, seconds, colour and meaning of every part, probes from dear to cheap."""
     rows = [
-        ("One layer", hardware["layer_seconds"], LAYER, "mean of the layers, run one after the other"),
-        ("Output head", hardware["head_seconds"], HEAD, "final norm and the product over the vocabulary"),
+        ("One layer", hardware.layer_seconds, LAYER, "mean of the layers, run one after the other"),
+        ("Output head", hardware.head_seconds, HEAD, "final norm and the product over the vocabulary"),
     ]
-    probes = sorted(hardware["probe_seconds"].items(), key=lambda pair: -pair[1])
+    probes = sorted(hardware.probe_seconds.items(), key=lambda pair: -pair[1])
     rows += [
         (f"Probe: {kind}", seconds, PROBE, PROBES[kind].meaning if kind in PROBES else "")
         for kind, seconds in probes
     ]
-    if hardware.get("key_value_seconds") is not None:
+    if hardware.key_value_seconds is not None:
         meaning = "what later tokens need of one skipped layer"
-        rows.append(("Repair of one layer", hardware["key_value_seconds"], REPAIR, meaning))
+        rows.append(("Repair of one layer", hardware.key_value_seconds, REPAIR, meaning))
     meaning = "embedding, choice of the token, the program around each step"
-    return [*rows, ("Around each step", hardware["overhead_seconds"], AROUND, meaning)]
+    return [*rows, ("Around each step", hardware.overhead_seconds, AROUND, meaning)]
 
 
 def ratio_text(layers: float) -> str:
@@ -113,9 +112,9 @@ def ratio_text(layers: float) -> str:
     return f"{decimal(layers, digits)} layers" if layers >= 0.0005 else "under 0.001 layers"
 
 
-def sentences(hardware: Mapping[str, Any]) -> list[str]:
+def sentences(hardware: PriceList) -> list[str]:
     """What the prices mean, and whether they add up to the time of plain decoding."""
-    layer, probes = hardware["layer_seconds"], hardware["probe_seconds"]
+    layer, probes = hardware.layer_seconds, hardware.probe_seconds
     found = []
     if "full head" in probes:
         cost = probes["full head"] / layer
@@ -131,67 +130,69 @@ def sentences(hardware: Mapping[str, Any]) -> list[str]:
             f"{len(cheap)} of {len(probes)} kinds of probe cost less than one layer; the dearest of them "
             f"is “{kind}” at {ratio_text(seconds / layer)}. Where early exit can pay, it pays with these."
         )
-    plain, ratio = hardware["plain_seconds_per_token"], hardware.get("self_check_ratio")
+    plain, ratio = hardware.plain_seconds_per_token, hardware.self_check_ratio
     total = f"Added up, the parts give {duration(plain)} per token for plain decoding"
     if ratio is not None:
         total += f"; the stopwatch gave {duration(plain / ratio)}, a ratio of {decimal(ratio, 3)}"
     found.append(f"{total}.")
-    circumstances = [hardware["source"]]
-    if hardware.get("threads") is not None:
-        circumstances.append(f"{hardware['threads']} threads")
-    if hardware.get("load") is not None:
-        circumstances.append(f"load {decimal(hardware['load'], 1)} at the start")
+    circumstances = [hardware.source]
+    if hardware.threads is not None:
+        circumstances.append(f"{hardware.threads} threads")
+    if hardware.load is not None:
+        circumstances.append(f"load {decimal(hardware.load, 1)} at the start")
     found.append(f"Source: {', '.join(circumstances)}.")
-    if hardware.get("note") is not None:
-        found.append(f"Timings: {hardware['note']}.")
+    if hardware.note is not None:
+        found.append(f"Timings: {hardware.note}.")
     return found
 
 
-def heads_block(heads: Mapping[str, Any]) -> dict[str, Any]:
+def heads_block(heads: HeadsSummary) -> dict[str, Any]:
     """The lens and the classifiers that were fitted on documents of their own."""
-    classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
     rows = [
         [
             name.replace("_", " "),
-            f"{values['better_than_chance']} of {values['exits']}",
+            f"{quality.better_than_chance} of {quality.exits}",
             "undefined: at every exit too few rows of a class"
-            if values["auroc"] is None
-            else decimal(values["auroc"]),
+            if quality.auroc is None
+            else decimal(quality.auroc),
         ]
-        for name, values in classifiers.items()
+        for name, quality in heads.classifiers.items()
     ]
     header = ["Classifier", "Exits where it beats chance", "Median AUROC"]
     caption = "Classifiers on documents that fitting did not see; AUROC 0.5 is guessing"
     return {
-        "came": "imported" if heads.get("imported") else "fitted",
+        "came": "imported" if heads.imported else "fitted",
         "said": fitted_sentence(heads),
         "classifiers": table(header, rows, caption=caption) if rows else "",
     }
 
 
-def fitted_sentence(heads: Mapping[str, Any]) -> str:
+def fitted_sentence(heads: HeadsSummary) -> str:
     """What was fitted, on how many documents, and what is no better than chance; or what was imported."""
-    if heads.get("imported"):
-        kind = listed(reading_parts(heads))
+    if heads.imported:
+        kind = listed(list(heads.reading))
         return (
-            f"Others trained {kind} at {counted(heads['exits'], 'exit')}. Which documents they used is not "
+            f"Others trained {kind} at {counted(heads.exits, 'exit')}. Which documents they used is not "
             "known: on these it looks better than on new text."
         )
-    parts = [f"On {counted(heads['documents'], 'document')}, kept apart from all that is judged below:"]
+    parts = [f"On {counted(heads.documents, 'document')}, kept apart from all that is judged below:"]
     made = []
-    if reading_parts(heads):
-        explained = heads["lens_explained"]
+    if heads.reading:
+        explained = heads.lens_explained
         says = (
             ""
             if explained is None
             else f" (it explains {percent(explained, 0)} of the last state's variance on others)"
         )
-        made.append(f"{listed(reading_parts(heads))} at {counted(heads['exits'], 'exit')}{says}")
-    classifiers: Mapping[str, Mapping[str, Any]] = heads["classifiers"]
-    if classifiers:
-        made.append(counted(len(classifiers), "classifier"))
+        made.append(f"{listed(list(heads.reading))} at {counted(heads.exits, 'exit')}{says}")
+    if heads.classifiers:
+        made.append(counted(len(heads.classifiers), "classifier"))
     parts.append(f"{listed(made) if made else 'nothing that could be used'}.")
-    chance = [name.replace("_", " ") for name, v in classifiers.items() if v["better_than_chance"] == 0]
+    chance = [
+        name.replace("_", " ")
+        for name, quality in heads.classifiers.items()
+        if quality.better_than_chance == 0
+    ]
     if chance:
         parts.append(f"No better than chance at any exit: {listed(chance)}.")
     return " ".join(parts)

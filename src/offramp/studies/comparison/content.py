@@ -103,7 +103,7 @@ def card_fields(card: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": card["tokens"],
         "documents": card["documents"],
         "scores": {name: Estimate(**card[name]) for name in ESTIMATES},
-        "eas": tuple(card["eas"]),
+        "eas": tuple(card["eas_variants"]),
         "candidates": dict(card["candidates"]),
         "exits": tuple(curves["exits"]),
         "depth_fraction": tuple(curves["depth_fraction"]),

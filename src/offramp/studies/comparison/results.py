@@ -78,9 +78,9 @@ class Row:
 
     scores: estimate by name (representation, increment, calibration, composite, literal_calibration,
     first_match_skip, saturation_skip, time_ceiling_saturation, ...). eas: by similarity, with ceiling and
-    floor as in `ScoreCard.to_json()["eas"]`. candidates: of `ScoreCard.candidates`. depth_fraction, curves,
-    intervals: as in `LayerCurves.to_json()`. bits_per_byte: of the observed text under the full model, None
-    if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
+    floor as in `ScoreCard.to_json()["eas_variants"]`. candidates: of `ScoreCard.candidates`. depth_fraction,
+    curves, intervals: as in the JSON of `LayerCurves`. bits_per_byte: of the observed text under the full
+    model, None if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
     savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
     did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
     stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement has no

@@ -10,7 +10,7 @@ from typing import Any
 from offramp.decoding.measurement.combined import read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.typed import finite_json
+from offramp.kit.typed import finite_json, from_json
 from offramp.scoring.readings import Readings
 from offramp.studies.comparison.content import (
     Content,
@@ -201,7 +201,7 @@ class StudyReader:
             own_text=result["own_text"],
             settings=settings,
             training=self.training_of(trace),
-            readings=Readings.from_json(readings) if readings else None,
+            readings=from_json(Readings, readings) if readings else None,
         )
 
     def training_of(self, trace: Task) -> Training | None:

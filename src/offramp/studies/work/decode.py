@@ -12,6 +12,15 @@ from offramp.kit.typed import from_json
 from offramp.studies.entries import AUTO
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
+from offramp.studies.work.decoding_choice import (
+    Choice,
+    best_of_ranking,
+    of_verdicts,
+    prompts_within,
+    seconds_after,
+    seconds_for,
+    within_budget,
+)
 from offramp.studies.work.inputs import (
     heads_of,
     model_of,
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
     from offramp.decoding.measurement.measurement import Measurement
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
-    from offramp.studies.work.decoding_choice import Choice
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
@@ -43,25 +51,19 @@ TOO_LONG = (
 )
 
 
-@dataclass(frozen=True)
-class DecodedChoice:
-    """One policy that was decoded; its first fields as of `offramp.studies.work.decoding_choice.Choice`.
+@dataclass(frozen=True, kw_only=True)
+class DecodedChoice(Choice):
+    """One policy that was decoded with its skipped layers not executed.
 
     contender: its name in the measurement. forecast, free_running: None of one that was left out.
     characters_per_token: of its answers, special tokens included, None without any. answer: the text of its
-    answer to `Decoding.prompt`.
+    answer to `Decoding.prompt`, None if that was not kept.
     """
 
-    family: str
-    policy: str
-    kv: str
-    why: str
-    floor: float
-    predicted: float | None
     contender: str
-    forecast: Forecast | None
-    free_running: FreeRunning | None
-    characters_per_token: float | None
+    forecast: Forecast | None = None
+    free_running: FreeRunning | None = None
+    characters_per_token: float | None = None
     answer: str | None = None
 
 
@@ -110,8 +112,6 @@ class _Decoder:
 
     def decoding(self, ranking: Ranking) -> Decoding:
         """The measurement. Raises what made the timing fail."""
-        from offramp.studies.work.decoding_choice import best_of_ranking, of_verdicts
-
         if "certify" in self.task.needs:
             choices = of_verdicts(ranking, read_answers(result_of(self.context, "certify")).tuned)
         else:
@@ -128,12 +128,6 @@ class _Decoder:
         from offramp.decoding.measurement.answers import Limits
         from offramp.decoding.measurement.judged import Chosen, decode_chosen
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
-        from offramp.studies.work.decoding_choice import (
-            prompts_within,
-            seconds_after,
-            seconds_for,
-            within_budget,
-        )
 
         recipe, trace = self.recipe, trace_of(self.context)
         workload, wanted, new_tokens = workload_of(self.task), recipe["prompts"], recipe["new_tokens"]

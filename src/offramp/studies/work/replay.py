@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from offramp.kit.typed import finite_json
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context
@@ -50,11 +52,11 @@ class ReplayWork:
                 {
                     "replay": {
                         **{name: getattr(result, name) for name in FIGURES},
-                        "gain": result.gain.to_json(),
+                        "gain": asdict(result.gain),
                     },
-                    "agreement": intervals.agreement.to_json(),
-                    "skip_ratio": intervals.skip_ratio.to_json(),
-                    "net_speedup": intervals.net_speedup.to_json(),
+                    "agreement": asdict(intervals.agreement),
+                    "skip_ratio": asdict(intervals.skip_ratio),
+                    "net_speedup": asdict(intervals.net_speedup),
                     "tokens": trace.token_count,
                 }
             )
