@@ -29,7 +29,8 @@ from offramp.report.plot.drawing import (
 )
 from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Rule, Series, finite_runs, thinned
 from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Track, shortened
-from offramp.report.sections.curves import look, reliability_plot
+from offramp.report.sections.curves import look
+from offramp.report.sections.layers import reliability_plot
 from offramp.scoring.card import ReliabilityDiagram
 
 

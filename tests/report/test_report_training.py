@@ -14,9 +14,8 @@ from comparison_examples import example_comparison
 from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
 from offramp.report.page import render, render_comparison
 from offramp.report.run_result import Decoded, RunResult
-from offramp.report.sections.training import answers, minutes, tokens_text
+from offramp.report.sections.training import answers, bought, minutes, tokens_text
 from offramp.report.summary import summarise
-from offramp.report.training import bought
 from offramp.studies.work.training_cost import Training
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import Speed

@@ -59,6 +59,12 @@ def defect_notes(run: RunResult) -> list[str]:
     ]
 
 
+def wrong_with(run: RunResult) -> list[str]:
+    """What went wrong in a run, which a reader of the answer has to know: defects, what was left out."""
+    not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+    return [*defect_notes(run), *not_decoded, *lost_documents(run)]
+
+
 def repair_note(run: RunResult) -> str:
     """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
     found = []

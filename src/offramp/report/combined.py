@@ -22,16 +22,17 @@ from offramp.report.formats import (
     timed_text,
     whole_percent,
 )
-from offramp.report.html import Column, cards, figure, fragment, policy_code, stack, table, text
-from offramp.report.plot.drawing import Key, legend
+from offramp.report.html import fragment, policy_code, text
+from offramp.report.plot.drawing import Key, drawn, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
-from offramp.report.sections.decoded import circumstances_table, contender_rows_table, with_interval
+from offramp.report.sections.decoded import circumstances_table, contenders_table, with_interval
+from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import a_a_text, contender_answer, limits_of, share_text, stopped_text
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 
-NOTHING = 0.06
+CHANGE = 0.06
 """How far an interval may reach from 1 for a part that changes nothing."""
 
 EFFECTS: dict[Effect | None, str] = {
@@ -180,7 +181,7 @@ def _effect_on_top(name: str, more: Combination, added: Estimate[float], floor: 
     if surely_below(added):
         return f"{'cost' if plural else 'costs'} time ({_bracketed(added)})"
     if not surely_above(added):
-        narrow = surely_below(added, 1.0 + NOTHING) and surely_above(added, 1.0 - NOTHING)
+        narrow = surely_below(added, 1.0 + CHANGE) and surely_above(added, 1.0 - CHANGE)
         verb = "change" if plural else "changes"
         return f"{verb} nothing{'' if narrow else ' that can be told'} ({_bracketed(added)})"
     if not keeps(more, floor):
@@ -232,7 +233,9 @@ def measurement(result: CombineResult) -> dict[str, Any]:
         "advice": advice(result),
         "said": effect_sentences(result),
         "figure": speed_figure(result),
-        "combinations": combination_table(result),
+        "combinations": combinations_table(result).html(
+            sorted(result.combinations, key=lambda one: len(one.parts))
+        ),
         "apart": apart,
         "circumstances": circumstances(result),
         "contenders": contender_tables(result),
@@ -260,17 +263,20 @@ def speed_figure(result: CombineResult) -> Markup:
     if not rows:
         return Markup()
     plot = product_plot(rows)
-    data = table(
-        ["Combination", "Measured", "Product", "Of the product"],
-        [
-            [one.name, interval(one.speedup), interval(one.product), interval(one.interaction)]
-            for one in result.combinations
-            if one.parts
-        ],
-        caption=plot.title,
-    )
+    data = PRODUCTS.html((one for one in result.combinations if one.parts), caption=plot.title)
     keys = legend([Key("measured", 0), Key("product of the single gains", 1, 3)])
-    return figure(plot.title, plot.description, plot.svg(), data, legend=keys)
+    return drawn(plot, data, legend=keys)
+
+
+PRODUCTS: Table[Combination] = Table(
+    (
+        Column("Combination", lambda one: one.name),
+        Column("Measured", lambda one: interval(one.speedup)),
+        Column("Product", lambda one: interval(one.product)),
+        Column("Of the product", lambda one: interval(one.interaction)),
+    ),
+    words=1,
+)
 
 
 def product_plot(rows: Sequence[PlotRow]) -> RowPlot:
@@ -311,65 +317,75 @@ def row_text(one: Combination) -> str:
     return measured if one.product is None else f"{measured}, product {decimal(one.product.value)}"
 
 
-def combination_table(result: CombineResult) -> Markup:
+BY_SIZE = {0: "Plain decoding", 1: "Alone"}
+"""What combinations of so many parts are called; of more, "2 together"."""
+
+
+def combinations_table(result: CombineResult) -> Table[Combination]:
     """Speed and quality of every combination, the plain decoder first."""
-    columns = [
-        Column("Combination"),
-        Column("Time per token", "measured"),
-        Column("Net speed", "measured"),
-        Column("Of the product", "measured"),
-        Column("Agreement, full model's text", "measured"),
-        Column("Equal before it differs", "measured"),
-        Column("Same answers", "measured"),
-        Column("NLL of its text", "measured"),
-    ]
-    by_size: dict[int, list[list[str]]] = {}
-    for one in result.combinations:
-        by_size.setdefault(len(one.parts), []).append(combination_row(one, result.worth))
-    names = {0: "Plain decoding", 1: "Alone"}
-    groups = {names.get(size, f"{size} together"): rows for size, rows in sorted(by_size.items())}
-    caption = (
-        f"Every combination on {counted(result.prompts, 'prompt')}; quality against the untransformed full "
-        "model's greedy answers"
-    )
-    return cards(columns, groups, caption=caption, style="decoded")
-
-
-def combination_row(one: Combination, worth: float) -> list[str]:
-    """One combination. worth: the gain that matters, as a share."""
-    codes = [policy_code(name) for name in (*one.transforms, one.policy) if name]
-    head = text(one.name) + Markup().join(codes)
-    seconds, quality = one.contender.seconds_per_token, one.quality
-    if seconds is None or one.speedup is None:
-        return [head, *["–"] * 6, f"not timed: {one.contender.left_out or 'no reason recorded'}"]
-    cells = [
-        with_interval(seconds, milliseconds),
-        stack(
-            f"{decimal(one.speedup.value)} ×",
-            interval_text(one.speedup.low, one.speedup.high),
-            contender_answer(one.contender, worth),
+    return Table(
+        (
+            Column("Combination", _combination_cell),
+            Column("Time per token", lambda one: with_interval(_seconds(one), milliseconds), kind="measured"),
+            Column("Net speed", lambda one: _speed_cell(one, result.worth), kind="measured"),
+            Column("Of the product", lambda one: with_interval(one.interaction, decimal), kind="measured"),
+            Column("Agreement, full model's text", _agreement_cell, kind="measured"),
+            Column(
+                "Equal before it differs",
+                lambda one: None if one.quality is None else share_text(one.quality.shared),
+                kind="measured",
+            ),
+            Column("Same answers", _same_answers, kind="measured"),
+            Column("NLL of its text", _nll_cell, kind="measured"),
         ),
-        "–" if one.interaction is None else with_interval(one.interaction, decimal),
-    ]
-    if quality is None:
-        return [head, *cells, *["–"] * 4]
-    share, answers = kept_share(one), quality.free_running
-    return [
-        head,
-        *cells,
-        with_interval(share, percent),
-        share_text(quality.shared),
-        percent(answers.sequence_match.value, 0),
-        stack(decimal(answers.nll.value, 3), interval_text(answers.nll.low, answers.nll.high)),
-    ]
+        caption=f"Every combination on {counted(result.prompts, 'prompt')}; quality against the "
+        "untransformed full model's greedy answers",
+        groups=Column("", lambda one: BY_SIZE.get(len(one.parts), f"{len(one.parts)} together")),
+        style="decoded",
+    )
+
+
+def _combination_cell(one: Combination) -> Cell:
+    codes = [policy_code(name) for name in (*one.transforms, one.policy) if name]
+    return Cell(one.name, html=text(one.name) + Markup().join(codes))
+
+
+def _is_timed(one: Combination) -> bool:
+    return one.contender.seconds_per_token is not None and one.speedup is not None
+
+
+def _seconds(one: Combination) -> Estimate[float] | None:
+    return one.contender.seconds_per_token if _is_timed(one) else None
+
+
+def _speed_cell(one: Combination, worth: float) -> Cell:
+    """Its speed and what that answers, or why it was not timed. worth: the gain that matters, as a share."""
+    speed = one.speedup
+    if speed is None or not _is_timed(one):
+        return Cell(f"not timed: {one.contender.left_out or 'no reason recorded'}")
+    limits = interval_text(speed.low, speed.high)
+    return Cell(f"{decimal(speed.value)} ×", below=(limits, contender_answer(one.contender, worth)))
+
+
+def _agreement_cell(one: Combination) -> Cell:
+    return with_interval(None if one.quality is None else kept_share(one), percent)
+
+
+def _same_answers(one: Combination) -> str | None:
+    return None if one.quality is None else percent(one.quality.free_running.sequence_match.value, 0)
+
+
+def _nll_cell(one: Combination) -> Cell:
+    if one.quality is None:
+        return Cell(NOTHING)
+    nll = one.quality.free_running.nll
+    return Cell(decimal(nll.value, 3), below=interval_text(nll.low, nll.high))
 
 
 def contender_tables(result: CombineResult) -> Markup:
     """Every contender as a row, and the circumstances."""
     everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
-    return contender_rows_table(everyone, "Everything that took turns", result.worth) + circumstances_table(
-        result.circumstances
-    )
+    return contenders_table(result.worth).html(everyone) + circumstances_table(result.circumstances)
 
 
 def circumstances(result: CombineResult) -> str:

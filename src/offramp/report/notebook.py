@@ -11,16 +11,15 @@ from markupsafe import Markup
 from offramp.policies.replay import ReplayResult
 from offramp.report.findings import Finding
 from offramp.report.formats import counted, thousandths
-from offramp.report.generated import generation_section
 from offramp.report.html import fragment
 from offramp.report.page import identities
-from offramp.report.passage import passage_part
+from offramp.report.passage import generation_section, passage_part
 from offramp.report.plot.drawing import ramp_rules
 from offramp.report.replayed import layers_of, replay_section
 from offramp.report.run_findings import Findings
-from offramp.report.sections.curves import FIGURES, layer_figure
 from offramp.report.sections.first_screen import verdict_section
-from offramp.report.sections.potential import component_figure, eas_figure, readings_figures
+from offramp.report.sections.layers import FIGURES, layer_figure
+from offramp.report.sections.potential import component_figure, eas_figure, readings_charts
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.scoring import score
 from offramp.studies.work.passage import Passages
@@ -71,7 +70,7 @@ def _shown(value: Any) -> str:
 
 
 def _card(card: ScoreCard) -> str:
-    figures = [component_figure(card), *readings_figures(card), eas_figure(card)]
+    figures = [component_figure(card), *readings_charts(card), eas_figure(card)]
     figures += [layer_figure(one, card.curves) for one in FIGURES]
     title = f"How suited: {counted(card.tokens, 'token')} of {counted(card.documents, 'document')}"
     return framed(title, fragment("notebook", "figures", title, figures, card.notes))

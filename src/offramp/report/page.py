@@ -22,7 +22,7 @@ from offramp.report.passage import passage_section
 from offramp.report.plot.drawing import ramp_rules
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.claims import validity_section
-from offramp.report.sections.curves import layers_section, profiles_section
+from offramp.report.sections.curves import profiles_section
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section
 from offramp.report.sections.first_screen import (
@@ -31,6 +31,7 @@ from offramp.report.sections.first_screen import (
     texts_section,
     verdict_section,
 )
+from offramp.report.sections.layers import layers_section
 from offramp.report.sections.leaderboard import leaderboard_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
 from offramp.report.sections.potential import components_section

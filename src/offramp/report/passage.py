@@ -1,20 +1,25 @@
-"""A passage, cut from a trace with the tokenizer's decoder alone, as it is shown."""
+"""Texts in the colours of layers: a passage of a trace, a generated text, and how many tokens stop where."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from offramp.report.formats import percent, percent_tick, visible_piece
-from offramp.report.html import Kind, figure, fragment, table, text
-from offramp.report.plot.drawing import nice_ticks
+from offramp.report.formats import counted, percent, percent_tick, visible_piece
+from offramp.report.html import Kind, fragment, text
+from offramp.report.plot.drawing import drawn, nice_ticks
 from offramp.report.plot.plot import FLAT, Axis, Box, Plot
 from offramp.report.run_result import WorkloadResult
+from offramp.report.table import Column, Table
 from offramp.scoring.components import saturation
 from offramp.studies.work.passage import Passage, PassageToken
+
+if TYPE_CHECKING:
+    from offramp.decoding.generation.result import Generation
 
 STRIP = 0.12
 """Height of the strip of colours, as a share of the highest bar's."""
@@ -97,35 +102,32 @@ def depth_figure(workload: WorkloadResult, layers: int) -> Markup:
     trace = workload.trace
     counts = np.bincount(saturation(trace.agreement), minlength=len(trace.exits))
     return exits_figure(
-        "Where tokens could have stopped",
         f"All {max(int(counts.sum()), 1):,} traced tokens of {workload.name} by the layer from which the "
         "prediction stays; the strip is the passage's colour key.",
         depth_plot(trace.exits, counts, layers),
         trace.exits,
         counts,
-        caption="Tokens by the layer they could stop at",
         kind="measured",
     )
 
 
 def exits_figure(
-    title: str,
-    note: str,
-    plot: Plot,
-    exits: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    *,
-    caption: str,
-    kind: Kind,
+    note: str, plot: Plot, exits: NDArray[np.int64], counts: NDArray[np.int64], *, kind: Kind
 ) -> Markup:
     """Tokens by layer, drawn and as a table; exits, counts: int64 [exits]."""
     total = max(int(counts.sum()), 1)
-    rows = [
-        [f"layer {layer}", str(int(count)), percent(int(count) / total), percent(int(sum_) / total)]
-        for layer, count, sum_ in zip(exits, counts, np.cumsum(counts), strict=True)
-    ]
-    data = table(["Layer", "Tokens", "Share", "Up to here"], rows, caption=caption)
-    return figure(title, note, plot.svg(), data, kind=kind)
+    rows = zip(exits.tolist(), counts.tolist(), np.cumsum(counts).tolist(), strict=True)
+    table: Table[tuple[int, int, int]] = Table(
+        (
+            Column("Layer", lambda row: f"layer {row[0]}"),
+            Column("Tokens", lambda row: row[1]),
+            Column("Share", lambda row: row[1] / total, percent),
+            Column("Up to here", lambda row: row[2] / total, percent),
+        ),
+        caption=plot.title,
+        words=1,
+    )
+    return drawn(plot, table.html(rows), note=note, kind=kind)
 
 
 def depth_plot(
@@ -153,3 +155,42 @@ def depth_plot(
         size=FLAT,
         style="wide",
     )
+
+
+def generation_section(one: Generation) -> Markup:
+    """The text, coloured by exit, where its tokens left, and what was run for them."""
+    exits, counts = np.unique(one.exits, return_counts=True)
+    said = "Share of new tokens by the layer that they left after."
+    plot = depth_plot(exits, counts, one.layers, "Where tokens left", said)
+    note = (
+        "New tokens by the layer that they left after; the strip is the text's colour key. The first leaves "
+        f"after layer {one.layers}, since the prompt runs whole."
+    )
+    new = counted(len(one.tokens), "new token")
+    return fragment(
+        "notebook",
+        "generation",
+        said=f"{new} after {one.prompt_tokens:,} of the prompt, {percent(one.skip_ratio)} of the layers "
+        f"skipped, ended by: {one.stopped}.",
+        problem=one.problem,
+        tokens=token_parts(one),
+        given=one.tokens != one.chosen,
+        left=exits_figure(note, plot, exits, counts, kind="executed"),
+    )
+
+
+def token_parts(one: Generation) -> list[tuple[Markup, str, str]]:
+    """Pieces of the text with their styles, and labels that say in words what a colour says.
+
+    A token that completes no character is shown with the one that does.
+    """
+    parts = []
+    for piece, token, chosen, exit in zip(
+        one.pieces, one.tokens, one.chosen, one.exits.tolist(), strict=True
+    ):
+        if piece:
+            other = token != chosen
+            label = f"{visible_piece(piece)}: left after layer {exit} of {one.layers}"
+            label += "; the model chose another token" if other else ""
+            parts.append((shown_piece(piece), f"t e{exit}{' other' if other else ''}", label))
+    return parts

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from offramp.policies.cost_breakdown import CostBreakdown, Line
 from offramp.policies.replay import ReplayResult
 from offramp.report.formats import counted, decimal, duration, gain_text, percent, times
-from offramp.report.html import fragment, policy_code, table
+from offramp.report.html import fragment, policy_code
 from offramp.report.passage import depth_plot, exits_figure
+from offramp.report.table import Column, Table, pairs
 
 ORACLE = "This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
 LEAVE = "tokens leave"
@@ -54,6 +56,56 @@ def replay_facts(result: ReplayResult) -> dict[str, str]:
     return facts
 
 
+FACTS = pairs("The replay in figures", "Figure", "Value")
+
+
+def charges(breakdown: CostBreakdown) -> list[Line]:
+    """The lines that cost something; their sum is the total."""
+    return [line for line in breakdown.lines if line.total]
+
+
+def charges_table(breakdown: CostBreakdown) -> Table[Line]:
+    """What a policy is charged, line by line."""
+    unit = breakdown.unit
+
+    def share(line: Line) -> str:
+        return percent(line.total / breakdown.plain)
+
+    return Table(
+        (
+            Column("What", lambda line: f"{line.part}, {line.probe}" if line.probe else line.part),
+            Column("Where", lambda line: line.where),
+            Column("Rows", lambda line: line.rows),
+            Column("Times", lambda line: f"{line.count:,}"),
+            Column("Each", lambda line: amount(line.price, unit)),
+            Column("Sum", lambda line: amount(line.total, unit)),
+            Column("Of the full model's cost", share),
+        ),
+        caption=f"What the policy is charged, in {unit}",
+        words=2,
+    )
+
+
+def total_text(breakdown: CostBreakdown) -> str:
+    """The sum of what is charged beside what the full model costs."""
+    total, plain = (amount(value, breakdown.unit) for value in (breakdown.total, breakdown.plain))
+    return f"{total} in all, the full model {plain}: a speed of {times(breakdown.speedup)}"
+
+
+COUNTED = {"bytes": "B", "flops": "FLOP"}
+PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+
+
+def amount(value: float, unit: str) -> str:
+    """Bytes, FLOPs or seconds in the unit that suits their size, three digits: "56.6 MB", "6.1 µs"."""
+    if unit == "seconds":
+        return duration(value)
+    prefix, scale = next(((name, size) for name, size in PREFIXES if value >= 0.9995 * size), PREFIXES[-1])
+    shown = value / scale
+    digits = 0 if shown >= 99.95 or not prefix else 1 if shown >= 9.995 else 2
+    return f"{decimal(shown, digits)} {prefix}{COUNTED[unit]}"
+
+
 def replay_section(result: ReplayResult) -> Markup:
     """A replay as a part of a page: its figures, where tokens leave, what is charged, and its notes."""
     exits, counts = map(np.array, exit_counts(result.exits.tolist()))
@@ -61,30 +113,15 @@ def replay_section(result: ReplayResult) -> Markup:
     title = "Where tokens leave"
     note = f"{tokens} of the trace by the layer after which the policy lets them leave."
     plot = depth_plot(exits, counts, layers, title, "Share of tokens by the layer that they leave after.")
-    rows = [
-        [
-            f"{line.part}, {line.probe}" if line.probe else line.part,
-            line.where,
-            f"{line.count:,}",
-            percent(line.total / result.breakdown.plain),
-        ]
-        for line in result.breakdown.lines
-        if line.total
-    ]
     facts = {name: value for name, value in replay_facts(result).items() if name != LEAVE}  # those are drawn
     return fragment(
         "notebook",
         "replay",
         policy=policy_code(result.policy),
         over=f"{tokens}, batch {result.batch}{f' in {result.batching}' if result.batch > 1 else ''}",
-        facts=table(["Figure", "Value"], list(facts.items()), caption="The replay in figures"),
-        leave=exits_figure(title, note, plot, exits, counts, caption=title, kind="replayed"),
-        charged=table(
-            ["What", "Where", "Times", "Of the full model's cost"],
-            rows,
-            caption=f"What the policy is charged, in {result.breakdown.unit}",
-            numeric_from=2,
-        ),
+        facts=FACTS.html(facts.items()),
+        leave=exits_figure(note, plot, exits, counts, kind="replayed"),
+        charged=charges_table(result.breakdown).html(charges(result.breakdown)),
         notes=[*([] if result.reachable else [ORACLE]), *result.notes],
     )
 

@@ -20,8 +20,8 @@ from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.headline import headline
 from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
-from offramp.report.training import Bought, bought
-from offramp.report.verdict_rows import policy_of
+from offramp.report.sections.first_screen import policy_of
+from offramp.report.sections.training import Bought, bought
 from offramp.report.verdict_words import basis_words, credits_of, plain_seconds
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate

@@ -183,11 +183,13 @@ class Table(Generic[T]):
     caption: str = ""
     """What it shows, in words; each writer may be given another, of what is only known with the rows."""
     groups: Column[T] | None = None
-    """What heads groups of rows: a row of its own on a page, the first column elsewhere."""
+    """What heads groups of rows: its values as rows of their own on a page, the first column elsewhere."""
     nothing: str = ""
     """What is said of a group without rows; without it, such a group is left out."""
     style: str = ""
     """Its class, where rows are cards on a phone."""
+    words: int | None = None
+    """So many columns on the left are words, all others numbers; None: each column says what it is."""
     name: str = ""
     """Its own in links, where it is sorted and narrowed down."""
     noun: str = "row"
@@ -204,11 +206,10 @@ class Table(Generic[T]):
         columns = [column for column in self.columns if column.name and column.on != "terminal"]
         count = 0
         for row in rows:
-            heading = "" if self.groups is None else self.groups.cell(row).shown
+            heading = "" if self.groups is None else str(self.groups.of(row))
             named.setdefault(heading, []).append([column.cell(row) for column in columns])
             count += 1
-        if self.name:
-            columns, named = _without_idle(columns, named)
+        columns, named = _without_idle(columns, named, NOTHING if self.name else "")
         bodies = [
             (name, [self._row(columns, cells) for cells in cells_of]) for name, cells_of in named.items()
         ]
@@ -227,11 +228,16 @@ class Table(Generic[T]):
                 marks += _sorted_by(column, cell)
             elif self.style and (place or self.nothing):
                 marks += f' data-name="{escaped(column.label)}"'
-            elif column.numeric and place and not self.style:
+            elif place and not self.style and self._is_numeric(column):
                 marks += ' class="number"'
             tag = "td" if place else "th"
             parts.append(f"<{tag}{marks}>{_html(column, cell, remarks=not self.name)}</{tag}>")
         return Markup("".join(parts))
+
+    def _is_numeric(self, column: Column[T]) -> bool:
+        if self.words is None:
+            return column.numeric
+        return column in self.columns[self.words :]
 
     # A terminal.
 
@@ -262,7 +268,7 @@ class Table(Generic[T]):
         for place in kept:
             column = columns[place]
             head = Text(_head(column))
-            table.add_column(head, justify="right" if column.numeric else "left")
+            table.add_column(head, justify="right" if self._is_numeric(column) else "left")
         table.show_header = any(columns[place].name.strip() for place in kept)
         for row in cells:
             table.add_row(*[row[place] for place in kept])
@@ -326,13 +332,13 @@ def pairs(caption: str, *heads: str) -> Table[tuple[str, str]]:
 Named = dict[str, list[list[Cell]]]
 
 
-def _without_idle(columns: list[Column[T]], named: Named) -> tuple[list[Column[T]], Named]:
-    """Columns and cells without the columns that say nothing in any row."""
+def _without_idle(columns: list[Column[T]], named: Named, idle: str) -> tuple[list[Column[T]], Named]:
+    """Columns and cells without the columns that say nothing in any row. idle: the text that says nothing."""
     rows = [row for cells in named.values() for row in cells]
     kept = [
         place
         for place, column in enumerate(columns)
-        if any(row[place].shown != (column.idle or NOTHING) for row in rows)
+        if not rows or any(row[place] != Cell(column.idle or idle, value=row[place].value) for row in rows)
     ]
     fewer = {name: [[row[place] for place in kept] for row in cells] for name, cells in named.items()}
     return [columns[place] for place in kept], fewer

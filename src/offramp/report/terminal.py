@@ -10,8 +10,7 @@ from rich.markup import escape
 
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.kit.typed import from_json
-from offramp.policies.short_names import short_name
-from offramp.report.caveats import defect_notes, left_over, lost_documents, not_claimed
+from offramp.report.caveats import left_over, not_claimed, wrong_with
 from offramp.report.combined import advice
 from offramp.report.data_table import reasons
 from offramp.report.findings import comparison_decision, run_decision
@@ -27,7 +26,6 @@ from offramp.report.formats import (
 from offramp.report.headline import (
     best_sentences,
     comparison_headline,
-    grounds_of,
     headline,
     short_answer,
 )
@@ -48,83 +46,47 @@ from offramp.report.ranking import (
 )
 from offramp.report.run_result import RunResult
 from offramp.report.sections.claims import validity_words
+from offramp.report.sections.first_screen import VERDICTS, grounds_line, verdicts_of
 from offramp.report.sections.leaderboard import best_saving, floors_of, ordered, score, without_speed
 from offramp.report.sections.trained import trained_groups
-from offramp.report.timing import PolicyNames
-from offramp.report.verdict_rows import VerdictRow, verdict_rows
+from offramp.report.table import TERMINAL_STYLES
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
 from offramp.tuning.verdict import NEVER
 
-DECISION_STYLES = {
-    "pays": "green",
-    "does not pay": "red",
-    "too close to call": "yellow",
-    "not enough documents": "yellow",
-    "not settled": "yellow",
-}
-
 
 def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
-    """Print the verdict and what it rests on, one row a text and floor, and where the report lies."""
-    style = DECISION_STYLES.get(run_decision(run), "yellow")
-    console.print()
-    console.print(f"[bold {style}]{escape(short_answer(run))}[/]")
-    if grounds := grounds_of(run):
-        console.print(escape(grounds[:1].upper() + grounds[1:]))
-    names = PolicyNames()
-    rows = verdict_rows(run)
-    if rows:
+    """Print the verdict and what it rests on, a row a text and floor, what is wrong, and what to do next."""
+    _print_answer(run_decision(run), short_answer(run), console)
+    if grounds := grounds_line(run):
+        console.print(escape(grounds))
+    if verdicts := verdicts_of(run):
         console.print()
-        console.print(verdict_table(rows, names))
+        console.print(VERDICTS.rich(verdicts))
     console.print()
-    not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    for note in [*defect_notes(run), *not_decoded, *lost_documents(run)]:
+    for note in wrong_with(run):
         console.print(f"[dim]{escape(note)}[/]")
-    for line in names.lines():
-        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+    if report is not None:
+        console.print(f"Report: [bold]{escape(str(report))}[/]", soft_wrap=True)
     if step := next_step(run):
         console.print(f"\n[bold]Next[/]: {escape(step.reason)} [dim]{escape(step.expected)}[/]")
         for command in filter(None, (step.command, step.then)):
             console.print(f"  {escape(command)}", soft_wrap=True)
-    if report is not None:
-        console.print(f"\nReport: [bold]{escape(str(report))}[/]", soft_wrap=True)
+
+
+def _print_answer(decision: str, answer: str, console: Console) -> None:
+    """The answer in the colour of its decision."""
+    style = TERMINAL_STYLES.get(decision, "yellow")
+    console.print(f"\n[bold {style}]{escape(answer)}[/]")
 
 
 def print_verdict_so_far(run: RunResult, console: Console) -> None:
     """Print the verdict as certified and predicted, before policies are timed."""
-    style = DECISION_STYLES.get(run_decision(run), "yellow")
-    console.print(f"\nBefore the timing: [bold {style}]{escape(headline(run))}[/]")
+    _print_answer(run_decision(run), f"Before the timing: {headline(run)}", console)
     console.print(
         "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
     )
-
-
-def verdict_table(rows: Sequence[VerdictRow], names: PolicyNames) -> WordTable:
-    """The rows that the page has too; a policy's text stands below the table."""
-    table = WordTable()
-    for name in ("text", "keep", "answer", "policy"):
-        table.add_column(name)
-    for name in ("kept\n(executed)", "over plain", "over the best\nwithout exits"):
-        table.add_column(name, justify="right")
-    text = ""
-    for row in rows:
-        short = (
-            row.name
-            if row.policy == NEVER
-            else row.name.replace(short_name(row.policy), names.of(row.policy))
-        )
-        style = DECISION_STYLES[row.decision]
-        table.add_row(
-            escape(short_source(row.text)) if row.text != text else "",
-            row.floor,
-            f"[{style}]{row.decision}[/]",
-            escape(short),
-            *map(escape, (row.kept, row.speed, row.credit)),
-        )
-        text = row.text
-    return table
 
 
 def stacked(estimate: Estimate, number: NumberFormat) -> str:
@@ -151,9 +113,7 @@ SCORES: tuple[tuple[str, str, NumberFormat], ...] = (
 
 def comparison_terminal(comparison: Comparison, console: Console) -> None:
     """Print the answer, models, the fastest strategies, what trainings and scores say, failures."""
-    style = DECISION_STYLES.get(comparison_decision(comparison), "yellow")
-    console.print()
-    console.print(f"[bold {style}]{escape(comparison_headline(comparison))}[/]")
+    _print_answer(comparison_decision(comparison), comparison_headline(comparison), console)
     for sentence in best_sentences(comparison):
         console.print(escape(sentence))
     console.print()

@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Protocol
 
 from markupsafe import Markup
 
-from offramp.report.html import escaped, fragment
+from offramp.report.html import Kind, escaped, fragment
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,41 @@ def marker(x: float, y: float, shape: int, title: str = "", size: float = 3.2) -
             body = f'<rect x="{x - 1:.1f}" y="{y - size - 1:.1f}" width="2" height="{2 * size + 2:.1f}"'
     name = body[1:].split(" ", 1)[0]
     return f"{body}><title>{escaped(title)}</title></{name}>" if title else f"{body}/>"
+
+
+class Chart(Protocol):
+    """A figure as data: what it is, what it says, and how it is drawn."""
+
+    @property
+    def title(self) -> str:
+        """Its name."""
+
+    @property
+    def description(self) -> str:
+        """What a reader has to know to read it."""
+
+    def svg(self) -> Markup:
+        """The drawing; "" if there is nothing to draw."""
+
+
+def drawn(
+    chart: Chart,
+    data: str,
+    *,
+    title: str = "",
+    note: str = "",
+    below: str = "",
+    legend: str = "",
+    kind: Kind | None = None,
+) -> Markup:
+    """A chart as a figure of a page: title, note, legend, drawing, and the same numbers as a table.
+
+    title, note: in the place of the chart's own. below: HTML under the drawing.
+    """
+    content = chart.svg() + below
+    return fragment(
+        "macros", "figure", title or chart.title, note or chart.description, content, data, legend, kind
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -22,10 +23,11 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.html import Column, bullets, cards, figure, fragment, stack, table, text
-from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.html import bullets, fragment
+from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
+from offramp.report.table import NOTHING, Cell, Column, Table, pairs
 from offramp.report.timing import (
     DECISIONS,
     a_a_text,
@@ -42,112 +44,134 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import NEVER
 
-COLUMNS = (
-    Column("Way to decode"),
-    Column("Over plain decoding", "measured"),
-    Column("Time per token", "measured"),
-    Column("Layers run per token"),
-    Column("Kept, certified documents", "executed"),
-    Column("Kept, timed prompts", "executed"),
-)
-
 
 def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
     """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
-    kept: list[list[str]] = []
-    missed: list[list[str]] = []
-    for one in ways_of(decoded, workload):
-        if one.timed is not None:
-            (missed if one.misses else kept).append(way_row(one, one.timed, decoded.bench))
-    groups = {"": kept, "Not shown to keep the floor it was chosen for": missed}
+    ways = [one for one in ways_of(decoded, workload) if one.timed is not None]
     caption = f"Every way timed on {decoded.workload}, {sample_text(decoded)}, the fastest first"
-    return cards(COLUMNS, groups, caption=caption, style="decoded")
+    return timed_table(decoded.bench).html(sorted(ways, key=lambda way: way.misses), caption=caption)
 
 
-def way_row(one: Way, timed: Contender, bench: BenchResult) -> list[str]:
-    """One way to decode."""
-    seconds, count = timed.seconds_per_token, timed.counted
-    layers = timed.layers_per_token if count is None else count.layers
-    judged = "–"
-    if one.judged is not None:
-        found = one.judged
-        held = "not certified" if found.certified is None else f"certified ≥ {whole_percent(found.certified)}"
-        judged = stack(share_text(found.kept), counted(found.documents, "document"), held)
-    head = text(one.name)
-    if one.policy is not None:
-        floor = "" if one.floor is None else f", for {whole_percent(one.floor)}"
-        kv = "" if one.kv is None else f" · {one.kv}"
-        head = fragment("run", "policy", f"{one.name}{kv}{floor}", one.policy)
-    return [
-        head,
-        net_speed(timed, bench.worth, bench.plain),
-        "–" if seconds is None else with_interval(seconds, milliseconds),
-        "–" if layers is None else decimal(layers, 1),
-        judged,
-        "–" if one.on_prompts is None else with_interval(one.on_prompts, percent),
-    ]
+def timed_table(bench: BenchResult) -> Table[Way]:
+    """Ways to decode that took turns in a measurement, those that miss their floor apart."""
+    return Table(
+        (
+            Column("Way to decode", _way_cell),
+            Column("Over plain decoding", lambda way: _net_speed(way, bench), kind="measured"),
+            Column("Time per token", _seconds_cell, kind="measured"),
+            Column("Layers run per token", _layers, lambda layers: decimal(layers, 1)),
+            Column("Kept, certified documents", _judged_cell, kind="executed"),
+            Column(
+                "Kept, timed prompts", lambda way: with_interval(way.on_prompts, percent), kind="executed"
+            ),
+        ),
+        groups=Column("", lambda way: MISSED if way.misses else ""),
+        style="decoded",
+    )
 
 
-def net_speed(timed: Contender, worth: float, plain: str) -> Markup:
-    """The ratio to plain decoding with its interval, and its answer. plain: what all are held against."""
-    if timed.ratio is None:
-        return text("–")
-    if timed.name == plain:
-        return stack(times(1.0), "what the others are held against")
-    return stack(with_interval(timed.ratio, times), contender_answer(timed, worth))
+MISSED = "Not shown to keep the floor it was chosen for"
 
 
-def with_interval(interval: Estimate[float], number: NumberFormat) -> Markup:
-    """A figure with its interval below it."""
-    return stack(number(interval.value), limits_of(interval, number))
+def _way_cell(way: Way) -> Cell:
+    if way.policy is None:
+        return Cell(way.name)
+    floor = "" if way.floor is None else f", for {whole_percent(way.floor)}"
+    kv = "" if way.kv is None else f" · {way.kv}"
+    return Cell(f"{way.name}{kv}{floor}", code=way.policy)
 
 
-def contender_rows_table(contenders: Sequence[Contender], caption: str, worth: float) -> Markup:
-    """Contenders as rows. worth: the gain that matters, as a share."""
-    header = [
-        "Contender",
-        "Role",
-        "ms per token",
-        "Net speed",
-        "Answer",
-        "First token",
-        "Layers per token",
-        "Heads per token",
-        "Same output",
-    ]
-    return table(header, [contender_row(one, worth) for one in contenders], caption=caption, numeric_from=2)
+def _net_speed(way: Way, bench: BenchResult) -> Cell:
+    """The ratio to plain decoding with its interval, and its answer."""
+    timed = way.timed
+    if timed is None or timed.ratio is None:
+        return Cell(NOTHING)
+    if timed.name == bench.plain:
+        return Cell(times(1.0), below="what the others are held against")
+    return with_interval(timed.ratio, times, contender_answer(timed, bench.worth))
+
+
+def _seconds_cell(way: Way) -> Cell:
+    return with_interval(None if way.timed is None else way.timed.seconds_per_token, milliseconds)
+
+
+def _layers(way: Way) -> float | None:
+    return None if way.timed is None else _layers_of(way.timed)
+
+
+def _judged_cell(way: Way) -> Cell:
+    judged = way.judged
+    if judged is None:
+        return Cell(NOTHING)
+    held = "not certified" if judged.certified is None else f"certified ≥ {whole_percent(judged.certified)}"
+    return Cell(share_text(judged.kept), below=(counted(judged.documents, "document"), held))
+
+
+def with_interval(interval: Estimate[float] | None, number: NumberFormat, *below: str) -> Cell:
+    """A figure of a timing with its interval below it."""
+    if interval is None:
+        return Cell(NOTHING)
+    return Cell(number(interval.value), below=(limits_of(interval, number), *below), value=interval)
+
+
+def contenders_table(worth: float) -> Table[Contender]:
+    """Everything that took turns. worth: the gain that matters, as a share."""
+
+    def timed(of: Callable[[Contender], str | None]) -> Callable[[Contender], str | None]:
+        return lambda contender: "" if _is_left_out(contender) else of(contender)
+
+    return Table(
+        (
+            Column("Contender", lambda contender: contender.name),
+            Column("Role", lambda contender: contender.role),
+            Column("ms per token", _milliseconds),
+            Column("Net speed", timed(lambda one: None if one.ratio is None else times(one.ratio.value))),
+            Column("Answer", timed(lambda one: contender_answer(one, worth))),
+            Column("First token", timed(lambda one: _known(one.first_token_seconds, duration))),
+            Column("Layers per token", timed(lambda one: _known(_layers_of(one), decimal))),
+            Column(
+                "Heads per token",
+                timed(lambda one: None if one.counted is None else decimal(one.counted.heads)),
+            ),
+            Column("Same output", timed(lambda one: _known(one.same_output, whole))),
+        ),
+        caption="Everything that took turns",
+        words=2,
+    )
+
+
+def whole(share: float) -> str:
+    """A share as a percentage without decimals."""
+    return percent(share, 0)
+
+
+def _known(value: float | None, number: NumberFormat) -> str | None:
+    return None if value is None else number(value)
+
+
+def _is_left_out(contender: Contender) -> bool:
+    return contender.left_out is not None or contender.seconds_per_token is None
+
+
+def _milliseconds(contender: Contender) -> str:
+    seconds = contender.seconds_per_token
+    if contender.left_out is not None or seconds is None:
+        return f"left out: {contender.left_out or 'no reason recorded'}"
+    limits = interval_text(seconds.low, seconds.high, lambda value: decimal(1000 * value, 1))
+    return decimal(1000 * seconds.value, 2) + (f" ({limits})" if limits else "")
+
+
+def _layers_of(contender: Contender) -> float | None:
+    """Layers that ran for a token: counted, else as the decoder says."""
+    return contender.layers_per_token if contender.counted is None else contender.counted.layers
+
+
+CIRCUMSTANCES = pairs("Circumstances", "Circumstance", "Value")
 
 
 def circumstances_table(circumstances: Mapping[str, Any]) -> Markup:
     """The machine, the versions, the fingerprints."""
-    values = [[name.replace("_", " "), shown(value)] for name, value in circumstances.items()]
-    return table(["Circumstance", "Value"], values, caption="Circumstances", numeric_from=9)
-
-
-def contender_row(contender: Contender, worth: float) -> list[str]:
-    """One contender."""
-    if contender.left_out is not None or contender.seconds_per_token is None:
-        return [
-            contender.name,
-            contender.role,
-            f"left out: {contender.left_out or 'no reason recorded'}",
-            *[""] * 6,
-        ]
-    seconds, first = contender.seconds_per_token, contender.first_token_seconds
-    limits = interval_text(seconds.low, seconds.high, lambda value: decimal(1000 * value, 1))
-    count = contender.counted
-    layers = contender.layers_per_token if count is None else count.layers
-    return [
-        contender.name,
-        contender.role,
-        decimal(1000 * seconds.value, 2) + (f" ({limits})" if limits else ""),
-        "–" if contender.ratio is None else times(contender.ratio.value),
-        contender_answer(contender, worth),
-        "–" if first is None else duration(first),
-        "–" if layers is None else decimal(layers, 2),
-        "–" if count is None else decimal(count.heads, 2),
-        "–" if contender.same_output is None else percent(contender.same_output, 0),
-    ]
+    return CIRCUMSTANCES.html((name.replace("_", " "), shown(value)) for name, value in circumstances.items())
 
 
 def shown(value: object) -> str:
@@ -234,22 +258,24 @@ def beside_figure(decoded: Decoded) -> Markup:
     if plain is None or not shown:
         return Markup()
     plot = beside_plot(shown, 1000 * plain)
-    data = table(
-        ["Policy", "Predicted", "Measured", "Layers skipped, predicted", "measured", "Replayed agreement"],
-        [
-            [
-                label_of(policy),
-                "none" if forecast.predicted is None else milliseconds(forecast.predicted),
-                milliseconds(forecast.measured.value),
-                "none" if forecast.predicted_skip is None else percent(forecast.predicted_skip),
-                percent(forecast.measured_skip),
-                "none" if forecast.predicted_agreement is None else percent(forecast.predicted_agreement),
-            ]
-            for policy, forecast in shown
-        ],
-        caption="Predicted and measured, per token",
-    )
-    return figure(plot.title, plot.description, plot.svg(), data)
+    return drawn(plot, BESIDE.html(shown))
+
+
+Forecasted = tuple[DecodedChoice, Forecast]
+"""A policy that was decoded, with what was predicted of it."""
+
+BESIDE: Table[Forecasted] = Table(
+    (
+        Column("Policy", lambda row: label_of(row[0])),
+        Column("Predicted", lambda row: _known(row[1].predicted, milliseconds) or "none"),
+        Column("Measured", lambda row: milliseconds(row[1].measured.value)),
+        Column("Layers skipped, predicted", lambda row: _known(row[1].predicted_skip, percent) or "none"),
+        Column("measured", lambda row: percent(row[1].measured_skip)),
+        Column("Replayed agreement", lambda row: _known(row[1].predicted_agreement, percent) or "none"),
+    ),
+    caption="Predicted and measured, per token",
+    words=1,
+)
 
 
 def label_of(policy: DecodedChoice) -> str:
@@ -257,7 +283,7 @@ def label_of(policy: DecodedChoice) -> str:
     return f"{short_name(policy.policy)} · {policy.kv}"
 
 
-def beside_plot(shown: Sequence[tuple[DecodedChoice, Forecast]], plain: float) -> RowPlot:
+def beside_plot(shown: Sequence[Forecasted], plain: float) -> RowPlot:
     """A row a policy in milliseconds per token; left of plain decoding's is faster."""
     note = (
         "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
@@ -317,10 +343,10 @@ def error_figure(decoded: Decoded) -> Markup:
         name: colour for policy, forecast in shown for name, error, colour in error_parts(forecast) if error
     }
     patches = legend([Key(name, colour, None) for name, colour in keys.items()])
-    return figure(plot.title, plot.description, plot.svg(), error_table(shown), legend=patches)
+    return drawn(plot, ERRORS.html(_errors(shown)), legend=patches)
 
 
-def error_plot(shown: list[tuple[DecodedChoice, Forecast]]) -> RowPlot:
+def error_plot(shown: Sequence[Forecasted]) -> RowPlot:
     """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
     note = (
         "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
@@ -371,21 +397,34 @@ def colour_of(part: str) -> int:
     return COLOURS.get(part, len(part) % SERIES_COUNT)
 
 
-def error_table(shown: list[tuple[DecodedChoice, Forecast]]) -> Markup:
-    """Every part of every policy: priced beside measured."""
-    rows = []
+@dataclass(frozen=True)
+class PartOfError:
+    """One part of a policy's time per token, in seconds: as predicted and as it came out."""
+
+    policy: DecodedChoice
+    name: str
+    predicted: float
+    measured: float
+
+
+def _errors(shown: Sequence[Forecasted]) -> Iterator[PartOfError]:
+    """Every part of every policy; last of each what exits elsewhere than on the trace change."""
     for policy, forecast in shown:
-        name = label_of(policy)
         for part in forecast.parts:
-            error = f"{decimal(1000 * (part.priced - part.measured), 2)} ms"
-            cells = [milliseconds(part.priced), milliseconds(part.measured), error]
-            rows.append([name, part_name(part.part), *cells])
+            yield PartOfError(policy, part_name(part.part), part.priced, part.measured)
         if forecast.predicted is not None and forecast.trace_error is not None:
-            moved = f"{decimal(1000 * forecast.trace_error, 2)} ms"
-            cells = [milliseconds(forecast.predicted), milliseconds(forecast.priced), moved]
-            rows.append([name, ELSEWHERE, *cells])
-    header = ["Policy", "Part", "Predicted", "Measured", "Error"]
-    caption = (
-        "Time per token by part, priced and measured; last, by the exits of the trace and by the policy's own"
-    )
-    return table(header, rows, caption=caption, numeric_from=2)
+            yield PartOfError(policy, ELSEWHERE, forecast.predicted, forecast.priced)
+
+
+ERRORS: Table[PartOfError] = Table(
+    (
+        Column("Policy", lambda part: label_of(part.policy)),
+        Column("Part", lambda part: part.name),
+        Column("Predicted", lambda part: milliseconds(part.predicted)),
+        Column("Measured", lambda part: milliseconds(part.measured)),
+        Column("Error", lambda part: f"{decimal(1000 * (part.predicted - part.measured))} ms"),
+    ),
+    caption="Time per token by part, priced and measured; last, by the exits of the trace and by the "
+    "policy's own",
+    words=2,
+)

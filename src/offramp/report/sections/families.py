@@ -18,19 +18,12 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.html import (
-    Column,
-    cards,
-    escaped,
-    fragment,
-    stack,
-    stacked,
-    text,
-)
+from offramp.report.html import escaped, fragment, text
 from offramp.report.plot.drawing import Scale, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
 from offramp.report.ranking import families_at
 from offramp.report.run_result import WorkloadResult
+from offramp.report.table import Cell, Column, Table, estimated, folded
 from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import RankedPolicy
@@ -172,18 +165,7 @@ def families_section(workload: WorkloadResult) -> Markup:
     reach = reach_of([balance for balance in map(balance_of, reachable) if balance is not None])
     counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
     keep = whole_percent(main)
-    columns = [
-        Column("Family and its best policy"),
-        Column("Saved and spent", head=axis_svg(reach)),
-        Column(f"Speed at {keep}"),
-        Column("Layers skipped"),
-        Column("Agreement"),
-    ]
-    groups = {"": reachable[:SHOWN], OUT_OF_REACH: oracles}
-    rows = {
-        name: [family_row(one, rank if one.reachable else None, reach) for rank, one in enumerate(found, 1)]
-        for name, found in groups.items()
-    }
+    ranked = [(rank, one) for rank, one in enumerate(reachable[:SHOWN], 1)]
     caption = f"Families of policies at {keep} agreement, the fastest first"
     if len(reachable) > SHOWN:
         caption += f", {SHOWN} of {len(reachable)}; summary.json has all"
@@ -195,21 +177,44 @@ def families_section(workload: WorkloadResult) -> Markup:
         floor=keep,
         counted=counted,
         keys=dict.fromkeys((one.name, one.colour) for entry in entries for one in parts_of(entry)),
-        best=cards(columns, rows, caption=caption, style="league"),
+        best=families_table(reach, keep).html([*ranked, *[(0, one) for one in oracles]], caption=caption),
     )
 
 
-def family_row(entry: RankedPolicy, rank: int | None, reach: tuple[float, float]) -> list[str]:
-    """One family with its best policy."""
-    balance = balance_of(entry)
+Ranked = tuple[int, RankedPolicy]
+"""A family with its rank, 0 of an oracle."""
+
+
+def families_table(reach: tuple[float, float], keep: str) -> Table[Ranked]:
+    """Families, each with its best policy. reach: the axis of the bars. keep: the floor, in words."""
+    return Table(
+        (
+            Column("Family and its best policy", _family_cell),
+            Column("Saved and spent", lambda row: _balance_cell(row[1], reach), head=axis_svg(reach)),
+            Column(
+                f"Speed at {keep}",
+                lambda row: estimated(row[1].net_speedup, times, gain_text(row[1].gain)),
+            ),
+            Column("Layers skipped", lambda row: row[1].skip_ratio, percent),
+            Column(
+                "Agreement",
+                lambda row: estimated(row[1].agreement, percent, reference_line(row[1].reference_agreement)),
+            ),
+        ),
+        groups=Column("", lambda row: "" if row[1].reachable else OUT_OF_REACH),
+        style="league",
+    )
+
+
+def _family_cell(row: Ranked) -> Cell:
+    rank, entry = row
     name = f"{rank}. {entry.family}" if rank else entry.family
-    return [
-        text(name) + fragment("run", "policy", short_name(entry.policy), entry.policy),
-        balance.svg(reach) if balance is not None else "no speed to draw",
-        stack(stacked(entry.net_speedup, times), gain_text(entry.gain)),
-        stacked(entry.skip_ratio, percent),
-        stack(stacked(entry.agreement, percent), reference_line(entry.reference_agreement)),
-    ]
+    return Cell(name, html=text(name) + folded(short_name(entry.policy), entry.policy))
+
+
+def _balance_cell(entry: RankedPolicy, reach: tuple[float, float]) -> Cell:
+    balance = balance_of(entry)
+    return Cell("no speed to draw") if balance is None else Cell(html=balance.svg(reach))
 
 
 def balance_of(entry: RankedPolicy) -> Balance | None:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from offramp.kit.defaults import MAIN_FLOOR, WORTH
-from offramp.policies.short_names import short_name
+from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.caveats import caveats
 from offramp.report.findings import main_verdict, run_decision
-from offramp.report.formats import listed, percent, short_source, visible_text, whole_percent
+from offramp.report.formats import (
+    counted,
+    listed,
+    percent,
+    short_source,
+    timed_interval,
+    timed_text,
+    times,
+    too_wide,
+    visible_text,
+    whole_percent,
+)
 from offramp.report.headline import grounds_of, short_answer
-from offramp.report.html import Column, cards, fragment, pill, stack
+from offramp.report.html import fragment
 from offramp.report.next_step import next_step
+from offramp.report.plot.drawing import nice_range
+from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import Decoded, RunResult
-from offramp.report.sections.picture import picture
-from offramp.report.verdict_rows import VerdictRow, verdict_rows
-from offramp.report.verdict_words import reference_line
+from offramp.report.table import NOTHING, Cell, Column, Table
+from offramp.report.timing import share_text
+from offramp.report.verdict_words import how_words, reference_line
+from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
+from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.answers import ANSWER_TOKENS
-from offramp.tuning.verdict import NEVER, Verdict
-
-COLUMNS = (
-    Column("Keep"),
-    Column("Answer"),
-    Column("Policy"),
-    Column("Kept", "executed"),
-    Column("Over plain decoding"),
-    Column("Over the best without exits"),
-)
+from offramp.tuning.verdict import NEVER, Verdict, from_main
 
 
 def verdict_section(run: RunResult) -> Markup:
@@ -68,28 +77,95 @@ def grounds_line(run: RunResult) -> str:
     return grounds[:1].upper() + grounds[1:]
 
 
+OfText = tuple[str, Verdict]
+"""A verdict with the name of its text."""
+
+
+def verdicts_of(run: RunResult) -> list[OfText]:
+    """Every verdict of a run, text by text, in the order of its floors."""
+    return [(workload.name, verdict) for workload in run.workloads for verdict in workload.verdicts]
+
+
+def policy_of(verdict: Verdict) -> tuple[str, str | None]:
+    """The policy that a verdict's figures are of, and its K,V strategy: certified, or tried so far."""
+    if verdict.policy == NEVER and verdict.tried is not None:
+        return verdict.tried.policy, verdict.tried.kv
+    return verdict.policy, verdict.kv
+
+
+def _answer_cell(row: OfText) -> Cell:
+    _, verdict = row
+    missing = (f"Missing: {'; '.join(verdict.missing)}.",) if verdict.missing else ()
+    return Cell(verdict.decision, tone=verdict.decision, why=(verdict.reason, *missing))
+
+
+def _policy_cell(row: OfText) -> Cell:
+    policy, _ = policy_of(row[1])
+    if policy == NEVER:
+        return Cell(short_name(policy))
+    tried = "tried: " if row[1].policy == NEVER else ""
+    return Cell(f"{tried}{short_name(policy)}", code=policy)
+
+
+def _kept_cell(row: OfText) -> Cell:
+    """What the row's policy kept of its own tokens, of how many documents, and whether that is certified."""
+    _, verdict = row
+    kept = NOTHING if policy_of(verdict)[0] == NEVER else _kept(verdict)
+    return Cell(kept, below=reference_line(verdict.reference_agreement))
+
+
+def _kept(verdict: Verdict) -> str:
+    certificate = verdict.certificate
+    if certificate is None or not certificate.executed:
+        kept = verdict.agreement.value
+        return NOTHING if kept is None else f"{percent(kept)}, replayed"
+    tried = verdict.tried
+    if verdict.policy == NEVER and tried is not None:
+        if tried.executed is None:
+            return "not executed"
+        return f"{percent(tried.executed)}, {counted(tried.documents, 'document')}, not certified"
+    if verdict.kept is None or verdict.kept.value is None:
+        return "not known"
+    said = f"{share_text(verdict.kept)}, {counted(certificate.stopped_after or 0, 'document')}"
+    return f"{said}, {'certified' if verdict.certified else 'not certified'}"
+
+
+def _speed_text(row: OfText) -> str | None:
+    speed = row[1].speed
+    if speed is None or policy_of(row[1])[0] == NEVER:
+        return None
+    return f"{timed_text(speed.value, speed.low, speed.high, times)}, {how_words(speed)}"
+
+
+def _credit_text(row: OfText) -> str | None:
+    credit = row[1].credit
+    if credit is None or credit.value is None or policy_of(row[1])[0] == NEVER:
+        return None
+    return timed_text(credit.value, credit.low, credit.high, times)
+
+
+VERDICTS: Table[OfText] = Table(
+    (
+        Column("Keep", lambda row: whole_percent(row[1].floor)),
+        Column("Answer", _answer_cell),
+        Column("Policy", _policy_cell),
+        Column("Kept", _kept_cell, kind="executed"),
+        Column("Over plain decoding", _speed_text),
+        Column("Over the best without exits", _credit_text),
+    ),
+    caption="The answer by text and quality floor, one sequence at a time",
+    groups=Column("Text", lambda row: row[0], short_source),
+    nothing="no policy could be judged on this text",
+    style="floors",
+)
+"""The verdict of each text at each floor, on the page and on a terminal."""
+
+
 def floors_section(run: RunResult) -> Markup:
     """The verdict of each text at each floor."""
-    verdicts = [one for workload in run.workloads for one in workload.verdicts]
-    groups: dict[str, list[list[str]]] = {workload.name: [] for workload in run.workloads}
-    for row, verdict in zip(verdict_rows(run), verdicts, strict=True):
-        groups[row.text].append(_cells(row, verdict))
-    nothing = "no policy could be judged on this text"
-    caption = "The answer by text and quality floor, one sequence at a time"
-    table = cards(COLUMNS, groups, caption=caption, style="floors", nothing=nothing)
+    verdicts = verdicts_of(run)
+    table = VERDICTS.html(verdicts, groups=[workload.name for workload in run.workloads])
     return fragment("run", "floors", table if verdicts else "")
-
-
-def _cells(row: VerdictRow, verdict: Verdict) -> list[str]:
-    shown = row.name if row.policy == NEVER else fragment("run", "policy", row.name, row.policy)
-    return [
-        row.floor,
-        pill(row.decision) + fragment("run", "why", verdict.reason, verdict.missing),
-        shown,
-        stack(row.kept, reference_line(verdict.reference_agreement)),
-        row.speed,
-        row.credit,
-    ]
 
 
 def texts_section(run: RunResult) -> Markup:
@@ -125,3 +201,135 @@ def _title(policy: DecodedChoice) -> str:
 def caveats_section(run: RunResult) -> Markup:
     """What to bear in mind before quoting the headline, and what the kinds of figures mean."""
     return fragment("run", "caveats", caveats(run), True)
+
+
+LOWEST = 0.7
+"""What keeps less is named below its panel, and not drawn: nobody decodes with it."""
+
+LABELS = {SHORT_HEAD: "short list", "never exit": "never exit", "prompt lookup": "lookup"}
+"""Ways whose names stand beside their points; those of policies are letters."""
+
+RING = 4
+"""The marker of what was not timed, or on too few prompts."""
+
+
+def picture(run: RunResult) -> Markup:
+    """A panel a text, and what the letters mean; nothing where no way was decoded."""
+    by_text = ways_by_text(run)
+    exiting = [one.name for ways in by_text.values() for one in ways if one.exits and one.kept is not None]
+    letters = {name: _letter(place) for place, name in enumerate(dict.fromkeys(exiting))}
+    panels = [drawn for name, ways in by_text.items() if (drawn := _panel(run, name, ways, letters))]
+    if not panels:
+        return Markup()
+    data = WAYS.html([(name, way) for name, ways in by_text.items() for way in ways])
+    return fragment("run", "picture", panels, [(letter, name) for name, letter in letters.items()], data)
+
+
+def _letter(place: int) -> str:
+    letters = string.ascii_uppercase
+    return letters[place] if place < len(letters) else f"{letters[place % 26]}{place // 26}"
+
+
+def speed_text(one: Way) -> str:
+    """A speed with its interval, and how it is known."""
+    speed = one.speed
+    if speed is None:
+        return "not known"
+    if one.timed is None:
+        return f"{times(speed.value)} predicted"
+    limits = timed_interval(speed.value, speed.low, speed.high, times)
+    return f"{times(speed.value)} measured{f' ({limits})' if limits else ''}"
+
+
+WAYS: Table[tuple[str, Way]] = Table(
+    (
+        Column("Text", lambda row: row[0]),
+        Column("Way to decode", lambda row: row[1].name),
+        Column("Agreement kept", lambda row: kept_text(row[1])),
+        Column("Speed over plain decoding", lambda row: speed_text(row[1])),
+    ),
+    caption="Agreement kept and speed of every way to decode",
+)
+
+
+def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, str]) -> dict[str, Any] | None:
+    """One text; None without a point."""
+    known = [(one, one.kept, one.speed) for one in ways if one.kept is not None and one.speed is not None]
+    drawn = [(one, kept, speed) for one, kept, speed in known if kept.value >= LOWEST]
+    if not drawn:
+        return None
+    verdicts = next((one.verdicts for one in run.workloads if one.name == name), ())
+    floors = sorted({verdict.floor for verdict in verdicts})
+    rules = [Rule("x", floor, whole_percent(floor)) for floor in floors]
+    main = min(verdicts, key=lambda verdict: from_main(verdict.floor), default=None)
+    best = best_without_exits(ways, *((MAIN_FLOOR,) if main is None else (main.floor, main.without)))
+    levels: list[float] = []
+    if best is not None and best.speed is not None:
+        worth = verdicts[0].worth if verdicts else WORTH
+        levels = [best.speed.value, best.speed.value * (1 + worth)]
+        rules.append(Rule("y", levels[0], "best without exits", "below"))
+        rules.append(Rule("y", levels[1], f"{whole_percent(worth)} above it"))
+    lost = 1.0 - min([*floors, *[kept.value for _, kept, _ in drawn], 0.98])
+    heights = [end for _, _, speed in drawn for end in _ends(speed)]
+    groups = (
+        ("without exits", 5, 1, [found for found in drawn if not found[0].exits]),
+        ("exits, timed", 0, 0, [found for found in drawn if found[0].exits and not found[0].unsure]),
+        ("exits, unsure", 0, RING, [found for found in drawn if found[0].exits and found[0].unsure]),
+    )
+    plot = Plot(
+        title=f"Agreement kept and speed on {name}",
+        description="Up is faster than plain decoding, right is closer to the full model's choices.",
+        x=Axis("agreement kept", (1 - 1.12 * lost, 1 + 0.12 * lost), _share, _shares(lost)),
+        y=Axis("speed, plain decoding = 1", nice_range([*heights, *levels], include=(1.0,)), "{:.2f}".format),
+        series=tuple(_series(*group, letters) for group in groups if group[3]),
+        rules=tuple(rules),
+        size=PANEL,
+    )
+    below = [letters.get(one.name, one.name) for one, kept, _ in known if kept.value < LOWEST]
+    return {
+        "name": short_source(name),
+        "plot": plot.svg(),
+        "below": f"Below {percent(LOWEST, 0)} agreement, not drawn: {', '.join(below)}." if below else "",
+    }
+
+
+def _share(value: float) -> str:
+    return percent(value, 0)
+
+
+def _shares(lost: float) -> tuple[float, ...]:
+    """Ticks at whole shares: the full model's, and how much is lost at most."""
+    step = 0.01 if lost <= 0.03 else 0.02 if lost <= 0.06 else 0.05 if lost <= 0.2 else 0.1
+    return tuple(1.0 - step * place for place in range(int(lost / step + 1e-9) + 1))
+
+
+def _ends(speed: Estimate[float]) -> list[float]:
+    """What the axis has to hold of a speed: an interval that says nothing needs no room."""
+    if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
+        return [speed.value]
+    return [speed.low, speed.high]
+
+
+def _series(
+    name: str,
+    colour: int,
+    shape: int,
+    found: list[tuple[Way, Estimate[float], Estimate[float]]],
+    letters: dict[str, str],
+) -> Series:
+    """The points of one kind, with their intervals as lines."""
+    ends = [_ends(speed) for _, _, speed in found]
+    return Series(
+        name,
+        np.array([kept.value for _, kept, _ in found]),
+        np.array([speed.value for _, _, speed in found]),
+        colour,
+        shape,
+        np.array([end[0] for end in ends]),
+        np.array([end[-1] for end in ends]),
+        style="",
+        markers=len(found),
+        whiskers=True,
+        said=[f"{one.name}: {speed_text(one)}, keeps {kept_text(one)}" for one, _, _ in found],
+        labels=[letters.get(one.name) or LABELS.get(one.name, "plain") for one, _, _ in found],
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -19,21 +20,11 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.headline import answers_at_main_floor, machines_sentence
-from offramp.report.html import (
-    Column,
-    Kind,
-    cards,
-    figure,
-    fragment,
-    pill,
-    stack,
-    stacked,
-    styled,
-    table,
-    text,
-)
+from offramp.report.html import Kind, fragment, pill, small, styled, text
+from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
-from offramp.report.run_result import HeadsSummary, PriceList, RunResult, WorkloadResult
+from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList, RunResult, WorkloadResult
+from offramp.report.table import Cell, Column, Table, estimated
 from offramp.report.verdict_words import machine_name
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
@@ -68,13 +59,18 @@ def prices_block(hardware: PriceList) -> dict[str, Any]:
         ticks=6,
         style="wide",
     )
-    data = table(
-        ["Part", "Time", "In layers", "What it is"],
-        [[name, duration(seconds), ratio_text(seconds / layer), what] for name, seconds, _, what in rows],
+    table: Table[Price] = Table(
+        (
+            Column("Part", lambda price: price[0]),
+            Column("Time", lambda price: duration(price[1])),
+            Column("In layers", lambda price: ratio_text(price[1] / layer)),
+            Column("What it is", lambda price: price[3]),
+        ),
         caption=f"What {machine} charges, {hardware.source}",
+        words=1,
     )
     kind: Kind | None = "measured" if hardware.name == LOCAL else None
-    shown = figure("In units of one layer", note, plot.svg(), data, kind=kind)
+    shown = drawn(plot, table.html(rows), title="In units of one layer", kind=kind)
     return {"machine": machine, "said": sentences(hardware), "figure": shown}
 
 
@@ -84,8 +80,12 @@ def cost_row(name: str, seconds: float, layer: float, colour: int) -> Row:
     return Row(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
-def price_rows(hardware: PriceList) -> list[tuple[str, float, int, str]]:
-    """Name, seconds, colour and meaning of every part, probes from dear to cheap."""
+Price = tuple[str, float, int, str]
+"""Name, seconds, colour and meaning of a part."""
+
+
+def price_rows(hardware: PriceList) -> list[Price]:
+    """Every part, probes from dear to cheap."""
     rows = [
         ("One layer", hardware.layer_seconds, LAYER, "mean of the layers, run one after the other"),
         ("Output head", hardware.head_seconds, HEAD, "final norm and the product over the vocabulary"),
@@ -146,24 +146,33 @@ def sentences(hardware: PriceList) -> list[str]:
     return found
 
 
+Classifier = tuple[str, ClassifierQuality]
+"""The name of a classifier, and how it does on documents that fitting did not see."""
+
+CLASSIFIERS: Table[Classifier] = Table(
+    (
+        Column("Classifier", lambda row: row[0].replace("_", " ")),
+        Column("Exits where it beats chance", lambda row: f"{row[1].better_than_chance} of {row[1].exits}"),
+        Column(
+            "Median AUROC",
+            lambda row: (
+                "undefined: at every exit too few rows of a class"
+                if row[1].auroc is None
+                else decimal(row[1].auroc)
+            ),
+        ),
+    ),
+    caption="Classifiers on documents that fitting did not see; AUROC 0.5 is guessing",
+    words=1,
+)
+
+
 def heads_block(heads: HeadsSummary) -> dict[str, Any]:
     """The lens and the classifiers that were fitted on documents of their own."""
-    rows = [
-        [
-            name.replace("_", " "),
-            f"{quality.better_than_chance} of {quality.exits}",
-            "undefined: at every exit too few rows of a class"
-            if quality.auroc is None
-            else decimal(quality.auroc),
-        ]
-        for name, quality in heads.classifiers.items()
-    ]
-    header = ["Classifier", "Exits where it beats chance", "Median AUROC"]
-    caption = "Classifiers on documents that fitting did not see; AUROC 0.5 is guessing"
     return {
         "came": "imported" if heads.imported else "fitted",
         "said": fitted_sentence(heads),
-        "classifiers": table(header, rows, caption=caption) if rows else "",
+        "classifiers": CLASSIFIERS.html(heads.classifiers.items()),
     }
 
 
@@ -216,20 +225,31 @@ def machines_section(workload: WorkloadResult) -> Markup:
     )
 
 
+OfMachine = tuple[int, str, Mapping[int, MachineAnswer]]
+"""A machine: its number among the sources below, its name, and its answers by batch size."""
+
+
 def matrix(answers: Sequence[MachineAnswer], machines: Sequence[str], caption: str) -> Markup:
     """Rows are machines, columns batch sizes."""
-    batches = sorted({answer.batch for answer in answers})
-    found = {(answer.machine, answer.batch): answer for answer in answers}
-    rows = []
-    for place, machine in enumerate(machines, 1):
-        cells = [found.get((machine, batch)) for batch in batches]
-        name = "This machine" if machine == LOCAL else machine
-        first = min(batch for batch in batches if (machine, batch) in found)
-        plain = found[machine, first].plain_seconds_per_token
-        said = f"plain, batch {first}: {plain_text(plain)}"
-        rows.append([fragment("run", "machine_name", name, place, said), *map(answer_cell, cells)])
-    columns = [Column("Machine"), *[Column(f"batch {batch}") for batch in batches]]
-    return cards(columns, {"": rows}, caption=caption, style="machines")
+    rows: list[OfMachine] = [
+        (place, machine, {answer.batch: answer for answer in answers if answer.machine == machine})
+        for place, machine in enumerate(machines, 1)
+    ]
+    columns = [
+        Column(f"batch {batch}", partial(_answer_at, batch=batch))
+        for batch in sorted({answer.batch for answer in answers})
+    ]
+    table: Table[OfMachine] = Table(
+        (Column("Machine", _machine_cell), *columns), caption=caption, style="machines"
+    )
+    return table.html(rows)
+
+
+def _machine_cell(row: OfMachine) -> Cell:
+    place, machine, by_batch = row
+    name, first = "This machine" if machine == LOCAL else machine, min(by_batch)
+    plain = f"plain, batch {first}: {plain_text(by_batch[first].plain_seconds_per_token)}"
+    return Cell(name, below=plain, html=text(name) + Markup(f"<sup>{place}</sup>"))
 
 
 def plain_text(seconds: float) -> str:
@@ -237,13 +257,16 @@ def plain_text(seconds: float) -> str:
     return f"{duration(seconds)} per token"
 
 
-def answer_cell(answer: MachineAnswer | None) -> Markup:
+def _answer_at(row: OfMachine, batch: int) -> Cell:
     """One decision with its net speed."""
+    answer = row[2].get(batch)
     if answer is None:
-        return text("not asked")
+        return Cell("not asked")
     if answer.policy == "never":
-        return stack(pill(answer.decision), "best never to exit")
-    return pill(answer.decision) + styled(stacked(answer.net_speedup, times), "speed")
+        return Cell(answer.decision, tone=answer.decision, below="best never to exit")
+    speed = estimated(answer.net_speedup, times)
+    shown = styled(text(speed.shown) + Markup().join(map(small, (*speed.lines, speed.remark))), "speed")
+    return Cell(answer.decision, tone=answer.decision, html=pill(answer.decision) + shown)
 
 
 def break_even_section(workload: WorkloadResult) -> Markup:
@@ -252,28 +275,27 @@ def break_even_section(workload: WorkloadResult) -> Markup:
         return Markup()
     targets = sorted({lever.target for lever in workload.break_even})
     goal = " or ".join(f"{whole_percent(target - 1)} faster" for target in targets)
-    names = ("If only this changed", "Today", "Turning point", "Against today", "In words")
-    by_policy: dict[str, list[list[str]]] = {}
+    by_policy: dict[str, list[BreakEven]] = {}
     for lever in workload.break_even:
-        by_policy.setdefault(lever.policy, []).append(lever_row(lever))
-    columns = [Column(name) for name in names]
-    tables = [
-        cards(columns, {"": rows}, caption=f"Policy: {policy}", style="levers")
-        for policy, rows in by_policy.items()
-    ]
+        by_policy.setdefault(lever.policy, []).append(lever)
+    tables = [LEVERS.html(levers, caption=f"Policy: {policy}") for policy, levers in by_policy.items()]
     return fragment("run", "break_even", goal, tables)
 
 
-def lever_row(lever: BreakEven) -> list[str]:
-    """One lever."""
-    needed = "none" if lever.needed is None else duration(lever.needed)
-    return [
-        f"one {lever.lever}" if lever.lever in ("probe", "layer") else f"the {lever.lever}",
-        duration(lever.now),
-        needed,
-        factor_text(lever.factor),
-        lever.sentence,
-    ]
+def _lever_name(lever: BreakEven) -> str:
+    return f"one {lever.lever}" if lever.lever in ("probe", "layer") else f"the {lever.lever}"
+
+
+LEVERS: Table[BreakEven] = Table(
+    (
+        Column("If only this changed", _lever_name),
+        Column("Today", lambda lever: duration(lever.now)),
+        Column("Turning point", lambda lever: "none" if lever.needed is None else duration(lever.needed)),
+        Column("Against today", lambda lever: factor_text(lever.factor)),
+        Column("In words", lambda lever: lever.sentence),
+    ),
+    style="levers",
+)
 
 
 def factor_text(factor: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -27,12 +28,13 @@ from offramp.report.names import (
     parameters_text,
 )
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.table import Column, Table
 from offramp.studies.comparison.results import Comparison, ModelFacts, Row
 
 
 def provenance_section(run: RunResult) -> Markup:
     """The command, the versions and fingerprints, the workloads traced."""
-    return fragment("run", "provenance", run.command, workload_table(run), entries(run.provenance))
+    return fragment("run", "provenance", run.command, TRACED.html(run.workloads), entries(run.provenance))
 
 
 def citation_section(comparison: Comparison) -> Markup:
@@ -41,19 +43,19 @@ def citation_section(comparison: Comparison) -> Markup:
     return fragment("comparison", "citation", citation, entries(comparison.provenance))
 
 
-def workload_table(run: RunResult) -> Markup:
-    """What was traced, and where the trace lies."""
-    rows = [workload_row(workload) for workload in run.workloads]
-    header = ["Workload", "Mode", "Documents", "Left out", "Tokens", "Seconds", "Trace"]
-    return table(header, rows, caption="Traced workloads", numeric_from=2)
-
-
-def workload_row(workload: WorkloadResult) -> list[str]:
-    """One workload as a row."""
-    invalid = sum(not document.valid for document in workload.trace.documents)
-    card = workload.card
-    numbers = [str(card.documents), str(invalid), f"{card.tokens:,}", decimal(workload.seconds, 1)]
-    return [workload.name, workload.mode, *numbers, workload.trace_folder]
+TRACED: Table[WorkloadResult] = Table(
+    (
+        Column("Workload", lambda workload: workload.name),
+        Column("Mode", lambda workload: workload.mode),
+        Column("Documents", lambda workload: workload.card.documents),
+        Column("Left out", lambda one: sum(not doc.valid for doc in one.trace.documents)),
+        Column("Tokens", lambda workload: f"{workload.card.tokens:,}"),
+        Column("Seconds", lambda workload: workload.seconds, partial(decimal, digits=1)),
+        Column("Trace", lambda workload: workload.trace_folder),
+    ),
+    caption="Traced workloads",
+    words=2,
+)
 
 
 def entries(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -20,9 +20,8 @@ from offramp.report.formats import estimate_text, percent, percent_tick, times, 
 from offramp.report.html import Kind, figure, fragment, table, text
 from offramp.report.names import distinct, floor_order, floor_shown, line_name, machine_shown
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
-from offramp.report.readings import readings_sentence
-from offramp.report.sections.training import answers, minutes, tokens_text, training_sentence
-from offramp.report.training import Bought
+from offramp.report.scored import readings_sentence
+from offramp.report.sections.training import Bought, answers, minutes, tokens_text, training_sentence
 from offramp.studies.comparison.results import Comparison, TrainedSaving
 from offramp.studies.comparison.results import Row as Traced
 

@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from offramp.policies.short_names import short_name
 from offramp.report.formats import counted, estimate_text, gain_text, percent, times, whole_percent
-from offramp.report.html import Column, cards, fragment
+from offramp.report.html import fragment
 from offramp.report.run_result import WorkloadResult
+from offramp.report.table import Cell, Column, Table
 from offramp.report.verdict_words import (
     certificate_sentence,
     cost_text,
@@ -29,13 +30,37 @@ STATUS_STYLES = {
     "not certified": "does-not-pay",
     "nothing to certify": "does-not-pay",
 }
-COLUMNS = (
-    Column("Floor"),
-    Column("Candidate"),
-    Column("Agreement", "replayed"),
-    Column("Agreement", "executed"),
-    Column("Speed", "predicted"),
-    Column("How its test ended"),
+Candidates = tuple[Tuned, Candidate]
+"""A candidate with the answer that it was tested for."""
+
+
+def _candidate_cell(row: Candidates) -> Cell:
+    _, candidate = row
+    drafts = "drafts by " if candidate.lossless else ""
+    return Cell(f"{drafts}{short_name(candidate.policy)} · {candidate.kv}", code=candidate.policy)
+
+
+def _executed_text(row: Candidates) -> str:
+    _, candidate = row
+    if candidate.executed is not None:
+        return f"{percent(candidate.executed)} of {counted(candidate.documents, 'document')}"
+    return "100 %, lossless" if candidate.lossless else "not decoded"
+
+
+CANDIDATES: Table[Candidates] = Table(
+    (
+        Column("Floor", lambda row: floor_words(row[0].floor)),
+        Column("Candidate", _candidate_cell),
+        Column(
+            "Agreement",
+            lambda row: percent(row[1].replayed) if row[0].floor.clip is None else None,
+            kind="replayed",
+        ),
+        Column("Agreement", _executed_text, kind="executed"),
+        Column("Speed", lambda row: times(row[1].predicted_speed), kind="predicted"),
+        Column("How its test ended", lambda row: row[1].outcome),
+    ),
+    style="decoded",
 )
 
 
@@ -44,14 +69,14 @@ def tuned_section(workload: WorkloadResult) -> Markup:
     if not workload.tuned:
         return Markup()
     executed = any(tuned.certificate.executed for tuned in workload.tuned)
-    rows = [candidate_row(tuned, one) for tuned in workload.tuned for one in tuned.candidates]
+    rows = [(tuned, candidate) for tuned in workload.tuned for candidate in tuned.candidates]
     caption = f"Candidates on {workload.name}, in the order of their tests"
     return fragment(
         "run",
         "tuned",
         "executed" if executed else "replayed",
         [floor_block(tuned) for tuned in workload.tuned],
-        cards(COLUMNS, {"": rows}, caption=caption, style="decoded") if rows else "",
+        CANDIDATES.html(rows, caption=caption),
     )
 
 
@@ -65,24 +90,6 @@ def floor_block(tuned: Tuned) -> dict[str, Any]:
         "sentence": certificate_sentence(tuned),
         "facts": facts(tuned),
     }
-
-
-def candidate_row(tuned: Tuned, one: Candidate) -> list[str]:
-    """One candidate at one floor."""
-    executed = "not decoded"
-    if one.executed is not None:
-        executed = f"{percent(one.executed)} of {counted(one.documents, 'document')}"
-    elif one.lossless:
-        executed = "100 %, lossless"
-    name = f"drafts by {short_name(one.policy)}" if one.lossless else short_name(one.policy)
-    return [
-        floor_words(tuned.floor),
-        fragment("run", "policy", f"{name} · {one.kv}", one.policy),
-        percent(one.replayed) if tuned.floor.clip is None else "–",
-        executed,
-        times(one.predicted_speed),
-        one.outcome,
-    ]
 
 
 def facts(tuned: Tuned) -> list[tuple[str, str]]:
