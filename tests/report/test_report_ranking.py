@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from report_examples import example_run
 from rich.console import Console
 
+from offramp.policies.short_names import short_name
 from offramp.report.formats import short_source
 from offramp.report.page import render
+from offramp.report.table import Cell, Column, Table
 from offramp.report.terminal import print_summary
-from offramp.report.timing import PolicyNames
 from offramp.report.ways import best_without_exits, ways_of
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
@@ -48,12 +49,13 @@ def test_of_a_long_path_a_table_shows_the_last_part() -> None:
 
 
 def test_two_policies_never_share_a_name() -> None:
-    names = PolicyNames()
+    table: Table[str] = Table((Column("policy", lambda text: Cell(short_name(text), code=text)),))
     texts = [f"threshold:signal=margin,value={value},exits=20+25" for value in (0.80001, 0.80002)]
     shown = "exit 20+25 if margin ≥ 0.8"
-    assert [names.of(text) for text in (*texts, texts[0])] == [shown, f"{shown} (2)", shown]
-    assert names.of("never") == "never exit"
-    assert names.lines()[:2] == [f"{shown} = {texts[0]}", f"{shown} (2) = {texts[1]}"]
+    rows = [*texts, texts[0], "never"]
+    said = [line.strip() for line in printed(lambda console: console.print(table.rich(rows))).splitlines()]
+    assert said == ["policy", shown, f"{shown} (2)", shown, "never exit"]
+    assert table.codes(rows)[:2] == [f"{shown} = {texts[0]}", f"{shown} (2) = {texts[1]}"]
 
 
 def with_lookup(run, speed: float):

@@ -13,9 +13,8 @@ from tuning_traces import easy_and_hard
 from command_line import run_offramp
 from offramp.cli.console import Output
 from offramp.cli.tune_command import show_tuned
-from offramp.cli.tuned_tables import front_table
 from offramp.policies.grammar import parse_policy
-from offramp.report.timing import PolicyNames
+from offramp.report.sections.tuned import front_table
 from offramp.tracing.facts import FACTS
 from offramp.tracing.manifest import describe_trace, write_manifest
 from offramp.tracing.part import Part, PartDocument, write_part
@@ -122,10 +121,10 @@ def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
     tuned = tune(Trace.load(folder), {"agreement": 0.9}, "h100")
     point = replace(tuned.front[-1], policy=policy)
     console = Console(width=200, record=True, file=io.StringIO())
-    names = PolicyNames()
-    console.print(front_table(replace(tuned, front=(point,)), names))
+    table = front_table(tuned)
+    console.print(table.rich([point]))
     assert "all of: never exit; always exit 2" in console.export_text()
-    assert names.lines() == [f"all of: never exit; always exit 2 = {policy}"]
+    assert table.codes([point]) == [f"all of: never exit; always exit 2 = {policy}"]
 
 
 def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: Path) -> None:

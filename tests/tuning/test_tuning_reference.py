@@ -10,12 +10,10 @@ import pytest
 from test_tuning_executed import Scripted, lossless
 from tuning_traces import easy_and_hard
 
-from offramp.cli.tuned_tables import candidates_table
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
-from offramp.report.sections.tuned import facts
-from offramp.report.timing import PolicyNames
+from offramp.report.sections.tuned import CANDIDATES, facts
 from offramp.report.verdict_words import certificate_sentence, status
 from offramp.tracing.trace import Trace
 from offramp.tuning import executed
@@ -125,8 +123,8 @@ def test_what_passes_is_certified_by_the_originals_choices() -> None:
     assert (first.policy, first.predicted_speed, first.passed) == ("never", 1.0, True)
     assert executor.decoded[0][0] == "never"
     assert first.rerun == pytest.approx(0.97, abs=0.01)
-    kv = list(candidates_table(tuned, PolicyNames()).columns[5].cells)
-    assert kv == ["-", *(one.kv for one in (*faster, drafts))], "the full model skips no layer"
+    named = [CANDIDATES.columns[1].cell((tuned, one)).shown.partition(" · ")[2] for one in tuned.candidates]
+    assert named == ["", *(one.kv for one in (*faster, drafts))], "the full model skips no layer"
     assert all(one.rerun <= first.rerun and one.predicted_speed > 1.0 for one in faster)
     assert (drafts.lossless, drafts.replayed) == (True, first.replayed)
     assert tuned.policy_text == faster[-1].policy

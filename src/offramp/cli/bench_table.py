@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
 from offramp.report.formats import counted, decimal, duration, gain_text, percent, timed_text, value_text
+from offramp.report.table import Column, Table
 from offramp.report.timing import (
     a_a_text,
     contender_answer,
@@ -20,9 +22,18 @@ from offramp.scoring.estimate import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 MIB = 2.0**20
+
+
+def ratio(value: float) -> str:
+    """A ratio of seconds."""
+    return decimal(value, 3)
+
+
+def shown_mib(size: float) -> str:
+    """Bytes in MiB."""
+    return f"{decimal(size / MIB, 1)} MiB"
 
 
 def show(console: Console, result: BenchResult) -> None:
@@ -34,9 +45,9 @@ def show(console: Console, result: BenchResult) -> None:
         f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}{side_by_side}{fresh}",
         markup=False,
     )
-    console.print(_speed_table(result))
-    console.print(_counted_table(result))
-    console.print(_rate_table(result))
+    timed = [contender for contender in result.contenders if contender.left_out is None]
+    for table in (speed_table(result), COUNTED, RATES):
+        console.print(table.rich(timed))
     judged = answer_lines(result)
     for line in (*judged, *_left_out(result), *_quality(result)):
         console.print(line, markup=False)
@@ -74,81 +85,56 @@ def _credit_line(result: BenchResult) -> list[str]:
     return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
 
 
-def _speed_table(result: BenchResult) -> Table:
+def speed_table(result: BenchResult) -> Table[Contender]:
     """Seconds per token, the ratio, and what it answers."""
-    rows = [
-        [
-            contender.name,
-            or_dash(contender.seconds_per_token, lambda seconds: duration(seconds.value)),
-            or_dash(contender.ratio, lambda speedup: _interval(speedup, ratio)),
-            contender_answer(contender, result.worth),
-        ]
-        for contender in _timed(result)
-    ]
-    return table(["", "a token", f"speed over {result.plain}", "answer"], rows)
+    return Table(
+        (
+            Column(" ", lambda contender: contender.name),
+            Column("A token", lambda contender: _value(contender.seconds_per_token), duration),
+            Column(f"Speed over {result.plain}", lambda contender: _ratio(contender.ratio)),
+            Column("Answer", lambda contender: contender_answer(contender, result.worth)),
+        ),
+        words=1,
+    )
 
 
-def _counted_table(result: BenchResult) -> Table:
-    """What was run for it, and what came out."""
-    rows = [
-        [
-            contender.name,
-            or_dash(contender.layers_per_token, layers)
-            + or_dash(contender.claimed_layers_per_token, lambda claimed: f" / {layers(claimed)}", ""),
-            or_dash(contender.same_output, lambda share: percent(share, 0)),
-            or_dash(contender.executed_agreement, lambda kept: percent(kept.value)),
-        ]
-        for contender in _timed(result)
-    ]
-    return table(["", "layers ran / said", "same output", "agreement"], rows)
+COUNTED: Table[Contender] = Table(
+    (
+        Column(" ", lambda contender: contender.name),
+        Column("Layers ran / said", lambda contender: _layers(contender)),
+        Column("Same output", lambda contender: contender.same_output, partial(percent, digits=0)),
+        Column("Agreement", lambda contender: _value(contender.executed_agreement), percent),
+    ),
+    words=1,
+)
+"""What was run for it, and what came out."""
+
+RATES: Table[Contender] = Table(
+    (
+        Column(" ", lambda contender: contender.name),
+        Column("Tokens a second", lambda contender: contender.tokens_per_second, partial(decimal, digits=1)),
+        Column("First token", lambda contender: contender.first_token_seconds, duration),
+        Column("Peak memory", lambda contender: contender.peak_memory_bytes, shown_mib),
+    ),
+    words=1,
+)
+"""What else users ask for."""
 
 
-def _rate_table(result: BenchResult) -> Table:
-    """What else users ask for."""
-    rows = [
-        [
-            contender.name,
-            or_dash(contender.tokens_per_second, lambda rate: decimal(rate, 1)),
-            or_dash(contender.first_token_seconds, duration),
-            or_dash(contender.peak_memory_bytes, lambda size: f"{decimal(size / MIB, 1)} MiB"),
-        ]
-        for contender in _timed(result)
-    ]
-    return table(["", "tokens a second", "first token", "peak memory"], rows)
+def _value(interval: Estimate[float] | None) -> float | None:
+    return None if interval is None else interval.value
 
 
-def table(heads: list[str], rows: list[list[str]]) -> Table:
-    """Rows of texts under heads, numbers on the right."""
-    from rich.text import Text
-
-    from offramp.report.word_table import WordTable
-
-    table = WordTable()
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left")
-    for row in rows:
-        # As text, not markup: a policy within another stands in brackets.
-        table.add_row(*map(Text, row))
-    return table
+def _ratio(interval: Estimate[float] | None) -> str | None:
+    return None if interval is None else _interval(interval, ratio)
 
 
-def _timed(result: BenchResult) -> list[Contender]:
-    return [contender for contender in result.contenders if contender.left_out is None]
-
-
-def ratio(value: float) -> str:
-    """A ratio of seconds."""
-    return decimal(value, 3)
-
-
-def layers(value: float) -> str:
-    """Layers of a token."""
-    return decimal(value, 1)
-
-
-def or_dash(value: Any, text: Callable[[Any], str], dash: str = "–") -> str:
-    """A value as text, a dash for none."""
-    return dash if value is None else text(value)
+def _layers(contender: Contender) -> str | None:
+    """Layers of a token that ran, and those that the decoder says it ran."""
+    ran, said = contender.layers_per_token, contender.claimed_layers_per_token
+    if ran is None:
+        return None
+    return decimal(ran, 1) + ("" if said is None else f" / {decimal(said, 1)}")
 
 
 def _left_out(result: BenchResult) -> list[str]:

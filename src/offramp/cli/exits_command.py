@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from offramp.cli import exits_shown
 from offramp.cli.command import command
 from offramp.cli.console import Output
 from offramp.lab.exits.gate_request import GateTraining
@@ -25,6 +24,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     """Train, and say what came of it."""
     works = asked.texts()
 
+    from offramp.cli import exits_shown
     from offramp.tracing.fitting.documents import left_for_tuning
 
     left = [len(left_for_tuning(work)) for work in works]
@@ -34,7 +34,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
         from offramp.lab.exits import gate_training
 
         gates = gate_training.train(model, works, asked, progress=True)
-        out.console.print(exits_shown.gates_table(gates.record))
+        exits_shown.show_gates(out.console, gates.record)
         out.say(*exits_shown.gates_notes(gates), f"written: {asked.output}")
         out.finish(exits_shown.gates_summary(gates, asked.output))
         return
@@ -46,7 +46,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
         out.say(f"hidden states take {shown_size(size)} on disk while it trains")
 
     trained = training.train(model, works, asked, progress=True, on_size=tell)
-    out.console.print(exits_shown.table(trained))
+    exits_shown.show_trained(out.console, trained)
     out.say(*exits_shown.notes(trained, asked, left[0]), f"written: {asked.output}")
     out.finish(exits_shown.summary(trained, asked.output))
 

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from offramp.cli.heads_shown import heads_notes
 from offramp.commands import command_line
 from offramp.kit.defaults import DELTA
 from offramp.lab.exits.request import ExecutedTraining, RegularisedTraining
+from offramp.report.formats import decimal, percent, thousandths
+from offramp.report.table import Column, Table
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from offramp.lab.exits.evaluation import Evaluation
+    from offramp.lab.exits.gate_judging import Judged
     from offramp.lab.exits.gate_record import GateRecord
     from offramp.lab.exits.gate_training import TrainedGates
     from offramp.lab.exits.record import Spent
     from offramp.lab.exits.request import ResumableTraining
     from offramp.lab.exits.train import TrainedExits
-    from offramp.report.word_table import WordTable
+
+T = TypeVar("T")
 
 PROPOSED = (0.95, 0.9, 0.8)
 """Of which the first is proposed that the text's documents can certify."""
@@ -34,44 +42,79 @@ def left_to_certify(workload: str, left: int) -> str:
     )
 
 
-def _maps_table(trained: TrainedExits) -> WordTable:
-    """Tokens that stay, with the K,V maps before and after."""
-    from offramp.report.formats import percent
-    from offramp.report.word_table import WordTable
-
-    before, after = trained.record.before[0], trained.record.trained[0]
-    left = percent(before.leaving[0], 0)
-    table = WordTable(title=f"[bold]held-out tokens that stay where {left} leave[/]")
-    for column in ("K,V maps", "agreement", "KL, nats"):
-        table.add_column(column, justify="right")
-    for name, one in (("as they were", before), ("trained", after)):
-        table.add_row(name, f"{one.agreement:.3f}", f"{one.loss:.4f}")
-    return table
-
-
-def table(trained: TrainedExits) -> WordTable:
-    """Every exit before and after, and the share of tokens that could leave there."""
-    from offramp.report.formats import decimal
-    from offramp.report.word_table import WordTable
-
+def show_trained(console: Console, trained: TrainedExits) -> None:
+    """Print every exit before and after, and the share of tokens that could leave there."""
     record = trained.record
+    read = f"{record.rows.held_out:,} tokens of {record.rows.held_out_documents} held-out documents"
     if record.kind == ExecutedTraining.kind:
-        return _maps_table(trained)
-    if record.kind == RegularisedTraining.kind:
-        return _model_table(trained)
-    rows = record.rows
-    read = f"{rows.held_out:,} tokens of {rows.held_out_documents} held-out documents"
-    table = WordTable(title=f"[bold]{read}: agreement if all leave[/]")
-    for column in ("exit", "logit lens", "ridge lens", "trained", "KL, nats"):
-        table.add_column(column, justify="right")
-    for floor in record.floors:
-        table.add_column(f"leave at {100 * floor:.0f} %", justify="right")
-    exits = zip(record.exits, record.logit_lens, record.before, record.trained, strict=True)
-    for exit, raw, ridge, one in exits:
-        agreements = [decimal(each.agreement) for each in (raw, ridge, one)]
-        leaving = [f"{100 * share:.0f} %" for share in one.leaving]
-        table.add_row(str(exit), *agreements, decimal(one.loss), *leaving)
-    return table
+        before, after = record.before[0], record.trained[0]
+        left = percent(before.leaving[0], 0)
+        rows = [("as they were", before), ("trained", after)]
+        console.print(MAPS.rich(rows, caption=f"held-out tokens that stay where {left} leave"))
+    elif record.kind == RegularisedTraining.kind:
+        models = zip(record.places, record.before, record.trained, strict=True)
+        table = model_table(record.floors)
+        console.print(table.rich(models, caption=f"up to {read}: agreement if all leave"))
+    else:
+        exits = zip(record.exits, record.logit_lens, record.before, record.trained, strict=True)
+        console.print(exits_table(record.floors).rich(exits, caption=f"{read}: agreement if all leave"))
+
+
+MAPS: Table[tuple[str, Evaluation]] = Table(
+    (
+        Column("K,V maps", lambda row: row[0]),
+        Column("Agreement", lambda row: row[1].agreement, thousandths),
+        Column("KL, nats", lambda row: row[1].loss, partial(decimal, digits=4)),
+    ),
+    words=0,
+)
+"""Tokens that stay, with the K,V maps before and after."""
+
+Trained = tuple[int, Evaluation, Evaluation, Evaluation]
+"""An exit, read through the model's own head, through a ridge lens, and as trained."""
+
+OfModel = tuple[str, Evaluation, Evaluation]
+"""An exit or the full depth, of the original model and of the trained one."""
+
+
+def exits_table(floors: Sequence[float]) -> Table[Trained]:
+    """Trained exits of a frozen model. floors: at which tokens could leave."""
+    return Table(
+        (
+            Column("Exit", lambda row: row[0]),
+            Column("Logit lens", lambda row: row[1].agreement, decimal),
+            Column("Ridge lens", lambda row: row[2].agreement, decimal),
+            Column("Trained", lambda row: row[3].agreement, decimal),
+            Column("KL, nats", lambda row: row[3].loss, decimal),
+            *leaving_columns(floors, lambda row: row[3]),
+        ),
+        words=0,
+    )
+
+
+def model_table(floors: Sequence[float]) -> Table[OfModel]:
+    """Every exit and the full depth of a trained model, held against itself and the original."""
+    return Table(
+        (
+            Column("Exit", lambda row: row[0]),
+            Column("Original", lambda row: row[1].agreement, decimal),
+            Column("With own full depth", lambda row: row[2].agreement, decimal),
+            Column("With the original", lambda row: row[2].reference_agreement or 0.0, thousandths),
+            Column("KL, nats", lambda row: row[2].loss, thousandths),
+            Column("Bits per byte", lambda row: f"{_bits(row[1])} → {_bits(row[2])}"),
+            *leaving_columns(floors, lambda row: row[2]),
+        ),
+        words=0,
+    )
+
+
+def leaving_columns(floors: Sequence[float], of: Callable[[T], Evaluation]) -> list[Column[T]]:
+    """The share of tokens that could leave at each floor; nothing where no exit is."""
+
+    def leaving(place: int) -> Callable[[T], str]:
+        return lambda row: percent(of(row).leaving[place], 0) if of(row).leaving else ""
+
+    return [Column(f"leave at {percent(floor, 0)}", leaving(place)) for place, floor in enumerate(floors)]
 
 
 def notes(trained: TrainedExits, asked: ResumableTraining, left: int) -> list[str]:
@@ -137,34 +180,6 @@ def summary(trained: TrainedExits, output: Path | str | None) -> dict[str, Any]:
     }
 
 
-def _model_table(trained: TrainedExits) -> WordTable:
-    """Every exit and the full depth, before and after, held against the trained model and the original."""
-    from offramp.report.formats import decimal
-    from offramp.report.word_table import WordTable
-
-    record = trained.record
-    rows = record.rows
-    read = f"up to {rows.held_out:,} tokens of {rows.held_out_documents} held-out documents"
-    table = WordTable(title=f"[bold]{read}: agreement if all leave[/]")
-    for column in ("exit", "original", "with own full depth", "with the original", "KL, nats"):
-        table.add_column(column, justify="right")
-    table.add_column("bits per byte", justify="right")
-    for floor in record.floors:
-        table.add_column(f"leave at {100 * floor:.0f} %", justify="right")
-    for place, before, after in zip(record.places, record.before, record.trained, strict=True):
-        leaving = [f"{100 * share:.0f} %" for share in after.leaving] or [""] * len(record.floors)
-        table.add_row(
-            place,
-            decimal(before.agreement),
-            decimal(after.agreement),
-            decimal(after.reference_agreement or 0.0, 3),
-            decimal(after.loss, 3),
-            f"{_bits(before)} → {_bits(after)}",
-            *leaving,
-        )
-    return table
-
-
 def _bits(one: Evaluation) -> str:
     return "?" if one.bits_per_byte is None else f"{one.bits_per_byte:.3f}"
 
@@ -201,20 +216,21 @@ def _earlier_notes(earlier: Spent | None) -> list[str]:
     return [f"before that the trained model or exits that it began from took {before}"]
 
 
-def gates_table(record: GateRecord) -> WordTable:
-    """The gates beside the best thresholds of networks that predict agreement."""
-    from offramp.report.formats import decimal
-    from offramp.report.word_table import WordTable
+GATES: Table[tuple[str, Judged]] = Table(
+    (
+        Column("Exits by", lambda row: row[0]),
+        Column("Agreement", lambda row: row[1].agreement, thousandths),
+        Column("Saved", lambda row: row[1].saved, percent),
+    ),
+    words=1,
+)
 
-    table = WordTable(
-        title=f"[bold]{record.rows[2]:,} held-out tokens, replayed: time saved on {record.machine}[/]"
-    )
-    for column in ("exits by", "agreement", "saved"):
-        table.add_column(column, justify="left" if column == "exits by" else "right")
-    named = (("gates", record.gate), ("best thresholds of correctness_network", record.thresholds))
-    for name, one in named:
-        table.add_row(name, decimal(one.agreement, 3), f"{100 * one.saved:.1f} %")
-    return table
+
+def show_gates(console: Console, record: GateRecord) -> None:
+    """Print the gates beside the best thresholds of networks that predict agreement."""
+    rows = [("gates", record.gate), ("best thresholds of correctness_network", record.thresholds)]
+    caption = f"{record.rows[2]:,} held-out tokens, replayed: time saved on {record.machine}"
+    console.print(GATES.rich(rows, caption=caption))
 
 
 def gates_notes(trained: TrainedGates) -> list[str]:

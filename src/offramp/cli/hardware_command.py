@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
+    from offramp.report.table import Table
 
 hardware = typer.Typer(help="Measure this machine on a model.")
 
@@ -103,7 +104,8 @@ def measure(asked: MachineTiming, out: Output) -> None:
     from offramp.costs.hardware import save_local_profile
 
     path = save_local_profile(profile)
-    out.console.print(_table(profile))
+    parts = profile.details["samples"][str(profile.batches[0])]
+    out.console.print(_table(profile).rich(parts))
     out.say(*_sentences(profile, path))
     out.finish({"profile": profile.to_json(), "file": str(path), "notes": list(profile.notes)})
 
@@ -111,25 +113,22 @@ def measure(asked: MachineTiming, out: Output) -> None:
 command(hardware, "measure", MachineTiming, measure)
 
 
-def _table(profile: TimingsProfile) -> Any:
-    """Milliseconds of every part by batch size: medians, with quartiles where they fit into a line."""
-    from rich.table import Table
+def _table(profile: TimingsProfile) -> Table[str]:
+    """Milliseconds of each part by batch size: medians, with quartiles where they fit into a line."""
+    from offramp.report.table import Column, Table
 
-    table = Table("milliseconds", *[f"batch {batch}" for batch in profile.batches])
     samples: dict[str, Any] = profile.details["samples"]
-    first = samples[str(profile.batches[0])]
     quartiles = len(profile.batches) <= MOST_WITH_QUARTILES
-    for part in first:
-        cells = [samples[str(batch)][part] for batch in profile.batches]
-        table.add_row(
-            part,
-            *[
-                f"{1e3 * cell['median']:.3g}"
-                + (f" [{1e3 * cell['low']:.3g}, {1e3 * cell['high']:.3g}]" if quartiles else "")
-                for cell in cells
-            ],
-        )
-    return table
+
+    def cell(batch: int) -> Callable[[str], str]:
+        def text(part: str) -> str:
+            median, low, high = (1e3 * samples[str(batch)][part][name] for name in ("median", "low", "high"))
+            return f"{median:.3g} [{low:.3g}, {high:.3g}]" if quartiles else f"{median:.3g}"
+
+        return text
+
+    columns = [Column(f"batch {batch}", cell(batch)) for batch in profile.batches]
+    return Table((Column("milliseconds", lambda part: part), *columns), words=1)
 
 
 def _sentences(profile: TimingsProfile, path: Path) -> list[str]:

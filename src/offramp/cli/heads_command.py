@@ -12,7 +12,6 @@ import typer
 
 from offramp.cli.command import command
 from offramp.cli.console import Output
-from offramp.cli.heads_shown import heads_notes, heads_summary, heads_table, maps_table
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST
@@ -184,10 +183,12 @@ def fit(asked: HeadFitting, out: Output) -> None:
     if whole is not None:
         fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
     asked.write(fitted)
+    from offramp.cli.heads_shown import MAPS, heads_notes, heads_summary, heads_table
+
     if fitted.exits:
-        out.console.print(heads_table(fitted))
+        out.console.print(heads_table(fitted).rich(range(len(fitted.exits))))
     if fitted.kv_maps is not None:
-        out.console.print(maps_table(fitted.kv_maps))
+        out.console.print(MAPS.rich(fitted.kv_maps.maps.items()))
     out.say(*heads_notes(fitted), f"written: {asked.output}")
     out.finish(heads_summary(fitted, asked.output))
 
@@ -243,6 +244,8 @@ def import_(asked: HeadImport, out: Output) -> None:
         model = load_for_tracing(base, [], stream=None, memory=None)
     imported = found.heads_for(model)
     asked.write(imported)
+    from offramp.cli.heads_shown import heads_summary
+
     out.say(*_import_notes(imported), *found.left_out(model.layers), f"written: {asked.output}")
     out.finish(heads_summary(imported, asked.output))
 

@@ -3,63 +3,72 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from offramp.report.formats import decimal
+from offramp.report.table import Column, Table
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from offramp.report.word_table import WordTable
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+    from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+    from offramp.tracing.key_value_maps import ExitMaps
 
 
-def heads_table(fitted: ExitHeads) -> WordTable:
-    """Explained variance and each classifier's AUROC per exit; in brackets where it does not beat chance."""
-    from offramp.report.formats import decimal
-    from offramp.report.word_table import WordTable
+def heads_table(fitted: ExitHeads) -> Table[int]:
+    """Explained variance and each classifier's AUROC; a row is a place among the exits."""
 
-    title = "held-out documents: variance explained by the lens, AUROC of the classifiers"
-    signs = "(0.70): not shown to beat the base rate there; rare: too few tokens of one class"
-    table = WordTable(title=f"[bold]{title}[/]", caption=signs if fitted.classifiers else None)
-    table.add_column("exit", justify="right")
-    if fitted.lens is not None:
-        table.add_column("lens", justify="right")
-    for name in fitted.classifiers:
-        table.add_column(name.replace("_", " "), justify="right")
-    for index, exit in enumerate(fitted.exits):
-        cells = [str(exit)]
-        if fitted.lens is not None:
-            explained = fitted.lens.explained
-            cells.append("?" if explained is None else decimal(float(explained[index])))
-        for classifier in fitted.classifiers.values():
-            auroc = float(classifier.auroc[index])
-            text = "rare" if math.isnan(auroc) else decimal(auroc)
-            cells.append(text if classifier.better_than_chance[index] else f"({text})")
-        table.add_row(*cells)
-    return table
+    def explained(place: int) -> str:
+        values = None if fitted.lens is None else fitted.lens.explained
+        return "?" if values is None else decimal(float(values[place]))
+
+    def auroc(classifier: ExitClassifier) -> Callable[[int], str]:
+        def text(place: int) -> str:
+            value = float(classifier.auroc[place])
+            shown = "rare" if math.isnan(value) else decimal(value)
+            return shown if classifier.better_than_chance[place] else f"({shown})"
+
+        return text
+
+    return Table(
+        (
+            Column("Exit", lambda place: fitted.exits[place]),
+            *([] if fitted.lens is None else [Column("Lens", explained)]),
+            *(Column(name.replace("_", " "), auroc(one)) for name, one in fitted.classifiers.items()),
+        ),
+        caption="Held-out documents: variance explained by the lens, AUROC of the classifiers"
+        + ("; (0.70): not shown to beat the base rate; rare: too few of a class" * bool(fitted.classifiers)),
+        words=0,
+    )
 
 
-def maps_table(maps: KeyValueMaps) -> WordTable:
-    """Rank, size and explained variance of each exit's K,V maps, mean over its deeper layers."""
-    from offramp.report.formats import decimal
-    from offramp.report.word_table import WordTable
+def _explained(place: int | None) -> Callable[[tuple[int, ExitMaps]], float]:
+    """Explained variance of the maps into one of the deeper layers; None: the mean of all."""
 
-    title = "K,V maps, held-out documents: variance explained of what deeper layers add to the exit's state"
-    table = WordTable(title=f"[bold]{title}[/]")
-    for column in ("exit", "rank", "layers", "MB", "explained", "next layer", "last layer"):
-        table.add_column(column, justify="right")
-    for exit, one in maps.maps.items():
-        explained = one.explained[-1]
-        table.add_row(
-            str(exit),
-            "full" if one.rank is None else str(one.rank),
-            str(len(explained)),
-            f"{one.bytes / 1e6:,.1f}",
-            *[decimal(float(value)) for value in (explained.mean(), explained[0], explained[-1])],
-        )
-    return table
+    def value(row: tuple[int, ExitMaps]) -> float:
+        explained = row[1].explained[-1]
+        return float(explained.mean() if place is None else explained[place])
+
+    return value
+
+
+MAPS: Table[tuple[int, ExitMaps]] = Table(
+    (
+        Column("Exit", lambda row: row[0]),
+        Column("Rank", lambda row: "full" if row[1].rank is None else str(row[1].rank)),
+        Column("Layers", lambda row: len(row[1].explained[-1])),
+        Column("MB", lambda row: f"{row[1].bytes / 1e6:,.1f}"),
+        Column("Explained", _explained(None), decimal),
+        Column("Next layer", _explained(0), decimal),
+        Column("Last layer", _explained(-1), decimal),
+    ),
+    caption="K,V maps, held-out documents: variance explained of what deeper layers add to the exit's state",
+    words=0,
+)
+"""Each exit's K,V maps over its deeper layers."""
 
 
 def _describe_maps(maps: ExitMaps) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.kit.request import Request, argument
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from offramp.report.table import Table
 
 Rows = list[dict[str, str]]
 
@@ -145,7 +145,7 @@ class ListCommand(Request):
 def list_things(asked: ListCommand, out: Output) -> None:
     """Show one of the lists."""
     rows = LISTS[asked.what]() + _broken(asked.what)
-    out.console.print(_listed(rows))
+    out.console.print(_listed().rich(rows))
     out.finish({asked.what: rows})
 
 
@@ -168,18 +168,17 @@ def _broken(what: str) -> Rows:
     ]
 
 
-def _listed(rows: Rows) -> Table:
+def _listed() -> Table[dict[str, str]]:
     """Names beside what they are, with the details below, so that it can be read at 80 columns."""
-    from rich.table import Table
-    from rich.text import Text
+    from offramp.report.table import Cell, Column, Table
 
-    table = Table.grid(padding=(0, 2))
-    for name, what_it_is, *details in (row.values() for row in rows):
-        text = Text(what_it_is)
-        if shown := [detail for detail in details if detail and detail != name]:
-            text.append("\n" + " · ".join(shown), style="dim")
-        table.add_row(Text(_broken_at_commas(name), style="bold", overflow="fold"), text)
-    return table
+    def described(row: dict[str, str]) -> Cell:
+        name, what_it_is, *details = row.values()
+        shown = [detail for detail in details if detail and detail != name]
+        return Cell(what_it_is, below=" · ".join(shown))
+
+    named: Column[dict[str, str]] = Column(" ", lambda row: _broken_at_commas(row["name"]))
+    return Table((named, Column(" ", described)))
 
 
 def _broken_at_commas(name: str) -> str:

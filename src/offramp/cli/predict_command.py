@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,7 @@ from offramp.kit.request import Request, argument
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from offramp.report.table import Table
     from offramp.tuning.predict import Prediction
 
 
@@ -71,9 +71,8 @@ def predict(asked: PredictCommand, out: Output) -> None:
 
 
 def _show(out: Output, found: Prediction) -> None:
-    from rich.table import Table
-
     from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
+    from offramp.report.table import pairs
     from offramp.scoring.documents import lengths_text
     from offramp.tuning.floor import NATS, loss_text
     from offramp.tuning.pricing import BYTES
@@ -90,7 +89,6 @@ def _show(out: Output, found: Prediction) -> None:
         f"{lengths_text(found.document_tokens)} (replayed, {found.machine}, batch {found.batch}{batching})",
         markup=False,
     )
-    table = Table.grid(padding=(0, 2))
     rows = {
         "speed over the full model": estimate_text(found.net_speedup, times),
         **({} if found.gain is None else {"saved of plain decoding": gain_text(found.gain)}),
@@ -109,36 +107,46 @@ def _show(out: Output, found: Prediction) -> None:
             f"{loss_text(found.floor, found.risk_high, '.4f')} (delta {found.delta:g}), allowed "
             f"{loss_text(found.floor, found.floor.risk)}"
         )
-    for name, value in rows.items():
-        table.add_row(f"  {name}", value)
-    out.console.print(table)
+    out.console.print(pairs("").rich(rows.items()))
     if found.shift:
-        out.console.print(_shift_table(found))
+        out.console.print(_shift_table().rich(_readings(found)))
     for note in found.notes:
         out.console.print(f"note: {note}", markup=False)
 
 
-def _shift_table(found: Prediction) -> Table:
-    """What the policy reads at its checks: the tuning documents above, these below."""
-    from offramp.report.word_table import WordTable
+Reading = tuple[str, str, str, tuple[float, ...], float, float | None]
+"""What a policy reads at a check: exit, fact, of which texts, quantiles, agreement and calibration."""
 
-    table = WordTable(title="what its checks read")
-    for name in ("exit", "fact", "texts", "5 %", "median", "95 %", "agreement", "max_prob less it"):
-        table.add_column(name)
+
+def _readings(found: Prediction) -> Iterator[Reading]:
+    """Of every check the tuning documents above, these below."""
     for row in found.shift:
-        tuned = _shift_cells(row.tuned_quantiles, row.tuned_agreement, row.tuned_calibration)
-        other = _shift_cells(row.other_quantiles, row.other_agreement, row.other_calibration)
-        table.add_row(str(row.exit), row.fact or "top1", "tuned on", *tuned)
-        table.add_row("", "", "here", *other)
-    return table
+        tuned = (row.tuned_quantiles, row.tuned_agreement, row.tuned_calibration)
+        yield (str(row.exit), row.fact or "top1", "tuned on", *tuned)
+        yield ("", "", "here", row.other_quantiles, row.other_agreement, row.other_calibration)
 
 
-def _shift_cells(quantiles: tuple[float, ...], agreement: float, calibration: float | None) -> list[str]:
-    """The 5 %, 50 % and 95 % quantiles, the agreement and the calibration; "" for what there is not."""
+def _shift_table() -> Table[Reading]:
     from offramp.report.formats import decimal, percent
+    from offramp.report.table import Column, Table
 
-    shown = [decimal(quantiles[place], 3) for place in (0, 2, 4)] if quantiles else ["", "", ""]
-    return [*shown, percent(agreement), "" if calibration is None else decimal(calibration, 3)]
+    def quantile(place: int) -> Callable[[Reading], str]:
+        return lambda row: decimal(row[3][place], 3) if row[3] else ""
+
+    return Table(
+        (
+            Column("Exit", lambda row: row[0]),
+            Column("Fact", lambda row: row[1]),
+            Column("Texts", lambda row: row[2]),
+            Column("5 %", quantile(0)),
+            Column("median", quantile(2)),
+            Column("95 %", quantile(4)),
+            Column("Agreement", lambda row: row[4], percent),
+            Column("max_prob less it", lambda row: "" if row[5] is None else decimal(row[5], 3)),
+        ),
+        caption="What its checks read",
+        words=3,
+    )
 
 
 def _to_json(found: Prediction) -> dict[str, Any]:

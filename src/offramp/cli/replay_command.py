@@ -16,14 +16,8 @@ from offramp.tracing.asked import OnDevice, only_speculating
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from offramp.policies.cost_breakdown import CostBreakdown
     from offramp.policies.replay import ReplayResult
     from offramp.tracing.trace import Trace
-
-COUNTED = {"bytes": "B", "flops": "FLOP"}
-PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +68,8 @@ def replay(asked: ReplayCommand, out: Output) -> None:
     """Replay, and show what it saves and loses."""
     from offramp.policies.replay import replay as replay_policy
     from offramp.report.formats import counted
-    from offramp.report.replayed import ORACLE
+    from offramp.report.replayed import ORACLE, charges, charges_table, replay_facts, total_text
+    from offramp.report.table import pairs
     from offramp.runs.contents import contents_at, machine_near, trace_for
     from offramp.tracing.trace import Trace
 
@@ -95,13 +90,14 @@ def replay(asked: ReplayCommand, out: Output) -> None:
         f"{result.policy} on {counted(len(result.exits), 'token')} (replayed, batch {asked.batch}{grouping})",
         markup=False,
     )
-    out.console.print(_summary_table(result))
+    out.console.print(pairs("").rich(replay_facts(result).items()))
     if not result.reachable:
         out.console.print(f"  {ORACLE}")
     for note in result.notes:
         out.console.print(f"  note: {note}", markup=False)
     if asked.explain:
-        out.console.print(_breakdown_table(result.breakdown))
+        out.console.print(charges_table(result.breakdown).rich(charges(result.breakdown)))
+        out.say(total_text(result.breakdown))
     breakdown = {"bill": result.breakdown.to_json()} if asked.explain else {}
     heads = contents.heads if asked.heads is None and contents else asked.heads
     rerun = {"rerun": _execute(out, asked, loaded, heads)} if asked.execute else {}
@@ -139,48 +135,6 @@ def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None
         "drift": None if found.drift is None else vars(found.drift),
         "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
     }
-
-
-def _summary_table(result: ReplayResult) -> Table:
-    from rich.table import Table
-
-    from offramp.report.replayed import replay_facts
-
-    table = Table.grid(padding=(0, 2))
-    for name, value in replay_facts(result).items():
-        table.add_row(f"  {name}", value)
-    return table
-
-
-def _breakdown_table(breakdown: CostBreakdown) -> Table:
-    """The lines of a cost breakdown that cost something; their sum is the total."""
-    from offramp.report.word_table import WordTable
-
-    table = WordTable(title="The cost breakdown")
-    for name in ("what", "where", "rows", "times", "each", "sum"):
-        table.add_column(name, justify="left" if name in ("what", "where") else "right")
-    for line in breakdown.lines:
-        if not line.total:
-            continue
-        what = f"{line.part}, {line.probe}" if line.probe else line.part
-        price, total = amount(line.price, breakdown.unit), amount(line.total, breakdown.unit)
-        table.add_row(what, line.where, str(line.rows), f"{line.count:,}", price, total)
-    table.add_row("total", "", "", "", "", amount(breakdown.total, breakdown.unit))
-    table.add_row("full model", "", "", "", "", amount(breakdown.plain, breakdown.unit))
-    table.add_row("full model / total", "", "", "", "", f"{breakdown.speedup:.4f}")
-    return table
-
-
-def amount(value: float, unit: str) -> str:
-    """Bytes, FLOPs or seconds in the unit that suits their size, three digits: "56.6 MB", "6.1 µs"."""
-    from offramp.report.formats import decimal, duration
-
-    if unit == "seconds":
-        return duration(value)
-    prefix, scale = next(((name, size) for name, size in PREFIXES if value >= 0.9995 * size), PREFIXES[-1])
-    shown = value / scale
-    digits = 0 if shown >= 99.95 or not prefix else 1 if shown >= 9.995 else 2
-    return f"{decimal(shown, digits)} {prefix}{COUNTED[unit]}"
 
 
 def _as_json(result: ReplayResult) -> dict[str, object]:

@@ -11,7 +11,6 @@ from offramp.cli.console import Output
 from offramp.kit.request import Request, argument
 
 if TYPE_CHECKING:
-    from offramp.report.word_table import WordTable
     from offramp.scoring.card import ScoreCard
     from offramp.tracing.trace import Trace
 
@@ -30,7 +29,7 @@ class ScoreCommand(Request):
 
 def score(asked: ScoreCommand, out: Output) -> None:
     """Score every trace, and show the cards."""
-    from offramp.report.readings import readings_sentence, readings_table
+    from offramp.report.scored import FIGURES, TITLE, card_figures, exits_hold, readings_sentence
     from offramp.runs.folder import find_raw_traces, find_traces
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
@@ -42,9 +41,9 @@ def score(asked: ScoreCommand, out: Output) -> None:
     for folder, trace in loaded.items():
         card = score_trace(trace, beside=_raw_reading(trace, [*loaded.values(), *aside]))
         cards.append((folder, card))
-        out.console.print(_block(folder, trace, card))
+        out.console.print(FIGURES.rich(card_figures(card), caption=_title(folder, trace, card)))
         if card.readings is not None:
-            out.console.print(readings_table(card.readings))
+            out.console.print(FIGURES.rich(exits_hold(card.readings), caption=TITLE))
             out.console.print(readings_sentence(card.readings), markup=False)
         for note in _notes(card):
             out.console.print(note, markup=False)
@@ -66,41 +65,13 @@ def _notes(card: ScoreCard) -> list[str]:
     return [*([f"no intervals: {why}"] if why else []), *card.notes]
 
 
-def _block(folder: Path, trace: Trace, card: ScoreCard) -> WordTable:
-    """One trace's figures with their intervals, one a line."""
-    from rich.markup import escape
-
-    from offramp.report.formats import counted, decimal, estimate_text, percent
-    from offramp.report.word_table import WordTable
+def _title(folder: Path, trace: Trace, card: ScoreCard) -> str:
+    from offramp.report.formats import counted
     from offramp.tracing.described_heads import RAW
 
     request = trace.request
-    title = (
+    through = "" if card.read_through == RAW else f", exits are read through {card.read_through}"
+    return (
         f"{request['model']['name']} on {request['workload']['name']}: {counted(card.tokens, 'token')} of "
-        f"{counted(card.documents, 'document')} at {counted(len(trace.exits), 'exit')}\n{folder}"
+        f"{counted(card.documents, 'document')} at {counted(len(trace.exits), 'exit')}{through}\n{folder}"
     )
-    table = WordTable(title=f"[bold]{escape(title)}[/]")
-    table.add_column("from 0 to 1, higher is more suitable")
-    table.add_column("with its 95 % interval")
-    table.add_column("span")
-    up_to = f"0 to {decimal(card.ceiling)}"
-    if card.read_through != RAW:
-        table.add_row("exits are read through", card.read_through, "")
-    table.add_row("representation quality", estimate_text(card.representation), up_to)
-    table.add_row("information increment", estimate_text(card.increment), "0 to 1")
-    table.add_row("calibration", estimate_text(card.calibration), "0 to 1")
-    table.add_row("composite of these three", estimate_text(card.composite), "")
-    for variant in card.eas_variants:
-        span = (
-            ""
-            if variant.floor is None or variant.ceiling is None
-            else f"{decimal(variant.floor)} to {decimal(variant.ceiling)}"
-        )
-        name = f"EAS, {variant.similarity.replace('_', ' ')} cosine"
-        table.add_row(name, estimate_text(variant.score), span)
-    if card.reference_agreement is not None:
-        kept = estimate_text(card.reference_agreement, percent)
-        table.add_row("full model agrees with the original one", kept, "")
-    for name, oracle in (("first-match", card.first_match_skip), ("saturation", card.saturation_skip)):
-        table.add_row(f"{name} oracle skips", estimate_text(oracle, percent), "at 100 % agreement")
-    return table

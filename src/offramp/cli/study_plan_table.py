@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.cli.bench_table import table
 from offramp.cli.study_table import (
     AHEAD,
     DONE,
@@ -26,20 +26,24 @@ from offramp.cli.study_table import (
 )
 from offramp.models.memory import shown_size
 from offramp.report.formats import counted
+from offramp.report.table import Cell, Column, Table
 from offramp.studies.task import AXES
 from offramp.tuning.certifiable import certifiable_words
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
+    from offramp.studies import task as tasks
     from offramp.studies.status import Status
-    from offramp.studies.task import Cell, Plan, Task
+    from offramp.studies.task import Plan, Task, TaskCost
+
+TONES = {DONE: "good", FAILED: "invalid", IMPOSSIBLE: "quiet"}
+"""The colours of states."""
 
 MOST_CELLS_SHOWN = 40
 """A larger plan is shown in groups of cells."""
 
-GROUPINGS: tuple[Callable[[Cell], tuple[str, ...]], ...] = (
+GROUPINGS: tuple[Callable[[tasks.Cell], tuple[str, ...]], ...] = (
     lambda cell: (shown_model(cell), cell.workload, cell.kind),
     lambda cell: (shown_model(cell), cell.workload),
     lambda cell: (shown_model(cell),),
@@ -51,7 +55,10 @@ def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> Non
     """The cells (of a large study: groups of them), what cannot be had, and what the rest will take."""
     show_head(console, plan, folder)
     many = len(plan.cells) > MOST_CELLS_SHOWN
-    console.print(groups_table(plan, status) if many else cells_table(plan, status))
+    if many:
+        console.print(GROUPS.rich(planned_groups(plan, status)))
+    else:
+        console.print(CELLS.rich(planned_tasks(plan, status)))
     lines = (*unavailable_lines(plan), *certifiable_lines(plan), *effort_lines(plan, status))
     for line in (*lines, *problem_lines(status)):
         console.print(line, markup=False, soft_wrap=True)
@@ -82,45 +89,87 @@ def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
     }
 
 
-def cells_table(plan: Plan, status: Status) -> Table:
+@dataclass(frozen=True)
+class Planned:
+    """A task of a plan, under the name of its cell or of what it is shared by."""
+
+    name: str
+    state: str
+    estimate: TaskCost
+
+    def ahead(self, shown: Callable[[Any], str], value: float | None) -> str:
+        """What it takes; what is done takes nothing any more."""
+        if self.state not in (*AHEAD, IMPOSSIBLE):
+            return ""
+        return "?" if value is None else shown(value)
+
+
+CELLS: Table[Planned] = Table(
+    (
+        Column(" ", lambda planned: planned.name),
+        Column("State", lambda planned: Cell(planned.state, tone=TONES.get(planned.state, ""))),
+        Column("Time", lambda planned: planned.ahead(lasting, planned.estimate.seconds)),
+        Column("Memory", lambda planned: planned.ahead(shown_size, planned.estimate.memory_bytes)),
+        Column("Disk", lambda planned: planned.ahead(shown_size, planned.estimate.disk_bytes)),
+    ),
+    words=1,
+)
+
+
+def planned_tasks(plan: Plan, status: Status) -> list[Planned]:
     """Every cell, then the tasks that they share."""
     names = task_names(plan)
-    shown = [cell.task for cell in plan.cells]
-    shared = [key for key in plan.tasks if key not in set(shown)]
-    rows = [
-        *([cell.name, *_task_row(plan.tasks[cell.task], status)] for cell in plan.cells),
-        *([names.get(key, plan.tasks[key].kind), *_task_row(plan.tasks[key], status)] for key in shared),
-    ]
-    return table(["", "state", "time", "memory", "disk"], rows)
+    shown = [(cell.name, plan.tasks[cell.task]) for cell in plan.cells]
+    own = {cell.task for cell in plan.cells}
+    shared = [(names.get(key, task.kind), task) for key, task in plan.tasks.items() if key not in own]
+    return [Planned(name, state_shown(task.key, status), task.estimate) for name, task in (*shown, *shared)]
 
 
-def groups_table(plan: Plan, status: Status) -> Table:
-    """One line for every group: how many cells, how many of each state, and the time of what is not done.
+@dataclass(frozen=True)
+class Group:
+    """Cells of a large plan that are shown as one line."""
 
-    A task that several groups share counts for the first.
-    """
+    name: str
+    states: Sequence[str]
+    time: str
+
+
+def _state_column(state: str, name: str) -> Column[Group]:
+    return Column(name, lambda group: f"{group.states.count(state):,}")
+
+
+GROUPS: Table[Group] = Table(
+    (
+        Column(" ", lambda group: group.name),
+        Column("Cells", lambda group: f"{len(group.states):,}"),
+        _state_column(DONE, "Done"),
+        _state_column(TO_DO, "To do"),
+        _state_column(FAILED, "Failed"),
+        _state_column(IMPOSSIBLE, "Not here"),
+        Column("Time", lambda group: group.time),
+    ),
+    words=1,
+)
+
+
+def planned_groups(plan: Plan, status: Status) -> list[Group]:
+    """Groups of cells with the time of what is not done; a task that several share counts for the first."""
     counted_already: set[str] = set()
-    rows = []
+    groups = []
     for group, cells in grouped(plan.cells).items():
-        states = [state_shown(cell.task, status) for cell in cells]
         tasks = [task for task in _tasks_of(cells, plan) if task.key not in counted_already]
         counted_already |= {task.key for task in tasks}
         left = [task for task in tasks if state_shown(task.key, status) in (*AHEAD, IMPOSSIBLE)]
         known = [task.estimate.seconds for task in left if task.estimate.seconds is not None]
-        rows.append(
-            [
-                " · ".join(part for part in group if part),
-                f"{len(cells):,}",
-                *(f"{states.count(state):,}" for state in (DONE, TO_DO, FAILED, IMPOSSIBLE)),
-                lasting(sum(known)) if known else "?" if left else "",
-            ]
-        )
-    return table(["", "cells", "done", "to do", "failed", "not here", "time"], rows)
+        name = " · ".join(part for part in group if part)
+        states = [state_shown(cell.task, status) for cell in cells]
+        groups.append(Group(name, states, lasting(sum(known)) if known else "?" if left else ""))
+    return groups
 
 
-def grouped(cells: Sequence[Cell]) -> Mapping[tuple[str, ...], list[Cell]]:
+def grouped(cells: Sequence[tasks.Cell]) -> Mapping[tuple[str, ...], list[tasks.Cell]]:
     """The cells by the finest grouping that gives few enough groups."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[tasks.Cell]] = {}
     for grouping in GROUPINGS:
         groups = {}
         for cell in cells:
@@ -182,7 +231,7 @@ def _effort_text(found: Mapping[str, Any]) -> str:
     )
 
 
-def _cell_json(cell: Cell, plan: Plan, status: Status) -> dict[str, Any]:
+def _cell_json(cell: tasks.Cell, plan: Plan, status: Status) -> dict[str, Any]:
     estimate = plan.tasks[cell.task].estimate
     return {
         "name": cell.name,
@@ -197,21 +246,7 @@ def _cell_json(cell: Cell, plan: Plan, status: Status) -> dict[str, Any]:
     }
 
 
-def _task_row(task: Task, status: Status) -> list[str]:
-    """State and estimate; what is done takes nothing any more."""
-    state = state_shown(task.key, status)
-    if state not in (*AHEAD, IMPOSSIBLE):
-        return [state, "", "", ""]
-    estimate = task.estimate
-    return [
-        state,
-        "?" if estimate.seconds is None else lasting(estimate.seconds),
-        "?" if estimate.memory_bytes is None else shown_size(estimate.memory_bytes),
-        "?" if estimate.disk_bytes is None else shown_size(estimate.disk_bytes),
-    ]
-
-
-def _tasks_of(cells: Iterable[Cell], plan: Plan) -> list[Task]:
+def _tasks_of(cells: Iterable[tasks.Cell], plan: Plan) -> list[Task]:
     """The tasks of some cells and all that they need, each once."""
     found: dict[str, Task] = {}
     ahead = [cell.task for cell in cells]

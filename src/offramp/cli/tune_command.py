@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from offramp.cli.console import Output
 from offramp.cli.json_output import require_json_file
-from offramp.cli.tuned_tables import candidates_table, front_table, nats
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
@@ -27,9 +26,12 @@ if TYPE_CHECKING:
     from offramp.costs.machine import Machine
     from offramp.decoding.execution.tune import TunedTasks
     from offramp.models.model import Model
+    from offramp.report.table import Table
     from offramp.scoring.estimate import Estimate
     from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
+
+T = TypeVar("T")
 
 INSTEAD = f"--model {NO_MODEL} still answers with a replay bound"
 
@@ -358,21 +360,24 @@ def written_words(tuned: Tuned, output: Path) -> str:
 
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
-    from offramp.report.timing import PolicyNames
+    from offramp.report.sections.tuned import CANDIDATES, front_shown, front_table
     from offramp.tuning.answers import meaning_of
 
     out.console.print(tuned.answer, markup=False)
     for line in (*report_lines(tuned), *certificate_lines(tuned)):
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
-    names = PolicyNames()
     if tuned.candidates:
-        out.console.print(candidates_table(tuned, names))
+        _show_table(out, CANDIDATES, [(tuned, candidate) for candidate in tuned.candidates])
     elif len(tuned.front) > 1:
-        out.console.print(front_table(tuned, names))
-    for line in names.lines():
-        out.console.print(f"  {line}", markup=False, soft_wrap=True)
+        _show_table(out, front_table(tuned), front_shown(tuned))
     out.console.print(written_words(tuned, output), markup=False, soft_wrap=True)
+
+
+def _show_table(out: Output, table: Table[T], rows: list[T]) -> None:
+    """A table of policies, and below it the texts that their names stand for."""
+    out.console.print(table.rich(rows))
+    out.say(*(f"  {line}" for line in table.codes(rows)))
 
 
 def certificate_lines(tuned: Tuned) -> list[str]:
@@ -404,6 +409,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
     from offramp.report.formats import counted, estimate_text, gain_text, percent, times
+    from offramp.report.verdict_words import nats
     from offramp.tuning.floor import NATS
 
     def said(estimate: Estimate, number: Callable[[float], str]) -> str:

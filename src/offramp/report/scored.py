@@ -113,10 +113,18 @@ def readings_figures(readings: Readings) -> list[Figure]:
     ]
 
 
-def gained_figures(readings: Readings) -> list[Figure]:
-    """What lies between both readings."""
+def exits_hold(readings: Readings) -> list[Figure]:
+    """Both readings, and what lies between them."""
     gained = [Figure(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES]
-    return [*gained, Figure("Share of the distance closed", readings.closed, percent)]
+    closed = Figure("Share of the distance closed", readings.closed, percent)
+    return [*readings_figures(readings), *gained, closed]
+
+
+def card_figures(card: ScoreCard) -> list[Figure]:
+    """What `offramp score` shows of a card."""
+    kept = card.reference_agreement
+    original = [] if kept is None else [Figure("Full model agrees with the original one", kept, percent)]
+    return [*component_figures(card), *eas_figures(card), *original, *oracle_figures(card)]
 
 
 def readings_sentence(readings: Readings) -> str:

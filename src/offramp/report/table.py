@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -34,6 +34,7 @@ TERMINAL_STYLES = {
     "does not pay": "red",
     "good": "green",
     "invalid": "red",
+    "open": "yellow",
     "quiet": "dim",
 }
 """A cell's tone on a terminal; every other decision is open, and yellow."""
@@ -49,7 +50,7 @@ class Cell:
     below: str | tuple[str, ...] = ()
     """Smaller lines below it; empty ones are left out."""
     tone: str = ""
-    """Its colour: a decision, "good", "invalid" or "quiet"."""
+    """Its colour: a decision, "good", "invalid", "open" or "quiet"."""
     value: Plain | Estimate = None
     """What rows are sorted by, and what data hold; None if that is not known."""
     code: str = ""
@@ -260,7 +261,8 @@ class Table(Generic[T]):
         columns = [column for column in self.columns if column.name and column.on != "page"]
         if self.groups is not None:
             columns.insert(0, self.groups)
-        cells = [[_text(column.cell(row)) for column in columns] for row in found[:most]]
+        shown = _told_apart([column.cell(row) for column in columns] for row in found[:most])
+        cells = [list(map(_text, row)) for row in shown]
         if self.groups is not None:
             _said_once(cells)
         table = WordTable(title=escape(title) or None)
@@ -273,6 +275,12 @@ class Table(Generic[T]):
         for row in cells:
             table.add_row(*[row[place] for place in kept])
         return table
+
+    def codes(self, rows: Iterable[T]) -> list[str]:
+        """What names on a terminal stand for, each once: "exit 20 if margin ≥ 0.9 = threshold:..."."""
+        cells = _told_apart([column.cell(row) for column in self.columns] for row in rows)
+        coded = [cell for row in cells for cell in row if cell.code not in ("", cell.shown)]
+        return list(dict.fromkeys(f"{cell.shown} = {cell.code}" for cell in coded))
 
     # Data.
 
@@ -406,6 +414,20 @@ def _text(cell: Cell) -> Text:
     for line in cell.lines:
         text.append(f"\n{line}", style="dim")
     return text
+
+
+def _told_apart(rows: Iterable[Sequence[Cell]]) -> list[list[Cell]]:
+    """Cells whose names of different codes are different: the second of a name is "name (2)"."""
+    codes: dict[str, str] = {}
+
+    def named(cell: Cell) -> Cell:
+        name, place = cell.shown, 1
+        while codes.setdefault(name, cell.code) != cell.code:
+            place += 1
+            name = f"{cell.shown} ({place})"
+        return cell if place == 1 else replace(cell, shown=name)
+
+    return [[named(cell) if cell.code else cell for cell in row] for row in rows]
 
 
 def _said_once(cells: Sequence[list[Text]]) -> None:

@@ -14,7 +14,6 @@ from offramp.decoding.measurement.results import (
     PartError,
     Stopped,
 )
-from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -207,23 +206,3 @@ def counts_sentence(verdict: PredictionVerdict) -> str:
         return f"These predictions count: {beside}."
     broken = listed([check.rule for check in verdict.rule if not check.holds])
     return f"These predictions do not count: {beside}. Out of bounds: {broken}."
-
-
-class PolicyNames:
-    """Names one policy after another, each text always alike and no two texts the same."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def of(self, policy: str) -> str:
-        """The short name of a policy's text."""
-        short = name = short_name(policy)
-        place = 1
-        while self._texts.setdefault(name, policy) != policy:
-            place += 1
-            name = f"{short} ({place})"
-        return name
-
-    def lines(self) -> list[str]:
-        """ "exit 20+25 if margin ≥ 0.9 = threshold:...", one for each that its name does not say."""
-        return [f"{name} = {text}" for name, text in self._texts.items() if name != text]

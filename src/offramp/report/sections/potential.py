@@ -18,7 +18,7 @@ from offramp.report.scored import (
     Figure,
     component_figures,
     eas_figures,
-    gained_figures,
+    exits_hold,
     oracle_figures,
     readings_figures,
     readings_sentence,
@@ -85,7 +85,7 @@ def readings_charts(card: ScoreCard) -> list[Markup]:
     )
     rows = tuple(map(figure_row, figures))
     plot = RowPlot(TITLE, note, rows, (0.0, 1.0), number="{:g}".format)
-    return [_drawn(plot, [*figures, *gained_figures(readings)])]
+    return [_drawn(plot, exits_hold(readings))]
 
 
 def eas_figure(card: ScoreCard) -> Markup:

@@ -17,12 +17,15 @@ from offramp.report.verdict_words import (
     floor_words,
     machine_name,
     method_name,
+    nats,
     risk_text,
     status,
 )
+from offramp.tuning.answers import ALONE
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.pricing import BYTES
-from offramp.tuning.tuned import Tuned
+from offramp.tuning.tuned import FrontPoint, Tuned
+from offramp.tuning.verdict import NEVER
 
 STATUS_STYLES = {
     "certified": "pays",
@@ -36,8 +39,10 @@ Candidates = tuple[Tuned, Candidate]
 
 def _candidate_cell(row: Candidates) -> Cell:
     _, candidate = row
-    drafts = "drafts by " if candidate.lossless else ""
-    return Cell(f"{drafts}{short_name(candidate.policy)} · {candidate.kv}", code=candidate.policy)
+    name, drafts = short_name(candidate.policy), "drafts by " if candidate.lossless else ""
+    # The full model skips no layer.
+    kv = "" if candidate.policy == NEVER else f" · {candidate.kv}"
+    return Cell(f"{drafts}{name}{kv}", code=candidate.policy)
 
 
 def _executed_text(row: Candidates) -> str:
@@ -49,19 +54,49 @@ def _executed_text(row: Candidates) -> str:
 
 CANDIDATES: Table[Candidates] = Table(
     (
-        Column("Floor", lambda row: floor_words(row[0].floor)),
+        Column("Floor", lambda row: floor_words(row[0].floor), on="page"),
         Column("Candidate", _candidate_cell),
-        Column(
-            "Agreement",
-            lambda row: percent(row[1].replayed) if row[0].floor.clip is None else None,
-            kind="replayed",
-        ),
+        Column("Agreement", lambda row: _kept(row, row[1].replayed), kind="replayed"),
+        Column("Agreement (rerun)", lambda row: _kept(row, row[1].rerun), on="terminal"),
         Column("Agreement", _executed_text, kind="executed"),
-        Column("Speed", lambda row: times(row[1].predicted_speed), kind="predicted"),
+        Column("Speed", lambda row: row[1].predicted_speed, times, kind="predicted"),
         Column("How its test ended", lambda row: row[1].outcome),
     ),
     style="decoded",
 )
+"""What was decoded to certify an answer, in the order of the tests, from cautious to bold."""
+
+
+def _kept(row: Candidates, share: float) -> str | None:
+    return percent(share) if row[0].floor.clip is None else None
+
+
+SHOWN_POINTS = 8
+"""Points of the front that a terminal shows."""
+
+
+def front_table(tuned: Tuned) -> Table[FrontPoint]:
+    """Fastest policies of the search, from cautious to bold, where nothing was decoded."""
+    batched = tuned.batch > 1
+    quality = nats if tuned.floor.clip is not None else percent
+    # A skip of each token alone would contradict the speed in lockstep.
+    skips = Column[FrontPoint]("Layers skipped", lambda point: point.skip_ratio, percent)
+    return Table(
+        (
+            Column(tuned.floor.kind.replace("_", " "), lambda point: point.quality, quality),
+            Column("Speed", lambda point: point.net_speedup, times),
+            *([] if batched else [skips]),
+            Column("Policy", lambda point: Cell(short_name(point.policy), code=point.policy)),
+        ),
+        caption="Fastest policies on the search documents"
+        + (f"; batch {tuned.batch} in lockstep: {ALONE}" if batched else ""),
+    )
+
+
+def front_shown(tuned: Tuned) -> list[FrontPoint]:
+    """A few points of the Pareto front."""
+    step = max(1, -(-len(tuned.front) // SHOWN_POINTS))
+    return list(tuned.front[::step])
 
 
 def tuned_section(workload: WorkloadResult) -> Markup:
@@ -96,7 +131,7 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     """What the certificate rests on, and the speed of what it certifies."""
     certificate, floor = tuned.certificate, tuned.floor
     found = []
-    if tuned.policy_text != "never":
+    if tuned.policy_text != NEVER:
         found.append(("policy", tuned.policy_text))
     if certificate.tested:
         found.append(("method", method_name(certificate.method)))
@@ -118,7 +153,7 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
         found.append(("largest loss not ruled out", risk_text(floor, certificate.risk_bound)))
     if certificate.tested:
         found.append(("candidates tested, passed", f"{certificate.tested:,}, {certificate.passed:,}"))
-    return found if tuned.policy_text == "never" else found + speed_facts(tuned)
+    return found if tuned.policy_text == NEVER else found + speed_facts(tuned)
 
 
 def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
