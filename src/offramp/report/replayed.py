@@ -79,7 +79,7 @@ def charges_table(breakdown: CostBreakdown) -> Table[Line]:
             Column("Times", lambda line: f"{line.count:,}"),
             Column("Each", lambda line: amount(line.price, unit)),
             Column("Sum", lambda line: amount(line.total, unit)),
-            Column("Of the full model's cost", share),
+            Column("Of the full model's cost", share, on="page"),
         ),
         caption=f"What the policy is charged, in {unit}",
         words=2,
