@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import Gain
 from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
@@ -15,12 +18,12 @@ from offramp.tuning.tuned import FrontPoint, Tuned
 
 PLAIN = 0.0583
 
-HARDWARE = PriceList(
-    name="local",
-    source="measured by offramp on smollm2, float32",
-    layer_seconds=0.00156,
-    head_seconds=0.0083,
-    probe_seconds={
+COSTS = TokenCosts(
+    unit="seconds",
+    layers=np.full(30, 0.00156),
+    head=0.0083,
+    exit_head=0.0083,
+    probes={
         "full head": 0.0088,
         "restricted head": 0.00041,
         "candidates": 0.00019,
@@ -28,9 +31,14 @@ HARDWARE = PriceList(
         "classifier": 0.000017,
         "network": 0.000038,
     },
-    overhead_seconds=0.0031,
-    plain_seconds_per_token=0.0582,
-    key_value_seconds=0.00024,
+    key_value=np.full(30, 0.00024),
+    overhead=0.0031,
+)
+
+HARDWARE = PriceList(
+    "local",
+    "measured by offramp on smollm2, float32",
+    COSTS,
     self_check_ratio=0.998,
     threads=2,
     load=0.42,

@@ -344,7 +344,12 @@ def test_hostile_text_of_a_run_stays_text() -> None:
     )
     run = replace(
         run,
-        hardware=replace(run.hardware, name=hostile, source=hostile, probe_seconds={hostile: 0.1}),
+        hardware=replace(
+            run.hardware,
+            name=hostile,
+            source=hostile,
+            costs=replace(run.hardware.costs, probes={hostile: 0.1}),
+        ),
         heads=replace(run.heads, classifiers={hostile: run.heads.classifiers["adainfer"]}),
     )
     require_text_alone(render(run), scripts=2)

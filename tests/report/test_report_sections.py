@@ -88,7 +88,7 @@ def test_prices_are_given_in_layers(page):
 
 def test_a_profile_with_the_least_it_must_hold_and_a_run_without_answers():
     run = example_run()
-    least = PriceList("h100", "data sheet", 0.00156, 0.0083, {"cosine": 0.0}, 0.0031, 0.0582)
+    least = PriceList("h100", "data sheet", replace(answers.COSTS, probes={"cosine": 0.0}))
     heads = HeadsSummary(12, 29, (), None, {})
     page = Page(render(replace(run, hardware=least, heads=heads)))
     assert page.faults == []

@@ -6,8 +6,7 @@ import copy
 import functools
 import json
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import answer_examples as answers
 import jsonschema
@@ -18,7 +17,7 @@ from report_examples import example_run, model_shape
 from offramp.costs.token import TokenCosts, token_costs
 from offramp.errors import InputError
 from offramp.report.page import render
-from offramp.report.run_result import PriceList, price_list
+from offramp.report.run_result import PriceList
 from offramp.report.summary import spread, summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 
@@ -172,19 +171,6 @@ def test_provenance_cannot_replace_what_the_summary_says_itself(validator):
     assert summary["provenance"]["host"] == "here"
 
 
-@dataclass(frozen=True)
-class Bench:
-    name: str = "local"
-    source: str = "a bench"
-    kind: str = "timings"
-
-    def token_costs(self, *arguments: Any, **options: Any) -> TokenCosts:
-        return COSTS
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name}
-
-
 COSTS = TokenCosts(
     unit="seconds",
     layers=np.array([0.001, 0.003]),
@@ -197,23 +183,24 @@ COSTS = TokenCosts(
 
 
 def test_prices_by_hand():
-    prices = price_list(Bench(), COSTS, self_check_ratio=0.98, threads=2, load=0.3, note="just now")
-    assert prices == PriceList(
-        name="local",
-        source="a bench",
-        layer_seconds=pytest.approx(0.002),
-        head_seconds=0.006,
-        probe_seconds={"full head": 0.008, "cosine": 0.0001},
-        overhead_seconds=0.002,
-        plain_seconds_per_token=pytest.approx(0.012),
-        key_value_seconds=pytest.approx(0.0003),
-        self_check_ratio=0.98,
-        threads=2,
-        load=0.3,
-        note="just now",
-    )
-    run = replace(example_run(), hardware=price_list(Bench(), COSTS))
-    jsonschema.validate(summarise(run), summary_schema())
+    prices = PriceList("local", "a bench", COSTS, self_check_ratio=0.98, threads=2, load=0.3, note="just now")
+    run = replace(example_run(), hardware=prices)
+    summary = summarise(run)
+    assert summary["hardware"] == {
+        "name": "local",
+        "source": "a bench",
+        "layer_seconds": pytest.approx(0.002),
+        "head_seconds": 0.006,
+        "probe_seconds": {"full head": 0.008, "cosine": 0.0001},
+        "overhead_seconds": 0.002,
+        "plain_seconds_per_token": pytest.approx(0.012),
+        "key_value_seconds": pytest.approx(0.0003),
+        "self_check_ratio": 0.98,
+        "threads": 2,
+        "load": 0.3,
+        "note": "just now",
+    }
+    jsonschema.validate(summary, summary_schema())
     assert "4.0 layers" in render(run).replace("\u00a0", " ")
 
 
@@ -222,4 +209,4 @@ def test_prices_by_hand():
 )
 def test_other_prices_are_refused(costs):
     with pytest.raises(InputError, match="cannot be shown in seconds per token"):
-        price_list(Bench(), costs)
+        PriceList("local", "a bench", costs)

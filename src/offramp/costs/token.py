@@ -20,6 +20,7 @@ from offramp.costs.probes import (
     map_flops,
 )
 from offramp.errors import InputError
+from offramp.kit.typed import FloatArray
 from offramp.models.shape import ModelShape
 
 
@@ -40,11 +41,11 @@ class TokenCosts:
     """
 
     unit: str
-    layers: NDArray[np.float64]
+    layers: FloatArray
     head: float
     exit_head: float
     probes: Mapping[str, float]
-    key_value: NDArray[np.float64]
+    key_value: FloatArray
     overhead: float = 0.0
     batch: int = 1
     maps: Mapping[int, float] = field(default_factory=dict)

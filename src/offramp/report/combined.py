@@ -391,7 +391,7 @@ def contender_tables(result: CombineResult) -> Markup:
 def circumstances(result: CombineResult) -> str:
     """What was run, when, and how equal the plain decoder came out to itself."""
     return (
-        f"Measured {moment(result.circumstances['date'])}: {counted(result.prompts, 'prompt')}, "
+        f"Measured {moment(result.date)}: {counted(result.prompts, 'prompt')}, "
         f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}, in turns of a few tokens; "
         f"{stopped_text(result.stopped, result.seconds_spent)}. The plain decoder against itself came out at "
         f"{a_a_text(result.a_a)}. Plain decoding is {result.plain}."

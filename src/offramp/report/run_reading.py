@@ -31,7 +31,6 @@ from offramp.report.run_result import (
     Progress,
     RunResult,
     WorkloadResult,
-    price_list,
 )
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
@@ -337,8 +336,9 @@ def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> PriceL
     trace = rows[0].trace
     details = machine.details if isinstance(machine, TimingsProfile) else {}
     load = details.get("load_average")
-    return price_list(
-        machine,
+    return PriceList(
+        machine.name,
+        machine.source,
         machine_prices(machine, trace.shape, mean_position(trace)),
         self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
         threads=details.get("machine", {}).get("threads"),
@@ -349,12 +349,10 @@ def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> PriceL
 
 def _measured(decoded: Iterable[Decoded], machine: Machine | None) -> Timing | None:
     """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
-    for one in decoded:
-        timed = one.bench.contender(one.bench.plain).seconds_per_token
-        around = one.bench.circumstances
-        if timed is not None:
-            load = float(around["load_average"][0])
-            return Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)
+    for measured in decoded:
+        timing = measured.bench.timing(measured.bench.plain)
+        if timing is not None:
+            return timing
     details = machine.details if isinstance(machine, TimingsProfile) else {}
     seconds = details.get("check", {}).get("generate_seconds_per_token")
     if seconds is None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from offramp.commands import RunCall
-from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
@@ -65,18 +64,13 @@ class Decoded:
     """
 
     INLINE: ClassVar[tuple[str, ...]] = ("bench",)
-    READ_OFF: ClassVar[tuple[str, ...]] = ("measured_on", "prediction_counts")
+    READ_OFF: ClassVar[tuple[str, ...]] = ("prediction_counts",)
 
     workload: str
     bench: BenchResult
     policies: tuple[DecodedChoice, ...]
     prompt: str | None = None
     plain_answer: str | None = None
-
-    @property
-    def measured_on(self) -> str:
-        """Date and time (UTC) at which it ended."""
-        return str(self.bench.circumstances["date"])
 
     @property
     def prediction_counts(self) -> PredictionVerdict | None:
@@ -121,26 +115,70 @@ class Progress:
 
 @dataclass(frozen=True)
 class PriceList:
-    """A machine's prices of one token at batch 1, in seconds, as `price_list` makes them.
+    """What a machine charges for one token at batch 1.
 
-    layer_seconds, key_value_seconds: means over the layers; the latter is what later tokens need of a skipped
-    one. probe_seconds: by kind of probe. self_check_ratio: predicted over measured seconds of plain decoding.
-    threads, load: when it was measured. note: how the timings were come by, None where nothing needs to be
-    said.
+    costs: in seconds. self_check_ratio: predicted over measured seconds of plain decoding. threads, load:
+    when it was measured. note: how the timings were come by, None where nothing needs to be said.
+
+    Raises InputError for costs in another unit, or of a step of several sequences.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = (
+        "layer_seconds",
+        "head_seconds",
+        "probe_seconds",
+        "overhead_seconds",
+        "plain_seconds_per_token",
+        "key_value_seconds",
+    )
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("costs",)
 
     name: str
     source: str
-    layer_seconds: NotNegative
-    head_seconds: NotNegative
-    probe_seconds: Mapping[str, NotNegative]
-    overhead_seconds: NotNegative
-    plain_seconds_per_token: NotNegative
-    key_value_seconds: NotNegative | None = None
+    costs: TokenCosts
     self_check_ratio: float | None = None
     threads: Count | None = None
     load: float | None = None
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.costs.unit != "seconds" or self.costs.batch != 1:
+            raise InputError(
+                f"a price list in {self.costs.unit} at batch {self.costs.batch} cannot be shown in seconds "
+                "per token",
+                where=self.name,
+                fix="give the machine's token costs in seconds at batch 1",
+            )
+
+    @property
+    def layer_seconds(self) -> NotNegative:
+        """Of a layer, the mean of all."""
+        return float(self.costs.layers.mean())
+
+    @property
+    def head_seconds(self) -> NotNegative:
+        """Of the final norm and the output head."""
+        return float(self.costs.head)
+
+    @property
+    def probe_seconds(self) -> Mapping[str, NotNegative]:
+        """Of one check at an exit, by kind of probe."""
+        return {kind: float(seconds) for kind, seconds in self.costs.probes.items()}
+
+    @property
+    def overhead_seconds(self) -> NotNegative:
+        """Of what a step costs whatever it runs."""
+        return float(self.costs.overhead)
+
+    @property
+    def plain_seconds_per_token(self) -> NotNegative:
+        """Of the full model."""
+        return float(self.costs.plain)
+
+    @property
+    def key_value_seconds(self) -> NotNegative:
+        """Of what later tokens need of a skipped layer, the mean of all."""
+        return float(self.costs.key_value.mean())
 
 
 @dataclass(frozen=True)
@@ -211,38 +249,3 @@ class RunResult:
     def decoded(self, workload: str) -> Decoded | None:
         """What was decoded for real on a workload, None if nothing was."""
         return next((decoded for decoded in self.decoding if decoded.workload == workload), None)
-
-
-def price_list(
-    machine: Machine,
-    costs: TokenCosts,
-    *,
-    self_check_ratio: float | None = None,
-    threads: int | None = None,
-    load: float | None = None,
-    note: str | None = None,
-) -> PriceList:
-    """Of a machine whose prices of one token are `costs`.
-
-    Raises InputError for prices in another unit, or of a step of several sequences.
-    """
-    if costs.unit != "seconds" or costs.batch != 1:
-        raise InputError(
-            f"a price list in {costs.unit} at batch {costs.batch} cannot be shown in seconds per token",
-            where=machine.name,
-            fix="give the machine's token costs in seconds at batch 1",
-        )
-    return PriceList(
-        name=machine.name,
-        source=machine.source,
-        layer_seconds=float(costs.layers.mean()),
-        head_seconds=float(costs.head),
-        probe_seconds={kind: float(seconds) for kind, seconds in costs.probes.items()},
-        overhead_seconds=float(costs.overhead),
-        plain_seconds_per_token=float(costs.plain),
-        key_value_seconds=float(costs.key_value.mean()),
-        self_check_ratio=self_check_ratio,
-        threads=threads,
-        load=load,
-        note=note,
-    )

@@ -320,13 +320,8 @@ def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
 
 def main_timing(run: RunResult) -> Timing | None:
     """Time per token of the first policy that was chosen and decoded; the others stand in `decoding`."""
-    for decoded in run.decoding:
-        seconds = None if decoded.chosen is None else decoded.timed(decoded.chosen).seconds_per_token
-        if seconds is not None:
-            around = decoded.bench.circumstances
-            load = around["load_average"][0]
-            return Timing(seconds.value, seconds.low, seconds.high, around["threads"], load)
-    return None
+    timings = (one.bench.timing(one.chosen.contender) for one in run.decoding if one.chosen is not None)
+    return next((timing for timing in timings if timing is not None), None)
 
 
 def traced_text(workload: WorkloadResult) -> TracedText:

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from offramp.decoding.measurement.results import Contender, FreeRunning, Stopped
+from offramp.decoding.measurement.results import Contender, FreeRunning, InTurns
 from offramp.kit.sealed_file import SealedFile
 from offramp.scoring.estimate import Estimate
 
@@ -93,35 +93,22 @@ class Combination:
         return "multiply" if found.low >= 1.0 - NEAR and found.high <= 1.0 + NEAR else None
 
 
-@dataclass(frozen=True)
-class CombineResult:
+@dataclass(frozen=True, kw_only=True)
+class CombineResult(InTurns):
     """One measurement of accelerations, alone and together, that all took turns.
 
-    accelerations: by name, as they were asked for. plain: the name of the fastest plain decoder of the
-    untransformed model. combinations: "plain" first, then by number of parts. others: the further plain
-    decoders, and the fastest a second time. excluded: combinations that make no sense, in
-    sentences. floor: forced agreement below which nothing is advised. Everything else as in
-    `offramp.decoding.measurement.results.BenchResult`.
+    accelerations: by name, as they were asked for. plain: the fastest plain decoder of the untransformed
+    model. combinations: "plain" first, then by number of parts. others: the further plain decoders, and the
+    fastest a second time. excluded: combinations that make no sense, in sentences. floor: forced agreement
+    below which nothing is advised.
     """
 
-    model: str
     accelerations: Mapping[str, str]
     workload: str
-    new_tokens: int
-    prompts: int
-    rounds: int
-    worth: float
-    plain: str
     combinations: tuple[Combination, ...]
     others: tuple[Contender, ...]
-    defects: tuple[str, ...]
-    a_a: Estimate[float]
-    stopped: Stopped
-    seconds_spent: float
     floor: float
-    circumstances: Mapping[str, Any]
     excluded: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""

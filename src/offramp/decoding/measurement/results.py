@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,7 +40,7 @@ Stopped = Literal["answered", "seconds", "rounds"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per token of plain decoding by the stopwatch, and the circumstances they were taken in.
+    """Seconds per token by the stopwatch, and the circumstances they were taken in.
 
     low, high: the 95 % interval, None with too few samples for one. threads: that compute. load: the
     machine's load average over one minute at the start.
@@ -271,41 +271,55 @@ class FloorCheck:
         return None if self.kept is None else self.kept.value < self.value
 
 
-@dataclass(frozen=True)
-class BenchResult:
-    """One measurement: contenders that took turns, and what they answer.
+@dataclass(frozen=True, kw_only=True)
+class InTurns:
+    """A timing of contenders that took turns on the same prompts.
 
-    plain: the name of the fastest plain decoder of this timing. prompts: that were decoded; rounds: how
-    often, at most. worth: the gain that matters, as a share. defects: what is wrong with outputs, layer
-    counts or the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to
-    itself, with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to
-    the last block. processes: fresh ones that measured. circumstances: threads, load average before and
-    after, dtype, governor, processor, versions, date, seeds, fingerprints.
+    prompts: that were decoded; rounds: how often, at most. worth: the gain that matters, as a share. plain:
+    the name of the fastest plain decoder of this timing. defects: what is wrong with outputs, layer counts or
+    the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to itself,
+    with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to the last
+    block. circumstances: threads, load average before and after, dtype, governor, processor, versions, date,
+    seeds, fingerprints.
     """
 
-    READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
-
     model: str
-    policy: str
-    kv: str
-    batch: Count
-    batching: str
     new_tokens: Count
     prompts: Count
     rounds: Count
     worth: float
     plain: str
-    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
     defects: tuple[str, ...]
     a_a: Estimate[float]
     stopped: Stopped
     seconds_spent: float
     circumstances: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def date(self) -> str:
+        """Date and time (UTC) at which it ended."""
+        return str(self.circumstances["date"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult(InTurns):
+    """What contenders answer that took turns: the policy asked about, plain decoders and all others.
+
+    processes: fresh ones that measured. floor: that the policy was tuned for, None without any.
+    """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
+
+    policy: str
+    kv: str
+    batch: Count
+    batching: str
+    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
     processes: int = 1
     floor: FloorCheck | None = None
     forecasts: tuple[Forecast, ...] = ()
     free_running: FreeRunning | None = None
-    notes: tuple[str, ...] = field(default=())
 
     def __repr__(self) -> str:
         ratio = self.main.ratio
@@ -315,6 +329,14 @@ class BenchResult:
     def contender(self, name: str) -> Contender:
         """The contender of that name."""
         return next(contender for contender in self.contenders if contender.name == name)
+
+    def timing(self, name: str) -> Timing | None:
+        """Seconds per token of a contender, None if it was not timed."""
+        timed, around = self.contender(name).seconds_per_token, self.circumstances
+        if timed is None:
+            return None
+        load = float(around["load_average"][0])
+        return Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)
 
     def credit(self, name: str, floor: float | None = None) -> Credit | None:
         """How many times as fast a contender is as the best one without exits of the same turns.

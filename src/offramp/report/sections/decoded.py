@@ -326,7 +326,7 @@ def circumstances(decoded: Decoded) -> str:
     """What was run, when, and how equal the plain decoder came out to itself."""
     bench = decoded.bench
     return (
-        f"Measured {moment(decoded.measured_on)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
+        f"Measured {moment(bench.date)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
         f"new tokens, {counted(bench.rounds, 'round')}, in turns of a few tokens; "
         f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
         f"{a_a_text(bench.a_a)}."

@@ -95,9 +95,8 @@ def price_rows(hardware: PriceList) -> list[Price]:
         (f"Probe: {kind}", seconds, PROBE, PROBES[kind].meaning if kind in PROBES else "")
         for kind, seconds in probes
     ]
-    if hardware.key_value_seconds is not None:
-        meaning = "what later tokens need of one skipped layer"
-        rows.append(("Repair of one layer", hardware.key_value_seconds, REPAIR, meaning))
+    meaning = "what later tokens need of one skipped layer"
+    rows.append(("Repair of one layer", hardware.key_value_seconds, REPAIR, meaning))
     meaning = "embedding, choice of the token, the program around each step"
     return [*rows, ("Around each step", hardware.overhead_seconds, AROUND, meaning)]
 
