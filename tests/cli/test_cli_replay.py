@@ -53,11 +53,8 @@ def test_the_breakdown_is_printed_line_by_line(trace: Path) -> None:
     assert math.fsum(line["count"] * line["price"] for line in breakdown["lines"]) == breakdown["total"]
     assert breakdown["plain"] / breakdown["total"] == value["predicted_speedup"]
     shown = run_offramp(*command).require(0).out
-    rows = [
-        row
-        for row in shown.partition("What the policy is charged, in bytes\n")[2].splitlines()
-        if row.strip()
-    ]
+    charges = shown.partition("What the policy is charged, in bytes\n")[2]
+    rows = [row for row in charges.splitlines() if row.strip()]
     charged = [line for line in breakdown["lines"] if line["total"]]
     assert len(charged) < len(breakdown["lines"])  # overhead moves no bytes
     for line, row in zip(charged, rows[1:], strict=False):
@@ -65,9 +62,7 @@ def test_the_breakdown_is_printed_line_by_line(trace: Path) -> None:
         assert f"{line['count']:,}" in row
     assert not re.search(r"\de[+-]?\d", "".join(rows))
     assert len(rows) == 1 + len(charged) + 1
-    assert "a speed of" in rows[-1]
-    assert "full model / total" in shown
-    assert f"{breakdown['speedup']:.4f}" in shown
+    assert f"a speed of {breakdown['speedup']:.3f} ×" in rows[-1]
     assert max(map(len, shown.splitlines())) <= 80
     assert "bill" not in run_offramp(*command[:-1], "--json").require(0).json
 

@@ -17,16 +17,14 @@ from rich.console import Console
 
 from offramp.decoding.measurement.results import PartError
 from offramp.policies.short_names import short_name
-from offramp.report.caveats import REPAIR_NOTE, caveats
 from offramp.report.formats import percent
-from offramp.report.headline import headline
 from offramp.report.page import render
 from offramp.report.run_result import Progress, RunResult
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.terminal import print_summary
 from offramp.report.timing import blame, error_sentence
-from offramp.report.verdict_words import reference_line, transform_sentence
+from offramp.report.words import REPAIR_NOTE, caveats, headline, reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.work.decode import DecodedChoice

@@ -27,7 +27,7 @@ from offramp.report.sections.families import (
     summary_of,
 )
 from offramp.report.summary import summarise
-from offramp.report.verdict_words import credit_sentence, credits_of
+from offramp.report.words import credit_sentence, credits_of
 from offramp.scoring.estimate import Estimate
 
 

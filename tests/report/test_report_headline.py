@@ -15,7 +15,7 @@ import comparison_examples as examples
 from offramp.decoding.measurement.results import LOOKUP
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.caveats import caveats, lacking, left_over, not_claimed
+from offramp.report.caveats import lacking, left_over, not_claimed
 from offramp.report.findings import (
     best_certified,
     comparison_decision,
@@ -28,14 +28,7 @@ from offramp.report.findings import (
     run_decision,
     speed_of,
 )
-from offramp.report.headline import (
-    best_sentences,
-    comparison_headline,
-    grounds_of,
-    headline,
-    machines_sentence,
-    short_answer,
-)
+from offramp.report.headline import best_sentences, comparison_headline
 from offramp.report.ranking import (
     families_at,
     fastest,
@@ -46,6 +39,7 @@ from offramp.report.ranking import (
 from offramp.report.sections.strategies import certified_section
 from offramp.report.sections.verdict import answer_section
 from offramp.report.ways import ways_of
+from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
 from offramp.tuning.certificate import Candidate, Certificate

@@ -18,9 +18,9 @@ from decoding_examples import decoded_run
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
-from offramp.report.headline import short_answer
 from offramp.report.page import NAVIGATION, render, render_comparison, write_comparison_page, write_report
 from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, ModelFacts
 from offramp.studies.comparison.tables import comparison_tables

@@ -11,9 +11,9 @@ from report_examples import example_run
 from rich.console import Console
 
 import comparison_examples as examples
-from offramp.report.headline import short_answer
 from offramp.report.run_result import RunResult
 from offramp.report.terminal import comparison_terminal, print_summary
+from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 

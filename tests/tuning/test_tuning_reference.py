@@ -13,8 +13,7 @@ from tuning_traces import easy_and_hard
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.policies.policy import ExitPolicy
-from offramp.report.sections.tuned import CANDIDATES, facts
-from offramp.report.verdict_words import certificate_sentence, status
+from offramp.report.sections.tuned import CANDIDATES, certificate_sentence, facts, status
 from offramp.tracing.trace import Trace
 from offramp.tuning import executed
 from offramp.tuning.executed import Limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from offramp.cli.heads_shown import heads_notes
 from offramp.commands import command_line
@@ -70,10 +70,10 @@ MAPS: Table[tuple[str, Evaluation]] = Table(
 )
 """Tokens that stay, with the K,V maps before and after."""
 
-Trained = tuple[int, Evaluation, Evaluation, Evaluation]
+Trained: TypeAlias = "tuple[int, Evaluation, Evaluation, Evaluation]"
 """An exit, read through the model's own head, through a ridge lens, and as trained."""
 
-OfModel = tuple[str, Evaluation, Evaluation]
+OfModel: TypeAlias = "tuple[str, Evaluation, Evaluation]"
 """An exit or the full depth, of the original model and of the trained one."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -368,7 +368,13 @@ def _show(out: Output, tuned: Tuned, output: Path) -> None:
         out.console.print(f"  {line}", markup=False)
     out.console.print(f"  the floor means: {meaning_of(tuned.floor)}", markup=False)
     if tuned.candidates:
-        _show_table(out, CANDIDATES, [(tuned, candidate) for candidate in tuned.candidates])
+        kept = tuned.floor.kind.replace("_", " ")
+        caption = (
+            "candidates, from cautious to bold; "
+            f"replayed and rerun: {kept} on the search documents, executed: on those decoded"
+        )
+        candidates = [(tuned, candidate) for candidate in tuned.candidates]
+        _show_table(out, replace(CANDIDATES, caption=caption), candidates)
     elif len(tuned.front) > 1:
         _show_table(out, front_table(tuned), front_shown(tuned))
     out.console.print(written_words(tuned, output), markup=False, soft_wrap=True)
@@ -408,8 +414,7 @@ def certificate_lines(tuned: Tuned) -> list[str]:
 
 def report_lines(tuned: Tuned) -> list[str]:
     """Speed and quality on the report documents, with intervals or why there are none."""
-    from offramp.report.formats import counted, estimate_text, gain_text, percent, times
-    from offramp.report.verdict_words import nats
+    from offramp.report.formats import counted, estimate_text, gain_text, nats, percent, times
     from offramp.tuning.floor import NATS
 
     def said(estimate: Estimate, number: Callable[[float], str]) -> str:

@@ -1,141 +1,15 @@
-"""What to bear in mind before quoting a headline: how figures were had, and what is not claimed."""
+"""What to bear in mind before quoting a comparison: how figures were had, and what is not claimed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of, main_verdicts
-from offramp.report.formats import counted, listed, percent
+from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
+from offramp.report.formats import counted, listed
 from offramp.report.names import distinct, floor_shown, row_name
 from offramp.report.ranking import believed, decoded_for_real, has_defect, replayed, why_no_answer
-from offramp.report.run_result import RunResult
-from offramp.report.verdict_words import bases, basis_words, transform_sentence
-from offramp.scoring.documents import lengths_of, lengths_text
-from offramp.scoring.estimate import DOCUMENTS_NEEDED
 from offramp.scoring.rank_correlation import BASES_NEEDED
 from offramp.studies.comparison.results import Comparison, Saving, Strategy
-from offramp.tuning.pricing import BYTES
-from offramp.workloads.packing import SHORTEST_CAP
-
-REPAIR_NOTE = (
-    "A token that leaves early is charged for the keys and values that later tokens need of the layers it "
-    "skipped. Propagated and mapped ones are approximate, and how much that changes later predictions is not "
-    "in a replayed agreement; recomputed ones are exact."
-)
-
-
-def how_obtained(run: RunResult) -> list[str]:
-    """Where agreement, skipped layers and speed come from: replayed, predicted, decoded for real."""
-    words = listed([basis_words(basis) for basis in bases(run)] or [basis_words(BYTES)])
-    replayed = (
-        f"agreement and skipped layers are replayed on the measurement, speed is predicted from {words}."
-    )
-    shown = [verdict for workload in run.workloads for verdict in workload.verdicts]
-    exits = any(verdict.policy != "never" or verdict.tried is not None for verdict in shown)
-    if not run.decoding:
-        when = "in this run" if run.progress is None else "yet"
-        notes = [f"No policy was decoded for real {when}: {replayed}"]
-        notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-        return notes + [REPAIR_NOTE] * exits
-    texts = listed([decoded.workload for decoded in run.decoding])
-    notes = [
-        "Under “Decoded for real” stand the policies that were decoded and timed, on a few prompts of "
-        f"{texts}. Of all others {replayed}"
-    ]
-    notes += defect_notes(run)
-    notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    return notes + ([repair_note(run)] if exits else [])
-
-
-def defect_notes(run: RunResult) -> list[str]:
-    """Which measurements have a defect, and which one; said once for all texts that share it."""
-    by_reason: dict[str, list[str]] = {}
-    for decoded in run.decoding:
-        if not decoded.sound:
-            by_reason.setdefault("; ".join(decoded.bench.defects), []).append(decoded.workload)
-    return [
-        f"The measurement on {listed(texts)} has a defect and changes no verdict: {why}."
-        for why, texts in by_reason.items()
-    ]
-
-
-def wrong_with(run: RunResult) -> list[str]:
-    """What went wrong in a run, which a reader of the answer has to know: defects, what was left out."""
-    not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
-    return [*defect_notes(run), *not_decoded, *lost_documents(run)]
-
-
-def repair_note(run: RunResult) -> str:
-    """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
-    found = []
-    for decoded in run.decoding:
-        policy = decoded.chosen
-        if policy is None or policy.free_running is None or policy.forecast is None:
-            continue
-        replayed = policy.forecast.predicted_agreement
-        if replayed is not None:
-            found.append(
-                f"on {decoded.workload} ({policy.kv}) {percent(replayed)} replayed and "
-                f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
-            )
-    return f"{REPAIR_NOTE} Of the policies decoded agreement is {listed(found)}." if found else REPAIR_NOTE
-
-
-def caveats(run: RunResult) -> list[str]:
-    """What a reader must know before quoting the headline; first, how the figures were obtained."""
-    cost = transform_sentence(run)
-    return [
-        *how_obtained(run),
-        *([] if cost is None else [cost]),
-        *verdict_caveats(run),
-        *trace_caveats(run),
-    ]
-
-
-def verdict_caveats(run: RunResult) -> list[str]:
-    """Few documents, and what would settle an open verdict."""
-    notes = []
-    traces = {workload.name: workload.trace for workload in run.workloads}
-    for name, verdict in main_verdicts(run):
-        if verdict.missing:
-            notes.append(f"On {name} the verdict is open; missing: {'; '.join(verdict.missing)}.")
-        if verdict.report_documents < DOCUMENTS_NEEDED:
-            notes.append(
-                f"On {name} what is replayed rests on {counted(verdict.report_documents, 'document')}"
-                f"{lengths_text(lengths_of(traces[name]))}; {DOCUMENTS_NEEDED} are needed for an interval, "
-                "and as many to choose a policy on: give "
-                f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
-            )
-    cells = {v.certificate.delta for _, v in main_verdicts(run) if v.certificate and v.certificate.delta}
-    if len(run.workloads) > 1 and cells:
-        notes.append(
-            f"The sentence is about {len(run.workloads)} texts: each certificate spends a chance of "
-            f"{max(cells):.2g} to be wrong, all of them together {len(run.workloads) * max(cells):.2g}."
-        )
-    return notes
-
-
-def trace_caveats(run: RunResult) -> list[str]:
-    """Notes of all workloads once, documents left out, and notes of single workloads."""
-    several = run.workloads if len(run.workloads) > 1 else ()
-    common = (
-        [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
-    )
-    notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
-    notes += lost_documents(run)
-    for workload in run.workloads:
-        notes += [f"{workload.name}: {note}" for note in workload.notes if note not in common]
-    return notes
-
-
-def lost_documents(run: RunResult) -> list[str]:
-    """The documents that are no part of any figure, each with its reason."""
-    return [
-        f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
-        for workload in run.workloads
-        for document in workload.trace.documents
-        if not document.valid
-    ]
 
 
 def lacking(findings: Sequence[Finding[Saving]]) -> str:

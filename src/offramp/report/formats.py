@@ -9,6 +9,7 @@ from collections.abc import Callable
 from offramp.decoding.measurement.results import TOO_FEW_PROMPTS
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.floor import Floor, FloorKind
 from offramp.tuning.verdict import TOO_WIDE
 from offramp.workloads.continued import split_continued
 
@@ -211,3 +212,24 @@ def visible_character(character: str) -> str:
         return signs[character]
     # Bidirectional controls and other format characters could reorder the page's own text.
     return character if character.isprintable() or character == " " else f"⟨{ord(character):04X}⟩"
+
+
+def nats(value: float) -> str:
+    """A loss in nats."""
+    return f"{decimal(value, 3)} nats"
+
+
+def floor_words(floor: Floor) -> str:
+    """What is to be kept: "99 % agreement"."""
+    return value_words(floor, floor.value)
+
+
+def value_words(floor: Floor, value: float) -> str:
+    """A value of a floor's kind, as a thing to keep."""
+    words: dict[FloorKind, str] = {
+        "agreement": f"{whole_percent(value)} agreement",
+        "reference_agreement": f"{whole_percent(value)} agreement with the original model",
+        "nll": f"an increase in NLL of at most {nats(value)}",
+        "kl": f"a divergence (KL) of at most {nats(value)}",
+    }
+    return words[floor.kind]

@@ -1,4 +1,4 @@
-"""The answer of a run or a comparison in one plain sentence, and what it rests on."""
+"""The answer of a comparison in one plain sentence, and what it rests on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from offramp.report.findings import (
     comparison_decision,
     decision_on,
     findings_of,
-    main_findings,
-    run_decision,
     speed_of,
 )
 from offramp.report.formats import (
     counted,
     estimate_text,
     limits_text,
-    listed,
     percent,
     thousandths,
     times,
@@ -30,155 +27,9 @@ from offramp.report.formats import (
 )
 from offramp.report.names import floor_shown, place_of
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
-from offramp.report.run_result import RunResult
-from offramp.report.verdict_words import (
-    machine_name,
-    saved_words,
-    speed_words,
-    worth_words,
-)
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Saving
-from offramp.tuning.ranking import MachineAnswer
-from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, from_main, kept_words
-
-
-def headline(run: RunResult) -> str:
-    """The verdict at batch size 1 in one sentence: what was executed first, then the speed."""
-    found = main_findings(run)
-    if run_decision(run) == "depends on the text":
-        return mixed_sentence(run.model_name, found, figures=True)
-    answer, grounds = short_answer(run), grounds_of(run)
-    return f"{answer.removesuffix('.')}: {grounds}" if grounds else answer
-
-
-def short_answer(run: RunResult) -> str:
-    """The decision alone, in a sentence that can be read at a glance."""
-    found = main_findings(run)
-    texts = listed([one.workload for one in found]) if found else ""
-    floor = f"{whole_percent(found[0].detail.floor)} agreement" if found else ""
-    model = run.model_name
-    where = f"for {model} on {texts} at {floor}."
-    match run_decision(run):
-        case "undefined" if run.progress is not None:
-            return f"There is no verdict for {model} yet."
-        case "undefined":
-            return f"There is no verdict for {model}."
-        case "depends on the text":
-            return mixed_sentence(model, found, figures=False)
-        case "does not pay":
-            return f"Early exit does not pay {where}"
-        case "pays":
-            return f"Early exit pays {where}"
-        case "not enough documents":
-            return f"There are not enough documents to say whether early exit pays {where}"
-        case "not settled":
-            return f"It is not settled whether early exit pays {where}"
-        case _:
-            return f"It is too close to call whether early exit pays {where}"
-
-
-def grounds_of(run: RunResult) -> str:
-    """What the short answer rests on: the figures, a sentence without a capital; "" if there are none yet."""
-    found = main_findings(run)
-    match run_decision(run):
-        case "undefined" if run.progress is not None:
-            return ""
-        case "undefined":
-            return "no policy could be judged on these workloads."
-        case "depends on the text":
-            return f"{'; '.join(f'{one.workload}: {short_figures(one.detail)}' for one in found)}."
-        case "does not pay":
-            return f"{refusal(found)}."
-        case "pays":
-            return f"{promise(found)}."
-        case _:
-            return f"{doubt(found)}."
-
-
-def refusal(found: list[Finding[Verdict]]) -> str:
-    """Why it does not pay: what was tried on the best workload, or that nothing was worth a try."""
-    first = best(found)
-    verdict = first.detail
-    if verdict.tried is not None and verdict.tried.executed is not None:
-        # What was refused for its agreement says so; its speed decides nothing.
-        where = f", on {first.workload}," if len(found) > 1 else ""
-        which = (
-            "the most cautious policy that could gain enough"
-            if verdict.standing == "refuted"
-            else "what was tried"
-        )
-        return f"{which}{where} {figures(verdict)}"
-    if verdict.speed is not None:
-        where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
-        return f"{where}{figures(verdict)}"
-    if all(one.detail.standing in ("nothing could pay", "nothing faster") for one in found):
-        return (
-            f"no policy that was searched is predicted to gain "
-            f"{percent(verdict.worth, 0)} over the best decoder without exits"
-        )
-    return (
-        f"no policy, replayed on the measurement, is predicted to gain "
-        f"{percent(verdict.worth, 0)}; nothing was decoded"
-    )
-
-
-def promise(found: list[Finding[Verdict]]) -> str:
-    """Why it pays: the weakest workload's figures, so that the sentence holds for all."""
-    weakest = min(found, key=lambda one: one.speedup)
-    even = f"even on {weakest.workload}, the weakest of them, " if len(found) > 1 else ""
-    return f"it {even}{figures(weakest.detail)}"
-
-
-def doubt(found: list[Finding[Verdict]]) -> str:
-    """What keeps the answer open, and what would settle it."""
-    first = best(found)
-    verdict = first.detail
-    where = f"the best, on {first.workload}, " if len(found) > 1 else "the best policy "
-    said = f"{where}{figures(verdict)}" if verdict.speed is not None else "nothing was decoded"
-    missing = f"; missing: {'; '.join(verdict.missing)}" if verdict.missing else ""
-    return said + missing
-
-
-def figures(verdict: Verdict) -> str:
-    """What is kept as executed, the speed against the worth, and where it comes from."""
-    return f"{kept_words(verdict)}, {speed_words(verdict)}{worth_words(verdict)}{saved_words(verdict)}"
-
-
-def mixed_sentence(model: str, found: list[Finding[Verdict]], *, figures: bool) -> str:
-    """One sentence for workloads that differ, with or without each one's figures."""
-    wording: dict[Decision, str] = {
-        "pays": "pays on",
-        "does not pay": "does not pay on",
-        "too close to call": "is too close to call on",
-        "not enough documents": "cannot be judged, for want of documents, on",
-        "not settled": "is not settled on",
-    }
-    parts = []
-    for decision, words in wording.items():
-        texts = [
-            f"{one.workload} ({short_figures(one.detail)})" if figures else one.workload
-            for one in found
-            if one.decision == decision
-        ]
-        if texts:
-            parts.append(f"{words} {listed(texts)}")
-    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {listed(parts)}."
-
-
-def short_figures(verdict: Verdict) -> str:
-    """One workload's figures in a few words."""
-    if verdict.speed is not None:  # what is missing stands among the notes
-        return f"{kept_words(verdict)}, {speed_words(verdict)}"
-    if verdict.decision == "does not pay":
-        return "nothing that could gain enough keeps the floor"
-    return f"missing: {'; '.join(verdict.missing)}" if verdict.missing else "nothing was decoded"
-
-
-def best(found: list[Finding[Verdict]]) -> Finding[Verdict]:
-    """The workload with the largest speed: of a certified policy where there is one, else of a tried one."""
-    return max(found, key=lambda one: (one.certified == "executed", one.speedup))
-
+from offramp.tuning.verdict import NEVER, Speed
 
 NOWHERE = "Early exit does not pay anywhere here"
 
@@ -303,40 +154,3 @@ def over_plain(speed: Speed | Estimate | None) -> str:
         return "undefined plain decoding"
     limits = limits_text(speed.low, speed.high, thousandths)
     return f"{times(speed.value)} plain decoding{f' ({limits})' if limits else ''}"
-
-
-DECISION_WORDS: dict[Decision, str] = {
-    "pays": "yes",
-    "does not pay": "no",
-    "too close to call": "too close to call",
-    "not enough documents": "not enough documents",
-    "not settled": "not settled",
-}
-
-
-def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:
-    """The answers at the floor nearest to 95 %, in their order."""
-    floor = min((answer.floor for answer in answers), key=from_main)
-    return [answer for answer in answers if answer.floor == floor]
-
-
-def machines_sentence(answers: Sequence[MachineAnswer]) -> str:
-    """ "on this machine no; on h100 yes at batch 1, no at batch 8 and 32": at the main floor."""
-    by_machine: dict[str, list[MachineAnswer]] = {}
-    for answer in answers_at_main_floor(answers):
-        by_machine.setdefault(answer.machine, []).append(answer)
-    return "; ".join(
-        f"on {machine_name(machine)} {batch_words(found)}" for machine, found in by_machine.items()
-    )
-
-
-def batch_words(answers: Sequence[MachineAnswer]) -> str:
-    """The decisions of one machine by batch size; one word if they are all the same."""
-    by_decision: dict[Decision, list[str]] = {}
-    for answer in answers:
-        by_decision.setdefault(answer.decision, []).append(str(answer.batch))
-    if len(by_decision) == 1:
-        return DECISION_WORDS[answers[0].decision]
-    return ", ".join(
-        f"{DECISION_WORDS[decision]} at batch {listed(batches)}" for decision, batches in by_decision.items()
-    )

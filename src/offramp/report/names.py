@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from offramp.report.verdict_words import value_words
+from offramp.report.formats import value_words
 from offramp.studies.comparison.results import Row, Strategy
 from offramp.tuning.floor import Floor, FloorKind
 

@@ -17,9 +17,9 @@ from offramp.report.findings import (
     main_verdicts,
     run_decision,
 )
-from offramp.report.headline import headline
 from offramp.report.next_step import policy_file
 from offramp.report.run_result import RunResult
+from offramp.report.words import headline
 from offramp.tuning.verdict import NEVER, Verdict
 
 

@@ -15,14 +15,12 @@ from offramp.kit.defaults import WORTH
 from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
 from offramp.policies.frontier import Frontier
-from offramp.report.caveats import caveats, how_obtained
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
-from offramp.report.headline import headline
 from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.sections.first_screen import policy_of
 from offramp.report.sections.training import Bought, bought
-from offramp.report.verdict_words import basis_words, credits_of, plain_seconds
+from offramp.report.words import basis_words, caveats, credits_of, headline, how_obtained, plain_seconds
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.training_cost import Training

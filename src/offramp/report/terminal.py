@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.kit.typed import from_json
-from offramp.report.caveats import left_over, not_claimed, wrong_with
+from offramp.report.caveats import left_over, not_claimed
 from offramp.report.combined import advice
 from offramp.report.data_table import reasons
 from offramp.report.findings import comparison_decision, run_decision
@@ -23,12 +23,7 @@ from offramp.report.formats import (
     thousandths,
     times,
 )
-from offramp.report.headline import (
-    best_sentences,
-    comparison_headline,
-    headline,
-    short_answer,
-)
+from offramp.report.headline import best_sentences, comparison_headline
 from offramp.report.names import (
     distinct,
     floor_order,
@@ -51,6 +46,7 @@ from offramp.report.sections.leaderboard import best_saving, floors_of, ordered,
 from offramp.report.sections.trained import trained_groups
 from offramp.report.table import TERMINAL_STYLES
 from offramp.report.word_table import WordTable
+from offramp.report.words import headline, short_answer, wrong_with
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
 from offramp.tuning.verdict import NEVER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,14 +285,11 @@ def label_of(policy: DecodedChoice) -> str:
 
 def beside_plot(shown: Sequence[Forecasted], plain: float) -> RowPlot:
     """A row a policy in milliseconds per token; left of plain decoding's is faster."""
-    note = (
-        "Disc and band: measured time per new token with its 95 % interval. Diamond: predicted before. In "
-        "the tinted part a policy is faster than the fastest plain decoder of this measurement."
-    )
     return RowPlot(
         title="Predicted beside measured",
-        description=note,
-        rows=[beside_row(policy, forecast) for policy, forecast in shown],
+        description="Disc and band: measured time per new token with its 95 % interval. Diamond: predicted "
+        "before. In the tinted part a policy is faster than the fastest plain decoder of this measurement.",
+        rows=[beside_row(label_of(policy), forecast) for policy, forecast in shown],
         rule=(plain, f"plain decoding {decimal(plain, 1)} ms"),
         better="left",
         unit="ms per token",
@@ -302,24 +299,17 @@ def beside_plot(shown: Sequence[Forecasted], plain: float) -> RowPlot:
     )
 
 
-def beside_row(policy: DecodedChoice, forecast: Forecast) -> Row:
+def beside_row(name: str, forecast: Forecast) -> Row:
     """The way from the prediction to the measurement, in milliseconds per token."""
-    name, measured = label_of(policy), forecast.measured
-    low, high = (None if end is None else 1000 * end for end in (measured.low, measured.high))
-    said = f"{name}, measured: {decimal(1000 * measured.value, 2)} ms"
-    points = [Point(1000 * measured.value, said, low, high)]
-    if forecast.predicted is not None:
-        said = f"{name}, predicted: {decimal(1000 * forecast.predicted, 2)} ms"
-        points.append(Point(1000 * forecast.predicted, said, colour=1, shape=3))
-    return Row(name, (Track(tuple(points)),), beside_text(forecast))
-
-
-def beside_text(forecast: Forecast) -> str:
-    """ "61.4 ms, predicted 60.1"."""
-    measured = milliseconds(forecast.measured.value)
-    if forecast.predicted is None:
-        return measured
-    return f"{measured}, predicted {decimal(1000 * forecast.predicted, 1)}"
+    measured, predicted = forecast.measured.scaled(1000), forecast.predicted
+    words = milliseconds(forecast.measured.value)
+    said = f"{name}, measured: {decimal(measured.value)} ms"
+    points = [Point(measured.value, said, measured.low, measured.high)]
+    if predicted is not None:
+        said = f"{name}, predicted: {decimal(1000 * predicted)} ms"
+        points.append(Point(1000 * predicted, said, colour=1, shape=3))
+        words = f"{words}, predicted {decimal(1000 * predicted, 1)}"
+    return Row(name, (Track(tuple(points)),), words)
 
 
 def circumstances(decoded: Decoded) -> str:
@@ -333,29 +323,72 @@ def circumstances(decoded: Decoded) -> str:
     )
 
 
+@dataclass(frozen=True)
+class PartOfTime:
+    """A part of a policy's time per token, in seconds: as predicted and as it came out."""
+
+    policy: DecodedChoice
+    name: str
+    predicted: float
+    measured: float
+    colour: int
+
+    @property
+    def error(self) -> float:
+        """Milliseconds by which it was predicted too dear."""
+        return 1000 * (self.predicted - self.measured)
+
+
+def parts_of(policy: DecodedChoice, forecast: Forecast) -> list[PartOfTime]:
+    """Every part that was timed; last what exits elsewhere than on the trace change."""
+    parts = [
+        PartOfTime(
+            policy,
+            part_name(part.part),
+            part.priced,
+            part.measured,
+            # One that a plug-in names gets a colour too.
+            COLOURS.get(part.part, len(part.part) % SERIES_COUNT),
+        )
+        for part in forecast.parts
+    ]
+    if forecast.predicted is not None and forecast.trace_error is not None:
+        parts.append(PartOfTime(policy, ELSEWHERE, forecast.predicted, forecast.priced, ELSEWHERE_COLOUR))
+    return parts
+
+
+ERRORS: Table[PartOfTime] = Table(
+    (
+        Column("Policy", lambda part: label_of(part.policy)),
+        Column("Part", lambda part: part.name),
+        Column("Predicted", lambda part: milliseconds(part.predicted)),
+        Column("Measured", lambda part: milliseconds(part.measured)),
+        Column("Error", lambda part: f"{decimal(part.error)} ms"),
+    ),
+    caption="Time per token by part, priced and measured; last, by the exits of the trace and by the "
+    "policy's own",
+    words=2,
+)
+
+
 def error_figure(decoded: Decoded) -> Markup:
     """Error by part for every policy whose parts were timed; nothing without any."""
     shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.forecast.parts]
     if not shown:
         return Markup()
-    plot = error_plot(shown)
-    keys = {
-        name: colour for policy, forecast in shown for name, error, colour in error_parts(forecast) if error
-    }
-    patches = legend([Key(name, colour, None) for name, colour in keys.items()])
-    return drawn(plot, ERRORS.html(_errors(shown)), legend=patches)
+    parts = [part for policy, forecast in shown for part in parts_of(policy, forecast)]
+    keys = dict.fromkeys((part.name, part.colour) for part in parts if part.error)
+    patches = legend([Key(name, colour, None) for name, colour in keys])
+    return drawn(error_plot(shown), ERRORS.html(parts), legend=patches)
 
 
 def error_plot(shown: Sequence[Forecasted]) -> RowPlot:
     """A row a policy, in milliseconds per token: too dear to the right, too cheap to the left."""
-    note = (
-        "Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are timed "
-        "by a stopwatch within the loop, in a run apart, given the exits that were taken; the diamond is the "
-        "whole error, so parts and whole need not add up exactly."
-    )
     return RowPlot(
         title="Where the prediction was wrong",
-        description=note,
+        description="Right of the dashed line a part was predicted too dear, left of it too cheap. Parts are "
+        "timed by a stopwatch within the loop, in a run apart, given the exits that were taken; the diamond "
+        "is the whole error, so parts and whole need not add up exactly.",
         rows=[error_row(policy, forecast) for policy, forecast in shown],
         rule=(0.0, "predicted rightly"),
         unit="predicted less measured, ms per token",
@@ -369,62 +402,12 @@ def error_row(policy: DecodedChoice, forecast: Forecast) -> Row:
     """One policy's parts as bars around nothing, and a diamond for its whole error."""
     name = label_of(policy)
     bars, below, above = [], 0.0, 0.0
-    for part, error, colour in error_parts(forecast):
-        start = above if error > 0 else below
-        above, below = (above + error, below) if error > 0 else (above, below + error)
-        bars.append(Bar(start, start + error, f"{part}: {decimal(error, 2)} ms", colour))
+    for part in parts_of(policy, forecast):
+        start = above if part.error > 0 else below
+        above, below = (above + part.error, below) if part.error > 0 else (above, below + part.error)
+        bars.append(Bar(start, start + part.error, f"{part.name}: {decimal(part.error)} ms", part.colour))
     if forecast.predicted is None:
         return Row(name, (Track(bars=tuple(bars)),), "no prediction")
     total = 1000 * (forecast.predicted - forecast.measured.value)
-    whole = Point(total, f"{name}, whole error: {decimal(total, 2)} ms", colour=None, shape=3)
-    words = f"{'+' if total > 0 else ''}{decimal(total, 2)} ms"
-    return Row(name, (Track((whole,), tuple(bars)),), words)
-
-
-def error_parts(forecast: Forecast) -> list[tuple[str, float, int]]:
-    """Name, error in milliseconds per token (predicted less measured) and colour of every part."""
-    parts = [
-        (part_name(part.part), 1000 * (part.priced - part.measured), colour_of(part.part))
-        for part in forecast.parts
-    ]
-    if forecast.trace_error is not None:
-        parts.append((ELSEWHERE, 1000 * forecast.trace_error, ELSEWHERE_COLOUR))
-    return parts
-
-
-def colour_of(part: str) -> int:
-    """The colour of a part; a part that a plug-in names gets one too."""
-    return COLOURS.get(part, len(part) % SERIES_COUNT)
-
-
-@dataclass(frozen=True)
-class PartOfError:
-    """One part of a policy's time per token, in seconds: as predicted and as it came out."""
-
-    policy: DecodedChoice
-    name: str
-    predicted: float
-    measured: float
-
-
-def _errors(shown: Sequence[Forecasted]) -> Iterator[PartOfError]:
-    """Every part of every policy; last of each what exits elsewhere than on the trace change."""
-    for policy, forecast in shown:
-        for part in forecast.parts:
-            yield PartOfError(policy, part_name(part.part), part.priced, part.measured)
-        if forecast.predicted is not None and forecast.trace_error is not None:
-            yield PartOfError(policy, ELSEWHERE, forecast.predicted, forecast.priced)
-
-
-ERRORS: Table[PartOfError] = Table(
-    (
-        Column("Policy", lambda part: label_of(part.policy)),
-        Column("Part", lambda part: part.name),
-        Column("Predicted", lambda part: milliseconds(part.predicted)),
-        Column("Measured", lambda part: milliseconds(part.measured)),
-        Column("Error", lambda part: f"{decimal(1000 * (part.predicted - part.measured))} ms"),
-    ),
-    caption="Time per token by part, priced and measured; last, by the exits of the trace and by the "
-    "policy's own",
-    words=2,
-)
+    whole = Point(total, f"{name}, whole error: {decimal(total)} ms", colour=None, shape=3)
+    return Row(name, (Track((whole,), tuple(bars)),), f"{'+' if total > 0 else ''}{decimal(total)} ms")

@@ -24,7 +24,7 @@ from offramp.report.plot.rows import Bar, draw_bar
 from offramp.report.ranking import families_at
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
-from offramp.report.verdict_words import credit_sentence, credits_of, reference_line
+from offramp.report.words import credit_sentence, credits_of, reference_line
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import from_main

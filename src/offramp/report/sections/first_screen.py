@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from offramp.kit.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.caveats import caveats
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
@@ -26,7 +25,6 @@ from offramp.report.formats import (
     visible_text,
     whole_percent,
 )
-from offramp.report.headline import grounds_of, short_answer
 from offramp.report.html import fragment
 from offramp.report.next_step import next_step
 from offramp.report.plot.drawing import nice_range
@@ -34,8 +32,8 @@ from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import share_text
-from offramp.report.verdict_words import how_words, reference_line
 from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
+from offramp.report.words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.answers import ANSWER_TOKENS

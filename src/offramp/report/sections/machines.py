@@ -19,13 +19,12 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.headline import answers_at_main_floor, machines_sentence
 from offramp.report.html import Kind, fragment, pill, small, styled, text
 from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Bar, Row, RowPlot, Track
 from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated
-from offramp.report.verdict_words import machine_name
+from offramp.report.words import answers_at_main_floor, machine_name, machines_sentence
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer
 

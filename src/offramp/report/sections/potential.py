@@ -23,7 +23,7 @@ from offramp.report.scored import (
     readings_figures,
     readings_sentence,
 )
-from offramp.report.verdict_words import transform_cost
+from offramp.report.words import transform_cost
 from offramp.scoring.card import PUBLISHED_EAS, STUDY, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.described_heads import RAW

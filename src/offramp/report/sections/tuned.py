@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from markupsafe import Markup
 
 from offramp.policies.short_names import short_name
-from offramp.report.formats import counted, estimate_text, gain_text, percent, times, whole_percent
+from offramp.report.formats import (
+    counted,
+    decimal,
+    estimate_text,
+    floor_words,
+    gain_text,
+    nats,
+    percent,
+    times,
+    whole_percent,
+)
 from offramp.report.html import fragment
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
-from offramp.report.verdict_words import (
-    certificate_sentence,
-    cost_text,
-    floor_words,
-    machine_name,
-    method_name,
-    nats,
-    risk_text,
-    status,
-)
+from offramp.report.words import cost_text, machine_name
 from offramp.tuning.answers import ALONE
-from offramp.tuning.certificate import Candidate
+from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.floor import REFERENCE, Floor
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FrontPoint, Tuned
 from offramp.tuning.verdict import NEVER
@@ -181,3 +184,125 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     if tuned.reference_agreement is not None:
         found.append(("agreement with the original model", estimate_text(tuned.reference_agreement, percent)))
     return found
+
+
+# A certificate in words.
+
+
+METHODS: dict[str, str] = {
+    "wsr": "betting bound (Waudby-Smith and Ramdas)",
+    "hb": "Hoeffding–Bentkus bound",
+    "crc": "conformal risk control",
+    "naive": "none: the floor was only met on the documents searched",
+}
+NAIVE = "naive"
+REPLAY_BOUND = "replay bound"
+
+
+def method_name(method: str) -> str:
+    """A method in words; a plug-in's own keeps its name."""
+    return METHODS.get(method, method)
+
+
+def loss_words(floor: Floor) -> str:
+    """What a policy at the floor loses at most, to follow "this policy"."""
+    if floor.clip is None:
+        leaves = "departs from the original model on" if floor.kind == REFERENCE else "loses"
+        return f"{leaves} at most {whole_percent(round(floor.risk, 6))} of tokens"
+    clip = f", each token's counted up to {nats(floor.clip)}"
+    name = "log-likelihood" if floor.kind == "nll" else "divergence from the full model"
+    return f"loses at most {nats(floor.value)} of {name} a token{clip}"
+
+
+def risk_text(floor: Floor, risk: float | None) -> str:
+    """A mean loss as a share of tokens, or in nats; "none" if there is none."""
+    if risk is None:
+        return "none"
+    if floor.clip is None:
+        return f"{percent(risk, 2)} of tokens"
+    return nats(risk * floor.clip)
+
+
+def status(tuned: Tuned) -> str:
+    """In a word: "not certifiable" means that so few documents could certify no policy.
+
+    Certified is what was decoded; what holds in replay only is a replay bound.
+    """
+    certificate = tuned.certificate
+    if certificate.method == NAIVE:
+        return "no guarantee"
+    if certificate.holds:
+        return "certified" if certificate.executed else REPLAY_BOUND
+    if too_few(certificate):
+        return "not certifiable"
+    return "not certified" if certificate.tested else "nothing to certify"
+
+
+def too_few(certificate: Certificate) -> bool:
+    """Whether so few documents could not certify the floor even without a single loss."""
+    return certificate.documents < certificate.documents_needed
+
+
+def certificate_sentence(tuned: Tuned) -> str:
+    """What is certified, or why nothing is."""
+    certificate, floor = tuned.certificate, tuned.floor
+    documents = counted(certificate.documents, "document") + certificate.of_tokens
+    match status(tuned):
+        case "certified":
+            settled = counted(decoded(certificate), "document") + certificate.of_tokens
+            what = "the full model, without any exit," if tuned.policy_text == "never" else "this policy"
+            return (
+                f"Decoded from {settled}, {what} {loss_words(floor)} that it generates, "
+                f"{confidence(certificate)}, on documents like these."
+            )
+        case "replay bound":
+            return (
+                f"With {documents} replayed, this policy {loss_words(floor)}, {confidence(certificate)}, on "
+                "documents like these, as long as later tokens read the full model's own keys and values: "
+                "nothing was decoded."
+            )
+        case "not certifiable":
+            needed = f"{certificate.documents_needed:,} needed"
+            found = counted(certificate.documents, "document")
+            return f"Not certifiable: {found}, {needed}{_each(certificate)}; {best_possible(tuned)}."
+        case "not certified":
+            return (
+                f"Not certified: on {documents}, none of the candidates tested ({certificate.tested:,}) "
+                f"could be shown to keep {floor_words(floor)}."
+            )
+        case "nothing to certify":
+            return f"Nothing to certify: no policy found keeps {floor_words(floor)} and beats the full model."
+        case _ if tuned.policy_text == "never":
+            return f"No guarantee, and no faster policy kept {floor_words(floor)} on {documents}."
+    return (
+        f"No guarantee: on {documents} this policy kept {floor_words(floor)}, but nothing follows for others."
+    )
+
+
+def _each(certificate: Certificate) -> str:
+    """How long its documents are, after a count."""
+    return f" ({certificate.of_tokens.strip()} each)" if certificate.of_tokens else ""
+
+
+def decoded(certificate: Certificate) -> int:
+    """Documents after which an executed test was settled."""
+    return certificate.documents if certificate.stopped_after is None else certificate.stopped_after
+
+
+def confidence(certificate: Certificate) -> str:
+    """How sure a certificate is."""
+    if certificate.delta is None:
+        return "on average over such calibrations"
+    return f"with {whole_percent(1 - certificate.delta)} confidence"
+
+
+def best_possible(tuned: Tuned) -> str:
+    """What so few documents could certify at best."""
+    floor, best = tuned.floor, tuned.certificate.best_floor
+    # Rounded to the weaker side, so that the floor named can really be certified.
+    value = (
+        decimal(math.floor(1000 * best) / 1000, 3)
+        if floor.clip is None
+        else nats(math.ceil(1000 * best) / 1000)
+    )
+    return f"with so few, the best floor that could be certified is {value}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import answer_examples as answers
 import pytest
 
-from offramp.report.verdict_words import certificate_sentence, risk_text, status
+from offramp.report.sections.tuned import certificate_sentence, risk_text, status
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 

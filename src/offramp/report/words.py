@@ -1,0 +1,464 @@
+"""What a run found, in sentences: the answer by its decision, what it rests on, what to bear in mind.
+
+A comparison's sentences are in `offramp.report.headline`; those of a certificate stand beside its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from offramp.kit.defaults import LOCAL
+from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
+from offramp.report.formats import (
+    counted,
+    decimal,
+    duration,
+    estimate_text,
+    faster,
+    gain_text,
+    interval_text,
+    listed,
+    percent,
+    timed_text,
+    times,
+    whole_percent,
+)
+from offramp.report.run_result import RunResult, WorkloadResult
+from offramp.scoring.documents import lengths_of, lengths_text
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
+from offramp.tuning.pricing import BYTES
+from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
+from offramp.tuning.verdict import CUT, Decision, Speed, Verdict, from_main, kept_words, without_words
+from offramp.workloads.packing import SHORTEST_CAP
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a decision is said."""
+
+    answer: str
+    """Of all texts: to go before "for smollm2 on prose at 95 % agreement"."""
+    on: str
+    """Of some texts among others: to go between "early exit" and their names."""
+    short: str
+    """Of a machine among others."""
+
+
+WORDS: Mapping[Decision, Words] = {
+    "pays": Words("Early exit pays", "pays on", "yes"),
+    "does not pay": Words("Early exit does not pay", "does not pay on", "no"),
+    "too close to call": Words(
+        "It is too close to call whether early exit pays", "is too close to call on", "too close to call"
+    ),
+    "not enough documents": Words(
+        "There are not enough documents to say whether early exit pays",
+        "cannot be judged, for want of documents, on",
+        "not enough documents",
+    ),
+    "not settled": Words("It is not settled whether early exit pays", "is not settled on", "not settled"),
+}
+
+
+# The answer.
+
+
+def headline(run: RunResult) -> str:
+    """The verdict at batch size 1 in one sentence: what was executed first, then the speed."""
+    if run_decision(run) == "depends on the text":
+        return mixed_sentence(run.model_name, main_findings(run), figures=True)
+    answer, grounds = short_answer(run), grounds_of(run)
+    return f"{answer.removesuffix('.')}: {grounds}" if grounds else answer
+
+
+def short_answer(run: RunResult) -> str:
+    """The decision alone, in a sentence that can be read at a glance."""
+    found, decision = main_findings(run), run_decision(run)
+    if decision == "depends on the text":
+        return mixed_sentence(run.model_name, found, figures=False)
+    if not found:
+        return f"There is no verdict for {run.model_name}{'' if run.progress is None else ' yet'}."
+    texts = listed([one.workload for one in found])
+    answer = WORDS[found[0].detail.decision].answer
+    return f"{answer} for {run.model_name} on {texts} at {whole_percent(found[0].detail.floor)} agreement."
+
+
+def mixed_sentence(model: str, found: Sequence[Finding[Verdict]], *, figures: bool) -> str:
+    """One sentence for workloads that differ, with or without each one's figures."""
+    parts = []
+    for decision, words in WORDS.items():
+        texts = [
+            f"{one.workload} ({short_figures(one.detail)})" if figures else one.workload
+            for one in found
+            if one.decision == decision
+        ]
+        if texts:
+            parts.append(f"{words.on} {listed(texts)}")
+    return f"For {model} at {whole_percent(found[0].detail.floor)} agreement, early exit {listed(parts)}."
+
+
+def grounds_of(run: RunResult) -> str:
+    """What the short answer rests on: the figures, a sentence without a capital; "" if there are none yet."""
+    found = main_findings(run)
+    match run_decision(run):
+        case "undefined":
+            return "no policy could be judged on these workloads." if run.progress is None else ""
+        case "depends on the text":
+            return f"{'; '.join(f'{one.workload}: {short_figures(one.detail)}' for one in found)}."
+        case "does not pay":
+            return f"{_refusal(found)}."
+        case "pays":
+            # The weakest text's figures, so that the sentence holds for all.
+            weakest = min(found, key=lambda one: one.speedup)
+            even = f"even on {weakest.workload}, the weakest of them, " if len(found) > 1 else ""
+            return f"it {even}{_figures(weakest.detail)}."
+        case _:
+            return f"{_doubt(found)}."
+
+
+def _refusal(found: Sequence[Finding[Verdict]]) -> str:
+    """Why it does not pay: what was tried on the best text, or that nothing was worth a try."""
+    first = _best(found)
+    verdict = first.detail
+    if verdict.tried is not None and verdict.tried.executed is not None:
+        # What was refused for its agreement says so; its speed decides nothing.
+        where = f", on {first.workload}," if len(found) > 1 else ""
+        cautious = "the most cautious policy that could gain enough"
+        which = cautious if verdict.standing == "refuted" else "what was tried"
+        return f"{which}{where} {_figures(verdict)}"
+    if verdict.speed is not None:
+        return f"{_which(first, found)} {_figures(verdict)}"
+    if all(one.detail.standing in ("nothing could pay", "nothing faster") for one in found):
+        searched, over = "that was searched", " over the best decoder without exits"
+    else:
+        searched, over = "replayed on the measurement,", "; nothing was decoded"
+    policy = "no policy" if searched.startswith("that") else "no policy,"
+    return f"{policy} {searched} is predicted to gain {percent(verdict.worth, 0)}{over}"
+
+
+def _doubt(found: Sequence[Finding[Verdict]]) -> str:
+    """What keeps the answer open, and what would settle it."""
+    first = _best(found)
+    verdict = first.detail
+    said = f"{_which(first, found)} {_figures(verdict)}" if verdict.speed else "nothing was decoded"
+    return said + (f"; {missing_words(verdict)}" if verdict.missing else "")
+
+
+def _best(found: Sequence[Finding[Verdict]]) -> Finding[Verdict]:
+    """The text with the largest speed: of a certified policy where there is one, else of a tried one."""
+    return max(found, key=lambda one: (one.certified == "executed", one.speedup))
+
+
+def _which(first: Finding[Verdict], found: Sequence[Finding[Verdict]]) -> str:
+    """The best text's policy, before what it does."""
+    return f"the best, on {first.workload}," if len(found) > 1 else "the best policy"
+
+
+# Figures of a verdict.
+
+
+def _figures(verdict: Verdict) -> str:
+    """What is kept as executed, the speed against the worth, and where it comes from."""
+    return f"{kept_words(verdict)}, {speed_words(verdict)}{_worth_words(verdict)}{_saved_words(verdict)}"
+
+
+def short_figures(verdict: Verdict) -> str:
+    """One text's figures in a few words."""
+    if verdict.speed is not None:  # what is missing stands among the notes
+        return f"{kept_words(verdict)}, {speed_words(verdict)}"
+    if verdict.decision == "does not pay":
+        return "nothing that could gain enough keeps the floor"
+    return missing_words(verdict) if verdict.missing else "nothing was decoded"
+
+
+def missing_words(verdict: Verdict) -> str:
+    """What would settle a verdict: "missing: a timing of this policy"."""
+    return f"missing: {'; '.join(verdict.missing)}"
+
+
+def speed_words(verdict: Verdict) -> str:
+    """ "measured 1.081 × (1.061 to 1.099)" or "predicted ..."; what is missing where there is none."""
+    speed = verdict.speed
+    if speed is None:
+        return "without a speed"
+    return f"{how_words(speed)} {timed_text(speed.value, speed.low, speed.high, times)}"
+
+
+def how_words(speed: Speed) -> str:
+    """How a speed is known."""
+    if speed.how == "measured":
+        return "measured"
+    return f"predicted for {machine_name(speed.machine)}"
+
+
+def _worth_words(verdict: Verdict) -> str:
+    """The gain that counts as paying: "; a gain counts from 5 % on (--worth)"."""
+    if verdict.speed is None:
+        return ""
+    return f"; a gain counts from {percent(verdict.worth, 0 if verdict.worth >= 0.01 else 1)} on (--worth)"
+
+
+def _saved_words(verdict: Verdict) -> str:
+    """Where the gain comes from, and what exits add to the best decoder without them."""
+    parts = gain_text(verdict.gain)
+    said = f"; saves of plain decoding, by price: {parts}" if parts else ""
+    credit, speed = verdict.credit, verdict.speed
+    same = speed is None or credit is None or credit.value is None or credit.value == speed.value
+    if same or credit is None or credit.value is None or speed is None:
+        return said
+    shown = timed_text(credit.value, credit.low, credit.high, times)
+    return f"{said}; {how_words(speed)} {shown} over {without_words(verdict.without)}"
+
+
+def reference_line(reference: Estimate | None) -> str:
+    """Agreement with the untransformed model, to stand below an agreement; "" without transforms."""
+    if reference is None:
+        return ""
+    if reference.value is None:
+        return "untransformed: undefined"
+    return f"untransformed: {estimate_text(reference, percent)}"
+
+
+# Machines, and what speeds rest on.
+
+
+def machine_name(name: str) -> str:
+    """A machine as it stands in a sentence."""
+    return "this machine" if name == LOCAL else name
+
+
+def cost_text(machine: str, cost: float) -> str:
+    """A token's cost: time on a machine, megabytes where bytes are counted."""
+    return f"{decimal(cost / 1e6, 1)} MB" if machine == BYTES else duration(cost)
+
+
+def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:
+    """The answers at the floor nearest to 95 %, in their order."""
+    floor = min((answer.floor for answer in answers), key=from_main)
+    return [answer for answer in answers if answer.floor == floor]
+
+
+def machines_sentence(answers: Sequence[MachineAnswer]) -> str:
+    """ "on this machine no; on h100 yes at batch 1, no at batch 8 and 32": at the main floor."""
+    by_machine: dict[str, list[MachineAnswer]] = {}
+    for answer in answers_at_main_floor(answers):
+        by_machine.setdefault(answer.machine, []).append(answer)
+    return "; ".join(
+        f"on {machine_name(machine)} {batch_words(found)}" for machine, found in by_machine.items()
+    )
+
+
+def batch_words(answers: Sequence[MachineAnswer]) -> str:
+    """The decisions of one machine by batch size; one word if they are all the same."""
+    by_decision: dict[Decision, list[str]] = {}
+    for answer in answers:
+        by_decision.setdefault(answer.decision, []).append(str(answer.batch))
+    if len(by_decision) == 1:
+        return WORDS[answers[0].decision].short
+    return ", ".join(
+        f"{WORDS[decision].short} at batch {listed(batches)}" for decision, batches in by_decision.items()
+    )
+
+
+def bases(run: RunResult) -> list[str]:
+    """What the run's verdicts rest on, each once."""
+    return list(dict.fromkeys(verdict.basis for workload in run.workloads for verdict in workload.verdicts))
+
+
+def basis_words(basis: str) -> str:
+    """What a speed is predicted from, to follow "predicted from"."""
+    if basis == BYTES:
+        return "the bytes each token moves through memory"
+    if basis == LOCAL:
+        return "the times of layers, probes and head measured on this machine"
+    return f"the times of layers, probes and head that the profile of {basis} gives"
+
+
+def plain_seconds(run: RunResult, workload: WorkloadResult, basis: str) -> float | None:
+    """Seconds per token of plain decoding, at batch size 1, that a speed refers to; None if unknown.
+
+    Of the basis machine's own profile where that is known, so that prediction and reference have the same
+    source; else the stopwatch's, which holds for this machine only.
+    """
+    if basis != BYTES:
+        if run.hardware is not None and run.hardware.name == basis:
+            return run.hardware.plain_seconds_per_token
+        known = [a.plain_seconds_per_token for a in workload.machines if (a.machine, a.batch) == (basis, 1)]
+        known += [t.plain_seconds_per_token for t in workload.tuned if (t.machine, t.batch) == (basis, 1)]
+        if known:
+            return known[0]
+    measured = run.plain_seconds_per_token
+    return measured.value if measured is not None and basis in (BYTES, LOCAL) else None
+
+
+def credits_of(families: Sequence[RankedPolicy]) -> list[ReplayedCredit]:
+    """What replay credits early exit with at each floor, the strictest first; none without ranks."""
+    if all(entry.rank is None for entry in families):
+        return []
+    floors = sorted({entry.floor for entry in families}, reverse=True)
+    return [replayed_credit(families, floor) for floor in floors]
+
+
+def credit_sentence(credit: ReplayedCredit) -> str:
+    """One floor in a sentence or two."""
+    if credit.ratio is None or credit.speedup is None:
+        return (
+            f"No early exit holds {whole_percent(credit.floor)} agreement in replay on the documents that "
+            "judge."
+        )
+    if credit.without == "never":
+        return (
+            "In replay nothing that leaves no layer out is faster than plain decoding, so that all that the "
+            f"best early exit would gain is its own: {faster(credit.speedup)}."
+        )
+    return (
+        f"In replay, without any early exit, {CUT} is {faster(credit.without_speedup)}. The best early exit, "
+        f"{faster(credit.speedup)} than plain decoding, would be credited with what it adds to that: "
+        f"{faster(credit.ratio)}."
+    )
+
+
+# What to bear in mind.
+
+
+def caveats(run: RunResult) -> list[str]:
+    """What a reader must know before quoting the headline; first, how the figures were obtained."""
+    cost = transform_sentence(run)
+    return [
+        *how_obtained(run),
+        *([] if cost is None else [cost]),
+        *verdict_caveats(run),
+        *trace_caveats(run),
+    ]
+
+
+REPAIR_NOTE = (
+    "A token that leaves early is charged for the keys and values that later tokens need of the layers it "
+    "skipped. Propagated and mapped ones are approximate, and how much that changes later predictions is not "
+    "in a replayed agreement; recomputed ones are exact."
+)
+
+
+def how_obtained(run: RunResult) -> list[str]:
+    """Where agreement, skipped layers and speed come from: replayed, predicted, decoded for real."""
+    words = listed([basis_words(basis) for basis in bases(run)] or [basis_words(BYTES)])
+    replayed = (
+        f"agreement and skipped layers are replayed on the measurement, speed is predicted from {words}."
+    )
+    shown = [verdict for workload in run.workloads for verdict in workload.verdicts]
+    exits = any(verdict.policy != "never" or verdict.tried is not None for verdict in shown)
+    if not run.decoding:
+        when = "in this run" if run.progress is None else "yet"
+        notes = [f"No policy was decoded for real {when}: {replayed}"]
+        notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+        return notes + [REPAIR_NOTE] * exits
+    texts = listed([decoded.workload for decoded in run.decoding])
+    notes = [
+        "Under “Decoded for real” stand the policies that were decoded and timed, on a few prompts of "
+        f"{texts}. Of all others {replayed}"
+    ]
+    notes += defect_notes(run)
+    notes += [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+    return notes + ([repair_note(run)] if exits else [])
+
+
+def defect_notes(run: RunResult) -> list[str]:
+    """Which measurements have a defect, and which one; said once for all texts that share it."""
+    by_reason: dict[str, list[str]] = {}
+    for decoded in run.decoding:
+        if not decoded.sound:
+            by_reason.setdefault("; ".join(decoded.bench.defects), []).append(decoded.workload)
+    return [
+        f"The measurement on {listed(texts)} has a defect and changes no verdict: {why}."
+        for why, texts in by_reason.items()
+    ]
+
+
+def wrong_with(run: RunResult) -> list[str]:
+    """What went wrong in a run, which a reader of the answer has to know: defects, what was left out."""
+    not_decoded = [f"{name} was not decoded: {why}." for name, why in run.not_decoded.items()]
+    return [*defect_notes(run), *not_decoded, *lost_documents(run)]
+
+
+def repair_note(run: RunResult) -> str:
+    """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
+    found = []
+    for decoded in run.decoding:
+        policy = decoded.chosen
+        if policy is None or policy.free_running is None or policy.forecast is None:
+            continue
+        replayed = policy.forecast.predicted_agreement
+        if replayed is not None:
+            found.append(
+                f"on {decoded.workload} ({policy.kv}) {percent(replayed)} replayed and "
+                f"{percent(policy.free_running.agreement.value)} of the text that the policy generated"
+            )
+    return f"{REPAIR_NOTE} Of the policies decoded agreement is {listed(found)}." if found else REPAIR_NOTE
+
+
+def verdict_caveats(run: RunResult) -> list[str]:
+    """Few documents, and what would settle an open verdict."""
+    notes = []
+    traces = {workload.name: workload.trace for workload in run.workloads}
+    for name, verdict in main_verdicts(run):
+        if verdict.missing:
+            notes.append(f"On {name} the verdict is open; {missing_words(verdict)}.")
+        if verdict.report_documents < DOCUMENTS_NEEDED:
+            notes.append(
+                f"On {name} what is replayed rests on {counted(verdict.report_documents, 'document')}"
+                f"{lengths_text(lengths_of(traces[name]))}; {DOCUMENTS_NEEDED} are needed for an interval, "
+                "and as many to choose a policy on: give "
+                f"--tokens {2 * DOCUMENTS_NEEDED * SHORTEST_CAP:,} or more, if the workload has them."
+            )
+    cells = {v.certificate.delta for _, v in main_verdicts(run) if v.certificate and v.certificate.delta}
+    if len(run.workloads) > 1 and cells:
+        notes.append(
+            f"The sentence is about {len(run.workloads)} texts: each certificate spends a chance of "
+            f"{max(cells):.2g} to be wrong, all of them together {len(run.workloads) * max(cells):.2g}."
+        )
+    return notes
+
+
+def trace_caveats(run: RunResult) -> list[str]:
+    """Notes of all workloads once, documents left out, and notes of single workloads."""
+    several = run.workloads if len(run.workloads) > 1 else ()
+    common = (
+        [note for note in several[0].notes if all(note in one.notes for one in several)] if several else []
+    )
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in common]
+    notes += lost_documents(run)
+    for workload in run.workloads:
+        notes += [f"{workload.name}: {note}" for note in workload.notes if note not in common]
+    return notes
+
+
+def lost_documents(run: RunResult) -> list[str]:
+    """The documents that are no part of any figure, each with its reason."""
+    return [
+        f"{workload.name}: document {document.id} is left out: {document.reason or 'no reason recorded'}."
+        for workload in run.workloads
+        for document in workload.trace.documents
+        if not document.valid
+    ]
+
+
+def transform_sentence(run: RunResult) -> str | None:
+    """What the transforms of the model cost before any early exit; None for a model without transforms."""
+    costs = [cost for workload in run.workloads if (cost := transform_cost(workload)) is not None]
+    if not costs:
+        return None
+    return (
+        "What the transform itself costs: the full model, as transformed, says what the untransformed one "
+        f"says on {listed(costs)}. Agreement is with the transformed full model wherever “untransformed” is "
+        "not said."
+    )
+
+
+def transform_cost(workload: WorkloadResult) -> str | None:
+    """Agreement of the transformed full model with the untransformed one on one workload."""
+    kept = workload.card.reference_agreement
+    if kept is None or kept.value is None:
+        return None
+    limits = interval_text(kept.low, kept.high, percent)
+    why = f"95 % interval {limits}" if limits else f"no interval: {kept.no_interval}"
+    return f"{percent(kept.value)} of the tokens of {workload.name} ({why})"
