@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.costs.token import TokenCosts
+from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import (
     GAIN_OF_PART,
     PARTS,
@@ -76,7 +77,7 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     assert breakdown.unit == ("bytes" if machine is None else "seconds")
     if machine is not None:
         assert result.seconds_per_token == breakdown.total / 60
-    shown = breakdown.to_json()
+    shown = to_json(breakdown)
     assert math.fsum(line["total"] for line in shown["lines"]) == shown["total"] == breakdown.total
     probes = math.fsum(line.total for line in breakdown.lines if line.part == "probe")
     assert probes > 0
@@ -95,7 +96,7 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     ],
 )
 def test_a_gain_by_hand(decisions: Decisions, layers: float, head: float, probes: float) -> None:
-    found = split_gain(broken_down(decisions)).to_json()
+    found = vars(split_gain(broken_down(decisions)))
     plain = 7 + 460 + 1000
     assert found == pytest.approx({"layers": layers / plain, "head": head / plain, "probes": probes / plain})
 

@@ -11,6 +11,7 @@ from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.kit.request import Request, argument, flags, only_if, only_with
+from offramp.kit.typed import to_json
 from offramp.models.devices import AUTO
 from offramp.tracing.asked import OnDevice, only_speculating
 from offramp.tracing.progress import stage
@@ -98,7 +99,7 @@ def replay(asked: ReplayCommand, out: Output) -> None:
     if asked.explain:
         out.console.print(charges_table(result.breakdown).rich(charges(result.breakdown)))
         out.say(total_text(result.breakdown))
-    breakdown = {"bill": result.breakdown.to_json()} if asked.explain else {}
+    breakdown = {"bill": to_json(result.breakdown)} if asked.explain else {}
     heads = contents.heads if asked.heads is None and contents else asked.heads
     rerun = {"rerun": _execute(out, asked, loaded, heads)} if asked.execute else {}
     out.finish({**_as_json(result), **breakdown, **rerun})

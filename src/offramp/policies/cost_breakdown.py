@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from offramp.costs.token import TokenCosts
 
@@ -57,6 +57,8 @@ class Line:
     places: the layers or exits that it is about, ascending. rows: tokens that it is done for at once.
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = ("total",)
+
     part: str
     places: tuple[int, ...]
     rows: int
@@ -81,10 +83,6 @@ class Line:
             runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
         return f"{noun}{'s' if len(self.places) > 1 else ''} {', '.join(runs)}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The line as a JSON object, with its total."""
-        return {**vars(self), "places": list(self.places), "total": self.total}
-
 
 @dataclass(frozen=True)
 class CostBreakdown:
@@ -94,6 +92,9 @@ class CostBreakdown:
     `total`. plain_lines: what the full model costs in the same steps; their sum is `plain`. tokens: that the
     breakdown is for.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("total", "plain", "speedup")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("plain_lines",)
 
     unit: str
     tokens: int
@@ -124,17 +125,6 @@ class CostBreakdown:
     def batches(self) -> tuple[int, ...]:
         """The numbers of rows whose prices it uses, ascending."""
         return tuple(sorted({line.rows for line in self.lines}))
-
-    def to_json(self) -> dict[str, Any]:
-        """The whole breakdown as a JSON object."""
-        return {
-            "unit": self.unit,
-            "tokens": self.tokens,
-            "lines": [line.to_json() for line in self.lines],
-            "total": self.total,
-            "plain": self.plain,
-            "speedup": self.speedup,
-        }
 
 
 def break_down(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,19 +183,15 @@ class ConfidenceDiagnostics:
     constant: NDArray[np.bool_]
     few: NDArray[np.bool_]
 
-
-@dataclass(frozen=True)
-class _ExitDiagnostics:
-    """The same figures of one exit."""
-
-    brier_sums: Values
-    recalibrated_sums: Values | None
-    ece_token: float
-    auroc: float
-    aurc: float
-    reliability: ReliabilityDiagram
-    constant: bool
-    few: bool
+    @classmethod
+    def beside(cls, exits: Sequence[ConfidenceDiagnostics]) -> ConfidenceDiagnostics:
+        """Those of several exits as one, in their order."""
+        columns: dict[str, Any] = {
+            name: None if value is None else np.concatenate([getattr(exit, name) for exit in exits], axis=-1)
+            for name, value in vars(exits[0]).items()
+            if name != "reliability"
+        }
+        return cls(reliability=tuple(diagram for exit in exits for diagram in exit.reliability), **columns)
 
 
 def confidence_diagnostics(
@@ -210,43 +208,37 @@ def confidence_diagnostics(
     agrees = np.ascontiguousarray(agreement.T)
     correct = np.ascontiguousarray((fact_of(trace, "top1") == trace.next_token[:, np.newaxis]).T)
     fold = rows.fold_of_row() if rows.count >= FOLDS_NEED_DOCUMENTS else None
-    exits = [
-        _one_exit(int(trace.exits[column]), confidence[column], agrees[column], correct[column], rows, fold)
-        for column in range(len(trace.exits))
-    ]
-    recalibrated = [exit.recalibrated_sums for exit in exits if exit.recalibrated_sums is not None]
-    return ConfidenceDiagnostics(
-        brier_sums=np.stack([exit.brier_sums for exit in exits], axis=1),
-        recalibrated_sums=np.stack(recalibrated, axis=1) if recalibrated else None,
-        ece_agreement=np.array([expected_calibration_error(exit.reliability) for exit in exits]),
-        ece_token=np.array([exit.ece_token for exit in exits]),
-        auroc=np.array([exit.auroc for exit in exits]),
-        aurc=np.array([exit.aurc for exit in exits]),
-        reliability=tuple(exit.reliability for exit in exits),
-        constant=np.array([exit.constant for exit in exits]),
-        few=np.array([exit.few for exit in exits]),
+    return ConfidenceDiagnostics.beside(
+        [
+            _of_one_exit(
+                int(trace.exits[column]), confidence[column], agrees[column], correct[column], rows, fold
+            )
+            for column in range(len(trace.exits))
+        ]
     )
 
 
-def _one_exit(
+def _of_one_exit(
     exit: int,
     confidence: NDArray[np.float32],
     agrees: NDArray[np.bool_],
     correct: NDArray[np.bool_],
     rows: DocumentRows,
     fold: NDArray[np.bool_] | None,
-) -> _ExitDiagnostics:
-    ranking = rank_by_confidence(confidence, agrees)
+) -> ConfidenceDiagnostics:
+    ranking, diagram = rank_by_confidence(confidence, agrees), reliability_diagram(exit, confidence, agrees)
     agreeing = int(np.count_nonzero(agrees))
-    return _ExitDiagnostics(
-        brier_sums=rows.sums((confidence.astype(np.float64) - agrees) ** 2),
-        recalibrated_sums=None if fold is None else _recalibrated_sums(ranking, rows, fold),
-        ece_token=expected_calibration_error(reliability_diagram(exit, confidence, correct)),
-        auroc=auroc(ranking),
-        aurc=aurc(ranking),
-        reliability=reliability_diagram(exit, confidence, agrees),
-        constant=ranking.constant,
-        few=min(agreeing, len(agrees) - agreeing) < TOKENS_PER_CLASS,
+    recalibrated = None if fold is None else _recalibrated_sums(ranking, rows, fold)
+    return ConfidenceDiagnostics(
+        brier_sums=rows.sums((confidence.astype(np.float64) - agrees) ** 2)[:, None],
+        recalibrated_sums=None if recalibrated is None else recalibrated[:, None],
+        ece_agreement=np.array([expected_calibration_error(diagram)]),
+        ece_token=np.array([expected_calibration_error(reliability_diagram(exit, confidence, correct))]),
+        auroc=np.array([auroc(ranking)]),
+        aurc=np.array([aurc(ranking)]),
+        reliability=(diagram,),
+        constant=np.array([ranking.constant]),
+        few=np.array([min(agreeing, len(agrees) - agreeing) < TOKENS_PER_CLASS]),
     )
 
 

@@ -38,6 +38,7 @@ from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.quality.judging import judge
 from offramp.errors import InputError
+from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
 from offramp.tracing.heads_file import write_heads
 from tiny_models import CHAT_TEMPLATE, write_llama
@@ -201,7 +202,7 @@ def test_generation_decodes_with_the_policy(folder: Path, model: offramp.Model, 
     assert isinstance(generation, offramp.Generation)
     text = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
     assert found == [text.split("\n")[0].split("</s>")[0]]
-    assert lm._depths.to_json()["mine"]["generate_until"]["layers_executed"] == (
+    assert to_json(lm._depths.by_task())["mine"]["generate_until"]["layers_executed"] == (
         generation.layers_executed - generation.prompt_layers
     )
 
@@ -213,7 +214,7 @@ def test_generation_stops_at_its_strings(folder: Path) -> None:
     stop = whole[4:6]
     (cut,) = lm.generate_until([request("generate_until", "the cat", {**wanted, "until": [stop]})])
     assert cut == whole.split(stop)[0]
-    tokens = lm._depths.to_json()["mine"]["generate_until"]["tokens"]
+    tokens = to_json(lm._depths.by_task())["mine"]["generate_until"]["tokens"]
     assert tokens < 32
 
 
@@ -325,7 +326,7 @@ def test_mean_depths_are_those_worked_by_hand() -> None:
     )
     assert depth.mean_exit == 35 / 5
     assert depth.layers_skipped == pytest.approx(1 - 15 / 30)
-    assert depth.to_json() == {
+    assert to_json(depth) == {
         "requests": 2,
         "tokens": 5,
         "mean_exit": 7.0,
@@ -343,7 +344,7 @@ def test_tasks_and_types_are_kept_apart_and_shown() -> None:
     depths.add("sums", "loglikelihood", Depth(10, requests=1, tokens=1, exits=3, fed=1, layers_executed=3))
     depths.add("sums", "generate_until", Depth(10, requests=1, tokens=2, exits=14, fed=1, layers_executed=4))
     depths.add("none", "loglikelihood", Depth(10, requests=1))
-    found = depths.to_json()
+    found = to_json(depths.by_task())
     assert list(found) == ["sums", "none"]
     assert found["sums"]["generate_until"]["tokens"] == 4
     assert found["sums"]["loglikelihood"]["mean_exit"] == 3.0

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -18,6 +18,7 @@ from offramp.decoding.generation.loop import explain_out_of_memory
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
 from offramp.errors import InputError, OfframpError
+from offramp.kit.typed import to_json
 from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_loggers
@@ -35,6 +36,9 @@ class Depth:
     exits that predicted them. fed: tokens that ran for their sake, the prompt's not included; the last new
     token of a generation is never fed. layers_executed: layers that ran for those.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("mean_exit", "layers_of_full_model", "layers_skipped")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("layers", "exits", "fed")
 
     layers: int
     requests: int = 0
@@ -62,18 +66,12 @@ class Depth:
     @property
     def layers_skipped(self) -> float | None:
         """Share of the fed tokens' layers that did not run, None without any; negative if more ran."""
-        return 1.0 - self.layers_executed / (self.fed * self.layers) if self.fed else None
+        return 1.0 - self.layers_executed / self.layers_of_full_model if self.fed else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Sums and means for lm-eval's results file."""
-        return {
-            "requests": self.requests,
-            "tokens": self.tokens,
-            "mean_exit": self.mean_exit,
-            "layers_executed": self.layers_executed,
-            "layers_of_full_model": self.fed * self.layers,
-            "layers_skipped": self.layers_skipped,
-        }
+    @property
+    def layers_of_full_model(self) -> int:
+        """Layers that the full model runs for the fed tokens."""
+        return self.fed * self.layers
 
 
 class Depths:
@@ -90,12 +88,11 @@ class Depths:
         """Requests of a type, made by a task."""
         self.found[task, kind] = self.found.get((task, kind), Depth(self._layers)).plus(depth)
 
-    def to_json(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def by_task(self) -> dict[str, dict[str, Depth]]:
         """By task, then by type of request."""
         tasks = dict.fromkeys(task for task, _ in self.found)
         return {
-            task: {kind: depth.to_json() for (of, kind), depth in self.found.items() if of == task}
-            for task in tasks
+            task: {kind: depth for (of, kind), depth in self.found.items() if of == task} for task in tasks
         }
 
 
@@ -249,7 +246,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "policy": str(options.policy),
                 "kv": options.kv,
                 "heads": None if options.heads is None else options.heads.fingerprint,
-                "depth": self._depths.to_json(),
+                "depth": to_json(self._depths.by_task()),
             },
         }
 
