@@ -23,19 +23,25 @@ import subprocess
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offramp.report.page import render_comparison, write_comparison_page
+from offramp.report.comparison import render_comparison, write_comparison_page
+from offramp.report.comparison_data import comparison_tables
+from offramp.report.table import write_tables
+from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
+from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Saving, Strategy
-from offramp.studies.comparison.tables import write_tables
+from offramp.scoring.text_size import TextSize
+from offramp.studies.comparison.results import Answer, Comparison, ModelFacts, Row, Strategy
+from offramp.tuning.certificate import Certificate
+from offramp.tuning.floor import Floor
+from offramp.tuning.tuned import Tuned
 
 WORKLOADS = ("prose", "code", "chat", "math")
-FLOORS = ("agreement=0.99", "agreement=0.95", "agreement=0.9")
+FLOORS = tuple(Floor("agreement", value) for value in (0.99, 0.95, 0.9))
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
 SCORES = ("representation", "increment", "calibration", "composite", "saturation_skip")
 CURVES = (
@@ -83,36 +89,70 @@ def row(generator: np.random.Generator, model: int, workload: str, exits: int) -
     """One made-up trace with every score and curve."""
     depth = np.arange(1, exits + 1) / exits
     name = f"model-{model:03}"
-    curves, intervals = {}, {}
-    for curve in CURVES:
-        values = depth ** generator.uniform(1, 4) + 0.01 * generator.standard_normal(exits)
-        curves[curve] = tuple(values.tolist())
-        limits = {"low": tuple((values - 0.02).tolist()), "high": tuple((values + 0.02).tolist())}
-        intervals[curve] = limits
-    score = {"score": asdict(estimate(0.45, 0.01)), "ceiling": 0.67, "floor": 0.18}
+    curves = {
+        curve: depth ** generator.uniform(1, 4) + 0.01 * generator.standard_normal(exits) for curve in CURVES
+    }
+    intervals = {curve: Limits(values - 0.02, values + 0.02) for curve, values in curves.items()}
+    scores: dict[str, Any] = {key: estimate(float(generator.uniform(0.1, 0.7)), 0.02) for key in SCORES}
+    eas = estimate(0.45, 0.01)
+    card = ScoreCard(
+        **scores,
+        literal_calibration=eas,
+        initial_information=eas,
+        first_match_skip=eas,
+        ceiling=0.9,
+        head_share=0.1,
+        mean_position=16.0,
+        documents=60,
+        tokens=1920,
+        curves=LayerCurves(np.arange(1, exits + 1), depth, curves, intervals),
+        reliability=(),
+        eas_variants=tuple(EasVariant(name, 0.5, eas, 0.67, 0.18) for name in SIMILARITIES),
+        compute_eas=lambda similarity, alpha: EasVariant(similarity, alpha, eas, None, None),
+        candidates={},
+        notes=(),
+    )
+    facts = ModelFacts(name, name, f"family {model % 5}", model // 5, "2025-01", 1e9 + 1e8 * model)
     return Row(
-        model=ModelFacts(name, name, "", f"family {model % 5}", model // 5, "2025-01", 1e9 + 1e8 * model),
+        model=facts,
         workload=workload,
         heads="",
-        tokens=1920,
-        documents=60,
         workload_fingerprint=workload * 8,
-        scores={key: estimate(float(generator.uniform(0.1, 0.7)), 0.02) for key in SCORES},
-        eas=tuple({"similarity": s, "alpha": 0.5, **score} for s in ("logit", "centred_logit", "hidden")),
-        candidates={},
-        exits=tuple(range(1, exits + 1)),
-        depth_fraction=tuple(depth.tolist()),
-        curves=curves,
-        intervals=intervals,
+        card=card,
+        text=TextSize(round(1000 * generator.uniform(3, 5)), 4000, 1000),
         bits_per_byte=1.2,
-        bytes_per_token=float(generator.uniform(3, 5)),
-        characters_per_token=4.0,
-        savings=tuple(
-            Saving(floor, "h100", "threshold:signal=margin,value=0.9,exits=10+15+20",
-                   estimate(float(generator.uniform(0.95, 1.3)), 0.02), place > 0, "certified")
-            for place, floor in enumerate(FLOORS)
+        answers=tuple(answer(generator, floor, place > 0) for place, floor in enumerate(FLOORS)),
+    )
+
+
+def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Answer:
+    """What the tuner says of a made-up trace."""
+    nothing = Estimate(None, undefined="not looked at")
+    certificate = Certificate(
+        "wsr", "made up", holds, 0.1, 40, None, None, 0.9, 20, 1, int(holds), "made up", executed=holds
+    )
+    return Answer(
+        "h100",
+        Tuned(
+            floor=floor,
+            policy_text="threshold:signal=margin,value=0.9,exits=10+15+20",
+            answer="certified",
+            certificate=certificate,
+            quality=nothing,
+            skip_ratio=nothing,
+            net_speedup=estimate(float(generator.uniform(0.95, 1.3)), 0.02),
+            seconds_per_token=nothing,
+            plain_seconds_per_token=0.01,
+            probe_share=0.0,
+            machine="h100",
+            batch=1,
+            kv="propagate",
+            front=(),
+            shift=(),
+            documents={"heads": 0, "search": 20, "certify": 40, "report": 20},
+            document_digests={},
         ),
-    )  # fmt: skip
+    )
 
 
 def strategies(generator: np.random.Generator, rows: list[Row], count: int) -> tuple[Strategy, ...]:
@@ -124,10 +164,7 @@ def strategies(generator: np.random.Generator, rows: list[Row], count: int) -> t
         measured = place % 10 == 0
         found.append(
             Strategy(
-                model=one.model.shown,
-                workload=one.workload,
-                heads="",
-                machine="local" if measured else "h100",
+                place=one.on("local" if measured else "h100"),
                 family=f"family {family}",
                 policy=f"threshold:signal=margin,value={generator.uniform():.4f},exits=10+15+20",
                 kv="propagate",
@@ -255,7 +292,7 @@ def main() -> None:
         }
         if options.tables:
             started = time.perf_counter()
-            write_tables(comparison, folder / "tables")
+            write_tables(comparison_tables(comparison), folder / "tables")
             result["tables_seconds"] = time.perf_counter() - started
         result |= in_browser(page, options.repeats)
     print(json.dumps(result))

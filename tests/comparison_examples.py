@@ -8,20 +8,26 @@ from typing import Any
 import numpy as np
 
 from combine_cases import combined_result
-from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import Gain
+from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.comparison.results import (
     NOT_TIMED,
+    Answer,
     Comparison,
     ModelFacts,
+    Place,
     Row,
-    Saving,
     ScoreValidity,
     Strategy,
     TrainedSaving,
 )
 from offramp.studies.work.training_cost import Training
+from offramp.tuning.bounds import OUT_OF_TIME
+from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.floor import Floor
+from offramp.tuning.tuned import Tuned
 
 TOKENS, DOCUMENTS = 1920, 60
 FLOORS = (0.99, 0.95, 0.90)
@@ -52,6 +58,9 @@ CURVES = {
     "update_norm": (0.9, 0.4),
     "centred_logit_cosine": (0.1, 1.0),
 }
+ESTIMATES = tuple(name for name in SCORES if not name.startswith("time_"))
+"""Scores that a card keeps; the others follow from them."""
+
 FAMILIES = ("max_prob, all exits", "restricted_margin, 3 exits", "patience", "entropy, 3 exits", "full model")
 
 
@@ -75,7 +84,7 @@ def models() -> tuple[Described, ...]:
         _described("qwen3-8b", 0.29, 36, transform="int8", **QWEN),
         _described("mamba-3b", 0.12, 64, family="Mamba", generation=1, released="2023-12", kind="ssm"),
         Described(ModelFacts(MINE, "mine"), 0.4, 8),
-        Described(ModelFacts(MINE, "mine", "prune:by=angular,layers=2"), 0.2, 6),
+        Described(ModelFacts(MINE, "mine", transform="prune:by=angular,layers=2"), 0.2, 6),
     )
 
 
@@ -93,9 +102,7 @@ def more_models(count: int, layers: int = 32) -> tuple[Described, ...]:
     generator = np.random.default_rng(count)
     return tuple(
         Described(
-            ModelFacts(
-                f"model-{i:03}", f"model-{i:03}", "", f"family {i % 5}", i // 5, "2024-05", 1e9 + i * 1e8
-            ),
+            ModelFacts(f"model-{i:03}", f"model-{i:03}", f"family {i % 5}", i // 5, "2024-05", 1e9 + i * 1e8),
             float(generator.uniform(0.1, 0.7)),
             layers,
         )
@@ -110,14 +117,45 @@ def estimate(value: float, width: float = 0.02, *, interval: bool = True) -> Est
     return Estimate(value, value - width, value + width)
 
 
+def card(
+    *,
+    tokens: int = TOKENS,
+    documents: int = DOCUMENTS,
+    exits: tuple[int, ...] = (1, 2),
+    curves: dict[str, Any] | None = None,
+    intervals: dict[str, Any] | None = None,
+    **fields: Any,
+) -> ScoreCard:
+    """A score card of made-up figures; what is not given is undefined."""
+    depth = np.array(exits) / exits[-1]
+    scores = {name: fields.pop(name, Estimate(None, undefined="not scored")) for name in ESTIMATES}
+    return ScoreCard(
+        **{
+            **scores,
+            "ceiling": 0.9,
+            "head_share": 0.1,
+            "mean_position": 16.0,
+            "documents": documents,
+            "tokens": tokens,
+            "curves": LayerCurves(np.array(exits), depth, curves or {}, intervals or {}),
+            "reliability": (),
+            "eas_variants": (),
+            "compute_eas": lambda similarity, alpha: None,
+            "candidates": {},
+            "notes": (),
+            **fields,
+        }
+    )
+
+
 def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
     """One row; code exits a little worse than prose, and the smallest texts have no intervals."""
     generator = np.random.default_rng(seed)
     ease = described.exits_well * (1.0 if workload == "prose" else 0.8)
-    interval = described.facts.base != "mine"
+    known = described.facts.base != "mine"
     scores = {
-        name: estimate(float(np.clip(ease * generator.uniform(0.8, 1.1), 0, 1)), interval=interval)
-        for name in SCORES
+        name: estimate(float(np.clip(ease * generator.uniform(0.8, 1.1), 0, 1)), interval=known)
+        for name in ESTIMATES
     }
     if described.facts.name == "mamba-3b":
         scores["increment"] = Estimate(None, undefined=NEARLY_ALWAYS_UNDEFINED)
@@ -127,17 +165,13 @@ def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
     curves, intervals = {}, {}
     depth = np.arange(1, described.layers + 1) / described.layers
     for name, (first, last) in CURVES.items():
-        values = first + (last - first) * depth ** (0.5 + 3 * (1 - ease))
-        curves[name] = tuple(float(value) for value in values)
-        if interval:
+        curves[name] = first + (last - first) * depth ** (0.5 + 3 * (1 - ease))
+        if known:
             width = 0.03 * abs(last - first)
-            intervals[name] = {
-                "low": tuple(float(value) - width for value in values),
-                "high": tuple(float(value) + width for value in values),
-            }
-    curves["auroc"] = (None, *(0.6 + 0.3 * float(x) for x in depth[1:-1]), None)
+            intervals[name] = Limits(curves[name] - width, curves[name] + width)
+    curves["auroc"] = np.array([np.nan, *(0.6 + 0.3 * depth[1:-1]), np.nan])
     speedups = {
-        f"agreement={floor:g} | {machine}": 1.0 + max(0.0, (1 - floor) * ease * 2 - 0.02)
+        (Floor("agreement", floor), machine): 1.0 + max(0.0, (1 - floor) * ease * 2 - 0.02)
         for floor in FLOORS
         for machine in MACHINES
     }
@@ -147,63 +181,112 @@ def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
         model=described.facts,
         workload=workload,
         heads=heads,
-        tokens=TOKENS,
-        documents=DOCUMENTS if interval else 6,
         workload_fingerprint={"prose": "a1", "code": "b2"}.get(workload, workload) * 32,
-        scores=scores,
-        eas=tuple(
-            {
-                "similarity": similarity,
-                "alpha": 0.5,
-                "score": vars(estimate(0.3 + 0.4 * ease + 0.02 * i, 0.01, interval=interval)),
-                "ceiling": 0.67,
-                "floor": 0.18,
-            }
-            for i, similarity in enumerate(SIMILARITIES)
+        card=card(
+            documents=DOCUMENTS if known else 6,
+            exits=exits,
+            curves=curves,
+            intervals=intervals,
+            eas_variants=tuple(
+                EasVariant(
+                    similarity,
+                    alpha=0.5,
+                    score=estimate(0.3 + 0.4 * ease + 0.02 * i, 0.01, interval=known),
+                    ceiling=0.67,
+                    floor=0.18,
+                )
+                for i, similarity in enumerate(SIMILARITIES)
+            ),
+            candidates={name: scores[name].value for name in SCORES[:5]}
+            | {
+                "eas_logit": 0.3 + 0.4 * ease,
+                "mean_kl": 5.0 * (1 - ease),
+                "block_influence": 0.3 - 0.1 * ease,
+            },
+            **scores,
         ),
-        candidates={name: scores[name].value for name in SCORES[:5]}
-        | {"eas_logit": 0.3 + 0.4 * ease, "mean_kl": 5.0 * (1 - ease), "block_influence": 0.3 - 0.1 * ease},
-        exits=exits,
-        depth_fraction=tuple(float(x) for x in depth),
-        curves=curves,
-        intervals=intervals,
-        bits_per_byte=None if described.facts.base == "mine" else 1.4 - 0.2 * ease,
-        bytes_per_token=None if described.facts.base == "mine" else characters * 1.02,
-        characters_per_token=None if described.facts.base == "mine" else characters,
-        savings=tuple(saving(floor, machine, ease) for floor in FLOORS for machine in MACHINES),
+        text=TextSize(round(1020 * characters), round(1000 * characters), 1000) if known else NOTHING,
+        bits_per_byte=1.4 - 0.2 * ease if known else None,
+        answers=tuple(example_answer(floor, machine, ease) for floor in FLOORS for machine in MACHINES),
         exit_speedup=speedups,
-        measured_speedup={"agreement=0.95 | local": 1.0 + ease / 10},
+        measured_speedup={(Floor("agreement", 0.95), "local"): 1.0 + ease / 10},
         trace_folder=f"tasks/trace/{seed:04}",
         source="study example",
-        notes=() if interval else (FEW,),
+        notes=() if known else (FEW,),
     )
 
 
-def saving(floor: float, machine: str, ease: float) -> Saving:
+def answer(
+    speed: Estimate,
+    said: str,
+    *,
+    floor: float | Floor = 0.95,
+    machine: str = "local",
+    policy: str = "never",
+    lacks: str = "",
+    **certificate: Any,
+) -> Answer:
+    """The tuner's answer at a floor on agreement. lacks: what a certificate that does not hold lacked.
+
+    certificate: fields of `Certificate`, by default of an executed one that holds.
+    """
+    documents = {"heads": 0, "search": 20, "certify": 40, "report": 20}
+    needed = {"documents": 12, "documents_needed": 230} if lacks == "documents" else {}
+    fields: dict[str, Any] = {
+        "method": "wsr",
+        "guarantee": "made up",
+        "holds": not lacks,
+        "delta": 0.1,
+        "documents": 40,
+        "empirical_risk": None,
+        "risk_bound": None,
+        "best_floor": 0.9,
+        "documents_needed": 20,
+        "tested": 1 if lacks in ("evidence", "time") else 0,
+        "passed": 0,
+        "assumption": "made up",
+        "executed": not lacks,
+        **needed,
+        **certificate,
+    }
+    if lacks == "documents" and fields["documents"] >= fields["documents_needed"]:
+        documents["search"] = 0
+    late = Candidate(policy, "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
+    nothing = Estimate(None, undefined="not looked at")
+    tuned = Tuned(
+        floor=floor if isinstance(floor, Floor) else Floor("agreement", floor),
+        policy_text=policy,
+        answer=said,
+        certificate=Certificate(**fields),
+        quality=nothing,
+        skip_ratio=nothing,
+        net_speedup=speed,
+        seconds_per_token=nothing,
+        plain_seconds_per_token=0.05,
+        probe_share=0.0,
+        machine=machine,
+        batch=1,
+        kv="propagate",
+        front=(),
+        shift=(),
+        documents=documents,
+        document_digests={},
+        candidates=(late,) if lacks == "time" else (),
+    )
+    return Answer(machine, tuned)
+
+
+def example_answer(floor: float, machine: str, ease: float) -> Answer:
     """What the tuner says: nothing is certifiable at the strictest floor, the rest by how well it exits."""
+    where: dict[str, Any] = {"floor": floor, "machine": machine}
+    plain = estimate(1.0, 0.0)
     if floor == 0.99:
-        answer = "not certifiable: 12 documents, 230 needed"
-        nothing = Saving("agreement=0.99", machine, "never", estimate(1.0, 0.0), False, answer)
-        return replace(nothing, lacks="documents", documents=12, documents_needed=230, documents_in_all=460)
+        return answer(plain, "not certifiable: 12 documents, 230 needed", lacks="documents", **where)
     if ease < 0.2:
-        return Saving(
-            f"agreement={floor:g}",
-            machine,
-            "never",
-            estimate(1.0, 0.0),
-            False,
-            "nothing beats the full model here",
-        )
+        return answer(plain, "nothing beats the full model here", holds=False, executed=False, **where)
     gain = 1.0 + (1 - floor) * ease * 2
-    return Saving(
-        f"agreement={floor:g}",
-        machine,
-        "threshold:signal=restricted_margin,value=0.9,exits=10+15+20",
-        estimate(gain, 0.015),
-        True,
-        f"certified: {gain:.2f} times as fast",
-        executed=True,
-    )
+    policy = "threshold:signal=restricted_margin,value=0.9,exits=10+15+20"
+    return answer(estimate(gain, 0.015), f"certified: {gain:.2f} times as fast", policy=policy, **where)
 
 
 def strategies(described: Described, workload: str, seed: int) -> list[Strategy]:
@@ -255,16 +338,13 @@ def _strategy(
 ) -> Strategy:
     known = described.facts.base != "mine"
     return Strategy(
-        model=described.facts.shown,
-        workload=workload,
-        heads="",
-        machine=machine,
+        place=Place(described.facts.shown, workload, "", machine),
         family=family,
         policy="never"
         if family == "full model"
         else f"threshold:signal={family.split(',')[0]},value={floor:g}",
         kv="propagate",
-        floor=f"agreement={floor:g}",
+        floor=Floor("agreement", floor),
         basis=basis,
         agreement=estimate(min(1.0, floor + 0.004), 0.004, interval=known),
         skip_ratio=estimate(max(0.0, speedup - 1.0) * 1.4, 0.01, interval=known),
@@ -274,6 +354,7 @@ def _strategy(
         characters_per_second=None if seconds is None else 4.5 / seconds,
         reachable=reachable,
         answer=answer,
+        defect=answer.startswith("defect"),
         chosen=family == FAMILIES[1],
         gain=None if basis == "measured" else Gain(0.7 * (1 - 1 / speedup), 0.31 * (1 - 1 / speedup), -0.004),
     )
@@ -282,7 +363,7 @@ def _strategy(
 def validity() -> tuple[ScoreValidity, ...]:
     """Some candidates at two floors: of 14 bases, three of them surely above 0, and of 5."""
     found = []
-    for floor, bases in (("agreement=0.95", 14), ("agreement=0.9", 5)):
+    for floor, bases in ((Floor("agreement", 0.95), 14), (Floor("agreement", 0.9), 5)):
         names = ("saturation_skip", "composite", "representation", "eas_hidden", "mean_kl")
         for place, name in enumerate(names):
             tau = 0.7 - 0.15 * place
@@ -298,11 +379,8 @@ TRAINING = Training("block", (4, 8), 60_000, 900, 1200.0, rows=172_800)
 def trained() -> tuple[TrainedSaving, ...]:
     """gpt2 on prose, its exits trained: nothing at 99 %, certified at 95 %, by a replay bound at 90 %."""
     at_95 = TrainedSaving(
-        model="gpt2",
-        workload="prose",
-        heads="",
-        floor="agreement=0.95",
-        machine="local",
+        place=Place("gpt2", "prose", "", "local"),
+        floor=Floor("agreement", 0.95),
         training=TRAINING,
         policy="static:exit=8",
         passed="executed",
@@ -317,9 +395,9 @@ def trained() -> tuple[TrainedSaving, ...]:
     nothing = Estimate(None, undefined="a faster policy failed")
     untimed = replace(at_95, paid_back=None, credit=NOT_TIMED)
     return (
-        replace(untimed, floor="agreement=0.99", policy="never", passed="", saved=nothing),
+        replace(untimed, floor=Floor("agreement", 0.99), policy="never", passed="", saved=nothing),
         at_95,
-        replace(untimed, floor="agreement=0.9", passed="replayed", basis="predicted"),
+        replace(untimed, floor=Floor("agreement", 0.9), passed="replayed", basis="predicted"),
     )
 
 
@@ -343,7 +421,7 @@ def example_comparison(
         ),
         trained=trained(),
         validity=validity(),
-        combined=(to_json(found),),
+        combined=(found,),
         failures={
             "llama3-8b · code · tune · h100": "the memory is too small: 32 GB needed, 16 GB here",
             "qwen3-32b · prose": "the model is not on this machine: hub id Qwen/Qwen3-32B",

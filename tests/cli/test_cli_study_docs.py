@@ -9,9 +9,9 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.report.page import NAVIGATION
+from offramp.report.comparison import NAVIGATION
+from offramp.report.comparison_data import NAMES as TABLES_OF_A_COMPARISON
 from offramp.studies import entries
-from offramp.studies.comparison.tables import TABLES as TABLES_OF_A_COMPARISON
 from offramp.studies.engines.registry import ENGINES
 from offramp.studies.entries import Table
 from offramp.studies.study import Study

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.kit.spreadsheet import cell, csv_table
-from offramp.report.page import csv_bytes
+from offramp.report.comparison_data import csv_bytes
 
 
 @pytest.mark.parametrize(

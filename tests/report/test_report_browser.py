@@ -14,7 +14,9 @@ from decoding_examples import decoded_run
 from report_examples import example_run
 
 import comparison_examples as examples
-from offramp.report.page import render, write_comparison_page
+from offramp.report.comparison import write_comparison_page
+from offramp.report.page import render
+from offramp.tuning.floor import Floor
 from page_reader import VOID, Page
 
 BROWSER = next(
@@ -90,7 +92,7 @@ def test_a_linked_view_is_filtered_sorted_and_counted(comparison, page, tmp_path
     wanted = [
         one
         for one in comparison.strategies
-        if (one.model, one.workload, one.floor) == ("gpt2", "code", "agreement=0.9")
+        if (one.place.model, one.place.workload) == ("gpt2", "code") and one.floor == Floor("agreement", 0.9)
     ]
     assert len(shown) == len(wanted) > 0
     assert counted(html, "strategies") == f"{len(wanted)} of {len(comparison.strategies)} rows"

@@ -36,14 +36,16 @@ from offramp.report.ranking import (
     keeps_floor,
     why_no_answer,
 )
-from offramp.report.sections.strategies import certified_section
+from offramp.report.sections.answers import certified_section
 from offramp.report.sections.verdict import answer_section
 from offramp.report.ways import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Saving, Strategy
+from offramp.studies.comparison.results import Answer, Comparison, Place, Strategy
 from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer
+from offramp.tuning.splits import fewest_documents
 from offramp.tuning.verdict import CUT, Decision, Speed, Verdict
 
 
@@ -244,32 +246,39 @@ PLAIN = Estimate(1.0, 1.0, 1.0)
 
 def saving(
     speed: Estimate,
-    *,
-    floor: str = "agreement=0.95",
+    floor: float | Floor = 0.95,
     policy: str = POLICY,
     certified: bool = True,
     machine: str = "local",
-    **fields: object,
-) -> Saving:
-    made = Saving(floor, machine, policy, speed, certified, "as found", executed=certified)
-    return replace(made, **fields)
+    executed: bool = True,
+) -> Answer:
+    """The tuner's answer, certified by decoding where nothing else is said."""
+    holds = {"holds": certified, "executed": certified and executed}
+    return examples.answer(speed, "as found", floor=floor, machine=machine, policy=policy, **holds)
 
 
-def nothing(lacks: str = "", documents: int = 12, needed: int = 45, **fields: object) -> Saving:
+def nothing(
+    lacks: str = "",
+    documents: int = 50,
+    needed: int = 45,
+    floor: float | Floor = 0.95,
+    machine: str = "local",
+) -> Answer:
     """No certificate: for a lack of something, or because nothing was faster."""
-    counts = {"documents": documents, "documents_needed": needed, "documents_in_all": 2 * needed}
-    return saving(PLAIN, policy="never", certified=False, lacks=lacks, **counts, **fields)
+    counts = {"documents": documents, "documents_needed": needed, "holds": False, "executed": False}
+    return examples.answer(PLAIN, "as found", floor=floor, machine=machine, lacks=lacks, **counts)
 
 
-def compared(*savings: Saving, strategies: tuple[Strategy, ...] = ()) -> Comparison:
+def compared(*answers: Answer, strategies: tuple[Strategy, ...] = ()) -> Comparison:
     """One row with these answers of the tuner."""
     row = examples.row(examples.models()[0], "prose", 0)
-    return Comparison("title", "", (replace(row, savings=savings),), strategies)
+    return Comparison("title", "", (replace(row, answers=answers),), strategies)
 
 
 def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:
     nothing = Estimate(0.95, 0.94, 0.96)
-    made = Strategy("gpt2", "prose", "", "local", "margin", POLICY, "propagate", "agreement=0.95", basis,
+    place = Place("gpt2", "prose", "", "local")
+    made = Strategy(place, "margin", POLICY, "propagate", Floor("agreement", 0.95), basis,
                     nothing, nothing, speed, credit=speed, credit_over="never exit")  # fmt: skip
     return replace(made, **fields)
 
@@ -293,7 +302,7 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
 
 
 @pytest.mark.parametrize(
-    ("savings", "decision", "said"),
+    ("answers", "decision", "said"),
     [
         ([saving(Estimate(1.2, 1.15, 1.25), executed=False)], "not settled", ""),
         (
@@ -317,30 +326,31 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
             "not certifiable here: every faster policy failed the test of its floor.",
         ),
         (
-            [nothing(), nothing("documents", machine="h100")],
+            [nothing(), nothing("documents", documents=12, machine="h100")],
             "not certifiable",
             "does not pay in 1 of 2 cells; in 1 it is not certifiable: 12 documents to certify on",
         ),
     ],
     ids=["replay bound", "one cell", "too slow", "nothing faster", "failed tests", "part not certifiable"],
 )
-def test_the_answer_of_a_comparison(savings: list[Saving], decision: str, said: str) -> None:
-    found = compared(*savings)
+def test_the_answer_of_a_comparison(answers: list[Answer], decision: str, said: str) -> None:
+    found = compared(*answers)
     assert comparison_decision(found) == decision
     assert said in comparison_headline(found)
 
 
 def test_too_few_documents_are_no_answer():
-    found = compared(nothing("documents", floor="agreement=0.99", needed=230), nothing("documents"))
+    found = compared(nothing("documents", 12, floor=0.99, needed=230), nothing("documents", 12))
     assert comparison_decision(found) == "not certifiable"
-    why = "12 documents to certify on, 45 needed for 95 % agreement (trace at least 90 in all)"
+    all_in_all = fewest_documents(45)
+    why = f"12 documents to certify on, 45 needed for 95 % agreement (trace at least {all_in_all} in all)"
     assert why in comparison_headline(found)
     assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are not certifiable: {why}."]
     assert best_sentences(found) == []
     assert best_certified(findings_of(found)) is None
     failed = compared(nothing("evidence", documents=50))
     searched = lacking([*findings_of(failed), *findings_of(compared(nothing("documents", documents=50)))])
-    assert searched.startswith("no document is left to search on for 95 % agreement (trace at least 90")
+    assert searched.startswith("no document is left to search on for 95 % agreement (trace at least")
     assert searched.endswith("elsewhere every faster policy failed the test of its floor")
     hurried = compared(nothing("time", documents=50))
     used_up = "the time to decode in was used up before a test was settled"
@@ -362,11 +372,14 @@ def test_too_few_documents_are_no_answer():
     ],
 )
 def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):
-    found = compared(nothing(floor=refused), nothing("documents", floor=unknown))
+    refused, unknown = (parse_floor(floor) for floor in (refused, unknown))
+    found = compared(nothing(floor=refused), nothing("documents", 12, floor=unknown))
     assert comparison_decision(found) == decision
     paying, quick = saving(Estimate(1.2, 1.15, 1.25), floor=refused), strategy(Estimate(1.2, 1.15, 1.25))
-    found = compared(paying, nothing("documents", floor=unknown), strategies=(replace(quick, floor=refused),))
-    assert comparison_decision(found) == ("not settled" if refused == "agreement=0.99" else "pays")
+    found = compared(
+        paying, nothing("documents", 12, floor=unknown), strategies=(replace(quick, floor=refused),)
+    )
+    assert comparison_decision(found) == ("not settled" if refused.value == 0.99 else "pays")
 
 
 def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
@@ -380,8 +393,13 @@ def test_a_policy_predicted_to_pay_but_measured_not_to_does_not():
     assert comparison_headline(timed).startswith("Early exit pays here: certified, it is at best 1.100 ×")
     assert "decoded for real; predicted were 1.200 ×" in best_sentences(timed)[0]
     left_out = replace(slow, answer="left out: no time", net_speedup=Estimate(None, undefined="no time"))
-    invalid = replace(slow, answer="defect: a wrong output")
-    for other in (invalid, replace(slow, machine="h100"), replace(slow, kv="recompute"), left_out):
+    invalid = replace(slow, defect=True)
+    for other in (
+        invalid,
+        replace(slow, place=replace(slow.place, machine="h100")),
+        replace(slow, kv="recompute"),
+        left_out,
+    ):
         assert comparison_decision(compared(saving(speed), strategies=(other,))) == "not settled"
 
 
@@ -413,9 +431,9 @@ def test_a_certified_policy_that_missed_its_floor_when_decoded_is_not_said_to_pa
     assert said in left_over(found)
     assert "it kept 80.0\N{NO-BREAK SPACE}% of the full model" in certified_section(found)
     # Measured at a looser floor, which it kept: the stricter one it did not.
-    looser = replace(missed, floor="agreement=0.75")
+    looser = replace(missed, floor=Floor("agreement", 0.75))
     assert comparison_decision(compared(saving(speed), strategies=(looser,))) == "not settled"
-    kept = compared(saving(speed, floor="agreement=0.75"), strategies=(missed,))
+    kept = compared(saving(speed, floor=0.75), strategies=(missed,))
     assert comparison_headline(kept).startswith("Early exit pays here: certified, it is at best 1.300 ×")
     assert "it kept" not in certified_section(kept)
     # Too slow although it kept less than it may.
@@ -466,7 +484,8 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     ],
 )
 def test_speed_counts_only_where_a_floor_is_kept(floor, agreement, kept):
-    one = strategy(Estimate(1.4, 1.3, 1.5), "predicted", floor=floor, agreement=agreement)
+    asked = parse_floor(floor) if floor else None
+    one = strategy(Estimate(1.4, 1.3, 1.5), "predicted", floor=asked, agreement=agreement)
     assert keeps_floor(one) is kept
     assert (fastest([one]) is one) is kept
 
@@ -480,8 +499,8 @@ def test_one_that_reaches_its_floor_comes_before_a_faster_one_that_may_have_miss
 
 
 def test_what_why_no_answer_is_counted_with_its_reason():
-    plain = strategy(Estimate(1.0), policy="never", answer="defect: a wrong output")
-    invalid = strategy(Estimate(1.4), policy="static:exit=1", answer="defect: a wrong output")
+    plain = strategy(Estimate(1.0), policy="never", defect=True)
+    invalid = strategy(Estimate(1.4), policy="static:exit=1", defect=True)
     missed = strategy(Estimate(1.3), policy="static:exit=2", answer="slower", agreement=Estimate(0.8))
     silent = strategy(
         Estimate(None, undefined="it failed"), policy="static:exit=3", answer="left out: it failed"
@@ -515,7 +534,7 @@ def test_an_interval_without_width_is_no_precision():
     ],
 )
 def test_what_was_timed(answer, said):
-    measured = strategy(Estimate(1.1, 1.0, 1.2), answer=answer or "")
+    measured = strategy(Estimate(1.1, 1.0, 1.2), answer=answer or "", defect=answer not in ("faster", None))
     found = compared(nothing(), strategies=(measured,) if answer else ())
     assert f"not over these prices; {said}." in " ".join(not_claimed(found))
 

@@ -18,12 +18,13 @@ from decoding_examples import decoded_run
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
-from offramp.report.page import NAVIGATION, render, render_comparison, write_comparison_page, write_report
+from offramp.report.comparison import NAVIGATION, render_comparison, write_comparison_page
+from offramp.report.comparison_data import comparison_tables
+from offramp.report.page import render, write_report
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, ModelFacts
-from offramp.studies.comparison.tables import comparison_tables
+from offramp.studies.comparison.results import Answer, Comparison, ModelFacts, Place
 from page_reader import Page, require_self_contained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
@@ -372,29 +373,24 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
             source=HOSTILE,
             trace_folder=HOSTILE,
             notes=(HOSTILE,),
-            savings=tuple(
-                replace(one, policy=HOSTILE, answer=HOSTILE, machine=HOSTILE) for one in row.savings
+            answers=tuple(
+                Answer(HOSTILE, replace(one.tuned, policy_text=HOSTILE, answer=HOSTILE))
+                for one in row.answers
             ),
-            scores={
-                **row.scores,
-                "increment": Estimate(None, undefined=HOSTILE),
-            },
+            card=replace(row.card, increment=Estimate(None, undefined=HOSTILE)),
         )
         for row in comparison.rows
     )
-    names = {"model": HOSTILE, "workload": HOSTILE, "heads": HOSTILE, "machine": HOSTILE}
     hostile = replace(
         comparison,
         title=HOSTILE,
         description=HOSTILE,
         rows=rows,
         strategies=tuple(
-            replace(one, **names, family=HOSTILE, policy=HOSTILE, floor=HOSTILE, answer=HOSTILE)
+            replace(one, place=Place(*[HOSTILE] * 4), family=HOSTILE, policy=HOSTILE, answer=HOSTILE)
             for one in comparison.strategies
         ),
-        validity=tuple(
-            replace(one, score=HOSTILE, floor=HOSTILE, machine=HOSTILE) for one in comparison.validity
-        ),
+        validity=tuple(replace(one, score=HOSTILE, machine=HOSTILE) for one in comparison.validity),
         failures={HOSTILE: HOSTILE},
         notes=(HOSTILE,),
         provenance={HOSTILE: HOSTILE},
@@ -452,7 +448,7 @@ def test_one_model_is_a_whole_page() -> None:
 
 
 def test_scores_alone_make_a_page(small: Comparison) -> None:
-    rows = tuple(replace(row, savings=()) for row in small.rows)
+    rows = tuple(replace(row, answers=()) for row in small.rows)
     bare = Comparison(title="scores", description="", rows=rows)
     page = Page(render_comparison(bare))
     assert page.faults == []

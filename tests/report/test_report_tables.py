@@ -8,9 +8,7 @@ from dataclasses import replace
 import pytest
 
 import comparison_examples as examples
-from offramp.report.data_table import DataCell, DataColumn, DataTable, estimate_cell, facet_cell, reasons
 from offramp.report.findings import findings_of
-from offramp.report.formats import limits_text, times
 from offramp.report.names import (
     figure_name,
     floor_order,
@@ -19,17 +17,19 @@ from offramp.report.names import (
     parameters_text,
 )
 from offramp.report.ranking import Standing, beside, floor_note
+from offramp.report.sections.answers import by_floor
+from offramp.report.sections.bytes import bytes_section
 from offramp.report.sections.claims import validity_section, validity_words
 from offramp.report.sections.leaderboard import (
-    best_saving,
-    figures_of,
+    best_answer,
     leaderboard_section,
     means_table,
     ordered,
     without_speed,
 )
-from offramp.report.sections.strategies import by_floor, bytes_section, families_table, strategies_table
+from offramp.report.sections.strategies import STRATEGIES, families_table
 from offramp.scoring.estimate import Estimate
+from offramp.tuning.floor import Floor
 from page_reader import Page
 
 
@@ -38,55 +38,18 @@ def comparison():
     return examples.example_comparison()
 
 
-def test_a_table_carries_what_the_script_sorts_and_narrows_down_by():
-    columns = (
-        DataColumn("model", "Model", facet="model"),
-        DataColumn("heads", "Exit heads", facet="heads"),
-        DataColumn("speed", "Speed", numeric=True),
-        DataColumn("empty", "Empty", numeric=True),
-    )
-    rows = [
-        [facet_cell("a → b", "a", "b"), facet_cell("logit lens"), DataCell("1.1 ×", 1.1), DataCell("–")],
-        [facet_cell("<c>"), facet_cell("logit lens"), DataCell("undefined"), DataCell("–")],
-    ]
-    html = DataTable("speeds", "Speeds", columns, rows).html()
-    assert '<th data-f="a\nb" scope="row"' in html or 'data-f="a\nb"' in html
-    assert re.findall(r'data-v="([^"]*)"', html) == ["1.1", ""]
-    assert "&lt;c&gt;" in html
-    assert "Exit heads" not in html  # all are the model's own
-    assert "Empty" not in html
-    assert ">2 rows<" in html
-    assert DataTable("speeds", "Speeds", columns, []).html() == ""
-
-
-def test_an_estimate_without_a_value_has_no_number_and_its_reason_is_listed_once():
-    undefined = Estimate(None, undefined="one document")
-    assert estimate_cell(undefined, times).value is None
-    assert "undefined" in estimate_cell(undefined, times).html
-    few = Estimate(0.5, no_interval="6 documents")
-    assert reasons([undefined, undefined, few, Estimate(1.0, 0.9, 1.1)]) == [
-        "Undefined: one document (2 figures).",
-        "Without an interval: 6 documents (1 figure).",
-    ]
-    assert "0.900 to 1.100" in estimate_cell(Estimate(1.0, 0.9, 1.1), times).html
-    assert limits_text(1.13201, 1.13199, times) == limits_text(None, None, times) == ""
-    assert "to" not in estimate_cell(Estimate(1.132, 1.13199, 1.13201), times).html
-
-
 def test_floors_in_words():
-    floors = ("agreement=0.95", "nll=0.05", "", "as fast as can be", "agreement=high")
+    floors = (Floor("agreement", 0.95), Floor("nll", 0.05), None)
     assert [floor_shown(floor) for floor in floors] == [
         "95 % agreement",
         "an increase in NLL of at most 0.050 nats",
         "none asked",
-        "as fast as can be",
-        "agreement=high",
     ]
 
 
 def test_words():
-    floors = ["agreement=0.9", "kl=0.1", "agreement=0.99"]
-    assert sorted(floors, key=floor_order) == ["agreement=0.99", "agreement=0.9", "kl=0.1"]
+    loose, loss, strict = Floor("agreement", 0.9), Floor("kl", 0.1), Floor("agreement", 0.99)
+    assert sorted([None, loose, loss, strict], key=floor_order) == [strict, loose, loss, None]
     assert [parameters_text(size) for size in (135e6, 8.2e9, None)] == ["135 M", "8.2 B", "–"]
     assert heads_name("") == heads_name("none") == "logit lens"
     assert figure_name("my_own_figure") == "My own figure"
@@ -95,14 +58,14 @@ def test_words():
 
 def test_a_measurement_stands_beside_the_prediction_of_the_same_policy(comparison):
     predicted = next(one for one in comparison.strategies if one.basis == "predicted")
-    measured = replace(predicted, basis="measured", net_speedup=Estimate(0.97, 0.96, 0.98), floor="")
+    measured = replace(predicted, basis="measured", net_speedup=Estimate(0.97, 0.96, 0.98), floor=None)
     judged = replace(measured, agreement=Estimate(0.717))
-    assert "decoded for real 71.7" in strategies_table([Standing(predicted, judged)])
-    assert "decoded for real" not in strategies_table([Standing(None, judged)])
-    elsewhere = replace(measured, machine="another")
+    assert "decoded for real 71.7" in STRATEGIES.html([Standing(predicted, judged)])
+    assert "decoded for real" not in STRATEGIES.html([Standing(None, judged)])
+    elsewhere = replace(measured, place=replace(measured.place, machine="another"))
     found = beside([predicted, measured, elsewhere])
     assert [(one.predicted, one.measured) for one in found] == [(predicted, measured), (None, elsewhere)]
-    other_floor = replace(measured, floor="agreement=0.5")
+    other_floor = replace(measured, floor=Floor("agreement", 0.5))
     assert len(beside([predicted, other_floor])) == 2
     standings = beside(comparison.strategies)
     held = [one for both in standings for one in (both.predicted, both.measured) if one is not None]
@@ -110,12 +73,14 @@ def test_a_measurement_stands_beside_the_prediction_of_the_same_policy(compariso
 
 
 def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
-    known = next(one for one in comparison.strategies if one.floor == "agreement=0.9" and one.reachable)
+    known = next(
+        one for one in comparison.strategies if one.floor == Floor("agreement", 0.9) and one.reachable
+    )
     fast = Estimate(2.0, 1.9, 2.1)
     kept = replace(known, agreement=Estimate(0.92, 0.91, 0.93))
     perhaps = replace(known, family="b", agreement=Estimate(0.89, 0.87, 0.91), net_speedup=fast)
     missed = replace(known, family="c", agreement=Estimate(0.872, 0.86, 0.89), net_speedup=fast)
-    unasked = replace(known, family="d", floor="", agreement=Estimate(0.356), net_speedup=fast)
+    unasked = replace(known, family="d", floor=None, agreement=Estimate(0.356), net_speedup=fast)
     oracle = replace(known, family="e", reachable=False, net_speedup=fast)
     order = [kept, perhaps, unasked, missed, oracle]
     standings = sorted((Standing(one, None) for one in reversed(order)), key=lambda standing: standing.rank)
@@ -127,10 +92,10 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
         "misses the floor",
         "",
     ]
-    html = strategies_table(standings)
+    html = STRATEGIES.html(standings)
     assert html.count('<span class="invalid">misses the floor</span>') == 1
-    broken = replace(kept, basis="measured", net_speedup=Estimate(9.0), answer="defect: a wrong output")
-    assert Standing(None, replace(broken, answer="slower")).rank < Standing(None, broken).rank
+    broken = replace(kept, basis="measured", net_speedup=Estimate(9.0), defect=True)
+    assert Standing(None, replace(broken, defect=False)).rank < Standing(None, broken).rank
     html = families_table([kept, perhaps, missed, unasked])
     assert "misses the floor in 1 of 1" in html
     assert re.findall(r">(\d+) of 1<", html) == ["0", "1", "0"]  # who asked for no floor wins nothing
@@ -138,14 +103,14 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
 
 def test_what_was_not_asked_is_not_called_uncertified(comparison):
     row = comparison.rows[0]
-    floors = ("agreement=0.99", "agreement=0.95")
-    refused = replace(row, savings=tuple(replace(one, certified=False, lacks="") for one in row.savings))
-    assert [without_speed(row, floors[0]), without_speed(refused, floors[1])] == [
+    strict, floor = Floor("agreement", 0.99), Floor("agreement", 0.95)
+    refused = replace(row, answers=(examples.answer(Estimate(1.0), "nothing faster", holds=False),))
+    assert [without_speed(row, strict), without_speed(refused, floor)] == [
         "not certifiable",
         "nothing faster keeps it",
     ]
-    bare = replace(row, savings=())
-    assert without_speed(bare, floors[0]) == "not asked"
+    bare = replace(row, answers=())
+    assert without_speed(bare, strict) == "not asked"
     page = Page(leaderboard_section(replace(comparison, rows=(row, bare))))
     assert "not asked" in page.text
 
@@ -154,7 +119,7 @@ def test_each_place_has_a_fastest_family(comparison):
     html = families_table(comparison.strategies)
     wins = [tuple(map(int, pair)) for pair in re.findall(r">(\d+) of (\d+)<", html)]
     reachable = [one for one in comparison.strategies if one.basis == "predicted" and one.reachable]
-    places = {(one.model, one.workload, one.machine, one.floor) for one in reachable}
+    places = {(one.place, one.floor) for one in reachable}
     assert sum(won for won, _ in wins) >= len(places)
     assert {total for _, total in wins} == {18}
 
@@ -162,18 +127,18 @@ def test_each_place_has_a_fastest_family(comparison):
 def test_the_leaderboard_starts_with_the_fastest_certified(comparison):
     rows = ordered(comparison.rows)
     assert rows[0].model.name == "gpt2"
-    assert best_saving(rows[0], "agreement=0.99") is None
-    best = best_saving(rows[0], "agreement=0.9")
+    assert best_answer(rows[0], Floor("agreement", 0.99)) is None
+    best = best_answer(rows[0], Floor("agreement", 0.9))
     assert best is not None
-    assert best.net_speedup.value == max(one.net_speedup.value for row in rows for one in row.savings)
+    assert best.net_speedup.value == max(one.net_speedup.value for row in rows for one in row.answers)
 
 
 def test_means_are_of_models_that_have_every_workload(comparison):
     rows = comparison.rows[:-1]  # the last model lacks code
-    page = Page(means_table(rows, figures_of(rows)))
+    page = Page(means_table(rows))
     assert "without code" in page.text
     gpt2 = [row for row in rows if row.model.name == "gpt2"]
-    mean = sum(row.scores["representation"].value for row in gpt2) / 2
+    mean = sum(row.card.representation.value for row in gpt2) / 2
     assert f"{mean:.3f}" in page.text
 
 
@@ -210,13 +175,15 @@ def test_floors_are_summed_up(comparison):
     lines = by_floor(answers)
     assert lines[0] == (
         "99 % agreement: no policy that exits early passed, in 36 answers. "
-        "36 not certifiable: 12 documents to certify on, 230 needed for 99 % agreement (trace at least 460 "
+        "36 not certifiable: 12 documents to certify on, 230 needed for 99 % agreement (trace at least 382 "
         "in all)."
     )
     exit_early = "90 % agreement: 28 of 36 answers are a policy that exits early, and "
     assert lines[2] == f"{exit_early}none of these surely pay.", (
         "nothing was timed beside what needs no exits"
     )
-    for answer in [answer for answer in answers if answer.exits and answer.floor == "agreement=0.9"][:12]:
+    for answer in [answer for answer in answers if answer.exits and answer.floor == Floor("agreement", 0.9)][
+        :12
+    ]:
         answers[answers.index(answer)] = replace(answer, decision="pays")
     assert by_floor(answers)[2] == f"{exit_early}12 of these surely pay."

@@ -11,11 +11,13 @@ from report_examples import example_run
 from rich.console import Console
 
 import comparison_examples as examples
+from offramp.report.comparison import comparison_terminal
 from offramp.report.run_result import RunResult
-from offramp.report.terminal import comparison_terminal, print_summary
+from offramp.report.terminal import print_summary
 from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
+from offramp.tuning.floor import Floor
 
 
 def printed(found: RunResult | Comparison, width: int = 100, report: Path | None = None) -> str:
@@ -49,13 +51,13 @@ def test_names_are_no_markup_and_undefined_figures_say_why():
     workload = replace(workload, name="[red]x[/]", verdicts=verdicts)
     assert "[red]x[/]" in printed(replace(run, workloads=(workload,), plain_seconds_per_token=None), 140)
     comparison = examples.example_comparison()
-    row = replace(comparison.rows[0], model=replace(comparison.rows[0].model, name="[red]x[/]"), savings=())
+    row = replace(comparison.rows[0], model=replace(comparison.rows[0].model, name="[red]x[/]"), answers=())
     failures = {"[b]cell[/]": "[i]why[/]"}
     text = printed(replace(comparison, rows=(row, comparison.rows[1]), failures=failures), 300)
     for words in ("[red]x[/]", "[b]cell[/]: [i]why[/]", "not asked", "not certifiable"):
         assert words in text
-    scores = {**row.scores, "composite": Estimate(None, undefined="one class: [b]")}
-    text = printed(replace(comparison, rows=(replace(row, scores=scores), comparison.rows[1])), 300)
+    card = replace(row.card, composite=Estimate(None, undefined="one class: [b]"))
+    text = printed(replace(comparison, rows=(replace(row, card=card), comparison.rows[1])), 300)
     assert text.count("Undefined: one class: [b] (1 figure).") == 1
     unknown = Estimate(None, undefined="it was never decoded")
     strategies = tuple(replace(one, agreement=unknown) for one in comparison.strategies)
@@ -83,12 +85,12 @@ def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
 
 def test_the_fastest_strategies_are_those_that_keep_their_floor():
     comparison = examples.example_comparison()
-    model = comparison.strategies[0].model
-    here = [one for one in comparison.strategies if one.model == model and one.workload == "prose"]
-    quick = replace(here[0], floor="", family="static at 4", net_speedup=Estimate(1.9, 1.9, 1.9))
+    model = comparison.strategies[0].place.model
+    here = [one for one in comparison.strategies if (one.place.model, one.place.workload) == (model, "prose")]
+    quick = replace(here[0], floor=None, family="static at 4", net_speedup=Estimate(1.9, 1.9, 1.9))
     quick = replace(quick, agreement=Estimate(0.356, 0.35, 0.36))
     missing = [
-        replace(one, agreement=Estimate(0.872, 0.86, 0.88)) if one.floor == "agreement=0.9" else one
+        replace(one, agreement=Estimate(0.872, 0.86, 0.88)) if one.floor == Floor("agreement", 0.9) else one
         for one in here
     ]
     text = printed(replace(comparison, strategies=(quick, *missing)), 300)
@@ -99,12 +101,12 @@ def test_the_fastest_strategies_are_those_that_keep_their_floor():
 
 def test_accelerations_together_are_an_answer_too():
     comparison = examples.example_comparison()
-    rows = tuple(replace(row, savings=()) for row in comparison.rows)
+    rows = tuple(replace(row, answers=()) for row in comparison.rows)
     (found,) = comparison.combined
     text = printed(Comparison("compose", "", rows, combined=(found,)), 300)
     assert "was timed beside other accelerations only, in 1 measurement, none of them with a defect" in text
-    assert f"{found['model']} on {found['workload']}: Use int8" in text
-    invalid = {**found, "defects": ["a wrong output"]}
+    assert f"{found.model} on {found.workload}: Use int8" in text
+    invalid = replace(found, defects=("a wrong output",))
     text = printed(Comparison("compose", "", rows, combined=(found, invalid)), 300)
     assert "in 2 measurements, 1 of them with a defect" in text
     assert "Of 2 measurements of accelerations together, with a defect: 1." in text

@@ -12,7 +12,8 @@ from report_examples import example_run
 
 from comparison_examples import example_comparison
 from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
-from offramp.report.page import render, render_comparison
+from offramp.report.comparison import render_comparison
+from offramp.report.page import render
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.training import answers, bought, minutes, tokens_text
 from offramp.report.summary import summarise

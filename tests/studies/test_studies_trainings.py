@@ -17,8 +17,8 @@ from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.lab.exits import trainer
 from offramp.lab.exits.record import RECORD
 from offramp.lab.exits.steps import Steps
+from offramp.report.comparison_data import comparison_tables
 from offramp.studies.comparison.reading import read_comparison
-from offramp.studies.comparison.tables import comparison_tables
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
@@ -151,14 +151,15 @@ def test_tuning_leaves_out_documents_that_training_saw(done: Done) -> None:
 def test_rows_of_one_model_stand_beside_each_other_with_cost_and_readings(done: Done) -> None:
     comparison = read_comparison([done[0].path])
     raw, trained = sorted(comparison.rows, key=lambda row: row.heads)
-    assert (raw.heads, raw.training, raw.readings) == ("", None, None)
+    assert (raw.heads, raw.training, raw.card.readings) == ("", None, None)
     assert trained.heads == "block"
     assert trained.training is not None
     assert trained.training.rows == STEPS * TRAINING_ROWS
-    assert trained.readings is not None
-    assert "trained" in trained.readings.through
+    assert trained.card.readings is not None
+    assert "trained" in trained.card.readings.through
     (answer,) = comparison.trained
-    assert (answer.heads, answer.floor, answer.machine) == ("block", "agreement=0.5", "h100")
+    assert (answer.place.heads, str(answer.floor)) == ("block", "agreement=0.5")
+    assert answer.place.machine == "h100"
     assert answer.untrained is not None
     assert answer.plain_seconds is not None
     (line,) = comparison_tables(comparison)["trainings"].to_pylist()

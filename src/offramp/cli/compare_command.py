@@ -34,8 +34,8 @@ class CompareCommand(Mixed, Request):
 def compare(asked: CompareCommand, out: Output) -> None:
     """Write the page and the tables of a comparison, and show the main ones."""
     from offramp.report import REPORT_FILE
+    from offramp.report.comparison import comparison_terminal
     from offramp.report.pages import CITATION_FILE, TABLES, new_pages, require_own_pages, write_comparison
-    from offramp.report.terminal import comparison_terminal
     from offramp.studies.comparison.reading import read_comparison
 
     require_own_pages(asked.output)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
 from offramp.report.formats import counted, listed
 from offramp.report.names import distinct, floor_shown, row_name
-from offramp.report.ranking import believed, decoded_for_real, has_defect, replayed, why_no_answer
+from offramp.report.ranking import believed, decoded_for_real, replayed, why_no_answer
+from offramp.scoring.card import ESTIMATES
 from offramp.scoring.rank_correlation import BASES_NEEDED
-from offramp.studies.comparison.results import Comparison, Saving, Strategy
+from offramp.studies.comparison.results import Answer, Comparison, Strategy
 
 
-def lacking(findings: Sequence[Finding[Saving]]) -> str:
+def lacking(findings: Sequence[Finding[Answer]]) -> str:
     """What kept these from a certificate, and what the floor that needs least would take."""
     short = [one.detail for one in findings if one.detail.lacks == "documents"]
     open_yet = sum(one.detail.lacks == "time" for one in findings)
@@ -29,12 +30,15 @@ def lacking(findings: Sequence[Finding[Saving]]) -> str:
     return "; ".join(said)
 
 
-def _too_few_documents(short: Sequence[Saving]) -> str:
+def _too_few_documents(short: Sequence[Answer]) -> str:
     """What was at hand to certify on, and what the floor that needs least would take."""
-    easiest = min(short, key=lambda saving: (saving.documents_needed, saving.documents_in_all))
-    said = f"{counted(easiest.documents, 'document')}{easiest.of_tokens} to certify on, "
-    said += f"{easiest.documents_needed:,} needed"
-    if easiest.documents >= easiest.documents_needed:
+    easiest = min(
+        short, key=lambda answer: (answer.tuned.certificate.documents_needed, answer.documents_in_all)
+    )
+    certificate = easiest.tuned.certificate
+    said = f"{counted(certificate.documents, 'document')}{certificate.of_tokens} to certify on, "
+    said += f"{certificate.documents_needed:,} needed"
+    if certificate.documents >= certificate.documents_needed:
         said = "no document is left to search on"
     return f"{said} for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"
 
@@ -100,7 +104,7 @@ def not_claimed(comparison: Comparison) -> list[str]:
         )
     if passed:
         said.append("Each statement about a floor has its own chance of being wrong.")
-    few = [row for row in comparison.rows if all(one.low is None for one in row.scores.values())]
+    few = [row for row in comparison.rows if all(getattr(row.card, name).low is None for name in ESTIMATES)]
     if few:
         names = distinct([f"{row_name(row)} on {row.workload}" for row in few])
         shown = listed(names) if len(names) <= 4 else f"{len(names)} cells"
@@ -115,10 +119,10 @@ def _timed(strategies: Sequence[Strategy]) -> str:
     """What the stopwatch adds to predicted speeds."""
     if believed(strategies):
         return "only what is marked measured was timed"
-    broken = any(has_defect(one) for one in strategies)
+    broken = any(one.defect for one in strategies)
     return "what was timed here has a defect" if broken else "none was timed here"
 
 
 def combined_with_defects(comparison: Comparison) -> int:
     """Measurements of accelerations together with something wrong."""
-    return sum(bool(one["defects"]) for one in comparison.combined)
+    return sum(bool(combined.defects) for combined in comparison.combined)

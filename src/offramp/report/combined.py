@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect
 from offramp.files import write_text_atomically
-from offramp.kit.typed import from_json
 from offramp.report.formats import (
     counted,
     decimal,
@@ -208,8 +207,7 @@ def combined_sections(comparison: Comparison) -> Markup:
     """Every measurement of combinations of a comparison, the long tables on request; nothing without one."""
     if not comparison.combined:
         return Markup()
-    results = [from_json(CombineResult, value) for value in comparison.combined]
-    found = [measurement(result) | {"name": _place(result)} for result in results]
+    found = [measurement(result) | {"name": _place(result)} for result in comparison.combined]
     return fragment("combined", "section", INTRODUCTION, found, "part")
 
 

@@ -8,18 +8,19 @@ from typing import Any, Generic, Literal, TypeVar
 
 from offramp.display import ShownAsHtml
 from offramp.kit.defaults import WORTH
-from offramp.report.names import SHARE_FLOORS, floor_shown, line_name, machine_shown
+from offramp.report.names import floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import NOT_TIMED, Comparison, Row, Saving, Strategy
+from offramp.studies.comparison.results import NOT_TIMED, Answer, Comparison, Row, Strategy
+from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]
 OverallDecision = CellDecision | Literal["depends on the text", "undefined"]
 
-Detail = TypeVar("Detail", Verdict, Saving)
+Detail = TypeVar("Detail", Verdict, Answer)
 """What a finding rests on: a run's verdict, or an answer of the tuner as a comparison keeps it."""
 
 
@@ -27,7 +28,7 @@ Detail = TypeVar("Detail", Verdict, Saving)
 class Finding(ShownAsHtml, Generic[Detail]):
     """One cell: what was found there, and how it is known.
 
-    floor: as a text, "agreement=0.95". policy, kv: what was judged, "never" if nothing is faster. speed: by
+    policy, kv: what was judged, "never" if nothing is faster. speed: by
     which it was decided, None if there is none. predicted: net speed by replay or from prices; measured: by
     the stopwatch, None if the policy was not timed, or not so that it can be believed. kept: share of the
     tokens that it generated itself which are the full model's choice, None if it was not executed.
@@ -40,7 +41,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
     heads: str
     workload: str
     machine: str
-    floor: str
+    floor: Floor
     decision: CellDecision
     policy: str
     kv: str | None
@@ -62,7 +63,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
             "model": line_name(self.model, self.heads),
             "workload": self.workload,
             "machine": self.machine,
-            "floor": self.floor,
+            "floor": str(self.floor),
             "decision": self.decision,
             "policy": self.policy,
             "kv": self.kv,
@@ -109,7 +110,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
         heads="",
         workload=workload,
         machine=verdict.basis,
-        floor=f"agreement={verdict.floor:g}",
+        floor=Floor("agreement", verdict.floor),
         decision=verdict.decision,
         policy=verdict.policy,
         kv=verdict.kv,
@@ -125,15 +126,15 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
     )
 
 
-def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Finding[Saving]:
+def finding_of_answer(row: Row, answer: Answer, measured: Strategy | None) -> Finding[Answer]:
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
     What was measured beats what was predicted; where the policy missed its floor when it was decoded, that
     only shows that it is too slow. It pays by its credit alone, as timed in turns with all that needs no
     exits: speed over plain decoding, measured or predicted, only shows that it is too slow.
     """
-    missed = measured is not None and floor_kept(replace(measured, floor=saving.floor)) == "missed"
-    speed = speed_of(saving.net_speedup, measured=False)
+    missed = measured is not None and floor_kept(replace(measured, floor=answer.floor)) == "missed"
+    speed = speed_of(answer.net_speedup, measured=False)
     if measured is not None:
         timed = speed_of(measured.net_speedup, measured=True)
         if not missed or decision_on(timed, certified=False) == "does not pay":
@@ -141,13 +142,13 @@ def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Fi
     credit = NOT_TIMED if measured is None else measured.credit
     decision: CellDecision
     missing: tuple[str, ...] = ()
-    if saving.lacks:
-        decision, missing = NOT_CERTIFIABLE, (saving.lacks,)
-    elif not saving.certified or saving.policy == NEVER:
+    if answer.lacks:
+        decision, missing = NOT_CERTIFIABLE, (answer.lacks,)
+    elif not answer.certified or answer.policy == NEVER:
         decision = "does not pay"
     elif credit.value is not None:
         # A replay bound never pays, nor does a certificate that decoding contradicts.
-        decision = decision_on(speed_of(credit, measured=True), certified=saving.executed and not missed)
+        decision = decision_on(speed_of(credit, measured=True), certified=answer.executed and not missed)
     else:
         decision = decision_on(speed, certified=False)
         if decision != "does not pay":
@@ -156,19 +157,19 @@ def finding_of_saving(row: Row, saving: Saving, measured: Strategy | None) -> Fi
         model=row.model.shown,
         heads=row.heads,
         workload=row.workload,
-        machine=saving.machine,
-        floor=saving.floor,
+        machine=answer.machine,
+        floor=answer.floor,
         decision=decision,
-        policy=saving.policy,
-        kv=saving.kv,
+        policy=answer.policy,
+        kv=answer.tuned.kv,
         speed=speed,
-        predicted=saving.net_speedup,
+        predicted=answer.net_speedup,
         measured=None if measured is None else measured.net_speedup,
         kept=None if measured is None else measured.agreement,
-        certified="" if not saving.certified else "executed" if saving.executed else "replayed",
+        certified="" if not answer.certified else "executed" if answer.executed else "replayed",
         missed=missed,
         missing=missing,
-        detail=saving,
+        detail=answer,
         credit=None if measured is None else measured.credit,
     )
 
@@ -202,43 +203,36 @@ def main_findings(run: RunResult) -> list[Finding[Verdict]]:
     return [finding_of_verdict(run.model_name, name, verdict) for name, verdict in main_verdicts(run)]
 
 
-def findings_of(comparison: Comparison) -> list[Finding[Saving]]:
+def findings_of(comparison: Comparison) -> list[Finding[Answer]]:
     """Every answer of the tuner, with a measurement of its policy that may be believed."""
-    measured = {
-        (one.model, one.workload, one.heads, one.machine, one.policy, one.kv): one
-        for one in believed(comparison.strategies)
-    }
+    measured = {(one.place, one.policy, one.kv): one for one in believed(comparison.strategies)}
     return [
-        finding_of_saving(
-            row,
-            one,
-            measured.get((row.model.shown, row.workload, row.heads, one.machine, one.policy, one.kv)),
-        )
+        finding_of_answer(row, answer, measured.get((row.on(answer.machine), answer.policy, answer.tuned.kv)))
         for row in comparison.rows
-        for one in row.savings
+        for answer in row.answers
     ]
 
 
-def best_certified(findings: Sequence[Finding[Saving]]) -> Finding[Saving] | None:
+def best_certified(findings: Sequence[Finding[Answer]]) -> Finding[Answer] | None:
     """The fastest policy that exits and is certified; one that surely pays before one that may."""
     found = [one for one in findings if one.exits]
     paying = [one for one in found if one.decision == "pays"]
     return max(paying or found, key=lambda one: one.speedup, default=None)
 
 
-def cell_decisions(findings: Sequence[Finding[Saving]]) -> dict[tuple[str, str, str], CellDecision]:
+def cell_decisions(findings: Sequence[Finding[Answer]]) -> dict[tuple[str, str, str], CellDecision]:
     """Whether it pays in each cell, at any of its floors.
 
     A policy that keeps a strict floor keeps a looser one: a floor that could not be certified stands open
     only where none looser was found not to pay.
     """
-    by_cell: dict[tuple[str, str, str], list[Finding[Saving]]] = {}
+    by_cell: dict[tuple[str, str, str], list[Finding[Answer]]] = {}
     for one in findings:
         by_cell.setdefault(one.cell, []).append(one)
     return {cell: _cell_decision(here) for cell, here in by_cell.items()}
 
 
-def _cell_decision(findings: Sequence[Finding[Saving]]) -> CellDecision:
+def _cell_decision(findings: Sequence[Finding[Answer]]) -> CellDecision:
     found = {one.decision for one in findings}
     for decision in OPEN_OR_PAYING:
         if decision in found:
@@ -254,12 +248,11 @@ def _cell_decision(findings: Sequence[Finding[Saving]]) -> CellDecision:
 OPEN_OR_PAYING: tuple[CellDecision, ...] = ("pays", "too close to call", "not settled")
 
 
-def _is_looser(floor: str, than: str) -> bool:
-    """Whether a floor of the same kind allows more."""
-    (kind, _, value), (other, _, limit) = floor.partition("="), than.partition("=")
-    if kind != other:
+def _is_looser(floor: Floor, than: Floor) -> bool:
+    """Whether a floor of the same kind allows more: a share the lower it is, a loss the higher."""
+    if floor.kind != than.kind:
         return False
-    return float(value) < float(limit) if kind in SHARE_FLOORS else float(value) > float(limit)
+    return floor.value < than.value if floor.kind in SHARES else floor.value > than.value
 
 
 def run_decision(run: RunResult) -> OverallDecision:

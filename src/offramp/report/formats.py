@@ -36,6 +36,11 @@ def whole_percent(value: float) -> str:
     return f"{100 * value:.4g} %"
 
 
+def whole(value: float) -> str:
+    """A count without decimals: "12,300"."""
+    return f"{value:,.0f}"
+
+
 def thousandths(value: float) -> str:
     """Three decimals."""
     return decimal(value, 3)

@@ -25,10 +25,10 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.names import floor_shown, place_of
+from offramp.report.names import floor_shown, place_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Saving
+from offramp.studies.comparison.results import Answer, Comparison
 from offramp.tuning.verdict import NEVER, Speed
 
 NOWHERE = "Early exit does not pay anywhere here"
@@ -58,13 +58,13 @@ def comparison_headline(comparison: Comparison) -> str:
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
 
 
-def _where_it_pays(found: Sequence[Finding[Saving]], cells: int) -> str:
+def _where_it_pays(found: Sequence[Finding[Answer]], cells: int) -> str:
     """ "pays in 1 of 4 cells": by its credit, as timed there."""
     paying = {one.cell for one in found if one.decision == "pays"}
     return "pays here" if cells == 1 else f"pays in {len(paying):,} of {counted(cells, 'cell')}"
 
 
-def credited(one: Finding[Saving]) -> str:
+def credited(one: Finding[Answer]) -> str:
     """ ", 1.080 × (1.060 to 1.100) the best decoder without exits"; nothing where that was not timed."""
     credit = one.credit
     if credit is None or credit.value is None:
@@ -72,7 +72,7 @@ def credited(one: Finding[Saving]) -> str:
     return f", {estimate_text(credit, times)} the best decoder without exits"
 
 
-def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Saving]]) -> str:
+def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Answer]]) -> str:
     """The answer where nothing pays, but not everything could be certified."""
     unknown, refused = decisions.count(NOT_CERTIFIABLE), decisions.count("does not pay")
     why = lacking([one for one in found if one.decision == NOT_CERTIFIABLE])
@@ -102,17 +102,17 @@ def best_sentences(comparison: Comparison) -> list[str]:
     if found is not None:
         said.append(
             f"By replay, without a certificate, the fastest strategy is {over_plain(found.net_speedup)}: "
-            f"{found.family}, {place_of(found)}, at {floor_shown(found.floor)}."
+            f"{found.family}, {place_shown(found.place)}, at {floor_shown(found.floor)}."
         )
     found = fastest(believed(comparison.strategies))
     if found is not None:
         speed = over_plain(found.net_speedup)
-        where = f"{place_of(found)}, at {floor_shown(found.floor)}"
+        where = f"{place_shown(found.place)}, at {floor_shown(found.floor)}"
         said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
     return said
 
 
-def passed_how(one: Finding[Saving]) -> str:
+def passed_how(one: Finding[Answer]) -> str:
     """What a policy passed its floor by: decoding, or a replay alone."""
     return "certified" if one.certified == "executed" else "by a replay bound, nothing decoded"
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from offramp.report.formats import value_words
-from offramp.studies.comparison.results import Row, Strategy
-from offramp.tuning.floor import Floor, FloorKind
+from offramp.studies.comparison.results import Place, Row
+from offramp.tuning.floor import Floor
 
 LENS = "logit lens"
 
@@ -30,9 +28,6 @@ FIGURES: dict[str, str] = {
     "net_speedup": "Net speedup",
     "agreement": "Agreement",
 }
-KINDS: dict[str, FloorKind] = {kind: kind for kind in get_args(FloorKind)}
-SHARE_FLOORS = ("agreement", "reference_agreement")
-"""Kinds of floors that allow more the lower they are; the others are losses."""
 
 
 def figure_name(key: str) -> str:
@@ -52,24 +47,14 @@ def machine_shown(machine: str) -> str:
     return machine or "none named"
 
 
-def floor_shown(floor: str) -> str:
-    """A floor as shown: "agreement=0.95" -> "95 % agreement"; text that is no floor stays as it is."""
-    if not floor:
-        return "none asked"
-    name, _, value = floor.partition("=")
-    kind = KINDS.get(name)
-    if kind is None or not value.replace(".", "", 1).isdigit():
-        return floor
-    return value_words(Floor(kind, float(value)), float(value))
+def floor_shown(floor: Floor | None) -> str:
+    """A floor as shown: "95 % agreement"."""
+    return "none asked" if floor is None else value_words(floor, floor.value)
 
 
-def floor_order(floor: str) -> tuple[str, float]:
+def floor_order(floor: Floor | None) -> tuple[str, float]:
     """Sorts floors by kind, the strictest share first, none at all last."""
-    if not floor:
-        return ("\uffff", 0.0)
-    kind, _, value = floor.partition("=")
-    number = value or kind
-    return (kind if value else "", -float(number) if number.replace(".", "", 1).isdigit() else 0.0)
+    return ("\uffff", 0.0) if floor is None else (floor.kind, -floor.value)
 
 
 def line_name(model: str, heads: str) -> str:
@@ -82,10 +67,9 @@ def row_name(row: Row) -> str:
     return line_name(row.model.shown, row.heads)
 
 
-def place_of(strategy: Strategy) -> str:
+def place_shown(place: Place) -> str:
     """Where a strategy stands: "smollm2 on prose, h100"."""
-    model = line_name(strategy.model, strategy.heads)
-    return f"{model} on {strategy.workload}, {machine_shown(strategy.machine)}"
+    return f"{line_name(place.model, place.heads)} on {place.workload}, {machine_shown(place.machine)}"
 
 
 def parameters_text(parameters: float | None) -> str:

@@ -38,10 +38,11 @@ STAMP = "report.json"
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write `report.html`, `tables/` (CSV and Parquet) and `citation.bib` into a folder; the page's path."""
-    from offramp.report.page import write_comparison_page
-    from offramp.studies.comparison.tables import write_tables
+    from offramp.report.comparison import write_comparison_page
+    from offramp.report.comparison_data import comparison_tables
+    from offramp.report.table import write_tables
 
-    write_tables(comparison, folder / TABLES)
+    write_tables(comparison_tables(comparison), folder / TABLES)
     write_text_atomically(folder / CITATION_FILE, comparison.citation)
     return write_comparison_page(comparison, folder / REPORT_FILE)
 
@@ -50,7 +51,7 @@ def owned_pages(folder: Path) -> OutputFolder:
     """The folder of a page with its tables. One that an older offramp wrote, which kept no record, is told by
     what its page says; what lies there under other names than those of its tables is somebody's.
     """
-    from offramp.studies.comparison.tables import TABLES as NAMES
+    from offramp.report.comparison_data import NAMES
 
     owned = OutputFolder(folder)
     found = sorted(path for path in (folder / TABLES).glob("*") if path.stem in (*NAMES, *OLDER_TABLES))

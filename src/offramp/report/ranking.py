@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from offramp.studies.comparison.content import DEFECT
 from offramp.studies.comparison.results import Strategy
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import NEVER
@@ -34,17 +33,16 @@ def floor_kept(one: Strategy) -> str:
     "perhaps": agreement is below it, but its interval is not, or agreement is not known. Without an interval
     agreement itself must reach the floor. Floors of another kind were checked where the strategy was chosen.
     """
-    kind, _, value = one.floor.partition("=")
-    agreement = one.agreement
-    if not one.floor:
+    floor, agreement = one.floor, one.agreement
+    if floor is None:
         return "not asked"
-    if kind != "agreement":
+    if floor.kind != "agreement":
         return "kept"
     if agreement.value is None:
         return "perhaps"
-    if agreement.value >= float(value):
+    if agreement.value >= floor.value:
         return "kept"
-    return "perhaps" if agreement.high is not None and agreement.high >= float(value) else "missed"
+    return "perhaps" if agreement.high is not None and agreement.high >= floor.value else "missed"
 
 
 def keeps_floor(one: Strategy) -> bool:
@@ -57,7 +55,7 @@ def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
     return [
         one
         for one in strategies
-        if one.basis == "measured" and not has_defect(one) and one.net_speedup.value is not None
+        if one.basis == "measured" and not one.defect and one.net_speedup.value is not None
     ]
 
 
@@ -70,16 +68,11 @@ def why_no_answer(strategies: Sequence[Strategy]) -> str:
     """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
     all_decoded = decoded_for_real(strategies)
     known = believed(all_decoded)
-    broken = sum(map(has_defect, all_decoded))
+    broken = sum(one.defect for one in all_decoded)
     missed = sum(floor_kept(one) == "missed" for one in known)
     silent = len(all_decoded) - broken - len(known)
     reasons = {"with a defect": broken, "below their floor": missed, "without a speed": silent}
     return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
-
-
-def has_defect(one: Strategy) -> bool:
-    """Whether something is wrong with a timing."""
-    return one.answer.startswith(DEFECT)
 
 
 def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
@@ -107,7 +100,7 @@ class Standing:
 
         What has a defect has no speed.
         """
-        both = [one for one in (self.predicted, self.measured) if one is not None and not has_defect(one)]
+        both = [one for one in (self.predicted, self.measured) if one is not None and not one.defect]
         known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
         place = FLOORS_KEPT.index(floor_kept(self.shown))
         return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
@@ -116,7 +109,7 @@ class Standing:
 def beside(strategies: Sequence[Strategy]) -> list[Standing]:
     """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
     measured = [one for one in strategies if one.basis == "measured"]
-    by_key: dict[tuple[str, ...], list[int]] = {}
+    by_key: dict[tuple[object, ...], list[int]] = {}
     for place, one in enumerate(measured):
         by_key.setdefault(_key(one), []).append(place)
     used: set[int] = set()
@@ -124,7 +117,7 @@ def beside(strategies: Sequence[Strategy]) -> list[Standing]:
     for one in strategies:
         if one.basis == "measured":
             continue
-        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in ("", one.floor)), None)
+        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in (None, one.floor)), None)
         if match is not None:
             used.add(match)
         found.append(Standing(one, None if match is None else measured[match]))
@@ -132,8 +125,8 @@ def beside(strategies: Sequence[Strategy]) -> list[Standing]:
     return found
 
 
-def _key(one: Strategy) -> tuple[str, ...]:
-    return (one.model, one.workload, one.heads, one.machine, one.policy, one.kv)
+def _key(one: Strategy) -> tuple[object, ...]:
+    return (one.place, one.policy, one.kv)
 
 
 def floor_note(one: Strategy) -> str:

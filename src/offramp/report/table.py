@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 T = TypeVar("T")
+Whole = TypeVar("Whole")
 Plain = str | float | int | bool | None
 
 NOTHING = "–"
@@ -49,6 +51,8 @@ class Cell:
     _: KW_ONLY
     below: str | tuple[str, ...] = ()
     """Smaller lines below it; empty ones are left out."""
+    wrong: str = ""
+    """What is wrong with it: a line below it in red."""
     tone: str = ""
     """Its colour: a decision, "good", "invalid", "open" or "quiet"."""
     value: Plain | Estimate = None
@@ -118,6 +122,11 @@ class Column(Generic[T]):
     def key_in_links(self) -> str:
         """The key, or one made of the name: "Net speed" -> "net-speed"."""
         return self.key or slug(self.name)
+
+    def over(self, part: Callable[[Whole], T]) -> Column[Whole]:
+        """The same column over what has such a row as a part."""
+        column: Column[Any] = self
+        return dataclasses.replace(column, of=lambda row: self.of(part(row)))
 
     def cell(self, row: T) -> Cell:
         """A row's cell."""
@@ -266,7 +275,11 @@ class Table(Generic[T]):
         if self.groups is not None:
             _said_once(cells)
         table = WordTable(title=escape(title) or None)
-        kept = [place for place in range(len(columns)) if not cells or any(row[place] for row in cells)]
+        kept = [
+            place
+            for place, column in enumerate(columns)
+            if not cells or any(row[place].plain not in ("", column.idle) for row in cells)
+        ]
         for place in kept:
             column = columns[place]
             head = Text(_head(column))
@@ -387,6 +400,8 @@ def _html(column: Column[Any], cell: Cell, *, remarks: bool) -> str:
         parts.append(escaped(shown))
     lines = (*cell.lines, cell.remark) if remarks and cell.remark else cell.lines
     parts += [f"<small>{escaped(line)}</small>" for line in lines]
+    if cell.wrong:
+        parts.append(styled(cell.wrong, "invalid"))
     if cell.why:
         parts.append(fragment("macros", "folded_why", cell.why))
     return "".join(parts)
@@ -413,6 +428,8 @@ def _text(cell: Cell) -> Text:
     text = Text(cell.shown or cell.code, style=style)
     for line in cell.lines:
         text.append(f"\n{line}", style="dim")
+    if cell.wrong:
+        text.append(f"\n{cell.wrong}", style=TERMINAL_STYLES["invalid"])
     return text
 
 

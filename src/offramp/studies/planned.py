@@ -21,17 +21,29 @@ class PlannedSettings:
 
 
 @dataclass(frozen=True)
-class PlannedModel:
-    """A model."""
+class DescribedModel:
+    """A model as a study's file describes it; None where it does not."""
 
     name: str
     base: str
-    family: str | None
-    generation: float | None
-    released: str | None
-    parameters: float | None
-    kind: str | None
-    stage: str | None
+    """The independent training it comes from; its variants have the same."""
+    family: str | None = None
+    generation: float | None = None
+    """A number within its family."""
+    released: str | None = None
+    """ "2024-04"."""
+    parameters: float | None = None
+    """In all."""
+    kind: str | None = None
+    """ "dense", "moe", "ssm" or "hybrid"."""
+    stage: str | None = None
+    """ "base" or "tuned"."""
+
+
+@dataclass(frozen=True)
+class PlannedModel(DescribedModel):
+    """A model, with the sizes that its weights have."""
+
     layers: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None

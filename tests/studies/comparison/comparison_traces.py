@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import ModelFacts, Row
+from comparison_examples import card
+from offramp.scoring.text_size import NOTHING, TextSize
+from offramp.studies.comparison.results import FloorOn, ModelFacts, Row
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Marginal, Trace
+from offramp.tuning.floor import Floor
 from policy_traces import make_shape
 
 LAYERS = 6
@@ -89,26 +93,34 @@ def bare_row(
     *,
     base: str | None = None,
     candidates: Mapping[str, float | None] | None = None,
-    scores: Mapping[str, float] | None = None,
-    speedup: Mapping[str, float] | None = None,
-    measured: Mapping[str, float] | None = None,
+    tokens: int = 1920,
+    exits: tuple[int, ...] = (1, 2),
+    bytes_per_token: float | None = None,
+    speedup: Mapping[FloorOn, float] | None = None,
+    measured: Mapping[FloorOn, float] | None = None,
     transform: str = "",
-    facts: Mapping[str, object] | None = None,
-    **fields,
+    facts: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Row:
     """A row with only what a test looks at."""
-    given = {"tokens": 1920, "documents": 60, "workload_fingerprint": workload, "heads": "", "source": model}
+    given = {"workload_fingerprint": workload, "heads": "", "source": model}
+    size = NOTHING if bytes_per_token is None else TextSize(round(1000 * bytes_per_token), 0, 1000)
     return Row(
-        model=ModelFacts(model, base or model, transform, **(facts or {})),
+        model=ModelFacts(model, base or model, transform=transform, **(facts or {})),
         workload=workload,
-        scores={name: Estimate(value) for name, value in (scores or {}).items()},
-        eas=(),
-        candidates=candidates or {},
-        exits=(1, 2),
-        depth_fraction=(0.5, 1.0),
-        curves={},
-        intervals={},
+        card=card(tokens=tokens, exits=exits, candidates=candidates or {}),
+        text=size,
         exit_speedup=speedup or {},
         measured_speedup=measured or {},
         **{**given, **fields},
     )
+
+
+def with_card(row: Row, **changes: Any) -> Row:
+    """The row with other fields of its score card."""
+    return replace(row, card=replace(row.card, **changes))
+
+
+def floor(value: float, machine: str = "local") -> FloorOn:
+    """A floor on agreement on a machine."""
+    return Floor("agreement", value), machine

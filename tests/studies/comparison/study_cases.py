@@ -15,7 +15,7 @@ from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.answers import answer_of
-from offramp.decoding.measurement.results import BenchResult, Contender, Counted
+from offramp.decoding.measurement.results import BenchResult, Contender, Counted, FreeRunning
 from offramp.kit.typed import to_json
 from offramp.scoring.estimate import Estimate
 from offramp.studies.computing import code_of
@@ -24,9 +24,12 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work import inputs, league, replay, score, tune
 from offramp.studies.work.context import Context, ModelCache
+from offramp.studies.work.decode import DecodedChoice, Decoding
+from offramp.studies.work.league import Ranking
 from offramp.studies.work.registry import WORKS
 from offramp.studies.work.text_size import TextSize, write_text_sizes
 from offramp.tracing.trace import Trace
+from offramp.tuning.ranking import RankedPolicy
 
 DOCUMENTS, LENGTH = 60, 8
 FLOORS = [0.9, 0.5]
@@ -39,12 +42,7 @@ FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 
 FORMER = {"pairs": [{"kind": "k", "first": "alpha", "second": "alpha-it", "name": "alpha ↔ alpha-it"}]}
 """What plans of older studies say, and nothing reads any more."""
 
-UNDECODED = {
-    "bench": None,
-    "chosen": [],
-    "characters_per_token": None,
-    "why_nothing": "no policy of the ranking exits",
-}
+UNDECODED = Decoding(None, why_nothing="no policy of the ranking exits")
 """The result of a decode task whose ranking exits nowhere."""
 
 
@@ -184,34 +182,58 @@ def bench_result(*defects: str) -> BenchResult:
     )
 
 
-def decode_result(*defects: str) -> dict[str, Any]:
-    """A decode task's result."""
-    interval = {"value": 0.97, "low": None, "high": None}
-    chosen = [
-        {
-            "family": f"family of {name}",
-            "policy": f"static:exit={exit_}",
-            "predicted": 1.2,
-            "kv": "propagate",
-            "floor": 0.9,
-            "contender": name,
-            "free_running": None if name == "none" else {"agreement": interval},
-            "characters_per_token": 4.0,
-        }
-        for name, exit_ in (("fast", 4), ("slow", 5), ("none", 3))
-    ]
-    return {"bench": to_json(bench_result(*defects)), "chosen": chosen, "characters_per_token": 3.0}
+def decoding(*defects: str) -> Decoding:
+    """What a decode task leaves."""
+    kept = Estimate(0.97)
+    judged = FreeRunning(kept, kept, kept, kept, kept, prompts=4, new_tokens=64)
+    chosen = tuple(
+        DecodedChoice(
+            family=f"family of {name}",
+            policy=f"static:exit={exit}",
+            kv="propagate",
+            why="the fastest",
+            floor=0.9,
+            predicted=1.2,
+            contender=name,
+            forecast=None,
+            free_running=None if name == "none" else judged,
+            characters_per_token=4.0,
+        )
+        for name, exit in (("fast", 4), ("slow", 5), ("none", 3))
+    )
+    return Decoding(bench_result(*defects), chosen, characters_per_token=3.0)
 
 
-def league_entry(floor: float, policy: str, *, chosen: bool = True) -> dict[str, Any]:
-    """What decoding reads of an entry of a league."""
-    return {"floor": floor, "policy": policy, "chosen": chosen}
+def league_entry(
+    floor: float, policy: str, *, chosen: bool = True, speedup: float = 1.2, family: str = "static"
+) -> RankedPolicy:
+    """An entry of a league of which nothing but its choice and its speed is looked at."""
+    nothing = Estimate(None, undefined="not looked at")
+    return RankedPolicy(
+        family=family,
+        policy=policy,
+        reachable=True,
+        floor=floor,
+        agreement=nothing,
+        skip_ratio=nothing,
+        net_speedup=Estimate(speedup),
+        seconds_per_token=0.01 / speedup,
+        probe_share=0.0,
+        probe_seconds=0.0,
+        chosen=chosen,
+    )
+
+
+def league_result(*entries: RankedPolicy) -> dict[str, Any]:
+    """A league task's result."""
+    result: dict[str, Any] = to_json(Ranking("h100", "made up", (0.95,), entries, (), None))
+    return result
 
 
 def league_task(case: StudyCase, floor: float, policy: str) -> Task:
     """A league on this machine that is done and chose a policy at a floor. No cell shows it."""
     task = case.add(None, case.task("league", {"floors": [floor], "chose": policy}))
-    case.finish(task, {"entries": [league_entry(floor, policy)]})
+    case.finish(task, league_result(league_entry(floor, policy)))
     return task
 
 
@@ -229,11 +251,13 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     needs = {"trace": traces["alpha", "prose"], "league": league_task(case, 0.9, POLICY)}
     decode = case.task("decode", {"floor": 0.9}, needs=needs)
     case.finish(
-        case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), decode_result()
+        case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), to_json(decoding())
     )
     needs = {"trace": traces["alpha", "code"], "league": league_task(case, 0.95, "never")}
     nothing = case.task("decode", {"floor": 0.95}, needs=needs)
-    case.finish(case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), UNDECODED)
+    case.finish(
+        case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), to_json(UNDECODED)
+    )
     combined = to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})
     case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})

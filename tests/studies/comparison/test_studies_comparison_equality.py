@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from comparison_traces import bare_row
+from comparison_traces import bare_row, floor, with_card
 
+from comparison_examples import answer, card
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.content import per_byte_notes
-from offramp.studies.comparison.equality import require_equal, without_twins
-from offramp.studies.comparison.results import Row, Saving
+from offramp.studies.comparison.equality import per_byte_notes, require_equal, without_twins
+from offramp.studies.comparison.results import Row
 
 A = bare_row("a", "prose", source="study one")
 B = bare_row("b", "prose", source="run two")
@@ -30,13 +30,13 @@ def alike(row: Row, **changes: object) -> Row:
 
 
 def with_exits(*exits: int) -> Row:
-    return replace(alike(B), exits=exits)
+    return replace(alike(B), card=card(exits=exits))
 
 
 @pytest.mark.parametrize(
     ("row", "what", "fix"),
     [
-        (replace(B, tokens=1900), "1,920 and 1,900 tokens of prose were traced", "with the same --tokens"),
+        (with_card(B, tokens=1900), "1,920 and 1,900 tokens of prose were traced", "with the same --tokens"),
         (
             replace(B, workload_fingerprint="f" * 64),
             "the workload prose is not the same text everywhere: fingerprints prose and ffffffffffff",
@@ -90,14 +90,14 @@ def test_settings_are_held_together_on_one_text_and_only_where_they_are_known() 
     ],
 )
 def test_exits_that_were_asked_for_alike_are_equal(first: tuple[int, ...], second: tuple[int, ...]) -> None:
-    rows = [replace(A, exits=first), with_exits(*second)]
+    rows = [replace(A, card=card(exits=first)), with_exits(*second)]
     assert require_equal(rows, mixed=False) == ()
     assert require_equal(rows[::-1], mixed=False) == ()
 
 
 def test_some_exits_are_not_others() -> None:
     with pytest.raises(InputError, match="at the exits 3, 6, 9, 12 and 3, 6:"):
-        require_equal([replace(A, exits=(3, 6, 9, 12)), with_exits(3, 6)], mixed=False)
+        require_equal([replace(A, card=card(exits=(3, 6, 9, 12))), with_exits(3, 6)], mixed=False)
 
 
 def test_two_models_of_one_name_are_refused() -> None:
@@ -110,18 +110,19 @@ def test_two_models_of_one_name_are_refused() -> None:
     assert require_equal([first, int8], mixed=False) == ()
 
 
-def test_a_row_that_is_in_two_folders_is_shown_once_with_the_savings_of_both() -> None:
-    saved = [Saving("agreement=0.9", machine, "never", Estimate(1.0), True, "") for machine in ("x", "y")]
-    first = replace(A, savings=(saved[0],), exit_speedup={"p | x": 1.5})
-    other = replace(A, savings=tuple(saved), exit_speedup={"p | x": 1.6, "p | y": 2.0}, source="study two")
-    (found,) = without_twins([first, other])
-    assert found.savings == tuple(saved)
-    assert found.exit_speedup == {"p | x": 1.5, "p | y": 2.0}
-    assert found.source == "study one"
+def test_a_row_that_is_in_two_folders_is_shown_once_with_the_answers_of_both() -> None:
+    answers = tuple(answer(Estimate(1.0), "", machine=machine) for machine in ("x", "y"))
+    first = replace(A, answers=answers[:1], exit_speedup={floor(0.9, "x"): 1.5})
+    speedups = {floor(0.9, "x"): 1.6, floor(0.9, "y"): 2.0}
+    other = replace(A, answers=answers, exit_speedup=speedups, source="study two")
+    (row,) = without_twins([first, other])
+    assert row.answers == answers
+    assert row.exit_speedup == {floor(0.9, "x"): 1.5, floor(0.9, "y"): 2.0}
+    assert row.source == "study one"
 
 
 def test_a_row_that_is_in_two_folders_with_other_results_is_refused() -> None:
-    other = replace(A, candidates={"composite": 0.3}, source="study two")
+    other = replace(with_card(A, candidates={"composite": 0.3}), source="study two")
     with pytest.raises(InputError, match="a · prose is there twice, with different results") as refused:
         without_twins([A, B, other])
     assert refused.value.where == "a of study one and a of study two"
@@ -130,18 +131,18 @@ def test_a_row_that_is_in_two_folders_with_other_results_is_refused() -> None:
 
 def test_what_rounding_explains_is_no_other_result() -> None:
     scores = {"composite": 0.25, "mean_kl": 4.0, "eas_logit": None}
-    first = replace(A, candidates=scores)
-    near = replace(A, candidates={**scores, "composite": 0.2505, "mean_kl": 4.003}, source="run two")
+    first = with_card(A, candidates=scores)
+    near = with_card(A, candidates={**scores, "composite": 0.2505, "mean_kl": 4.003})
     assert without_twins([first, near]) == (first,)
     for other in ({**scores, "composite": 0.252}, {**scores, "eas_logit": 0.5}, {"composite": 0.25}):
         with pytest.raises(InputError, match="with different results"):
-            without_twins([first, replace(near, candidates=other)])
+            without_twins([first, with_card(near, candidates=other)])
 
 
 def test_tokens_of_other_lengths_are_said() -> None:
-    rows = [replace(A, bytes_per_token=4.0), replace(B, bytes_per_token=4.8), bare_row("c", "prose")]
-    (note,) = per_byte_notes([*rows, bare_row("a", "code", bytes_per_token=1.0)])
+    rows = [bare_row("a", "prose", bytes_per_token=4.0), bare_row("b", "prose", bytes_per_token=4.8)]
+    (note,) = per_byte_notes([*rows, bare_row("c", "prose"), bare_row("a", "code", bytes_per_token=1.0)])
     assert note.startswith("On prose a token of a is 4.00 bytes of text, one of b 4.80: nats per token")
-    assert per_byte_notes([rows[0], replace(B, bytes_per_token=4.01)]) == ()
+    assert per_byte_notes([rows[0], bare_row("b", "prose", bytes_per_token=4.01)]) == ()
     assert per_byte_notes([A, B]) == ()
     assert per_byte_notes([rows[0], replace(rows[1], own_text=True)]) == ()  # another text, not other tokens

@@ -6,37 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_cases import MACHINE, StudyCase
+from comparison_traces import floor
+from study_cases import MACHINE, StudyCase, league_entry, league_result
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.studies.comparison.reading import read_comparison
-from offramp.studies.comparison.results import Comparison
-from offramp.studies.comparison.study_rows import StudyReader, read_study_folder
+from offramp.studies.comparison.results import Comparison, FloorOn
+from offramp.studies.comparison.study_reading import StudyReader, read_study_folder
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell
 
 FAST = {"processor": "fast", "cores": 4, "threads": 2, "torch": "2.0"}
 SLOW = {**FAST, "processor": "slow"}
 OWN_PROFILE = "f" * 64
-
-
-def league_entry(speedup: float) -> dict[str, Any]:
-    """What a league chose at one floor."""
-    nothing = {"value": None, "undefined": "not looked at"}
-    return {
-        "family": "static",
-        "policy": "static:exit=4",
-        "floor": 0.95,
-        "agreement": nothing,
-        "skip_ratio": nothing,
-        "net_speedup": {"value": speedup},
-        "probe_share": 0.0,
-        "gain": None,
-        "seconds_per_token": 0.01 / speedup,
-        "reachable": True,
-        "chosen": True,
-    }
 
 
 class Studies:
@@ -58,7 +41,9 @@ class Studies:
             case.finish(needs["profile"], {})
         league = case.task("league", recipe, needs=needs)
         cell = Cell("league", "", "alpha", workload="prose", policy="league", machine=name)
-        case.finish(case.add(cell, league), {"entries": [league_entry(speedup)]})
+        case.finish(
+            case.add(cell, league), league_result(league_entry(0.95, "static:exit=4", speedup=speedup))
+        )
         return case.write()
 
 
@@ -67,7 +52,7 @@ def studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Studies:
     return Studies(tmp_path, monkeypatch)
 
 
-def speedups_of(comparison: Comparison) -> dict[str, float]:
+def speedups_of(comparison: Comparison) -> dict[FloorOn, float]:
     """Speedups of the only row, which both folders have."""
     (row,) = comparison.rows
     return dict(row.exit_speedup)
@@ -91,9 +76,9 @@ def test_machines_that_two_studies_call_alike_stay_apart(
     folders = [studies.study("a", "lap", first, 1.2), studies.study("b", "lap", second, 1.5)]
     comparison = read_comparison(folders)
     assert speedups_of(comparison) == {
-        f"agreement=0.95 | lap ({words})": speedup for words, speedup in zip(shown, (1.2, 1.5), strict=True)
+        floor(0.95, f"lap ({words})"): speedup for words, speedup in zip(shown, (1.2, 1.5), strict=True)
     }
-    assert [one.machine for one in comparison.strategies] == [f"lap ({words})" for words in shown]
+    assert [one.place.machine for one in comparison.strategies] == [f"lap ({words})" for words in shown]
     assert [note for note in comparison.notes if "machine" in note] == [
         f"The machine lap of made-up is not the lap of another folder, and is shown as lap ({words})."
         for words in shown
@@ -105,9 +90,9 @@ def test_one_machine_keeps_its_name(studies: Studies, machine: str | dict[str, A
     other = studies.study("other", "other", SLOW, 1.1)
     folders = [studies.study(title, "lap", machine, 1.2) for title in ("a", "b")]
     comparison = read_comparison([*folders, other])
-    assert speedups_of(comparison) == {"agreement=0.95 | lap": 1.2, "agreement=0.95 | other": 1.1}
+    assert speedups_of(comparison) == {floor(0.95, "lap"): 1.2, floor(0.95, "other"): 1.1}
     assert not any("The machine" in note for note in comparison.notes)
-    assert {one.machine for one in comparison.strategies} == {"lap", "other"}
+    assert {one.place.machine for one in comparison.strategies} == {"lap", "other"}
 
 
 def test_a_study_says_what_its_machines_are(studies: Studies, case: StudyCase) -> None:

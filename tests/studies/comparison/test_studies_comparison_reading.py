@@ -13,7 +13,6 @@ from study_cases import StudyCase
 from comparison_examples import example_comparison, more_models
 from offramp.errors import InputError
 from offramp.studies.comparison import reading
-from offramp.studies.comparison.content import Content
 from offramp.studies.comparison.reading import (
     citation,
     comparison_key,
@@ -21,19 +20,19 @@ from offramp.studies.comparison.reading import (
     offramp_version,
     read_comparison,
 )
-from offramp.studies.comparison.results import Row
+from offramp.studies.comparison.results import Comparison, Row
 
 
 @pytest.fixture
 def folders(monkeypatch: pytest.MonkeyPatch):
     """Folders that hold what a test says: rows by the folder's name."""
-    contents: dict[Path, Content] = {}
+    contents: dict[Path, Comparison] = {}
     monkeypatch.setattr(reading, "is_study_folder", contents.__contains__)
     monkeypatch.setattr(reading, "read_study_folder", contents.__getitem__)
 
     def hold(*rows: Row, **fields) -> Path:
         path = Path(f"folder {len(contents)}")
-        contents[path] = Content(f"title {len(contents)}", "", rows, **fields)
+        contents[path] = Comparison(f"title {len(contents)}", "", rows, **fields)
         return path
 
     return hold

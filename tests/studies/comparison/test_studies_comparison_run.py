@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from offramp.studies.comparison.content import Content
-from offramp.studies.comparison.study_rows import read_study_folder
+from offramp.studies.comparison.results import Comparison
+from offramp.studies.comparison.study_reading import read_study_folder
 from tiny_models import LAYERS
 
 
 @pytest.fixture(scope="module")
-def content(finished_run: Path) -> Content:
+def content(finished_run: Path) -> Comparison:
     return read_study_folder(finished_run)
 
 
@@ -24,19 +24,21 @@ def summary(finished_run: Path) -> dict[str, Any]:
     return found
 
 
-def test_strategies_are_those_of_league_tuner_and_decoding(content: Content, summary: dict[str, Any]) -> None:
+def test_strategies_are_those_of_league_tuner_and_decoding(
+    content: Comparison, summary: dict[str, Any]
+) -> None:
     assert (content.title, set(content.machines)) == ("tiny (finished)", {"local"})
     assert any("counts as an independent training" in note for note in content.notes)
     for row in content.rows:
         assert (row.source, row.model.base, row.heads) == ("run finished", "tiny", "correctness")
-        of_row = [one for one in content.strategies if one.workload == row.workload]
+        of_row = [one for one in content.strategies if one.place.workload == row.workload]
         league = [one for one in summary["league"] if one["workload"] == row.workload]
         predicted = [one for one in of_row if one.basis == "predicted" and one.family != "tuned"]
         assert [(one.family, one.policy, one.net_speedup.value) for one in predicted] == [
             (one["family"], one["policy"], one["net_speedup"]["value"]) for one in league
         ]
         tuned = [one for one in summary["tuned"] if one["workload"] == row.workload]
-        assert [(one.policy, one.executed, one.machine) for one in row.savings] == [
+        assert [(one.policy, one.executed, one.machine) for one in row.answers] == [
             (one["policy_text"], True, "local") for one in tuned
         ]
         (decoded,) = (one for one in summary["decoding"]["workloads"] if one["workload"] == row.workload)
@@ -50,4 +52,4 @@ def test_strategies_are_those_of_league_tuner_and_decoding(content: Content, sum
             layers = timed[policy["contender"]]["counted"]["layers"]
             assert one.skip_ratio.value == pytest.approx(1 - layers / LAYERS)
         assert set(row.measured_speedup.values()) <= {one.net_speedup.value for one in measured}
-        assert all(place.endswith(" | local") for place in row.measured_speedup)
+        assert {machine for _, machine in row.measured_speedup} <= {"local"}

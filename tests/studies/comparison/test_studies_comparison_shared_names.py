@@ -6,26 +6,30 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from comparison_traces import bare_row
+from comparison_traces import bare_row, floor, with_card
 
+from combine_cases import combined_result
+from comparison_examples import answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.content import LACKS, Content, saving_of
 from offramp.studies.comparison.equality import require_equal, without_twins
-from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
+from offramp.studies.comparison.results import LACKS, Comparison, ModelFacts, Place, Row, Strategy
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.validity import validity_of
+from offramp.tuning.bounds import OUT_OF_TIME
+from offramp.tuning.certificate import Candidate
+from offramp.tuning.tuned import Grounds
 from offramp.tuning.verdict import DECIDED
 
 NOTHING = Estimate(None, undefined="not looked at")
 
 
-def content(*rows: Row, title: str = "title", **fields: Any) -> Content:
-    return Content(title, "", rows, **fields)
+def content(*rows: Row, title: str = "title", **fields: Any) -> Comparison:
+    return Comparison(title, "", rows, **fields)
 
 
 def strategy(model: str, workload: str, machine: str = "local") -> Strategy:
-    estimates = (NOTHING, NOTHING, NOTHING)
-    return Strategy(model, workload, "", machine, "f", "p", "propagate", "", "predicted", *estimates)
+    place = Place(model, workload, "", machine)
+    return Strategy(place, "f", "p", "propagate", None, "predicted", NOTHING, NOTHING, NOTHING)
 
 
 def test_one_text_of_two_names_is_put_together() -> None:
@@ -35,14 +39,14 @@ def test_one_text_of_two_names_is_put_together() -> None:
         bare_row("a", "code", workload_fingerprint="g"),
         title="run",
         strategies=(strategy("a", "prose"), strategy("a", "code")),
-        combined=({"model": "a", "workload": "prose"},),
+        combined=(replace(combined_result({"plain": 60.0}), model="a", workload="prose"),),
         notes=("a note",),
     )
     first, second = with_shared_names([study, run])
     assert first == study
     assert [row.workload for row in second.rows] == ["essays", "code"]
-    assert [one.workload for one in second.strategies] == ["essays", "code"]
-    assert [one["workload"] for one in second.combined] == ["essays"]
+    assert [one.place.workload for one in second.strategies] == ["essays", "code"]
+    assert [one.workload for one in second.combined] == ["essays"]
     assert second.notes == (
         "a note",
         "The text prose of run is the same as essays of another folder, and is shown so.",
@@ -82,7 +86,7 @@ def test_the_same_weights_are_one_training_whatever_they_are_called() -> None:
     found, same = with_shared_names([run, study])
     assert same == study
     assert [row.model for row in found.rows] == [row.model for row in study.rows]
-    assert found.strategies[0].model == "tuned + fewer"
+    assert found.strategies[0].place.model == "tuned + fewer"
     assert found.notes[0] == "The model a-it of run is the same as tuned of another folder, and is shown so."
 
 
@@ -90,7 +94,7 @@ def test_a_runs_transformed_model_has_the_base_that_a_study_says() -> None:
     run = content(bare_row("a-it", "prose", transform="int8", model_fingerprint="3"))
     study = content(bare_row("a-it", "prose", base="a", facts={"stage": "tuned"}, model_fingerprint="1"))
     (row,) = with_shared_names([run, study])[0].rows
-    assert row.model == ModelFacts("a-it", "a", "int8")
+    assert row.model == ModelFacts("a-it", "a", transform="int8")
 
 
 def test_no_two_models_of_a_folder_get_one_name() -> None:
@@ -103,23 +107,24 @@ def test_no_two_models_of_a_folder_get_one_name() -> None:
 
 
 def test_local_is_one_machine() -> None:
-    saved = Saving("agreement=0.9", "local", "never", Estimate(1.0), False, "")
+    saved = answer(Estimate(1.0), "", floor=0.9)
     row = bare_row(
         "a",
         "prose",
-        savings=(saved,),
-        speedup={"p | local": 1.2, "p | h100": 2.0},
-        measured={"p | local": 1.1},
+        answers=(saved,),
+        speedup={floor(0.9): 1.2, floor(0.9, "h100"): 2.0},
+        measured={floor(0.9): 1.1},
     )
-    other = bare_row("b", "prose", measured={"p | local": 1.3})
+    other = bare_row("b", "prose", measured={floor(0.9): 1.3})
     one = content(row, strategies=(strategy("a", "prose"),), machines={"local": "fast, 2 threads"})
     found, second = with_shared_names([one, content(other, machines={"local": "slow, 2 threads"})])
-    assert found.rows[0].exit_speedup == {"p | local (fast, 2 threads)": 1.2, "p | h100": 2.0}
-    assert found.rows[0].measured_speedup == {"p | local (fast, 2 threads)": 1.1}
-    assert found.rows[0].savings == (replace(saved, machine="local (fast, 2 threads)"),)
-    assert found.strategies[0].machine == "local (fast, 2 threads)"
-    assert second.rows[0].measured_speedup == {"p | local (slow, 2 threads)": 1.3}
-    scored = [replace(row, candidates={"composite": 0.1}) for row in (*found.rows, *second.rows)]
+    fast, slow = floor(0.9, "local (fast, 2 threads)"), floor(0.9, "local (slow, 2 threads)")
+    assert found.rows[0].exit_speedup == {fast: 1.2, floor(0.9, "h100"): 2.0}
+    assert found.rows[0].measured_speedup == {fast: 1.1}
+    assert found.rows[0].answers == (replace(saved, machine="local (fast, 2 threads)"),)
+    assert found.strategies[0].place.machine == "local (fast, 2 threads)"
+    assert second.rows[0].measured_speedup == {slow: 1.3}
+    scored = [with_card(row, candidates={"composite": 0.1}) for row in (*found.rows, *second.rows)]
     assert validity_of(scored) == ()  # one machine's savings are not another's
     same = with_shared_names([one, content(other, machines={"local": "fast, 2 threads"}), content(other)])
     assert same[0] == one
@@ -137,27 +142,20 @@ def test_local_is_one_machine() -> None:
     ],
 )
 def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
-    tuned: dict[str, Any] = {
-        "certificate": {**certificate, "documents_needed": 45, "executed": False},
-        "floor": {"kind": "agreement", "value": 0.95},
-        "policy": "never",
-        "net_speedup": {"value": 1.0},
-        "answer": "as found",
-        "kv": "propagate",
-        "documents": {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5},
-        "candidates": [],
-    }
-    found = saving_of(tuned, "h100")
-    assert (found.lacks, found.floor, found.machine) == (lacks, "agreement=0.95", "h100")
-    assert (found.documents, found.documents_needed) == (certificate["documents"], 45)
+    replayed = answer(Estimate(1.0), "as found", documents_needed=45, **{**certificate, "executed": False})
+    documents = {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5}
+    found = replace(replayed, tuned=replace(replayed.tuned, documents=documents))
+    assert found.lacks == lacks
     assert found.documents_in_all > 45 + 3
     if not certificate["holds"]:
         # What was decoded stands as the verdict has it, whatever the certificate counts.
         for standing, decision in DECIDED.items():
-            executed = {**tuned["certificate"], "executed": True}
-            stands = {**tuned, "certificate": executed, "grounds": {"standing": standing}}
-            assert saving_of(stands, "h100").lacks == LACKS[decision]
+            executed = replace(found.tuned.certificate, executed=True)
+            grounds = Grounds(standing, True, None, 1.0, None, 50)
+            stands = replace(found.tuned, certificate=executed, grounds=grounds)
+            assert replace(found, tuned=stands).lacks == LACKS[decision]
         assert {LACKS[DECIDED[one]] for one in ("refuted", "nothing could pay")} == {""}
         assert (LACKS[DECIDED["too few documents"]], LACKS[DECIDED["not settled"]]) == ("documents", "time")
-    tuned["candidates"] = [{"outcome": "time used up"}, {"outcome": "a candidate before it failed"}]
-    assert saving_of(tuned, "h100").lacks == ("time" if lacks == "evidence" else lacks)
+    late = Candidate("static:exit=4", "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
+    hurried = replace(found.tuned, candidates=(late,))
+    assert replace(found, tuned=hurried).lacks == ("time" if lacks == "evidence" else lacks)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparison_traces import floor
 from study_cases import (
     BROKEN,
     FLOORS,
@@ -19,7 +20,7 @@ from study_cases import (
     WORKLOADS,
     StudyCase,
     bench_result,
-    decode_result,
+    decoding,
     league_entry,
 )
 
@@ -31,35 +32,36 @@ from offramp.kit.typed import finite_json
 from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
-from offramp.studies.comparison.content import Content
-from offramp.studies.comparison.results import Row, Strategy
-from offramp.studies.comparison.study_rows import (
-    TRACE,
-    StudyReader,
-    is_study_folder,
-    model_fingerprint,
-    read_study_folder,
-)
-from offramp.studies.comparison.study_strategies import (
+from offramp.studies.comparison.results import Comparison, Row, Strategy
+from offramp.studies.comparison.strategies import (
     Finished,
     credit_of,
     decoded_strategies,
     floor_of,
     measured_speedups,
 )
+from offramp.studies.comparison.study_reading import (
+    TRACE,
+    StudyReader,
+    is_study_folder,
+    model_fingerprint,
+    read_study_folder,
+)
 from offramp.studies.task import Cell, Task
+from offramp.studies.work.decode import Decoding
 from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking
 from offramp.tuning.tune import tune
+from offramp.tuning.tuned import to_json
 
 
 @pytest.fixture(scope="module")
-def content(case: StudyCase) -> Content:
+def content(case: StudyCase) -> Comparison:
     return read_study_folder(case.folder.path)
 
 
-def row_of(content: Content, model: str, workload: str) -> Row:
+def row_of(content: Comparison, model: str, workload: str) -> Row:
     (row,) = (one for one in content.rows if (one.model.name, one.workload) == (model, workload))
     return row
 
@@ -68,38 +70,30 @@ def trace_of(case: StudyCase, row: Row) -> Trace:
     return case.traces[Path(row.trace_folder or "").parent]
 
 
-def strategies_of(content: Content, row: Row, basis: str = "predicted") -> list[Strategy]:
+def strategies_of(content: Comparison, row: Row, basis: str = "predicted") -> list[Strategy]:
     return [
         one
         for one in content.strategies
-        if (one.model, one.workload, one.basis) == (row.model.shown, row.workload, basis)
+        if (one.place.model, one.place.workload, one.basis) == (row.model.shown, row.workload, basis)
     ]
 
 
-def test_there_is_a_row_for_each_finished_score(content: Content) -> None:
+def test_there_is_a_row_for_each_finished_score(content: Comparison) -> None:
     names = [(row.model.name, row.workload) for row in content.rows]
     assert names == [(model, workload) for model in ("alpha", "alpha-it") for workload in WORKLOADS]
     assert content.title == "made-up"
     assert content.description == "Two models on two texts."
 
 
-def test_rows_are_what_the_score_card_says(case: StudyCase, content: Content) -> None:
+def test_rows_are_what_the_score_card_says(case: StudyCase, content: Comparison) -> None:
     for row in content.rows:
         card = score(trace_of(case, row), draws=200)
-        assert row.scores["composite"] == card.composite
-        assert row.scores["time_ceiling_saturation"] == card.time_ceiling_saturation
-        assert row.candidates == card.candidates
-        assert (row.tokens, row.documents) == (card.tokens, card.documents)
-        assert row.exits == tuple(card.curves.exits)
-        assert row.curves["agreement"] == tuple(card.curves.values["agreement"])
-        assert row.curves["auroc"][-1] is None
-        assert row.intervals["agreement"]["low"] == tuple(card.curves.intervals["agreement"].low)
-        assert row.eas[0] == finite_json(card.eas("logit"))
+        assert finite_json(row.card) == finite_json(card)
         assert row.workload_fingerprint == WORKLOADS[row.workload]
         assert row.source == "study made-up"
 
 
-def test_models_are_described_as_the_study_does(content: Content) -> None:
+def test_models_are_described_as_the_study_does(content: Comparison) -> None:
     facts = row_of(content, "alpha-it", "code").model
     assert (facts.base, facts.family, facts.generation, facts.released) == ("alpha", "A", 1.0, "2024-05")
     assert (facts.parameters, facts.kind, facts.stage, facts.shown) == (1e9, "dense", "tuned", "alpha-it")
@@ -113,7 +107,7 @@ def test_a_model_with_fewer_layers_has_not_the_parameters_of_its_file(case: Stud
         assert reader.traced_facts(cell, 6).parameters == parameters
 
 
-def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Content) -> None:
+def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Comparison) -> None:
     for row in content.rows:
         length = 4.0 if row.model.name == "alpha" else 5.0
         assert row.bytes_per_token == length
@@ -122,54 +116,49 @@ def test_text_sizes_give_bits_per_byte(case: StudyCase, content: Content) -> Non
         assert row.bits_per_byte == pytest.approx(nats / np.log(2) / length)
 
 
-def test_the_league_is_that_of_the_api(case: StudyCase, content: Content) -> None:
+def test_the_league_is_that_of_the_api(case: StudyCase, content: Comparison) -> None:
     row = content.rows[0]
     entries = ranking(trace_of(case, row), find_machine(MACHINE), tuple(FLOORS), 0)
     found = [one for one in strategies_of(content, row) if one.family not in ("tuned", "at 4")]
     assert len(found) == len(entries)
     for one, entry in zip(found, entries, strict=True):
-        assert (one.family, one.policy, one.machine) == (entry.family, entry.policy, MACHINE)
+        assert (one.family, one.policy, one.place.machine) == (entry.family, entry.policy, MACHINE)
         assert one.net_speedup == entry.net_speedup
-        assert one.floor == f"agreement={entry.floor:g}"
+        assert (one.floor, one.place.machine) == floor(entry.floor, MACHINE)
         assert one.characters_per_second == pytest.approx(3.0 / entry.seconds_per_token)
     assert row.exit_speedup == {
-        f"agreement={entry.floor:g} | {MACHINE}": entry.net_speedup.value for entry in entries if entry.chosen
+        floor(entry.floor, MACHINE): entry.net_speedup.value for entry in entries if entry.chosen
     }
-    assert set(row.exit_speedup) == {f"agreement={floor:g} | {MACHINE}" for floor in FLOORS}
+    assert set(row.exit_speedup) == {floor(value, MACHINE) for value in FLOORS}
     assert max(row.exit_speedup.values()) > 1.0
 
 
-def test_tuned_policies_are_savings_and_strategies(case: StudyCase, content: Content) -> None:
+def test_tuned_policies_are_answers_and_strategies(case: StudyCase, content: Comparison) -> None:
     row = content.rows[0]
     tuned = [
-        tune(trace_of(case, row), {"agreement": floor}, find_machine(MACHINE), seed=0) for floor in FLOORS
+        tune(trace_of(case, row), {"agreement": value}, find_machine(MACHINE), seed=0) for value in FLOORS
     ]
-    assert [(one.floor, one.policy, one.certified, one.answer) for one in row.savings] == [
-        (str(one.floor), one.policy_text, one.certificate.holds, one.answer) for one in tuned
-    ]
-    for saving, one in zip(row.savings, tuned, strict=True):
-        assert (saving.documents, saving.kv) == (one.certificate.documents, one.kv)
-        assert (saving.lacks == "documents") == ("documents," in one.answer)
+    assert [to_json(answer.tuned) for answer in row.answers] == [to_json(one) for one in tuned]
+    assert {answer.machine for answer in row.answers} == {MACHINE}
+    for answer in row.answers:
+        assert (answer.lacks == "documents") == ("documents," in answer.tuned.answer)
     found = [one for one in strategies_of(content, row) if one.family == "tuned"]
     assert [one.agreement for one in found] == [one.quality for one in tuned]
 
 
-def test_policies_of_the_file_are_held_against_the_floors_of_the_study(content: Content) -> None:
+def test_policies_of_the_file_are_held_against_the_floors_of_the_study(content: Comparison) -> None:
     (one,) = (one for one in strategies_of(content, content.rows[0]) if one.family == "at 4")
-    assert (one.policy, one.machine) == ("static:exit=4", MACHINE)
-    kept = [floor for floor in FLOORS if one.agreement.value >= floor]
-    assert one.floor == f"agreement={max(kept, default=min(FLOORS)):g}"
-    assert [floor_of(Estimate(value), [0.9, 0.5]) for value in (0.95, 0.6, 0.42)] == [
-        "agreement=0.9",
-        "agreement=0.5",
-        "agreement=0.5",
-    ]
+    assert (one.policy, one.place.machine) == ("static:exit=4", MACHINE)
+    kept = [value for value in FLOORS if one.agreement.value >= value]
+    assert (one.floor, MACHINE) == floor(max(kept, default=min(FLOORS)), MACHINE)
+    reached = [floor_of(Estimate(value), [0.9, 0.5]).value for value in (0.95, 0.6, 0.42)]
+    assert reached == [0.9, 0.5, 0.5]
     assert one.skip_ratio.value == pytest.approx(1 - 4 / 6)
     assert one.agreement.low < one.agreement.value < one.agreement.high
     assert one.net_speedup.value > 1.0
 
 
-def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
+def test_decoded_policies_stand_beside_as_measured(content: Comparison) -> None:
     row = row_of(content, "alpha", "prose")
     plain, fast, slow, none = strategies_of(content, row, "measured")
     # The head cut to the short list and prompt lookup took no turns there: what exits add is not known.
@@ -177,7 +166,7 @@ def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
     assert fast.credit.undefined == (
         "not timed beside it: the output head cut to the short list and prompt lookup"
     )
-    assert row.measured_speedup == {"agreement=0.9 | local": pytest.approx(1.25)}
+    assert row.measured_speedup == {floor(0.9): pytest.approx(1.25)}
     assert (plain.family, plain.policy, plain.net_speedup.value) == ("full model", "never", 1.0)
     assert plain.characters_per_second == pytest.approx(3.0 / 0.05)
     assert (fast.chosen, slow.chosen) == (True, False)
@@ -191,28 +180,35 @@ def test_decoded_policies_stand_beside_as_measured(content: Content) -> None:
     assert none.net_speedup.undefined == "there was no time"
 
 
-def test_a_measurement_with_a_defect_is_shown_and_counts_for_nothing(content: Content) -> None:
-    found = decoded(decode_result(*BROKEN))
+def test_a_measurement_with_a_defect_is_shown_and_counts_for_nothing(content: Comparison) -> None:
+    found = decoded(decoding(*BROKEN))
     for entries in ([], [league_entry(0.9, POLICY)]):
         assert measured_speedups(found, entries) == {}
     said = {one.answer for one in decoded_strategies(content.rows[0], found)}
     assert said == {f"defect: {BROKEN[0]}", "left out: there was no time"}
 
 
-def test_timings_of_an_older_offramp_are_refused_with_what_to_do(case: StudyCase) -> None:
-    reader = StudyReader(case.folder)
-    for measured in ({"bench": {"validity": "VALID"}}, {"combined": {"validity": "VALID"}}):
-        with pytest.raises(InputError, match="timings are those of an older offramp") as caught:
-            reader._require_answers(measured)
-        assert "offramp study run" in caught.value.fix
-    reader._require_answers({"bench": None})  # nothing was decoded
-    reader._require_answers({"entries": []})
+def test_results_of_an_older_offramp_are_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = StudyCase(tmp_path / "study", monkeypatch)
+    trace = case.trace_task("alpha", "prose", 0.45, bytes_per_token=4)
+    case.add_row("alpha", "prose", trace, ("score",))
+    decode = case.task("decode", {"floor": 0.9}, needs={"trace": trace})
+    case.finish(
+        case.add(Cell("decode", "", "alpha", workload="prose"), decode), {"bench": {"validity": "VALID"}}
+    )
+    case.write()
+    with pytest.raises(InputError, match="decode results are those of an older offramp") as caught:
+        read_study_folder(case.folder.path)
+    assert "offramp study run" in caught.value.fix
+    assert caught.value.where == str(case.folder.path)
 
 
-def decoded(result: dict[str, Any]) -> Finished:
+def decoded(result: Decoding) -> Finished:
     """A decode cell at a floor of 0.9."""
     cell = Cell("decode", "", "alpha", workload="prose", machine="local")
-    return Finished(cell, {"floor": 0.9}, {}, result)
+    return Finished(cell, Task("decode", {"floor": 0.9}), result)
 
 
 def test_what_was_timed_beside_all_that_needs_no_exits_has_its_credit() -> None:
@@ -231,44 +227,42 @@ def test_what_was_timed_beside_all_that_needs_no_exits_has_its_credit() -> None:
     assert credit_of(single, "fast", 0.9)[0].undefined == "its times on the prompts say nothing"
 
 
-@pytest.mark.parametrize("result", [decode_result(), decode_result(*BROKEN), dict(UNDECODED)])
-def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: dict[str, Any]) -> None:
+@pytest.mark.parametrize("result", [decoding(), decoding(*BROKEN), UNDECODED])
+def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: Decoding) -> None:
     """Whatever slower policies that exit were decoded: as by prediction, its choice is what counts."""
     entries = [league_entry(0.9, "never"), league_entry(0.9, POLICY, chosen=False)]
-    assert measured_speedups(decoded(result), entries) == {"agreement=0.9 | local": 1.0}
+    assert measured_speedups(decoded(result), entries) == {floor(0.9): 1.0}
 
 
 def test_what_the_league_chose_at_another_floor_does_not_matter() -> None:
     entries = [league_entry(0.95, "never"), league_entry(0.9, "never", chosen=False)]
     entries += [league_entry(0.9, POLICY)]
-    assert measured_speedups(decoded(decode_result()), entries) == {
-        "agreement=0.9 | local": pytest.approx(1.25)
-    }
+    assert measured_speedups(decoded(decoding()), entries) == {floor(0.9): pytest.approx(1.25)}
 
 
 def test_a_league_that_chose_nothing_gives_no_saving() -> None:
     """A trace too small for a league: nothing was predicted, and nothing decoded."""
-    assert measured_speedups(decoded(dict(UNDECODED)), []) == {}
+    assert measured_speedups(decoded(UNDECODED), []) == {}
 
 
 def test_a_damaged_league_is_not_read_for_what_was_decoded(case: StudyCase) -> None:
     reader = StudyReader(case.folder)
     (cell,) = (one for one in reader.done if (one.kind, one.workload) == ("decode", "code"))
-    assert reader.league_of(cell) == [league_entry(0.95, "never")]
+    assert reader.league_of(cell) == (league_entry(0.95, "never"),)
     reader.conditions[reader.plan.tasks[cell.task].needs["league"]] = "damaged"
     assert reader.league_of(cell) == ()
 
 
-def test_where_no_policy_exits_nothing_was_decoded_and_that_is_said(content: Content) -> None:
+def test_where_no_policy_exits_nothing_was_decoded_and_that_is_said(content: Comparison) -> None:
     row = row_of(content, "alpha", "code")
-    assert row.measured_speedup == {"agreement=0.95 | local": 1.0}
+    assert row.measured_speedup == {floor(0.95): 1.0}
     assert strategies_of(content, row, "measured") == []
     (note,) = (note for note in content.notes if "decode" in note)
     assert note == ("alpha · code · decode · local: nothing was decoded, no policy of the ranking exits.")
     assert not any("decode" in name for name in content.failures)
 
 
-def test_pairs_of_an_older_study_are_passed_over(case: StudyCase, content: Content) -> None:
+def test_pairs_of_an_older_study_are_passed_over(case: StudyCase, content: Comparison) -> None:
     plan = case.folder.read_plan()
     assert "pairs" in plan.study
     assert [cell.kind for cell in plan.cells].count("pair") == 1
@@ -277,13 +271,13 @@ def test_pairs_of_an_older_study_are_passed_over(case: StudyCase, content: Conte
     assert content.provenance["cells"] == f"{done} of {len(plan.cells) - 1} done"
 
 
-def test_combined_accelerations_carry_the_names_of_the_study(content: Content) -> None:
+def test_combined_accelerations_carry_the_names_of_the_study(content: Comparison) -> None:
     (found,) = content.combined
-    assert (found["model"], found["workload"]) == ("alpha", "code")
-    assert [one["name"] for one in found["combinations"]] == ["plain", "int8"]
+    assert (found.model, found.workload) == ("alpha", "code")
+    assert [one.name for one in found.combinations] == ["plain", "int8"]
 
 
-def test_every_cell_without_a_result_says_why(content: Content) -> None:
+def test_every_cell_without_a_result_says_why(content: Comparison) -> None:
     assert content.failures == {
         "alpha + broken · prose · score": "the trace that it needs: the weights are gone",
         "alpha + failed · prose · score": "too few draws",
@@ -292,7 +286,7 @@ def test_every_cell_without_a_result_says_why(content: Content) -> None:
     }
 
 
-def test_provenance_names_the_study_by_what_it_says(case: StudyCase, content: Content) -> None:
+def test_provenance_names_the_study_by_what_it_says(case: StudyCase, content: Comparison) -> None:
     assert content.provenance["study_fingerprint"] == sha256_of_text(canonical_json(case.study()))
     assert content.provenance["cells"] == "10 of 14 done"
     assert content.provenance["versions"] == f"numpy {np.__version__}"

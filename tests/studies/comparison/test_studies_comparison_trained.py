@@ -6,41 +6,39 @@ from dataclasses import replace
 
 import pytest
 
-from comparison_examples import models, row
+from comparison_examples import answer, models, row
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Row, Saving, Strategy, TrainedSaving
+from offramp.studies.comparison.results import Answer, Place, Row, Strategy, TrainedSaving
 from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.work.training_cost import Training
+from offramp.tuning.floor import Floor
 
 COST = Training("block", (20,), 16_000, 300, 600.0, rows=57_600)
 POLICY = "static:exit=20"
 
 
-def saving(speed: float, *, certified: bool = True, policy: str = POLICY, lacks: str = "") -> Saving:
-    """An executed answer at 95 %."""
+def saving(speed: float, *, certified: bool = True, policy: str = POLICY, lacks: str = "") -> Answer:
+    """An executed answer at 95 %; one that lacks something is a replay bound that does not hold."""
     found = Estimate(speed, speed - 0.05, speed + 0.05)
-    held = Saving("agreement=0.95", "local", policy, found, certified, "as told", executed=True)
-    return replace(held, lacks=lacks)
+    held = {} if lacks else {"holds": certified, "executed": True}
+    return answer(found, "as told", policy=policy, lacks=lacks, **held)
 
 
-def rows(trained: Saving, *untrained: Saving) -> list[Row]:
+def rows(trained: Answer, *untrained: Answer) -> list[Row]:
     """The first example's model on prose: untrained as often as that is given, and its exits trained."""
     described = models()[0]
-    raw = [replace(row(described, "prose", 0), savings=(one,)) for one in untrained]
-    return [*raw, replace(row(described, "prose", 0, heads="block"), savings=(trained,), training=COST)]
+    raw = [replace(row(described, "prose", 0), answers=(one,)) for one in untrained]
+    return [*raw, replace(row(described, "prose", 0, heads="block"), answers=(trained,), training=COST)]
 
 
 def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str = "") -> Strategy:
     """Of the trained row on this machine."""
     return Strategy(
-        model="gpt2",
-        workload="prose",
-        heads="block",
-        machine="local",
+        place=Place("gpt2", "prose", "block", "local"),
         family="x",
         policy=policy,
         kv="propagate",
-        floor="agreement=0.95",
+        floor=Floor("agreement", 0.95),
         basis=basis,
         agreement=Estimate(0.96),
         skip_ratio=Estimate(0.2),
@@ -111,7 +109,7 @@ def test_the_stopwatch_counts_where_there_is_one() -> None:
     assert (one.basis, one.saved.value) == ("measured", pytest.approx(0.5))
     assert one.plain_seconds == pytest.approx(0.06)
     assert one.paid_back == pytest.approx(600.0 / (0.5 * 0.06))
-    for none in (replace(clocked, answer="defect: wrong output"), replace(clocked, policy="static:exit=21")):
+    for none in (replace(clocked, defect=True), replace(clocked, policy="static:exit=21")):
         assert only(rows(saving(1.25)), none, PREDICTED).basis == "predicted"
 
 
@@ -121,8 +119,8 @@ def test_nothing_certified_is_nothing_saved_and_too_few_documents_are_open() -> 
     assert refused.saved.undefined == "as told"
     assert (refused.paid_back, refused.open) == (None, False)
     for lacks in ("documents", "time"):
-        assert only(rows(saving(1.0, certified=False, lacks=lacks)), PREDICTED).open
-    assert not only(rows(saving(1.0, certified=False, lacks="evidence")), PREDICTED).open
+        assert only(rows(saving(1.0, lacks=lacks)), PREDICTED).open
+    assert not only(rows(saving(1.0, lacks="evidence")), PREDICTED).open
 
 
 def test_without_a_price_in_seconds_it_is_not_known_when_it_is_paid() -> None:

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparison_traces import bare_row
+from comparison_traces import bare_row, floor, with_card
 from scipy import stats
 
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Row, ScoreValidity
 from offramp.studies.comparison.validity import validity_of
 
-PLACE = "agreement=0.95 | local"
+PLACE = floor(0.95)
 NAMES = ("saturation_skip", "composite")
 
 
@@ -59,7 +59,7 @@ def test_a_planted_relation_over_fourteen_models_is_surely_above_chance() -> Non
     found = validity_of(study(0, bases=14, relation=1.0))
     assert [one.score for one in found] == sorted(NAMES)
     for one in found:
-        assert (one.floor, one.machine, one.bases) == ("agreement=0.95", "local", 14)
+        assert ((one.floor, one.machine), one.bases) == (PLACE, 14)
         assert 0 < one.kendall.low < one.kendall.value < one.kendall.high
 
 
@@ -102,14 +102,15 @@ def base_means(rows: list[Row], scored: str, saved: str) -> np.ndarray:
         other = by_cell.get((name, saved))
         if workload == scored and other is not None:
             saving = 1 - 1 / other.measured_speedup[PLACE]
-            points.setdefault(row.model.base, []).append((row.candidates[NAMES[0]], saving))
+            points.setdefault(row.model.base, []).append((row.card.candidates[NAMES[0]], saving))
     return np.array([np.mean(own, axis=0) for own in points.values()])
 
 
 def test_lower_is_better_scores_are_turned_round() -> None:
     rows = study(1, bases=13, relation=1.0)
     turned = [
-        replace(row, candidates={**row.candidates, "mean_kl": -row.candidates[NAMES[0]]}) for row in rows
+        with_card(row, candidates={**row.card.candidates, "mean_kl": -row.card.candidates[NAMES[0]]})
+        for row in rows
     ]
     assert entry_of(turned, "mean_kl").kendall == entry_of(turned).kendall
     assert entry_of(turned).kendall.value > 0.5
@@ -130,7 +131,9 @@ def test_savings_that_are_all_equal_rank_nothing() -> None:
 
 def test_undefined_scores_leave_their_models_out() -> None:
     rows = [
-        replace(row, candidates={**row.candidates, "composite": None}) if row.model.base < "m04" else row
+        with_card(row, candidates={**row.card.candidates, "composite": None})
+        if row.model.base < "m04"
+        else row
         for row in study(0, bases=14, relation=1.0)
     ]
     assert entry_of(rows, "composite").bases == 10

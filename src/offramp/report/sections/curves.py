@@ -8,13 +8,13 @@ from functools import partial
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from offramp.report.formats import NumberFormat, decimal, percent, plain_tick
-from offramp.report.html import figure, fragment, table
+from offramp.report.html import figure, fragment
 from offramp.report.names import distinct, row_name
 from offramp.report.plot.drawing import SERIES_COUNT
 from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Series
+from offramp.report.table import Column, Table
 from offramp.studies.comparison.results import Comparison, Row
 
 DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -146,7 +146,7 @@ def charts_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
 
 def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> Markup:
     """One chart with its legend and table; nothing if no row has the curve."""
-    having = [row for row in rows if kind.key in row.curves]
+    having = [row for row in rows if kind.key in row.card.curves.values]
     profiles = [profile_of(row, kind.key, by, place) for place, row in enumerate(having)]
     plot = Plot(
         title=f"{kind.name}, {name}",
@@ -162,19 +162,25 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
     if not drawn:
         return Markup()
     caption = f"{kind.name} at a depth, {name}"
-    lines = [[profile.name, *depth_cells(profile, kind.number)] for profile in profiles]
-    header = [{"workload": "Model", "model": "Workload"}[by], *[f"{100 * depth:.0f} %" for depth in DEPTHS]]
-    data = table(header, lines, caption=caption)
+    columns: list[Column[Series]] = [
+        Column({"workload": "Model", "model": "Workload"}[by], lambda profile: profile.name),
+        *(
+            Column(f"{100 * depth:.0f} %", partial(value_at, depth=depth), kind.number, numeric=True)
+            for depth in DEPTHS
+        ),
+    ]
+    data = Table(columns, caption=caption).html(profiles)
     whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=plot.legend(), kind="measured")
     return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
 
 
 def profile_of(row: Row, key: str, by: str, place: int) -> Series:
     """A row's curve over depth. place: among those on its plot; each has a colour and a shape of its own."""
-    limits = row.intervals.get(key)
-    low, high = (None, None) if limits is None else (curve(limits["low"]), curve(limits["high"]))
+    curves = row.card.curves
+    limits = curves.intervals.get(key)
+    low, high = (None, None) if limits is None else (limits.low, limits.high)
     name = row_name(row) if by == "workload" else row.workload
-    x, y = curve(row.depth_fraction), curve(row.curves[key])
+    x, y = curves.depth_fraction, curves.values[key]
     colour, shape = look(place)
     return Series(name, x, y, colour, shape, low, high, markers=6, said=[name] * len(x))
 
@@ -184,16 +190,8 @@ def look(place: int) -> tuple[int, int]:
     return place % SERIES_COUNT, (place + place // SERIES_COUNT) % SERIES_COUNT
 
 
-def curve(values: Sequence[float | None]) -> NDArray[np.float64]:
-    """Numbers with NaN for what is undefined: float64 [exits]."""
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def depth_cells(profile: Series, number: NumberFormat) -> list[str]:
-    """The curve at each depth of the table: the value of the last exit up to it."""
-    cells = []
-    for depth in DEPTHS:
-        reached = np.flatnonzero(profile.x <= depth + 1e-9)
-        value = float(profile.y[reached[-1]]) if len(reached) else float("nan")
-        cells.append(number(value) if np.isfinite(value) else "–")
-    return cells
+def value_at(profile: Series, depth: float) -> float | None:
+    """The curve at a depth: the value of the last exit up to it, None where it is undefined."""
+    reached = np.flatnonzero(profile.x <= depth + 1e-9)
+    value = float(profile.y[reached[-1]]) if len(reached) else float("nan")
+    return value if np.isfinite(value) else None

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Literal
 
 from markupsafe import Markup
 
-from offramp.report.data_table import (
-    PLACE_COLUMNS,
-    DataCell,
-    DataColumn,
-    DataTable,
-    estimate_cell,
-    facet_cell,
-    number_cell,
-    place_cells,
-    reasons,
-)
 from offramp.report.findings import NOT_CERTIFIABLE
 from offramp.report.formats import (
     NumberFormat,
     counted,
     decimal,
     estimate_text,
-    limits_text,
     listed,
     percent,
     percent_tick,
@@ -35,8 +23,9 @@ from offramp.report.formats import (
     thousandths,
     times,
 )
-from offramp.report.html import Kind, figure, fragment, stack, styled, table
+from offramp.report.html import Kind, figure, fragment
 from offramp.report.names import (
+    LENS,
     distinct,
     figure_name,
     floor_order,
@@ -45,277 +34,191 @@ from offramp.report.names import (
     machine_shown,
     row_name,
 )
+from offramp.report.places import TRACE
 from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
+from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reasons
+from offramp.scoring.card import EasVariant
+from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Row, Saving
+from offramp.studies.comparison.results import Answer, Comparison, Row
+from offramp.tuning.floor import Floor
 from offramp.tuning.verdict import NEVER
 
-COMPONENTS = ("representation", "increment", "calibration")
-SPEED = "speed-"
-"""Begins the key of a column of certified speeds; its floor follows."""
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
-NO_SAVING = Estimate(None)
-"""What stands for the speed where nothing is certified; `without_speed` says why."""
+EAS_CHARTED = "centred_logit"
+On = Literal["", "page", "terminal"]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A column of the leaderboard: how a row's estimate is found and written. note: a line below it."""
+def score_column(
+    name: str, title: str = "", shown: NumberFormat = thousandths, *, key: str = "", on: On = ""
+) -> Column[Row]:
+    """A score of the card. title: as shown, "" for one that data alone have."""
 
-    key: str
-    name: str
-    of: Callable[[Row], Estimate]
-    number: NumberFormat
-    note: Callable[[Row], str] = lambda row: ""
+    def score(row: Row) -> Estimate:
+        estimate: Estimate = getattr(row.card, name)
+        return estimate
 
-
-def score(row: Row, key: str) -> Estimate:
-    """A score of a row; undefined if it has none of that name."""
-    return row.scores.get(key, Estimate(None, undefined="not scored"))
+    return Column(title, score, shown, data=Estimate, key=key or name, numeric=True, on=on)
 
 
-def figures_of(rows: Sequence[Row]) -> list[Figure]:
-    """The columns that these rows have something for, the composite last: it is not shown to predict."""
-    found = [
-        Figure(
-            f"{SPEED}{floor}",
-            f"Net speed, {floor_shown(floor)}",
-            partial(speed_at, floor=floor),
-            times,
-            partial(speed_note, floor=floor),
-        )
-        for floor in floors_of(rows)
-    ]
-    found += [Figure(key, figure_name(key), partial(score, key=key), thousandths) for key in COMPONENTS]
-    found.append(
-        Figure("saturation", figure_name("saturation_skip"), partial(score, key="saturation_skip"), percent)
+def eas_column(similarity: str) -> Column[Row]:
+    """The Early-exit Adaptability Score with a similarity, and the range that it can reach."""
+
+    def cell(row: Row) -> Cell:
+        variant, ends = variant_of(row, similarity), eas_ends(row, similarity)
+        reach = "" if ends is None else f"of {decimal(ends[0])} to {decimal(ends[1])}"
+        return Cell(NOTHING) if variant is None else estimated(variant.score, thousandths, reach)
+
+    title = f"EAS, {similarity.replace('_', ' ')}"
+    return Column(title, cell, thousandths, data=Estimate, key=f"eas_{similarity}", numeric=True, on="page")
+
+
+def variant_of(row: Row, similarity: str) -> EasVariant | None:
+    """The row's variant of EAS with that similarity."""
+    return next((variant for variant in row.card.eas_variants if variant.similarity == similarity), None)
+
+
+def eas_ends(row: Row, similarity: str) -> tuple[float, float] | None:
+    """The range that the variant can reach."""
+    variant = variant_of(row, similarity)
+    if variant is None or variant.floor is None or variant.ceiling is None:
+        return None
+    return variant.floor, variant.ceiling
+
+
+def eas_end(similarity: str, end: Literal["floor", "ceiling"]) -> Column[Row]:
+    """An end of that range, for data alone."""
+
+    def value(row: Row) -> float | None:
+        variant = variant_of(row, similarity)
+        return None if variant is None else variant.floor if end == "floor" else variant.ceiling
+
+    return Column("", value, data=float, key=f"eas_{similarity}_{end}")
+
+
+def bits_cell(row: Row) -> Cell:
+    """Bits per byte, without an interval; of what the model wrote itself they cannot be compared."""
+    if row.own_text and row.bits_per_byte is not None:
+        return estimated(Estimate(None, undefined=OWN_TEXT), thousandths)
+    bits = row.bits_per_byte
+    return Cell(NOTHING) if bits is None else Cell(thousandths(bits), value=bits)
+
+
+def fact_column(name: str, kind: type = str) -> Column[Row]:
+    """A fact of the model, for data alone."""
+    return Column("", lambda row: getattr(row.model, name), data=kind, key=name)
+
+
+ABOUT: tuple[Column[Row], ...] = (
+    *map(fact_column, ("base", "family", "released", "kind", "stage")),
+    Column("", lambda row: row.workload_fingerprint, data=str, key="workload_sha256"),
+    Column("", lambda row: row.source, data=str, key="source"),
+    fact_column("generation", float),
+    fact_column("parameters", float),
+    Column("", lambda row: row.card.tokens, data=int, key="tokens"),
+    Column("", lambda row: row.card.documents, data=int, key="documents"),
+    Column("", lambda row: row.own_text, data=bool, key="own_text"),
+)
+"""What the model and its text are."""
+
+FIGURES: tuple[Column[Row], ...] = (
+    score_column("representation", figure_name("representation"), on="page"),
+    score_column("increment", figure_name("increment"), on="page"),
+    score_column("calibration", figure_name("calibration"), on="page"),
+    score_column("saturation_skip", figure_name("saturation_skip"), percent),
+    *map(eas_column, SIMILARITIES),
+    Column("Bits per byte", bits_cell, thousandths, key="bits", numeric=True, on="page"),
+    score_column("composite", "Composite"),
+)
+"""The scores that are shown, the composite last: it is not shown to predict."""
+
+FURTHER: tuple[Column[Row], ...] = (
+    *map(
+        score_column,
+        (
+            "literal_calibration",
+            "first_match_skip",
+            "time_ceiling_first_match",
+            "time_ceiling_saturation",
+        ),
+    ),
+    score_column("initial_information", key="initial_information_nats"),
+    *(eas_end(similarity, end) for similarity in SIMILARITIES for end in ("ceiling", "floor")),
+    Column("", lambda row: row.card.candidates.get("block_influence"), data=float, key="block_influence"),
+    Column("", lambda row: row.card.candidates.get("mean_kl"), data=float, key="mean_kl_nats"),
+    Column("", lambda row: row.bits_per_byte, data=float, key="bits_per_byte"),
+    Column("", lambda row: row.bytes_per_token, data=float, key="bytes_per_token"),
+    Column("", lambda row: row.characters_per_token, data=float, key="characters_per_token"),
+)
+"""Figures that data alone have."""
+
+
+def leaderboard(rows: Sequence[Row]) -> Table[Row]:
+    """Every model on every workload: certified speeds at each floor that was tuned for, then the scores."""
+    floors = floors_of(rows)
+    first = "fastest that passed" if floors else "highest composite"
+    return Table(
+        (*TRACE, *ABOUT, *map(speed_column, floors), *FIGURES, *FURTHER),
+        caption=f"Every model on every workload, the {first} first",
+        name="leaderboard",
     )
-    found += [
-        Figure(
-            f"eas-{name.replace(' ', '-')}",
-            f"EAS, {name}",
-            partial(eas_estimate, name=name),
-            thousandths,
-            partial(eas_reach, name=name),
-        )
-        for name in distinct([variant_name(one) for row in rows for one in row.eas])
-    ]
-    if any(row.bits_per_byte is not None for row in rows):
-        found.append(Figure("bits", "Bits per byte", bits_per_byte, thousandths))
-    return [*found, Figure("composite", "Composite", partial(score, key="composite"), thousandths)]
 
 
-def bits_per_byte(row: Row) -> Estimate:
-    """The row's bits per byte, without an interval; undefined for what the model wrote itself."""
-    return Estimate(None, undefined=OWN_TEXT) if row.own_text else Estimate(row.bits_per_byte)
+def speed_column(floor: Floor) -> Column[Row]:
+    """The best certified net speed at a floor; data have every answer in a table of its own."""
+    return Column(
+        f"Net speed, {floor_shown(floor)}",
+        partial(speed_cell, floor=floor),
+        times,
+        key=f"speed-{floor}",
+        numeric=True,
+    )
 
 
-def variant_name(variant: Mapping[str, Any]) -> str:
-    """ "centred logit" or, with another weight than the usual, "centred logit, α 0.3"."""
-    name = str(variant["similarity"]).replace("_", " ")
-    return name if variant["alpha"] == 0.5 else f"{name}, α {variant['alpha']:g}"
-
-
-def variant_of(row: Row, name: str) -> Mapping[str, Any] | None:
-    """The row's variant of EAS of that name."""
-    return next((one for one in row.eas if variant_name(one) == name), None)
-
-
-def eas_estimate(row: Row, name: str) -> Estimate:
-    """The variant's value."""
-    found = variant_of(row, name)
-    return Estimate(None, undefined="not scored") if found is None else Estimate(**found["score"])
-
-
-def eas_reach(row: Row, name: str) -> str:
-    """The range that the variant can reach: "of 0.18 to 0.67"."""
-    found = variant_of(row, name)
-    if found is None or found["floor"] is None or found["ceiling"] is None:
-        return ""
-    return f"of {decimal(found['floor'])} to {decimal(found['ceiling'])}"
-
-
-def floors_of(rows: Sequence[Row]) -> list[str]:
+def floors_of(rows: Sequence[Row]) -> list[Floor]:
     """Every floor that something was tuned for, the strictest first."""
-    return sorted({saving.floor for row in rows for saving in row.savings}, key=floor_order)
+    return sorted({answer.floor for row in rows for answer in row.answers}, key=floor_order)
 
 
-def best_saving(row: Row, floor: str) -> Saving | None:
+def best_answer(row: Row, floor: Floor) -> Answer | None:
     """The row's fastest certified answer at a floor over machines; None if none is certified."""
-    certified = [one for one in row.savings if one.floor == floor and one.certified]
-    return max(certified, key=lambda one: one.net_speedup.value or 0.0, default=None)
+    certified = [answer for answer in row.answers if answer.floor == floor and answer.certified]
+    return max(certified, key=lambda answer: answer.net_speedup.value or 0.0, default=None)
 
 
-def speed_at(row: Row, floor: str) -> Estimate:
+def speed_at(row: Row, floor: Floor) -> Estimate:
     """The best certified net speed at a floor; undefined if nothing is certified."""
-    saving = best_saving(row, floor)
-    return NO_SAVING if saving is None else saving.net_speedup
+    answer = best_answer(row, floor)
+    return Estimate(None) if answer is None else answer.net_speedup
 
 
-def without_speed(row: Row, floor: str) -> str:
+def speed_cell(row: Row, floor: Floor) -> Cell:
+    """The best certified net speed at a floor with its machine, or why there is none."""
+    answer = best_answer(row, floor)
+    if answer is None:
+        return Cell(without_speed(row, floor), tone="quiet")
+    return estimated(answer.net_speedup, times, speed_note(answer))
+
+
+def without_speed(row: Row, floor: Floor) -> str:
     """Why a row has no certified speed at a floor."""
-    here = [saving for saving in row.savings if saving.floor == floor]
+    here = [answer for answer in row.answers if answer.floor == floor]
     if not here:
         return "not asked"
-    return NOT_CERTIFIABLE if any(saving.lacks for saving in here) else "nothing faster keeps it"
+    return NOT_CERTIFIABLE if any(answer.lacks for answer in here) else "nothing faster keeps it"
 
 
-def speed_note(row: Row, floor: str) -> str:
-    """Machine of the best certified speed, or that the best is never to exit."""
-    saving = best_saving(row, floor)
-    if saving is None:
-        return ""
-    return "never exits" if saving.policy == NEVER else machine_shown(saving.machine)
+def speed_note(answer: Answer) -> str:
+    """The machine of a certified speed, or that the best is never to exit."""
+    return "never exits" if answer.policy == NEVER else machine_shown(answer.machine)
 
 
-def exits_at(rows: Sequence[Row], floor: str) -> bool:
+def exits_at(rows: Sequence[Row], floor: Floor) -> bool:
     """Whether a policy that exits early is certified at a floor on any row."""
-    savings = [best_saving(row, floor) for row in rows]
-    return any(saving is not None and saving.policy != NEVER for saving in savings)
-
-
-EAS_CHARTED = "centred logit"
-CHARTED_ROWS = 40
-LEAST_SPAN, LEAST_SPEED_SPAN = 0.1, 0.04
-"""How far an axis of scores and one of speeds reaches at least."""
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A figure of a row. remark: for the table. hollow: of a policy that never exits. reach: as a bracket."""
-
-    row: Row
-    estimate: Estimate
-    remark: str = ""
-    hollow: bool = False
-    reach: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class DotsFigure:
-    """One dot a row, on one axis. rule: what the values are held against, and its name."""
-
-    title: str
-    note: str
-    dots: Sequence[Dot]
-    number: NumberFormat = thousandths
-    rule: tuple[float, str] | None = None
-
-
-def charts(rows: Sequence[Row]) -> list[Markup]:
-    """Certified speed at each floor, then the components and EAS."""
-    models, workloads = distinct([row_name(row) for row in rows]), distinct([row.workload for row in rows])
-    by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
-    colours = {workload: place for place, workload in enumerate(workloads)} if by_model else {}
-    figures = [speed_figure(rows, floor) for floor in floors_of(rows) if exits_at(rows, floor)]
-    figures += [component_figure(rows, component) for component in COMPONENTS]
-    figures += [*eas_figures(rows), oracle_figure(rows), component_figure(rows, "composite")]
-    return [drawn(one, colours) for one in figures]
-
-
-def speed_figure(rows: Sequence[Row], floor: str) -> DotsFigure:
-    """The best certified speed of every row at one floor."""
-    dots = []
-    for row in rows:
-        saving = best_saving(row, floor)
-        if saving is None:
-            dots.append(Dot(row, NO_SAVING, without_speed(row, floor)))
-        else:
-            hollow = saving.policy == NEVER
-            dots.append(Dot(row, saving.net_speedup, speed_note(row, floor), hollow))
-    title = f"Certified net speed, {floor_shown(floor)}"
-    note = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
-    return DotsFigure(title, note, dots, times, (1.0, "plain decoding"))
-
-
-def component_figure(rows: Sequence[Row], component: str) -> DotsFigure:
-    """One component of every row."""
-    notes = {"composite": "Geometric mean of the three components; it is unproven that it predicts savings."}
-    note = notes.get(component, "From 0 to 1, higher is more suitable.")
-    return DotsFigure(figure_name(component), note, [Dot(row, score(row, component)) for row in rows])
-
-
-def eas_figures(rows: Sequence[Row]) -> list[DotsFigure]:
-    """EAS of every row between its floor and ceiling, in one variant: centred logits where there are."""
-    names = distinct([variant_name(one) for row in rows for one in row.eas])
-    if not names:
-        return []
-    name = EAS_CHARTED if EAS_CHARTED in names else names[0]
-    dots = []
-    for row in rows:
-        found = variant_of(row, name)
-        known = found is not None and found["floor"] is not None and found["ceiling"] is not None
-        reach = (found["floor"], found["ceiling"]) if found is not None and known else None
-        dots.append(Dot(row, eas_estimate(row, name), eas_reach(row, name), reach=reach))
-    note = "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling."
-    return [DotsFigure(f"EAS, {name}", note, dots)]
-
-
-def oracle_figure(rows: Sequence[Row]) -> DotsFigure:
-    """What the saturation oracle would skip of every row, at 100 % agreement."""
-    note = "Layers that could be skipped if the full model's answer were known. No policy can know it."
-    dots = [Dot(row, score(row, "saturation_skip")) for row in rows]
-    return DotsFigure("Saturation oracle skips, at 100 % agreement", note, dots, percent)
-
-
-def drawn(found: DotsFigure, colours: Mapping[str, int]) -> Markup:
-    """Dots as a figure: a line for each model with its workloads, or for each row. colours: of workloads."""
-    rows, note = plot_rows(found, colours), found.note
-    if len(rows) > CHARTED_ROWS:
-        note += f" The first {CHARTED_ROWS} of {len(rows)} are drawn."
-    plot = RowPlot(
-        found.title,
-        note,
-        rows[:CHARTED_ROWS],
-        rule=found.rule,
-        better="right" if found.rule else "",
-        number=percent_tick if found.number is percent else plain_tick,
-        # Scores of a hair's breadth apart would all be one dot on an axis from 0 to 1.
-        least_span=LEAST_SPEED_SPAN if found.rule else LEAST_SPAN,
-    )
-    lines = [
-        [row_name(dot.row), dot.row.workload, *value_cells(dot.estimate, found.number), dot.remark]
-        for dot in found.dots
-    ]
-    header = ["Model", "Workload", "Value", "95 % interval", "Remark"]
-    data = table(header, lines, caption=found.title, numeric_from=2)
-    key = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
-    kind: Kind = "predicted" if found.rule else "measured"
-    return figure(found.title, note, plot.svg(), data, legend=key, kind=kind)
-
-
-def plot_rows(found: DotsFigure, colours: Mapping[str, int]) -> list[PlotRow]:
-    """A row for each model, with a track for each of its workloads in their order, or for each trace."""
-    known = [dot for dot in found.dots if dot.estimate.value is not None]
-    several = len({row_name(dot.row) for dot in known}) > 1
-    grouped: dict[str, list[Dot]] = {}
-    for dot in known:
-        both = f"{row_name(dot.row)} · {dot.row.workload}" if several else dot.row.workload
-        grouped.setdefault(row_name(dot.row) if colours else both, []).append(dot)
-    rows = []
-    for name, dots in grouped.items():
-        dots.sort(key=lambda dot: colours.get(dot.row.workload, 0))
-        tracks = [Track((point_of(name, dot, found.number, colours),)) for dot in dots]
-        first = dots[0].estimate
-        shown = short_text(first.value or 0.0, first.low, first.high, found.number)
-        rows.append(PlotRow(name, tuple(tracks), shown if len(dots) == 1 else ""))
-    return rows
-
-
-def point_of(name: str, dot: Dot, number: NumberFormat, colours: Mapping[str, int]) -> Point:
-    """One dot with its interval."""
-    estimate, workload = dot.estimate, dot.row.workload
-    said = f"{name}, {workload}: {estimate_text(estimate, number)}"
-    colour, shape = colours.get(workload, 0), 4 if dot.hollow else 0
-    return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, dot.reach)
-
-
-def value_cells(estimate: Estimate, number: NumberFormat) -> list[str]:
-    """Value and interval as texts."""
-    value = "undefined" if estimate.value is None else number(estimate.value)
-    return [value, limits_text(estimate.low, estimate.high, number) or "none"]
+    answers = [best_answer(row, floor) for row in rows]
+    return any(answer is not None and answer.policy != NEVER for answer in answers)
 
 
 def leaderboard_section(comparison: Comparison) -> Markup:
@@ -323,16 +226,15 @@ def leaderboard_section(comparison: Comparison) -> Markup:
     rows = ordered(comparison.rows)
     if not rows:
         return Markup()
-    figures = figures_of(rows)
-    notes = reasons([found.of(row) for row in rows for found in figures if not found.key.startswith(SPEED)])
+    values = [column.cell(row).value for row in rows for column in FIGURES]
     return fragment(
         "comparison",
         "leaderboard",
         introduction=introduction(rows),
         figures=charts(rows),
-        means=means_table(rows, figures),
-        rows=rows_table(rows, figures).html(),
-        notes=notes,
+        means=means_table(rows),
+        rows=leaderboard(rows).html(rows),
+        notes=reasons([value for value in values if isinstance(value, Estimate)]),
     )
 
 
@@ -343,7 +245,7 @@ def introduction(rows: Sequence[Row]) -> str:
         "with the range that it can reach. Net speed, over plain decoding, is that of the fastest policy "
         "that passed the test of the floor."
     )
-    if not any(row.savings for row in rows):
+    if not any(row.answers for row in rows):
         return f"{said} No policy was tuned here, so there is no speed at a floor."
     silent = [floor_shown(floor) for floor in floors_of(rows) if not exits_at(rows, floor)]
     return f"{said} At {listed(silent)} no policy that exits early passed." if silent else said
@@ -355,69 +257,192 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
         rows,
         key=lambda row: (
             -max((speed_at(row, floor).value or 0.0 for floor in floors_of([row])), default=0.0),
-            -(score(row, "composite").value or -1.0),
+            -(row.card.composite.value or -1.0),
         ),
     )
 
 
-def rows_table(rows: Sequence[Row], figures: Sequence[Figure]) -> DataTable:
-    """Every row with every figure."""
-    columns = [
-        *PLACE_COLUMNS,
-        *[DataColumn(one.key, one.name, numeric=True) for one in figures],
-    ]
-    body = []
-    for row in rows:
-        names = place_cells(row.model.shown, row.workload, row.heads)
-        body.append(names + [figure_cell(one, row) for one in figures])
-    first = "fastest that passed" if floors_of(rows) else "highest composite"
-    caption = f"Every model on every workload, the {first} first"
-    return DataTable("leaderboard", caption, columns, body)
+Traces = tuple[Row, ...]
+"""Every row of one model through one kind of heads."""
 
 
-def figure_cell(one: Figure, row: Row) -> DataCell:
-    """A figure of a row; a speed that is not certified says so."""
-    estimate = one.of(row)
-    if estimate is NO_SAVING:
-        why = without_speed(row, one.key.removeprefix(SPEED))
-        return DataCell(styled(why, "undefined"))
-    return estimate_cell(estimate, one.number, one.note(row))
-
-
-def means_table(rows: Sequence[Row], figures: Sequence[Figure]) -> Markup:
+def means_table(rows: Sequence[Row]) -> Markup:
     """A line for each model: means over the workloads, without intervals; nothing for a single workload."""
     workloads = distinct([row.workload for row in rows])
     if len(workloads) < 2:
         return Markup()
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], Traces] = {}
     for row in rows:
-        groups.setdefault((row.model.shown, row.heads), []).append(row)
-    columns = [
-        DataColumn("model", "Model", facet="model"),
-        DataColumn("heads", "Exit heads", facet="heads"),
-        *[DataColumn(one.key, one.name, numeric=True) for one in figures],
-    ]
-    body = []
-    for (model, heads), here in groups.items():
-        lacking = [name for name in workloads if name not in {row.workload for row in here}]
-        note = f"without {listed(lacking)}" if lacking else ""
-        names = [facet_cell(model, note=note), facet_cell(heads_name(heads))]
-        body.append(names + [mean_cell(one, here, complete=not lacking) for one in figures])
-    body.sort(key=lambda cells: tuple(-(cells[place].value or -1.0) for place in ranking(columns)))
-    caption = f"Means over {counted(len(workloads), 'workload')}, without intervals"
-    return DataTable("means", caption, columns, body, noun="model").html()
+        model = (row.model.shown, row.heads)
+        groups[model] = (*groups.get(model, ()), row)
+    speeds = [speed_column(floor) for floor in floors_of(rows)]
+    known = [column for column in FIGURES if any(column.cell(row).shown != NOTHING for row in rows)]
+
+    def name(traces: Traces) -> Cell:
+        lacking = [name for name in workloads if name not in {row.workload for row in traces}]
+        shown = traces[0].model.shown
+        return Cell(shown, below=f"without {listed(lacking)}" if lacking else "", facets=(shown,))
+
+    def mean(column: Column[Row]) -> Column[Traces]:
+        what = "certified" if column in speeds else "known"
+        return Column(
+            column.name,
+            partial(mean_cell, column, what, len(workloads)),
+            key=column.key,
+            numeric=True,
+        )
+
+    means: list[Column[Traces]] = [mean(column) for column in (*speeds, *known)]
+    # By the boldest floor's speed first, then by the composite, which comes last.
+    ranked_by = [*reversed(means[: len(speeds)]), means[-1]]
+
+    def rank(traces: Traces) -> tuple[float, ...]:
+        values = [column.cell(traces).value for column in ranked_by]
+        return tuple(-value if isinstance(value, float) else 1.0 for value in values)
+
+    return Table(
+        (
+            Column("Model", name, facet="model"),
+            Column("Exit heads", lambda traces: heads_name(traces[0].heads), facet="heads", idle=LENS),
+            *means,
+        ),
+        caption=f"Means over {counted(len(workloads), 'workload')}, without intervals",
+        name="means",
+        noun="model",
+    ).html(sorted(groups.values(), key=rank))
 
 
-def ranking(columns: Sequence[DataColumn]) -> list[int]:
-    """The columns that models are ranked by: the boldest floor's speed first, then the composite."""
-    speeds = [place for place, column in enumerate(columns) if column.key.startswith(SPEED)]
-    return [*reversed(speeds), len(columns) - 1]
+def value_of(column: Column[Row], row: Row) -> float | None:
+    """The number that a column has of a row."""
+    value = column.cell(row).value
+    value = value.value if isinstance(value, Estimate) else value
+    return value if isinstance(value, float) else None
 
 
-def mean_cell(one: Figure, rows: Sequence[Row], *, complete: bool) -> DataCell:
+def mean_cell(column: Column[Row], what: str, workloads: int, traces: Traces) -> Cell:
     """The mean over workloads where each has the figure, else how many have it."""
-    values = [value for row in rows if (value := one.of(row).value) is not None]
-    if complete and len(values) == len(rows):
-        return number_cell(sum(values) / len(values), one.number)
-    what = "certified" if one.key.startswith(SPEED) else "known"
-    return DataCell(stack(styled("–", "undefined"), f"{len(values)} of {len(rows)} {what}"))
+    values = [value for row in traces if (value := value_of(column, row)) is not None]
+    if len(values) == len(traces) == workloads:
+        mean = sum(values) / len(values)
+        return Cell(column.shown(mean), value=mean)
+    return Cell(NOTHING, below=f"{len(values)} of {len(traces)} {what}", tone="quiet")
+
+
+CHARTED_ROWS = 40
+LEAST_SPAN, LEAST_SPEED_SPAN = 0.1, 0.04
+"""How far an axis of scores and one of speeds reaches at least."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A column as a figure: a dot a row, on one axis. speeds: certified ones, held against plain decoding."""
+
+    column: Column[Row]
+    title: str
+    note: str
+    speeds: bool = False
+    hollow: Callable[[Row], bool] = lambda row: False
+    """Of which rows the dot is hollow: their policy never exits."""
+    reach: Callable[[Row], tuple[float, float] | None] = lambda row: None
+    """What a row's figure can reach, drawn as a bracket."""
+
+
+def charts(rows: Sequence[Row]) -> list[Markup]:
+    """Certified speed at each floor, then the components, EAS, the oracle and the composite."""
+    models, workloads = distinct([row_name(row) for row in rows]), distinct([row.workload for row in rows])
+    by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
+    colours = {workload: place for place, workload in enumerate(workloads)} if by_model else {}
+    speeds = [speed_chart(floor) for floor in floors_of(rows) if exits_at(rows, floor)]
+    return [Markup("").join(drawn(chart, rows, colours) for chart in (*speeds, *SCORE_CHARTS))]
+
+
+def speed_chart(floor: Floor) -> Chart:
+    """The best certified speed of every row at one floor."""
+
+    def never(row: Row) -> bool:
+        answer = best_answer(row, floor)
+        return answer is not None and answer.policy == NEVER
+
+    note = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
+    title = f"Certified net speed, {floor_shown(floor)}"
+    return Chart(speed_column(floor), title, note, speeds=True, hollow=never)
+
+
+def score_chart(key: str, note: str = "From 0 to 1, higher is more suitable.", title: str = "") -> Chart:
+    """One score of every row."""
+    column = next(column for column in FIGURES if column.key == key)
+    return Chart(column, title or column.name, note)
+
+
+SCORE_CHARTS = (
+    *map(score_chart, ("representation", "increment", "calibration")),
+    replace(
+        score_chart(
+            f"eas_{EAS_CHARTED}",
+            "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling.",
+        ),
+        reach=lambda row: eas_ends(row, EAS_CHARTED),
+    ),
+    score_chart(
+        "saturation_skip",
+        "Layers that could be skipped if the full model's answer were known. No policy can know it.",
+        "Saturation oracle skips, at 100 % agreement",
+    ),
+    score_chart(
+        "composite", "Geometric mean of the three components; it is unproven that it predicts savings."
+    ),
+)
+
+
+def drawn(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
+    """A chart: a line for each model with its workloads, or for each row; nothing where no row has it.
+
+    colours: of workloads.
+    """
+    column, note = chart.column, chart.note
+    if all(column.cell(row).shown == NOTHING for row in rows):
+        return Markup()
+    lines = plot_rows(chart, rows, colours)
+    if len(lines) > CHARTED_ROWS:
+        note += f" The first {CHARTED_ROWS} of {len(lines)} are drawn."
+    plot = RowPlot(
+        chart.title,
+        note,
+        lines[:CHARTED_ROWS],
+        rule=(1.0, "plain decoding") if chart.speeds else None,
+        better="right" if chart.speeds else "",
+        number=percent_tick if column.shown is percent else plain_tick,
+        # Scores of a hair's breadth apart would all be one dot on an axis from 0 to 1.
+        least_span=LEAST_SPEED_SPAN if chart.speeds else LEAST_SPAN,
+    )
+    data = Table((*TRACE, column), caption=chart.title).html(rows)
+    key = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
+    kind: Kind = "predicted" if chart.speeds else "measured"
+    return figure(chart.title, note, plot.svg(), data, legend=key, kind=kind)
+
+
+def plot_rows(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> list[PlotRow]:
+    """A row for each model, with a track for each of its workloads in their order, or for each trace."""
+    known = [row for row in rows if value_of(chart.column, row) is not None]
+    several = len({row_name(row) for row in known}) > 1
+    grouped: dict[str, list[Row]] = {}
+    for row in known:
+        both = f"{row_name(row)} · {row.workload}" if several else row.workload
+        grouped.setdefault(row_name(row) if colours else both, []).append(row)
+    lines = []
+    for name, traces in grouped.items():
+        traces.sort(key=lambda row: colours.get(row.workload, 0))
+        tracks = [Track((point_of(name, row, chart, colours),)) for row in traces]
+        point, number = tracks[0].points[0], chart.column.shown
+        shown = short_text(point.value, point.low, point.high, number) if len(traces) == 1 else ""
+        lines.append(PlotRow(name, tuple(tracks), shown))
+    return lines
+
+
+def point_of(name: str, row: Row, chart: Chart, colours: Mapping[str, int]) -> Point:
+    """One dot with its interval."""
+    estimate = chart.column.cell(row).value
+    assert isinstance(estimate, Estimate), "figures that are drawn are estimates"
+    said = f"{name}, {row.workload}: {estimate_text(estimate, chart.column.shown)}"
+    colour, shape = colours.get(row.workload, 0), 4 if chart.hollow(row) else 0
+    return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, chart.reach(row))

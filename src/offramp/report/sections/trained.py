@@ -6,59 +6,111 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from offramp.report.data_table import (
-    PLACE_COLUMNS,
-    DataCell,
-    DataColumn,
-    DataTable,
-    estimate_cell,
-    facet_cell,
-    number_cell,
-    place_cells,
-)
 from offramp.report.formats import estimate_text, percent, percent_tick, times, whole_percent
-from offramp.report.html import Kind, figure, fragment, table, text
-from offramp.report.names import distinct, floor_order, floor_shown, line_name, machine_shown
+from offramp.report.html import Kind, figure, fragment
+from offramp.report.names import distinct, floor_order, line_name, machine_shown
+from offramp.report.places import FLOOR, PLACE
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.scored import readings_sentence
 from offramp.report.sections.training import Bought, answers, minutes, tokens_text, training_sentence
+from offramp.report.table import NOTHING, Cell, Column, Table, estimated
+from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, TrainedSaving
 from offramp.studies.comparison.results import Row as Traced
 
-COLUMNS = (
-    *PLACE_COLUMNS,
-    DataColumn("floor", "Floor", facet="floor"),
-    DataColumn("machine", "Machine", facet="machine"),
-    DataColumn("saved", "Time saved", numeric=True),
-    DataColumn("how", "Speed is"),
-    DataColumn("passed", "Floor is kept"),
-    DataColumn("untrained", "Saved untrained", numeric=True),
-    DataColumn("credit", "Speed over the best without exits", numeric=True, kind="measured"),
-    DataColumn("paid", "Paid back after tokens", numeric=True),
-    DataColumn("took", "Training took", numeric=True),
-    DataColumn("tokens", "Tokens read", numeric=True),
-    DataColumn("rows", "Rows trained", numeric=True),
-)
-PASSED = {"": "–", "replayed": "by a replay bound", "executed": "certified"}
+PASSED = {"": NOTHING, "replayed": "by a replay bound", "executed": "certified"}
 MOST_DRAWN = 24
+
+
+def _saved_cell(one: TrainedSaving) -> Cell:
+    known = one.saved.value is not None
+    return estimated(one.saved, percent) if known else Cell(_saved_text(one), value=one.saved)
+
+
+def _basis_cell(one: TrainedSaving) -> Cell:
+    return Cell(NOTHING if one.saved.value is None else one.basis, value=one.basis)
+
+
+def _passed_cell(one: TrainedSaving) -> Cell:
+    shown = "open" if one.open and one.saved.value is None else PASSED[one.passed]
+    return Cell(shown, value=one.passed)
+
+
+def _credit_cell(one: TrainedSaving) -> Cell:
+    credit = one.credit
+    return Cell("not measured", value=credit) if credit.value is None else estimated(credit, times)
+
+
+def _paid_cell(one: TrainedSaving) -> Cell:
+    return Cell(NOTHING if one.saved.value is None else _paid(one), value=one.paid_back)
+
+
+TRAININGS: Table[TrainedSaving] = Table(
+    (
+        *(column.over(lambda one: one.place) for column in PLACE),
+        FLOOR.over(lambda one: one.floor),
+        Column("Time saved", _saved_cell, percent, data=Estimate, key="saved_share_of_time", numeric=True),
+        Column("Speed is", _basis_cell, data=str, key="basis"),
+        Column("Floor is kept", _passed_cell, data=str, key="passed"),
+        Column(
+            "Saved untrained",
+            lambda one: one.untrained,
+            percent,
+            data=float,
+            key="untrained_saved_share_of_time",
+            numeric=True,
+        ),
+        Column(
+            "Speed over the best without exits",
+            _credit_cell,
+            times,
+            data=Estimate,
+            key="credit",
+            numeric=True,
+            kind="measured",
+        ),
+        Column("Paid back after tokens", _paid_cell, data=float, key="paid_back_after_tokens", numeric=True),
+        Column(
+            "Training took",
+            lambda one: one.training.seconds,
+            minutes,
+            data=float,
+            key="training_seconds",
+            numeric=True,
+        ),
+        Column(
+            "Tokens read",
+            lambda one: one.training.tokens,
+            tokens_text,
+            data=int,
+            key="tokens",
+            numeric=True,
+        ),
+        Column(
+            "Rows trained", lambda one: one.training.rows, tokens_text, data=int, key="rows", numeric=True
+        ),
+        Column("", lambda one: one.training.kind, data=str, key="kind"),
+        Column("", lambda one: "+".join(map(str, one.training.exits)), data=str, key="exits"),
+        Column("", lambda one: one.training.steps, data=int, key="steps"),
+        Column("", lambda one: one.policy, data=str, key="policy"),
+        Column("", lambda one: one.plain_seconds, data=float, key="plain_seconds_per_token"),
+    ),
+    caption="What trained exits save, and what they took",
+    name="trainings",
+)
 
 
 def trained_section(comparison: Comparison) -> Markup:
     """What each training took and bought, one chart and one table; nothing without trained exits."""
     if not any(row.training is not None for row in comparison.rows):
         return Markup()
-    found = sorted(comparison.trained, key=lambda one: floor_order(one.floor))
+    trained = sorted(comparison.trained, key=lambda one: floor_order(one.floor))
     return fragment(
         "comparison",
         "trained",
         groups=trained_groups(comparison),
-        chart=saved_figure(found[:MOST_DRAWN]) if found else Markup(),
-        rows=DataTable(
-            "trainings",
-            "What trained exits save, and what they took",
-            COLUMNS,
-            [_cells(one) for one in found],
-        ).html(),
+        chart=saved_figure(trained[:MOST_DRAWN]) if trained else Markup(),
+        rows=TRAININGS.html(trained),
     )
 
 
@@ -84,18 +136,17 @@ def _took(rows: Sequence[Traced]) -> list[str]:
 
 def _bought(trained: Sequence[TrainedSaving], key: tuple[str, str]) -> list[str]:
     """A sentence a floor."""
-    here = [one for one in trained if (one.model, one.heads) == key]
-    several = len({one.machine for one in here}) > 1
+    here = [one for one in trained if (one.place.model, one.place.heads) == key]
+    several = len({one.place.machine for one in here}) > 1
     return answers([_as_bought(one, several) for one in here])
 
 
 def _as_bought(one: TrainedSaving, several: bool) -> Bought:
     """The same as the page of a run has it, where only what was executed counts. several: machines."""
-    where = f"{one.workload} ({machine_shown(one.machine)})" if several else one.workload
-    executed = one.passed == "executed"
+    place, executed = one.place, one.passed == "executed"
     return Bought(
-        text=where,
-        floor=_floor(one),
+        text=f"{place.workload} ({machine_shown(place.machine)})" if several else place.workload,
+        floor=one.floor.value,
         policy=one.policy,
         how=one.basis,
         saved=one.saved.value if executed else None,
@@ -110,35 +161,42 @@ def _as_bought(one: TrainedSaving, several: bool) -> Bought:
 def _read(rows: Sequence[Traced]) -> list[str]:
     """What the exits hold beside what the own head reads of them, where both were traced."""
     return [
-        f"On {row.workload}: {readings_sentence(row.readings)}" for row in rows if row.readings is not None
+        f"On {row.workload}: {readings_sentence(row.card.readings)}"
+        for row in rows
+        if row.card.readings is not None
     ]
 
 
-def saved_figure(found: Sequence[TrainedSaving]) -> Markup:
+SAVED: Table[TrainedSaving] = Table(
+    (
+        Column("Exits, text and floor", lambda one: _name(one)),
+        Column("Time saved", lambda one: _saved_text(one), numeric=True),
+        Column("Untrained", lambda one: one.untrained, percent, numeric=True),
+        Column("Paid back after tokens", lambda one: _paid(one), numeric=True),
+    ),
+    caption="Time saved by trained exits, and by the same model untrained",
+)
+"""What the chart shows."""
+
+
+def saved_figure(trained: Sequence[TrainedSaving]) -> Markup:
     """Time saved, trained and untrained joined, one row a training, text and floor."""
-    texts = distinct([one.workload for one in found])
+    texts = distinct([one.place.workload for one in trained])
     note = (
         "Of the fastest plain decoder's time, saved at each floor, with its 95 % interval; hollow: the same "
         "model untrained; 0 where nothing faster keeps the floor."
     )
-    rows = [_row(one, texts.index(one.workload)) for one in found]
     plot = RowPlot(
         title="Time saved by trained exits",
         description=note,
-        rows=rows,
+        rows=[_row(one, texts.index(one.place.workload)) for one in trained],
         include=(0.0, 0.1),
         number=percent_tick,
         style="wide",
     )
-    lines = [
-        [_name(one), _saved_text(one), "–" if one.untrained is None else percent(one.untrained), _paid(one)]
-        for one in found
-    ]
-    header = ["Exits, text and floor", "Time saved", "Untrained", "Paid back after tokens"]
-    data = table(header, lines, caption="Time saved by trained exits, and by the same model untrained")
-    known = {one.basis for one in found if one.saved.value is not None}
+    known = {one.basis for one in trained if one.saved.value is not None}
     kind: Kind = "predicted" if known == {"predicted"} else "measured"
-    return figure(plot.title, note, plot.svg(), data, kind=kind)
+    return figure(plot.title, note, plot.svg(), SAVED.html(trained), kind=kind)
 
 
 def _row(one: TrainedSaving, colour: int) -> Row:
@@ -153,7 +211,7 @@ def _row(one: TrainedSaving, colour: int) -> Row:
 
 
 def _name(one: TrainedSaving) -> str:
-    return f"{one.heads} · {one.workload} at {whole_percent(_floor(one))}"
+    return f"{one.place.heads} · {one.place.workload} at {whole_percent(one.floor.value)}"
 
 
 def _saved_text(one: TrainedSaving, *, short: bool = False) -> str:
@@ -165,26 +223,4 @@ def _saved_text(one: TrainedSaving, *, short: bool = False) -> str:
 def _paid(one: TrainedSaving) -> str:
     if one.paid_back is not None:
         return tokens_text(one.paid_back)
-    return "never" if one.credit.value is not None or one.saved.value is None else "not known"
-
-
-def _floor(one: TrainedSaving) -> float:
-    return float(one.floor.partition("=")[2])
-
-
-def _cells(one: TrainedSaving) -> list[DataCell]:
-    training, known = one.training, one.saved.value is not None
-    return [
-        *place_cells(one.model, one.workload, one.heads),
-        facet_cell(floor_shown(one.floor)),
-        facet_cell(machine_shown(one.machine)),
-        estimate_cell(one.saved, percent) if known else DataCell(text(_saved_text(one))),
-        DataCell(text(one.basis if known else "–")),
-        DataCell(text("open" if one.open and not known else PASSED[one.passed])),
-        number_cell(one.untrained, percent),
-        DataCell(text("not measured")) if one.credit.value is None else estimate_cell(one.credit, times),
-        number_cell(one.paid_back, tokens_text, _paid(one) if known else "–"),
-        number_cell(training.seconds, minutes),
-        number_cell(float(training.tokens), tokens_text),
-        number_cell(None if training.rows is None else float(training.rows), tokens_text),
-    ]
+    return "never" if one.never else "not known"

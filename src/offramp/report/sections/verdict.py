@@ -12,7 +12,7 @@ from offramp.report.html import KeyNumber, Kind, fragment
 from offramp.report.names import distinct, floor_shown, heads_name, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, replayed, why_no_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Saving, Strategy
+from offramp.studies.comparison.results import Answer, Comparison, Strategy
 from offramp.tuning.verdict import Speed
 
 
@@ -35,7 +35,7 @@ def size_of(comparison: Comparison) -> str:
     rows = comparison.rows
     models = distinct([row.model.shown for row in rows])
     workloads = distinct([row.workload for row in rows])
-    tokens = sorted({row.tokens for row in rows})
+    tokens = sorted({row.card.tokens for row in rows})
     each = f"{tokens[0]:,} tokens each" if len(tokens) == 1 else "unequal numbers of tokens"
     parts = [counted(len(models), "model"), counted(len(workloads), "workload"), *([each] if tokens else [])]
     bases = distinct([row.model.base for row in rows])
@@ -63,7 +63,7 @@ def cards_of(comparison: Comparison) -> list[KeyNumber]:
     return cards + _suited_card(comparison)
 
 
-def _certified_card(best: Finding[Saving] | None, asked: int) -> KeyNumber:
+def _certified_card(best: Finding[Answer] | None, asked: int) -> KeyNumber:
     title = "Best net speed that passed its floor"
     if best is None:
         said = f"no policy that exits early passed in {counted(asked, 'answer')}"
@@ -81,10 +81,11 @@ def _certified_card(best: Finding[Saving] | None, asked: int) -> KeyNumber:
 
 
 def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
+    place = found.place
     facts = {
-        "model": line_name(found.model, found.heads),
-        "workload": found.workload,
-        "machine": machine_shown(found.machine),
+        "model": line_name(place.model, place.heads),
+        "workload": place.workload,
+        "machine": machine_shown(place.machine),
         "floor": floor_shown(found.floor),
         "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
     }
@@ -93,29 +94,21 @@ def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
 
 def _suited_card(comparison: Comparison) -> list[KeyNumber]:
     """The row with the highest composite; none without one."""
-    known = [row for row in comparison.rows if _composite(row.scores.get("composite")) is not None]
+    known = [row for row in comparison.rows if row.card.composite.value is not None]
     if not known:
         return []
-    best = max(known, key=lambda row: row.scores["composite"].value or 0.0)
-    composite = best.scores["composite"]
+    best = max(known, key=lambda row: row.card.composite.value or 0.0)
+    composite, skips = best.card.composite, best.card.saturation_skip.value
     facts = {
         "model": best.model.shown,
         "workload": best.workload,
         "exit heads": heads_name(best.heads),
-        "oracle skips": _share(best.scores.get("saturation_skip")),
+        "oracle skips": "–" if skips is None else percent(skips),
     }
     limits = limits_text(composite.low, composite.high, thousandths)
     what = f"composite of 0 to 1{f', {limits}' if limits else ''}"
     big = thousandths(composite.value or 0.0)
     return [KeyNumber("measured", big, what, list(facts.items()), "Most suited by score")]
-
-
-def _composite(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else estimate.value
-
-
-def _share(estimate: Estimate | None) -> str:
-    return "–" if estimate is None or estimate.value is None else percent(estimate.value)
 
 
 def _speed(speed: Speed | Estimate | None) -> tuple[str, str]:

@@ -7,26 +7,94 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
-from offramp.studies.comparison.results import Row
-
-Cell = tuple[str, str, str]
-"""Model as shown, workload, heads."""
+from offramp.studies.comparison.results import Answer, Row
 
 SAME = 1e-3
 """By which scores of one cell may differ: two tokens of 1,920 may tip over with the order of a sum."""
 
+APART = 0.005
+"""Mean token lengths of one text that differ by less than this share are called equal."""
 
 SETTINGS = ("dtype", "context", "document_tokens")
 """Of a trace, besides its exits: scores depend on each. Named as options are, with _ for -."""
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """Rows that are not of equals. where: names of two of them; fix: what to do instead of mixing them."""
+class Equal:
+    """Something that rows of one name must have in common.
 
-    what: str
-    where: str
+    what: how two differ, in words. name: in which rows must not differ, by default the workload. known: of
+    which rows it is known; others are not held against it. same: whether two have it.
+    """
+
+    what: Callable[[Row, Row], str]
     fix: str
+    same: Callable[[Row, Row], bool]
+    name: Callable[[Row], str] = lambda row: row.workload
+    known: Callable[[Row], bool] = lambda row: True
+
+    def broken(self, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
+        """What differs, in which two rows, and what to do about it, for each name that is not one thing."""
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            if self.known(row):
+                groups.setdefault(self.name(row), []).append(row)
+        for first, *others in groups.values():
+            other = next((row for row in others if not self.same(first, row)), None)
+            if other is not None:
+                yield self.what(first, other), _sources(first, other), self.fix
+
+
+def _same_setting(name: str) -> Equal:
+    option = "--" + name.replace("_", "-")
+    return Equal(
+        lambda first, other: (
+            f"{first.workload} was traced with {option} {_setting_words(first, name)} and "
+            f"{_setting_words(other, name)}: scores depend on it"
+        ),
+        f"trace all with the same {option} (in a study file: {name})",
+        lambda first, other: bool(first.settings[name] == other.settings[name]),
+        known=lambda row: name in row.settings,
+    )
+
+
+MUST_BE_EQUAL = (
+    Equal(
+        lambda first, other: (
+            f"the workload {first.workload} is not the same text everywhere: fingerprints "
+            f"{first.workload_fingerprint[:12]} and {other.workload_fingerprint[:12]}"
+        ),
+        "trace both on the same version of the text",
+        lambda first, other: first.workload_fingerprint == other.workload_fingerprint,
+    ),
+    Equal(
+        lambda first, other: (
+            f"{first.card.tokens:,} and {other.card.tokens:,} tokens of {first.workload} were traced: scores "
+            "depend on how many"
+        ),
+        "trace all with the same --tokens, on a workload that has as many for each",
+        lambda first, other: first.card.tokens == other.card.tokens,
+    ),
+    *map(_same_setting, SETTINGS),
+    Equal(
+        lambda first, other: (
+            f"{first.workload} was traced at the exits {_exit_words(first)} and {_exit_words(other)}: areas "
+            "over depth depend on them"
+        ),
+        "trace all with the same --exits (in a study file: exits)",
+        lambda first, other: _same_exits(first, other),
+    ),
+    Equal(
+        lambda first, other: (
+            f"two models are called {first.model.shown}: fingerprints {first.model_fingerprint[:12]} and "
+            f"{other.model_fingerprint[:12]}"
+        ),
+        "give them different names in their study files",
+        lambda first, other: first.model_fingerprint == other.model_fingerprint,
+        name=lambda row: row.model.shown,
+        known=lambda row: bool(row.model_fingerprint),
+    ),
+)
 
 
 def require_equal(rows: Sequence[Row], *, mixed: bool) -> tuple[str, ...]:
@@ -37,126 +105,68 @@ def require_equal(rows: Sequence[Row], *, mixed: bool) -> tuple[str, ...]:
     Raises InputError for a workload name with several texts, token counts or ways of tracing, and a model
     name with several models, unless `mixed`.
     """
-    found = [mismatch for check in CHECKS for mismatch in check(rows)]
-    if found and not mixed:
-        first = found[0]
-        raise InputError(
-            first.what,
-            where=first.where,
-            fix=f"{first.fix}, or give --mixed to offramp compare or offramp study report",
-        )
-    return tuple(f"Not of equals: {mismatch.what} ({mismatch.where})." for mismatch in found)
+    broken = [difference for equal in MUST_BE_EQUAL for difference in equal.broken(rows)]
+    if broken and not mixed:
+        what, where, fix = broken[0]
+        fix = f"{fix}, or give --mixed to offramp compare or offramp study report"
+        raise InputError(what, where=where, fix=fix)
+    return tuple(f"Not of equals: {what} ({where})." for what, where, _ in broken)
 
 
-def other_texts(rows: Sequence[Row]) -> Iterator[Mismatch]:
-    """Workloads of one name with different texts."""
-    for workload, group in _grouped(rows, lambda row: row.workload):
-        first, other = _two(group, lambda row: row.workload_fingerprint)
-        if other is not None:
-            yield Mismatch(
-                f"the workload {workload} is not the same text everywhere: fingerprints "
-                f"{first.workload_fingerprint[:12]} and {other.workload_fingerprint[:12]}",
-                _places(first, other),
-                "trace both on the same version of the text",
+def per_byte_notes(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A sentence for each workload whose text the models cut into tokens of different lengths.
+
+    Answers that each model wrote itself are no text that they share.
+    """
+    notes = []
+    for workload in dict.fromkeys(row.workload for row in rows):
+        lengths = {
+            row.model.shown: row.bytes_per_token
+            for row in rows
+            if row.workload == workload and row.bytes_per_token is not None and not row.own_text
+        }
+        if not lengths:
+            continue
+        shortest, longest = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+        if lengths[longest] > (1.0 + APART) * lengths[shortest]:
+            notes.append(
+                f"On {workload} a token of {shortest} is {lengths[shortest]:.2f} bytes of text, one of "
+                f"{longest} {lengths[longest]:.2f}: nats per token and seconds per token mislead between "
+                "them, bits per byte and characters per second do not. Equally many tokens are then "
+                "not equally much text."
             )
-
-
-def other_token_counts(rows: Sequence[Row]) -> Iterator[Mismatch]:
-    """Workloads on which models were measured on different numbers of tokens."""
-    for workload, group in _grouped(rows, lambda row: row.workload):
-        first, other = _two(group, lambda row: row.tokens)
-        if other is not None:
-            yield Mismatch(
-                f"{first.tokens:,} and {other.tokens:,} tokens of {workload} were traced: scores depend on "
-                "how many",
-                _places(first, other),
-                "trace all with the same --tokens, on a workload that has as many for each",
-            )
-
-
-def other_settings(rows: Sequence[Row]) -> Iterator[Mismatch]:
-    """Workloads that were traced in other ways; what is not known of a row is not held against it."""
-    for workload, group in _grouped(rows, lambda row: row.workload):
-        for name in SETTINGS:
-            known = [row for row in group if name in row.settings]
-            first, other = _two(known, _setting(name)) if known else (group[0], None)
-            if other is not None:
-                option = "--" + name.replace("_", "-")
-                yield Mismatch(
-                    f"{workload} was traced with {option} {_words(first.settings[name])} and "
-                    f"{_words(other.settings[name])}: scores depend on it",
-                    _places(first, other),
-                    f"trace all with the same {option} (in a study file: {name})",
-                )
-
-
-def other_exits(rows: Sequence[Row]) -> Iterator[Mismatch]:
-    """Workloads on which models were traced at other exits."""
-    for workload, group in _grouped(rows, lambda row: row.workload):
-        first = group[0]
-        other = next((row for row in group if not _same_exits(first, row)), None)
-        if other is not None:
-            yield Mismatch(
-                f"{workload} was traced at the exits {_exit_words(first)} and {_exit_words(other)}: areas "
-                "over depth depend on them",
-                _places(first, other),
-                "trace all with the same --exits (in a study file: exits)",
-            )
-
-
-def other_models(rows: Sequence[Row]) -> Iterator[Mismatch]:
-    """Different models of one name."""
-    for model, group in _grouped(rows, lambda row: row.model.shown):
-        known = [row for row in group if row.model_fingerprint]
-        first, other = _two(known, lambda row: row.model_fingerprint) if known else (group[0], None)
-        if other is not None:
-            yield Mismatch(
-                f"two models are called {model}: fingerprints {first.model_fingerprint[:12]} and "
-                f"{other.model_fingerprint[:12]}",
-                _places(first, other),
-                "give them different names in their study files",
-            )
-
-
-CHECKS: tuple[Callable[[Sequence[Row]], Iterator[Mismatch]], ...] = (
-    other_texts,
-    other_token_counts,
-    other_settings,
-    other_exits,
-    other_models,
-)
+    return tuple(notes)
 
 
 def without_twins(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Rows of several folders, each model, workload and heads once.
 
-    Equal ones become one, with the scores of the first and the savings of all. Raises InputError for two that
+    Equal ones become one, with the scores of the first and the answers of all. Raises InputError for two that
     differ.
     """
-    found: dict[Cell, Row] = {}
+    by_cell: dict[tuple[str, ...], Row] = {}
     for row in rows:
-        key = cell_of(row)
-        found[key] = _merged(found[key], row) if key in found else row
-    return tuple(found.values())
-
-
-def cell_of(row: Row) -> Cell:
-    """What a row is of."""
-    return row.model.shown, row.workload, row.heads
+        cell = (row.model.shown, row.workload, row.heads)
+        by_cell[cell] = _merged(by_cell[cell], row) if cell in by_cell else row
+    return tuple(by_cell.values())
 
 
 def _merged(first: Row, second: Row) -> Row:
-    measured = ("model_fingerprint", "workload_fingerprint", "tokens")
-    differ = any(getattr(first, name) != getattr(second, name) for name in measured)
-    if differ or not _alike(first.candidates, second.candidates):
+    measured = [(row.model_fingerprint, row.workload_fingerprint, row.card.tokens) for row in (first, second)]
+    if measured[0] != measured[1] or not _alike(first.card.candidates, second.card.candidates):
+        cell = (first.model.shown, first.workload, first.heads)
         raise InputError(
-            f"{' · '.join(part for part in cell_of(first) if part)} is there twice, with different results",
-            where=_places(first, second),
+            f"{' · '.join(filter(None, cell))} is there twice, with different results",
+            where=_sources(first, second),
             fix="compare only one of the two, or give the model another name in the study file",
         )
+    answers: dict[tuple[object, ...], Answer] = {}
+    for answer in (*first.answers, *second.answers):
+        said = (answer.machine, answer.floor, answer.policy, answer.net_speedup, answer.tuned.answer)
+        answers.setdefault(said, answer)
     return replace(
         first,
-        savings=tuple(dict.fromkeys((*first.savings, *second.savings))),
+        answers=tuple(answers.values()),
         exit_speedup={**second.exit_speedup, **first.exit_speedup},
         measured_speedup={**second.measured_speedup, **first.measured_speedup},
     )
@@ -166,18 +176,11 @@ def _alike(first: Mapping[str, float | None], second: Mapping[str, float | None]
     """Whether scores differ by no more than the rounding of another number of threads explains."""
     if first.keys() != second.keys():
         return False
-    pairs = [(one, second[name]) for name, one in first.items()]
+    pairs = [(score, second[name]) for name, score in first.items()]
     return all(
         one is other if one is None or other is None else math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
         for one, other in pairs
     )
-
-
-def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> Iterator[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    yield from groups.items()
 
 
 def _same_exits(first: Row, other: Row) -> bool:
@@ -198,20 +201,11 @@ def _exit_words(row: Row) -> str:
     return "all" if _every_exit(row) else ", ".join(map(str, row.exits))
 
 
-def _setting(name: str) -> Callable[[Row], object]:
-    """What reads a setting of a row that knows it."""
-    return lambda row: row.settings[name]
-
-
-def _words(setting: object) -> str:
+def _setting_words(row: Row, name: str) -> str:
     """A setting; None is one that was not given."""
+    setting = row.settings[name]
     return "by default" if setting is None else str(setting)
 
 
-def _two(rows: Sequence[Row], key: Callable[[Row], object]) -> tuple[Row, Row | None]:
-    """The first row, and the first that differs from it in the key; None if none does."""
-    return rows[0], next((row for row in rows if key(row) != key(rows[0])), None)
-
-
-def _places(first: Row, other: Row) -> str:
+def _sources(first: Row, other: Row) -> str:
     return f"{first.model.shown} of {first.source} and {other.model.shown} of {other.source}"

@@ -11,12 +11,12 @@ from typing import Any
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import read_sealed_json, sha256_of_text
+from offramp.kit.typed import finite_json
 from offramp.scoring.card import STUDY
-from offramp.studies.comparison.content import Content, per_byte_notes
-from offramp.studies.comparison.equality import require_equal, without_twins
+from offramp.studies.comparison.equality import per_byte_notes, require_equal, without_twins
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.shared_names import with_shared_names
-from offramp.studies.comparison.study_rows import is_study_folder, read_study_folder
+from offramp.studies.comparison.study_reading import is_study_folder, read_study_folder
 from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.comparison.validity import validity_of
 
@@ -42,12 +42,11 @@ def offramp_version() -> str:
 def comparison_key(comparison: Comparison) -> str:
     """SHA-256 of every result: rows, strategies and combinations, wherever they were read from."""
     rows = [
-        {name: value for name, value in dataclasses.asdict(row).items() if name not in OF_NO_RESULT}
+        {name: value for name, value in vars(row).items() if name not in OF_NO_RESULT}
         for row in comparison.rows
     ]
-    others = [dataclasses.asdict(strategy) for strategy in comparison.strategies]
-    results = {"rows": rows, "others": others, "combined": [dict(one) for one in comparison.combined]}
-    return sha256_of_text(json.dumps(results, sort_keys=True))
+    results = {"rows": rows, "others": comparison.strategies, "combined": comparison.combined}
+    return sha256_of_text(json.dumps(finite_json(results), sort_keys=True))
 
 
 def cited(comparison: Comparison) -> Comparison:
@@ -117,29 +116,27 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
             fix=f"run a study that scores models: offramp study run{_first_failure(failures)}",
         )
     unequal = require_equal(rows, mixed=mixed)
-    alone = contents[0] if len(contents) == 1 else None
-    strategies = tuple(dict.fromkeys(one for content in contents for one in content.strategies))
+    strategies = tuple(dict.fromkeys(strategy for content in contents for strategy in content.strategies))
+    together = Comparison(TITLE, "", (), provenance=_provenance(contents))
     return cited(
-        Comparison(
-            title=TITLE if alone is None else alone.title,
-            description="" if alone is None else alone.description,
+        dataclasses.replace(
+            contents[0] if len(contents) == 1 else together,
             rows=rows,
             strategies=strategies,
             trained=tuple(trained_savings(rows, strategies)),
             validity=validity_of(rows),
-            combined=tuple(one for content in contents for one in content.combined),
+            combined=tuple(combined for content in contents for combined in content.combined),
             failures=failures,
             notes=(
                 *unequal,
                 *(note for content in contents for note in content.notes),
                 *per_byte_notes(rows),
             ),
-            provenance=_provenance(contents),
         )
     )
 
 
-def read_folder(path: Path) -> Content:
+def read_folder(path: Path) -> Comparison:
     """What one folder holds. Raises InputError if it is that of neither a study nor a run of this offramp."""
     summary = path / SUMMARY
     if is_study_folder(path):
@@ -175,12 +172,12 @@ def _first_failure(failures: Mapping[str, str]) -> str:
     return ""
 
 
-def _provenance(contents: Sequence[Content]) -> dict[str, Any]:
-    """Of the only folder as it is, of several by their titles."""
-    if len(contents) == 1:
-        return dict(contents[0].provenance)
-    found: dict[str, Any] = {}
+def _provenance(contents: Sequence[Comparison]) -> dict[str, Any]:
+    """Of several folders, by their titles."""
+    provenance: dict[str, Any] = {}
     for content in contents:
-        name = content.title if content.title not in found else f"{content.title} ({len(found) + 1})"
-        found[name] = dict(content.provenance)
-    return found
+        name = (
+            content.title if content.title not in provenance else f"{content.title} ({len(provenance) + 1})"
+        )
+        provenance[name] = dict(content.provenance)
+    return provenance

@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.cost_breakdown import Gain
+from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.readings import Readings
+from offramp.scoring.text_size import NOTHING, TextSize
+from offramp.studies.planned import DescribedModel
 from offramp.studies.work.training_cost import Training
+from offramp.tuning.bounds import OUT_OF_TIME
+from offramp.tuning.floor import Floor
+from offramp.tuning.splits import fewest_documents
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import DECIDED, Decision
 
-Basis = str
-"""How a saving was found: "predicted" (by replay) or "measured" (in decoding)."""
+Basis = Literal["predicted", "measured"]
+"""How a saving was found: by replay, or in decoding."""
 
 Lacks = Literal["", "documents", "time", "evidence"]
 """What kept a policy from a certificate: too few documents, too little time, or a test that every faster one
 failed."""
 
+LACKS: Mapping[Decision | None, Lacks] = {
+    None: "",
+    "does not pay": "",
+    "not enough documents": "documents",
+    "not settled": "time",
+}
+"""What a certificate lacked, by what the verdict says of how the floor stands."""
+
+FloorOn = tuple[Floor, str]
+"""A floor, and the machine on which it is asked for."""
+
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """A model as a study's file describes it; a run folder's model has a name and its base only.
+class ModelFacts(DescribedModel):
+    """A model as a study's file describes it; a run folder's model has a name and its base only."""
 
-    base: the independent training it comes from; its variants have the same. kind: "dense", "moe", "ssm" or
-    "hybrid". stage: "base" or "tuned". generation: a number within its family. released: "2024-04".
-    parameters: in all, None where layers were taken out. transform: what was done to it, "" for nothing.
-    """
-
-    name: str
-    base: str
     transform: str = ""
-    family: str | None = None
-    generation: float | None = None
-    released: str | None = None
-    parameters: float | None = None
-    kind: str | None = None
-    stage: str | None = None
+    """What was done to it, "" for nothing."""
 
     @property
     def shown(self) -> str:
@@ -45,149 +52,198 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Saving:
-    """The best certified answer of the tuner at one floor on one machine.
+class Place:
+    """Where an answer or a strategy holds: a model (as shown) on a text, through exit heads, on a machine."""
 
-    policy: "never" if nothing was certified or nothing is faster. net_speedup: on documents that neither
-    search nor certificate saw. certified: whether a certificate, or a replay bound, of this floor holds.
-    executed: whether it is of texts that were really decoded. answer: the tuner's sentence. lacks: what a
-    certificate lacked, "" where one holds or nothing faster was there to certify. documents: left to certify
-    on; documents_needed: fewest that the floor takes; documents_in_all: fewest traced ones of which so many
-    are left. of_tokens: how long they are, to follow "documents".
-    """
-
-    floor: str
+    model: str
+    workload: str
+    heads: str
     machine: str
-    policy: str
-    net_speedup: Estimate
-    certified: bool
-    answer: str
-    kv: str = "propagate"
-    lacks: Lacks = ""
-    documents: int = 0
-    documents_needed: int = 0
-    documents_in_all: int = 0
-    executed: bool = False
-    of_tokens: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tuner's answer at one floor on one machine: the fastest policy that passed, "never" if none did."""
+
+    machine: str
+    """As the study calls it."""
+    tuned: Tuned
+
+    @property
+    def floor(self) -> Floor:
+        """What was asked for."""
+        return self.tuned.floor
+
+    @property
+    def policy(self) -> str:
+        """The policy's text."""
+        return self.tuned.policy_text
+
+    @property
+    def net_speedup(self) -> Estimate:
+        """On documents that neither search nor certificate saw."""
+        return self.tuned.net_speedup
+
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate, or a replay bound, of this floor holds."""
+        return self.tuned.certificate.holds
+
+    @property
+    def executed(self) -> bool:
+        """Whether what it rests on is of texts that were really decoded."""
+        return self.tuned.certificate.executed
+
+    @property
+    def lacks(self) -> Lacks:
+        """Why there is no certificate: as the floor stands after decoding; of a replay bound, which has no
+        such standing, by its test. A search that found nothing faster had nothing to certify.
+        """
+        tuned, certificate = self.tuned, self.tuned.certificate
+        if certificate.holds:
+            return ""
+        if certificate.executed and tuned.grounds is not None:
+            return LACKS[DECIDED[tuned.grounds.standing]]
+        if certificate.documents < certificate.documents_needed or not tuned.documents["search"]:
+            return "documents"
+        if not certificate.tested:
+            return ""
+        return "time" if any(one.outcome == OUT_OF_TIME for one in tuned.candidates) else "evidence"
+
+    @property
+    def documents_in_all(self) -> int:
+        """Fewest traced documents of which so many are left as the floor takes."""
+        return fewest_documents(self.tuned.certificate.documents_needed) + self.tuned.documents["heads"]
 
 
 @dataclass(frozen=True)
 class Row:
     """One trace of the comparison: a model (transformed or not) on a workload through some heads, those of
     trained exits among them.
-
-    scores: estimate by name (representation, increment, calibration, composite, literal_calibration,
-    first_match_skip, saturation_skip, time_ceiling_saturation, ...). eas: by similarity, with ceiling and
-    floor as in `ScoreCard.to_json()["eas_variants"]`. candidates: of `ScoreCard.candidates`. depth_fraction,
-    curves, intervals: as in the JSON of `LayerCurves`. bits_per_byte: of the observed text under the full
-    model, None if the text's size is not known. bytes_per_token, characters_per_token: of the traced text.
-    savings: of the tuner. exit_speedup: net speedup of the policy that the league chose, on documents that
-    did not choose it, by "floor | machine" ("agreement=0.95 | h100"). measured_speedup: the same by the
-    stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the measurement has no
-    defect; 1 without one where a study's league chose never to exit. model_fingerprint: SHA-256 of what the
-    model computes, "" if not known. source: where it comes from, as shown. own_text: whether the text is the
-    model's own answers, which no other model shares. settings: what is known of how it was traced:
-    dtype, context, document_tokens (None: not given). training: what it took to train the exits, None where
-    they were not, or that is not known. readings: of the own head beside these, where both were traced.
     """
 
     model: ModelFacts
     workload: str
     heads: str
-    tokens: int
-    documents: int
     workload_fingerprint: str
-    scores: Mapping[str, Estimate]
-    eas: tuple[Mapping[str, Any], ...]
-    candidates: Mapping[str, float | None]
-    exits: tuple[int, ...]
-    depth_fraction: tuple[float | None, ...]
-    curves: Mapping[str, tuple[float | None, ...]]
-    intervals: Mapping[str, Mapping[str, tuple[float | None, ...]]]
+    card: ScoreCard
+    text: TextSize = NOTHING
+    """Of the traced text; nothing where that is not known."""
     bits_per_byte: float | None = None
-    bytes_per_token: float | None = None
-    characters_per_token: float | None = None
-    savings: tuple[Saving, ...] = ()
-    exit_speedup: Mapping[str, float] = field(default_factory=dict)
+    """Of the observed text under the full model; None if the text's size is not known."""
+    own_text: bool = False
+    """Whether the text is the model's own answers, which no other model shares."""
+    answers: tuple[Answer, ...] = ()
+    exit_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
+    """Net speedup of the policy that the league chose, on documents that did not choose it."""
+    measured_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
+    """The same by the stopwatch, of the league's fastest policy that exits (of a run: of its choice), if the
+    measurement has no defect; 1 without one where a study's league chose never to exit."""
+    model_fingerprint: str = ""
+    """SHA-256 of what the model computes, "" if not known."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of how it was traced: dtype, context, document_tokens (None: not given)."""
+    training: Training | None = None
+    """What it took to train the exits, None where they were not, or that is not known."""
     trace_folder: str | None = None
     source: str = ""
+    """Where it comes from, as shown."""
     notes: tuple[str, ...] = ()
-    measured_speedup: Mapping[str, float] = field(default_factory=dict)
-    model_fingerprint: str = ""
-    own_text: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    training: Training | None = None
-    readings: Readings | None = None
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The exits that were traced."""
+        return tuple(int(exit) for exit in self.card.curves.exits)
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the traced text."""
+        return self.text.bytes / self.text.tokens if self.text.bytes else None
+
+    @property
+    def characters_per_token(self) -> float | None:
+        """Of the traced text."""
+        return self.text.characters / self.text.tokens if self.text.characters else None
+
+    def on(self, machine: str) -> Place:
+        """The row on a machine."""
+        return Place(self.model.shown, self.workload, self.heads, machine)
 
 
 NOT_TIMED = Estimate(None, undefined="it was not timed")
 
 
 @dataclass(frozen=True)
-class TrainedSaving:
-    """What trained exits save of plain decoding's time in one place at one floor, and when it pays them back.
-
-    heads: the exits by their name. policy: "never" where nothing faster keeps the floor. passed: how that is
-    known, as of `Saving`. open: whether more documents or time may tell more. basis: of `saved`. untrained:
-    the share that the same model saves there without training, 0 if nothing; None where it was not tried.
-    plain_seconds: of a token of plain decoding. credit: their measured speed over the best decoder without
-    exits, undefined where that was not timed beside them. paid_back: generated tokens after which the seconds
-    of training are saved again, over the better of that one and untrained exits; None if never, or not known.
-    """
-
-    model: str
-    workload: str
-    heads: str
-    floor: str
-    machine: str
-    training: Training
-    policy: str
-    passed: Literal["", "replayed", "executed"]
-    open: bool
-    basis: Basis
-    saved: Estimate
-    untrained: float | None
-    plain_seconds: float | None
-    paid_back: float | None
-    credit: Estimate = NOT_TIMED
-
-
-@dataclass(frozen=True)
 class Strategy:
-    """One policy (or a family's best member) on one row of the comparison.
+    """One policy (or a family's best member) on one row of the comparison."""
 
-    family: of the league, or the policy's kind. basis: "predicted" or "measured". floor: "" for a policy that
-    was given as such. net_speedup: over the fastest plain decoder. credit: over the best decoder without
-    exits that keeps the floor, of the same turns; undefined unless all of those took them. credit_over:
-    that one's name. reachable: False for an oracle.
-    seconds_per_token, characters_per_second: None where speed is in bytes moved, or the text's size is
-    unknown. answer: of a timing ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction.
-    chosen: whether it was chosen for its floor, on documents that it is not judged on. gain: what layers,
-    head and probes save of plain decoding's cost, by prices also where the whole was timed; None where that
-    is not known.
-    """
-
-    model: str
-    workload: str
-    heads: str
-    machine: str
+    place: Place
     family: str
+    """Of the league, or the policy's kind."""
     policy: str
     kv: str
-    floor: str
+    floor: Floor | None
+    """None for a policy that was given as such."""
     basis: Basis
     agreement: Estimate
     skip_ratio: Estimate
     net_speedup: Estimate
+    """Over the fastest plain decoder."""
     probe_share: float | None = None
     seconds_per_token: float | None = None
+    """None where speed is in bytes moved."""
     characters_per_second: float | None = None
+    """None where the text's size is unknown, too."""
     reachable: bool = True
+    """False for an oracle."""
     answer: str = ""
+    """Of a timing, in words ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction."""
+    defect: bool = False
+    """Whether something is wrong with the timing."""
     chosen: bool = False
+    """Whether it was chosen for its floor, on documents that it is not judged on."""
     gain: Gain | None = None
+    """What layers, head and probes save of plain decoding's cost, by prices also where the whole was timed;
+    None where that is not known."""
     credit: Estimate = NOT_TIMED
+    """Over the best decoder without exits that keeps the floor, of the same turns; undefined unless all of
+    those took them."""
     credit_over: str = ""
+    """That decoder's name."""
+
+
+@dataclass(frozen=True)
+class TrainedSaving:
+    """What trained exits save of plain decoding's time in a place at a floor, and when they are paid back."""
+
+    place: Place
+    floor: Floor
+    training: Training
+    policy: str
+    """ "never" where nothing faster keeps the floor."""
+    passed: Literal["", "replayed", "executed"]
+    """How it is known that the floor is kept."""
+    open: bool
+    """Whether more documents or time may tell more."""
+    basis: Basis
+    """Of `saved`."""
+    saved: Estimate
+    credit: Estimate = NOT_TIMED
+    """Their measured speed over the best decoder without exits, undefined where that was not timed beside
+    them."""
+    paid_back: float | None = None
+    """Generated tokens after which the seconds of training are saved again, over the better of that decoder
+    and untrained exits; None if never, or not known."""
+    untrained: float | None = None
+    """The share that the same model saves there without training, 0 if nothing; None where it was not
+    tried."""
+    plain_seconds: float | None = None
+    """Of a token of plain decoding."""
+
+    @property
+    def never(self) -> bool:
+        """Whether training is never paid back; else, without tokens, nobody knows."""
+        return self.paid_back is None and (self.saved.value is None or self.credit.value is not None)
 
 
 @dataclass(frozen=True)
@@ -200,7 +256,7 @@ class ScoreValidity:
     """
 
     score: str
-    floor: str
+    floor: Floor
     machine: str
     kendall: Estimate
     bases: int
@@ -208,11 +264,7 @@ class ScoreValidity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a comparison shows. combined: accelerations together, as JSON.
-
-    failures: cells that failed or were not run, by name, with the reason. provenance: versions, machine,
-    study and fingerprints. citation: text of a BibTeX entry.
-    """
+    """Everything that is compared: of one folder, or of several put together."""
 
     title: str
     description: str
@@ -220,16 +272,31 @@ class Comparison:
     strategies: tuple[Strategy, ...] = ()
     trained: tuple[TrainedSaving, ...] = ()
     validity: tuple[ScoreValidity, ...] = ()
-    combined: tuple[Mapping[str, Any], ...] = ()
+    combined: tuple[CombineResult, ...] = ()
+    """Accelerations together."""
     failures: Mapping[str, str] = field(default_factory=dict)
+    """Cells that failed or were not run, by name, with the reason."""
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Versions, machine, study and fingerprints."""
+    machines: Mapping[str, str] = field(default_factory=dict)
+    """What each machine's name stands for, in words that differ where machines do; without the names of which
+    that is not known."""
     citation: str = ""
+    """Text of BibTeX entries."""
 
 
 def share_saved(speedup: float) -> float:
     """Share of the full model's time that a net speedup saves: 1 - 1 / speedup; negative if it is slower."""
     return 1.0 - 1.0 / speedup
+
+
+def estimate_saved(speed: Estimate) -> Estimate:
+    """The same of a speed with its interval: its slower limit is the lower one of what is saved."""
+    value, low, high = (
+        None if limit is None else share_saved(limit) for limit in (speed.value, speed.low, speed.high)
+    )
+    return replace(speed, value=value, low=low, high=high)
 
 
 def saved_without(saved: float, credit: float) -> float:
@@ -238,19 +305,3 @@ def saved_without(saved: float, credit: float) -> float:
     credit: the policy's speed over that decoder.
     """
     return 1.0 - credit * (1.0 - saved)
-
-
-def floor_text(agreement: float) -> str:
-    """A floor on agreement as on the command line: 0.95 -> "agreement=0.95"."""
-    return f"agreement={agreement:g}"
-
-
-def place_text(floor: str, machine: str) -> str:
-    """A floor on a machine as a key: "agreement=0.95 | h100"."""
-    return f"{floor} | {machine}"
-
-
-def floor_and_machine(place: str) -> tuple[str, str]:
-    """What `place_text` joined."""
-    floor, _, machine = place.partition(" | ")
-    return floor, machine

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from offramp.studies.comparison.content import Content
-from offramp.studies.comparison.results import (
-    ModelFacts,
-    Row,
-    Strategy,
-    floor_and_machine,
-    place_text,
-)
+from offramp.studies.comparison.results import Comparison, FloorOn, ModelFacts, Row
 
 DESCRIPTION = ("family", "generation", "released", "parameters", "kind", "stage")
 """What only a study's file says of a model."""
 
 
-def with_shared_names(contents: Sequence[Content]) -> list[Content]:
+def with_shared_names(contents: Sequence[Comparison]) -> list[Comparison]:
     """The contents of folders, in which one thing has one name and one name is one thing.
 
     A text (by fingerprint) gets the name that the first folder gives it, a model (by fingerprint) the facts
@@ -53,14 +45,26 @@ class _Renaming:
     models: Mapping[str, ModelFacts]
     machines: Mapping[str, str]
 
-    def applied(self, content: Content) -> Content:
+    def applied(self, content: Comparison) -> Comparison:
         """The content under the new names, with what was renamed among its notes."""
+        places = {
+            place: replace(
+                place,
+                model=self._model(place.model),
+                workload=self._text(place.workload),
+                machine=self._machine(place.machine),
+            )
+            for place in {strategy.place for strategy in content.strategies}
+        }
         return replace(
             content,
             rows=tuple(self._row(row) for row in content.rows),
-            strategies=tuple(self._strategy(one) for one in content.strategies),
+            strategies=tuple(
+                replace(strategy, place=places[strategy.place]) for strategy in content.strategies
+            ),
             combined=tuple(
-                {**one, **self._names(one.get, ("model", "workload"))} for one in content.combined
+                replace(combined, model=self._model(combined.model), workload=self._text(combined.workload))
+                for combined in content.combined
             ),
             notes=(*content.notes, *self._notes(content)),
         )
@@ -69,26 +73,14 @@ class _Renaming:
         return replace(
             row,
             model=self.models[row.model.shown],
-            workload=self.texts.get(row.workload, row.workload),
-            savings=tuple(replace(one, machine=self._machine(one.machine)) for one in row.savings),
-            exit_speedup=self._places(row.exit_speedup),
-            measured_speedup=self._places(row.measured_speedup),
+            workload=self._text(row.workload),
+            answers=tuple(replace(answer, machine=self._machine(answer.machine)) for answer in row.answers),
+            exit_speedup=self._speedups(row.exit_speedup),
+            measured_speedup=self._speedups(row.measured_speedup),
         )
 
-    def _strategy(self, strategy: Strategy) -> Strategy:
-        return replace(strategy, **self._names(lambda name: getattr(strategy, name), tuple(self._kinds)))
-
-    @property
-    def _kinds(self) -> Mapping[str, Callable[[str], str]]:
-        """How each field that holds a name is renamed."""
-        return {
-            "model": self._model,
-            "workload": lambda name: self.texts.get(name, name),
-            "machine": self._machine,
-        }
-
-    def _names(self, value: Callable[[str], Any], names: Sequence[str]) -> dict[str, Any]:
-        return {name: self._kinds[name](value(name)) for name in names}
+    def _text(self, name: str) -> str:
+        return self.texts.get(name, name)
 
     def _model(self, shown: str) -> str:
         return self.models[shown].shown if shown in self.models else shown
@@ -96,14 +88,10 @@ class _Renaming:
     def _machine(self, machine: str) -> str:
         return self.machines.get(machine, machine)
 
-    def _places(self, speedups: Mapping[str, float]) -> dict[str, float]:
-        places = {place: floor_and_machine(place) for place in speedups}
-        return {
-            place_text(floor, self._machine(machine)): speedups[place]
-            for place, (floor, machine) in places.items()
-        }
+    def _speedups(self, speedups: Mapping[FloorOn, float]) -> dict[FloorOn, float]:
+        return {(floor, self._machine(machine)): speedup for (floor, machine), speedup in speedups.items()}
 
-    def _notes(self, content: Content) -> Iterator[str]:
+    def _notes(self, content: Comparison) -> Iterator[str]:
         changed = [(f"text {old}", new) for old, new in self.texts.items() if old != new]
         changed += [(f"model {old}", new.shown) for old, new in self.models.items() if old != new.shown]
         for old, new in changed:
@@ -115,7 +103,7 @@ class _Renaming:
             )
 
 
-def _shared_machine_names(contents: Sequence[Content]) -> set[str]:
+def _shared_machine_names(contents: Sequence[Comparison]) -> set[str]:
     """Names of machines that stand for different ones in different folders."""
     found: dict[str, set[str]] = {}
     for content in contents:
@@ -132,7 +120,7 @@ def _first_names(rows: Sequence[Row]) -> dict[str, str]:
     return found
 
 
-def _text_names(content: Content, texts: Mapping[str, str]) -> dict[str, str]:
+def _text_names(content: Comparison, texts: Mapping[str, str]) -> dict[str, str]:
     """New names of a folder's texts; no two of its own get one name."""
     own = {row.workload: row.workload_fingerprint for row in content.rows}
     taken, found = set(own), {}
@@ -153,7 +141,7 @@ def _best_facts(rows: Sequence[Row]) -> dict[str, ModelFacts]:
 
 
 def _model_names(
-    content: Content, models: Mapping[str, ModelFacts], bases: Mapping[str, str]
+    content: Comparison, models: Mapping[str, ModelFacts], bases: Mapping[str, str]
 ) -> dict[str, ModelFacts]:
     """What all folders know of a folder's models, by shown name; no two of its own get one name."""
     own = {row.model.shown: row for row in content.rows}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
 from offramp.scoring.rank_correlation import BASES_NEEDED, kendall
-from offramp.studies.comparison.results import Row, ScoreValidity, floor_and_machine, share_saved
+from offramp.studies.comparison.results import FloorOn, Row, ScoreValidity, share_saved
 
 LOWER_IS_BETTER = frozenset({"mean_kl", "block_influence"})
 
@@ -30,17 +30,21 @@ def validity_of(rows: Sequence[Row], *, draws: int = DRAWS, seed: int = SEED) ->
 
     Empty where no model has a score on one workload and a measured saving on another.
     """
-    names = sorted({name for row in rows for name in row.candidates})
-    places = sorted({place for row in rows for place in row.measured_speedup})
-    return tuple(entry for place in places for entry in _of_place(rows, place, names, draws, seed))
+    names = sorted({name for row in rows for name in row.card.candidates})
+    measured = {floor_on for row in rows for floor_on in row.measured_speedup}
+    return tuple(
+        entry
+        for floor_on in sorted(measured, key=lambda floor_on: (str(floor_on[0]), floor_on[1]))
+        for entry in _of_floor(rows, floor_on, names, draws, seed)
+    )
 
 
-def _of_place(
-    rows: Sequence[Row], place: str, names: Sequence[str], draws: int, seed: int
+def _of_floor(
+    rows: Sequence[Row], floor_on: FloorOn, names: Sequence[str], draws: int, seed: int
 ) -> Iterator[ScoreValidity]:
     """One entry for each score at one floor on one machine."""
-    bases = sorted({row.model.base for row in rows if place in row.measured_speedup})
-    pairs = list(_transfers(rows, place, names, bases))
+    bases = sorted({row.model.base for row in rows if floor_on in row.measured_speedup})
+    pairs = list(_transfers(rows, floor_on, names, bases))
     if not pairs:
         return
     drawn = np.random.default_rng(seed).multinomial(
@@ -53,14 +57,14 @@ def _of_place(
         for counts, (scores, savings) in zip(known, pairs, strict=True)
     ]
     means, fewest = _mean_of_defined(np.stack(taus), axis=0), np.min(known, axis=0)
-    floor, machine = floor_and_machine(place)
+    floor, machine = floor_on
     for column, name in enumerate(names):
         count = int(fewest[column])
         yield ScoreValidity(name, floor, machine, _estimate(means[:, column], count), count)
 
 
 def _transfers(
-    rows: Sequence[Row], place: str, names: Sequence[str], bases: Sequence[str]
+    rows: Sequence[Row], floor_on: FloorOn, names: Sequence[str], bases: Sequence[str]
 ) -> Iterator[tuple[Values, Values]]:
     """Scores on one workload, [scores, bases], more is better; savings on another, [bases]; NaN for none."""
     by_workload: dict[str, dict[tuple[str, str], Row]] = {}
@@ -69,14 +73,14 @@ def _transfers(
     signs = [-1.0 if name in LOWER_IS_BETTER else 1.0 for name in names]
     for scored, saved in itertools.permutations(sorted(by_workload), 2):
         cells = [
-            (row, by_workload[saved][cell].measured_speedup[place])
+            (row, by_workload[saved][cell].measured_speedup[floor_on])
             for cell, row in by_workload[scored].items()
-            if cell in by_workload[saved] and place in by_workload[saved][cell].measured_speedup
+            if cell in by_workload[saved] and floor_on in by_workload[saved][cell].measured_speedup
         ]
         if cells:
             table = np.array(
                 [
-                    [*(row.candidates.get(name) for name in names), share_saved(speedup)]
+                    [*(row.card.candidates.get(name) for name in names), share_saved(speedup)]
                     for row, speedup in cells
                 ],
                 dtype=np.float64,  # None becomes NaN

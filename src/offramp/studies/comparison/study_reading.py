@@ -1,38 +1,37 @@
-"""Rows and strategies of a study's folder: every cell that is done, and why the others are not."""
+"""What a study's folder gives to a comparison: every cell that is done, and why the others are not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.decoding.measurement.combined import read_combined
+from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.typed import finite_json, from_json
-from offramp.scoring.readings import Readings
-from offramp.studies.comparison.content import (
-    Content,
-    card_fields,
-    league_speedups,
-    machine_words,
-    saving_of,
-)
+from offramp.kit.typed import InvalidRecordError, from_json
+from offramp.policies.cost_breakdown import Gain
+from offramp.scoring.card import ScoreCard
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.text_size import TextSize
 from offramp.studies.comparison.equality import SETTINGS
-from offramp.studies.comparison.results import ModelFacts, Row, Saving, Strategy
-from offramp.studies.comparison.study_strategies import (
-    STRATEGIES,
+from offramp.studies.comparison.results import Answer, Comparison, FloorOn, ModelFacts, Row, Strategy
+from offramp.studies.comparison.strategies import (
     Finished,
-    floor_of,
-    machine_of,
+    league_speedups,
     measured_speedups,
+    strategies_of,
 )
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.work.decode import Decoding
+from offramp.studies.work.league import Ranking
 from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
+from offramp.studies.work.tune import read_answers
 from offramp.tracing.manifest import MANIFEST, read_manifest
+from offramp.tuning.ranking import RankedPolicy
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
@@ -41,9 +40,63 @@ APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
 FORMER = "pair"
 """A kind of cells that older studies have, and nothing reads any more."""
+NOT_RUN = "not run yet"
+CONTEXT_UNKNOWN = (
+    "The trace is gone or damaged: with which context it was made is not known, and not held against others."
+)
 
-Axes = tuple[str, str, str, str]
-"""Model, transform, workload, heads or training."""
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring a trace gives. text: the size of what was traced. notes: of the trace."""
+
+    card: ScoreCard
+    text: TextSize
+    own_text: bool
+    bits_per_byte: float | None
+    workload_fingerprint: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReplayFigures:
+    """Of a replay what a comparison shows."""
+
+    policy: str
+    kv: str
+    reachable: bool
+    probe_share: float
+    seconds_per_token: float | None
+    gain: Gain | None = None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A policy of the study's file, replayed."""
+
+    replay: ReplayFigures
+    agreement: Estimate
+    skip_ratio: Estimate
+    net_speedup: Estimate
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Accelerations that were timed together."""
+
+    combined: CombineResult
+
+
+RESULTS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "score": lambda result: from_json(Scored, result),
+    "league": lambda result: from_json(Ranking, result),
+    "tune": read_answers,
+    "certify": read_answers,
+    "replay": lambda result: from_json(Replayed, result),
+    "decode": lambda result: from_json(Decoding, result),
+    "combine": lambda result: from_json(Combined, result),
+}
+"""What the result of each kind of task is."""
 
 
 def is_study_folder(path: Path) -> bool:
@@ -51,17 +104,22 @@ def is_study_folder(path: Path) -> bool:
     return (path / PLAN).is_file()
 
 
-def read_study_folder(path: Path) -> Content:
+def read_study_folder(path: Path) -> Comparison:
     """What the finished cells of a study hold.
 
-    Raises InputError for a plan that a newer offramp wrote, DamagedFileError for one whose bytes changed.
+    Raises InputError for a plan that a newer offramp wrote or a result that an older one did,
+    DamagedFileError for one whose bytes changed.
     """
     return StudyReader(StudyFolder(path)).content()
 
 
-CONTEXT_UNKNOWN = (
-    "The trace is gone or damaged: with which context it was made is not known, and not held against others."
-)
+def machine_words(machine: Mapping[str, Any] | str) -> str:
+    """A machine in words, as a task's recipe holds it: the facts of one that is timed, with processor and
+    torch's threads; or, of one that is priced by a profile, SHA-256 of the profile's figures."""
+    if isinstance(machine, str):
+        return f"profile {machine[:12]}"
+    threads = machine["threads"]
+    return f"{machine['processor']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 class StudyReader:
@@ -70,7 +128,7 @@ class StudyReader:
     def __init__(self, folder: StudyFolder) -> None:
         self.folder = folder
         self.plan: Plan = folder.read_plan()
-        self._results: dict[str, Mapping[str, Any]] = {}
+        self._results: dict[str, Any] = {}
         self.models = {model["name"]: model for model in self.plan.study["models"]}
         self.conditions: dict[str, Condition] = {}
         for key, task in self.plan.tasks.items():
@@ -86,12 +144,13 @@ class StudyReader:
         settings: Mapping[str, Any] = self.plan.study["study"]
         return settings
 
-    def content(self) -> Content:
+    def content(self) -> Comparison:
         """Everything at once."""
-        by_axes: dict[Axes, list[Finished]] = {}
+        by_axes: dict[tuple[str, ...], list[Finished]] = {}
         for cell in self.done:
             if cell.kind != APART:
-                by_axes.setdefault(axes(cell), []).append(self.finished(cell))
+                axes = (cell.model, cell.transform, cell.workload, cell.reader)
+                by_axes.setdefault(axes, []).append(self.finished(cell))
         rows: list[Row] = []
         strategies: list[Strategy] = []
         for cells in by_axes.values():
@@ -102,15 +161,12 @@ class StudyReader:
                     strategies += strategies_of(row, cells, self.settings["floors"])
         name = self.settings["name"]
         title = self.settings["title"] or name
-        return Content(
+        return Comparison(
             title=f"{title} ({self.folder.path.name})" if self.plan.is_run else title,
             description=self.settings["description"],
             rows=tuple(rows),
             strategies=tuple(strategies),
-            combined=(
-                *(self.combined(cell) for cell in self.done if cell.kind == "combine"),
-                *self.added(),
-            ),
+            combined=(*(self.combined(cell) for cell in self.done if cell.kind == APART), *self.added()),
             failures=self.failures(),
             notes=(*self.undecoded(), *self.untold()),
             provenance=self.provenance(),
@@ -125,83 +181,76 @@ class StudyReader:
                 "unless a study beside it does, its name counts as an independent training."
             )
 
-    def added(self) -> Iterator[Mapping[str, Any]]:
+    def added(self) -> Iterator[CombineResult]:
         """Accelerations together, where they were measured into a run's folder."""
         path = self.folder.path / COMBINED
         if self.plan.is_run and path.is_file():
-            yield finite_json(read_combined(path))
+            yield read_combined(path)
 
     def machines(self) -> dict[str, str]:
         """What the machines of finished cells are, by the names that the study gives them."""
-        found: dict[str, str] = {}
+        machines: dict[str, str] = {}
         for cell in self.done:
             if cell.machine and cell.kind != APART:
                 task = self.plan.tasks[cell.task]
                 timed = self.plan.tasks[task.needs["profile"]] if "profile" in task.needs else task
                 if "machine" in timed.recipe:
-                    found[cell.machine] = machine_words(timed.recipe["machine"])
-        return found
+                    machines[cell.machine] = machine_words(timed.recipe["machine"])
+        return machines
 
     def finished(self, cell: Cell) -> Finished:
-        """A cell with its task's result. Raises DamagedFileError if its bytes changed."""
-        task = self.plan.tasks[cell.task]
-        return Finished(cell, task.recipe, task.needs, self.result(cell.task))
+        """A cell with its task's result. Raises what `result` raises."""
+        return Finished(cell, self.plan.tasks[cell.task], self.result(cell.task))
 
-    def result(self, key: str) -> Mapping[str, Any]:
+    def result(self, key: str) -> Any:
         """A task's result, read and verified once.
 
-        Raises DamagedFileError if its bytes changed, InputError for timings of an older offramp.
+        Raises DamagedFileError if its bytes changed, InputError for one of an older offramp.
         """
         if key not in self._results:
-            found = self.folder.result(self.plan.tasks[key])
-            self._require_answers(found)
-            self._results[key] = found
-        return self._results[key]
-
-    def _require_answers(self, result: Mapping[str, Any]) -> None:
-        """Refuse timings of an older offramp, which gave no answers. Raises InputError."""
-        for measured in (result.get("bench"), result.get("combined")):
-            if isinstance(measured, Mapping) and "defects" not in measured:
+            task = self.plan.tasks[key]
+            result = self.folder.result(task)
+            try:
+                self._results[key] = RESULTS[task.kind](result)
+            except (InvalidRecordError, InputError, LookupError) as error:
                 raise InputError(
-                    "the study's timings are those of an older offramp, which gave no answers",
+                    f"the study's {task.kind} results are those of an older offramp ({error})",
                     where=str(self.folder.path),
-                    fix="run the study again with this offramp: offramp study run; all but timings is kept",
-                )
+                    fix="run the study again with this offramp: offramp study run; what it can read is kept",
+                ) from error
+        return self._results[key]
 
     def row(self, score: Finished, cells: Sequence[Finished]) -> Row:
         """The row of one score. cells: with the same axes; the tuner, the league, decoding."""
-        cell, result = score.cell, score.result
-        trace = self.plan.tasks[self.plan.tasks[cell.task].needs["trace"]]
-        text, readings = result["text"], result["card"].get("readings")
+        cell, scored = score.cell, score.result
+        trace = self.plan.tasks[score.task.needs["trace"]]
         settings = self.traced_settings(trace)
         unknown = [CONTEXT_UNKNOWN] if "context" in trace.recipe and "context" not in settings else []
-        predicted: dict[str, float] = {}
-        measured: dict[str, float] = {}
-        for other in cells:
-            if other.cell.kind == "league":
-                predicted |= league_speedups(other.result["entries"], machine_of(other))
-            if other.cell.kind == "decode":
-                measured |= measured_speedups(other, self.league_of(other.cell))
+        predicted: dict[FloorOn, float] = {}
+        measured: dict[FloorOn, float] = {}
+        for finished in cells:
+            if finished.cell.kind == "league":
+                predicted |= league_speedups(finished)
+            if finished.cell.kind == "decode":
+                measured |= measured_speedups(finished, self.league_of(finished.cell))
         return Row(
-            model=self.traced_facts(cell, result["card"]["curves"]["exits"][-1]),
+            model=self.traced_facts(cell, int(scored.card.curves.exits[-1])),
             workload=cell.workload,
             heads=cell.reader,
-            workload_fingerprint=result["workload_fingerprint"],
-            **card_fields(result["card"]),
-            bits_per_byte=result["bits_per_byte"],
-            bytes_per_token=text["bytes"] / text["tokens"] if text["bytes"] else None,
-            characters_per_token=text["characters"] / text["tokens"] if text["characters"] else None,
-            savings=tuple(saving for other in cells for saving in savings(other)),
+            workload_fingerprint=scored.workload_fingerprint,
+            card=scored.card,
+            text=scored.text,
+            bits_per_byte=scored.bits_per_byte,
+            own_text=scored.own_text,
+            answers=tuple(answer for finished in cells for answer in answers_of(finished)),
             exit_speedup=predicted,
             measured_speedup=measured,
             model_fingerprint=model_fingerprint(trace),
-            trace_folder=str(self.folder.task_folder(trace) / TRACE),
-            source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
-            notes=(*result["notes"], *result["card"]["notes"], *unknown),
-            own_text=result["own_text"],
             settings=settings,
             training=self.training_of(trace),
-            readings=from_json(Readings, readings) if readings else None,
+            trace_folder=str(self.folder.task_folder(trace) / TRACE),
+            source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
+            notes=(*scored.notes, *scored.card.notes, *unknown),
         )
 
     def training_of(self, trace: Task) -> Training | None:
@@ -210,47 +259,48 @@ class StudyReader:
         path = None if heads is None else self.folder.task_folder(self.plan.tasks[heads]) / TRAINING
         return TRAINING_COST.read(path) if path is not None and path.is_file() else None
 
-    def league_of(self, cell: Cell) -> Sequence[Mapping[str, Any]]:
+    def league_of(self, cell: Cell) -> Sequence[RankedPolicy]:
         """Entries of the league whose policies a cell decoded; none if its files are damaged or gone."""
         key = self.plan.tasks[cell.task].needs["league"]
         if self.conditions[key] != "done":
             return ()
-        entries: Sequence[Mapping[str, Any]] = self.result(key)["entries"]
-        return entries
+        ranking: Ranking = self.result(key)
+        return ranking.entries
 
     def traced_settings(self, trace: Task) -> dict[str, Any]:
         """How a task traced, as its recipe says; a default context is the trace's own, and is not known
         where that is gone or damaged."""
-        found = {name: trace.recipe[name] for name in SETTINGS if name in trace.recipe}
-        if "context" in found and found["context"] is None:
+        settings = {name: trace.recipe[name] for name in SETTINGS if name in trace.recipe}
+        if "context" in settings and settings["context"] is None:
             folder = self.folder.task_folder(trace) / TRACE
             kept = self.conditions[trace.key] == "done" and (folder / MANIFEST).is_file()
-            del found["context"]
+            del settings["context"]
             if kept:
-                found["context"] = read_manifest(folder).request["context"]
-        return found
+                settings["context"] = read_manifest(folder).request["context"]
+        return settings
 
-    def facts(self, name: str, transform: str = "") -> ModelFacts:
-        """A model as the study's file describes it."""
-        model = self.models[name]
-        return ModelFacts(name, transform=transform, **{fact: model[fact] for fact in FACTS})
+    def facts(self, cell: Cell) -> ModelFacts:
+        """The model of a cell as the study's file describes it."""
+        model = self.models[cell.model]
+        return ModelFacts(cell.model, transform=cell.transform, **{fact: model[fact] for fact in FACTS})
 
     def traced_facts(self, cell: Cell, layers: int) -> ModelFacts:
-        """The model of a cell; one with fewer layers than its file has not the parameters of its file."""
-        facts, whole = self.facts(cell.model, cell.transform), self.models[cell.model].get("layers")
+        """The same of a traced one, which has not the parameters of its file if it has fewer layers."""
+        facts, whole = self.facts(cell), self.models[cell.model].get("layers")
         return facts if whole in (None, layers) else replace(facts, parameters=None)
 
     def undecoded(self) -> Iterator[str]:
         """Where nothing was decoded, since no policy of the league exits."""
-        found = [self.finished(cell) for cell in self.done if cell.kind == "decode"]
-        for one in found:
-            if one.result["bench"] is None:
-                yield f"{one.cell.name}: nothing was decoded, {one.result['why_nothing']}."
+        for cell in self.done:
+            if cell.kind == "decode":
+                decoding: Decoding = self.result(cell.task)
+                if decoding.bench is None:
+                    yield f"{cell.name}: nothing was decoded, {decoding.why_nothing}."
 
-    def combined(self, cell: Cell) -> Mapping[str, Any]:
+    def combined(self, cell: Cell) -> CombineResult:
         """Accelerations together, under the names that the study gives."""
-        model = self.facts(cell.model, cell.transform).shown
-        return {**self.finished(cell).result["combined"], "model": model, "workload": cell.workload}
+        combined: CombineResult = self.result(cell.task).combined
+        return replace(combined, model=self.facts(cell).shown, workload=cell.workload)
 
     def failures(self) -> dict[str, str]:
         """Why each cell is not done that is not, by name."""
@@ -289,31 +339,14 @@ class StudyReader:
         }
 
 
-NOT_RUN = "not run yet"
-
-
-def axes(cell: Cell) -> Axes:
-    """What cells of one row have in common."""
-    return cell.model, cell.transform, cell.workload, cell.reader
-
-
 def model_fingerprint(trace: Task) -> str:
     """SHA-256 of what a traced model computes, as `offramp.models.identity.ModelIdentity.fingerprint`."""
     base, transforms = trace.recipe["model"]["fingerprint"], list(trace.recipe["model"]["transforms"])
     return sha256_of_text(canonical_json([base, transforms])) if transforms else str(base)
 
 
-def savings(found: Finished) -> Iterator[Saving]:
+def answers_of(finished: Finished) -> Iterator[Answer]:
     """What the tuner says at each floor; nothing of a task of another kind."""
-    if found.cell.kind not in ("tune", "certify"):
-        return
-    for tuned in found.result["tuned"]:
-        yield saving_of(tuned, machine_of(found))
-
-
-def strategies_of(row: Row, cells: Sequence[Finished], floors: Sequence[float]) -> Iterator[Strategy]:
-    """Every strategy that was replayed, tuned or decoded on a row. floors: those of the study."""
-    for found in cells:
-        if found.cell.kind in STRATEGIES:
-            for one in STRATEGIES[found.cell.kind](row, found):
-                yield one if one.floor else replace(one, floor=floor_of(one.agreement, floors))
+    if finished.cell.kind in ("tune", "certify"):
+        for tuned in finished.result.tuned:
+            yield Answer(finished.machine, tuned)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from comparison_traces import synthetic_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report_examples import CHAT, workload_result
 
 from comparison_examples import example_comparison
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
+from offramp.report.comparison_data import CURVES, comparison_tables
+from offramp.report.table import write_tables
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.scoring import score
-from offramp.studies.comparison.results import Comparison, Strategy, share_saved
-from offramp.studies.comparison.table_lines import CURVES
-from offramp.studies.comparison.tables import comparison_tables, write_tables
+from offramp.studies.comparison.results import Comparison, Place, Strategy, share_saved
+from offramp.tuning.floor import Floor
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)
@@ -38,11 +36,12 @@ COMPARISONS = st.builds(
     strategies=st.lists(
         st.builds(
             Strategy,
-            **dict.fromkeys(("model", "workload", "heads", "machine", "family", "policy", "kv"), TEXTS),
+            place=st.builds(Place, TEXTS, TEXTS, TEXTS, TEXTS),
+            **dict.fromkeys(("family", "policy", "kv"), TEXTS),
             **dict.fromkeys(("agreement", "skip_ratio", "net_speedup"), ESTIMATED),
             **dict.fromkeys(("probe_share", "seconds_per_token", "characters_per_second"), NUMBERS),
             basis=st.sampled_from(["predicted", "measured"]),
-            floor=TEXTS,
+            floor=st.none() | st.builds(Floor, st.just("agreement"), st.floats(0.01, 0.99)),
             reachable=st.booleans(),
             answer=TEXTS,
             gain=st.none() | st.builds(Gain, **dict.fromkeys(GAIN_PARTS, st.floats(-1, 1))),
@@ -56,7 +55,7 @@ COMPARISONS = st.builds(
 
 def written(comparison: Comparison, folder: Path) -> dict[str, tuple[pa.Table, pa.Table]]:
     """What was written, by table: (CSV, Parquet)."""
-    write_tables(comparison, folder)
+    write_tables(comparison_tables(comparison), folder)
     tables = {path.stem: pyarrow.parquet.read_table(path) for path in sorted(folder.glob("*.parquet"))}
     return {name: (read_csv(folder / f"{name}.csv", table), table) for name, table in tables.items()}
 
@@ -70,29 +69,6 @@ def read_csv(source: Any, like: pa.Table) -> pa.Table:
     return pyarrow.csv.read_csv(source, parse_options=lines, convert_options=types)
 
 
-def expected_lines(values: tuple[Any, ...]) -> list[dict[str, Any]]:
-    """The lines of a table by the fields of its dataclasses: an estimate is three columns."""
-    lines = []
-    for value in values:
-        line: dict[str, Any] = {}
-        for field in fields(value):
-            part = getattr(value, field.name)
-            column = field.name
-            if isinstance(part, Estimate):
-                limits = {column: part.value, f"{column}_low": part.low, f"{column}_high": part.high}
-                line |= {key: finite(limit) for key, limit in limits.items()}
-            elif field.name == "gain":
-                line |= {f"gain_{one}": None if part is None else getattr(part, one) for one in GAIN_PARTS}
-            else:
-                line[column] = finite(part) if isinstance(part, float) else part
-        lines.append(line)
-    return lines
-
-
-def finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 @settings(max_examples=25, deadline=None)
 @given(comparison=COMPARISONS)
 def test_csv_parquet_and_dataclasses_hold_the_same(comparison: Comparison) -> None:
@@ -103,24 +79,32 @@ def test_csv_parquet_and_dataclasses_hold_the_same(comparison: Comparison) -> No
         pyarrow.parquet.write_table(table, columns)
         assert read_csv(io.BytesIO(text.getvalue()), table).equals(table), name
         assert pyarrow.parquet.read_table(columns).equals(table), name
-    require_fields(tables, comparison)
+    for strategy, line in zip(comparison.strategies, tables["strategies"].to_pylist(), strict=True):
+        assert line == line_of(strategy)
     assert tables["failures"].to_pylist() == [
         {"cell": cell, "reason": reason} for cell, reason in comparison.failures.items()
     ]
 
 
-def require_fields(tables: Mapping[str, pa.Table], comparison: Comparison) -> None:
-    """Tables that hold one dataclass a line hold all its fields."""
-    for name in ("strategies", "validity"):
-        lines = expected_lines(getattr(comparison, name))
-        assert tables[name].to_pylist() == lines_in_order(lines, tables[name]), name
+def line_of(strategy: Strategy) -> dict[str, Any]:
+    """A strategy's line by its fields: an estimate is three columns, a place four."""
+    line: dict[str, Any] = dict(vars(strategy.place))
+    for field in fields(strategy):
+        value = getattr(strategy, field.name)
+        if isinstance(value, Estimate):
+            limits = {"": value.value, "_low": value.low, "_high": value.high}
+            line |= {f"{field.name}{ending}": finite(limit) for ending, limit in limits.items()}
+        elif field.name == "gain":
+            line |= {f"gain_{part}": None if value is None else getattr(value, part) for part in GAIN_PARTS}
+        elif field.name == "floor":
+            line["floor"] = "" if value is None else str(value)
+        elif field.name not in ("place", "defect"):  # a defect is part of the answer
+            line[field.name] = finite(value) if isinstance(value, float) else value
+    return line
 
 
-def lines_in_order(lines: list[dict[str, Any]], table: pa.Table) -> list[dict[str, Any]]:
-    """The same lines with the table's columns; a column that the dataclass lacks is an error."""
-    for line in lines:
-        assert set(line) == set(table.column_names)
-    return [{name: line[name] for name in table.column_names} for line in lines]
+def finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
@@ -129,7 +113,7 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
     for name, (text, table) in tables.items():
         assert text.equals(table), name
         assert table.num_rows > 0, name
-    require_fields({name: table for name, (_, table) in tables.items()}, comparison)
+    assert [line_of(one) for one in comparison.strategies] == tables["strategies"][1].to_pylist()
     leaderboard = tables["leaderboard"][1].to_pylist()
     assert len(leaderboard) == len(comparison.rows)
     for line, row in zip(leaderboard, comparison.rows, strict=True):
@@ -140,45 +124,46 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
         )
         for name in ESTIMATES:
             column = "initial_information_nats" if name == "initial_information" else name
-            assert line[column] == row.scores[name].value
-            assert line[f"{column}_low"] == row.scores[name].low
-        assert line["eas_hidden"] == row.eas[2]["score"]["value"]
+            assert line[column] == getattr(row.card, name).value
+            assert line[f"{column}_low"] == getattr(row.card, name).low
+        assert line["eas_hidden"] == row.card.eas_variants[2].score.value
         assert line["eas_hidden_ceiling"] == 0.67
         assert line["bits_per_byte"] == row.bits_per_byte
         assert line["generation"] == row.model.generation
-        assert line["mean_kl_nats"] == row.candidates["mean_kl"]
+        assert line["mean_kl_nats"] == row.card.candidates["mean_kl"]
     profiles = tables["profiles"][1].to_pylist()
     assert len(profiles) == sum(len(row.exits) for row in comparison.rows)
     first = comparison.rows[0]
     for place, line in enumerate(profiles[: len(first.exits)]):
         assert line["exit"] == first.exits[place]
-        assert line["kl_to_final_nats"] == first.curves["kl_to_final"][place]
-        assert line["agreement_high"] == first.intervals["agreement"]["high"][place]
-        assert line["auroc"] == first.curves["auroc"][place]
+        assert line["kl_to_final_nats"] == first.card.curves.values["kl_to_final"][place]
+        assert line["agreement_high"] == first.card.curves.intervals["agreement"].high[place]
+        assert line["auroc"] == finite(first.card.curves.values["auroc"][place])
         assert line["aurc"] is None
     certified = tables["certified"][1].to_pylist()
     assert [line["answer"] for line in certified] == [
-        one.answer for row in comparison.rows for one in row.savings
+        answer.tuned.answer for row in comparison.rows for answer in row.answers
     ]
     combined = tables["combined"][1].to_pylist()
     assert [line["combination"] for line in combined] == ["plain", "int8", "exits", "int8 + exits"]
     assert combined[3]["interaction"] == pytest.approx(1.0, abs=0.02)
 
 
-def test_every_curve_of_a_score_card_has_a_column() -> None:
-    generator = np.random.default_rng(0)
-    card = score(synthetic_trace(generator.random((240, 4)) < 0.5, length=6), draws=40)
+def test_every_curve_and_candidate_of_a_score_card_has_a_column() -> None:
+    card = workload_result("chat", CHAT, layers=4).card
     assert set(card.curves.values) <= set(CURVES)
+    columns = comparison_tables(example_comparison())["leaderboard"].column_names
+    assert {f"{name}_nats" if name == "mean_kl" else name for name in card.candidates} <= set(columns)
 
 
 def test_a_measurement_with_a_defect_says_which_in_the_table() -> None:
     comparison = example_comparison()
     (combined,) = comparison.combined
     assert "faster" in comparison_tables(comparison)["combined"].column("answer").to_pylist()
-    contenders = [
-        {**one, "contender": {**one["contender"], "answer": "defect"}} for one in combined["combinations"]
-    ]
-    broken = {**combined, "defects": ["a wrong output", "and layers"], "combinations": contenders}
+    combinations = tuple(
+        replace(one, contender=replace(one.contender, answer="defect")) for one in combined.combinations
+    )
+    broken = replace(combined, defects=("a wrong output", "and layers"), combinations=combinations)
     tables = comparison_tables(replace(comparison, combined=(broken,)))
     said = set(tables["combined"].column("answer").to_pylist())
     assert said == {"defect: a wrong output; and layers"}
@@ -194,7 +179,7 @@ def test_empty_tables_have_their_columns(tmp_path: Path) -> None:
 
 def test_equal_comparisons_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        write_tables(example_comparison(), tmp_path / name)
+        write_tables(comparison_tables(example_comparison()), tmp_path / name)
     files = sorted((tmp_path / "one").iterdir())
     assert len(files) == 2 * len(comparison_tables(example_comparison()))
     for path in files:
@@ -211,12 +196,5 @@ def test_savings_are_those_of_the_rows_predicted_and_measured() -> None:
     own = {"model": "qwen3-8b", "transform": "int8", "workload": "code", "heads": "", "base": "qwen3-8b"}
     place = {"floor": "agreement=0.95", "machine": "local"}
     for basis, speedups in (("predicted", row.exit_speedup), ("measured", row.measured_speedup)):
-        saved = share_saved(speedups["agreement=0.95 | local"])
+        saved = share_saved(speedups[Floor("agreement", 0.95), "local"])
         assert {**own, **place, "basis": basis, "saved_share_of_time": saved} in lines
-
-
-def test_every_candidate_score_has_a_column() -> None:
-    generator = np.random.default_rng(0)
-    card = score(synthetic_trace(generator.random((240, 4)) < 0.5, length=6), draws=40)
-    columns = comparison_tables(example_comparison())["leaderboard"].column_names
-    assert {f"{name}_nats" if name == "mean_kl" else name for name in card.candidates} <= set(columns)

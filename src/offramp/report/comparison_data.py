@@ -1,0 +1,230 @@
+"""A comparison as data: tables with units in their names and null for what is undefined; links in a page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from offramp.decoding.measurement.combined import Combination, CombineResult
+from offramp.report.formats import counted
+from offramp.report.html import fragment
+from offramp.report.places import FLOOR, MACHINE, TRACE
+from offramp.report.sections.answers import CERTIFIED, judged
+from offramp.report.sections.claims import VALIDITY
+from offramp.report.sections.leaderboard import leaderboard
+from offramp.report.sections.strategies import STRATEGIES, apart
+from offramp.report.sections.trained import TRAININGS
+from offramp.report.table import Column, Table
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved
+from offramp.studies.comparison.strategies import answer_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from markupsafe import Markup
+
+NATS = frozenset({"kl_to_final", "entropy", "nll", "final_logprob", "increment"})
+"""Curves in nats; the component called increment is a share, the curve of that name is not."""
+
+CURVES = (
+    "agreement",
+    "reference_agreement",
+    "remaining_information",
+    "increment",
+    "kl_to_final",
+    "entropy",
+    "nll",
+    "max_prob",
+    "margin",
+    "final_logprob",
+    "final_rank_median",
+    "logit_cosine",
+    "centred_logit_cosine",
+    "shuffled_logit_cosine",
+    "hidden_cosine_to_final",
+    "hidden_cosine_to_previous",
+    "block_influence",
+    "update_norm",
+    "brier",
+    "recalibrated_brier",
+    "ece_agreement",
+    "ece_token",
+    "auroc",
+    "aurc",
+)
+
+Exit = tuple[Row, int]
+"""An exit of a row, by its place among the traced ones."""
+
+
+def curve_column(name: str) -> Column[Exit]:
+    """A curve at an exit, with its limits."""
+
+    def value(exit: Exit) -> Estimate:
+        row, place = exit
+        curves = row.card.curves
+        if name not in curves.values:
+            return Estimate(None)
+        value = float(curves.values[name][place])
+        if name not in curves.intervals:
+            return Estimate(value)
+        limits = curves.intervals[name]
+        return Estimate(value, float(limits.low[place]), float(limits.high[place]))
+
+    return Column("", value, data=Estimate, key=f"{name}_nats" if name in NATS else name)
+
+
+PROFILES: Table[Exit] = Table(
+    (
+        *(column.over(lambda exit: exit[0]) for column in TRACE),
+        Column("", lambda exit: exit[0].exits[exit[1]], data=int, key="exit"),
+        Column(
+            "",
+            lambda exit: float(exit[0].card.curves.depth_fraction[exit[1]]),
+            data=float,
+            key="depth_flops_share",
+        ),
+        *map(curve_column, CURVES),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The share of time that a league's choice saves."""
+
+    row: Row
+    floor_on: FloorOn
+    basis: Basis
+    speedup: float
+
+
+def savings_of(comparison: Comparison) -> Iterator[Saving]:
+    """What is saved on every row, predicted and measured."""
+    for row in comparison.rows:
+        for floor_on, speedup in row.exit_speedup.items():
+            yield Saving(row, floor_on, "predicted", speedup)
+        for floor_on, speedup in row.measured_speedup.items():
+            yield Saving(row, floor_on, "measured", speedup)
+
+
+SAVINGS: Table[Saving] = Table(
+    (
+        *(column.over(lambda saving: saving.row) for column in TRACE),
+        Column("", lambda saving: saving.row.model.base, data=str, key="base"),
+        FLOOR.over(lambda saving: saving.floor_on[0]),
+        MACHINE.over(lambda saving: saving.floor_on[1]),
+        Column("", lambda saving: saving.basis, data=str, key="basis"),
+        Column("", lambda saving: share_saved(saving.speedup), data=float, key="saved_share_of_time"),
+    )
+)
+
+Timed = tuple[CombineResult, Combination]
+"""A combination of accelerations, in its measurement."""
+
+
+def _quality(timed: Timed) -> Estimate | None:
+    quality = timed[1].quality
+    return None if quality is None else quality.forced_agreement
+
+
+def _seconds(timed: Timed) -> float | None:
+    seconds = timed[1].contender.seconds_per_token
+    return None if seconds is None else seconds.value
+
+
+COMBINED: Table[Timed] = Table(
+    (
+        Column("", lambda timed: timed[0].model, data=str, key="model"),
+        Column("", lambda timed: timed[0].workload, data=str, key="workload"),
+        Column("", lambda timed: timed[1].name, data=str, key="combination"),
+        Column("", lambda timed: timed[1].policy, data=str, key="policy"),
+        Column("", lambda timed: answer_text(timed[1].contender, timed[0].defects), data=str, key="answer"),
+        Column("", lambda timed: timed[1].contender.left_out, data=str, key="left_out"),
+        Column("", _seconds, data=float, key="seconds_per_token"),
+        Column("", lambda timed: timed[1].speedup, data=Estimate, key="speedup"),
+        Column("", lambda timed: timed[1].product, data=Estimate, key="product"),
+        Column("", lambda timed: timed[1].interaction, data=Estimate, key="interaction"),
+        Column("", _quality, data=Estimate, key="forced_agreement"),
+    )
+)
+
+FAILURES: Table[tuple[str, str]] = Table(
+    (
+        Column("", lambda failure: failure[0], data=str, key="cell"),
+        Column("", lambda failure: failure[1], data=str, key="reason"),
+    )
+)
+
+
+NAMES = (
+    "leaderboard",
+    "certified",
+    "trainings",
+    "profiles",
+    "strategies",
+    "savings",
+    "validity",
+    "combined",
+    "failures",
+)
+
+
+def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
+    """Every table by its name, with its columns even where it has no rows."""
+    rows = comparison.rows
+    exits = [(row, place) for row in rows for place in range(len(row.exits))]
+    timed = [(result, one) for result in comparison.combined for one in result.combinations]
+    tables = (
+        leaderboard(rows).arrow(rows),
+        CERTIFIED.arrow(judged(comparison)),
+        TRAININGS.arrow(comparison.trained),
+        PROFILES.arrow(exits),
+        STRATEGIES.arrow(apart(comparison.strategies)),
+        SAVINGS.arrow(savings_of(comparison)),
+        VALIDITY.arrow(comparison.validity),
+        COMBINED.arrow(timed),
+        FAILURES.arrow(comparison.failures.items()),
+    )
+    return dict(zip(NAMES, tables, strict=True))
+
+
+LARGEST_PLAIN = 1_000_000
+"""A table of more bytes is kept compressed, so that the page stays small."""
+
+
+def downloads_section(comparison: Comparison) -> Markup:
+    """A link for each table that has rows, with how large it is."""
+    tables = comparison_tables(comparison)
+    files = [_file(name, table) for name, table in tables.items() if table.num_rows]
+    return fragment("comparison", "downloads", files)
+
+
+def _file(name: str, table: pa.Table) -> tuple[str, str, str]:
+    """A table's file: its name, its content as a link that needs no file and no network, its size."""
+    content = csv_bytes(table)
+    size = f"{counted(table.num_rows, 'row')}, {file_size(len(content))}"
+    file, kind = f"{name}.csv", "text/csv"
+    if len(content) > LARGEST_PLAIN:
+        content, file, kind = gzip.compress(content, mtime=0), f"{file}.gz", "application/gzip"
+    return file, f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}", size
+
+
+def csv_bytes(table: pa.Table) -> bytes:
+    """A table as CSV in UTF-8."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    from offramp.kit.spreadsheet import csv_table
+
+    sink = pa.BufferOutputStream()
+    csv.write_csv(csv_table(table), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def file_size(size: int) -> str:
+    """Bytes in the unit that suits them: "12 kB", "3.4 MB"."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(size / 1e3, 0.1):.3g} kB"

@@ -1,0 +1,110 @@
+"""The tuner's answers of a comparison, each held against its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from offramp.report.caveats import lacking
+from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
+from offramp.report.formats import counted, percent, times
+from offramp.report.headline import passed_how
+from offramp.report.html import fragment
+from offramp.report.names import floor_order, floor_shown
+from offramp.report.places import FLOOR, MACHINE, TRACE
+from offramp.report.table import NOTHING, Cell, Column, Table, estimated
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import Answer, Comparison, Row
+from offramp.tuning.certificate import Certificate
+from offramp.tuning.verdict import NEVER
+
+Judged = tuple[Row, Finding[Answer]]
+"""An answer in its row, with what was found of it."""
+
+
+def judged(comparison: Comparison) -> list[Judged]:
+    """Every answer of the tuner."""
+    rows = [row for row in comparison.rows for _ in row.answers]
+    return list(zip(rows, findings_of(comparison), strict=True))
+
+
+def _certificate(judged: Judged) -> Certificate:
+    return judged[1].detail.tuned.certificate
+
+
+def _predicted_cell(judged: Judged) -> Cell:
+    _, finding = judged
+    return estimated(finding.predicted, times) if finding.certified else Cell(NOTHING)
+
+
+def _measured_cell(judged: Judged) -> Cell:
+    measured = judged[1].measured
+    return Cell(NOTHING) if measured is None else estimated(measured, times)
+
+
+def _policy_cell(judged: Judged) -> Cell:
+    """The policy, what the tuner says, how it passed, and that it missed its floor when it was decoded."""
+    _, finding = judged
+    missed = ""
+    if finding.missed and finding.kept is not None:
+        kept = percent(finding.kept.value or 0.0)
+        missed = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
+    passed = f"Passed: {passed_how(finding)}." if finding.exits else ""
+    code = "" if finding.policy == NEVER else finding.policy
+    said = (finding.detail.tuned.answer, missed, passed)
+    return Cell(code=code, below=said, value=finding.policy)
+
+
+CERTIFIED: Table[Judged] = Table(
+    (
+        *(column.over(lambda judged: judged[0]) for column in TRACE),
+        MACHINE.over(lambda judged: judged[1].machine),
+        FLOOR.over(lambda judged: judged[1].floor),
+        Column("Verdict", lambda judged: Cell(judged[1].decision, tone=judged[1].decision), key="answer"),
+        Column("Net speed", _predicted_cell, times, key="speed", numeric=True, kind="predicted"),
+        Column("Net speed", _measured_cell, times, key="measured", numeric=True, kind="measured"),
+        Column("Policy, and what the tuner says", _policy_cell, data=str, key="policy"),
+        Column("", lambda judged: judged[1].predicted, data=Estimate, key="net_speedup"),
+        Column("", lambda judged: judged[1].detail.tuned.answer, data=str, key="answer"),
+        Column("", lambda judged: judged[1].detail.lacks, data=str, key="lacks"),
+        Column("", lambda judged: judged[1].detail.certified, data=bool, key="certified"),
+        Column("", lambda judged: judged[1].detail.executed, data=bool, key="executed"),
+        Column("", lambda judged: _certificate(judged).documents, data=int, key="documents"),
+        Column("", lambda judged: _certificate(judged).documents_needed, data=int, key="documents_needed"),
+        Column("", lambda judged: judged[1].detail.documents_in_all, data=int, key="documents_in_all"),
+    ),
+    caption="Answers of the tuner, the fastest first",
+    name="certified",
+    noun="answer",
+)
+
+
+def certified_section(comparison: Comparison) -> Markup:
+    """Every answer of the tuner; nothing if nothing was tuned."""
+    answers = judged(comparison)
+    if not answers:
+        return Markup()
+    ranked = sorted(answers, key=lambda judged: (not judged[1].exits, -(judged[1].predicted.value or 0.0)))
+    return fragment(
+        "comparison", "certified", by_floor([finding for _, finding in answers]), CERTIFIED.html(ranked)
+    )
+
+
+def by_floor(answers: Sequence[Finding[Answer]]) -> list[str]:
+    """How many answers at each floor exit, pay, or are not certifiable, and why."""
+    said = []
+    for floor in sorted(dict.fromkeys(finding.floor for finding in answers), key=floor_order):
+        here = [finding for finding in answers if finding.floor == floor]
+        exits = sum(finding.exits for finding in here)
+        pays = sum(finding.decision == "pays" for finding in here)
+        unknown = [finding for finding in here if finding.decision == NOT_CERTIFIABLE]
+        tail = f" {len(unknown)} not certifiable: {lacking(unknown)}." if unknown else ""
+        has = (
+            f"{exits} of {counted(len(here), 'answer')} {'is' if exits == 1 else 'are'} a policy that exits "
+            f"early, and {pays or 'none'} of these surely {'pays' if pays == 1 else 'pay'}."
+            if exits
+            else f"no policy that exits early passed, in {counted(len(here), 'answer')}."
+        )
+        said.append(f"{floor_shown(floor)}: {has}{tail}")
+    return said
