@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
-from offramp.report.formats import counted, decimal, duration, gain_text, percent, timed_text, value_text
-from offramp.report.table import Column, Table
+from offramp.decoding.measurement.results import BenchResult, Forecast
+from offramp.report.formats import (
+    counted,
+    decimal,
+    duration,
+    gain_text,
+    percent,
+    thousandths,
+    timed_text,
+    value_text,
+)
+from offramp.report.sections.decoded import COUNTS, RATES, SPEED, contenders_table
 from offramp.report.timing import (
     a_a_text,
-    contender_answer,
     counted_text,
     defect_lines,
     floor_text,
@@ -22,18 +29,6 @@ from offramp.scoring.estimate import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MIB = 2.0**20
-
-
-def ratio(value: float) -> str:
-    """A ratio of seconds."""
-    return decimal(value, 3)
-
-
-def shown_mib(size: float) -> str:
-    """Bytes in MiB."""
-    return f"{decimal(size / MIB, 1)} MiB"
 
 
 def show(console: Console, result: BenchResult) -> None:
@@ -46,8 +41,9 @@ def show(console: Console, result: BenchResult) -> None:
         markup=False,
     )
     timed = [contender for contender in result.contenders if contender.left_out is None]
-    for table in (speed_table(result), COUNTED, RATES):
-        console.print(table.rich(timed))
+    table = contenders_table(result.worth, result.plain)
+    for names in (SPEED, COUNTS, RATES):
+        console.print(table.only(*names).rich(timed))
     judged = answer_lines(result)
     for line in (*judged, *_left_out(result), *_quality(result)):
         console.print(line, markup=False)
@@ -80,61 +76,9 @@ def _credit_line(result: BenchResult) -> list[str]:
     if credit is None or result.main.full_depth:
         return []
     missing = result.untimed_rivals
-    said = _interval(Estimate(credit.value, credit.low, credit.high), ratio)
+    said = _interval(Estimate(credit.value, credit.low, credit.high), thousandths)
     rest = f"; not timed: {', '.join(missing)}" if missing else ""
     return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
-
-
-def speed_table(result: BenchResult) -> Table[Contender]:
-    """Seconds per token, the ratio, and what it answers."""
-    return Table(
-        (
-            Column(" ", lambda contender: contender.name),
-            Column("A token", lambda contender: _value(contender.seconds_per_token), duration),
-            Column(f"Speed over {result.plain}", lambda contender: _ratio(contender.ratio)),
-            Column("Answer", lambda contender: contender_answer(contender, result.worth)),
-        ),
-        words=1,
-    )
-
-
-COUNTED: Table[Contender] = Table(
-    (
-        Column(" ", lambda contender: contender.name),
-        Column("Layers ran / said", lambda contender: _layers(contender)),
-        Column("Same output", lambda contender: contender.same_output, partial(percent, digits=0)),
-        Column("Agreement", lambda contender: _value(contender.executed_agreement), percent),
-    ),
-    words=1,
-)
-"""What was run for it, and what came out."""
-
-RATES: Table[Contender] = Table(
-    (
-        Column(" ", lambda contender: contender.name),
-        Column("Tokens a second", lambda contender: contender.tokens_per_second, partial(decimal, digits=1)),
-        Column("First token", lambda contender: contender.first_token_seconds, duration),
-        Column("Peak memory", lambda contender: contender.peak_memory_bytes, shown_mib),
-    ),
-    words=1,
-)
-"""What else users ask for."""
-
-
-def _value(interval: Estimate[float] | None) -> float | None:
-    return None if interval is None else interval.value
-
-
-def _ratio(interval: Estimate[float] | None) -> str | None:
-    return None if interval is None else _interval(interval, ratio)
-
-
-def _layers(contender: Contender) -> str | None:
-    """Layers of a token that ran, and those that the decoder says it ran."""
-    ran, said = contender.layers_per_token, contender.claimed_layers_per_token
-    if ran is None:
-        return None
-    return decimal(ran, 1) + ("" if said is None else f" / {decimal(said, 1)}")
 
 
 def _left_out(result: BenchResult) -> list[str]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offramp.cli.bench_request import Bench
-from offramp.cli.bench_table import ratio
 from offramp.cli.console import Output
 from offramp.decoding.measurement.accelerations import read_accelerations
 from offramp.decoding.measurement.combine import combine
-from offramp.decoding.measurement.combined import Combination, CombineResult, Quality, write_combined
+from offramp.decoding.measurement.combined import CombineResult, write_combined
 from offramp.decoding.openings import prompts_of
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
-from offramp.report.combined import advice, interval, write_combined_page
-from offramp.report.formats import counted, decimal, duration, percent
-from offramp.report.table import Column, Table
-from offramp.report.timing import a_a_text, contender_answer, defect_lines, share_text, stopped_text
+from offramp.report.combined import (
+    PRODUCTS,
+    QUALITY,
+    SPEED,
+    TOGETHER,
+    advice,
+    combinations_table,
+    write_combined_page,
+)
+from offramp.report.formats import counted
+from offramp.report.timing import a_a_text, defect_lines, stopped_text
 from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:
@@ -34,9 +39,11 @@ def show_combined(console: Console, result: CombineResult) -> None:
         markup=False,
     )
     timed = [one for one in result.combinations if one.speedup is not None]
-    console.print(speed_table(result).rich(timed))
-    console.print(TOGETHER.rich(one for one in timed if one.product is not None))
-    console.print(QUALITY.rich(one for one in timed if one.quality is not None))
+    table = combinations_table(result)
+    together = [one for one in timed if one.product is not None]
+    console.print(table.only(*SPEED).rich(timed))
+    console.print(PRODUCTS.only(*TOGETHER).rich(together))
+    console.print(table.only(*QUALITY).rich(timed))
     ended = (
         f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
         f"{a_a_text(result.a_a)}"
@@ -44,52 +51,6 @@ def show_combined(console: Console, result: CombineResult) -> None:
     lines = [ended, *defect_lines(result.defects), *_details(result)]
     for line in (*lines, advice(result)):
         console.print(line, markup=False)
-
-
-def speed_table(result: CombineResult) -> Table[Combination]:
-    """Seconds per token, the ratio, and what it answers."""
-
-    def seconds(one: Combination) -> float | None:
-        found = one.contender.seconds_per_token
-        return None if found is None else found.value
-
-    return Table(
-        (
-            Column(" ", lambda one: one.name),
-            Column("A token", seconds, duration),
-            Column(f"Speed over {result.plain}", lambda one: interval(one.speedup)),
-            Column("Answer", lambda one: contender_answer(one.contender, result.worth)),
-        ),
-        words=1,
-    )
-
-
-TOGETHER: Table[Combination] = Table(
-    (
-        Column(" ", lambda one: one.name),
-        Column("Product", lambda one: None if one.product is None else one.product.value, decimal),
-        Column("Of the product", lambda one: interval(one.interaction)),
-    ),
-    words=1,
-)
-"""What several parts come to, beside the product of what each brings alone."""
-
-
-def _judged(of: Callable[[Quality], str]) -> Callable[[Combination], str | None]:
-    return lambda one: None if one.quality is None else of(one.quality)
-
-
-QUALITY: Table[Combination] = Table(
-    (
-        Column(" ", lambda one: one.name),
-        Column("Its tokens", _judged(lambda found: percent(found.forced_agreement.value))),
-        Column("Equal at first", _judged(lambda found: share_text(found.shared))),
-        Column("Same answers", _judged(lambda found: percent(found.free_running.sequence_match.value, 0))),
-        Column("NLL", _judged(lambda found: ratio(found.free_running.nll.value))),
-    ),
-    words=1,
-)
-"""Each held against the untransformed full model's own greedy answers."""
 
 
 def _details(result: CombineResult) -> list[str]:

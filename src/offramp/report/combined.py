@@ -343,6 +343,12 @@ def combinations_table(result: CombineResult) -> Table[Combination]:
     )
 
 
+SPEED = ("Combination", "Time per token", "Net speed")
+TOGETHER = ("Combination", "Product", "Of the product")
+QUALITY = ("Combination", "Agreement", "Equal", "Same answers", "NLL")
+"""Columns that fit beside each other on a terminal."""
+
+
 def _combination_cell(one: Combination) -> Cell:
     codes = [policy_code(name) for name in (*one.transforms, one.policy) if name]
     return Cell(one.name, html=text(one.name) + Markup().join(codes))
@@ -383,7 +389,9 @@ def _nll_cell(one: Combination) -> Cell:
 def contender_tables(result: CombineResult) -> Markup:
     """Every contender as a row, and the circumstances."""
     everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
-    return contenders_table(result.worth).html(everyone) + circumstances_table(result.circumstances)
+    return contenders_table(result.worth, result.plain).html(everyone) + circumstances_table(
+        result.circumstances
+    )
 
 
 def circumstances(result: CombineResult) -> str:

@@ -205,6 +205,12 @@ class Table(Generic[T]):
     noun: str = "row"
     """What a row is, where rows are counted."""
 
+    def only(self, *names: str) -> Table[T]:
+        """Those columns alone whose names begin so, in this order, without caption and groups."""
+        columns = [column for name in names for column in self.columns if column.name.startswith(name)]
+        words = None if self.words is None else 1
+        return replace(self, columns=columns, caption="", groups=None, words=words)
+
     # A page.
 
     def html(self, rows: Iterable[T], *, caption: str = "", groups: Sequence[str] = ()) -> Markup:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
+from offramp.models.memory import shown_size
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
     counted,
     decimal,
     duration,
-    interval_text,
     milliseconds,
     moment,
     percent,
@@ -27,7 +28,7 @@ from offramp.report.html import bullets, fragment
 from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
-from offramp.report.table import NOTHING, Cell, Column, Table, pairs
+from offramp.report.table import NOTHING, Cell, Column, Shown, Table, pairs
 from offramp.report.timing import (
     DECISIONS,
     a_a_text,
@@ -114,30 +115,32 @@ def with_interval(interval: Estimate[float] | None, number: NumberFormat, *below
     return Cell(number(interval.value), below=(limits_of(interval, number), *below), value=interval)
 
 
-def contenders_table(worth: float) -> Table[Contender]:
-    """Everything that took turns. worth: the gain that matters, as a share."""
-
-    def timed(of: Callable[[Contender], str | None]) -> Callable[[Contender], str | None]:
-        return lambda contender: "" if _is_left_out(contender) else of(contender)
-
+def contenders_table(worth: float, plain: str) -> Table[Contender]:
+    """Everything that took turns. worth: the gain that matters, as a share. plain: what is held against."""
     return Table(
         (
             Column("Contender", lambda contender: contender.name),
             Column("Role", lambda contender: contender.role),
-            Column("ms per token", _milliseconds),
-            Column("Net speed", timed(lambda one: None if one.ratio is None else times(one.ratio.value))),
-            Column("Answer", timed(lambda one: contender_answer(one, worth))),
-            Column("First token", timed(lambda one: _known(one.first_token_seconds, duration))),
-            Column("Layers per token", timed(lambda one: _known(_layers_of(one), decimal))),
-            Column(
-                "Heads per token",
-                timed(lambda one: None if one.counted is None else decimal(one.counted.heads)),
-            ),
-            Column("Same output", timed(lambda one: _known(one.same_output, whole))),
+            Column("Time per token", _time_cell),
+            Column(f"Speed over {plain}", _timed(lambda one: with_interval(one.ratio, times))),
+            Column("Answer", _timed(lambda one: contender_answer(one, worth))),
+            Column("First token", _timed(lambda one: one.first_token_seconds), duration),
+            Column("Tokens a second", _timed(lambda one: one.tokens_per_second), partial(decimal, digits=1)),
+            Column("Peak memory", _timed(lambda one: one.peak_memory_bytes), shown_size),
+            Column("Layers ran / said", _timed(_layers_text)),
+            Column("Heads per token", _timed(_heads_of), decimal),
+            Column("Same output", _timed(lambda one: one.same_output), whole),
+            Column("Agreement", _timed(lambda one: with_interval(one.executed_agreement, percent))),
         ),
         caption="Everything that took turns",
         words=2,
     )
+
+
+SPEED = ("Contender", "Time per token", "Speed over", "Answer")
+COUNTS = ("Contender", "Layers ran / said", "Same output", "Agreement")
+RATES = ("Contender", "Tokens a second", "First token", "Peak memory")
+"""Columns of contenders that fit beside each other on a terminal."""
 
 
 def whole(share: float) -> str:
@@ -145,25 +148,36 @@ def whole(share: float) -> str:
     return percent(share, 0)
 
 
-def _known(value: float | None, number: NumberFormat) -> str | None:
-    return None if value is None else number(value)
-
-
 def _is_left_out(contender: Contender) -> bool:
     return contender.left_out is not None or contender.seconds_per_token is None
 
 
-def _milliseconds(contender: Contender) -> str:
-    seconds = contender.seconds_per_token
-    if contender.left_out is not None or seconds is None:
-        return f"left out: {contender.left_out or 'no reason recorded'}"
-    limits = interval_text(seconds.low, seconds.high, lambda value: decimal(1000 * value, 1))
-    return decimal(1000 * seconds.value, 2) + (f" ({limits})" if limits else "")
+def _timed(of: Callable[[Contender], Shown]) -> Callable[[Contender], Shown]:
+    """A figure of what was timed; nothing of what was left out."""
+    return lambda contender: Cell() if _is_left_out(contender) else of(contender)
+
+
+def _time_cell(contender: Contender) -> Cell:
+    if _is_left_out(contender):
+        return Cell(f"left out: {contender.left_out or 'no reason recorded'}")
+    return with_interval(contender.seconds_per_token, duration)
 
 
 def _layers_of(contender: Contender) -> float | None:
     """Layers that ran for a token: counted, else as the decoder says."""
     return contender.layers_per_token if contender.counted is None else contender.counted.layers
+
+
+def _heads_of(contender: Contender) -> float | None:
+    return None if contender.counted is None else contender.counted.heads
+
+
+def _layers_text(contender: Contender) -> str | None:
+    """Layers of a token that ran, and those that the decoder says it ran."""
+    ran, said = contender.layers_per_token, contender.claimed_layers_per_token
+    if ran is None:
+        return None
+    return decimal(ran, 1) + ("" if said is None else f" / {decimal(said, 1)}")
 
 
 CIRCUMSTANCES = pairs("Circumstances", "Circumstance", "Value")
@@ -267,11 +281,11 @@ Forecasted = tuple[DecodedChoice, Forecast]
 BESIDE: Table[Forecasted] = Table(
     (
         Column("Policy", lambda row: label_of(row[0])),
-        Column("Predicted", lambda row: _known(row[1].predicted, milliseconds) or "none"),
+        Column("Predicted", lambda row: row[1].predicted, milliseconds),
         Column("Measured", lambda row: milliseconds(row[1].measured.value)),
-        Column("Layers skipped, predicted", lambda row: _known(row[1].predicted_skip, percent) or "none"),
+        Column("Layers skipped, predicted", lambda row: row[1].predicted_skip, percent),
         Column("measured", lambda row: percent(row[1].measured_skip)),
-        Column("Replayed agreement", lambda row: _known(row[1].predicted_agreement, percent) or "none"),
+        Column("Replayed agreement", lambda row: row[1].predicted_agreement, percent),
     ),
     caption="Predicted and measured, per token",
     words=1,
