@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,25 +25,34 @@ from offramp.workloads.shared_text import Sketch
 CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
 
 
-@dataclass(frozen=True)
-class ExitClassifier:
-    """Per exit below L a classifier of features, one linear layer or a network with one hidden layer (ReLU).
+Figure = TypeVar("Figure")
+Flag = TypeVar("Flag")
 
-    mean, scale: float32 [exits, features], of the standardised features (x - mean) / scale. weights: one
-    array [exits, features, outputs] per layer; biases: one [exits, outputs] per layer; the last has one
-    output, the logit of the probability. auroc: float64 [exits], on held-out documents, NaN where a class was
-    too rare. base_rate: float64 [exits], share of positive labels among the documents it was fitted on.
-    better_than_chance: bool [exits], whether the log loss on held-out documents beats the base rate's by more
-    than chance does in one of twenty. Where a class was too rare the weights are 0: it says the base rate.
+
+@dataclass(frozen=True)
+class Classifier(Generic[Figure, Flag]):
+    """A classifier of features, one linear layer or a network with one hidden layer (ReLU).
+
+    mean, scale: float32 [features], of the standardised features (x - mean) / scale. weights: one array
+    [features, outputs] per layer; biases: one [outputs] per layer; the last has one output, the logit of the
+    probability. auroc: on held-out documents, NaN where a class was too rare. base_rate: share of positive
+    labels among the documents it was fitted on. better_than_chance: whether the log loss on held-out
+    documents beats the base rate's by more than chance does in one of twenty. Where a class was too rare the
+    weights are 0: it says the base rate.
     """
 
     mean: Weights
     scale: Weights
     weights: tuple[Weights, ...]
     biases: tuple[Weights, ...]
-    auroc: NDArray[np.float64]
-    base_rate: NDArray[np.float64]
-    better_than_chance: NDArray[np.bool_]
+    auroc: Figure
+    base_rate: Figure
+    better_than_chance: Flag
+
+
+@dataclass(frozen=True)
+class ExitClassifier(Classifier[NDArray[np.float64], NDArray[np.bool_]]):
+    """One per exit below L: the first axis of every array."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,26 +69,36 @@ class LinearLens:
         return named_arrays("lens", self, LENS_ARRAYS)
 
 
+Array = TypeVar("Array")
+
+
 @dataclass(frozen=True)
-class ExitMlp:
-    """Per exit below L a residual gated network, behind the lens if there is one; or one for all exits.
+class GatedNetwork(Generic[Array]):
+    """A residual gated network: x -> x + W_down (silu(W_gate n(x)) * W_up n(x)).
 
-    x -> x + W_down (silu(W_gate n(x)) * W_up n(x)), n(x) = norm * x / sqrt(mean(x^2) + epsilon): SwiGLU
-    (arXiv 2002.05202, equation 6) behind an RMS norm (arXiv 1910.07467, equation 4), x being what the lens
-    gives, or the exit's state. Exits that share it differ by their lenses, whose biases are what tells it
-    where it is.
-
-    norm: float32 [exits, hidden]. gate, up: float32 [exits, units, hidden]. down: float32 [exits, hidden,
-    units]. The first axis is 1 where all exits share it. adds_to_normed: whether the network's output is
-    added to n(x) instead of x, as Balcony's exits without attention have it.
+    n(x) = norm * x / sqrt(mean(x^2) + epsilon): SwiGLU (arXiv 2002.05202, equation 6) behind an RMS norm
+    (arXiv 1910.07467, equation 4). adds_to_normed: whether the network's output is added to n(x) instead of
+    x, as Balcony's exits without attention have it.
     """
 
-    norm: Weights
-    gate: Weights
-    up: Weights
-    down: Weights
+    norm: Array
+    gate: Array
+    up: Array
+    down: Array
     epsilon: float = 1e-6
     adds_to_normed: bool = False
+
+
+@dataclass(frozen=True)
+class ExitMlp(GatedNetwork[Weights]):
+    """Per exit below L a gated network, behind the lens if there is one; or one for all exits.
+
+    x is what the lens gives, or the exit's state. Exits that share it differ by their lenses, whose biases
+    are what tells it where it is.
+
+    norm: float32 [exits, hidden]. gate, up: float32 [exits, units, hidden]. down: float32 [exits, hidden,
+    units]. The first axis is 1 where all exits share it.
+    """
 
     @property
     def units(self) -> int:

@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens
+from offramp.tracing.exit_readings import ExitMlp, GatedNetwork, LinearLens
 from offramp.tracing.facts import HEAD_FACTS
 from offramp.tracing.heads_arrays import at_place
 
@@ -42,15 +42,8 @@ def confidence_features(max_prob: Tensor, margin: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PreparedMlp:
+class PreparedMlp(GatedNetwork[Tensor]):
     """One exit's network (see `ExitMlp`), float32, every matrix transposed."""
-
-    norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-    epsilon: float
-    adds_to_normed: bool = False
 
     @classmethod
     def of(cls, mlp: ExitMlp, place: int, device: torch.device) -> PreparedMlp:

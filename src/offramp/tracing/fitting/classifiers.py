@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.kit.defaults import NETWORK_UNITS
-from offramp.tracing.exit_heads import ExitClassifier
+from offramp.tracing.exit_heads import Classifier, ExitClassifier
 from offramp.tracing.fitted_heads import candidate_features, confidence_features
 from offramp.tracing.fitting.readings import Readings
 
@@ -55,16 +55,8 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class FittedClassifier:
-    """The classifier of one exit: the parts of an `ExitClassifier` without the exits' axis."""
-
-    mean: Features
-    scale: Features
-    weights: tuple[Features, ...]
-    biases: tuple[Features, ...]
-    auroc: float
-    base_rate: float
-    better_than_chance: bool
+class FittedClassifier(Classifier[float, bool]):
+    """That of one exit."""
 
 
 def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int) -> FittedClassifier:
