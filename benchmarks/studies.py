@@ -90,7 +90,7 @@ def by_hand(folder: Path) -> float:
     import transformers  # noqa: F401
 
     from offramp.studies.work.context import Context, ModelCache
-    from offramp.studies.work.registry import WORKS
+    from offramp.studies.work.registry import perform
 
     models, places = ModelCache(), {}
     tasks = [task for job in StudyFolder(folder).read_plan().jobs for task in job.tasks]
@@ -98,8 +98,9 @@ def by_hand(folder: Path) -> float:
     for task in tasks:
         places[task.key] = folder / "by-hand" / task.key
         places[task.key].mkdir(parents=True)
-        inputs = {role: places[key] for role, key in task.needs.items()}
-        WORKS[task.kind].run(task, Context(places[task.key], inputs, models, folder / "executions"))
+        inputs = {key: places[key] for key in task.needs.values()}
+        context = Context(places[task.key], inputs, models, folder / "executions", task.recipe)
+        perform(task, context)
     return time.perf_counter() - started
 
 

@@ -23,7 +23,7 @@ from offramp.studies.comparison.results import (
     Strategy,
     TrainedSaving,
 )
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor

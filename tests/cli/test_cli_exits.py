@@ -12,8 +12,7 @@ from command_line import Outcome, run_offramp, tree
 from offramp.files import TEMPORARY_PREFIX
 from offramp.lab.exits.gate_record import GATE_RECORD
 from offramp.lab.exits.record import RECORD
-from offramp.studies.work.heads import _keep_cost as keep_cost
-from offramp.studies.work.training_cost import TRAINING_COST
+from offramp.studies.work.heads import TRAINING_COST, keep_cost
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from tiny_models import write_llama

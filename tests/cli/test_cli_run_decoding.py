@@ -26,10 +26,9 @@ from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.defaults import FEWEST_VISITS, OPENING_TOKENS
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
-from offramp.studies.task import Task
 from offramp.studies.work import decoding_choice
 from offramp.studies.work.context import Context
-from offramp.studies.work.decode import DecodeWork
+from offramp.studies.work.decode import DecodeWork, Decoding
 from offramp.studies.work.decoding_choice import (
     MOST_NEW_TOKENS,
     Choice,
@@ -122,9 +121,9 @@ def decoded_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pat
     """Decoding gives what it gave before. The folders of the tasks that were asked for it."""
     before, asked = results(run_folder), []
 
-    def run(self: DecodeWork, task: Task, context: Context) -> None:
+    def run(self: DecodeWork, context: Context) -> Decoding:
         asked.append(context.folder)
-        (context.folder / "result.json").write_bytes(before[context.folder])
+        return DecodeWork.read(json.loads(before[context.folder]))
 
     monkeypatch.setattr(DecodeWork, "run", run)
     return asked
@@ -198,7 +197,7 @@ def test_one_text_that_fails_leaves_the_others(
     found = summary_of(run_folder)["decoding"]
     assert len(found["workloads"]) == 1
     assert list(found["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
-    monkeypatch.setattr(DecodeWork, "run", lambda self, task, context: context.write_result({"bench": None}))
+    monkeypatch.setattr(DecodeWork, "run", lambda self, context: Decoding(None))
     run_offramp(*arguments, "--no-decode").require(0)
     assert summary_of(run_folder)["decoding"]["workloads"] == []
     assert decoding["not_decoded"] == {}

@@ -17,7 +17,7 @@ from offramp.report.page import render
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.training import answers, bought, minutes, tokens_text
 from offramp.report.summary import summarise
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import Speed
 from page_reader import Page

@@ -28,20 +28,16 @@ FAKE_WORKER = (str(Path(__file__).resolve()),)
 REGISTRY = "offramp.studies.work.registry"
 
 
-class Fake:
-    """Sums its number and those of the tasks it needs, after the deed that `sources` names, if any."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    def run(self, task: Task, context: Context) -> None:
-        DEEDS[task.sources.get("deed", "nothing")](task, context)
-        time.sleep(float(task.sources.get("seconds", 0)))
-        needed = [
-            json.loads((context.input(role) / "result.json").read_text()) for role in sorted(task.needs)
-        ]
-        value = task.recipe["number"] + sum(result["value"] for result in needed)
-        context.write_result({"value": value, "threads": [os.environ.get(name) for name in THREADS]})
+def perform(task: Task, context: Context) -> None:
+    """Sum a task's number and those of the tasks it needs, after the deed that `sources` names, if any."""
+    DEEDS[task.sources.get("deed", "nothing")](task, context)
+    time.sleep(float(task.sources.get("seconds", 0)))
+    needed = [
+        json.loads((context.folder_of(task.needs[role]) / "result.json").read_text())
+        for role in sorted(task.needs)
+    ]
+    value = task.recipe["number"] + sum(result["value"] for result in needed)
+    context.write_result({"value": value, "threads": [os.environ.get(name) for name in THREADS]})
 
 
 def once(task: Task) -> bool:
@@ -114,7 +110,7 @@ DEEDS: Mapping[str, Callable[[Task, Context], Any]] = {
 def task_of(
     number: int, kind: str = "score", *, needs: Mapping[str, Task] | None = None, **options: Any
 ) -> Task:
-    """A task of a number; needs: by role. deed, seconds, marks: see `Fake`; memory_bytes: estimated."""
+    """A task of a number; needs: by role. deed, seconds, marks: see `perform`; memory_bytes: estimated."""
     fields = {name: options.pop(name) for name in ("exclusive", "blocked") if name in options}
     memory = options.pop("memory_bytes", None)
     return Task(
@@ -143,7 +139,7 @@ def plan_of(jobs: list[Job]) -> Plan:
 
 def value(folder: StudyFolder, task: Task) -> int:
     """What a task's result says."""
-    return int(folder.result(task)["value"])
+    return int(folder.result_json(task)["value"])
 
 
 def events_of(folder: StudyFolder, task: Task) -> list[str]:
@@ -158,9 +154,9 @@ def files_under(folder: Path) -> dict[str, bytes]:
 
 
 def install() -> None:
-    """Put these kinds in the place of the real ones, whose libraries take seconds to import."""
+    """Put this work in the place of the real ones, whose libraries take seconds to import."""
     module = types.ModuleType(REGISTRY)
-    module.WORKS = {kind: Fake(kind) for kind in ("trace", "profile", "score", "replay", "decode")}  # type: ignore[attr-defined]
+    module.perform = perform  # type: ignore[attr-defined]
     sys.modules[REGISTRY] = module
 
 

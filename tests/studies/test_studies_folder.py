@@ -27,11 +27,10 @@ from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, TRACE, WRITTEN, files_of
 from offramp.studies.task import Task, TaskCost
+from offramp.studies.work.heads import TRAINING
 from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
 from offramp.studies.work.passage import PASSAGE
-from offramp.studies.work.text_size import TEXT as TEXT_SIZES
-from offramp.studies.work.trace import MODEL as MODEL_JSON
-from offramp.studies.work.training_cost import TRAINING
+from offramp.studies.work.trace import TEXT as TEXT_SIZES
 from offramp.studies.work.tune import tuned_file_name
 
 TASK = task_of("score")
@@ -47,10 +46,10 @@ def test_a_task_is_done_when_its_manifest_is_there_and_not_before(folder: StudyF
     (own / RESULT).write_text('{"value": 3}')
     assert folder.condition(TASK) == "unfinished"
     with pytest.raises(InputError, match="no result of this score task"):
-        folder.result(TASK)
+        folder.result_json(TASK)
     folder.finish(TASK, seconds=1.23456)
     assert folder.is_done(TASK)
-    assert folder.result(TASK) == {"value": 3}
+    assert folder.result_json(TASK) == {"value": 3}
     assert folder.folder_of_done(TASK.key) == own
     assert folder.finished() == [("score", TASK.key)]
     assert not folder.is_done(task_of("score", 1))
@@ -105,7 +104,7 @@ def test_any_changed_byte_of_any_file_is_found(whole: StudyFolder, data: st.Data
     assert whole.was_damaged(TASK)
     assert whole.folder_of_done(TASK.key) is None
     with pytest.raises(InputError, match="no result"):
-        whole.result(TASK)
+        whole.result_json(TASK)
     (own / DAMAGED).rename(own / MANIFEST)
     path.write_bytes(written)
     assert whole.verify(TASK) == []
@@ -134,7 +133,7 @@ def test_what_an_ordinary_look_shows_to_be_damaged_is_done_again(
     assert folder.condition(TASK) == "damaged"
     assert not folder.was_damaged(TASK)
     with pytest.raises(DamagedFileError, match=r"run the study again(.|\n)*") as caught:
-        folder.result(TASK)
+        folder.result_json(TASK)
     assert words in str(caught.value)
     assert events(folder) == ["started", "finished"]
 
@@ -253,7 +252,7 @@ def test_nothing_that_a_task_did_not_write_is_its_own(folder: StudyFolder) -> No
 
 
 def test_every_kind_of_work_writes_what_is_known_as_a_tasks_own() -> None:
-    fixed = {HEADS, EXITS, PROFILE, PASSAGE, TEXT_SIZES, MODEL_JSON, TRAINING, TRACE, RESULT}
+    fixed = {HEADS, EXITS, PROFILE, PASSAGE, TEXT_SIZES, TRAINING, TRACE, RESULT}
     for name in (*fixed, tuned_file_name(0.95)):
         assert any(fnmatchcase(name, one) for one in WRITTEN), name
     assert len(WRITTEN) == len(fixed) + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from offramp.errors import OfframpError
 from offramp.files import PACKAGE, source_fingerprint
 from offramp.kit.given_file import Source
 from offramp.policies import grammar as policies
-from offramp.studies.computing import OTHER_WORK, PACKAGES, SHARED_WORK, code_of
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study
 from offramp.studies.task import Plan
-from offramp.studies.work.inputs import require_planned
-from offramp.studies.work.registry import WORKS
+from offramp.studies.work.code import code_of, forget_code
+from offramp.studies.work.registry import works
+from offramp.studies.work.replay import ReplayWork
+from offramp.studies.work.work import require_planned
 
 
 @pytest.fixture(scope="module")
@@ -281,37 +281,65 @@ def test_a_changed_file_changes_the_keys(tmp_path: Path) -> None:
     assert len(set().union(*(keys_of(plan, "league") for plan in plans))) == 5
 
 
-def test_other_code_gives_other_keys(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package that keys are of."""
     copy = tmp_path / "offramp"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(files, "PACKAGE", copy)
+    yield copy
+    monkeypatch.undo()
+    forget_code()
 
-    def codes() -> dict[str, str]:
-        for cached in (code_of, files._sources):
-            cached.cache_clear()
-        return {kind: code_of(kind) for kind in PACKAGES}
 
-    try:
-        before = codes()
-        for changed, kinds in (
-            ("kit/defaults.py", set(PACKAGES)),
-            ("tracing/tracer.py", set(PACKAGES)),
-            ("scoring/eas.py", set(PACKAGES) - {"trace", "heads", "training"}),
-            ("policies/decisions.py", set(PACKAGES) - {"trace", "heads", "training", "score"}),
-            ("tuning/ranking.py", {"league", "tune", "certify", "profile", "decode", "combine"}),
-            ("decoding/measurement/plain_timing.py", {"certify", "profile", "decode", "combine"}),
-            ("studies/work/score.py", {"score"}),
-            ("studies/work/inputs.py", set(PACKAGES)),
-            ("studies/plan.py", set()),
-            ("report/page.py", set()),
-        ):
-            (copy / changed).write_text((copy / changed).read_text() + "\n# changed\n")
-            after = codes()
-            assert {kind for kind in PACKAGES if before[kind] != after[kind]} == kinds
-            before = after
-    finally:
-        for cached in (code_of, files._sources):
-            cached.cache_clear()
+def codes() -> dict[str, str]:
+    forget_code()
+    return {kind: code_of(works()[kind].__module__) for kind in works()}
+
+
+def test_other_code_gives_other_keys(copied: Path) -> None:
+    kinds, before = set(works()), codes()
+    for changed, moved in (
+        ("kit/defaults.py", kinds),
+        ("tracing/trace.py", kinds),
+        ("tracing/tracer.py", {"trace", "score"}),
+        ("scoring/eas.py", {"score"}),
+        ("decoding/measurement/plain_timing.py", {"profile", "decode"}),
+        ("lab/exits/trainer.py", {"training"}),
+        ("studies/work/score.py", {"score"}),
+        ("studies/work/inputs.py", kinds),
+        ("studies/tasks.py", set()),
+        ("studies/estimates.py", set()),
+        ("studies/plan.py", set()),
+        ("report/page.py", set()),
+    ):
+        (copied / changed).write_text((copied / changed).read_text() + "\n# changed\n")
+        after = codes()
+        assert {kind for kind in kinds if before[kind] != after[kind]} == moved, changed
+        before = after
+
+
+@pytest.mark.parametrize(
+    "added", ["from offramp.report import page", "def f():\n    import offramp.report.page"]
+)
+def test_an_import_that_is_added_to_a_work_is_part_of_its_key(copied: Path, added: str) -> None:
+    work, page = copied / "studies" / "work" / "replay.py", copied / "report" / "page.py"
+    keys = [codes()]
+    work.write_text(f"{work.read_text()}\n{added}\n")
+    keys.append(codes())
+    page.write_text(page.read_text() + "# changed\n")
+    keys.append(codes())
+    assert len({key["replay"] for key in keys}) == 3
+    assert len({key["league"] for key in keys}) == 1
+
+
+def test_what_is_imported_for_types_alone_is_not_part_of_a_key(copied: Path) -> None:
+    work = copied / "studies" / "work" / "replay.py"
+    work.write_text(work.read_text() + "if TYPE_CHECKING:\n    import offramp.report.page\n")
+    before = codes()["replay"]
+    page = copied / "report" / "page.py"
+    page.write_text(page.read_text() + "# changed\n")
+    assert codes()["replay"] == before
 
 
 PLUG_IN = """
@@ -351,44 +379,18 @@ def test_the_code_of_a_plug_in_is_part_of_what_uses_it(world: Path, plug_in: Pat
     moved = {kind for kind in OF_MODEL if keys_of(before, kind) != keys_of(after, kind)}
     assert moved == {"replay"}
     (task, *_) = [task for task in after.tasks.values() if task.kind == "replay"]
-    require_planned(task)
+    require_planned(ReplayWork, task)
     plug_in.write_text(PLUG_IN)
     with pytest.raises(OfframpError, match="the plug-in plug_in_of_keys is not what the study was planned"):
-        require_planned(task)
+        require_planned(ReplayWork, task)
 
 
 def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
     versions = {task.kind: set(task.recipe["versions"]) for task in plan_from(world, BASE).tasks.values()}
     assert versions["trace"] == {"torch", "transformers", "tokenizers", "numpy"}
-    assert versions["score"] == {"numpy", "scipy", "scikit-learn"}
-    assert versions["heads"] == versions["decode"] == versions["trace"] | versions["score"]
-
-
-@pytest.mark.parametrize("kind", PACKAGES)
-def test_the_code_of_a_kind_is_all_that_its_work_imports(kind: str) -> None:
-    assert {*PACKAGES} == WORKS.keys()
-    covered = (*PACKAGES[kind], f"studies/work/{kind}.py", *OTHER_WORK.get(kind, ()), *SHARED_WORK)
-    for file in imported_by(f"studies/work/{kind}.py"):
-        room = file.partition("/")[0]
-        known = file in (*covered, *APART) or room in covered
-        assert known, f"{kind} imports {file}"
-
-
-APART = {
-    *("errors.py", "files.py", "kit/typed.py", "lab/exits/record.py", "lab/exits/earlier.py"),
-    *("studies/entries.py", "studies/task.py", "studies/manifest.py"),
-}
-"""They name, write and raise, and change no figure."""
-
-
-def imported_by(file: str) -> set[str]:
-    """Files of the package that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse((PACKAGE / file).read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("offramp."):
-            path = str(node.module).removeprefix("offramp.").replace(".", "/")
-            found.add(f"{path}.py" if (PACKAGE / f"{path}.py").is_file() else path)
-    return found
+    assert versions["score"] == {"numpy", "scipy"}
+    assert versions["decode"] == versions["trace"] | {"scipy"}
+    assert versions["heads"] == versions["trace"] | {"scipy", "scikit-learn"}
 
 
 def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:

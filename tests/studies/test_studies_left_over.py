@@ -8,7 +8,7 @@ import pytest
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import locked_folder
-from offramp.studies.work.left_over import gone_on_with
+from offramp.studies.work.training import gone_on_with
 
 
 def trained(folder: Path) -> str:

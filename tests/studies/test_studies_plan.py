@@ -21,6 +21,7 @@ from offramp.studies.folder import PlanRecord
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
+from offramp.studies.work.inputs import ModelUsed
 from offramp.workloads.registry import load_workload
 
 WIDE = """
@@ -88,8 +89,8 @@ def test_recipes_hold_fingerprints_that_others_compute_too(world: Path, wide: Pl
     model = find_source(str(world / "a")).identity.base_fingerprint
     text = load_workload(f"txt:{world / 'one.txt'}").fingerprint
     trace = tasks_of(wide, "trace")[0]
-    assert trace.recipe["model"] == {"fingerprint": model, "transforms": []}
-    assert trace.recipe["workload"] == {"kind": "txt", "fingerprint": text}
+    assert from_json(ModelUsed, trace.recipe["model"]) == ModelUsed(model)
+    assert trace.recipe["workload"] == {"kind": "txt", "fingerprint": text, "answered": False}
     assert trace.sources == {"model": str(world / "a"), "workload": f"txt:{world / 'one.txt'}"}
     rented = [task for task in tasks_of(wide, "league") if "machine" in task.recipe]
     figures = sha256_of_text(canonical_json(find_machine("h100").to_json()))
@@ -103,7 +104,8 @@ def test_a_text_that_is_continued_is_found_beside_the_study(world: Path) -> None
     trace = tasks_of(plan, "trace")[0]
     source = f"continued:8+4:txt:{world / 'one.txt'}"
     fingerprint = load_workload(source).fingerprint
-    assert trace.recipe["workload"] == {"kind": "continued:8+4:txt", "fingerprint": fingerprint}
+    text = {"kind": "continued:8+4:txt", "fingerprint": fingerprint, "answered": True}
+    assert trace.recipe["workload"] == text
     assert trace.sources["workload"] == source
     with pytest.raises(InputError, match="2 does not say how many tokens"):
         plan_of(world, study.replace("8+4", "2"))

@@ -16,7 +16,7 @@ import offramp
 from offramp.errors import DamagedFileError
 from offramp.models.model import Model
 from offramp.scoring.text_size import NOTHING, PARTIAL, TextSize, text_sizes
-from offramp.studies.work.text_size import TEXT, read_text_sizes, write_text_sizes
+from offramp.studies.work.trace import TEXT, read_text_sizes, write_text_sizes
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
 from policy_traces import make_shape

@@ -24,8 +24,8 @@ from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
+from offramp.studies.work.heads import TRAINING_COST, Training
 from offramp.studies.work.inputs import EXITS
-from offramp.studies.work.training_cost import TRAINING_COST, Training
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
@@ -139,7 +139,7 @@ def test_tuning_leaves_out_documents_that_training_saw(done: Done) -> None:
             task = plan.tasks[cell.task]
             trace = Trace.load(folder.task_folder(plan.tasks[task.needs["trace"]]) / "trace")
             seen = sum(one.heads_saw for one in trace.documents)
-            (tuned,) = folder.result(task)["tuned"]
+            (tuned,) = folder.result_json(task)["tuned"]
             assert tuned["documents"]["heads"] == seen
             kept = sum(count for part, count in tuned["documents"].items() if part != "heads")
             assert kept == len(trace.documents) - seen

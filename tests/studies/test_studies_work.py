@@ -52,7 +52,7 @@ from offramp.studies.work.decoding_choice import best_of_ranking
 from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.profile import NOTE
-from offramp.studies.work.text_size import TextSize, read_text_sizes
+from offramp.studies.work.trace import TextSize, read_text_sizes
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
@@ -336,7 +336,7 @@ def test_heads_are_fitted_used_and_copied(bench: Bench, headed: Path, tmp_path: 
     assert "correctness" in traced.fact_names
     given = planned(
         "heads",
-        {**bench.common(), "file": expected.fingerprint},
+        {**bench.common(), "file": expected.fingerprint, "tokens": 0},
         sources={"heads": str(tmp_path / "expected.safetensors")},
     )
     copied = bench.run(given, name="copied") / "heads.safetensors"
@@ -349,7 +349,7 @@ def test_heads_are_fitted_used_and_copied(bench: Bench, headed: Path, tmp_path: 
 def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """Measuring that takes no time, with no profile kept yet; tasks may state other code than runs here."""
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
-    monkeypatch.setattr("offramp.studies.work.profile.require_planned", lambda task: None)
+    monkeypatch.setattr("offramp.studies.work.registry.require_planned", lambda kind, task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
     monkeypatch.setattr("offramp.decoding.measurement.local_profile.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)

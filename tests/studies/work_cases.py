@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from offramp.models.source import find_source
-from offramp.studies.computing import code_of
 from offramp.studies.task import Task
+from offramp.studies.work.code import code_of
 from offramp.studies.work.context import Context, ModelCache
-from offramp.studies.work.registry import WORKS
+from offramp.studies.work.registry import perform, works
 from offramp.workloads.registry import load_workload
 
 TOKENS, DOCUMENT_TOKENS = 480, 10
@@ -63,13 +63,18 @@ class Bench:
         """Run a task in a folder of its own; the folder."""
         folder = self.root / (name or task.kind)
         folder.mkdir(parents=True, exist_ok=True)
-        WORKS[task.kind].run(task, Context(folder, inputs or {}, self.models, self.root / "executions"))
+        kind = works()[task.kind]
+        needs = {role: role for role in inputs or {} if role in kind.roles()}
+        task = dataclasses.replace(task, needs={**needs, **task.needs})
+        given = {task.needs[role]: path for role, path in (inputs or {}).items() if role in task.needs}
+        context = Context(folder, given, self.models, self.root / "executions", task.recipe)
+        perform(task, context)
         return folder
 
 
 def planned(kind: str, recipe: dict[str, Any], **options: Any) -> Task:
     """A task of the code that runs here."""
-    common = {"code": code_of(kind), "versions": {"numpy": np.__version__}, "threads": 1}
+    common = {"code": code_of(works()[kind].__module__), "versions": {"numpy": np.__version__}, "threads": 1}
     return Task(kind, {**common, **recipe}, **options)
 
 

@@ -16,6 +16,7 @@ from offramp.display import ShownAsHtml
 from offramp.errors import InputError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.kit.numbers import require_bounded
+from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import replay_decisions, task_of
@@ -47,13 +48,10 @@ from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootst
 from offramp.tracing.trace import Trace
 
 
-@dataclass(frozen=True)
-class ReplayResult(ShownAsHtml):
-    """One policy replayed on one trace.
+@dataclass(frozen=True, kw_only=True)
+class ReplayFigures:
+    """What a replay says in figures.
 
-    exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
-    checked exits where it was probed; what is charged, drafts that are made again included, is
-    `breakdown.probes_per_token`.
     agreement: share of tokens whose output equals the full model's. reference_agreement: the same with the
     untransformed full model's, None for a model without transforms. nll_increase, kl: means over tokens, in
     nats.
@@ -65,22 +63,19 @@ class ReplayResult(ShownAsHtml):
     it. probe_share: share of the policy's cost that probes add.
     seconds_per_token, plain_seconds_per_token: on the machine, None without one. kv: the strategy for skipped
     layers' K and V. batch, batching: rows of a step, and how they leave. reachable: whether a decoder could
-    follow the policy; an oracle it could not. breakdown: every line of the cost, in bytes or seconds. gain:
-    what each of its parts saves. notes: what to bear in mind of its prices, and of documents that the policy
-    or the exit heads have seen.
+    follow the policy; an oracle it could not. gain: what each part of the cost saves. notes: what to bear in
+    mind of its prices, and of documents that the policy or the exit heads have seen.
     """
 
     policy: str
-    exits: NDArray[np.int64]
-    probes: NDArray[np.int64]
     agreement: float
     skip_ratio: float
     predicted_speedup: float
     predicted_speedup_flops: float
     speedup_without_probes: float
     probe_share: float
-    nll_increase: float
-    kl: float
+    nll_increase: NumberOrNan
+    kl: NumberOrNan
     basis: str
     seconds_per_token: float | None
     plain_seconds_per_token: float | None
@@ -88,10 +83,23 @@ class ReplayResult(ShownAsHtml):
     batch: int
     batching: str
     reachable: bool
-    breakdown: CostBreakdown
     gain: Gain
     notes: tuple[str, ...]
     reference_agreement: float | None = None
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class ReplayResult(ReplayFigures, ShownAsHtml):
+    """One policy replayed on one trace.
+
+    exits: int64 [tokens], the exit each token leaves at (in lockstep, its step's). probes: int64 [tokens],
+    checked exits where it was probed; what is charged, drafts that are made again included, is
+    `breakdown.probes_per_token`. breakdown: every line of the cost, in bytes or seconds.
+    """
+
+    exits: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    breakdown: CostBreakdown
 
     def __repr__(self) -> str:
         return (

@@ -32,22 +32,23 @@ from offramp.report.run_result import (
     RunResult,
     WorkloadResult,
 )
-from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import JOURNAL, StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
-from offramp.studies.work.decode import Decoding
+from offramp.studies.work.certify import CertifyWork
+from offramp.studies.work.decode import DecodeWork
+from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, profile_in
-from offramp.studies.work.league import Ranking
+from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.profile import NOTE
-from offramp.studies.work.trace import MODEL, MODEL_FILE, TracedModel
-from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
-from offramp.studies.work.tune import Answers, read_answers
+from offramp.studies.work.score import ScoreWork
+from offramp.studies.work.trace import TracedModel, TraceWork
+from offramp.studies.work.tune import Answers, TuneWork
 from offramp.tracing.described_heads import read_by, reading_parts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
@@ -148,10 +149,10 @@ class RunReader:
 
     def answers(self, workload: str) -> Answers:
         """The tuner's answers on a workload, none as long as there are none."""
-        for kind in ("certify", "tune"):
-            for name, task in self.tasks(kind):
+        for kind in (CertifyWork, TuneWork):
+            for name, task in self.tasks(kind.kind):
                 if name == workload and self._is_done(task):
-                    return read_answers(self.folder.result(task))
+                    return self.folder.result(kind, task)
         return Answers(())
 
     def _is_done(self, task: Task) -> bool:
@@ -171,7 +172,7 @@ class RunReader:
         task = self.plan.tasks[score.needs["trace"]]
         (ranked,) = (one for name, one in self.tasks("league") if name == cell.workload)
         trace, frontiers = self._trace(task)
-        ranking = from_json(Ranking, self.folder.result(ranked))
+        ranking = self.folder.result(LeagueWork, ranked)
         tuned = self.answers(cell.workload).tuned
         passages = PASSAGE_FILE.read(self.folder.task_folder(task) / PASSAGE)
         spent = [finished[one.key].details["seconds"] for one in (task, score) if one.key in finished]
@@ -179,7 +180,7 @@ class RunReader:
             name=cell.workload,
             mode=trace.request["workload"]["mode"],
             trace=trace,
-            card=ScoreCard.from_json(self.folder.result(score)["card"]),
+            card=self.folder.result(ScoreWork, score).card,
             frontiers=frontiers,
             verdicts=settle_all(ranking.verdicts, tuned, lambda one: timed_policy(decoded, one)),
             passage=passages.passage,
@@ -210,7 +211,7 @@ class RunReader:
         """The model as its first trace has it, None before there is one."""
         for _, task in self.tasks("trace"):
             if self._is_done(task):
-                return MODEL_FILE.read(self.folder.task_folder(task) / MODEL)
+                return self.folder.result(TraceWork, task)
         return None
 
     def machine(self) -> Machine | None:
@@ -252,7 +253,7 @@ class RunReader:
     def _decoded(self, workload: str, task: Task, finished: Mapping[str, Event]) -> Decoded | None:
         if not self._is_done(task):
             return None
-        found = from_json(Decoding, self.folder.result(task))
+        found = self.folder.result(DecodeWork, task)
         if found.bench is None:
             return None
         ended = finished[task.key].wall if task.key in finished else 0.0
@@ -272,7 +273,7 @@ class RunReader:
             elif (failure := self.folder.failure(asked[name])) is not None:
                 found[name] = failure.what
             elif self._is_done(asked[name]):
-                found[name] = str(self.folder.result(asked[name])["why_nothing"])
+                found[name] = str(self.folder.result(DecodeWork, asked[name]).why_nothing)
         return {
             **found,
             **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},

@@ -17,8 +17,8 @@ from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
+from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
-from offramp.studies.work.training_cost import Training
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy

@@ -23,7 +23,7 @@ from offramp.report.sections.training import Bought, bought
 from offramp.report.words import basis_words, caveats, credits_of, headline, how_obtained, plain_seconds
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import Tuned

@@ -69,7 +69,7 @@ def _is_policy_of(workload: str, path: Path) -> bool:
 
 
 def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:
-    from offramp.studies.work.certify import same_text
+    from offramp.studies.work.certify import CertifyWork
     from offramp.studies.work.inputs import profile_in
 
     folder = reader.folder
@@ -78,7 +78,8 @@ def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:
         tasks = (task for name, task in reader.tasks(kind) if name == workload)
         return next((task for task in tasks if folder.is_done(task)), None)
 
-    heads, certified = done("heads"), done("certify")
+    heads, certify = done("heads"), done("certify")
+    certified = None if certify is None else CertifyWork.of(certify)
     shown = folder.path / f"heads-{safe_name(workload)}.safetensors"
     profiles = [
         task for task in reader.plan.tasks.values() if task.kind == "profile" and folder.is_done(task)
@@ -90,8 +91,8 @@ def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:
         trace=trace,
         heads=None if heads is None else shown if shown.is_file() else reader.heads_path(heads),
         timings=None if timings is None or timings.unfit is not None else timings,
-        executions=None if certified is None else folder.executions / same_text(certified),
-        new_tokens=None if certified is None else certified.recipe["new_tokens"],
+        executions=None if certified is None else folder.executions / certified.same_text,
+        new_tokens=None if certified is None else certified.new_tokens,
     )
 
 

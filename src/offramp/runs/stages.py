@@ -32,7 +32,7 @@ from offramp.studies.runner import run_task
 from offramp.studies.study import Study
 from offramp.studies.task import Plan, Task
 from offramp.studies.work.context import Context, ModelCache
-from offramp.studies.work.inputs import model_of
+from offramp.studies.work.trace import TraceWork
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.exits_folder import EXITS_FILE
 from offramp.tracing.fitted_heads import FittedHeads
@@ -208,8 +208,7 @@ class _Run:
     def model(self, task: Task) -> Model:
         """The model of a trace task, which tasks will find loaded."""
         context = Context(self.path, {}, self.models, self.folder.executions)
-        memory = task.recipe["memory"]
-        return model_of(task, context, stream=bool(task.recipe["stream"]), memory=memory)
+        return TraceWork.of(task).traced_model(context)
 
     def require_fitting(self, model: Model) -> None:
         """Refuse exits, heads, a context and texts that do not fit the model, before the first is traced."""

@@ -23,9 +23,10 @@ from offramp.studies.estimates import exit_list
 from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.found import Found, FoundHeads, FoundMachine, FoundWorkload
 from offramp.studies.model_search import find_models
-from offramp.studies.steps import all_steps, measured_on
+from offramp.studies.steps import all_steps
 from offramp.studies.study import Study, placed, resolved
 from offramp.studies.training_checks import exits_of_training
+from offramp.studies.work.inputs import measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.heads_file import read_heads
 from offramp.workloads.continued import split_continued

@@ -16,8 +16,9 @@ from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import find_strategy
 from offramp.studies.entries import BYTES, FILE_SOURCES, NONE, OWN, HeadsEntry, TransformEntry
-from offramp.studies.steps import all_steps, measured_on, steps_of
+from offramp.studies.steps import all_steps, steps_of
 from offramp.studies.study import placed, resolved
+from offramp.studies.work.inputs import measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.workloads.continued import sizes_of, split_continued
 from offramp.workloads.registry import describe_workloads, is_given

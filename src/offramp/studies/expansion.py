@@ -21,10 +21,10 @@ from offramp.studies.entries import (
 )
 from offramp.studies.fitness import Fitness
 from offramp.studies.found import Found, FoundWorkload
-from offramp.studies.recipes import Recipes
 from offramp.studies.study import Study
 from offramp.studies.study_file import AXES
 from offramp.studies.task import Cell, Task
+from offramp.studies.tasks import Tasks
 from offramp.studies.variant import Variant
 
 UNTRANSFORMED = TransformEntry(name=NONE)
@@ -85,7 +85,7 @@ class _Expansion:
     def __init__(self, study: Study, found: Found) -> None:
         self.study = study
         self.found = found
-        self.recipes = Recipes(study, found)
+        self.making = Tasks(study, found)
         self.fitness = Fitness(study, found)
         self.fitness.check_contexts()
         self.cells: dict[str, Cell] = {}  # by task: no two cells have the same
@@ -117,7 +117,7 @@ class _Expansion:
         """Every model, transform, workload, and what its exits are read through."""
         for model in self.study.models:
             for transform in self.study.transforms:
-                variant = self.recipes.variant(model.name, transform)
+                variant = self.making.variant(model.name, transform)
                 for workload in self.study.workloads:
                     for reader in self.study.readers:
                         yield _Row(variant, self.found.workloads[workload.name], reader)
@@ -130,12 +130,12 @@ class _Expansion:
         self.fitness.check_row(row.variant, row.workload, row.reader)
         found, heads = self.found.heads[row.reader.name], None
         if row.reader.name != NONE:
-            made = self.recipes.heads(row.variant, row.reader, row.workload)
+            made = self.making.heads(row.variant, row.reader, row.workload)
             own = f" · {row.workload.entry.name}" if found.own else ""
             heads = self.add(made, f"{made.kind} {row.variant.name} · {row.reader.name}{own}")
         scored = any(cell.kind == "score" for cell in cells)
         raw = self.raw_trace(row) if scored and found.reads_exits else None
-        trace = self.add(self.recipes.trace(row.variant, row.workload, heads), f"trace {row.name}")
+        trace = self.add(self.making.trace(row.variant, row.workload, heads), f"trace {row.name}")
         self.traces[row.variant.name, row.workload.entry.name, row.reader.name] = row.variant, trace
         for cell in cells:
             self.add_cell(cell, self.task_of(cell, row, trace, heads, raw), row.variant.name)
@@ -150,7 +150,7 @@ class _Expansion:
         if not self.study.inline and not row.trained:
             return None
         raw = dataclasses.replace(row, reader=RAW)
-        return self.add(self.recipes.trace(row.variant, row.workload, None), f"trace {raw.name}")
+        return self.add(self.making.trace(row.variant, row.workload, None), f"trace {raw.name}")
 
     def row_cells(self, row: _Row) -> Iterator[Cell]:
         """What there is to know about a row: its score, each policy on each machine, and its decoding."""
@@ -169,28 +169,28 @@ class _Expansion:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant = row.variant
         if cell.kind == "score":
-            return self.recipes.score(variant, trace, raw)
+            return self.making.score(variant, trace, raw)
         machines = {one.name: one for one in self.study.machines}
         machine = machines.get(cell.machine, self.decoded_on)
         profile = None
         if machine.source == LOCAL:
-            profile = self.add(self.recipes.profile(variant), f"profile {variant.name}")
+            profile = self.add(self.making.profile(variant), f"profile {variant.name}")
         if cell.kind in ("certify", "decode"):
             needs = {"trace": trace, "profile": profile, "heads": heads}
             given = {role: task for role, task in needs.items() if task is not None}
             if self.study.certify is not None:
-                certify = self.recipes.certify(variant, row.workload, machine, given)
+                certify = self.making.certify(variant, row.workload, machine, given)
                 if cell.kind == "certify":
                     return certify
                 given["certify"] = self.add(certify, f"certify {row.name}")
-            league = self.recipes.searched("league", variant, trace, machine, profile)
+            league = self.making.priced("league", variant, trace, machine, profile)
             given["league"] = self.add(league, f"league {row.name}")
-            return self.recipes.decode(variant, row.workload, given)
+            return self.making.decode(variant, row.workload, given)
         if cell.kind in ("league", "tune"):
-            return self.recipes.searched(cell.kind, variant, trace, machine, profile)
+            return self.making.priced(cell.kind, variant, trace, machine, profile)
         policy = self.policy(cell.policy)
         self.fitness.check_policy(variant, policy, row.workload, row.reader)
-        return self.recipes.replay(variant, trace, policy, machine, profile)
+        return self.making.replay(variant, trace, policy, machine, profile)
 
     @property
     def decoded_on(self) -> MachineEntry:
@@ -207,13 +207,13 @@ class _Expansion:
         if self.study.combine is None:
             return
         for model in self.study.models:
-            variant = self.recipes.variant(model.name, UNTRANSFORMED)
+            variant = self.making.variant(model.name, UNTRANSFORMED)
             for workload in self.study.workloads:
                 found = self.found.workloads[workload.name]
                 cell = Cell("combine", "", model.name, workload=workload.name, machine=LOCAL)
                 if self.wanted(cell):
                     self.fitness.check_combine(variant)
-                    self.add_cell(cell, self.recipes.combine(variant, found), variant.name)
+                    self.add_cell(cell, self.making.combine(variant, found), variant.name)
 
     def wanted(self, cell: Cell) -> bool:
         """Whether no exclude matches a cell."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
@@ -40,6 +40,11 @@ from offramp.studies.manifest import (
 from offramp.studies.manifest import FILE as MANIFEST_FILE
 from offramp.studies.planned import PlannedStudy
 from offramp.studies.task import Cell, Job, Plan, Task
+
+if TYPE_CHECKING:
+    from offramp.studies.work.work import Work
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,18 @@ class StudyFolder:
         """Why a task failed, None if it did not."""
         return read_failure(self.task_folder(task))
 
-    def result(self, task: Task) -> dict[str, Any]:
+    def result(self, kind: type[Work[Result]], task: Task) -> Result:
+        """The result of a task that is done, of its kind of work.
+
+        Raises as `result_json`, and DamagedFileError for what that kind does not leave.
+        """
+        value = self.result_json(task)
+        try:
+            return kind.read(value)
+        except InvalidRecordError as error:
+            raise MANIFEST_FILE.foreign(self.task_folder(task) / RESULT, error) from error
+
+    def result_json(self, task: Task) -> dict[str, Any]:
         """The `result.json` of a task that is done.
 
         Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed.

@@ -10,6 +10,7 @@ from offramp.costs.machine import Machine
 from offramp.models.identity import ModelIdentity
 from offramp.models.shape import ELEMENT_BYTES
 from offramp.studies.entries import ModelEntry, WorkloadEntry
+from offramp.studies.work.inputs import TextUsed
 from offramp.tracing.exit_heads import ExitHeads
 
 
@@ -63,6 +64,17 @@ class FoundWorkload:
     fingerprint: str | None = None
     missing: str | None = None
     documents: int | None = None
+
+    @property
+    def used(self) -> TextUsed:
+        """Which text it is, for what is made of it."""
+        source = None if self.fingerprint else self.source
+        return TextUsed(self.kind, self.fingerprint, source, self.mode == "generation")
+
+    @property
+    def why_missing(self) -> str | None:
+        """Why it cannot be had here, with its name."""
+        return None if self.missing is None else f"{self.entry.name}: {self.missing}"
 
 
 @dataclass(frozen=True)

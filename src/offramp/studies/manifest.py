@@ -24,7 +24,7 @@ APART = frozenset({MANIFEST, DAMAGED, FAILURE})
 TRACE = "trace"
 """The folder of the trace in a trace task's folder."""
 WRITTEN = (
-    *(RESULT, "heads.safetensors", "profile.json", "passage.json", "text.json", "model.json"),
+    *(RESULT, "heads.safetensors", "profile.json", "passage.json", "text.json"),
     *("training.json", "tuned-*.json", TRACE, "exits"),
 )
 """What tasks write into their folders, of whatever kind; what has another name there is somebody's."""

@@ -84,8 +84,8 @@ def run_task(task: Task, folder: StudyFolder, models: ModelCache, *, watched: bo
             return "done"
         if folder.failure(task) is not None:
             return "failed"
-        inputs = {role: folder.folder_of_done(key) for role, key in task.needs.items()}
-        present = {role: path for role, path in inputs.items() if path is not None}
+        inputs = {key: folder.folder_of_done(key) for key in task.needs.values()}
+        present = {key: path for key, path in inputs.items() if path is not None}
         if task.blocked is not None or len(present) < len(inputs):
             return "waiting"
         return _try(task, folder, present, models, watched)
@@ -98,7 +98,7 @@ def _try(
     started = time.monotonic()
     own = folder.start(task)
     try:
-        context = Context(own, inputs, models, folder.executions, progress=watched)
+        context = Context(own, inputs, models, folder.executions, task.recipe, progress=watched)
         _work(task, context)
         folder.finish(task, time.monotonic() - started)
     except TASK_ERRORS as error:
@@ -115,9 +115,9 @@ def _try(
 
 
 def _work(task: Task, context: Context) -> None:
-    from offramp.studies.work.registry import WORKS
+    from offramp.studies.work.registry import perform
 
-    WORKS[task.kind].run(task, context)
+    perform(task, context)
 
 
 def is_full(error: BaseException) -> bool:

@@ -32,11 +32,6 @@ def layers_left(layers: int, steps: Iterable[Transform], model: str) -> int:
     return layers
 
 
-def measured_on(steps: Iterable[Transform]) -> tuple[str, ...]:
-    """The workloads that layers are chosen on by a measure."""
-    return tuple(step.workload for step in steps if isinstance(step, Prune) and not step.resolved)
-
-
 def accelerations_of(combine: Combine) -> tuple[str | Transform, ...]:
     """What is combined: ways to decode by name, and transforms.
 

@@ -18,16 +18,16 @@ from offramp.decoding.measurement.answers import answer_of
 from offramp.decoding.measurement.results import BenchResult, Contender, Counted, FreeRunning
 from offramp.kit.typed import to_json
 from offramp.scoring.estimate import Estimate
-from offramp.studies.computing import code_of
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.task import Cell, Plan, Task
-from offramp.studies.work import inputs, league, replay, score, tune
+from offramp.studies.work import certify, decode, league, replay, score, tune
+from offramp.studies.work.code import code_of
 from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.decode import DecodedChoice, Decoding
 from offramp.studies.work.league import Ranking
-from offramp.studies.work.registry import WORKS
-from offramp.studies.work.text_size import TextSize, write_text_sizes
+from offramp.studies.work.registry import perform, works
+from offramp.studies.work.trace import TextSize, write_text_sizes
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import RankedPolicy
 
@@ -54,11 +54,8 @@ class StudyCase:
         self.cells: list[Cell] = []
         self.tasks: dict[str, Task] = {}
         self.traces: dict[Path, Trace] = {}
-        for module in (inputs, league, replay, score, tune):
-            if hasattr(module, "trace_of"):
-                patch.setattr(
-                    module, "trace_of", lambda context, role="trace": self.traces[context.input(role)]
-                )
+        for module in (certify, decode, league, replay, score, tune):
+            patch.setattr(module, "trace_of", lambda context, key: self.traces[context.folder_of(key)])
 
     def study(self) -> dict[str, Any]:
         """What the plan says of the study."""
@@ -81,17 +78,18 @@ class StudyCase:
         return task
 
     def task(self, kind: str, recipe: Mapping[str, Any], *, needs: Mapping[str, Task] | None = None) -> Task:
-        common = {"code": code_of(kind), "versions": {"numpy": np.__version__}, "threads": 1}
+        code = code_of(works()[kind].__module__)
+        common = {"code": code, "versions": {"numpy": np.__version__}, "threads": 1}
         keys = {role: task.key for role, task in (needs or {}).items()}
         return Task(kind, {**common, **recipe}, needs=keys, sources={"machine": MACHINE})
 
     def finish(self, task: Task, result: Mapping[str, Any] | None = None) -> None:
         """Run a task, or write a given result."""
         folder = self.folder.start(task)
-        needed = {role: self.folder.task_folder(self.tasks[key]) for role, key in task.needs.items()}
-        context = Context(folder, needed, ModelCache(), folder / "executions")
+        needed = {key: self.folder.task_folder(self.tasks[key]) for key in task.needs.values()}
+        context = Context(folder, needed, ModelCache(), folder / "executions", task.recipe)
         if result is None:
-            WORKS[task.kind].run(task, context)
+            perform(task, context)
         else:
             context.write_result(result)
         self.folder.finish(task, 1.0)

@@ -10,7 +10,7 @@ from comparison_examples import answer, models, row
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Answer, Place, Row, Strategy, TrainedSaving
 from offramp.studies.comparison.trained import trained_savings
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.floor import Floor
 
 COST = Training("block", (20,), 16_000, 300, 600.0, rows=57_600)

@@ -13,7 +13,7 @@ from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import Column, Table
 from offramp.studies.comparison.results import saved_without, share_saved
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.verdict import Verdict
 

@@ -12,7 +12,7 @@ from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.planned import DescribedModel
-from offramp.studies.work.training_cost import Training
+from offramp.studies.work.heads import Training
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents

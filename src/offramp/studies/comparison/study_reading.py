@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.typed import InvalidRecordError, from_json
-from offramp.policies.cost_breakdown import Gain
-from offramp.scoring.card import ScoreCard
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.text_size import TextSize
+from offramp.kit.typed import InvalidRecordError
 from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.results import Answer, Comparison, FloorOn, ModelFacts, Row, Strategy
 from offramp.studies.comparison.strategies import (
@@ -27,9 +23,9 @@ from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.decode import Decoding
+from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
-from offramp.studies.work.training_cost import TRAINING, TRAINING_COST, Training
-from offramp.studies.work.tune import read_answers
+from offramp.studies.work.registry import works
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
 
@@ -44,59 +40,6 @@ NOT_RUN = "not run yet"
 CONTEXT_UNKNOWN = (
     "The trace is gone or damaged: with which context it was made is not known, and not held against others."
 )
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What scoring a trace gives. text: the size of what was traced. notes: of the trace."""
-
-    card: ScoreCard
-    text: TextSize
-    own_text: bool
-    bits_per_byte: float | None
-    workload_fingerprint: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReplayFigures:
-    """Of a replay what a comparison shows."""
-
-    policy: str
-    kv: str
-    reachable: bool
-    probe_share: float
-    seconds_per_token: float | None
-    gain: Gain | None = None
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """A policy of the study's file, replayed."""
-
-    replay: ReplayFigures
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-
-
-@dataclass(frozen=True)
-class Combined:
-    """Accelerations that were timed together."""
-
-    combined: CombineResult
-
-
-RESULTS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "score": lambda result: from_json(Scored, result),
-    "league": lambda result: from_json(Ranking, result),
-    "tune": read_answers,
-    "certify": read_answers,
-    "replay": lambda result: from_json(Replayed, result),
-    "decode": lambda result: from_json(Decoding, result),
-    "combine": lambda result: from_json(Combined, result),
-}
-"""What the result of each kind of task is."""
 
 
 def is_study_folder(path: Path) -> bool:
@@ -209,10 +152,10 @@ class StudyReader:
         """
         if key not in self._results:
             task = self.plan.tasks[key]
-            result = self.folder.result(task)
+            result = self.folder.result_json(task)
             try:
-                self._results[key] = RESULTS[task.kind](result)
-            except (InvalidRecordError, InputError, LookupError) as error:
+                self._results[key] = works()[task.kind].read(result)
+            except InvalidRecordError as error:
                 raise InputError(
                     f"the study's {task.kind} results are those of an older offramp ({error})",
                     where=str(self.folder.path),

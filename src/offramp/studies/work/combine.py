@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-from offramp.kit.typed import finite_json
-from offramp.studies.task import Task
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from offramp.decoding.measurement.combined import CombineResult
+from offramp.kit.defaults import SEED
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import model_of, require_planned, require_this_machine, workload_of
+from offramp.studies.work.inputs import TextWork, TimedWork
 
-DECODING, FURTHER = ("kv", "draft_length", "new_tokens"), ("floor", "seed")
-"""Of `DecodingOptions.read` and of `combine`, where the recipe has them."""
+if TYPE_CHECKING:
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
 
 
-class CombineWork:
-    """Leaves the measurement with every sample. Takes timings, so that it runs alone on the machine."""
+@dataclass(frozen=True)
+class Combined:
+    """The measurement with every sample."""
+
+    combined: CombineResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class CombineWork(TextWork[Combined], TimedWork[Combined]):
+    """Combines accelerations. policy: by which tokens leave early. tried: transforms among the accelerations.
+    The rest is as of a study's table [combine].
+
+    Takes timings, so that it runs alone on the machine.
+    """
 
     kind = "combine"
+    exclusive = True
 
-    def run(self, task: Task, context: Context) -> None:
+    accelerations: tuple[str, ...]
+    tried: tuple[str, ...] = ()
+    policy: str | None = None
+    new_tokens: int
+    prompts: int
+    rounds: int
+    seconds: float
+    seed: int = SEED
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What is done to the models that it loads."""
+        return (*self.model.transforms, *self.tried)
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """Every set of transforms is a model, on which ways to decode take turns."""
+        models = 2 ** len(self.tried)
+        return sizes.decoding(
+            models * (1 + len(self.accelerations) - len(self.tried)) - 1,
+            new_tokens=self.new_tokens,
+            prompts=self.prompts,
+            rounds=self.rounds,
+            seconds=self.seconds,
+            models=models,
+        )
+
+    def run(self, context: Context) -> Combined:
         """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs
         that are not the recipe's.
         """
@@ -25,21 +68,15 @@ class CombineWork:
         from offramp.decoding.openings import prompts_of
         from offramp.decoding.options import DecodingOptions
 
-        require_planned(task)
-        require_this_machine(task, task.recipe["machine"])
-        recipe = task.recipe
-        workload = workload_of(task)
-        model = model_of(task, context)
-        prompts = prompts_of(model, workload, recipe["prompts"], new_tokens=recipe["new_tokens"])
+        self.require_here()
+        workload, model = self.load_workload(), self.load_model(context)
         result = combine(
             model,
-            recipe["accelerations"],
-            DecodingOptions.read(
-                recipe.get("policy"), **{name: recipe[name] for name in DECODING if name in recipe}
-            ),
-            prompts=prompts,
-            limits=Limits(recipe.get("seconds"), recipe.get("rounds")),
+            self.accelerations,
+            DecodingOptions.read(self.policy, new_tokens=self.new_tokens),
+            prompts=prompts_of(model, workload, self.prompts, new_tokens=self.new_tokens),
+            limits=Limits(self.seconds, self.rounds),
             workload=workload.name,
-            **{name: recipe[name] for name in FURTHER if name in recipe},
+            seed=self.seed,
         )
-        context.write_result(finite_json({"combined": result}))
+        return Combined(result)

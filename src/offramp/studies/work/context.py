@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
-from offramp.kit.typed import finite_json
 from offramp.studies.manifest import RESULT
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
+    from offramp.studies.work.work import Work
+
+Result = TypeVar("Result")
 
 
 class ModelCache:
@@ -47,34 +49,35 @@ class Context:
     """Where a task's work reads and writes.
 
     folder: the task's own, which exists; what an earlier attempt left in it may be there. inputs: folders of
-    the tasks it needs, by role. models: shared by the tasks that one process runs. executions: where
+    the tasks it needs, by their keys. models: shared by the tasks that one process runs. executions: where
     documents that were decoded for certificates are kept for all tasks, by everything that changes them.
-    progress: whether somebody watches this process.
+    recipe: the task's whole, code and libraries included. progress: whether somebody watches this process.
     """
 
     folder: Path
     inputs: Mapping[str, Path]
     models: ModelCache
     executions: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False
 
-    def input(self, role: str) -> Path:
-        """The folder of the needed task with this role.
-
-        Raises OfframpError if the task was given none.
-        """
-        if role not in self.inputs:
+    def folder_of(self, key: str) -> Path:
+        """The folder of a needed task. Raises OfframpError if it is not there."""
+        if key not in self.inputs:
             raise OfframpError(
-                f"the task was not given the {role} it needs",
+                "the task was not given all that it needs",
                 where=str(self.folder),
                 fix="plan the study again: offramp study plan",
             )
-        return self.inputs[role]
+        return self.inputs[key]
 
-    def write_record(self, value: Any) -> None:
-        """Write a record as the task's result."""
-        self.write_result(finite_json(value))
+    def result(self, kind: type[Work[Result]], key: str) -> Result:
+        """The result of a needed task of a kind.
 
-    def write_result(self, value: Mapping[str, Any]) -> None:
+        Raises DamagedFileError where it is not what that kind leaves.
+        """
+        return kind.result_in(self.folder_of(key))
+
+    def write_result(self, value: Any) -> None:
         """Write the task's result in one step: sorted keys, no NaN, so that equal results are equal bytes."""
         write_json_atomically(self.folder / RESULT, value)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
-from offramp.kit.typed import from_json
+from offramp.kit.defaults import SEED
 from offramp.studies.entries import AUTO
-from offramp.studies.task import Task
 from offramp.studies.work.context import Context
 from offramp.studies.work.decoding_choice import (
     Choice,
@@ -22,17 +21,15 @@ from offramp.studies.work.decoding_choice import (
     within_budget,
 )
 from offramp.studies.work.inputs import (
+    TextWork,
+    TimedWork,
     heads_of,
-    model_of,
-    profile_in,
-    require_planned,
+    profile_of,
     require_this_machine,
-    result_of,
     trace_of,
-    workload_of,
 )
-from offramp.studies.work.league import Ranking
-from offramp.studies.work.tune import read_answers
+from offramp.studies.work.league import LeagueWork
+from offramp.studies.work.work import Needed
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -40,6 +37,8 @@ if TYPE_CHECKING:
     from offramp.decoding.measurement.measurement import Measurement
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
@@ -82,63 +81,86 @@ class Decoding:
     plain_answer: str | None = None
 
 
-class DecodeWork:
-    """Leaves a `Decoding`: of the policies of the verdicts where these were certified, else of the best of
-    the ranking. Takes timings, so that it runs alone on the machine.
+@dataclass(frozen=True, kw_only=True)
+class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
+    """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
+
+    profile: timings of this machine to predict with, None where verdicts are of another one. heads: that the
+    trace is read through. The rest is as of a study's table [decode]. Takes timings, so that it runs alone.
     """
 
     kind = "decode"
+    exclusive = True
 
-    def run(self, task: Task, context: Context) -> None:
+    trace: Needed
+    league: Needed
+    certify: Needed | None = None
+    profile: Needed | None = None
+    heads: Needed | None = None
+    best: int
+    floor: float
+    new_tokens: int | str
+    prompts: int
+    rounds: int
+    seconds: float
+    seed: int = SEED
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It decodes in turns, for so long."""
+        return sizes.decoding(
+            self.best,
+            new_tokens=self.new_tokens,
+            prompts=self.prompts,
+            rounds=self.rounds,
+            seconds=self.seconds,
+        )
+
+    def run(self, context: Context) -> Decoding:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
         recipe's; and what `offramp.decoding.measurement` raises.
         """
-        require_planned(task)
-        require_this_machine(task, task.recipe["machine"])
-        ranking = from_json(Ranking, result_of(context, "league"))
-        context.write_record(_Decoder(task, context).decoding(ranking))
-
-
-class _Decoder:
-    """What a task decodes with. machine: to predict with, None where another one was asked for."""
-
-    def __init__(self, task: Task, context: Context) -> None:
-        self.task, self.context = task, context
-        self.recipe: Mapping[str, Any] = task.recipe
-        self.machine: TimingsProfile | None = None
-        if "profile" in task.needs:
-            self.machine = profile_in(context.input("profile"))
-            require_this_machine(task, self.machine.details["machine"])
-
-    def decoding(self, ranking: Ranking) -> Decoding:
-        """The measurement. Raises what made the timing fail."""
-        if "certify" in self.task.needs:
-            choices = of_verdicts(ranking, read_answers(result_of(self.context, "certify")).tuned)
-        else:
-            choices = best_of_ranking(ranking, floor=self.recipe["floor"], count=self.recipe["best"])
+        self.require_here()
+        machine = None if self.profile is None else profile_of(context, self.profile)
+        if machine is not None:
+            require_this_machine(self, machine.details["machine"])
+        choices = self.choices(context)
         if not choices:
             return Decoding(None, why_nothing=NO_EXITS)
-        model = model_of(self.task, self.context)
+        model = self.load_model(context)
         fitting, refused = _able(model, choices)
         asked = {choice.kv for choice in choices}
         notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in asked)
-        return self._measured(model, fitting, notes)
+        return self._measured(context, model, machine, fitting, notes)
 
-    def _measured(self, model: Model, choices: Sequence[Choice], notes: tuple[str, ...]) -> Decoding:
+    def choices(self, context: Context) -> Sequence[Choice]:
+        """What is to be decoded."""
+        from offramp.studies.work.certify import CertifyWork
+
+        ranking = context.result(LeagueWork, self.league)
+        if self.certify is not None:
+            return of_verdicts(ranking, context.result(CertifyWork, self.certify).tuned)
+        return best_of_ranking(ranking, floor=self.floor, count=self.best)
+
+    def _measured(
+        self,
+        context: Context,
+        model: Model,
+        machine: TimingsProfile | None,
+        choices: Sequence[Choice],
+        notes: tuple[str, ...],
+    ) -> Decoding:
         from offramp.decoding.measurement.answers import Limits
         from offramp.decoding.measurement.judged import Chosen, decode_chosen
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
 
-        recipe, trace = self.recipe, trace_of(self.context)
-        workload, wanted, new_tokens = workload_of(self.task), recipe["prompts"], recipe["new_tokens"]
-        seconds = recipe["seconds"]
-        fewest = FEWEST_NEW_TOKENS if new_tokens == AUTO else new_tokens
-        heads = heads_of(self.task, self.context)
+        trace, workload = trace_of(context, self.trace), self.load_workload()
+        heads, seconds = heads_of(context, self.heads), self.seconds
+        new_tokens = FEWEST_NEW_TOKENS if isinstance(self.new_tokens, str) else self.new_tokens
         prompts = pick_prompts(
-            model, workload, trace, wanted, new_tokens=fewest, seed=recipe["seed"], heads=heads
+            model, workload, trace, self.prompts, new_tokens=new_tokens, seed=self.seed, heads=heads
         )
-        if new_tokens == AUTO:
-            plain = self._plain_seconds(model, prompts)
+        if self.new_tokens == AUTO:
+            plain = _plain_seconds(model, machine, prompts)
             kept, new_tokens = within_budget(choices, plain, seconds)
             if not kept:
                 return Decoding(None, why_nothing=TOO_LONG)
@@ -150,27 +172,28 @@ class _Decoder:
             count = min(len(prompts.ids), prompts_within(len(choices), plain, new_tokens, whole))
             seconds = whole - seconds_after(len(choices), plain, new_tokens, count)
         policies = tuple((choice.policy, choice.kv) for choice in choices)
-        chosen = Chosen(workload.name, trace, policies, prompts, wanted, notes)
+        chosen = Chosen(workload.name, trace, policies, prompts, self.prompts, notes)
         (judged,) = decode_chosen(
             model,
             [chosen],
-            self.machine,
+            machine,
             heads=heads,
             new_tokens=new_tokens,
-            limits=Limits(seconds, recipe["rounds"]),
-            seed=recipe["seed"],
+            limits=Limits(seconds, self.rounds),
+            seed=self.seed,
         )
         if isinstance(judged, OfframpError):
             raise judged
         return _decoding(model, judged, choices, [options.name for options in chosen.options])
 
-    def _plain_seconds(self, model: Model, prompts: Prompts) -> float:
-        """About how long a token of plain decoding takes here. Raises ModelError if it cannot be told."""
-        from offramp.decoding.measurement.plain_timing import time_plain_decoding
 
-        if self.machine is not None:
-            return float(self.machine.token_costs(model.shape, float(len(prompts.ids[0]))).plain)
-        return time_plain_decoding(model, prompts.ids[0], new_tokens=4, repeats=1).value
+def _plain_seconds(model: Model, machine: TimingsProfile | None, prompts: Prompts) -> float:
+    """About how long a token of plain decoding takes here. Raises ModelError if it cannot be told."""
+    from offramp.decoding.measurement.plain_timing import time_plain_decoding
+
+    if machine is not None:
+        return float(machine.token_costs(model.shape, float(len(prompts.ids[0]))).plain)
+    return time_plain_decoding(model, prompts.ids[0], new_tokens=4, repeats=1).value
 
 
 def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[str, str]]:

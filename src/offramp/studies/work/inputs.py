@@ -1,25 +1,23 @@
-"""What a task's work reads: every input is held against the fingerprint that the task's recipe names."""
+"""What works read, and the fields that say which: every input is held against what the recipe names."""
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
-from offramp.errors import OfframpError
-from offramp.files import canonical_json, read_json
 from offramp.models.devices import CPU
 from offramp.models.memory import use_threads
-from offramp.studies.computing import code_of, code_of_module
+from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import BYTES
-from offramp.studies.manifest import RESULT, TRACE, study_file
-from offramp.studies.steps import measured_on
-from offramp.studies.task import Task
+from offramp.studies.manifest import TRACE, study_file
 from offramp.studies.work.context import Context
+from offramp.studies.work.work import Needed, Result, Work, require_same, unplanned
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -35,137 +33,176 @@ PROFILE = "profile.json"
 PROFILE_FILE = study_file(TimingsProfile, SCHEMA_VERSION)
 
 
-def require_same(what: str, source: str, found: str, wanted: str | None) -> None:
-    """Refuse an input whose fingerprint is not the recipe's: a result would be filed under a wrong key.
-
-    Raises OfframpError.
+@dataclass(frozen=True)
+class TextUsed:
+    """Which text a task is on. kind: of workload, without any place. source: where it comes from, where its
+    fingerprint is not known, since it is not here. answered: whether the model writes answers to its prompts.
     """
-    if found != wanted:
-        raise _unplanned(what, source, found[:12], "unknown" if wanted is None else wanted[:12])
+
+    kind: str = ""
+    fingerprint: str | None = None
+    source: str | None = None
+    answered: bool = False
+
+    def load(self, source: str) -> Workload:
+        """The workload from where it lies.
+
+        Raises WorkloadError, or OfframpError for another version of its text.
+        """
+        found = load_workload(source)
+        require_same(f"the workload {found.name}", source, found.fingerprint, self.fingerprint)
+        return found
 
 
-def require_planned(task: Task) -> None:
-    """Refuse to do a task with other code or other libraries than its recipe names. Raises OfframpError."""
-    require_same("the code of offramp", task.kind, code_of(task.kind), task.recipe["code"])
-    require_versions(task)
-    for module, fingerprint in task.recipe.get("plug_ins", {}).items():
-        require_same(f"the plug-in {module}", task.kind, code_of_module(module), fingerprint)
+@dataclass(frozen=True)
+class ModelUsed:
+    """Which model a task is on. fingerprint: before any transform. attention: the implementation that it was
+    loaded with, None for the family's own. source: as of a text. measured_on: texts that layers to prune are
+    chosen on.
+    """
+
+    fingerprint: str | None
+    transforms: tuple[str, ...] = ()
+    attention: str | None = None
+    trust_remote_code: bool = False
+    source: str | None = None
+    measured_on: tuple[TextUsed, ...] = ()
 
 
-def require_versions(task: Task) -> None:
-    """Refuse to do a task with other libraries than its recipe names. Raises OfframpError."""
-    for name, version in task.recipe["versions"].items():
-        found = importlib.metadata.version(name)
-        if found != version:
-            raise _unplanned(f"the library {name}", task.kind, found, version)
+@dataclass(frozen=True, kw_only=True)
+class ModelWork(Work[Result]):
+    """Work that loads a model. device: an accelerator, None for the processor."""
+
+    model: ModelUsed
+    dtype: str
+    device: str | None = None
+
+    @property
+    def loads(self) -> bool:
+        """Whether it loads the model."""
+        return True
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What is done to it."""
+        return self.model.transforms
+
+    def load_model(self, context: Context, *, stream: bool = False, memory: int | None = None) -> Model:
+        """The model, transformed, torch set to the recipe's threads.
+
+        stream: leave its layers on disk; memory: bytes of weights at most, then.
+
+        Raises ModelError or InputError for what cannot be loaded, OfframpError for other weights, config or
+        tokenizer than the recipe's.
+        """
+        from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
+
+        use_threads(self.threads)
+        source, used = self.sources["model"], self.model
+
+        def load() -> Model:
+            asked = find_model(
+                source,
+                read_transforms(used.transforms, self.dtype),
+                dtype=self.dtype,
+                trust_remote_code=used.trust_remote_code,
+                device=self.device or CPU,
+            )
+            require_same("the model", source, asked.source.identity.base_fingerprint, used.fingerprint)
+            # Layers to prune may be chosen by what they do on a text, which is then part of the recipe.
+            for text, measuring in zip(used.measured_on, measured_on(asked.transforms), strict=True):
+                text.load(measuring)
+            return load_for_tracing(asked, [], stream=stream, memory=memory if stream else None)
+
+        return context.models.get((used, self.dtype, self.device, stream, memory), load)
 
 
-def require_this_machine(task: Task, facts: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TextWork(ModelWork[Result]):
+    """Work that reads a workload with a model."""
+
+    workload: TextUsed
+
+    def load_workload(self) -> Workload:
+        """The workload. Raises as `TextUsed.load`."""
+        return self.workload.load(self.sources["workload"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedWork(ModelWork[Result]):
+    """Work that is timed on this machine. machine: facts of the one that it was planned on."""
+
+    machine: Mapping[str, Any]
+
+    def require_here(self) -> None:
+        """Refuse to time on another machine. Raises OfframpError."""
+        require_this_machine(self, self.machine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceReader(Work[Result]):
+    """Work that reads a trace."""
+
+    trace: Needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PricedWork(TraceReader[Result]):
+    """Work on a trace that is priced on a machine. profile: the timings of this one, if it is this.
+    machine: fingerprint of another.
+    """
+
+    profile: Needed | None = None
+    machine: str | None = None
+
+    def machine_used(self, context: Context) -> Machine | None:
+        """The machine: a needed task's timings, or a profile by name or file; None where bytes are counted.
+
+        Raises InputError for an unknown machine, OfframpError for one whose figures are not the recipe's.
+        """
+        if self.profile is not None:
+            return profile_of(context, self.profile)
+        source = self.sources["machine"]
+        if source == BYTES:
+            return None
+        machine = find_machine(source)
+        require_same(f"the machine {machine.name}", source, machine_fingerprint(machine), self.machine)
+        return machine
+
+
+def require_this_machine(work: Work[Any], facts: Mapping[str, Any]) -> None:
     """Refuse to time on another machine than the one that some facts are of. Raises OfframpError."""
-    found = machine_facts(task.recipe["threads"], device_of(task))
+    found = machine_facts(work.threads, getattr(work, "device", None) or CPU)
     for name, value in facts.items():
         if found.get(name) != value:
-            raise _unplanned(f"this machine ({name})", task.kind, str(found.get(name)), str(value))
+            raise unplanned(f"this machine ({name})", work.kind, str(found.get(name)), str(value))
 
 
-def _unplanned(what: str, where: str, found: str, wanted: str) -> OfframpError:
-    return OfframpError(
-        f"{what} is not what the study was planned with: {found}, not {wanted}",
-        where=where,
-        fix="plan and run the study again: offramp study run STUDY.toml",
-    )
+def measured_on(steps: Iterable[Transform]) -> tuple[str, ...]:
+    """The workloads that layers are chosen on by a measure."""
+    return tuple(step.workload for step in steps if isinstance(step, Prune) and not step.resolved)
 
 
-def trace_of(context: Context, role: str = "trace") -> Trace:
+def trace_of(context: Context, key: str) -> Trace:
     """The trace of a needed task. Raises InputError or DamagedFileError if it is not there or not whole."""
-    return Trace.load(context.input(role) / TRACE)
+    return Trace.load(context.folder_of(key) / TRACE)
 
 
-def workload_of(task: Task) -> Workload:
-    """A task's workload, checked. Raises as `checked_workload`."""
-    return checked_workload(task.sources["workload"], task.recipe["workload"])
-
-
-def checked_workload(source: str, described: Mapping[str, Any]) -> Workload:
-    """A workload. described: its fingerprint, as recipes have it.
-
-    Raises WorkloadError, or OfframpError for another version of its text.
-    """
-    found = load_workload(source)
-    require_same(f"the workload {found.name}", source, found.fingerprint, described["fingerprint"])
-    return found
-
-
-def result_of(context: Context, role: str) -> dict[str, Any]:
-    """The result of a needed task."""
-    path = context.input(role) / RESULT
-    value: dict[str, Any] = read_json(path)
-    return value
-
-
-def heads_of(task: Task, context: Context) -> ExitHeads | None:
-    """The exit heads that a task needs, None if it needs none. Raises DamagedFileError."""
-    if "heads" not in task.needs:
+def heads_of(context: Context, key: str | None) -> ExitHeads | None:
+    """The exit heads of a needed task, None if none is. Raises DamagedFileError."""
+    if key is None:
         return None
     from offramp.tracing.heads_file import read_heads
 
-    folder = context.input("heads")
+    folder = context.folder_of(key)
     return read_heads(folder / (EXITS if (folder / EXITS).is_dir() else HEADS))
 
 
-def machine_of(task: Task, context: Context) -> Machine | None:
-    """The machine that a task prices on: a needed task's timings, or a profile by name or file; None where
-    bytes are counted.
-
-    Raises InputError for an unknown machine, OfframpError for one whose figures are not the recipe's.
-    """
-    if "profile" in task.needs:
-        return profile_in(context.input("profile"))
-    source = task.sources["machine"]
-    if source == BYTES:
-        return None
-    machine = find_machine(source)
-    require_same(f"the machine {machine.name}", source, machine_fingerprint(machine), task.recipe["machine"])
-    return machine
+def profile_of(context: Context, key: str) -> TimingsProfile:
+    """The timings of a needed task. Raises DamagedFileError."""
+    return profile_in(context.folder_of(key))
 
 
 def profile_in(folder: Path) -> TimingsProfile:
     """The timings that a profile task left. Raises DamagedFileError."""
     return PROFILE_FILE.read(folder / PROFILE)
-
-
-def device_of(task: Task) -> str:
-    """The device that a task's model computes on; a recipe names none but accelerators."""
-    return str(task.recipe.get("device", CPU))
-
-
-def model_of(task: Task, context: Context, *, stream: bool = False, memory: int | None = None) -> Model:
-    """The model of a task, transformed as its recipe says, torch set to the recipe's threads.
-
-    stream: leave its layers on disk; memory: bytes of weights at most, then.
-
-    Raises ModelError or InputError for what cannot be loaded, OfframpError for other weights, config or
-    tokenizer than the recipe's.
-    """
-    from offramp.tracing.loading import find_model, load_for_tracing, read_transforms
-
-    use_threads(task.recipe["threads"])
-    source, dtype, described = task.sources["model"], task.recipe["dtype"], task.recipe["model"]
-    texts = tuple(described["transforms"])
-
-    def load() -> Model:
-        trusted = bool(described.get("trust_remote_code"))
-        asked = find_model(
-            source,
-            read_transforms(texts, dtype),
-            dtype=dtype,
-            trust_remote_code=trusted,
-            device=device_of(task),
-        )
-        require_same("the model", source, asked.source.identity.base_fingerprint, described["fingerprint"])
-        # Layers to prune may be chosen by what they do on a text, which is then part of the recipe.
-        for place, measuring in enumerate(measured_on(asked.transforms)):
-            checked_workload(measuring, described["measured_on"][place])
-        return load_for_tracing(asked, [], stream=stream, memory=memory if stream else None)
-
-    return context.models.get((canonical_json(described), dtype, device_of(task), stream, memory), load)

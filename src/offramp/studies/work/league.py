@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
-from offramp.kit.defaults import MAIN_FLOOR
+from offramp.kit.defaults import FLOORS, MAIN_FLOOR, SEED, WORTH
 from offramp.studies.entries import BYTES
-from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import machine_of, require_planned, trace_of
+from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.judging import Halves
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.verdict import Verdict, from_main
 
+if TYPE_CHECKING:
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
+
+SECONDS_PER_FACT = 5e-5
 OTHER_MACHINES = ("h100", "l4")
 """Shown beside the machine at hand: a data-centre card and a small one."""
 BATCHES = (1, 32)
@@ -42,28 +47,28 @@ class Ranking:
     break_even: tuple[BreakEven, ...] = ()
 
 
-class LeagueWork:
-    """Leaves a `Ranking`. Needs no model."""
+@dataclass(frozen=True, kw_only=True)
+class LeagueWork(PricedWork[Ranking]):
+    """Ranks policies. details: whether for other machines, and what would have to change. Needs no model."""
 
     kind = "league"
 
-    def run(self, task: Task, context: Context) -> None:
+    floors: tuple[float, ...] = FLOORS
+    worth: float = WORTH
+    details: bool = False
+    seed: int = SEED
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It reads its trace once for each floor."""
+        return sizes.reading_a_trace(SECONDS_PER_FACT, rounds=len(self.floors))
+
+    def run(self, context: Context) -> Ranking:
         """Search and judge; a trace too small for that gives a result that says so.
 
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.
         """
-        require_planned(task)
-        recipe = task.recipe
-        context.write_record(
-            ranking_of(
-                trace_of(context),
-                machine_of(task, context),
-                tuple(recipe["floors"]),
-                recipe["worth"],
-                recipe["seed"],
-                details=recipe["details"],
-            )
-        )
+        trace, machine = trace_of(context, self.trace), self.machine_used(context)
+        return ranking_of(trace, machine, self.floors, self.worth, self.seed, details=self.details)
 
 
 def ranking_of(

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from offramp.costs.hardware import RECIPE, load_local_profile
 from offramp.errors import InputError
-from offramp.studies.task import Task
+from offramp.models.devices import CPU
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import (
-    PROFILE,
-    PROFILE_FILE,
-    device_of,
-    model_of,
-    require_planned,
-    require_this_machine,
-)
+from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, TimedWork
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.models.model import Model
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
 
 
 NOTE = "note"
 """Of a profile's details: how it was come by, in a sentence. It alone may differ for the same recipe."""
 
 
-class ProfileWork:
+@dataclass(frozen=True, kw_only=True)
+class ProfileWork(TimedWork[None]):
     """Leaves `profile.json`, sealed. Takes timings, so that it runs alone on the machine."""
 
     kind = "profile"
+    exclusive = True
 
-    def run(self, task: Task, context: Context) -> None:
+    seconds: float
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It measures for so long."""
+        return sizes.timing(self.seconds)
+
+    def run(self, context: Context) -> None:
         """Take the profile that a task of this very recipe measured and kept, or measure one and keep it.
 
         A kept one that is off from a few plain tokens of now is measured again. A profile of other code,
@@ -41,28 +45,25 @@ class ProfileWork:
         Raises ModelError for a model that cannot be timed, and where others keep the machine busy: prices
         that are not fit to be kept decide nothing. OfframpError if model or machine are not the recipe's.
         """
-        require_planned(task)
-        require_this_machine(task, task.recipe["machine"])
+        self.require_here()
         from offramp.decoding.measurement.local_profile import profile_of_now
 
-        model = model_of(task, context)
-        stated = {RECIPE: dict(task.recipe)}
-        found = profile_of_now(model, _kept(model, task), seconds=task.recipe["seconds"], details=stated)
+        model = self.load_model(context)
+        stated = {RECIPE: dict(context.recipe)}
+        found = profile_of_now(model, self.kept(model, context), seconds=self.seconds, details=stated)
         details = {**found.profile.details, NOTE: found.note}
         PROFILE_FILE.write(context.folder / PROFILE, dataclasses.replace(found.profile, details=details))
 
-
-def _kept(model: Model, task: Task) -> TimingsProfile | None:
-    """What a task of this very recipe kept, None if none did."""
-    recipe = task.recipe
-    try:
-        return load_local_profile(
-            model.identity.fingerprint,
-            model.dtype,
-            device=device_of(task),
-            attention=model.attention,
-            threads=recipe["threads"],
-            recipe=recipe,
-        )
-    except InputError:
-        return None
+    def kept(self, model: Model, context: Context) -> TimingsProfile | None:
+        """What a task of this very recipe kept, None if none did."""
+        try:
+            return load_local_profile(
+                model.identity.fingerprint,
+                model.dtype,
+                device=self.device or CPU,
+                attention=model.attention,
+                threads=self.threads,
+                recipe=context.recipe,
+            )
+        except InputError:
+            return None

@@ -1,54 +1,51 @@
-"""The kinds of work that a study's tasks ask for."""
+"""The kinds of work by name: offramp's own, one module each in this package, and those of plug-ins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import functools
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint
+from typing import Any
 
+from offramp.plug_ins import Known, load_plug_in, refused
+from offramp.studies import work
 from offramp.studies.task import Task
-from offramp.studies.work.certify import CertifyWork
-from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.context import Context
-from offramp.studies.work.decode import DecodeWork
-from offramp.studies.work.heads import HeadsWork
-from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.profile import ProfileWork
-from offramp.studies.work.replay import ReplayWork
-from offramp.studies.work.score import ScoreWork
-from offramp.studies.work.trace import TraceWork
-from offramp.studies.work.training import TrainingWork
-from offramp.studies.work.tune import TuneWork
+from offramp.studies.work.work import REGISTERED, Work, require_planned
+
+ENTRY_POINTS = "offramp.works"
+"""The group of entry points that name kinds of work; each has the name of its kind."""
 
 
-class Work(Protocol):
-    """One kind of work. kind: its name, as in `Task.kind`."""
-
-    kind: str
-
-    def run(self, task: Task, context: Context) -> None:
-        """Do a task's work: write its files into `context.folder`.
-
-        The same recipe and the same needed results give the same bytes, timings apart. It may be stopped at
-        any moment and run again in the same folder.
-
-        Raises OfframpError if what it loads is not what the recipe names, and whatever the work raises.
-        """
+@functools.cache
+def works() -> Known[type[Work[Any]]]:
+    """The class of each kind, by its name; a plug-in's is loaded when it is asked for."""
+    for module in pkgutil.iter_modules(work.__path__):
+        importlib.import_module(f"{work.__name__}.{module.name}")
+    own = {kind: (lambda found=found: found) for kind, found in REGISTERED.items()}
+    return Known(ENTRY_POINTS, own, _load)
 
 
-WORKS: Mapping[str, Work] = {
-    work.kind: work
-    for work in (
-        TraceWork(),
-        HeadsWork(),
-        TrainingWork(),
-        ProfileWork(),
-        ScoreWork(),
-        ReplayWork(),
-        LeagueWork(),
-        TuneWork(),
-        CertifyWork(),
-        DecodeWork(),
-        CombineWork(),
+def perform(task: Task, context: Context) -> None:
+    """Do a task's work, and write its result.
+
+    Raises OfframpError for other code or libraries than its recipe names, and what the work raises.
+    """
+    kind = works()[task.kind]
+    require_planned(kind, task)
+    result = kind.of(task).run(context)
+    if result is not None:
+        context.write_result(kind.written(result))
+
+
+def _load(point: EntryPoint) -> type[Work[Any]]:
+    kind: type[Work[Any]] = load_plug_in(
+        point,
+        lambda found: isinstance(found, type) and issubclass(found, Work),
+        "kind of work",
+        "a class derived from Work",
     )
-}
-"""The work of each kind of task, by its name."""
+    if getattr(kind, "kind", None) != point.name:
+        raise refused(point, f"its kind is {getattr(kind, 'kind', None)!r}, not the name of its entry point")
+    return kind

@@ -2,62 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
-from offramp.kit.typed import finite_json
-from offramp.studies.task import Task
+from offramp.kit.defaults import SEED
+from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import machine_of, require_planned, trace_of
+from offramp.studies.work.inputs import PricedWork, trace_of
 
-FIGURES = (
-    "policy",
-    "basis",
-    "kv",
-    "batch",
-    "batching",
-    "reachable",
-    "agreement",
-    "reference_agreement",
-    "skip_ratio",
-    "predicted_speedup",
-    "predicted_speedup_flops",
-    "speedup_without_probes",
-    "probe_share",
-    "nll_increase",
-    "kl",
-    "seconds_per_token",
-    "plain_seconds_per_token",
-    "notes",
-)
-"""What is kept of a `ReplayResult`."""
+if TYPE_CHECKING:
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
+
+SECONDS_PER_FACT = 4e-6
 
 
-class ReplayWork:
-    """Leaves the figures of a replay, three of them with intervals over documents. Needs no model."""
+@dataclass(frozen=True)
+class Replayed(ReplayIntervals):
+    """The figures of a replay, three of them with intervals over documents. tokens: of the trace."""
+
+    replay: ReplayFigures
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayWork(PricedWork[Replayed]):
+    """Replays a policy. kv, batch: how it is charged for. Needs no model."""
 
     kind = "replay"
 
-    def run(self, task: Task, context: Context) -> None:
-        """Replay. Raises what `offramp.replay` raises, OfframpError for another machine than the recipe's."""
-        from offramp.policies.replay import replay, replay_intervals
+    policy: str
+    kv: str = "propagate"
+    batch: int = 1
+    seed: int = SEED
 
-        require_planned(task)
-        recipe = task.recipe
-        trace, machine = trace_of(context), machine_of(task, context)
-        options = {"machine": machine, **{name: recipe[name] for name in ("kv", "batch", "seed")}}
-        result = replay(trace, recipe["policy"], **options)
-        intervals = replay_intervals(trace, recipe["policy"], **options)
-        context.write_result(
-            finite_json(
-                {
-                    "replay": {
-                        **{name: getattr(result, name) for name in FIGURES},
-                        "gain": asdict(result.gain),
-                    },
-                    "agreement": asdict(intervals.agreement),
-                    "skip_ratio": asdict(intervals.skip_ratio),
-                    "net_speedup": asdict(intervals.net_speedup),
-                    "tokens": trace.token_count,
-                }
-            )
-        )
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It reads its trace."""
+        return sizes.reading_a_trace(SECONDS_PER_FACT)
+
+    def run(self, context: Context) -> Replayed:
+        """Replay. Raises what `offramp.replay` raises, OfframpError for another machine than the recipe's."""
+        trace, machine = trace_of(context, self.trace), self.machine_used(context)
+        charged: Any = {"machine": machine, "kv": self.kv, "batch": self.batch, "seed": self.seed}
+        result = replay(trace, self.policy, **charged)
+        intervals = replay_intervals(trace, self.policy, **charged)
+        figures = {field.name: getattr(result, field.name) for field in fields(ReplayFigures)}
+        return Replayed(**vars(intervals), replay=ReplayFigures(**figures), tokens=trace.token_count)

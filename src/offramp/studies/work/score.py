@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offramp.scoring.text_size import NOTHING, bits_per_byte
-from offramp.studies.task import Task
+from offramp.kit.defaults import DRAWS, SEED
+from offramp.scoring.card import ScoreCard
+from offramp.scoring.text_size import NOTHING, TextSize, bits_per_byte
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import require_planned, trace_of
-from offramp.studies.work.text_size import read_text_sizes
+from offramp.studies.work.inputs import TraceReader, trace_of
+from offramp.studies.work.trace import read_text_sizes
+from offramp.studies.work.work import Needed
+
+if TYPE_CHECKING:
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
+
+SECONDS_PER_FACT = 5e-5
 
 
-class ScoreWork:
-    """Leaves the card as JSON. Needs no model."""
+@dataclass(frozen=True)
+class Scored:
+    """A card with what it is of.
+
+    text: how long the whole text is. own_text: whether the model wrote some of it. documents: their ids.
+    notes: of the trace.
+    """
+
+    card: ScoreCard
+    text: TextSize
+    own_text: bool
+    bits_per_byte: float | None
+    documents: tuple[str, ...]
+    tokens: int
+    layers: int
+    workload_fingerprint: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreWork(TraceReader[Scored]):
+    """Scores a trace. raw: the same read by the model's own head, None if this one is. Needs no model."""
 
     kind = "score"
 
-    def run(self, task: Task, context: Context) -> None:
+    raw: Needed | None = None
+    draws: int = DRAWS
+    seed: int = SEED
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It reads its trace."""
+        return sizes.reading_a_trace(SECONDS_PER_FACT)
+
+    def run(self, context: Context) -> Scored:
         """Score. Raises what `offramp.score` raises."""
         from offramp.scoring.paired_readings import are_two_readings
         from offramp.scoring.scoring import score
 
-        require_planned(task)
-        trace = trace_of(context)
-        raw = trace_of(context, "raw") if "raw" in task.needs else None
+        trace = trace_of(context, self.trace)
+        raw = None if self.raw is None else trace_of(context, self.raw)
         beside = raw if raw is not None and are_two_readings(raw, trace) else None
-        card = score(trace, beside=beside, draws=task.recipe["draws"], seed=task.recipe["seed"])
-        sizes = read_text_sizes(context.input("trace"))
-        text = sum(sizes.values(), start=NOTHING)
-        ids = [trace.documents[int(place)].id for place in np.unique(trace.document)]
-        context.write_result(
-            {
-                "card": card.to_json(),
-                "text": asdict(text),
-                "own_text": bool(trace.generated.any()),
-                "bits_per_byte": bits_per_byte(trace, text.bytes),
-                "documents": ids,
-                "tokens": trace.token_count,
-                "layers": trace.layers,
-                "workload_fingerprint": trace.request["workload"]["fingerprint"],
-                "notes": list(trace.provenance["notes"]),
-            }
+        text = sum(read_text_sizes(context.folder_of(self.trace)).values(), start=NOTHING)
+        return Scored(
+            card=score(trace, beside=beside, draws=self.draws, seed=self.seed),
+            text=text,
+            own_text=bool(trace.generated.any()),
+            bits_per_byte=bits_per_byte(trace, text.bytes),
+            documents=tuple(trace.documents[int(place)].id for place in np.unique(trace.document)),
+            tokens=trace.token_count,
+            layers=trace.layers,
+            workload_fingerprint=trace.request["workload"]["fingerprint"],
+            notes=tuple(trace.provenance["notes"]),
         )

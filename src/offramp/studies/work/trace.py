@@ -8,19 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.scoring.text_size import text_sizes
+from offramp.scoring.text_size import NOTHING, TextSize, text_sizes
 from offramp.studies.manifest import TRACE, study_file
-from offramp.studies.task import Task
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import heads_of, model_of, require_planned, workload_of
+from offramp.studies.work.inputs import TextWork, heads_of
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE, passages_of
-from offramp.studies.work.text_size import write_text_sizes
+from offramp.studies.work.work import Needed
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
 
-MODEL = "model.json"
+TEXT = "text.json"
+KEPT_BYTES = 40
+"""On disk, for each token at an exit: the facts of every trace, packed."""
 
 
 @dataclass(frozen=True)
@@ -35,46 +38,74 @@ class TracedModel:
     facts: Mapping[str, Any]
 
 
-MODEL_FILE = study_file(TracedModel)
+@dataclass(frozen=True)
+class TextSizes:
+    """How long the text of a trace is: by document, and their sum."""
+
+    sum: TextSize
+    documents: Mapping[str, TextSize]
 
 
-class TraceWork:
-    """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with; `model.json`,
-    `text.json`, and the passage that a page shows.
+TEXT_FILE = study_file(TextSizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceWork(TextWork[TracedModel]):
+    """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with; `text.json`, and the
+    passage that a page shows. heads: that it is read through, None for the logit lens.
+
+    stream: whether the model's layers stay on disk. memory: bytes of weights that may be in memory then. The
+    rest is as of `offramp.trace`.
     """
 
     kind = "trace"
 
-    def run(self, task: Task, context: Context) -> None:
+    heads: Needed | None = None
+    tokens: int
+    exits: str | tuple[int, ...] = "all"
+    signals: tuple[str, ...] = ()
+    context: int | None = None
+    document_tokens: int | None = None
+    stream: bool = False
+    memory: int | None = None
+
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """Every token through all layers, read out at every exit; answers are written first."""
+        answered = self.tokens if self.workload.answered else 0
+        disk = None if sizes.exits is None else self.tokens * sizes.exits * KEPT_BYTES
+        return sizes.on_model(sizes.forwards(self.tokens, sizes.exits), answered=answered, disk_bytes=disk)
+
+    def run(self, context: Context) -> TracedModel:
         """Trace. Raises what `offramp.trace` raises, OfframpError for inputs that are not the recipe's."""
         from offramp.tracing.tracer import trace
 
-        require_planned(task)
-        recipe = task.recipe
-        stream, memory = bool(recipe["stream"]), recipe.get("memory")
-        workload = workload_of(task)
-        model = model_of(task, context, stream=stream, memory=memory)
+        workload = self.load_workload()
+        model = self.traced_model(context)
         folder = context.folder / TRACE
         result = trace(
             model,
             workload,
-            tokens=recipe["tokens"],
-            exits=recipe["exits"],
-            signals=recipe["signals"],
-            heads=heads_of(task, context),
-            context=recipe["context"],
-            document_tokens=recipe["document_tokens"],
+            tokens=self.tokens,
+            exits=self.exits if isinstance(self.exits, str) else list(self.exits),
+            signals=list(self.signals),
+            heads=heads_of(context, self.heads),
+            context=self.context,
+            document_tokens=self.document_tokens,
             output=folder,
             # The folder is this task's alone: what does not fit or is damaged is the rest of an earlier try.
             overwrite=True,
             repair=True,
-            memory=memory if stream else None,
+            memory=self.memory if self.stream else None,
             progress=context.progress,
         )
         _leave_out_times(folder)
         write_text_sizes(context.folder, text_sizes(result, partial(model.decode, special=False)))
         PASSAGE_FILE.write(context.folder / PASSAGE, passages_of(result, lambda token: model.decode([token])))
-        MODEL_FILE.write(context.folder / MODEL, described(model))
+        return described(model)
+
+    def traced_model(self, context: Context) -> Model:
+        """The model, loaded as it is traced. Raises as `load_model`."""
+        return self.load_model(context, stream=self.stream, memory=self.memory)
 
 
 def described(model: Model) -> TracedModel:
@@ -95,6 +126,16 @@ def described(model: Model) -> TracedModel:
         "readout": model.stack.readout_kind,
     }
     return TracedModel(model.shown_name, model.layers, facts)
+
+
+def write_text_sizes(folder: Path, sizes: Mapping[str, TextSize]) -> None:
+    """Keep the sizes by document, and their sum, in one sealed file of a folder."""
+    TEXT_FILE.write(folder / TEXT, TextSizes(sum(sizes.values(), start=NOTHING), sizes))
+
+
+def read_text_sizes(folder: Path) -> dict[str, TextSize]:
+    """What `write_text_sizes` wrote. Raises DamagedFileError if its bytes changed."""
+    return dict(TEXT_FILE.read(folder / TEXT).documents)
 
 
 def _leave_out_times(folder: Path) -> None:

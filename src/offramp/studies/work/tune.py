@@ -6,13 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from offramp.kit.typed import finite_json, from_json
-from offramp.studies.task import Task
+from offramp.kit.defaults import DELTA, FLOORS, SEED
+from offramp.kit.typed import InvalidRecordError, finite_json, from_json
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import machine_of, require_planned, trace_of
+from offramp.studies.work.inputs import PricedWork, trace_of
+from offramp.tuning.tuned import Tuned
 
 if TYPE_CHECKING:
-    from offramp.tuning.tuned import Tuned
+    from offramp.costs.machine import Machine
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
+    from offramp.tracing.trace import Trace
+
+SECONDS_PER_FACT = 6e-5
 
 
 @dataclass(frozen=True)
@@ -24,29 +30,62 @@ class Answers:
     why_not_executed: str | None = None
 
 
-class TuneWork:
-    """Leaves the tuner's replay bounds, and each as a file that `offramp predict` and `generate` read.
+@dataclass(frozen=True, kw_only=True)
+class Tuning(PricedWork[Answers]):
+    """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read."""
+
+    floors: tuple[float, ...] = FLOORS
+    delta: float = DELTA
+    seed: int = SEED
+
+    @classmethod
+    def written(cls, result: Answers) -> Mapping[str, Any]:
+        """The answers as JSON, each as in its own file."""
+        from offramp.tuning.tuned import to_json
+
+        written: dict[str, Any] = finite_json(
+            {**vars(result), "tuned": [to_json(tuned) for tuned in result.tuned]}
+        )
+        return written
+
+    @classmethod
+    def read(cls, value: Any) -> Answers:
+        """The answers that were written. Raises InvalidRecordError."""
+        try:
+            tuned = [{**one, "policy_text": one["policy"]} for one in value["tuned"]]
+        except (LookupError, TypeError) as error:
+            raise InvalidRecordError("tuned", f"it has no answers ({error})") from error
+        return from_json(Answers, {**value, "tuned": tuned})
+
+    def by_replay(self, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
+        """The answers that the trace alone allows. Raises what `offramp.tune` raises."""
+        from offramp.tuning.tune import tune
+
+        return tuple(
+            tune(trace, {"agreement": floor}, machine, delta=self.delta, seed=self.seed)
+            for floor in self.floors
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneWork(Tuning):
+    """Leaves the tuner's replay bounds.
 
     Needs no model. A trace of too few documents gives the full model and the reason, as the tuner does.
     """
 
     kind = "tune"
 
-    def run(self, task: Task, context: Context) -> None:
-        """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
-        from offramp.tuning.tune import tune
+    def cost(self, sizes: Sizes) -> TaskCost:
+        """It reads its trace once for each floor."""
+        return sizes.reading_a_trace(SECONDS_PER_FACT, rounds=len(self.floors))
 
-        require_planned(task)
-        trace, machine = trace_of(context), machine_of(task, context)
+    def run(self, context: Context) -> Answers:
+        """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
+        trace, machine = trace_of(context, self.trace), self.machine_used(context)
         if len(trace.exits) < 2:
-            why = "the trace holds no exit before the last: there is no policy to tune"
-            write_answers(context, Answers((), why))
-            return
-        found = tuple(
-            tune(trace, {"agreement": floor}, machine, delta=task.recipe["delta"], seed=task.recipe["seed"])
-            for floor in task.recipe["floors"]
-        )
-        write_answers(context, Answers(found))
+            return Answers((), "the trace holds no exit before the last: there is no policy to tune")
+        return with_files(context, Answers(self.by_replay(trace, machine)))
 
 
 def tuned_file_name(floor: float) -> str:
@@ -54,26 +93,10 @@ def tuned_file_name(floor: float) -> str:
     return f"tuned-{floor:g}.json"
 
 
-def write_answers(context: Context, answers: Answers) -> None:
-    """Write the result, and each answer as a file of its own."""
-    from offramp.tuning.tuned import to_json, write_tuned
+def with_files(context: Context, answers: Answers) -> Answers:
+    """The answers, each of them written as a file of its own."""
+    from offramp.tuning.tuned import write_tuned
 
     for tuned in answers.tuned:
         write_tuned(context.folder / tuned_file_name(tuned.floor.value), tuned)
-    context.write_result(
-        finite_json(
-            {
-                "tuned": [to_json(tuned) for tuned in answers.tuned],
-                "why_empty": answers.why_empty,
-                "why_not_executed": answers.why_not_executed,
-            }
-        )
-    )
-
-
-def read_answers(result: Mapping[str, Any]) -> Answers:
-    """What `write_answers` wrote. Raises InvalidRecordError."""
-    from offramp.tuning.tuned import Tuned
-
-    found = tuple(from_json(Tuned, {**one, "policy_text": one["policy"]}) for one in result["tuned"])
-    return Answers(found, result["why_empty"], result["why_not_executed"])
+    return answers

@@ -1,0 +1,223 @@
+"""The tasks of a study: works, whose fields are filled from what it says and what its names stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from offramp.costs.hardware import machine_facts
+from offramp.kit.defaults import DELTA, PROFILE_SECONDS
+from offramp.models.devices import CPU, find_device
+from offramp.models.transforms.transform import Transform
+from offramp.policies.grammar import parse_policy
+from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TrainingEntry, TransformEntry
+from offramp.studies.estimates import exit_list, room_of, sizes_of
+from offramp.studies.found import Found, FoundWorkload
+from offramp.studies.steps import accelerations_of, combined_steps, steps_of, text_of
+from offramp.studies.study import Study
+from offramp.studies.task import Task
+from offramp.studies.training_checks import exits_of_training
+from offramp.studies.variant import Variant
+from offramp.studies.work.certify import CertifyWork
+from offramp.studies.work.combine import CombineWork
+from offramp.studies.work.decode import DecodeWork
+from offramp.studies.work.heads import HeadsWork
+from offramp.studies.work.inputs import ModelUsed, measured_on
+from offramp.studies.work.league import LeagueWork
+from offramp.studies.work.profile import ProfileWork
+from offramp.studies.work.replay import ReplayWork
+from offramp.studies.work.score import ScoreWork
+from offramp.studies.work.trace import TraceWork
+from offramp.studies.work.training import TrainingWork
+from offramp.studies.work.tune import TuneWork
+from offramp.studies.work.work import Work
+from offramp.tracing.request import parse_signals
+
+
+class Tasks:
+    """Makes the tasks of a study. Roles are given as tasks, None for what is not needed."""
+
+    def __init__(self, study: Study, found: Found) -> None:
+        self.study = study
+        self.found = found
+        settings = study.settings
+        device = find_device(settings.device)
+        self._here = machine_facts(settings.threads, device)
+        self._said: dict[str, Any] = {
+            **settings.model_dump(),
+            "device": None if device == CPU else device,
+            "exits": "all" if settings.exits == "all" else tuple(exit_list(settings.exits)),
+            "stream": study.streamed,
+            "memory": room_of(study) if study.streamed else None,
+            "delta": self.shared_delta if study.inline else DELTA,
+        }
+
+    @property
+    def shared_delta(self) -> float:
+        """The chance that a certificate is wrong, shared by all that a headline may be about."""
+        study = self.study
+        axes = (study.models, study.transforms, study.workloads, study.readers)
+        return DELTA / math.prod(map(len, axes))
+
+    def variant(self, model: str, transform: TransformEntry) -> Variant:
+        """A model of the study with what an entry of the axis does to it."""
+        steps = steps_of(transform)
+        found = self.found.models[model]
+        return Variant(found, transform, steps, sizes_of(self.study, found, steps))
+
+    def trace(self, variant: Variant, workload: FoundWorkload, heads: Task | None) -> Task:
+        """A trace. heads: that it is read through, None for the logit lens."""
+        signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
+        return self.made(TraceWork, variant, workload, {"heads": heads}, signals=signals)
+
+    def heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload) -> Task:
+        """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
+        them.
+        """
+        found = self.found.heads[entry.name]
+        if found.file is not None and found.given is not None:
+            copied: dict[str, Any] = {"tokens": 0, "seed": 0, "exits": "all", "file": found.given.fingerprint}
+            return self.made(HeadsWork, variant, sources={"heads": found.file}, **copied)
+        texts = (*found.workloads, *((workload,) if found.own else ()))
+        given: dict[str, Any] = {
+            **entry.model_dump(exclude={"kind", "at", "text"}),
+            "workloads": tuple(text.used for text in texts),
+            "sources": {f"workload {place}": text.source for place, text in enumerate(texts)},
+            "blocked": next((text.why_missing for text in texts if text.missing), None),
+        }
+        if isinstance(entry, TrainingEntry):
+            at = exits_of_training(self.study, entry)
+            at = "all" if at == "all" else tuple(exit_list(at))
+            return self.made(TrainingWork, variant, **given, exit_kind=entry.kind, at=at)
+        given |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
+        return self.made(HeadsWork, variant, **given)
+
+    def profile(self, variant: Variant) -> Task:
+        """The timings of this machine on a model."""
+        return self.made(ProfileWork, variant, seconds=PROFILE_SECONDS)
+
+    def score(self, variant: Variant, trace: Task, raw: Task | None = None) -> Task:
+        """The score card of a trace. raw: the same read by the model's own head, None if this one is."""
+        return self.made(ScoreWork, variant, needs={"trace": trace, "raw": raw})
+
+    def priced(
+        self, kind: str, variant: Variant, trace: Task, machine: MachineEntry, profile: Task | None
+    ) -> Task:
+        """A league ("league") or the tuner's answers ("tune") on a machine. profile: if it is this one."""
+        work = LeagueWork if kind == "league" else TuneWork
+        return self.made(work, variant, needs={"trace": trace, "profile": profile}, on=machine)
+
+    def replay(
+        self, variant: Variant, trace: Task, policy: PolicyEntry, machine: MachineEntry, profile: Task | None
+    ) -> Task:
+        """One policy on a machine. profile: if it is this one."""
+        parsed = parse_policy(policy.policy)
+        needs = {"trace": trace, "profile": profile}
+        asked: dict[str, Any] = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+        return self.made(ReplayWork, variant, needs=needs, on=machine, made_of=[parsed], **asked)
+
+    def certify(
+        self,
+        variant: Variant,
+        workload: FoundWorkload,
+        machine: MachineEntry,
+        needs: Mapping[str, Task | None],
+    ) -> Task:
+        """The tuner's answers, executed. needs: "trace", maybe "heads", and "profile" of this machine."""
+        table = self.study.certify
+        assert table is not None, "asked for with a table [certify] only"
+        asked = {**table.model_dump(), "delta": self.shared_delta}
+        return self.made(CertifyWork, variant, workload, needs, on=machine, **asked)
+
+    def decode(self, variant: Variant, workload: FoundWorkload, needs: Mapping[str, Task | None]) -> Task:
+        """Decoding with the best policies of a league, or with those of verdicts that were certified.
+
+        needs: "trace", "league", "profile" where this machine was timed, maybe "certify" and "heads".
+        """
+        table = self.study.decode
+        assert table is not None, "asked for with a table [decode] only"
+        return self.made(DecodeWork, variant, workload, needs, **table.model_dump())
+
+    def combine(self, variant: Variant, workload: FoundWorkload) -> Task:
+        """Accelerations of an untransformed model, alone and together."""
+        table = self.study.combine
+        assert table is not None, "asked for with a table [combine] only"
+        steps = combined_steps(table)
+        tried = tuple(step.text for step in steps)
+        policy = None if table.policy is None else parse_policy(table.policy)
+        asked = {
+            **table.model_dump(),
+            "accelerations": tuple(text_of(one) for one in accelerations_of(table)),
+            "tried": tried,
+            "policy": None if policy is None else str(policy),
+            "model": self._model(variant, steps),
+            "blocked": next((self.found.unfit[text] for text in tried if text in self.found.unfit), None),
+            "made_of": steps if policy is None else (*steps, policy),
+        }
+        return self.made(CombineWork, variant, workload, **asked)
+
+    def made(
+        self,
+        kind: type[Work[Any]],
+        variant: Variant,
+        workload: FoundWorkload | None = None,
+        needs: Mapping[str, Task | None] | None = None,
+        *,
+        on: MachineEntry | None = None,
+        sources: Mapping[str, str] | None = None,
+        blocked: str | None = None,
+        made_of: Sequence[object] = (),
+        **asked: Any,
+    ) -> Task:
+        """The task of a work whose fields are filled by their names: from what is asked, and what the study
+        says and has.
+
+        needs: by role; those that the work has no field for are left out. on: the machine that it is priced
+        on, in the place of a profile. made_of: policies and the like, whose code may be a plug-in's.
+        """
+        keys = {role: task.key for role, task in (needs or {}).items() if task is not None}
+        lie = {"model": variant.model.source, **(sources or {})}
+        given = {**self._said, "model": self._model(variant), "machine": self._here}
+        if workload is not None:
+            given["workload"] = workload.used
+            lie["workload"] = workload.source
+        if on is not None:
+            found = self.found.machines[on.name]
+            given["machine"] = None if "profile" in keys else found.fingerprint
+            lie["machine"] = found.source
+            if "profile" not in keys and found.machine is not None:
+                made_of = (*made_of, found.machine)
+        given |= {**asked, **keys}
+        names = {field.name for field in dataclasses.fields(kind)}
+        work = kind(**{name: value for name, value in given.items() if name in names})
+        used = {"model": work.loads, "workload": "workload" in names}
+        used["machine"] = on is not None and "profile" not in keys
+        lie = {role: source for role, source in lie.items() if used.get(role, True)}
+        if work.loads:
+            made_of = (*made_of, *variant.steps)
+            blocked = blocked or self._why_not(variant)
+        if workload is not None:
+            blocked = blocked or workload.why_missing
+        work = dataclasses.replace(work, sources=lie)
+        return work.task(work.cost(variant.sizes), blocked, made_of)
+
+    def _model(self, variant: Variant, others: Sequence[Transform] = ()) -> ModelUsed:
+        """Which model it is. others: transforms that are tried on it beside those of the variant."""
+        identity, entry = variant.model.identity, variant.model.entry
+        measuring = measured_on([*variant.steps, *others])
+        return ModelUsed(
+            fingerprint=None if identity is None else identity.base_fingerprint,
+            transforms=tuple(variant.texts),
+            attention=variant.model.attention,
+            trust_remote_code=entry.trust_remote_code,
+            source=variant.model.source if identity is None else None,
+            measured_on=tuple(self.found.measuring[source].used for source in measuring),
+        )
+
+    def _why_not(self, variant: Variant) -> str | None:
+        why = self.found.why_not(variant.model, variant.texts)
+        measuring = (self.found.measuring[source] for source in measured_on(variant.steps))
+        why = why or next((text.why_missing for text in measuring if text.missing), None)
+        return None if why is None else f"{variant.name}: {why}"

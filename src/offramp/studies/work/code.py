@@ -1,0 +1,138 @@
+"""The code that computes a task's result, found from what its module imports; and the libraries' versions."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from offramp import files
+from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.tracing.request import library_versions
+
+OWN = "offramp"
+LIBRARIES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn"}
+"""That compute what is made of a trace, fit heads and judge timings: packages as they are installed, by the
+names under which they are imported."""
+TOKENIZING = "tokenizers"
+"""The library that cuts a text into a model's tokens."""
+
+
+@functools.cache
+def code_of(module: str) -> str:
+    """Fingerprint of the code that a module runs: of itself, of what it imports, of what that imports.
+
+    As far as it is offramp's, or of the module's own package. Imports for types alone are left out.
+    """
+    digests = {name: _digest(path) for name, path in reached_from(module).items()}
+    return sha256_of_text(canonical_json(sorted(digests.items())))
+
+
+@functools.cache
+def reached_from(module: str) -> dict[str, Path]:
+    """The files of a module and of all that it imports by their modules' names; nothing is imported."""
+    own = {OWN, module.partition(".")[0]}
+    found: dict[str, Path] = {}
+    left = [module]
+    while left:
+        name = left.pop()
+        path = None if name in found else file_of(name)
+        if path is not None:
+            found[name] = path
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            left += [other for other in imports_of(path, package) if other.partition(".")[0] in own]
+    return found
+
+
+def file_of(name: str) -> Path | None:
+    """The file of a module, None for a name that is none, such as that of a function in one."""
+    top, *below = name.split(".")
+    if top == OWN:
+        path = files.PACKAGE.joinpath(*below)
+        places = (path / "__init__.py", path.with_suffix(".py"))
+        return next((place for place in places if place.is_file()), None)
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+@functools.cache
+def imports_of(path: Path, package: str) -> frozenset[str]:
+    """What a file imports anywhere in it, with every name that may be a module's. package: that it is in."""
+    names: set[str] = set()
+    for node in _running(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            relative = parents[: len(parents) - node.level + 1] if node.level else []
+            base = ".".join([*relative, *filter(None, [node.module])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """A tree's statements, and all within them that run: not what stands there for types alone."""
+    left = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        for child in ast.iter_child_nodes(node):
+            for_types = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
+            if not for_types and not isinstance(child, ast.expr):
+                left.append(child)
+
+
+@functools.cache
+def _digest(path: Path) -> str:
+    return sha256_of_file(path)
+
+
+def forget_code() -> None:
+    """Read all files again: some are others now."""
+    for function in (code_of, reached_from, imports_of, _digest):
+        function.cache_clear()
+
+
+def versions_of(module: str, transforms: Iterable[str] | None) -> dict[str, str]:
+    """Of the libraries that a module's work is computed by. transforms: of a model that is loaded, as texts;
+    None if none is.
+    """
+    reached = reached_from(module).items()
+    imported = {name.partition(".")[0] for module, path in reached for name in imports_of(path, module)}
+    names = [library for name, library in LIBRARIES.items() if name in imported]
+    versions = {name: importlib.metadata.version(name) for name in names}
+    if transforms is None:
+        return versions
+    return library_versions(transforms) | versions | {TOKENIZING: importlib.metadata.version(TOKENIZING)}
+
+
+def plug_ins_of(parts: Iterable[object]) -> dict[str, str]:
+    """What is not offramp's own in some policies, transforms or machines: SHA-256 of the modules, by name."""
+    modules = {kind.__module__ for part in parts for kind in (type(part), *_classes_within(part))}
+    foreign = sorted(name for name in modules if name.partition(".")[0] != OWN)
+    return {name: code_of_module(name) for name in foreign}
+
+
+def _classes_within(part: object) -> Iterator[type]:
+    """Classes of dataclasses in the fields of one, such as the policies that a policy holds."""
+    within = part if isinstance(part, tuple) else ()
+    if is_dataclass(part):
+        within = tuple(getattr(part, field.name) for field in fields(part))
+    for inner in within:
+        if is_dataclass(inner):
+            yield type(inner)
+        yield from _classes_within(inner)
+
+
+def code_of_module(name: str) -> str:
+    """SHA-256 of a module's source."""
+    return sha256_of_file(Path(inspect.getfile(importlib.import_module(name))))
