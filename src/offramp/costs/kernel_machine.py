@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from offramp.costs.machine import (
     MAP_LAUNCHES,
     MLP_LAUNCHES,
     STEP_LAUNCHES,
+    DataSheet,
 )
 from offramp.costs.probes import PROBES, ProbeKind, ProbeSizes, lens_products, map_bytes, map_flops
 from offramp.costs.timings import KIND
@@ -38,24 +39,18 @@ PROBE_COLUMNS: Mapping[str, Callable[[ModelShape, ProbeSizes], int]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class KernelMachine:
+class KernelMachine(DataSheet[float]):
     """A machine priced by measured kernels where they reach, by its data sheet elsewhere.
 
-    products: seconds of a bfloat16 product, by columns n, inner size k and rows m. attention: of one token a
-    sequence. flops_per_second (bfloat16, dense), bytes_per_second: of the data sheet. launch_seconds: of a
-    kernel without a table. decision_seconds: until the host knows an answer and launches on; no table holds
-    it. details: JSON values: package, version, system, backend and the SHA-256 of each table.
+    flops_per_second: in bfloat16. products: seconds of a bfloat16 product, by columns n, inner size k and
+    rows m. attention: of one token a sequence. details: JSON values: package, version, system, backend and
+    the SHA-256 of each table, in whose place they are written.
     """
 
-    name: str
-    description: str
-    source: str
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("products", "attention")
+
     products: Grid
     attention: DecodeAttention
-    flops_per_second: float
-    bytes_per_second: float
-    launch_seconds: float
-    decision_seconds: float
     details: Mapping[str, Any]
     kind: str = KIND
 
@@ -221,11 +216,6 @@ class KernelMachine:
                 f"traced in {DTYPES[shape.element_bytes]}, priced in {DTYPE}, the dtype of the tables"
             )
         return tuple(notes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The profile as a JSON object; the tables by their hashes, which are among the details."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("products", "attention")}
-        return {**kept, "details": dict(self.details)}
 
 
 def feed_forward_width(layer: LayerShape, hidden: int) -> int:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import LARGEST_NUMBER
+from offramp.kit.typed import to_json
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.plug_ins import asking, is_foreign, unfit
 
@@ -142,25 +143,43 @@ def launches_of_lens(hidden: int, sizes: ProbeSizes) -> int:
     return len(lens_products(hidden, sizes)) + (MLP_LAUNCHES if sizes.mlp_units else 0)
 
 
+Rate = TypeVar("Rate")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSheet(Generic[Rate]):
+    """A machine's peak rates and fixed times.
+
+    flops_per_second: dense peak. bytes_per_second: peak of the memory. launch_seconds: of a kernel.
+    decision_seconds: until the host knows an answer and launches on.
+    """
+
+    name: str
+    description: str
+    source: str
+    flops_per_second: Rate
+    bytes_per_second: float
+    launch_seconds: float
+    decision_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as a JSON object."""
+        profile: dict[str, Any] = to_json(self)
+        return profile
+
+
 @dataclass(frozen=True)
-class Roofline:
+class Roofline(DataSheet[Mapping[str, float]]):
     """Peak rates of a machine (Williams et al., Communications of the ACM 52(4), 2009) and its fixed costs.
 
     A part takes max(FLOPs / FLOP/s, bytes / (bytes/s)) + kernels x `launch_seconds`. A probe takes
     `decision_seconds` beside: the host has to wait for the answer before it knows what to run next; so does
     every step once, for its token.
 
-    flops_per_second: dense peak by dtype, "float32" and "bfloat16". bytes_per_second: peak of the memory.
+    flops_per_second: by dtype, "float32" and "bfloat16".
     Raises InputError for a rate that is not positive, a negative time, or a missing dtype.
     """
 
-    name: str
-    description: str
-    source: str
-    flops_per_second: Mapping[str, float]
-    bytes_per_second: float
-    launch_seconds: float
-    decision_seconds: float
     kind: str = KIND
 
     def __post_init__(self) -> None:
@@ -250,10 +269,6 @@ class Roofline:
     def _second(self, flops: float, moved: float, flops_per_second: float, launches: int) -> float:
         busy = max(flops / flops_per_second, moved / self.bytes_per_second)
         return busy + launches * self.launch_seconds
-
-    def to_json(self) -> dict[str, Any]:
-        """The profile as a JSON object, with the entries of a TOML profile."""
-        return {**vars(self), "flops_per_second": dict(self.flops_per_second)}
 
 
 def layer_launches(shape: ModelShape) -> NDArray[np.float64]:
