@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.policies.rules.threshold import Threshold
 from offramp.report.comparison import render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.table import write_tables
@@ -135,10 +136,11 @@ def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Answer:
         "h100",
         Tuned(
             floor=floor,
-            policy_text="threshold:signal=margin,value=0.9,exits=10+15+20",
+            policy=Threshold("margin", 0.9, (10, 15, 20)),
             answer="certified",
             certificate=certificate,
             quality=nothing,
+            agreement=nothing,
             skip_ratio=nothing,
             net_speedup=estimate(float(generator.uniform(0.95, 1.3)), 0.02),
             seconds_per_token=nothing,

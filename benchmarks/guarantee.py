@@ -71,8 +71,8 @@ class Population:
 
     def figures(self, policy: ExitPolicy) -> tuple[float, float]:
         """The exact risk and the net speedup of a policy."""
-        outcome = self.evidence.outcome(policy)
-        return outcome.risk, self.pricing.plain / self.pricing.of_counts(outcome.counts)
+        risk, counts = self.evidence.outcome(policy)
+        return risk, self.pricing.plain / self.pricing.of_counts(counts)
 
 
 def tune_on_draws(world: Population, floor: Floor, draws: int, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from combine_cases import combined_result
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.grammar import parse_policy
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import NOTHING, TextSize
@@ -251,14 +252,15 @@ def answer(
     }
     if lacks == "documents" and fields["documents"] >= fields["documents_needed"]:
         documents["search"] = 0
-    late = Candidate(policy, "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
+    late = Candidate(parse_policy(policy), "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
     nothing = Estimate(None, undefined="not looked at")
     tuned = Tuned(
         floor=floor if isinstance(floor, Floor) else Floor("agreement", floor),
-        policy_text=policy,
+        policy=parse_policy(policy),
         answer=said,
         certificate=Certificate(**fields),
         quality=nothing,
+        agreement=nothing,
         skip_ratio=nothing,
         net_speedup=speed,
         seconds_per_token=nothing,

@@ -17,6 +17,7 @@ from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
 from offramp.decoding.measurement.results import BenchResult, read_results
 from offramp.kit.typed import from_json
+from offramp.policies.grammar import parse_policy
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"
@@ -175,7 +176,7 @@ def test_a_tuned_policy_is_held_to_its_floor(
     tuned = offramp.tune(trace, floor={"agreement": 0.5}, hardware="h100")
     promised = replace(
         tuned,
-        policy_text=POLICY,
+        policy=parse_policy(POLICY),
         floor=replace(tuned.floor, value=0.999),
         certificate=replace(tuned.certificate, holds=True),
     )

@@ -24,6 +24,9 @@ from offramp.decoding.openings import (
 )
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.defaults import FEWEST_VISITS, OPENING_TOKENS
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.fixed import StaticExit
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
 from offramp.studies.work import decoding_choice
@@ -301,7 +304,7 @@ def test_sizes_follow_the_budget() -> None:
 def test_a_slow_model_leaves_out_what_would_take_too_long(
     plain: float, choices: int, new_tokens: int
 ) -> None:
-    cells = [Choice("static", f"static:exit={exit}", "propagate", "", 0.95) for exit in (1, 2, 3)]
+    cells = [Choice("static", StaticExit(exit), "propagate", "", 0.95) for exit in (1, 2, 3)]
     kept, tokens = within_budget(cells, plain, 30.0)
     assert list(kept) == cells[:choices]
     assert tokens == new_tokens
@@ -358,16 +361,20 @@ def test_who_is_chosen(finished_run: Path) -> None:
     one = Estimate(1.0)
     (folder,) = [path for path in (finished_run / "traces").glob("*/*") if path.name != "chat"]
     judged = judge(Trace.load(folder), (0.95,))[0]
-    verdict = replace(judged, policy="static:exit=3", kv="recompute")
+    verdict = replace(judged, policy=StaticExit(3), kv="recompute")
 
     def entry(policy: str, speed: float, reachable: bool = True, floor: float = 0.95) -> RankedPolicy:
-        return RankedPolicy(policy, policy, reachable, floor, one, one, Estimate(speed), 1.0, 0.0, 0.0)
+        return RankedPolicy(
+            family=policy, policy=parse_policy(policy), kv="propagate", reachable=reachable, floor=floor,
+            quality=one, agreement=one, skip_ratio=one, net_speedup=Estimate(speed), seconds_per_token=one,
+            plain_seconds_per_token=1.0, probe_share=0.0, probe_seconds=0.0,
+        )  # fmt: skip
 
-    looser = replace(verdict, floor=0.9, policy="static:exit=1")
+    looser = replace(verdict, floor=0.9, policy=StaticExit(1))
     league = Ranking("local", "", (0.95,), (), (looser, verdict), None)
 
     def chosen() -> list[tuple[str, str, float]]:
-        return [(one.policy, one.kv, one.floor) for one in of_verdicts(league, ())]
+        return [(str(one.policy), one.kv, one.floor) for one in of_verdicts(league, ())]
 
     def judged_as(*verdicts: Verdict) -> Ranking:
         return replace(league, verdicts=verdicts)
@@ -377,7 +384,7 @@ def test_who_is_chosen(finished_run: Path) -> None:
     league = judged_as(*league.verdicts, replace(verdict, floor=0.99))
     assert chosen() == [("static:exit=3", "recompute", 0.95), ("static:exit=1", "recompute", 0.9)]
     # A looser floor's policy where the main one has none.
-    never = replace(verdict, policy="never")
+    never = replace(verdict, policy=PLAIN_DECODING)
     league = judged_as(looser, never)
     assert chosen() == [("static:exit=1", "recompute", 0.9)]
     league = judged_as(never)
@@ -386,7 +393,7 @@ def test_who_is_chosen(finished_run: Path) -> None:
         entry("never", 1.0),
         entry("static:exit=2", 0.9),
         entry("static:exit=1", 0.8),
-        entry("oracle:saturation", 1.4, reachable=False),
+        entry("oracle:which=saturation", 1.4, reachable=False),
         entry("static:exit=3", 1.2, floor=0.9),
     )
     league = replace(league, entries=entries)

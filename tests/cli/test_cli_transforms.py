@@ -13,6 +13,7 @@ import offramp
 from command_line import run_offramp
 from offramp.costs.hardware import list_local_profiles
 from offramp.models.source import find_source
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.tracing import loading
 from offramp.tuning.tuned import read_tuned
 from tiny_models import LAYERS
@@ -97,7 +98,7 @@ def test_score_replay_and_tune_show_it(traced: Path, tmp_path: Path) -> None:
     assert "agreement with the original model" in shown.out
     tuned = read_tuned(tmp_path / "policy.json")
     assert tuned.certificate.executed
-    assert tuned.candidates[0].policy == "never"
+    assert tuned.candidates[0].policy == PLAIN_DECODING
     value = run_offramp(*tuning, "--floor", "agreement=0.9", "--json").json
     assert value["reference_agreement"]["value"] is not None
     predicted = ["predict", tmp_path / "policy.json", "--trace", traced, "--unseen"]

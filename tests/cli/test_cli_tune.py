@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import offramp
 from command_line import run_offramp
 from offramp.cli.traced_model import load_traced_model
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.tuning.tuned import read_tuned
 from tiny_models import write_documents
 
@@ -52,7 +53,7 @@ def test_what_is_certified_was_decoded(trace: Path, tmp_path: Path) -> None:
     said = " ".join(shown.split())
     assert "candidates, from cautious to bold" in said
     assert "replay bound" not in said
-    if tuned.policy_text != "never":
+    if not tuned.plain:
         assert "certificate (wsr):" in said
         source = tuned.model["source"]
         assert f"next: offramp generate {source} --policy {output} --prompt TEXT" in said
@@ -105,7 +106,7 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
         tuned = read_tuned(answer["file"])
         assert Path(answer["file"]).parent == tmp_path
         assert tuned.certificate.delta == 0.05
-        assert str(policy.for_task(name)) == tuned.policy_text == answer["policy"]
+        assert str(policy.for_task(name)) == str(tuned.policy) == answer["policy"]
         assert tuned.answer in " ".join(outcome.err.split())
     assert "each answer is wrong with a chance of 0.05, any of them with 0.1" in " ".join(outcome.err.split())
     again = ("tune", trace, tmp_path / "others", *FLOOR[:4], *more, "-o", output)
@@ -148,7 +149,7 @@ def test_a_trained_models_tokens_are_judged_by_the_original(
     said = " ".join(run_offramp(*asked).require(0).out.split())
     tuned = read_tuned(output)
     assert tuned.certificate.executed
-    assert tuned.candidates[0].policy == "never"
+    assert tuned.candidates[0].policy == PLAIN_DECODING
     assert tuned.executed_reference_agreement is not None
     assert "the original full model's choice on the same prefix" in said
     assert "replayed and rerun: reference agreement on the search documents" in said

@@ -240,7 +240,7 @@ def test_a_policy_that_is_tuned_by_what_it_decodes() -> None:
         )
 
     expected, found = here_and_elsewhere(tune)
-    assert found.policy_text == expected.policy_text
+    assert found.policy == expected.policy
     assert found.certificate == expected.certificate
     assert [one.documents for one in found.candidates] == [one.documents for one in expected.candidates]
 

@@ -77,7 +77,7 @@ def test_another_model_is_refused() -> None:
 def test_a_tuned_file_is_bound_to_its_heads(tmp_path: Path) -> None:
     options: dict[str, Any] = {"tokens": 600, "documents": 60}
     found = tune(traced(LENS, **options), {"agreement": 0.5}, None, method="naive")
-    assert found.policy_text != "never"
+    assert not found.plain
     path = tmp_path / "policy.json"
     write_tuned(path, found)
     assert json.loads(path.read_text())["model"]["heads"] == {"fingerprint": "lens", "lens": True}

@@ -56,7 +56,7 @@ def test_a_hand_worked_breakdown_line_by_line() -> None:
     assert result.skip_ratio == pytest.approx((3 + 1 + 0) / 12)
     assert result.nll_increase == pytest.approx(((3 - 1) + (2.5 - 2) + 0) / 3)
     assert result.kl == pytest.approx((0.2 + 0.7) / 3)
-    assert result.policy == "threshold:signal=max_prob,value=0.5,exits=1+3"
+    assert str(result.policy) == "threshold:signal=max_prob,value=0.5,exits=1+3"
 
 
 def test_the_default_prices_are_those_at_the_mean_position() -> None:

@@ -165,7 +165,7 @@ def test_tuning_measures_what_replay_says(policy: ExitPolicy) -> None:
     assert held.agreement.value == pytest.approx(result.agreement)
     assert held.net_speedup.value == pytest.approx(result.predicted_speedup)
     assert 1.0 - policy_losses(trace, policy, FLOOR).mean() == pytest.approx(result.agreement)
-    assert held.plain_cost == pytest.approx(result.breakdown.plain / trace.token_count)
+    assert held.plain_seconds_per_token == pytest.approx(result.breakdown.plain / trace.token_count)
     assert held.gain is not None
     assert vars(held.gain) == pytest.approx(vars(result.gain))
     intervals = replay_intervals(trace, policy)
@@ -230,8 +230,8 @@ def test_lockstep_reads_the_list_too() -> None:
         said = agreement_by_hand(trace, decisions.decisions.exits, head=at == "all")
         assert held.agreement.value == pytest.approx(said.mean())
         result = replay(trace, policy, machine=machine, batch=4)
-        assert held.cost.value == pytest.approx(result.seconds_per_token)
-        assert held.plain_cost == pytest.approx(result.plain_seconds_per_token)
+        assert held.seconds_per_token.value == pytest.approx(result.seconds_per_token)
+        assert held.plain_seconds_per_token == pytest.approx(result.plain_seconds_per_token)
         assert held.gain is not None
         assert vars(held.gain) == pytest.approx(vars(result.gain))
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.grammar import parse_policy
 from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
@@ -78,18 +80,18 @@ FAMILIES = (
     ("margin, 3 exits", threshold("margin", 0.88, THREE), 0.09, 2.4e-2),
     (
         "decaying max_prob, 3 exits",
-        "decaying:signal=max_prob,value=0.95,temperature=4,exits=20+24+27",
+        "decaying:signal=max_prob,value=0.95,decay=4,length=64,exits=20+24+27",
         0.085,
         2.4e-2,
     ),
     ("entropy, 3 exits", threshold("entropy", 0.41, THREE), 0.08, 2.5e-2),
-    ("patience", "patience:exits=15+20+24+27,times=2", 0.07, 3.3e-2),
-    ("per class", f"per_class:prose=({threshold('margin', 0.9, '27')}),fallback=never", 0.04, 8.7e-3),
+    ("patience", "patience:times=2,exits=15+20+24+27", 0.07, 3.3e-2),
+    ("per class", f"tasks:names=prose,policies=[{threshold('margin', 0.9, '27')}]", 0.04, 8.7e-3),
     ("max_prob, all exits", threshold("max_prob", 0.97, ALL), 0.12, 0.232),
 )
 ORACLES = (
-    ("first-match oracle", "oracle:first_match", 0.25),
-    ("saturation oracle", "oracle:saturation", 0.13),
+    ("first-match oracle", "oracle:which=first_match", 0.25),
+    ("saturation oracle", "oracle:which=saturation", 0.13),
 )
 
 
@@ -114,15 +116,18 @@ def league_entry(
     plain = HARDWARE.plain_seconds_per_token
     return RankedPolicy(
         family=family,
-        policy=policy,
+        policy=parse_policy(policy),
+        kv="propagate",
         reachable=reachable,
         gain=Gain(layers / plain, 0.0, -probes / plain),
         full_depth=policy == "never",
         floor=floor,
+        quality=around(1.0 if not reachable or policy == "never" else floor + 0.004, 0.005),
         agreement=around(1.0 if not reachable or policy == "never" else floor + 0.004, 0.005),
         skip_ratio=around(skip, 0.1 * skip),
         net_speedup=around(speed, 0.012 * speed * (policy != "never")),
-        seconds_per_token=seconds,
+        seconds_per_token=Estimate(seconds),
+        plain_seconds_per_token=plain,
         probe_share=probes / seconds,
         probe_seconds=probes,
         parts=parts,
@@ -134,7 +139,7 @@ def league(extra: float = 0.0) -> tuple[RankedPolicy, ...]:
     entries = []
     for floor in (0.99, 0.95, 0.9):
         families = [league_entry(f, p, floor, s + (extra if s else 0.0), t) for f, p, s, t in FAMILIES]
-        families.sort(key=lambda entry: entry.seconds_per_token)
+        families.sort(key=lambda entry: entry.seconds_per_token.value)
         entries += [replace(entry, rank=rank) for rank, entry in enumerate(families, start=1)]
         entries += [league_entry(f, p, floor, s + extra, 0.0, reachable=False) for f, p, s in ORACLES]
     return tuple(entries)
@@ -160,21 +165,25 @@ def certificate(holds: bool, documents: int, needed: int, **changes) -> Certific
 
 
 def front() -> tuple[FrontPoint, ...]:
-    points = [FrontPoint("never", 0.0, 1.0, PLAIN, 1.0, 0.0)]
+    points = [FrontPoint(PLAIN_DECODING, 0.0, 1.0, PLAIN, 1.0, 0.0)]
     for step in range(1, 12):
         policy = f"threshold:signal=correctness,value={0.99 - 0.01 * step:.2f},exits=20+24+27"
         risk, seconds = 0.0011 * step**1.7, PLAIN * (1 - 0.012 * step**0.9)
-        points.append(FrontPoint(policy, risk, 1 - risk, seconds, PLAIN / seconds, 0.02 * step))
+        points.append(FrontPoint(parse_policy(policy), risk, 1 - risk, seconds, PLAIN / seconds, 0.02 * step))
     return tuple(points)
+
+
+CERTIFIED = "threshold:signal=correctness,value=0.94,exits=20+24+27"
 
 
 def tuned(floor: Floor, made: Certificate, **changes) -> Tuned:
     fields = {
         "floor": floor,
-        "policy_text": "threshold:signal=correctness,value=0.94,exits=20+24+27" if made.holds else "never",
+        "policy": parse_policy(CERTIFIED if made.holds else "never"),
         "answer": "certified, 3.4 % faster than the full model" if made.holds else "not certifiable",
         "certificate": made,
         "quality": around(0.9951 if made.holds else 1.0, 0.002 * made.holds),
+        "agreement": around(0.9951 if made.holds else 1.0, 0.002 * made.holds),
         "skip_ratio": around(0.047 if made.holds else 0.0, 0.004 * made.holds),
         "net_speedup": around(1.034 if made.holds else 1.0, 0.006 * made.holds),
         "seconds_per_token": around(PLAIN / 1.034 if made.holds else PLAIN, 0.0004 * made.holds),
@@ -211,15 +220,20 @@ def machines(gain: float = 1.0) -> tuple[MachineAnswer, ...]:
                 estimate = Estimate(speed, low, high) if speed > 1 else Estimate(1.0, 1.0, 1.0)
                 answers.append(
                     MachineAnswer(
-                        machine,
-                        source,
-                        batch,
-                        floor,
-                        policy,
-                        decision,
-                        estimate,
-                        around(floor + 0.003, 0.004),
-                        plain[machine] * (1 + 0.04 * batch),
+                        policy=parse_policy(policy),
+                        kv="propagate",
+                        quality=around(floor + 0.003, 0.004),
+                        agreement=around(floor + 0.003, 0.004),
+                        skip_ratio=Estimate(0.1),
+                        net_speedup=estimate,
+                        probe_share=0.01,
+                        seconds_per_token=Estimate(plain[machine] * (1 + 0.04 * batch) / speed),
+                        plain_seconds_per_token=plain[machine] * (1 + 0.04 * batch),
+                        machine=machine,
+                        source=source,
+                        batch=batch,
+                        floor=floor,
+                        decision=decision,
                     )
                 )
     return tuple(answers)

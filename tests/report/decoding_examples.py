@@ -14,6 +14,7 @@ from offramp.decoding.measurement.results import (
     FreeRunning,
     PartError,
 )
+from offramp.policies.grammar import parse_policy
 from offramp.report.run_result import Decoded, RunResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
@@ -125,7 +126,7 @@ def decoded(
             DecodedChoice(
                 family=text.partition(":")[0],
                 contender=name,
-                policy=text,
+                policy=parse_policy(text),
                 kv=kv,
                 why=f"the verdict's policy at {90 if place else 95} % agreement",
                 floor=0.9 if place else 0.95,
@@ -181,7 +182,7 @@ def decoded_run(run: RunResult, **options) -> RunResult:
     )
     workload = replace(workload, verdicts=verdicts)
     run = replace(run, workloads=(workload, *run.workloads[1:]))
-    policy = next(v.policy for v in workload.verdicts if v.floor == 0.95)
+    policy = str(next(v.policy for v in workload.verdicts if v.floor == 0.95))
     if policy == "never":
         policy = "threshold:signal=correctness,value=0.91,exits=20+24+27"
     return with_decoding(

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from consistency import contradictions, require_consistent
 from offramp.kit.typed import to_json
+from offramp.policies.grammar import parse_policy
 from offramp.report.page import render
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
@@ -51,14 +52,14 @@ def made(certificate: str, speed: str, *, tried: bool, decision: str) -> RunResu
     run = example_run()
     workload = run.workloads[0]
     settled = CERTIFICATES[certificate]
-    candidate = Candidate(POLICY, KV, 0.98, 0.955, 0.9632, 56, 1.12, False, "time used up")
+    candidate = Candidate(parse_policy(POLICY), KV, 0.98, 0.955, 0.9632, 56, 1.12, False, "time used up")
 
     def verdict(one: Verdict) -> Verdict:
         exits = certificate in ("none", "bound", "holds")
         return replace(
             one,
             decision=decision,
-            policy=POLICY if exits else "never",
+            policy=parse_policy(POLICY if exits else "never"),
             kv=KV if exits and settled is not None else None,
             certificate=settled,
             executed_agreement=Estimate(0.981, 0.97, 0.99) if certificate == "holds" else None,

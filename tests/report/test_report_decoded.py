@@ -16,6 +16,8 @@ from report_examples import CHAT, LAYERS, answered, example_run, workload_result
 from rich.console import Console
 
 from offramp.decoding.measurement.results import PartError
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
 from offramp.report.formats import percent
 from offramp.report.page import render
@@ -140,7 +142,9 @@ def test_a_policy_without_prediction_or_time_has_no_number(run):
 
 def test_hostile_text_of_a_measurement_stays_text():
     hostile = "</script><img src=x onerror=alert(1)>"
-    made = decoded("prose", hostile, sound=False)
+    made = decoded("prose", "static:exit=20", sound=False)
+    hostile_policy = replace(made.policies[0], why=hostile, kv=hostile)
+    made = replace(made, policies=(hostile_policy, *made.policies[1:]))
     bench = replace(
         made.bench,
         defects=(hostile,),
@@ -203,7 +207,7 @@ def test_short_names(policy, name):
 
 
 def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
-    policy = DecodedChoice("static", "static:exit=2", "propagate", "chosen", 0.95, contender="a")
+    policy = DecodedChoice("static", StaticExit(2), "propagate", "chosen", 0.95, contender="a")
     made = replace(forecast("a", "propagate", 0.05, 0.06), measured=Estimate(0.06, 0.058, 0.062))
     svg = beside_plot([(policy, made)], plain=55.0).svg()
     assert Page(svg).faults == []
@@ -215,7 +219,7 @@ def test_the_reference_line_and_the_marks_lie_where_the_numbers_are():
 
 
 def test_errors_stack_to_both_sides_of_zero():
-    policy = DecodedChoice("static", "static:exit=2", "propagate", "chosen", 0.95, contender="a")
+    policy = DecodedChoice("static", StaticExit(2), "propagate", "chosen", 0.95, contender="a")
     parts = (
         PartError("layers", 0.050, 0.052),
         PartError("probes", 0.001, 0.002),
@@ -289,7 +293,7 @@ def test_a_page_is_whole_after_every_stage(run):
     assert "There is no verdict for smollm2 yet." in first.text
 
 
-TRIED = Candidate("static:exit=20", "propagate", 0.98, 0.955, 0.9632, 56, 1.014, False, "time used up")
+TRIED = Candidate(StaticExit(20), "propagate", 0.98, 0.955, 0.9632, 56, 1.014, False, "time used up")
 OPEN = Certificate(
     method="wsr", guarantee="", holds=False, delta=0.1, documents=120, empirical_risk=None, risk_bound=None,
     best_floor=0.95, documents_needed=59, tested=1, passed=0, assumption="", executed=True, kv="propagate",
@@ -317,7 +321,7 @@ def printed(run: RunResult, width: int = 140) -> str:
 def test_what_was_tried_is_shown_and_not_called_certified() -> None:
     run = with_verdicts(
         example_run(),
-        policy="never",
+        policy=PLAIN_DECODING,
         kv=None,
         decision="too close to call",
         certificate=OPEN,
@@ -343,7 +347,7 @@ def test_what_was_tried_is_shown_and_not_called_certified() -> None:
 def test_a_certified_share_is_shown_where_no_time_was_left_for_fresh_documents() -> None:
     run = with_verdicts(
         example_run(),
-        policy="static:exit=20",
+        policy=StaticExit(20),
         kv="propagate",
         certificate=replace(OPEN, holds=True, empirical_risk=0.021),
         executed_agreement=Estimate(None, undefined="the time was used up"),

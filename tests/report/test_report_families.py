@@ -13,6 +13,8 @@ from report_examples import example_run
 
 from offramp.policies import cost_breakdown
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
 from offramp.report.sections.families import (
     PARTS,
@@ -48,7 +50,7 @@ def test_saved_and_spent_add_up_to_the_net_change(layers, probes, repair, plain,
     entry = replace(
         answers.league_entry("x", "static:exit=2", 0.95, 0.1, probes),
         net_speedup=Estimate(plain / seconds),
-        seconds_per_token=seconds,
+        seconds_per_token=Estimate(seconds),
         probe_seconds=probes,
         probe_share=probes / seconds,
         parts=parts if apart else {},
@@ -129,7 +131,7 @@ def test_the_summary_names_the_best_the_slowest_and_their_probes():
     assert summary_of([slow], 0.95, "time").startswith(
         "At 95 % agreement the one family that exits is not faster"
     )
-    never = replace(best, policy="never", net_speedup=Estimate(1.0))
+    never = replace(best, policy=PLAIN_DECODING, net_speedup=Estimate(1.0))
     assert "no family has a policy that beats the full model" in summary_of([never], 0.95, "time")
 
 
@@ -178,7 +180,7 @@ def test_a_smaller_head_is_no_early_exit_and_is_set_against_it():
 
 def test_without_a_smaller_head_the_gain_is_early_exits_own():
     exits, _ = short_entries()
-    (credit,) = credits_of([replace(exits, policy="static:exit=28", net_speedup=Estimate(1.02))])
+    (credit,) = credits_of([replace(exits, policy=StaticExit(28), net_speedup=Estimate(1.02))])
     assert "is its own: 2.0 % faster" in credit_sentence(credit)
     run = example_run()
     short = replace(run, workloads=(replace(run.workloads[0], league=tuple(short_entries())),))
@@ -198,7 +200,7 @@ def test_rows_are_ranked_and_oracles_stand_apart():
         (e for e in example_run().workloads[0].league if e.floor == 0.95 and e.rank), key=lambda e: e.rank
     )
     for entry in [entry for entry in ranked if entry.reachable][:SHOWN]:
-        assert re.sub("([,:+])", r"\1<wbr>", entry.policy) in html
+        assert re.sub("([,:+])", r"\1<wbr>", str(entry.policy)) in html
         assert short_name(entry.policy) in unescape(html).replace("\u00a0", " ")
 
 

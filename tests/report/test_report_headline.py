@@ -14,6 +14,8 @@ from report_examples import example_run
 import comparison_examples as examples
 from offramp.decoding.measurement.results import LOOKUP
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.caveats import lacking, left_over, not_claimed
 from offramp.report.findings import (
@@ -74,12 +76,12 @@ def verdict(
         decision=decision,
         reason="because of the reason given",
         missing=(),
-        policy=policy,
+        policy=parse_policy(policy),
         kv="propagate",
         certificate=certificate(),
         executed_agreement=Estimate(0.9625),
         speed=None if value is None else Speed(value, low, high, how, "local", True),
-        replayed_policy=policy,
+        replayed_policy=parse_policy(policy),
         agreement=Estimate(0.96, 0.95, 0.97),
         skip_ratio=Estimate(0.1),
         net_speedup=Estimate(1.02),
@@ -108,7 +110,7 @@ def test_a_gain_is_split_and_a_smaller_head_is_not_early_exits():
     assert own.endswith("; saves of plain decoding, by price: layers +11.0 %, head 0.0 %, probes −0.3 %.")
 
 
-REFUTED = Candidate("static:exit=20", "propagate", 0.9, 0.8, 0.8125, 16, 1.2, False, "too much lost")
+REFUTED = Candidate(StaticExit(20), "propagate", 0.9, 0.8, 0.8125, 16, 1.2, False, "too much lost")
 
 
 def run_with(*verdicts: Verdict):
@@ -240,7 +242,7 @@ def test_caveats_name_what_is_missing_lost_documents_and_notes():
     assert "rests on" not in "\n".join(caveats(run_with(replace(made, report_documents=20))))
 
 
-POLICY = "threshold:signal=margin,value=0.9"
+POLICY = "threshold:signal=margin,value=0.9,exits=10+15"
 PLAIN = Estimate(1.0, 1.0, 1.0)
 
 
@@ -602,7 +604,7 @@ def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
     policy = replace(first.policies[1], floor=0.99)  # far below that on the prompts of the timing
     first = replace(first, policies=(policy,))
     sure = replace(
-        verdict("pays", 1.1, floor=0.99, policy=policy.policy),
+        verdict("pays", 1.1, floor=0.99, policy=str(policy.policy)),
         kv=policy.kv,
         executed_agreement=Estimate(0.995, 0.985, 1.0),
     )
@@ -613,7 +615,11 @@ def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
 
 def answer(machine: str, batch: int, decision: str, floor: float = 0.95) -> MachineAnswer:
     estimate = Estimate(1.1, 1.0, 1.2)
-    return MachineAnswer(machine, "source", batch, floor, "static:exit=2", decision, estimate, estimate, 0.01)
+    return MachineAnswer(
+        policy=StaticExit(2), kv="propagate", quality=estimate, agreement=estimate, skip_ratio=estimate,
+        net_speedup=estimate, probe_share=0.0, seconds_per_token=estimate, plain_seconds_per_token=0.01,
+        machine=machine, source="source", batch=batch, floor=floor, decision=decision,
+    )  # fmt: skip
 
 
 def workload(**changes):

@@ -18,6 +18,7 @@ from decoding_examples import decoded_run
 from report_examples import CHAT, example_run, workload_result
 
 import comparison_examples as examples
+from offramp.policies.rules.fixed import Never
 from offramp.report.comparison import NAVIGATION, render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.page import render, write_report
@@ -292,19 +293,26 @@ def test_workloads_whose_names_differ_in_punctuation_get_ids_of_their_own() -> N
     assert len(ids) == len(set(ids))
 
 
+class Hostile(Never):
+    """A plug-in's policy whose text is no policy's."""
+
+    def __str__(self) -> str:
+        return HOSTILE
+
+
 def hostile_answers(workload: WorkloadResult, hostile: str) -> WorkloadResult:
     """The same answers with hostile text wherever another package's text stands."""
     certificates = [
         replace(t.certificate, method=hostile, guarantee=hostile, assumption=hostile) for t in workload.tuned
     ]
-    front = tuple(replace(point, policy=hostile) for point in workload.tuned[0].front)
+    front = tuple(replace(point, policy=Hostile()) for point in workload.tuned[0].front)
     return replace(
         workload,
-        league=tuple(replace(e, family=hostile + e.family, policy=hostile) for e in workload.league),
+        league=tuple(replace(e, family=hostile + e.family, policy=Hostile()) for e in workload.league),
         tuned=tuple(
             replace(
                 t,
-                policy_text=hostile,
+                policy=Hostile(),
                 answer=hostile,
                 machine=hostile,
                 kv=hostile,
@@ -314,7 +322,7 @@ def hostile_answers(workload: WorkloadResult, hostile: str) -> WorkloadResult:
             for t, c in zip(workload.tuned, certificates, strict=True)
         ),
         machines=tuple(
-            replace(a, machine=hostile, source=hostile, policy=hostile) for a in workload.machines
+            replace(a, machine=hostile, source=hostile, policy=Hostile()) for a in workload.machines
         ),
         break_even=tuple(
             replace(b, policy=hostile, lever=hostile, sentence=hostile) for b in workload.break_even
@@ -335,7 +343,7 @@ def test_hostile_text_of_a_run_stays_text() -> None:
     width = len(grid.inputs)
     grid = replace(grid, document=hostile, inputs=(hostile,) * width, targets=(hostile,) * width)
     grid = replace(grid, pieces=((hostile,) * width,) * len(grid.exits))
-    verdicts = tuple(replace(v, reason=hostile, policy=hostile) for v in workload.verdicts)
+    verdicts = tuple(replace(v, reason=hostile, policy=Hostile()) for v in workload.verdicts)
     card = replace(workload.card, notes=(hostile,))
     workload = replace(workload, name=hostile, passage=passage, grid=grid, verdicts=verdicts, card=card)
     workload = replace(workload, notes=(hostile,), trace_folder=hostile)
@@ -374,8 +382,7 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
             trace_folder=HOSTILE,
             notes=(HOSTILE,),
             answers=tuple(
-                Answer(HOSTILE, replace(one.tuned, policy_text=HOSTILE, answer=HOSTILE))
-                for one in row.answers
+                Answer(HOSTILE, replace(one.tuned, policy=Hostile(), answer=HOSTILE)) for one in row.answers
             ),
             card=replace(row.card, increment=Estimate(None, undefined=HOSTILE)),
         )

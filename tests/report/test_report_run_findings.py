@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from offramp.files import safe_name
+from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.report.run_findings import recommended_file
 from offramp.tuning.verdict import Speed, Verdict
 
@@ -25,7 +26,7 @@ SLOWER = Speed(0.967, 0.94, 1.0, "measured", "local", True)
         ({"speed": SLOWER}, False),  # certified, and predicted to be faster, but the stopwatch says no
         ({"speed": None}, False),
         ({"certified": False}, False),
-        ({"policy": "never"}, False),
+        ({"policy": Never()}, False),
     ],
 )
 def test_only_what_is_certified_and_not_found_slower_is_recommended(
@@ -34,7 +35,7 @@ def test_only_what_is_certified_and_not_found_slower_is_recommended(
     facts = {
         "decision": "pays",
         "certified": True,
-        "policy": "static:exit=4",
+        "policy": StaticExit(4),
         "speed": MEASURED,
         "floor": 0.95,
     }

@@ -5,6 +5,7 @@ from dataclasses import replace
 import answer_examples as answers
 import pytest
 
+from offramp.policies.rules.fixed import StaticExit
 from offramp.report.sections.tuned import certificate_sentence, risk_text, status
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
@@ -71,7 +72,7 @@ def test_sentences(floor: Floor, made: Certificate, state: str, said: str) -> No
 
 def test_a_policy_without_a_guarantee_is_not_promised_for_others() -> None:
     made = answers.certificate(False, 300, 1, method="naive", delta=None)
-    tuned = replace(answers.tuned(AGREEMENT, made), policy_text="static:exit=20")
+    tuned = replace(answers.tuned(AGREEMENT, made), policy=StaticExit(20))
     assert status(tuned) == "no guarantee"
     assert "this policy kept 99 % agreement, but nothing follows for others" in certificate_sentence(tuned)
 

@@ -12,6 +12,7 @@ from report_examples import example_run
 
 from comparison_examples import example_comparison
 from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
+from offramp.policies.grammar import parse_policy
 from offramp.report.comparison import render_comparison
 from offramp.report.page import render
 from offramp.report.run_result import Decoded, RunResult
@@ -51,7 +52,7 @@ def trained_run(credit: float = 1.25) -> RunResult:
     speed = Speed(1.25, 1.2, 1.3, "measured", "local", True)
     found = certificate(True, 300, 22, executed=True)
     verdicts = tuple(
-        replace(one, policy=POLICY, kv="propagate", speed=speed, certificate=found)
+        replace(one, policy=parse_policy(POLICY), kv="propagate", speed=speed, certificate=found)
         if one.floor == 0.9
         else one
         for one in prose.verdicts
@@ -102,9 +103,11 @@ def test_a_policy_that_is_not_certified_bought_nothing() -> None:
 def test_a_candidate_whose_certificate_is_open_is_not_called_nothing() -> None:
     run = trained_run()
     prose = run.workloads[0]
-    tried = Candidate(POLICY, "recompute", 0.96, 0.96, 0.956, 72, 1.07, None, "time used up")
+    tried = Candidate(parse_policy(POLICY), "recompute", 0.96, 0.96, 0.956, 72, 1.07, None, "time used up")
     verdicts = tuple(
-        replace(one, policy="never", certificate=None, tried=tried if one.floor == 0.95 else None)
+        replace(
+            one, policy=parse_policy("never"), certificate=None, tried=tried if one.floor == 0.95 else None
+        )
         for one in prose.verdicts
     )
     run = replace(run, workloads=(replace(prose, verdicts=verdicts),))

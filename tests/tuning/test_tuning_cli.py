@@ -76,7 +76,7 @@ def test_a_policy_is_tuned_said_and_written(folder: Path, tmp_path: Path) -> Non
     output = tmp_path / "policy.json"
     outcome = run_offramp("tune", folder, *REPLAYED, "-o", output, "--json").require(0)
     tuned = read_tuned(output)
-    assert outcome.json["policy"] == tuned.policy_text == str(parse_policy(str(output)))
+    assert outcome.json["policy"] == str(tuned.policy) == str(parse_policy(str(output)))
     assert outcome.json["answer"] == tuned.answer
     assert outcome.json["file"] == str(output)
     assert tuned.certificate.holds
@@ -103,7 +103,9 @@ def test_what_is_faster_and_lossless_is_named_first_and_is_not_in_the_file(
     assert tuned.net_speedup.value is not None
     output = tmp_path / "policy.json"
     for speed, named in ((1.01 * tuned.net_speedup.value, True), (0.99 * tuned.net_speedup.value, False)):
-        drafts = Candidate("static:exit=2", "speculate", 1.0, 1.0, None, 0, speed, True, "lossless", 3)
+        drafts = Candidate(
+            parse_policy("static:exit=2"), "speculate", 1.0, 1.0, None, 0, speed, True, "lossless", 3
+        )
         found = show_tuned(Output(False), replace(tuned, candidates=(drafts,)), output, None)
         said = " ".join(capsys.readouterr().out.split())
         command = "offramp generate tiny --policy static:exit=2 --kv speculate --draft-length 3 --prompt TEXT"
@@ -113,7 +115,7 @@ def test_what_is_faster_and_lossless_is_named_first_and_is_not_in_the_file(
         first = f"next, the fastest, lossless: {command} next, with the certified policy: {certified}"
         assert (first in said) == named
         assert (f"written: {output}, the certified policy; what is faster" in said) == named
-        assert read_tuned(output).policy_text == tuned.policy_text
+        assert read_tuned(output).policy == tuned.policy
 
 
 def test_brackets_of_a_policy_are_shown(folder: Path) -> None:
@@ -131,7 +133,7 @@ def test_the_full_model_is_an_answer_and_is_written_too(folder: Path, tmp_path: 
     options = ("--floor", "agreement=0.99", "--hardware", "h100", "--model", "none")
     said = said_of(folder, tmp_path, *options)
     assert "not certifiable: 36 documents, 230 needed (left to certify, of 60 traced)" in said
-    assert read_tuned(tmp_path / "policy.json").policy_text == "never"
+    assert read_tuned(tmp_path / "policy.json").plain
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ from offramp.workloads.shared_text import write_sketch
 AGREEMENT, REFERENCE = (make_floor({kind: 0.9}) for kind in SHARES)
 
 
-def rule(policy: str) -> str:
+def rule(policy: ExitPolicy) -> str:
     """A policy without its thresholds, which do not matter for whether a model can decode with it."""
-    return re.sub(r"values?=[^,\]]*", "", policy)
+    return re.sub(r"values?=[^,\]]*", "", str(policy))
 
 
 @dataclass
@@ -134,7 +134,7 @@ def test_what_passes_is_certified_as_executed(passing: tuple[Tuned, Scripted]) -
     assert (certificate.documents, certificate.documents_needed) == (88, 22)
     assert (certificate.prompt_tokens, certificate.new_tokens) == (32, 16)
     assert (certificate.empirical_risk, certificate.risk_bound) == (0.0, pytest.approx(0.1))
-    said = f"{tuned.policy_text}, keys and values by {tuned.kv}, is certified after 23 documents of up to 16 "
+    said = f"{tuned.policy}, keys and values by {tuned.kv}, is certified after 23 documents of up to 16 "
     assert said in tuned.answer
     assert "at least 90 % of the tokens it generates are the full model's choice" in tuned.answer
     assert "executed agreement 100.0 % (100.0 to 100.0) on documents that chose nothing" in tuned.answer
@@ -159,7 +159,7 @@ def test_candidates_go_from_cautious_to_bold_and_get_faster(passing: tuple[Tuned
     assert all(later > 1.009 * before for before, later in itertools.pairwise(speeds))
     assert [one.rerun for one in tested] == sorted((one.rerun for one in tested), reverse=True)
     assert all(one.passed and one.outcome == "certified" and one.documents == 23 for one in tested)
-    assert (tuned.policy_text, tuned.kv) == (tested[-1].policy, tested[-1].kv)
+    assert (tuned.policy, tuned.kv) == (tested[-1].policy, tested[-1].kv)
     assert all(one.rerun >= 0.9 - 1e-12 for one in tested)
     # The lossless contender is priced, and not tested.
     assert (contender.kv, contender.executed, contender.documents) == ("speculate", None, 0)
@@ -217,9 +217,9 @@ def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen
 ) -> None:
     order = [(one.policy, one.kv) for one in passing[0].candidates[:-1]]
     assert len(order) > 2
-    executor = Scripted(trace, lambda policy, kv: 0.5 if (str(policy), kv) == order[1] else 0.0)
+    executor = Scripted(trace, lambda policy, kv: 0.5 if (policy, kv) == order[1] else 0.0)
     tuned = executor.tuned()
-    assert (tuned.policy_text, tuned.kv) == order[0]
+    assert (tuned.policy, tuned.kv) == order[0]
     assert [one.passed for one in tuned.candidates[:-1]] == [True, False, *[None] * (len(order) - 2)]
     failed, untested = tuned.candidates[1], tuned.candidates[2]
     assert failed.outcome == "too much lost"
@@ -235,7 +235,7 @@ def test_the_first_failure_ends_the_sequence_and_what_passed_before_it_is_chosen
 def test_nothing_that_passes_is_an_honest_no(trace: Trace) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.4)
     tuned = executor.tuned()
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert not tuned.certificate.holds
     assert tuned.certificate.executed
     assert tuned.certificate.risk_bound is None
@@ -263,7 +263,7 @@ def test_too_few_prompts_are_said_before_anything_runs(
     tuned = executor.tuned(limits=Limits(documents=limit))
     assert tuned.answer.startswith(f"not certifiable: {answer}")
     assert (executor.reruns, executor.decoded, executor.fresh) == ([], [], [])
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert tuned.certificate.stopped_after is None
     assert tuned.grounds is not None
     assert tuned.grounds.left_out == left_out
@@ -298,7 +298,7 @@ def test_with_time_a_candidate_is_decoded_on_for_as_long_as_it_may_pass(trace: T
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     none = Scripted(trace, lossless).tuned(limits=Limits(seconds=1e-9))
     assert none.answer.startswith("not settled: the time was used up before anything with exits was decoded;")
-    assert none.policy_text == "never"
+    assert none.plain
 
     executor = Scripted(trace, lossless)
 
@@ -326,7 +326,7 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
 def test_every_method_decides_on_executed_losses(trace: Trace, method: str) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.02)
     tuned = executor.tuned(method=method)
-    assert tuned.policy_text != "never"
+    assert not tuned.plain
     assert tuned.certificate.holds == (method != "naive")
     stopped = tuned.certificate.stopped_after
     planned = 4 * METHODS[method].needed(0.1, 0.1)
@@ -406,7 +406,7 @@ def test_what_the_model_cannot_decode_is_no_candidate(trace: Trace, passing: tup
     assert not rules & {(rule(one.policy), one.kv) for one in again.candidates}
     nothing = Scripted(trace, lossless, strategies=())
     tuned = nothing.tuned()
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert "no policy that keeps agreement=0.9 as rerun is faster on h100" in tuned.answer
 
 
@@ -500,8 +500,8 @@ def test_verdicts_are_monotone_in_the_floor(
         if stricter.standing == "certified":
             assert looser.standing == "certified"
             speeds = {(one.policy, one.kv): one.predicted_speed for one in looser.candidates}
-            kept = (stricter.policy_text, stricter.kv)
-            assert speeds[looser.policy_text, looser.kv] >= speeds[kept]
+            kept = (stricter.policy, stricter.kv)
+            assert speeds[looser.policy, looser.kv] >= speeds[kept]
         if looser.standing == "refuted":
             assert stricter.standing in ("refuted", "not settled")
 

@@ -77,7 +77,7 @@ def tuned_policy(floor: float = 0.6) -> Tuned:
     # Whatever the tuner chose, these tests want one that probes.
     return replace(
         found,
-        policy_text=str(POLICY),
+        policy=POLICY,
         shift=shift_of(trace.subset(seen), POLICY),
         document_digests={"search": digests(trace, range(10)), "certify": digests(trace, range(10, 20))},
     )
@@ -88,7 +88,7 @@ def must_be_replayed(found: Prediction, replayed: ReplayResult) -> None:
     assert found.agreement.value == pytest.approx(replayed.agreement)
     assert found.skip_ratio.value == pytest.approx(replayed.skip_ratio)
     assert found.net_speedup.value == pytest.approx(replayed.predicted_speedup)
-    speedup = found.plain_seconds_per_token / found.seconds_per_token
+    speedup = found.plain_seconds_per_token / found.seconds_per_token.value
     assert speedup == pytest.approx(replayed.predicted_speedup)
     assert found.probe_share == pytest.approx(replayed.probe_share)
     for estimate in (found.agreement, found.skip_ratio, found.net_speedup, found.quality):
@@ -100,7 +100,7 @@ def must_be_replayed(found: Prediction, replayed: ReplayResult) -> None:
 
 def test_figures_are_those_of_a_replay() -> None:
     trace = a_trace(seed=1, workload="other")
-    found = predict(replace(tuned_policy(), policy_text=str(BOLD)), trace)
+    found = predict(replace(tuned_policy(), policy=BOLD), trace)
     replayed = replay(trace, BOLD)
     must_be_replayed(found, replayed)
     assert (found.documents, found.workload, found.machine) == (40, "other", "bytes moved")
@@ -109,7 +109,7 @@ def test_figures_are_those_of_a_replay() -> None:
 def test_another_machine_changes_the_seconds_and_nothing_else() -> None:
     trace = a_trace(seed=1, workload="other")
     slow, fast = (predict(tuned_policy(), trace, hardware=machine("x", rate)) for rate in (1e9, 2e9))
-    assert slow.seconds_per_token == pytest.approx(2.0 * fast.seconds_per_token)
+    assert slow.seconds_per_token.value == pytest.approx(2.0 * fast.seconds_per_token.value)
     assert slow.net_speedup.value == pytest.approx(fast.net_speedup.value)
     assert slow.quality == fast.quality
     assert (slow.risk_low, slow.risk_high) == (fast.risk_low, fast.risk_high)
@@ -123,11 +123,11 @@ def test_a_batch_is_judged_as_it_is_replayed(batch: int) -> None:
     kept = np.flatnonzero(whole.position <= whole.document % 7 + 4)
     facts = {name: whole.fact(name)[kept] for name in ("top1", "max_prob", "nll", "kl_to_final")}
     trace = named(Trace.from_facts(facts, document=whole.document[kept], shape=whole.shape), workload="other")
-    tuned = replace(tuned_policy(), policy_text=str(BOLD))
+    tuned = replace(tuned_policy(), policy=BOLD)
     found = predict(tuned, trace, hardware=machine(), batch=batch, seed=3)
     replayed = replay(trace, BOLD, machine=machine(), batch=batch, seed=3)
     must_be_replayed(found, replayed)
-    assert found.seconds_per_token == pytest.approx(replayed.seconds_per_token)
+    assert found.seconds_per_token.value == pytest.approx(replayed.seconds_per_token)
     assert found.plain_seconds_per_token == pytest.approx(replayed.plain_seconds_per_token)
     # Limits from whole groups, each one independent draw.
     steps = group_into_steps(trace.document, batch, 3)
@@ -181,7 +181,7 @@ def test_whether_the_floor_holds(floor: float, answer: str) -> None:
     tuned = tuned_policy()
     tuned = replace(
         tuned,
-        policy_text=str(bold),
+        policy=bold,
         floor=replace(tuned.floor, value=floor),
         certificate=replace(tuned.certificate, delta=0.08),
     )

@@ -9,8 +9,9 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
-from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import make_floor
@@ -53,12 +54,12 @@ def test_the_ranking_lists_every_family_with_its_bounds(
     [chosen] = [entry for entry in entries if entry.chosen]
     assert chosen.policy == judge(listed, (0.95,), machine=find_machine("h100"))[0].policy
     for entry in entries:
-        assert sum(entry.parts.values()) == pytest.approx(entry.seconds_per_token)
+        assert sum(entry.parts.values()) == pytest.approx(entry.seconds_per_token.value)
         assert entry.parts.get("probe", 0.0) >= entry.probe_seconds - 1e-12
         assert entry.gain is not None
         assert entry.gain.total == pytest.approx(1.0 - 1.0 / (entry.net_speedup.value or 0.0), abs=1e-9)
     best = families["max_prob, 1 exit"]
-    assert best.probe_seconds == pytest.approx(best.probe_share * best.seconds_per_token)
+    assert best.probe_seconds == pytest.approx(best.probe_share * best.seconds_per_token.value)
     assert best.probe_seconds > 0
 
 
@@ -69,13 +70,13 @@ def test_a_ranking_ranks_its_families_and_holds_the_short_list(entries: tuple[Ra
     assert ranks == list(range(1, len(ranks) + 1))
     short = families["short list at full depth"]
     assert short.full_depth
-    assert (short.policy, short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
+    assert (str(short.policy), short.skip_ratio.value, short.agreement.value) == (SHORT, 0.0, 1.0)
     assert short.gain is not None
     assert (short.gain.layers, short.gain.probes) == (0.0, 0.0)
     credit = replayed_credit(entries, 0.95)
     assert credit.without_speedup == max(1.0, short.net_speedup.value or 0.0)
     assert credit.exits is not None
-    assert not parse_policy(credit.exits).full_depth
+    assert not credit.exits.full_depth
 
 
 def test_machines_answer_for_themselves() -> None:
@@ -88,10 +89,10 @@ def test_machines_answer_for_themselves() -> None:
         ("l4", 16),
     ]
     for answer in answers:
-        assert (answer.policy == "never") == (answer.net_speedup.value == 1.0)
+        assert answer.plain == (answer.net_speedup.value == 1.0)
         assert answer.source
     assert answers[0].decision == "not settled"  # a replay never says more
-    never = [answer for answer in answers if parse_policy(answer.policy) == Never()]
+    never = [answer for answer in answers if answer.plain]
     assert all(answer.decision == "does not pay" for answer in never)
 
 
@@ -112,7 +113,7 @@ def test_verdict_ranking_and_machines_choose_the_same_policy() -> None:
     assert ranked == ranking(trace, machine, floors)
     for verdict in alone:
         pool = halves.searched(make_floor({"agreement": verdict.floor}), pricing_of(trace, machine))
-        assert verdict.policy == str(pool.fastest_of_families(1.0 - verdict.floor)[0].policy)
+        assert verdict.policy == pool.fastest_of_families(1.0 - verdict.floor)[0].policy
         [same] = [one for one in ranked if (one.floor, one.policy) == (verdict.floor, verdict.policy)]
         assert same.net_speedup == verdict.net_speedup
         [answer] = machine_answers(trace, [machine], (1,), verdict.floor, halves=halves)
@@ -147,13 +148,16 @@ def entry(
     decides = parse_policy(policy)
     return RankedPolicy(
         family=policy,
-        policy=policy,
+        policy=decides,
+        kv="propagate",
         reachable=decides.reachable,
         floor=floor,
+        quality=Estimate(agreement),
         agreement=Estimate(agreement),
         skip_ratio=Estimate(0.0),
         net_speedup=Estimate(speed),
-        seconds_per_token=1.0 / speed,
+        seconds_per_token=Estimate(1.0 / speed),
+        plain_seconds_per_token=1.0,
         probe_share=0.0,
         probe_seconds=0.0,
         full_depth=decides.full_depth,
@@ -187,7 +191,7 @@ def test_a_short_list_that_early_exit_rides_on_is_not_its_merit() -> None:
     both = entry("shortlist:policy=[static:exit=5],at=all", 1.056, 1)
     alone, exits = entry(SHORT, 1.05, 2), entry("static:exit=5", 1.001, 3)
     found = replayed_credit([PLAIN, ORACLE, exits, alone, both], 0.95)
-    assert found == ReplayedCredit(0.95, both.policy, 1.056, SHORT, 1.05)
+    assert found == ReplayedCredit(0.95, both.policy, 1.056, alone.policy, 1.05)
     assert found.ratio == pytest.approx(1.056 / 1.05)
     assert replayed_credit([PLAIN, exits], 0.95).ratio == pytest.approx(1.001)
 
@@ -195,16 +199,18 @@ def test_a_short_list_that_early_exit_rides_on_is_not_its_merit() -> None:
 def test_who_breaks_the_floor_does_not_count() -> None:
     broken = entry(SHORT, 1.3, 1, agreement=0.94)
     exits = entry("static:exit=5", 1.1, 2)
-    assert replayed_credit([broken, exits], 0.95) == ReplayedCredit(0.95, "static:exit=5", 1.1, "never", 1.0)
-    assert replayed_credit([broken, exits], 0.9) == ReplayedCredit(0.9, None, None, "never", 1.0)
+    assert replayed_credit([broken, exits], 0.95) == ReplayedCredit(
+        0.95, exits.policy, 1.1, PLAIN_DECODING, 1.0
+    )
+    assert replayed_credit([broken, exits], 0.9) == ReplayedCredit(0.9, None, None, PLAIN_DECODING, 1.0)
     assert replayed_credit([PLAIN], 0.95).ratio is None
 
 
 def test_the_half_that_chose_picks_who_is_compared() -> None:
     lucky = entry("static:exit=4", 1.5, 2)
-    assert replayed_credit([lucky, entry("static:exit=5", 1.1, 1)], 0.95).exits == "static:exit=5"
+    assert replayed_credit([lucky, entry("static:exit=5", 1.1, 1)], 0.95).exits == StaticExit(5)
 
 
 def test_what_is_slower_than_plain_decoding_is_no_alternative_to_it() -> None:
     found = replayed_credit([entry(SHORT, 0.9, 1), entry("static:exit=5", 0.8, 2)], 0.95)
-    assert (found.without, found.ratio) == ("never", 0.8)
+    assert (found.without, found.ratio) == (PLAIN_DECODING, 0.8)

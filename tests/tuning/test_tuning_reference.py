@@ -12,6 +12,7 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.report.sections.tuned import CANDIDATES, certificate_sentence, facts, status
 from offramp.tracing.trace import Trace
@@ -56,7 +57,7 @@ def test_losses_are_counted_against_the_untransformed_model() -> None:
 
 def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp_path: Path) -> None:
     tuned = tune(trace, {FLOOR: 0.95}, "h100")
-    assert tuned.policy_text != "never"
+    assert not tuned.plain
     assert tuned.certificate.holds
     assert "agree with the original full model" in tuned.answer
     assert tuned.quality.value is not None
@@ -75,7 +76,7 @@ def test_a_policy_is_certified_against_the_untransformed_model(trace: Trace, tmp
 def test_a_transform_that_breaks_the_floor_by_itself_is_said_to() -> None:
     trace = transformed(easy_and_hard(), 0.9)
     tuned = tune(trace, {FLOOR: 0.95}, "h100")
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert "It agrees with the original one on " in tuned.answer
     assert tuned.reference_agreement is not None
     assert tuned.reference_agreement.value == pytest.approx(0.9, abs=0.02)
@@ -119,14 +120,14 @@ def test_what_passes_is_certified_by_the_originals_choices() -> None:
     tuned, executor = executed_by({})
     first, *faster, drafts = tuned.candidates
     # The full model is tested first, at the price of plain decoding.
-    assert (first.policy, first.predicted_speed, first.passed) == ("never", 1.0, True)
+    assert (first.policy, first.predicted_speed, first.passed) == (PLAIN_DECODING, 1.0, True)
     assert executor.decoded[0][0] == "never"
     assert first.rerun == pytest.approx(0.97, abs=0.01)
     named = [CANDIDATES.columns[1].cell((tuned, one)).shown.partition(" · ")[2] for one in tuned.candidates]
     assert named == ["", *(one.kv for one in (*faster, drafts))], "the full model skips no layer"
     assert all(one.rerun <= first.rerun and one.predicted_speed > 1.0 for one in faster)
     assert (drafts.lossless, drafts.replayed) == (True, first.replayed)
-    assert tuned.policy_text == faster[-1].policy
+    assert tuned.policy == faster[-1].policy
     assert tuned.certificate.executed
     assert (tuned.certificate.tested, tuned.certificate.passed) == (1 + len(faster), 1 + len(faster))
     assert "are the original full model's choice on the same prefix" in tuned.answer
@@ -145,10 +146,11 @@ def test_what_passes_is_certified_by_the_originals_choices() -> None:
 
 def test_a_full_model_below_the_floor_is_said_and_nothing_else_is_tried() -> None:
     tuned, executor = executed_by({"never": 0.6})
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert {policy for policy, *_ in executor.decoded} == {"never"}
     assert executor.reruns == []
-    assert [one.policy for one in tuned.candidates] == ["never"]  # no drafts either: its output is below
+    # No drafts either: its output is below.
+    assert [one.policy for one in tuned.candidates] == [PLAIN_DECODING]
     assert tuned.answer.startswith(
         f"not certified: the full model by itself, without any exit, is below {FLOOR}=0.9 (too much lost"
     )
@@ -164,7 +166,7 @@ def test_a_full_model_below_the_floor_is_said_and_nothing_else_is_tried() -> Non
 
 def test_a_full_model_that_alone_passes_is_certified() -> None:
     tuned, executor = executed_by({"never": 1.0}, others=0.5)
-    assert tuned.policy_text == "never"
+    assert tuned.plain
     assert executor.reruns
     assert tuned.certificate.holds
     assert tuned.certificate.empirical_risk == 0.0

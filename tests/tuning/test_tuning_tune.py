@@ -40,8 +40,8 @@ def tuned() -> Tuned:
 
 
 def test_the_fastest_certified_policy_is_found(tuned: Tuned) -> None:
-    assert tuned.policy_text != "never"
-    assert parse_policy(tuned.policy_text) == tuned.policy
+    assert not tuned.plain
+    assert parse_policy(str(tuned.policy)) == tuned.policy
     assert tuned.documents == {"heads": 0, "search": 60, "certify": 180, "report": 60}
     certificate = tuned.certificate
     assert certificate.holds
@@ -108,7 +108,7 @@ def test_no_policy_is_certified_whose_bound_exceeds_the_floor(
         clip=None if kind == "agreement" else 2.0,
     )
     certificate = found.certificate
-    if found.policy_text == "never":
+    if found.plain:
         assert not certificate.holds
         assert certificate.risk_bound is None
         return
@@ -164,7 +164,7 @@ def test_too_few_documents_are_said_and_nothing_weaker_is_claimed(
 ) -> None:
     found = tune(easy_and_hard(documents), {"agreement": floor}, None)
     assert found.answer.startswith(answer)
-    assert found.policy_text == "never"
+    assert found.plain
     assert not found.certificate.holds
     assert found.certificate.tested == 0
     assert found.certificate.risk_bound is None
@@ -176,8 +176,8 @@ def test_documents_that_leave_none_to_search_on_are_too_few() -> None:
         found = tune(easy_and_hard(documents), {"agreement": 0.95}, None, method="naive")
         said = f"not certifiable: no document is left to search on (of {documents} traced); trace at least 3"
         assert found.answer.startswith(said)
-        assert found.policy_text == "never"
-    assert tune(easy_and_hard(3), {"agreement": 0.95}, None, method="naive").policy_text != "never"
+        assert found.plain
+    assert tune(easy_and_hard(3), {"agreement": 0.95}, None, method="naive").policy != "never"
 
 
 def test_documents_that_heads_were_fitted_on_are_said_to_be_missing() -> None:
@@ -209,7 +209,7 @@ def test_a_floor_in_nats_is_said_to_be_clipped() -> None:
 
 def test_nothing_beats_the_full_model_where_the_head_costs_most() -> None:
     found = tune(easy_and_hard(100, head=100_000), {"agreement": 0.95}, None)
-    assert found.policy_text == "never"
+    assert found.plain
     assert found.answer.startswith("Nothing beats the full model here: on 20 documents, no policy")
     assert found.net_speedup.value == 1.0
     assert found.machine == "bytes moved"
@@ -226,14 +226,14 @@ def test_what_fails_its_test_is_not_given() -> None:
     }
     other = make_trace(tokens=2500, documents=100, shape=make_shape(head=20), top1=top1, **facts)
     found = tune(other, {"agreement": 0.95}, None)
-    assert found.policy_text == "never"
+    assert found.plain
     assert "faster policies passed the test of agreement=0.95 on 60 documents" in found.answer
     assert found.certificate.tested == 1
 
 
 def test_naive_and_crc_say_what_they_are() -> None:
     naive = tune(easy_and_hard(40), {"agreement": 0.95}, None, method="naive")
-    assert naive.policy_text != "never"
+    assert not naive.plain
     assert naive.certificate.guarantee.startswith("no guarantee: the mean loss")
     assert not naive.certificate.holds
     assert "without a guarantee" in naive.answer

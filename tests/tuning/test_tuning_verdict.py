@@ -13,6 +13,7 @@ from tuning_traces import easy_and_hard
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -53,7 +54,7 @@ def test_early_exit_is_credited_with_what_it_adds_to_a_cut_head(listed: float) -
     verdict = judge(trace, (0.95,))[0]
     assert verdict.credit is not None
     assert verdict.net_speedup.value is not None
-    policy = parse_policy(verdict.policy)
+    policy = verdict.policy
     assert not policy.full_depth
     # Prices of the half are at its own mean position.
     replayed = replay_on_judging(trace, policy)
@@ -89,12 +90,12 @@ def test_nothing_pays_that_a_cut_head_gives_alone() -> None:
     plain = make_trace(tokens=800, documents=40, shape=make_shape(head=100_000), top1=never_right)
     trace = with_facts(plain, restricted_top1=never_right)
     verdict = judge(trace, (0.9999,))[0]
-    assert (verdict.policy, verdict.decision) == ("never", "does not pay")
+    assert (verdict.policy, verdict.decision) == (PLAIN_DECODING, "does not pay")
     assert verdict.without == "shortlist:policy=[never],at=all"
     assert verdict.net_speedup.value == 1.0
     assert "than the full model with its output head cut to the short list" in verdict.reason
     answer = machine_answers(trace, [find_machine("h100")], (1,), 0.9999)[0]
-    assert (answer.policy, answer.decision) == ("never", "does not pay")
+    assert (answer.policy, answer.decision) == (PLAIN_DECODING, "does not pay")
 
 
 @settings(max_examples=10, deadline=None)
@@ -163,7 +164,7 @@ def test_a_replay_proposes_and_never_promises() -> None:
         assert verdict.net_speedup.low is not None
         assert verdict.net_speedup.low > 1.05
         assert verdict.net_speedup.low <= (verdict.net_speedup.value or 0) <= (verdict.net_speedup.high or 0)
-        assert isinstance(parse_policy(verdict.policy), Threshold)
+        assert isinstance(verdict.policy, Threshold)
         assert (verdict.fit_documents, verdict.report_documents) == (40, 40)
         assert "Nothing was executed" in verdict.reason
         assert not verdict.certified
@@ -171,7 +172,7 @@ def test_a_replay_proposes_and_never_promises() -> None:
 
 def test_it_does_not_pay_where_the_head_costs_more_than_the_layers() -> None:
     for verdict in judge(easy_and_hard(80, head=100_000)):
-        assert verdict.policy == "never"
+        assert verdict.policy == PLAIN_DECODING
         assert verdict.decision == "does not pay"
         assert verdict.net_speedup.value == 1.0
         assert verdict.net_speedup_flops.value == 1.0
@@ -182,7 +183,7 @@ def test_it_does_not_pay_where_the_head_costs_more_than_the_layers() -> None:
 
 def test_a_gain_below_its_worth_does_not_pay() -> None:
     verdict = judge(easy_and_hard(80), (0.95,), worth=0.99)[0]
-    assert verdict.policy != "never"
+    assert verdict.policy != PLAIN_DECODING
     assert verdict.net_speedup.high is not None
     assert verdict.net_speedup.high < 4.0
     assert verdict.decision == "does not pay"
@@ -245,7 +246,7 @@ def test_other_settings_out_of_range_are_refused() -> None:
 
 def test_a_model_of_one_layer_never_leaves_early() -> None:
     trace = make_trace(layers=1, tokens=400, documents=40, shape=make_shape(1))
-    assert all(parse_policy(verdict.policy) == Never() for verdict in judge(trace))
+    assert all(verdict.policy == Never() for verdict in judge(trace))
 
 
 def speed(low: float | None, high: float | None, how: Any = "measured", at_hand: bool = True) -> Speed:
@@ -301,8 +302,9 @@ def tuned(
     if standing is not None:
         grounds = Grounds(standing, True, 1.08, without, 0.05, documents if at_hand is None else at_hand)
     fields: dict[str, Any] = {
-        "floor": Floor("agreement", 0.95), "policy_text": policy, "answer": "the tuner's answer.",
-        "certificate": certificate, "quality": Estimate(0.97), "skip_ratio": Estimate(0.2),
+        "floor": Floor("agreement", 0.95), "policy": parse_policy(policy), "answer": "the tuner's answer.",
+        "certificate": certificate, "quality": Estimate(0.97), "agreement": Estimate(0.97),
+        "skip_ratio": Estimate(0.2),
         "net_speedup": Estimate(1.08, 1.07, 1.09), "seconds_per_token": Estimate(0.05),
         "plain_seconds_per_token": 0.054, "probe_share": 0.0, "machine": "local", "batch": 1,
         "kv": "propagate", "front": (), "shift": (), "documents": {"search": 12, "certify": documents},
@@ -315,7 +317,7 @@ def candidate(
     policy: str = "static:exit=3", *, passed: bool | None, outcome: str = "too much lost", documents: int = 20
 ) -> Candidate:
     executed = 0.88 if documents else None
-    return Candidate(policy, "propagate", 0.96, 0.9, executed, documents, 1.2, passed, outcome)
+    return Candidate(parse_policy(policy), "propagate", 0.96, 0.9, executed, documents, 1.2, passed, outcome)
 
 
 def timed(
@@ -340,7 +342,7 @@ def proposed() -> Verdict:
 
 def test_what_was_executed_and_timed_settles_a_verdict(proposed: Verdict) -> None:
     settled = settle(proposed, tuned("static:exit=4", "certified"), timed(1.06, 1.1))
-    assert (settled.decision, settled.policy, settled.kv) == ("pays", "static:exit=4", "propagate")
+    assert (settled.decision, settled.policy, settled.kv) == ("pays", StaticExit(4), "propagate")
     assert settled.certified
     assert settled.missing == ()
     assert settled.replayed_policy == proposed.policy
@@ -413,7 +415,7 @@ def test_a_candidate_that_is_not_settled_is_shown_with_its_own_speed(proposed: V
     late = tuned("never", "not settled", candidates=(LATE,))
     untimed = settle(proposed, late)
     assert untimed.tried == LATE
-    assert (untimed.policy, untimed.kv, untimed.gain) == ("never", None, None)
+    assert (untimed.policy, untimed.kv, untimed.gain) == (PLAIN_DECODING, None, None)
     assert untimed.speed == Speed(1.2, None, None, "predicted", "local", True)
     assert kept_words(untimed) == "kept 88 % as executed on 20 documents, below 95 %"
     assert settle(proposed, late, timed(1.06, 1.1)).decision == "not settled"

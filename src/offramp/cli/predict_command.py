@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +83,7 @@ def _show(out: Output, found: Prediction) -> None:
     def nats(value: float) -> str:
         return decimal(value, 4)
 
+    plain = cost(found.plain_seconds_per_token)
     batching = f" in {found.batching}" if found.batching else ""
     out.console.print(
         f"{found.policy} on {found.workload}, {counted(found.documents, 'document')}"
@@ -92,7 +93,7 @@ def _show(out: Output, found: Prediction) -> None:
     rows = {
         "speed over the full model": estimate_text(found.net_speedup, times),
         **({} if found.gain is None else {"saved of plain decoding": gain_text(found.gain)}),
-        "a token takes": f"{cost(found.seconds_per_token)}, full model {cost(found.plain_seconds_per_token)}",
+        "a token takes": f"{estimate_text(found.seconds_per_token, cost)}, full model {plain}",
         "probes' share of it": percent(found.probe_share),
         "layers skipped": estimate_text(found.skip_ratio, percent),
         "agreement with the full model": estimate_text(found.agreement, percent),
@@ -150,4 +151,6 @@ def _shift_table() -> Table[Reading]:
 
 
 def _to_json(found: Prediction) -> dict[str, Any]:
-    return {**asdict(found), "floor": None if found.floor is None else str(found.floor)}
+    from offramp.kit.typed import to_json
+
+    return {**to_json(found), "floor": None if found.floor is None else str(found.floor)}

@@ -143,7 +143,7 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
 
     layers, counts = exit_counts(result.exits.tolist())
     return {
-        "policy": result.policy,
+        "policy": str(result.policy),
         "reachable": result.reachable,
         "tokens": len(result.exits),
         "agreement": result.agreement,

@@ -334,7 +334,7 @@ def show_tasks(out: Output, found: TunedTasks, output: Path, heads: Path | None)
 
 def next_commands(tuned: Tuned, output: Path, heads: Path | None) -> tuple[str | None, str | None]:
     """The commands that decode with what was tuned and that time it; None of the full model."""
-    if tuned.policy_text == "never":
+    if tuned.plain:
         return None, None
     workload = tuned.workload.get("name", "prose")
     decodes = functools.partial(command_for, model=tuned.model, policy=output, heads=heads)
@@ -354,7 +354,7 @@ def written_words(tuned: Tuned, output: Path) -> str:
     """Which policy the file holds: where something else is faster, that this is not in it."""
     if tuned.faster_lossless is None:
         return f"written: {output}"
-    kept = "the full model" if tuned.policy_text == "never" else "the certified policy"
+    kept = "the full model" if tuned.plain else "the certified policy"
     return f"written: {output}, {kept}; what is faster and lossless needs no file"
 
 

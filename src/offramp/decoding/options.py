@@ -15,7 +15,6 @@ from offramp.kit.numbers import require_bounded
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps
-from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import MAPPED, find_strategy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -56,7 +55,7 @@ def read_policy_source(source: PolicySource) -> tuple[ExitPolicy, Tuned | None]:
             fix='give a policy, its text such as "static:exit=20", or the path of a policy.json',
         )
     named = named_policy(str(source) if isinstance(source, Path) else source)
-    return (parse_policy(named.policy_text), named) if isinstance(named, Tuned) else (named, None)
+    return (named.policy, named) if isinstance(named, Tuned) else (named, None)
 
 
 def read_heads_source(source: HeadsSource, tuned: Tuned | None = None) -> ExitHeads | None:

@@ -76,7 +76,8 @@ def to_json(value: Any) -> Any:
     """A record, or anything that holds records, as JSON: tuples are lists, numpy's numbers are Python's.
 
     A class may name properties in READ_OFF that are written for readers of the file, and not read back;
-    fields in NOT_KEPT that are not written; and fields in INLINE whose own entries stand in their place.
+    fields in NOT_KEPT that are not written; and fields in INLINE whose own entries stand in their place. One
+    whose values are texts in files says so by AS_TEXT.
     """
     return _json(value, lambda plain: plain)
 
@@ -88,6 +89,8 @@ def finite_json(value: Any) -> Any:
 
 def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
     """plain: what becomes of numbers, texts and whatever else holds nothing."""
+    if getattr(value, "AS_TEXT", False) and not isinstance(value, type):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         names += getattr(value, "READ_OFF", ())

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from offramp.errors import PolicyError
 from offramp.kit.arguments import field_hints, settled
 from offramp.kit.request import fields_of
 from offramp.tracing.trace import Trace
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 Rows = NDArray[np.bool_]
 FactsAtExit = Mapping[str, NDArray[Any]]
@@ -139,6 +143,15 @@ class ExitPolicy(ABC):
     parameters: ClassVar[tuple[Parameter, ...]] = _Parameters()  # type: ignore[assignment]
     reachable: ClassVar[bool] = True
     never_deepens: ClassVar[bool] = False
+    AS_TEXT: ClassVar[bool] = True
+    """In the JSON of records it is its text (`offramp.kit.typed`)."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """A field of a record is read from its text."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(_of_text, core_schema.str_schema())
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -230,6 +243,18 @@ class ExitPolicy(ABC):
             f"{parameter.name}={text_of(getattr(self, parameter.name))}" for parameter in self.parameters
         )
         return f"{self.kind}:{settings}" if settings else self.kind
+
+
+def _of_text(text: str) -> ExitPolicy:
+    """The policy of a text in a record's file. Raises ValueError for any other text, a file's name too."""
+    from offramp.policies.grammar import parse_policy
+
+    if text.endswith(".json"):
+        raise ValueError(f"{text!r} stands where a policy's text should")
+    try:
+        return parse_policy(text)
+    except PolicyError as error:
+        raise ValueError(error.what) from error
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import replay_decisions, task_of
+from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv_cost import (
     STRATEGIES,
@@ -49,43 +51,42 @@ from offramp.tracing.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayFigures:
-    """What a replay says in figures.
+class ReplayFigures(PolicyFigures[float]):
+    """What a replay says in figures, means over the trace's tokens.
 
-    agreement: share of tokens whose output equals the full model's. reference_agreement: the same with the
-    untransformed full model's, None for a model without transforms. nll_increase, kl: means over tokens, in
-    nats.
-    skip_ratio: share of the full model's layers that are not executed, sooner or later: one that a K,V
-    strategy runs for a token afterwards is not skipped. Below 0 where wrong drafts are run for nothing.
+    nll_increase, kl: in nats.
+    skip_ratio: a layer that a K,V strategy runs for a token afterwards is not skipped. Below 0 where wrong
+    drafts are run for nothing.
     basis: what `predicted_speedup` is counted in: "bytes moved", or seconds on the machine of that name.
-    predicted_speedup: plain cost over policy cost (layers, probes, K,V repair and head) in that basis, at
-    this batch size; predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of
-    it. probe_share: share of the policy's cost that probes add.
-    seconds_per_token, plain_seconds_per_token: on the machine, None without one. kv: the strategy for skipped
-    layers' K and V. batch, batching: rows of a step, and how they leave. reachable: whether a decoder could
-    follow the policy; an oracle it could not. gain: what each part of the cost saves. notes: what to bear in
-    mind of its prices, and of documents that the policy or the exit heads have seen.
+    predicted_speedup_flops: the same in FLOPs; speedup_without_probes: probes left out of it.
+    seconds_per_token, plain_seconds_per_token: on the machine, None without one. batch, batching: rows of a
+    step, and how they leave. notes: what to bear in mind of its prices, and of documents that the policy or
+    the exit heads have seen.
     """
 
-    policy: str
+    READ_OFF: ClassVar[tuple[str, ...]] = ("predicted_speedup",)
+
+    # Said again for who reads them from a file: pydantic does not follow the type variable.
     agreement: float
     skip_ratio: float
-    predicted_speedup: float
+    net_speedup: float
+    reference_agreement: float | None = None
     predicted_speedup_flops: float
     speedup_without_probes: float
-    probe_share: float
     nll_increase: NumberOrNan
     kl: NumberOrNan
     basis: str
     seconds_per_token: float | None
     plain_seconds_per_token: float | None
-    kv: str
     batch: int
     batching: str
-    reachable: bool
     gain: Gain
     notes: tuple[str, ...]
-    reference_agreement: float | None = None
+
+    @property
+    def predicted_speedup(self) -> float:
+        """Plain cost over policy cost (layers, probes, K,V repair and head), in its basis and batch size."""
+        return self.net_speedup
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -161,11 +162,11 @@ def replay(
     unprobed = break_down(unchecked, plain, at, trace.token_count)
     quality = _quality(trace, _outputs(run, strategy))
     return ReplayResult(
-        policy=str(policy),
+        policy=policy,
         exits=decisions.exits,
         probes=probes_made(decisions),
         skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
-        predicted_speedup=breakdown.speedup,
+        net_speedup=breakdown.speedup,
         predicted_speedup_flops=break_down(usage, plain, in_flops, trace.token_count).speedup,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / breakdown.total,

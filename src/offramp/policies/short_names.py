@@ -29,8 +29,11 @@ OTHERS = {"generate(prompt_lookup_num_tokens)": "prompt lookup"}
 
 
 @cache
-def short_name(text: str) -> str:
-    """The name of a policy's text, or of another decoder; a text that is neither stays as it is."""
+def short_name(policy: ExitPolicy | str) -> str:
+    """The name of a policy or of its text, or of another decoder; a text that is neither stays as it is."""
+    if isinstance(policy, ExitPolicy):
+        return _named(policy)
+    text = policy
     if text.endswith(".json") or text in OTHERS:
         return OTHERS.get(text, text)
     try:

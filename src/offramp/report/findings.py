@@ -112,7 +112,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
         machine=verdict.basis,
         floor=Floor("agreement", verdict.floor),
         decision=verdict.decision,
-        policy=verdict.policy,
+        policy=str(verdict.policy),
         kv=verdict.kv,
         speed=speed,
         predicted=verdict.net_speedup,

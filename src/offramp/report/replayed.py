@@ -117,7 +117,7 @@ def replay_section(result: ReplayResult) -> Markup:
     return fragment(
         "notebook",
         "replay",
-        policy=policy_code(result.policy),
+        policy=policy_code(str(result.policy)),
         over=f"{tokens}, batch {result.batch}{f' in {result.batching}' if result.batch > 1 else ''}",
         facts=FACTS.html(facts.items()),
         leave=exits_figure(note, plot, exits, counts, kind="replayed"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.display import ShownAsHtml
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.report import POLICIES
 from offramp.report.findings import (
     Finding,
@@ -20,14 +21,14 @@ from offramp.report.findings import (
 from offramp.report.next_step import policy_file
 from offramp.report.run_result import RunResult
 from offramp.report.words import headline
-from offramp.tuning.verdict import NEVER, Verdict
+from offramp.tuning.verdict import Verdict
 
 
 def recommended_file(folder: Path, workload: str, verdict: Verdict) -> Path | None:
     """Where a run's folder has the policy that a verdict recommends; None where plain decoding stays."""
     speed = verdict.speed
     slower = verdict.decision == "does not pay" or speed is None or speed.value <= 1.0
-    if not verdict.certified or verdict.policy == NEVER or slower:
+    if not verdict.certified or verdict.policy == PLAIN_DECODING or slower:
         return None
     return folder / POLICIES / policy_file(workload, verdict.floor)
 

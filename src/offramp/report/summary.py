@@ -14,6 +14,7 @@ from offramp.decoding.measurement.results import Timing
 from offramp.kit.defaults import WORTH
 from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import Frontier
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
@@ -27,7 +28,7 @@ from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER, Verdict
+from offramp.tuning.verdict import Verdict
 from offramp.workloads.workload import Mode
 
 SCHEMA_VERSION: Literal[10] = 10
@@ -294,7 +295,7 @@ def predicted_of(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
     return Predicted(
         workload=workload.name,
         floor=verdict.floor,
-        policy=policy,
+        policy=str(policy),
         basis=f"predicted from {basis_words(verdict.basis)}, batch size 1; {timed}",
         predicted_speedup=speedup,
         plain_seconds_per_token=plain,
@@ -308,11 +309,11 @@ def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
     policy, _ = policy_of(verdict)
     if policy == verdict.replayed_policy and verdict.certificate is None:
         return verdict.net_speedup
-    if policy == NEVER:
+    if policy == PLAIN_DECODING:
         return Estimate(1.0)
-    if verdict.tried is not None and verdict.policy == NEVER:
+    if verdict.tried is not None and verdict.policy == PLAIN_DECODING:
         return Estimate(verdict.tried.predicted_speed)
-    tuned = [one for one in workload.tuned if one.policy_text == policy and one.net_speedup.value is not None]
+    tuned = [one for one in workload.tuned if one.policy == policy and one.net_speedup.value is not None]
     return tuned[0].net_speedup if tuned else verdict.net_speedup
 
 

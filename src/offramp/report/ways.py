@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender, Forecast
+from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.formats import counted, too_wide, whole_percent
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
@@ -37,7 +39,7 @@ class Way:
     """
 
     name: str
-    policy: str | None
+    policy: ExitPolicy | None
     kv: str | None
     floor: float | None
     judged: Judged | None
@@ -114,8 +116,8 @@ def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResul
     if policy is None:
         kept = timed.executed_agreement or (Estimate(1.0) if timed.role == PLAIN else None)
         name = short_name(timed.name)
-        text = timed.name if name == SHORT_HEAD else None
-        return Way(name, text, None, None, None, kept, timed, None)
+        cut = parse_policy(timed.name) if name == SHORT_HEAD else None
+        return Way(name, cut, None, None, None, kept, timed, None)
     answers, forecast = policy.free_running, policy.forecast
     predicted = None
     if forecast is not None and forecast.predicted:
@@ -133,7 +135,7 @@ def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResul
     )
 
 
-def judged_of(workload: WorkloadResult | None, policy: str, kv: str | None) -> Judged | None:
+def judged_of(workload: WorkloadResult | None, policy: ExitPolicy, kv: str | None) -> Judged | None:
     """What a policy kept of the documents that it decoded for a certificate, None if it decoded none."""
     if workload is None:
         return None

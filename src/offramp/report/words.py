@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from offramp.kit.defaults import LOCAL
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
 from offramp.report.formats import (
     counted,
@@ -306,7 +307,7 @@ def credit_sentence(credit: ReplayedCredit) -> str:
             f"No early exit holds {whole_percent(credit.floor)} agreement in replay on the documents that "
             "judge."
         )
-    if credit.without == "never":
+    if credit.without == PLAIN_DECODING:
         return (
             "In replay nothing that leaves no layer out is faster than plain decoding, so that all that the "
             f"best early exit would gain is its own: {faster(credit.speedup)}."
@@ -346,7 +347,7 @@ def how_obtained(run: RunResult) -> list[str]:
         f"agreement and skipped layers are replayed on the measurement, speed is predicted from {words}."
     )
     shown = [verdict for workload in run.workloads for verdict in workload.verdicts]
-    exits = any(verdict.policy != "never" or verdict.tried is not None for verdict in shown)
+    exits = any(verdict.policy != PLAIN_DECODING or verdict.tried is not None for verdict in shown)
     if not run.decoding:
         when = "in this run" if run.progress is None else "yet"
         notes = [f"No policy was decoded for real {when}: {replayed}"]

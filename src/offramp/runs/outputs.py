@@ -11,7 +11,7 @@ from offramp.commands import number_text
 from offramp.errors import InputError
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.kit.output_folder import RECORD_FILE, OutputFolder
-from offramp.policies.grammar import parse_policy, write_policy
+from offramp.policies.grammar import write_policy
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
@@ -75,7 +75,7 @@ def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dic
         name, fitted = safe_name(row.name), heads.get(row.name)
         for verdict in row.verdicts:
             file = f"{name}-agreement-{number_text(verdict.floor)}.json"
-            found[file] = partial(write_policy, parse_policy(verdict.policy), folder / file)
+            found[file] = partial(write_policy, verdict.policy, folder / file)
         for tuned in row.tuned:
             file = policy_file(row.name, tuned.floor.value)
             found[file] = partial(write_tuned, folder / file, tuned, fitted)

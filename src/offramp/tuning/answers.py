@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
@@ -32,15 +31,13 @@ NOT_EXECUTED = (
 )
 
 
-def replayed_answer(
-    job: Job, candidates: int, certificate: Certificate, policy: ExitPolicy, held: HeldOut
-) -> str:
+def replayed_answer(job: Job, candidates: int, certificate: Certificate, held: HeldOut) -> str:
     """What came out of a replay bound, and why.
 
-    candidates: policies that were to be tested. held: the policy on the report documents.
+    candidates: policies that were to be tested. held: what was chosen, on the report documents.
     """
-    if not isinstance(policy, Never):
-        return f"{_bounded(job, certificate, policy, held)} {_not_executed(job.floor)}"
+    if not held.plain:
+        return f"{_bounded(job, certificate, held)} {_not_executed(job.floor)}"
     documents = job.roles.counts()
     if certificate.documents < certificate.documents_needed or not documents["search"]:
         said = _too_few_traced(certificate, documents)
@@ -57,7 +54,6 @@ def replayed_answer(
 def executed_answer(
     job: Job,
     certificate: Certificate,
-    policy: ExitPolicy,
     held: HeldOut,
     candidates: Sequence[Candidate],
     grounds: Grounds,
@@ -68,18 +64,18 @@ def executed_answer(
     candidates: in the order of the tests, the full model first where it was tested, the lossless one last.
     agreement: executed, of the floor's kind, on documents that chose nothing.
     """
-    alone = next((one for one in candidates if one.policy == str(Never())), None)
+    alone = next((one for one in candidates if one.policy == PLAIN_DECODING), None)
     exits = [one for one in candidates if one is not alone and not one.lossless]
     if alone is not None and not alone.passed:
         said = _full_model_fails(job, certificate, alone)
-    elif isinstance(policy, Never):
+    elif held.plain:
         said = _not_certified(job, certificate, exits, grounds)
         if alone is None:
             said += _transform_cost(job.floor, held)
         else:
-            said = f"{_certified(job, certificate, policy, held, agreement)} {said}"
+            said = f"{_certified(job, certificate, held, agreement)} {said}"
     else:
-        said = _certified(job, certificate, policy, held, agreement)
+        said = _certified(job, certificate, held, agreement)
     contender = faster_lossless(candidates, held.net_speedup)
     if contender is None:
         return said
@@ -88,21 +84,19 @@ def executed_answer(
     unit = "fewer bytes moved" if machine == BYTES else f"as fast, predicted on {machine}"
     drafts = f"{contender.kv} with {contender.policy} as drafts"
     faster = f"{drafts}, {contender.predicted_speed:.3f} times {unit}, without losing {lost}"
-    if isinstance(policy, Never):
+    if held.plain:
         return f"{said} Faster is {faster}."
     # What is certified is named second where something that loses nothing takes fewer seconds.
     return f"The fastest is {faster}. The fastest that may lose something and is certified: {said}"
 
 
-def _certified(
-    job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut, agreement: Estimate | None
-) -> str:
+def _certified(job: Job, certificate: Certificate, held: HeldOut, agreement: Estimate | None) -> str:
     """The policy that passed, or the full model against a reference, what it keeps and how fast it is."""
     kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the {_judge(job.floor)} "
     kept += "model's choice on the same prefix"
     how = f"{certificate.stopped_after} documents{certificate.of_tokens}"
-    exits = not isinstance(policy, Never)
-    what = f"{policy}, keys and values by {certificate.kv}" if exits else "the full model"
+    exits = not held.plain
+    what = f"{held.policy}, keys and values by {certificate.kv}" if exits else "the full model"
     comma = "," if exits else ""
     if not certificate.holds:
         said = f"{what}{comma} kept {job.floor} on {how}, executed, without a guarantee"
@@ -236,8 +230,8 @@ def _too_few_traced(certificate: Certificate, documents: dict[str, int]) -> str:
     )
 
 
-def _bounded(job: Job, certificate: Certificate, policy: ExitPolicy, held: HeldOut) -> str:
-    gain = _gain(job, held)
+def _bounded(job: Job, certificate: Certificate, held: HeldOut) -> str:
+    policy, gain = held.policy, _gain(job, held)
     if job.pricing.batch > 1:
         gain += f". What is tested is {ALONE}"
     if not certificate.holds:

@@ -82,7 +82,7 @@ class Candidate:
     draft_length: of a strategy that drafts.
     """
 
-    policy: str
+    policy: ExitPolicy
     kv: str
     replayed: float
     rerun: float

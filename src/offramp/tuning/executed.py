@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.binding import text_caveat
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv_cost import STRATEGIES
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tuning.answers import executed_answer
@@ -32,7 +32,7 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import KEY_VALUE, DecisionCounts
+from offramp.tuning.pricing import KEY_VALUE
 from offramp.tuning.proposals import FORETOLD, TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
@@ -158,7 +158,7 @@ class _Floor:
     def test_full_model(self, clock: Clock) -> None:
         """Test the full model itself, where it may break the floor."""
         if self.pool is not None and self.job.floor.kind == REFERENCE and self.planned >= self.needed:
-            self.alone = self._sequence(clock).run([_full_model(self.job, self.pool)])
+            self.alone = self._sequence(clock).run([_full_model(self.pool)])
             self.trials = self.alone
 
     def test(self, clock: Clock) -> None:
@@ -217,7 +217,6 @@ class _Floor:
         job, executor, trials = self.job, self.executor, self.trials
         proposed = self.proposed or Proposed((), None, 1.0, complete=False)
         chosen = chosen_trial(trials)
-        policy: ExitPolicy = Never() if chosen is None else chosen.proposal.policy
         looked_at = max((trial.documents for trial in trials), default=0)
         agreement = None
         if chosen is not None:
@@ -240,11 +239,9 @@ class _Floor:
             left_out=executor.left_out,
         )
         return job.tuned(
-            policy,
-            KEY_VALUE[0] if chosen is None else chosen.proposal.kv,
-            answer=executed_answer(job, certificate, policy, held, every, grounds, agreement),
+            held,
+            answer=executed_answer(job, certificate, held, every, grounds, agreement),
             certificate=certificate,
-            held=held,
             pool=self.pool,
             certified_on=executor.certified_on(looked_at),
             grounds=grounds,
@@ -253,10 +250,10 @@ class _Floor:
         )
 
 
-def _full_model(job: Job, pool: Pool) -> Proposal:
+def _full_model(pool: Pool) -> Proposal:
     """The full model as a candidate: what it loses on the search documents, at its own price."""
-    risk = job.full_model(pool).risk
-    return Proposal(Never(), KEY_VALUE[0], risk, risk, 1.0, 1.0, free=True)
+    risk = pool.full_model().risk
+    return Proposal(PLAIN_DECODING, KEY_VALUE[0], risk, risk, 1.0, 1.0, free=True)
 
 
 def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int, int]:
@@ -296,7 +293,7 @@ def _certificate(
 
 def _kv_of(trial: Trial) -> str | None:
     """The strategy of its keys and values; none of the full model's, which skips no layer."""
-    return None if isinstance(trial.proposal.policy, Never) else trial.proposal.kv
+    return None if trial.proposal.policy == PLAIN_DECODING else trial.proposal.kv
 
 
 def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
@@ -351,7 +348,7 @@ def _candidate(
         decoded = known.get((proposal.policy, proposal.kv), losses)
         losses = trial.losses if trial.passed or len(decoded) < trial.documents else decoded
     return Candidate(
-        policy=str(proposal.policy),
+        policy=proposal.policy,
         kv=proposal.kv,
         replayed=1.0 - proposal.replayed,
         rerun=1.0 - proposal.risk,
@@ -372,15 +369,15 @@ def _lossless(
     """
     if job.floor.kind == REFERENCE and not any(one.passed for one in alone):
         return None
-    found = []
+    found: list[tuple[float, str, str, int, ExitPolicy]] = []
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.exact):
         front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
             cost, plain, length = costs.of_drafts(job.trace.subset(job.roles.search), scored.policy, kv)
-            found.append((cost / plain, str(scored.policy), kv, length))
+            found.append((cost / plain, str(scored.policy), kv, length, scored.policy))
     if not found:
         return None
-    relative, policy, kv, length = min(found)
+    relative, _, kv, length, policy = min(found, key=lambda one: one[:4])
     outcome = "lossless: every token is the full model's"
     drafts = Candidate(policy, kv, 1.0, 1.0, None, 0, 1.0 / relative, True, outcome, length)
     for one in alone:
@@ -390,11 +387,14 @@ def _lossless(
 
 def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal | None) -> HeldOut:
     """The chosen policy rerun on the report documents, each charged as its strategy runs."""
-    if chosen is None or isinstance(chosen.policy, Never) or not len(job.roles.report):
-        return job.report(Never())
+    if chosen is None or chosen.policy == PLAIN_DECODING:
+        return job.report(PLAIN_DECODING)
+    if not len(job.roles.report):
+        return replace(job.report(PLAIN_DECODING), policy=chosen.policy, kv=chosen.kv)
     again = executor.rerun(chosen.policy, chosen.kv, job.roles.report)
     if not again.trace.token_count:
-        return unmeasured("the report documents are one token each", job.pricing.plain)
+        why = "the report documents are one token each"
+        return unmeasured(chosen.policy, why, job.pricing.plain, kv=chosen.kv)
     charged = costs.of_documents(again.trace, chosen.policy, chosen.kv, again.decisions)
     rows = document_rows(again.trace)
     bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=job.seed)
@@ -409,17 +409,17 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
     reference = again.reference_losses
     cost, plain = bootstrap.totals(charged.cost), bootstrap.totals(charged.plain)
     probes = float(charged.cost.sum() - charged.without_probes.sum())
-    nobody = np.zeros(0, dtype=np.int64)
     return HeldOut(
+        policy=chosen.policy,
+        kv=chosen.kv,
+        reachable=chosen.policy.reachable,
         quality=kept(again.losses_at(job.floor.kind)),
         agreement=kept(again.losses),
         skip_ratio=mean(rows.tokens - charged.layers / job.trace.layers),
         net_speedup=bootstrap.estimate(plain / cost),
-        cost=mean(charged.cost),
-        plain_cost=job.pricing.plain,
+        seconds_per_token=mean(charged.cost),
+        plain_seconds_per_token=job.pricing.plain,
         probe_share=max(0.0, probes / float(charged.cost.sum())),
-        probe_cost=max(0.0, probes / float(rows.tokens.sum())),
-        counts=DecisionCounts(nobody, {}, nobody, nobody),
         reference_agreement=None if reference is None else kept(reference),
         gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.decisions),
     )

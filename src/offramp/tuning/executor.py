@@ -108,9 +108,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy with a K,V strategy on the search documents.
+    """A policy of the search with a K,V strategy, as rerun on the search documents.
 
-    replayed, risk: mean loss over documents in replay, and as rerun. cost, plain: of a token there, with the
+    replayed: mean loss over documents in replay; risk: as rerun. cost, plain: of a token there, with the
     policy and plainly, charged as the strategy runs. free: whether the rerun was a replay, K and V being the
     full model's.
     """

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.policies.cost_breakdown import Gain, PriceAt, Usage, gain_of_usage, lines_of
+from offramp.policies.cost_breakdown import PriceAt, Usage, gain_of_usage, lines_of
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
+from offramp.policies.figures import PolicyFigures
 from offramp.policies.kv_cost import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed, seconds_at
@@ -25,29 +26,26 @@ from offramp.tuning.pricing import DecisionCounts, Pricing, count_decisions
 DRAWS = 2000
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """What a policy does on some documents.
-
-    quality: in the floor's unit, mean over documents. agreement, skip_ratio: means over tokens;
-    reference_agreement too, None for a model without transforms. net_speedup,
-    cost: of a token on the pricing's machine, plain_cost: of one of the full model. probe_share: probes'
-    share of the cost; probe_cost: of a token.
-    counts: what is charged, on no tokens where there are no documents. gain: what each part of a step saves,
-    None where that is not known of a batch, or without documents.
-    """
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(PolicyFigures):
+    """A policy on documents that its choice never saw, each figure with its interval over them."""
 
     quality: Estimate
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    cost: Estimate
-    plain_cost: float
-    probe_share: float
-    probe_cost: float
-    counts: DecisionCounts
-    reference_agreement: Estimate | None = None
-    gain: Gain | None = None
+    """In the unit of the floor that it was chosen for, mean over documents."""
+    seconds_per_token: Estimate
+    """On the machine that it is priced for; bytes moved where there is none."""
+    plain_seconds_per_token: float
+    """The same of the full model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(HeldOut):
+    """The same with what it was counted from."""
+
+    probe_cost: float = 0.0
+    """Of the seconds of a token, those of its probes."""
+    counts: DecisionCounts | None = None
+    """What is charged; None where there are no documents, or where it was charged as a strategy runs."""
 
 
 @lru_cache(maxsize=4)
@@ -56,8 +54,15 @@ def _drawn(documents: int, seed: int) -> DocumentBootstrap:
     return document_bootstrap(documents, draws=DRAWS, seed=seed)
 
 
-def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, seed: int) -> HeldOut:
-    """A policy on the documents of a trace; intervals need 20 of them.
+def measure(
+    trace: Trace,
+    policy: ExitPolicy,
+    pricing: Pricing,
+    floor: Floor,
+    seed: int,
+    kv: str = "propagate",
+) -> Measured:
+    """A policy on the documents of a trace; intervals need 20 of them. kv: that the pricing is of.
 
     Raises PolicyError if the policy does not fit the trace, InputError for a trace without tokens.
     """
@@ -81,13 +86,16 @@ def measure(trace: Trace, policy: ExitPolicy, pricing: Pricing, floor: Floor, se
     def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
         return bootstrap.means(rows.sums(values), rows.tokens)
 
-    return HeldOut(
+    return Measured(
+        policy=policy,
+        kv=kv,
+        reachable=own.reachable,
         quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
         agreement=bootstrap.estimate(mean(trace.agreement[taken])),
         skip_ratio=bootstrap.estimate(mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers)),
         net_speedup=bootstrap.estimate(plain / cost),
-        cost=bootstrap.estimate(cost),
-        plain_cost=pricing.plain,
+        seconds_per_token=bootstrap.estimate(cost),
+        plain_seconds_per_token=pricing.plain,
         probe_share=max(0.0, probes / charged),
         probe_cost=max(0.0, probes),
         counts=counts,
@@ -109,23 +117,42 @@ def speed_over(trace: Trace, policy: ExitPolicy, other: ExitPolicy, pricing: Pri
     return bootstrap.estimate(cost(other) / cost(policy))
 
 
-def unmeasured(why: str, plain_cost: float, *, transformed: bool = False) -> HeldOut:
+def unmeasured(
+    policy: ExitPolicy,
+    why: str,
+    plain_cost: float,
+    *,
+    kv: str = "propagate",
+    transformed: bool = False,
+) -> Measured:
     """The figures where there are no documents to measure on. transformed: whether there is a reference."""
-    nothing, nobody = Estimate(None, undefined=why), np.zeros(0, dtype=np.int64)
-    counts = DecisionCounts(nobody, {}, nobody, nobody)
-    return HeldOut(*(nothing,) * 5, plain_cost, 0.0, 0.0, counts, nothing if transformed else None)
+    nothing = Estimate(None, undefined=why)
+    return Measured(
+        policy=policy,
+        kv=kv,
+        quality=nothing,
+        agreement=nothing,
+        skip_ratio=nothing,
+        net_speedup=nothing,
+        seconds_per_token=nothing,
+        plain_seconds_per_token=plain_cost,
+        probe_share=0.0,
+        reachable=policy.reachable,
+        reference_agreement=nothing if transformed else None,
+    )
 
 
 @dataclass(frozen=True)
 class Lockstep:
     """A trace's documents decided in lockstep, `batch` at a time, as `offramp.policies.replay` groups them.
 
-    policy: as it decides on this workload. decisions: the exits taken, at each step the deepest that one of
-    its tokens asks for. steps: int64 [tokens]. group_of_row: int64 [tokens]; group_of_document: int64
-    [documents], canonical order. Documents of one group depend on each other through their exits, so that
-    groups, not documents, are the unit of intervals.
+    given: the policy, maybe one for each of several workloads. policy: as it decides on this one. decisions:
+    the exits taken, at each step the deepest that one of its tokens asks for. steps: int64 [tokens].
+    group_of_row: int64 [tokens]; group_of_document: int64 [documents], canonical order. Documents of one
+    group depend on each other through their exits, so that groups, not documents, are the unit of intervals.
     """
 
+    given: ExitPolicy
     policy: ExitPolicy
     batch: int
     decisions: Decisions
@@ -159,6 +186,7 @@ def replay_in_lockstep(trace: Trace, policy: ExitPolicy, batch: int, seed: int) 
     # The first tokens of a group's documents are one step, which no other group has.
     groups = np.unique(steps[rows.starts], return_inverse=True)[1].astype(np.int64)
     return Lockstep(
+        given=policy,
         policy=policy.for_task(task_of(trace)),
         batch=batch,
         decisions=in_lockstep(replay_decisions(policy, trace), steps),
@@ -176,7 +204,7 @@ def group_losses(trace: Trace, lockstep: Lockstep, floor: Floor) -> NDArray[np.f
 
 def measure_in_lockstep(
     trace: Trace, lockstep: Lockstep, machine: Machine, floor: Floor, seed: int, kv: str = "propagate"
-) -> HeldOut:
+) -> Measured:
     """A replayed policy's figures, its steps priced by their rows; intervals need 20 groups.
 
     kv: "propagate" or "mapped". Raises InputError for what the machine cannot price.
@@ -199,13 +227,16 @@ def measure_in_lockstep(
     def mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
         return bootstrap.means(lockstep.sums(values), tokens)
 
-    return HeldOut(
+    return Measured(
+        policy=lockstep.given,
+        kv=kv,
+        reachable=lockstep.policy.reachable,
         quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
         agreement=bootstrap.estimate(mean(trace.agreement[taken])),
         skip_ratio=bootstrap.estimate(mean(skipped)),
         net_speedup=bootstrap.estimate(full / cost),
-        cost=bootstrap.estimate(cost),
-        plain_cost=float(full[0]),
+        seconds_per_token=bootstrap.estimate(cost),
+        plain_seconds_per_token=float(full[0]),
         probe_share=max(0.0, probes / float(charged.sum())),
         probe_cost=max(0.0, probes / len(exits)),
         counts=count_decisions(lockstep.decisions, trace.layers),

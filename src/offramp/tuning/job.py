@@ -12,14 +12,14 @@ import numpy as np
 
 from offramp.costs.machine import Machine, profile_of
 from offramp.policies.binding import base_of, digest_of
+from offramp.policies.figures import shared_fields
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor, loss_text, risk_to_quality, token_losses
 from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, replay_in_lockstep, unmeasured
-from offramp.tuning.pool import Pool, Scored, front_of
+from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import Roles, digests, texts
@@ -96,52 +96,43 @@ class Job:
         transformed = self.trace.reference_top1 is not None
         if not count:
             why = "no documents are left to report on"
-            return unmeasured(why, self.pricing.plain, transformed=transformed)
+            return unmeasured(policy, why, self.pricing.plain, kv=kv, transformed=transformed)
         held = self.trace.subset(self.roles.report)
         if batch == 1 or self.machine is None:
-            return measure(held, policy, self.pricing, self.floor, self.seed)
+            return measure(held, policy, self.pricing, self.floor, self.seed, kv)
         if count < batch:
             why = f"{count} report documents do not fill a batch of {batch}"
-            return unmeasured(why, self.pricing.plain, transformed=transformed)
+            return unmeasured(policy, why, self.pricing.plain, kv=kv, transformed=transformed)
         lockstep = replay_in_lockstep(held, policy, batch, self.seed)
         return measure_in_lockstep(held, lockstep, self.machine, self.floor, self.seed, kv)
 
     def tuned(
         self,
-        policy: ExitPolicy,
-        kv: str,
+        held: HeldOut,
         *,
         answer: str,
         certificate: Certificate,
-        held: HeldOut,
         pool: Pool | None,
         certified_on: Mapping[str, str] | None = None,
         **executed: Any,
     ) -> Tuned:
         """The answer as it is kept.
 
-        held: the policy on the report documents. certified_on: documents that shaped the choice, of the
+        held: what was chosen, on the report documents. certified_on: documents that shaped the choice, of the
         trace or beyond it: sketches of their texts by their ids. executed: further fields of `Tuned`.
         """
         seen = np.concatenate([self.roles.search, self.roles.certify])
         further = {} if certified_on is None else certified_on
         certify = {*digests(self.trace, self.roles.certify), *(digest_of(self.trace, one) for one in further)}
         return Tuned(
+            **shared_fields(held, HeldOut),
             floor=self.floor,
-            policy_text=str(policy),
             answer=answer,
             certificate=certificate,
-            quality=held.quality,
-            skip_ratio=held.skip_ratio,
-            net_speedup=held.net_speedup,
-            seconds_per_token=held.cost,
-            plain_seconds_per_token=held.plain_cost,
-            probe_share=held.probe_share,
             machine=self.pricing.machine,
             batch=self.pricing.batch,
-            kv=kv,
             front=self._front(pool) if pool else (),
-            shift=shift_of(self.trace.subset(seen), policy) if len(seen) else (),
+            shift=shift_of(self.trace.subset(seen), held.policy) if len(seen) else (),
             documents=self.roles.counts(),
             document_digests={
                 "search": digests(self.trace, self.roles.search),
@@ -160,24 +151,17 @@ class Job:
                 "machine": None if self.machine is None else profile_of(self.machine),
                 "trace": self.trace.provenance.get("request_fingerprint"),
             },
-            reference_agreement=held.reference_agreement,
-            gain=held.gain,
             **executed,
         )
 
-    def full_model(self, pool: Pool) -> Scored:
-        """The full model on the search documents, which may lose something against a reference."""
-        whole = np.full(pool.trace.token_count, pool.trace.layers, dtype=np.int64)
-        return Scored("full model", Never(), pool.evidence.risk_of(whole), self.pricing.plain, 0.0)
-
     def _front(self, pool: Pool) -> tuple[FrontPoint, ...]:
         """The Pareto front on the search documents, the full model first, thinned to some places."""
-        front = front_of([self.full_model(pool), *pool.found])
+        front = front_of([pool.full_model(), *pool.found])
         step = max(1, math.ceil(len(front) / FRONT_POINTS))
         kept = front[::step] if (len(front) - 1) % step == 0 else [*front[::step], front[-1]]
         return tuple(
             FrontPoint(
-                policy=str(scored.policy),
+                policy=scored.policy,
                 risk=scored.risk,
                 quality=risk_to_quality(self.floor, scored.risk),
                 seconds_per_token=scored.cost,

@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.defaults import DELTA, FLOORS, LOCAL, SEED, WORTH
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import prices_of
-from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, speed_over, unmeasured
-from offramp.tuning.pool import Evidence, Pool, require_policies
+from offramp.tuning.pool import Evidence, Pool, Scored, require_policies
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
@@ -125,43 +125,32 @@ def judge(
     verdicts = []
     for floor in floors:
         checked = make_floor({"agreement": floor})
-        choice = choose(halves.searched(checked, pricing), checked)
-        held = measure(halves.judging, choice.policy, pricing, checked, seed)
+        best, without = choose(halves.searched(checked, pricing), checked)
+        held = measure(halves.judging, best.policy, pricing, checked, seed)
         verdicts.append(
             _replayed(
-                floor, worth, delta, choice, held, pricing,
-                flops=measure(halves.judging, choice.policy, in_flops, checked, seed).net_speedup,
-                credit=speed_over(halves.judging, choice.policy, choice.without, pricing, seed),
+                floor, worth, delta, held, pricing,
+                fit_agreement=1.0 - best.risk,
+                without=without.policy,
+                flops=measure(halves.judging, best.policy, in_flops, checked, seed).net_speedup,
+                credit=speed_over(halves.judging, best.policy, without.policy, pricing, seed),
                 documents=documents,
             )
         )  # fmt: skip
     return tuple(verdicts)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a search chose within a floor.
+def choose(pool: Pool, floor: Floor) -> tuple[Scored, Scored]:
+    """The fastest early exit of a search within a floor, and the fastest policy that leaves no layer out.
 
-    policy: the fastest early exit, the full model if none beats what can be had without one; its mean loss is
-    `risk`. without: the fastest policy that leaves no layer out: the full model, or its head cut to the short
-    list.
+    The latter is the full model, or its head cut to the short list. Early exit is credited only with what it
+    adds to that: the former is the full model if none beats it.
     """
-
-    policy: ExitPolicy
-    risk: float
-    without: ExitPolicy
-
-
-def choose(pool: Pool, floor: Floor) -> Choice:
-    """The fastest early exit of a search within a floor, credited only with what it adds to the rest."""
-    without, cost = pool.fastest(floor.risk, full_depth=True), pool.pricing.plain
-    cut = without is not None and without.cost < cost
-    baseline: ExitPolicy = without.policy if without is not None and cut else Never()
-    cost = without.cost if without is not None and cut else cost
+    plain = pool.full_model()
+    cut = pool.fastest(floor.risk, full_depth=True)
+    without = plain if cut is None or cut.cost >= plain.cost else cut
     best = pool.fastest(floor.risk, full_depth=False)
-    if best is None or best.cost >= cost:
-        return Choice(Never(), 0.0, baseline)
-    return Choice(best.policy, best.risk, baseline)
+    return plain if best is None or best.cost >= without.cost else best, without
 
 
 def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
@@ -169,7 +158,7 @@ def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: 
 
     speedup: over the fastest decoder that leaves no layer out.
     """
-    if isinstance(policy, Never):
+    if policy == PLAIN_DECODING:
         return "does not pay"
     speed = None if speedup.value is None else predicted_speed(speedup, machine)
     return decide(worth=worth, credit=speed, certified=False)
@@ -185,40 +174,41 @@ def _replayed(
     floor: float,
     worth: float,
     delta: float,
-    choice: Choice,
     held: HeldOut,
     pricing: Pricing,
     *,
+    fit_agreement: float,
+    without: ExitPolicy,
     flops: Estimate,
     credit: Estimate,
     documents: tuple[int, int],
 ) -> Verdict:
-    decision = decide_replayed(choice.policy, credit, pricing.machine, worth)
+    decision = decide_replayed(held.policy, credit, pricing.machine, worth)
     missing = () if decision == "does not pay" else (NOT_EXECUTED,)
     return Verdict(
         floor=floor,
         worth=worth,
         decision=decision,
-        reason=_replay_reason(floor, worth, choice, held, credit, documents, pricing.machine),
+        reason=_replay_reason(floor, worth, held, without, credit, documents, pricing.machine),
         missing=missing,
-        policy=str(choice.policy),
+        policy=held.policy,
         kv=None,
         certificate=None,
         executed_agreement=None,
         speed=None if held.net_speedup.value is None else predicted_speed(held.net_speedup, pricing.machine),
-        replayed_policy=str(choice.policy),
+        replayed_policy=held.policy,
         agreement=held.agreement,
         skip_ratio=held.skip_ratio,
         net_speedup=held.net_speedup,
         net_speedup_flops=flops,
-        fit_agreement=1.0 - choice.risk,
+        fit_agreement=fit_agreement,
         fit_documents=documents[0],
         report_documents=documents[1],
         documents_needed=documents_needed(1.0 - floor, delta),
         basis=pricing.machine,
         reference_agreement=held.reference_agreement,
         gain=held.gain,
-        without=str(choice.without),
+        without=str(without),
         credit=credit,
     )
 
@@ -226,15 +216,15 @@ def _replayed(
 def _replay_reason(
     floor: float,
     worth: float,
-    choice: Choice,
     held: HeldOut,
+    without: ExitPolicy,
     credit: Estimate,
     documents: tuple[int, int],
     basis: str,
 ) -> str:
     """Why a replay says so, in a few sentences."""
-    cut = not isinstance(choice.without, Never)
-    if isinstance(choice.policy, Never):
+    cut = without != PLAIN_DECODING
+    if held.plain:
         few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
         plain = CUT if cut else "the full model"
         better = f"moves fewer bytes than {plain}" if basis == BYTES else f"is faster than {plain} on {basis}"
@@ -290,8 +280,9 @@ def _unjudged(
     """The answer for a trace on which nothing can be judged."""
     undefined = Estimate(None, undefined=why)
     nothing = _replayed(
-        floor, worth, delta, Choice(Never(), math.nan, Never()),
-        unmeasured(why, pricing.plain, transformed=trace.reference_top1 is not None), pricing,
+        floor, worth, delta,
+        unmeasured(PLAIN_DECODING, why, pricing.plain, transformed=trace.reference_top1 is not None),
+        pricing, fit_agreement=math.nan, without=PLAIN_DECODING,
         flops=undefined, credit=undefined, documents=documents,
     )  # fmt: skip
     reason = f"Nothing was judged: {why}."

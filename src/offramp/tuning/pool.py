@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
 from offramp.policies.decisions import Decisions, replay_decisions
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed
@@ -27,12 +28,8 @@ from offramp.tuning.pricing import DecisionCounts, Pricing, count_decisions
 SCREENED_TOKENS = 30_000
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one policy does to all tokens, at whatever price: its mean loss over documents, and its counts."""
-
-    risk: float
-    counts: DecisionCounts
+FULL_MODEL = "full model"
+"""The family of plain decoding."""
 
 
 class Evidence:
@@ -54,7 +51,7 @@ class Evidence:
         self.policies: dict[tuple[str, Exits, int], Threshold] = {}
         self._grids: dict[str, Grid] = {}
         self._curves: dict[tuple[str, Exits], Curve] = {}
-        self._outcomes: dict[ExitPolicy, Outcome] = {}
+        self._outcomes: dict[ExitPolicy, tuple[float, DecisionCounts]] = {}
 
     def serves(self, floor: Floor) -> bool:
         """Whether losses are counted as under this floor."""
@@ -79,12 +76,15 @@ class Evidence:
             self._curves[key] = curve(self.grid(signal), places, self.losses, columns, self.weights)
         return self._curves[key]
 
-    def outcome(self, policy: ExitPolicy, decisions: Decisions | None = None) -> Outcome:
-        """What a policy does, replayed on the documents unless that was done."""
+    def outcome(self, policy: ExitPolicy, decisions: Decisions | None = None) -> tuple[float, DecisionCounts]:
+        """What a policy does to all tokens, at whatever price: mean loss over documents, and what is charged.
+
+        Replayed on the documents unless that was done.
+        """
         if policy not in self._outcomes:
             decisions = replay_decisions(policy, self.trace) if decisions is None else decisions
             counts = count_decisions(decisions, self.trace.layers)
-            self._outcomes[policy] = Outcome(self.risk_of(decisions.exits), counts)
+            self._outcomes[policy] = self.risk_of(decisions.exits), counts
         return self._outcomes[policy]
 
     def risk_of(self, exits: NDArray[np.int64]) -> float:
@@ -151,10 +151,14 @@ class Pool:
 
     def score(self, family: str, policy: ExitPolicy, decisions: Decisions | None = None) -> Scored:
         """Replay a policy on the documents, unless that was done; the result is not kept in the pool."""
-        outcome = self.evidence.outcome(policy, decisions)
-        counts = outcome.counts
+        risk, counts = self.evidence.outcome(policy, decisions)
         skip = 1.0 - counts.mean(self.evidence.executed)
-        return Scored(family, policy, outcome.risk, self.pricing.of_counts(counts), skip)
+        return Scored(family, policy, risk, self.pricing.of_counts(counts), skip)
+
+    def full_model(self) -> Scored:
+        """The full model on the documents, which may lose something against a reference."""
+        whole = np.full(self.trace.token_count, self.trace.layers, dtype=np.int64)
+        return Scored(FULL_MODEL, PLAIN_DECODING, self.evidence.risk_of(whole), self.pricing.plain, 0.0)
 
     def add(self, scored: Scored) -> None:
         """Keep one."""

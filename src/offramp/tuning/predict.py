@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
-from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
+from offramp.policies.figures import shared_fields
 from offramp.policies.grammar import parse_policy
 from offramp.policies.kv_cost import find_strategy, maps_charged, require_exits
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
-from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
+from offramp.scoring.estimate import DOCUMENTS_NEEDED
 from offramp.tracing.described_heads import heads_documents
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed, two_sided_limits
@@ -124,7 +124,7 @@ def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[s
         yield f"Tuned at batch {tuned.batch}, predicted at batch {pricing.batch}."
     if kv != tuned.kv:
         yield f"Tuned with K and V by {tuned.kv}, predicted with {kv}."
-    if tuned.policy_text == "never":
+    if tuned.plain:
         yield "Tuning chose the full model: there is nothing to gain or to lose."
 
 
@@ -154,41 +154,29 @@ def _largest_shift(shift: tuple[ShiftRow, ...]) -> Iterator[str]:
 ANY_FLOOR = Floor("agreement", 0.99)
 
 
-@dataclass(frozen=True)
-class Prediction:
+@dataclass(frozen=True, kw_only=True)
+class Prediction(HeldOut):
     """What a policy would do on another workload or machine.
 
     floor_answer: "holds" if the lower confidence limit of the quality reaches the floor, "broken" if the
     upper one misses it, else "not decided"; None for a policy without a floor. risk_low, risk_high: two-sided
     confidence limits of the mean loss at delta (betting bound), None without a floor. batching: "lockstep",
-    of all figures, None at batch 1. reachable: False for an oracle. reference_agreement: as a verdict's.
-    gain: what each part of a step saves, None where that is not known of a batch.
+    of all figures, None at batch 1. quality: agreement, for a policy without a floor.
     document_tokens: fewest, median and most tokens of a document.
     """
 
-    policy: str
     workload: str
     machine: str
     batch: int
     floor: Floor | None
-    quality: Estimate
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    seconds_per_token: float
-    plain_seconds_per_token: float
-    probe_share: float
     floor_answer: FloorAnswer | None
     risk_low: float | None
     risk_high: float | None
     delta: float
     documents: int
     batching: str | None
-    reachable: bool
     shift: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
-    reference_agreement: Estimate | None = None
-    gain: Gain | None = None
     document_tokens: Lengths | None = None
 
 
@@ -227,7 +215,7 @@ def predict(
         find_strategy(kv)
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
-    decides = parse_policy(named.policy_text) if isinstance(named, Tuned) else named
+    decides = named.policy if isinstance(named, Tuned) else named
     if tuned is not None:
         require_base(tuned.model, decides, trace)
         if not unseen:
@@ -246,36 +234,26 @@ def predict(
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
     documents = len(traced(judged))
-    reachable = decides.for_task(task_of(judged)).reachable
     answer = _floor_answer(floor, low, high)
+    found = held if floor is not None else replace(held, quality=held.agreement)
     return Prediction(
-        policy=str(decides),
+        **shared_fields(found, HeldOut),
         workload=str(trace.request.get("workload", {}).get("name", "unknown")),
         machine=pricing.machine,
         batch=pricing.batch,
         floor=floor,
-        quality=held.agreement if floor is None else held.quality,
-        agreement=held.agreement,
-        skip_ratio=held.skip_ratio,
-        net_speedup=held.net_speedup,
-        seconds_per_token=_value(held.cost.value),
-        plain_seconds_per_token=held.plain_cost,
-        probe_share=held.probe_share,
         floor_answer=answer,
         risk_low=low,
         risk_high=high,
         delta=delta,
         documents=documents,
         batching="lockstep" if batch > 1 else None,
-        reachable=reachable,
         shift=shift,
         notes=(
-            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, reachable),
+            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, held.reachable),
             *lookup_notes(hardware, machine),
             *price_notes(machine, judged, (batch, batch + 1) if kv == "recompute" else (batch,)),
         ),
-        reference_agreement=held.reference_agreement,
-        gain=held.gain,
         document_tokens=lengths_of(judged),
     )
 
@@ -336,7 +314,7 @@ def _judged(
 ) -> tuple[HeldOut, NDArray[np.float64]]:
     """A policy's figures, and the mean loss of each independent unit: a document, or a group of a batch."""
     if machine is None or pricing.batch == 1:
-        held = measure(trace, policy, pricing, floor, seed)
+        held = measure(trace, policy, pricing, floor, seed, kv)
         return held, policy_losses(trace, policy, floor)
     lockstep = replay_in_lockstep(trace, policy, pricing.batch, seed)
     held = measure_in_lockstep(trace, lockstep, machine, floor, seed, kv)
@@ -349,8 +327,3 @@ def _floor_answer(floor: Floor | None, low: float | None, high: float | None) ->
     if high <= floor.risk:
         return "holds"
     return "broken" if low > floor.risk else "not decided"
-
-
-def _value(value: float | None) -> float:
-    assert value is not None  # a mean over at least one document is defined
-    return value

@@ -8,58 +8,49 @@ from typing import ClassVar
 
 from offramp.costs.machine import Machine
 from offramp.kit.defaults import FLOORS, SEED, WORTH
-from offramp.kit.numbers import Count, Proportion
-from offramp.policies.cost_breakdown import Gain, saved_error
+from offramp.kit.numbers import Count
+from offramp.policies.cost_breakdown import saved_error
+from offramp.policies.figures import PLAIN_DECODING, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import price_notes
-from offramp.policies.rules.fixed import ORACLES, Never, Oracle
-from offramp.scoring.estimate import Estimate
+from offramp.policies.rules.fixed import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.held_out import measure, speed_over
+from offramp.tuning.held_out import HeldOut, measure, speed_over
 from offramp.tuning.judging import Halves, choose, decide_replayed, halves_of
-from offramp.tuning.pool import Pool, Scored
+from offramp.tuning.pool import FULL_MODEL, Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.verdict import Decision
 
 
-@dataclass(frozen=True)
-class RankedPolicy:
+@dataclass(frozen=True, kw_only=True)
+class RankedPolicy(HeldOut):
     """One family of policies at one floor: its fastest member, chosen on one half of the documents.
 
-    family: "max_prob, all exits", "restricted_margin, 3 exits", "patience", ... reachable: False for an
-    oracle. agreement, skip_ratio, net_speedup, reference_agreement (as a verdict's): on the other half.
-    probe_share: probes' share of the policy's seconds; probe_seconds: of one token. parts: seconds of one
-    token by part (the names of `offramp.policies.cost_breakdown.PARTS`), summing to
-    seconds_per_token; empty where not kept. chosen: whether it was the fastest early exit on the half that
-    chose (the full model if none beat what leaves no layer out), and so is the verdict's policy; the fastest
-    on the other half may be another by luck. gain: what each part of a step saves on the other half, None
-    where not kept. full_depth: whether it leaves no layer out: what it gains, plain decoding could gain.
-    rank: its place among the families by speed on the half that chose, from 1; None for oracles and the full
-    model, which nobody chose.
+    Its figures are of the other half.
     """
 
     family: str
-    policy: str
-    reachable: bool
+    """ "max_prob, all exits", "restricted_margin, 3 exits", "patience", ..."""
     floor: float
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    seconds_per_token: float
-    probe_share: Proportion
     probe_seconds: float
+    """Of a token, for its probes."""
     parts: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of one token by part (the names of `offramp.policies.cost_breakdown.PARTS`), whose sum is
+    seconds_per_token; empty where not kept."""
     chosen: bool = False
-    reference_agreement: Estimate | None = None
-    gain: Gain | None = None
+    """Whether it was the fastest early exit on the half that chose (the full model if none beat what leaves
+    no layer out), and so is the verdict's policy; the fastest on the other half may be another by luck."""
     full_depth: bool = False
+    """Whether it leaves no layer out: what it gains, plain decoding could gain."""
     rank: Count | None = None
+    """Its place among the families by speed on the half that chose, from 1; None for oracles and the full
+    model, which nobody chose."""
 
     @property
     def exits_early(self) -> bool:
         """Whether its policy leaves layers out: plain decoding with a smaller head does not."""
-        return self.policy != "never" and not self.full_depth
+        return not self.plain and not self.full_depth
 
     @property
     def gains_by_exits(self) -> bool:
@@ -71,28 +62,18 @@ class RankedPolicy:
         return self.exits_early and (gain is None or gain.by_exits > saved_error(speed.low, speed.high))
 
 
-@dataclass(frozen=True)
-class MachineAnswer:
-    """The best policy at one floor on one machine and batch size, judged on unseen documents.
-
-    decision, reference_agreement: as a verdict's. source: where the machine's numbers come from.
-    plain_seconds_per_token: of the full model there. without: as a verdict's.
-    """
+@dataclass(frozen=True, kw_only=True)
+class MachineAnswer(HeldOut):
+    """The best policy at one floor on one machine and batch size, judged on unseen documents."""
 
     machine: str
     source: str
+    """Where the machine's numbers come from."""
     batch: Count
     floor: float
-    policy: str
     decision: Decision
-    net_speedup: Estimate
-    agreement: Estimate
-    plain_seconds_per_token: float
-    reference_agreement: Estimate | None = None
     without: str = "never"
-
-
-FULL_MODEL = "full model"
+    """As a verdict's."""
 
 
 def ranking(
@@ -116,7 +97,7 @@ def ranking(
     for floor in checked:
         pool = halves.searched(floor, pricing)
         best = pool.fastest_of_families(floor.risk)
-        chosen = choose(pool, floor).policy
+        chosen = choose(pool, floor)[0].policy
         ranked = [(scored, rank) for rank, scored in enumerate(best, start=1)]
         fixed = [(scored, None) for scored in _fixed(pool)]
         judged = [_judged(halves, floor, pricing, scored, chosen, rank) for scored, rank in [*ranked, *fixed]]
@@ -129,7 +110,7 @@ def _fixed(pool: Pool) -> list[Scored]:
     oracles: list[tuple[str, ExitPolicy]] = [
         (f"oracle: {name.replace('_', ' ')}", Oracle(name)) for name in ORACLES
     ]
-    return [pool.score(family, policy) for family, policy in [(FULL_MODEL, Never()), *oracles]]
+    return [pool.score(family, policy) for family, policy in [(FULL_MODEL, PLAIN_DECODING), *oracles]]
 
 
 def _judged(
@@ -137,20 +118,12 @@ def _judged(
 ) -> RankedPolicy:
     held = measure(halves.judging, scored.policy, pricing, floor, halves.seed)
     return RankedPolicy(
+        **shared_fields(held, HeldOut),
         family=scored.family,
-        policy=str(scored.policy),
-        reachable=scored.policy.reachable,
         floor=floor.value,
-        agreement=held.agreement,
-        skip_ratio=held.skip_ratio,
-        net_speedup=held.net_speedup,
-        seconds_per_token=pricing.plain if held.cost.value is None else held.cost.value,
-        probe_share=held.probe_share,
         probe_seconds=held.probe_cost,
-        parts=pricing.parts(held.counts),
+        parts={} if held.counts is None else pricing.parts(held.counts),
         chosen=scored.policy == chosen,
-        reference_agreement=held.reference_agreement,
-        gain=held.gain,
         full_depth=scored.policy.full_depth,
         rank=rank,
     )
@@ -188,22 +161,17 @@ def machine_answers(
 
 
 def _answer(halves: Halves, pricing: Pricing, source: str, floor: Floor, worth: float) -> MachineAnswer:
-    choice = choose(halves.searched(floor, pricing), floor)
-    policy = choice.policy
-    held = measure(halves.judging, policy, pricing, floor, halves.seed)
-    credit = speed_over(halves.judging, policy, choice.without, pricing, halves.seed)
+    best, without = (scored.policy for scored in choose(halves.searched(floor, pricing), floor))
+    held = measure(halves.judging, best, pricing, floor, halves.seed)
+    credit = speed_over(halves.judging, best, without, pricing, halves.seed)
     return MachineAnswer(
+        **shared_fields(held, HeldOut),
         machine=pricing.machine,
         source=source,
         batch=pricing.batch,
         floor=floor.value,
-        policy=str(policy),
-        decision=decide_replayed(policy, credit, pricing.machine, worth),
-        net_speedup=held.net_speedup,
-        agreement=held.agreement,
-        plain_seconds_per_token=pricing.plain,
-        reference_agreement=held.reference_agreement,
-        without=str(choice.without),
+        decision=decide_replayed(best, credit, pricing.machine, worth),
+        without=str(without),
     )
 
 
@@ -219,9 +187,9 @@ class ReplayedCredit:
     READ_OFF: ClassVar[tuple[str, ...]] = ("ratio",)
 
     floor: float
-    exits: str | None
+    exits: ExitPolicy | None
     speedup: float | None
-    without: str
+    without: ExitPolicy
     without_speedup: float
 
     @property
@@ -237,14 +205,14 @@ def replayed_credit(entries: Iterable[RankedPolicy], floor: float) -> ReplayedCr
     and of the others the one that was faster on the half that chose is taken, and its speed on the other, so
     that luck there picks nobody. The full model always holds the floor, with a speedup of 1.
     """
-    held = sorted(
-        (entry.rank, entry.policy, entry.net_speedup.value, entry.full_depth)
-        for entry in entries
+    held = [
+        (entry.policy, entry.net_speedup.value, entry.full_depth)
+        for entry in sorted(entries, key=lambda entry: entry.rank or 0)
         if entry.floor == floor and entry.rank is not None and entry.net_speedup.value is not None
         if entry.agreement.value is not None and entry.agreement.value >= floor
-    )
-    exits = next(((policy, speed) for _, policy, speed, full in held if not full), None)
-    without = next(((policy, speed) for _, policy, speed, full in held if full and speed > 1.0), None)
+    ]
+    exits = next(((policy, speed) for policy, speed, full in held if not full), None)
+    without = next(((policy, speed) for policy, speed, full in held if full and speed > 1.0), None)
     policy, speedup = exits or (None, None)
-    baseline, baseline_speedup = without or ("never", 1.0)
+    baseline, baseline_speedup = without or (PLAIN_DECODING, 1.0)
     return ReplayedCredit(floor, policy, speedup, baseline, baseline_speedup)

@@ -11,10 +11,9 @@ from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
-from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import machine_for
-from offramp.policies.rules.fixed import Never
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.answers import replayed_answer
@@ -42,10 +41,9 @@ def tune_by_replay(job: Job, kv: str) -> Tuned:
     candidates = ordered_candidates(pool, job.floor.risk) if pool else []
     tested, certificate = _test(job, candidates)
     chosen = None if tested.chosen is None else candidates[tested.chosen]
-    policy: ExitPolicy = Never() if chosen is None else chosen.policy
-    held = job.report(policy, kv)
-    answer = replayed_answer(job, len(candidates), certificate, policy, held)
-    return job.tuned(policy, kv, answer=answer, certificate=certificate, held=held, pool=pool)
+    held = job.report(PLAIN_DECODING if chosen is None else chosen.policy, kv)
+    answer = replayed_answer(job, len(candidates), certificate, held)
+    return job.tuned(held, answer=answer, certificate=certificate, pool=pool)
 
 
 def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:

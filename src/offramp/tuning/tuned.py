@@ -15,8 +15,8 @@ from offramp.files import write_sealed_json
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
-from offramp.policies.cost_breakdown import Gain
 from offramp.policies.decisions import task_of
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
@@ -27,6 +27,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
+from offramp.tuning.held_out import HeldOut
 
 HEADS_FILE = "heads_file"
 """In a tuned policy's provenance: where its exit heads lie, absolute once it is read."""
@@ -43,7 +44,7 @@ class FrontPoint:
     predicted on the machine.
     """
 
-    policy: str
+    policy: ExitPolicy
     risk: float
     quality: float
     seconds_per_token: float
@@ -94,41 +95,31 @@ class Grounds:
     """Documents that gave no prompt, in words."""
 
 
-@dataclass(frozen=True)
-class Tuned:
+@dataclass(frozen=True, kw_only=True)
+class Tuned(HeldOut):
     """The answer of the tuner: the fastest policy that passed, or the full model and why.
 
-    policy_text: "never" if nothing passed or nothing beats the full model. answer: one plain sentence.
-    quality, skip_ratio, net_speedup, seconds_per_token, reference_agreement: on report documents that neither
-    search nor certificate saw (None values if there are none): as rerun with an executed certificate, else
-    replayed; of the exits taken in lockstep at a batch above 1, where bound and front are of each token
-    alone. executed_agreement: share of the tokens it generates that are the full model's choice on the same
-    prefix, of documents that did not choose the policy, mean over documents; None if nothing was decoded.
+    policy: `Never` if nothing passed or nothing beats the full model. Its figures are on report documents
+    that neither search nor certificate saw (None values if there are none): as rerun with an executed
+    certificate, else replayed; of the exits taken in lockstep at a batch above 1, where bound and front are
+    of each token alone. answer: one plain sentence. executed_agreement: share of the tokens it generates that
+    are the full model's choice on the same prefix, of documents that did not choose the policy, mean over
+    documents; None if nothing was decoded.
     executed_reference_agreement: the same by the reference's choices, in its place at a floor on these.
     candidates: what was to be certified, in the order of the tests, the lossless contender last.
-    plain_seconds_per_token: the full model on
-    the same machine. probe_share: probes' share of the policy's seconds. front: on the search documents.
+    front: on the search documents.
     documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
     the ids and workload of the search and certify documents, by role; document_texts: sketches of their texts
     (`offramp.workloads.shared_text`), by role. model: what the policy is bound to, as
     `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
-    profile (None without a machine) and the fingerprint of the trace. gain: what each part of a step saves on
-    the report documents, None without any.
+    profile (None without a machine) and the fingerprint of the trace.
     """
 
     floor: Floor
-    policy_text: str
     answer: str
     certificate: Certificate
-    quality: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    seconds_per_token: Estimate
-    plain_seconds_per_token: float
-    probe_share: float
     machine: str
     batch: int
-    kv: str
     front: tuple[FrontPoint, ...]
     shift: tuple[Shift, ...]
     documents: Mapping[str, int]
@@ -136,17 +127,15 @@ class Tuned:
     model: Mapping[str, Any] = field(default_factory=dict)
     workload: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    reference_agreement: Estimate | None = None
     executed_agreement: Estimate | None = None
     executed_reference_agreement: Estimate | None = None
     candidates: tuple[Candidate, ...] = ()
-    gain: Gain | None = None
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     grounds: Grounds | None = None
     """Of an executed answer; None of a replay bound, and of files that older versions wrote."""
 
     def __repr__(self) -> str:
-        return f"Tuned({self.policy_text} at {self.floor}: {self.answer})"
+        return f"Tuned({self.policy} at {self.floor}: {self.answer})"
 
     @property
     def standing(self) -> FloorStanding | None:
@@ -163,7 +152,7 @@ class Tuned:
         return tuple(
             candidate
             for candidate in self.candidates
-            if candidate.documents and not candidate.lossless and candidate.policy != "never"
+            if candidate.documents and not candidate.lossless and candidate.policy != PLAIN_DECODING
         )
 
     @property
@@ -171,13 +160,13 @@ class Tuned:
         """Whether a bolder candidate than the one that was certified is still to be tested."""
         several = [candidate for candidate in self.candidates if not candidate.lossless]
         cells = [(candidate.policy, candidate.kv) for candidate in several]
-        chosen = (self.policy_text, self.kv)
+        chosen = (self.policy, self.kv)
         rest = several[cells.index(chosen) + 1 :] if chosen in cells else several
         return bool(rest) and (rest[0].passed is None or rest[0].outcome == OUT_OF_TIME)
 
     @property
     def faster_lossless(self) -> Candidate | None:
-        """The drafts that lose nothing and take fewer seconds, predicted, than what `policy_text` does."""
+        """The drafts that lose nothing and take fewer seconds, predicted, than the policy does."""
         return faster_lossless(self.candidates, self.net_speedup)
 
     @property
@@ -191,13 +180,6 @@ class Tuned:
         """The documents that shaped the policy."""
         return TunedOn(self.document_digests, self.document_texts)
 
-    @property
-    def policy(self) -> Any:
-        """The policy object."""
-        from offramp.policies.grammar import parse_policy
-
-        return parse_policy(self.policy_text)
-
 
 def faster_lossless(candidates: Iterable[Candidate], net_speedup: Estimate) -> Candidate | None:
     """The lossless candidate, if it is faster than plain decoding and what has this net speedup."""
@@ -209,9 +191,7 @@ def faster_lossless(candidates: Iterable[Candidate], net_speedup: Estimate) -> C
 
 def to_json(tuned: Tuned) -> dict[str, Any]:
     """The JSON object of a tuned policy, without its seal; "policy" is the policy's text."""
-    fields = record_json(tuned)
-    text = fields.pop("policy_text")
-    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": TUNED, "policy": text, **fields}
+    return {"schema_version": TUNED_SCHEMA_VERSION, "kind": TUNED, **record_json(tuned)}
 
 
 def write_tuned(path: Path, tuned: Tuned, heads_file: Path | None = None) -> None:
@@ -260,13 +240,25 @@ def read_tuned(path: str | Path) -> Tuned:
         place = os.path.normpath(path.absolute().parent / kept)
         value["provenance"] = {**value["provenance"], HEADS_FILE: place}
     try:
-        return from_json(Tuned, {**value, "policy_text": value.get("policy")})
+        return tuned_of(value)
     except InvalidRecordError as error:  # sealed, but by another program
         raise InputError(
             f"the tuned policy is not what offramp writes: {error}",
             where=str(path),
             fix="run offramp tune again",
         ) from error
+
+
+def tuned_of(value: Mapping[str, Any]) -> Tuned:
+    """The tuned policy of a JSON object. Raises InvalidRecordError for what is none.
+
+    The version before kept of agreement what its floor is of.
+    """
+    if "agreement" not in value and "quality" in value:
+        of_agreement = value.get("floor", {}).get("kind") == "agreement"
+        unknown = {"value": None, "undefined": "a former version did not keep it"}
+        value = {**value, "agreement": value["quality"] if of_agreement else unknown}
+    return from_json(Tuned, value)
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -11,6 +11,8 @@ from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
@@ -79,12 +81,12 @@ class Verdict:
     decision: Decision
     reason: str
     missing: tuple[str, ...]
-    policy: str
+    policy: ExitPolicy
     kv: str | None
     certificate: Certificate | None
     executed_agreement: Estimate | None
     speed: Speed | None
-    replayed_policy: str
+    replayed_policy: ExitPolicy
     agreement: Estimate
     skip_ratio: Estimate
     net_speedup: Estimate
@@ -118,10 +120,12 @@ class Verdict:
         return None if risk is None else Estimate(1.0 - risk)
 
 
+NEVER = str(PLAIN_DECODING)
+"""The name of plain decoding among decoders, and the text of its policy."""
+
 TOO_WIDE = 1.5
 """An interval that reaches so many times above a speed, or below, only says that samples are few."""
 
-NEVER = "never"
 TOO_FEW: Decision = "not enough documents"
 OPEN: tuple[Decision, ...] = ("too close to call", "not settled", TOO_FEW)
 """What is neither yes nor no."""
@@ -164,7 +168,7 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     tuned: by execution (`offramp.tune` with a model). timed: of the tuned policy, or of what was tried
     (`judged_policy`), None if it was not timed.
     """
-    standing, exits = tuned.standing, tuned.policy_text != NEVER
+    standing, exits = tuned.standing, not tuned.plain
     certified = standing == "certified" and exits
     tried = None if exits or not tuned.tested else tuned.tested[-1]
     speed = credit = None
@@ -186,7 +190,7 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     settled = replace(
         verdict,
         decision=decision,
-        policy=tuned.policy_text,
+        policy=tuned.policy,
         kv=tuned.kv if exits else None,
         certificate=tuned.certificate,
         executed_agreement=tuned.executed_agreement,
@@ -223,13 +227,13 @@ def settle_all(
     return tuple(settle(one, *by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts)
 
 
-def judged_policy(tuned: Tuned) -> tuple[str, str] | None:
+def judged_policy(tuned: Tuned) -> tuple[ExitPolicy, str] | None:
     """The policy that a verdict is about, with its K,V strategy: what is certified, else what was tried last.
 
     None where nothing was decoded.
     """
-    if tuned.policy_text != NEVER:
-        return tuned.policy_text, tuned.kv
+    if not tuned.plain:
+        return tuned.policy, tuned.kv
     return (tuned.tested[-1].policy, tuned.tested[-1].kv) if tuned.tested else None
 
 
@@ -266,7 +270,7 @@ def _reason(verdict: Verdict, tuned: Tuned) -> str:
     if speed is not None and tried is not None:
         what = f"{tried.policy} with keys and values by {tried.kv}"
         return f"{tuned.answer} What was tried, {what}, is {speed_words(speed)}{credit_words(verdict)}."
-    if verdict.policy == NEVER or speed is None:
+    if verdict.policy == PLAIN_DECODING or speed is None:
         return tuned.answer
     said = f"{kept_words(verdict)}; {speed_words(speed)}{credit_words(verdict)}."
     if tuned.policy.full_depth:

@@ -16,6 +16,7 @@ from offramp.decoding.openings import Opening
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.workloads.workload import Workload
@@ -35,8 +36,8 @@ def agreeable_llama(eos: int | None = None, **config: Any) -> Model:
     )
 
 
-def options_of(policy: str = POLICY, kv: str = "propagate", **more: Any) -> DecodingOptions:
-    return DecodingOptions(parse_policy(policy), kv, **more)
+def options_of(policy: ExitPolicy | str = POLICY, kv: str = "propagate", **more: Any) -> DecodingOptions:
+    return DecodingOptions(parse_policy(str(policy)), kv, **more)
 
 
 def openings_of(*lengths: int, vocabulary: int = 58) -> list[Opening]:

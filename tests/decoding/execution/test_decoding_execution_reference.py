@@ -29,6 +29,7 @@ from offramp.decoding.openings import Opening
 from offramp.decoding.quality.judging import Judge
 from offramp.errors import InputError
 from offramp.models.model import Model
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.tuning.splits import split_roles
@@ -93,7 +94,7 @@ def test_the_certificate_is_that_of_the_naive_loop(tmp_path: Path) -> None:
     assert certificate.holds
     assert certificate.stopped_after is not None
     by_id = {document.id: document.text for document in texts(100).documents}
-    losses, options = [], options_of(answer.policy_text, answer.kv)
+    losses, options = [], options_of(answer.policy, answer.kv)
     for place in split_roles(found, 0).certify[: certificate.stopped_after]:
         name = found.documents[int(place)].id
         opening = Opening(name, tuple(model.encode(by_id[name])[:6]), True)
@@ -103,7 +104,7 @@ def test_the_certificate_is_that_of_the_naive_loop(tmp_path: Path) -> None:
     assert certificate.empirical_risk == pytest.approx(np.mean(losses))
     assert answer.executed_reference_agreement is not None
     assert answer.executed_agreement is None
-    assert answer.candidates[0].policy == "never"
+    assert answer.candidates[0].policy == PLAIN_DECODING
     # What was kept is read again, and never as the full model's own judgement.
     kept = sorted(tmp_path.glob("*.json"))
     assert tuned(0.005, folder=tmp_path) == answer
@@ -117,9 +118,9 @@ def test_the_certificate_is_that_of_the_naive_loop(tmp_path: Path) -> None:
 
 def test_a_model_that_became_another_one_is_below_the_floor_by_itself() -> None:
     answer = tuned(0.3)
-    assert answer.policy_text == "never"
+    assert answer.plain
     assert "the full model by itself, without any exit, is below reference_agreement=0.5" in answer.answer
-    assert [one.policy for one in answer.candidates] == ["never"]
+    assert [one.policy for one in answer.candidates] == [PLAIN_DECODING]
 
 
 def test_a_reference_that_does_not_belong_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:

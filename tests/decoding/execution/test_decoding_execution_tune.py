@@ -65,7 +65,7 @@ def test_the_certificate_is_that_of_the_naive_loop(tuned: Tuned) -> None:
     by_id = {document.id: document.text for document in work.documents}
     first = [found.documents[int(place)].id for place in split_roles(found, 0).certify]
     losses = []
-    options = options_of(tuned.policy_text, tuned.kv)
+    options = options_of(tuned.policy, tuned.kv)
     for name in first[: certificate.stopped_after]:
         opening = Opening(name, tuple(model.encode(by_id[name])[:6]), True)
         answer = decoded_alone(model, opening, options, 6).tokens
@@ -127,7 +127,7 @@ def test_one_strategy_alone_can_be_asked_for(kv: str) -> None:
     model, found, work = traced(40, 100)
     tuned = offramp.tune(found, {"agreement": 0.5}, None, model, kv=kv, workload=work, **SIZES)
     assert {one.kv for one in tuned.candidates} <= {kv, "speculate"}
-    if tuned.policy_text != "never":
+    if not tuned.plain:
         assert tuned.kv == tuned.certificate.kv == kv
 
 
@@ -215,7 +215,7 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
     tuned = offramp.tune(found, FLOOR, None)
     assert not tuned.certificate.executed
     assert (tuned.kv, tuned.executed_agreement, tuned.candidates) == ("propagate", None, ())
-    if tuned.policy_text != "never":
+    if not tuned.plain:
         assert "This is a replay bound" in tuned.answer
 
 
@@ -260,7 +260,7 @@ sys.path[:0] = sys.argv[1].split(":")
 from tuning_traces import easy_and_hard
 import offramp
 tuned = offramp.tune(easy_and_hard(60), {"agreement": 0.9}, "h100")
-assert tuned.policy_text != "never", tuned.answer
+assert not tuned.plain, tuned.answer
 assert "torch" not in sys.modules
 """
 

@@ -17,6 +17,8 @@ from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.measurement.answers import answer_of
 from offramp.decoding.measurement.results import BenchResult, Contender, Counted, FreeRunning
 from offramp.kit.typed import to_json
+from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
@@ -187,7 +189,7 @@ def decoding(*defects: str) -> Decoding:
     chosen = tuple(
         DecodedChoice(
             family=f"family of {name}",
-            policy=f"static:exit={exit}",
+            policy=StaticExit(exit),
             kv="propagate",
             why="the fastest",
             floor=0.9,
@@ -209,13 +211,15 @@ def league_entry(
     nothing = Estimate(None, undefined="not looked at")
     return RankedPolicy(
         family=family,
-        policy=policy,
-        reachable=True,
+        policy=parse_policy(policy),
+        kv="propagate",
         floor=floor,
+        quality=nothing,
         agreement=nothing,
         skip_ratio=nothing,
         net_speedup=Estimate(speedup),
-        seconds_per_token=0.01 / speedup,
+        seconds_per_token=Estimate(0.01 / speedup),
+        plain_seconds_per_token=0.01,
         probe_share=0.0,
         probe_seconds=0.0,
         chosen=chosen,

@@ -39,7 +39,7 @@ def test_strategies_are_those_of_league_tuner_and_decoding(
         ]
         tuned = [one for one in summary["tuned"] if one["workload"] == row.workload]
         assert [(one.policy, one.executed, one.machine) for one in row.answers] == [
-            (one["policy_text"], True, "local") for one in tuned
+            (one["policy"], True, "local") for one in tuned
         ]
         (decoded,) = (one for one in summary["decoding"]["workloads"] if one["workload"] == row.workload)
         measured = [one for one in of_row if one.basis == "measured" and one.policy != "never"]

@@ -15,7 +15,6 @@ from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING
 from offramp.kit.numbers import Count, Seconds, Share, Whole
 from offramp.policies.binding import base_of
 from offramp.policies.decisions import task_of
-from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
@@ -206,7 +205,7 @@ def tune_tasks(
     tuned = {
         name: tune(trace, floor, hardware, model, delta=each, **options) for name, trace in named.items()
     }
-    policies = tuple(parse_policy(one.policy_text) for one in tuned.values())
+    policies = tuple(one.policy for one in tuned.values())
     return TunedTasks(Tasks(tuple(tuned), policies, Never()), tuned, delta)
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
 from offramp.models.memory import shown_size
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     NumberFormat,
@@ -43,7 +44,6 @@ from offramp.report.timing import (
 from offramp.report.ways import Way, sample_text, ways_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
-from offramp.tuning.verdict import NEVER
 
 
 def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
@@ -79,7 +79,7 @@ def _way_cell(way: Way) -> Cell:
         return Cell(way.name)
     floor = "" if way.floor is None else f", for {whole_percent(way.floor)}"
     kv = "" if way.kv is None else f" · {way.kv}"
-    return Cell(f"{way.name}{kv}{floor}", code=way.policy)
+    return Cell(f"{way.name}{kv}{floor}", code=str(way.policy))
 
 
 def _net_speed(way: Way, bench: BenchResult) -> Cell:
@@ -268,7 +268,8 @@ def sentences(decoded: Decoded) -> list[str]:
 def beside_figure(decoded: Decoded) -> Markup:
     """Predicted beside measured seconds per token, with plain decoding as the reference."""
     plain = decoded.plain_seconds
-    shown = [(p, p.forecast) for p in decoded.policies if p.forecast is not None and p.policy != NEVER]
+    exiting = [policy for policy in decoded.policies if policy.policy != PLAIN_DECODING]
+    shown = [(policy, policy.forecast) for policy in exiting if policy.forecast is not None]
     if plain is None or not shown:
         return Markup()
     plot = beside_plot(shown, 1000 * plain)

@@ -209,7 +209,7 @@ def families_table(reach: tuple[float, float], keep: str) -> Table[Ranked]:
 def _family_cell(row: Ranked) -> Cell:
     rank, entry = row
     name = f"{rank}. {entry.family}" if rank else entry.family
-    return Cell(name, html=text(name) + folded(short_name(entry.policy), entry.policy))
+    return Cell(name, html=text(name) + folded(short_name(entry.policy), str(entry.policy)))
 
 
 def _balance_cell(entry: RankedPolicy, reach: tuple[float, float]) -> Cell:
@@ -235,13 +235,14 @@ def balance_of(entry: RankedPolicy) -> Balance | None:
 
 def parts_of(entry: RankedPolicy) -> tuple[Part, ...]:
     """The parts of a token's time, plain decoding's time = 1; probes and all else where no more is known."""
-    if not entry.net_speedup.value or not entry.seconds_per_token:
+    seconds = entry.seconds_per_token.value
+    if not entry.net_speedup.value or not seconds:
         return ()
     known = entry.parts or {
-        "rest": entry.seconds_per_token - entry.probe_seconds,
+        "rest": seconds - entry.probe_seconds,
         "probe": entry.probe_seconds,
     }
-    scale = 1 / (entry.net_speedup.value * entry.seconds_per_token)
+    scale = 1 / (entry.net_speedup.value * seconds)
     shown: dict[tuple[str, int], float] = {}
     for part, drawn in PARTS.items():
         if part in known:

@@ -11,6 +11,8 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.kit.defaults import MAIN_FLOOR, WORTH
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
@@ -37,7 +39,7 @@ from offramp.report.words import caveats, grounds_of, how_words, reference_line,
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.answers import ANSWER_TOKENS
-from offramp.tuning.verdict import NEVER, Verdict, from_main
+from offramp.tuning.verdict import Verdict, from_main
 
 
 def verdict_section(run: RunResult) -> Markup:
@@ -84,9 +86,9 @@ def verdicts_of(run: RunResult) -> list[OfText]:
     return [(workload.name, verdict) for workload in run.workloads for verdict in workload.verdicts]
 
 
-def policy_of(verdict: Verdict) -> tuple[str, str | None]:
+def policy_of(verdict: Verdict) -> tuple[ExitPolicy, str | None]:
     """The policy that a verdict's figures are of, and its K,V strategy: certified, or tried so far."""
-    if verdict.policy == NEVER and verdict.tried is not None:
+    if verdict.policy == PLAIN_DECODING and verdict.tried is not None:
         return verdict.tried.policy, verdict.tried.kv
     return verdict.policy, verdict.kv
 
@@ -99,16 +101,16 @@ def _answer_cell(row: OfText) -> Cell:
 
 def _policy_cell(row: OfText) -> Cell:
     policy, _ = policy_of(row[1])
-    if policy == NEVER:
+    if policy == PLAIN_DECODING:
         return Cell(short_name(policy))
-    tried = "tried: " if row[1].policy == NEVER else ""
-    return Cell(f"{tried}{short_name(policy)}", code=policy)
+    tried = "tried: " if row[1].policy == PLAIN_DECODING else ""
+    return Cell(f"{tried}{short_name(policy)}", code=str(policy))
 
 
 def _kept_cell(row: OfText) -> Cell:
     """What the row's policy kept of its own tokens, of how many documents, and whether that is certified."""
     _, verdict = row
-    kept = NOTHING if policy_of(verdict)[0] == NEVER else _kept(verdict)
+    kept = NOTHING if policy_of(verdict)[0] == PLAIN_DECODING else _kept(verdict)
     return Cell(kept, below=reference_line(verdict.reference_agreement))
 
 
@@ -118,7 +120,7 @@ def _kept(verdict: Verdict) -> str:
         kept = verdict.agreement.value
         return NOTHING if kept is None else f"{percent(kept)}, replayed"
     tried = verdict.tried
-    if verdict.policy == NEVER and tried is not None:
+    if verdict.policy == PLAIN_DECODING and tried is not None:
         if tried.executed is None:
             return "not executed"
         return f"{percent(tried.executed)}, {counted(tried.documents, 'document')}, not certified"
@@ -130,14 +132,14 @@ def _kept(verdict: Verdict) -> str:
 
 def _speed_text(row: OfText) -> str | None:
     speed = row[1].speed
-    if speed is None or policy_of(row[1])[0] == NEVER:
+    if speed is None or policy_of(row[1])[0] == PLAIN_DECODING:
         return None
     return f"{timed_text(speed.value, speed.low, speed.high, times)}, {how_words(speed)}"
 
 
 def _credit_text(row: OfText) -> str | None:
     credit = row[1].credit
-    if credit is None or credit.value is None or policy_of(row[1])[0] == NEVER:
+    if credit is None or credit.value is None or policy_of(row[1])[0] == PLAIN_DECODING:
         return None
     return timed_text(credit.value, credit.low, credit.high, times)
 

@@ -260,7 +260,7 @@ def _answer_at(row: OfMachine, batch: int) -> Cell:
     answer = row[2].get(batch)
     if answer is None:
         return Cell("not asked")
-    if answer.policy == "never":
+    if answer.plain:
         return Cell(answer.decision, tone=answer.decision, below="best never to exit")
     speed = estimated(answer.net_speedup, times)
     shown = styled(text(speed.shown) + Markup().join(map(small, (*speed.lines, speed.remark))), "speed")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.formats import counted, decimal, listed, percent, percent_tick, value_text, whole_percent
 from offramp.report.html import Kind, fragment
 from offramp.report.plot.drawing import drawn
@@ -55,7 +56,7 @@ def bought(run: RunResult, training: Training) -> list[Bought]:
 
 
 def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> Bought:
-    speed = verdict.speed if verdict.certified and verdict.policy != "never" else None
+    speed = verdict.speed if verdict.certified and verdict.policy != PLAIN_DECODING else None
     if speed is None:
         return Bought(text, verdict.floor, "never", "", None, None, None, None, verdict.tried is not None)
     # The slower limit of the speed is the lower one of what is saved.
@@ -67,7 +68,9 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
     credit, tokens = _credit(decoded, verdict), None
     if seconds and credit is not None:
         tokens = tokens_to_pay_back(training.seconds, seconds, saved, saved_without(saved, credit))
-    return Bought(text, verdict.floor, verdict.policy, speed.how, saved, low, high, tokens, credit=credit)
+    return Bought(
+        text, verdict.floor, str(verdict.policy), speed.how, saved, low, high, tokens, credit=credit
+    )
 
 
 def _credit(decoded: Decoded | None, verdict: Verdict) -> float | None:

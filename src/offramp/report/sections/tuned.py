@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     counted,
@@ -28,7 +29,6 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import REFERENCE, Floor
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FrontPoint, Tuned
-from offramp.tuning.verdict import NEVER
 
 STATUS_STYLES = {
     "certified": "pays",
@@ -44,8 +44,8 @@ def _candidate_cell(row: Candidates) -> Cell:
     _, candidate = row
     name, drafts = short_name(candidate.policy), "drafts by " if candidate.lossless else ""
     # The full model skips no layer.
-    kv = "" if candidate.policy == NEVER else f" · {candidate.kv}"
-    return Cell(f"{drafts}{name}{kv}", code=candidate.policy)
+    kv = "" if candidate.policy == PLAIN_DECODING else f" · {candidate.kv}"
+    return Cell(f"{drafts}{name}{kv}", code=str(candidate.policy))
 
 
 def _executed_text(row: Candidates) -> str:
@@ -89,7 +89,7 @@ def front_table(tuned: Tuned) -> Table[FrontPoint]:
             Column(tuned.floor.kind.replace("_", " "), lambda point: point.quality, quality),
             Column("Speed", lambda point: point.net_speedup, times),
             *([] if batched else [skips]),
-            Column("Policy", lambda point: Cell(short_name(point.policy), code=point.policy)),
+            Column("Policy", lambda point: Cell(short_name(point.policy), code=str(point.policy))),
         ),
         caption="Fastest policies on the search documents"
         + (f"; batch {tuned.batch} in lockstep: {ALONE}" if batched else ""),
@@ -134,8 +134,8 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     """What the certificate rests on, and the speed of what it certifies."""
     certificate, floor = tuned.certificate, tuned.floor
     found = []
-    if tuned.policy_text != NEVER:
-        found.append(("policy", tuned.policy_text))
+    if not tuned.plain:
+        found.append(("policy", str(tuned.policy)))
     if certificate.tested:
         found.append(("method", method_name(certificate.method)))
         if certificate.delta is not None:
@@ -156,7 +156,7 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
         found.append(("largest loss not ruled out", risk_text(floor, certificate.risk_bound)))
     if certificate.tested:
         found.append(("candidates tested, passed", f"{certificate.tested:,}, {certificate.passed:,}"))
-    return found if tuned.policy_text == NEVER else found + speed_facts(tuned)
+    return found if tuned.plain else found + speed_facts(tuned)
 
 
 def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
@@ -250,7 +250,7 @@ def certificate_sentence(tuned: Tuned) -> str:
     match status(tuned):
         case "certified":
             settled = counted(decoded(certificate), "document") + certificate.of_tokens
-            what = "the full model, without any exit," if tuned.policy_text == "never" else "this policy"
+            what = "the full model, without any exit," if tuned.plain else "this policy"
             return (
                 f"Decoded from {settled}, {what} {loss_words(floor)} that it generates, "
                 f"{confidence(certificate)}, on documents like these."
@@ -272,7 +272,7 @@ def certificate_sentence(tuned: Tuned) -> str:
             )
         case "nothing to certify":
             return f"Nothing to certify: no policy found keeps {floor_words(floor)} and beats the full model."
-        case _ if tuned.policy_text == "never":
+        case _ if tuned.plain:
             return f"No guarantee, and no faster policy kept {floor_words(floor)} on {documents}."
     return (
         f"No guarantee: on {documents} this policy kept {floor_words(floor)}, but nothing follows for others."

@@ -77,7 +77,7 @@ class Answer:
     @property
     def policy(self) -> str:
         """The policy's text."""
-        return self.tuned.policy_text
+        return str(self.tuned.policy)
 
     @property
     def net_speedup(self) -> Estimate:

@@ -15,12 +15,11 @@ from offramp.studies.entries import BYTES
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.floor import Floor
-from offramp.tuning.ranking import FULL_MODEL, RankedPolicy
+from offramp.tuning.pool import FULL_MODEL
+from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import NEVER
 
 TUNED = "tuned"
-PROPAGATE = "propagate"
-"""How the league charges keys and values of skipped layers."""
 BY_DEFINITION = "by definition"
 
 
@@ -84,15 +83,15 @@ def league_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
         yield Strategy(
             place=finished.on(row),
             family=ranked.family,
-            policy=ranked.policy,
-            kv=PROPAGATE,
+            policy=str(ranked.policy),
+            kv=ranked.kv,
             floor=agreement_floor(ranked.floor),
             basis="predicted",
             agreement=ranked.agreement,
             skip_ratio=ranked.skip_ratio,
             net_speedup=ranked.net_speedup,
             probe_share=ranked.probe_share,
-            seconds_per_token=None if finished.machine == BYTES else ranked.seconds_per_token,
+            seconds_per_token=None if finished.machine == BYTES else ranked.seconds_per_token.value,
             reachable=ranked.reachable,
             chosen=ranked.chosen,
             gain=ranked.gain,
@@ -105,7 +104,7 @@ def tuned_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
         yield Strategy(
             place=finished.on(row),
             family=TUNED,
-            policy=tuned.policy_text,
+            policy=str(tuned.policy),
             kv=tuned.kv,
             floor=tuned.floor,
             basis="predicted",
@@ -124,7 +123,7 @@ def replayed_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
     yield Strategy(
         place=finished.on(row),
         family=finished.cell.policy,
-        policy=found.replay.policy,
+        policy=str(found.replay.policy),
         kv=found.replay.kv,
         floor=None,
         basis="predicted",
@@ -177,7 +176,7 @@ def _decoded(row: Row, finished: Finished, choice: DecodedChoice, *, chosen: boo
     strategy = Strategy(
         place=finished.on(row),
         family=choice.family,
-        policy=choice.policy,
+        policy=str(choice.policy),
         kv=choice.kv,
         floor=agreement_floor(choice.floor),
         basis="measured",
@@ -281,9 +280,7 @@ def measured_speedups(finished: Finished, entries: Sequence[RankedPolicy]) -> di
 
 def _chooses_never(entries: Sequence[RankedPolicy], floor: float) -> bool:
     """Whether the choice of a league at a floor is plain decoding; an empty league chose nothing."""
-    return any(
-        ranked.chosen and ranked.policy == NEVER and math.isclose(ranked.floor, floor) for ranked in entries
-    )
+    return any(ranked.chosen and ranked.plain and math.isclose(ranked.floor, floor) for ranked in entries)
 
 
 STRATEGIES: Mapping[str, Callable[[Row, Finished], Iterator[Strategy]]] = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
 from offramp.kit.defaults import SEED
+from offramp.policies.figures import shared_fields
 from offramp.studies.entries import AUTO
 from offramp.studies.work.context import Context
 from offramp.studies.work.decoding_choice import (
@@ -165,13 +166,13 @@ class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
             if not kept:
                 return Decoding(None, why_nothing=TOO_LONG)
             if len(kept) < len(choices):
-                others = ", ".join(choice.policy for choice in choices[1:])
+                others = ", ".join(str(choice.policy) for choice in choices[1:])
                 notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
             choices = kept
             whole = max(seconds, seconds_for(len(choices), plain, new_tokens))
             count = min(len(prompts.ids), prompts_within(len(choices), plain, new_tokens, whole))
             seconds = whole - seconds_after(len(choices), plain, new_tokens, count)
-        policies = tuple((choice.policy, choice.kv) for choice in choices)
+        policies = tuple((str(choice.policy), choice.kv) for choice in choices)
         chosen = Chosen(workload.name, trace, policies, prompts, self.prompts, notes)
         (judged,) = decode_chosen(
             model,
@@ -224,7 +225,7 @@ def _decoding(model: Model, judged: Judged, choices: Sequence[Choice], names: Se
     answers = _answers(model, measured)
     chosen = tuple(
         DecodedChoice(
-            **asdict(choice),
+            **shared_fields(choice, Choice),
             contender=name,
             forecast=judged.forecasts.get(name),
             free_running=judged.free_running.get(name),

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.league import Ranking, fastest_exiting
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import from_main, judged_policy, percent_down
@@ -35,7 +37,7 @@ class Choice:
     """
 
     family: str
-    policy: str
+    policy: ExitPolicy
     kv: str
     why: str
     floor: float
@@ -55,8 +57,8 @@ def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[Choic
         and math.isclose(entry.floor, floor)
         and (speed := entry.net_speedup.value) is not None
     ]
-    distinct: dict[str, Choice] = {}
-    for choice in sorted(able, key=lambda choice: (-(choice.predicted or 0.0), choice.policy)):
+    distinct: dict[ExitPolicy, Choice] = {}
+    for choice in sorted(able, key=lambda choice: (-(choice.predicted or 0.0), str(choice.policy))):
         distinct.setdefault(choice.policy, choice)
     return list(distinct.values())[:count]
 
@@ -67,7 +69,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     Of a floor where nothing is certified, the candidate that was tried last; where nothing was tuned, the
     policy that replay proposes. Without any, the fastest of the ranking that exits; empty if none does.
     """
-    found: dict[tuple[str, str], Choice] = {}
+    found: dict[tuple[ExitPolicy, str], Choice] = {}
     for answer in sorted(tuned, key=lambda answer: from_main(answer.floor.value)):
         judged, floor = judged_policy(answer), percent_down(answer.floor.value)
         if judged is not None and judged not in found:
@@ -76,7 +78,7 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
             found[judged] = _choice(*judged, why, answer.floor.value)
     for verdict in () if tuned else sorted(ranking.verdicts, key=lambda one: from_main(one.floor)):
         replayed = (verdict.policy, verdict.kv or CHARGED_KV)
-        if replayed[0] != "never" and replayed not in found:
+        if verdict.policy != PLAIN_DECODING and replayed not in found:
             why = f"the replay's policy at {percent_down(verdict.floor)} agreement"
             found[replayed] = _choice(*replayed, why, verdict.floor)
     if found:
@@ -91,8 +93,8 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[Choice]:
     return [_choice(entry.policy, CHARGED_KV, why, entry.floor)]
 
 
-def _choice(policy: str, kv: str, why: str, floor: float) -> Choice:
-    return Choice(policy.partition(":")[0], policy, kv, why, floor)
+def _choice(policy: ExitPolicy, kv: str, why: str, floor: float) -> Choice:
+    return Choice(policy.kind, policy, kv, why, floor)
 
 
 def within_budget(

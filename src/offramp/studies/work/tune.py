@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp.kit.defaults import DELTA, FLOORS, SEED
-from offramp.kit.typed import InvalidRecordError, finite_json, from_json
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.tuning.tuned import Tuned
@@ -37,25 +35,6 @@ class Tuning(PricedWork[Answers]):
     floors: tuple[float, ...] = FLOORS
     delta: float = DELTA
     seed: int = SEED
-
-    @classmethod
-    def written(cls, result: Answers) -> Mapping[str, Any]:
-        """The answers as JSON, each as in its own file."""
-        from offramp.tuning.tuned import to_json
-
-        written: dict[str, Any] = finite_json(
-            {**vars(result), "tuned": [to_json(tuned) for tuned in result.tuned]}
-        )
-        return written
-
-    @classmethod
-    def read(cls, value: Any) -> Answers:
-        """The answers that were written. Raises InvalidRecordError."""
-        try:
-            tuned = [{**one, "policy_text": one["policy"]} for one in value["tuned"]]
-        except (LookupError, TypeError) as error:
-            raise InvalidRecordError("tuned", f"it has no answers ({error})") from error
-        return from_json(Answers, {**value, "tuned": tuned})
 
     def by_replay(self, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers that the trace alone allows. Raises what `offramp.tune` raises."""

@@ -1,0 +1,55 @@
+"""A policy with its figures: what it keeps and what it saves on some documents."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from offramp.kit.numbers import Proportion
+from offramp.policies.cost_breakdown import Gain
+from offramp.policies.policy import ExitPolicy
+from offramp.policies.rules.fixed import Never
+from offramp.scoring.estimate import Estimate
+
+PLAIN_DECODING = Never()
+"""Plain decoding: the policy that is no exit at all."""
+
+Figure = TypeVar("Figure", default=Estimate)
+"""What a figure is: an estimate with its interval over documents, or the mean alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFigures(Generic[Figure]):
+    """One policy on some documents. A record that says more of it has these fields, here and in its file."""
+
+    policy: ExitPolicy
+    """Written as its text; `Never` is plain decoding."""
+    kv: str
+    """The strategy for keys and values of skipped layers that it is charged for, or decodes with."""
+    agreement: Figure
+    """Share of tokens whose output is the full model's."""
+    skip_ratio: Figure
+    """Share of the full model's layers that are not executed, sooner or later."""
+    net_speedup: Figure
+    """Plain cost over the policy's: in seconds on a machine, or in bytes moved."""
+    probe_share: Proportion
+    """Share of the policy's cost that its probes take."""
+    reachable: bool = True
+    """Whether a decoder could follow it; an oracle it could not."""
+    reference_agreement: Figure | None = None
+    """Agreement with the untransformed full model, None for a model without transforms."""
+    gain: Gain | None = None
+    """What each part of a step saves, None where that is not known of a batch, or without documents."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is plain decoding, and no policy at all."""
+        return self.policy == PLAIN_DECODING
+
+
+def shared_fields(record: object, kind: type[Any]) -> dict[str, Any]:
+    """The fields that a record has of a kind that it derives from: another of that kind is made with them."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(kind)}
