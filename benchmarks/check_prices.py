@@ -22,7 +22,7 @@ from offramp.policies.policy_cost import check_price, seconds_of
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal
 from offramp.tracing.trace import Trace
-from offramp.tuning.break_even import TARGET, require_target
+from offramp.tuning.break_even import TARGET
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing
@@ -80,9 +80,8 @@ def break_even_by_signal(
     is charged at today's price within C0. Exact where a signal has at most 4,096 distinct values, else on as
     many quantiles of it.
 
-    Raises InputError for a floor out of range or a target that is not positive.
+    Raises InputError for a floor out of range.
     """
-    require_target(target)
     pool = Pool(trace, make_floor(floor), Pricing(costs, "the price list", "as given"))
     rows = [_signal_row(pool, signal, target) for signal in recorded_signals(trace)]
     return tuple(

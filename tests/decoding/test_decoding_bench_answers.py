@@ -16,10 +16,10 @@ from offramp.decoding.measurement.answers import (
     ALPHA,
     PRECISE,
     SAMPLES_NEEDED,
+    Limits,
     Looks,
     Series,
     answer_of,
-    check_worth,
     cluster_of,
     freedom_of,
     is_precise,
@@ -69,8 +69,14 @@ def test_the_resolution_is_the_half_width() -> None:
 
 @pytest.mark.parametrize("worth", [0.0, -0.1, 1.0, float("nan")])
 def test_a_worth_that_is_no_share_is_refused(worth: float) -> None:
-    with pytest.raises(InputError, match="is no share"):
-        check_worth(worth)
+    with pytest.raises(InputError, match="worth must be a share above 0 and below 1"):
+        Limits(worth=worth)
+
+
+def test_something_limits_a_timing() -> None:
+    with pytest.raises(InputError, match="seconds must be given where rounds are not, not None"):
+        Limits(seconds=None)
+    assert Limits(seconds=None, rounds=2).rounds == 2
 
 
 def test_looks_spend_all_there_is_and_no_more() -> None:

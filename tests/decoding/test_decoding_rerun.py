@@ -258,7 +258,7 @@ def test_a_trace_of_another_model_is_refused() -> None:
 @pytest.mark.parametrize(
     ("policy", "options", "what"),
     [
-        ("never", {"prompt_tokens": 0}, "a prompt of 0 tokens"),
+        ("never", {"prompt_tokens": 0}, "prompt tokens must be at least 1, not 0"),
         ("oracle:kind=saturation", {}, "oracle"),
         ("static:exit=9", {}, "exit 9"),
         ("static:exit=2", {"kv": "mapped"}, "--kv-maps 2"),

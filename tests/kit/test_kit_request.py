@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import pytest
 import typer
+from annotated_types import Ge, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from offramp.cli.command import command
 from offramp.commands import words_of
 from offramp.errors import InputError
+from offramp.kit.numbers import Number
 from offramp.kit.request import (
     Kinds,
     Options,
@@ -32,10 +34,9 @@ from offramp.kit.request import (
     not_identity,
     not_repeated,
     one_word,
-    only_if,
-    only_with,
     python_only,
 )
+from offramp.kit.rules import only_if, only_with
 
 MINUTES = 3.5
 FEWEST = 0
@@ -45,10 +46,10 @@ FEWEST = 0
 class Sizes(Options):
     """A part of several requests."""
 
-    tokens: int = 16
+    tokens: Annotated[int, Ge(-1), Le(10**9)] = 16
     """How many
     tokens."""
-    share: float | None = None
+    share: Number | None = None
     """Of something."""
 
     def check(self) -> None:
@@ -178,8 +179,8 @@ def test_the_call_shows_its_fields() -> None:
         ({"tokens": 0}, "no tokens"),
         ({"tokens": 1.5}, "tokens cannot be float 1.5"),
         ({"tokens": True}, "tokens cannot be bool True"),
-        ({"tokens": 10**16}, "tokens cannot be"),
-        ({"share": float("nan")}, "share cannot be nan"),
+        ({"tokens": 10**16}, "tokens must be 1,000,000,000 at most"),
+        ({"share": float("nan")}, "share must be at least -1e+30, not nan"),
         ({"plate": 3}, "plate cannot be int 3"),
         ({"oven": "no"}, "oven cannot be str 'no'"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import offramp
 from offramp.costs.hardware import find_machine
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError
@@ -169,12 +170,12 @@ def test_speculation_gives_the_full_models_output() -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"kv": "propagat"}, r"unknown strategy 'propagat'(.|\n)*did you mean 'propagate'"),
+        ({"kv": "propagat"}, r"unknown strategy for K and V 'propagat'(.|\n)*did you mean 'propagate'"),
         ({"batching": "lock"}, r"unknown batching 'lock'"),
-        ({"batch": 0}, "a batch of 0"),
-        ({"draft_length": 0}, "a draft length of 0"),
-        ({"batch": 2, "kv": "recompute"}, "one sequence at a time, not for a batch of 2"),
-        ({"batch": 2, "kv": "speculate"}, "one sequence at a time, not for a batch of 2"),
+        ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"draft_length": 0}, "draft length must be at least 1, not 0"),
+        ({"batch": 2, "kv": "recompute"}, "charged for one sequence at a time, not 2"),
+        ({"batch": 2, "kv": "speculate"}, "charged for one sequence at a time, not 2"),
         ({"batch": 7}, "a batch of 7 needs as many documents, the trace has 6"),
         ({"machine": "h1000"}, r"unknown hardware 'h1000'(.|\n)*did you mean h100"),
         ({"kv": "monotone"}, "lets tokens go deeper"),
@@ -182,7 +183,7 @@ def test_speculation_gives_the_full_models_output() -> None:
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], what: str) -> None:
     with pytest.raises(InputError, match=what):
-        replay(make_trace(), CHECKS, **options)
+        offramp.replay(make_trace(), CHECKS, **options)
 
 
 def test_given_prices_serve_one_row_only() -> None:

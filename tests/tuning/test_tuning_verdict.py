@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning_traces import easy_and_hard
 
+import offramp
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.policies.figures import PLAIN_DECODING
@@ -237,11 +238,13 @@ def test_a_floor_that_is_no_share_is_refused(floor: float) -> None:
 
 
 def test_other_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(InputError, match="a delta of"):
-        judge(easy_and_hard(80), delta=0.0)
-    for worth in (-0.1, math.nan, math.inf, 1.0, 5.0):
-        with pytest.raises(InputError, match="a worth of"):
-            judge(easy_and_hard(80), worth=worth)
+    for setting, value in (
+        ("delta", 0.0),
+        ("floors", (0.9, 1.0)),
+        *(("worth", worth) for worth in (-0.1, math.nan, math.inf, 1.0, 5.0)),
+    ):
+        with pytest.raises(InputError, match=f"{setting} must be"):
+            offramp.judge(easy_and_hard(80), **{setting: value})
 
 
 def test_a_model_of_one_layer_never_leaves_early() -> None:

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Le
+
 from offramp.cli.json_output import require_json_file
 from offramp.cli.leaving import SPECULATE, Leaving
 from offramp.errors import InputError
@@ -22,8 +24,10 @@ from offramp.kit.defaults import (
     TIMING_SECONDS,
     WORTH,
 )
-from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
-from offramp.kit.request import Request, argument, flags, hidden, only_if, only_with
+from offramp.kit.numbers import Count, NotNegative, Proportion, TimedTokens, Whole
+from offramp.kit.request import Request, argument, flags, hidden
+from offramp.kit.rules import Margin, only_if, only_with
+from offramp.policies.names import BatchingName, StrategyName
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
@@ -48,11 +52,11 @@ class Bench(Leaving, Request):
     combine: tuple[str, ...] = ()
     """Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of --policy),
     speculate, shortlist, prompt_lookup."""
-    floor: Annotated[float | None, only_with("combine")] = None
+    floor: Annotated[Proportion | None, only_with("combine")] = None
     """With --combine: share of the full model's tokens that what is advised must choose. {MAIN_FLOOR:g} by
     default."""
     kv: Annotated[
-        str | None,
+        StrategyName | None,
         only_if(
             lambda asked: not asked.combine or "exits" in asked.combine, "without exits", "--combine exits"
         ),
@@ -74,9 +78,9 @@ class Bench(Leaving, Request):
     """How often each prompt is decoded, at most. By default as long as the seconds last."""
     seconds: NotNegative = TIMING_SECONDS
     """Stop about then, or as soon as the question is answered."""
-    worth: float = WORTH
+    worth: Margin = WORTH
     """Share of the time whose gain matters; within it contenders are equivalent."""
-    processes: Annotated[Count, alone] = 1
+    processes: Annotated[Count, Le(100), alone] = 1
     """Measure in so many fresh processes, which share the seconds."""
     plain: Annotated[str | None, hidden] = None
     """The plain decoder to hold against; by default a pilot chooses."""
@@ -87,7 +91,9 @@ class Bench(Leaving, Request):
     batch: Annotated[tuple[Count, ...], alone] = ()
     """Prompts decoded side by side; may be given again. By default 1."""
     batching: Annotated[
-        str | None, alone, only_if(lambda asked: max(asked.batches) > 1, "at batch 1", "--batch 2 or more")
+        BatchingName | None,
+        alone,
+        only_if(lambda asked: max(asked.batches) > 1, "at batch 1", "--batch 2 or more"),
     ] = None
     draft_length: Annotated[
         str | None,
@@ -119,9 +125,7 @@ class Bench(Leaving, Request):
     def check(self) -> None:
         """Refuse what cannot be timed, and files that cannot be read or written."""
         super().check()
-        from offramp.decoding.measurement.bench import check_limits
-
-        check_limits(self.limits)
+        _ = self.limits
         if self.combine:
             self._check_combination()
         else:
@@ -144,9 +148,8 @@ class Bench(Leaving, Request):
 
     def _check_combination(self) -> None:
         from offramp.decoding.measurement.accelerations import read_accelerations
-        from offramp.decoding.measurement.combine import require_floor, require_policy
+        from offramp.decoding.measurement.combine import require_policy
 
-        require_floor(self.least_agreement)
         require_policy(read_accelerations(self.combine, self.dtype), self.options, self.fitted)
         _ = self.text, self.combined_file
 

@@ -13,9 +13,13 @@ import typer
 
 from offramp.cli.console import Output, show_error
 from offramp.cli.leaving import Leaving
+from offramp.decoding.sampling import Temperature, TopP
 from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import NEW_TOKENS
-from offramp.kit.request import Request, flags, only_if
+from offramp.kit.numbers import Count, Whole
+from offramp.kit.request import Request, flags
+from offramp.kit.rules import only_if
+from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.progress import console, stage
 
 if TYPE_CHECKING:
@@ -42,26 +46,26 @@ class Completion(Leaving, Request):
     prompt_files: Annotated[tuple[Path, ...], flags("--prompt-file")] = ()
     """A file with one prompt, its last line end left out; or "-"."""
     policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
-    kv: Annotated[str | None, exiting] = None
+    kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
     """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
     exits train."""
-    new_tokens: Annotated[int, flags("--max-new-tokens")] = NEW_TOKENS
+    new_tokens: Annotated[Count, flags("--max-new-tokens")] = NEW_TOKENS
     chat: bool = False
     """The prompt is one turn of a chat."""
-    temperature: float | None = None
+    temperature: Temperature | None = None
     """Sample at this temperature; 0, as without it, takes the best token."""
     seed: Annotated[
-        int | None,
+        Whole | None,
         only_if(lambda asked: asked.sampling, "with greedy decoding", "--temperature, --top-k or --top-p"),
     ] = None
     """Of the samples."""
-    top_k: Annotated[int | None, warm] = None
+    top_k: Annotated[Count | None, warm] = None
     """Sample among so many tokens."""
-    top_p: Annotated[float | None, warm] = None
+    top_p: Annotated[TopP | None, warm] = None
     """Sample among the likeliest that hold this probability."""
     batching: Annotated[
-        str | None,
+        BatchingName | None,
         only_if(
             lambda asked: len((*asked.prompts, *asked.prompt_files)) != 1,
             "with one prompt",
@@ -75,7 +79,6 @@ class Completion(Leaving, Request):
     def check(self) -> None:
         """Refuse numbers out of their range, a check of samples, prompts that are none, and such a policy."""
         super().check()
-        self._check_numbers()
         if self.check_answer and self.sampling:
             raise InputError(
                 "sampled text differs from the full model's by chance",
@@ -83,21 +86,6 @@ class Completion(Leaving, Request):
                 fix="leave --check out, or the options of sampling",
             )
         _ = self.texts, self.options
-
-    def _check_numbers(self) -> None:
-        from offramp.decoding.generation.generate import RANGES
-
-        ranges = {
-            "--max-new-tokens": (self.new_tokens, self.new_tokens >= 1, "1 or more"),
-            "--seed": (self.seed, self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1"),
-        }
-        for name, value in self.sampling.items():
-            ranges[f"--{name.replace('_', '-')}"] = (value, RANGES[name].holds(value), RANGES[name].words)
-        for option, (value, fits, range_) in ranges.items():
-            if not fits:
-                raise InputError(
-                    f"{option[2:]} cannot be {value}", where=option, fix=f"give a number {range_}"
-                )
 
     @cached_property
     def texts(self) -> list[str]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from annotated_types import Ge
 
 from offramp.cli.command import command
 from offramp.cli.console import Output
 from offramp.errors import InputError
+from offramp.kit.arguments import settled
 from offramp.kit.defaults import HARDWARE_SECONDS
+from offramp.kit.numbers import Count, Seconds, whole_number
 from offramp.kit.request import Request, one_word
+from offramp.kit.rules import Must, Rising
 from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
 
@@ -41,46 +44,32 @@ def hardware_command(context: typer.Context) -> None:
 class MachineTiming(OnModel, Request):
     """Time layers, head, probes and K,V repair in place: the hardware profile `local`, under a minute."""
 
-    threads: int | None = None
+    threads: Annotated[
+        Count | None,
+        Must(
+            lambda threads: threads is None or threads <= (os.cpu_count() or 1),
+            "no more than this machine's cores",
+        ),
+    ] = None
     """Threads of torch. By default what it takes."""
     batches: Annotated[str | Sequence[int] | None, one_word] = None
     """Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. Those between
     are interpolated, which can be far off: time those that matter."""
-    seconds: float = HARDWARE_SECONDS
+    seconds: Annotated[Seconds, Ge(1)] = HARDWARE_SECONDS
     """How long to measure; longer is steadier."""
 
     def settle(self) -> dict[str, Any]:
         """Batch sizes as numbers."""
         return {**super().settle(), "batches": self.sizes}
 
-    def check(self) -> None:
-        """Refuse threads that are not there, and less than a second."""
-        super().check()
-        cores = os.cpu_count() or 1
-        if self.threads is not None and not 1 <= self.threads <= cores:
-            raise InputError(
-                f"{self.threads} threads are not possible here",
-                where="--threads",
-                fix=f"choose from 1 to {cores}",
-            )
-        if self.seconds < 1:
-            raise InputError(
-                f"{self.seconds:g} seconds are too few to measure in", where="--seconds", fix="give 1 or more"
-            )
-
     @property
     def sizes(self) -> tuple[int, ...] | None:
         """The batch sizes, None for the usual ones. Raises InputError unless they rise from 1 or more."""
         if self.batches is None:
             return None
-        text = self.batches if isinstance(self.batches, str) else ",".join(map(str, self.batches))
-        sizes = re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", text) and tuple(map(int, text.split(",")))
-        if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-            raise InputError(
-                f"the batch sizes {text!r} do not rise from 1 or more",
-                where="--batches",
-                fix="write 1,2,4,8",
-            )
+        words = self.batches.split(",") if isinstance(self.batches, str) else self.batches
+        numbers = [number if (number := whole_number(str(word))) else word for word in words]
+        sizes: tuple[int, ...] = settled("batches", numbers, Rising, "Rising", where="--batches")
         return sizes
 
     def carry_out(self) -> TimingsProfile:

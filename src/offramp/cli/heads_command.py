@@ -14,17 +14,19 @@ from offramp.cli.command import command
 from offramp.cli.console import Output
 from offramp.errors import InputError
 from offramp.files import require_writable
+from offramp.kit.arguments import settled
 from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number
-from offramp.kit.request import Options, Request, argument, flags, one_word, only_if
+from offramp.kit.request import Options, Request, argument, flags, one_word
+from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
-from offramp.tracing.request import FITTING_TOKENS
+from offramp.tracing.request import FITTING_TOKENS, Rank
 
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.fitting.maps import FittingMemory, Rank
+    from offramp.tracing.fitting.maps import FittingMemory
     from offramp.tracing.importing.imports import Import
 
 heads = typer.Typer(
@@ -76,12 +78,20 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
     """Tokens over all workloads; a quarter of them for classifiers."""
     exits: Annotated[str, only_if(lambda asked: asked.reads, "where only K,V maps are fitted")] = ALL
     """Layers to measure: all, or 10,20,30."""
-    lens: Annotated[bool, flags("--lens/--no-lens")] = True
+    lens: Annotated[
+        bool,
+        flags("--lens/--no-lens"),
+        Beside(
+            lambda lens, asked: lens or asked.classifiers or asked.kv_maps is not None,
+            "on where neither classifiers nor K,V maps are fitted",
+            "leave one of them on",
+        ),
+    ] = True
     """Fit a linear lens: every exit is then read through it."""
     classifiers: Annotated[bool, flags("--classifiers/--no-classifiers")] = True
     """Fit classifiers that predict agreement."""
     candidate_exit: Annotated[
-        int | None,
+        Count | None,
         only_if(lambda asked: asked.add_to is None, "with --add-to"),
         only_if(lambda asked: asked.classifiers, "without classifiers"),
     ] = None
@@ -92,11 +102,11 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
         str | int, one_word, only_if(lambda asked: asked.kv_maps, "without K,V maps", "--kv-maps")
     ] = AUTO
     """Of the K,V maps: full, a number, or auto: the lowest that explains nearly as much as full."""
-    short_list: Annotated[int, only_if(lambda asked: asked.reads, "where only K,V maps are fitted")] = (
+    short_list: Annotated[Count, only_if(lambda asked: asked.reads, "where only K,V maps are fitted")] = (
         SHORTLIST
     )
     """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
-    add_to: Path | None = None
+    add_to: Annotated[Path | None, only_with("kv_maps")] = None
     """A file of exit heads that the K,V maps are added to; nothing else is fitted then."""
     seed: FittingSeed = SEED
     """Deals documents out and starts the networks."""
@@ -106,17 +116,11 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
         return {**super().settle(), "kv_maps": self.map_exits, "kv_rank": self.rank}
 
     def check(self) -> None:
-        """Refuse what is no layer, and nothing to be fitted."""
+        """Refuse what is no layer."""
         super().check()
         if not names_layers(self.exits):
             what, fix = f"the exits {self.exits!r} are not a list of layers", "write 10,20,30 or all"
             raise InputError(what, where="--exits", fix=fix)
-        if not self.lens and not self.classifiers and self.kv_maps is None:
-            what, fix = "neither a lens nor classifiers are to be fitted", "leave one of them on"
-            raise InputError(what, where="--no-lens", fix=fix)
-        if self.add_to is not None and self.kv_maps is None:
-            fix = "name their exits: --kv-maps 8,15"
-            raise InputError("there are no maps to add", where="--add-to", fix=fix)
 
     @property
     def reads(self) -> bool:
@@ -138,12 +142,11 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
     @property
     def rank(self) -> Rank:
         """Of the maps. Raises InputError for what is none."""
-        if self.kv_rank == AUTO:
-            return AUTO
-        from offramp.tracing.fitting.maps import check_rank
-
         number = whole_number(str(self.kv_rank), 0)
-        return check_rank(self.kv_rank if number is None else number)
+        rank: Rank = settled(
+            "kv_rank", self.kv_rank if number is None else number, Rank, "Rank", where="--kv-rank"
+        )
+        return rank
 
 
 def fit(asked: HeadFitting, out: Output) -> None:

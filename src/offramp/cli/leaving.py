@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.kit import defaults
-from offramp.kit.request import flags, only_if
+from offramp.kit.numbers import Count
+from offramp.kit.request import flags
+from offramp.kit.rules import only_if
+from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
 
@@ -19,13 +22,18 @@ if TYPE_CHECKING:
 SPECULATE = "speculate"
 
 
+def read_draft_length(text: str | None) -> Any:
+    """A text as a number, if it is one: what else it may be, the options say."""
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 20 else text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Leaving(OnModel):
     """Where tokens leave, and what becomes of the layers that they skip."""
 
     policy: Annotated[str | None, flags("--policy", "-p")] = None
     """static:exit=20, threshold:signal=...,value=...,exits=..., a .json; never: the full model."""
-    kv: str | None = None
+    kv: StrategyName | None = None
     """Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), recompute,
     speculate, monotone."""
     draft_length: Annotated[
@@ -34,9 +42,9 @@ class Leaving(OnModel):
     ] = None
     """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
     {defaults.DRAFT_LENGTH}."""
-    batching: str | None = None
+    batching: BatchingName | None = None
     """How rows of a batch leave: lockstep (the default) or rebatch."""
-    new_tokens: int = defaults.NEW_TOKENS
+    new_tokens: Count = defaults.NEW_TOKENS
     """New tokens at most."""
 
     @property
@@ -53,7 +61,7 @@ class Leaving(OnModel):
             self.policy,
             kv=self.kv,
             heads=self.heads_file,
-            draft_length=self.draft_length,
+            draft_length=read_draft_length(self.draft_length),
             batching=self.batching,
             new_tokens=self.new_tokens,
         )

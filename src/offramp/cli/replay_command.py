@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.console import Output
-from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
-from offramp.kit.request import Request, argument, flags, only_if, only_with
+from offramp.kit.request import Request, argument, flags
+from offramp.kit.rules import Beside, only_if, only_with
 from offramp.kit.typed import to_json
 from offramp.models.devices import AUTO
+from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.tracing.asked import OnDevice, only_speculating
 from offramp.tracing.progress import stage
 
@@ -31,12 +32,14 @@ class ReplayCommand(OnDevice, Request):
     """static:exit=20, threshold:signal=...,value=...,exits=... or a .json."""
     hardware: str | None = None
     """Predict seconds on this machine: a name of offramp list hardware, or a .toml profile."""
-    kv: str = "propagate"
+    kv: StrategyName = "propagate"
     """Skipped layers' K and V: propagate, mapped, recompute, speculate, monotone."""
-    batch: Count = 1
+    batch: Annotated[
+        BatchOf, Beside(lambda batch, given: batch == 1 or not given.execute, "1 with --execute")
+    ] = 1
     """Sequences decoded together."""
     batching: Annotated[
-        str | None, only_if(lambda asked: asked.batch != 1, "at batch 1", "--batch 2 or more")
+        BatchingName | None, only_if(lambda asked: asked.batch != 1, "at batch 1", "--batch 2 or more")
     ] = None
     """How rows of a batch leave: lockstep (the default) or rebatch."""
     draft_length: Annotated[Count | None, only_speculating] = None
@@ -53,16 +56,6 @@ class ReplayCommand(OnDevice, Request):
     device: Annotated[str, only_with("execute")] = AUTO
     """With --execute, where the model computes: auto (an accelerator, if there is one), cpu, cuda, cuda:1,
     mps, xpu."""
-
-    def check(self) -> None:
-        """Refuse a rerun in a batch."""
-        super().check()
-        if self.execute and self.batch > 1:
-            raise InputError(
-                "a rerun follows one sequence at a time",
-                where="--execute",
-                fix="leave --batch or --execute out",
-            )
 
 
 def replay(asked: ReplayCommand, out: Output) -> None:

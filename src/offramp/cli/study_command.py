@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from annotated_types import Ge
 
 from offramp.cli.command import command
 from offramp.cli.compare_command import Mixed
@@ -16,8 +17,9 @@ from offramp.cli.console import Output
 from offramp.commands import command_line
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, STALL_SECONDS
-from offramp.kit.numbers import Count
-from offramp.kit.request import Options, Request, argument, flags, only_if
+from offramp.kit.numbers import Count, Seconds
+from offramp.kit.request import Options, Request, argument, flags
+from offramp.kit.rules import only_if
 from offramp.models.memory import parse_size
 from offramp.tracing.progress import stage
 
@@ -61,7 +63,13 @@ class StudyRunCommand(InFolder, Request):
     """What runs the cells: local (processes here) or ray."""
     workers: Count | None = None
     """Processes at once. By default as many as the cores allow."""
-    memory: str | None = None
+    memory: Annotated[
+        str | None,
+        only_if(
+            lambda asked: asked.engine == LOCAL,
+            "with --engine {engine}: start its nodes with ray start --memory=BYTES",
+        ),
+    ] = None
     """Memory for all that runs at once, as 8GB. By default what is free."""
     address: Annotated[
         str | None,
@@ -70,7 +78,7 @@ class StudyRunCommand(InFolder, Request):
     """Of a running Ray cluster, with --engine ray."""
     retry: bool = False
     """Try failed cells again."""
-    stall_limit: Annotated[float, flags(metavar="SECONDS")] = STALL_SECONDS
+    stall_limit: Annotated[Seconds, Ge(FEWEST_STALL_SECONDS), flags(metavar="SECONDS")] = STALL_SECONDS
     """Without a sign of life, after which a cell's process is ended and the cell tried again."""
 
     @property
@@ -87,18 +95,7 @@ class StudyRunCommand(InFolder, Request):
                 where=str(self.study_file),
                 fix="give the study's .toml file; a run goes on with the offramp run command that made it",
             )
-        if not self.stall_limit >= FEWEST_STALL_SECONDS:
-            raise InputError(
-                f"{self.stall_limit:g} seconds are too few to take a process for stopped",
-                where="--stall-limit",
-                fix=f"choose {FEWEST_STALL_SECONDS:g} or more",
-            )
-        if self.memory_bytes is not None and self.engine != LOCAL:
-            raise InputError(
-                f"the {self.engine} engine goes by the memory that each node was started with",
-                where="--memory",
-                fix="leave --memory out, or start the nodes with ray start --memory=BYTES",
-            )
+        _ = self.memory_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

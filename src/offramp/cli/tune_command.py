@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from offramp.cli.console import Output
 from offramp.cli.json_output import require_json_file
@@ -16,10 +16,13 @@ from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
-from offramp.kit.numbers import Count, Seconds, Share, Whole
-from offramp.kit.request import Request, argument, flags, only_if
+from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
+from offramp.kit.request import Request, argument, flags
+from offramp.kit.rules import only_if
+from offramp.policies.names import StrategyName
 from offramp.tracing.asked import OnDevice
 from offramp.tracing.progress import progress_bar, stage
+from offramp.tuning.names import MethodName, Search
 
 if TYPE_CHECKING:
     from offramp.cli.tuned_texts import TracedText
@@ -49,7 +52,7 @@ class Tuning(OnDevice, Request):
     """What to keep: agreement=0.95, nll=0.02 or kl=0.02 (nats); of a transformed model also
     reference_agreement=0.95, with the untransformed one, or that of offramp trace --reference. Only floors on
     agreement are executed."""
-    floor_clip: float | None = None
+    floor_clip: Positive | None = None
     """nll, kl: nats at which a token's loss is cut. By default 1."""
     hardware: str | None = None
     """local, a name of offramp list hardware, or a .toml profile. By default local, or bytes moved while
@@ -63,7 +66,7 @@ class Tuning(OnDevice, Request):
     heads: Path | None = None
     """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
     exits train."""
-    kv: str = "auto"
+    kv: Literal["auto"] | StrategyName = "auto"
     """Keys and values of skipped layers: auto tries all that the model can; or one of propagate, recompute,
     monotone, ..."""
     prompt_tokens: Annotated[Count, executing] = OPENING_TOKENS
@@ -77,7 +80,7 @@ class Tuning(OnDevice, Request):
     executions: Annotated[Path | None, executing] = None
     """Where decoded documents are kept and never decoded again. By default the folder executions beside the
     policy file; of a run's trace that of the run."""
-    method: str = METHOD
+    method: MethodName = METHOD
     """wsr, hb or crc; naive gives no guarantee."""
     delta: Share = DELTA
     """Chance that the certificate is wrong."""
@@ -85,7 +88,7 @@ class Tuning(OnDevice, Request):
     """Sequences decoded side by side; above 1 with --model none only."""
     seed: Whole = SEED
     """Draws the documents of each role."""
-    search: str = "families"
+    search: Search = "families"
     """families of rules; evolution: besides, a signal and a threshold for each exit."""
     output: Annotated[Path, flags("--output", "-o")] = Path("policy.json")
     """The policy file to write."""
@@ -96,10 +99,8 @@ class Tuning(OnDevice, Request):
         """Refuse what is out of range, and files that cannot be written."""
         super().check()
         from offramp.policies.grammar import is_tuned
-        from offramp.tuning.tune import check_settings, require_search
 
-        require_search(self.search)
-        check_settings(self.kept, self.method)
+        _ = self.kept
         require_json_file(self.output, "a tuned policy", is_tuned)
         require_writable(self.executions or self.beside)
 
@@ -167,13 +168,13 @@ def require_executable(asked: Tuning, groups: list[list[TracedText]]) -> None:
     Raises InputError.
     """
     from offramp.decoding.execution.executor import strategies_of
-    from offramp.tuning.bounds import find_method
+    from offramp.tuning.bounds import METHODS
     from offramp.tuning.tune import require_single
 
     strategies_of(asked.kv)
     require_single(asked.batch)
     for group in groups:
-        needed = find_method(asked.method).needed(asked.kept.risk, asked.delta / len(group))
+        needed = METHODS[asked.method].needed(asked.kept.risk, asked.delta / len(group))
         for text in group:
             _require_documents(asked, text, needed)
 
@@ -388,11 +389,11 @@ def _show_table(out: Output, table: Table[T], rows: list[T]) -> None:
 
 def certificate_lines(tuned: Tuned) -> list[str]:
     """The certificate in plain words."""
-    from offramp.tuning.bounds import find_method
+    from offramp.tuning.bounds import METHODS
     from offramp.tuning.floor import loss_text
 
     certificate = tuned.certificate
-    rule = find_method(certificate.method)
+    rule = METHODS[certificate.method]
     roles = ", ".join(f"{count} {role}" for role, count in tuned.documents.items() if count)
     lines = [f"documents: {roles}"]
     if certificate.holds or certificate.passed:

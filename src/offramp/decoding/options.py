@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
+from offramp.kit.arguments import settle_fields
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import Count
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps
-from offramp.policies.kv_cost import MAPPED, find_strategy
+from offramp.policies.kv_cost import MAPPED
+from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
-from offramp.policies.steps import find_batching, read_draft_length
 from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
@@ -158,15 +159,11 @@ def check_maps(
         )
 
 
-def check_number(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least so much. Raises InputError."""
-    require_bounded(**{name: value})
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} cannot be {value!r}", where=f"{name}=", fix=f"give {least} or more")
-    return value
-
-
 PROPAGATE, LOCKSTEP = "propagate", "lockstep"
+
+
+def _option(name: str) -> str:
+    return f"{name}= (--{name.replace('_', '-')})"
 
 
 @dataclass(frozen=True)
@@ -186,20 +183,15 @@ class DecodingOptions:
     """
 
     policy: ExitPolicy
-    kv: str = PROPAGATE
+    kv: StrategyName = PROPAGATE
     heads: ExitHeads | None = None
-    draft_length: int | str | Auto = DRAFT_LENGTH
-    batching: str = LOCKSTEP
-    new_tokens: int = NEW_TOKENS
+    draft_length: DraftLength | Auto = DRAFT_LENGTH
+    batching: BatchingName = LOCKSTEP
+    new_tokens: Count = NEW_TOKENS
     tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that there are not, and numbers that are none; a draft length may be a text."""
-        find_strategy(self.kv)
-        find_batching(self.batching)
-        if not isinstance(self.draft_length, Auto):
-            object.__setattr__(self, "draft_length", read_draft_length(self.draft_length))
-        check_number("max_new_tokens", self.new_tokens)
+        settle_fields(self, PolicyError, where=_option)
 
     @classmethod
     def read(
@@ -208,7 +200,7 @@ class DecodingOptions:
         *,
         kv: str | None = None,
         heads: HeadsSource = None,
-        draft_length: int | str | Auto | None = None,
+        draft_length: DraftLength | Auto | None = None,
         batching: str | None = None,
         new_tokens: int = NEW_TOKENS,
     ) -> DecodingOptions:

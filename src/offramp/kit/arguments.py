@@ -19,7 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from offramp.errors import InputError, OfframpError
 from offramp.kit.numbers import LIMITS
-from offramp.kit.rules import SHOWN, Must, is_rule, refusal, refusal_beside
+from offramp.kit.rules import SHOWN, Must, is_beside, is_rule, refusal, refusal_beside
 
 P = ParamSpec("P")
 Returned = TypeVar("Returned")
@@ -88,10 +88,29 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
         for name, (wanted, hint) in _hints(function).items():
             if name in given.arguments:
                 given.arguments[name] = settled(name, given.arguments[name], hint, wanted)
+        if marks := _arguments_beside(function):
+            _refuse_beside(function, given, marks)
         return function(*given.args, **given.kwargs)
 
     call.checked = True  # type: ignore[attr-defined]
     return call
+
+
+@functools.cache
+def _arguments_beside(function: Callable[..., Any]) -> Mapping[str, tuple[Any, ...]]:
+    """What the annotations of arguments say of them beside each other, by argument."""
+    return _beside(_hints(function))
+
+
+def _refuse_beside(
+    function: Callable[..., Any], given: inspect.BoundArguments, marks: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Refuse an argument that does not fit the others. Raises InputError."""
+    defaults = {name: parameter.default for name, parameter in _signature(function).parameters.items()}
+    whole = types.SimpleNamespace(**{**defaults, **given.arguments})
+    for name, rules in marks.items():
+        if why := refusal_beside(name, whole, rules, defaults):
+            raise InputError(why.what, where=f"{name}= (--{name.replace('_', '-')})", fix=why.fix)
 
 
 @functools.cache
@@ -165,9 +184,26 @@ def settle_fields(
         fitting = settled(name, value, hint, said, kind, places[name])
         if fitting is not value:
             object.__setattr__(made, name, fitting)
-    for name, (_, hint) in hints.items():
-        if why := refusal_beside(name, made, typing.get_args(hint)[1:]):
-            raise kind(why.what, where=places[name], fix=why.fix)
+    if fitted := _fitted_to_others(own):
+        defaults = {field.name: field.default for field in dataclasses.fields(own)}
+        for name, marks in fitted.items():
+            if why := refusal_beside(name, made, marks, defaults):
+                raise kind(why.what, where=places[name], fix=why.fix)
+
+
+@functools.cache
+def _fitted_to_others(made: type) -> Mapping[str, tuple[Any, ...]]:
+    """What the annotations of a dataclass's fields say of them beside each other, by field."""
+    return _beside(_field_hints(made))
+
+
+def _beside(hints: Mapping[str, tuple[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    marks = {
+        name: tuple(mark for mark in typing.get_args(hint)[1:] if is_beside(mark))
+        for name, (_, hint) in hints.items()
+        if typing.get_origin(hint) is typing.Annotated
+    }
+    return {name: found for name, found in marks.items() if found}
 
 
 def field_hints(kind: Any) -> Mapping[str, tuple[str, Any]]:

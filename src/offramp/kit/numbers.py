@@ -11,8 +11,6 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from offramp.errors import InputError
-
 LARGEST_COUNT = 10**15
 """Of tokens, documents, steps, layers and whatever else is counted."""
 LARGEST_SEED = 2**63 - 1
@@ -24,18 +22,6 @@ SMALLEST_NUMBER = 1e-30
 """Of what must be above 0, and may be divided by."""
 LONGEST_SECONDS = 366 * 86_400.0
 LONGEST_MINUTES = LONGEST_SECONDS / 60
-
-LARGEST: Mapping[str, float] = {
-    "seed": LARGEST_SEED,
-    "processes": 100,
-    "minutes": LONGEST_MINUTES,
-    "seconds": LONGEST_SECONDS,
-    "budget_seconds": LONGEST_SECONDS,
-    "decode_budget": LONGEST_SECONDS,
-    "stall_limit": LONGEST_SECONDS,
-}
-"""By name, of what has a limit of its own; others have that of their type."""
-
 
 Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 Whole = Annotated[int, Ge(0), Le(LARGEST_SEED)]
@@ -68,26 +54,6 @@ def within(number: float, limits: Sequence[Any]) -> str | None:
         if not holds(number, getattr(limit, bound)):
             return words.format(getattr(limit, bound))
     return None
-
-
-def require_bounded(**numbers: object) -> None:
-    """Refuse numbers that are none (NaN), infinite or too large, by the name of each. None and texts pass.
-
-    Raises InputError for the first. What else a number must be, its user checks.
-    """
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        largest = LARGEST.get(name, LARGEST_COUNT if isinstance(number, int) else LARGEST_NUMBER)
-        # Compared as it is: a whole number may be too large to be made a float of.
-        if -largest <= number <= largest:
-            continue
-        words = name.replace("_", " ")
-        raise InputError(
-            f"{words} cannot be {shown_number(number)}",
-            where=f"{name}= (--{name.replace('_', '-')})",
-            fix=f"give {largest:,} at most" if number > largest else "give a number, and one nearer to 0",
-        )
 
 
 def whole_number(text: str, least: int = 1, most: int = LARGEST_COUNT) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import inspect
 import sys
@@ -23,8 +22,7 @@ from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from offramp.errors import InputError
 from offramp.kit.arguments import field_hints, settled
-from offramp.kit.numbers import require_bounded
-from offramp.kit.rules import is_rule
+from offramp.kit.rules import is_rule, refusal_beside, suggest
 
 P = ParamSpec("P")
 Answer = TypeVar("Answer", covariant=True)
@@ -56,36 +54,6 @@ class Flags:
 def flags(*names: str, metavar: str | None = None) -> Flags:
     """The names of a field's option: `flags("--output", "-o")`; `--on/--off` for a switch."""
     return Flags(names, metavar)
-
-
-@dataclass(frozen=True)
-class OnlyIf:
-    """Where a field means something.
-
-    holds: of the whole request. beside: where it does not: "at batch 1", with fields in braces. give: what to
-    add for it to have a meaning, "" if nothing can give it one.
-    """
-
-    holds: Callable[[Any], object]
-    beside: str
-    give: str = ""
-
-
-def only_if(holds: Callable[[Any], object], beside: str, give: str = "") -> OnlyIf:
-    """A field that means nothing unless `holds` is true of the request: refused where it is given then."""
-    return OnlyIf(holds, beside, give)
-
-
-@dataclass(frozen=True)
-class OnlyWith:
-    """A field that means something beside another one, given or on."""
-
-    other: str
-
-
-def only_with(other: str) -> OnlyWith:
-    """A field that means nothing unless another one is given, or on: refused where it is given then."""
-    return OnlyWith(other)
 
 
 @dataclass(frozen=True)
@@ -214,7 +182,7 @@ class Request(Options):
     """What is asked for: its fields are what the command takes, and its call in Python.
 
     A request that exists is whole: values are of their annotations' types (numbers of numpy become Python's,
-    a sequence a tuple), numbers are bounded, what means nothing beside the rest is refused, and so is what
+    a sequence a tuple) and keep their rules, what means nothing beside the rest is refused, and so is what
     `check` refuses.
     """
 
@@ -223,12 +191,7 @@ class Request(Options):
         for field in fields:
             value = settled(field.name, getattr(self, field.name), field.hint, field.said)
             object.__setattr__(self, field.name, value)
-            for number in value if isinstance(value, tuple) else (value,):
-                require_bounded(**{field.name: number})
-        named = {field.name: field for field in fields}
-        for field in fields:
-            if getattr(self, field.name) != field.default:
-                self._require_meaning(field, named)
+        self._refuse_beside({field.name: field for field in fields})
         for name, value in self.settle().items():
             object.__setattr__(self, name, value)
         self.check()
@@ -242,20 +205,17 @@ class Request(Options):
             and ((value := getattr(self, field.name)) != field.default or added_later not in field.marks)
         }
 
-    def _require_meaning(self, field: Field, fields: Mapping[str, Field]) -> None:
-        """Refuse a field that is given and means nothing beside the rest."""
-        option = f"--{field.switch(getattr(self, field.name)).replace('_', '-')}"
-        for mark in field.marks:
-            beside, give = "", ""
-            if isinstance(mark, OnlyIf) and not mark.holds(self):
-                beside, give = mark.beside.format_map(vars(self)), mark.give
-            elif isinstance(mark, OnlyWith) and getattr(self, mark.other) in (None, False, ()):
-                other = fields[mark.other]
-                name = f"--{other.switch(False).replace('_', '-')}"
-                beside, give = (f"with {name}", "") if other.default is True else (f"without {name}", name)
-            if beside:
-                fix = f"add {give}, or leave {option} out" if give else f"leave {option} out"
-                raise InputError(f"{option} means nothing {beside}", where=option, fix=fix)
+    def _refuse_beside(self, fields: Mapping[str, Field]) -> None:
+        """Refuse a field that is given and means nothing beside the rest, or does not fit it."""
+
+        def option(name: str, value: Any) -> str:
+            return f"--{fields[name].switch(value).replace('_', '-')}"
+
+        defaults = {name: field.default for name, field in fields.items()}
+        for name, field in fields.items():
+            if why := refusal_beside(name, self, field.marks, defaults, option):
+                where = option(name, getattr(self, name))
+                raise InputError(why.what, where=where, fix=why.fix)
 
 
 class CarriedOut(Protocol[Answer]):
@@ -323,12 +283,10 @@ class Kinds:
     def named(self, kind: str) -> Any:
         """The request of a kind, a class. Raises InputError, with a near one, where there is no such kind."""
         if kind not in self.requests:
-            near = difflib.get_close_matches(kind, self.requests, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise InputError(
                 f"there is no {self.said_by} {kind!r}",
                 where=f"{self.said_by}= (--{self.said_by})",
-                fix=f"{hint}choose one of: {', '.join(self.requests)}",
+                fix=suggest(kind, self.requests),
             )
         return self.requests[kind]
 

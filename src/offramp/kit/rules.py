@@ -1,8 +1,9 @@
-"""`Must`, `OneOf` and `Beside`: what an annotation says of a value beyond its type and limits.
+"""`Must`, `OneOf`, `Beside`, `only_with`, `only_if`: what an annotation says of a value beyond its type.
 
     exits: Annotated[tuple[int, ...], Must(ascend, "ascending, each once")]
     search: Annotated[str, OneOf("search", lambda: SEARCHES)] = "families"
     last: Annotated[int, Beside(lambda last, given: last <= given.first, "no deeper than {first}")]
+    minutes: Annotated[float | None, only_with("decode")] = None
 
 `offramp.kit.arguments` holds arguments, fields of dataclasses and requests against them, so that a refusal is
 written where the value is declared.
@@ -11,11 +12,13 @@ written where the value is declared.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from offramp.kit.numbers import LIMITS, shown_number, within
+from annotated_types import Le
+
+from offramp.kit.numbers import LIMITS, Count, shown_number, within
 
 SHOWN = 60
 """Characters that a message repeats of what was given."""
@@ -61,9 +64,44 @@ class Beside:
     """By default what it must be; with names in braces as well."""
 
 
+@dataclass(frozen=True)
+class OnlyIf:
+    """Where a field means something.
+
+    holds: of the whole request. beside: where it does not: "at batch 1", with fields in braces. give: what to
+    add for it to have a meaning, "" if nothing can give it one.
+    """
+
+    holds: Callable[[Any], object]
+    beside: str
+    give: str = ""
+
+
+def only_if(holds: Callable[[Any], object], beside: str, give: str = "") -> OnlyIf:
+    """A field that means nothing unless `holds` is true of the request: refused where it is given then."""
+    return OnlyIf(holds, beside, give)
+
+
+@dataclass(frozen=True)
+class OnlyWith:
+    """A field that means something beside another one, given or on."""
+
+    other: str
+
+
+def only_with(other: str) -> OnlyWith:
+    """A field that means nothing unless another one is given, or on: refused where it is given then."""
+    return OnlyWith(other)
+
+
 def is_rule(mark: object) -> bool:
     """Whether this says of a value alone what it must be, of what an annotation says."""
     return type(mark) in LIMITS or isinstance(mark, Must | OneOf)
+
+
+def is_beside(mark: object) -> bool:
+    """Whether this says what a value must be beside others."""
+    return isinstance(mark, Beside | OnlyIf | OnlyWith)
 
 
 def refusal(name: str, value: Any, rules: Iterable[Any]) -> Refusal | None:
@@ -86,14 +124,45 @@ def refusal(name: str, value: Any, rules: Iterable[Any]) -> Refusal | None:
     return None
 
 
-def refusal_beside(name: str, given: Any, rules: Iterable[Any]) -> Refusal | None:
-    """What is wrong with a value beside the others of an object by the rules of its annotation."""
+def refusal_beside(
+    name: str,
+    given: Any,
+    rules: Iterable[Any],
+    defaults: Mapping[str, Any],
+    option: Callable[[str, Any], str] = lambda name, value: f"{name}=",
+) -> Refusal | None:
+    """What is wrong with a value beside the others of an object by the rules of its annotation.
+
+    defaults: of all of them that have one, by name. option: how one is given, by its name and value.
+    """
+    value = getattr(given, name)
     for rule in rules:
-        if isinstance(rule, Beside) and not rule.holds(value := getattr(given, name), given):
-            what = rule.what.format_map(vars(given)) if isinstance(rule.what, str) else rule.what(given)
-            said = f"{name.replace('_', ' ')} must be {what}, not {shown(value)}"
-            return Refusal(said, rule.fix.format_map(vars(given)) or f"give {what}")
+        if isinstance(rule, Beside):
+            if not rule.holds(value, given):
+                what = rule.what.format_map(vars(given)) if isinstance(rule.what, str) else rule.what(given)
+                said = f"{name.replace('_', ' ')} must be {what}, not {shown(value)}"
+                return Refusal(said, rule.fix.format_map(vars(given)) or f"give {what}")
+        elif isinstance(rule, OnlyIf | OnlyWith) and value != defaults.get(name):
+            beside, give = _meaningless(rule, given, defaults, option)
+            if beside:
+                own = option(name, value)
+                fix = f"add {give}, or leave {own} out" if give else f"leave {own} out"
+                return Refusal(f"{own} means nothing {beside}", fix)
     return None
+
+
+def _meaningless(
+    rule: OnlyIf | OnlyWith, given: Any, defaults: Mapping[str, Any], option: Callable[[str, Any], str]
+) -> tuple[str, str]:
+    """Beside what a value means nothing, "" where it means something, and what gives it a meaning."""
+    if isinstance(rule, OnlyIf):
+        return ("", "") if rule.holds(given) else (rule.beside.format_map(vars(given)), rule.give)
+    other = getattr(given, rule.other)
+    if other not in (None, False, ()):
+        return "", ""
+    if defaults.get(rule.other) is True:
+        return f"with {option(rule.other, False)}", ""
+    return f"without {option(rule.other, True)}", option(rule.other, True)
 
 
 def shown(value: Any) -> str:
@@ -110,3 +179,20 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     choices = "choose one of: " + ", ".join(names)
     return f"did you mean {near[0]!r}? {choices}" if near else choices
+
+
+Worth = Annotated[
+    float, Must(lambda worth: 0 <= worth < 1, "a share, 0 or more and less than 1", "give 0.05 for 5 %")
+]
+"""A gain in speed that matters."""
+Margin = Annotated[
+    float, Must(lambda worth: 0 < worth < 1, "a share above 0 and below 1", "give 0.05 for 5 %")
+]
+"""The same where what gains less is equivalent: nothing is equivalent within no gain at all."""
+
+
+Rising = Annotated[
+    tuple[Annotated[Count, Le(9_999)], ...],
+    Must(lambda sizes: sizes and list(sizes) == sorted(set(sizes)), "rising, as 1,2,4,8"),
+]
+"""Sizes, each once, the smallest first."""

@@ -14,12 +14,12 @@ from transformers.trainer_callback import CallbackHandler
 
 from offramp.errors import InputError, ModelError, is_out_of_memory
 from offramp.kit.arguments import checked
+from offramp.kit.numbers import Count
 from offramp.lab.exit_scores import PREFIX, TOKENS, exit_scores, unchanged_randomness
 from offramp.models.model import Model
 from offramp.models.wrapping import bare, wrap
 from offramp.tracing.request import parse_exits
 from offramp.workloads.given import read_workload
-from offramp.workloads.packing import require_sizes
 
 SPLIT_BY_LAUNCHER = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """What `accelerate launch` sets in the environment where it splits weights over processes."""
@@ -46,17 +46,14 @@ class ExitScoreCallback(TrainerCallback):
     @checked
     def __init__(
         self,
-        every: int = 500,
+        every: Count = 500,
         workload: Any = "prose",
-        tokens: int = TOKENS,
+        tokens: Count = TOKENS,
         exits: str | Sequence[int] = "all",
         *,
         prefix: str = PREFIX,
         trainer: Any = None,
     ) -> None:
-        if every < 1:
-            raise InputError(f"every cannot be {every!r}", where="every=", fix="give steps, 1 or more")
-        require_sizes(tokens=tokens)
         parse_exits(exits, None)
         self.every, self.tokens, self.exits, self.prefix = every, tokens, exits, prefix
         self.workload = read_workload(workload)

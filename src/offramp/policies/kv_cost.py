@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from offramp.costs.counting import is_recurrent
 from offramp.costs.probes import MapRanks
 from offramp.errors import PolicyError
-from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import Item, Usage
 from offramp.policies.decisions import Decisions
@@ -211,15 +210,6 @@ STRATEGIES: dict[str, KeyValueStrategy] = {
         ),
     )
 }
-
-
-def find_strategy(name: str, where: str = "kv= (--kv)") -> KeyValueStrategy:
-    """The strategy of that name. Raises PolicyError, with near names, for one that there is not."""
-    if name not in STRATEGIES:
-        raise PolicyError(
-            f"unknown strategy {name!r} for K and V", where=where, fix=suggest(name, STRATEGIES)
-        )
-    return STRATEGIES[name]
 
 
 def executed_layers(usage: Usage, shape: ModelShape) -> int:

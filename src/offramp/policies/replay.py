@@ -14,9 +14,9 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.display import ShownAsHtml
-from offramp.errors import InputError, PolicyError
+from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
-from offramp.kit.numbers import require_bounded
+from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
@@ -28,9 +28,9 @@ from offramp.policies.kv_cost import (
     KeyValueStrategy,
     Run,
     executed_layers,
-    find_strategy,
     maps_charged,
 )
+from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     counted_at,
@@ -44,7 +44,7 @@ from offramp.policies.policy_cost import (
     seconds_at,
 )
 from offramp.policies.rules.short_list import seen_by
-from offramp.policies.steps import count_plain, find_batching, group_into_steps, read_draft_length
+from offramp.policies.steps import BATCHINGS, count_plain, group_into_steps
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
@@ -116,11 +116,11 @@ def replay(
     costs: Prices | None = None,
     *,
     machine: Machine | str | None = None,
-    kv: str = "propagate",
-    batch: int = 1,
-    batching: str = "lockstep",
-    draft_length: int = DRAFT_LENGTH,
-    seed: int = SEED,
+    kv: StrategyName = "propagate",
+    batch: BatchOf = 1,
+    batching: BatchingName = "lockstep",
+    draft_length: Count = DRAFT_LENGTH,
+    seed: Whole = SEED,
     position: float | None = None,
 ) -> ReplayResult:
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
@@ -140,7 +140,7 @@ def replay(
     >>> offramp.replay(trace, "static:exit=2").skip_ratio
     0.5
     """
-    strategy = check_options(kv, batch, batching, draft_length)
+    strategy = STRATEGIES[kv]
     source = policy
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
@@ -202,26 +202,7 @@ def run_of(
     own = policy.for_task(task_of(trace))
     trace = seen_by(own, trace)
     steps = group_into_steps(trace.document, batch, seed)
-    return Run(trace, own, find_batching(batching)(replay_decisions(own, trace), steps), steps, draft_length)
-
-
-def check_options(kv: str, batch: int, batching: str, draft_length: int) -> KeyValueStrategy:
-    """The strategy of that name. Raises PolicyError for options that are unknown or do not go together."""
-    strategy = find_strategy(kv)
-    find_batching(batching)
-    read_draft_length(draft_length, adapts=False)
-    require_bounded(batch=batch, draft_length=draft_length)
-    if batch < 1:
-        raise PolicyError(
-            f"a batch of {batch} is not possible", where="batch= (--batch)", fix="give 1 or more"
-        )
-    if batch > 1 and not strategy.batches:
-        able = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.batches)
-        raise PolicyError(
-            f"{kv!r} is charged for one sequence at a time, not for a batch of {batch}",
-            fix=f"give batch 1, or one of the strategies {able}",
-        )
-    return strategy
+    return Run(trace, own, BATCHINGS[batching](replay_decisions(own, trace), steps), steps, draft_length)
 
 
 @dataclass(frozen=True)
@@ -279,11 +260,11 @@ def replay_intervals(
     policy: ExitPolicy | str,
     *,
     machine: Machine | str | None = None,
-    kv: str = "propagate",
-    batch: int = 1,
-    batching: str = "lockstep",
-    draft_length: int = DRAFT_LENGTH,
-    seed: int = SEED,
+    kv: StrategyName = "propagate",
+    batch: BatchOf = 1,
+    batching: BatchingName = "lockstep",
+    draft_length: Count = DRAFT_LENGTH,
+    seed: Whole = SEED,
     draws: int = DRAWS,
 ) -> ReplayIntervals:
     """The figures that `replay` gives with the same options, bootstrapped over documents.
@@ -294,7 +275,7 @@ def replay_intervals(
 
     Raises what `replay` raises, and InputError for fewer than 40 draws.
     """
-    strategy = check_options(kv, batch, batching, draft_length)
+    strategy = STRATEGIES[kv]
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     machine = None if machine is None else machine_for(trace, machine)

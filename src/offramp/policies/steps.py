@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import PolicyError
-from offramp.kit.rules import suggest
 from offramp.policies.cost_breakdown import Item, Usage
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy_cost import gives_output
@@ -73,15 +72,6 @@ BATCHINGS: dict[str, Callable[[Decisions, Steps], Decisions]] = {"lockstep": in_
 """What becomes of a policy's decisions when tokens are decoded in batches, by name."""
 
 
-def find_batching(name: str) -> Callable[[Decisions, Steps], Decisions]:
-    """The batching of that name. Raises PolicyError, with near names, for one that there is not."""
-    if name not in BATCHINGS:
-        raise PolicyError(
-            f"unknown batching {name!r}", where="batching= (--batching)", fix=suggest(name, BATCHINGS)
-        )
-    return BATCHINGS[name]
-
-
 def count_steps(
     decisions: Decisions, steps: Steps, layers: int, *, repair: bool, maps: bool = False
 ) -> Usage:
@@ -135,27 +125,6 @@ Integers = NDArray[np.int64]
 
 AUTO = "auto"
 """The draft length that adapts itself while it decodes."""
-
-
-def read_draft_length(value: object, *, adapts: bool = True) -> int | str:
-    """How many tokens are drafted before a verification, at most: a whole number, or "auto".
-
-    value: that, or the text of it. adapts: whether "auto" means something here: only a decoder knows what it
-    would be.
-
-    Raises PolicyError for anything else.
-    """
-    if isinstance(value, str) and len(value) < 7 and value.isascii() and value.isdigit():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    if value == AUTO and adapts:
-        return AUTO
-    raise PolicyError(
-        f"a draft length of {value!r} is not possible",
-        where="draft_length= (--draft-length)",
-        fix=f"give a whole number from 1{', or auto' if adapts else ''}",
-    )
 
 
 @dataclass(frozen=True)

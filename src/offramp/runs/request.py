@@ -20,9 +20,9 @@ from offramp.kit.request import (
     flags,
     not_identity,
     not_repeated,
-    only_with,
     python_only,
 )
+from offramp.kit.rules import Worth, only_with
 from offramp.tracing.asked import Made, Measuring, OnDevice, Placed, Streamed
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
     """May be given several times. By default {DEFAULT_WORKLOADS[0]} and {DEFAULT_WORKLOADS[1]}."""
     hardware: str = LOCAL
     """The machine to predict for: local (timed first), one of offramp list hardware, or a .toml."""
-    worth: float = WORTH
+    worth: Worth = WORTH
     """What exits must add, to the best decoder without them, to be worth it."""
     floors: Annotated[str | float | Sequence[str | float], added_later, flags("--floor")] = FLOORS
     """An agreement that you will not give up, as 0.95 or agreement=0.95; may be given several times. By
@@ -80,9 +80,7 @@ class Run(Measuring, Placed, Streamed, Made, Request):
         """Refuse a worth and floors that are none, and an output that cannot be a folder."""
         super().check()
         from offramp.tuning.floor import make_floor
-        from offramp.tuning.verdict import require_worth
 
-        require_worth(self.worth)
         for floor in self.levels:
             make_floor({"agreement": floor})
         if self.folder is not None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
+from offramp.kit.arguments import settled
 from offramp.kit.defaults import LOCAL
 from offramp.kit.given_file import did_you_mean
 from offramp.kit.toml_lines import Location
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import find_strategy
+from offramp.policies.names import StrategyName
 from offramp.studies.entries import BYTES, FILE_SOURCES, NONE, OWN, HeadsEntry, TransformEntry
 from offramp.studies.steps import all_steps, steps_of
 from offramp.studies.study import placed, resolved
@@ -115,7 +116,7 @@ def check_policies(study: Study) -> None:
                 )
             continue
         check_policy_text(study, entry.policy, ("policies", place))
-        find_strategy(entry.kv, study.where("policies", place, "kv"))
+        settled("kv", entry.kv, StrategyName, "str", where=study.where("policies", place, "kv"))
 
 
 def check_policy_text(study: Study, text: str, location: Location) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from offramp.commands import LAB_MOVED
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError
+from offramp.kit.arguments import settled
 from offramp.kit.defaults import LOCAL
 from offramp.kit.given_file import did_you_mean, read_toml
+from offramp.kit.rules import Worth
 from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.devices import find_device, require_dtype
@@ -32,7 +34,6 @@ from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings
 from offramp.tracing.request import parse_signals
-from offramp.tuning.verdict import require_worth
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study
@@ -90,7 +91,7 @@ def check_settings(study: Study) -> None:
             fix='write exits = [10, 20, 30] or "all"',
         )
     with placed(study, "study", "worth"):
-        require_worth(settings.worth)
+        settled("worth", settings.worth, Worth, "float")
     with placed(study, "study", "signals"):
         parse_signals(settings.signals, "generation")
     for place, floor in enumerate(settings.floors):

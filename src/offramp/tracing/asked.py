@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.kit.numbers import Count
-from offramp.kit.request import Options, argument, flags, not_identity, not_repeated, only_if
+from offramp.kit.request import Options, argument, flags, not_identity, not_repeated
+from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO, find_device, require_dtype
 from offramp.models.memory import parse_size
 from offramp.tracing.exits_folder import ALL, exits_of

@@ -26,7 +26,7 @@ from offramp.tracing.plan import plan_with_answers
 from offramp.tracing.progress import token_bar
 from offramp.tracing.rows import equal_length_batches
 from offramp.tracing.trace import Trace
-from offramp.workloads.packing import Context, require_sizes
+from offramp.workloads.packing import Context
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
@@ -59,10 +59,9 @@ def measure_importance(
 ) -> LayerImportance:
     """Measure all layers in one pass over the sequences that a trace of so many tokens would read.
 
-    Raises InputError for the workload or the number of tokens, ModelError for a model whose layers stay on
+    Raises InputError for the workload, ModelError for a model whose layers stay on
     disk, or if a hidden state is not finite.
     """
-    require_sizes(tokens=tokens)
     model.require_loaded("measuring what each layer does")
     shown = sys.stderr.isatty() if progress is None else progress
     work = load_workload(workload) if isinstance(workload, str) else workload

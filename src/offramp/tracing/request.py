@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.numbers import Count
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
@@ -169,6 +170,10 @@ def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
 
 DIGITS = 20
 """Of a layer's number that are read: no model has one of so many."""
+
+
+Rank = Literal["auto", "full"] | Count
+"""Of K,V maps; auto: the lowest that explains nearly as much as full rank."""
 
 
 def parse_exits(

@@ -7,7 +7,6 @@ bound may look after every document, and stops once a floor is certified or out 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,15 +179,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def find_method(name: str) -> Method:
-    """The method of that name. Raises InputError for an unknown one, with near matches."""
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"unknown method {name!r}", fix=f"{hint}choose one of: {', '.join(METHODS)}")
-    return METHODS[name]
-
-
 def best_certifiable(documents: int, delta: float, method: str = METHOD) -> float:
     """The smallest risk that so many documents without one loss certify, 1 if there are none.
 
@@ -209,7 +199,7 @@ def upper_limit(losses: Losses, delta: float, method: str = METHOD) -> float:
 
     Raises InputError for a method without one.
     """
-    chosen = find_method(method)
+    chosen = METHODS[method]
     if not chosen.confident:
         raise InputError(f"{method} gives no confidence limit", fix="choose wsr or hb")
     sample = losses[:, None]

@@ -9,8 +9,7 @@ import numpy as np
 
 from offramp.costs.probes import FULL_HEAD
 from offramp.costs.token import TokenCosts
-from offramp.errors import InputError
-from offramp.kit.numbers import LARGEST_NUMBER, SMALLEST_NUMBER
+from offramp.kit.numbers import Positive
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -93,7 +92,7 @@ LEVERS: tuple[Lever, ...] = (
 
 
 def break_even(
-    trace: Trace, policy: ExitPolicy | str, costs: TokenCosts, target: float = TARGET
+    trace: Trace, policy: ExitPolicy | str, costs: TokenCosts, target: Positive = TARGET
 ) -> tuple[BreakEven, ...]:
     """For each part of the cost, the price at which the policy's net speedup reaches the target.
 
@@ -107,7 +106,6 @@ def break_even(
 
     Raises InputError for a target that is not positive, PolicyError if the policy does not fit the trace.
     """
-    require_target(target)
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     decisions = replay_decisions(policy, trace)
     pricing = _pricing(costs).paid_by(policy.for_task(task_of(trace)))
@@ -123,15 +121,6 @@ def tokens_to_pay_back(spent: float, plain: float, saved: float, without: float 
     """
     gained = plain * (saved - without)
     return spent / gained if gained > 0.0 else None
-
-
-def require_target(target: float) -> None:
-    """Raise InputError unless a target speedup is a positive number."""
-    if not SMALLEST_NUMBER <= target <= LARGEST_NUMBER:
-        raise InputError(
-            f"a target of {target} is no speedup",
-            fix="choose a positive number; 1.05 asks for 5 % more speed",
-        )
 
 
 def checked_at_one_price(

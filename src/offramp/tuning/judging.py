@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.defaults import DELTA, FLOORS, LOCAL, SEED, WORTH
+from offramp.kit.numbers import Share, Whole
+from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import prices_of
@@ -30,7 +32,6 @@ from offramp.tuning.verdict import (
     Verdict,
     decide,
     percent_down,
-    require_worth,
 )
 
 
@@ -84,10 +85,10 @@ def halves_of(trace: Trace, seed: int = SEED) -> Halves:
 
 def judge(
     trace: Trace,
-    floors: tuple[float, ...] = FLOORS,
-    worth: float = WORTH,
-    delta: float = DELTA,
-    seed: int = SEED,
+    floors: tuple[Share, ...] = FLOORS,
+    worth: Worth = WORTH,
+    delta: Share = DELTA,
+    seed: Whole = SEED,
     machine: Machine | None = None,
     *,
     halves: Halves | None = None,
@@ -106,10 +107,6 @@ def judge(
     >>> [verdict.floor for verdict in offramp.judge(trace)]
     [0.99, 0.95, 0.9]
     """
-    for name, share in (*(("floor", floor) for floor in floors), ("delta", delta)):
-        if not 0.0 < share < 1.0:
-            raise InputError(f"a {name} of {share} is no share", fix="choose a number between 0 and 1")
-    require_worth(worth)
     pricing = pricing_of(trace, machine)
     seed = seed if halves is None else halves.seed
     in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")

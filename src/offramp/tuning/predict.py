@@ -19,7 +19,8 @@ from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import shared_fields
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import find_strategy, maps_charged, require_exits
+from offramp.policies.kv_cost import maps_charged, require_exits
+from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
@@ -187,7 +188,7 @@ def predict(
     *,
     hardware: Machine | str | None = None,
     batch: Count | None = None,
-    kv: str | None = None,
+    kv: StrategyName | None = None,
     seed: Whole = SEED,
     unseen: bool = False,
 ) -> Prediction:
@@ -211,8 +212,6 @@ def predict(
     negative seed, or what the machine cannot price; PolicyError for a trace of another model or read through
     other exit heads, for fewer documents than a batch has rows, or if the policy does not fit the trace.
     """
-    if kv is not None:
-        find_strategy(kv)
     named = named_policy(policy)
     tuned = named if isinstance(named, Tuned) else None
     decides = named.policy if isinstance(named, Tuned) else named

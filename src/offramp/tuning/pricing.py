@@ -14,7 +14,7 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions, output_part
-from offramp.policies.kv_cost import MAPPED, find_strategy, maps_charged
+from offramp.policies.kv_cost import MAPPED, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     Needs,
@@ -235,10 +235,6 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
     Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
     strategy, or what the machine cannot price; PolicyError for mapping without maps.
     """
-    if batch < 1:
-        raise InputError(
-            f"a batch of {batch} decodes nothing", where="batch= (--batch)", fix="choose 1 or more"
-        )
     _require_strategy(kv, machine, batch)
     maps = maps_charged(trace, kv)
     if machine is None:
@@ -255,7 +251,7 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
 
 def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
     """Raise InputError for what cannot be charged to each token alone."""
-    if find_strategy(kv).name not in PRICED:
+    if kv not in PRICED:
         raise InputError(
             f"the price of the K,V strategy {kv!r} does not fall on each token alone",
             where="kv= (--kv)",

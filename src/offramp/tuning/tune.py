@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -12,12 +12,13 @@ from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
 from offramp.policies.figures import PLAIN_DECODING
-from offramp.policies.kv_cost import exits_without, find_strategy, maps_charged
+from offramp.policies.kv_cost import exits_without, maps_charged
+from offramp.policies.names import StrategyName
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.answers import replayed_answer
-from offramp.tuning.bounds import Method, find_method
+from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import (
     Certificate,
     Tested,
@@ -29,6 +30,7 @@ from offramp.tuning.executed import Limits, tune_by_execution
 from offramp.tuning.executor import Executor
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.job import Job
+from offramp.tuning.names import MethodName, Search
 from offramp.tuning.pool import Scored, require_policies
 from offramp.tuning.pricing import KEY_VALUE, pricing_of
 from offramp.tuning.splits import split_roles
@@ -85,8 +87,8 @@ def assumption_of_replay(job: Job) -> str:
 AUTO = "auto"
 """The K,V strategy is chosen like the policy; without a model it is "propagate"."""
 
-FAMILIES, EVOLUTION = "families", "evolution"
-"""How policies are searched."""
+FAMILIES: Search = "families"
+EVOLUTION: Search = "evolution"
 
 
 @checked
@@ -95,13 +97,13 @@ def tune(
     floor: Mapping[str, float] | Floor,
     hardware: str | Machine | None = LOCAL,
     *,
-    method: str = METHOD,
+    method: MethodName = METHOD,
     delta: Share = DELTA,
     batch: Count = 1,
-    kv: str = "propagate",
+    kv: Literal["auto"] | StrategyName = "propagate",
     clip: float | None = None,
     seed: Whole = SEED,
-    search: str = FAMILIES,
+    search: Search = FAMILIES,
     executor: Executor | None = None,
     limits: Limits | None = None,
 ) -> Tuned:
@@ -125,8 +127,7 @@ def tune(
     Raises InputError for a floor, method, delta, batch or seed out of range, an unknown machine, a trace that
     lacks what the floor needs or that has no exits below L; PolicyError for mapping without maps.
     """
-    wanted, rule = check_settings(floor, method, clip)
-    require_search(search)
+    wanted, rule = make_floor(floor, clip), METHODS[method]
     require_policies(trace)
     machine = None if hardware is None else machine_for(trace, hardware)
     if executor is not None and wanted.kind == executor.kind:
@@ -136,7 +137,7 @@ def tune(
     if kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = KEY_VALUE[0]
-    elif find_strategy(kv).name not in KEY_VALUE:
+    elif kv not in KEY_VALUE:
         raise InputError(
             f"tuning does not search with the K,V strategy {kv!r} without a model",
             where="kv= (--kv)",
@@ -159,20 +160,19 @@ def tune_floors(
     method: str = METHOD,
     delta: float = DELTA,
     seed: int = SEED,
-    search: str = FAMILIES,
+    search: Search = FAMILIES,
 ) -> list[Tuned]:
     """What `tune` gives at several floors of the kind that a model judges, the main one first: together.
 
     Raises what `tune` raises.
     """
-    require_search(search)
     require_policies(trace)
     machine = machine_for(trace, hardware) if isinstance(hardware, str) else hardware
     # The search is priced so; every candidate is then charged as its own strategy runs.
     pricing, roles = pricing_of(trace, machine, 1, KEY_VALUE[0]), split_roles(trace, seed)
     jobs = []
     for floor in floors:
-        wanted, rule = check_settings(floor, method)
+        wanted, rule = make_floor(floor), METHODS[method]
         jobs.append(
             Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
         )
@@ -192,24 +192,6 @@ def _require_mapped_exits(trace: Trace, kv: str) -> None:
             f"exit {missing[0]} of the trace has no K,V maps, which start at {listed}",
             where='kv="mapped" (--kv mapped)',
             fix=f"trace these only (offramp trace ... --exits {listed}), or fit maps of all traced exits",
-        )
-
-
-def check_settings(
-    floor: Mapping[str, float] | Floor, method: str, clip: float | None = None
-) -> tuple[Floor, Method]:
-    """The floor and the method that are meant. Raises InputError for what is out of range."""
-    wanted, rule = make_floor(floor, clip), find_method(method)
-    return wanted, rule
-
-
-def require_search(search: str) -> None:
-    """Raise InputError for a search that there is not."""
-    if search not in (FAMILIES, EVOLUTION):
-        raise InputError(
-            f"there is no search {search!r}",
-            where="search= (--search)",
-            fix=f"give {FAMILIES} or {EVOLUTION}",
         )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
@@ -392,17 +391,6 @@ def _longer(verdict: Verdict, speed: Speed) -> str:
     if seconds > 60.0 * MOST_MINUTES:
         return ", more than an hour of timing"
     return ", less than a minute of timing" if seconds < 60.0 else f", some {seconds / 60:.0f} min of timing"
-
-
-def require_worth(worth: float) -> None:
-    """Raise InputError for a worth that is no share, as 5 % given as 5 is none."""
-    if not 0.0 <= worth < 1.0:
-        share = f"{worth / 100:g} for {worth:g} %" if 1.0 <= worth < 100.0 else "0.05 for 5 %"
-        raise InputError(
-            f"a worth of {worth:g} is no share of the speed",
-            where="worth= (--worth)",
-            fix=f"give a share, 0 or more and less than 1: {share}",
-        )
 
 
 CUT = "the full model with its output head cut to the short list"

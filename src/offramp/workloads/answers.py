@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from offramp.errors import WorkloadError
-from offramp.workloads.packing import EncodedDocument, default_cap, least_sufficient_cap, require_sizes
+from offramp.workloads.packing import EncodedDocument, default_cap, least_sufficient_cap
 
 ANSWERS_AT_ONCE = 32
 
@@ -41,9 +41,8 @@ def plan_answers(
     when there are too few prompts for it; and no answer runs past the context of `context` tokens, or gives
     more than `most` rows.
 
-    Raises InputError for a size below 1 and WorkloadError if every prompt fills the context.
+    Raises WorkloadError if every prompt fills the context.
     """
-    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
     rooms = [_room(prompt.ids, context, most) for prompt in prompts]
     if not any(rooms):
         raise WorkloadError(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from offramp.errors import InputError, WorkloadError
-from offramp.kit.numbers import require_bounded
 from offramp.workloads.workload import Document
 
 SHORTEST_START = 1 << 14
@@ -193,9 +192,9 @@ def select_contexts(
     A text longer than a context of `context` tokens is split into consecutive contexts. A prompt with its
     answer is never split, since decoding sees the prompt whole: the answer is cut where the context ends.
 
-    Raises InputError for a size below 1 and WorkloadError if the workload has no row at all.
+    Raises InputError for a context that is filled by what is put in front, and WorkloadError if the workload
+    has no row at all.
     """
-    require_sizes(tokens=tokens, context=context, document_tokens=document_tokens)
     prepended = encoded[0].prepended if len(encoded) else 0
     if context <= prepended:
         raise InputError(
@@ -214,17 +213,6 @@ def select_contexts(
         available = [rows_within(encoded[index], context) for index in looked_at]
         cap = max(cap, least_sufficient_cap(available, tokens))
     return _take(encoded, looked_at, tokens=tokens, context=context, cap=cap)
-
-
-def require_sizes(**sizes: int | None) -> None:
-    """Raise InputError for a size that is given and below 1, or too large."""
-    require_bounded(**sizes)
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(
-                f"{name.replace('_', ' ')} must be at least 1, not {size}",
-                fix=f"give --{name.replace('_', '-')} a positive number",
-            )
 
 
 def default_cap(tokens: int, room: int) -> int:

@@ -30,7 +30,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
-from offramp.policies.kv_cost import MAPPED, find_strategy
+from offramp.policies.kv_cost import MAPPED
 from offramp.policies.kv_cost import STRATEGIES as CHARGED
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
@@ -266,12 +266,11 @@ def strategies_of(kv: str) -> tuple[str, ...]:
     The one that maps comes first: where there are maps it loses less than `propagate` for next to nothing,
     and reruns end when their time is used up.
 
-    Raises InputError for one that is unknown, and for a lossless one, which needs no certificate.
+    Raises InputError for a lossless one, which needs no certificate.
     """
     able = [name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless]
     if kv == AUTO:
         return tuple(sorted(able, key=lambda name: name != MAPPED))
-    find_strategy(kv)
     if STRATEGIES[kv].lossless:
         raise InputError(
             f"{kv} is lossless: its output is the full model's, so there is no floor to tune for",

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -15,13 +15,15 @@ from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING
 from offramp.kit.numbers import Count, Seconds, Share, Whole
 from offramp.policies.binding import base_of
 from offramp.policies.decisions import task_of
+from offramp.policies.names import StrategyName
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
 from offramp.tuning.executed import Limits
 from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
-from offramp.tuning.tune import AUTO, FAMILIES, check_settings, require_single, tune_floors
+from offramp.tuning.names import MethodName, Search
+from offramp.tuning.tune import AUTO, FAMILIES, require_single, tune_floors
 from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 
@@ -38,7 +40,7 @@ def tune(
     hardware: str | Machine | None = LOCAL,
     model: Model | None = None,
     *,
-    kv: str | None = None,
+    kv: Literal["auto"] | StrategyName | None = None,
     heads: ExitHeads | str | Path | None = None,
     workload: Workload | None = None,
     prompt_tokens: Count = OPENING_TOKENS,
@@ -47,12 +49,12 @@ def tune(
     folder: str | Path | None = None,
     seconds: Seconds | None = None,
     candidates: Count | None = None,
-    method: str = METHOD,
+    method: MethodName = METHOD,
     delta: Share = DELTA,
     batch: Count = 1,
     clip: float | None = None,
     seed: Whole = SEED,
-    search: str = FAMILIES,
+    search: Search = FAMILIES,
     progress: OnDocuments | None = None,
     reference: Model | None = None,
 ) -> Tuned:
@@ -81,7 +83,7 @@ def tune(
     Raises InputError for a model, a reference, heads or documents that are not those of the trace, sizes
     below 1, and as `offramp.tuning.tune.tune` does; WorkloadError if the documents cannot be had.
     """
-    wanted, _ = check_settings(floor, method, clip)
+    wanted = make_floor(floor, clip)
     settings: dict[str, Any] = {"method": method, "delta": delta, "seed": seed}
     settings["search"] = search
     kv = AUTO if kv is None else kv
@@ -139,7 +141,7 @@ def executed_tuner(
     trace: Trace,
     hardware: str | Machine | None,
     *,
-    kv: str = AUTO,
+    kv: Literal["auto"] | StrategyName = AUTO,
     heads: ExitHeads | str | Path | None,
     workload: Workload | None,
     prompt_tokens: int = OPENING_TOKENS,

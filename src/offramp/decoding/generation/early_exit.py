@@ -29,6 +29,7 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
+from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.steps import BATCHINGS
 
 KEPT_BACK = ("streamer", "assistant_model")
@@ -249,10 +250,10 @@ class EarlyExit:
 def early_exit(
     policy: PolicySource,
     *,
-    kv: str | None = None,
+    kv: StrategyName | None = None,
     heads: HeadsSource = None,
-    draft_length: int | str | Auto = DRAFT_LENGTH,
-    batching: str = LOCKSTEP,
+    draft_length: DraftLength | Auto = DRAFT_LENGTH,
+    batching: BatchingName = LOCKSTEP,
     task: str | None = None,
 ) -> EarlyExit:
     """Early exit for `model.generate(**inputs, custom_generate=offramp.early_exit(policy))`.

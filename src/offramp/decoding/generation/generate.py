@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -31,14 +29,15 @@ from offramp.decoding.options import (
     DecodingOptions,
     HeadsSource,
     PolicySource,
-    check_number,
     check_policy,
 )
+from offramp.decoding.sampling import check_sampling
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
-from offramp.kit.arguments import settled
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
+from offramp.kit.numbers import Count, Whole
 from offramp.models.model import Model, decode_text, in_evaluation
+from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.rules.fixed import Never
 
 FULL_MODEL = DecodingOptions(Never())
@@ -74,14 +73,14 @@ def generate(
     prompt: Prompt,
     *,
     policy: PolicySource = None,
-    kv: str | None = None,
+    kv: StrategyName | None = None,
     heads: HeadsSource = None,
-    max_new_tokens: int = NEW_TOKENS,
+    max_new_tokens: Count = NEW_TOKENS,
     force_tokens: Sequence[Any] | Tensor | None = None,
     chat: bool = False,
-    draft_length: int | str | Auto = DRAFT_LENGTH,
-    seed: int | None = None,
-    batching: str = LOCKSTEP,
+    draft_length: DraftLength | Auto = DRAFT_LENGTH,
+    seed: Whole | None = None,
+    batching: BatchingName = LOCKSTEP,
     task: str | None = None,
     timing: bool = False,
     streamer: Any = None,
@@ -121,7 +120,6 @@ def generate(
     >>> answer.exits  # the prompt runs whole, so that the first new token leaves at the last layer
     array([4, 2, 2, 2])
     """
-    check_number("max_new_tokens", max_new_tokens)
     sampling = read_sampling(sampling)
     prompts = prompt_batch(model, prompt, chat=chat)
     forced = _forced(model, force_tokens, prompts, sampling)
@@ -164,8 +162,6 @@ def generate_batch(
     mask: int64 [batch, length], 0 for padding on the left; None without any. options: by default the full
     model. force_tokens: int64 [batch, new].
     """
-    if seed is not None:
-        check_number("seed", seed, least=0)
     options.check_model(model)
     sampling = read_sampling(sampling)
     _refuse_options(sampling)
@@ -298,42 +294,6 @@ def read_sampling(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name not in (*SAMPLES, "do_sample")}
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers that an option takes. words: the same for people."""
-
-    number: type
-    within: Callable[[Any], bool]
-    words: str
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is such a number, and within."""
-        return isinstance(value, self.number) and not isinstance(value, bool) and self.within(value)
-
-
-RANGES: Mapping[str, Range] = {
-    "temperature": Range(Real, lambda value: 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 to below 1e6"),
-    "top_k": Range(Integral, lambda value: value >= 1, "1 or more"),
-    "top_p": Range(Real, lambda value: 0 < value <= 1, "above 0, 1 at most"),
-}
-
-
-HINTS: Mapping[str, Any] = {
-    "stop_strings": str | Sequence[str] | None,
-    "eos_token_id": int | Sequence[int] | None,
-    "logits_processor": Sequence[Callable[..., Any]] | None,
-    "stopping_criteria": Sequence[Callable[..., Any]] | None,
-}
-"""Types of options that transformers does not look at before it generates."""
-WORDS = {
-    "stop_strings": "str | Sequence[str] | None",
-    "eos_token_id": "int | Sequence[int] | None",
-    "logits_processor": "LogitsProcessorList | None",
-    "stopping_criteria": "StoppingCriteriaList | None",
-}
-"""The same in words."""
-
-
 def check_streamer(streamer: Any) -> None:
     """Raise InputError for what is no streamer of transformers."""
     if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
@@ -342,18 +302,3 @@ def check_streamer(streamer: Any) -> None:
             where="streamer=",
             fix="give one of transformers' (it has put and end)",
         )
-
-
-def check_sampling(sampling: Mapping[str, Any]) -> None:
-    """Raise InputError for an option of another type, and a number out of its range; transformers takes some
-    of them silently, and fails while it generates for others.
-    """
-    for name, hint in HINTS.items():
-        if name in sampling:
-            settled(name, sampling[name], hint, WORDS[name])
-    for name, range_ in RANGES.items():
-        value = sampling.get(name)
-        if value is not None and not range_.holds(value):
-            raise InputError(
-                f"{name} cannot be {value!r}", where=f"{name}=", fix=f"give a number {range_.words}"
-            )

@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from offramp.decoding.measurement.results import Answer, Cluster
-from offramp.errors import InputError
 from offramp.kit.arguments import settle_fields
 from offramp.kit.defaults import TIMING_SECONDS, WORTH
 from offramp.kit.numbers import Count, NotNegative
+from offramp.kit.rules import Beside, Margin
 from offramp.scoring.estimate import LEVEL, Estimate
-from offramp.tuning.verdict import require_worth
 
 Pair = tuple[float, float]
 """Seconds per token of two blocks side by side: the other's, and a contender's own."""
@@ -244,17 +244,6 @@ def is_precise(ratio: Estimate[float]) -> bool:
     return found is not None and found <= PRECISE
 
 
-def check_worth(worth: float) -> None:
-    """Raise InputError for a gain that cannot be worth it: nothing is equivalent within none."""
-    require_worth(worth)
-    if worth == 0.0:
-        raise InputError(
-            "a worth of 0 is no share within which two decoders are equivalent",
-            where="worth= (--worth)",
-            fix="give more than 0 and less than 1: 0.05 for 5 %",
-        )
-
-
 @dataclass
 class Looks:
     """A fixed schedule of looks at a growing series of times, each at a level of its own.
@@ -299,9 +288,16 @@ class Limits:
     looks: whether it may end before the seconds are over, as soon as its questions are answered.
     """
 
-    seconds: NotNegative | None = TIMING_SECONDS
+    seconds: Annotated[
+        NotNegative | None,
+        Beside(
+            lambda seconds, given: seconds is not None or given.rounds is not None,
+            "given where rounds are not",
+            "limit the seconds, or the rounds",
+        ),
+    ] = TIMING_SECONDS
     rounds: Count | None = None
-    worth: float = WORTH
+    worth: Margin = WORTH
     looks: bool = True
 
     def __post_init__(self) -> None:

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from offramp.decoding.generation.prompts import check_context, check_ids
-from offramp.decoding.measurement.answers import Limits, check_worth
+from offramp.decoding.measurement.answers import Limits
 from offramp.decoding.measurement.contenders import Extent, Setting
 from offramp.decoding.measurement.decoder import batches_of
 from offramp.decoding.measurement.measurement import Measurement, Progress, run_together
 from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
-from offramp.errors import InputError, OfframpError
+from offramp.errors import OfframpError
 from offramp.kit.arguments import checked, settled
 from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
+from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
+from offramp.policies.names import BatchingName, DraftLength, StrategyName
 
 
 @in_evaluation
@@ -32,17 +34,17 @@ def measure(
     policy: PolicySource,
     *,
     prompts: Sequence[Sequence[int]],
-    kv: str | None = None,
+    kv: StrategyName | None = None,
     heads: HeadsSource = None,
     cells: Sequence[tuple[PolicySource, str]] = (),
     new_tokens: TimedTokens = 128,
     batch: Count = 1,
-    batching: str = LOCKSTEP,
-    draft_length: int | str | Auto = DRAFT_LENGTH,
+    batching: BatchingName = LOCKSTEP,
+    draft_length: DraftLength | Auto = DRAFT_LENGTH,
     task: str | None = None,
     budget_seconds: NotNegative | None = TIMING_SECONDS,
     rounds: Count | None = None,
-    worth: float = WORTH,
+    worth: Margin = WORTH,
     peers: bool = True,
     seed: Whole = SEED,
     progress: Progress | None = None,
@@ -131,17 +133,7 @@ def run(
     progress: Progress | None = None,
 ) -> Measurement:
     """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""
-    check_limits(limits)
     (found,) = run_together([setting], extent=extent, limits=limits, seed=seed, progress=progress)
     if isinstance(found, OfframpError):
         raise found
     return found
-
-
-def check_limits(limits: Limits) -> None:
-    """Raise InputError for no limit at all, or a gain that is no share."""
-    check_worth(limits.worth)
-    if limits.seconds is None and limits.rounds is None:
-        raise InputError(
-            "neither seconds nor rounds are limited", where="budget_seconds=", fix="give one of them"
-        )

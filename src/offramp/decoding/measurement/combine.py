@@ -22,7 +22,7 @@ from offramp.decoding.measurement.accelerations import (
     transforms_of,
 )
 from offramp.decoding.measurement.answers import Budget, Limits, product_of, ratio_over
-from offramp.decoding.measurement.bench import check_limits, settle
+from offramp.decoding.measurement.bench import settle
 from offramp.decoding.measurement.combinations import (
     Key,
     Planned,
@@ -50,6 +50,7 @@ from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
+from offramp.kit.numbers import Proportion
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
 from offramp.policies.rules.fixed import Never
@@ -69,7 +70,7 @@ def combine(
     limits: Limits | None = None,
     plain: str | None = None,
     workload: str = "",
-    floor: float = MAIN_FLOOR,
+    floor: Proportion = MAIN_FLOOR,
     trust_remote_code: bool = False,
     seed: int = SEED,
     progress: Progress | None = None,
@@ -89,11 +90,9 @@ def combine(
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
     limits = limits or Limits()
-    check_limits(limits)
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
     require_policy(asked, options, heads)
-    require_floor(floor)
     own = heads_for(model, heads)
     options = (options if own is None else replace(options, heads=own)).for_task(workload or None)
     base = settle(model, [options], prompts=prompts, task=workload or None)
@@ -194,14 +193,6 @@ def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
             f"{policy} never leaves early: there is nothing to combine",
             where="--policy",
             fix="give a policy that exits, or leave exits and speculate out",
-        )
-
-
-def require_floor(floor: float) -> None:
-    """Raise InputError for a floor that is no share."""
-    if not 0.0 <= floor <= 1.0:
-        raise InputError(
-            f"a floor of {floor:g} is no share", where="--floor", fix="give 0 to 1, such as 0.95"
         )
 
 

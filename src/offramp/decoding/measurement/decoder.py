@@ -33,8 +33,6 @@ def batches_of(
 
     Raises InputError without prompts, for an empty one, or a batch below 1.
     """
-    if batch < 1:
-        raise InputError(f"a batch of {batch} is not possible", where="batch", fix="give 1 or more")
     if not prompts:
         raise InputError("there are no prompts", where="prompts", fix="give at least one")
     for place, prompt in enumerate(prompts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ def profile_of_now(
     kept: TimingsProfile | None,
     *,
     seconds: float,
-    batches: Sequence[int] | None = None,
+    batches: tuple[int, ...] | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> LocalProfile:
     """Kept timings held against a few plain tokens of now; new ones, which are then kept, if they are off.

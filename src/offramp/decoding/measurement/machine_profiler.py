@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-import itertools
 import os
 import random
 import time
@@ -26,8 +25,10 @@ from offramp.decoding.measurement.plain_timing import PlainTiming, time_plain_de
 from offramp.decoding.measurement.timed_probes import probe_sizes
 from offramp.decoding.measurement.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
 from offramp.decoding.measurement.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
-from offramp.errors import InputError, ModelError
+from offramp.errors import ModelError
 from offramp.kit.defaults import HARDWARE_SECONDS, LOCAL
+from offramp.kit.numbers import Seconds
+from offramp.kit.rules import Rising
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.progress import say
@@ -59,8 +60,8 @@ BUSY = (
 def measure_hardware(
     model: Model,
     *,
-    budget_seconds: float = HARDWARE_SECONDS,
-    batches: Sequence[int] | None = None,
+    budget_seconds: Seconds = HARDWARE_SECONDS,
+    batches: Rising | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> TimingsProfile:
     """Time layers, head, probes, lens, K,V repair and the program around them, within real decoding steps.
@@ -86,12 +87,6 @@ def measure_hardware(
     """
     model.require_loaded("timing")
     batches = usual_batches(model) if batches is None else tuple(batches)
-    if not batches or batches[0] < 1 or any(later <= batch for batch, later in itertools.pairwise(batches)):
-        raise InputError(
-            f"the batch sizes {batches} do not rise from 1 or more", where="batches", fix="try 1, 2, 4, 8"
-        )
-    if not budget_seconds > 0:
-        raise InputError(f"a budget of {budget_seconds} seconds is none", where="budget", fix="try 45")
 
     def profiler() -> MachineProfiler:
         return MachineProfiler(model, batches, timing_positions(model.context_length))

@@ -32,12 +32,14 @@ from offramp.decoding.rerun.sequences import (
 from offramp.decoding.strategies.mapped import Mapped, StateMaps
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.recompute import Recompute
-from offramp.errors import InputError, OfframpError, PolicyError
+from offramp.errors import OfframpError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH
+from offramp.kit.numbers import Count
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.binding import require_heads
 from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
+from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
 from offramp.tracing.trace import Trace
@@ -160,10 +162,10 @@ def rerun(
     model: Model,
     trace: Trace,
     policy: PolicySource,
-    kv: str = "propagate",
+    kv: StrategyName = "propagate",
     *,
     heads: HeadsSource = None,
-    prompt_tokens: int = 1,
+    prompt_tokens: Count = 1,
     workload: Workload | None = None,
 ) -> RerunResult:
     """A policy on the texts of a trace, keys and values as the policy and its strategy leave them.
@@ -194,10 +196,6 @@ class Rerunner:
         prompt_tokens: int = 1,
         workload: Workload | None = None,
     ) -> None:
-        if prompt_tokens < 1:
-            raise InputError(
-                f"a prompt of {prompt_tokens} tokens is none", where="prompt_tokens=", fix="give 1 or more"
-            )
         self.model = model
         self.heads = read_heads_source(heads)
         require_heads(trace, self.heads)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL
-from offramp.kit.numbers import Count
-from offramp.kit.request import Request, python_only
+from offramp.kit.numbers import Count, Share
+from offramp.kit.request import Request, one_word, python_only
+from offramp.kit.rules import Beside, Must
 from offramp.lab.exits.request import FromHeads
+from offramp.policies.names import StrategyName
 from offramp.tracing.request import FITTING_TOKENS
 
 if TYPE_CHECKING:
@@ -24,24 +26,26 @@ class GateTraining(FromHeads, Request):
 
     kind: ClassVar[str] = "gate"
 
+    at: Annotated[
+        str | Sequence[int] | None,
+        one_word,
+        Beside(
+            lambda at, asked: at is not None or asked.start is not None,
+            "named, as in 12,20",
+            "name some, or exits that are trained, with --from DIR",
+        ),
+    ] = None
     tokens: Count = FITTING_TOKENS
-    floor: float | None = None
+    floor: Annotated[Share | None, Must(lambda floor: floor is not None, "named, as in 0.95")] = None
     """The agreement to keep, as in 0.95."""
     hardware: str | Machine = LOCAL
     """The machine whose seconds are saved: local, a name of offramp list hardware, or a .toml profile."""
-    kv: Annotated[str, python_only] = "propagate"
+    kv: Annotated[StrategyName, python_only] = "propagate"
     """The K,V strategy whose prices are charged."""
 
     def check(self) -> None:
-        """Refuse no floor, no exits, an unknown machine, and a folder of something else."""
+        """Refuse an unknown machine, and a folder of something else."""
         super().check()
-        _ = self.wanted
-        if self.start is None and self.at is None:
-            raise InputError(
-                "no exit is named that gets a gate",
-                where="--at",
-                fix="name some, as in 12,20, or exits that are trained, with --from DIR",
-            )
         if isinstance(self.hardware, str) and self.hardware != LOCAL:  # that of a model is looked up later
             from offramp.costs.hardware import find_machine
 
@@ -53,10 +57,8 @@ class GateTraining(FromHeads, Request):
 
     @property
     def wanted(self) -> Floor:
-        """The floor on agreement. Raises InputError for none."""
+        """The floor on agreement."""
         from offramp.tuning.floor import make_floor
 
-        if self.floor is None:
-            what = "gates are trained for a floor on agreement"
-            raise InputError(what, where="--floor", fix="name it, as in 0.95")
+        assert self.floor is not None  # by its annotation
         return make_floor({"agreement": self.floor})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from offramp.errors import InputError
+from annotated_types import Ge, Le
+
 from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import Count, NotNegative, Positive, Whole
 from offramp.kit.request import Options, python_only
 from offramp.lab.exits.layer_skip import (
     Curriculum,
@@ -38,55 +39,25 @@ class Regularisation(Options):
     Raises InputError for what cannot be.
     """
 
-    lora: int = 16
+    lora: Whole = 16
     """Rank of what is added to the layers' matrices, merged when saved; 0: all weights are trained."""
-    keep: float = 1.0
+    keep: NotNegative = 1.0
     """Weight of KL(original || trained) at full depth, which keeps the output where it was; 0: LayerSkip
     alone."""
-    layer_dropout: float = 0.1
+    layer_dropout: Annotated[float, Ge(0), Le(MOST_DROPPED)] = 0.1
     """Chance of the last layer to be left out at the last step, p_max; 0: none."""
     curriculum: Curriculum = "rotational"
     """Exits that a step looks at: rotational, one exit a step; gradual, deepest first; or all."""
-    exit_scale: Annotated[float, python_only] = 1.0
+    exit_scale: Annotated[Positive, python_only] = 1.0
     """e_scale, of the exits below L against L."""
     targets: Targets = "model"
     """What exits learn: model, the original's distribution; or text, its tokens."""
-    ahead: int = 1
+    ahead: Annotated[Count, Le(MOST_AHEAD)] = 1
     """Tokens that exits learn to predict: 1, the next; n > 1: the n - 1 behind it, too, through linear layers
     of their own that are thrown away afterwards."""
 
     def __post_init__(self) -> None:
         settle_fields(self, where=_option)
-        self.check()
-
-    def check(self) -> None:
-        """Refuse what cannot be."""
-        _require(self.lora >= 0, f"a rank of {self.lora} cannot be", "lora", "give 16, or 0 for all weights")
-        _require(
-            0 <= self.keep < math.inf,
-            f"the model's own output cannot be kept with a weight of {self.keep:g}",
-            "keep",
-            "give 1, or 0 to let it go",
-        )
-        _require(
-            0 <= self.layer_dropout <= MOST_DROPPED,
-            f"layers cannot be left out with a chance of {self.layer_dropout:g}",
-            "layer_dropout",
-            f"give 0.1; {MOST_DROPPED:g} at most",
-        )
-        _require(
-            0 < self.exit_scale < math.inf,
-            f"exits cannot weigh {self.exit_scale:g}",
-            "exit_scale",
-            "give a number above 0, such as 1",
-        )
-        _require(
-            1 <= self.ahead <= MOST_AHEAD,
-            f"{self.ahead} tokens cannot be predicted at once",
-            "ahead",
-            f"give 1 to {MOST_AHEAD}",
-        )
-        super().check()
 
     def dropout(self, layers: int, step: int, steps: int) -> NDArray[np.float64]:
         """Chance of each layer to be left out at a step of so many, float64 [layers]."""
@@ -96,11 +67,6 @@ class Regularisation(Options):
         """e(l) at a step of so many: of those of the exits below L that it looks at, and of L."""
         enabled = enabled_exits(exits, layers, step, steps, self.curriculum)
         return exit_weights(enabled, layers, self.exit_scale)
-
-
-def _require(holds: bool, what: str, name: str, fix: str) -> None:
-    if not holds:
-        raise InputError(what, where=_option(name), fix=fix)
 
 
 def _option(name: str) -> str:

@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt, Le
 
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.defaults import SEED, SHORTLIST, TRAINING_MINUTES
-from offramp.kit.numbers import Count, FittingSeed, Minutes
+from offramp.kit.numbers import Count, FittingSeed, Minutes, Whole
 from offramp.kit.request import Request, flags, one_word, python_only
+from offramp.kit.rules import Beside, Must, only_if
 from offramp.lab.exits.regularisation import Regularisation
 from offramp.tracing.asked import InContext, OnModel
 from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
@@ -30,7 +33,8 @@ LEAVE, MOST_LEAVE = 0.3, 0.9
 MINIMUM_LOGITS = 256
 """Fewest tokens of a vocabulary of the loss."""
 
-AUTO = "auto"
+Products = Literal["auto", "float32", "bfloat16"]
+AUTO: Products = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,13 @@ class ExitsTraining(OnModel, InContext):
     """What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field."""
     output: Annotated[Path | str | None, flags("--output", "-o")]
     """A folder. What was killed goes on there; gates, which take minutes, begin anew."""
-    at: Annotated[str | Sequence[int] | None, one_word] = None
+    at: Annotated[
+        str | Sequence[int] | None,
+        one_word,
+        Beside(lambda at, asked: at is not None or isinstance(asked, FromHeads), "named, as in 12,20 or all"),
+    ] = None
     """Exits to train: 12,20, or all; gates, executed: all of --from."""
-    steps: Count | None = None
+    steps: Annotated[Count, Le(MOST_STEPS)] | None = None
     """Steps in the place of minutes: the same command then gives the same exits. Of gates by default some 40
     passes over their rows."""
     tokens: Count = TRAINING_TOKENS
@@ -56,16 +64,10 @@ class ExitsTraining(OnModel, InContext):
     """Replace what is in the folder, finished or another; what was killed of the same goes on."""
 
     def check(self) -> None:
-        """Refuse no exits, steps without end, and an output that is no folder."""
+        """Refuse what are no exits, and an output that is no folder."""
         super().check()
-        if self.steps is not None and self.steps > MOST_STEPS:
-            what = f"{self.steps:,} steps would never end"
-            raise InputError(what, where="steps= (--steps)", fix=f"give {MOST_STEPS:,} at most")
         if self.at is not None:
             parse_exits(self.at, None, "at= (--at)")
-        elif not isinstance(self, FromHeads):
-            fix = "name some, as in 12,20, or all"
-            raise InputError("no exit is named to train", where="at= (--at)", fix=fix)
         if self.output is not None:
             require_writable(Path(self.output))
 
@@ -80,25 +82,25 @@ class ExitsTraining(OnModel, InContext):
 class FromHeads(ExitsTraining):
     """A training that begins from exit heads."""
 
-    start: Annotated[Path | str | ExitHeads | None, flags("--from")] = None
+    start: Annotated[
+        Path | str | ExitHeads | None,
+        flags("--from"),
+        Must(
+            lambda start: not isinstance(start, Path | str) or Path(start).exists(),
+            "a file or a folder of heads that is there",
+        ),
+    ] = None
     """Heads whose K,V maps are trained; exits that get gates, by default those of the model."""
-
-    def check(self) -> None:
-        """Refuse a path at which nothing lies."""
-        if isinstance(self.start, Path | str) and not Path(self.start).exists():
-            fix = "give a file or a folder of heads, or leave it out"
-            raise InputError("there are no heads", where=f"--from {self.start}", fix=fix)
-        super().check()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumableTraining(ExitsTraining, Request):
     """A training that can be killed, and goes on in its folder, which is looked into last."""
 
-    minutes: Minutes | None = None
+    minutes: Annotated[Minutes | None, only_if(lambda asked: asked.steps is None, "beside --steps")] = None
     """Of all of it on this machine, by default {TRAINING_MINUTES:g}: reading the text, steps, and what goes
     with the exits. What there is no time for is left out: tokens, then steps."""
-    precision: Annotated[str, python_only] = AUTO
+    precision: Annotated[Products, python_only] = AUTO
     """Of products while it trains, with the output head or, of the model itself, of all: float32, bfloat16,
     or auto for the usual of the device."""
 
@@ -108,17 +110,8 @@ class ResumableTraining(ExitsTraining, Request):
         return TRAINING_MINUTES if self.steps is None and self.minutes is None else self.minutes
 
     def check(self) -> None:
-        """Refuse minutes beside steps, products that cannot be, and a folder of something else."""
+        """Refuse a folder of something else."""
         super().check()
-        if self.steps is not None and self.minutes is not None:
-            what, fix = "both steps and minutes of training are given", "give one of them"
-            raise InputError(what, where="steps= (--steps)", fix=fix)
-        if self.precision != AUTO:
-            from offramp.lab.exits.divergence import PRECISIONS
-
-            if self.precision not in PRECISIONS:
-                fix = f"give auto, {' or '.join(PRECISIONS)}"
-                raise InputError(f"products cannot be in {self.precision!r}", where="precision=", fix=fix)
         if self.output is not None:
             from offramp.lab.exits.folder import require_own
 
@@ -131,26 +124,21 @@ class LensTraining(ResumableTraining):
 
     kind: ClassVar[str] = "lens"
 
-    rank: int | None = None
+    rank: Count | None = None
     """Of each exit's lens: two thin products in the place of a square one. By default whole."""
-    loss_vocabulary: int = LOSS_VOCABULARY
+    loss_vocabulary: Annotated[
+        Whole,
+        Must(
+            lambda tokens: tokens == 0 or tokens >= MINIMUM_LOGITS, f"{MINIMUM_LOGITS} or more, or 0 for all"
+        ),
+    ] = LOSS_VOCABULARY
     """Tokens that the loss looks at: those that the model thinks likely most often; 0: all."""
     classifiers: Annotated[bool, flags("--classifiers/--no-classifiers")] = True
     """Fit classifiers that predict agreement, on other documents."""
     kv_maps: Annotated[bool, flags("--kv-maps/--no-kv-maps")] = True
     """Fit K,V maps for the exits, for --kv mapped."""
-    short_list: int = SHORTLIST
+    short_list: Count = SHORTLIST
     """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
-
-    def check(self) -> None:
-        """Refuse a loss that looks at too few tokens."""
-        if self.loss_vocabulary and self.loss_vocabulary < MINIMUM_LOGITS:
-            raise InputError(
-                f"a loss over {self.loss_vocabulary} tokens says little",
-                where="loss_vocabulary= (--loss-vocabulary)",
-                fix=f"give {MINIMUM_LOGITS} or more, or 0 for all",
-            )
-        super().check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +150,10 @@ class BlockTraining(LensTraining):
 
     kind: ClassVar[str] = "block"
 
-    units: Count | None = None
+    units: Annotated[Count, Le(MOST_UNITS)] | None = None
     """Of a block. By default 8/3 of the hidden size."""
     shared: bool = False
     """One network for all exits, each behind its own lens."""
-
-    def check(self) -> None:
-        """Refuse networks that cannot be."""
-        if self.units is not None and self.units > MOST_UNITS:
-            what = f"a network of {self.units:,} units at an exit costs more than the model"
-            raise InputError(what, where="units= (--units)", fix=f"give {MOST_UNITS:,} at most")
-        super().check()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,17 +162,11 @@ class ExecutedTraining(FromHeads, ResumableTraining):
 
     kind: ClassVar[str] = "executed"
 
-    leave: float = LEAVE
+    leave: Annotated[float, Gt(0), Le(MOST_LEAVE)] = LEAVE
     """Share of the tokens that leave while it trains."""
 
     def check(self) -> None:
-        """Refuse a share that cannot leave, and the folder of the heads as the output."""
-        if not 0 < self.leave <= MOST_LEAVE:
-            raise InputError(
-                f"a share of {self.leave:g} of the tokens cannot leave",
-                where="leave= (--leave)",
-                fix=f"give a number above 0, {MOST_LEAVE:g} at most",
-            )
+        """Refuse the folder of the heads as the output."""
         if self.output is not None and isinstance(self.start, Path | str):
             source = Path(self.start).resolve()
             if Path(self.output).resolve() in (source, source.parent):
@@ -206,15 +181,14 @@ class RegularisedTraining(Regularisation, ResumableTraining):
 
     kind: ClassVar[str] = "regularised"
 
+    output: Annotated[
+        Path | str | None,
+        flags("--output", "-o"),
+        Must(lambda output: output is not None, "a folder, without which a trained model is not kept"),
+    ]
+
     def __post_init__(self) -> None:  # not that of a `Regularisation` alone
         Request.__post_init__(self)
-
-    def check(self) -> None:
-        """Refuse to keep the trained model nowhere."""
-        if self.output is None:
-            what = "a trained model is not kept without a folder"
-            raise InputError(what, where="output= (-o)", fix="name one")
-        super().check()
 
     @property
     def regularisation(self) -> Regularisation:

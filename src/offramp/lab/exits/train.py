@@ -6,11 +6,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from offramp.decoding.options import HeadsSource, read_heads_source
+from offramp.decoding.options import read_heads_source
 from offramp.errors import InputError
 from offramp.files import source_fingerprint
-from offramp.kit.defaults import SEED
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
@@ -37,7 +37,6 @@ from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.tracing.heads_file import read_heads
-from offramp.tracing.request import TRAINING_TOKENS
 from offramp.workloads.workload import Workload
 
 JOBS: Mapping[str, type[Job]] = {
@@ -94,30 +93,15 @@ def train_exits(
     workloads: str | Workload | Sequence[str | Workload],
     *,
     kind: str = "block",
-    at: str | Sequence[int] | None = None,
-    start: HeadsSource = None,
-    leave: float | None = None,
-    minutes: float | None = None,
-    steps: int | None = None,
-    tokens: int = TRAINING_TOKENS,
-    seed: int = SEED,
-    units: int | None = None,
-    rank: int | None = None,
-    shared: bool = False,
-    loss_vocabulary: int | None = None,
-    context: int | None = None,
-    classifiers: bool | None = None,
-    kv_maps: bool | None = None,
-    short_list: int | None = None,
-    precision: str = "auto",
     regularisation: Regularisation | None = None,
     output: str | Path | None = None,
-    overwrite: bool = False,
     progress: bool | None = None,
     on_size: Callable[[int], object] | None = None,
+    **options: Any,
 ) -> TrainedExits:
     """Train exits of a frozen model on its own distributions, on documents of the workloads' later half.
 
+    options: those of its kind (`offramp.lab.exits.request`), as follows; each may be left out.
     kind: "lens" or "block" (see `offramp.lab.exits.request`); "executed": the K,V maps of heads, trained by
     what they do to tokens that stay (see `offramp.lab.exits.executed`); "regularised": the model itself, as
     `regularisation` says, whose trained form is a model folder, the output (see
@@ -144,36 +128,10 @@ def train_exits(
             where="kind= (--kind)",
             fix="call offramp.train_gates, or give --kind gate",
         )
-    if regularisation is not None and kind != RegularisedTraining.kind:
-        raise InputError(
-            f"exits of the kind {kind} leave the model as it is",
-            where="regularisation=",
-            fix="leave it out, or train the kind regularised",
-        )
-    given = {
-        "model": model.shown_name,
-        "workloads": workloads,
-        "at": at,
-        "start": start,
-        "leave": leave,
-        "minutes": minutes,
-        "steps": steps,
-        "tokens": tokens,
-        "seed": seed,
-        "units": units,
-        "rank": rank,
-        "shared": shared or None,
-        "loss_vocabulary": loss_vocabulary,
-        "context": context,
-        "classifiers": classifiers,
-        "kv_maps": kv_maps,
-        "short_list": short_list,
-        "precision": precision,
-        "overwrite": overwrite,
-        **({} if regularisation is None else vars(regularisation)),
-    }
+    given = {**options, **({} if regularisation is None else vars(regularisation))}
     given = {name: value for name, value in given.items() if value is not None}
-    asked = TRAININGS.request(kind, {**given, "output": output})
+    named = {"model": model.shown_name, "workloads": workloads, "output": output}
+    asked = TRAININGS.request(kind, {**named, **given})
     return train(model, asked.texts(), asked, progress=progress, on_size=on_size)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
 from offramp.kit.defaults import NETWORK_UNITS
+from offramp.kit.rules import OneOf
 from offramp.tracing.exit_heads import Classifier, ExitClassifier
 from offramp.tracing.fitted_heads import candidate_features, confidence_features
 from offramp.tracing.fitting.readings import Readings
@@ -261,20 +260,11 @@ KINDS: dict[str, ClassifierKind] = {
 """By the fact that each gives."""
 
 
-def choose_kinds(classifiers: bool | Sequence[str]) -> tuple[ClassifierKind, ...]:
-    """The kinds asked for: all, none, or by name.
+ClassifierName = Annotated[str, OneOf("exit classifier", lambda: KINDS)]
 
-    Raises InputError for an unknown name, with near ones.
-    """
+
+def choose_kinds(classifiers: bool | Sequence[str]) -> tuple[ClassifierKind, ...]:
+    """The kinds asked for: all, none, or by name."""
     if isinstance(classifiers, bool):
         return tuple(KINDS.values()) if classifiers else ()
-    for name in classifiers:
-        if name not in KINDS:
-            near: list[Any] = difflib.get_close_matches(name, KINDS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(
-                f"there is no exit classifier {name!r}",
-                where="classifiers",
-                fix=f"{hint}choose among: {', '.join(KINDS)}",
-            )
     return tuple(KINDS[name] for name in KINDS if name in classifiers)

@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed
+from offramp.kit.rules import Beside
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, LinearLens
@@ -26,6 +27,7 @@ from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
     KINDS,
     ClassifierKind,
+    ClassifierName,
     FittedClassifier,
     Samples,
     choose_kinds,
@@ -43,8 +45,6 @@ from offramp.tracing.fitting.documents import (
 from offramp.tracing.fitting.maps import (
     AUTO,
     FittingMemory,
-    Rank,
-    check_rank,
     fitting_memory,
     map_sums,
     parse_map_exits,
@@ -63,7 +63,7 @@ from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
-from offramp.tracing.request import FITTING_TOKENS, code_fingerprint, library_versions, parse_exits
+from offramp.tracing.request import FITTING_TOKENS, Rank, code_fingerprint, library_versions, parse_exits
 from offramp.tracing.restricted_vocabulary import frequent_tokens
 from offramp.workloads.registry import distinct_workloads
 from offramp.workloads.shared_text import Sketch
@@ -81,12 +81,19 @@ def fit_heads(
     *,
     tokens: Count = FITTING_TOKENS,
     exits: str | Sequence[int] = "all",
-    lens: bool = True,
-    classifiers: bool | Sequence[str] = True,
-    candidate_exit: int | None = None,
+    lens: Annotated[
+        bool,
+        Beside(
+            lambda lens, given: lens or given.classifiers or given.kv_maps is not None,
+            "on where neither classifiers nor K,V maps are fitted",
+            "ask for one of them",
+        ),
+    ] = True,
+    classifiers: bool | Sequence[ClassifierName] = True,
+    candidate_exit: Count | None = None,
     kv_maps: Sequence[int] | None = None,
     kv_rank: Rank = AUTO,
-    short_list: int = SHORTLIST,
+    short_list: Count = SHORTLIST,
     context: Count | None = None,
     seed: FittingSeed = SEED,
     progress: bool | None = None,
@@ -111,9 +118,6 @@ def fit_heads(
     memory; ModelError for a model whose layers pass on more than one hidden state.
     """
     kinds = choose_kinds(classifiers)
-    if not lens and not kinds and kv_maps is None:
-        raise InputError("neither a lens nor a classifier is to be fitted", fix="ask for one of them")
-    check_rank(kv_rank)
     check_short_list(short_list, model.shape.vocabulary_size)
     below = parse_exits(exits if isinstance(exits, str) else list(exits), model.layers)[:-1]
     if not below:
@@ -170,7 +174,7 @@ def complete_heads(
     exits: Sequence[int],
     kv_maps: Sequence[int] = (),
     kv_rank: Rank = AUTO,
-    short_list: int = SHORTLIST,
+    short_list: Count = SHORTLIST,
     context: Count | None = None,
     seed: FittingSeed = SEED,
     progress: bool | None = None,
@@ -193,7 +197,7 @@ def complete_heads(
         lens=False,
         kinds=kinds,
         map_exits=tuple(kv_maps),
-        kv_rank=check_rank(kv_rank),
+        kv_rank=kv_rank,
         candidate_exit=_candidate_exit(None, exits, model.layers) if with_candidates else None,
         context=context,
         seed=seed,

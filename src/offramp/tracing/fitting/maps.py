@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -31,12 +32,13 @@ from offramp.tracing.fitting.ridge import (
     variances,
 )
 from offramp.tracing.key_value_maps import ELEMENT_BYTES, ExitMaps, map_elements
+from offramp.tracing.request import Rank
 from offramp.tracing.states import PROCESSOR
 
-Rank = int | str
 """A rank, "full" for whole maps, or "auto"."""
 
-AUTO, FULL = "auto", "full"
+AUTO: Literal["auto"] = "auto"
+FULL: Literal["full"] = "full"
 
 AUTO_DISTANCE = 0.1
 """How much less of the held-out variance, on average over an exit's layers, the rank that `auto` chooses may
@@ -69,17 +71,6 @@ def parse_map_exits(exits: Iterable[int], layers: int) -> tuple[int, ...]:
             fix=f"choose exits from 1 to {layers - 2}" if layers > 2 else "leave the maps out",
         )
     return chosen
-
-
-def check_rank(rank: Rank) -> Rank:
-    """Raise InputError unless it is "full", "auto", or a number of 1 or more."""
-    if rank in (AUTO, FULL) or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
-        return rank
-    raise InputError(
-        f"K,V maps cannot be of rank {rank!r}",
-        where="kv_rank= (--kv-rank)",
-        fix="give full, auto, or a number",
-    )
 
 
 def solve_maps(sums: ExitSums, rank: Rank) -> Mapping[int, ExitMaps]:
