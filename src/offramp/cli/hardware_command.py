@@ -52,7 +52,7 @@ class MachineTiming(OnModel, Request):
         ),
     ] = None
     """Threads of torch. By default what it takes."""
-    batches: Annotated[str | Sequence[int] | None, one_word] = None
+    batches: Annotated[str | Sequence[Count] | None, one_word] = None
     """Batch sizes to time, rising: by default 1,2,3,4,5,8, on an accelerator 1,2,4,8,16,32,64. Those between
     are interpolated, which can be far off: time those that matter."""
     seconds: Annotated[Seconds, Ge(1)] = HARDWARE_SECONDS

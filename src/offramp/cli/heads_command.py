@@ -96,7 +96,7 @@ class HeadFitting(OnModel, InContext, HeadsOutput, Request):
         only_if(lambda asked: asked.classifiers, "without classifiers"),
     ] = None
     """Exit whose best tokens candidate_score looks at. By default near half of the depth."""
-    kv_maps: Annotated[str | Sequence[int] | None, one_word] = None
+    kv_maps: Annotated[str | Sequence[Count] | None, one_word] = None
     """Exits that get maps to deeper layers' inputs, for --kv mapped: 8,15,20. By default none."""
     kv_rank: Annotated[
         str | int, one_word, only_if(lambda asked: asked.kv_maps, "without K,V maps", "--kv-maps")

@@ -27,7 +27,7 @@ class GateTraining(FromHeads, Request):
     kind: ClassVar[str] = "gate"
 
     at: Annotated[
-        str | Sequence[int] | None,
+        str | Sequence[Count] | None,
         one_word,
         Beside(
             lambda at, asked: at is not None or asked.start is not None,

@@ -48,7 +48,7 @@ class ExitsTraining(OnModel, InContext):
     output: Annotated[Path | str | None, flags("--output", "-o")]
     """A folder. What was killed goes on there; gates, which take minutes, begin anew."""
     at: Annotated[
-        str | Sequence[int] | None,
+        str | Sequence[Count] | None,
         one_word,
         Beside(lambda at, asked: at is not None or isinstance(asked, FromHeads), "named, as in 12,20 or all"),
     ] = None
