@@ -15,15 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_examples import CHAT, workload_result
+from rich.console import Console
 
 from comparison_examples import example_comparison
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
+from offramp.report.comparison import comparison_terminal, render_comparison
 from offramp.report.comparison_data import CURVES, comparison_tables
-from offramp.report.table import write_tables
+from offramp.report.sections import leaderboard
+from offramp.report.table import Column, write_tables
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Place, Strategy, share_saved
+from offramp.studies.comparison.results import Comparison, Place, Row, Strategy, share_saved
 from offramp.tuning.floor import Floor
+from page_reader import Page
 
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 TEXTS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x00"), max_size=12)
@@ -114,9 +118,9 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
         assert text.equals(table), name
         assert table.num_rows > 0, name
     assert [line_of(one) for one in comparison.strategies] == tables["strategies"][1].to_pylist()
-    leaderboard = tables["leaderboard"][1].to_pylist()
-    assert len(leaderboard) == len(comparison.rows)
-    for line, row in zip(leaderboard, comparison.rows, strict=True):
+    lines = tables["leaderboard"][1].to_pylist()
+    assert len(lines) == len(comparison.rows)
+    for line, row in zip(lines, comparison.rows, strict=True):
         assert (line["model"], line["transform"], line["workload"]) == (
             row.model.name,
             row.model.transform,
@@ -167,6 +171,21 @@ def test_a_measurement_with_a_defect_says_which_in_the_table() -> None:
     tables = comparison_tables(replace(comparison, combined=(broken,)))
     said = set(tables["combined"].column("answer").to_pylist())
     assert said == {"defect: a wrong output; and layers"}
+
+
+def test_a_new_column_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    column: Column[Row] = Column(
+        "Mean position", lambda row: row.card.mean_position, data=float, numeric=True
+    )
+    monkeypatch.setattr(leaderboard, "FIGURES", (*leaderboard.FIGURES, column))
+    comparison = example_comparison()
+    out = io.StringIO()
+    comparison_terminal(comparison, Console(file=out, width=300))
+    text, table = written(comparison, tmp_path)["leaderboard"]
+    assert "Mean position" in Page(render_comparison(comparison)).text
+    assert "mean position" in out.getvalue()
+    for file in (text, table):
+        assert set(file.column("mean_position").to_pylist()) == {16.0}
 
 
 def test_empty_tables_have_their_columns(tmp_path: Path) -> None:

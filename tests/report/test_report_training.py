@@ -62,29 +62,29 @@ def trained_run(credit: float = 1.25) -> RunResult:
 
 
 def test_training_is_paid_back_by_the_time_that_is_saved() -> None:
-    found = {(one.text, one.floor): one for one in bought(trained_run(), TRAINING)}
+    found = {(one.place.workload, one.floor.value): one for one in bought(trained_run(), TRAINING)}
     assert len(found) == sum(len(workload.verdicts) for workload in example_run().workloads)
     gain = found["prose", 0.9]
-    assert gain.saved == pytest.approx(0.2)
-    assert (gain.low, gain.high) == (pytest.approx(1 - 1 / 1.2), pytest.approx(1 - 1 / 1.3))
-    assert gain.tokens == pytest.approx(1200.0 / (0.2 * 0.0583))
-    assert found["prose", 0.99].saved is None
+    assert gain.saved.value == pytest.approx(0.2)
+    assert (gain.saved.low, gain.saved.high) == (pytest.approx(1 - 1 / 1.2), pytest.approx(1 - 1 / 1.3))
+    assert gain.paid_back == pytest.approx(1200.0 / (0.2 * 0.0583))
+    assert found["prose", 0.99].saved.value is None
 
 
 def test_training_is_paid_back_by_its_credit_alone() -> None:
     """Nobody has to train for what the cut head saves, nor knows it where that took no turns."""
-    (gain,) = (one for one in bought(trained_run(1.1), TRAINING) if one.saved is not None)
-    assert (gain.saved, gain.credit) == (pytest.approx(0.2), pytest.approx(1.1))
-    assert gain.tokens == pytest.approx(1200.0 / ((0.2 - 0.12) * 0.0583))
-    (slower,) = (one for one in bought(trained_run(0.97), TRAINING) if one.saved is not None)
-    assert (slower.tokens, slower.never) == (None, True)
+    (gain,) = (one for one in bought(trained_run(1.1), TRAINING) if one.saved.value is not None)
+    assert (gain.saved.value, gain.credit.value) == (pytest.approx(0.2), pytest.approx(1.1))
+    assert gain.paid_back == pytest.approx(1200.0 / ((0.2 - 0.12) * 0.0583))
+    (slower,) = (one for one in bought(trained_run(0.97), TRAINING) if one.saved.value is not None)
+    assert (slower.paid_back, slower.never) == (None, True)
     run = trained_run()
     bench = run.decoding[0].bench
     without = replace(bench, contenders=tuple(one for one in bench.contenders if one.name != SHORT))
     for decoding in ((replace(run.decoding[0], bench=without),), ()):
         untimed = replace(run, decoding=decoding)
-        (gain,) = (one for one in bought(untimed, TRAINING) if one.saved is not None)
-        assert (gain.credit, gain.tokens, gain.never) == (None, None, False)
+        (gain,) = (one for one in bought(untimed, TRAINING) if one.saved.value is not None)
+        assert (gain.credit.value, gain.paid_back, gain.never) == (None, None, False)
         assert "not known" in Page(render(untimed)).text
 
 
@@ -136,8 +136,8 @@ def test_the_page_counts_what_the_exits_took_before_that_others_began_from() -> 
     )
     assert f"{said} began from" in Page(render(run)).text
     assert "began from" not in Page(render(trained_run())).text
-    (gain,) = (one for one in bought(run, executed) if one.saved is not None)
-    assert gain.tokens == pytest.approx(1800.0 / (0.2 * 0.0583))
+    (gain,) = (one for one in bought(run, executed) if one.saved.value is not None)
+    assert gain.paid_back == pytest.approx(1800.0 / (0.2 * 0.0583))
 
 
 def test_a_comparison_shows_it_beside_the_untrained_model() -> None:
@@ -160,7 +160,7 @@ def test_a_comparison_shows_it_beside_the_untrained_model() -> None:
 def test_the_summary_holds_the_same() -> None:
     found = summarise(trained_run())["training"]
     assert (found["kind"], found["seconds"], found["exits"]) == ("block", 1200.0, [15, 20])
-    paid = {(one["text"], one["floor"]): one["tokens"] for one in found["bought"]}
+    paid = {(one["workload"], one["floor"]["value"]): one["paid_back"] for one in found["bought"]}
     assert paid["prose", 0.9] == pytest.approx(1200.0 / (0.2 * 0.0583))
     assert paid["prose", 0.99] is None
     assert summarise(example_run())["training"] is None

@@ -20,7 +20,7 @@ from offramp.report.sections.compared import citation_section, compared_section,
 from offramp.report.sections.curves import profiles_section
 from offramp.report.sections.leaderboard import leaderboard, leaderboard_section, ordered
 from offramp.report.sections.strategies import STRATEGIES, fastest_of_each, strategies_section
-from offramp.report.sections.trained import trained_groups, trained_section
+from offramp.report.sections.training import trained_groups, trained_section
 from offramp.report.sections.verdict import answer_section
 from offramp.report.table import TERMINAL_STYLES, Column, reasons
 from offramp.scoring.estimate import Estimate

@@ -16,7 +16,7 @@ from offramp.report.sections.answers import CERTIFIED, judged
 from offramp.report.sections.claims import VALIDITY
 from offramp.report.sections.leaderboard import leaderboard
 from offramp.report.sections.strategies import STRATEGIES, apart
-from offramp.report.sections.trained import TRAININGS
+from offramp.report.sections.training import TRAININGS
 from offramp.report.table import Column, Table
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved

@@ -20,10 +20,11 @@ from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
 from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.sections.first_screen import policy_of
-from offramp.report.sections.training import Bought, bought
+from offramp.report.sections.training import bought
 from offramp.report.words import basis_words, caveats, credits_of, headline, how_obtained, plain_seconds
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import TrainedSaving
 from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
@@ -106,7 +107,7 @@ class PaidTraining:
     INLINE: ClassVar[tuple[str, ...]] = ("training",)
 
     training: Training
-    bought: tuple[Bought, ...]
+    bought: tuple[TrainedSaving, ...]
 
 
 @dataclass(frozen=True)

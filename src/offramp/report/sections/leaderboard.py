@@ -293,8 +293,8 @@ def means_table(rows: Sequence[Row]) -> Markup:
         )
 
     means: list[Column[Traces]] = [mean(column) for column in (*speeds, *known)]
-    # By the boldest floor's speed first, then by the composite, which comes last.
-    ranked_by = [*reversed(means[: len(speeds)]), means[-1]]
+    # By the boldest floor's speed first, then by the composite.
+    ranked_by = [*reversed(means[: len(speeds)]), *(mean for mean in means if mean.key == "composite")]
 
     def rank(traces: Traces) -> tuple[float, ...]:
         values = [column.cell(traces).value for column in ranked_by]

@@ -1,52 +1,57 @@
-"""What training the exits cost, against the time that it saves at every floor, and when that is paid back."""
+"""What training exits cost, against the time that it saves, and when it is paid back: of runs, compared."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
 from offramp.policies.figures import PLAIN_DECODING
-from offramp.report.formats import counted, decimal, listed, percent, percent_tick, value_text, whole_percent
+from offramp.report.formats import (
+    counted,
+    decimal,
+    estimate_text,
+    listed,
+    percent,
+    percent_tick,
+    times,
+    whole_percent,
+)
 from offramp.report.html import Kind, fragment
+from offramp.report.names import distinct, floor_order, line_name, machine_shown
+from offramp.report.places import FLOOR, PLACE
 from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult
-from offramp.report.table import Column, Table
-from offramp.studies.comparison.results import saved_without, share_saved
+from offramp.report.scored import readings_sentence
+from offramp.report.table import NOTHING, Cell, Column, Table, estimated
+from offramp.scoring.estimate import Estimate
+from offramp.studies.comparison.results import (
+    NOT_TIMED,
+    Comparison,
+    Place,
+    TrainedSaving,
+    estimate_saved,
+    saved_without,
+)
+from offramp.studies.comparison.results import Row as Traced
 from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import tokens_to_pay_back
-from offramp.tuning.verdict import Verdict
+from offramp.tuning.floor import Floor
+from offramp.tuning.verdict import NEVER, Verdict
+
+BOUGHT = "executed and certified"
+PASSED = {"": NOTHING, "replayed": "by a replay bound", "executed": "certified"}
+MOST_DRAWN = 24
+
+Named = Callable[[TrainedSaving], str]
+"""What sets a saving apart from others, in words."""
 
 
-@dataclass(frozen=True)
-class Bought:
-    """What trained exits give on one text at one floor.
-
-    saved: share of the fastest plain decoder's time that is saved, with its interval; None where nothing
-    faster is certified. open: whether a candidate may yet be. credit: measured speed over the best decoder
-    without exits, None where that was not timed beside it. tokens: generated tokens after which training is
-    paid back over that decoder, None if never, or if that is not known.
-    """
-
-    text: str
-    floor: float
-    policy: str
-    how: str
-    saved: float | None
-    low: float | None
-    high: float | None
-    tokens: float | None
-    open: bool = False
-    credit: float | None = None
-
-    @property
-    def never(self) -> bool:
-        """Whether training is never paid back; else, without tokens, nobody knows."""
-        return self.tokens is None and (self.saved is None or self.credit is not None)
+# What a run's trained exits save.
 
 
-def bought(run: RunResult, training: Training) -> list[Bought]:
+def bought(run: RunResult, training: Training) -> list[TrainedSaving]:
     """Every text and floor, from the verdicts that the page is about."""
     return [
         _bought(run, training, workload.name, verdict)
@@ -55,44 +60,54 @@ def bought(run: RunResult, training: Training) -> list[Bought]:
     ]
 
 
-def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> Bought:
+def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> TrainedSaving:
     speed = verdict.speed if verdict.certified and verdict.policy != PLAIN_DECODING else None
+    place, floor = Place(run.model_name, text, "", verdict.basis), Floor("agreement", verdict.floor)
     if speed is None:
-        return Bought(text, verdict.floor, "never", "", None, None, None, None, verdict.tried is not None)
-    # The slower limit of the speed is the lower one of what is saved.
-    saved = share_saved(speed.value)
-    low, high = (None if limit is None else share_saved(limit) for limit in (speed.low, speed.high))
-    decoded = run.decoded(text)
-    plain = run.plain_seconds_per_token
-    seconds = (decoded and decoded.plain_seconds) or (plain and plain.value)
+        nothing = Estimate(None, undefined="nothing faster is certified")
+        return TrainedSaving(
+            place,
+            floor,
+            training,
+            NEVER,
+            "",
+            open=verdict.tried is not None,
+            basis="predicted",
+            saved=nothing,
+        )
+    saved = estimate_saved(Estimate(speed.value, speed.low, speed.high))
+    decoded, plain = run.decoded(text), run.plain_seconds_per_token
+    seconds = (decoded and decoded.plain_seconds) or (plain and plain.value) or None
     credit, tokens = _credit(decoded, verdict), None
-    if seconds and credit is not None:
-        tokens = tokens_to_pay_back(training.seconds, seconds, saved, saved_without(saved, credit))
-    return Bought(
-        text, verdict.floor, str(verdict.policy), speed.how, saved, low, high, tokens, credit=credit
+    if seconds and credit.value is not None and saved.value is not None:
+        without = saved_without(saved.value, credit.value)
+        tokens = tokens_to_pay_back(training.seconds, seconds, saved.value, without)
+    return TrainedSaving(
+        place,
+        floor,
+        training,
+        str(verdict.policy),
+        "executed",
+        open=False,
+        basis=speed.how,
+        saved=saved,
+        credit=credit,
+        paid_back=tokens,
+        plain_seconds=seconds,
     )
 
 
-def _credit(decoded: Decoded | None, verdict: Verdict) -> float | None:
+def _credit(decoded: Decoded | None, verdict: Verdict) -> Estimate:
     """What the stopwatch credits the verdict's policy with, where all that needs no exits took turns."""
-    if decoded is None or decoded.bench.untimed_rivals:
-        return None
-    for policy in decoded.policies:
-        if (policy.policy, policy.kv) == (verdict.policy, verdict.kv):
-            found = decoded.bench.credit(policy.contender, verdict.floor)
-            return None if found is None else found.value
-    return None
+    if decoded is not None and not decoded.bench.untimed_rivals:
+        for policy in decoded.policies:
+            if (policy.policy, policy.kv) == (verdict.policy, verdict.kv):
+                credit = decoded.bench.credit(policy.contender, verdict.floor)
+                return NOT_TIMED if credit is None else Estimate(credit.value, credit.low, credit.high)
+    return NOT_TIMED
 
 
-BOUGHT = "executed and certified"
-
-
-def training_section(run: RunResult) -> Markup:
-    """The cost and what it bought; nothing where no exits were trained."""
-    if run.training is None:
-        return Markup()
-    found = bought(run, run.training)
-    return fragment("run", "training", training_sentence(run.training), answers(found), bought_figure(found))
+# In words.
 
 
 def training_sentence(training: Training) -> str:
@@ -122,30 +137,36 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def answers(found: list[Bought]) -> list[str]:
-    """One sentence a floor: what it bought, and when training is paid back; failure is a result."""
-    return [_answer(floor, _at(found, floor)) for floor in _floors(found)]
+def answers(trained: Sequence[TrainedSaving], *, machines: bool = False) -> list[str]:
+    """One sentence a floor: what it bought, and when training is paid back; failure is a result.
+
+    Only what was executed counts. machines: whether they are named.
+    """
+    floors = sorted({one.floor for one in trained}, key=floor_order)
+    return [_answer(floor, [one for one in trained if one.floor == floor], machines) for floor in floors]
 
 
-def _floors(found: list[Bought]) -> list[float]:
-    return sorted({one.floor for one in found}, reverse=True)
+def _answer(floor: Floor, trained: Sequence[TrainedSaving], machines: bool) -> str:
+    def text(one: TrainedSaving) -> str:
+        machine = f" ({machine_shown(one.place.machine)})" if machines else ""
+        return f"{one.place.workload}{machine}"
 
-
-def _answer(floor: float, found: list[Bought]) -> str:
-    where = f"At {whole_percent(floor)}"
-    gains = [one for one in found if one.saved is not None and one.saved > 0]
-    if not gains and any(one.open for one in found):
+    where = f"At {whole_percent(floor.value)}"
+    gains = [one for one in trained if one.passed == "executed" and (one.saved.value or 0.0) > 0]
+    if not gains and any(one.open or one.passed == "replayed" for one in trained):
         return f"{where} it is open what this training bought: no faster policy is {BOUGHT} yet."
     if not gains:
         return f"{where} this training bought nothing: no faster policy is {BOUGHT}."
-    told = [f"{one.text} {percent(one.saved or 0.0)}{_paid_back(one)}" for one in gains]
-    rest = [one.text for one in found if one not in gains]
+    told = [f"{text(one)} {percent(one.saved.value or 0.0)}{_paid_back(one)}" for one in gains]
+    rest = [text(one) for one in trained if one not in gains]
     nothing = f"; nothing on {listed(rest)}" if rest else ""
     return f"{where}, {BOUGHT}, it saves of plain decoding's time: {listed(told)}{nothing}."
 
 
-def _paid_back(one: Bought) -> str:
-    return "" if one.tokens is None else f" (paid back after {tokens_text(one.tokens)} generated tokens)"
+def _paid_back(one: TrainedSaving) -> str:
+    return (
+        "" if one.paid_back is None else f" (paid back after {tokens_text(one.paid_back)} generated tokens)"
+    )
 
 
 def tokens_text(tokens: float) -> str:
@@ -156,66 +177,219 @@ def tokens_text(tokens: float) -> str:
     return f"{round(tokens, -digits):,.0f}"
 
 
-def bought_figure(found: list[Bought]) -> Markup:
-    """Time saved, one row a text and floor: the chart to hand on."""
-    note = (
-        "Of the fastest plain decoder's time, saved at each floor on executed agreement, with its 95 % "
-        "interval; 0 where nothing faster is certified."
-    )
+def _saved_text(one: TrainedSaving, *, short: bool = False) -> str:
+    """What is saved, or that it is nothing, or nothing yet."""
+    if one.saved.value is None:
+        return "open" if one.open else "nothing"
+    return percent(one.saved.value) if short else estimate_text(one.saved, percent)
+
+
+def _paid(one: TrainedSaving) -> str:
+    """After how many tokens training is paid back."""
+    if one.paid_back is not None:
+        return tokens_text(one.paid_back)
+    return "never" if one.never else "not known"
+
+
+# As columns.
+
+
+def _saved_cell(one: TrainedSaving) -> Cell:
+    known = one.saved.value is not None
+    return estimated(one.saved, percent) if known else Cell(_saved_text(one), value=one.saved)
+
+
+def _basis_cell(one: TrainedSaving) -> Cell:
+    return Cell(NOTHING if one.saved.value is None else one.basis, value=one.basis)
+
+
+def _passed_cell(one: TrainedSaving) -> Cell:
+    shown = "open" if one.open and one.saved.value is None else PASSED[one.passed]
+    return Cell(shown, value=one.passed)
+
+
+def _credit_cell(one: TrainedSaving) -> Cell:
+    credit = one.credit
+    return Cell("not measured", value=credit) if credit.value is None else estimated(credit, times)
+
+
+def _paid_cell(one: TrainedSaving) -> Cell:
+    return Cell(NOTHING if one.saved.value is None else _paid(one), value=one.paid_back)
+
+
+TRAININGS: Table[TrainedSaving] = Table(
+    (
+        *(column.over(lambda one: one.place) for column in PLACE),
+        FLOOR.over(lambda one: one.floor),
+        Column("Time saved", _saved_cell, percent, data=Estimate, key="saved_share_of_time", numeric=True),
+        Column("Speed is", _basis_cell, data=str, key="basis"),
+        Column("Floor is kept", _passed_cell, data=str, key="passed"),
+        Column(
+            "Saved untrained",
+            lambda one: one.untrained,
+            percent,
+            data=float,
+            key="untrained_saved_share_of_time",
+            numeric=True,
+        ),
+        Column(
+            "Speed over the best without exits",
+            _credit_cell,
+            times,
+            data=Estimate,
+            key="credit",
+            numeric=True,
+            kind="measured",
+        ),
+        Column("Paid back after tokens", _paid_cell, data=float, key="paid_back_after_tokens", numeric=True),
+        Column(
+            "Training took",
+            lambda one: one.training.seconds,
+            minutes,
+            data=float,
+            key="training_seconds",
+            numeric=True,
+        ),
+        Column(
+            "Tokens read",
+            lambda one: one.training.tokens,
+            tokens_text,
+            data=int,
+            key="tokens",
+            numeric=True,
+        ),
+        Column(
+            "Rows trained", lambda one: one.training.rows, tokens_text, data=int, key="rows", numeric=True
+        ),
+        Column("", lambda one: one.training.kind, data=str, key="kind"),
+        Column("", lambda one: "+".join(map(str, one.training.exits)), data=str, key="exits"),
+        Column("", lambda one: one.training.steps, data=int, key="steps"),
+        Column("", lambda one: one.policy, data=str, key="policy"),
+        Column("", lambda one: one.plain_seconds, data=float, key="plain_seconds_per_token"),
+    ),
+    caption="What trained exits save, and what they took",
+    name="trainings",
+)
+
+
+# As a chart.
+
+
+def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named: Named) -> Markup:
+    """Time saved, one row a place and floor, with what untrained exits save where that is known."""
+    texts = distinct([one.place.workload for one in trained])
     plot = RowPlot(
-        title="Time saved by the trained exits",
+        title=title,
         description=note,
-        rows=[_row(one, place) for floor in _floors(found) for place, one in enumerate(_at(found, floor))],
+        rows=[_row(one, named(one), texts.index(one.place.workload)) for one in trained],
         include=(0.0, 0.1),
         number=percent_tick,
         style="wide",
     )
-    kinds = {one.how for one in found if one.how}
-    kind: Kind = "predicted" if kinds == {"predicted"} else "measured"
-    return drawn(plot, BOUGHT_TABLE.html(found), kind=kind)
-
-
-BOUGHT_TABLE: Table[Bought] = Table(
-    (
-        Column("Text", lambda one: one.text),
-        Column("Floor", lambda one: whole_percent(one.floor)),
-        Column("Policy", lambda one: one.policy),
-        Column(
-            "Time saved",
-            lambda one: (
-                nothing_text(one) if one.saved is None else value_text(one.saved, one.low, one.high, percent)
-            ),
+    table: Table[TrainedSaving] = Table(
+        (
+            Column("Exits, text and floor", named),
+            Column("Policy", lambda one: one.policy),
+            Column("Time saved", _saved_text),
+            Column("Speed is", _basis_cell),
+            Column("Untrained", lambda one: one.untrained, percent, idle=NOTHING),
+            Column("Paid back after tokens", _paid),
         ),
-        Column("Speed is", lambda one: one.how or None),
-        Column("Paid back after tokens", lambda one: paid_text(one)),
-    ),
-    caption="What trained exits save, executed and certified",
-    words=1,
-)
+        caption=title,
+        words=2,
+    )
+    known = {one.basis for one in trained if one.saved.value is not None}
+    kind: Kind = "predicted" if known == {"predicted"} else "measured"
+    return drawn(plot, table.html(trained), kind=kind)
 
 
-def paid_text(one: Bought) -> str:
-    """After how many tokens training is paid back."""
-    if one.tokens is not None:
-        return tokens_text(one.tokens)
-    return "never" if one.never else "not known"
+def _row(one: TrainedSaving, name: str, colour: int) -> Row:
+    said, saved = f"{name}: {_saved_text(one)}", one.saved
+    points = [Point(saved.value or 0.0, said, saved.low, saved.high, colour, 0)]
+    if one.untrained is not None:
+        points.insert(0, Point(one.untrained, f"untrained: {percent(one.untrained)}", colour=colour, shape=4))
+    paid = "" if one.paid_back is None else f", paid in {_paid(one)}"
+    # What nobody executed is drawn, and not said to be paid.
+    shown = _saved_text(one, short=True) + (", replayed only" if one.passed == "replayed" else paid)
+    return Row(name, (Track(points=tuple(points)),), shown)
 
 
-def nothing_text(one: Bought) -> str:
-    """Where nothing is certified: nothing, or nothing yet."""
-    return "open" if one.open else "nothing"
+# As sections.
 
 
-def _at(found: list[Bought], floor: float) -> list[Bought]:
-    return [one for one in found if one.floor == floor]
+def training_section(run: RunResult) -> Markup:
+    """The cost and what it bought; nothing where no exits were trained."""
+    if run.training is None:
+        return Markup()
+    trained = sorted(bought(run, run.training), key=lambda one: floor_order(one.floor))
+    note = (
+        "Of the fastest plain decoder's time, saved at each floor on executed agreement, with its 95 % "
+        "interval; 0 where nothing faster is certified."
+    )
+    chart = saved_figure(
+        trained,
+        "Time saved by the trained exits",
+        note,
+        lambda one: f"{one.place.workload} at {whole_percent(one.floor.value)}",
+    )
+    return fragment("run", "training", training_sentence(run.training), answers(trained), chart)
 
 
-def _row(one: Bought, place: int) -> Row:
-    """One text at one floor; its colour is the text's."""
-    if one.saved is None:
-        said = nothing_text(one)
-    else:
-        back = "" if one.tokens is None else f"; paid back in {tokens_text(one.tokens)} tokens"
-        said = f"{percent(one.saved)}{back}"
-    point = Point(one.saved or 0.0, f"{one.text}: {said}", one.low, one.high, place, place)
-    return Row(f"{one.text} at {whole_percent(one.floor)}", (Track(points=(point,)),), said)
+def trained_section(comparison: Comparison) -> Markup:
+    """What each training took and bought, one chart and one table; nothing without trained exits."""
+    if not any(row.training is not None for row in comparison.rows):
+        return Markup()
+    trained = sorted(comparison.trained, key=lambda one: floor_order(one.floor))
+    note = (
+        "Of the fastest plain decoder's time, saved at each floor, with its 95 % interval; hollow: the same "
+        "model untrained; 0 where nothing faster keeps the floor."
+    )
+    chart = saved_figure(
+        trained[:MOST_DRAWN],
+        "Time saved by trained exits",
+        note,
+        lambda one: f"{one.place.heads} · {one.place.workload} at {whole_percent(one.floor.value)}",
+    )
+    return fragment(
+        "comparison",
+        "trained",
+        groups=trained_groups(comparison),
+        chart=chart if trained else Markup(),
+        rows=TRAININGS.html(trained),
+    )
+
+
+def trained_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Each training of each model by name, with what is said of it, one sentence after another."""
+    groups: dict[tuple[str, str], list[Traced]] = {}
+    for row in comparison.rows:
+        if row.training is not None:
+            groups.setdefault((row.model.shown, row.heads), []).append(row)
+    return [
+        (line_name(*key), [*_took(rows), *_answers_of(comparison.trained, key), *_read(rows)])
+        for key, rows in groups.items()
+    ]
+
+
+def _took(rows: Sequence[Traced]) -> list[str]:
+    """What the training took, once for texts that share one."""
+    said = {row.workload: training_sentence(row.training) for row in rows if row.training is not None}
+    if len(set(said.values())) == 1:
+        return [next(iter(said.values()))]
+    return [f"For {workload}: {sentence}" for workload, sentence in said.items()]
+
+
+def _answers_of(trained: Sequence[TrainedSaving], key: tuple[str, str]) -> list[str]:
+    """A sentence a floor."""
+    here = [one for one in trained if (one.place.model, one.place.heads) == key]
+    several = len({one.place.machine for one in here}) > 1
+    return answers(here, machines=several)
+
+
+def _read(rows: Sequence[Traced]) -> list[str]:
+    """What the exits hold beside what the own head reads of them, where both were traced."""
+    return [
+        f"On {row.workload}: {readings_sentence(row.card.readings)}"
+        for row in rows
+        if row.card.readings is not None
+    ]

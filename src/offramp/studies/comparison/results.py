@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.cost_breakdown import Gain
@@ -216,9 +216,13 @@ class Strategy:
 class TrainedSaving:
     """What trained exits save of plain decoding's time in a place at a floor, and when they are paid back."""
 
+    INLINE: ClassVar[tuple[str, ...]] = ("place",)
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("training",)
+
     place: Place
     floor: Floor
     training: Training
+    """Stands beside them where they are written."""
     policy: str
     """ "never" where nothing faster keeps the floor."""
     passed: Literal["", "replayed", "executed"]
