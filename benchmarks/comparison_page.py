@@ -122,6 +122,11 @@ def row(generator: np.random.Generator, model: int, workload: str, exits: int) -
         card=card,
         text=TextSize(round(1000 * generator.uniform(3, 5)), 4000, 1000),
         bits_per_byte=1.2,
+        own_text=False,
+        documents=(),
+        tokens=1920,
+        layers=exits,
+        notes=(),
         answers=tuple(answer(generator, floor, place > 0) for place, floor in enumerate(FLOORS)),
     )
 

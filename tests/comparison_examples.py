@@ -214,6 +214,10 @@ def row(described: Described, workload: str, seed: int, heads: str = "") -> Row:
         trace_folder=f"tasks/trace/{seed:04}",
         source="study example",
         notes=() if known else (FEW,),
+        own_text=False,
+        documents=(),
+        tokens=TOKENS,
+        layers=described.layers,
     )
 
 

@@ -103,7 +103,17 @@ def bare_row(
     **fields: Any,
 ) -> Row:
     """A row with only what a test looks at."""
-    given = {"workload_fingerprint": workload, "heads": "", "source": model}
+    given = {
+        "workload_fingerprint": workload,
+        "heads": "",
+        "source": model,
+        "bits_per_byte": None,
+        "own_text": False,
+        "documents": (),
+        "tokens": tokens,
+        "layers": exits[-1],
+        "notes": (),
+    }
     size = NOTHING if bytes_per_token is None else TextSize(round(1000 * bytes_per_token), 0, 1000)
     return Row(
         model=ModelFacts(model, base or model, transform=transform, **(facts or {})),

@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.cost_breakdown import Gain
-from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.planned import DescribedModel
 from offramp.studies.work.heads import Training
+from offramp.studies.work.score import Scored
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents
@@ -116,23 +115,17 @@ class Answer:
         return fewest_documents(self.tuned.certificate.documents_needed) + self.tuned.documents["heads"]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One trace of the comparison: a model (transformed or not) on a workload through some heads, those of
-    trained exits among them.
+@dataclass(frozen=True, kw_only=True)
+class Row(Scored):
+    """One trace of the comparison, as it was scored: a model (transformed or not) on a workload through some
+    heads, those of trained exits among them.
+
+    own_text: answers of the model's own are no text that another model shares.
     """
 
     model: ModelFacts
     workload: str
     heads: str
-    workload_fingerprint: str
-    card: ScoreCard
-    text: TextSize = NOTHING
-    """Of the traced text; nothing where that is not known."""
-    bits_per_byte: float | None = None
-    """Of the observed text under the full model; None if the text's size is not known."""
-    own_text: bool = False
-    """Whether the text is the model's own answers, which no other model shares."""
     answers: tuple[Answer, ...] = ()
     exit_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
     """Net speedup of the policy that the league chose, on documents that did not choose it."""
@@ -148,7 +141,6 @@ class Row:
     trace_folder: str | None = None
     source: str = ""
     """Where it comes from, as shown."""
-    notes: tuple[str, ...] = ()
 
     @property
     def exits(self) -> tuple[int, ...]:

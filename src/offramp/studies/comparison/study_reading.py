@@ -26,6 +26,7 @@ from offramp.studies.work.decode import Decoding
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.registry import works
+from offramp.studies.work.score import Scored
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
 
@@ -165,7 +166,8 @@ class StudyReader:
 
     def row(self, score: Finished, cells: Sequence[Finished]) -> Row:
         """The row of one score. cells: with the same axes; the tuner, the league, decoding."""
-        cell, scored = score.cell, score.result
+        cell = score.cell
+        scored: Scored = score.result
         trace = self.plan.tasks[score.task.needs["trace"]]
         settings = self.traced_settings(trace)
         unknown = [CONTEXT_UNKNOWN] if "context" in trace.recipe and "context" not in settings else []
@@ -176,15 +178,12 @@ class StudyReader:
                 predicted |= league_speedups(finished)
             if finished.cell.kind == "decode":
                 measured |= measured_speedups(finished, self.league_of(finished.cell))
+        kept = {**vars(scored), "notes": (*scored.notes, *scored.card.notes, *unknown)}
         return Row(
-            model=self.traced_facts(cell, int(scored.card.curves.exits[-1])),
+            **kept,
+            model=self.traced_facts(cell, scored.layers),
             workload=cell.workload,
             heads=cell.reader,
-            workload_fingerprint=scored.workload_fingerprint,
-            card=scored.card,
-            text=scored.text,
-            bits_per_byte=scored.bits_per_byte,
-            own_text=scored.own_text,
             answers=tuple(answer for finished in cells for answer in answers_of(finished)),
             exit_speedup=predicted,
             measured_speedup=measured,
@@ -193,7 +192,6 @@ class StudyReader:
             training=self.training_of(trace),
             trace_folder=str(self.folder.task_folder(trace) / TRACE),
             source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
-            notes=(*scored.notes, *scored.card.notes, *unknown),
         )
 
     def training_of(self, trace: Task) -> Training | None:
