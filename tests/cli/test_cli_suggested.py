@@ -19,7 +19,7 @@ import offramp
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.cli.main import app
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.report.run_reading import command_of
+from offramp.report.run_start import command_of
 from offramp.runs.contents import contents_at, text_of
 from offramp.runs.request import Run
 from offramp.studies.folder import StudyFolder

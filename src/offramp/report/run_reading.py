@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from offramp.commands import RunCall
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
@@ -18,25 +14,25 @@ from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.decoding.measurement.results import Timing
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
-from offramp.kit.output_folder import OutputFolder
-from offramp.kit.typed import InvalidRecordError, from_json
+from offramp.kit.typed import from_json
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
 from offramp.report import COMBINED_FILE, TRACES
+from offramp.report.heads_summary import summarised_heads
 from offramp.report.run_result import (
-    ClassifierQuality,
     Decoded,
-    HeadsSummary,
     PriceList,
     Progress,
     RunResult,
     WorkloadResult,
 )
+from offramp.report.run_start import RunStart, date_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
-from offramp.studies.folder import JOURNAL, StudyFolder
+from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
+from offramp.studies.planned import PlannedStudy
 from offramp.studies.task import Cell, Plan, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import DecodeWork
@@ -45,11 +41,9 @@ from offramp.studies.work.inputs import HEADS, profile_in
 from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.passage import FILE as PASSAGE_FILE
 from offramp.studies.work.passage import PASSAGE
-from offramp.studies.work.profile import NOTE
 from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TracedModel, TraceWork
 from offramp.studies.work.tune import Answers, TuneWork
-from offramp.tracing.described_heads import read_by, reading_parts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say
@@ -57,8 +51,6 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed, TimedPolicy, judged_policy, settle_all
 
-STARTED = "run"
-"""The event of a run's journal that says by which command it was made, with which software and where."""
 NOT_ASKED = "--no-decode was given"
 
 
@@ -71,6 +63,7 @@ class RunReader:
     def __init__(self, path: Path) -> None:
         self.folder = StudyFolder(path)
         self.plan: Plan = self.folder.read_plan()
+        self.study = from_json(PlannedStudy, self.plan.study)
         for problem in self.folder.journal.read().problems:
             say(problem)
         self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
@@ -79,15 +72,15 @@ class RunReader:
         """What is done. Raises DamagedFileError for files whose bytes changed."""
         events = self.folder.journal.read().events
         finished = {event.task: event for event in events if event.event == "finished"}
-        started = _started(events)
-        call = _call(started, self.folder.path)
+        started = RunStart.last(events)
+        call = started.call_in(self.folder.path)
         decoded = {
             name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
         }
         rows = [self._row(cell, decoded.get(cell.workload), finished) for cell in self._rows()]
         machine, model = self.machine(), self._model()
         plain, not_decoded = _measured(decoded.values(), machine), self._not_decoded(decoded)
-        name = str(self.plan.study["models"][0]["name"]) if model is None else model.name
+        name = self.study.models[0].name if model is None else model.name
         return RunResult(
             model_name=name,
             layers=0 if model is None else model.layers,
@@ -97,9 +90,9 @@ class RunReader:
                 **({} if plain is not None else {"plain_decoding_not_timed": self._not_timed(not_decoded)}),
             },
             plain_seconds_per_token=plain,
-            command=_command(started, call),
+            command=started.command_in(self.folder.path),
             hardware=_hardware(machine, rows),
-            heads=describe_heads(
+            heads=summarised_heads(
                 [self.heads(task) for _, task in self.tasks("heads") if self._is_done(task)]
             ),
             decoding=tuple(decoded.values()),
@@ -114,10 +107,10 @@ class RunReader:
 
     def _minutes(self) -> float | None:
         """Of decoding for real that the run was given, None without any."""
-        study = self.plan.study
-        tables = [study.get(name) for name in ("certify", "decode")]
-        seconds = sum(table["seconds"] for table in tables if table is not None)
-        return seconds * len(study["workloads"]) / 60.0 or None
+        study = self.study
+        stages = [stage for stage in (study.certify, study.decode) if stage is not None]
+        seconds = sum(stage.seconds for stage in stages if stage.seconds is not None)
+        return seconds * len(study.workloads) / 60.0 or None
 
     # --- tasks
 
@@ -197,7 +190,7 @@ class RunReader:
 
     def trace_place(self, workload: str) -> Path:
         """Where the trace of a workload is found in the run's folder."""
-        entry, transform = self.plan.study["models"][0]["name"], self.plan.study["transforms"][0]["name"]
+        entry, transform = self.study.models[0].name, self.study.transforms[0].name
         model = entry if transform == NONE else f"{entry} + {transform}"
         return Path(TRACES) / safe_name(model) / safe_name(workload)
 
@@ -216,7 +209,7 @@ class RunReader:
 
     def machine(self) -> Machine | None:
         """The machine that speed is predicted for; None while it is not timed and where bytes are counted."""
-        source = self.plan.study["machines"][0]["source"]
+        source = self.study.machines[0].source
         if source == BYTES:
             return None
         if source != LOCAL:
@@ -231,16 +224,15 @@ class RunReader:
         model: TracedModel | None,
         machine: Machine | None,
         rows: Sequence[WorkloadResult],
-        started: Event,
+        started: RunStart,
     ) -> dict[str, Any]:
         unavailable = self.plan.unavailable
         missing = {"machine_not_timed": unavailable.get(LOCAL), "heads_not_fitted": unavailable.get(OWN)}
-        date = datetime.datetime.fromtimestamp(started.wall, datetime.UTC).isoformat(timespec="seconds")
         return {
-            **started.details.get("software", {}),
+            **started.software,
             **({} if model is None else model.facts),
-            **started.details.get("machine", {}),
-            "date": date,
+            **started.machine,
+            "date": date_of(started.wall),
             "traced": {row.name: _traced(row.trace) for row in rows},
             **({} if machine is None else {"hardware_fingerprint": machine_fingerprint(machine)}),
             **{name: why for name, why in missing.items() if why is not None},
@@ -256,8 +248,7 @@ class RunReader:
         found = self.folder.result(DecodeWork, task)
         if found.bench is None:
             return None
-        ended = finished[task.key].wall if task.key in finished else 0.0
-        date = datetime.datetime.fromtimestamp(ended, datetime.UTC).isoformat(timespec="seconds")
+        date = date_of(finished[task.key].wall if task.key in finished else 0.0)
         bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
         return Decoded(workload, bench, found.chosen, found.prompt, found.plain_answer)
 
@@ -265,7 +256,7 @@ class RunReader:
         """By workload, why nothing was; nothing of what is yet to come."""
         found = {}
         asked = dict(self.tasks("decode"))
-        for name in (workload["name"] for workload in self.plan.study["workloads"]):
+        for name in (workload.name for workload in self.study.workloads):
             if name in decoded:
                 continue
             if name not in asked:
@@ -281,7 +272,7 @@ class RunReader:
 
     @property
     def _streamed(self) -> bool:
-        return self.plan.study.get("large") is not None
+        return self.study.large is not None
 
     def _combined(self, model: TracedModel | None) -> CombineResult | None:
         """What `offramp bench --combine` left in the folder; None without it, or if it is of another model.
@@ -296,70 +287,66 @@ class RunReader:
         return found if same else None
 
 
-def command_of(folder: StudyFolder) -> str:
-    """The command that a run was last started with, into the folder where it lies now; "" if none was.
+@dataclass(frozen=True)
+class ProfileCheck:
+    """A profile's plain step beside transformers' own `generate()`; None where that was not timed."""
 
-    Of one that was killed while another took its place, that of the other, which puts the rest in its place.
-    """
-    left = OutputFolder(folder.path).left_whole
-    newest = folder if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
-    started = _started(newest.journal.read().events)
-    return _command(started, _call(started, folder.path))
+    plain_step_over_generate: float | None = None
+    generate_seconds_per_token: float | None = None
 
 
-def _command(started: Event, call: RunCall | None) -> str:
-    return str(started.details.get("command", "")) if call is None else call.again()
+@dataclass(frozen=True)
+class ProfileMachine:
+    """Where it was measured."""
+
+    threads: int | None = None
 
 
-def _started(events: Sequence[Event]) -> Event:
-    return next((event for event in reversed(events) if event.event == STARTED), Event(0, STARTED))
+@dataclass(frozen=True)
+class ProfileCircumstances:
+    """What a page says of a profile's details. note: how it was come by."""
 
+    check: ProfileCheck = ProfileCheck()
+    machine: ProfileMachine = ProfileMachine()
+    load_average: tuple[float, ...] = ()
+    note: str | None = None
 
-def _call(started: Event, folder: Path) -> RunCall | None:
-    """How a run was asked for that lies in a folder, maybe moved or copied there; None of an older one."""
-    if "call" not in started.details:
-        return None
-    try:
-        call = from_json(RunCall, started.details["call"])
-    except InvalidRecordError as error:
-        say(f"the journal does not say how the run was called: {error}")
-        return None
-    made_in = started.details.get("folder", call.options.get("output"))  # an older one did not say
-    if made_in in (None, str(folder)):
-        return call
-    return replace(call, options={**call.options, "output": str(folder)})
+    @classmethod
+    def of(cls, machine: Machine | None) -> ProfileCircumstances:
+        """Of a machine; nothing is known of one that is no measured profile."""
+        return from_json(cls, machine.details) if isinstance(machine, TimingsProfile) else cls()
+
+    @property
+    def load(self) -> float | None:
+        """The machine's load average at the start."""
+        return self.load_average[0] if self.load_average else None
 
 
 def _hardware(machine: Machine | None, rows: Sequence[WorkloadResult]) -> PriceList | None:
     """What the page shows of the machine: its prices of one token."""
     if machine is None or not rows:
         return None
-    trace = rows[0].trace
-    details = machine.details if isinstance(machine, TimingsProfile) else {}
-    load = details.get("load_average")
+    trace, around = rows[0].trace, ProfileCircumstances.of(machine)
     return PriceList(
         machine.name,
         machine.source,
         machine_prices(machine, trace.shape, mean_position(trace)),
-        self_check_ratio=details.get("check", {}).get("plain_step_over_generate"),
-        threads=details.get("machine", {}).get("threads"),
-        load=load[0] if load else None,
-        note=details.get(NOTE),
+        self_check_ratio=around.check.plain_step_over_generate,
+        threads=around.machine.threads,
+        load=around.load,
+        note=around.note,
     )
 
 
 def _measured(decoded: Iterable[Decoded], machine: Machine | None) -> Timing | None:
     """Seconds per token of plain decoding: of the decoding's own measurement, else of the profile's."""
-    for measured in decoded:
-        timing = measured.bench.timing(measured.bench.plain)
-        if timing is not None:
-            return timing
-    details = machine.details if isinstance(machine, TimingsProfile) else {}
-    seconds = details.get("check", {}).get("generate_seconds_per_token")
-    if seconds is None:
-        return None
-    threads, load = int(details["machine"]["threads"]), float(details["load_average"][0])
-    return Timing(float(seconds), None, None, threads, load)
+    timings = (measured.bench.timing(measured.bench.plain) for measured in decoded)
+    found = next((timing for timing in timings if timing is not None), None)
+    around = ProfileCircumstances.of(machine)
+    seconds, threads, load = around.check.generate_seconds_per_token, around.machine.threads, around.load
+    if found is not None or seconds is None or threads is None or load is None:
+        return found
+    return Timing(seconds, None, None, threads, load)
 
 
 def _traced(trace: Trace) -> dict[str, Any]:
@@ -399,35 +386,3 @@ def timed_policy(decoded: Decoded | None, tuned: Tuned) -> TimedPolicy | None:
                 return TimedPolicy(speed)  # one that needs no exits was not timed: it may be the best
             return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
     return None
-
-
-def describe_heads(several: Sequence[ExitHeads]) -> HeadsSummary | None:
-    """What the page shows of fitted heads: of those of all texts the least that holds for each."""
-    if not several:
-        return None
-    first = several[0]
-    lenses = [heads.lens for heads in several if heads.lens is not None]
-    explained = [lens.explained for lens in lenses if lens.explained is not None]
-    return HeadsSummary(
-        documents=sum(len(ids) for heads in several for ids in heads.seen_documents.values()),
-        exits=len(first.exits),
-        reading=tuple(reading_parts(read_by(first))),
-        lens_explained=min((float(np.mean(shares)) for shares in explained), default=None),
-        classifiers={name: _quality(several, name) for name in first.classifiers},
-        imported="imported" in first.provenance,
-    )
-
-
-def _quality(several: Sequence[ExitHeads], name: str) -> ClassifierQuality:
-    classifiers = [heads.classifiers[name] for heads in several]
-    medians = (_median(classifier.auroc) for classifier in classifiers)
-    return ClassifierQuality(
-        exits=len(several[0].exits),
-        better_than_chance=min(int(np.sum(classifier.better_than_chance)) for classifier in classifiers),
-        auroc=min((median for median in medians if median is not None), default=None),
-    )
-
-
-def _median(values: Any) -> float | None:
-    defined = values[np.isfinite(values)]
-    return float(np.median(defined)) if defined.size else None

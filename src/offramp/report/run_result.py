@@ -12,8 +12,9 @@ from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
 from offramp.decoding.measurement.results import BenchResult, Contender, Timing
 from offramp.errors import InputError
-from offramp.kit.numbers import Count, NotNegative, Proportion, Whole
+from offramp.kit.numbers import Count, NotNegative
 from offramp.policies.frontier import Frontier
+from offramp.report.heads_summary import HeadsSummary
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
@@ -179,36 +180,6 @@ class PriceList:
     def key_value_seconds(self) -> NotNegative:
         """Of what later tokens need of a skipped layer, the mean of all."""
         return float(self.costs.key_value.mean())
-
-
-@dataclass(frozen=True)
-class ClassifierQuality:
-    """How well a classifier does on documents that fitting did not see.
-
-    exits: that have one. better_than_chance: at how many of them it is. auroc: their median, None where it is
-    undefined.
-    """
-
-    exits: Whole
-    better_than_chance: Whole
-    auroc: Proportion | None
-
-
-@dataclass(frozen=True)
-class HeadsSummary:
-    """What was fitted on documents of its own, or imported: of several texts' the least that holds for each.
-
-    reading: what exits are read through, in words, nothing where it is the model's own head. lens_explained:
-    mean share of the last state's variance that a lens explains on held-out documents, None if not known.
-    imported: whether others trained them.
-    """
-
-    documents: Whole
-    exits: Whole
-    reading: tuple[str, ...]
-    lens_explained: float | None
-    classifiers: Mapping[str, ClassifierQuality]
-    imported: bool = False
 
 
 @dataclass(frozen=True)

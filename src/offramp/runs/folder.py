@@ -149,7 +149,7 @@ def find_traces(folder: Path) -> list[Path]:
     places = (folder / TRACES).glob("*/*")
     found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
     if not found:
-        from offramp.report.run_reading import command_of
+        from offramp.report.run_start import command_of
 
         raise InputError(
             "no trace of the run is finished yet",

@@ -16,8 +16,9 @@ from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
-from offramp.report.run_reading import RunReader, command_of
+from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
+from offramp.report.run_start import command_of
 from offramp.report.summary import summarise
 from offramp.runs.folder import SUMMARY_FILE, owned_run
 from offramp.studies.folder import StudyFolder

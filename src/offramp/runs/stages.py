@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,13 +12,15 @@ import torch
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.kit.defaults import LOCAL
+from offramp.kit.typed import to_json
 from offramp.lab.exits.earlier import record_of
 from offramp.models.model import Model
 from offramp.report import REPORT_FILE
 from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
-from offramp.report.run_reading import STARTED, RunReader
+from offramp.report.run_reading import RunReader
 from offramp.report.run_result import Progress, RunResult
+from offramp.report.run_start import STARTED, RunStart
 from offramp.runs.folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.provenance import describe_machine, describe_software
@@ -232,14 +234,18 @@ class _Run:
         call = self.asked.call(named=self.found.given is None)
         self.folder.journal.append(
             STARTED,
-            command=call.again(),
-            folder=str(self.named),
-            call=asdict(call),
-            software={
-                "code_fingerprint": code_fingerprint(),
-                **describe_software(self.found.texts),
-            },
-            machine=describe_machine(self.found.device),
+            **to_json(
+                RunStart(
+                    command=call.again(),
+                    folder=str(self.named),
+                    call=call,
+                    software={
+                        "code_fingerprint": code_fingerprint(),
+                        **describe_software(self.found.texts),
+                    },
+                    machine=describe_machine(self.found.device),
+                )
+            ),
         )
         for task in plan.tasks.values():
             self.folder.forget_failure(task)

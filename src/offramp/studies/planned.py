@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,6 @@ class PlannedStudy:
     machines: tuple[PlannedEntry, ...]
     certify: PlannedStage | None = None
     decode: PlannedStage | None = None
+    large: Mapping[str, Any] | None = None
+    """How layers that stay on disk are traced, None where models are in memory."""
     file: PlannedFile | None = None
