@@ -145,7 +145,6 @@ def test_a_path_with_a_nul_is_refused() -> None:
 OWN_JSON = {
     "files.py",  # the reader
     "testing/policies.py",  # a policy's own JSON, written a moment before
-    "runs/folder.py",  # a request's own, likewise
     "workloads/prompts.py",  # data of the package
 }
 

@@ -10,7 +10,7 @@ import pytest
 from command_line import run_offramp
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
-from offramp.runs.folder import default_folder, require_own
+from offramp.runs.folder import RUN_FOLDER, default_folder
 
 LOADING = (
     ("run", "nowhere"),
@@ -54,7 +54,7 @@ def test_a_run_from_before_there_were_devices_is_one_on_the_processor(tmp_path: 
     before = {"model": "m", "tokens": 64}
     write_sealed_json(tmp_path / "run.json", before)
     on_cpu, on_card = {**before, "device": "cpu"}, {**before, "device": "cuda:0"}
-    require_own(tmp_path, on_cpu, overwrite=False)
+    RUN_FOLDER.require(tmp_path, on_cpu)
     with pytest.raises(InputError, match="holds another run"):
-        require_own(tmp_path, on_card, overwrite=False)
+        RUN_FOLDER.require(tmp_path, on_card)
     assert default_folder("m", before) == default_folder("m", on_cpu) != default_folder("m", on_card)

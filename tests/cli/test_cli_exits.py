@@ -99,7 +99,7 @@ def test_it_says_what_it_does_and_how_much_it_takes(
 def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_path: Path) -> None:
     other = write_llama(tmp_path / "other", hidden_size=16)
     outcome = command(other, documents, trained).require(2)
-    assert "model.name tiny there, other here" in outcome.err
+    assert "model.name (tiny there, other here)" in outcome.err
     arguments = ["trace", other, "-w", f"jsonl:{documents}#text", "--heads", trained]
     outcome = run_offramp(*arguments, "-o", tmp_path / "trace").require(2)
     assert "not on other (" in outcome.err
@@ -146,7 +146,11 @@ def test_a_folder_of_something_else_is_refused_before_the_model_is_loaded(
     (tmp_path / "file").write_text("mine")
     shutil.copytree(trained, tmp_path / "unknown")
     (tmp_path / "unknown" / "request.json").unlink()
-    for name, why in (("mine", "notes.txt"), ("file", "is a file"), ("unknown", "something else")):
+    for name, why in (
+        ("mine", "notes.txt"),
+        ("file", "is a file"),
+        ("unknown", "files that are not a training"),
+    ):
         arguments = ["exits", "train", "no such model", "-w", "prose", "--at", "1", "--overwrite"]
         outcome = run_offramp(*arguments, "-o", tmp_path / name).require(2)
         assert why in outcome.err

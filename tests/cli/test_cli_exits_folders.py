@@ -31,7 +31,7 @@ def test_exits_stay_where_new_ones_cannot_be_and_beside_files_of_the_users(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
         refused = train(tiny_model, documents, folder, "--kind", "lens", "--overwrite").require(2)
-        assert f"holds something else: {name}" in refused.err
+        assert f"holds files that are not a training: {name}" in refused.err
         assert (folder / name).read_text() == "mine"
         (folder / name).unlink()
     (folder / "exits.safetensors").write_bytes(b"edited")

@@ -18,7 +18,7 @@ from tiny_study import PRUNED, results, write_study
 import offramp
 from command_line import Here, finish, run_offramp, start_offramp, tree
 from offramp.errors import InputError
-from offramp.report.pages import require_own_study as require_own
+from offramp.report.pages import STUDY_FOLDER
 from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
@@ -354,13 +354,13 @@ def test_a_folder_that_cannot_be_one(small: Path) -> None:
 def test_what_was_decoded_for_certificates_belongs_to_a_studys_folder(tmp_path: Path) -> None:
     """Else no study with certificates could go on, or be reported."""
     StudyFolder(tmp_path).executions.mkdir()
-    require_own(tmp_path, "small")
-    (tmp_path / "something").mkdir()
-    with pytest.raises(InputError, match="files of something else"):
-        require_own(tmp_path, "small")
+    STUDY_FOLDER.require(tmp_path, {"name": "small"})
+    (tmp_path / "something").write_text("mine")
+    with pytest.raises(InputError, match="files that are not a study"):
+        STUDY_FOLDER.require(tmp_path, {"name": "small"})
     StudyFolder(tmp_path).journal.append("started")
-    with pytest.raises(InputError, match="move that away, or"):
-        require_own(tmp_path, "small")
+    with pytest.raises(InputError, match="move them away, or"):
+        STUDY_FOLDER.require(tmp_path, {"name": "small"})
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_project_whose_files_are_called_as_those_of_a_study(small: Path, names
         (folder / name).write_text('{"sha256": "mine"}')
     for command in ("plan", "run"):
         error = run_offramp(*study(command, small, "--json")).require(2).json["error"]
-        assert "files of something else" in error["what"]
+        assert "files that are not a study" in error["what"]
         assert tree(folder) == dict.fromkeys(names, b'{"sha256": "mine"}')
 
 
@@ -388,9 +388,9 @@ def test_a_folder_of_something_else(ran: Ran, finished_run: Path, small: Path) -
     page = (finished_run / "report.html").read_bytes()
     for command in ("plan", "run", "status", "report"):
         error = run_offramp("study", command, small, "-o", ran.folder, "--json").require(2).json["error"]
-        assert "the study 'tiny'" in error["what"]
+        assert "another study (it differs in: name (tiny there, other here))" in error["what"]
         error = run_offramp("study", command, small, "-o", finished_run, "--json").require(2).json["error"]
-        assert "files of something else" in error["what"]
+        assert "files that are not a study" in error["what"]
         assert "-o" in error["fix"]
     assert (finished_run / "report.html").read_bytes() == page
 

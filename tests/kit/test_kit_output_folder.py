@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from offramp.errors import InputError
-from offramp.kit.output_folder import CHANGED, NEW, RECORD_FILE, OutputFolder
+from offramp.kit.output_folder import CHANGED, NEW, RECORD_FILE, OwnFiles
 
 LAST = "done.json"
 
@@ -30,22 +28,22 @@ def files(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def owned(tmp_path: Path) -> OutputFolder:
+def owned(tmp_path: Path) -> OwnFiles:
     """A folder with a result."""
-    folder = OutputFolder(tmp_path / "out")
+    folder = OwnFiles(tmp_path / "out")
     folder.path.mkdir()
     with folder.replaced(LAST) as made:
         write(made)
     return folder
 
 
-def replace(folder: OutputFolder, names: str = "a.txt c.txt done.json") -> None:
+def replace(folder: OwnFiles, names: str = "a.txt c.txt done.json") -> None:
     with folder.replaced(LAST, goes_on=lambda made: (made / LAST).is_file()) as made:
         if not (made / LAST).is_file():
             write(made, names, "new")
 
 
-def test_a_new_result_takes_the_place_of_the_old_one(owned: OutputFolder) -> None:
+def test_a_new_result_takes_the_place_of_the_old_one(owned: OwnFiles) -> None:
     replace(owned)
     assert files(owned.path) == {"done.json": "new", "a.txt": "new", "c.txt": "new"}
     assert not (owned.path / "below").exists()
@@ -53,7 +51,7 @@ def test_a_new_result_takes_the_place_of_the_old_one(owned: OutputFolder) -> Non
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "below/notes.txt", "a.txt.changed-x", "done.json~"])
-def test_what_somebody_else_put_there_survives(owned: OutputFolder, name: str) -> None:
+def test_what_somebody_else_put_there_survives(owned: OwnFiles, name: str) -> None:
     write(owned.path, name, "mine")
     assert owned.foreign() == [name]
     replace(owned)
@@ -66,7 +64,7 @@ def link(path: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [Path.mkdir, link, lambda path: path.write_text("mine")])
-def test_what_stands_in_the_way_is_not_written_over(owned: OutputFolder, put: Callable[[Path], None]) -> None:
+def test_what_stands_in_the_way_is_not_written_over(owned: OwnFiles, put: Callable[[Path], None]) -> None:
     put(owned.path / "c.txt")
     before = files(owned.path)
     for _ in range(2):  # the new result stays whole beside it
@@ -78,7 +76,7 @@ def test_what_stands_in_the_way_is_not_written_over(owned: OutputFolder, put: Ca
     assert files(owned.path)["c.txt"] == "new"
 
 
-def test_a_link_in_the_place_of_a_folder_is_not_followed(owned: OutputFolder) -> None:
+def test_a_link_in_the_place_of_a_folder_is_not_followed(owned: OwnFiles) -> None:
     write(owned.path.parent, "mine/b.txt", "mine")
     (owned.path / "below" / "b.txt").unlink()
     (owned.path / "below").rmdir()
@@ -88,7 +86,7 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(owned: OutputFolder) ->
     assert (owned.path.parent / "mine" / "b.txt").read_text() == "mine"
 
 
-def test_what_was_changed_is_kept_under_another_name(owned: OutputFolder) -> None:
+def test_what_was_changed_is_kept_under_another_name(owned: OwnFiles) -> None:
     for number in ("", "-2"):
         (owned.path / "a.txt").write_text("edited" + number)
         replace(owned)
@@ -100,7 +98,7 @@ def test_what_was_changed_is_kept_under_another_name(owned: OutputFolder) -> Non
     assert not owned.foreign()
 
 
-def test_the_old_result_stays_where_the_new_one_fails(owned: OutputFolder) -> None:
+def test_the_old_result_stays_where_the_new_one_fails(owned: OwnFiles) -> None:
     before = files(owned.path)
 
     def fails() -> None:
@@ -117,49 +115,11 @@ def test_the_old_result_stays_where_the_new_one_fails(owned: OutputFolder) -> No
 def test_a_folder_of_the_name_in_which_the_new_one_is_made(tmp_path: Path) -> None:
     write(tmp_path, f"{NEW}/mine.txt", "mine")
     with pytest.raises(InputError, match="stands where the new result is made"):
-        replace(OutputFolder(tmp_path))
+        replace(OwnFiles(tmp_path))
     assert (tmp_path / NEW / "mine.txt").read_text() == "mine"
 
 
-def killing(real: Callable[..., object], left: list[None]) -> Callable[..., object]:
-    """A function that kills, in the place of a call, once none is left."""
-
-    def call(*arguments: object, **more: object) -> object:
-        if not left:
-            raise KeyboardInterrupt
-        left.pop()
-        return real(*arguments, **more)
-
-    return call
-
-
-def test_killed_at_any_moment_the_same_command_ends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At each change of a file's name or existence in turn."""
-    whole, calls = False, 0
-    while not whole:
-        folder = OutputFolder(tmp_path / str(calls))
-        folder.path.mkdir()
-        replace(folder, "a.txt below/b.txt done.json")
-        write(folder.path, "notes.txt", "mine")
-        with monkeypatch.context() as patch:
-            left: list[None] = [None] * calls
-            for name in ("replace", "rename", "unlink", "rmdir", "mkdir"):
-                patch.setattr(os, name, killing(getattr(os, name), left))
-            with contextlib.suppress(KeyboardInterrupt):
-                replace(folder)
-                whole = True
-        if not whole and not folder.finish_replacing(LAST):
-            replace(folder)
-        new = dict.fromkeys(("done.json", "a.txt", "c.txt"), "new")
-        assert files(folder.path) == {**new, "notes.txt": "mine"}
-        assert folder.foreign() == ["notes.txt"]
-        calls += 1
-    assert calls > 10
-
-
-def test_a_record_that_is_damaged_lists_nothing(owned: OutputFolder) -> None:
+def test_a_record_that_is_damaged_lists_nothing(owned: OwnFiles) -> None:
     (owned.path / RECORD_FILE).write_text("{}")
     assert len(owned.foreign()) == 3
     with pytest.raises(InputError, match="did not write"):

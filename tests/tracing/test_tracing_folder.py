@@ -68,7 +68,7 @@ def test_a_folder_of_another_request_is_refused_unless_overwritten(
     options: dict[str, Any], differs: str, folder: Path, tmp_path: Path
 ) -> None:
     before = files_of(folder)
-    with pytest.raises(InputError, match=rf"differs in: {differs}\)") as caught:
+    with pytest.raises(InputError, match=rf"differs in: {differs}\b") as caught:
         run(folder, **options)
     assert caught.value.exit_code == 2
     assert "--overwrite" in caught.value.fix
@@ -295,7 +295,7 @@ def test_every_fact_comes_back_from_disk_and_another_request_is_told(
     monkeypatch.setattr("offramp.tracing.tracer.make_measurer", must_not_run)
     run(extended, **everything())
     for options, differs in [
-        ({"signals": "restricted"}, "signals, heads"),
+        ({"signals": "restricted"}, "signals .* heads"),
         ({**everything(), "heads": None}, "heads"),
         ({**everything(), "heads": random_heads(tiny_llama(), [1, 2], seed=1)}, "heads"),
     ]:

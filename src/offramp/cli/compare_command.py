@@ -35,13 +35,13 @@ def compare(asked: CompareCommand, out: Output) -> None:
     """Write the page and the tables of a comparison, and show the main ones."""
     from offramp.report import REPORT_FILE
     from offramp.report.comparison import comparison_terminal
-    from offramp.report.pages import CITATION_FILE, TABLES, new_pages, require_own_pages, write_comparison
+    from offramp.report.pages import CITATION_FILE, COMPARISON_FOLDER, TABLES, write_comparison
     from offramp.studies.comparison.reading import read_comparison
 
-    require_own_pages(asked.output)
+    COMPARISON_FOLDER.require(asked.output, overwrite=True)
     with stage("reading the folders"):
         comparison = read_comparison(asked.folders, mixed=asked.mixed)
-    with stage("writing the page"), new_pages(asked.output) as made:
+    with stage("writing the page"), COMPARISON_FOLDER.claimed(asked.output, overwrite=True) as made:
         write_comparison(comparison, made)
     comparison_terminal(comparison, out.console)
     for cell, why in comparison.failures.items():

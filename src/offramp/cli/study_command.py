@@ -217,14 +217,14 @@ def status(asked: StudyStatusCommand, out: Output) -> None:
 
 def report(asked: StudyReportCommand, out: Output) -> None:
     """Write the page, and say where it lies."""
-    from offramp.report.pages import folder_of, require_own_study, write_study_page
+    from offramp.report.pages import STUDY_FOLDER, folder_of, write_study_page
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import study_file_problems
     from offramp.studies.study_file import read_study
 
     name = read_study(asked.study_file).name
     folder = StudyFolder(folder_of(name, asked.output))
-    require_own_study(folder.path, name)
+    STUDY_FOLDER.require(folder.path, {"name": name})
     notes = study_file_problems(folder.read_plan())
     page = write_study_page(folder, mixed=asked.mixed)
     for note in notes:
@@ -241,7 +241,7 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
 
     Raises InputError for a file that is wrong, with its line, and for a folder that cannot be one.
     """
-    from offramp.report.pages import folder_of, require_own_study
+    from offramp.report.pages import STUDY_FOLDER, folder_of
     from offramp.studies.folder import StudyFolder
     from offramp.studies.plan import make_plan
     from offramp.studies.study_file import read_study
@@ -251,7 +251,7 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
         return OpenStudy(folder.read_plan(), folder)
     read = read_study(study_file)
     path = folder_of(read.name, output)
-    require_own_study(path, read.name)
+    STUDY_FOLDER.require(path, {"name": read.name})
     with stage("looking at models, texts and machines"):
         plan = make_plan(read, path, download=download)
     return OpenStudy(plan, StudyFolder(path))

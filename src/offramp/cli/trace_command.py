@@ -55,11 +55,11 @@ def trace(asked: TraceCommand, out: Output) -> None:
     work = load_workload(asked.workload[0])
     recorded = parse_signals(asked.signals, work.mode)
 
-    from offramp.tracing.folder import refuse_foreign_files
+    from offramp.tracing.folder import TRACE_FOLDER
     from offramp.tracing.heads_file import read_heads
     from offramp.tracing.tracer import trace as trace_model
 
-    refuse_foreign_files(asked.output)
+    TRACE_FOLDER.require(asked.output, overwrite=True)
     heads = None if asked.heads_file is None else read_heads(asked.heads_file)
     model, reference = _models(asked, work, heads)
     made = trace_model(

@@ -1,8 +1,9 @@
-"""A folder that offramp writes to: what in it is its own, and how one result takes the place of another.
+"""A folder that offramp writes to: whose it is, what in it is its own, how one result takes another's place.
 
-What offramp wrote is listed, by name and SHA-256, in a record that lies in the folder. Nothing else is ever
-replaced or removed: a file that is not listed is somebody's, and one whose bytes are not those that were
-written is kept under another name before anything is written there.
+Each kind of folder is declared once, as an `OutputFolder`. What offramp wrote is listed, by name and SHA-256,
+in a record that lies in the folder, unless it vouches for itself. Nothing else is ever replaced or removed: a
+file that is not listed is somebody's, and one whose bytes are not those that were written is kept under
+another name before anything is written there.
 """
 
 from __future__ import annotations
@@ -11,14 +12,24 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import is_temporary, remove, sha256_of_file, sweep_temporary_files, sync_folder
+from offramp.files import (
+    is_temporary,
+    locked_folder,
+    remove,
+    require_writable,
+    sha256_of_file,
+    sweep_temporary_files,
+    sync_folder,
+)
 from offramp.kit.sealed_file import SealedFile
+from offramp.kit.typed import to_json
 
 RECORD_FILE = ".offramp.json"
 NEW = ".offramp-new"
@@ -31,15 +42,21 @@ CHANGED = ".changed"
 """What is added to the name of a file that was changed since it was written, to write a new one."""
 
 UNKNOWN = ""
-"""In the place of a SHA-256 that nobody noted: by an offramp that kept no such record."""
+"""In the place of a SHA-256 that only the record of the folder may know."""
+NAMED = 3
+"""Files, or differences, that a refusal names."""
+
+Asked = TypeVar("Asked")
+Files = Mapping[str, str | None]
+"""SHA-256 by path in a folder; None where a name alone, or a seal of its own, tells that a file is ours."""
 
 
 @dataclass(frozen=True)
 class Written:
     """What offramp wrote into a folder."""
 
-    files: Mapping[str, str | None]
-    """SHA-256 by path in the folder; None while it is written, so that whatever lies there is ours."""
+    files: Files
+    """None while a file is written, so that whatever lies there is ours."""
 
 
 WRITTEN = SealedFile(
@@ -49,17 +66,221 @@ WRITTEN = SealedFile(
     version=1,
 )
 
+
+def _nothing(folder: Path) -> Any:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFolder(Generic[Asked]):
+    """A kind of folder, which belongs to one request: what may lie in it, and what is done with another's."""
+
+    what: str
+    """One of them, in messages: "a training"."""
+    own: Callable[[Path], Files | None]
+    """What in a folder is of this kind, whether or not its record lists it; None if the folder is none."""
+    done: str | None = None
+    """The file that makes a result a whole one, written last. A kind without one is only ever added to."""
+    request: SealedFile[Asked] | None = None
+    """What the folder is of. A kind that has none, but `done`, is made anew each time."""
+    request_name: str = "request.json"
+    elsewhere: Callable[[Path], Any] = _nothing
+    """What it is of, as JSON, where that file is missing; None if nobody knows."""
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    """Entries that requests of older versions lack."""
+    writes: Collection[str] = ()
+    """Files in whose place nothing of others may stand."""
+    alone: bool = False
+    """Whether files of others are refused even where they are in nothing's way."""
+    kept: bool = False
+    """Whether a whole result stays where it is overwritten by the same request."""
+    choose: str = "choose another folder with -o"
+
+    def files(self, path: Path) -> OwnFiles:
+        """What of a folder is ours."""
+        return OwnFiles(path, self.own(path))
+
+    def require(
+        self, path: Path, asked: Any = None, *, overwrite: bool = False, repair: bool = False
+    ) -> None:
+        """Make sure that a folder is absent, empty, that of this request, or one of this kind to overwrite.
+
+        asked: as `request` writes it; None where that is not known yet. A result that is whole and was killed
+        while it took another's place counts for that one. repair: as in `claimed`.
+
+        Raises InputError if not, DamagedFileError if its request cannot be believed; nothing is written.
+        """
+        require_writable(path)
+        own = self.own(path)
+        files = OwnFiles(path, own)
+        left = files.left_whole
+        is_ours = own is not None or (left is not None and self.own(left) is not None)
+        others = (files.foreign() if self.alone else []) if is_ours else files.entries()
+        if others:
+            raise InputError(
+                f"the output folder holds files that are not {self.what}: {_some(others)}",
+                where=str(path),
+                fix=("move them away, or " if is_ours else "") + self.choose,
+            )
+        files.require_free(self.writes)
+        if not is_ours or overwrite:
+            return
+        if self.request is None and self.done is not None:
+            raise self._another(path, "the output is there already")
+        places = [path] if left is None else [left, path]
+        there = next((one for place in places if (one := self._there(place, forgive=repair))), None)
+        if there is None and self.request is not None and not repair:
+            raise self._another(
+                path, f"the output folder holds {self.what} whose {self.request_name} is missing"
+            )
+        if asked is not None and there and (differing := self._differing(there, asked)):
+            said = f"another {self.what.split(' ', 1)[1]} (it differs in: {_some(differing)})"
+            raise self._another(path, f"the output folder holds {said}")
+
+    def _another(self, path: Path, what: str) -> InputError:
+        replace = "" if self.done is None else ", or give --overwrite (overwrite=True) to replace it"
+        return InputError(what, where=str(path), fix=self.choose + replace)
+
+    @contextlib.contextmanager
+    def claimed(
+        self, path: Path | None, asked: Any = None, *, overwrite: bool = False, repair: bool = False
+    ) -> Iterator[Path]:
+        """The folder to write this request's result in, locked, and swept of what killed writers left.
+
+        It is the folder itself, empty or with a result of this very request, to be gone on with; or, while
+        another result lies there that is overwritten, one inside, which takes the other's place when the
+        block has ended well. Without a path it is a temporary one.
+
+        repair: go on also where the request there cannot be read. Raises as `require`, and InputError if
+        another process writes into the folder. A block that fails before it left anything leaves nothing.
+        """
+        if path is None:
+            with tempfile.TemporaryDirectory(prefix="offramp-") as name:
+                yield Path(name)
+            return
+        self.require(path, asked, overwrite=overwrite, repair=repair)
+        existed = path.exists()
+        with locked_folder(path, f", or {self.choose}"):
+            # As it is now that nobody else writes.
+            self.require(path, asked, overwrite=overwrite, repair=repair)
+            sweep_temporary_files(path)
+            try:
+                with self._prepared(path, asked, overwrite=overwrite, repair=repair) as place:
+                    yield place
+            except BaseException:
+                if not existed:
+                    OwnFiles(path).leave()
+                raise
+
+    @contextlib.contextmanager
+    def _prepared(self, path: Path, asked: Any, *, overwrite: bool, repair: bool) -> Iterator[Path]:
+        if self.done is None:
+            yield path
+            return
+        finished = self.files(path).finish_replacing(self.done)
+        self._let_vouch(path)
+        own = self.own(path)
+        there = self._there(path, forgive=overwrite or repair)
+        same = there is not None and not self._differing(there, asked)
+        goes_on = same and (finished or self.kept or not (path / self.done).exists())
+        if self.request is None or (overwrite and own is not None and not goes_on):
+            resumed = None if self.request is None else lambda made: self._is_of(made, asked)
+            with OwnFiles(path, own).replaced(self.done, goes_on=resumed) as made:
+                if self.request is not None and not (made / self.request_name).is_file():
+                    self.request.write(made / self.request_name, asked)
+                yield made
+            self._let_vouch(path)
+        else:
+            with self._in_place(path, asked, begun=there is not None):
+                yield path
+
+    @contextlib.contextmanager
+    def _in_place(self, path: Path, asked: Asked, *, begun: bool) -> Iterator[None]:
+        assert self.request is not None
+        if not self._is_of(path, asked):
+            with self.files(path).writing(self.request_name):
+                self.request.write(path / self.request_name, asked)
+        self._let_vouch(path)
+        before, own = set(files_below(path)), self.own(path) or {}
+        new = [name for name, seal in own.items() if seal == UNKNOWN and name not in before]
+        files = OwnFiles(path)
+        files.expect(*new)
+        try:
+            yield
+        except BaseException:
+            files.adopt(*new)
+            if not begun and files_below(path) == [self.request_name]:
+                self.files(path).remove(self.request_name)  # the folder is as free as it was
+            raise
+        files.adopt(*files.expected(new))
+
+    def _let_vouch(self, path: Path) -> None:
+        """Let the record say nothing of files that vouch for themselves."""
+        own = self.own(path) or {}
+        OwnFiles(path).unlist(*(name for name, seal in own.items() if seal != UNKNOWN))
+
+    def _is_of(self, path: Path, asked: Any) -> bool:
+        """Whether a folder's own file says that it is of this request."""
+        assert self.request is not None
+        try:
+            there = self.request.read(path / self.request_name)
+        except (OSError, DamagedFileError):
+            return False
+        return not self._differing(to_json(there), asked)
+
+    def _there(self, path: Path, *, forgive: bool) -> Any:
+        """What a folder is of, as JSON; None without any, and where it is damaged and that is forgiven."""
+        file, forgiven = path / self.request_name, (DamagedFileError,) if forgive else ()
+        with contextlib.suppress(*forgiven):
+            if self.request is not None and os.path.lexists(file):
+                return to_json(self.request.read(file))
+        with contextlib.suppress(*forgiven):
+            return self.elsewhere(path)
+        return None
+
+    def _differing(self, there: Mapping[str, Any], asked: Any) -> list[str]:
+        """In what the request in a folder is another one, in words."""
+        before, now = (_flat({**self.assumed, **to_json(one)}) for one in (there, asked))
+        return [
+            f"{name} ({_shown(before.get(name))} there, {_shown(now.get(name))} here)"
+            for name in {**now, **before}
+            if before.get(name) != now.get(name)
+        ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every entry under its path: "recipe.seed"; numbers of lists are left together."""
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        if isinstance(part, Mapping):
+            flat |= _flat(part, f"{prefix}{name}.")
+        elif isinstance(part, Sequence) and part and isinstance(part[0], Mapping):
+            flat |= _flat({str(place): item for place, item in enumerate(part)}, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = part
+    return flat
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text[:12] if len(text) == 64 else text
+
+
 Condition = Literal["absent", "own", "changed", "foreign"]
 
 
-class OutputFolder:
-    """A folder that offramp writes to, whose lock its writer holds.
+class OwnFiles:
+    """What in a folder is ours, whose lock its writer holds.
 
-    also: what is ours there though no record lists it (see `Written.files`), because another record does, or
-    because an older offramp wrote it.
+    also: what is ours there though the record does not list it, because it vouches for itself, or because an
+    older offramp wrote it.
     """
 
-    def __init__(self, path: Path, also: Mapping[str, str | None] | None = None) -> None:
+    def __init__(self, path: Path, also: Files | None = None) -> None:
         self.path = path
         self.made = path / NEW / (path.absolute().name or "result")
         self._also = dict(also or {})
@@ -97,29 +318,27 @@ class OutputFolder:
         return "own" if listed[name] in (None, sha256_of_file(path)) else "changed"
 
     def entries(self) -> list[str]:
-        """What lies at the top of the folder, but for the lock, the record and what killed writers left."""
+        """What lies at the top of the folder, but for the lock, the record and what killed writers left:
+        temporary files, and folders without files."""
         if not self.path.is_dir():
             return []
         apart = {LOCK, RECORD_FILE, *({NEW} & self.listed().keys())}
-        names = {entry.name for entry in self.path.iterdir() if not is_temporary(entry)}
+        entries = (entry for entry in self.path.iterdir() if not is_temporary(entry))
+        names = {
+            entry.name for entry in entries if entry.is_symlink() or not entry.is_dir() or files_below(entry)
+        }
         return sorted(names - apart)
 
     def foreign(self) -> list[str]:
-        """What lies in the folder and is not ours: entries at its top, and files in our own folders there.
-
-        Empty folders count for nothing: a process that was killed leaves some.
-        """
+        """What lies in the folder and is not ours: entries at its top, and files in our own folders there."""
         listed = self.listed()
         own = {name.partition("/")[0] for name in listed}
         others = []
         for name in self.entries():
-            below = files_below(self.path / name)
-            if (self.path / name).is_dir() and not below:
-                continue
             if name not in own:
                 others += [] if _is_kept_aside(name, own) else [name]
             elif name not in listed and (self.path / name).is_dir():
-                paths = [f"{name}/{path}" for path in below]
+                paths = [f"{name}/{path}" for path in files_below(self.path / name)]
                 others += [path for path in paths if path not in listed and not _is_kept_aside(path, listed)]
         return others
 
@@ -150,7 +369,7 @@ class OutputFolder:
         the place of one. What was changed since it was written is kept under another name.
         """
         self.make_way(names)
-        self._write({**self._recorded(), **dict.fromkeys(names)})
+        self.expect(*names)
         try:
             yield
         finally:
@@ -167,9 +386,21 @@ class OutputFolder:
                     file=sys.stderr,
                 )
 
+    def expect(self, *names: str) -> None:
+        """Take whatever comes to lie under these names for ours."""
+        if names:
+            self._write({**self._recorded(), **dict.fromkeys(names)})
+
+    def expected(self, names: Iterable[str]) -> list[str]:
+        """Which of these names are still waited for, or were not listed since."""
+        recorded = self._recorded()
+        return [name for name in names if recorded.get(name) is None]
+
     def unlist(self, *names: str) -> None:
         """Let the record say nothing of these files any more: another record does."""
-        self._write({name: seal for name, seal in self._recorded().items() if name not in names})
+        recorded = self._recorded()
+        if not recorded.keys().isdisjoint(names):
+            self._write({name: seal for name, seal in recorded.items() if name not in names})
 
     def adopt(self, *names: str) -> None:
         """List files as they are now."""
@@ -196,7 +427,8 @@ class OutputFolder:
         if not self._recorded() and not self.entries():
             for name in (RECORD_FILE, LOCK):
                 (self.path / name).unlink(missing_ok=True)
-            self.path.rmdir()
+            with contextlib.suppress(OSError):  # a killed writer's temporary file lies there
+                self.path.rmdir()
 
     @contextlib.contextmanager
     def replaced(
@@ -300,14 +532,17 @@ class OutputFolder:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The files in a folder and in those below it, by path; locks and its own records left out."""
+    """The files in a folder and in those below it, by path, without locks, its own records and what killed
+    writers left.
+    """
     apart = (RECORD_FILE, WHOLE)
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in found if name not in apart and name.rpartition("/")[2] != LOCK)
+    files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    kept = (path for path in files if path.name != LOCK and not any(map(is_temporary, (path, *path.parents))))
+    return sorted(name for path in kept if (name := path.as_posix()) not in apart)
 
 
 def _is_kept_aside(name: str, own: Container[str]) -> bool:
-    """Whether this is what `OutputFolder.make_way` kept under another name."""
+    """Whether this is what `OwnFiles.make_way` kept under another name."""
     stem, mark, number = name.rpartition(CHANGED)
     return bool(mark) and stem in own and (not number or number[1:].isdecimal())
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError
 from offramp.files import (
     JsonError,
-    locked_folder,
     read_json,
-    require_writable,
     sha256_of_file,
     source_fingerprint,
     write_json_atomically,
     write_text_atomically,
 )
-from offramp.kit.output_folder import CHANGED, UNKNOWN, OutputFolder, files_below
+from offramp.kit.output_folder import UNKNOWN, Files, OutputFolder, OwnFiles
 from offramp.report import REPORT_FILE
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.folder import StudyFolder
+    from offramp.studies.task import Plan
 
 TABLES = "tables"
 OLDER_TABLES = ("cells", "eas_fits", "eas_models", "left_out", "models", "pairs", "trends")
@@ -47,18 +44,19 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     return write_comparison_page(comparison, folder / REPORT_FILE)
 
 
-def owned_pages(folder: Path) -> OutputFolder:
-    """The folder of a page with its tables. One that an older offramp wrote, which kept no record, is told by
-    what its page says; what lies there under other names than those of its tables is somebody's.
+def _own_pages(folder: Path) -> Files | None:
+    """What in a folder are a page and its tables. Those that an older offramp wrote, which kept no record,
+    are told by what the page says; what lies there under other names than its tables' is somebody's.
     """
     from offramp.report.comparison_data import NAMES
 
-    owned = OutputFolder(folder)
+    listed = OwnFiles(folder).listed()
     found = sorted(path for path in (folder / TABLES).glob("*") if path.stem in (*NAMES, *OLDER_TABLES))
-    if owned.listed() or not found or not _is_page(folder / REPORT_FILE):
-        return owned
-    names = (REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{path.name}" for path in found))
-    return OutputFolder(folder, dict.fromkeys(names))
+    if any(name.startswith(f"{TABLES}/") for name in listed):
+        return {}
+    if listed or not found or not _is_page(folder / REPORT_FILE):
+        return None
+    return dict.fromkeys((REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{path.name}" for path in found)))
 
 
 def _is_page(path: Path) -> bool:
@@ -66,39 +64,10 @@ def _is_page(path: Path) -> bool:
     return path.is_file() and not path.is_symlink() and MADE_BY.encode() in path.read_bytes()
 
 
-def require_own_pages(folder: Path) -> None:
-    """Make sure that the folder is absent, empty or that of an earlier page with its tables.
-
-    Raises InputError if not: the page of a run or a study has the same name.
-    """
-    require_writable(folder)
-    owned = owned_pages(folder)
-    is_page = any(name.startswith(f"{TABLES}/") for name in owned.listed())
-    if others := owned.foreign() if is_page else owned.entries():
-        raise InputError(
-            f"the output folder holds files that are not a comparison: {', '.join(others[:3])}",
-            where=str(folder),
-            fix="choose another folder with -o",
-        )
-
-
-@contextlib.contextmanager
-def new_pages(folder: Path) -> Iterator[Path]:
-    """A folder to write a page and tables into, which then take the place of those in `folder`.
-
-    Raises what `require_own_pages` raises.
-    """
-    require_own_pages(folder)
-    existed = folder.exists()
-    with locked_folder(folder):
-        require_own_pages(folder)  # as it is now that nobody else writes
-        try:
-            with owned_pages(folder).replaced(REPORT_FILE) as made:
-                yield made
-        except Exception:
-            if not existed:
-                OutputFolder(folder).leave()
-            raise
+COMPARISON_FOLDER: OutputFolder[None] = OutputFolder(
+    what="a comparison", own=_own_pages, done=REPORT_FILE, alone=True
+)
+"""The page of a run or of a study has the same name."""
 
 
 def folder_of(name: str, output: Path | None) -> Path:
@@ -106,53 +75,43 @@ def folder_of(name: str, output: Path | None) -> Path:
     return Path("runs") / f"study-{name}" if output is None else output
 
 
-def require_own_study(folder: Path, name: str) -> None:
-    """Make sure that the folder is absent, empty or that of the study with this name.
-
-    Raises InputError if not: a run has a page of the same name, and another study its own plan.
+def _own_study(folder: Path) -> Files | None:
+    """What in a folder is of a study and its report, whatever lies below that; of one that was killed before
+    it wrote anything, its empty files.
     """
     from offramp.studies.fingerprints import FILE
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
 
-    require_writable(folder)
-    begun = StudyFolder(folder).is_begun
-    of_study = {PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS}
-    of_report = {REPORT_FILE, STAMP, TABLES, CITATION_FILE}
-    expected = of_study | of_report if begun else {name for name in of_study if _is_bare(folder / name)}
-    entries = OutputFolder(folder).entries()
-    others = [entry for entry in entries if entry.partition(CHANGED)[0] not in expected]
-    if others:
-        raise InputError(
-            f"the study's folder holds files of something else: {', '.join(others[:3])}",
-            where=str(folder),
-            fix=("move that away, or " if begun else "") + "choose another folder with -o",
-        )
-    found = _study_in(folder)
-    if found not in (None, name):
-        raise InputError(
-            f"the folder is that of the study {found!r}",
-            where=str(folder),
-            fix="choose another folder with -o, or name the study so in its file",
-        )
+    names = (PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS)
+    plan = _plan_in(folder)
+    if plan is not None and plan.is_run:
+        return None
+    if StudyFolder(folder).is_begun:
+        return dict.fromkeys((*names, REPORT_FILE, STAMP, TABLES, CITATION_FILE))
+    empty = [name for name in names if (folder / name).is_file() and not (folder / name).stat().st_size]
+    return dict.fromkeys(empty) or None
 
 
-def _is_bare(path: Path) -> bool:
-    """Whether it is an empty file, or a folder without files: a process that was killed leaves some."""
-    if path.is_dir():
-        return not path.is_symlink() and not files_below(path)
-    return path.is_file() and not path.stat().st_size
-
-
-def _study_in(folder: Path) -> str | None:
-    """The name of the study that was run into a folder; None if none was, or its plan is damaged."""
+def _plan_in(folder: Path) -> Plan | None:
+    """The plan of the study that was run into a folder; None if none was, or it is damaged."""
     from offramp.studies.folder import PLAN, StudyFolder
 
-    if not (folder / PLAN).is_file():
-        return None
     try:
-        return str(StudyFolder(folder).read_plan().study["study"]["name"])
+        return StudyFolder(folder).read_plan() if (folder / PLAN).is_file() else None
     except DamagedFileError:
         return None
+
+
+def _study_in(folder: Path) -> dict[str, str] | None:
+    plan = _plan_in(folder)
+    return None if plan is None else {"name": str(plan.study["study"]["name"])}
+
+
+STUDY_FOLDER: OutputFolder[dict[str, str]] = OutputFolder(
+    what="a study", own=_own_study, elsewhere=_study_in, alone=True
+)
+"""A run has a page of the same name, and another study its own plan. Several processes work in one at once,
+each with the lock of its task (`offramp.studies.locks`)."""
 
 
 def write_study_page(folder: StudyFolder, *, mixed: bool = False) -> Path:
@@ -162,18 +121,13 @@ def write_study_page(folder: StudyFolder, *, mixed: bool = False) -> Path:
 
     stamp = {**_content(folder), "mixed": mixed}
     with stage("writing the report"), holding(folder.locks / REPORT, wait=True):
-        owned = _owned(folder.path)
+        # What the study itself leaves vouches for itself.
+        owned = OwnFiles(folder.path, {STAMP: UNKNOWN, **(_own_pages(folder.path) or {})})
         with owned.replaced(REPORT_FILE) as made:
             write_comparison(read_comparison([folder.path], mixed=mixed), made)
         with owned.writing(STAMP):
             write_json_atomically(folder.path / STAMP, {**stamp, **_written(folder)})
     return folder.path / REPORT_FILE
-
-
-def _owned(folder: Path) -> OutputFolder:
-    """The folder of a study: what its report leaves. What the study itself leaves vouches for itself."""
-    owned = owned_pages(folder)
-    return OutputFolder(folder, {STAMP: UNKNOWN, **owned.listed()})
 
 
 def study_page(folder: StudyFolder) -> Path:

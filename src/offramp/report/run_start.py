@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.commands import RunCall
-from offramp.kit.output_folder import OutputFolder
+from offramp.kit.output_folder import OwnFiles
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.folder import JOURNAL, StudyFolder
 from offramp.studies.journal import Event
@@ -63,7 +63,7 @@ def command_of(folder: StudyFolder) -> str:
 
     Of one that was killed while another took its place, that of the other, which puts the rest in its place.
     """
-    left = OutputFolder(folder.path).left_whole
+    left = OwnFiles(folder.path).left_whole
     newest = folder if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
     return RunStart.last(newest.journal.read().events).command_in(folder.path)
 

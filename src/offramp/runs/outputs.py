@@ -10,7 +10,7 @@ from pathlib import Path
 from offramp.commands import number_text
 from offramp.errors import InputError
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
-from offramp.kit.output_folder import RECORD_FILE, OutputFolder
+from offramp.kit.output_folder import RECORD_FILE, OwnFiles
 from offramp.policies.grammar import write_policy
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.report.next_step import policy_file
@@ -20,7 +20,7 @@ from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
 from offramp.report.run_start import command_of
 from offramp.report.summary import summarise
-from offramp.runs.folder import SUMMARY_FILE, owned_run
+from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Task
@@ -34,7 +34,7 @@ def write_outputs(reader: RunReader) -> Findings:
     Raises InputError where something that offramp did not write stands in the place of one.
     """
     path, result = reader.folder.path, reader.result()
-    owned, heads = owned_run(path), {}
+    owned, heads = RUN_FOLDER.files(path), {}
     for workload, task in reader.tasks("trace"):
         if reader.folder.is_done(task):
             show_trace(reader, workload, task)
@@ -63,7 +63,7 @@ def write_outputs(reader: RunReader) -> Findings:
 def show_trace(reader: RunReader, workload: str, task: Task) -> None:
     """Make the trace of a workload found in `traces/`."""
     place, source = reader.trace_place(workload), reader.folder.task_folder(task) / TRACE
-    mirror(owned_run(reader.folder.path), place.as_posix(), source)
+    mirror(RUN_FOLDER.files(reader.folder.path), place.as_posix(), source)
 
 
 def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dict[str, Callable[[], object]]:
@@ -83,7 +83,7 @@ def _policies(result: RunResult, heads: Mapping[str, Path], folder: Path) -> dic
     return {f"{folder.name}/{file}": write for file, write in found.items()}
 
 
-def mirror(owned: OutputFolder, place: str, source: Path) -> None:
+def mirror(owned: OwnFiles, place: str, source: Path) -> None:
     """Make a finished folder's files found elsewhere in a folder of ours too, as copies that may be edited.
 
     Raises InputError where something that offramp did not write stands in the place of one.
@@ -96,7 +96,7 @@ def mirror(owned: OutputFolder, place: str, source: Path) -> None:
     _copy(owned, files)
 
 
-def _copy(owned: OutputFolder, files: Mapping[str, Path]) -> None:
+def _copy(owned: OwnFiles, files: Mapping[str, Path]) -> None:
     """Copy files to places in a folder, by path there, unless the copies are there; a manifest last."""
     missing, same = {}, []
     for name, file in files.items():

@@ -21,7 +21,7 @@ from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import Progress, RunResult
 from offramp.report.run_start import STARTED, RunStart
-from offramp.runs.folder import SUMMARY_FILE, claimed, default_folder, owned_run, require_own
+from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.provenance import describe_machine, describe_software
 from offramp.runs.request import Run
@@ -102,13 +102,13 @@ def carry_out(
         "streamed": streamed,
     }
     folder = asked.folder or default_folder(model.name, request)
-    require_own(folder, request, overwrite=asked.overwrite)
+    RUN_FOLDER.require(folder, request, overwrite=asked.overwrite)
     run = _Run(asked, model, traced, given, folder, streamed)
     run.left_out = {workload.name: UNANSWERED for workload in workloads if workload not in traced}
     evaluating = contextlib.nullcontext() if model.given is None else model.given.evaluating()
     with evaluating:
         run.check()
-        with claimed(folder, request, overwrite=asked.overwrite) as place:
+        with RUN_FOLDER.claimed(folder, request, overwrite=asked.overwrite) as place:
             run.move_to(place)
             findings = run.run(before_decoding)
     # A run that took another's place is shown under the paths that it has now.
@@ -311,7 +311,7 @@ class _Run:
         to_come = [words for task, words in shown if words not in done and task is not running]
         now = next(words for task, words in shown if task is running)
         result = reader.result(Progress(tuple(done), now, tuple(to_come)))
-        with owned_run(self.path).writing(REPORT_FILE):
+        with RUN_FOLDER.files(self.path).writing(REPORT_FILE):
             write_report(result, self.path)
 
 

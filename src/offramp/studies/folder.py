@@ -274,9 +274,9 @@ class StudyFolder:
         else:
             written = {path.relative_to(folder).as_posix(): None for path in files_of(folder)}
         if (folder / TRACE).is_dir():
-            from offramp.tracing.folder import owned_trace  # arrow comes with it
+            from offramp.tracing.folder import files_of_trace  # arrow comes with it
 
-            traced = owned_trace(folder / TRACE).listed()
+            traced = files_of_trace(folder / TRACE)
             below, inside = f"{TRACE}/", {f"{TRACE}/{name}": seal or None for name, seal in traced.items()}
             written = {name: seal for name, seal in written.items() if not name.startswith(below)} | inside
         return own | written

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from offramp.errors import DamagedFileError, ModelError
-from offramp.files import locked_folder
 from offramp.models.devices import device_name
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.described_heads import describe_heads, document_texts
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitted_heads import FittedHeads
-from offramp.tracing.folder import prepared_folder, refuse_foreign_files, remove_part
+from offramp.tracing.folder import TRACE_FOLDER, remove_part, require_whole
 from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tracing.manifest import (
     MANIFEST,
@@ -148,14 +147,14 @@ def trace(
     folder = Path(output)
     # Bad input is refused before the folder is made; only answers need a folder to be planned.
     plan = run.plan(None) if work.mode == "text" else None
-    refuse_foreign_files(folder)
+    TRACE_FOLDER.require(folder, overwrite=True)
     if model.streamed is not None and plan is not None and not (folder / REQUEST).exists():
         require_room(folder, needed_bytes(model, plan, range(len(plan.parts)), request))
-    with locked_folder(folder):
-        with prepared_folder(folder, request, overwrite=overwrite, repair=repair) as place:
-            found = run.in_folder(place, plan, repair=repair)
-        if place != folder:
-            found = Trace.load(folder)
+    with TRACE_FOLDER.claimed(folder, request.to_json(), overwrite=overwrite, repair=repair) as place:
+        require_whole(place, repair=repair)
+        found = run.in_folder(place, plan, repair=repair)
+    if place != folder:
+        found = Trace.load(folder)
     found.workload = work
     return found
 

@@ -370,12 +370,12 @@ def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"seed": 1}, "recipe.seed 0 there, 1 here"),
-        ({"steps": 41}, "recipe.steps 40 there, 41 here"),
-        ({"kind": "lens"}, "recipe.kind block there, lens here"),
+        ({"seed": 1}, r"recipe.seed \(0 there, 1 here"),
+        ({"steps": 41}, r"recipe.steps \(40 there, 41 here"),
+        ({"kind": "lens"}, r"recipe.kind \(block there, lens here"),
         ({"at": "1"}, "recipe.at"),
         ({"model": True}, "model.fingerprint"),
-        ({"kv_maps": True}, "kv_maps False there, True here"),
+        ({"kv_maps": True}, r"kv_maps \(False there, True here"),
     ],
 )
 def test_another_training_in_the_folder_is_not_gone_on_with(
@@ -427,7 +427,7 @@ def test_overwriting_goes_on_with_the_same_and_replaces_what_is_finished(
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(InputError, match=r"holds something else: mine\.txt"):
+        with pytest.raises(InputError, match=r"holds files that are not a training: mine\.txt"):
             trained(output=tmp_path, overwrite=overwrite)
     with pytest.raises(InputError, match="is a file"):
         trained(output=tmp_path / "mine.txt")

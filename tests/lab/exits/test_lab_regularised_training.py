@@ -306,7 +306,7 @@ def test_a_finished_model_that_was_changed_is_not_given_back(model: Model, tmp_p
 
 def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in base.iterdir()}
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds files that are not a training"):
         regularised(model, base, overwrite=True)
     assert before == {path.name: path.read_bytes() for path in base.iterdir()}
     write_texts = tmp_path / "trained"

@@ -25,11 +25,10 @@ from offramp.decoding.quality.judging import Judge, full_models_choices
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
     canonical_json,
-    locked_folder,
     sha256_of_text,
     source_fingerprint,
-    sweep_temporary_files,
 )
+from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model, in_evaluation
@@ -188,6 +187,11 @@ class KeptExecutions:
 
 
 FILE = SealedFile(KeptExecutions, "{name} is damaged", "nothing: it is decoded again")
+EXECUTIONS_FOLDER: OutputFolder[None] = OutputFolder(
+    what="decoded documents",
+    own=lambda folder: {},  # files of others beside them are in nothing's way
+    choose="choose another with folder= (--executions)",
+)
 
 
 def request_of(
@@ -253,8 +257,7 @@ class ExecutionStore:
         if folder is None:
             yield cls(None)
             return
-        with locked_folder(folder, another=", or choose another with folder= (--executions)"):
-            sweep_temporary_files(folder)
+        with EXECUTIONS_FOLDER.claimed(folder):
             yield cls(folder)
 
     def get_or_make(

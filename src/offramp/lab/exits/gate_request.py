@@ -51,9 +51,9 @@ class GateTraining(FromHeads, Request):
 
             find_machine(self.hardware)
         if self.output is not None:
-            from offramp.lab.exits.gate_folder import owned_folder
+            from offramp.lab.exits.folder import GATES_FOLDER
 
-            owned_folder(Path(self.output), overwrite=self.overwrite)
+            GATES_FOLDER.require(Path(self.output), overwrite=self.overwrite)
 
     @property
     def wanted(self) -> Floor:

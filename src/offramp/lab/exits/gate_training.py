@@ -17,8 +17,8 @@ from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
 from offramp.kit.defaults import SEED
 from offramp.lab.exits.earlier import spent_before
+from offramp.lab.exits.folder import GATES_FOLDER
 from offramp.lab.exits.gate import GATE, HALF, GateRows, learn_gates, steps_of
-from offramp.lab.exits.gate_folder import replaced
 from offramp.lab.exits.gate_heads import reading_at, spread
 from offramp.lab.exits.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
 from offramp.lab.exits.gate_record import GATE_RECORD, GateRecord
@@ -113,7 +113,7 @@ def train(
     """
     if asked.output is None:
         return _trained(model, workloads, asked, progress)
-    with replaced(Path(asked.output), overwrite=asked.overwrite) as folder:
+    with GATES_FOLDER.claimed(Path(asked.output), overwrite=asked.overwrite) as folder:
         trained = _trained(model, workloads, asked, progress)
         write_heads(trained.heads, folder / EXITS_FILE)
         GATE_RECORD.write(folder / TRAINING_FILE, trained.record)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.files import no_room, remove, temporary_path
-from offramp.kit.output_folder import OutputFolder
+from offramp.kit.output_folder import OwnFiles
 from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
 from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
 from offramp.models.model import Model
@@ -69,7 +69,7 @@ def put_model(folder: Path, write: Callable[[Path], None]) -> str:
         remove(made)
         raise full from error
     fingerprint = identify_folder(made, source=str(folder)).fingerprint
-    OutputFolder(folder).take(made, CONFIG_FILE, replaces=())
+    OwnFiles(folder).take(made, CONFIG_FILE, replaces=())
     return fingerprint
 
 

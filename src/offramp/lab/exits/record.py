@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from offramp.errors import InputError
 from offramp.kit.sealed_file import SealedFile
@@ -161,18 +159,6 @@ REQUEST = SealedFile(
 )
 
 
-def require_same(folder: Path, asked: TrainingIdentity) -> None:
-    """Refuse to go on with a training of another request. Raises InputError that names what differs."""
-    named = differences(folder, asked)
-    if not named:
-        return
-    raise InputError(
-        f"the output folder holds another training: {', '.join(named[:3])}",
-        where=str(folder),
-        fix="choose another folder with -o, or give --overwrite to replace it",
-    )
-
-
 def require_record_of(folder: Path, record: TrainingRecord, request: TrainingIdentity) -> None:
     """Refuse a finished training's record that is of another request than the one beside it.
 
@@ -184,34 +170,6 @@ def require_record_of(folder: Path, record: TrainingRecord, request: TrainingIde
             where=str(folder),
             fix="give --overwrite to train again, or copy the whole folder again from where it came",
         )
-
-
-def differences(folder: Path, asked: TrainingIdentity) -> list[str]:
-    """In what the request in a folder is another one, in words. Raises DamagedFileError."""
-    before, now = (_flat(to_json(one)) for one in (REQUEST.read(folder / REQUEST_FILE), asked))
-    return [
-        f"{name} {_shown(before.get(name))} there, {_shown(now[name])} here"
-        for name in now
-        if before.get(name) != now[name]
-    ]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Every entry under its path: "recipe.seed"; numbers of lists are left together."""
-    found: dict[str, Any] = {}
-    for name, part in value.items():
-        if isinstance(part, Mapping):
-            found |= _flat(part, f"{prefix}{name}.")
-        elif isinstance(part, Sequence) and part and isinstance(part[0], Mapping):
-            found |= _flat({str(place): one for place, one in enumerate(part)}, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = part
-    return found
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text[:12] if len(text) == 64 else text
 
 
 def leaving_by_floor(evaluation: Evaluation) -> dict[str, float]:

@@ -113,9 +113,9 @@ class ResumableTraining(ExitsTraining, Request):
         """Refuse a folder of something else."""
         super().check()
         if self.output is not None:
-            from offramp.lab.exits.folder import require_own
+            from offramp.lab.exits.folder import TRAINING_FOLDER
 
-            require_own(Path(self.output))
+            TRAINING_FOLDER.require(Path(self.output), overwrite=True)
 
 
 @dataclass(frozen=True, kw_only=True)

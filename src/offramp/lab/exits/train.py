@@ -14,7 +14,7 @@ from offramp.files import source_fingerprint
 from offramp.lab.exits.divergence import trainable_head
 from offramp.lab.exits.earlier import spent_before
 from offramp.lab.exits.executed_job import ExecutedJob, start_of
-from offramp.lab.exits.folder import claimed, clear_working_files
+from offramp.lab.exits.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files
 from offramp.lab.exits.gate_request import GateTraining
 from offramp.lab.exits.job import Job
 from offramp.lab.exits.reading_job import ReadingJob
@@ -180,7 +180,7 @@ def train(
     )
     shown = sys.stderr.isatty() if progress is None else progress
     output = None if asked.output is None else Path(asked.output)
-    with claimed(output, identity, overwrite=asked.overwrite) as folder:
+    with TRAINING_FOLDER.claimed(output, identity, overwrite=asked.overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)
             require_record_of(folder, record, identity)
@@ -189,6 +189,11 @@ def train(
                 folder_source(folder)  # as the training left it
         else:
             job = JOBS[asked.kind](model, tuple(workloads), identity, folder, shown, on_size, heads, earlier)
-            found, record = job.run()
+            try:
+                found, record = job.run()
+            except InputError:  # refused before it trained
+                if not (folder / CHECKPOINT).exists():
+                    clear_working_files(folder)
+                raise
         clear_working_files(folder)  # also where it was killed after its last file was written
     return TrainedExits(found, record, None if output is None else folder)
