@@ -236,10 +236,19 @@ class MachineEntry(Entry):
     source: Text
 
 
+class WorkEntry(Entry):
+    """Work of a kind that a plug-in brings, done on every row; its name is that of the kind.
+
+    settings: fields of its class, in the place of what the study says or of their defaults.
+    """
+
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+
 class Exclude(Table):
     """Cells to leave out: those that have all the names that are given, and are of the kind if one is."""
 
-    kind: Literal["score", "replay", "league", "tune", "certify", "decode", "combine"] | None = None
+    kind: Text | None = None
     model: Text | None = None
     transform: Text | None = None
     workload: Text | None = None

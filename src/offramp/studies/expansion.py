@@ -26,6 +26,8 @@ from offramp.studies.study_file import AXES
 from offramp.studies.task import Cell, Task
 from offramp.studies.tasks import Tasks
 from offramp.studies.variant import Variant
+from offramp.studies.work.inputs import PricedWork
+from offramp.studies.work.registry import works
 
 UNTRANSFORMED = TransformEntry(name=NONE)
 RAW = HeadsEntry(name=NONE)
@@ -165,6 +167,13 @@ class _Expansion:
                 "decode", machine=LOCAL if self.decoded_on.source != LOCAL else self.decoded_on.name
             )
 
+        for entry in self.study.works:
+            priced = issubclass(works()[entry.name], PricedWork)
+            for machine in self.study.machines if priced else ():
+                yield row.cell(entry.name, machine=machine.name)
+            if not priced:
+                yield row.cell(entry.name)
+
     def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant = row.variant
@@ -172,9 +181,19 @@ class _Expansion:
             return self.making.score(variant, trace, raw)
         machines = {one.name: one for one in self.study.machines}
         machine = machines.get(cell.machine, self.decoded_on)
+        entry = next((entry for entry in self.study.works if entry.name == cell.kind), None)
         profile = None
-        if machine.source == LOCAL:
+        if machine.source == LOCAL and (entry is None or "profile" in works()[entry.name].roles()):
             profile = self.add(self.making.profile(variant), f"profile {variant.name}")
+        if entry is not None:
+            roles, on = works()[entry.name].roles(), machine if cell.machine else None
+            offered = {"trace": trace, "raw": raw, "heads": heads, "profile": profile}
+            if "score" in roles:
+                offered["score"] = self.add(self.making.score(variant, trace, raw), f"score {row.name}")
+            if "league" in roles:
+                league = self.making.priced("league", variant, trace, machine, profile)
+                offered["league"] = self.add(league, f"league {row.name}")
+            return self.making.of_plug_in(entry, variant, row.workload, offered, on)
         if cell.kind in ("certify", "decode"):
             needs = {"trace": trace, "profile": profile, "heads": heads}
             given = {role: task for role, task in needs.items() if task is not None}

@@ -25,9 +25,10 @@ TRACE = "trace"
 """The folder of the trace in a trace task's folder."""
 WRITTEN = (
     *(RESULT, "heads.safetensors", "profile.json", "passage.json", "text.json"),
-    *("training.json", "tuned-*.json", TRACE, "exits"),
+    *("training.json", "tuned-*.json", TRACE, "exits", "files"),
 )
-"""What tasks write into their folders, of whatever kind; what has another name there is somebody's."""
+"""What tasks write into their folders, of whatever kind, those of plug-ins into "files"; what has another
+name there is somebody's."""
 
 
 @dataclass(frozen=True)

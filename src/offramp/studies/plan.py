@@ -14,9 +14,6 @@ from offramp.studies.found import Found
 from offramp.studies.study import Study
 from offramp.studies.task import PLANNED_BY, Job, Plan, Task
 
-OF_TRACE = ("score", "replay", "league", "tune")
-"""Kinds whose tasks run in the job of their trace."""
-
 
 def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[Job, ...]:
     """Jobs in an order in which each comes after what it needs: timings of the machine, heads, traces with
@@ -31,18 +28,26 @@ def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -
     return tuple(_job(group, names, threads) for _, group in ordered)
 
 
-STAGES = ("profile", "heads", "training", "trace", "certify", "decode", "combine")
+OTHERS = "others"
+STAGES = ("profile", "heads", "training", "trace", "certify", "decode", "combine", OTHERS)
 
 
 def _stage(task: Task) -> str:
-    return "trace" if task.kind in OF_TRACE else task.kind
+    if task.kind in STAGES:
+        return task.kind
+    return "trace" if _reads_its_trace(task) else OTHERS
+
+
+def _reads_its_trace(task: Task) -> bool:
+    """Whether it runs in the job of its trace: it loads no model."""
+    return "trace" in task.needs and "model" not in task.recipe
 
 
 def _shared(task: Task) -> str:
     """What the tasks of one job have in common."""
-    if task.kind in OF_TRACE:
+    if _reads_its_trace(task):
         return task.needs["trace"]
-    if task.kind in ("certify", "decode", "combine"):
+    if _stage(task) in ("certify", "decode", "combine", OTHERS) and "model" in task.recipe:
         # One after another on one loaded model.
         model = task.recipe["model"]
         return f"{model.get('fingerprint') or model['source']} {model['transforms']}"

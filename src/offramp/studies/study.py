@@ -30,6 +30,7 @@ from offramp.studies.entries import (
     Settings,
     TrainingEntry,
     TransformEntry,
+    WorkEntry,
     WorkloadEntry,
 )
 
@@ -65,6 +66,7 @@ class Study(Table):
     decode: Decode | None = None
     combine: Combine | None = None
     large: Large | None = None
+    works: tuple[WorkEntry, ...] = ()
 
     _source: Source = PrivateAttr(default=Source(Path("STUDY.toml"), WHAT, {}))
 

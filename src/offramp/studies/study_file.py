@@ -33,11 +33,15 @@ from offramp.studies.entries import AUTO, LEAGUE, NONE, TUNED, Entry
 from offramp.studies.steps import accelerations_of
 from offramp.studies.study import WHAT, Study, placed
 from offramp.studies.training_checks import check_trainings
+from offramp.studies.work.registry import works
+from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of
 from offramp.tracing.request import parse_signals
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study
 
+CELLS = ("score", "replay", "league", "tune", "certify", "decode", "combine")
+"""Kinds of the cells that tables of the file ask for."""
 AXES = {
     "model": "models",
     "transform": "transforms",
@@ -115,13 +119,40 @@ def check_excludes(study: Study) -> None:
             )
         for key, name in given.items():
             if key == "kind":
-                continue
-            names = [entry.name for entry in _entries(study, AXES[key])]
+                names = [*CELLS, *(entry.name for entry in study.works)]
+            else:
+                names = [entry.name for entry in _entries(study, AXES[key])]
             if name not in names:
                 raise InputError(
                     f"there is no {key} {name!r} to exclude",
                     where=study.where("exclude", place, key),
                     fix=did_you_mean(name, names),
+                )
+
+
+def check_works(study: Study) -> None:
+    """Refuse work of a kind that no plug-in brings, given twice, or with settings that it has not."""
+    for place, entry in enumerate(study.works):
+        where = study.where("works", place)
+        kinds = [name for name in works() if name not in OWN_KINDS]
+        if entry.name not in kinds:
+            raise InputError(
+                f"{entry.name} is offramp's own, which the other tables ask for"
+                if entry.name in OWN_KINDS
+                else f"no plug-in brings work of the kind {entry.name!r}",
+                where=where,
+                fix="remove it" if entry.name in OWN_KINDS else did_you_mean(entry.name, kinds),
+            )
+        if entry.name in [other.name for other in study.works[:place]]:
+            raise InputError(f"{entry.name} is given twice", where=where, fix="give it once")
+        with placed(study, "works", place):
+            known = settings_of(works()[entry.name]) - FILLED
+        for name in entry.settings:
+            if name not in known:
+                raise InputError(
+                    f"{entry.name} has no setting {name!r}",
+                    where=study.where("works", place, "settings", name),
+                    fix=did_you_mean(name, sorted(known)),
                 )
 
 
@@ -240,6 +271,7 @@ CHECKS: tuple[Callable[[Study], None], ...] = (
     check_pruning,
     check_certify,
     check_decoding,
+    check_works,
     check_excludes,
 )
 """In the order in which they are made; a later one relies on those before."""

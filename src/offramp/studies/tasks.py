@@ -8,15 +8,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offramp.costs.hardware import machine_facts
+from offramp.errors import InputError, OfframpError
 from offramp.kit.defaults import DELTA, PROFILE_SECONDS
 from offramp.models.devices import CPU, find_device
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy
-from offramp.studies.entries import HeadsEntry, MachineEntry, PolicyEntry, TrainingEntry, TransformEntry
+from offramp.studies.entries import (
+    HeadsEntry,
+    MachineEntry,
+    PolicyEntry,
+    TrainingEntry,
+    TransformEntry,
+    WorkEntry,
+)
 from offramp.studies.estimates import exit_list, room_of, sizes_of
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import accelerations_of, combined_steps, steps_of, text_of
-from offramp.studies.study import Study
+from offramp.studies.study import Study, placed
 from offramp.studies.task import Task
 from offramp.studies.training_checks import exits_of_training
 from offramp.studies.variant import Variant
@@ -27,12 +35,13 @@ from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.inputs import ModelUsed, measured_on
 from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.profile import ProfileWork
+from offramp.studies.work.registry import works
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.tune import TuneWork
-from offramp.studies.work.work import Work
+from offramp.studies.work.work import FILLED, Work, settings_of
 from offramp.tracing.request import parse_signals
 
 
@@ -70,7 +79,7 @@ class Tasks:
     def trace(self, variant: Variant, workload: FoundWorkload, heads: Task | None) -> Task:
         """A trace. heads: that it is read through, None for the logit lens."""
         signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
-        return self.made(TraceWork, variant, workload, {"heads": heads}, signals=signals)
+        return self.made(TraceWork, variant, workload, {"heads": heads}, asked={"signals": signals})
 
     def heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload) -> Task:
         """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
@@ -79,24 +88,25 @@ class Tasks:
         found = self.found.heads[entry.name]
         if found.file is not None and found.given is not None:
             copied: dict[str, Any] = {"tokens": 0, "seed": 0, "exits": "all", "file": found.given.fingerprint}
-            return self.made(HeadsWork, variant, sources={"heads": found.file}, **copied)
+            return self.made(HeadsWork, variant, sources={"heads": found.file}, asked=copied)
         texts = (*found.workloads, *((workload,) if found.own else ()))
-        given: dict[str, Any] = {
+        asked = {
             **entry.model_dump(exclude={"kind", "at", "text"}),
             "workloads": tuple(text.used for text in texts),
-            "sources": {f"workload {place}": text.source for place, text in enumerate(texts)},
-            "blocked": next((text.why_missing for text in texts if text.missing), None),
         }
+        sources = {f"workload {place}": text.source for place, text in enumerate(texts)}
+        blocked = next((text.why_missing for text in texts if text.missing), None)
         if isinstance(entry, TrainingEntry):
             at = exits_of_training(self.study, entry)
             at = "all" if at == "all" else tuple(exit_list(at))
-            return self.made(TrainingWork, variant, **given, exit_kind=entry.kind, at=at)
-        given |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
-        return self.made(HeadsWork, variant, **given)
+            asked |= {"exit_kind": entry.kind, "at": at}
+            return self.made(TrainingWork, variant, sources=sources, blocked=blocked, asked=asked)
+        asked |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
+        return self.made(HeadsWork, variant, sources=sources, blocked=blocked, asked=asked)
 
     def profile(self, variant: Variant) -> Task:
         """The timings of this machine on a model."""
-        return self.made(ProfileWork, variant, seconds=PROFILE_SECONDS)
+        return self.made(ProfileWork, variant, asked={"seconds": PROFILE_SECONDS})
 
     def score(self, variant: Variant, trace: Task, raw: Task | None = None) -> Task:
         """The score card of a trace. raw: the same read by the model's own head, None if this one is."""
@@ -115,8 +125,8 @@ class Tasks:
         """One policy on a machine. profile: if it is this one."""
         parsed = parse_policy(policy.policy)
         needs = {"trace": trace, "profile": profile}
-        asked: dict[str, Any] = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
-        return self.made(ReplayWork, variant, needs=needs, on=machine, made_of=[parsed], **asked)
+        asked = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+        return self.made(ReplayWork, variant, needs=needs, on=machine, made_of=[parsed], asked=asked)
 
     def certify(
         self,
@@ -129,7 +139,7 @@ class Tasks:
         table = self.study.certify
         assert table is not None, "asked for with a table [certify] only"
         asked = {**table.model_dump(), "delta": self.shared_delta}
-        return self.made(CertifyWork, variant, workload, needs, on=machine, **asked)
+        return self.made(CertifyWork, variant, workload, needs, on=machine, asked=asked)
 
     def decode(self, variant: Variant, workload: FoundWorkload, needs: Mapping[str, Task | None]) -> Task:
         """Decoding with the best policies of a league, or with those of verdicts that were certified.
@@ -138,7 +148,7 @@ class Tasks:
         """
         table = self.study.decode
         assert table is not None, "asked for with a table [decode] only"
-        return self.made(DecodeWork, variant, workload, needs, **table.model_dump())
+        return self.made(DecodeWork, variant, workload, needs, asked=table.model_dump())
 
     def combine(self, variant: Variant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""
@@ -153,10 +163,38 @@ class Tasks:
             "tried": tried,
             "policy": None if policy is None else str(policy),
             "model": self._model(variant, steps),
-            "blocked": next((self.found.unfit[text] for text in tried if text in self.found.unfit), None),
-            "made_of": steps if policy is None else (*steps, policy),
         }
-        return self.made(CombineWork, variant, workload, **asked)
+        blocked = next((self.found.unfit[text] for text in tried if text in self.found.unfit), None)
+        made_of = steps if policy is None else (*steps, policy)
+        return self.made(CombineWork, variant, workload, blocked=blocked, made_of=made_of, asked=asked)
+
+    def of_plug_in(
+        self,
+        entry: WorkEntry,
+        variant: Variant,
+        workload: FoundWorkload,
+        needs: Mapping[str, Task | None],
+        on: MachineEntry | None,
+    ) -> Task:
+        """Work that a plug-in brings. needs: what it may need, by role. on: as of `made`.
+
+        Raises InputError for settings that it lacks or does not take.
+        """
+        kind = works()[entry.name]
+        where = self.study.where("works", self.study.works.index(entry))
+        with placed(self.study, "works", self.study.works.index(entry)):
+            needs = {role: task for role, task in needs.items() if role in kind.roles()}
+        try:
+            task = self.made(kind, variant, workload, needs, on=on, asked=entry.settings)
+            kind.of(task)
+        except (TypeError, OfframpError) as error:
+            what = str(error) if isinstance(error, TypeError) else error.what
+            raise InputError(
+                f"work of the kind {entry.name} cannot be asked for so: {what}",
+                where=where,
+                fix=f"mend its settings; it has {', '.join(sorted(settings_of(kind) - FILLED)) or 'none'}",
+            ) from error
+        return task
 
     def made(
         self,
@@ -169,7 +207,7 @@ class Tasks:
         sources: Mapping[str, str] | None = None,
         blocked: str | None = None,
         made_of: Sequence[object] = (),
-        **asked: Any,
+        asked: Mapping[str, Any] | None = None,
     ) -> Task:
         """The task of a work whose fields are filled by their names: from what is asked, and what the study
         says and has.
@@ -189,7 +227,7 @@ class Tasks:
             lie["machine"] = found.source
             if "profile" not in keys and found.machine is not None:
                 made_of = (*made_of, found.machine)
-        given |= {**asked, **keys}
+        given |= {**(asked or {}), **keys}
         names = {field.name for field in dataclasses.fields(kind)}
         work = kind(**{name: value for name, value in given.items() if name in names})
         used = {"model": work.loads, "workload": "workload" in names}

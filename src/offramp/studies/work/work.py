@@ -1,7 +1,7 @@
 """A kind of work: one class, whose fields are what a task of it is made of; and the tasks that it makes.
 
-A class that names its `kind` is registered by that, and a plug-in's by its entry point. Its plain fields are
-its recipe, those of the type `Needed` the keys of tasks whose results it reads.
+A class of this package that names its `kind` is registered by that, and a plug-in's by its entry point. Its
+plain fields are its recipe, those of the type `Needed` the keys of tasks whose results it reads.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ Result = TypeVar("Result")
 Needed = NewType("Needed", str)
 """The key of a task whose result a work reads; the name of the field is its role."""
 
-REGISTERED: dict[str, type[Work[Any]]] = {}
-"""The kinds of work whose modules are imported, by name."""
+OWN_KINDS: dict[str, type[Work[Any]]] = {}
+"""Offramp's own kinds of work by name, as far as their modules are imported."""
 
+FILLED = frozenset({"model", "workload", "machine", "dtype", "device", "threads"})
+"""Settings that a study alone fills, by what its names stand for."""
 APART = "sources"
 """The field that is not part of a recipe."""
 
@@ -68,8 +70,8 @@ class Work(ABC, Generic[Result]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "kind" in vars(cls):
-            REGISTERED[cls.kind] = cls
+        if "kind" in vars(cls) and cls.__module__.startswith(f"{__package__}."):
+            OWN_KINDS[cls.kind] = cls
 
     @abstractmethod
     def run(self, context: Context) -> Result:
