@@ -117,12 +117,13 @@ def test_what_tasks_need(wide: Plan) -> None:
     assert roles == {
         ("trace", ()),
         ("trace", ("heads",)),
-        ("decode", ("league", "profile", "trace")),
-        ("decode", ("heads", "league", "profile", "trace")),
+        ("decode", ("league", "profile", "trace", "tune")),
+        ("decode", ("heads", "league", "profile", "trace", "tune")),
     }
     for decode in tasks_of(wide, "decode"):
-        league = wide.tasks[decode.needs["league"]]
+        league, tune = (wide.tasks[decode.needs[role]] for role in ("league", "tune"))
         assert league.needs == {role: decode.needs[role] for role in ("trace", "profile")}
+        assert tune.needs == {role: decode.needs[role] for role in ("trace", "profile", "league")}
 
 
 def test_jobs_come_after_what_they_need(wide: Plan) -> None:
@@ -189,10 +190,11 @@ transform = "none"
     assert plan.tasks.keys() == used
 
 
-def test_a_league_that_only_decoding_needs_is_planned_but_is_no_cell(world: Path) -> None:
+def test_a_league_that_others_need_is_planned_but_is_no_cell(world: Path) -> None:
+    """Verdicts are its replay's, settled by the tuner and by decoding."""
     plan = plan_of(world, WIDE + '[[exclude]]\nkind = "league"\n')
     assert "league" not in kinds_of(plan.cells)
-    assert len(tasks_of(plan, "league")) == len(tasks_of(plan, "decode"))
+    assert len(tasks_of(plan, "league")) == len(tasks_of(plan, "tune"))
 
 
 CERTIFIED = """

@@ -50,15 +50,17 @@ from offramp.studies.task import Task
 from offramp.studies.work.decode import NO_EXITS
 from offramp.studies.work.decoding_choice import best_of_ranking
 from offramp.studies.work.inputs import PROFILE_FILE
-from offramp.studies.work.league import Ranking
+from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import TextSize, read_text_sizes
+from offramp.studies.work.tune import TuneWork
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
 from offramp.tuning.ranking import RankedPolicy, ranking
-from offramp.tuning.tuned import read_tuned, to_json
+from offramp.tuning.tuned import read_tuned
+from offramp.tuning.verdict import settle_all
 from offramp.workloads.registry import load_workload
 from tiny_models import LAYERS, write_documents, write_llama
 
@@ -107,10 +109,18 @@ def local_league(bench: Bench, traced: Path, profiled: Path) -> Path:
     return bench.run(on_this_machine("league", floors=FLOORS), inputs, name="local league")
 
 
+@pytest.fixture(scope="module")
+def h100_league(bench: Bench, traced: Path) -> Path:
+    """The folder of a league on a built-in machine."""
+    return bench.run(on_machine("league", floors=FLOORS), {"trace": traced}, name="h100 league")
+
+
 def on_this_machine(kind: str, **recipe: Any) -> Task:
-    return planned(
-        kind, {"seed": SEED, **OF_KIND.get(kind, {}), **recipe}, needs={"trace": "t", "profile": "p"}
-    )
+    needs = {"trace": "t", "profile": "p", **NEEDS_OF_KIND.get(kind, {})}
+    return planned(kind, {"seed": SEED, **OF_KIND.get(kind, {}), **recipe}, needs=needs)
+
+
+NEEDS_OF_KIND = {"tune": {"league": "l"}}
 
 
 OF_KIND: dict[str, dict[str, Any]] = {
@@ -126,7 +136,7 @@ def on_machine(kind: str, name: str = "h100", **recipe: Any) -> Task:
     return planned(
         kind,
         {"seed": SEED, "machine": fingerprint, **OF_KIND.get(kind, {}), **recipe},
-        needs={"trace": "t"},
+        needs={"trace": "t", **NEEDS_OF_KIND.get(kind, {})},
         sources={"machine": name},
     )
 
@@ -167,14 +177,16 @@ def test_the_text_of_a_trace_is_counted(bench: Bench, traced: Path, trace: offra
     assert whole["sum"]["bytes"] == sum(size.bytes for size in sizes.values())
 
 
-def test_the_same_recipe_gives_the_same_bytes(bench: Bench, traced: Path, profiled: Path) -> None:
+def test_the_same_recipe_gives_the_same_bytes(
+    bench: Bench, traced: Path, profiled: Path, local_league: Path
+) -> None:
     """All kinds that take no timings, run twice; the trace also from where a killed one stopped."""
     assert files_of(bench.run(bench.trace_task(), name="again")) == files_of(traced)
     killed = Path(shutil.copytree(traced, bench.root / "killed"))
     (killed / "trace" / "manifest.json").unlink()
     (killed / "text.json").unlink()
     assert files_of(bench.run(bench.trace_task(), name="killed")) == files_of(traced)
-    inputs = {"trace": traced, "profile": profiled}
+    inputs = {"trace": traced, "profile": profiled, "league": local_league}
     tasks = (
         planned("score", {"draws": 50, "seed": SEED}),
         on_machine("replay", policy=POLICY, kv="propagate", batch=1),
@@ -229,12 +241,17 @@ def test_a_league_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.
     assert (result["machine"], result["why_empty"]) == (machine.name, None)
 
 
-def test_tuning_is_the_public_apis(bench: Bench, traced: Path, trace: offramp.Trace) -> None:
-    folder = bench.run(on_machine("tune", floors=FLOORS), {"trace": traced})
-    for floor, value in zip(FLOORS, result_of(folder)["tuned"], strict=True):
-        expected = offramp.tune(trace, {"agreement": floor}, "h100", seed=SEED)
-        assert value == finite_json(to_json(expected))
-        assert read_tuned(folder / f"tuned-{floor:g}.json") == expected
+def test_tuning_is_the_public_apis_and_decides_what_replay_proposed(
+    bench: Bench, traced: Path, trace: offramp.Trace, h100_league: Path
+) -> None:
+    folder = bench.run(on_machine("tune", floors=FLOORS), {"trace": traced, "league": h100_league})
+    answers = TuneWork.result_in(folder)
+    expected = [offramp.tune(trace, {"agreement": floor}, "h100", seed=SEED) for floor in FLOORS]
+    assert list(answers.tuned) == expected
+    for floor, tuned in zip(FLOORS, expected, strict=True):
+        assert read_tuned(folder / f"tuned-{floor:g}.json") == tuned
+    replayed = LeagueWork.result_in(h100_league).verdicts
+    assert answers.verdicts == settle_all(replayed, expected)
 
 
 def test_timings_of_a_needed_task_are_used(
@@ -259,7 +276,9 @@ def test_a_trace_too_small_for_halves_gives_an_answer_with_the_reason(bench: Ben
     assert found["entries"] == []
     assert "trace at least 40" in found["why_empty"]
     assert [verdict["decision"] for verdict in found["verdicts"]] == ["not enough documents"] * 2
-    tuned = result_of(small.run(on_machine("tune", floors=FLOORS), {"trace": traced}))["tuned"]
+    league = small.run(on_machine("league", floors=FLOORS), {"trace": traced}, name="its league")
+    inputs = {"trace": traced, "league": league}
+    tuned = result_of(small.run(on_machine("tune", floors=FLOORS), inputs))["tuned"]
     assert [answer["policy"] for answer in tuned] == ["never", "never"]
     assert "not certifiable" in tuned[0]["answer"]
 
@@ -269,7 +288,8 @@ def test_a_trace_of_the_last_exit_alone_gives_an_answer_with_the_reason(bench: B
     found = result_of(bench.run(on_machine("league", floors=FLOORS), {"trace": traced}, name="no league"))
     assert (found["entries"], len(found["verdicts"])) == ([], 2)
     assert "no exit before the last" in found["why_empty"]
-    found = result_of(bench.run(on_machine("tune", floors=FLOORS), {"trace": traced}, name="no tuning"))
+    inputs = {"trace": traced, "league": bench.root / "no league"}
+    found = result_of(bench.run(on_machine("tune", floors=FLOORS), inputs, name="no tuning"))
     assert found["tuned"] == []
     assert "no exit before the last" in found["why_empty"]
 

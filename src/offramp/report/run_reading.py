@@ -27,7 +27,6 @@ from offramp.report.run_result import (
     WorkloadResult,
 )
 from offramp.report.run_start import RunStart, date_of
-from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
@@ -44,12 +43,12 @@ from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TracedModel, TraceWork
 from offramp.studies.work.tune import Answers, TuneWork
+from offramp.studies.work.work import Work
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, TimedPolicy, judged_policy, settle_all
+from offramp.tuning.verdict import Verdict
 
 NOT_ASKED = "--no-decode was given"
 
@@ -77,7 +76,7 @@ class RunReader:
         decoded = {
             name: one for name, task in self.tasks("decode") if (one := self._decoded(name, task, finished))
         }
-        rows = [self._row(cell, decoded.get(cell.workload), finished) for cell in self._rows()]
+        rows = [self._row(cell, finished) for cell in self._rows()]
         machine, model = self.machine(), self._model()
         plain, not_decoded = _measured(decoded.values(), machine), self._not_decoded(decoded)
         name = self.study.models[0].name if model is None else model.name
@@ -148,6 +147,16 @@ class RunReader:
                     return self.folder.result(kind, task)
         return Answers(())
 
+    def verdicts(self, workload: str) -> tuple[Verdict, ...]:
+        """A workload's, decided with the last evidence that is there: of decoding, the tuner, or replay."""
+        kinds: tuple[type[Work[Any]], ...] = (DecodeWork, CertifyWork, TuneWork, LeagueWork)
+        for kind in kinds:
+            for name, task in self.tasks(kind.kind):
+                if name == workload and self._is_done(task):
+                    decided: tuple[Verdict, ...] = self.folder.result(kind, task).verdicts
+                    return decided
+        return ()
+
     def _is_done(self, task: Task) -> bool:
         return self.folder.is_done(task)
 
@@ -160,7 +169,7 @@ class RunReader:
 
     # --- parts
 
-    def _row(self, cell: Cell, decoded: Decoded | None, finished: Mapping[str, Event]) -> WorkloadResult:
+    def _row(self, cell: Cell, finished: Mapping[str, Event]) -> WorkloadResult:
         score = self.plan.tasks[cell.task]
         task = self.plan.tasks[score.needs["trace"]]
         (ranked,) = (one for name, one in self.tasks("league") if name == cell.workload)
@@ -175,7 +184,7 @@ class RunReader:
             trace=trace,
             card=self.folder.result(ScoreWork, score).card,
             frontiers=frontiers,
-            verdicts=settle_all(ranking.verdicts, tuned, lambda one: timed_policy(decoded, one)),
+            verdicts=self.verdicts(cell.workload),
             passage=passages.passage,
             grid=passages.grid,
             notes=tuple(trace.provenance["notes"]),
@@ -368,21 +377,3 @@ def frontiers_of(trace: Trace) -> tuple[Frontier, ...]:
     rules = [("max_prob", tuple(below)), ("max_prob", few), ("margin", few), ("entropy", few)]
     rules.append(("max_prob", (below[-1],)))
     return tuple(frontier(trace, signal, exits) for signal, exits in dict.fromkeys(rules))
-
-
-def timed_policy(decoded: Decoded | None, tuned: Tuned) -> TimedPolicy | None:
-    """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
-    timed, or with a defect."""
-    if decoded is None or not decoded.sound:
-        return None
-    asked = judged_policy(tuned)
-    for policy in decoded.policies:
-        ratio = decoded.timed(policy).ratio
-        if (policy.policy, policy.kv) == asked and ratio is not None:
-            seconds = decoded.bench.seconds_spent
-            speed = Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, seconds)
-            credit = decoded.bench.credit(policy.contender, tuned.floor.value)
-            if credit is None or decoded.bench.untimed_rivals:
-                return TimedPolicy(speed)  # one that needs no exits was not timed: it may be the best
-            return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
-    return None

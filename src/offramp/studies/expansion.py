@@ -27,7 +27,9 @@ from offramp.studies.task import Cell, Task
 from offramp.studies.tasks import Tasks
 from offramp.studies.variant import Variant
 from offramp.studies.work.inputs import PricedWork
+from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.registry import works
+from offramp.studies.work.tune import TuneWork
 
 UNTRANSFORMED = TransformEntry(name=NONE)
 RAW = HeadsEntry(name=NONE)
@@ -185,31 +187,41 @@ class _Expansion:
         profile = None
         if machine.source == LOCAL and (entry is None or "profile" in works()[entry.name].roles()):
             profile = self.add(self.making.profile(variant), f"profile {variant.name}")
+        needs = {"trace": trace, "raw": raw, "heads": heads, "profile": profile}
         if entry is not None:
             roles, on = works()[entry.name].roles(), machine if cell.machine else None
-            offered = {"trace": trace, "raw": raw, "heads": heads, "profile": profile}
             if "score" in roles:
-                offered["score"] = self.add(self.making.score(variant, trace, raw), f"score {row.name}")
+                needs["score"] = self.add(self.making.score(variant, trace, raw), f"score {row.name}")
             if "league" in roles:
-                league = self.making.priced("league", variant, trace, machine, profile)
-                offered["league"] = self.add(league, f"league {row.name}")
-            return self.making.of_plug_in(entry, variant, row.workload, offered, on)
-        if cell.kind in ("certify", "decode"):
-            needs = {"trace": trace, "profile": profile, "heads": heads}
-            given = {role: task for role, task in needs.items() if task is not None}
-            if self.study.certify is not None:
-                certify = self.making.certify(variant, row.workload, machine, given)
-                if cell.kind == "certify":
-                    return certify
-                given["certify"] = self.add(certify, f"certify {row.name}")
-            league = self.making.priced("league", variant, trace, machine, profile)
-            given["league"] = self.add(league, f"league {row.name}")
-            return self.making.decode(variant, row.workload, given)
-        if cell.kind in ("league", "tune"):
-            return self.making.priced(cell.kind, variant, trace, machine, profile)
+                league = self.making.priced(LeagueWork, variant, machine, needs)
+                needs["league"] = self.add(league, f"league {row.name}")
+            return self.making.of_plug_in(entry, variant, row.workload, needs, on)
+        if cell.kind in ("league", "tune", "certify", "decode"):
+            league = self.making.priced(LeagueWork, variant, machine, needs)
+            if cell.kind == "league":
+                return league
+            needs["league"] = self.add(league, f"league {row.name}")
+            tuner = self.tuner
+            if tuner is not None and cell.kind in (tuner, "decode"):
+                answers = (
+                    self.making.certify(variant, row.workload, machine, needs)
+                    if tuner == "certify"
+                    else self.making.priced(TuneWork, variant, machine, needs)
+                )
+                if cell.kind == tuner:
+                    return answers
+                needs[tuner] = self.add(answers, f"{tuner} {row.name}")
+            return self.making.decode(variant, row.workload, needs)
         policy = self.policy(cell.policy)
         self.fitness.check_policy(variant, policy, row.workload, row.reader)
         return self.making.replay(variant, trace, policy, machine, profile)
+
+    @property
+    def tuner(self) -> str | None:
+        """The kind of work that tunes what is decoded, None where nothing is tuned."""
+        if self.study.certify is not None:
+            return "certify"
+        return "tune" if any(policy.policy == TUNED for policy in self.study.policies) else None
 
     @property
     def decoded_on(self) -> MachineEntry:

@@ -32,15 +32,13 @@ from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import HeadsWork
-from offramp.studies.work.inputs import ModelUsed, measured_on
-from offramp.studies.work.league import LeagueWork
+from offramp.studies.work.inputs import ModelUsed, PricedWork, measured_on
 from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.registry import works
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
-from offramp.studies.work.tune import TuneWork
 from offramp.studies.work.work import FILLED, Work, settings_of
 from offramp.tracing.request import parse_signals
 
@@ -113,11 +111,14 @@ class Tasks:
         return self.made(ScoreWork, variant, needs={"trace": trace, "raw": raw})
 
     def priced(
-        self, kind: str, variant: Variant, trace: Task, machine: MachineEntry, profile: Task | None
+        self,
+        work: type[PricedWork[Any]],
+        variant: Variant,
+        machine: MachineEntry,
+        needs: Mapping[str, Task | None],
     ) -> Task:
-        """A league ("league") or the tuner's answers ("tune") on a machine. profile: if it is this one."""
-        work = LeagueWork if kind == "league" else TuneWork
-        return self.made(work, variant, needs={"trace": trace, "profile": profile}, on=machine)
+        """A league, or the tuner's answers, on a machine. needs: "profile" among them, if it is this one."""
+        return self.made(work, variant, needs=needs, on=machine)
 
     def replay(
         self, variant: Variant, trace: Task, policy: PolicyEntry, machine: MachineEntry, profile: Task | None
@@ -135,7 +136,7 @@ class Tasks:
         machine: MachineEntry,
         needs: Mapping[str, Task | None],
     ) -> Task:
-        """The tuner's answers, executed. needs: "trace", maybe "heads", and "profile" of this machine."""
+        """The tuner's answers, executed. needs: "trace", "league", maybe "heads" and "profile"."""
         table = self.study.certify
         assert table is not None, "asked for with a table [certify] only"
         asked = {**table.model_dump(), "delta": self.shared_delta}
@@ -144,7 +145,8 @@ class Tasks:
     def decode(self, variant: Variant, workload: FoundWorkload, needs: Mapping[str, Task | None]) -> Task:
         """Decoding with the best policies of a league, or with those of verdicts that were certified.
 
-        needs: "trace", "league", "profile" where this machine was timed, maybe "certify" and "heads".
+        needs: "trace", "league", "profile" where this machine was timed, maybe "certify" or "tune", and
+        "heads".
         """
         table = self.study.decode
         assert table is not None, "asked for with a table [decode] only"

@@ -128,15 +128,15 @@ class StudyCase:
             "tune": ("tuned", {**priced, "floors": FLOORS, "delta": 0.1}),
             "replay": ("at 4", {**priced, "policy": POLICY, "kv": "propagate", "batch": 1}),
         }
+        needs = {"trace": trace}
         for kind in kinds:
             policy, recipe = recipes[kind]
             machine = "" if kind == "score" else MACHINE
             cell = Cell(kind, "", **axes, policy=policy, machine=machine)
-            self.finish(
-                self.add(
-                    cell, self.task(kind, {**recipe, "row": list(axes.values())}, needs={"trace": trace})
-                )
-            )
+            task = self.add(cell, self.task(kind, {**recipe, "row": list(axes.values())}, needs=needs))
+            self.finish(task)
+            if kind == "league":
+                needs = {**needs, "league": task}
 
 
 BROKEN = ("the same decoder twice comes out unequal",)

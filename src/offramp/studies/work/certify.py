@@ -12,7 +12,7 @@ from offramp.kit.typed import to_json
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TextWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import why_not_halved
-from offramp.studies.work.tune import Answers, Tuning, with_files
+from offramp.studies.work.tune import Answers, Tuning
 from offramp.studies.work.work import Needed
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class CertifyWork(TextWork[Answers], Tuning):
             require_this_machine(self, profile_of(context, self.profile).details["machine"])
         why = why_not_halved(trace, self.seed)
         if why is not None:
-            return Answers((), why)
+            return self.decided(context, Answers((), why))
         try:
             answers = Answers(self.executed(context, trace, machine))
         except OfframpError as error:  # a family that is only traced, or prompts that are too few
             answers = Answers(self.by_replay(trace, machine), why_not_executed=error.what)
-        return with_files(context, answers)
+        return self.decided(context, answers)
 
     def executed(self, context: Context, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""

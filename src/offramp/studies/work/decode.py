@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
-from offramp.kit.defaults import SEED
+from offramp.kit.defaults import LOCAL, SEED
 from offramp.policies.figures import shared_fields
+from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import AUTO
 from offramp.studies.work.context import Context
 from offramp.studies.work.decoding_choice import (
@@ -29,8 +30,11 @@ from offramp.studies.work.inputs import (
     require_this_machine,
     trace_of,
 )
-from offramp.studies.work.league import LeagueWork
+from offramp.studies.work.league import LeagueWork, Ranking
+from offramp.studies.work.tune import TuneWork
 from offramp.studies.work.work import Needed
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, judged_policy, settle_all
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -72,6 +76,7 @@ class Decoding:
     """A measurement with every sample and forecast; None where nothing was decoded, and why.
 
     prompt, plain_answer: the texts of one prompt that all contenders decoded and of the full model's answer.
+    verdicts: at every floor of the ranking, settled by the tuner's answers and this measurement.
     """
 
     bench: BenchResult | None
@@ -80,14 +85,34 @@ class Decoding:
     why_nothing: str | None = None
     prompt: str | None = None
     plain_answer: str | None = None
+    verdicts: tuple[Verdict, ...] = ()
+
+    def timed(self, tuned: Tuned) -> TimedPolicy | None:
+        """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
+        timed, or with a defect."""
+        bench, judged = self.bench, judged_policy(tuned)
+        if bench is None or bench.defects:
+            return None
+        for choice in self.chosen:
+            ratio = bench.contender(choice.contender).ratio
+            if (choice.policy, choice.kv) == judged and ratio is not None:
+                speed = Speed(
+                    ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, bench.seconds_spent
+                )
+                credit = bench.credit(choice.contender, tuned.floor.value)
+                if credit is None or bench.untimed_rivals:
+                    return TimedPolicy(speed)  # one that needs no exits was not timed: it may be the best
+                return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
-    profile: timings of this machine to predict with, None where verdicts are of another one. heads: that the
-    trace is read through. The rest is as of a study's table [decode]. Takes timings, so that it runs alone.
+    certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. profile:
+    timings of this machine to predict with, None where verdicts are of another one. heads: that the trace is
+    read through. The rest is as of a study's table [decode]. Takes timings, so that it runs alone.
     """
 
     kind = "decode"
@@ -96,6 +121,7 @@ class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
     trace: Needed
     league: Needed
     certify: Needed | None = None
+    tune: Needed | None = None
     profile: Needed | None = None
     heads: Needed | None = None
     best: int
@@ -124,7 +150,14 @@ class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
         machine = None if self.profile is None else profile_of(context, self.profile)
         if machine is not None:
             require_this_machine(self, machine.details["machine"])
-        choices = self.choices(context)
+        ranking, answers = context.result(LeagueWork, self.league), self.answers(context)
+        decoding = self.decoding(context, machine, self.choices(ranking, answers))
+        return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, decoding.timed))
+
+    def decoding(
+        self, context: Context, machine: TimingsProfile | None, choices: Sequence[Choice]
+    ) -> Decoding:
+        """The measurement of some policies. Raises as `run`."""
         if not choices:
             return Decoding(None, why_nothing=NO_EXITS)
         model = self.load_model(context)
@@ -133,13 +166,18 @@ class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
         notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in asked)
         return self._measured(context, model, machine, fitting, notes)
 
-    def choices(self, context: Context) -> Sequence[Choice]:
-        """What is to be decoded."""
+    def answers(self, context: Context) -> tuple[Tuned, ...]:
+        """The tuner's, none where it was not asked."""
         from offramp.studies.work.certify import CertifyWork
 
-        ranking = context.result(LeagueWork, self.league)
         if self.certify is not None:
-            return of_verdicts(ranking, context.result(CertifyWork, self.certify).tuned)
+            return context.result(CertifyWork, self.certify).tuned
+        return () if self.tune is None else context.result(TuneWork, self.tune).tuned
+
+    def choices(self, ranking: Ranking, answers: Sequence[Tuned]) -> Sequence[Choice]:
+        """What is to be decoded."""
+        if self.certify is not None:
+            return of_verdicts(ranking, answers)
         return best_of_ranking(ranking, floor=self.floor, count=self.best)
 
     def _measured(

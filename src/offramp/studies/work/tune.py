@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offramp.kit.defaults import DELTA, FLOORS, SEED
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import PricedWork, trace_of
+from offramp.studies.work.league import LeagueWork
+from offramp.studies.work.work import Needed
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Verdict
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
@@ -21,17 +24,25 @@ SECONDS_PER_FACT = 6e-5
 
 @dataclass(frozen=True)
 class Answers:
-    """One answer per floor. why_empty: None where there are any. why_not_executed: where it was to be."""
+    """One answer per floor. why_empty: None where there are any. why_not_executed: where it was to be.
+
+    verdicts: at every floor of the ranking, as these answers settle them.
+    """
 
     tuned: tuple[Tuned, ...]
     why_empty: str | None = None
     why_not_executed: str | None = None
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning(PricedWork[Answers]):
-    """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read."""
+    """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read.
 
+    league: whose verdicts by replay the answers settle.
+    """
+
+    league: Needed
     floors: tuple[float, ...] = FLOORS
     delta: float = DELTA
     seed: int = SEED
@@ -44,6 +55,16 @@ class Tuning(PricedWork[Answers]):
             tune(trace, {"agreement": floor}, machine, delta=self.delta, seed=self.seed)
             for floor in self.floors
         )
+
+    def decided(self, context: Context, answers: Answers) -> Answers:
+        """The answers with the verdicts that they settle; each is written as a file of its own."""
+        from offramp.tuning.tuned import write_tuned
+        from offramp.tuning.verdict import settle_all
+
+        for tuned in answers.tuned:
+            write_tuned(context.folder / tuned_file_name(tuned.floor.value), tuned)
+        replayed = context.result(LeagueWork, self.league).verdicts
+        return replace(answers, verdicts=settle_all(replayed, answers.tuned))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +84,11 @@ class TuneWork(Tuning):
         """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
         trace, machine = trace_of(context, self.trace), self.machine_used(context)
         if len(trace.exits) < 2:
-            return Answers((), "the trace holds no exit before the last: there is no policy to tune")
-        return with_files(context, Answers(self.by_replay(trace, machine)))
+            why = "the trace holds no exit before the last: there is no policy to tune"
+            return self.decided(context, Answers((), why))
+        return self.decided(context, Answers(self.by_replay(trace, machine)))
 
 
 def tuned_file_name(floor: float) -> str:
     """The name of the file that holds the answer at a floor."""
     return f"tuned-{floor:g}.json"
-
-
-def with_files(context: Context, answers: Answers) -> Answers:
-    """The answers, each of them written as a file of its own."""
-    from offramp.tuning.tuned import write_tuned
-
-    for tuned in answers.tuned:
-        write_tuned(context.folder / tuned_file_name(tuned.floor.value), tuned)
-    return answers
