@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -14,9 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.ext import Extension
 from markupsafe import Markup
 
-from offramp.report.formats import NumberFormat, limits_text
 from offramp.scoring.card import STUDY
-from offramp.scoring.estimate import Estimate
 
 Kind = Literal["measured", "executed", "replayed", "predicted"]
 
@@ -141,35 +139,6 @@ def styled(content: str, style: str) -> Markup:
     return Markup(f'<span class="{style}">{escaped(content)}</span>')
 
 
-def paragraph(content: str, style: str = "") -> Markup:
-    """A paragraph within a cell."""
-    return fragment("macros", "paragraph", content, style)
-
-
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, numeric_from: int = 1
-) -> Markup:
-    """A table of texts that scrolls sideways; columns from `numeric_from` are right-aligned."""
-    return fragment("macros", "table", header, rows, caption, numeric_from)
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table of cards. head: HTML above it; kind: where its numbers come from."""
-
-    name: str
-    kind: Kind | None = None
-    head: str = ""
-
-    @property
-    def label(self) -> str:
-        """The name that each cell carries where rows are cards."""
-        return f"{self.name}, {self.kind}" if self.kind else self.name
-
-
-Cells = Sequence[str]
-
-
 @dataclass(frozen=True)
 class KeyNumber:
     """A figure in large on a card: what it is, where it comes from, and what it belongs to."""
@@ -182,23 +151,6 @@ class KeyNumber:
     policy: str = ""
 
 
-def cards(
-    columns: Sequence[Column],
-    groups: Mapping[str, Sequence[Cells]],
-    *,
-    caption: str,
-    style: str,
-    nothing: str = "",
-) -> Markup:
-    """A table of cells in named groups of rows, whose rows become cards on a phone.
-
-    The first cell of a row heads it. A group without a name has no heading row, one without rows says that
-    there is nothing; it is left out where that has no words.
-    """
-    found = {name: rows for name, rows in groups.items() if rows or nothing}
-    return fragment("macros", "cards", columns, found, caption, style, nothing)
-
-
 def figure(
     title: str, note: str, plot: str, data: str, *, legend: str = "", kind: Kind | None = None
 ) -> Markup:
@@ -209,12 +161,3 @@ def figure(
 def bullets(lines: Sequence[str], style: str) -> Markup:
     """Texts as a list; nothing without any."""
     return fragment("macros", "bullets", lines, style)
-
-
-def stacked(estimate: Estimate, number: NumberFormat) -> Markup:
-    """A value with its interval below it, or the reason why there is none."""
-    if estimate.value is None:
-        return stack("undefined", estimate.undefined or "")
-    limits = limits_text(estimate.low, estimate.high, number)
-    known = estimate.low is not None and estimate.high is not None
-    return stack(number(estimate.value), limits if known else estimate.no_interval or "")

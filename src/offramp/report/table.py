@@ -96,7 +96,7 @@ class Column(Generic[T]):
     kind: Kind | None = None
     """Where its numbers come from."""
     numeric: bool = False
-    """Whether it stands on the right, and is sorted as numbers."""
+    """Whether it stands on the right, and is sorted as numbers; what data have as numbers always is."""
     facet: str = ""
     """What a page's rows can be narrowed down by: a key of the page's facets."""
     idle: str = ""
@@ -107,6 +107,9 @@ class Column(Generic[T]):
     """A drawing below its name on a page."""
     on: Literal["", "page", "terminal"] = ""
     """Where alone it is shown."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numeric", self.numeric or self.data in (int, float, Estimate))
 
     @property
     def name_in_data(self) -> str:
@@ -233,7 +236,7 @@ class Table(Generic[T]):
         if not shown:
             return Markup()
         said = caption or self.caption
-        return fragment("macros", "declared", self, columns, shown, said, counted(count, self.noun))
+        return fragment("macros", "table", self, columns, shown, said, counted(count, self.noun))
 
     def _row(self, columns: Sequence[Column[T]], cells: Sequence[Cell]) -> Markup:
         """A row: made here and not by a macro, which takes several times as long; there may be thousands."""
@@ -409,7 +412,7 @@ def _html(column: Column[Any], cell: Cell, *, remarks: bool) -> str:
     if cell.wrong:
         parts.append(styled(cell.wrong, "invalid"))
     if cell.why:
-        parts.append(fragment("macros", "folded_why", cell.why))
+        parts.append(fragment("macros", "why", cell.why))
     return "".join(parts)
 
 

@@ -192,8 +192,7 @@ def families_table(reach: tuple[float, float], keep: str) -> Table[Ranked]:
             Column("Family and its best policy", _family_cell),
             Column("Saved and spent", lambda row: _balance_cell(row[1], reach), head=axis_svg(reach)),
             Column(
-                f"Speed at {keep}",
-                lambda row: estimated(row[1].net_speedup, times, gain_text(row[1].gain)),
+                f"Speed at {keep}", lambda row: estimated(row[1].net_speedup, times, gain_text(row[1].gain))
             ),
             Column("Layers skipped", lambda row: row[1].skip_ratio, percent),
             Column(

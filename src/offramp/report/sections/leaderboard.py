@@ -60,7 +60,7 @@ def score_column(
         estimate: Estimate = getattr(row.card, name)
         return estimate
 
-    return Column(title, score, shown, data=Estimate, key=key or name, numeric=True, on=on)
+    return Column(title, score, shown, data=Estimate, key=key or name, on=on)
 
 
 def eas_column(similarity: str) -> Column[Row]:
@@ -72,7 +72,7 @@ def eas_column(similarity: str) -> Column[Row]:
         return Cell(NOTHING) if variant is None else estimated(variant.score, thousandths, reach)
 
     title = f"EAS, {similarity.replace('_', ' ')}"
-    return Column(title, cell, thousandths, data=Estimate, key=f"eas_{similarity}", numeric=True, on="page")
+    return Column(title, cell, thousandths, data=Estimate, key=f"eas_{similarity}", on="page")
 
 
 def variant_of(row: Row, similarity: str) -> EasVariant | None:
@@ -286,10 +286,7 @@ def means_table(rows: Sequence[Row]) -> Markup:
     def mean(column: Column[Row]) -> Column[Traces]:
         what = "certified" if column in speeds else "known"
         return Column(
-            column.name,
-            partial(mean_cell, column, what, len(workloads)),
-            key=column.key,
-            numeric=True,
+            column.name, partial(mean_cell, column, what, len(workloads)), key=column.key, numeric=True
         )
 
     means: list[Column[Traces]] = [mean(column) for column in (*speeds, *known)]

@@ -129,14 +129,13 @@ STRATEGIES: Table[Standing] = Table(
         *(column.over(_place) for column in PLACE),
         FLOOR.over(lambda standing: standing.shown.floor),
         Column("Basis", _basis_cell, data=str, facet="basis", on="page"),
-        Column("Agreement", _agreement_cell, percent, data=Estimate, numeric=True),
+        Column("Agreement", _agreement_cell, percent, data=Estimate),
         Column(
             "Layers skipped",
             lambda standing: standing.shown.skip_ratio,
             percent,
             data=Estimate,
             key="skip_ratio",
-            numeric=True,
             on="page",
         ),
         Column(
@@ -145,7 +144,6 @@ STRATEGIES: Table[Standing] = Table(
             percent,
             data=float,
             key="probe_share",
-            numeric=True,
             on="page",
         ),
         Column(
