@@ -26,6 +26,9 @@ from page_reader import VOID, Page
 MOST_WORDS = 25
 """Of the sentence that answers."""
 
+FIGURE = re.compile(r"[\d.,]+ [%×]|–|not \w+")
+"""What a cell begins with."""
+
 ORDER = ("does not pay", "not enough documents", "not settled", "too close to call", "pays")
 
 
@@ -149,7 +152,7 @@ def _rows(rows: list[dict[str, Any]], page: str, terminal: str) -> Iterator[str]
         if short_name(named) not in policy or (named != "never" and named not in codes):
             yield f"{where}: the page names {policy} ({codes}), the record {named}"
         yield from _figures(where, row, named, kept, speed, credit)
-        words = [part.split(" (")[0].split(",")[0] for part in (kept, speed, credit)]
+        words = [FIGURE.match(part)[0] for part in (kept, speed, credit)]
         if not any(all(word in line for word in (floor, row["decision"], *words)) for line in lines):
             yield f"{where}: no line of the terminal has {floor}, {row['decision']}, {words}"
 

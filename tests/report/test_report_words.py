@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,18 +27,16 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import (
-    Column,
     Joined,
     bullets,
-    cards,
     environment,
     figure,
     fragment,
     slug,
     stack,
-    table,
     text,
 )
+from offramp.report.table import Cell, Column, Table, pairs
 from offramp.report.timing import (
     a_a_text,
     answer_sentence,
@@ -120,11 +120,13 @@ HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 
 
 def test_values_are_escaped_in_text_and_attributes():
+    cell = Cell(
+        HOSTILE, below=HOSTILE, code=HOSTILE, why=(HOSTILE,), facets=(HOSTILE, HOSTILE), wrong=HOSTILE
+    )
+    columns = (Column(HOSTILE, lambda row: row), Column(HOSTILE, lambda row: cell, facet="model", key="a"))
+    table: Table[str] = Table(columns, caption=HOSTILE, groups=Column(HOSTILE, lambda row: row))
     made = [
-        table([HOSTILE], [[HOSTILE]], caption=HOSTILE),
-        cards(
-            [Column(HOSTILE), Column(HOSTILE)], {HOSTILE: [[HOSTILE, HOSTILE]]}, caption=HOSTILE, style="x"
-        ),
+        *(replace(table, **layout).html([HOSTILE]) for layout in ({}, {"style": "x"}, {"name": "x"})),
         figure(HOSTILE, HOSTILE, HOSTILE, HOSTILE, legend=HOSTILE),
         bullets([HOSTILE], "note"),
         stack(HOSTILE, HOSTILE),
@@ -140,7 +142,7 @@ def test_pieces_that_are_html_already_stay():
 
 
 def test_a_number_stays_with_its_unit_in_text_and_not_in_attributes():
-    html = table(["Name", "Value"], [["a", "1.5 ms"]], caption="at 95 % agreement")
+    html = pairs("at 95 % agreement").html([("a", "1.5 ms")])
     assert "1.5\u00a0ms" in html
     assert "<caption>at 95\u00a0% agreement</caption>" in html
     assert 'aria-label="at 95 % agreement"' in html

@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,9 +16,6 @@ from offramp.errors import OfframpError
 from offramp.files import remove
 from offramp.kit.defaults import DEFAULT_MODEL
 from offramp.kit.request import Request
-
-if TYPE_CHECKING:
-    from offramp.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -42,25 +38,19 @@ class DoctorCommand(Request):
 
 def doctor(asked: DoctorCommand, out: Output) -> None:
     """Look at each, and say what to do about what is not fine."""
+    from rich.markup import escape
+
     if asked.clear_cache:
         out.console.print(_clear_cache(), markup=False, soft_wrap=True)
     findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
-    out.console.print(_table().rich(findings))
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.fine else "[yellow]--[/]"
+        out.console.print(f"{mark} {finding.name:<14} {escape(finding.found)}", soft_wrap=True)
+        if not finding.fine:
+            out.console.print(f"   [dim]{escape(finding.fix)}[/]", soft_wrap=True)
     out.finish({"findings": [asdict(finding) for finding in findings]})
     if not all(finding.fine for finding in findings if finding.name in ("torch", "transformers")):
         raise typer.Exit(1)
-
-
-def _table() -> Table[Finding]:
-    from offramp.report.table import Cell, Column, Table
-
-    def mark(finding: Finding) -> Cell:
-        return Cell("ok", tone="good") if finding.fine else Cell("--", tone="open")
-
-    def found(finding: Finding) -> Cell:
-        return Cell(finding.found, below="" if finding.fine else finding.fix)
-
-    return Table((Column(" ", mark), Column(" ", lambda finding: finding.name), Column(" ", found)))
 
 
 def _packages() -> list[Finding]:

@@ -25,9 +25,16 @@ from offramp.report.html import fragment, policy_code, text
 from offramp.report.plot.drawing import Key, drawn, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
-from offramp.report.sections.decoded import circumstances_table, contenders_table, with_interval
+from offramp.report.sections.decoded import circumstances_table, contenders_table
 from offramp.report.table import NOTHING, Cell, Column, Table
-from offramp.report.timing import a_a_text, contender_answer, limits_of, share_text, stopped_text
+from offramp.report.timing import (
+    a_a_text,
+    contender_answer,
+    limits_of,
+    share_text,
+    stopped_text,
+    with_interval,
+)
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 

@@ -53,12 +53,11 @@ def _limits(figure: Figure) -> str:
 FIGURES: Table[Figure] = Table(
     (
         Column("Figure", lambda figure: figure.name),
-        Column("Value", _value),
-        Column("95 % interval", _limits),
-        Column("Can reach", lambda figure: figure.span),
+        Column("Value", _value, numeric=True),
+        Column("95 % interval", _limits, numeric=True),
+        Column("Can reach", lambda figure: figure.span, numeric=True),
         Column("Remark", lambda one: one.estimate.undefined or one.estimate.no_interval or ""),
     ),
-    words=1,
 )
 """Figures with their intervals, or with the reason why one has none."""
 

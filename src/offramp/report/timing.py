@@ -29,6 +29,7 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
+from offramp.report.table import NOTHING, Cell
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.verdict import TOO_WIDE
 
@@ -85,6 +86,13 @@ def limits_of(interval: Estimate[float], number: NumberFormat) -> str:
     if number is percent:
         return interval_text(interval.low, interval.high, number)
     return timed_interval(interval.value, interval.low, interval.high, number)
+
+
+def with_interval(interval: Estimate[float] | None, number: NumberFormat, *below: str) -> Cell:
+    """A figure of a timing with its interval below it; below: further lines."""
+    if interval is None:
+        return Cell(NOTHING)
+    return Cell(number(interval.value), below=(limits_of(interval, number), *below), value=interval)
 
 
 def ratio_text(ratio: Estimate[float]) -> str:

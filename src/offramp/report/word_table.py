@@ -49,13 +49,24 @@ class WordTable(Table):
             yield console.render_str(self.below, style="dim")
 
 
+SHORT = 18
+"""A line of so many signs is not broken where there is room for that."""
+
+
 def fitted(columns: Sequence[Sequence[Text]], room: int) -> list[int] | None:
-    """Widths that break no word and make the tallest cell as low as can be; None if words do not fit."""
-    widths = [max(map(_longest_word, column)) for column in columns]
+    """Widths that break no word and make the table as low as can be; None if words do not fit.
+
+    Of two that are as low, one that breaks no short line.
+    """
+    least = [[max(map(longest, column)) for column in columns] for longest in (_longest_short, _longest_word)]
+    tried = [_widened(columns, widths, room - sum(widths)) for widths in least if sum(widths) <= room]
+    return min(tried, key=lambda widths: _lines(columns, widths), default=None)
+
+
+def _widened(columns: Sequence[Sequence[Text]], least: Sequence[int], spare: int) -> list[int]:
+    """These widths and what is to spare, given to the columns with the tallest cells."""
+    widths = list(least)
     full = [max(map(_longest_line, column)) for column in columns]
-    spare = room - sum(widths)
-    if spare < 0:
-        return None
     for _ in range(spare):
         narrow = [place for place, width in enumerate(widths) if width < full[place]]
         if not narrow:
@@ -64,9 +75,20 @@ def fitted(columns: Sequence[Sequence[Text]], room: int) -> list[int] | None:
     return widths
 
 
+def _lines(columns: Sequence[Sequence[Text]], widths: Sequence[int]) -> int:
+    """About how many lines all rows take."""
+    rows = zip(*columns, strict=True)
+    return sum(max(map(_lines_of, row, widths)) for row in rows)
+
+
+def _lines_of(text: Text, width: int) -> int:
+    """About how many lines a cell takes."""
+    return sum(-(-len(line) // max(width, 1)) for line in text.plain.splitlines())
+
+
 def _height(column: Sequence[Text], width: int) -> tuple[int, int]:
     """About how many lines the tallest cell takes, and all of them together."""
-    cells = [sum(-(-len(line) // max(width, 1)) for line in text.plain.splitlines()) for text in column]
+    cells = [_lines_of(text, width) for text in column]
     return max(cells, default=0), sum(cells)
 
 
@@ -87,6 +109,12 @@ def _text(console: Console, cell: RenderableType) -> Text:
 
 def _longest_word(text: Text) -> int:
     return max((Text(word).cell_len for word in WORD.findall(text.plain)), default=0)
+
+
+def _longest_short(text: Text) -> int:
+    """The longest line that is short, or the longest word."""
+    lines = [length for line in text.plain.splitlines() if (length := Text(line).cell_len) <= SHORT]
+    return max([*lines, _longest_word(text)])
 
 
 def _longest_line(text: Text) -> int:

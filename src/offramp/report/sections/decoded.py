@@ -14,7 +14,6 @@ from offramp.models.memory import shown_size
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
-    NumberFormat,
     counted,
     decimal,
     duration,
@@ -36,13 +35,12 @@ from offramp.report.timing import (
     contender_answer,
     counts_sentence,
     error_sentence,
-    limits_of,
     part_name,
     share_text,
     stopped_text,
+    with_interval,
 )
 from offramp.report.ways import Way, sample_text, ways_of
-from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 
 
@@ -106,13 +104,6 @@ def _judged_cell(way: Way) -> Cell:
         return Cell(NOTHING)
     held = "not certified" if judged.certified is None else f"certified ≥ {whole_percent(judged.certified)}"
     return Cell(share_text(judged.kept), below=(counted(judged.documents, "document"), held))
-
-
-def with_interval(interval: Estimate[float] | None, number: NumberFormat, *below: str) -> Cell:
-    """A figure of a timing with its interval below it."""
-    if interval is None:
-        return Cell(NOTHING)
-    return Cell(number(interval.value), below=(limits_of(interval, number), *below), value=interval)
 
 
 def contenders_table(worth: float, plain: str) -> Table[Contender]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -17,11 +18,11 @@ from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
+    interval_text,
     listed,
     percent,
     short_source,
     timed_interval,
-    timed_text,
     times,
     too_wide,
     visible_text,
@@ -33,7 +34,7 @@ from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
-from offramp.report.timing import share_text
+from offramp.report.timing import with_interval
 from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
 from offramp.report.words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.scoring.estimate import Estimate
@@ -110,38 +111,40 @@ def _policy_cell(row: OfText) -> Cell:
 def _kept_cell(row: OfText) -> Cell:
     """What the row's policy kept of its own tokens, of how many documents, and whether that is certified."""
     _, verdict = row
-    kept = NOTHING if policy_of(verdict)[0] == PLAIN_DECODING else _kept(verdict)
-    return Cell(kept, below=reference_line(verdict.reference_agreement))
+    kept = Cell(NOTHING) if policy_of(verdict)[0] == PLAIN_DECODING else _kept(verdict)
+    return replace(kept, below=(*kept.lines, reference_line(verdict.reference_agreement)))
 
 
-def _kept(verdict: Verdict) -> str:
-    certificate = verdict.certificate
+def _kept(verdict: Verdict) -> Cell:
+    certificate, tried, kept = verdict.certificate, verdict.tried, verdict.kept
     if certificate is None or not certificate.executed:
-        kept = verdict.agreement.value
-        return NOTHING if kept is None else f"{percent(kept)}, replayed"
-    tried = verdict.tried
+        replayed = verdict.agreement.value
+        return Cell(NOTHING) if replayed is None else Cell(percent(replayed), below="replayed")
     if verdict.policy == PLAIN_DECODING and tried is not None:
         if tried.executed is None:
-            return "not executed"
-        return f"{percent(tried.executed)}, {counted(tried.documents, 'document')}, not certified"
-    if verdict.kept is None or verdict.kept.value is None:
-        return "not known"
-    said = f"{share_text(verdict.kept)}, {counted(certificate.stopped_after or 0, 'document')}"
-    return f"{said}, {'certified' if verdict.certified else 'not certified'}"
+            return Cell("not executed")
+        return Cell(percent(tried.executed), below=(counted(tried.documents, "document"), "not certified"))
+    if kept is None or kept.value is None:
+        return Cell("not known")
+    documents = counted(certificate.stopped_after or 0, "document")
+    certified = "certified" if verdict.certified else "not certified"
+    return Cell(
+        percent(kept.value), below=(interval_text(kept.low, kept.high, percent), documents, certified)
+    )
 
 
-def _speed_text(row: OfText) -> str | None:
+def _speed_cell(row: OfText) -> Cell:
     speed = row[1].speed
     if speed is None or policy_of(row[1])[0] == PLAIN_DECODING:
-        return None
-    return f"{timed_text(speed.value, speed.low, speed.high, times)}, {how_words(speed)}"
+        return Cell(NOTHING)
+    return with_interval(Estimate(speed.value, speed.low, speed.high), times, how_words(speed))
 
 
-def _credit_text(row: OfText) -> str | None:
+def _credit_cell(row: OfText) -> Cell:
     credit = row[1].credit
     if credit is None or credit.value is None or policy_of(row[1])[0] == PLAIN_DECODING:
-        return None
-    return timed_text(credit.value, credit.low, credit.high, times)
+        return Cell(NOTHING)
+    return with_interval(Estimate(credit.value, credit.low, credit.high), times)
 
 
 VERDICTS: Table[OfText] = Table(
@@ -150,8 +153,8 @@ VERDICTS: Table[OfText] = Table(
         Column("Answer", _answer_cell),
         Column("Policy", _policy_cell),
         Column("Kept", _kept_cell, kind="executed"),
-        Column("Over plain decoding", _speed_text),
-        Column("Over the best without exits", _credit_text),
+        Column("Over plain decoding", _speed_cell),
+        Column("Over the best without exits", _credit_cell),
     ),
     caption="The answer by text and quality floor, one sequence at a time",
     groups=Column("Text", lambda row: row[0], short_source),
