@@ -11,7 +11,17 @@ from offramp.runs.request import Run
 if TYPE_CHECKING:
     from offramp.report.run_findings import Findings
 
-SHORT = ("workload", "floor", "decision", "policy", "kv", "certified", "executed_agreement", "speed")
+SHORT = (
+    "workload",
+    "floor",
+    "decision",
+    "policy",
+    "kv",
+    "certified",
+    "executed_agreement",
+    "speed",
+    "missing",
+)
 """Of a verdict, in what `--json` prints; summary.json has everything."""
 
 
@@ -29,17 +39,16 @@ def run(asked: Run, out: Output) -> None:
 
 def _short(findings: Findings) -> dict[str, Any]:
     """The answer of a run for machines: headline, verdicts, what to do next, and where the rest lies."""
+    from offramp.kit.typed import to_json
     from offramp.report.next_step import next_step
+    from offramp.report.summary import OfText
     from offramp.runs.folder import SUMMARY_FILE
 
-    verdict = findings.summary["verdict"]
+    verdicts = [to_json(OfText(finding.workload, finding.detail)) for finding in findings]
     return {
-        "headline": verdict["headline"],
-        "decision": verdict["decision"],
-        "verdicts": [
-            {**{name: one[name] for name in SHORT}, "missing": one["missing"]}
-            for one in verdict["by_workload"]
-        ],
+        "headline": findings.headline,
+        "decision": findings.decision,
+        "verdicts": [{name: verdict[name] for name in SHORT} for verdict in verdicts],
         "next": None if (step := next_step(findings.result)) is None else asdict(step),
         "summary": str(findings.folder / SUMMARY_FILE),
         "report": str(findings.report),

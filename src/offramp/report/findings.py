@@ -12,7 +12,7 @@ from offramp.report.names import floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import NOT_TIMED, Answer, Comparison, Row, Strategy
+from offramp.studies.comparison.results import NOT_TIMED, Answer, Comparison, Place, Row, Strategy
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, decide, from_main
 
@@ -37,10 +37,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
     was decoded and kept less than the floor. missing: what would settle it.
     """
 
-    model: str
-    heads: str
-    workload: str
-    machine: str
+    at: Place
     floor: Floor
     decision: CellDecision
     policy: str
@@ -72,6 +69,26 @@ class Finding(ShownAsHtml, Generic[Detail]):
             **{f"kept_{name}": getattr(kept, name) for name in ("value", "low", "high")},
             "missing": list(self.missing),
         }
+
+    @property
+    def model(self) -> str:
+        """As shown, transforms included."""
+        return self.at.model
+
+    @property
+    def heads(self) -> str:
+        """What exits are read through, "" for the model's own head."""
+        return self.at.heads
+
+    @property
+    def workload(self) -> str:
+        """The text's name."""
+        return self.at.workload
+
+    @property
+    def machine(self) -> str:
+        """The machine's name, or "bytes moved"."""
+        return self.at.machine
 
     @property
     def exits(self) -> bool:
@@ -106,10 +123,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
     timed = speed is not None and speed.how == "measured"
     bound = certificate is not None and certificate.holds
     return Finding(
-        model=model,
-        heads="",
-        workload=workload,
-        machine=verdict.basis,
+        at=Place(model, workload, heads="", machine=verdict.basis),
         floor=Floor("agreement", verdict.floor),
         decision=verdict.decision,
         policy=str(verdict.policy),
@@ -154,10 +168,7 @@ def finding_of_answer(row: Row, answer: Answer, measured: Strategy | None) -> Fi
         if decision != "does not pay":
             missing = (f"its credit: {credit.undefined}",)
     return Finding(
-        model=row.model.shown,
-        heads=row.heads,
-        workload=row.workload,
-        machine=answer.machine,
+        at=row.on(answer.machine),
         floor=answer.floor,
         decision=decision,
         policy=answer.policy,

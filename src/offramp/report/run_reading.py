@@ -221,11 +221,13 @@ class RunReader:
         source = self.study.machines[0].source
         if source == BYTES:
             return None
-        if source != LOCAL:
-            return find_machine(source)
-        profiles = [task for task in self.plan.tasks.values() if task.kind == "profile"]
-        done = [task for task in profiles if self._is_done(task)]
-        profile = profile_in(self.folder.task_folder(done[0])) if done else None
+        return self.timings() if source == LOCAL else find_machine(source)
+
+    def timings(self) -> TimingsProfile | None:
+        """Of this machine; None while there are none that are fit to decide."""
+        profiles = (task for task in self.plan.tasks.values() if task.kind == "profile")
+        done = next((task for task in profiles if self._is_done(task)), None)
+        profile = None if done is None else profile_in(self.folder.task_folder(done))
         return None if profile is None or profile.unfit is not None else profile
 
     def _provenance(

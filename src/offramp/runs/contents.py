@@ -70,7 +70,6 @@ def _is_policy_of(workload: str, path: Path) -> bool:
 
 def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:
     from offramp.studies.work.certify import CertifyWork
-    from offramp.studies.work.inputs import profile_in
 
     folder = reader.folder
 
@@ -81,16 +80,12 @@ def _contents(reader: RunReader, workload: str, trace: Path) -> RunContents:
     heads, certify = done("heads"), done("certify")
     certified = None if certify is None else CertifyWork.of(certify)
     shown = folder.path / f"heads-{safe_name(workload)}.safetensors"
-    profiles = [
-        task for task in reader.plan.tasks.values() if task.kind == "profile" and folder.is_done(task)
-    ]
-    timings = next((profile_in(folder.task_folder(task)) for task in profiles), None)
     return RunContents(
         run=folder.path,
         workload=workload,
         trace=trace,
         heads=None if heads is None else shown if shown.is_file() else reader.heads_path(heads),
-        timings=None if timings is None or timings.unfit is not None else timings,
+        timings=reader.timings(),
         executions=None if certified is None else folder.executions / certified.same_text,
         new_tokens=None if certified is None else certified.new_tokens,
     )
