@@ -394,7 +394,7 @@ BAD: list[tuple[dict[str, Any], type[OfframpError], str]] = [
     ({"rounds": 0}, InputError, "rounds must be at least 1"),
     ({"rounds": None, "budget_seconds": None}, InputError, "neither seconds nor rounds"),
     ({"budget_seconds": -1.0}, InputError, "budget seconds must be at least 0"),
-    ({"worth": 0.0}, InputError, "is no share"),
+    ({"worth": 0.0}, InputError, "worth must be a share above 0"),
     ({"batch": 0}, InputError, "batch must be at least 1"),
 ]
 

@@ -361,7 +361,6 @@ def test_kept_layers_are_numbered_as_in_the_whole_model() -> None:
         (["exits"], {"policy": POLICY, "kv": "speculate"}, "speculation is an acceleration of its own"),
         (["exits"], {"policy": "never"}, "exits needs a policy"),
         (["exits"], {"policy": "static:exit=9"}, "exit 9 is beyond the model"),
-        (["exits"], {"policy": POLICY, "floor": 1.5}, "a floor of 1.5 is no share"),
         (["prune:drop=9"], {}, "leaves out layer 9"),
         (["prune:drop=1+2+3+4"], {}, "leaves out all of the model's 4 layers"),
     ],

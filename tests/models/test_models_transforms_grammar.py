@@ -105,7 +105,7 @@ def test_the_place_at_fault_is_shown(text: str, what: str, fix: str, offset: int
 
 def test_values_that_do_not_go_together_name_the_text() -> None:
     for text, what in [
-        ("int4:group=33", "int4 takes groups of 32, 64, 128 weights, not 33"),
+        ("int4:group=33", "group must be one of 32, 64 and 128 weights, not 33"),
         ("prune:by=angulr,layers=3", "unknown measure 'angulr'"),
     ]:
         with pytest.raises(InputError, match=what) as caught:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
 from offramp.commands import number_text
 from offramp.errors import InputError
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import LARGEST_NUMBER, Positive
+from offramp.kit.rules import Beside
 from offramp.scoring.documents import document_rows, fact_of
 from offramp.tracing.trace import FactArray, Trace
 
 FloorKind = Literal["agreement", "reference_agreement", "nll", "kl"]
+PLACES = {"kind": "floor= (--floor)", "value": "floor= (--floor)", "clip": "clip= (--floor-clip)"}
+"""Where each part of a floor is given."""
+
 FloorAnswer = Literal["holds", "broken", "not decided"]
 
 
@@ -31,8 +37,32 @@ class Floor:
     """
 
     kind: FloorKind
-    value: float
-    clip: float | None = None
+    value: Annotated[
+        float,
+        Gt(0),
+        Le(LARGEST_NUMBER),
+        Beside(
+            lambda value, given: value < 1.0 or given.kind in NATS,
+            "a share of agreement below 1",
+            "choose a number between 0 and 1; 1 itself can never be certified from a sample",
+        ),
+    ]
+    clip: Annotated[
+        Positive | None,
+        Beside(
+            lambda clip, given: clip is None or given.kind in NATS,
+            "left out at a floor on agreement",
+            "leave clip= (--floor-clip) out",
+        ),
+        Beside(
+            lambda clip, given: given.kind in SHARES or (clip is not None and clip > given.value),
+            "above the {value} nats of the floor",
+            "choose a limit above the floor",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        settle_fields(self, where=lambda name: PLACES[name])
 
     @property
     def risk(self) -> float:
@@ -74,48 +104,8 @@ def make_floor(floor: Floor | Mapping[str, float], clip: float | None = None) ->
                 fix="give one, as in agreement=0.99",
             )
         kind, value = next(iter(floor.items()))
-        if kind not in KINDS:
-            near = difflib.get_close_matches(kind, KINDS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"unknown floor {kind!r}",
-                where="floor= (--floor)",
-                fix=f"{hint}choose one of: {', '.join(KINDS)}",
-            )
-        limit = None if kind in SHARES else (CLIP if clip is None else clip)
-        floor = Floor(kind, value, limit)
-        if kind in SHARES and clip is not None:
-            raise InputError(
-                "a floor on agreement is not clipped",
-                where="clip= (--floor-clip)",
-                fix="leave clip= (--floor-clip) out",
-            )
-    _require_range(floor)
+        floor = Floor(kind, value, CLIP if clip is None and kind in NATS else clip)  # type: ignore[arg-type]
     return floor
-
-
-def _require_range(floor: Floor) -> None:
-    """Raise InputError for a floor that cannot be one."""
-    if floor.kind in SHARES:
-        if not 0.0 < floor.value < 1.0:
-            raise InputError(
-                f"a floor of {floor.value} on agreement is no share",
-                where="floor= (--floor)",
-                fix="choose a number between 0 and 1; 1 itself can never be certified from a sample",
-            )
-        return
-    if not (math.isfinite(floor.value) and floor.value > 0.0):
-        raise InputError(
-            f"a floor of {floor.value} nats is out of range",
-            where="floor= (--floor)",
-            fix="choose a positive number",
-        )
-    if floor.clip is None or not (math.isfinite(floor.clip) and floor.clip > floor.value):
-        raise InputError(
-            f"losses cannot be cut at {floor.clip} nats with {floor.value} nats allowed",
-            where="clip= (--floor-clip)",
-            fix="choose a limit above the floor",
-        )
 
 
 def parse_floor(text: str, clip: float | None = None) -> Floor:

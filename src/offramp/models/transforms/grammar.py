@@ -8,11 +8,11 @@ prune:drop=20+21
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from offramp.errors import InputError
+from offramp.kit.rules import suggest
 from offramp.models.transforms.transform import TRANSFORMS, Option, Transform, options_of
 from offramp.plug_ins import asking
 
@@ -93,11 +93,7 @@ def _given(
 def _suggest(name: str, known: Iterable[str], alone: str = "") -> str:
     """What to write instead of an unknown name: the nearest known one, and all of them."""
     names = sorted(known)
-    if not names:
-        return f"write {alone} alone"
-    near = difflib.get_close_matches(name, names, n=1)
-    choices = "choose one of: " + ", ".join(names)
-    return f"did you mean {near[0]!r}? {choices}" if near else choices
+    return suggest(name, names) if names else f"write {alone} alone"
 
 
 def _fault(text: str, offset: int, what: str, fix: str) -> InputError:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.arguments import settle_fields
+from offramp.kit.numbers import Count
+from offramp.kit.rules import Beside, Must, OneOf, only_if, only_with
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -19,6 +21,10 @@ MEASURES = {
     "influence": "the layers whose input and output are most alike, one by one (ShortGPT, arXiv 2403.03853)",
 }
 """What layers can be chosen by, and what is then dropped."""
+
+
+of_measure = only_if(lambda given: given.trace is None, "beside trace=, whose workload it is")
+"""Of what a measure is taken on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +42,33 @@ class Prune:
 
     name: ClassVar[str] = "prune"
 
-    by: str | None = None
-    layers: int | None = None
-    drop: tuple[int, ...] = ()
-    workload: str = DEFAULT_WORKLOAD
-    tokens: int = DEFAULT_TOKENS
-    trace: str | None = None
+    by: Annotated[str, OneOf("measure", lambda: MEASURES)] | None = None
+    layers: Annotated[
+        Count | None,
+        only_with("by"),
+        Beside(
+            lambda layers, given: given.by is None or layers is not None,
+            "named beside by=",
+            "write prune:by={by},layers=6",
+        ),
+    ] = None
+    drop: Annotated[
+        tuple[Count, ...],
+        Must(lambda drop: len(set(drop)) == len(drop), "layers, each once, as in prune:drop=21+22"),
+        Beside(
+            lambda drop, given: bool(drop) == (given.by is None),
+            "named unless by= chooses them",
+            "write prune:drop=21+22, or prune:by=angular,layers=6",
+        ),
+    ] = ()
+    workload: Annotated[str, of_measure] = DEFAULT_WORKLOAD
+    tokens: Annotated[Count, of_measure] = DEFAULT_TOKENS
+    trace: Annotated[str | None, only_if(lambda given: given.by == "influence", "without by=influence")] = (
+        None
+    )
 
     def __post_init__(self) -> None:
-        if self.by is None:
-            self._check_given()
-        else:
-            self._check_measured()
+        settle_fields(self, where=lambda name: f"{name}=")
         object.__setattr__(self, "drop", tuple(sorted(self.drop)))
 
     @property
@@ -134,63 +155,3 @@ class Prune:
                 fix="load it into memory",
             )
         self.check_depth(model.layers, model.name)
-
-    def _check_given(self) -> None:
-        if self.layers is not None or self.trace is not None:
-            raise InputError(
-                "prune: nothing says how the layers are to be chosen",
-                where="layers=" if self.layers is not None else "trace=",
-                fix=f"add by={_words(MEASURES)}, or give the layers themselves: prune:drop=21+22",
-            )
-        if not self.drop:
-            raise InputError(
-                "prune: no layer is named",
-                fix=f"write prune:drop=21+22, or prune:by={_words(MEASURES)},layers=6",
-            )
-        if min(self.drop) < 1 or len(set(self.drop)) < len(self.drop):
-            raise InputError(
-                "prune: drop= takes every layer once, numbered from 1",
-                where="drop=" + "+".join(str(layer) for layer in self.drop),
-                fix="write prune:drop=21+22",
-            )
-
-    def _check_measured(self) -> None:
-        if self.by not in MEASURES:
-            raise InputError(f"prune: unknown measure {self.by!r}", where="by=", fix=_nearest(str(self.by)))
-        if self.drop:
-            raise InputError(
-                "prune: layers are either given or chosen",
-                where=f"by={self.by} beside drop=",
-                fix="leave out one of them",
-            )
-        for key, value in (("layers", self.layers), ("tokens", self.tokens)):
-            if value is None or value < 1:
-                raise InputError(
-                    f"prune: {key}= must be 1 or more" if value is not None else f"prune: {key}= is missing",
-                    where=f"by={self.by}",
-                    fix=f"write prune:by={self.by},layers=6",
-                )
-        if self.trace is not None and self.by != "influence":
-            raise InputError(
-                f"prune: a trace does not hold what by={self.by} is measured from",
-                where="trace=",
-                fix="leave out trace=, or use by=influence",
-            )
-        if self.trace is not None and (self.workload, self.tokens) != (DEFAULT_WORKLOAD, DEFAULT_TOKENS):
-            raise InputError(
-                "prune: the workload is that of the trace",
-                where="trace= beside workload= or tokens=",
-                fix="leave out one of them",
-            )
-
-
-def _words(names: Iterable[str]) -> str:
-    return "|".join(names)
-
-
-def _nearest(name: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, MEASURES, n=1)
-    choices = "; ".join(f"{measure}: {meaning}" for measure, meaning in MEASURES.items())
-    return f"did you mean {near[0]!r}? {choices}" if near else f"choose one of: {choices}"

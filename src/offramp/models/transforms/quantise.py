@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from offramp.errors import InputError, ModelError
+from offramp.kit.arguments import settle_fields
+from offramp.kit.rules import Must
 from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
@@ -219,15 +221,12 @@ class Int4(Quantised):
     name: ClassVar[str] = "int4"
     bits: ClassVar[int] = 4
 
-    group: int = 32
+    group: Annotated[
+        int, Must(GROUPS.__contains__, "one of 32, 64 and 128 weights", "write int4:group=32")
+    ] = 32
 
     def __post_init__(self) -> None:
-        if self.group not in GROUPS:
-            raise InputError(
-                f"{self.name} takes groups of {', '.join(map(str, GROUPS))} weights, not {self.group}",
-                where="group=",
-                fix=f"write {self.name}:group={GROUPS[0]}",
-            )
+        settle_fields(self, where=lambda name: f"{name}=")
 
     @property
     def text(self) -> str:
