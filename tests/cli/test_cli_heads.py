@@ -241,7 +241,7 @@ def test_heads_in_the_models_own_checkpoint(tiny_model: Path, documents: Path, t
     ("options", "what"),
     [
         ("--format tuned-lens", "it is not said which model"),
-        ("--format tunedlens --model none", "no format 'tunedlens'"),
+        ("--format tunedlens --model none", "unknown format 'tunedlens'"),
         ("--model none", "nothing says which tensors"),
         ("--format tuned-lens --model none --dtype float12", "unknown dtype 'float12'"),
         ("--format tuned-lens --model none --transform prune:drop=2", "a pruned one counts others"),

@@ -59,7 +59,7 @@ def test_alpha_outside_its_range_is_refused(alpha):
 
 
 def test_an_unknown_similarity_gets_near_matches():
-    with pytest.raises(InputError, match="no similarity 'centered_logit'") as caught:
+    with pytest.raises(InputError, match="unknown similarity 'centered_logit'") as caught:
         score(trace_with()).eas("centered_logit", 0.5)
     assert "centred_logit" in caught.value.fix
 

@@ -5,7 +5,8 @@ import pytest
 from scoring_traces import facts_trace, marginal_of
 
 from offramp.errors import InputError
-from offramp.scoring.estimate import document_bootstrap
+from offramp.kit.arguments import settled
+from offramp.scoring.estimate import Draws, document_bootstrap
 from offramp.scoring.scoring import score
 
 DOCUMENTS, LENGTH, SIMULATIONS = 40, 24, 200
@@ -132,8 +133,8 @@ def test_a_figure_undefined_in_many_draws_gets_no_interval():
     assert bootstrap.estimate(values).no_interval == "undefined in 10% of the resampled traces"
 
 
-def test_too_few_draws_are_refused():
-    with pytest.raises(InputError, match="39 draws"):
-        document_bootstrap(20, draws=39, seed=0)
-    with pytest.raises(InputError, match="1,000,000,000,000 draws"):
-        document_bootstrap(20, draws=10**12, seed=0)
+@pytest.mark.parametrize("draws", [39, 10**12])
+def test_too_few_draws_and_too_many_are_refused(draws: int) -> None:
+    assert settled("draws", 40, Draws, "Draws") == 40
+    with pytest.raises(InputError, match="draws must be"):
+        settled("draws", draws, Draws, "Draws")

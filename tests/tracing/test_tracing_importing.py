@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 from transformers import OPTConfig, OPTForCausalLM
 
+import offramp
 from offramp.errors import InputError
 from offramp.policies.replay import replay
 from offramp.tracing.importing.imports import find_import, import_heads
@@ -379,11 +380,11 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_and_a_map_beside_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no format 'tuned_lens'") as caught:
-        find_import(tmp_path, format="tuned_lens")
+    with pytest.raises(InputError, match="unknown format 'tuned_lens'") as caught:
+        offramp.import_heads(tmp_path, tiny_llama(), format="tuned_lens")
     assert "did you mean 'tuned-lens'?" in caught.value.fix
-    with pytest.raises(InputError, match="both a key map and a format"):
-        find_import(tmp_path, format="tuned-lens", key_map=tmp_path / "map.toml")
+    with pytest.raises(InputError, match="format= means nothing beside key_map="):
+        offramp.import_heads(tmp_path, tiny_llama(), format="tuned-lens", key_map=tmp_path / "map.toml")
 
 
 def test_a_model_of_several_streams_takes_no_heads_of_its_hidden_size(tmp_path: Path) -> None:

@@ -198,13 +198,6 @@ def test_one_token_documents_only_are_an_error_that_names_them() -> None:
         select_contexts([text(0, 1)], tokens=10, context=64)
 
 
-@pytest.mark.parametrize("name", ["tokens", "context", "document_tokens"])
-def test_sizes_below_one_are_refused(name: str) -> None:
-    sizes = {"tokens": 10, "context": 10, "document_tokens": 10} | {name: 0}
-    with pytest.raises(InputError, match="at least 1, not 0"):
-        select_contexts([text(0, 9)], **sizes)
-
-
 def test_a_context_that_the_bos_fills_is_refused() -> None:
     with pytest.raises(InputError, match="filled by the 2"):
         select_contexts([text(0, 9, prepended=2)], tokens=10, context=2)

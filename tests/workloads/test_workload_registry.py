@@ -224,7 +224,7 @@ def test_a_good_workload_is_returned() -> None:
         ({"licence": ""}, "licence is not set"),
         ({"source": " "}, "source is not set"),
         ({"name": ""}, "name is not set"),
-        ({"mode": "audio"}, "mode cannot be str 'audio'"),
+        ({"mode": "audio"}, "mode must be 'text' or 'generation', not 'audio'"),
         ({"mode": None}, "mode cannot be None"),
         ({"name": None}, "name cannot be None"),
         ({"documents": ("a", "b")}, "documents cannot be tuple"),

@@ -22,7 +22,7 @@ from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
-from offramp.tracing.request import FITTING_TOKENS, Rank
+from offramp.tracing.request import FITTING_TOKENS, LayoutName, Rank
 
 if TYPE_CHECKING:
     from offramp.tracing.exit_heads import ExitHeads
@@ -218,7 +218,7 @@ class HeadImport(Placed, HeadsOutput, Request):
     """The model that the exits belong to. By default FILE, where that is a model's own."""
     key_map: Annotated[Path | None, flags("--map")] = None
     """A TOML file: which tensors are the heads of which exit."""
-    format: str | None = None
+    format: Annotated[LayoutName | None, only_if(lambda asked: asked.key_map is None, "beside --map")] = None
     """A known layout instead of a map: tuned-lens, multi-exit, ee-llm, balcony."""
 
     def check(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.console import Output
-from offramp.errors import InputError, OfframpError
+from offramp.errors import OfframpError
 from offramp.kit.request import Request, argument
+from offramp.kit.rules import OneOf
 
 if TYPE_CHECKING:
     from offramp.report.table import Table
@@ -128,18 +128,8 @@ class ListCommand(Request):
     known, token or overhead, key_value, lens, probes.
     """
 
-    what: Annotated[str, argument]
+    what: Annotated[str, OneOf("list", lambda: LISTS), argument]
     """models, workloads, transforms, policies, signals or hardware."""
-
-    def check(self) -> None:
-        """Refuse what there is no list of."""
-        super().check()
-        if self.what not in LISTS:
-            near = difflib.get_close_matches(self.what, LISTS, n=1)
-            raise InputError(
-                f"there is no list of {self.what!r}",
-                fix=(f"did you mean {near[0]}? " if near else "") + "choose one of: " + ", ".join(LISTS),
-            )
 
 
 def list_things(asked: ListCommand, out: Output) -> None:

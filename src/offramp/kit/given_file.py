@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from pydantic_core import ErrorDetails
 from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.kit import numbers
+from offramp.kit.rules import suggest
 from offramp.kit.toml_lines import Location, line_at, lines_of, place_in
 
 STRICT, FINITE = Field(strict=True), Field(strict=True, allow_inf_nan=False)
@@ -99,10 +99,7 @@ def checked(kind: type[Given], values: Mapping[str, Any], source: Source) -> Giv
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What to write instead of an unknown name: the nearest known one, and all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}choose one of: {', '.join(names)}"
+    return suggest(name, sorted(known))
 
 
 def _not_toml(path: Path, what: str, error: Exception) -> InputError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError
 from offramp.kit.numbers import whole_number
+from offramp.kit.rules import OneOf
 from offramp.models.shape import DTYPES
 
 if TYPE_CHECKING:
@@ -44,14 +44,8 @@ def find_device(name: str, where: str = "--device") -> str:
     return kind if kind == "mps" else f"{kind}:{stated}"
 
 
-def require_dtype(dtype: str, where: str = "dtype") -> None:
-    """Refuse a dtype that models are not loaded in; "auto" is one. where: it was given. Raises ModelError."""
-    known = (AUTO, *DTYPES)
-    if dtype not in known:
-        near = difflib.get_close_matches(dtype, known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        fix = f"{hint}choose one of: {', '.join(known)}"
-        raise ModelError(f"unknown dtype {dtype!r}", where=where, fix=fix)
+DtypeName = Annotated[str, OneOf("dtype", lambda: (AUTO, *DTYPES))]
+"""What models are loaded in; "auto" is one."""
 
 
 def device_count(kind: str) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
-from offramp.errors import InputError
+from offramp.kit.arguments import checked
+from offramp.kit.rules import OneOf
 from offramp.scoring.card import EasVariant
 from offramp.scoring.estimate import DocumentBootstrap, Estimate
 
@@ -51,19 +53,17 @@ class EasInputs:
     weights: Values
     bootstrap: DocumentBootstrap
 
-    def variant(self, similarity: str, alpha: float) -> EasVariant:
+    @checked
+    def variant(
+        self,
+        similarity: Annotated[str, OneOf("similarity", lambda: SIMILARITIES)],
+        alpha: Annotated[float, Gt(0), Le(1)],
+    ) -> EasVariant:
         """EAS with one similarity and alpha, its ceiling (S = 1) and its floor (another token's logits).
 
         The floor is that of the raw logit cosine whatever the similarity: chance levels of the other two are
         not traced. Raises InputError for an unknown similarity or an alpha outside (0, 1].
         """
-        if similarity not in SIMILARITIES:
-            near = difflib.get_close_matches(similarity, SIMILARITIES) or list(SIMILARITIES)
-            raise InputError(f"no similarity {similarity!r}", fix="choose one of: " + ", ".join(near))
-        if not 0.0 < alpha <= 1.0:
-            raise InputError(
-                f"alpha is {alpha}, outside (0, 1]", fix="choose alpha in (0, 1], for example 0.5"
-            )
         weights = self.weights[:-1]
         if len(weights) == 0:
             score = Estimate(None, undefined="the trace holds no exit before the last")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Annotated, Any, Generic
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from typing_extensions import TypeVar
-
-from offramp.errors import InputError
-from offramp.kit.defaults import DRAWS
 
 Value = TypeVar("Value", covariant=True, default=float | None)
 """Of an estimate: a number, or None where it may be undefined."""
@@ -44,6 +42,8 @@ class Estimate(Generic[Value]):
 DOCUMENTS_NEEDED = 20
 DRAWS_NEEDED = 40
 MOST_DRAWS = 100_000
+Draws = Annotated[int, Ge(DRAWS_NEEDED), Le(MOST_DRAWS)]
+"""Of fewer the outer 2.5 % would hold no draw; more tell no more."""
 LEVEL = 0.95
 # A figure that is undefined in more draws than this has no honest percentile interval.
 UNDEFINED_DRAWS_ALLOWED = 0.05
@@ -103,16 +103,7 @@ def document_bootstrap(documents: int, *, draws: int, seed: int) -> DocumentBoot
     """Draw `documents` documents with replacement, `draws` times: multinomial counts.
 
     Fewer than 20 documents: no draws, and `no_interval` says so.
-    Raises InputError for fewer than 40 draws, where the outer 2.5 % would hold no draw, and for more than
-    MOST_DRAWS, which tell no more.
     """
-    if draws > MOST_DRAWS:
-        raise InputError(f"{draws:,} draws tell no more than {MOST_DRAWS:,}", fix=f"use the {DRAWS}")
-    if draws < DRAWS_NEEDED:
-        raise InputError(
-            f"{draws} draws are too few for a 95 % interval",
-            fix=f"use at least {DRAWS_NEEDED}, or the {DRAWS}",
-        )
     itself = np.ones((1, documents))
     if documents < DOCUMENTS_NEEDED:
         noun = "document" if documents == 1 else "documents"

@@ -18,7 +18,7 @@ from offramp.scoring.card import Curve, EasVariant, LayerCurves, Limits, ScoreCa
 from offramp.scoring.components import initial_information
 from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums, ids_of
 from offramp.scoring.eas import SIMILARITIES, EasInputs, adaptability, layer_weights
-from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
+from offramp.scoring.estimate import DocumentBootstrap, Draws, Estimate, document_bootstrap
 from offramp.scoring.readings import Readings
 from offramp.tracing.described_heads import heads_documents, read_through, reads_exits
 from offramp.tracing.trace import Trace
@@ -123,7 +123,9 @@ class DrawnFigure:
         return bootstrap.estimate(self.values)
 
 
-def score(trace: Trace, *, beside: Trace | None = None, draws: int = DRAWS, seed: Whole = SEED) -> ScoreCard:
+def score(
+    trace: Trace, *, beside: Trace | None = None, draws: Draws = DRAWS, seed: Whole = SEED
+) -> ScoreCard:
     """Score how suited a model is to early exit on a workload.
 
     draws: bootstrap draws of documents behind each 95 % interval. seed: of the draws; the same trace and seed
@@ -175,7 +177,7 @@ def _readings(trace: Trace, beside: Trace | None, draws: int, seed: int) -> Read
 
 
 def drawn_figures(
-    trace: Trace, *, draws: int = DRAWS, seed: Whole = SEED
+    trace: Trace, *, draws: Draws = DRAWS, seed: Whole = SEED
 ) -> tuple[DocumentBootstrap, dict[str, DrawnFigure]]:
     """The draws behind the estimates of `score`, by the card's names, and the bootstrap that gave them.
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from offramp.commands import LAB_MOVED
 from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
-from offramp.errors import InputError
+from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
 from offramp.kit.defaults import LOCAL
 from offramp.kit.given_file import did_you_mean, read_toml
 from offramp.kit.rules import Worth
 from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
-from offramp.models.devices import find_device, require_dtype
+from offramp.models.devices import DtypeName, find_device
 from offramp.models.memory import parse_size
 from offramp.models.shape import DTYPES
 from offramp.policies.grammar import parse_policy
@@ -79,7 +79,7 @@ def check_names(study: Study) -> None:
 def check_settings(study: Study) -> None:
     """Refuse a device that is not here, and a dtype, exits, signals or floors that mean nothing."""
     settings = study.settings
-    require_dtype(settings.dtype, study.where("study", "dtype"))
+    settled("dtype", settings.dtype, DtypeName, "str", ModelError, study.where("study", "dtype"))
     if settings.dtype == AUTO_DEVICE:
         raise InputError(
             "the dtype of a study is the same for all of its models",

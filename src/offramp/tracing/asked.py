@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from offramp.kit.numbers import Count
 from offramp.kit.request import Options, argument, flags, not_identity, not_repeated
 from offramp.kit.rules import only_if
-from offramp.models.devices import AUTO, find_device, require_dtype
+from offramp.models.devices import AUTO, DtypeName, find_device
 from offramp.models.memory import parse_size
 from offramp.tracing.exits_folder import ALL, exits_of
 from offramp.tracing.progress import stage
@@ -44,7 +44,7 @@ class OnDevice(Options):
 class Placed(OnDevice):
     """Where a model computes, in what, and what is done to it at load."""
 
-    dtype: str = AUTO
+    dtype: DtypeName = AUTO
     """float32, bfloat16, float16 or auto: the checkpoint's on an accelerator, else float32."""
     transforms: Annotated[str | Sequence[Any], flags("--transform")] = ()
     """Change the model at load: int8, int4, prune:by=angular,layers=6 (offramp list transforms). May be given
@@ -61,11 +61,6 @@ class Placed(OnDevice):
         from offramp.tracing.loading import read_transforms
 
         return read_transforms(self.transforms, self.dtype)
-
-    def check(self) -> None:
-        """Refuse a dtype that models are not loaded in, too."""
-        super().check()
-        require_dtype(self.dtype, "--dtype")
 
     def find(self, model: str) -> ModelRequest:
         """The files of the model that is meant, checked as far as it goes without loading a weight.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from offramp.kit.rules import OneOf
 
 
 @dataclass(frozen=True)
@@ -133,3 +135,6 @@ FACT_BY_NAME: dict[str, Fact] = {
     fact.name: fact
     for fact in (*FACTS, *(fact for facts in SIGNAL_FACTS.values() for fact in facts), *HEAD_FACTS)
 }
+
+FactName = Annotated[str, OneOf("fact", lambda: FACT_BY_NAME)]
+DocumentFactName = Annotated[str, OneOf("document fact", lambda: DOCUMENT_FACTS)]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, ModelError
-from offramp.models.devices import AUTO, CPU, find_device, require_dtype
+from offramp.kit.arguments import settled
+from offramp.models.devices import AUTO, CPU, DtypeName, find_device
 from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity, shown_name
 from offramp.models.memory import shown_size
@@ -184,7 +185,7 @@ def find_model(
     from offramp.models.checkpoint import stored_dtype
     from offramp.models.source import find_source
 
-    require_dtype(dtype)
+    dtype = settled("dtype", dtype, DtypeName, "str", ModelError)
     if is_object(name):
         return _of_object(named_object(name), transforms)
     device = find_device(device)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.metadata
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import Count
+from offramp.kit.rules import OneOf, suggest
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
@@ -81,13 +81,8 @@ def parse_signals(signals: str | Sequence[str], mode: str) -> tuple[str, ...]:
         names = (names - {ALL}) | (set(known) if mode == "generation" else set(known) - of_prompts)
     for name in sorted(names):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(
-                f"unknown signal {name!r}",
-                where="signals= (--signals)",
-                fix=f"{hint}choose among: {', '.join(known)}",
-            )
+            fix = suggest(name, known)
+            raise InputError(f"unknown signal {name!r}", where="signals= (--signals)", fix=fix)
     needs_prompts = sorted(names & of_prompts)
     if needs_prompts and mode != "generation":
         raise InputError(
@@ -172,6 +167,14 @@ DIGITS = 20
 """Of a layer's number that are read: no model has one of so many."""
 
 
+def _layouts() -> Collection[str]:
+    from offramp.tracing.importing.layouts import LAYOUTS
+
+    return LAYOUTS
+
+
+LayoutName = Annotated[str, OneOf("format", _layouts)]
+"""Of exits that others trained."""
 Rank = Literal["auto", "full"] | Count
 """Of K,V maps; auto: the lowest that explains nearly as much as full rank."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
+from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
-from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS
+from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, DocumentFactName, FactName
 from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
 from offramp.tracing.part import (
     MARGINAL_BLOCKS,
@@ -282,18 +282,12 @@ class Trace(ShownAsHtml):
         return {name: column for name, column in columns.items() if column is not None}
 
     @checked
-    def fact(self, name: str) -> FactArray:
+    def fact(self, name: FactName) -> FactArray:
         """One fact as an array [tokens, exits].
 
         Raises InputError for an unknown name, with near ones, and for a fact that was not recorded, with the
         option that records it.
         """
-        if name not in FACT_BY_NAME:
-            near = difflib.get_close_matches(name, FACT_BY_NAME, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise InputError(
-                f"there is no fact {name!r}", fix=f"{hint}choose one of: {', '.join(sorted(FACT_BY_NAME))}"
-            )
         if name not in self.fact_names:
             option = FACT_BY_NAME[name].recorded_with
             raise InputError(
@@ -306,16 +300,11 @@ class Trace(ShownAsHtml):
         return self._facts[name]
 
     @checked
-    def document_fact(self, name: str) -> NDArray[np.float64]:
+    def document_fact(self, name: DocumentFactName) -> NDArray[np.float64]:
         """One fact of each token's whole document: float64 [tokens].
 
         Raises InputError for a name that is not recorded, with the option that records it.
         """
-        if name not in DOCUMENT_FACTS:
-            raise InputError(
-                f"there is no document fact {name!r}",
-                fix="choose one of: " + ", ".join(sorted(DOCUMENT_FACTS)),
-            )
         if name not in self._document_facts:
             raise InputError(
                 f"the trace does not hold {name!r}",
@@ -327,9 +316,7 @@ class Trace(ShownAsHtml):
     def __getattr__(self, name: str) -> FactArray:
         if name in FACT_BY_NAME:
             return self.fact(name)
-        near = difflib.get_close_matches(name, FACT_BY_NAME, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"a trace has no attribute {name!r}{hint}")
+        raise AttributeError(f"a trace has no attribute {name!r}; of facts {suggest(name, FACT_BY_NAME)}")
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self.fact_names})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from offramp.errors import WorkloadError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import Count, Whole
+from offramp.kit.rules import Beside
 
 Mode = Literal["text", "generation"]
 
@@ -64,7 +65,14 @@ class Workload:
     documents: tuple[Document, ...]
     licence: str
     source: str
-    chat: bool = False
+    chat: Annotated[
+        bool,
+        Beside(
+            lambda chat, given: not chat or given.mode == "generation",
+            "off, as a given text goes through no chat template",
+            'set chat=False, or mode="generation"',
+        ),
+    ] = False
     notes: tuple[str, ...] = ()
     prompt_tokens: Count | None = None
     new_tokens: Count | None = None
@@ -72,12 +80,6 @@ class Workload:
     def __post_init__(self) -> None:
         """Refuse what cannot be traced, or only as something else than it says."""
         settle_fields(self, WorkloadError)
-        if self.chat and self.mode != "generation":
-            raise WorkloadError(
-                "a given text does not go through a chat template",
-                where=self.name,
-                fix='set chat=False, or mode="generation"',
-            )
         self._require_distinct_unicode()
 
     def _require_distinct_unicode(self) -> None:

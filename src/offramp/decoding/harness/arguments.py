@@ -14,7 +14,7 @@ from offramp.decoding.options import (
 from offramp.errors import InputError
 from offramp.kit.rules import suggest
 from offramp.models.checkpoint import read_config, stated_layers
-from offramp.models.devices import AUTO, device_count, require_dtype
+from offramp.models.devices import AUTO, device_count
 from offramp.models.model import Model
 from offramp.models.source import Source
 from offramp.models.transforms.grammar import parse_transforms
@@ -101,7 +101,6 @@ def read_arguments(given: Mapping[str, Any]) -> Arguments:
     _require_single(given.get("batch_size"), "batch_size")
     _require_single(given.get("max_batch_size"), "max_batch_size")
     dtype = str(given.get("dtype") or AUTO)
-    require_dtype(dtype)
     transforms = _transforms(given.get("transforms"))
     options = DecodingOptions.read(
         given.get("policy"),

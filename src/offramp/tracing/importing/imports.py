@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.kit.rules import only_if
 from offramp.models.checkpoint import PICKLE_PATTERNS
 from offramp.models.checkpoint import read_config as read_model_config
 from offramp.models.model import Model
@@ -24,6 +24,7 @@ from offramp.tracing.importing.layouts import LAYOUTS, describe
 from offramp.tracing.importing.tensors import Tensors
 from offramp.tracing.measurement import state_shape_of
 from offramp.tracing.own_heads import require_readable
+from offramp.tracing.request import LayoutName
 
 KEY_MAP = "key map"
 """The layout of files that a user's own map describes."""
@@ -49,7 +50,13 @@ ORDINARY = (
 
 
 def import_heads(
-    path: str | Path, model: Model, *, key_map: str | Path | None = None, format: str | None = None
+    path: str | Path,
+    model: Model,
+    *,
+    key_map: str | Path | None = None,
+    format: Annotated[
+        LayoutName | None, only_if(lambda given: given.key_map is None, "beside key_map=")
+    ] = None,
 ) -> ExitHeads:
     """Exits that others trained for a model.
 
@@ -66,18 +73,6 @@ def import_heads(
 
 def find_import(path: str | Path, *, key_map: str | Path | None = None, format: str | None = None) -> Import:
     """Exits in files, all that can be checked without their model. Raises as `import_heads` does."""
-    if format is not None and format not in LAYOUTS:
-        near = difflib.get_close_matches(format, LAYOUTS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(
-            f"no format {format!r}",
-            where="format= (--format)",
-            fix=f"{hint}choose one of: {', '.join(LAYOUTS)}; {ORDINARY}",
-        )
-    if key_map is not None and format is not None:
-        raise InputError(
-            "both a key map and a format are given", where="key_map= (--map)", fix="leave one of them out"
-        )
     keys = None if key_map is None else read_key_map(Path(key_map))
     hub = isinstance(path, str) and _names_repository(path)
     if hub and keys is None and format is None:
