@@ -42,7 +42,7 @@ BEFORE_LOADING = [
     ("trace", "-w prose", "a trace is of one workload, not of 2", ""),
     ("trace", "--reference /nope", "/nope", ""),
     ("run|trace", "-o ''", "the output has no name", "the current folder"),
-    ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean restricted"),
+    ("trace", "--signals restrictd", "unknown signal 'restrictd'", "did you mean 'restricted'"),
     ("trace", "--signals prompt_entropy", "a workload of given texts has none", "chat or math"),
     ("trace", "--memory lots", "'lots' is not an amount of memory", ""),
     ("trace", f"--memory {'9' * 400}", "is not an amount of memory", "4GB"),
