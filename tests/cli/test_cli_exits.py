@@ -112,7 +112,7 @@ def test_another_base_is_refused_by_name(trained: Path, documents: Path, tmp_pat
         (["--kind", "regularised", "--from", "heads"], "--from means nothing with --kind regularised"),
         (["--kind", "lens", "--lora", "4"], "--lora means nothing with --kind lens"),
         (["--at", "twelve"], "'twelve' are not a list of layers"),
-        (["--kind", "bloc"], "did you mean block? choose one of: block, lens, executed, regularised, gate"),
+        (["--kind", "bloc"], "did you mean 'block'? choose one of: block, lens, executed, regularised, gate"),
         (["--at", "0"], "choose among 1 to the number of its layers"),
         (["--steps", "0"], "steps must be at least 1"),
         (["--minutes", "-1"], "minutes must be above 0, not -1"),

@@ -98,7 +98,7 @@ def test_no_command_shows_the_help_and_is_bad_usage() -> None:
         (["trace", "model", "--workload", "prose"], "--output"),
         (["trace", "model", "-o", "folder"], "--workload"),
         (["list"], "what"),
-        (["list", "modles"], "did you mean models?"),
+        (["list", "modles"], "did you mean 'models'?"),
     ],
 )
 @pytest.mark.parametrize("as_json", [False, True])

@@ -277,7 +277,7 @@ def test_only_what_was_asked_for_is_held_and_the_rest_says_how_to_get_it() -> No
         found.document_fact("prompt_entropy")
     with pytest.raises(InputError, match="no fact 'logit_gab'") as caught:
         found.fact("logit_gab")
-    assert "did you mean logit_gap" in caught.value.fix
+    assert "did you mean 'logit_gap'" in caught.value.fix
 
 
 def test_prompt_entropy_is_the_mean_over_the_end_of_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_signals_are_names(signals: Any, mode: str, expected: tuple[str, ...]) -
 @pytest.mark.parametrize(
     ("signals", "what", "fix"),
     [
-        ("kl_to_previus", "unknown signal 'kl_to_previus'", "did you mean kl_to_previous"),
+        ("kl_to_previus", "unknown signal 'kl_to_previus'", "did you mean 'kl_to_previous'"),
         (["restricted", "js"], "unknown signal 'js'", "choose among"),
         ("prompt_entropy", "prompt_entropy describes a prompt", "leave prompt_entropy out"),
     ],
