@@ -12,7 +12,7 @@ import offramp
 from command_line import run_offramp, summary_of
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
-from offramp.report.scored import TITLE
+from offramp.report.sections.potential import TITLE
 from offramp.report.summary import summary_schema
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.tracing.heads_file import read_heads

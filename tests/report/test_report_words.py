@@ -30,12 +30,12 @@ from offramp.report.html import (
     Joined,
     bullets,
     environment,
-    figure,
     fragment,
     slug,
     stack,
     text,
 )
+from offramp.report.plot.drawing import figure
 from offramp.report.table import Cell, Column, Table, pairs
 from offramp.report.timing import (
     a_a_text,

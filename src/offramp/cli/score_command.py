@@ -29,7 +29,7 @@ class ScoreCommand(Request):
 
 def score(asked: ScoreCommand, out: Output) -> None:
     """Score every trace, and show the cards."""
-    from offramp.report.scored import FIGURES, TITLE, card_figures, exits_hold, readings_sentence
+    from offramp.report.sections.potential import FIGURES, TITLE, card_figures, exits_hold, readings_sentence
     from offramp.runs.folder import find_raw_traces, find_traces
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace

@@ -151,13 +151,6 @@ class KeyNumber:
     policy: str = ""
 
 
-def figure(
-    title: str, note: str, plot: str, data: str, *, legend: str = "", kind: Kind | None = None
-) -> Markup:
-    """A figure: title, note, legend, plot, and the same numbers as a table."""
-    return fragment("macros", "figure", title, note, plot, data, legend, kind)
-
-
 def bullets(lines: Sequence[str], style: str) -> Markup:
     """Texts as a list; nothing without any."""
     return fragment("macros", "bullets", lines, style)

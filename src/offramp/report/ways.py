@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.measurement.results import Contender, Forecast
+from offramp.decoding.measurement.results import Contender
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
@@ -35,7 +35,7 @@ class Way:
     name: short. policy, kv: None of one without a policy. floor: that it was chosen for. judged: on documents
     decoded for a certificate, None if on none. on_prompts: share kept of its answers to the timed prompts,
     None if these were not judged. timed: None of one that was decoded, and not timed. predicted: speed over
-    plain decoding from the trace and prices. skipped: share of the layers that did not run, as timed.
+    plain decoding of such a one, from the trace and prices.
     """
 
     name: str
@@ -45,8 +45,7 @@ class Way:
     judged: Judged | None
     on_prompts: Estimate[float] | None
     timed: Contender | None
-    predicted: float | None
-    forecast: Forecast | None = None
+    predicted: float | None = None
 
     @property
     def exits(self) -> bool:
@@ -117,11 +116,8 @@ def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResul
         kept = timed.executed_agreement or (Estimate(1.0) if timed.role == PLAIN else None)
         name = short_name(timed.name)
         cut = parse_policy(timed.name) if name == SHORT_HEAD else None
-        return Way(name, cut, None, None, None, kept, timed, None)
-    answers, forecast = policy.free_running, policy.forecast
-    predicted = None
-    if forecast is not None and forecast.predicted:
-        predicted = forecast.fastest_plain / forecast.predicted
+        return Way(name, cut, None, None, None, kept, timed)
+    answers = policy.free_running
     return Way(
         short_name(policy.policy),
         policy.policy,
@@ -130,8 +126,6 @@ def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResul
         judged_of(workload, policy.policy, policy.kv),
         timed.executed_agreement if answers is None else answers.agreement,
         timed,
-        predicted,
-        forecast,
     )
 
 

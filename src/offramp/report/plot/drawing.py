@@ -252,9 +252,14 @@ def drawn(
     title, note: in the place of the chart's own. below: HTML under the drawing.
     """
     content = chart.svg() + below
-    return fragment(
-        "macros", "figure", title or chart.title, note or chart.description, content, data, legend, kind
-    )
+    return figure(title or chart.title, note or chart.description, content, data, legend=legend, kind=kind)
+
+
+def figure(
+    title: str, note: str, content: str, data: str, *, legend: str = "", kind: Kind | None = None
+) -> Markup:
+    """Drawings as one figure of a page. content, data: HTML."""
+    return fragment("macros", "figure", title, note, content, data, legend, kind)
 
 
 @dataclass(frozen=True)

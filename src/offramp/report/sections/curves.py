@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, decimal, percent, plain_tick
-from offramp.report.html import figure, fragment
+from offramp.report.html import fragment
 from offramp.report.names import distinct, row_name
-from offramp.report.plot.drawing import SERIES_COUNT
+from offramp.report.plot.drawing import SERIES_COUNT, drawn
 from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Series
 from offramp.report.table import Column, Table
 from offramp.studies.comparison.results import Comparison, Row
@@ -158,8 +158,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
         style="profile-chart",
         overlaid=True,
     )
-    drawn = plot.svg()
-    if not drawn:
+    if not plot.svg():
         return Markup()
     caption = f"{kind.name} at a depth, {name}"
     columns: list[Column[Series]] = [
@@ -170,7 +169,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
         ),
     ]
     data = Table(columns, caption=caption).html(profiles)
-    whole = figure(f"{kind.name}, {name}", kind.note, drawn, data, legend=plot.legend(), kind="measured")
+    whole = drawn(plot, data, legend=plot.legend(), kind="measured")
     return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
 
 

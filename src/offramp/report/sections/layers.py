@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, decimal, listed, percent
-from offramp.report.html import figure, fragment
-from offramp.report.plot.drawing import drawn
+from offramp.report.html import fragment
+from offramp.report.plot.drawing import drawn, figure
 from offramp.report.plot.plot import SMALL, Axis, Plot, Series
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Column, Table
@@ -38,8 +38,7 @@ FIGURES = (
     LayerFigure(
         "Agreement by layer",
         "How often the layer's most probable token is the full model's, and how sure the layer is on "
-        "average. Where "
-        "the dashed line is above the solid one the layer is overconfident.",
+        "average. Where the dashed line is above the solid one the layer is overconfident.",
         "share of tokens",
         (
             ("agreement", "agrees with the full model"),
@@ -60,10 +59,8 @@ FIGURES = (
     LayerFigure(
         "Calibration by layer",
         "Expected calibration error (ECE) of the raw confidence against agreement and against the text's "
-        "own token, and "
-        "the Brier score raw and recalibrated on other documents. Lower is better. ECE is biased upwards "
-        "in small "
-        "samples, so it has no interval.",
+        "own token, and the Brier score raw and recalibrated on other documents. Lower is better. ECE is "
+        "biased upwards in small samples, so it has no interval.",
         "error",
         (
             ("ece_agreement", "ECE, agreement"),
@@ -76,9 +73,8 @@ FIGURES = (
     ),
     LayerFigure(
         "Does confidence rank exits",
-        "Probability that a token that agrees has the higher confidence (AUROC; 0.5 is guessing), and "
-        "the area under "
-        "the risk-coverage curve (AURC; lower is better).",
+        "Probability that a token that agrees has the higher confidence (AUROC; 0.5 is guessing), and the "
+        "area under the risk-coverage curve (AURC; lower is better).",
         "area",
         (("auroc", "AUROC"), ("aurc", "AURC")),
         "at every layer fewer than 20 tokens agree, or fewer than 20 do not",
@@ -87,8 +83,7 @@ FIGURES = (
     LayerFigure(
         "Similarity to the last layer",
         "Cosines that the Early-exit Adaptability Score is made of. The shuffled line compares with "
-        "another token's "
-        "final logits: the level of chance.",
+        "another token's final logits: the level of chance.",
         "cosine",
         (
             ("logit_cosine", "logits"),
@@ -209,9 +204,8 @@ def reliability_figure(workload: WorkloadResult) -> Markup:
         return Markup()
     bins = [(diagram, place) for diagram in diagrams for place, count in enumerate(diagram.count) if count]
     note = (
-        "Is a layer right as often as it is sure? A disc is a bin of tokens, its area their number; "
-        "discs below the "
-        "diagonal are overconfident, and the line from a disc to the diagonal is the error."
+        "Is a layer right as often as it is sure? A disc is a bin of tokens, its area their number; discs "
+        "below the diagonal are overconfident, and the line from a disc to the diagonal is the error."
     )
     plots = fragment("run", "small_charts", [reliability_plot(diagram).svg() for diagram in diagrams])
     return figure("Reliability", note, plots, BINS.html(bins), kind="measured")

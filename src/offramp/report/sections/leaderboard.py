@@ -23,7 +23,7 @@ from offramp.report.formats import (
     thousandths,
     times,
 )
-from offramp.report.html import Kind, figure, fragment
+from offramp.report.html import Kind, fragment
 from offramp.report.names import (
     LENS,
     distinct,
@@ -35,7 +35,7 @@ from offramp.report.names import (
     row_name,
 )
 from offramp.report.places import TRACE
-from offramp.report.plot.drawing import SERIES_COUNT, Key, legend
+from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reasons
@@ -350,7 +350,7 @@ def charts(rows: Sequence[Row]) -> list[Markup]:
     by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
     colours = {workload: place for place, workload in enumerate(workloads)} if by_model else {}
     speeds = [speed_chart(floor) for floor in floors_of(rows) if exits_at(rows, floor)]
-    return [Markup("").join(drawn(chart, rows, colours) for chart in (*speeds, *SCORE_CHARTS))]
+    return [Markup("").join(chart_of(chart, rows, colours) for chart in (*speeds, *SCORE_CHARTS))]
 
 
 def speed_chart(floor: Floor) -> Chart:
@@ -391,7 +391,7 @@ SCORE_CHARTS = (
 )
 
 
-def drawn(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
+def chart_of(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
     """A chart: a line for each model with its workloads, or for each row; nothing where no row has it.
 
     colours: of workloads.
@@ -415,7 +415,7 @@ def drawn(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> Mark
     data = Table((*TRACE, column), caption=chart.title).html(rows)
     key = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
     kind: Kind = "predicted" if chart.speeds else "measured"
-    return figure(chart.title, note, plot.svg(), data, legend=key, kind=kind)
+    return drawn(plot, data, legend=key, kind=kind)
 
 
 def plot_rows(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> list[PlotRow]:

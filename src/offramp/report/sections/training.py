@@ -23,7 +23,7 @@ from offramp.report.places import FLOOR, PLACE
 from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult
-from offramp.report.scored import readings_sentence
+from offramp.report.sections.potential import readings_sentence
 from offramp.report.table import NOTHING, Cell, Column, Table, estimated
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
