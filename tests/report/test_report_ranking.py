@@ -116,7 +116,7 @@ def test_the_short_list_at_full_depth_is_a_way_without_exits_where_it_keeps_the_
     run = decoded_run(example_run())
     ways = ways_of(run.decoding[0], run.workloads[0])
     short = next(one for one in ways if one.name == "short list at full depth")
-    assert (short.policy, short.exits) == (SHORT, False)
+    assert (str(short.policy), short.exits) == (SHORT, False)
     assert best_without_exits(ways, 0.95) == short
     other = best_without_exits(ways, 0.99)
     assert other is not None
