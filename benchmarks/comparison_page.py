@@ -36,7 +36,7 @@ from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import TextSize
-from offramp.studies.comparison.results import Answer, Comparison, ModelFacts, Row, Strategy
+from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Strategy
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
@@ -131,34 +131,31 @@ def row(generator: np.random.Generator, model: int, workload: str, exits: int) -
     )
 
 
-def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Answer:
+def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Tuned:
     """What the tuner says of a made-up trace."""
     nothing = Estimate(None, undefined="not looked at")
     certificate = Certificate(
         "wsr", "made up", holds, 0.1, 40, None, None, 0.9, 20, 1, int(holds), "made up", executed=holds
     )
-    return Answer(
-        "h100",
-        Tuned(
-            floor=floor,
-            policy=Threshold("margin", 0.9, (10, 15, 20)),
-            answer="certified",
-            certificate=certificate,
-            quality=nothing,
-            agreement=nothing,
-            skip_ratio=nothing,
-            net_speedup=estimate(float(generator.uniform(0.95, 1.3)), 0.02),
-            seconds_per_token=nothing,
-            plain_seconds_per_token=0.01,
-            probe_share=0.0,
-            machine="h100",
-            batch=1,
-            kv="propagate",
-            front=(),
-            shift=(),
-            documents={"heads": 0, "search": 20, "certify": 40, "report": 20},
-            document_digests={},
-        ),
+    return Tuned(
+        floor=floor,
+        policy=Threshold("margin", 0.9, (10, 15, 20)),
+        answer="certified",
+        certificate=certificate,
+        quality=nothing,
+        agreement=nothing,
+        skip_ratio=nothing,
+        net_speedup=estimate(float(generator.uniform(0.95, 1.3)), 0.02),
+        seconds_per_token=nothing,
+        plain_seconds_per_token=0.01,
+        probe_share=0.0,
+        machine="h100",
+        batch=1,
+        kv="propagate",
+        front=(),
+        shift=(),
+        documents={"heads": 0, "search": 20, "certify": 40, "report": 20},
+        document_digests={},
     )
 
 
@@ -173,7 +170,7 @@ def strategies(generator: np.random.Generator, rows: list[Row], count: int) -> t
             Strategy(
                 place=one.on("local" if measured else "h100"),
                 family=f"family {family}",
-                policy=f"threshold:signal=margin,value={generator.uniform():.4f},exits=10+15+20",
+                policy=Threshold("margin", round(generator.uniform(), 4), (10, 15, 20)),
                 kv="propagate",
                 floor=FLOORS[place // len(rows) % len(FLOORS)],
                 basis="measured" if measured else "predicted",

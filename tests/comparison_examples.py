@@ -10,12 +10,12 @@ import numpy as np
 from combine_cases import combined_result
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
+from offramp.policies.policy import ExitPolicy
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.comparison.results import (
     NOT_TIMED,
-    Answer,
     Comparison,
     ModelFacts,
     Place,
@@ -230,7 +230,7 @@ def answer(
     policy: str = "never",
     lacks: str = "",
     **certificate: Any,
-) -> Answer:
+) -> Tuned:
     """The tuner's answer at a floor on agreement. lacks: what a certificate that does not hold lacked.
 
     certificate: fields of `Certificate`, by default of an executed one that holds.
@@ -258,7 +258,7 @@ def answer(
         documents["search"] = 0
     late = Candidate(parse_policy(policy), "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
     nothing = Estimate(None, undefined="not looked at")
-    tuned = Tuned(
+    return Tuned(
         floor=floor if isinstance(floor, Floor) else Floor("agreement", floor),
         policy=parse_policy(policy),
         answer=said,
@@ -279,10 +279,9 @@ def answer(
         document_digests={},
         candidates=(late,) if lacks == "time" else (),
     )
-    return Answer(machine, tuned)
 
 
-def example_answer(floor: float, machine: str, ease: float) -> Answer:
+def example_answer(floor: float, machine: str, ease: float) -> Tuned:
     """What the tuner says: nothing is certifiable at the strictest floor, the rest by how well it exits."""
     where: dict[str, Any] = {"floor": floor, "machine": machine}
     plain = estimate(1.0, 0.0)
@@ -329,6 +328,18 @@ def strategies(described: Described, workload: str, seed: int) -> list[Strategy]
     return found
 
 
+def policy_of(family: str, value: float) -> ExitPolicy:
+    """A policy that could be of a family."""
+    known = {
+        "full model": "never",
+        "patience": "patience:times=3,exits=all",
+        "oracle: saturation": "oracle:which=saturation",
+    }
+    return parse_policy(
+        known.get(family, f"threshold:signal={family.split(',')[0]},value={value:g},exits=all")
+    )
+
+
 def _strategy(
     described: Described,
     workload: str,
@@ -346,9 +357,7 @@ def _strategy(
     return Strategy(
         place=Place(described.facts.shown, workload, "", machine),
         family=family,
-        policy="never"
-        if family == "full model"
-        else f"threshold:signal={family.split(',')[0]},value={floor:g}",
+        policy=policy_of(family, floor),
         kv="propagate",
         floor=Floor("agreement", floor),
         basis=basis,

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from comparison_examples import example_comparison
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
+from offramp.policies.rules.fixed import StaticExit
 from offramp.report.comparison import comparison_terminal, render_comparison
 from offramp.report.comparison_data import CURVES, comparison_tables
 from offramp.report.sections import leaderboard
@@ -41,7 +42,8 @@ COMPARISONS = st.builds(
         st.builds(
             Strategy,
             place=st.builds(Place, TEXTS, TEXTS, TEXTS, TEXTS),
-            **dict.fromkeys(("family", "policy", "kv"), TEXTS),
+            **dict.fromkeys(("family", "kv"), TEXTS),
+            policy=st.builds(StaticExit, st.integers(1, 99)),
             **dict.fromkeys(("agreement", "skip_ratio", "net_speedup"), ESTIMATED),
             **dict.fromkeys(("probe_share", "seconds_per_token", "characters_per_second"), NUMBERS),
             basis=st.sampled_from(["predicted", "measured"]),
@@ -102,7 +104,9 @@ def line_of(strategy: Strategy) -> dict[str, Any]:
             line |= {f"gain_{part}": None if value is None else getattr(value, part) for part in GAIN_PARTS}
         elif field.name == "floor":
             line["floor"] = "" if value is None else str(value)
-        elif field.name not in ("place", "defect"):  # a defect is part of the answer
+        elif field.name == "policy":
+            line["policy"] = str(value)
+        elif field.name not in ("place", "defect", "reference_agreement"):  # a defect is part of the answer
             line[field.name] = finite(value) if isinstance(value, float) else value
     return line
 
@@ -146,7 +150,7 @@ def test_a_rich_comparison_is_whole_in_both_files(tmp_path: Path) -> None:
         assert line["aurc"] is None
     certified = tables["certified"][1].to_pylist()
     assert [line["answer"] for line in certified] == [
-        answer.tuned.answer for row in comparison.rows for answer in row.answers
+        answer.answer for row in comparison.rows for answer in row.answers
     ]
     combined = tables["combined"][1].to_pylist()
     assert [line["combination"] for line in combined] == ["plain", "int8", "exits", "int8 + exits"]

@@ -43,11 +43,12 @@ from offramp.report.sections.verdict import answer_section
 from offramp.report.ways import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison, Place, Strategy
+from offramp.studies.comparison.results import Comparison, Place, Strategy
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.splits import fewest_documents
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import CUT, Decision, Speed, Verdict
 
 
@@ -253,7 +254,7 @@ def saving(
     certified: bool = True,
     machine: str = "local",
     executed: bool = True,
-) -> Answer:
+) -> Tuned:
     """The tuner's answer, certified by decoding where nothing else is said."""
     holds = {"holds": certified, "executed": certified and executed}
     return examples.answer(speed, "as found", floor=floor, machine=machine, policy=policy, **holds)
@@ -265,13 +266,13 @@ def nothing(
     needed: int = 45,
     floor: float | Floor = 0.95,
     machine: str = "local",
-) -> Answer:
+) -> Tuned:
     """No certificate: for a lack of something, or because nothing was faster."""
     counts = {"documents": documents, "documents_needed": needed, "holds": False, "executed": False}
     return examples.answer(PLAIN, "as found", floor=floor, machine=machine, lacks=lacks, **counts)
 
 
-def compared(*answers: Answer, strategies: tuple[Strategy, ...] = ()) -> Comparison:
+def compared(*answers: Tuned, strategies: tuple[Strategy, ...] = ()) -> Comparison:
     """One row with these answers of the tuner."""
     row = examples.row(examples.models()[0], "prose", 0)
     return Comparison("title", "", (replace(row, answers=answers),), strategies)
@@ -280,9 +281,24 @@ def compared(*answers: Answer, strategies: tuple[Strategy, ...] = ()) -> Compari
 def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:
     nothing = Estimate(0.95, 0.94, 0.96)
     place = Place("gpt2", "prose", "", "local")
-    made = Strategy(place, "margin", POLICY, "propagate", Floor("agreement", 0.95), basis,
-                    nothing, nothing, speed, credit=speed, credit_over="never exit")  # fmt: skip
-    return replace(made, **fields)
+    known = {
+        "policy": POLICY,
+        "floor": Floor("agreement", 0.95),
+        "agreement": nothing,
+        "credit": speed,
+        "credit_over": "never exit",
+        **fields,
+    }
+    made = {
+        "place": place,
+        "family": "margin",
+        "kv": "propagate",
+        "basis": basis,
+        "skip_ratio": nothing,
+        "net_speedup": speed,
+        **known,
+    }
+    return Strategy(**{**made, "policy": parse_policy(made["policy"])})
 
 
 UNTIMED = Estimate(None, undefined="not timed beside it: prompt lookup")
@@ -335,7 +351,7 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
     ],
     ids=["replay bound", "one cell", "too slow", "nothing faster", "failed tests", "part not certifiable"],
 )
-def test_the_answer_of_a_comparison(answers: list[Answer], decision: str, said: str) -> None:
+def test_the_answer_of_a_comparison(answers: list[Tuned], decision: str, said: str) -> None:
     found = compared(*answers)
     assert comparison_decision(found) == decision
     assert said in comparison_headline(found)
@@ -555,7 +571,7 @@ def test_a_run_and_a_comparison_find_the_same_of_the_same_cell():
     mine = finding_of_verdict("gpt2", "prose", replace(verdict("pays", 1.08, 1.061, 1.099), basis="local"))
     measured = strategy(speed, answer="faster", agreement=Estimate(0.9625))
     row = saving(Estimate(1.02), policy="static:exit=20")
-    (theirs,) = findings_of(compared(row, strategies=(replace(measured, policy="static:exit=20"),)))
+    (theirs,) = findings_of(compared(row, strategies=(replace(measured, policy=StaticExit(20)),)))
     for name in (
         "model",
         "workload",

@@ -25,7 +25,7 @@ from offramp.report.page import render, write_report
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison, ModelFacts, Place
+from offramp.studies.comparison.results import Comparison, ModelFacts, Place
 from page_reader import Page, require_self_contained
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<!--"
@@ -382,7 +382,7 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
             trace_folder=HOSTILE,
             notes=(HOSTILE,),
             answers=tuple(
-                Answer(HOSTILE, replace(one.tuned, policy=Hostile(), answer=HOSTILE)) for one in row.answers
+                replace(one, machine=HOSTILE, policy=Hostile(), answer=HOSTILE) for one in row.answers
             ),
             card=replace(row.card, increment=Estimate(None, undefined=HOSTILE)),
         )
@@ -394,7 +394,7 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
         description=HOSTILE,
         rows=rows,
         strategies=tuple(
-            replace(one, place=Place(*[HOSTILE] * 4), family=HOSTILE, policy=HOSTILE, answer=HOSTILE)
+            replace(one, place=Place(*[HOSTILE] * 4), family=HOSTILE, policy=Hostile(), answer=HOSTILE)
             for one in comparison.strategies
         ),
         validity=tuple(replace(one, score=HOSTILE, machine=HOSTILE) for one in comparison.validity),

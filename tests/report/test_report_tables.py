@@ -39,7 +39,7 @@ def comparison():
 
 
 def test_floors_in_words():
-    floors = (Floor("agreement", 0.95), Floor("nll", 0.05), None)
+    floors = (Floor("agreement", 0.95), Floor("nll", 0.05, 1.0), None)
     assert [floor_shown(floor) for floor in floors] == [
         "95 % agreement",
         "an increase in NLL of at most 0.050 nats",
@@ -48,7 +48,7 @@ def test_floors_in_words():
 
 
 def test_words():
-    loose, loss, strict = Floor("agreement", 0.9), Floor("kl", 0.1), Floor("agreement", 0.99)
+    loose, loss, strict = Floor("agreement", 0.9), Floor("kl", 0.1, 1.0), Floor("agreement", 0.99)
     assert sorted([None, loose, loss, strict], key=floor_order) == [strict, loose, loss, None]
     assert [parameters_text(size) for size in (135e6, 8.2e9, None)] == ["135 M", "8.2 B", "–"]
     assert heads_name("") == heads_name("none") == "logit lens"

@@ -22,8 +22,11 @@ Figure = TypeVar("Figure", default=Estimate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyFigures(Generic[Figure]):
-    """One policy on some documents. A record that says more of it has these fields, here and in its file."""
+class PolicyOutcome(Generic[Figure]):
+    """What one policy keeps and saves, replayed or decoded.
+
+    A record that says more of it has these fields, here and in its file.
+    """
 
     policy: ExitPolicy
     """Written as its text; `Never` is plain decoding."""
@@ -35,8 +38,6 @@ class PolicyFigures(Generic[Figure]):
     """Share of the full model's layers that are not executed, sooner or later."""
     net_speedup: Figure
     """Plain cost over the policy's: in seconds on a machine, or in bytes moved."""
-    probe_share: Proportion
-    """Share of the policy's cost that its probes take."""
     reachable: bool = True
     """Whether a decoder could follow it; an oracle it could not."""
     reference_agreement: Figure | None = None
@@ -48,6 +49,14 @@ class PolicyFigures(Generic[Figure]):
     def plain(self) -> bool:
         """Whether it is plain decoding, and no policy at all."""
         return self.policy == PLAIN_DECODING
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFigures(PolicyOutcome[Figure]):
+    """The same on some documents, by the cost of each part, as a stopwatch does not know it."""
+
+    probe_share: Proportion
+    """Share of the policy's cost that its probes take."""
 
 
 def shared_fields(record: object, kind: type[Any]) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from offramp.report.names import distinct, floor_shown, row_name
 from offramp.report.ranking import believed, decoded_for_real, replayed, why_no_answer
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.rank_correlation import BASES_NEEDED
-from offramp.studies.comparison.results import Answer, Comparison, Strategy
+from offramp.studies.comparison.results import Comparison, Strategy, documents_in_all, lacks
+from offramp.tuning.tuned import Tuned
 
 
-def lacking(findings: Sequence[Finding[Answer]]) -> str:
+def lacking(findings: Sequence[Finding[Tuned]]) -> str:
     """What kept these from a certificate, and what the floor that needs least would take."""
-    short = [one.detail for one in findings if one.detail.lacks == "documents"]
-    open_yet = sum(one.detail.lacks == "time" for one in findings)
+    short = [one.detail for one in findings if lacks(one.detail) == "documents"]
+    open_yet = sum(lacks(one.detail) == "time" for one in findings)
     failed = len(findings) - len(short) - open_yet
     said = []
     if short:
@@ -30,17 +31,15 @@ def lacking(findings: Sequence[Finding[Answer]]) -> str:
     return "; ".join(said)
 
 
-def _too_few_documents(short: Sequence[Answer]) -> str:
+def _too_few_documents(short: Sequence[Tuned]) -> str:
     """What was at hand to certify on, and what the floor that needs least would take."""
-    easiest = min(
-        short, key=lambda answer: (answer.tuned.certificate.documents_needed, answer.documents_in_all)
-    )
-    certificate = easiest.tuned.certificate
+    easiest = min(short, key=lambda answer: (answer.certificate.documents_needed, documents_in_all(answer)))
+    certificate = easiest.certificate
     said = f"{counted(certificate.documents, 'document')}{certificate.of_tokens} to certify on, "
     said += f"{certificate.documents_needed:,} needed"
     if certificate.documents >= certificate.documents_needed:
         said = "no document is left to search on"
-    return f"{said} for {floor_shown(easiest.floor)} (trace at least {easiest.documents_in_all:,} in all)"
+    return f"{said} for {floor_shown(easiest.floor)} (trace at least {documents_in_all(easiest):,} in all)"
 
 
 def left_over(comparison: Comparison) -> list[str]:

@@ -12,15 +12,24 @@ from offramp.report.names import floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import NOT_TIMED, Answer, Comparison, Place, Row, Strategy
+from offramp.studies.comparison.results import (
+    NOT_TIMED,
+    Comparison,
+    Passed,
+    Place,
+    Row,
+    Strategy,
+    lacks,
+)
 from offramp.tuning.floor import SHARES, Floor
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]
 OverallDecision = CellDecision | Literal["depends on the text", "undefined"]
 
-Detail = TypeVar("Detail", Verdict, Answer)
+Detail = TypeVar("Detail", Verdict, Tuned)
 """What a finding rests on: a run's verdict, or an answer of the tuner as a comparison keeps it."""
 
 
@@ -46,7 +55,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
     predicted: Estimate
     measured: Estimate | None
     kept: Estimate | None
-    certified: Literal["", "replayed", "executed"]
+    certified: Passed
     missed: bool
     missing: tuple[str, ...]
     detail: Detail
@@ -140,7 +149,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
     )
 
 
-def finding_of_answer(row: Row, answer: Answer, measured: Strategy | None) -> Finding[Answer]:
+def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Finding[Tuned]:
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
     What was measured beats what was predicted; where the policy missed its floor when it was decoded, that
@@ -156,13 +165,15 @@ def finding_of_answer(row: Row, answer: Answer, measured: Strategy | None) -> Fi
     credit = NOT_TIMED if measured is None else measured.credit
     decision: CellDecision
     missing: tuple[str, ...] = ()
-    if answer.lacks:
-        decision, missing = NOT_CERTIFIABLE, (answer.lacks,)
-    elif not answer.certified or answer.policy == NEVER:
+    if lacking := lacks(answer):
+        decision, missing = NOT_CERTIFIABLE, (lacking,)
+    elif not answer.certificate.holds or answer.plain:
         decision = "does not pay"
     elif credit.value is not None:
         # A replay bound never pays, nor does a certificate that decoding contradicts.
-        decision = decision_on(speed_of(credit, measured=True), certified=answer.executed and not missed)
+        decision = decision_on(
+            speed_of(credit, measured=True), certified=answer.certificate.executed and not missed
+        )
     else:
         decision = decision_on(speed, certified=False)
         if decision != "does not pay":
@@ -171,18 +182,25 @@ def finding_of_answer(row: Row, answer: Answer, measured: Strategy | None) -> Fi
         at=row.on(answer.machine),
         floor=answer.floor,
         decision=decision,
-        policy=answer.policy,
-        kv=answer.tuned.kv,
+        policy=str(answer.policy),
+        kv=answer.kv,
         speed=speed,
         predicted=answer.net_speedup,
         measured=None if measured is None else measured.net_speedup,
         kept=None if measured is None else measured.agreement,
-        certified="" if not answer.certified else "executed" if answer.executed else "replayed",
+        certified=how_certified(answer),
         missed=missed,
         missing=missing,
         detail=answer,
         credit=None if measured is None else measured.credit,
     )
+
+
+def how_certified(answer: Tuned) -> Passed:
+    """How an answer's floor was shown to be kept, "" if it was not."""
+    if not answer.certificate.holds:
+        return ""
+    return "executed" if answer.certificate.executed else "replayed"
 
 
 def speed_of(speedup: Estimate, *, measured: bool) -> Speed | None:
@@ -214,36 +232,36 @@ def main_findings(run: RunResult) -> list[Finding[Verdict]]:
     return [finding_of_verdict(run.model_name, name, verdict) for name, verdict in main_verdicts(run)]
 
 
-def findings_of(comparison: Comparison) -> list[Finding[Answer]]:
+def findings_of(comparison: Comparison) -> list[Finding[Tuned]]:
     """Every answer of the tuner, with a measurement of its policy that may be believed."""
     measured = {(one.place, one.policy, one.kv): one for one in believed(comparison.strategies)}
     return [
-        finding_of_answer(row, answer, measured.get((row.on(answer.machine), answer.policy, answer.tuned.kv)))
+        finding_of_answer(row, answer, measured.get((row.on(answer.machine), answer.policy, answer.kv)))
         for row in comparison.rows
         for answer in row.answers
     ]
 
 
-def best_certified(findings: Sequence[Finding[Answer]]) -> Finding[Answer] | None:
+def best_certified(findings: Sequence[Finding[Tuned]]) -> Finding[Tuned] | None:
     """The fastest policy that exits and is certified; one that surely pays before one that may."""
     found = [one for one in findings if one.exits]
     paying = [one for one in found if one.decision == "pays"]
     return max(paying or found, key=lambda one: one.speedup, default=None)
 
 
-def cell_decisions(findings: Sequence[Finding[Answer]]) -> dict[tuple[str, str, str], CellDecision]:
+def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, str], CellDecision]:
     """Whether it pays in each cell, at any of its floors.
 
     A policy that keeps a strict floor keeps a looser one: a floor that could not be certified stands open
     only where none looser was found not to pay.
     """
-    by_cell: dict[tuple[str, str, str], list[Finding[Answer]]] = {}
+    by_cell: dict[tuple[str, str, str], list[Finding[Tuned]]] = {}
     for one in findings:
         by_cell.setdefault(one.cell, []).append(one)
     return {cell: _cell_decision(here) for cell, here in by_cell.items()}
 
 
-def _cell_decision(findings: Sequence[Finding[Answer]]) -> CellDecision:
+def _cell_decision(findings: Sequence[Finding[Tuned]]) -> CellDecision:
     found = {one.decision for one in findings}
     for decision in OPEN_OR_PAYING:
         if decision in found:

@@ -28,8 +28,9 @@ from offramp.report.formats import (
 from offramp.report.names import floor_shown, place_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison
-from offramp.tuning.verdict import NEVER, Speed
+from offramp.studies.comparison.results import Comparison
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Speed
 
 NOWHERE = "Early exit does not pay anywhere here"
 
@@ -58,13 +59,13 @@ def comparison_headline(comparison: Comparison) -> str:
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
 
 
-def _where_it_pays(found: Sequence[Finding[Answer]], cells: int) -> str:
+def _where_it_pays(found: Sequence[Finding[Tuned]], cells: int) -> str:
     """ "pays in 1 of 4 cells": by its credit, as timed there."""
     paying = {one.cell for one in found if one.decision == "pays"}
     return "pays here" if cells == 1 else f"pays in {len(paying):,} of {counted(cells, 'cell')}"
 
 
-def credited(one: Finding[Answer]) -> str:
+def credited(one: Finding[Tuned]) -> str:
     """ ", 1.080 × (1.060 to 1.100) the best decoder without exits"; nothing where that was not timed."""
     credit = one.credit
     if credit is None or credit.value is None:
@@ -72,7 +73,7 @@ def credited(one: Finding[Answer]) -> str:
     return f", {estimate_text(credit, times)} the best decoder without exits"
 
 
-def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Answer]]) -> str:
+def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Tuned]]) -> str:
     """The answer where nothing pays, but not everything could be certified."""
     unknown, refused = decisions.count(NOT_CERTIFIABLE), decisions.count("does not pay")
     why = lacking([one for one in found if one.decision == NOT_CERTIFIABLE])
@@ -112,7 +113,7 @@ def best_sentences(comparison: Comparison) -> list[str]:
     return said
 
 
-def passed_how(one: Finding[Answer]) -> str:
+def passed_how(one: Finding[Tuned]) -> str:
     """What a policy passed its floor by: decoding, or a replay alone."""
     return "certified" if one.certified == "executed" else "by a replay bound, nothing decoded"
 
@@ -123,7 +124,7 @@ def _uncertified_headline(comparison: Comparison) -> str:
     best = measured or predicted
     if best is None and comparison.combined:
         return _combined_headline(comparison)
-    below = [one for one in comparison.strategies if one.policy != NEVER and floor_kept(one) == "missed"]
+    below = [one for one in comparison.strategies if not one.plain and floor_kept(one) == "missed"]
     if best is None and below:
         closest = max(below, key=lambda one: one.agreement.value or 0.0)
         return (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from offramp.studies.comparison.results import Strategy
 from offramp.tuning.ranking import RankedPolicy
-from offramp.tuning.verdict import NEVER
 
 
 def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
@@ -18,7 +17,7 @@ def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
     known = [
         one
         for one in strategies
-        if one.reachable and one.net_speedup.value is not None and one.policy != NEVER and keeps_floor(one)
+        if one.reachable and one.net_speedup.value is not None and not one.plain and keeps_floor(one)
     ]
     return max(known, key=lambda one: (floor_kept(one) == "kept", one.net_speedup.value or 0.0), default=None)
 
@@ -61,7 +60,7 @@ def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
 
 def decoded_for_real(strategies: Sequence[Strategy]) -> list[Strategy]:
     """Policies that were decoded for real, with a defect or without; plain decoding is none."""
-    return [one for one in strategies if one.basis == "measured" and one.policy != NEVER]
+    return [one for one in strategies if one.basis == "measured" and not one.plain]
 
 
 def why_no_answer(strategies: Sequence[Strategy]) -> str:

@@ -34,17 +34,17 @@ def test_strategies_are_those_of_league_tuner_and_decoding(
         of_row = [one for one in content.strategies if one.place.workload == row.workload]
         league = [one for one in summary["league"] if one["workload"] == row.workload]
         predicted = [one for one in of_row if one.basis == "predicted" and one.family != "tuned"]
-        assert [(one.family, one.policy, one.net_speedup.value) for one in predicted] == [
+        assert [(one.family, str(one.policy), one.net_speedup.value) for one in predicted] == [
             (one["family"], one["policy"], one["net_speedup"]["value"]) for one in league
         ]
         tuned = [one for one in summary["tuned"] if one["workload"] == row.workload]
-        assert [(one.policy, one.executed, one.machine) for one in row.answers] == [
+        assert [(str(one.policy), one.certificate.executed, one.machine) for one in row.answers] == [
             (one["policy"], True, "local") for one in tuned
         ]
         (decoded,) = (one for one in summary["decoding"]["workloads"] if one["workload"] == row.workload)
-        measured = [one for one in of_row if one.basis == "measured" and one.policy != "never"]
+        measured = [one for one in of_row if one.basis == "measured" and not one.plain]
         timed = {one["name"]: one for one in decoded["contenders"]}
-        assert [(one.policy, one.kv, one.net_speedup.value, one.chosen) for one in measured] == [
+        assert [(str(one.policy), one.kv, one.net_speedup.value, one.chosen) for one in measured] == [
             (one["policy"], one["kv"], timed[one["contender"]]["ratio"]["value"], True)
             for one in decoded["policies"]
         ]

@@ -10,9 +10,19 @@ from comparison_traces import bare_row, floor, with_card
 
 from combine_cases import combined_result
 from comparison_examples import answer
+from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.equality import require_equal, without_twins
-from offramp.studies.comparison.results import LACKS, Comparison, ModelFacts, Place, Row, Strategy
+from offramp.studies.comparison.results import (
+    LACKS,
+    Comparison,
+    ModelFacts,
+    Place,
+    Row,
+    Strategy,
+    documents_in_all,
+)
+from offramp.studies.comparison.results import lacks as lacking
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.validity import validity_of
 from offramp.tuning.bounds import OUT_OF_TIME
@@ -29,7 +39,9 @@ def content(*rows: Row, title: str = "title", **fields: Any) -> Comparison:
 
 def strategy(model: str, workload: str, machine: str = "local") -> Strategy:
     place = Place(model, workload, "", machine)
-    return Strategy(place, "f", "p", "propagate", None, "predicted", NOTHING, NOTHING, NOTHING)
+    figures = dict.fromkeys(("agreement", "skip_ratio", "net_speedup"), NOTHING)
+    where = {"place": place, "family": "f", "floor": None, "basis": "predicted"}
+    return Strategy(policy=StaticExit(1), kv="propagate", **where, **figures)
 
 
 def test_one_text_of_two_names_is_put_together() -> None:
@@ -144,18 +156,18 @@ def test_local_is_one_machine() -> None:
 def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
     replayed = answer(Estimate(1.0), "as found", documents_needed=45, **{**certificate, "executed": False})
     documents = {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5}
-    found = replace(replayed, tuned=replace(replayed.tuned, documents=documents))
-    assert found.lacks == lacks
-    assert found.documents_in_all > 45 + 3
+    found = replace(replayed, documents=documents)
+    assert lacking(found) == lacks
+    assert documents_in_all(found) > 45 + 3
     if not certificate["holds"]:
         # What was decoded stands as the verdict has it, whatever the certificate counts.
         for standing, decision in DECIDED.items():
-            executed = replace(found.tuned.certificate, executed=True)
+            executed = replace(found.certificate, executed=True)
             grounds = Grounds(standing, True, None, 1.0, None, 50)
-            stands = replace(found.tuned, certificate=executed, grounds=grounds)
-            assert replace(found, tuned=stands).lacks == LACKS[decision]
+            stands = replace(found, certificate=executed, grounds=grounds)
+            assert lacking(stands) == LACKS[decision]
         assert {LACKS[DECIDED[one]] for one in ("refuted", "nothing could pay")} == {""}
         assert (LACKS[DECIDED["too few documents"]], LACKS[DECIDED["not settled"]]) == ("documents", "time")
     late = Candidate("static:exit=4", "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
-    hurried = replace(found.tuned, candidates=(late,))
-    assert replace(found, tuned=hurried).lacks == ("time" if lacks == "evidence" else lacks)
+    hurried = replace(found, candidates=(late,))
+    assert lacking(hurried) == ("time" if lacks == "evidence" else lacks)

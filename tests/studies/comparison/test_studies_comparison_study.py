@@ -32,7 +32,7 @@ from offramp.kit.typed import finite_json
 from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
-from offramp.studies.comparison.results import Comparison, Row, Strategy
+from offramp.studies.comparison.results import Comparison, Row, Strategy, lacks
 from offramp.studies.comparison.strategies import (
     Finished,
     credit_of,
@@ -122,7 +122,7 @@ def test_the_league_is_that_of_the_api(case: StudyCase, content: Comparison) -> 
     found = [one for one in strategies_of(content, row) if one.family not in ("tuned", "at 4")]
     assert len(found) == len(entries)
     for one, entry in zip(found, entries, strict=True):
-        assert (one.family, one.policy, one.place.machine) == (entry.family, str(entry.policy), MACHINE)
+        assert (one.family, one.policy, one.place.machine) == (entry.family, entry.policy, MACHINE)
         assert one.net_speedup == entry.net_speedup
         assert (one.floor, one.place.machine) == floor(entry.floor, MACHINE)
         assert one.characters_per_second == pytest.approx(3.0 / entry.seconds_per_token.value)
@@ -138,17 +138,17 @@ def test_tuned_policies_are_answers_and_strategies(case: StudyCase, content: Com
     tuned = [
         tune(trace_of(case, row), {"agreement": value}, find_machine(MACHINE), seed=0) for value in FLOORS
     ]
-    assert [to_json(answer.tuned) for answer in row.answers] == [to_json(one) for one in tuned]
+    assert [to_json(answer) for answer in row.answers] == [to_json(one) for one in tuned]
     assert {answer.machine for answer in row.answers} == {MACHINE}
     for answer in row.answers:
-        assert (answer.lacks == "documents") == ("documents," in answer.tuned.answer)
+        assert (lacks(answer) == "documents") == ("documents," in answer.answer)
     found = [one for one in strategies_of(content, row) if one.family == "tuned"]
     assert [one.agreement for one in found] == [one.quality for one in tuned]
 
 
 def test_policies_of_the_file_are_held_against_the_floors_of_the_study(content: Comparison) -> None:
     (one,) = (one for one in strategies_of(content, content.rows[0]) if one.family == "at 4")
-    assert (one.policy, one.place.machine) == ("static:exit=4", MACHINE)
+    assert (str(one.policy), one.place.machine) == ("static:exit=4", MACHINE)
     kept = [value for value in FLOORS if one.agreement.value >= value]
     assert (one.floor, MACHINE) == floor(max(kept, default=min(FLOORS)), MACHINE)
     reached = [floor_of(Estimate(value), [0.9, 0.5]).value for value in (0.95, 0.6, 0.42)]
@@ -167,7 +167,7 @@ def test_decoded_policies_stand_beside_as_measured(content: Comparison) -> None:
         "not timed beside it: the output head cut to the short list and prompt lookup"
     )
     assert row.measured_speedup == {floor(0.9): pytest.approx(1.25)}
-    assert (plain.family, plain.policy, plain.net_speedup.value) == ("full model", "never", 1.0)
+    assert (plain.family, plain.plain, plain.net_speedup.value) == ("full model", True, 1.0)
     assert plain.characters_per_second == pytest.approx(3.0 / 0.05)
     assert (fast.chosen, slow.chosen) == (True, False)
     assert fast.net_speedup.value == pytest.approx(1.25)

@@ -7,24 +7,27 @@ from dataclasses import replace
 import pytest
 
 from comparison_examples import answer, models, row
+from offramp.policies.grammar import parse_policy
+from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Place, Row, Strategy, TrainedSaving
+from offramp.studies.comparison.results import Place, Row, Strategy, TrainedSaving
 from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.work.heads import Training
 from offramp.tuning.floor import Floor
+from offramp.tuning.tuned import Tuned
 
 COST = Training("block", (20,), 16_000, 300, 600.0, rows=57_600)
 POLICY = "static:exit=20"
 
 
-def saving(speed: float, *, certified: bool = True, policy: str = POLICY, lacks: str = "") -> Answer:
+def saving(speed: float, *, certified: bool = True, policy: str = POLICY, lacks: str = "") -> Tuned:
     """An executed answer at 95 %; one that lacks something is a replay bound that does not hold."""
     found = Estimate(speed, speed - 0.05, speed + 0.05)
     held = {} if lacks else {"holds": certified, "executed": True}
     return answer(found, "as told", policy=policy, lacks=lacks, **held)
 
 
-def rows(trained: Answer, *untrained: Answer) -> list[Row]:
+def rows(trained: Tuned, *untrained: Tuned) -> list[Row]:
     """The first example's model on prose: untrained as often as that is given, and its exits trained."""
     described = models()[0]
     raw = [replace(row(described, "prose", 0), answers=(one,)) for one in untrained]
@@ -36,7 +39,7 @@ def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str 
     return Strategy(
         place=Place("gpt2", "prose", "block", "local"),
         family="x",
-        policy=policy,
+        policy=parse_policy(policy),
         kv="propagate",
         floor=Floor("agreement", 0.95),
         basis=basis,
@@ -109,7 +112,7 @@ def test_the_stopwatch_counts_where_there_is_one() -> None:
     assert (one.basis, one.saved.value) == ("measured", pytest.approx(0.5))
     assert one.plain_seconds == pytest.approx(0.06)
     assert one.paid_back == pytest.approx(600.0 / (0.5 * 0.06))
-    for none in (replace(clocked, defect=True), replace(clocked, policy="static:exit=21")):
+    for none in (replace(clocked, defect=True), replace(clocked, policy=StaticExit(21))):
         assert only(rows(saving(1.25)), none, PREDICTED).basis == "predicted"
 
 

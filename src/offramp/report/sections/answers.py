@@ -15,11 +15,12 @@ from offramp.report.names import floor_order, floor_shown
 from offramp.report.places import FLOOR, MACHINE, TRACE
 from offramp.report.table import NOTHING, Cell, Column, Table, estimated
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison, Row
+from offramp.studies.comparison.results import Comparison, Row, documents_in_all, lacks
 from offramp.tuning.certificate import Certificate
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER
 
-Judged = tuple[Row, Finding[Answer]]
+Judged = tuple[Row, Finding[Tuned]]
 """An answer in its row, with what was found of it."""
 
 
@@ -30,7 +31,7 @@ def judged(comparison: Comparison) -> list[Judged]:
 
 
 def _certificate(judged: Judged) -> Certificate:
-    return judged[1].detail.tuned.certificate
+    return judged[1].detail.certificate
 
 
 def _predicted_cell(judged: Judged) -> Cell:
@@ -52,7 +53,7 @@ def _policy_cell(judged: Judged) -> Cell:
         missed = f"Decoded, it kept {kept} of the full model's tokens: less than the floor."
     passed = f"Passed: {passed_how(finding)}." if finding.exits else ""
     code = "" if finding.policy == NEVER else finding.policy
-    said = (finding.detail.tuned.answer, missed, passed)
+    said = (finding.detail.answer, missed, passed)
     return Cell(code=code, below=said, value=finding.policy)
 
 
@@ -66,13 +67,13 @@ CERTIFIED: Table[Judged] = Table(
         Column("Net speed", _measured_cell, times, key="measured", numeric=True, kind="measured"),
         Column("Policy, and what the tuner says", _policy_cell, data=str, key="policy"),
         Column("", lambda judged: judged[1].predicted, data=Estimate, key="net_speedup"),
-        Column("", lambda judged: judged[1].detail.tuned.answer, data=str, key="answer"),
-        Column("", lambda judged: judged[1].detail.lacks, data=str, key="lacks"),
-        Column("", lambda judged: judged[1].detail.certified, data=bool, key="certified"),
-        Column("", lambda judged: judged[1].detail.executed, data=bool, key="executed"),
+        Column("", lambda judged: judged[1].detail.answer, data=str, key="answer"),
+        Column("", lambda judged: lacks(judged[1].detail), data=str, key="lacks"),
+        Column("", lambda judged: _certificate(judged).holds, data=bool, key="certified"),
+        Column("", lambda judged: _certificate(judged).executed, data=bool, key="executed"),
         Column("", lambda judged: _certificate(judged).documents, data=int, key="documents"),
         Column("", lambda judged: _certificate(judged).documents_needed, data=int, key="documents_needed"),
-        Column("", lambda judged: judged[1].detail.documents_in_all, data=int, key="documents_in_all"),
+        Column("", lambda judged: documents_in_all(judged[1].detail), data=int, key="documents_in_all"),
     ),
     caption="Answers of the tuner, the fastest first",
     name="certified",
@@ -91,7 +92,7 @@ def certified_section(comparison: Comparison) -> Markup:
     )
 
 
-def by_floor(answers: Sequence[Finding[Answer]]) -> list[str]:
+def by_floor(answers: Sequence[Finding[Tuned]]) -> list[str]:
     """How many answers at each floor exit, pay, or are not certifiable, and why."""
     said = []
     for floor in sorted(dict.fromkeys(finding.floor for finding in answers), key=floor_order):

@@ -14,7 +14,6 @@ from offramp.report.ranking import believed, fastest, replayed
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.studies.comparison.equality import per_byte_notes
 from offramp.studies.comparison.results import Comparison, Place, Row, Strategy
-from offramp.tuning.verdict import NEVER
 
 TEXT: tuple[Column[Row], ...] = (
     *TRACE,
@@ -66,7 +65,7 @@ def speed_columns(machine: str, places: Places) -> tuple[Column[Row], Column[Row
 
     def plain(row: Row) -> float | None:
         here = places.get(row.on(machine), [])
-        return next((one.characters_per_second for one in here if one.policy == NEVER), None)
+        return next((one.characters_per_second for one in here if one.plain), None)
 
     def best(row: Row) -> Cell:
         here = places.get(row.on(machine), [])

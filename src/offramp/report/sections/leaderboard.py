@@ -42,9 +42,9 @@ from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reason
 from offramp.scoring.card import EasVariant
 from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison, Row
+from offramp.studies.comparison.results import Comparison, Row, lacks
 from offramp.tuning.floor import Floor
-from offramp.tuning.verdict import NEVER
+from offramp.tuning.tuned import Tuned
 
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
 EAS_CHARTED = "centred_logit"
@@ -182,9 +182,9 @@ def floors_of(rows: Sequence[Row]) -> list[Floor]:
     return sorted({answer.floor for row in rows for answer in row.answers}, key=floor_order)
 
 
-def best_answer(row: Row, floor: Floor) -> Answer | None:
+def best_answer(row: Row, floor: Floor) -> Tuned | None:
     """The row's fastest certified answer at a floor over machines; None if none is certified."""
-    certified = [answer for answer in row.answers if answer.floor == floor and answer.certified]
+    certified = [answer for answer in row.answers if answer.floor == floor and answer.certificate.holds]
     return max(certified, key=lambda answer: answer.net_speedup.value or 0.0, default=None)
 
 
@@ -207,18 +207,18 @@ def without_speed(row: Row, floor: Floor) -> str:
     here = [answer for answer in row.answers if answer.floor == floor]
     if not here:
         return "not asked"
-    return NOT_CERTIFIABLE if any(answer.lacks for answer in here) else "nothing faster keeps it"
+    return NOT_CERTIFIABLE if any(lacks(answer) for answer in here) else "nothing faster keeps it"
 
 
-def speed_note(answer: Answer) -> str:
+def speed_note(answer: Tuned) -> str:
     """The machine of a certified speed, or that the best is never to exit."""
-    return "never exits" if answer.policy == NEVER else machine_shown(answer.machine)
+    return "never exits" if answer.plain else machine_shown(answer.machine)
 
 
 def exits_at(rows: Sequence[Row], floor: Floor) -> bool:
     """Whether a policy that exits early is certified at a floor on any row."""
     answers = [best_answer(row, floor) for row in rows]
-    return any(answer is not None and answer.policy != NEVER for answer in answers)
+    return any(answer is not None and not answer.plain for answer in answers)
 
 
 def leaderboard_section(comparison: Comparison) -> Markup:
@@ -358,7 +358,7 @@ def speed_chart(floor: Floor) -> Chart:
 
     def never(row: Row) -> bool:
         answer = best_answer(row, floor)
-        return answer is not None and answer.policy == NEVER
+        return answer is not None and answer.plain
 
     note = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
     title = f"Certified net speed, {floor_shown(floor)}"

@@ -19,7 +19,6 @@ from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reason
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, Strategy
 from offramp.tuning.floor import Floor
-from offramp.tuning.verdict import NEVER
 
 UNDERSCORE = re.compile("(?<=_)")
 """Where a family's name may break."""
@@ -37,7 +36,7 @@ def _name_cell(standing: Standing) -> Cell:
     oracle = "" if one.reachable else "oracle, out of reach"
     # Not folded: a browser sorts thousands of rows with a fold in each ten times as slowly.
     page = stack(breakable(one.family, UNDERSCORE), oracle)
-    page += Markup() if one.policy == NEVER else policy_code(one.policy)
+    page += Markup() if one.plain else policy_code(str(one.policy))
     return Cell(one.family, value=one.family, html=page)
 
 
@@ -62,7 +61,7 @@ def _measured_cell(standing: Standing) -> Cell:
 def _credit_cell(standing: Standing) -> Cell:
     """What exits add to the best decoder without them of the same turns, or why that is not known."""
     found = standing.measured
-    if found is None or found.policy == NEVER or found.defect:
+    if found is None or found.plain or found.defect:
         return Cell(NOTHING)
     if found.credit.value is None:
         return Cell(NOTHING, below=found.credit.undefined or "")
@@ -155,7 +154,7 @@ STRATEGIES: Table[Standing] = Table(
         ),
         Column("Time per token", _time_cell, duration, key="time", numeric=True, on="page"),
         Column("Characters per second", _characters, whole, key="characters", numeric=True, on="page"),
-        Column("", lambda standing: standing.shown.policy, data=str, key="policy"),
+        Column("", lambda standing: str(standing.shown.policy), data=str, key="policy"),
         Column("", lambda standing: standing.shown.kv, data=str, key="kv"),
         Column("", lambda standing: standing.shown.answer, data=str, key="answer"),
         Column("", lambda standing: standing.shown.reachable, data=bool, key="reachable"),

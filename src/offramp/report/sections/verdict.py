@@ -12,7 +12,8 @@ from offramp.report.html import KeyNumber, Kind, fragment
 from offramp.report.names import distinct, floor_shown, heads_name, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, replayed, why_no_answer
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Answer, Comparison, Strategy
+from offramp.studies.comparison.results import Comparison, Strategy
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed
 
 
@@ -63,7 +64,7 @@ def cards_of(comparison: Comparison) -> list[KeyNumber]:
     return cards + _suited_card(comparison)
 
 
-def _certified_card(best: Finding[Answer] | None, asked: int) -> KeyNumber:
+def _certified_card(best: Finding[Tuned] | None, asked: int) -> KeyNumber:
     title = "Best net speed that passed its floor"
     if best is None:
         said = f"no policy that exits early passed in {counted(asked, 'answer')}"
@@ -89,7 +90,7 @@ def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
         "floor": floor_shown(found.floor),
         "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
     }
-    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, found.policy)
+    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, str(found.policy))
 
 
 def _suited_card(comparison: Comparison) -> list[KeyNumber]:

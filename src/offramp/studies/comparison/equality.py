@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
-from offramp.studies.comparison.results import Answer, Row
+from offramp.studies.comparison.results import Row
+from offramp.tuning.tuned import Tuned
 
 SAME = 1e-3
 """By which scores of one cell may differ: two tokens of 1,920 may tip over with the order of a sum."""
@@ -160,9 +161,9 @@ def _merged(first: Row, second: Row) -> Row:
             where=_sources(first, second),
             fix="compare only one of the two, or give the model another name in the study file",
         )
-    answers: dict[tuple[object, ...], Answer] = {}
+    answers: dict[tuple[object, ...], Tuned] = {}
     for answer in (*first.answers, *second.answers):
-        said = (answer.machine, answer.floor, answer.policy, answer.net_speedup, answer.tuned.answer)
+        said = (answer.machine, answer.floor, answer.policy, answer.net_speedup, answer.answer)
         answers.setdefault(said, answer)
     return replace(
         first,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from offramp.decoding.measurement.combined import CombineResult
-from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PolicyOutcome
 from offramp.scoring.estimate import Estimate
 from offramp.studies.planned import DescribedModel
 from offramp.studies.work.heads import Training
@@ -32,6 +32,9 @@ LACKS: Mapping[Decision | None, Lacks] = {
     "not settled": "time",
 }
 """What a certificate lacked, by what the verdict says of how the floor stands."""
+
+Passed = Literal["", "replayed", "executed"]
+"""How it is known that a floor is kept, "" if it is not."""
 
 FloorOn = tuple[Floor, str]
 """A floor, and the machine on which it is asked for."""
@@ -60,59 +63,26 @@ class Place:
     machine: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The tuner's answer at one floor on one machine: the fastest policy that passed, "never" if none did."""
+def lacks(answer: Tuned) -> Lacks:
+    """Why an answer of the tuner has no certificate: as the floor stands after decoding; of a replay bound,
+    which has no such standing, by its test. A search that found nothing faster had nothing to certify.
+    """
+    certificate = answer.certificate
+    if certificate.holds:
+        return ""
+    if certificate.executed and answer.grounds is not None:
+        return LACKS[DECIDED[answer.grounds.standing]]
+    if certificate.documents < certificate.documents_needed or not answer.documents["search"]:
+        return "documents"
+    if not certificate.tested:
+        return ""
+    late = any(candidate.outcome == OUT_OF_TIME for candidate in answer.candidates)
+    return "time" if late else "evidence"
 
-    machine: str
-    """As the study calls it."""
-    tuned: Tuned
 
-    @property
-    def floor(self) -> Floor:
-        """What was asked for."""
-        return self.tuned.floor
-
-    @property
-    def policy(self) -> str:
-        """The policy's text."""
-        return str(self.tuned.policy)
-
-    @property
-    def net_speedup(self) -> Estimate:
-        """On documents that neither search nor certificate saw."""
-        return self.tuned.net_speedup
-
-    @property
-    def certified(self) -> bool:
-        """Whether a certificate, or a replay bound, of this floor holds."""
-        return self.tuned.certificate.holds
-
-    @property
-    def executed(self) -> bool:
-        """Whether what it rests on is of texts that were really decoded."""
-        return self.tuned.certificate.executed
-
-    @property
-    def lacks(self) -> Lacks:
-        """Why there is no certificate: as the floor stands after decoding; of a replay bound, which has no
-        such standing, by its test. A search that found nothing faster had nothing to certify.
-        """
-        tuned, certificate = self.tuned, self.tuned.certificate
-        if certificate.holds:
-            return ""
-        if certificate.executed and tuned.grounds is not None:
-            return LACKS[DECIDED[tuned.grounds.standing]]
-        if certificate.documents < certificate.documents_needed or not tuned.documents["search"]:
-            return "documents"
-        if not certificate.tested:
-            return ""
-        return "time" if any(one.outcome == OUT_OF_TIME for one in tuned.candidates) else "evidence"
-
-    @property
-    def documents_in_all(self) -> int:
-        """Fewest traced documents of which so many are left as the floor takes."""
-        return fewest_documents(self.tuned.certificate.documents_needed) + self.tuned.documents["heads"]
+def documents_in_all(answer: Tuned) -> int:
+    """Fewest traced documents of which so many are left to certify on as the floor takes."""
+    return fewest_documents(answer.certificate.documents_needed) + answer.documents["heads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +96,8 @@ class Row(Scored):
     model: ModelFacts
     workload: str
     heads: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Tuned, ...] = ()
+    """Of the tuner at each floor, on machines by the names that the study gives them."""
     exit_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
     """Net speedup of the policy that the league chose, on documents that did not choose it."""
     measured_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
@@ -165,38 +136,31 @@ class Row(Scored):
 NOT_TIMED = Estimate(None, undefined="it was not timed")
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """One policy (or a family's best member) on one row of the comparison."""
+@dataclass(frozen=True, kw_only=True)
+class Strategy(PolicyOutcome):
+    """One policy (or a family's best member) on one row of the comparison.
+
+    Its speed is over the fastest plain decoder; its gain is by prices also where the whole was timed.
+    """
 
     place: Place
     family: str
     """Of the league, or the policy's kind."""
-    policy: str
-    kv: str
     floor: Floor | None
     """None for a policy that was given as such."""
     basis: Basis
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
-    """Over the fastest plain decoder."""
     probe_share: float | None = None
+    """None where it was timed."""
     seconds_per_token: float | None = None
     """None where speed is in bytes moved."""
     characters_per_second: float | None = None
     """None where the text's size is unknown, too."""
-    reachable: bool = True
-    """False for an oracle."""
     answer: str = ""
     """Of a timing, in words ("faster", "unresolved at ± 3.4 %", "defect: ..."), "" for a prediction."""
     defect: bool = False
     """Whether something is wrong with the timing."""
     chosen: bool = False
     """Whether it was chosen for its floor, on documents that it is not judged on."""
-    gain: Gain | None = None
-    """What layers, head and probes save of plain decoding's cost, by prices also where the whole was timed;
-    None where that is not known."""
     credit: Estimate = NOT_TIMED
     """Over the best decoder without exits that keeps the floor, of the same turns; undefined unless all of
     those took them."""
@@ -217,7 +181,7 @@ class TrainedSaving:
     """Stands beside them where they are written."""
     policy: str
     """ "never" where nothing faster keeps the floor."""
-    passed: Literal["", "replayed", "executed"]
+    passed: Passed
     """How it is known that the floor is kept."""
     open: bool
     """Whether more documents or time may tell more."""

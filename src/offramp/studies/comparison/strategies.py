@@ -9,15 +9,17 @@ from typing import Any
 
 from offramp.decoding.measurement.results import TOO_FEW_PROMPTS, BenchResult, Contender
 from offramp.kit.defaults import LOCAL
+from offramp.policies.figures import PLAIN_DECODING, PolicyFigures, shared_fields
+from offramp.policies.replay import ReplayIntervals
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import FloorOn, Place, Row, Strategy
 from offramp.studies.entries import BYTES
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import DecodedChoice
+from offramp.studies.work.replay import Replayed
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import FULL_MODEL
 from offramp.tuning.ranking import RankedPolicy
-from offramp.tuning.verdict import NEVER
 
 TUNED = "tuned"
 BY_DEFINITION = "by definition"
@@ -81,20 +83,13 @@ def league_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
     """The best member of every family at every floor, predicted."""
     for ranked in finished.result.entries:
         yield Strategy(
+            **shared_fields(ranked, PolicyFigures),
             place=finished.on(row),
             family=ranked.family,
-            policy=str(ranked.policy),
-            kv=ranked.kv,
             floor=agreement_floor(ranked.floor),
             basis="predicted",
-            agreement=ranked.agreement,
-            skip_ratio=ranked.skip_ratio,
-            net_speedup=ranked.net_speedup,
-            probe_share=ranked.probe_share,
             seconds_per_token=None if finished.machine == BYTES else ranked.seconds_per_token.value,
-            reachable=ranked.reachable,
             chosen=ranked.chosen,
-            gain=ranked.gain,
         )
 
 
@@ -102,38 +97,27 @@ def tuned_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
     """The tuner's answer at every floor, predicted on documents that neither search nor certificate saw."""
     for tuned in finished.result.tuned:
         yield Strategy(
+            **{**shared_fields(tuned, PolicyFigures), "agreement": tuned.quality},
             place=finished.on(row),
             family=TUNED,
-            policy=str(tuned.policy),
-            kv=tuned.kv,
             floor=tuned.floor,
             basis="predicted",
-            agreement=tuned.quality,
-            skip_ratio=tuned.skip_ratio,
-            net_speedup=tuned.net_speedup,
-            probe_share=tuned.probe_share,
-            gain=tuned.gain,
             seconds_per_token=tuned.seconds_per_token.value,
         )
 
 
 def replayed_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
     """One policy of the study's file, predicted; it is held against the study's floors (`floor_of`)."""
-    found = finished.result
+    replayed: Replayed = finished.result
+    figures = shared_fields(replayed.replay, PolicyFigures) | {"reference_agreement": None}
+    intervals = shared_fields(replayed, ReplayIntervals)
     yield Strategy(
+        **{**figures, **intervals},
         place=finished.on(row),
         family=finished.cell.policy,
-        policy=str(found.replay.policy),
-        kv=found.replay.kv,
         floor=None,
         basis="predicted",
-        agreement=found.agreement,
-        skip_ratio=found.skip_ratio,
-        net_speedup=found.net_speedup,
-        probe_share=found.replay.probe_share,
-        seconds_per_token=found.replay.seconds_per_token,
-        reachable=found.replay.reachable,
-        gain=found.replay.gain,
+        seconds_per_token=replayed.replay.seconds_per_token,
     )
 
 
@@ -151,7 +135,7 @@ def decoded_strategies(row: Row, finished: Finished) -> Iterator[Strategy]:
         Strategy(
             place=place,
             family=FULL_MODEL,
-            policy=NEVER,
+            policy=PLAIN_DECODING,
             kv="",
             floor=agreement_floor(finished.task.recipe["floor"]),
             basis="measured",
@@ -176,7 +160,7 @@ def _decoded(row: Row, finished: Finished, choice: DecodedChoice, *, chosen: boo
     strategy = Strategy(
         place=finished.on(row),
         family=choice.family,
-        policy=str(choice.policy),
+        policy=choice.policy,
         kv=choice.kv,
         floor=agreement_floor(choice.floor),
         basis="measured",

@@ -12,7 +12,7 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import InvalidRecordError
 from offramp.studies.comparison.equality import SETTINGS
-from offramp.studies.comparison.results import Answer, Comparison, FloorOn, ModelFacts, Row, Strategy
+from offramp.studies.comparison.results import Comparison, FloorOn, ModelFacts, Row, Strategy
 from offramp.studies.comparison.strategies import (
     Finished,
     league_speedups,
@@ -29,6 +29,7 @@ from offramp.studies.work.registry import works
 from offramp.studies.work.score import Scored
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
+from offramp.tuning.tuned import Tuned
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
@@ -286,8 +287,8 @@ def model_fingerprint(trace: Task) -> str:
     return sha256_of_text(canonical_json([base, transforms])) if transforms else str(base)
 
 
-def answers_of(finished: Finished) -> Iterator[Answer]:
-    """What the tuner says at each floor; nothing of a task of another kind."""
+def answers_of(finished: Finished) -> Iterator[Tuned]:
+    """What the tuner says at each floor, on the machine by its name in the study; nothing of other tasks."""
     if finished.cell.kind in ("tune", "certify"):
         for tuned in finished.result.tuned:
-            yield Answer(finished.machine, tuned)
+            yield replace(tuned, machine=finished.machine)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     NOT_TIMED,
-    Answer,
     Basis,
+    Passed,
     Place,
     Row,
     Strategy,
     TrainedSaving,
     estimate_saved,
+    lacks,
     saved_without,
 )
 from offramp.tuning.break_even import tokens_to_pay_back
+from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER
 
 
@@ -30,6 +33,7 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
             place = row.on(answer.machine)
             saved, basis = clock.saved(place, answer)
             plain, untrained = clock.plain_seconds.get(place), _untrained(rows, clock, row, answer)
+            passed: Passed = "executed" if answer.certificate.executed else "replayed"
             credit, paid_back = clock.credit(place, answer), None
             if saved.value is not None and plain is not None and credit.value is not None:
                 # What the best decoder without exits saves of plain decoding's time was had without training.
@@ -39,9 +43,9 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
                 place=place,
                 floor=answer.floor,
                 training=row.training,
-                policy=NEVER if saved.value is None else answer.policy,
-                passed="" if saved.value is None else "executed" if answer.executed else "replayed",
-                open=answer.lacks in ("documents", "time"),
+                policy=NEVER if saved.value is None else str(answer.policy),
+                passed="" if saved.value is None else passed,
+                open=lacks(answer) in ("documents", "time"),
                 basis=basis,
                 saved=saved,
                 credit=credit,
@@ -51,7 +55,7 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
             )
 
 
-def _untrained(rows: Iterable[Row], clock: _Clock, row: Row, answer: Answer) -> float | None:
+def _untrained(rows: Iterable[Row], clock: _Clock, row: Row, answer: Tuned) -> float | None:
     """The share that the same model saves there at best without training, 0 where nothing faster keeps the
     floor; None where it was not tried.
     """
@@ -69,7 +73,7 @@ class _Clock:
     """What strategies say of time: policies by the stopwatch, and the seconds of plain decoding."""
 
     def __init__(self, strategies: Sequence[Strategy]) -> None:
-        self._timed: dict[tuple[Place, str, str], Strategy] = {}
+        self._timed: dict[tuple[Place, ExitPolicy, str], Strategy] = {}
         self.plain_seconds: dict[Place, float] = {}
         """Of one token of plain decoding, where that is known."""
         # What was timed comes last, and counts where there is both.
@@ -79,21 +83,19 @@ class _Clock:
                 continue
             if strategy.basis == "measured":
                 self._timed[place, strategy.policy, strategy.kv] = strategy
-            if strategy.seconds_per_token is not None and (
-                strategy.basis == "predicted" or strategy.policy == NEVER
-            ):
+            if strategy.seconds_per_token is not None and (strategy.basis == "predicted" or strategy.plain):
                 self.plain_seconds[place] = strategy.seconds_per_token * speed.value
 
-    def saved(self, place: Place, answer: Answer) -> tuple[Estimate, Basis]:
+    def saved(self, place: Place, answer: Tuned) -> tuple[Estimate, Basis]:
         """The share of plain decoding's time that an answer saves, undefined unless it keeps its floor."""
-        if not answer.certified or answer.policy == NEVER:
-            return Estimate(None, undefined=answer.tuned.answer), "predicted"
-        timed = self._timed.get((place, answer.policy, answer.tuned.kv))
+        if not answer.certificate.holds or answer.plain:
+            return Estimate(None, undefined=answer.answer), "predicted"
+        timed = self._timed.get((place, answer.policy, answer.kv))
         if timed is None:
             return estimate_saved(answer.net_speedup), "predicted"
         return estimate_saved(timed.net_speedup), "measured"
 
-    def credit(self, place: Place, answer: Answer) -> Estimate:
+    def credit(self, place: Place, answer: Tuned) -> Estimate:
         """The measured credit of an answer's policy, undefined unless it keeps its floor."""
-        timed = self._timed.get((place, answer.policy, answer.tuned.kv))
-        return NOT_TIMED if timed is None or not answer.certified else timed.credit
+        timed = self._timed.get((place, answer.policy, answer.kv))
+        return NOT_TIMED if timed is None or not answer.certificate.holds else timed.credit
