@@ -12,7 +12,8 @@ import torch
 
 from command_line import Outcome, run_offramp, tree
 from offramp.errors import InputError
-from offramp.models.memory import parse_size, shown_size
+from offramp.kit.numbers import shown_size
+from offramp.models.memory import parse_size
 
 
 @pytest.fixture(scope="module")

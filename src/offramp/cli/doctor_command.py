@@ -88,8 +88,8 @@ def _compiler() -> Finding:
 
 
 def _cache() -> Finding:
+    from offramp.kit.numbers import shown_size
     from offramp.models.gguf_file import cache_folder, converted_models
-    from offramp.models.memory import shown_size
     from offramp.report.formats import counted
 
     folder = cache_folder()
@@ -112,8 +112,8 @@ def _size(folder: Path) -> int:
 
 def _clear_cache() -> str:
     """Remove converted models, and say how much that was."""
+    from offramp.kit.numbers import shown_size
     from offramp.models.gguf_file import converted_models
-    from offramp.models.memory import shown_size
     from offramp.report.formats import counted
 
     models = converted_models()

@@ -39,8 +39,8 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
         out.finish(exits_shown.gates_summary(gates, asked.output))
         return
 
+    from offramp.kit.numbers import shown_size
     from offramp.lab.exits import train as training
-    from offramp.models.memory import shown_size
 
     def tell(size: int) -> None:
         out.say(f"hidden states take {shown_size(size)} on disk while it trains")

@@ -318,7 +318,8 @@ def _no_torch(problem: BaseException) -> OfframpError:
 
 def _out_of_memory(problem: BaseException) -> OfframpError:
     """Memory ran out: how much there is, and what takes less."""
-    from offramp.models.memory import available_memory, machine_memory, shown_size
+    from offramp.kit.numbers import shown_size
+    from offramp.models.memory import available_memory, machine_memory
 
     free, total = shown_size(available_memory()), shown_size(machine_memory())
     said = str(problem).partition("\n")[0] or "no more can be had"

@@ -24,7 +24,7 @@ from offramp.cli.study_table import (
     task_names,
     unavailable_lines,
 )
-from offramp.models.memory import shown_size
+from offramp.kit.numbers import shown_size
 from offramp.report.formats import counted
 from offramp.report.table import Cell, Column, Table
 from offramp.studies.task import AXES

@@ -71,3 +71,14 @@ def shown_number(number: float) -> str:
     """A number of any size in a message: Python writes out whole ones of a few thousand digits at most."""
     bits = number.bit_length() if isinstance(number, int) else 0
     return f"{number}" if bits < 200 else f"a number of {bits} bits"
+
+
+SIZES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+
+
+def shown_size(size: int) -> str:
+    """Bytes in the largest decimal unit that gives 1 or more: "14.5 GB"."""
+    for unit, count in SIZES.items():
+        if size >= count:
+            return f"{size / count:,.1f} {unit}"
+    return f"{size} bytes"

@@ -80,14 +80,6 @@ def parse_size(text: str, option: str) -> int:
     return round(size)
 
 
-def shown_size(size: int) -> str:
-    """Bytes in the largest decimal unit that gives 1 or more: "14.5 GB"."""
-    for unit in ("tb", "gb", "mb", "kb"):
-        if size >= UNITS[unit]:
-            return f"{size / UNITS[unit]:,.1f} {unit.upper() if unit != 'kb' else 'kB'}"
-    return f"{size} bytes"
-
-
 def use_threads(count: int) -> None:
     """Let torch compute with so many threads from now on: the order of its sums depends on them."""
     import torch

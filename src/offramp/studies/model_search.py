@@ -10,6 +10,7 @@ from typing import Any
 
 from offramp.errors import ModelError
 from offramp.files import source_fingerprint
+from offramp.kit.numbers import shown_size
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     CONTEXT_KEYS,
@@ -21,7 +22,7 @@ from offramp.models.checkpoint import (
 from offramp.models.devices import CPU, device_memory, find_device
 from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity
-from offramp.models.memory import WORKING_SHARE, machine_memory, shown_size
+from offramp.models.memory import WORKING_SHARE, machine_memory
 from offramp.models.source import (
     BUNDLED,
     Source,

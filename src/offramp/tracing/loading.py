@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
+from offramp.kit.numbers import shown_size
 from offramp.models.devices import AUTO, CPU, DtypeName, find_device
 from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity, shown_name
-from offramp.models.memory import shown_size
 from offramp.models.source import Source, at_revision
 from offramp.plug_ins import asking
 

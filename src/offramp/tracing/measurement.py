@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.kit.numbers import shown_size
 from offramp.models.calls import first_tensor
 from offramp.models.devices import device_name, free_bytes, to_host
-from offramp.models.memory import shown_size
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer

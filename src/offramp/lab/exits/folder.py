@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from offramp.errors import DiskFullError
+from offramp.kit.numbers import shown_size
 from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
 from offramp.lab.exits.gate_record import GATE_RECORD
 from offramp.lab.exits.model_folder import model_files
 from offramp.lab.exits.record import REQUEST, REQUEST_FILE
-from offramp.models.memory import shown_size
 from offramp.tracing.answers import ANSWERS
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 

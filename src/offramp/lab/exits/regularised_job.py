@@ -7,6 +7,7 @@ import time
 import torch
 
 from offramp.errors import InputError
+from offramp.kit.numbers import shown_size
 from offramp.lab.exits.evaluation import FLOORS
 from offramp.lab.exits.folder import require_room
 from offramp.lab.exits.job import Job, sides
@@ -15,7 +16,7 @@ from offramp.lab.exits.record import RECORD, Rows, Seconds, TrainingRecord
 from offramp.lab.exits.regularised import EVALUATED_TOKENS, RegularisedModel
 from offramp.lab.exits.regularised_text import row_count
 from offramp.lab.exits.trainer import Beside
-from offramp.models.memory import available_memory, shown_size
+from offramp.models.memory import available_memory
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.request import library_versions

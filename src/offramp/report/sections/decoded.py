@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
-from offramp.models.memory import shown_size
+from offramp.kit.numbers import shown_size
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (

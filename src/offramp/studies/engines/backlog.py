@@ -11,7 +11,7 @@ from typing import Protocol
 
 from offramp.errors import DiskFullError, OfframpError
 from offramp.kit.defaults import STALL_SECONDS
-from offramp.models.memory import shown_size
+from offramp.kit.numbers import shown_size
 from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
 from offramp.studies.failures import Failure
