@@ -392,7 +392,7 @@ BAD: list[tuple[dict[str, Any], type[OfframpError], str]] = [
     ({"prompts": [[1] * 125]}, InputError, "exceed the context of 128"),
     ({"new_tokens": 3}, InputError, "new tokens must be at least 4"),
     ({"rounds": 0}, InputError, "rounds must be at least 1"),
-    ({"rounds": None, "budget_seconds": None}, InputError, "neither seconds nor rounds"),
+    ({"rounds": None, "budget_seconds": None}, InputError, "seconds must be given where rounds are not"),
     ({"budget_seconds": -1.0}, InputError, "budget seconds must be at least 0"),
     ({"worth": 0.0}, InputError, "worth must be a share above 0"),
     ({"batch": 0}, InputError, "batch must be at least 1"),

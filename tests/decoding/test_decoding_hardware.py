@@ -12,6 +12,7 @@ import torch
 from generation_cases import counted_layers
 from tracing_models import build_family, llama, tiny_model
 
+import offramp
 from offramp.costs.hardware import OWN_LOOP
 from offramp.costs.load import OTHER_LOAD
 from offramp.costs.machine import Machine
@@ -292,16 +293,16 @@ def test_a_cache_that_is_not_read_is_found() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": ()}, "do not rise"),
-        ({"batches": (4, 1)}, "do not rise"),
-        ({"batches": (0, 1)}, "do not rise"),
-        ({"budget_seconds": 0}, "budget of 0"),
-        ({"budget_seconds": float("nan")}, "budget of nan"),
+        ({"batches": ()}, "batches must be rising"),
+        ({"batches": (4, 1)}, "batches must be rising"),
+        ({"batches": (0, 1)}, "batches must be at least 1"),
+        ({"budget_seconds": 0}, "budget seconds must be above 0"),
+        ({"budget_seconds": float("nan")}, "budget seconds must be above 0"),
     ],
 )
 def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        measure_hardware(tiny_model(llama(num_hidden_layers=LAYERS)), **options)
+        offramp.measure_hardware(tiny_model(llama(num_hidden_layers=LAYERS)), **options)
 
 
 def test_positions_fit_the_context() -> None:

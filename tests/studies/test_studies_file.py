@@ -207,7 +207,7 @@ TRAININGS = [
     (BLOCK + 'kind = "blok"\n', "line 10, trainings[1].kind", "did you mean 'block'?"),
     (BLOCK + 'kind = "executed"\n', "line 10, trainings[1].kind", "begin from others"),
     (TRAIN + 'text = ["two"]\n', "line 11, trainings[1].text[1]", "no workload 'two'"),
-    (TRAIN + "steps = 9\nminutes = 1.0\n", "line 8, trainings[1]", "both steps and minutes"),
+    (TRAIN + "steps = 9\nminutes = 1.0\n", "line 8, trainings[1]", "--minutes means nothing beside --steps"),
     (TRAIN + "steps = 0\n", "line 11, trainings[1].steps", "greater than or equal to 1"),
     (TRAIN + 'at = "ten"\n', "line 11, trainings[1].at", "not a list of layers"),
     (TRAIN + "at = [9]\n", "line 8, trainings[1]", "no exit 9"),
@@ -217,8 +217,12 @@ TRAININGS = [
         "the exits 1, 2 are trained, and 1, 2, 3 are traced",
     ),
     (TRAIN + "short_list = 4\n", "line 8, trainings[1]", "a short list of 4 tokens is not possible"),
-    (TRAIN + "loss_vocabulary = 9\n", "line 8, trainings[1]", "says little"),
-    (TRAIN + 'precision = "int8"\n', "line 8, trainings[1]", "products cannot be in 'int8'"),
+    (TRAIN + "loss_vocabulary = 9\n", "line 8, trainings[1]", "loss vocabulary must be 256 or more"),
+    (
+        TRAIN + 'precision = "int8"\n',
+        "line 8, trainings[1]",
+        "precision must be 'auto',",
+    ),
     (
         TRAIN.replace("block", "lens") + "units = 8\n",
         "line 8, trainings[1]",

@@ -169,7 +169,7 @@ def test_exits_with_nothing_to_map_to_and_ranks_that_are_none_are_refused() -> N
             fit(kv_maps=exits)
         assert caught.value.where == "kv_maps= (--kv-maps)"
     for rank in (0, -1, "half", True, 1.5):
-        with pytest.raises(InputError, match=r"of rank|kv_rank cannot be"):
+        with pytest.raises(InputError, match=r"kv.rank (cannot|must) be"):
             fit(kv_rank=rank)
 
 

@@ -51,7 +51,7 @@ def test_losses_are_counted_against_the_untransformed_model() -> None:
     losses = token_losses(trace, parse_floor(f"{FLOOR}=0.9"))
     np.testing.assert_array_equal(losses, [[1, 0, 0], [0, 0, 0], [1, 0, 1]])
     assert parse_floor(f"{FLOOR}=0.9").risk == pytest.approx(0.1)
-    with pytest.raises(InputError, match="not clipped"):
+    with pytest.raises(InputError, match="clip must be left out"):
         parse_floor(f"{FLOOR}=0.9", 1.0)
 
 

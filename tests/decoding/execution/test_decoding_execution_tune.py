@@ -228,7 +228,7 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
         ({"seconds": 0.0}, "seconds must be above 0"),
         ({"seconds": float("nan")}, "seconds must be above 0"),
         ({"kv": "speculate"}, "speculate is lossless"),
-        ({"kv": "propogate"}, "unknown strategy 'propogate'"),
+        ({"kv": "propogate"}, "unknown strategy for K and V 'propogate'"),
         ({"method": "wrs"}, "unknown method"),
         ({"batch": 2}, "not a batch of 2"),
         ({"prompt_tokens": 95}, "do not leave room"),
