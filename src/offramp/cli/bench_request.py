@@ -26,7 +26,7 @@ from offramp.kit.defaults import (
 )
 from offramp.kit.numbers import Count, NotNegative, Proportion, TimedTokens, Whole
 from offramp.kit.request import Request, argument, flags, hidden
-from offramp.kit.rules import Margin, only_if, only_with
+from offramp.kit.rules import Beside, Margin, only_if, only_with
 from offramp.policies.names import BatchingName, StrategyName
 
 if TYPE_CHECKING:
@@ -47,7 +47,15 @@ class Bench(Leaving, Request):
     """Time a policy's decoding beside plain decoding and others, until it is clear whether it is faster."""
 
     model: Annotated[str, argument] = field(default=DEFAULT_MODEL, kw_only=False)
-    policy: Annotated[str | None, flags("--policy", "-p")] = None
+    policy: Annotated[
+        str | None,
+        flags("--policy", "-p"),
+        Beside(
+            lambda policy, asked: policy is not None or asked.combine,
+            "given where nothing is combined",
+            "give --policy static:exit=20, or accelerations with --combine",
+        ),
+    ] = None
     """static:exit=20, threshold:signal=... or a policy.json. Not needed to --combine others."""
     combine: tuple[str, ...] = ()
     """Time accelerations alone and together; give it for each: int8, int4, prune:..., exits (of --policy),
@@ -132,12 +140,6 @@ class Bench(Leaving, Request):
             self._check_policy()
 
     def _check_policy(self) -> None:
-        if self.policy is None:
-            raise InputError(
-                "no --policy is given: there is nothing to time",
-                where="--policy",
-                fix="give --policy static:exit=20, or accelerations with --combine",
-            )
         options = self.options
         if self.output is not None:
             require_json_file(

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.cli.console import Output
-from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.kit.request import Request, flags
+from offramp.kit.rules import Must
 from offramp.tracing.asked import Made, Measuring, OnModel, Streamed
 from offramp.tracing.progress import stage
 
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
     """Measure a model at every exit on one workload. Stopped? Run it again: it resumes."""
 
-    workload: Annotated[tuple[str, ...], flags("--workload", "-w")]
+    workload: Annotated[
+        tuple[str, ...],
+        flags("--workload", "-w"),
+        Must(
+            lambda names: len(names) == 1,
+            "one, as a trace is of one text",
+            "trace each into a folder of its own, or all at once with offramp run",
+        ),
+    ]
     """prose, code, chat, math (prose:short, code:short, math:short: many short items), txt:PATH,
     jsonl:PATH#field, hf:dataset#split#field, continued:N:WORKLOAD (the model goes on after N tokens)."""
     output: Annotated[Path, flags("--output", "-o")]
@@ -36,15 +44,9 @@ class TraceCommand(Measuring, OnModel, Streamed, Made, Request):
     before."""
 
     def check(self) -> None:
-        """Refuse several workloads, and an output that cannot be a folder."""
+        """Refuse an output that cannot be a folder."""
         super().check()
         require_writable(self.output)
-        if len(self.workload) > 1:
-            raise InputError(
-                f"a trace is of one workload, not of {len(self.workload)}",
-                where="--workload",
-                fix="trace each into a folder of its own, or all at once with offramp run",
-            )
 
 
 def trace(asked: TraceCommand, out: Output) -> None:

@@ -15,6 +15,7 @@ from offramp.costs.probes import MapRanks
 from offramp.costs.token import Prices, TokenCosts
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
@@ -46,7 +47,7 @@ from offramp.policies.policy_cost import (
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import BATCHINGS, count_plain, group_into_steps
 from offramp.scoring.documents import document_rows, fact_of
-from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate, document_bootstrap
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Draws, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 
 
@@ -110,6 +111,7 @@ class ReplayResult(ReplayFigures, ShownAsHtml):
         )
 
 
+@checked
 def replay(
     trace: Trace,
     policy: ExitPolicy | str,
@@ -255,6 +257,7 @@ class ReplayIntervals:
     net_speedup: Estimate
 
 
+@checked
 def replay_intervals(
     trace: Trace,
     policy: ExitPolicy | str,
@@ -265,7 +268,7 @@ def replay_intervals(
     batching: BatchingName = "lockstep",
     draft_length: Count = DRAFT_LENGTH,
     seed: Whole = SEED,
-    draws: int = DRAWS,
+    draws: Draws = DRAWS,
 ) -> ReplayIntervals:
     """The figures that `replay` gives with the same options, bootstrapped over documents.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, FLOORS, LOCAL, SEED, WORTH
 from offramp.kit.numbers import Share, Whole
 from offramp.kit.rules import Worth
@@ -83,6 +84,7 @@ def halves_of(trace: Trace, seed: int = SEED) -> Halves:
     return Halves(trace.subset(choosing), trace.subset(judging), seed)
 
 
+@checked
 def judge(
     trace: Trace,
     floors: tuple[Share, ...] = FLOORS,

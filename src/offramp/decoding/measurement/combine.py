@@ -49,6 +49,7 @@ from offramp.decoding.quality.judging import (
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
+from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.kit.numbers import Proportion
 from offramp.models.model import Model
@@ -60,6 +61,7 @@ from offramp.tracing.exit_heads import ExitHeads
 WARM_UP_TOKENS = 4
 
 
+@checked
 def combine(
     model: Model,
     accelerations: Sequence[str],
