@@ -120,7 +120,7 @@ def contenders_table(worth: float, plain: str) -> Table[Contender]:
             Column("Peak memory", _timed(lambda one: one.peak_memory_bytes), shown_size),
             Column("Layers ran / said", _timed(_layers_text)),
             Column("Heads per token", _timed(_heads_of), decimal),
-            Column("Same output", _timed(lambda one: one.same_output), whole),
+            Column("Same output", _timed(lambda one: one.same_output), partial(percent, digits=0)),
             Column("Agreement", _timed(lambda one: with_interval(one.executed_agreement, percent))),
         ),
         caption="Everything that took turns",
@@ -132,11 +132,6 @@ SPEED = ("Contender", "Time per token", "Speed over", "Answer")
 COUNTS = ("Contender", "Layers ran / said", "Same output", "Agreement")
 RATES = ("Contender", "Tokens a second", "First token", "Peak memory")
 """Columns of contenders that fit beside each other on a terminal."""
-
-
-def whole(share: float) -> str:
-    """A share as a percentage without decimals."""
-    return percent(share, 0)
 
 
 def _is_left_out(contender: Contender) -> bool:
