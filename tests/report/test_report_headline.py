@@ -17,7 +17,13 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.caveats import lacking, left_over, not_claimed
+from offramp.report.comparison_words import (
+    best_sentences,
+    comparison_headline,
+    lacking,
+    left_over,
+    not_claimed,
+)
 from offramp.report.findings import (
     best_certified,
     comparison_decision,
@@ -30,7 +36,6 @@ from offramp.report.findings import (
     run_decision,
     speed_of,
 )
-from offramp.report.headline import best_sentences, comparison_headline
 from offramp.report.ranking import (
     families_at,
     fastest,

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from offramp.files import write_text_atomically
-from offramp.report.caveats import left_over, not_claimed
 from offramp.report.combined import advice, combined_sections
 from offramp.report.comparison_data import downloads_section
+from offramp.report.comparison_words import best_sentences, comparison_headline, left_over, not_claimed
 from offramp.report.findings import comparison_decision
-from offramp.report.headline import best_sentences, comparison_headline
 from offramp.report.html import fragment
 from offramp.report.sections.answers import certified_section
 from offramp.report.sections.bytes import bytes_section

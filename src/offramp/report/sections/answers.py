@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from offramp.report.caveats import lacking
+from offramp.report.comparison_words import lacking, passed_how
 from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
 from offramp.report.formats import counted, percent, times
-from offramp.report.headline import passed_how
 from offramp.report.html import fragment
 from offramp.report.names import floor_order, floor_shown
 from offramp.report.places import FLOOR, MACHINE, TRACE

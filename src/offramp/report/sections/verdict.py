@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from offramp.report.caveats import left_over, not_claimed
+from offramp.report.comparison_words import comparison_headline, left_over, not_claimed, passed_how
 from offramp.report.findings import Finding, best_certified, comparison_decision, findings_of
 from offramp.report.formats import counted, limits_text, percent, thousandths, times
-from offramp.report.headline import comparison_headline, passed_how
 from offramp.report.html import KeyNumber, Kind, fragment
 from offramp.report.names import distinct, floor_shown, heads_name, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, replayed, why_no_answer
