@@ -158,7 +158,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
         style="profile-chart",
         overlaid=True,
     )
-    if not plot.svg():
+    if not any(np.isfinite(profile.y).any() for profile in profiles):
         return Markup()
     caption = f"{kind.name} at a depth, {name}"
     columns: list[Column[Series]] = [

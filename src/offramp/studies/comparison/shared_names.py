@@ -22,15 +22,23 @@ def with_shared_names(contents: Sequence[Comparison]) -> list[Comparison]:
     if len(contents) < 2:
         return list(contents)
     rows = [row for content in contents for row in content.rows]
-    texts, models = _first_names(rows), _best_facts(rows)
+    # The first of several counts, of models a described one before others.
+    texts = {row.workload_fingerprint: row.workload for row in reversed(rows)}
+    described_first = sorted(rows, key=lambda row: not _is_described(row.model))
+    models = {row.model_fingerprint: row.model for row in reversed(described_first) if row.model_fingerprint}
     bases = {row.model.name: row.model.base for row in rows if _is_described(row.model)}
-    shared = _shared_machine_names(contents)
+    machines: dict[str, set[str]] = {}
+    for content in contents:
+        for name, words in content.machines.items():
+            machines.setdefault(name, set()).add(words)
     return [
         _Renaming(
-            texts=_text_names(content, texts),
+            texts=_unique({row.workload: texts[row.workload_fingerprint] for row in content.rows}),
             models=_model_names(content, models, bases),
             machines={
-                name: f"{name} ({words})" for name, words in content.machines.items() if name in shared
+                name: f"{name} ({words})"
+                for name, words in content.machines.items()
+                if len(machines[name]) > 1
             },
         ).applied(content)
         for content in contents
@@ -103,57 +111,29 @@ class _Renaming:
             )
 
 
-def _shared_machine_names(contents: Sequence[Comparison]) -> set[str]:
-    """Names of machines that stand for different ones in different folders."""
-    found: dict[str, set[str]] = {}
-    for content in contents:
-        for name, words in content.machines.items():
-            found.setdefault(name, set()).add(words)
-    return {name for name, words in found.items() if len(words) > 1}
-
-
-def _first_names(rows: Sequence[Row]) -> dict[str, str]:
-    """Name of each text by fingerprint."""
-    found: dict[str, str] = {}
-    for row in rows:
-        found.setdefault(row.workload_fingerprint, row.workload)
-    return found
-
-
-def _text_names(content: Comparison, texts: Mapping[str, str]) -> dict[str, str]:
-    """New names of a folder's texts; no two of its own get one name."""
-    own = {row.workload: row.workload_fingerprint for row in content.rows}
-    taken, found = set(own), {}
-    for name, fingerprint in own.items():
-        new = texts[fingerprint]
-        found[name] = name if new in taken else new
-        taken.add(found[name])
-    return found
-
-
-def _best_facts(rows: Sequence[Row]) -> dict[str, ModelFacts]:
-    """Facts of each model by fingerprint: the first ones, but described ones before others."""
-    found: dict[str, ModelFacts] = {}
-    for row in sorted(rows, key=lambda row: not _is_described(row.model)):
-        if row.model_fingerprint:
-            found.setdefault(row.model_fingerprint, row.model)
-    return found
+def _unique(wanted: Mapping[str, str]) -> dict[str, str]:
+    """The wanted name of each of a folder's own, unless another of its own has that."""
+    taken, names = set(wanted), {}
+    for own, new in wanted.items():
+        names[own] = own if new in taken else new
+        taken.add(names[own])
+    return names
 
 
 def _model_names(
     content: Comparison, models: Mapping[str, ModelFacts], bases: Mapping[str, str]
 ) -> dict[str, ModelFacts]:
-    """What all folders know of a folder's models, by shown name; no two of its own get one name."""
-    own = {row.model.shown: row for row in content.rows}
-    taken, found = set(own), {}
-    for shown, row in own.items():
-        known = models.get(row.model_fingerprint, row.model)
-        facts = row.model if known.shown != shown and known.shown in taken else known
-        if not _is_described(facts):
-            facts = replace(facts, base=bases.get(facts.name, facts.base))
-        found[shown] = facts
-        taken.add(facts.shown)
-    return found
+    """What all folders know of a folder's models, by shown name."""
+    own = {row.model.shown: row.model for row in content.rows}
+    known = {row.model.shown: models.get(row.model_fingerprint, row.model) for row in content.rows}
+    names = _unique({shown: facts.shown for shown, facts in known.items()})
+    found = {
+        shown: known[shown] if known[shown].shown == name else own[shown] for shown, name in names.items()
+    }
+    return {
+        shown: facts if _is_described(facts) else replace(facts, base=bases.get(facts.name, facts.base))
+        for shown, facts in found.items()
+    }
 
 
 def _is_described(facts: ModelFacts) -> bool:
