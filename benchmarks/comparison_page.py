@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.rules.threshold import Threshold
 from offramp.report.comparison import render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
@@ -40,6 +41,7 @@ from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Stra
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Verdict
 
 WORKLOADS = ("prose", "code", "chat", "math")
 FLOORS = tuple(Floor("agreement", value) for value in (0.99, 0.95, 0.9))
@@ -128,6 +130,7 @@ def row(generator: np.random.Generator, model: int, workload: str, exits: int) -
         layers=exits,
         notes=(),
         answers=tuple(answer(generator, floor, place > 0) for place, floor in enumerate(FLOORS)),
+        verdicts={(floor, "h100"): verdict(floor, place > 0) for place, floor in enumerate(FLOORS)},
     )
 
 
@@ -156,6 +159,32 @@ def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Tuned:
         shift=(),
         documents={"heads": 0, "search": 20, "certify": 40, "report": 20},
         document_digests={},
+    )
+
+
+def verdict(floor: Floor, holds: bool) -> Verdict:
+    """What is decided of a made-up answer."""
+    nothing = Estimate(None, undefined="not looked at")
+    return Verdict(
+        floor=floor.value,
+        worth=0.05,
+        decision="pays" if holds else "not settled",
+        reason="made up",
+        missing=(),
+        policy=PLAIN_DECODING,
+        kv=None,
+        certificate=None,
+        executed_agreement=None,
+        speed=None,
+        replayed_policy=PLAIN_DECODING,
+        agreement=nothing,
+        skip_ratio=nothing,
+        net_speedup=nothing,
+        net_speedup_flops=nothing,
+        fit_agreement=1.0,
+        fit_documents=20,
+        report_documents=20,
+        documents_needed=20,
     )
 
 

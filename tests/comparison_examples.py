@@ -9,8 +9,11 @@ import numpy as np
 
 from combine_cases import combined_result
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
+from offramp.report.findings import decision_on, speed_of
+from offramp.report.ranking import believed, floor_kept
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import NOTHING, TextSize
@@ -24,11 +27,13 @@ from offramp.studies.comparison.results import (
     Strategy,
     TrainedSaving,
 )
+from offramp.studies.comparison.results import lacks as lacking
 from offramp.studies.work.heads import Training
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Decision, Verdict
 
 TOKENS, DOCUMENTS = 1920, 60
 FLOORS = (0.99, 0.95, 0.90)
@@ -281,6 +286,48 @@ def answer(
     )
 
 
+def verdict(decision: Decision, *missing: str) -> Verdict:
+    """A made-up verdict, of which a comparison reads the decision and what is missing."""
+    nothing = Estimate(None, undefined="not looked at")
+    return Verdict(
+        floor=0.95, worth=0.05, decision=decision, reason="made up", missing=missing, policy=PLAIN_DECODING,
+        kv=None, certificate=None, executed_agreement=None, speed=None, replayed_policy=PLAIN_DECODING,
+        agreement=nothing, skip_ratio=nothing, net_speedup=nothing, net_speedup_flops=nothing,
+        fit_agreement=1.0, fit_documents=20, report_documents=20, documents_needed=20,
+    )  # fmt: skip
+
+
+def decided(answer: Tuned, measured: Strategy | None = None) -> Verdict:
+    """The verdict that a study would store: by its certificate and by the stopwatch."""
+    missed = measured is not None and floor_kept(replace(measured, floor=answer.floor)) == "missed"
+    credit = NOT_TIMED if measured is None else measured.credit
+    speed = speed_of(answer.net_speedup, measured=False)
+    if measured is not None:
+        speed = speed_of(measured.net_speedup, measured=True) or speed
+    if lacking(answer):
+        return verdict("not settled", "a certificate")
+    if not answer.certificate.holds or answer.plain:
+        return verdict("does not pay")
+    if credit.value is not None:
+        certified = answer.certificate.executed and not missed
+        return verdict(decision_on(speed_of(credit, measured=True), certified=certified))
+    decision = decision_on(speed, certified=False)
+    return verdict(decision, *([] if decision == "does not pay" else [f"its credit: {credit.undefined}"]))
+
+
+def with_verdicts(comparison: Comparison) -> Comparison:
+    """A comparison whose answers are decided by what it measured, where that may be believed."""
+    measured = {(one.place, one.policy, one.kv): one for one in believed(comparison.strategies)}
+
+    def verdicts(row: Row) -> dict[tuple[Floor, str], Verdict]:
+        return {
+            (one.floor, one.machine): decided(one, measured.get((row.on(one.machine), one.policy, one.kv)))
+            for one in row.answers
+        }
+
+    return replace(comparison, rows=tuple(replace(row, verdicts=verdicts(row)) for row in comparison.rows))
+
+
 def example_answer(floor: float, machine: str, ease: float) -> Tuned:
     """What the tuner says: nothing is certifiable at the strictest floor, the rest by how well it exits."""
     where: dict[str, Any] = {"floor": floor, "machine": machine}
@@ -427,7 +474,7 @@ def example_comparison(
     )
     rows = [row(model, workload, place) for place, (model, workload) in enumerate(cells)]
     rows[0] = replace(rows[0], training=TRAINING)
-    return Comparison(
+    comparison = Comparison(
         title="An example of a study",
         description="Made-up figures of made-up models, to see every part of the page at work.",
         rows=tuple(rows),
@@ -451,3 +498,4 @@ def example_comparison(
         },
         citation="@misc{offramp,\n  title = {offramp: would early exit pay?},\n  version = {0.1.0}\n}\n",
     )
+    return with_verdicts(comparison)

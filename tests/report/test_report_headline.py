@@ -280,7 +280,8 @@ def nothing(
 def compared(*answers: Tuned, strategies: tuple[Strategy, ...] = ()) -> Comparison:
     """One row with these answers of the tuner."""
     row = examples.row(examples.models()[0], "prose", 0)
-    return Comparison("title", "", (replace(row, answers=answers),), strategies)
+    comparison = Comparison("title", "", (replace(row, answers=answers),), strategies)
+    return examples.with_verdicts(comparison)
 
 
 def strategy(speed: Estimate, basis: str = "measured", **fields: object) -> Strategy:

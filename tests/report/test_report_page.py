@@ -403,7 +403,7 @@ def test_hostile_text_of_a_comparison_stays_text(small: Comparison) -> None:
         provenance={HOSTILE: HOSTILE},
         citation=HOSTILE,
     )
-    require_text_alone(render_comparison(hostile), scripts=1)
+    require_text_alone(render_comparison(examples.with_verdicts(hostile)), scripts=1)
 
 
 def test_downloads_hold_the_tables(comparison: Comparison, of_comparison: Made) -> None:

@@ -13,7 +13,6 @@ from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
-    NOT_TIMED,
     Comparison,
     Passed,
     Place,
@@ -23,7 +22,7 @@ from offramp.studies.comparison.results import (
 )
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER, Decision, Speed, Verdict, decide, from_main
+from offramp.tuning.verdict import NEVER, OPEN, Decision, Speed, Verdict, decide, from_main
 
 NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
 CellDecision = Decision | Literal["not certifiable"]
@@ -152,9 +151,9 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
 def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Finding[Tuned]:
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
-    What was measured beats what was predicted; where the policy missed its floor when it was decoded, that
-    only shows that it is too slow. It pays by its credit alone, as timed in turns with all that needs no
-    exits: speed over plain decoding, measured or predicted, only shows that it is too slow.
+    The study decided it; what is open for want of a certificate is called not certifiable here. Of speeds,
+    what was measured beats what was predicted, unless the policy missed its floor when it was decoded: that
+    only shows that it is too slow.
     """
     missed = measured is not None and floor_kept(replace(measured, floor=answer.floor)) == "missed"
     speed = speed_of(answer.net_speedup, measured=False)
@@ -162,22 +161,11 @@ def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Fin
         timed = speed_of(measured.net_speedup, measured=True)
         if not missed or decision_on(timed, certified=False) == "does not pay":
             speed = timed
-    credit = NOT_TIMED if measured is None else measured.credit
-    decision: CellDecision
-    missing: tuple[str, ...] = ()
-    if lacking := lacks(answer):
+    verdict = row.verdicts[answer.floor, answer.machine]
+    decision: CellDecision = verdict.decision
+    missing = verdict.missing
+    if (lacking := lacks(answer)) and decision in OPEN:
         decision, missing = NOT_CERTIFIABLE, (lacking,)
-    elif not answer.certificate.holds or answer.plain:
-        decision = "does not pay"
-    elif credit.value is not None:
-        # A replay bound never pays, nor does a certificate that decoding contradicts.
-        decision = decision_on(
-            speed_of(credit, measured=True), certified=answer.certificate.executed and not missed
-        )
-    else:
-        decision = decision_on(speed, certified=False)
-        if decision != "does not pay":
-            missing = (f"its credit: {credit.undefined}",)
     return Finding(
         at=row.on(answer.machine),
         floor=answer.floor,

@@ -51,6 +51,15 @@ class TimedPolicy:
     which that is."""
     over: str = "never"
     """That decoder's name."""
+    kept: Estimate | None = None
+    """Share of its answers to the timed prompts that is the full model's choice; None if not judged."""
+
+    def contradicts(self, floor: float) -> bool:
+        """Whether these answers are surely below a floor, whatever a certificate says."""
+        kept = self.kept
+        if kept is None or kept.value is None:
+            return False
+        return (kept.value if kept.high is None else kept.high) < floor
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,8 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     (`judged_policy`), None if it was not timed.
     """
     standing, exits = tuned.standing, not tuned.plain
-    certified = standing == "certified" and exits
+    contradicted = timed is not None and timed.contradicts(verdict.floor)
+    certified = standing == "certified" and exits and not contradicted
     tried = None if exits or not tuned.tested else tuned.tested[-1]
     speed = credit = None
     if exits or tried is not None:
@@ -202,7 +212,13 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         standing=standing,
     )
     reason = verdict.reason if replayed and decision == "does not pay" else _reason(settled, tuned)
+    if exits and contradicted and decision in OPEN:
+        return replace(settled, reason=reason, missing=(CONTRADICTED,))
     return replace(settled, reason=reason, missing=_missing(settled, tuned))
+
+
+CONTRADICTED = "more documents: its answers to the timed prompts are below the floor"
+"""What is missing where decoding contradicts a certificate."""
 
 
 DECIDED: Mapping[FloorStanding, Decision | None] = {

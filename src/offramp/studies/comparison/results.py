@@ -16,7 +16,7 @@ from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import DECIDED, Decision
+from offramp.tuning.verdict import DECIDED, Decision, Verdict
 
 Basis = Literal["predicted", "measured"]
 """How a saving was found: by replay, or in decoding."""
@@ -98,6 +98,8 @@ class Row(Scored):
     heads: str
     answers: tuple[Tuned, ...] = ()
     """Of the tuner at each floor, on machines by the names that the study gives them."""
+    verdicts: Mapping[FloorOn, Verdict] = field(default_factory=dict)
+    """Of these answers, as the study decided them with its last evidence."""
     exit_speedup: Mapping[FloorOn, float] = field(default_factory=dict)
     """Net speedup of the policy that the league chose, on documents that did not choose it."""
     measured_speedup: Mapping[FloorOn, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.results import Comparison, FloorOn, ModelFacts, Row, Strategy
 from offramp.studies.comparison.strategies import (
     Finished,
+    agreement_floor,
     league_speedups,
     measured_speedups,
     strategies_of,
@@ -30,6 +31,7 @@ from offramp.studies.work.score import Scored
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import Verdict
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
@@ -186,6 +188,7 @@ class StudyReader:
             workload=cell.workload,
             heads=cell.reader,
             answers=tuple(answer for finished in cells for answer in answers_of(finished)),
+            verdicts=verdicts_of(cells),
             exit_speedup=predicted,
             measured_speedup=measured,
             model_fingerprint=model_fingerprint(trace),
@@ -292,3 +295,14 @@ def answers_of(finished: Finished) -> Iterator[Tuned]:
     if finished.cell.kind in ("tune", "certify"):
         for tuned in finished.result.tuned:
             yield replace(tuned, machine=finished.machine)
+
+
+def verdicts_of(cells: Sequence[Finished]) -> dict[FloorOn, Verdict]:
+    """What the cells of a row decide where something was tuned; decoding, which has the last evidence, last."""
+    tuned = [cell for cell in cells if cell.cell.kind in ("tune", "certify")]
+    timed = [cell for cell in cells if {"tune", "certify"} & {*cell.task.needs}]
+    return {
+        (agreement_floor(verdict.floor), cell.machine): verdict
+        for cell in (*tuned, *timed)
+        for verdict in cell.result.verdicts
+    }

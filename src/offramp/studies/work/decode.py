@@ -100,9 +100,13 @@ class Decoding:
                     ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, bench.seconds_spent
                 )
                 credit = bench.credit(choice.contender, tuned.floor.value)
+                kept = None if choice.free_running is None else choice.free_running.agreement
                 if credit is None or bench.untimed_rivals:
-                    return TimedPolicy(speed)  # one that needs no exits was not timed: it may be the best
-                return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over)
+                    return TimedPolicy(
+                        speed, kept=kept
+                    )  # what needs no exits was not timed: it may be the best
+                over = Estimate(credit.value, credit.low, credit.high)
+                return TimedPolicy(speed, over, credit.over, kept)
         return None
 
 
