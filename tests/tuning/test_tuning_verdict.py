@@ -34,7 +34,16 @@ from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
-from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, decide, kept_words, percent_down, settle
+from offramp.tuning.verdict import (
+    CONTRADICTED,
+    Speed,
+    TimedPolicy,
+    Verdict,
+    decide,
+    kept_words,
+    percent_down,
+    settle,
+)
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)
@@ -366,6 +375,17 @@ def test_the_measured_credit_decides_and_no_measured_interval_is_multiplied(prop
     assert untimed.credit is not None
     assert untimed.credit.value == pytest.approx(0.54)
     assert untimed.decision == "does not pay"
+
+
+def test_decoding_may_contradict_a_certificate(proposed: Verdict) -> None:
+    answer = tuned("static:exit=4", "certified")
+    fast = timed(1.06, 1.1)
+    doubtful = settle(proposed, answer, replace(fast, kept=Estimate(0.9, 0.86, 0.94)))
+    assert (doubtful.decision, doubtful.missing) == ("not settled", (CONTRADICTED,))
+    for kept in (Estimate(0.94, 0.9, 0.96), Estimate(None, undefined="not judged"), None):
+        assert settle(proposed, answer, replace(fast, kept=kept)).decision == "pays"
+    slow = settle(proposed, answer, replace(timed(1.0, 1.04), kept=Estimate(0.9)))
+    assert (slow.decision, slow.missing) == ("does not pay", ())
 
 
 def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:

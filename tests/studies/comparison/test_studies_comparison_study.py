@@ -49,6 +49,7 @@ from offramp.studies.comparison.study_reading import (
 )
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import Decoding
+from offramp.studies.work.tune import TuneWork
 from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking
@@ -140,6 +141,9 @@ def test_tuned_policies_are_answers_and_strategies(case: StudyCase, content: Com
     ]
     assert [to_json(answer) for answer in row.answers] == [to_json(one) for one in tuned]
     assert {answer.machine for answer in row.answers} == {MACHINE}
+    (done,) = (cell for cell in case.cells if cell.kind == "tune")
+    stored = TuneWork.result_in(case.folder.task_folder(case.tasks[done.task]))
+    assert [answer.verdict for answer in row.answers] == list(stored.verdicts)
     for answer in row.answers:
         assert (lacks(answer) == "documents") == ("documents," in answer.answer)
     found = [one for one in strategies_of(content, row) if one.family == "tuned"]
