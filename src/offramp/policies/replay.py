@@ -81,7 +81,6 @@ class ReplayFigures(PolicyFigures[float]):
     plain_seconds_per_token: float | None
     batch: int
     batching: str
-    gain: Gain
     notes: tuple[str, ...]
 
     @property
@@ -102,6 +101,7 @@ class ReplayResult(ReplayFigures, ShownAsHtml):
     exits: NDArray[np.int64]
     probes: NDArray[np.int64]
     breakdown: CostBreakdown
+    gain: Gain
 
     def __repr__(self) -> str:
         return (
