@@ -298,7 +298,7 @@ def answers_of(finished: Finished) -> Iterator[Tuned]:
 
 
 def verdicts_of(cells: Sequence[Finished]) -> dict[FloorOn, Verdict]:
-    """What the cells of a row decide where something was tuned; decoding, which has the last evidence, last."""
+    """What the cells of a row decide where something was tuned; decoding has the last evidence."""
     tuned = [cell for cell in cells if cell.cell.kind in ("tune", "certify")]
     timed = [cell for cell in cells if {"tune", "certify"} & {*cell.task.needs}]
     return {
