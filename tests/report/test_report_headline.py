@@ -479,7 +479,7 @@ def test_one_that_surely_pays_comes_before_a_faster_one_that_may():
     timed = strategy(Estimate(1.1, 1.08, 1.12), answer="faster")
     best = best_certified(findings_of(compared(unsure, sure, strategies=(timed,))))
     assert best is not None
-    assert best.detail.tuned == sure.tuned
+    assert best.detail == sure
 
 
 def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():

@@ -143,7 +143,7 @@ def test_tuned_policies_are_answers_and_strategies(case: StudyCase, content: Com
     assert {answer.machine for answer in row.answers} == {MACHINE}
     (done,) = (cell for cell in case.cells if cell.kind == "tune")
     stored = TuneWork.result_in(case.folder.task_folder(case.tasks[done.task]))
-    assert [answer.verdict for answer in row.answers] == list(stored.verdicts)
+    assert list(row.verdicts.values()) == list(stored.verdicts)
     for answer in row.answers:
         assert (lacks(answer) == "documents") == ("documents," in answer.answer)
     found = [one for one in strategies_of(content, row) if one.family == "tuned"]
