@@ -44,7 +44,6 @@ def task(kind: str, name: str = "", *, blocked: str | None = None, **needs: Task
 
 def plan_of(models: int = 1, *, missing: str | None = None) -> Plan:
     """For every model a trace, a score of it, and a league; the last model may be one that is missing."""
-    tasks: dict[str, Task] = {}
     cells, jobs = [], []
     for number in range(models):
         name = f"m{number}"
@@ -52,14 +51,13 @@ def plan_of(models: int = 1, *, missing: str | None = None) -> Plan:
         trace = task("trace", name, blocked=blocked)
         score, league = task("score", name, trace=trace), task("league", name, trace=trace)
         members = (trace, score, league)
-        tasks |= {one.key: one for one in members}
         cells.append(Cell("score", score.key, name, workload="prose"))
         cells.append(Cell("league", league.key, name, "int8", "prose", policy="league", machine="h100"))
         jobs.append(Job(name, members, memory_bytes=3 * 10**9))
     unavailable = {} if missing is None else {f"m{models - 1}": missing}
     facts = [{"name": f"m{number}", "parameters": 7e9} for number in range(models)]
     study = {"study": {"name": "made-up", "title": "A made-up study"}, "models": facts}
-    return Plan(study, tuple(cells), tasks, tuple(jobs), unavailable)
+    return Plan(study, tuple(cells), tuple(jobs), unavailable)
 
 
 def by_kind(plan: Plan, kind: str, number: int = 0) -> Task:

@@ -64,7 +64,7 @@ def test_a_study_and_a_folder_of_the_lab_say_it_too(tmp_path: Path) -> None:
     err = run_offramp("study", "plan", tmp_path / "lab.toml").require(2).err
     assert "lab.toml, line 4" in err
     assert "offramp-lab" in err
-    StudyFolder(tmp_path / "folder").write_plan(Plan({"study": {"name": "lab"}, "lab": {}}, (), {}, ()))
+    StudyFolder(tmp_path / "folder").write_plan(Plan({"study": {"name": "lab"}, "lab": {}}, (), ()))
     for command in ("plan", "status"):
         err = run_offramp("study", command, tmp_path / "folder").require(2).err
         assert "the folder is that of a study of the lab" in err

@@ -133,8 +133,7 @@ def job_of(*tasks: Task, name: str = "job", **options: Any) -> Job:
 
 def plan_of(jobs: list[Job]) -> Plan:
     """The plan of jobs, without cells."""
-    tasks = {task.key: task for job in jobs for task in job.tasks}
-    return Plan(STUDY, (), tasks, tuple(jobs))
+    return Plan(STUDY, (), tuple(jobs))
 
 
 def value(folder: StudyFolder, task: Task) -> int:

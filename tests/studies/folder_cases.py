@@ -36,7 +36,7 @@ def plan_of(tasks: Iterable[Task], *, study: Mapping[str, Any] | None = None) ->
         Job(task.kind, (task,), tuple(task.needs.values()), exclusive=task.exclusive)
         for task in by_key.values()
     )
-    return Plan({**STUDY, **(study or {})}, cells, by_key, jobs)
+    return Plan({**STUDY, **(study or {})}, cells, jobs)
 
 
 def do(folder: StudyFolder, task: Task, *, seconds: float = 1.0) -> Path:

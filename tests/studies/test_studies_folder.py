@@ -252,7 +252,7 @@ def test_nothing_that_a_task_did_not_write_is_its_own(folder: StudyFolder) -> No
 
 
 def test_every_kind_of_work_writes_what_is_known_as_a_tasks_own() -> None:
-    fixed = {HEADS, EXITS, PROFILE, PASSAGE, TEXT_SIZES, TRAINING, TRACE, RESULT}
+    fixed = {HEADS, EXITS, PROFILE, PASSAGE, TEXT_SIZES, TRAINING, TRACE, RESULT, "files"}
     for name in (*fixed, tuned_file_name(0.95)):
         assert any(fnmatchcase(name, one) for one in WRITTEN), name
     assert len(WRITTEN) == len(fixed) + 1
@@ -289,7 +289,7 @@ def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: 
     with monkeypatch.context() as newer:
         newer.setattr("offramp.studies.folder.FILE", replace(PLAN_FILE, version=99))
         folder.write_plan(plan_of([TASK]))
-    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 2"):
+    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 3"):
         folder.read_plan()
 
 

@@ -17,7 +17,6 @@ from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import from_json, to_json
 from offramp.models.source import find_source
-from offramp.studies.folder import PlanRecord
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Plan, Task
@@ -146,7 +145,7 @@ def test_jobs_come_after_what_they_need(wide: Plan) -> None:
 
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
-    assert from_json(PlanRecord, json.loads(canonical_json(to_json(PlanRecord.of(plan))))).plan == plan
+    assert from_json(Plan, json.loads(canonical_json(to_json(plan)))) == plan
     assert plan.study["study"]["name"] == "small"
     second = plan.study["models"][1]
     assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second

@@ -120,9 +120,7 @@ def test_jobs_run_beside_one_another_but_timings_alone_and_no_job_in_two(folder:
     assert left([*short, long, timed], folder, workers=2) == TimeLeft(50.0 + 7.0, 0)
     together = Job("one model", tuple(short))
     plan = plan_of(short)
-    assert status_of(
-        Plan(plan.study, plan.cells, plan.tasks, (together,)), folder, workers=4
-    ).left == TimeLeft(40.0, 0)
+    assert status_of(Plan(plan.study, plan.cells, (together,)), folder, workers=4).left == TimeLeft(40.0, 0)
 
 
 def test_what_finished_tasks_took_corrects_estimates_and_stands_in_for_them(folder: StudyFolder) -> None:

@@ -13,6 +13,7 @@ from offramp.kit.defaults import FEWEST_VISITS, PROMPT_TOKENS
 from offramp.models.memory import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
+from offramp.studies.entries import TransformEntry
 from offramp.studies.found import FoundModel
 from offramp.studies.study import Study
 from offramp.studies.task import TaskCost
@@ -106,22 +107,21 @@ class Sizes:
         contenders: int,
         *,
         new_tokens: int | str,
-        prompts: int,
-        rounds: int,
+        visits: int,
         seconds: float,
         models: int = 1,
     ) -> TaskCost:
         """Of a task that decodes prompts in turns: one of them untimed, then as many as fit into the seconds.
 
-        contenders: beside the plain ones. models: that it has in memory.
+        contenders: beside the plain ones. new_tokens: a text for as many as there is time for. visits: of
+        each contender to a prompt, at most. models: that it has in memory.
         """
         spent = None
         prompt = self.forwards(PROMPT_TOKENS, 1)
         if prompt is not None:
             count = ABOUT_TOKENS if isinstance(new_tokens, str) else new_tokens
             turn = (contenders + PLAIN_CONTENDERS) * (prompt + count * self.step)
-            visits = min(rounds * prompts, seconds / turn - 1)
-            spent = turn * (1 + max(FEWEST_VISITS, visits))
+            spent = turn * (1 + max(FEWEST_VISITS, min(visits, seconds / turn - 1)))
         return self.timing(spent, models=models)
 
     # --- what these are made of
@@ -167,6 +167,27 @@ class Sizes:
         # Embedding and head stay in memory, beside the layer in use and the next one.
         share = 2 * self.head / self.parameters + 3 / self.layers
         return round(TORCH_BYTES + min(1.0, share) * WORKING_SHARE * self.weights)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model with what is done to it."""
+
+    model: FoundModel
+    transform: TransformEntry
+    steps: tuple[Transform, ...]
+    sizes: Sizes
+
+    @property
+    def texts(self) -> list[str]:
+        """The transforms as canonical texts."""
+        return [step.text for step in self.steps]
+
+    @property
+    def name(self) -> str:
+        """As shown: "smollm2 + int8"."""
+        label = self.transform.label
+        return f"{self.model.entry.name} + {label}" if label else self.model.entry.name
 
 
 def sizes_of(study: Study, model: FoundModel, steps: Sequence[Transform]) -> Sizes:

@@ -19,17 +19,15 @@ from offramp.studies.entries import (
     TrainingEntry,
     TransformEntry,
 )
+from offramp.studies.estimates import Variant
 from offramp.studies.fitness import Fitness
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.study import Study
 from offramp.studies.study_file import AXES
 from offramp.studies.task import Cell, Task
 from offramp.studies.tasks import Tasks
-from offramp.studies.variant import Variant
 from offramp.studies.work.inputs import PricedWork
-from offramp.studies.work.league import LeagueWork
 from offramp.studies.work.registry import works
-from offramp.studies.work.tune import TuneWork
 
 UNTRANSFORMED = TransformEntry(name=NONE)
 RAW = HeadsEntry(name=NONE)
@@ -178,43 +176,20 @@ class _Expansion:
 
     def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
-        variant = row.variant
-        if cell.kind == "score":
-            return self.making.score(variant, trace, raw)
-        machines = {one.name: one for one in self.study.machines}
-        machine = machines.get(cell.machine, self.decoded_on)
-        entry = next((entry for entry in self.study.works if entry.name == cell.kind), None)
-        profile = None
-        if machine.source == LOCAL and (entry is None or "profile" in works()[entry.name].roles()):
-            profile = self.add(self.making.profile(variant), f"profile {variant.name}")
-        needs = {"trace": trace, "raw": raw, "heads": heads, "profile": profile}
-        if entry is not None:
-            roles, on = works()[entry.name].roles(), machine if cell.machine else None
-            if "score" in roles:
-                needs["score"] = self.add(self.making.score(variant, trace, raw), f"score {row.name}")
-            if "league" in roles:
-                league = self.making.priced(LeagueWork, variant, machine, needs)
-                needs["league"] = self.add(league, f"league {row.name}")
-            return self.making.of_plug_in(entry, variant, row.workload, needs, on)
-        if cell.kind in ("league", "tune", "certify", "decode"):
-            league = self.making.priced(LeagueWork, variant, machine, needs)
-            if cell.kind == "league":
-                return league
-            needs["league"] = self.add(league, f"league {row.name}")
-            tuner = self.tuner
-            if tuner is not None and cell.kind in (tuner, "decode"):
-                answers = (
-                    self.making.certify(variant, row.workload, machine, needs)
-                    if tuner == "certify"
-                    else self.making.priced(TuneWork, variant, machine, needs)
-                )
-                if cell.kind == tuner:
-                    return answers
-                needs[tuner] = self.add(answers, f"{tuner} {row.name}")
-            return self.making.decode(variant, row.workload, needs)
-        policy = self.policy(cell.policy)
-        self.fitness.check_policy(variant, policy, row.workload, row.reader)
-        return self.making.replay(variant, trace, policy, machine, profile)
+        variant, workload, roles = row.variant, row.workload, works()[cell.kind].roles()
+        machine = next((one for one in self.study.machines if one.name == cell.machine), self.decoded_on)
+        needs = {"trace": trace, "raw": raw, "heads": heads}
+        if "profile" in roles and machine.source == LOCAL:
+            needs["profile"] = self.add(self.making.profile(variant), f"profile {variant.name}")
+        for role in ("score", "league", "certify", "tune"):
+            if role in roles and role in ("score", "league", self.tuner):
+                made = self.making.of_row(role, variant, workload, needs, machine)
+                needs[role] = self.add(made, f"{role} {row.name}")
+        policy = None
+        if cell.kind == "replay":
+            policy = self.policy(cell.policy)
+            self.fitness.check_policy(variant, policy, workload, row.reader)
+        return self.making.of_row(cell.kind, variant, workload, needs, machine, policy)
 
     @property
     def tuner(self) -> str | None:

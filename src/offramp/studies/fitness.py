@@ -11,11 +11,11 @@ from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry
+from offramp.studies.estimates import Variant
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import layers_left
 from offramp.studies.study import Study, placed
 from offramp.studies.training_checks import check_training_sizes
-from offramp.studies.variant import Variant
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -39,7 +37,7 @@ from offramp.studies.manifest import (
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
 from offramp.studies.planned import PlannedStudy
-from offramp.studies.task import Cell, Job, Plan, Task
+from offramp.studies.task import Plan, Task
 
 if TYPE_CHECKING:
     from offramp.studies.work.work import Work
@@ -47,55 +45,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job whose tasks are named by their keys; else as `Job`."""
-
-    name: str
-    tasks: tuple[str, ...]
-    needs: tuple[str, ...]
-    threads: int
-    exclusive: bool
-    memory_bytes: int
-
-
-@dataclass(frozen=True)
-class PlanRecord:
-    """A plan as it is kept; fields as in `Plan`."""
-
-    study: Mapping[str, Any]
-    cells: tuple[Cell, ...]
-    tasks: tuple[Task, ...]
-    jobs: tuple[PlannedJob, ...]
-    unavailable: Mapping[str, str]
-    damaged: tuple[str, ...]
-
-    @classmethod
-    def of(cls, plan: Plan) -> PlanRecord:
-        """The record of a plan."""
-        jobs = tuple(
-            PlannedJob(**{**_fields(job), "tasks": tuple(task.key for task in job.tasks)})
-            for job in plan.jobs
-        )
-        return cls(**{**_fields(plan), "tasks": tuple(plan.tasks.values()), "jobs": jobs})
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that it is the record of."""
-        tasks = {task.key: task for task in self.tasks}
-        jobs = tuple(
-            Job(**{**_fields(job), "tasks": tuple(tasks[key] for key in job.tasks)}) for job in self.jobs
-        )
-        return Plan(**{**_fields(self), "tasks": tasks, "jobs": jobs})
-
-
-FILE = study_file(PlanRecord, version=2)
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-
-
+FILE = study_file(Plan, version=3)
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
@@ -151,7 +101,7 @@ class StudyFolder:
         """Whether a study or a run was begun here: something lies here as only they write it."""
         by_name = {PLAN, JOURNAL, FINGERPRINTS}
         return (
-            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(PlanRecord)])
+            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(Plan)])
             or is_laid_out(self.path / FINGERPRINTS, (VALUES,))
             or bool(self.journal.read().events)
             or any(name not in by_name for name in self.own_files())
@@ -357,7 +307,7 @@ class StudyFolder:
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            FILE.write(self.path / PLAN, PlanRecord.of(plan))
+            FILE.write(self.path / PLAN, plan)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError(
                 f"the study's folder cannot be made or written: {error.strerror}",
@@ -378,7 +328,7 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        plan = FILE.read(path).plan
+        plan = FILE.read(path)
         if "lab" in plan.study:
             raise InputError("the folder is that of a study of the lab", where=str(self.path), fix=LAB_MOVED)
         try:

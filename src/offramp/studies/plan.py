@@ -92,9 +92,7 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
         fingerprints.save()  # what took long to find out is kept, whatever else is wrong
     expanded = expand(study, found)
     jobs = jobs_of(expanded.tasks, expanded.names, study.settings.threads)
-    return Plan(
-        _described(study, found), expanded.cells, expanded.tasks, jobs, found.unavailable, found.damaged
-    )
+    return Plan(_described(study, found), expanded.cells, jobs, found.unavailable, found.damaged)
 
 
 def _described(study: Study, found: Found) -> dict[str, Any]:

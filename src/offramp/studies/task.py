@@ -110,20 +110,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study laid out: its cells, the tasks behind them (shared ones included) and the jobs that run them.
+    """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included).
 
     study: the study as a JSON object (names, models with their facts, settings), as written into the
-    study's folder for whoever reads it later. tasks: by key, in an order in which every task comes after what
-    it needs. jobs: likewise. unavailable: why a model, workload or machine cannot be had here, by its name.
-    damaged: names of those models among them whose files are not whole or not safe.
+    study's folder for whoever reads it later. jobs: in an order in which each comes after what it needs.
+    unavailable: why a model, workload or machine cannot be had here, by its name. damaged: names of those
+    models among them whose files are not whole or not safe.
     """
 
     study: Mapping[str, Any]
     cells: tuple[Cell, ...]
-    tasks: Mapping[str, Task]
     jobs: tuple[Job, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """By key, in an order in which every task comes after what it needs."""
+        return {task.key: task for job in self.jobs for task in job.tasks}
 
     @property
     def is_run(self) -> bool:

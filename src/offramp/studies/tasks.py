@@ -19,15 +19,13 @@ from offramp.studies.entries import (
     PolicyEntry,
     TrainingEntry,
     TransformEntry,
-    WorkEntry,
 )
-from offramp.studies.estimates import exit_list, room_of, sizes_of
+from offramp.studies.estimates import Variant, exit_list, room_of, sizes_of
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import accelerations_of, combined_steps, steps_of, text_of
-from offramp.studies.study import Study, placed
+from offramp.studies.study import Study
 from offramp.studies.task import Task
 from offramp.studies.training_checks import exits_of_training
-from offramp.studies.variant import Variant
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork
@@ -35,8 +33,6 @@ from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.inputs import ModelUsed, PricedWork, measured_on
 from offramp.studies.work.profile import ProfileWork
 from offramp.studies.work.registry import works
-from offramp.studies.work.replay import ReplayWork
-from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
 from offramp.studies.work.work import FILLED, Work, settings_of
@@ -106,51 +102,45 @@ class Tasks:
         """The timings of this machine on a model."""
         return self.made(ProfileWork, variant, asked={"seconds": PROFILE_SECONDS})
 
-    def score(self, variant: Variant, trace: Task, raw: Task | None = None) -> Task:
-        """The score card of a trace. raw: the same read by the model's own head, None if this one is."""
-        return self.made(ScoreWork, variant, needs={"trace": trace, "raw": raw})
-
-    def priced(
+    def of_row(
         self,
-        work: type[PricedWork[Any]],
-        variant: Variant,
-        machine: MachineEntry,
-        needs: Mapping[str, Task | None],
-    ) -> Task:
-        """A league, or the tuner's answers, on a machine. needs: "profile" among them, if it is this one."""
-        return self.made(work, variant, needs=needs, on=machine)
-
-    def replay(
-        self, variant: Variant, trace: Task, policy: PolicyEntry, machine: MachineEntry, profile: Task | None
-    ) -> Task:
-        """One policy on a machine. profile: if it is this one."""
-        parsed = parse_policy(policy.policy)
-        needs = {"trace": trace, "profile": profile}
-        asked = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
-        return self.made(ReplayWork, variant, needs=needs, on=machine, made_of=[parsed], asked=asked)
-
-    def certify(
-        self,
+        kind: str,
         variant: Variant,
         workload: FoundWorkload,
-        machine: MachineEntry,
         needs: Mapping[str, Task | None],
+        on: MachineEntry,
+        policy: PolicyEntry | None = None,
     ) -> Task:
-        """The tuner's answers, executed. needs: "trace", "league", maybe "heads" and "profile"."""
-        table = self.study.certify
-        assert table is not None, "asked for with a table [certify] only"
-        asked = {**table.model_dump(), "delta": self.shared_delta}
-        return self.made(CertifyWork, variant, workload, needs, on=machine, asked=asked)
+        """What there is to know about a trace.
 
-    def decode(self, variant: Variant, workload: FoundWorkload, needs: Mapping[str, Task | None]) -> Task:
-        """Decoding with the best policies of a league, or with those of verdicts that were certified.
-
-        needs: "trace", "league", "profile" where this machine was timed, maybe "certify" or "tune", and
-        "heads".
+        needs: what it may need, by role. on: the machine that it is priced on, if it is. policy: of a replay.
+        Raises InputError for settings that work of a plug-in lacks or does not take.
         """
-        table = self.study.decode
-        assert table is not None, "asked for with a table [decode] only"
-        return self.made(DecodeWork, variant, workload, needs, asked=table.model_dump())
+        certify, decode = self.study.certify, self.study.decode
+        place = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
+        work, made_of, asked = works()[kind], [], {}
+        if policy is not None:
+            parsed = parse_policy(policy.policy)
+            made_of.append(parsed)
+            asked = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+        elif kind == CertifyWork.kind and certify is not None:
+            asked = {**certify.model_dump(), "delta": self.shared_delta}
+        elif kind == DecodeWork.kind and decode is not None:
+            asked = decode.model_dump()
+        if place is None:
+            return self.made(work, variant, workload, needs, on=on, asked=asked, made_of=made_of)
+        try:
+            task = self.made(work, variant, workload, needs, on=on, asked=self.study.works[place].settings)
+            work.of(task)
+        except (TypeError, OfframpError) as error:
+            what = str(error) if isinstance(error, TypeError) else error.what
+            settings = sorted(settings_of(work) - FILLED)
+            raise InputError(
+                f"work of the kind {kind} cannot be asked for so: {what}",
+                where=self.study.where("works", place),
+                fix=f"mend its settings; it has {', '.join(settings) or 'none'}",
+            ) from error
+        return task
 
     def combine(self, variant: Variant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""
@@ -170,34 +160,6 @@ class Tasks:
         made_of = steps if policy is None else (*steps, policy)
         return self.made(CombineWork, variant, workload, blocked=blocked, made_of=made_of, asked=asked)
 
-    def of_plug_in(
-        self,
-        entry: WorkEntry,
-        variant: Variant,
-        workload: FoundWorkload,
-        needs: Mapping[str, Task | None],
-        on: MachineEntry | None,
-    ) -> Task:
-        """Work that a plug-in brings. needs: what it may need, by role. on: as of `made`.
-
-        Raises InputError for settings that it lacks or does not take.
-        """
-        kind = works()[entry.name]
-        where = self.study.where("works", self.study.works.index(entry))
-        with placed(self.study, "works", self.study.works.index(entry)):
-            needs = {role: task for role, task in needs.items() if role in kind.roles()}
-        try:
-            task = self.made(kind, variant, workload, needs, on=on, asked=entry.settings)
-            kind.of(task)
-        except (TypeError, OfframpError) as error:
-            what = str(error) if isinstance(error, TypeError) else error.what
-            raise InputError(
-                f"work of the kind {entry.name} cannot be asked for so: {what}",
-                where=where,
-                fix=f"mend its settings; it has {', '.join(sorted(settings_of(kind) - FILLED)) or 'none'}",
-            ) from error
-        return task
-
     def made(
         self,
         kind: type[Work[Any]],
@@ -215,31 +177,30 @@ class Tasks:
         says and has.
 
         needs: by role; those that the work has no field for are left out. on: the machine that it is priced
-        on, in the place of a profile. made_of: policies and the like, whose code may be a plug-in's.
+        on, if it is, unless a profile of this one is needed. made_of: policies and the like, whose code may be a plug-in's.
         """
-        keys = {role: task.key for role, task in (needs or {}).items() if task is not None}
-        lie = {"model": variant.model.source, **(sources or {})}
+        names = {field.name for field in dataclasses.fields(kind)}
+        needed = {
+            role: task.key for role, task in (needs or {}).items() if task is not None and role in names
+        }
         given = {**self._said, "model": self._model(variant), "machine": self._here}
-        if workload is not None:
+        lie = dict(sources or {})
+        if issubclass(kind, PricedWork) and on is not None:
+            found = self.found.machines[on.name]
+            given["machine"] = None if "profile" in needed else found.fingerprint
+            if "profile" not in needed:
+                lie["machine"] = found.source
+                made_of = made_of if found.machine is None else (*made_of, found.machine)
+        if workload is not None and "workload" in names:
             given["workload"] = workload.used
             lie["workload"] = workload.source
-        if on is not None:
-            found = self.found.machines[on.name]
-            given["machine"] = None if "profile" in keys else found.fingerprint
-            lie["machine"] = found.source
-            if "profile" not in keys and found.machine is not None:
-                made_of = (*made_of, found.machine)
-        given |= {**(asked or {}), **keys}
-        names = {field.name for field in dataclasses.fields(kind)}
-        work = kind(**{name: value for name, value in given.items() if name in names})
-        used = {"model": work.loads, "workload": "workload" in names}
-        used["machine"] = on is not None and "profile" not in keys
-        lie = {role: source for role, source in lie.items() if used.get(role, True)}
-        if work.loads:
-            made_of = (*made_of, *variant.steps)
-            blocked = blocked or self._why_not(variant)
-        if workload is not None:
             blocked = blocked or workload.why_missing
+        given |= {**(asked or {}), **needed}
+        work = kind(**{name: value for name, value in given.items() if name in names})
+        if work.loads:
+            lie["model"] = variant.model.source
+            made_of = (*made_of, *variant.steps)
+            blocked = self._why_not(variant) or blocked
         work = dataclasses.replace(work, sources=lie)
         return work.task(work.cost(variant.sizes), blocked, made_of)
 

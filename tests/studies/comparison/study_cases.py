@@ -22,7 +22,7 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.task import Cell, Job, Plan, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
 from offramp.studies.work.code import code_of
 from offramp.studies.work.context import Context, ModelCache
@@ -98,7 +98,9 @@ class StudyCase:
 
     def write(self) -> Path:
         """Write the plan; the folder."""
-        self.folder.write_plan(Plan(self.study(), tuple(self.cells), self.tasks, ()))
+        self.folder.write_plan(
+            Plan(self.study(), tuple(self.cells), (Job("all", tuple(self.tasks.values())),))
+        )
         return self.folder.path
 
     # --- what a study of two models on two workloads holds

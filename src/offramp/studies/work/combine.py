@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.combined import CombineResult
-from offramp.kit.defaults import SEED
 from offramp.studies.work.context import Context
-from offramp.studies.work.inputs import TextWork, TimedWork
+from offramp.studies.work.inputs import TurnsWork
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -23,24 +22,15 @@ class Combined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CombineWork(TextWork[Combined], TimedWork[Combined]):
-    """Combines accelerations. policy: by which tokens leave early. tried: transforms among the accelerations.
-    The rest is as of a study's table [combine].
-
-    Takes timings, so that it runs alone on the machine.
-    """
+class CombineWork(TurnsWork[Combined]):
+    """Combines accelerations. policy: by which tokens leave. tried: transforms among the accelerations."""
 
     kind = "combine"
-    exclusive = True
 
     accelerations: tuple[str, ...]
     tried: tuple[str, ...] = ()
     policy: str | None = None
     new_tokens: int
-    prompts: int
-    rounds: int
-    seconds: float
-    seed: int = SEED
 
     @property
     def transforms(self) -> tuple[str, ...]:
@@ -50,14 +40,8 @@ class CombineWork(TextWork[Combined], TimedWork[Combined]):
     def cost(self, sizes: Sizes) -> TaskCost:
         """Every set of transforms is a model, on which ways to decode take turns."""
         models = 2 ** len(self.tried)
-        return sizes.decoding(
-            models * (1 + len(self.accelerations) - len(self.tried)) - 1,
-            new_tokens=self.new_tokens,
-            prompts=self.prompts,
-            rounds=self.rounds,
-            seconds=self.seconds,
-            models=models,
-        )
+        ways = 1 + len(self.accelerations) - len(self.tried)
+        return self.cost_of_turns(sizes, self.new_tokens, models * ways - 1, models=models)
 
     def run(self, context: Context) -> Combined:
         """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
 from offramp.errors import OfframpError
-from offramp.kit.defaults import LOCAL, SEED
+from offramp.kit.defaults import LOCAL
 from offramp.policies.figures import shared_fields
 from offramp.scoring.estimate import Estimate
 from offramp.studies.entries import AUTO
@@ -23,8 +23,7 @@ from offramp.studies.work.decoding_choice import (
     within_budget,
 )
 from offramp.studies.work.inputs import (
-    TextWork,
-    TimedWork,
+    TurnsWork,
     heads_of,
     profile_of,
     require_this_machine,
@@ -111,16 +110,15 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
+class DecodeWork(TurnsWork[Decoding]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
     certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. profile:
     timings of this machine to predict with, None where verdicts are of another one. heads: that the trace is
-    read through. The rest is as of a study's table [decode]. Takes timings, so that it runs alone.
+    read through. best, floor: as of a study's table [decode].
     """
 
     kind = "decode"
-    exclusive = True
 
     trace: Needed
     league: Needed
@@ -131,20 +129,10 @@ class DecodeWork(TextWork[Decoding], TimedWork[Decoding]):
     best: int
     floor: float
     new_tokens: int | str
-    prompts: int
-    rounds: int
-    seconds: float
-    seed: int = SEED
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """It decodes in turns, for so long."""
-        return sizes.decoding(
-            self.best,
-            new_tokens=self.new_tokens,
-            prompts=self.prompts,
-            rounds=self.rounds,
-            seconds=self.seconds,
-        )
+        return self.cost_of_turns(sizes, self.new_tokens, self.best)
 
     def run(self, context: Context) -> Decoding:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the

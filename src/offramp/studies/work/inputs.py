@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
+from offramp.kit.defaults import SEED
 from offramp.models.devices import CPU
 from offramp.models.memory import use_threads
 from offramp.models.transforms.prune import Prune
@@ -24,6 +25,8 @@ from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
+    from offramp.studies.estimates import Sizes
+    from offramp.studies.task import TaskCost
     from offramp.tracing.exit_heads import ExitHeads
 
 HEADS = "heads.safetensors"
@@ -137,6 +140,29 @@ class TimedWork(ModelWork[Result]):
     def require_here(self) -> None:
         """Refuse to time on another machine. Raises OfframpError."""
         require_this_machine(self, self.machine)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnsWork(TextWork[Result], TimedWork[Result]):
+    """Work that times ways to decode prompts in turns, and so runs alone; as of a study's tables [decode] and
+    [combine].
+    """
+
+    exclusive = True
+
+    prompts: int
+    rounds: int
+    seconds: float
+    seed: int = SEED
+
+    def cost_of_turns(
+        self, sizes: Sizes, new_tokens: int | str, contenders: int, *, models: int = 1
+    ) -> TaskCost:
+        """Of so many contenders beside the plain ones. models: that are in memory."""
+        visits, seconds = self.rounds * self.prompts, self.seconds
+        return sizes.decoding(
+            contenders, new_tokens=new_tokens, visits=visits, seconds=seconds, models=models
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
