@@ -177,12 +177,12 @@ class Tasks:
         says and has.
 
         needs: by role; those that the work has no field for are left out. on: the machine that it is priced
-        on, if it is, unless a profile of this one is needed. made_of: policies and the like, whose code may be a plug-in's.
+        on, if it is, unless a profile of this one is needed. made_of: policies and the like, whose code may
+        be a plug-in's.
         """
         names = {field.name for field in dataclasses.fields(kind)}
-        needed = {
-            role: task.key for role, task in (needs or {}).items() if task is not None and role in names
-        }
+        present = {role: task for role, task in (needs or {}).items() if role in names}
+        needed = {role: task.key for role, task in present.items() if task is not None}
         given = {**self._said, "model": self._model(variant), "machine": self._here}
         lie = dict(sources or {})
         if issubclass(kind, PricedWork) and on is not None:
@@ -191,16 +191,17 @@ class Tasks:
             if "profile" not in needed:
                 lie["machine"] = found.source
                 made_of = made_of if found.machine is None else (*made_of, found.machine)
-        if workload is not None and "workload" in names:
-            given["workload"] = workload.used
-            lie["workload"] = workload.source
-            blocked = blocked or workload.why_missing
+        text = workload if "workload" in names else None
+        if text is not None:
+            given["workload"] = text.used
+            lie["workload"] = text.source
         given |= {**(asked or {}), **needed}
         work = kind(**{name: value for name, value in given.items() if name in names})
         if work.loads:
             lie["model"] = variant.model.source
             made_of = (*made_of, *variant.steps)
-            blocked = self._why_not(variant) or blocked
+            blocked = blocked or self._why_not(variant)
+        blocked = blocked or (None if text is None else text.why_missing)
         work = dataclasses.replace(work, sources=lie)
         return work.task(work.cost(variant.sizes), blocked, made_of)
 
