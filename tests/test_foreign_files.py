@@ -19,14 +19,14 @@ from safetensors.numpy import save_file
 from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed
 from offramp.kit.given_file import Table, checked, read_toml
-from offramp.lab import sealed_tensors
+from offramp.kit.sealed_tensors import seal_of
+from offramp.lab.exits import checkpoint
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
 from offramp.tracing import heads_file, manifest
 from offramp.tracing.exits_folder import TRAINING_FILE
-from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.importing.layouts import read_config_json
 from offramp.tracing.trained_model import trained_in
 from offramp.tuning.tuned import read_tuned
@@ -83,12 +83,16 @@ def tuned_resealed(folder: Path, text: str) -> object:
     return in_file(read_tuned)(folder, text)
 
 
+def read_checkpoint(path: Path) -> object:
+    return checkpoint.read_checkpoint(path, "key", torch.device("cpu"))
+
+
 READERS: dict[str, Callable[[Path, str], object]] = {
     "a sealed record": in_file(lambda path: read_sealed_json(path, manifest.damaged)),
     "a trace's manifest": in_file(lambda path: manifest.read_manifest(path.parent), manifest.MANIFEST),
     "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
     "a header of heads, sealed": heads_resealed,
-    "a checkpoint": in_metadata(sealed_tensors.read_sealed, sealed_tensors.HEADER),
+    "a checkpoint": in_metadata(read_checkpoint, checkpoint.FILE.entry),
     "a tuned policy": in_file(read_tuned),
     "a policy": in_file(lambda path: parse_policy(str(path))),
     "a tuned policy, sealed": tuned_resealed,
@@ -135,5 +139,5 @@ def test_what_the_readers_are_tried_with_is_else_right(tmp_path: Path) -> None:
     assert heads.exits == (2,)
     policy = in_file(lambda path: parse_policy(str(path)))
     assert str(policy(tmp_path, json.dumps(sealed(TUNED)))) == "static:exit=2"
-    sealed_tensors.write_sealed(tmp_path / "a", {"steps": 1}, {"a": torch.zeros(1)})
-    assert sealed_tensors.read_sealed(tmp_path / "a") is not None
+    checkpoint.FILE.write(tmp_path / "a", {"steps": 1}, ARRAYS)
+    assert checkpoint.FILE.read(tmp_path / "a", "")[0] == {"steps": 1}

@@ -62,6 +62,14 @@ def is_irregular(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
+def is_there(path: str) -> bool:
+    """Whether a text, of whatever length and characters, is the path of a file."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # no path can be that
+        return False
+
+
 def sha256_of_text(text: str) -> str:
     """SHA-256 of a text in UTF-8, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -399,12 +399,13 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
 
 @pytest.mark.parametrize("part", ["exits", "model", "classifiers", "documents", "candidate_exit"])
 def test_a_sealed_header_without_a_part_is_refused(path: Path, part: str) -> None:
-    from offramp.tracing.heads_arrays import seal_of
-    from offramp.tracing.heads_file import SCHEMA, SEAL
+    from offramp.files import SEAL
+    from offramp.kit.sealed_file import VERSION
+    from offramp.kit.sealed_tensors import seal_of
 
     def without(header: dict[str, Any], description: dict[str, Any]) -> None:
         del header[part]
-        content = {key: value for key, value in header.items() if key not in (SCHEMA, SEAL)}
+        content = {key: value for key, value in header.items() if key not in (VERSION, SEAL)}
         header[SEAL] = seal_of(content, example().arrays())
 
     rewrite(path, without)

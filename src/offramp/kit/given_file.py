@@ -169,7 +169,10 @@ def _words(location: Location, kind: type[Table], details: ErrorDetails, source:
         choices = re.findall(r"'([^']+)'", details["msg"])
         return f"{key} is {value!r}", did_you_mean(str(value), choices)
     if details["type"] == "string_pattern_mismatch":
-        return f"{key} is {value!r}, which does not fit", hints.get(key, "write a text that is not empty")
+        usual = (
+            "write a text without control characters" if value.strip() else "write a text that is not empty"
+        )
+        return f"{key} is {value!r}, which does not fit", hints.get(key, usual)
     if isinstance(location[-1] if location else "", int):
         key = f"an entry of {location[-2]}"
     return f"{key} is {_shown(value)}, which does not fit", hints.get(key, message)

@@ -86,11 +86,14 @@ class SealedFile(Generic[Record]):
     def _of_another_kind(self, path: Path, value: Mapping[str, Any]) -> DamagedFileError | None:
         if self.kind is not None and value.get(KIND) != self.kind:
             return self.damaged(path, f"its kind is {shortened(repr(value.get(KIND)))}, not {self.kind!r}")
-        if self.version is None or value.get(VERSION) == self.version:
+        version = value.get(VERSION)
+        if self.version is None or (version == self.version and version is not True):
             return None
+        if type(version) is not int:
+            return self.damaged(path, f"its schema version is {shortened(repr(version))}, not a number")
         return DamagedFileError(
             f"{path.name} is of another version of offramp: its schema version is "
-            f"{shortened(repr(value.get(VERSION)))}, and this one reads {self.version}",
+            f"{version}, and this one reads {self.version}",
             where=str(path),
             fix=self.fix,
         )

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from offramp.errors import PolicyError
-from offramp.files import SEAL, parse_json, read_given_text, seal_of, write_json_atomically
+from offramp.errors import PolicyError, shortened
+from offramp.files import SEAL, is_there, parse_json, read_given_text, seal_of, write_json_atomically
 from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
@@ -118,6 +118,9 @@ def parse_policy(text: str | Path) -> ExitPolicy:
         require_balanced(text)
         return read_text(text)
     except ParameterError as error:
+        if is_there(text):
+            what, fix = "the name of a policy's file ends in .json", f"rename it: {text}.json"
+            raise PolicyError(what, where=text, fix=fix) from error
         raise PolicyError(error.what, where=_pointed(text, error.offset), fix=error.fix) from error
 
 
@@ -370,7 +373,10 @@ class _Entries:
 def require_whole(value: Mapping[str, Any], where: str) -> None:
     """Refuse a tuned policy's object that a newer offramp wrote, or that was edited. Raises PolicyError."""
     version = value.get("schema_version")
-    if not isinstance(version, int) or version > TUNED_SCHEMA_VERSION:
+    if type(version) is not int:
+        what = f"the schema version of the tuned policy is {shortened(repr(version))}, not a number"
+        raise PolicyError(what, where=where, fix="copy the file again from where it came, or tune again")
+    if version > TUNED_SCHEMA_VERSION:
         raise _newer(version, where)
     if value.get(SEAL) != seal_of(value):
         raise PolicyError(

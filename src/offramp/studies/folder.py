@@ -322,6 +322,12 @@ class StudyFolder:
         DamagedFileError if its bytes changed, or it is another program's.
         """
         path = self.path / PLAN
+        if not path.is_file() and self.is_begun:
+            raise InputError(
+                f"the folder's {PLAN} is missing",
+                where=str(self.path),
+                fix="run the command again that made it: the plan is made anew, and what is done is kept",
+            )
         if not path.is_file():
             raise InputError(
                 "there is no study here",

@@ -10,8 +10,8 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.kit.defaults import SHORTLIST
+from offramp.kit.sealed_tensors import seal_of
 from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.manifest import DocumentRecord, DocumentText

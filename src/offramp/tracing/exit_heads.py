@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import from_json
 from offramp.tracing.exit_readings import (
     ExitMlp,
@@ -18,7 +19,7 @@ from offramp.tracing.exit_readings import (
     read_mlp,
     read_output,
 )
-from offramp.tracing.heads_arrays import Arrays, Reader, Weights, named_arrays, seal_of, text_arrays
+from offramp.tracing.heads_arrays import Reader, Weights, named_arrays, text_arrays
 from offramp.tracing.key_value_maps import KeyValueMaps, read_maps
 from offramp.workloads.shared_text import Sketch
 

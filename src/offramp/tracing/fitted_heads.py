@@ -18,7 +18,7 @@ from offramp.models.model import Model
 from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.exit_readings import ExitMlp, GatedNetwork, LinearLens
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.heads_arrays import at_place
+from offramp.tracing.heads_arrays import at_place, useless
 
 TOP_K = 10
 """Most probable tokens whose set is compared between exits."""
@@ -307,5 +307,5 @@ def _require_whole(heads: ExitHeads) -> None:
         shared = len(array) == 1 and name.startswith(("mlp.", "output.weight", "output.bias"))
         if len(array) != len(heads.exits) and not shared:
             raise _refused(f"{name} is of {len(array)} exits, not of {len(heads.exits)}")
-        if not name.endswith(".auroc") and not np.isfinite(array).all():
-            raise _refused(f"{name} holds a number that is not finite")
+        if not name.endswith(".auroc") and (why := useless(array)):
+            raise _refused(f"{name} {why}")

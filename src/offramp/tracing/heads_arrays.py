@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,19 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.files import canonical_json
+from offramp.kit.sealed_tensors import Arrays
 from offramp.workloads.shared_text import WHOLE, Sketch
 
 Weights = NDArray[np.float32]
-Arrays = dict[str, NDArray[Any]]
 
 MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
+
+
+LARGEST_WEIGHT = 1e30
+"""Of float32: a sum of thousands of products with hidden states stays finite."""
 
 
 def at_place(array: Weights, place: int) -> Weights:
     """One exit's part of an array whose first axis is the exits, or 1 where all exits share it."""
     one: Weights = array[place if len(array) > 1 else 0]
     return one
+
+
+LARGEST_WEIGHT = 1e30
+"""Of float32: a sum of thousands of products with hidden states stays finite."""
 
 
 def at_places(array: Weights, places: Sequence[int]) -> Weights:
@@ -43,14 +49,12 @@ def text_arrays(texts: Sequence[Sketch], prefix: str) -> Arrays:
     }
 
 
-def seal_of(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of a header and of every array's name, type, shape and bytes, in hexadecimal."""
-    digest = hashlib.sha256(canonical_json(header).encode())
-    for name in sorted(arrays):
-        array = arrays[name]
-        digest.update(canonical_json([name, array.dtype.str, list(array.shape)]).encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def useless(array: NDArray[Any]) -> str | None:
+    """Why nothing can be computed with an array, None if it can: "holds a number that is not finite"."""
+    if not np.isfinite(array).all():
+        return "holds a number that is not finite"
+    largest = float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
+    return f"holds {largest:.0e}, and products with it are infinite" if largest > LARGEST_WEIGHT else None
 
 
 class Reader:
@@ -80,8 +84,8 @@ class Reader:
         if array.shape != shape or array.dtype != dtype:
             wanted = f"{np.dtype(dtype)} {list(shape)}"
             raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
-        if finite and not np.isfinite(array).all():
-            raise self.refused(f"{name} holds a number that is not finite")
+        if finite and (why := useless(array)):
+            raise self.refused(f"{name} {why}")
         return array
 
     def take_if_there(

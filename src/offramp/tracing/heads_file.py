@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from offramp.commands import command_for
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import JsonError, canonical_json, is_irregular, parse_json, write_atomically
+from offramp.errors import InputError
+from offramp.files import is_irregular
+from offramp.kit.sealed_tensors import NoTensorsError, SealedTensors
 from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import shown_name
 from offramp.models.training_record import require_as_trained
 from offramp.tracing.exit_heads import ExitHeads, build_heads
-from offramp.tracing.exits_folder import EXITS_FILE, heads_path
-from offramp.tracing.heads_arrays import MADE_BY, Arrays, seal_of
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, heads_path
+from offramp.tracing.heads_arrays import MADE_BY
 
 SCHEMA_VERSION = 5
 """5: lenses of low rank, networks without a lens, norms and output heads behind either, and what all exits
@@ -27,8 +28,7 @@ and a lens whose fit is not known. Older files are those without them."""
 HEADER = "offramp_heads"
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, by its format."""
-SCHEMA = "schema_version"
-SEAL = "sha256"
+FILE = SealedTensors(HEADER, "the file of exit heads is damaged: {name}", SCHEMA_VERSION)
 
 
 def write_heads(heads: ExitHeads, path: str | Path) -> None:
@@ -36,18 +36,9 @@ def write_heads(heads: ExitHeads, path: str | Path) -> None:
 
     Raises InputError for arrays that do not belong together or hold a number that is not finite.
     """
-    from safetensors.numpy import save
-
     arrays, header = heads.arrays(), heads.header()
     build_heads(header, arrays, str(path))  # what could not be read back is not written
-    kept = {SCHEMA: SCHEMA_VERSION, SEAL: seal_of(header, arrays), **header}
-    # One entry only: safetensors writes several in no fixed order, and equal heads give equal bytes.
-    data = save(arrays, metadata={HEADER: canonical_json(kept)})
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    write_atomically(Path(path), write)
+    FILE.write(Path(path), header, arrays)
 
 
 def read_heads(path: str | Path) -> ExitHeads:
@@ -58,25 +49,16 @@ def read_heads(path: str | Path) -> ExitHeads:
     vouch for; DamagedFileError for one whose bytes changed.
     """
     path = heads_path(path)
-    data = _read_bytes(path)
-    metadata, arrays = _parse(data, path)
-    if HEADER not in metadata:
-        raise InputError("the safetensors file holds no exit heads", where=str(path), fix=MADE_BY)
+    _require_no_pickle(path)
+    trained = path.name == EXITS_FILE and (path.parent / TRAINING_FILE).exists()
+    again = "train them again (offramp exits train --overwrite)" if trained else "fit the heads again"
+    fix = f"copy the file again from where it came, or {again}"
     try:
-        header = parse_json(metadata[HEADER])
-        version, seal = header.pop(SCHEMA), header.pop(SEAL)
-    except JsonError as error:
-        raise _damaged(path, f"of its header, {error}") from error
-    except KeyError as error:
-        raise _damaged(path, "its header is not what offramp writes") from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+        header, arrays = FILE.read(path, fix)
+    except NoTensorsError as error:
         raise InputError(
-            f"the exit heads have schema version {version}; this offramp reads {SCHEMA_VERSION}",
-            where=str(path),
-            fix="update offramp, or fit the heads again with this version",
-        )
-    if version not in range(1, SCHEMA_VERSION + 1) or seal != seal_of(header, arrays):
-        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
+            f"the file holds no exit heads: {error}", where=str(path), fix=fix if trained else MADE_BY
+        ) from error
     try:
         heads = build_heads(header, arrays, str(path))
     except (
@@ -85,7 +67,7 @@ def read_heads(path: str | Path) -> ExitHeads:
         AttributeError,
         InvalidRecordError,
     ) as error:  # sealed, but by another program
-        raise _damaged(path, f"its header is not what offramp writes ({error})") from error
+        raise FILE.damaged(path, f"its header is not what offramp writes ({error})", fix) from error
     if path.name == EXITS_FILE:
         require_as_trained(path.parent, heads.fingerprint, model=False)
     return heads
@@ -116,18 +98,18 @@ def _made(heads: ExitHeads) -> str:
     return "imported for" if "imported" in heads.provenance else "fitted on"
 
 
-def _read_bytes(path: Path) -> bytes:
+def _require_no_pickle(path: Path) -> None:
     if not path.is_file():
         what = "does not exist" if not path.exists() else "is a device or a pipe, not a file"
         raise InputError(f"{path.name} {what}", where=str(path), fix=MADE_BY)
-    data = path.read_bytes()
-    if is_pickle(data[:9]):
+    with path.open("rb") as file:
+        beginning = file.read(9)
+    if is_pickle(beginning):
         raise InputError(
             "the file is a pickle, which can run code when it is read; exit heads are safetensors",
             where=str(path),
             fix=MADE_BY,
         )
-    return data
 
 
 def is_heads_file(path: Path) -> bool:
@@ -144,31 +126,3 @@ def is_pickle(beginning: bytes) -> bool:
     """Whether a file that begins with these bytes (9 or more) is a pickle, alone or in a zip as torch's."""
     # A safetensors file begins with eight bytes of length, which may look like a pickle, and a brace.
     return beginning.startswith((b"PK\x03\x04", b"\x80")) and beginning[8:9] != b"{"
-
-
-def _parse(data: bytes, path: Path) -> tuple[dict[str, str], Arrays]:
-    """Metadata and arrays of safetensors bytes."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        arrays = load(data)
-        size = int.from_bytes(data[:8], "little")
-        metadata = parse_json(data[8 : 8 + size], lenient=True).get("__metadata__") or {}
-    except SafetensorError as error:
-        raise InputError(
-            f"the file is not safetensors, or is damaged: {error}", where=str(path), fix=MADE_BY
-        ) from error
-    except KeyError as error:  # a type of numbers that numpy lacks
-        raise InputError(
-            f"the file holds arrays of the type {error}", where=str(path), fix=MADE_BY
-        ) from error
-    return dict(metadata), arrays
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"the file of exit heads is damaged: {path.name}: {why}",
-        where=str(path),
-        fix="copy the file again from where it came, or fit the heads again",
-    )

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.tracing.heads_arrays import Arrays, Reader, Weights, named_arrays, text_arrays
+from offramp.kit.sealed_tensors import Arrays
+from offramp.tracing.heads_arrays import Reader, Weights, named_arrays, text_arrays
 from offramp.workloads.shared_text import Sketch
 
 ELEMENT_BYTES = 4

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, shortened
 from offramp.files import NO_FILE, JsonError, is_irregular, read_json, sha256_of_file, write_sealed_json
 from offramp.kit.typed import to_json
 from offramp.models.devices import CPU
@@ -211,8 +211,8 @@ def _schema_version(path: Path) -> int:
         version = read_json(path).get("schema_version")
     except JsonError as error:
         raise damaged(path, str(error)) from error
-    if not isinstance(version, int):
-        raise damaged(path, "it is not a manifest")
+    if type(version) is not int:
+        raise damaged(path, f"its schema version is {shortened(repr(version))}, not a number")
     return version
 
 

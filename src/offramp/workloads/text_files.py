@@ -224,10 +224,13 @@ def load_json_lines(argument: str) -> Workload:
     empty text and an id that came before; and without a field, with the fields of the first line.
     """
     argument = os.path.expanduser(argument)
-    name, _, field = argument.rpartition("#")
     require_possible(Path(argument))
-    if not name or (Path(argument).exists() and not Path(name).exists()):  # it may be part of a name
-        name, field = argument, ""
+    # A number sign may be part of the file's name or of the field's.
+    marks = [place for place, letter in enumerate(argument) if letter == "#"]
+    splits = [(argument[:mark], argument[mark + 1 :]) for mark in marks if mark]
+    whole = (argument, "")
+    there = [split for split in (*reversed(splits), whole) if Path(split[0]).exists()]
+    name, field = (there or [*reversed(splits), whole])[0]
     path = Path(name)
     numbered = [
         (number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()

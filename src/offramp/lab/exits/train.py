@@ -53,7 +53,7 @@ CODE = (
     "tracing",
     "decoding",
     "lab/exits",
-    "lab/sealed_tensors.py",
+    "kit/sealed_tensors.py",
     "scoring/text_size.py",
     "kit/defaults.py",
 )

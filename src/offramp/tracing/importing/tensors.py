@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from offramp.errors import InputError, refused_as
 from offramp.files import sha256_of_file
 from offramp.models.checkpoint import PICKLE_PATTERNS, find_weight_files
+from offramp.tracing.heads_arrays import useless
 from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -78,9 +79,9 @@ class Tensors:
         stored = self.stored[key]
         with _opened(stored.path) as tensors:
             array: NDArray[np.float32] = tensors.get_tensor(key).float().numpy()
-        if not np.isfinite(array).all():
+        if why := useless(array):
             raise InputError(
-                f"{key} holds a number that is not finite",
+                f"{key} {why}",
                 where=str(stored.path),
                 fix="the file is damaged or its training failed: use another copy",
             )
