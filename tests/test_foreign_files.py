@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
+import pkgutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +18,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+import offramp
 from offramp.errors import OfframpError
-from offramp.files import read_sealed_json, sealed
+from offramp.files import read_sealed_json, sealed, write_sealed_json
 from offramp.kit.given_file import Table, checked, read_toml
+from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import seal_of
 from offramp.lab.exits import checkpoint
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
@@ -105,6 +109,16 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     "a study": in_file(lambda path: checked(Table, *read_toml(path, "study")), "study.toml"),
     "a journal": lambda folder, text: read_lines(text.encode()),
 }
+
+
+def every_kind() -> list[SealedFile[Any]]:
+    """All kinds of sealed files, of whatever module."""
+    for module in pkgutil.walk_packages(offramp.__path__, "offramp."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    return DECLARED
+
+
 ENTRIES = st.sampled_from(
     ["model", "exits", "documents", "lens", "provenance", "document_texts", "schema_version", "kind", "text"]
 )
@@ -132,6 +146,31 @@ TEXTS = (
 def test_a_text_in_a_file_is_read_or_refused(kind: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OfframpError):
         READERS[kind](Path(folder), text)
+
+
+def entries_of(kind: SealedFile[Any]) -> list[str]:
+    """The entries of a record, and one that no record has."""
+    fields = getattr(kind.record, "__dataclass_fields__", None) or getattr(kind.record, "model_fields", {})
+    return [*fields, "another"]
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataObject) -> None:
+    """Of every kind of file there is: its entries have other types, are missing, or have neighbours."""
+    kind = data.draw(st.sampled_from(every_kind()))
+    entries = st.dictionaries(st.sampled_from(entries_of(kind)), VALUES)
+    header = {"schema_version": kind.version, "kind": kind.kind}
+    value = {**{name: one for name, one in header.items() if one is not None}, **data.draw(entries)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.json"
+        try:
+            write_sealed_json(path, value, apart=kind.apart)
+        except ValueError:  # JSON cannot hold it
+            return
+        with contextlib.suppress(OfframpError):
+            kind.write(path, kind.read(path))  # what is read can be written
+            kind.read(path)
 
 
 def test_what_the_readers_are_tried_with_is_else_right(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from tiny_study import write_study
 
 from command_line import Here, run_offramp
 from offramp.errors import OfframpError
+from offramp.files import JsonError, parse_json, pretty_json, sealed
+from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines import registry
@@ -25,6 +27,15 @@ NOT_READ = (".lock", ".log", ".html", ".bib", ".csv", ".parquet")
 OF_STUDY = ("tasks", "executions", "locks", "plan.json", "journal.jsonl", "fingerprints.json")
 FLIPS = 6
 """Of each file."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
+    """A folder of trained exits."""
+    folder = tmp_path_factory.mktemp("trained") / "exits"
+    options = ["-w", f"jsonl:{documents}#text", "--at", "1", "--steps", 4, "--tokens", 3000]
+    run_offramp("exits", "train", tiny_model, *options, "-o", folder).require(0)
+    return folder
 
 
 def flipped(path: Path) -> Iterator[int]:
@@ -114,3 +125,72 @@ def test_of_a_study(
                 believed.append((str(path.relative_to(study)), place))
     assert believed == []
     assert figures(read_comparison([study])) == expected
+
+
+def mutations(text: str) -> Iterator[str]:
+    """A JSON text of a file whose lines were cut, or whose values have other types or are nested."""
+    rng = np.random.default_rng(len(text))
+    lines = text.split("\n")
+    for place in rng.integers(0, len(lines), FLIPS):
+        yield "\n".join(lines[:place])
+        yield "\n".join(lines[:place] + lines[place + 1 :])
+    for values in (
+        ("1", '"1"'),
+        ('"', ""),
+        ("1", "[1]"),
+        ("{", '{"a": {'),
+        ("0", "NaN"),
+        ("0", "1e999"),
+        ("[", "{"),
+    ):
+        at = [place for place in range(len(text)) if text.startswith(values[0], place)]
+        for place in rng.choice(at, min(len(at), 3), replace=False) if at else ():
+            yield text[:place] + values[1] + text[place + len(values[0]) :]
+
+
+def resealed(kind: SealedFile[object], text: str) -> str | None:
+    """The text with the seal that belongs to it, None if it is no JSON object."""
+    try:
+        value = parse_json(text)
+    except JsonError:
+        return None
+    return pretty_json(sealed(value, apart=kind.apart))
+
+
+def read_or_refused(kind: SealedFile[object], path: Path) -> object:
+    """What a file holds; None where that is refused, in the words of an error of ours."""
+    try:
+        return kind.read(path)
+    except OfframpError:
+        return None
+
+
+def test_every_sealed_file_that_is_written_is_read_as_it_was_or_refused(
+    finished_run: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Found by the declared kinds of files: whatever one of them reads is one."""
+    files = [path for folder in (finished_run, trained) for path in sorted(folder.rglob("*.json"))]
+    tried = set()
+    for file in files:
+        for kind in DECLARED:
+            whole = read_or_refused(kind, file)
+            if whole is None or kind.record is dict:
+                continue
+            tried.add((kind.what, file.name))
+            path, text = tmp_path / file.name, file.read_text()
+            for changed in mutations(text):
+                path.write_text(changed)
+                assert read_or_refused(kind, path) in (None, whole) or kind.apart, (file, changed)
+                if (other := resealed(kind, changed)) is not None:
+                    path.write_text(other)
+                    read_or_refused(kind, path)  # another record, or refused
+    names = {name for _, name in tried}
+    assert {
+        "run.json",
+        "plan.json",
+        "manifest.json",
+        "request.json",
+        "training.json",
+        ".offramp.json",
+    } <= names
+    assert any(name.startswith("part-") for name in names)

@@ -516,3 +516,10 @@ def test_every_signal_is_listed_with_its_direction_unit_and_range() -> None:
         high = f" to {signal.high:.4g}" if math.isfinite(signal.high) else " or more"
         assert rows[name] == f"| {signal.exit_when} | {signal.unit} | {signal.low:g}{high} |"
     assert set(rows) == set(SIGNALS)
+
+
+def test_a_file_without_the_ending_of_a_policys_is_told(tmp_path: Path) -> None:
+    write_policy(Never(), tmp_path / "policy.txt")
+    with pytest.raises(PolicyError, match=r"name of a policy's file ends in \.json") as refused:
+        parse_policy(str(tmp_path / "policy.txt"))
+    assert refused.value.fix == f"rename it: {tmp_path / 'policy.txt'}.json"

@@ -481,3 +481,19 @@ def test_the_size_of_maps_is_stated_rightly(rank: int | None) -> None:
     arrays = [array for array in (maps.bias, maps.change, maps.inward, maps.outward) if array is not None]
     assert map_elements(HIDDEN, 2, rank) == sum(array.size for array in arrays)
     assert maps.bytes == 4 * (map_elements(HIDDEN, 2, rank) + HIDDEN)
+
+
+def test_numbers_that_nothing_can_be_computed_with_are_refused(path: Path) -> None:
+    lens = LinearLens(np.full((len(EXITS), 4, 4), 1e38, np.float32), np.zeros((len(EXITS), 4), np.float32))
+    with pytest.raises(InputError, match=r"lens\.weight holds 1e\+38, and products with it are infinite"):
+        write_heads(example(lens=lens), path)
+
+
+def test_trained_exits_that_are_cut_are_to_be_trained_again(path: Path) -> None:
+    folder = path.parent / "exits"
+    folder.mkdir()
+    (folder / "training.json").write_text("{}")
+    (folder / "exits.safetensors").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="holds no exit heads") as refused:
+        read_heads(folder)
+    assert "offramp exits train --overwrite" in refused.value.fix

@@ -133,6 +133,8 @@ def test_of_json_lines_too_and_without_a_field_it_is_part_of_the_name(tmp_path: 
     file = write_lines(tmp_path / "a#b.jsonl", {"text": "one"})
     assert f"write jsonl:{file}#FIELD; the fields of the first line are: text" in error_of(f"jsonl:{file}")
     assert len(load_workload(f"jsonl:{file}#text").documents) == 1
+    file.write_text('{"text#2": "some text"}')  # and of a field's
+    assert load_workload(f"jsonl:{file}#text#2").documents[0].text == "some text"
 
 
 def test_a_home_is_found_where_no_shell_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ Minutes = Annotated[numbers.Minutes, FINITE]
 Seconds = Annotated[numbers.Seconds, FINITE]
 Share = Annotated[numbers.Share, FINITE]
 Text = Annotated[str, Field(pattern=r"\S")]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$")]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
 """A text of one line without control characters, which a terminal may be shown."""
 
 

@@ -13,6 +13,9 @@ from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
 
+DECLARED: list[SealedFile[Any]] = []
+"""Every kind of file, in the order of their modules' imports."""
+
 
 @dataclass(frozen=True)
 class SealedFile(Generic[Record]):
@@ -30,6 +33,9 @@ class SealedFile(Generic[Record]):
     version: int | None = None
     kind: str | None = None
     apart: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        DECLARED.append(self)
 
     def write(self, path: Path, record: Record) -> None:
         """Write a record in one step (see `offramp.files.write_atomically`); a NaN in it is an error."""
