@@ -484,7 +484,8 @@ def test_the_size_of_maps_is_stated_rightly(rank: int | None) -> None:
 
 
 def test_numbers_that_nothing_can_be_computed_with_are_refused(path: Path) -> None:
-    lens = LinearLens(np.full((len(EXITS), 4, 4), 1e38, np.float32), np.zeros((len(EXITS), 4), np.float32))
+    shape = (len(EXITS), HIDDEN, HIDDEN)
+    lens = LinearLens(np.full(shape, 1e38, np.float32), np.zeros(shape[:2], np.float32))
     with pytest.raises(InputError, match=r"lens\.weight holds 1e\+38, and products with it are infinite"):
         write_heads(example(lens=lens), path)
 
