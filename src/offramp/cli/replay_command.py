@@ -11,7 +11,6 @@ from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.kit.request import Request, argument, flags
 from offramp.kit.rules import Beside, only_if, only_with
-from offramp.kit.typed import to_json
 from offramp.models.devices import AUTO
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.tracing.asked import OnDevice, only_speculating
@@ -60,6 +59,7 @@ class ReplayCommand(OnDevice, Request):
 
 def replay(asked: ReplayCommand, out: Output) -> None:
     """Replay, and show what it saves and loses."""
+    from offramp.kit.typed import to_json
     from offramp.policies.replay import replay as replay_policy
     from offramp.report.formats import counted
     from offramp.report.replayed import ORACLE, charges, charges_table, replay_facts, total_text
