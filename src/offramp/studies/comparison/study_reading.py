@@ -160,10 +160,12 @@ class StudyReader:
             try:
                 self._results[key] = works()[task.kind].read(result)
             except InvalidRecordError as error:
+                what = "run" if self.plan.is_run else "study"
+                again = "offramp run" if self.plan.is_run else "offramp study run"
                 raise InputError(
-                    f"the study's {task.kind} results are those of an older offramp ({error})",
+                    f"the {what}'s {task.kind} results are those of an older offramp ({error})",
                     where=str(self.folder.path),
-                    fix="run the study again with this offramp: offramp study run; what it can read is kept",
+                    fix=f"do it again with this offramp: {again}; what it can read is kept",
                 ) from error
         return self._results[key]
 
