@@ -31,7 +31,13 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
 from offramp.tracing import heads_file, manifest
 from offramp.tracing.exits_folder import TRAINING_FILE
+<<<<<<< HEAD
 from offramp.tracing.importing.layouts import read_config_json
+=======
+from offramp.tracing.heads_arrays import seal_of
+from offramp.tracing.importing.imports import read_layout
+from offramp.tracing.importing.tensors import Tensors
+>>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
 from offramp.tracing.trained_model import trained_in
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
@@ -103,7 +109,9 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     "what a model was trained on": in_file(lambda path: trained_in(path.parent), TRAINING_FILE),
     "a model's config": in_file(lambda path: read_config(path.parent), "config.json"),
     "an index of weights": in_file(lambda path: find_weight_files(path.parent), INDEX_FILE),
-    "the config of others' heads": in_file(read_config_json),
+    "the config of others' heads": in_file(
+        lambda path: read_layout("tuned-lens", Tensors(path.parent, {})), "config.json"
+    ),
     "documents": in_file(lambda path: load_workload(f"jsonl:{path}#text")),
     "a plan": in_file(lambda path: StudyFolder(path.parent).read_plan(), "plan.json"),
     "a study": in_file(lambda path: checked(Table, *read_toml(path, "study")), "study.toml"),

@@ -37,7 +37,8 @@ def test_headers_name_every_tensor_and_its_file(folder: Path) -> None:
     stored = read_headers(folder)
     expected = {name: (path, tensor) for path in shards(folder) for name, tensor in load_file(path).items()}
     assert stored == {
-        name: StoredTensor(name, path, tuple(tensor.shape)) for name, (path, tensor) in expected.items()
+        name: StoredTensor(name, path, "F32", tuple(tensor.shape))
+        for name, (path, tensor) in expected.items()
     }
     assert all(stored[name].elements == tensor.numel() for name, (_, tensor) in expected.items())
     assert check_checkpoint(folder)["model_type"] == "llama"

@@ -38,9 +38,9 @@ def line_at(lines: Mapping[Location, int], location: Location) -> int:
 def place_in(path: Path, lines: Mapping[Location, int], location: Location) -> str:
     """A place in a file, for an error: "STUDY.toml, line 12, models[2].stage".
 
-    A key that is missing gets the line of the table it belongs to.
+    A key that is missing gets the line of the table it belongs to. lines: none for a file without such.
     """
-    place = f"{path}, line {line_at(lines, location)}"
+    place = f"{path}, line {line_at(lines, location)}" if lines else str(path)
     return f"{place}, {shown_location(location)}" if location else place
 
 

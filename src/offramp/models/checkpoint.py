@@ -30,6 +30,7 @@ class StoredTensor:
 
     name: str
     file: Path
+    dtype: str
     shape: tuple[int, ...]
 
     @property
@@ -102,19 +103,31 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     Raises ModelError for files that are missing, damaged or truncated, for a tensor that lies in two of them,
     and for an index that names a tensor which none of them holds.
     """
-    stored: dict[str, StoredTensor] = {}
     files = find_weight_files(folder)
+    stored = stored_in(
+        files, folder, "the files are not of one model: download them again, into an empty folder"
+    )
+    if files != [folder / SINGLE_FILE]:
+        _check_index(folder / INDEX_FILE, stored)
+    return stored
+
+
+def stored_in(files: Iterable[Path], where: Path, fix: str) -> dict[str, StoredTensor]:
+    """Every tensor of some safetensors files, by name, from their headers alone.
+
+    where, fix: of files of which two have a tensor of one name. Raises ModelError for these, and for files
+    that are damaged or truncated.
+    """
+    stored: dict[str, StoredTensor] = {}
     for path in files:
         for tensor in _read_header(path):
             first = stored.setdefault(tensor.name, tensor)
             if first is not tensor:
                 raise ModelError(
                     f"the tensor {tensor.name} lies in two weight files, {first.file.name} and {path.name}",
-                    where=str(folder),
-                    fix="the files are not of one model: download them again, into an empty folder",
+                    where=str(where),
+                    fix=fix,
                 )
-    if files != [folder / SINGLE_FILE]:
-        _check_index(folder / INDEX_FILE, stored)
     return stored
 
 
@@ -126,12 +139,17 @@ def _read_header(path: Path) -> list[StoredTensor]:
         raise ModelError("the weight file may not be read", where=str(path), fix="change its permissions")
     where = f"{path} ({path.stat().st_size:,} bytes)"
     damaged = refused_as(
-        ModelError, "the weight file is damaged or truncated", SafetensorError, where=where, fix=AGAIN
+        ModelError,
+        "the weight file is damaged or truncated, or not safetensors",
+        SafetensorError,
+        where=where,
+        fix=AGAIN,
     )
     with damaged, safe_open(path, framework="numpy") as file:
         tensors = [
-            StoredTensor(name, path, tuple(file.get_slice(name).get_shape()))
+            StoredTensor(name, path, part.get_dtype(), tuple(part.get_shape()))
             for name in file.keys()  # noqa: SIM118 (it is no dict)
+            for part in (file.get_slice(name),)
         ]
     if not tensors:
         raise ModelError("the weight file holds no tensors", where=str(path), fix=AGAIN)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,17 +11,16 @@ from typing import Annotated, Any
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.kit.given_file import Source, checked
 from offramp.kit.rules import only_if
-from offramp.models.checkpoint import PICKLE_PATTERNS
-from offramp.models.checkpoint import read_config as read_model_config
+from offramp.models.checkpoint import CONFIG_FILE, PICKLE_PATTERNS, read_config, stated_count
 from offramp.models.model import Model
 from offramp.models.source import fetch_tensors, looks_like_hub_id
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exit_readings import MLP_ARRAYS, ExitMlp, LinearLens, OutputHeads
+from offramp.tracing.exit_heads import ExitHeads, build_heads
+from offramp.tracing.exit_readings import OUTPUT_ARRAYS
 from offramp.tracing.fitted_heads import FittedHeads, describe_base
-from offramp.tracing.heads_arrays import Weights
-from offramp.tracing.importing.key_map import KeyMap, read_key_map
-from offramp.tracing.importing.layouts import LAYOUTS, describe
+from offramp.tracing.importing.key_map import AXES, KeyMap, read_key_map
+from offramp.tracing.importing.layouts import LAYOUTS, TRAIN, Layout
 from offramp.tracing.importing.tensors import Tensors
 from offramp.tracing.measurement import state_shape_of
 from offramp.tracing.own_heads import require_readable
@@ -28,20 +28,6 @@ from offramp.tracing.request import LayoutName
 
 KEY_MAP = "key map"
 """The layout of files that a user's own map describes."""
-
-AXES = {
-    "lens.weight": "hh",
-    "lens.bias": "h",
-    "mlp.norm": "h",
-    "mlp.gate": "uh",
-    "mlp.up": "uh",
-    "mlp.down": "hu",
-    "output.weight": "vh",
-    "output.bias": "v",
-    "output.norm.weight": "h",
-    "output.norm.bias": "h",
-}
-"""Of one exit's part: h for numbers of a hidden state, u for units of a network, v for the vocabulary."""
 
 ORDINARY = (
     "a model whose exits share its own norm and output head (LayerSkip's do) has nothing to import: "
@@ -74,31 +60,32 @@ def import_heads(
 def find_import(path: str | Path, *, key_map: str | Path | None = None, format: str | None = None) -> Import:
     """Exits in files, all that can be checked without their model. Raises as `import_heads` does."""
     keys = None if key_map is None else read_key_map(Path(key_map))
-    hub = isinstance(path, str) and _names_repository(path)
-    if hub and keys is None and format is None:
-        raise _undescribed(str(path))  # before anything is fetched
-    if hub:
-        fetched = fetch_tensors(str(path))
-        folder, origin = fetched.folder, {"source": str(path), "revision": fetched.revision}
+    folder, origin = Path(path).expanduser(), {"format": format or KEY_MAP}
+    if isinstance(path, str) and _names_repository(path):
+        if keys is None and format is None:
+            raise _undescribed(path)  # before anything is fetched
+        fetched = fetch_tensors(path)
+        folder, origin = fetched.folder, origin | {"source": path, "revision": fetched.revision}
     else:
-        folder = Path(path).expanduser()
-        origin = {"source": folder.resolve().name}
+        origin |= {"source": folder.resolve().name}
     tensors = Tensors.find(folder)
-    if format is not None:
-        known = describe(format, tensors)
-        found = Import(tensors, known.key_map, {"format": format, **origin}, known.check_base, known.builds)
-    elif keys is not None:
-        found = Import(tensors, keys, {"format": KEY_MAP, **origin})
-    else:
-        raise _undescribed(str(path), "; the tensors are:\n" + tensors.listing())
-    found.require_keys()
+    layout = None if format is None else read_layout(format, tensors)
+    if layout is not None:
+        keys = layout.key_map
+    if keys is None:
+        raise _undescribed(path, f"; the tensors are:\n{tensors.listing()}")
+    found = Import(tensors, keys, layout, origin)
+    if not found.exits:
+        raise tensors.refused(f"no tensor has a key like {next(iter(keys.patterns.values()), 'none')!r}")
+    for key in keys.keys(found.exits):
+        tensors.require(key)
     return found
 
 
-def _undescribed(path: str, listing: str = "") -> InputError:
+def _undescribed(path: str | Path, listing: str = "") -> InputError:
     return InputError(
         "nothing says which tensors are the heads of which exit",
-        where=path,
+        where=str(path),
         fix=f"give --map MAP.toml, or --format {'|'.join(LAYOUTS)}; {ORDINARY}{listing}",
     )
 
@@ -110,52 +97,87 @@ def _names_repository(name: str) -> bool:
     return "/" in name and looks_like_hub_id(name) and not is_file and not path.parent.exists()
 
 
+def read_layout(name: str, tensors: Tensors) -> Layout:
+    """The layout of files by their config.json; all parts of their exits are read.
+
+    Raises InputError for a config.json that is damaged, wrong, or absent though an entry is needed, and for
+    exits that offramp has no equal of.
+    """
+    kind, file = LAYOUTS[name], tensors.config
+    needed = ", ".join(entry for entry, field in kind.model_fields.items() if field.is_required())
+    if needed and not file.is_file():
+        raise InputError(
+            f"the layout {name} needs a config.json beside the tensors, which says {needed}",
+            where=str(file),
+            fix="copy it from where the tensors came (docs/bring-your-own-exits.md says how it is made)",
+        )
+    entries = read_config(file.parent) if file.is_file() else {}
+    layout = checked(kind, entries, Source(file, CONFIG_FILE, {}))
+    keys = layout.key_map
+    known = {*keys.keys(keys.exits_among(tensors.stored))}
+    left = [key for key in tensors.stored if key not in known and re.fullmatch(kind.of_exits, key)]
+
+    def require_none(strange: list[str], why: str) -> None:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        if strange:
+            raise InputError(f"{strange[0]}{more}: {why}", where=str(tensors.where), fix=TRAIN)
+
+    for pattern, why in kind.unequal.items():
+        require_none([key for key in left if re.fullmatch(pattern, key)], why)
+    for what, fix in layout.problems():
+        raise InputError(what, where=str(file), fix=fix)
+    require_none(left, f"no part of an exit that the layout {name}, with this config.json, has")
+    return layout
+
+
 @dataclass(frozen=True)
 class Import:
-    """Exits in files, not yet read.
-
-    origin: layout, source and, from the Hub, revision, in JSON values. check_base: refuses another model than
-    theirs, and says by what it recognised it. builds: whether the files may be a model that transformers can
-    build.
-    """
+    """Exits in files, not yet read. origin: layout, source and, from the Hub, revision, in JSON values."""
 
     tensors: Tensors
     key_map: KeyMap
+    layout: Layout | None
     origin: Mapping[str, Any]
-    check_base: Callable[[Model], str] = lambda model: "the user"
-    builds: bool = True
 
     @property
     def exits(self) -> tuple[int, ...]:
         """The exits that the files have, ascending; 0 is the state before the first layer."""
         return self.key_map.exits_among(self.tensors.stored)
 
-    def require_keys(self) -> None:
-        """Refuse a map that leads to no tensor, or to one that is not there. Raises InputError."""
-        if not self.exits:
-            pattern = next(iter(self.key_map.patterns.values()), "none")
-            raise self.tensors.refused(f"no tensor has a key like {pattern!r}")
-        for key in self.key_map.keys(self.exits):
-            self.tensors.require(key)
+    @property
+    def builds(self) -> bool:
+        """Whether the files may be a model that transformers can build."""
+        return self.layout is None or self.layout.model_type not in self.layout.unbuilt
 
-    def require_sizes(self, layers: int, hidden: int, vocabulary: int) -> None:
-        """Refuse what does not fit a model of these sizes; no tensor is read. Raises InputError."""
-        exits = self._exits_of(layers)
-        shapes = self._shapes(exits, hidden, vocabulary)
-        for exit in exits:
-            for part, pattern in self.key_map.patterns.items():
-                self.tensors.require_shape(self.key_map.key(pattern, exit), shapes[part])
+    def require_sizes(self, layers: int, hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+        """The shape of one exit's tensor of every part, as the file has it, in a model of these sizes.
+
+        Raises InputError for what does not fit them; no tensor is read.
+        """
+        exits, keys = self._exits_of(layers), self.key_map
+        rows = max(vocabulary, (keys.output and keys.output.rows) or 0)  # those beyond it are padding
+        sizes = {"h": hidden, "v": rows}
+        if keys.mlp is not None:
+            sizes["u"] = (*self.tensors.require(keys.key("mlp.gate", exits[0])).shape, 0)[0]
+        shapes = {}
+        for part in keys.patterns:
+            shape = tuple(sizes[axis] for axis in AXES[part])
+            shapes[part] = shape[::-1] if keys.is_transposed(part) else shape
+            for exit in exits:
+                self.tensors.require(keys.key(part, exit), shapes[part])
+        return shapes
 
     def require_config(self, folder: Path) -> None:
         """Refuse what does not fit a model's folder before a weight is loaded, if its config has usual names.
 
         Raises InputError.
         """
-        config = read_model_config(folder)
-        text = config.get("text_config", config)
-        sizes = [text.get(name) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
-        if all(isinstance(size, int) for size in sizes):
-            self.require_sizes(*sizes)
+        config = read_config(folder)
+        layers, hidden, vocabulary = (
+            stated_count(config, (name,)) for name in ("num_hidden_layers", "hidden_size", "vocab_size")
+        )
+        if layers and hidden and vocabulary:
+            self.require_sizes(layers, hidden, vocabulary)
 
     def left_out(self, layers: int) -> tuple[str, ...]:
         """What the files hold that no exit below L of a model with so many layers is read with."""
@@ -168,50 +190,44 @@ class Import:
 
     def heads_for(self, model: Model) -> ExitHeads:
         """The exits, bound to their model. Raises InputError if they do not fit it."""
-        shape, keys = model.shape, self.key_map
-        self.require_sizes(model.layers, shape.hidden_size, shape.vocabulary_size)
-        recognised, exits = self.check_base(model), self._exits_of(model.layers)
-        shapes = self._shapes(exits, shape.hidden_size, shape.vocabulary_size)
-
-        def array(part: str, length: int | None = None) -> Any:
-            return self._stacked(part, exits, shapes[part], length)
-
-        lens = mlp = output = None
-        if keys.lens is not None:
-            weight, bias = array("lens.weight"), array("lens.bias")
-            if keys.lens.residual:
-                weight += np.eye(shape.hidden_size, dtype=np.float32)
-            lens = LinearLens(weight, np.zeros(weight.shape[:2], np.float32) if bias is None else bias)
-        if keys.mlp is not None:
-            arrays = {name: array(f"mlp.{name}") for name in MLP_ARRAYS}
-            mlp = ExitMlp(**arrays, epsilon=keys.mlp.epsilon, adds_to_normed=keys.mlp.adds_to_normed)
-        if keys.output is not None:
-            output = OutputHeads(
-                weight=array("output.weight", shape.vocabulary_size),
-                bias=array("output.bias", shape.vocabulary_size),
-                norm=keys.output.norm.kind,
-                norm_weight=array("output.norm.weight"),
-                norm_bias=array("output.norm.bias"),
-                epsilon=keys.output.norm.epsilon,
-            )
-        heads = ExitHeads(
-            model=describe_base(model),
-            exits=exits,
-            lens=lens,
-            mlp=mlp,
-            output=output,
-            classifiers={},
-            shortlist=None,
-            candidate_exit=None,
-            documents={},
-            provenance={
+        shape, keys, exits = model.shape, self.key_map, self._exits_of(model.layers)
+        shapes = self.require_sizes(model.layers, shape.hidden_size, shape.vocabulary_size)
+        recognised = "the user" if self.layout is None else self.layout.recognise(model, self.tensors)
+        arrays = {}
+        for part, stored in shapes.items():
+            wide, *rest = stored[::-1] if keys.is_transposed(part) else stored
+            rows = shape.vocabulary_size if AXES[part].startswith("v") else wide
+            array = arrays[part.replace("norm.", "norm_")] = np.empty((len(exits), rows, *rest), np.float32)
+            for place, exit in enumerate(exits):
+                taken = self.tensors.take(keys.key(part, exit), stored)
+                array[place] = (taken.T if keys.is_transposed(part) else taken)[:rows]
+        header: dict[str, Any] = {
+            "model": describe_base(model),
+            "exits": list(exits),
+            "lens": keys.lens is not None,
+            "classifiers": {},
+            "candidate_exit": None,
+            "documents": {},
+            "provenance": {
                 "imported": {
                     "files": self.tensors.digests(keys.keys(exits)),
                     "base_recognised_by": recognised,
                     **self.origin,
                 }
             },
-        )
+        }
+        if keys.lens is not None:
+            arrays.setdefault("lens.bias", np.zeros((len(exits), shape.hidden_size), np.float32))
+            if keys.lens.residual:
+                arrays["lens.weight"] += np.eye(shape.hidden_size, dtype=np.float32)
+        if keys.mlp is not None:
+            settings = keys.mlp.model_dump(include={"epsilon", "adds_to_normed"})
+            header["mlp"] = {"units": shapes["mlp.gate"][0], **settings}
+        if keys.output is not None:
+            absent = [name for name in OUTPUT_ARRAYS if f"output.{name}" not in arrays]
+            norm = keys.output.norm
+            header["output"] = {"norm": norm.kind, "epsilon": norm.epsilon, "absent": absent}
+        heads = build_heads(header, arrays, str(self.tensors.where))
         require_readable(heads, model.stack, str(self.tensors.where))
         features = state_shape_of(model).features
         FittedHeads.of(heads, (*exits, model.layers)).require_sizes(features, shape.vocabulary_size)
@@ -235,31 +251,3 @@ class Import:
     def _shown(self, exit: int) -> str:
         """What the files hold of one exit, by its first key, of which one that shares all has none."""
         return next(iter(self.key_map.keys((exit,))), f"exit {exit}")
-
-    def _shapes(self, exits: Sequence[int], hidden: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
-        """The shape of one exit's tensor of every part, as the file has it."""
-        gate, output = self.key_map.patterns.get("mlp.gate"), self.key_map.output
-        units = 0 if gate is None else (*self.tensors.require(self.key_map.key(gate, exits[0])).shape, 0)[0]
-        rows = max(vocabulary, (output and output.rows) or 0)  # those beyond the vocabulary are padding
-        sizes = {"h": hidden, "u": units, "v": rows}
-        found = {part: tuple(sizes[axis] for axis in axes) for part, axes in AXES.items()}
-        return {part: shape[::-1] if self._transposed(part) else shape for part, shape in found.items()}
-
-    def _transposed(self, part: str) -> bool:
-        """Whether a part is a matrix that is stored as [inputs, outputs]."""
-        table, _, entry = part.rpartition(".")
-        return entry == "weight" and getattr(getattr(self.key_map, table, None), "transposed", False)
-
-    def _stacked(
-        self, part: str, exits: Sequence[int], stored: tuple[int, ...], length: int | None
-    ) -> Weights | None:
-        """A part of some exits, float32 [exits, ...], None where there is none. length: to keep of each."""
-        pattern = self.key_map.patterns.get(part)
-        if pattern is None:
-            return None
-        shape = stored[::-1] if self._transposed(part) else stored
-        stacked = np.empty((len(exits), length or shape[0], *shape[1:]), np.float32)
-        for place, exit in enumerate(exits):
-            array = self.tensors.take(self.key_map.key(pattern, exit), stored)
-            stacked[place] = (array.T if self._transposed(part) else array)[:length]
-        return stacked

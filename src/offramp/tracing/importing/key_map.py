@@ -1,63 +1,91 @@
-"""Key maps: under which key a file holds each part of every exit, as people write them in TOML."""
+"""Key maps: the renames of a file's tensors to the parts of exits, of a layout or as people write them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from offramp.kit.given_file import Count, Number, Source, Table, Text, Truth, checked, read_toml
+from pydantic import Field
+
+from offramp.kit.given_file import FINITE, Count, Source, Table, Truth, checked, read_toml
 from offramp.tracing.exit_readings import NORM_ARRAYS, NormKind
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
-
 FIX = "correct the key map; docs/bring-your-own-exits.md describes it"
 
+AXES = {
+    "lens.weight": "hh",
+    "lens.bias": "h",
+    "mlp.norm": "h",
+    "mlp.gate": "uh",
+    "mlp.up": "uh",
+    "mlp.down": "hu",
+    "output.weight": "vh",
+    "output.bias": "v",
+    "output.norm.weight": "h",
+    "output.norm.bias": "h",
+}
+"""Of one exit's tensor of every part: h for numbers of a hidden state, u for units of a network, v for the
+vocabulary."""
 
-class Lens(Table):
+Epsilon = Annotated[float, FINITE, Field(ge=0, lt=1)]
+Key = Annotated[str, Field(pattern=r"\{(exit|place)\}")]
+
+
+class Part(Table):
+    """What exits are read through."""
+
+    hints: ClassVar[Mapping[str, str]] = {
+        **{part.split(".")[-1]: f"write {EXIT} where the exit's number stands" for part in AXES},
+        "epsilon": "write the small number that is added under the norm's root",
+    }
+
+
+class Lens(Part):
     """An affine map per exit. residual: it is h + A h + b. transposed: A is [inputs, outputs]."""
 
-    weight: Text
-    bias: Text | None = None
+    weight: Key
+    bias: Key | None = None
     residual: Truth
     transposed: Truth = False
 
 
-class Mlp(Table):
+class Mlp(Part):
     """A residual gated network per exit behind an RMS norm.
 
     epsilon: added under the norm's root. adds_to_normed: its output is added to the state behind the norm.
     """
 
-    norm: Text
-    gate: Text
-    up: Text
-    down: Text
-    epsilon: Number
+    norm: Key
+    gate: Key
+    up: Key
+    down: Key
+    epsilon: Epsilon
     adds_to_normed: Truth = False
 
 
-class Norm(Table):
+class Norm(Part):
     """The norm before an output head: "model" is the model's own final one."""
 
     kind: NormKind
-    weight: Text | None = None
-    bias: Text | None = None
-    epsilon: Number | None = None
+    weight: Key | None = None
+    bias: Key | None = None
+    epsilon: Epsilon | None = None
 
 
-class Output(Table):
-    """An output head per exit, and the norm before it. transposed: as [hidden, vocabulary].
+class Output(Part):
+    """An output head per exit, and the norm before it. transposed: it is [hidden, vocabulary].
 
     weight: None where exits are read by the model's own output head. rows: of the stored head, where those
     beyond the vocabulary are padding.
     """
 
-    weight: Text | None = None
-    bias: Text | None = None
+    weight: Key | None = None
+    bias: Key | None = None
     transposed: Truth = False
     norm: Norm = Norm(kind="model")
     rows: Count | None = None
@@ -76,26 +104,33 @@ class KeyMap(Table):
     mlp: Mlp | None = None
     output: Output | None = None
 
+    @classmethod
+    def of_exits(cls, exits: Iterable[int], **parts: object) -> KeyMap:
+        """A map with the exits of a config, any numbers: they are held against the model later."""
+        return cls.model_construct(None, exits=tuple(exits), **parts)
+
     @cached_property
     def patterns(self) -> dict[str, str]:
-        """The key of every part that is there, by part ("output.norm.weight"); the first says which exits."""
-        norm = self.output and self.output.norm
-        tables = {"lens": self.lens, "mlp": self.mlp, "output": self.output, "output.norm": norm}
-        return {
-            f"{table}.{entry}": key
-            for table, given in tables.items()
-            for entry, key in (given or ())
-            if entry in KEYS and isinstance(key, str)
-        }
+        """The key of every part that is there, by part; the first says which exits."""
 
-    def key(self, pattern: str, exit: int) -> str:
-        """The key of one exit."""
+        def given(part: str) -> Any:
+            return reduce(lambda table, entry: getattr(table, entry, None), part.split("."), cast(Any, self))
+
+        return {part: given(part) for part in AXES if given(part) is not None}
+
+    def is_transposed(self, part: str) -> bool:
+        """Whether a part is a matrix that is stored as [inputs, outputs]."""
+        table = getattr(self, part.removesuffix(".weight"), None)
+        return part.endswith(".weight") and getattr(table, "transposed", False)
+
+    def key(self, part: str, exit: int) -> str:
+        """The key of a part of one exit."""
         place = "" if self.exits == "all" else str(self.exits.index(exit))
-        return pattern.replace(EXIT, str(exit - 1 + self.first)).replace(PLACE, place)
+        return self.patterns[part].replace(EXIT, str(exit - 1 + self.first)).replace(PLACE, place)
 
     def keys(self, exits: tuple[int, ...]) -> list[str]:
         """Every key of some exits."""
-        return [self.key(pattern, exit) for exit in exits for pattern in self.patterns.values()]
+        return [self.key(part, exit) for exit in exits for part in self.patterns]
 
     def exits_among(self, names: Collection[str]) -> tuple[int, ...]:
         """The exits whose weights are among these keys, ascending; 0 is the state before the first layer.
@@ -110,10 +145,6 @@ class KeyMap(Table):
         return tuple(sorted(int(match["exit"]) - self.first + 1 for match in matches if match))
 
 
-KEYS = ("weight", "bias", "norm", "gate", "up", "down")
-"""Entries that are keys of tensors, where they are texts."""
-
-
 def read_key_map(path: Path) -> KeyMap:
     """The key map of a TOML file.
 
@@ -123,22 +154,22 @@ def read_key_map(path: Path) -> KeyMap:
     values, source = read_toml(path, "key map")
     given = checked(KeyMap, values, source)
     if given.exits != "all" and (not given.exits or list(given.exits) != sorted(set(given.exits))):
-        raise source.refused(
-            f"exits is {list(given.exits)}",
-            'write "all" or ascending layers from 1, as in [8, 16, 24]',
-            "exits",
-        )
-    if given.mlp is not None:
-        _require_epsilon(given.mlp.epsilon, source, "mlp")
+        fix = 'write "all" or ascending layers from 1, as in [8, 16, 24]'
+        raise source.refused(f"exits is {list(given.exits)}", fix, "exits")
     if given.output is not None:
         _require_norm(given.output, source)
-    _require_placeholders(values, given.exits != "all", source)
-    if not given.patterns and given.exits == "all":
+    if not given.patterns and (given.exits == "all" or given.output is None):
         raise source.refused(
             "the key map must have one of the tables [lens], [mlp] and [output] with the key of a tensor; "
             f"it has: {', '.join(values) or 'nothing'}",
             FIX,
         )
+    for part, key in given.patterns.items():
+        if PLACE in key and given.exits == "all":
+            *_, entry = location = part.split(".")
+            raise source.refused(
+                f"{entry} holds {PLACE}", "list the exits, as in exits = [8, 16, 24]", *location
+            )
     return given
 
 
@@ -151,8 +182,6 @@ def _require_norm(given: Output, source: Source) -> None:
             raise source.refused(f"a norm of the kind {norm.kind} has no {name}", FIX, "output", "norm", name)
         if getattr(norm, name) is None and known and name != "bias":
             raise source.refused(f"{name!r} is missing", FIX, "output", "norm")
-    if norm.epsilon is not None:
-        _require_epsilon(norm.epsilon, source, "output", "norm")
     if given.weight is None and (norm.kind == "model" or given.bias is not None):
         raise source.refused(
             "without a weight, [output] must have a norm of its own and no bias: the model's own norm and "
@@ -160,22 +189,3 @@ def _require_norm(given: Output, source: Source) -> None:
             FIX,
             "output",
         )
-
-
-def _require_epsilon(epsilon: float, source: Source, *location: str) -> None:
-    if not 0 <= epsilon < 1:
-        fix = "write the small number that is added under the norm's root"
-        raise source.refused(f"epsilon is {epsilon}", fix, *location, "epsilon")
-
-
-def _require_placeholders(values: Mapping[str, Any], placed: bool, source: Source, *location: str) -> None:
-    """Refuse a key that names no exit. placed: whether the map lists its exits, so that they have places."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _require_placeholders(value, placed, source, *location, name)
-        elif name in KEYS and EXIT not in value and PLACE not in value:
-            fix = f"write {EXIT} where the exit's number stands"
-            raise source.refused(f"{name} is {value!r}", fix, *location, name)
-        elif name in KEYS and PLACE in value and not placed:
-            fix = "list the exits, as in exits = [8, 16, 24]"
-            raise source.refused(f"{name} holds {PLACE}", fix, *location, name)

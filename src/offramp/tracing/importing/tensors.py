@@ -1,38 +1,43 @@
-"""Named tensors in safetensors files, read one by one, and a listing for those who look for others."""
+"""Named tensors in safetensors files, read one by one, and every reason to refuse them."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
 
-from offramp.errors import InputError, refused_as
+from offramp.errors import InputError
 from offramp.files import sha256_of_file
+<<<<<<< HEAD
 from offramp.models.checkpoint import PICKLE_PATTERNS, find_weight_files
 from offramp.tracing.heads_arrays import useless
+=======
+from offramp.models.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    PICKLE_PATTERNS,
+    SINGLE_FILE,
+    StoredTensor,
+    find_weight_files,
+    stored_in,
+)
+>>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
 from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+LARGEST = 1e10
+"""Of a head's numbers: what larger ones make of a state has squares that float32 cannot hold."""
 LISTED = 30
+"""Lines of a listing at most."""
 NUMBER = r"\d{1,15}"
 """Of a layer, in a key: Python reads no number of any length."""
-"""Lines of a listing at most."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor: its file, and its type and shape as its header says."""
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Tensors:
     """All tensors of some files, by key. where: what the user named."""
 
     where: Path
-    stored: dict[str, Stored]
+    stored: Mapping[str, StoredTensor]
 
     @classmethod
     def find(cls, path: Path) -> Tensors:
@@ -49,32 +54,34 @@ class Tensors:
         Raises InputError for a file that is absent, a pickle, damaged or no safetensors, and for a key that
         two files have; ModelError for a folder whose index names a file that is absent.
         """
-        stored: dict[str, Stored] = {}
-        for file in _files(path):
-            with _opened(file) as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - not a dict
-                    if key in stored:
-                        raise InputError(
-                            f"{stored[key].path.name} and {file.name} both have a tensor {key!r}",
-                            where=str(path),
-                            fix="name the file that is meant instead of the folder",
-                        )
-                    part = tensors.get_slice(key)
-                    stored[key] = Stored(file, part.get_dtype(), tuple(part.get_shape()))
-        return cls(path, stored)
+        return cls(path, stored_in(_files(path), path, "name the file that is meant instead of the folder"))
 
-    def require(self, key: str) -> Stored:
-        """What is stored under a key. Raises InputError, with a listing, if there is nothing."""
-        if key not in self.stored:
+    @property
+    def config(self) -> Path:
+        """The config.json that belongs to the tensors."""
+        return (self.where if self.where.is_dir() else self.where.parent) / CONFIG_FILE
+
+    def require(self, key: str, shape: Sequence[int] | None = None) -> StoredTensor:
+        """What is stored under a key; nothing but its header is read.
+
+        Raises InputError, with a listing, for a tensor that is missing, of another shape, or of no
+        floating-point numbers.
+        """
+        stored = self.stored.get(key)
+        if stored is None:
             raise self.refused(f"the file has no tensor {key!r}")
-        return self.stored[key]
+        if shape is not None and stored.shape != tuple(shape):
+            raise self.refused(f"{key} has the shape {list(stored.shape)}, not {list(shape)}")
+        if stored.dtype not in FLOATS:
+            raise self.refused(f"{key} is of the type {stored.dtype}; it must be one of {', '.join(FLOATS)}")
+        return stored
 
     def take(self, key: str, shape: Sequence[int]) -> NDArray[np.float32]:
         """A tensor of this shape as float32.
 
-        Raises InputError, with a listing, if it is missing, of another shape, no floating-point numbers, or
-        if one of its numbers is not finite.
+        Raises InputError as `require` does, and for a number that is not finite or beyond LARGEST.
         """
+<<<<<<< HEAD
         self.require_shape(key, shape)
         stored = self.stored[key]
         with _opened(stored.path) as tensors:
@@ -83,39 +90,37 @@ class Tensors:
             raise InputError(
                 f"{key} {why}",
                 where=str(stored.path),
+=======
+        stored = self.require(key, shape)
+        with safe_open(stored.file, framework="pt") as file:
+            array: NDArray[np.float32] = file.get_tensor(key).float().numpy()
+        largest = np.maximum(array.max(initial=0), -array.min(initial=0))
+        if not largest <= LARGEST:
+            huge = f"as large as {largest:.0e}, beyond any head's"
+            raise InputError(
+                f"{key} holds a number {huge if np.isfinite(largest) else 'that is not finite'}",
+                where=str(stored.file),
+>>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
                 fix="the file is damaged or its training failed: use another copy",
             )
         return array
 
-    def require_shape(self, key: str, shape: Sequence[int]) -> None:
-        """Refuse a tensor of another shape, or of no floating-point numbers; nothing but its header is read.
-
-        Raises InputError, with a listing, for this and for one that is missing.
-        """
-        stored = self.require(key)
-        if stored.shape != tuple(shape):
-            raise self.refused(f"{key} has the shape {list(stored.shape)}, not {list(shape)}")
-        if stored.dtype not in FLOATS:
-            raise self.refused(f"{key} is of the type {stored.dtype}; it must be one of {', '.join(FLOATS)}")
-
-    def first_row(self, key: str) -> Any:
-        """The first row of a tensor that is there, as torch has it; all of one without dimensions."""
+    def first_row(self, key: str) -> Tensor:
+        """The first row of a tensor that is there; all of one without dimensions."""
         stored = self.stored[key]
-        with _opened(stored.path) as tensors:
-            return tensors.get_slice(key)[:1] if stored.shape else tensors.get_tensor(key)
+        with safe_open(stored.file, framework="pt") as file:
+            row: Tensor = file.get_slice(key)[:1] if stored.shape else file.get_tensor(key)
+        return row
 
     def digests(self, keys: Sequence[str]) -> dict[str, str]:
         """SHA-256 of every file that holds one of these tensors, by name."""
-        paths = sorted({self.stored[key].path for key in keys})
+        paths = sorted({self.stored[key].file for key in keys})
         return {path.name: sha256_of_file(path) for path in paths}
 
     def refused(self, what: str) -> InputError:
         """The error for tensors that do not fit the map, which lists what there is."""
-        return InputError(
-            what,
-            where=str(self.where),
-            fix="correct the key map (or --format); the tensors are:\n" + self.listing(),
-        )
+        fix = f"correct the key map (or --format); the tensors are:\n{self.listing()}"
+        return InputError(what, where=str(self.where), fix=fix)
 
     def listing(self) -> str:
         """Every key with its type and shape; keys that differ in a number alone share a line."""
@@ -140,23 +145,24 @@ def _spelled(pattern: str, numbers: list[tuple[int, ...]]) -> str:
 
 def _files(path: Path) -> list[Path]:
     """The safetensors files that a path means."""
+    files = [path]
     if path.is_dir():
-        if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
-            return find_weight_files(path)
-        found = sorted(path.glob("*.safetensors"))
-        if found:
-            return found
+        whole = (path / SINGLE_FILE).is_file() or (path / INDEX_FILE).is_file()
+        files = find_weight_files(path) if whole else sorted(path.glob("*.safetensors"))
         pickles = sorted(file for pattern in PICKLE_PATTERNS for file in path.glob(pattern))
-        if pickles:
+        if not files and pickles:
             raise _pickle(pickles[0])
-        raise InputError(
-            "the folder holds no .safetensors file", where=str(path), fix="name the file with the heads"
-        )
-    if not path.is_file():
-        raise InputError(
-            "there is no such file or folder", where=str(path), fix="name the safetensors file with the heads"
-        )
-    return [path]
+        if not files:
+            what, fix = "the folder holds no .safetensors file", "name the file with the heads"
+            raise InputError(what, where=str(path), fix=fix)
+    elif not path.is_file():
+        what, fix = "there is no such file or folder", "name the safetensors file with the heads"
+        raise InputError(what, where=str(path), fix=fix)
+    for file in files:
+        with file.open("rb") as opened:
+            if is_pickle(opened.read(9)):
+                raise _pickle(file)
+    return files
 
 
 def _pickle(path: Path) -> InputError:
@@ -170,19 +176,3 @@ def _pickle(path: Path) -> InputError:
         f"save_file({{key: value.contiguous().clone() for key, value in state.items()}}, '{new}', "
         "{'format': 'pt'})\"",
     )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading."""
-    from safetensors import SafetensorError, safe_open
-
-    with path.open("rb") as file:
-        if is_pickle(file.read(9)):
-            raise _pickle(path)
-    what, fix = "the file is not safetensors, or is damaged", "copy the file again from where it came"
-    with (
-        refused_as(InputError, what, SafetensorError, where=str(path), fix=fix),
-        safe_open(path, framework="pt") as tensors,
-    ):
-        yield tensors
