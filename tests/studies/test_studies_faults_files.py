@@ -105,7 +105,7 @@ def test_a_study_file_edited_while_it_runs_counts_from_the_next_run(
     folder = copy_traces(undisturbed, tmp_path / "study")
     path = write_study(tmp_path / "STUDY.toml", tiny_model, documents)
     plan = plan_into(path, folder)
-    write_study(path, tiny_model, documents, (*POLICIES[1:], "static:exit=4"))
+    write_study(path, tiny_model, documents, (*POLICIES[:-1], "static:exit=4"))
     assert run_jobs(folder, plan) == []
     assert any("STUDY.toml changed since" in problem for problem in status_of(plan, folder).problems)
     assert task_files(folder) == task_files(undisturbed)
