@@ -31,13 +31,8 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
 from offramp.tracing import heads_file, manifest
 from offramp.tracing.exits_folder import TRAINING_FILE
-<<<<<<< HEAD
-from offramp.tracing.importing.layouts import read_config_json
-=======
-from offramp.tracing.heads_arrays import seal_of
 from offramp.tracing.importing.imports import read_layout
 from offramp.tracing.importing.tensors import Tensors
->>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
 from offramp.tracing.trained_model import trained_in
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tracing_models import build_family, llama, tiny_llama, tiny_model, workload
 from transformers import OPTConfig, OPTForCausalLM
 
 import offramp
-from offramp.errors import InputError, ModelError
+from offramp.errors import InputError
 from offramp.policies.replay import replay
 from offramp.tracing.importing.imports import find_import, import_heads
 from offramp.tracing.tracer import trace
@@ -316,7 +315,7 @@ def with_nan(tensor: torch.Tensor) -> torch.Tensor:
         (replaced("1.weight", lambda t: t[:, :16].contiguous()), r"1.weight has the shape \[32, 16\], not"),
         (replaced("2.weight", lambda t: t.to(torch.int8)), "2.weight is of the type I8"),
         (replaced("1.weight", with_nan), "1.weight holds a number that is not finite"),
-        (replaced("2.bias", lambda t: t * 1e38), "2.bias holds a number as large as .e\\+38, beyond"),
+        (replaced("2.bias", lambda t: t * 1e38), r"2.bias holds .e\+38, and products with it are infinite"),
         (
             lambda tensors: tensors.update({"7.weight": torch.ones(32, 32), "7.bias": torch.ones(32)}),
             "exit 7",
@@ -330,17 +329,6 @@ def test_tensors_that_do_not_fit_are_refused(spoil: Any, what: str, tmp_path: Pa
     folder = write_tuned_lens(tmp_path / "lens", model, tensors)
     with pytest.raises(InputError, match=what):
         import_heads(folder, model, format="tuned-lens")
-
-
-def test_heads_that_overflow_are_named_beside_the_model(tmp_path: Path) -> None:
-    """Such as no import makes any more."""
-    model = tiny_llama()
-    heads = import_heads(write_tuned_lens(tmp_path / "lens", model), model, format="tuned-lens")
-    assert heads.lens is not None
-    huge = replace(heads, lens=replace(heads.lens, weight=np.full_like(heads.lens.weight, 3e38)))
-    with pytest.raises(ModelError, match="every document met a non-finite number") as caught:
-        traced_top1(model, huge)
-    assert "check the model's weights and those of the exit heads" in caught.value.fix
 
 
 def test_a_pickle_is_refused_and_the_hint_converts_it(tmp_path: Path, monkeypatch: Any) -> None:

@@ -224,12 +224,10 @@ class _Run:
         """The manifest of all parts. Raises ModelError if there is no row in any of them."""
         if not any(part.rows for part in parts):
             record = parts[0].documents[0]
-            read = self.fitted is not None and self.fitted.heads.reads_exits
             raise ModelError(
                 "every document met a non-finite number, so nothing was traced",
                 where=f"{plan.document_ids[record.index]}: {record.reason}",
-                fix="load the model in float32 (--dtype float32), or check the model's weights"
-                + (" and those of the exit heads" if read else ""),
+                fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
         heads = None if self.fitted is None else self.fitted.heads
         texts = document_texts(self.workload, plan.document_ids, heads, self.trained.texts)

@@ -15,10 +15,6 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
-<<<<<<< HEAD
-from offramp.models.checkpoint import PICKLE_PATTERNS, find_weight_files
-from offramp.tracing.heads_arrays import useless
-=======
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -28,12 +24,10 @@ from offramp.models.checkpoint import (
     find_weight_files,
     stored_in,
 )
->>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
+from offramp.tracing.heads_arrays import useless
 from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-LARGEST = 1e10
-"""Of a head's numbers: what larger ones make of a state has squares that float32 cannot hold."""
 LISTED = 30
 """Lines of a listing at most."""
 NUMBER = r"\d{1,15}"
@@ -79,28 +73,15 @@ class Tensors:
     def take(self, key: str, shape: Sequence[int]) -> NDArray[np.float32]:
         """A tensor of this shape as float32.
 
-        Raises InputError as `require` does, and for a number that is not finite or beyond LARGEST.
+        Raises InputError as `require` does, and for numbers that nothing can be computed with.
         """
-<<<<<<< HEAD
-        self.require_shape(key, shape)
-        stored = self.stored[key]
-        with _opened(stored.path) as tensors:
-            array: NDArray[np.float32] = tensors.get_tensor(key).float().numpy()
-        if why := useless(array):
-            raise InputError(
-                f"{key} {why}",
-                where=str(stored.path),
-=======
         stored = self.require(key, shape)
         with safe_open(stored.file, framework="pt") as file:
             array: NDArray[np.float32] = file.get_tensor(key).float().numpy()
-        largest = np.maximum(array.max(initial=0), -array.min(initial=0))
-        if not largest <= LARGEST:
-            huge = f"as large as {largest:.0e}, beyond any head's"
+        if why := useless(array):
             raise InputError(
-                f"{key} holds a number {huge if np.isfinite(largest) else 'that is not finite'}",
+                f"{key} {why}",
                 where=str(stored.file),
->>>>>>> 9f31ca56 (A layout of foreign heads is one declaration, read and refused in one place)
                 fix="the file is damaged or its training failed: use another copy",
             )
         return array
