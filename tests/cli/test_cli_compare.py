@@ -47,7 +47,7 @@ def edited(run: Path, folder: Path, *edits: Edit) -> Path:
     )
     study = json.loads(json.dumps(plan.study))
     study["models"][0]["name"] = study["models"][0]["base"] = study["study"]["title"] = "other"
-    store.write_plan(replace(plan, study=study, cells=cells, tasks=tasks, jobs=jobs))
+    store.write_plan(replace(plan, study=study, cells=cells, jobs=jobs))
     return folder
 
 
