@@ -37,13 +37,13 @@ from offramp.report.findings import (
     speed_of,
 )
 from offramp.report.ranking import (
-    families_at,
     fastest,
     floor_kept,
     keeps_floor,
     why_no_answer,
 )
 from offramp.report.sections.answers import certified_section
+from offramp.report.sections.families import families_at
 from offramp.report.sections.verdict import answer_section
 from offramp.report.ways import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.results import BenchResult, Forecast
@@ -14,7 +13,6 @@ from offramp.report.formats import (
     percent,
     thousandths,
     timed_text,
-    value_text,
 )
 from offramp.report.sections.decoded import COUNTS, RATES, SPEED, contenders_table
 from offramp.report.timing import (
@@ -25,7 +23,6 @@ from offramp.report.timing import (
     headline_of,
     stopped_text,
 )
-from offramp.scoring.estimate import Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +73,7 @@ def _credit_line(result: BenchResult) -> list[str]:
     if credit is None or result.main.full_depth:
         return []
     missing = result.untimed_rivals
-    said = _interval(Estimate(credit.value, credit.low, credit.high), thousandths)
+    said = timed_text(credit, thousandths)
     rest = f"; not timed: {', '.join(missing)}" if missing else ""
     return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
 
@@ -97,12 +94,12 @@ def _quality(result: BenchResult) -> list[str]:
     def nats(value: float) -> str:
         return decimal(value, 3)
 
-    diverged = _interval(found.tokens_before_divergence, lambda value: decimal(value, 1))
+    diverged = timed_text(found.tokens_before_divergence, lambda value: decimal(value, 1))
     return [
         f"free running, {counted(found.prompts, 'answer')}: {diverged} tokens until an answer parts from the "
-        f"full model's, {_interval(found.sequence_match, percent)} of the answers equal, "
-        f"{_interval(found.agreement, percent)} of the tokens its choice; "
-        f"NLL {_interval(found.nll, nats)}, of its own answers {_interval(found.plain_nll, nats)}"
+        f"full model's, {timed_text(found.sequence_match, percent)} of the answers equal, "
+        f"{timed_text(found.agreement, percent)} of the tokens its choice; "
+        f"NLL {timed_text(found.nll, nats)}, of its own answers {timed_text(found.plain_nll, nats)}"
     ]
 
 
@@ -112,7 +109,7 @@ def _forecast(found: Forecast) -> list[str]:
     )
     lines = [
         f"a token of {found.policy} ({found.kv}): {predicted}, priced from what ran "
-        f"{duration(found.priced)}, measured {_interval(found.measured, duration)}; plain: "
+        f"{duration(found.priced)}, measured {timed_text(found.measured, duration)}; plain: "
         f"{duration(found.plain_predicted)} by the profile, measured {duration(found.plain_measured)}"
     ]
     if found.parts:
@@ -122,8 +119,3 @@ def _forecast(found: Forecast) -> list[str]:
         )
         lines.append(f"  its parts: {parts}")
     return lines
-
-
-def _interval(interval: Estimate[float], number: Callable[[float], str]) -> str:
-    shown = value_text if number is percent else timed_text
-    return shown(interval.value, interval.low, interval.high, number)

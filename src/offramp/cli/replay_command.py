@@ -120,21 +120,19 @@ def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None
             f"{percent(found.drift.tokens_changed)} come out as another token",
             markup=False,
         )
-    layers, counts = exit_counts(found.exits.tolist())
     return {
         "how": found.how,
         "kv": found.kv,
         "agreement": found.agreement,
         "skip_ratio": found.skip_ratio,
         "drift": None if found.drift is None else vars(found.drift),
-        "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
+        "tokens_by_exit": {str(exit): count for exit, count in exit_counts(found.exits).items()},
     }
 
 
 def _as_json(result: ReplayResult) -> dict[str, object]:
     from offramp.report.replayed import exit_counts
 
-    layers, counts = exit_counts(result.exits.tolist())
     return {
         "policy": str(result.policy),
         "reachable": result.reachable,
@@ -157,5 +155,5 @@ def _as_json(result: ReplayResult) -> dict[str, object]:
         "nll_increase": result.nll_increase,
         "kl": result.kl,
         "notes": list(result.notes),
-        "tokens_by_exit": dict(zip(map(str, layers), counts, strict=True)),
+        "tokens_by_exit": {str(exit): count for exit, count in exit_counts(result.exits).items()},
     }

@@ -29,7 +29,14 @@ class ScoreCommand(Request):
 
 def score(asked: ScoreCommand, out: Output) -> None:
     """Score every trace, and show the cards."""
-    from offramp.report.sections.potential import FIGURES, TITLE, card_figures, exits_hold, readings_sentence
+    from offramp.report.sections.potential import (
+        FIGURES,
+        TITLE,
+        card_figures,
+        gained_figures,
+        readings_figures,
+        readings_sentence,
+    )
     from offramp.runs.folder import find_raw_traces, find_traces
     from offramp.scoring.scoring import score as score_trace
     from offramp.tracing.trace import Trace
@@ -43,7 +50,8 @@ def score(asked: ScoreCommand, out: Output) -> None:
         cards.append((folder, card))
         out.console.print(FIGURES.rich(card_figures(card), caption=_title(folder, trace, card)))
         if card.readings is not None:
-            out.console.print(FIGURES.rich(exits_hold(card.readings), caption=TITLE))
+            figures = [*readings_figures(card.readings), *gained_figures(card.readings)]
+            out.console.print(FIGURES.rich(figures, caption=TITLE))
             out.console.print(readings_sentence(card.readings), markup=False)
         for note in _notes(card):
             out.console.print(note, markup=False)

@@ -13,10 +13,11 @@ from offramp.files import write_text_atomically
 from offramp.report.formats import (
     counted,
     decimal,
+    estimate_text,
     interval_text,
+    limits_of,
     listed,
     milliseconds,
-    moment,
     percent,
     timed_text,
     whole_percent,
@@ -27,14 +28,7 @@ from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
 from offramp.report.sections.decoded import circumstances_table, contenders_table
 from offramp.report.table import NOTHING, Cell, Column, Table
-from offramp.report.timing import (
-    a_a_text,
-    contender_answer,
-    limits_of,
-    share_text,
-    stopped_text,
-    with_interval,
-)
+from offramp.report.timing import circumstances_text, contender_answer, with_interval
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
 
@@ -108,15 +102,13 @@ def times_plain(speedup: Estimate[float] | None) -> str:
 
 def interval(ratio: Estimate[float] | None) -> str:
     """A ratio: "0.97 (0.95 to 0.99)", "–" without one."""
-    if ratio is None:
-        return "–"
-    return timed_text(ratio.value, ratio.low, ratio.high, decimal)
+    return "–" if ratio is None else timed_text(ratio, decimal)
 
 
 def of_the_tokens(one: Combination) -> str:
     """ "97.8 % (96.9 to 98.5 %) of the full model's tokens"; of how few answers, without an interval."""
     share = kept_share(one)
-    of = f"{share_text(share)} of the full model's tokens"
+    of = f"{estimate_text(share, percent)} of the full model's tokens"
     assert one.quality is not None  # or there was no share
     answers = counted(one.quality.free_running.prompts, "answer")
     known = share.low is not None or one.name == PLAIN_NAME
@@ -242,7 +234,7 @@ def measurement(result: CombineResult) -> dict[str, Any]:
             sorted(result.combinations, key=lambda one: len(one.parts))
         ),
         "apart": apart,
-        "circumstances": circumstances(result),
+        "circumstances": f"{circumstances_text(result)} Plain decoding is {result.plain}.",
         "contenders": contender_tables(result),
     }
 
@@ -337,7 +329,7 @@ def combinations_table(result: CombineResult) -> Table[Combination]:
             Column("Agreement, full model's text", _agreement_cell, kind="measured"),
             Column(
                 "Equal before it differs",
-                lambda one: None if one.quality is None else share_text(one.quality.shared),
+                lambda one: None if one.quality is None else estimate_text(one.quality.shared, percent),
                 kind="measured",
             ),
             Column("Same answers", _same_answers, kind="measured"),
@@ -398,14 +390,4 @@ def contender_tables(result: CombineResult) -> Markup:
     everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
     return contenders_table(result.worth, result.plain).html(everyone) + circumstances_table(
         result.circumstances
-    )
-
-
-def circumstances(result: CombineResult) -> str:
-    """What was run, when, and how equal the plain decoder came out to itself."""
-    return (
-        f"Measured {moment(result.date)}: {counted(result.prompts, 'prompt')}, "
-        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}, in turns of a few tokens; "
-        f"{stopped_text(result.stopped, result.seconds_spent)}. The plain decoder against itself came out at "
-        f"{a_a_text(result.a_a)}. Plain decoding is {result.plain}."
     )

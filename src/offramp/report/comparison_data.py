@@ -17,7 +17,7 @@ from offramp.report.sections.claims import VALIDITY
 from offramp.report.sections.leaderboard import leaderboard
 from offramp.report.sections.strategies import STRATEGIES, apart
 from offramp.report.sections.training import TRAININGS
-from offramp.report.table import Column, Table
+from offramp.report.table import Column, Table, attributes
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved
 from offramp.studies.comparison.strategies import answer_text
@@ -114,40 +114,45 @@ def savings_of(comparison: Comparison) -> Iterator[Saving]:
 SAVINGS: Table[Saving] = Table(
     (
         *(column.over(lambda saving: saving.row) for column in TRACE),
-        Column("", lambda saving: saving.row.model.base, data=str, key="base"),
+        *attributes(str, "row.model.base"),
         FLOOR.over(lambda saving: saving.floor_on[0]),
         MACHINE.over(lambda saving: saving.floor_on[1]),
-        Column("", lambda saving: saving.basis, data=str, key="basis"),
+        *attributes(str, "basis"),
         Column("", lambda saving: share_saved(saving.speedup), data=float, key="saved_share_of_time"),
     )
 )
 
-Timed = tuple[CombineResult, Combination]
-"""A combination of accelerations, in its measurement."""
+
+@dataclass(frozen=True)
+class Timed:
+    """A combination of accelerations, in its measurement."""
+
+    measured: CombineResult
+    combined: Combination
 
 
 def _quality(timed: Timed) -> Estimate | None:
-    quality = timed[1].quality
+    quality = timed.combined.quality
     return None if quality is None else quality.forced_agreement
 
 
-def _seconds(timed: Timed) -> float | None:
-    seconds = timed[1].contender.seconds_per_token
-    return None if seconds is None else seconds.value
+def _seconds(timed: Timed) -> Estimate | None:
+    return timed.combined.contender.seconds_per_token
+
+
+def _answer(timed: Timed) -> str:
+    return answer_text(timed.combined.contender, timed.measured.defects)
 
 
 COMBINED: Table[Timed] = Table(
     (
-        Column("", lambda timed: timed[0].model, data=str, key="model"),
-        Column("", lambda timed: timed[0].workload, data=str, key="workload"),
-        Column("", lambda timed: timed[1].name, data=str, key="combination"),
-        Column("", lambda timed: timed[1].policy, data=str, key="policy"),
-        Column("", lambda timed: answer_text(timed[1].contender, timed[0].defects), data=str, key="answer"),
-        Column("", lambda timed: timed[1].contender.left_out, data=str, key="left_out"),
+        *attributes(str, "measured.model", "measured.workload"),
+        Column("", lambda timed: timed.combined.name, data=str, key="combination"),
+        *attributes(str, "combined.policy"),
+        Column("", _answer, data=str, key="answer"),
+        *attributes(str, "combined.contender.left_out"),
         Column("", _seconds, data=float, key="seconds_per_token"),
-        Column("", lambda timed: timed[1].speedup, data=Estimate, key="speedup"),
-        Column("", lambda timed: timed[1].product, data=Estimate, key="product"),
-        Column("", lambda timed: timed[1].interaction, data=Estimate, key="interaction"),
+        *attributes(Estimate, "combined.speedup", "combined.product", "combined.interaction"),
         Column("", _quality, data=Estimate, key="forced_agreement"),
     )
 )
@@ -177,7 +182,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
     """Every table by its name, with its columns even where it has no rows."""
     rows = comparison.rows
     exits = [(row, place) for row in rows for place in range(len(row.exits))]
-    timed = [(result, one) for result in comparison.combined for one in result.combinations]
+    timed = [Timed(result, one) for result in comparison.combined for one in result.combinations]
     tables = (
         leaderboard(rows).arrow(rows),
         CERTIFIED.arrow(judged(comparison)),

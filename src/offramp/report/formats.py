@@ -6,15 +6,17 @@ import datetime
 import math
 from collections.abc import Callable
 
-from offramp.decoding.measurement.results import TOO_FEW_PROMPTS
+from offramp.decoding.measurement.results import TOO_FEW_PROMPTS, Credit
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor, FloorKind
-from offramp.tuning.verdict import TOO_WIDE
+from offramp.tuning.verdict import TOO_WIDE, Speed
 from offramp.workloads.continued import split_continued
 
 MINUS = "−"
 NumberFormat = Callable[[float], str]
+Timed = Estimate | Speed | Credit
+"""A time or a ratio of times with its interval, or a share beside them."""
 
 
 def decimal(value: float, digits: int = 2) -> str:
@@ -99,26 +101,27 @@ def short_text(value: float, low: float | None, high: float | None, number: Numb
     return f"{number(value)} ({limits})" if limits else number(value)
 
 
-def value_text(value: float, low: float | None, high: float | None, number: NumberFormat = decimal) -> str:
-    """A value with its interval, if there is one: "1.120 × (1.090 to 1.150 ×)"."""
-    limits = interval_text(low, high, number)
-    return f"{number(value)} ({limits})" if limits else number(value)
-
-
-def too_wide(value: float, low: float | None, high: float | None) -> bool:
+def too_wide(found: Timed) -> bool:
     """Whether an interval of times or their ratio says no more than that there were too few prompts."""
-    return low is not None and high is not None and (high > TOO_WIDE * value or TOO_WIDE * low < value)
+    value, low, high = found.value, found.low, found.high
+    if value is None or low is None or high is None:
+        return False
+    return high > TOO_WIDE * value or TOO_WIDE * low < value
 
 
-def timed_interval(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
-    """`interval_text` of times or their ratio, in words where it is too wide to say anything."""
-    return TOO_FEW_PROMPTS if too_wide(value, low, high) else interval_text(low, high, number)
+def limits_of(found: Timed, number: NumberFormat) -> str:
+    """The interval; of what is no share in words where it is too wide to say anything."""
+    if number is not percent and too_wide(found):
+        return TOO_FEW_PROMPTS
+    return interval_text(found.low, found.high, number)
 
 
-def timed_text(value: float, low: float | None, high: float | None, number: NumberFormat) -> str:
-    """`value_text` of a time or a ratio of times, in words where its interval is too wide to say anything."""
-    limits = timed_interval(value, low, high, number)
-    return f"{number(value)} ({limits})" if limits else number(value)
+def timed_text(found: Timed, number: NumberFormat) -> str:
+    """A figure of a timing with `limits_of`: "1.120 × (1.090 to 1.150 ×)"; "–" for none."""
+    if found.value is None:
+        return "–"
+    limits = limits_of(found, number)
+    return f"{number(found.value)} ({limits})" if limits else number(found.value)
 
 
 def range_text(low: str, high: str) -> str:
@@ -133,7 +136,8 @@ def estimate_text(estimate: Estimate, number: NumberFormat = decimal) -> str:
     """Value and interval, or why there is no value."""
     if estimate.value is None:
         return f"undefined: {estimate.undefined or 'no reason recorded'}"
-    return value_text(estimate.value, estimate.low, estimate.high, number)
+    limits = interval_text(estimate.low, estimate.high, number)
+    return f"{number(estimate.value)} ({limits})" if limits else number(estimate.value)
 
 
 def faster(speedup: float) -> str:

@@ -146,8 +146,8 @@ class KeyNumber:
     kind: Kind
     big: str
     what: str
-    lines: Sequence[tuple[str, str]] = ()
-    title: str = ""
+    lines: Sequence[tuple[str, str]]
+    title: str
     policy: str = ""
 
 

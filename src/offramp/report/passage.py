@@ -101,18 +101,23 @@ def depth_figure(workload: WorkloadResult, layers: int) -> Markup:
     """Where all traced tokens of the workload could have stopped; also the passage's colour key."""
     trace = workload.trace
     counts = np.bincount(saturation(trace.agreement), minlength=len(trace.exits))
-    return exits_figure(
+    note = (
         f"All {max(int(counts.sum()), 1):,} traced tokens of {workload.name} by the layer from which the "
-        "prediction stays; the strip is the passage's colour key.",
-        depth_plot(trace.exits, counts, layers),
-        trace.exits,
-        counts,
-        kind="measured",
+        "prediction stays; the strip is the passage's colour key."
     )
+    return exits_figure(note, depth_plot(trace.exits, counts, layers), trace.exits, counts, "measured")
+
+
+def left_figure(taken: NDArray[np.int64], layers: int, note: str, kind: Kind) -> Markup:
+    """Where tokens left. taken: int64 [tokens], the layer that each left after."""
+    exits, counts = np.unique(taken, return_counts=True)
+    said = "Share of tokens by the layer that they leave after."
+    plot = depth_plot(exits, counts, layers, "Where tokens leave", said)
+    return exits_figure(note, plot, exits, counts, kind)
 
 
 def exits_figure(
-    note: str, plot: Plot, exits: NDArray[np.int64], counts: NDArray[np.int64], *, kind: Kind
+    note: str, plot: Plot, exits: NDArray[np.int64], counts: NDArray[np.int64], kind: Kind
 ) -> Markup:
     """Tokens by layer, drawn and as a table; exits, counts: int64 [exits]."""
     total = max(int(counts.sum()), 1)
@@ -159,9 +164,6 @@ def depth_plot(
 
 def generation_section(one: Generation) -> Markup:
     """The text, coloured by exit, where its tokens left, and what was run for them."""
-    exits, counts = np.unique(one.exits, return_counts=True)
-    said = "Share of new tokens by the layer that they left after."
-    plot = depth_plot(exits, counts, one.layers, "Where tokens left", said)
     note = (
         "New tokens by the layer that they left after; the strip is the text's colour key. The first leaves "
         f"after layer {one.layers}, since the prompt runs whole."
@@ -175,7 +177,7 @@ def generation_section(one: Generation) -> Markup:
         problem=one.problem,
         tokens=token_parts(one),
         given=one.tokens != one.chosen,
-        left=exits_figure(note, plot, exits, counts, kind="executed"),
+        left=left_figure(one.exits, one.layers, note, "executed"),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from offramp.studies.comparison.results import Strategy
-from offramp.tuning.ranking import RankedPolicy
 
 
 def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
@@ -134,15 +133,3 @@ def floor_note(one: Strategy) -> str:
         return "misses the floor"
     below = floor_kept(one) == "perhaps" and one.agreement.value is not None
     return "below the floor, perhaps by chance" if below else ""
-
-
-def families_at(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
-    """The families at one floor, the fastest first; those without a speed last."""
-    found = [entry for entry in entries if entry.floor == floor]
-    return sorted(found, key=lambda entry: (-family_speed(entry), entry.family))
-
-
-def family_speed(entry: RankedPolicy) -> float:
-    """The net speedup, below everything if undefined."""
-    value = entry.net_speedup.value
-    return float("-inf") if value is None else value

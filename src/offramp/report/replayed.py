@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from offramp.policies.cost_breakdown import CostBreakdown, Line
 from offramp.policies.replay import ReplayResult
 from offramp.report.formats import counted, decimal, duration, gain_text, percent, times
 from offramp.report.html import fragment, policy_code
-from offramp.report.passage import depth_plot, exits_figure
+from offramp.report.passage import left_figure
 from offramp.report.table import Column, Table, pairs
 
 ORACLE = "This is an oracle, at 100 % agreement: it looks at what no decoder knows before it decides."
 LEAVE = "tokens leave"
 
 
-def exit_counts(exits: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The exits that were taken, ascending, and how many tokens took each."""
-    counts = Counter(exits)
-    layers = sorted(counts)
-    return layers, [counts[layer] for layer in layers]
+def exit_counts(exits: NDArray[np.int64]) -> dict[int, int]:
+    """How many tokens took each exit that was taken, in ascending order. exits: int64 [tokens]."""
+    layers, counts = np.unique(exits, return_counts=True)
+    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
 
 
 def replay_facts(result: ReplayResult) -> dict[str, str]:
     """Every figure of a replay, by what it is."""
-    layers, counts = exit_counts(result.exits.tolist())
     shares = [
         f"{percent(count / len(result.exits))} at exit {layer}"
-        for layer, count in zip(layers, counts, strict=True)
+        for layer, count in exit_counts(result.exits).items()
     ]
     reference = result.reference_agreement
     facts = {
@@ -108,11 +104,8 @@ def amount(value: float, unit: str) -> str:
 
 def replay_section(result: ReplayResult) -> Markup:
     """A replay as a part of a page: its figures, where tokens leave, what is charged, and its notes."""
-    exits, counts = map(np.array, exit_counts(result.exits.tolist()))
-    tokens, layers = counted(len(result.exits), "token"), layers_of(result)
-    title = "Where tokens leave"
+    tokens = counted(len(result.exits), "token")
     note = f"{tokens} of the trace by the layer after which the policy lets them leave."
-    plot = depth_plot(exits, counts, layers, title, "Share of tokens by the layer that they leave after.")
     facts = {name: value for name, value in replay_facts(result).items() if name != LEAVE}  # those are drawn
     return fragment(
         "notebook",
@@ -120,7 +113,7 @@ def replay_section(result: ReplayResult) -> Markup:
         policy=policy_code(str(result.policy)),
         over=f"{tokens}, batch {result.batch}{f' in {result.batching}' if result.batch > 1 else ''}",
         facts=FACTS.html(facts.items()),
-        leave=exits_figure(note, plot, exits, counts, kind="replayed"),
+        leave=left_figure(result.exits, layers_of(result), note, "replayed"),
         charged=charges_table(result.breakdown).html(charges(result.breakdown)),
         notes=[*([] if result.reachable else [ORACLE]), *result.notes],
     )

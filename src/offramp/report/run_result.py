@@ -16,7 +16,6 @@ from offramp.kit.numbers import Count, NotNegative
 from offramp.policies.frontier import Frontier
 from offramp.report.heads_summary import HeadsSummary
 from offramp.scoring.card import ScoreCard
-from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
@@ -93,10 +92,6 @@ class Decoded:
     def timed(self, policy: DecodedChoice) -> Contender:
         """The policy's entry in the measurement."""
         return self.bench.contender(policy.contender)
-
-    def speedup(self, policy: DecodedChoice) -> Estimate[float] | None:
-        """Net speedup over the fastest plain decoder of the measurement, None if the policy was left out."""
-        return self.timed(policy).ratio
 
     @property
     def plain_seconds(self) -> float | None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -158,7 +159,14 @@ class Column(Generic[T]):
                 return [number(value.value), number(value.low), number(value.high)]
             return [None] * 3
         plain = value.value if isinstance(value, Estimate) else value
+        if self.data is str and plain is not None:
+            return [str(plain)]
         return [number(plain) if self.data is float and not isinstance(plain, str) else plain]
+
+
+def attributes(data: type, *paths: str) -> tuple[Column[Any], ...]:
+    """Columns that data alone have, each an attribute of rows: "training.kind" under the name "kind"."""
+    return tuple(Column("", attrgetter(path), data=data, key=path.rpartition(".")[2]) for path in paths)
 
 
 def estimated(estimate: Estimate, shown: Callable[[Any], str], *below: str) -> Cell:

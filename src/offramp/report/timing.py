@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from offramp.decoding.measurement.combined import CombineResult
 from offramp.decoding.measurement.prediction import PredictionVerdict
 from offramp.decoding.measurement.results import (
     Answer,
@@ -16,15 +17,16 @@ from offramp.decoding.measurement.results import (
 )
 from offramp.report.formats import (
     NumberFormat,
+    Timed,
     counted,
     decimal,
     duration,
     estimate_text,
-    interval_text,
+    limits_of,
     listed,
+    moment,
     percent,
     thousandths,
-    timed_interval,
     timed_text,
     times,
     whole_percent,
@@ -73,31 +75,25 @@ def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
     """The answer with its ratio: "faster: 1.120 × the speed of generate() (1.090 to 1.150 ×)"."""
     if contender.ratio is None:
         return f"{contender.name} was {contender_answer(contender, worth)}"
-    return f"{contender_answer(contender, worth)}: {ratio_text(contender.ratio)} the speed of {plain}"
+    return f"{contender_answer(contender, worth)}: {timed_text(contender.ratio, times)} the speed of {plain}"
 
 
-def share_text(share: Estimate) -> str:
-    """A share with its interval: "97.8 % (96.9 to 98.5 %)"."""
-    return estimate_text(share, percent)
-
-
-def limits_of(interval: Estimate[float], number: NumberFormat) -> str:
-    """The interval of a figure; of times and their ratios only where it says something."""
-    if number is percent:
-        return interval_text(interval.low, interval.high, number)
-    return timed_interval(interval.value, interval.low, interval.high, number)
-
-
-def with_interval(interval: Estimate[float] | None, number: NumberFormat, *below: str) -> Cell:
+def with_interval(found: Timed | None, number: NumberFormat, *below: str) -> Cell:
     """A figure of a timing with its interval below it; below: further lines."""
-    if interval is None:
+    if found is None or found.value is None:
         return Cell(NOTHING)
-    return Cell(number(interval.value), below=(limits_of(interval, number), *below), value=interval)
+    value = Estimate(found.value, found.low, found.high)
+    return Cell(number(found.value), below=(limits_of(found, number), *below), value=value)
 
 
-def ratio_text(ratio: Estimate[float]) -> str:
-    """A ratio with its interval: "1.120 × (1.090 to 1.150 ×)"."""
-    return timed_text(ratio.value, ratio.low, ratio.high, times)
+def circumstances_text(result: BenchResult | CombineResult) -> str:
+    """What was run, when, and how equal the plain decoder came out to itself."""
+    return (
+        f"Measured {moment(result.date)}: {counted(result.prompts, 'prompt')}, {result.new_tokens} "
+        f"new tokens, {counted(result.rounds, 'round')}, in turns of a few tokens; "
+        f"{stopped_text(result.stopped, result.seconds_spent)}. The plain decoder against itself came out at "
+        f"{a_a_text(result.a_a)}."
+    )
 
 
 def stopped_text(stopped: Stopped, seconds: float) -> str:
@@ -129,7 +125,7 @@ def floor_text(floor: FloorCheck, prompts: int) -> str:
     promise = f"{'certified' if floor.certified else 'not certified'} floor {floor.floor}"
     if floor.kept is None:
         return f"the policy's {promise} was not judged here"
-    share = share_text(floor.kept)
+    share = estimate_text(floor.kept, percent)
     of = f"of the generated tokens of {counted(prompts, 'prompt')}"
     kept = f"{share} {of} are the full model's choice"
     if floor.missed:

@@ -9,9 +9,8 @@ from offramp.decoding.measurement.results import Contender
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.formats import counted, too_wide, whole_percent
+from offramp.report.formats import counted, estimate_text, percent, too_wide, whole_percent
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
-from offramp.report.timing import share_text
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.verdict import NEVER
@@ -68,7 +67,7 @@ class Way:
     def unsure(self) -> bool:
         """Whether its speed is a prediction, or of so few prompts that its interval says nothing."""
         speed = self.speed
-        return self.timed is None or speed is None or too_wide(speed.value, speed.low, speed.high)
+        return self.timed is None or speed is None or too_wide(speed)
 
     @property
     def misses(self) -> bool:
@@ -168,10 +167,10 @@ def kept_text(one: Way) -> str:
     if one.judged is not None:
         found = one.judged
         held = "" if found.certified is None else f", certified ≥ {whole_percent(found.certified)}"
-        return f"{share_text(found.kept)} of {counted(found.documents, 'document')}{held}"
+        return f"{estimate_text(found.kept, percent)} of {counted(found.documents, 'document')}{held}"
     if one.policy is None and one.kept is not None and one.kept.value == 1.0:
         return "100 %, lossless"
-    return "not judged" if one.kept is None else f"{share_text(one.kept)} of the timed prompts"
+    return "not judged" if one.kept is None else f"{estimate_text(one.kept, percent)} of the timed prompts"
 
 
 def floor_text(one: Way) -> str:

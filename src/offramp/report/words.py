@@ -182,7 +182,7 @@ def speed_words(verdict: Verdict) -> str:
     speed = verdict.speed
     if speed is None:
         return "without a speed"
-    return f"{how_words(speed)} {timed_text(speed.value, speed.low, speed.high, times)}"
+    return f"{how_words(speed)} {timed_text(speed, times)}"
 
 
 def how_words(speed: Speed) -> str:
@@ -207,7 +207,7 @@ def _saved_words(verdict: Verdict) -> str:
     same = speed is None or credit is None or credit.value is None or credit.value == speed.value
     if same or credit is None or credit.value is None or speed is None:
         return said
-    shown = timed_text(credit.value, credit.low, credit.high, times)
+    shown = timed_text(credit, times)
     return f"{said}; {how_words(speed)} {shown} over {without_words(verdict.without)}"
 
 

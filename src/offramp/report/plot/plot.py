@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import Literal
 
@@ -52,7 +52,6 @@ class Size:
 
 
 MEDIUM = Size(360, 250, 46, 12, 30, 44)
-TALL = replace(MEDIUM, height=310)
 FLAT = Size(360, 150, 46, 12, 30, 30)
 WIDE = Size(620, 360, 72, 14, 40, 60)
 SMALL = Size(184, 196, 34, 10, 24, 36)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -12,40 +13,39 @@ from offramp.report.formats import counted, percent, times
 from offramp.report.html import fragment
 from offramp.report.names import floor_order, floor_shown
 from offramp.report.places import FLOOR, MACHINE, TRACE
-from offramp.report.table import NOTHING, Cell, Column, Table, estimated
+from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row, documents_in_all, lacks
-from offramp.tuning.certificate import Certificate
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER
 
-Judged = tuple[Row, Finding[Tuned]]
-"""An answer in its row, with what was found of it."""
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer in its row, with what was found of it."""
+
+    row: Row
+    finding: Finding[Tuned]
 
 
 def judged(comparison: Comparison) -> list[Judged]:
     """Every answer of the tuner."""
     rows = [row for row in comparison.rows for _ in row.answers]
-    return list(zip(rows, findings_of(comparison), strict=True))
-
-
-def _certificate(judged: Judged) -> Certificate:
-    return judged[1].detail.certificate
+    return list(map(Judged, rows, findings_of(comparison)))
 
 
 def _predicted_cell(judged: Judged) -> Cell:
-    _, finding = judged
+    finding = judged.finding
     return estimated(finding.predicted, times) if finding.certified else Cell(NOTHING)
 
 
-def _measured_cell(judged: Judged) -> Cell:
-    measured = judged[1].measured
-    return Cell(NOTHING) if measured is None else estimated(measured, times)
+def _measured(judged: Judged) -> Estimate | None:
+    return judged.finding.measured
 
 
 def _policy_cell(judged: Judged) -> Cell:
     """The policy, what the tuner says, how it passed, and that it missed its floor when it was decoded."""
-    _, finding = judged
+    finding = judged.finding
     missed = ""
     if finding.missed and finding.kept is not None:
         kept = percent(finding.kept.value or 0.0)
@@ -56,23 +56,28 @@ def _policy_cell(judged: Judged) -> Cell:
     return Cell(code=code, below=said, value=finding.policy)
 
 
+def _verdict_cell(judged: Judged) -> Cell:
+    return Cell(judged.finding.decision, tone=judged.finding.decision)
+
+
 CERTIFIED: Table[Judged] = Table(
     (
-        *(column.over(lambda judged: judged[0]) for column in TRACE),
-        MACHINE.over(lambda judged: judged[1].machine),
-        FLOOR.over(lambda judged: judged[1].floor),
-        Column("Verdict", lambda judged: Cell(judged[1].decision, tone=judged[1].decision), key="answer"),
+        *(column.over(lambda judged: judged.row) for column in TRACE),
+        MACHINE.over(lambda judged: judged.finding.machine),
+        FLOOR.over(lambda judged: judged.finding.floor),
+        Column("Verdict", _verdict_cell, key="answer"),
         Column("Net speed", _predicted_cell, times, key="speed", numeric=True, kind="predicted"),
-        Column("Net speed", _measured_cell, times, key="measured", numeric=True, kind="measured"),
+        Column("Net speed", _measured, times, key="measured", numeric=True, kind="measured"),
         Column("Policy, and what the tuner says", _policy_cell, data=str, key="policy"),
-        Column("", lambda judged: judged[1].predicted, data=Estimate, key="net_speedup"),
-        Column("", lambda judged: judged[1].detail.answer, data=str, key="answer"),
-        Column("", lambda judged: lacks(judged[1].detail), data=str, key="lacks"),
-        Column("", lambda judged: _certificate(judged).holds, data=bool, key="certified"),
-        Column("", lambda judged: _certificate(judged).executed, data=bool, key="executed"),
-        Column("", lambda judged: _certificate(judged).documents, data=int, key="documents"),
-        Column("", lambda judged: _certificate(judged).documents_needed, data=int, key="documents_needed"),
-        Column("", lambda judged: documents_in_all(judged[1].detail), data=int, key="documents_in_all"),
+        Column("", lambda judged: judged.finding.predicted, data=Estimate, key="net_speedup"),
+        *attributes(str, "finding.detail.answer"),
+        Column("", lambda judged: lacks(judged.finding.detail), data=str, key="lacks"),
+        Column("", lambda judged: judged.finding.detail.certificate.holds, data=bool, key="certified"),
+        *attributes(bool, "finding.detail.certificate.executed"),
+        *attributes(
+            int, "finding.detail.certificate.documents", "finding.detail.certificate.documents_needed"
+        ),
+        Column("", lambda judged: documents_in_all(judged.finding.detail), data=int, key="documents_in_all"),
     ),
     caption="Answers of the tuner, the fastest first",
     name="certified",
@@ -85,10 +90,9 @@ def certified_section(comparison: Comparison) -> Markup:
     answers = judged(comparison)
     if not answers:
         return Markup()
-    ranked = sorted(answers, key=lambda judged: (not judged[1].exits, -(judged[1].predicted.value or 0.0)))
-    return fragment(
-        "comparison", "certified", by_floor([finding for _, finding in answers]), CERTIFIED.html(ranked)
-    )
+    findings = [one.finding for one in answers]
+    ranked = sorted(answers, key=lambda one: (not one.finding.exits, -(one.finding.predicted.value or 0.0)))
+    return fragment("comparison", "certified", by_floor(findings), CERTIFIED.html(ranked))
 
 
 def by_floor(answers: Sequence[Finding[Tuned]]) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from markupsafe import Markup
 
-from offramp.report.formats import NumberFormat, decimal, percent, plain_tick
+from offramp.report.formats import NumberFormat, percent, plain_tick
 from offramp.report.html import fragment
 from offramp.report.names import distinct, row_name
 from offramp.report.plot.drawing import SERIES_COUNT, drawn
@@ -26,14 +26,18 @@ rounded = partial(percent, digits=0)
 
 @dataclass(frozen=True)
 class CurveKind:
-    """A curve: its key in a row, name, unit on the axis, what it says, and how it is written."""
+    """A curve: its key in a row, name, unit on the axis, and what it says. share: from 0 to 1, in percent."""
 
     key: str
     name: str
     unit: str
     note: str
-    number: NumberFormat = decimal
     share: bool = False
+
+    @property
+    def number(self) -> NumberFormat:
+        """How its values are written."""
+        return rounded if self.share else plain_tick
 
 
 CURVES = (
@@ -42,18 +46,14 @@ CURVES = (
         "Agreement",
         "share of tokens",
         "How often the exit's most probable token is the full model's. Steep and early is good for exits.",
-        rounded,
         share=True,
     ),
-    CurveKind(
-        "kl_to_final", "KL to the full model", "nats", "How far the exit's distribution still is.", plain_tick
-    ),
+    CurveKind("kl_to_final", "KL to the full model", "nats", "How far the exit's distribution still is."),
     CurveKind(
         "remaining_information",
         "Information still missing",
         "share of R₀",
         "What of the information about the final prediction has not arrived yet.",
-        rounded,
         share=True,
     ),
     CurveKind(
@@ -61,54 +61,42 @@ CURVES = (
         "Confidence",
         "mean probability",
         "How sure the exit is. Where it exceeds agreement the exit is overconfident.",
-        rounded,
         share=True,
     ),
-    CurveKind("entropy", "Entropy", "nats", "How undecided the exit is.", plain_tick),
-    CurveKind(
-        "nll", "NLL of the text", "nats", "How badly the exit predicts the text's own tokens.", plain_tick
-    ),
+    CurveKind("entropy", "Entropy", "nats", "How undecided the exit is."),
+    CurveKind("nll", "NLL of the text", "nats", "How badly the exit predicts the text's own tokens."),
     CurveKind(
         "recalibrated_brier",
         "Brier score, recalibrated",
         "squared error",
         "What confidence says about agreement at its best. Lower is better.",
-        plain_tick,
     ),
     CurveKind(
         "ece_agreement",
         "Calibration error (ECE)",
         "error",
         "Raw confidence against agreement. It is biased upwards in small samples.",
-        plain_tick,
     ),
-    CurveKind(
-        "auroc", "Does confidence rank exits (AUROC)", "area", "0.5 is guessing, 1 is perfect.", plain_tick
-    ),
+    CurveKind("auroc", "Does confidence rank exits (AUROC)", "area", "0.5 is guessing, 1 is perfect."),
     CurveKind(
         "centred_logit_cosine",
         "Similarity to the last exit, centred logits",
         "cosine",
         "Cosine of the exit's logits to the full model's, the vocabulary's mean removed.",
-        plain_tick,
     ),
     CurveKind(
         "hidden_cosine_to_final",
         "Similarity to the last exit, hidden state",
         "cosine",
         "Cosine of the hidden state to the last one.",
-        plain_tick,
     ),
     CurveKind(
         "block_influence",
         "Block influence",
         "1 − cosine",
         "How much each layer turns the hidden state. Small: the layer could be left out.",
-        plain_tick,
     ),
-    CurveKind(
-        "update_norm", "Size of each layer's update", "ratio", "Its norm over what it reads.", plain_tick
-    ),
+    CurveKind("update_norm", "Size of each layer's update", "ratio", "Its norm over what it reads."),
 )
 
 

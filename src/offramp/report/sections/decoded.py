@@ -17,8 +17,8 @@ from offramp.report.formats import (
     counted,
     decimal,
     duration,
+    estimate_text,
     milliseconds,
-    moment,
     percent,
     plain_tick,
     times,
@@ -31,13 +31,11 @@ from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.table import NOTHING, Cell, Column, Shown, Table, pairs
 from offramp.report.timing import (
     DECISIONS,
-    a_a_text,
+    circumstances_text,
     contender_answer,
     counts_sentence,
     error_sentence,
     part_name,
-    share_text,
-    stopped_text,
     with_interval,
 )
 from offramp.report.ways import Way, sample_text, ways_of
@@ -103,7 +101,7 @@ def _judged_cell(way: Way) -> Cell:
     if judged is None:
         return Cell(NOTHING)
     held = "not certified" if judged.certified is None else f"certified ≥ {whole_percent(judged.certified)}"
-    return Cell(share_text(judged.kept), below=(counted(judged.documents, "document"), held))
+    return Cell(estimate_text(judged.kept, percent), below=(counted(judged.documents, "document"), held))
 
 
 def contenders_table(worth: float, plain: str) -> Table[Contender]:
@@ -224,7 +222,7 @@ def workload_block(decoded: Decoded, workload: WorkloadResult | None = None) -> 
         "ranking": ranking_table(decoded, workload),
         "left_out": left_out(decoded),
         "figures": beside_figure(decoded) + error_figure(decoded),
-        "circumstances": circumstances(decoded),
+        "circumstances": circumstances_text(bench),
         "around": bullets(bench.notes, "note") + circumstances_table(bench.circumstances),
     }
 
@@ -311,17 +309,6 @@ def beside_row(name: str, forecast: Forecast) -> Row:
         points.append(Point(1000 * predicted, said, colour=1, shape=3))
         words = f"{words}, predicted {decimal(1000 * predicted, 1)}"
     return Row(name, (Track(tuple(points)),), words)
-
-
-def circumstances(decoded: Decoded) -> str:
-    """What was run, when, and how equal the plain decoder came out to itself."""
-    bench = decoded.bench
-    return (
-        f"Measured {moment(bench.date)}: {counted(bench.prompts, 'prompt')}, {bench.new_tokens} "
-        f"new tokens, {counted(bench.rounds, 'round')}, in turns of a few tokens; "
-        f"{stopped_text(bench.stopped, bench.seconds_spent)}. The plain decoder against itself came out at "
-        f"{a_a_text(bench.a_a)}."
-    )
 
 
 @dataclass(frozen=True)

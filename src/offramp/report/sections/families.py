@@ -21,7 +21,6 @@ from offramp.report.formats import (
 from offramp.report.html import escaped, fragment, text
 from offramp.report.plot.drawing import Scale, label, line, marker, nice_step
 from offramp.report.plot.rows import Bar, draw_bar
-from offramp.report.ranking import families_at
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
 from offramp.report.words import credit_sentence, credits_of, reference_line
@@ -179,6 +178,16 @@ def families_section(workload: WorkloadResult) -> Markup:
         keys=dict.fromkeys((one.name, one.colour) for entry in entries for one in parts_of(entry)),
         best=families_table(reach, keep).html([*ranked, *[(0, one) for one in oracles]], caption=caption),
     )
+
+
+def families_at(entries: Sequence[RankedPolicy], floor: float) -> list[RankedPolicy]:
+    """The families at one floor, the fastest first; those without a speed last."""
+
+    def rank(entry: RankedPolicy) -> tuple[bool, float, str]:
+        speed = entry.net_speedup.value
+        return speed is None, -(speed or 0.0), entry.family
+
+    return sorted((entry for entry in entries if entry.floor == floor), key=rank)
 
 
 Ranked = tuple[int, RankedPolicy]

@@ -19,10 +19,10 @@ from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
     interval_text,
+    limits_of,
     listed,
     percent,
     short_source,
-    timed_interval,
     times,
     too_wide,
     visible_text,
@@ -137,14 +137,12 @@ def _speed_cell(row: OfText) -> Cell:
     speed = row[1].speed
     if speed is None or policy_of(row[1])[0] == PLAIN_DECODING:
         return Cell(NOTHING)
-    return with_interval(Estimate(speed.value, speed.low, speed.high), times, how_words(speed))
+    return with_interval(speed, times, how_words(speed))
 
 
 def _credit_cell(row: OfText) -> Cell:
-    credit = row[1].credit
-    if credit is None or credit.value is None or policy_of(row[1])[0] == PLAIN_DECODING:
-        return Cell(NOTHING)
-    return with_interval(Estimate(credit.value, credit.low, credit.high), times)
+    plain = policy_of(row[1])[0] == PLAIN_DECODING
+    return with_interval(None if plain else row[1].credit, times)
 
 
 VERDICTS: Table[OfText] = Table(
@@ -240,7 +238,7 @@ def speed_text(one: Way) -> str:
         return "not known"
     if one.timed is None:
         return f"{times(speed.value)} predicted"
-    limits = timed_interval(speed.value, speed.low, speed.high, times)
+    limits = limits_of(speed, times)
     return f"{times(speed.value)} measured{f' ({limits})' if limits else ''}"
 
 
@@ -308,7 +306,7 @@ def _shares(lost: float) -> tuple[float, ...]:
 
 def _ends(speed: Estimate[float]) -> list[float]:
     """What the axis has to hold of a speed: an interval that says nothing needs no room."""
-    if speed.low is None or speed.high is None or too_wide(speed.value, speed.low, speed.high):
+    if speed.low is None or speed.high is None or too_wide(speed):
         return [speed.value]
     return [speed.low, speed.high]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -23,7 +23,7 @@ from offramp.report.formats import (
     thousandths,
     times,
 )
-from offramp.report.html import Kind, fragment
+from offramp.report.html import fragment
 from offramp.report.names import (
     LENS,
     distinct,
@@ -38,7 +38,7 @@ from offramp.report.places import TRACE
 from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.plot.rows import Point, RowPlot, Track
 from offramp.report.plot.rows import Row as PlotRow
-from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reasons
+from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.card import EasVariant
 from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
@@ -47,7 +47,7 @@ from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
 
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
-EAS_CHARTED = "centred_logit"
+EAS_CHARTED = "eas_centred_logit"
 On = Literal["", "page", "terminal"]
 
 
@@ -66,23 +66,25 @@ def score_column(
 def eas_column(similarity: str) -> Column[Row]:
     """The Early-exit Adaptability Score with a similarity, and the range that it can reach."""
 
+    key, title = f"eas_{similarity}", f"EAS, {similarity.replace('_', ' ')}"
+
     def cell(row: Row) -> Cell:
-        variant, ends = variant_of(row, similarity), eas_ends(row, similarity)
+        variant, ends = variant_of(row, key), eas_ends(row, key)
         reach = "" if ends is None else f"of {decimal(ends[0])} to {decimal(ends[1])}"
         return Cell(NOTHING) if variant is None else estimated(variant.score, thousandths, reach)
 
-    title = f"EAS, {similarity.replace('_', ' ')}"
-    return Column(title, cell, thousandths, data=Estimate, key=f"eas_{similarity}", on="page")
+    return Column(title, cell, thousandths, data=Estimate, key=key, on="page")
 
 
-def variant_of(row: Row, similarity: str) -> EasVariant | None:
-    """The row's variant of EAS with that similarity."""
-    return next((variant for variant in row.card.eas_variants if variant.similarity == similarity), None)
+def variant_of(row: Row, key: str) -> EasVariant | None:
+    """The row's variant of EAS, by the key of its column."""
+    variants = {f"eas_{variant.similarity}": variant for variant in row.card.eas_variants}
+    return variants.get(key)
 
 
-def eas_ends(row: Row, similarity: str) -> tuple[float, float] | None:
+def eas_ends(row: Row, key: str) -> tuple[float, float] | None:
     """The range that the variant can reach."""
-    variant = variant_of(row, similarity)
+    variant = variant_of(row, key)
     if variant is None or variant.floor is None or variant.ceiling is None:
         return None
     return variant.floor, variant.ceiling
@@ -92,8 +94,8 @@ def eas_end(similarity: str, end: Literal["floor", "ceiling"]) -> Column[Row]:
     """An end of that range, for data alone."""
 
     def value(row: Row) -> float | None:
-        variant = variant_of(row, similarity)
-        return None if variant is None else variant.floor if end == "floor" else variant.ceiling
+        found: float | None = getattr(variant_of(row, f"eas_{similarity}"), end, None)
+        return found
 
     return Column("", value, data=float, key=f"eas_{similarity}_{end}")
 
@@ -106,20 +108,13 @@ def bits_cell(row: Row) -> Cell:
     return Cell(NOTHING) if bits is None else Cell(thousandths(bits), value=bits)
 
 
-def fact_column(name: str, kind: type = str) -> Column[Row]:
-    """A fact of the model, for data alone."""
-    return Column("", lambda row: getattr(row.model, name), data=kind, key=name)
-
-
 ABOUT: tuple[Column[Row], ...] = (
-    *map(fact_column, ("base", "family", "released", "kind", "stage")),
+    *attributes(str, *(f"model.{name}" for name in ("base", "family", "released", "kind", "stage"))),
     Column("", lambda row: row.workload_fingerprint, data=str, key="workload_sha256"),
-    Column("", lambda row: row.source, data=str, key="source"),
-    fact_column("generation", float),
-    fact_column("parameters", float),
-    Column("", lambda row: row.card.tokens, data=int, key="tokens"),
-    Column("", lambda row: row.card.documents, data=int, key="documents"),
-    Column("", lambda row: row.own_text, data=bool, key="own_text"),
+    *attributes(str, "source"),
+    *attributes(float, "model.generation", "model.parameters"),
+    *attributes(int, "card.tokens", "card.documents"),
+    *attributes(bool, "own_text"),
 )
 """What the model and its text are."""
 
@@ -148,9 +143,7 @@ FURTHER: tuple[Column[Row], ...] = (
     *(eas_end(similarity, end) for similarity in SIMILARITIES for end in ("ceiling", "floor")),
     Column("", lambda row: row.card.candidates.get("block_influence"), data=float, key="block_influence"),
     Column("", lambda row: row.card.candidates.get("mean_kl"), data=float, key="mean_kl_nats"),
-    Column("", lambda row: row.bits_per_byte, data=float, key="bits_per_byte"),
-    Column("", lambda row: row.bytes_per_token, data=float, key="bytes_per_token"),
-    Column("", lambda row: row.characters_per_token, data=float, key="characters_per_token"),
+    *attributes(float, "bits_per_byte", "bytes_per_token", "characters_per_token"),
 )
 """Figures that data alone have."""
 
@@ -328,20 +321,38 @@ def mean_cell(column: Column[Row], what: str, workloads: int, traces: Traces) ->
 CHARTED_ROWS = 40
 LEAST_SPAN, LEAST_SPEED_SPAN = 0.1, 0.04
 """How far an axis of scores and one of speeds reaches at least."""
+SUITABLE = "From 0 to 1, higher is more suitable."
+CHARTED_SCORES: Mapping[str, str] = {
+    "representation": SUITABLE,
+    "increment": SUITABLE,
+    "calibration": SUITABLE,
+    EAS_CHARTED: "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling.",
+    "saturation_skip": "Layers that could be skipped if the full model's answer were known. No policy can "
+    "know it.",
+    "composite": "Geometric mean of the three components; it is unproven that it predicts savings.",
+}
+"""Scores that are drawn, by the keys of their columns, with what is said of each."""
+CHARTED_SPEEDS = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A column as a figure: a dot a row, on one axis. speeds: certified ones, held against plain decoding."""
+    """A column as a figure: a dot a row, on one axis. floor: of certified speeds, None of scores."""
 
     column: Column[Row]
     title: str
     note: str
-    speeds: bool = False
-    hollow: Callable[[Row], bool] = lambda row: False
-    """Of which rows the dot is hollow: their policy never exits."""
-    reach: Callable[[Row], tuple[float, float] | None] = lambda row: None
-    """What a row's figure can reach, drawn as a bracket."""
+    floor: Floor | None = None
+
+    def point(self, name: str, row: Row, colour: int) -> Point:
+        """One dot with its interval: hollow where the policy never exits, EAS in the bracket of its range."""
+        estimate, key = self.column.cell(row).value, self.column.key
+        assert isinstance(estimate, Estimate), "figures that are drawn are estimates"
+        said = f"{name}, {row.workload}: {estimate_text(estimate, self.column.shown)}"
+        answer = None if self.floor is None else best_answer(row, self.floor)
+        shape = 4 if answer is not None and answer.plain else 0
+        reach = eas_ends(row, key) if key == EAS_CHARTED else None
+        return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, reach)
 
 
 def charts(rows: Sequence[Row]) -> list[Markup]:
@@ -349,46 +360,14 @@ def charts(rows: Sequence[Row]) -> list[Markup]:
     models, workloads = distinct([row_name(row) for row in rows]), distinct([row.workload for row in rows])
     by_model = len(models) > 1 and len(workloads) <= SERIES_COUNT
     colours = {workload: place for place, workload in enumerate(workloads)} if by_model else {}
-    speeds = [speed_chart(floor) for floor in floors_of(rows) if exits_at(rows, floor)]
-    return [Markup("").join(chart_of(chart, rows, colours) for chart in (*speeds, *SCORE_CHARTS))]
-
-
-def speed_chart(floor: Floor) -> Chart:
-    """The best certified speed of every row at one floor."""
-
-    def never(row: Row) -> bool:
-        answer = best_answer(row, floor)
-        return answer is not None and answer.plain
-
-    note = "Over plain decoding, on documents kept apart. Tinted: faster. Hollow: never exits."
-    title = f"Certified net speed, {floor_shown(floor)}"
-    return Chart(speed_column(floor), title, note, speeds=True, hollow=never)
-
-
-def score_chart(key: str, note: str = "From 0 to 1, higher is more suitable.", title: str = "") -> Chart:
-    """One score of every row."""
-    column = next(column for column in FIGURES if column.key == key)
-    return Chart(column, title or column.name, note)
-
-
-SCORE_CHARTS = (
-    *map(score_chart, ("representation", "increment", "calibration")),
-    replace(
-        score_chart(
-            f"eas_{EAS_CHARTED}",
-            "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling.",
-        ),
-        reach=lambda row: eas_ends(row, EAS_CHARTED),
-    ),
-    score_chart(
-        "saturation_skip",
-        "Layers that could be skipped if the full model's answer were known. No policy can know it.",
-        "Saturation oracle skips, at 100 % agreement",
-    ),
-    score_chart(
-        "composite", "Geometric mean of the three components; it is unproven that it predicts savings."
-    ),
-)
+    columns = {column.key: column for column in FIGURES}
+    speeds = [
+        Chart(speed_column(floor), f"Certified net speed, {floor_shown(floor)}", CHARTED_SPEEDS, floor)
+        for floor in floors_of(rows)
+        if exits_at(rows, floor)
+    ]
+    scores = [Chart(columns[key], columns[key].name, note) for key, note in CHARTED_SCORES.items()]
+    return [Markup("").join(chart_of(chart, rows, colours) for chart in (*speeds, *scores))]
 
 
 def chart_of(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> Markup:
@@ -396,7 +375,7 @@ def chart_of(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> M
 
     colours: of workloads.
     """
-    column, note = chart.column, chart.note
+    column, note, scored = chart.column, chart.note, chart.floor is None
     if all(column.cell(row).shown == NOTHING for row in rows):
         return Markup()
     lines = plot_rows(chart, rows, colours)
@@ -406,16 +385,15 @@ def chart_of(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> M
         chart.title,
         note,
         lines[:CHARTED_ROWS],
-        rule=(1.0, "plain decoding") if chart.speeds else None,
-        better="right" if chart.speeds else "",
+        rule=None if scored else (1.0, "plain decoding"),
+        better="" if scored else "right",
         number=percent_tick if column.shown is percent else plain_tick,
         # Scores of a hair's breadth apart would all be one dot on an axis from 0 to 1.
-        least_span=LEAST_SPEED_SPAN if chart.speeds else LEAST_SPAN,
+        least_span=LEAST_SPAN if scored else LEAST_SPEED_SPAN,
     )
     data = Table((*TRACE, column), caption=chart.title).html(rows)
     key = legend([Key(name, place) for name, place in colours.items()]) if len(colours) > 1 else ""
-    kind: Kind = "predicted" if chart.speeds else "measured"
-    return drawn(plot, data, legend=key, kind=kind)
+    return drawn(plot, data, legend=key, kind="measured" if scored else "predicted")
 
 
 def plot_rows(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> list[PlotRow]:
@@ -429,17 +407,8 @@ def plot_rows(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> 
     lines = []
     for name, traces in grouped.items():
         traces.sort(key=lambda row: colours.get(row.workload, 0))
-        tracks = [Track((point_of(name, row, chart, colours),)) for row in traces]
-        point, number = tracks[0].points[0], chart.column.shown
-        shown = short_text(point.value, point.low, point.high, number) if len(traces) == 1 else ""
-        lines.append(PlotRow(name, tuple(tracks), shown))
+        points = [chart.point(name, row, colours.get(row.workload, 0)) for row in traces]
+        first, number = points[0], chart.column.shown
+        shown = short_text(first.value, first.low, first.high, number) if len(traces) == 1 else ""
+        lines.append(PlotRow(name, tuple(Track((point,)) for point in points), shown))
     return lines
-
-
-def point_of(name: str, row: Row, chart: Chart, colours: Mapping[str, int]) -> Point:
-    """One dot with its interval."""
-    estimate = chart.column.cell(row).value
-    assert isinstance(estimate, Estimate), "figures that are drawn are estimates"
-    said = f"{name}, {row.workload}: {estimate_text(estimate, chart.column.shown)}"
-    colour, shape = colours.get(row.workload, 0), 4 if chart.hollow(row) else 0
-    return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, chart.reach(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -34,6 +35,10 @@ TITLE = "What the exits hold"
 COMPONENT_NAMES = (("Representation quality", "representation"), ("Information increment", "increment"))
 
 
+EMPHASIS, PUBLISHED = (1, 3), (1, 4)
+"""Looks of what stands out, and of what others published."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure of a card with its name."""
@@ -43,8 +48,8 @@ class Figure:
     number: NumberFormat = thousandths
     reach: tuple[float, float] | None = None
     """The range that it can take."""
-    emphasis: bool = False
-    """Whether it is drawn in the second colour."""
+    look: tuple[int, int] = (0, 0)
+    """Colour and marker that it is drawn with."""
 
     @property
     def span(self) -> str:
@@ -80,7 +85,7 @@ def component_figures(card: ScoreCard) -> list[Figure]:
         Figure("Information increment", card.increment),
         Figure("Calibration", card.calibration),
         Figure("Calibration, as the study words it", card.literal_calibration),
-        Figure("Composite of the first three", card.composite, emphasis=True),
+        Figure("Composite of the first three", card.composite, look=EMPHASIS),
     ]
 
 
@@ -116,18 +121,17 @@ def readings_figures(readings: Readings) -> list[Figure]:
             getattr(reading, name),
             decimal,
             (0.0, readings.ceiling) if name == "representation" else None,
-            reading is readings.fitted,
+            EMPHASIS if reading is readings.fitted else (0, 0),
         )
         for words, name in COMPONENT_NAMES
         for side, reading in (("own head", readings.raw), ("through heads", readings.fitted))
     ]
 
 
-def exits_hold(readings: Readings) -> list[Figure]:
-    """Both readings, and what lies between them."""
+def gained_figures(readings: Readings) -> list[Figure]:
+    """What lies between both readings."""
     gained = [Figure(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES]
-    closed = Figure("Share of the distance closed", readings.closed, percent)
-    return [*readings_figures(readings), *gained, closed]
+    return [*gained, Figure("Share of the distance closed", readings.closed, percent)]
 
 
 def card_figures(card: ScoreCard) -> list[Figure]:
@@ -174,23 +178,32 @@ def figure_row(figure: Figure) -> Row:
     if estimate.value is None:
         return Row(figure.name, (Track(),), "undefined")
     shown = estimate_text(estimate, figure.number)
-    colour, shape = (1, 3) if figure.emphasis else (0, 0)
     said = f"{figure.name}: {shown}"
-    point = Point(estimate.value, said, estimate.low, estimate.high, colour, shape, figure.reach)
+    point = Point(estimate.value, said, estimate.low, estimate.high, *figure.look, figure.reach)
     return Row(figure.name, (Track((point,)),), shown)
 
 
-def _drawn(plot: RowPlot, figures: Sequence[Figure], *, title: str = "", caption: str = "") -> Markup:
-    """Figures drawn, with why some are undefined, and as a table."""
+def _drawn(
+    name: str,
+    note: str,
+    figures: Sequence[Figure],
+    axis: tuple[float, float] | None = (0.0, 1.0),
+    number: NumberFormat = "{:g}".format,
+    *,
+    also: Sequence[Figure] = (),
+    title: str = "",
+    caption: str = "",
+) -> Markup:
+    """Figures drawn, with why some are undefined, and as a table. also: of the table alone."""
+    plot = RowPlot(name, note, tuple(map(figure_row, figures)), axis, number=number, include=(0.0,))
     undefined = [(one.name, one.estimate.undefined or "") for one in figures if one.estimate.value is None]
-    data = FIGURES.html(figures, caption=caption or plot.title)
+    data = FIGURES.html((*figures, *also), caption=caption or name)
     below = fragment("run", "undefined_notes", undefined)
     return drawn(plot, data, title=title, below=below, kind="measured")
 
 
 def component_figure(card: ScoreCard) -> Markup:
     """The three components, the composite, and the study's literal calibration."""
-    figures = component_figures(card)
     through = "" if card.read_through == RAW else f"Exits are read through {card.read_through}. "
     note = (
         f"{through}From 0 to 1, higher is more suitable; bars are 95 % intervals over documents. "
@@ -198,10 +211,9 @@ def component_figure(card: ScoreCard) -> Markup:
         f"{decimal(card.ceiling)}. That the composite predicts time saved is not shown by this page: that "
         "takes many models."
     )
-    rows = tuple(map(figure_row, figures))
-    plot = RowPlot("Components of the suitability score", note, rows, (0.0, 1.0), number="{:g}".format)
-    figures.append(Figure("Information in the final layer, nats", card.initial_information))
-    return _drawn(plot, figures, title="Components")
+    information = Figure("Information in the final layer, nats", card.initial_information)
+    name = "Components of the suitability score"
+    return _drawn(name, note, component_figures(card), also=[information], title="Components")
 
 
 def readings_charts(card: ScoreCard) -> list[Markup]:
@@ -209,14 +221,11 @@ def readings_charts(card: ScoreCard) -> list[Markup]:
     readings = card.readings
     if readings is None:
         return []
-    figures = readings_figures(readings)
     note = (
         "The same tokens at the same exits: what the model's own head reads there, and what the exits hold, "
         f"as far as {readings.through} finds it. Brackets end at the ceiling. {readings_sentence(readings)}"
     )
-    rows = tuple(map(figure_row, figures))
-    plot = RowPlot(TITLE, note, rows, (0.0, 1.0), number="{:g}".format)
-    return [_drawn(plot, exits_hold(readings))]
+    return [_drawn(TITLE, note, readings_figures(readings), also=gained_figures(readings))]
 
 
 def eas_figure(card: ScoreCard) -> Markup:
@@ -226,16 +235,13 @@ def eas_figure(card: ScoreCard) -> Markup:
         "to the ceiling (every layer equal to the last). Hollow dots: as published. The study does not "
         "publish its similarity, so its values are for orientation only."
     )
-    figures = eas_figures(card)
-    rows = [figure_row(figure) for figure in figures]
-    for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas):
-        name = f"{other.model}, published"
-        point = Point(other.eas, f"{name}: {decimal(other.eas)}", colour=1, shape=4)
-        rows.append(Row(name, (Track((point,)),), decimal(other.eas)))
-        why = "the study publishes no interval"
-        figures.append(Figure(name, Estimate(other.eas, no_interval=why), decimal))
-    plot = RowPlot("Early-exit Adaptability Score", note, rows, (0.0, 1.0), number="{:g}".format)
-    return _drawn(plot, figures, title="EAS", caption=f"EAS; published values from {STUDY}")
+    why = "the study publishes no interval"
+    published = [
+        Figure(f"{other.model}, published", Estimate(other.eas, no_interval=why), decimal, look=PUBLISHED)
+        for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas)
+    ]
+    figures, caption = [*eas_figures(card), *published], f"EAS; published values from {STUDY}"
+    return _drawn("Early-exit Adaptability Score", note, figures, title="EAS", caption=caption)
 
 
 def oracle_figure(workload: WorkloadResult) -> Markup:
@@ -244,14 +250,12 @@ def oracle_figure(workload: WorkloadResult) -> Markup:
     figures = oracle_figures(card)
     if verdict is not None:
         name = f"Best policy at {whole_percent(verdict.floor)}, replayed"
-        figures.append(Figure(name, verdict.skip_ratio, percent, emphasis=True))
+        figures.append(Figure(name, verdict.skip_ratio, percent, look=EMPHASIS))
     note = (
         "Share of layers skipped by an oracle that knows the full model's answer, at 100 % agreement: a "
         "policy that may change some answers can skip more. First match is the most that can be skipped "
         "without changing any answer; saturation leaves out matches that later layers undo. "
         f"As time: less the output head's {percent(card.head_share)} of a token's work."
     )
-    rows = tuple(map(figure_row, figures))
-    plot = RowPlot("Oracles", note, rows, number=lambda value: percent(value, 0), include=(0.0,))
     caption = "Layers skipped by the oracles, at 100 % agreement, and by the best policy"
-    return _drawn(plot, figures, caption=caption)
+    return _drawn("Oracles", note, figures, None, partial(percent, digits=0), caption=caption)

@@ -15,7 +15,7 @@ from offramp.report.html import breakable, fragment, policy_code, stack, styled
 from offramp.report.names import distinct, floor_order, floor_shown, machine_shown
 from offramp.report.places import FLOOR, PLACE
 from offramp.report.ranking import Standing, beside, floor_kept, floor_note
-from offramp.report.table import NOTHING, Cell, Column, Table, estimated, reasons
+from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, Strategy
 from offramp.tuning.floor import Floor
@@ -154,18 +154,11 @@ STRATEGIES: Table[Standing] = Table(
         ),
         Column("Time per token", _time_cell, duration, key="time", numeric=True, on="page"),
         Column("Characters per second", _characters, whole, key="characters", numeric=True, on="page"),
-        Column("", lambda standing: str(standing.shown.policy), data=str, key="policy"),
-        Column("", lambda standing: standing.shown.kv, data=str, key="kv"),
-        Column("", lambda standing: standing.shown.answer, data=str, key="answer"),
-        Column("", lambda standing: standing.shown.reachable, data=bool, key="reachable"),
-        Column("", lambda standing: standing.shown.chosen, data=bool, key="chosen"),
-        Column("", lambda standing: standing.shown.net_speedup, data=Estimate, key="net_speedup"),
-        Column("", lambda standing: standing.shown.credit, data=Estimate, key="credit"),
-        Column("", lambda standing: standing.shown.credit_over, data=str, key="credit_over"),
-        Column("", lambda standing: standing.shown.seconds_per_token, data=float, key="seconds_per_token"),
-        Column(
-            "", lambda standing: standing.shown.characters_per_second, data=float, key="characters_per_second"
-        ),
+        *attributes(str, "shown.policy", "shown.kv", "shown.answer"),
+        *attributes(bool, "shown.reachable", "shown.chosen"),
+        *attributes(Estimate, "shown.net_speedup", "shown.credit"),
+        *attributes(str, "shown.credit_over"),
+        *attributes(float, "shown.seconds_per_token", "shown.characters_per_second"),
         *map(_gain_column, GAIN_PARTS),
     ),
     caption="Every strategy: what keeps its floor first, the fastest of it first, oracles last",

@@ -24,7 +24,7 @@ from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.potential import readings_sentence
-from offramp.report.table import NOTHING, Cell, Column, Table, estimated
+from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
     NOT_TIMED,
@@ -261,10 +261,10 @@ TRAININGS: Table[TrainedSaving] = Table(
         Column(
             "Rows trained", lambda one: one.training.rows, tokens_text, data=int, key="rows", numeric=True
         ),
-        Column("", lambda one: one.training.kind, data=str, key="kind"),
+        *attributes(str, "training.kind"),
         Column("", lambda one: "+".join(map(str, one.training.exits)), data=str, key="exits"),
-        Column("", lambda one: one.training.steps, data=int, key="steps"),
-        Column("", lambda one: one.policy, data=str, key="policy"),
+        *attributes(int, "training.steps"),
+        *attributes(str, "policy"),
         Column("", lambda one: one.plain_seconds, data=float, key="plain_seconds_per_token"),
     ),
     caption="What trained exits save, and what they took",

@@ -57,7 +57,7 @@ def cards_of(comparison: Comparison) -> list[KeyNumber]:
         measured, title = fastest(believed(strategies)), "Fastest decoded for real"
         if measured is None:
             nothing = why_no_answer(strategies) or "no policy that exits was decoded"
-            cards.append(KeyNumber("measured", "none", nothing, title=title))
+            cards.append(KeyNumber("measured", "none", nothing, (), title))
         else:
             cards.append(_strategy_card(title, "measured", measured))
     return cards + _suited_card(comparison)
@@ -67,7 +67,7 @@ def _certified_card(best: Finding[Tuned] | None, asked: int) -> KeyNumber:
     title = "Best net speed that passed its floor"
     if best is None:
         said = f"no policy that exits early passed in {counted(asked, 'answer')}"
-        return KeyNumber("predicted", "none", said, title=title)
+        return KeyNumber("predicted", "none", said, (), title)
     model, workload, machine = best.cell
     facts = {
         "model": model,
