@@ -13,6 +13,7 @@ from offramp.report.formats import counted, estimate_text, percent, too_wide, wh
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
+from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import NEVER
 
 PLAIN, PEER = "plain", "peer"
@@ -31,20 +32,43 @@ class Judged:
 class Way:
     """One way to decode a text.
 
-    name: short. policy, kv: None of one without a policy. floor: that it was chosen for. judged: on documents
-    decoded for a certificate, None if on none. on_prompts: share kept of its answers to the timed prompts,
-    None if these were not judged. timed: None of one that was decoded, and not timed. predicted: speed over
-    plain decoding of such a one, from the trace and prices.
+    timed: None of a policy that was decoded, and not timed. decoded: the policy, None of a way without one.
+    floor: that it was chosen for. judged: on documents decoded for a certificate, None if on none.
     """
 
-    name: str
-    policy: ExitPolicy | None
-    kv: str | None
-    floor: float | None
-    judged: Judged | None
-    on_prompts: Estimate[float] | None
     timed: Contender | None
-    predicted: float | None = None
+    decoded: DecodedChoice | Candidate | None = None
+    floor: float | None = None
+    judged: Judged | None = None
+
+    @property
+    def name(self) -> str:
+        """Its short name."""
+        if self.decoded is not None:
+            return short_name(self.decoded.policy)
+        assert self.timed is not None, "what has no policy was timed"
+        return short_name(self.timed.name)
+
+    @property
+    def policy(self) -> ExitPolicy | None:
+        """None of one without a policy."""
+        if self.decoded is not None:
+            return self.decoded.policy
+        return parse_policy(self.timed.name) if self.timed is not None and self.name == SHORT_HEAD else None
+
+    @property
+    def kv(self) -> str | None:
+        """Its strategy for keys and values, None of one without a policy."""
+        return None if self.decoded is None else self.decoded.kv
+
+    @property
+    def on_prompts(self) -> Estimate[float] | None:
+        """Share kept of its answers to the timed prompts, None if these were not judged."""
+        if isinstance(self.decoded, DecodedChoice) and self.decoded.free_running is not None:
+            return self.decoded.free_running.agreement
+        if self.timed is None:
+            return None
+        return self.timed.executed_agreement or (Estimate(1.0) if self.timed.role == PLAIN else None)
 
     @property
     def exits(self) -> bool:
@@ -61,7 +85,7 @@ class Way:
         """Over plain decoding: measured, else predicted and without an interval."""
         if self.timed is not None:
             return self.timed.ratio
-        return None if self.predicted is None else Estimate(self.predicted)
+        return Estimate(self.decoded.predicted_speed) if isinstance(self.decoded, Candidate) else None
 
     @property
     def unsure(self) -> bool:
@@ -91,9 +115,7 @@ def ways_of(decoded: Decoded | None, workload: WorkloadResult | None) -> list[Wa
         for one in tuned.candidates:
             if one.executed is not None and (one.policy, one.kv) not in known:
                 known.add((one.policy, one.kv))
-                judged = judged_of(workload, one.policy, one.kv)
-                name, floor = short_name(one.policy), tuned.floor.value
-                found.append(Way(name, one.policy, one.kv, floor, judged, None, None, one.predicted_speed))
+                found.append(Way(None, one, tuned.floor.value, judged_of(workload, one)))
     return sorted(found, key=lambda one: (one.misses, -_value(one)))
 
 
@@ -102,53 +124,36 @@ def _value(one: Way) -> float:
 
 
 def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
-    policies = {policy.contender: policy for policy in decoded.policies}
-    return [
-        _way(one, policies.get(one.name), workload)
-        for one in decoded.bench.contenders
-        if one.ratio is not None and (one.name in policies or one.role == PEER or one.without_exits)
-    ]
+    found, choices = [], {choice.contender: choice for choice in decoded.policies}
+    for one in decoded.bench.contenders:
+        choice = choices.get(one.name)
+        if one.ratio is None:
+            continue
+        if choice is not None:
+            found.append(Way(one, choice, choice.floor, judged_of(workload, choice)))
+        elif one.role == PEER or one.without_exits:
+            found.append(Way(one))
+    return found
 
 
-def _way(timed: Contender, policy: DecodedChoice | None, workload: WorkloadResult | None) -> Way:
-    if policy is None:
-        kept = timed.executed_agreement or (Estimate(1.0) if timed.role == PLAIN else None)
-        name = short_name(timed.name)
-        cut = parse_policy(timed.name) if name == SHORT_HEAD else None
-        return Way(name, cut, None, None, None, kept, timed)
-    answers = policy.free_running
-    return Way(
-        short_name(policy.policy),
-        policy.policy,
-        policy.kv,
-        policy.floor,
-        judged_of(workload, policy.policy, policy.kv),
-        timed.executed_agreement if answers is None else answers.agreement,
-        timed,
-    )
-
-
-def judged_of(workload: WorkloadResult | None, policy: ExitPolicy, kv: str | None) -> Judged | None:
+def judged_of(workload: WorkloadResult | None, policy: DecodedChoice | Candidate) -> Judged | None:
     """What a policy kept of the documents that it decoded for a certificate, None if it decoded none."""
     if workload is None:
         return None
-    certified = [one for one in workload.verdicts if (one.policy, one.kv) == (policy, kv) and one.certified]
+    same = (policy.policy, policy.kv)
+    certified = [one for one in workload.verdicts if (one.policy, one.kv) == same and one.certified]
     for verdict in sorted(certified, key=lambda one: -one.floor):
         certificate, kept = verdict.certificate, verdict.kept
         if certificate is not None and kept is not None and kept.value is not None:
             documents = certificate.stopped_after or certificate.documents
             return Judged(Estimate(kept.value, kept.low, kept.high), documents, verdict.floor)
+    candidates = [one for tuned in workload.tuned for one in tuned.candidates]
     tried = [
-        one
-        for tuned in workload.tuned
-        for one in tuned.candidates
-        if (one.policy, one.kv) == (policy, kv) and one.executed is not None
+        Judged(Estimate(one.executed), one.documents, None)
+        for one in candidates
+        if (one.policy, one.kv) == same and one.executed is not None
     ]
-    if not tried:
-        return None
-    most = max(tried, key=lambda one: one.documents)
-    assert most.executed is not None, "only what was executed is tried"
-    return Judged(Estimate(most.executed), most.documents, None)
+    return max(tried, key=lambda judged: judged.documents, default=None)
 
 
 def best_without_exits(ways: Sequence[Way], floor: float, named: str = "") -> Way | None:
@@ -176,12 +181,6 @@ def kept_text(one: Way) -> str:
 def floor_text(one: Way) -> str:
     """That it is not shown to keep its floor; "" if it is, or has none."""
     return f"not shown to keep {whole_percent(one.floor)}" if one.misses and one.floor is not None else ""
-
-
-def sample_text(decoded: Decoded) -> str:
-    """How much was decoded for a timing: "6 prompts of 9 new tokens"."""
-    bench = decoded.bench
-    return f"{counted(bench.prompts, 'prompt')} of {counted(bench.new_tokens, 'new token')}"
 
 
 def ways_by_text(run: RunResult) -> dict[str, list[Way]]:

@@ -38,15 +38,17 @@ from offramp.report.timing import (
     part_name,
     with_interval,
 )
-from offramp.report.ways import Way, sample_text, ways_of
+from offramp.report.ways import Way, ways_of
 from offramp.studies.work.decode import DecodedChoice
 
 
 def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:
     """Every way to decode that was timed, by speed; what is not shown to keep its floor comes last."""
     ways = [one for one in ways_of(decoded, workload) if one.timed is not None]
-    caption = f"Every way timed on {decoded.workload}, {sample_text(decoded)}, the fastest first"
-    return timed_table(decoded.bench).html(sorted(ways, key=lambda way: way.misses), caption=caption)
+    bench = decoded.bench
+    sample = f"{counted(bench.prompts, 'prompt')} of {counted(bench.new_tokens, 'new token')}"
+    caption = f"Every way timed on {decoded.workload}, {sample}, the fastest first"
+    return timed_table(bench).html(sorted(ways, key=lambda way: way.misses), caption=caption)
 
 
 def timed_table(bench: BenchResult) -> Table[Way]:
