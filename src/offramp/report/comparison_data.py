@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from offramp.decoding.measurement.combined import Combination, CombineResult
+from offramp.report.curves import CURVES, CurveKind
 from offramp.report.formats import counted
 from offramp.report.html import fragment
 from offramp.report.places import FLOOR, MACHINE, TRACE
@@ -26,42 +27,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from markupsafe import Markup
 
-NATS = frozenset({"kl_to_final", "entropy", "nll", "final_logprob", "increment"})
-"""Curves in nats; the component called increment is a share, the curve of that name is not."""
-
-CURVES = (
-    "agreement",
-    "reference_agreement",
-    "remaining_information",
-    "increment",
-    "kl_to_final",
-    "entropy",
-    "nll",
-    "max_prob",
-    "margin",
-    "final_logprob",
-    "final_rank_median",
-    "logit_cosine",
-    "centred_logit_cosine",
-    "shuffled_logit_cosine",
-    "hidden_cosine_to_final",
-    "hidden_cosine_to_previous",
-    "block_influence",
-    "update_norm",
-    "brier",
-    "recalibrated_brier",
-    "ece_agreement",
-    "ece_token",
-    "auroc",
-    "aurc",
-)
-
 Exit = tuple[Row, int]
 """An exit of a row, by its place among the traced ones."""
 
 
-def curve_column(name: str) -> Column[Exit]:
+def curve_column(kind: CurveKind) -> Column[Exit]:
     """A curve at an exit, with its limits."""
+    name = kind.key
 
     def value(exit: Exit) -> Estimate:
         row, place = exit
@@ -74,7 +46,7 @@ def curve_column(name: str) -> Column[Exit]:
         limits = curves.intervals[name]
         return Estimate(value, float(limits.low[place]), float(limits.high[place]))
 
-    return Column("", value, data=Estimate, key=f"{name}_nats" if name in NATS else name)
+    return Column("", value, data=Estimate, key=f"{name}_nats" if kind.unit == "nats" else name)
 
 
 PROFILES: Table[Exit] = Table(
@@ -87,7 +59,7 @@ PROFILES: Table[Exit] = Table(
             data=float,
             key="depth_flops_share",
         ),
-        *map(curve_column, CURVES),
+        *map(curve_column, CURVES.values()),
     )
 )
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from markupsafe import Markup
 
-from offramp.report.formats import NumberFormat, percent, plain_tick
+from offramp.report.curves import CURVES, CurveKind, rounded
 from offramp.report.html import fragment
 from offramp.report.names import distinct, row_name
 from offramp.report.plot.drawing import SERIES_COUNT, drawn
@@ -21,91 +20,13 @@ DEPTHS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Where the table beside a chart gives the value; it holds from an exit to the next."""
 
 
-rounded = partial(percent, digits=0)
-
-
-@dataclass(frozen=True)
-class CurveKind:
-    """A curve: its key in a row, name, unit on the axis, and what it says. share: from 0 to 1, in percent."""
-
-    key: str
-    name: str
-    unit: str
-    note: str
-    share: bool = False
-
-    @property
-    def number(self) -> NumberFormat:
-        """How its values are written."""
-        return rounded if self.share else plain_tick
-
-
-CURVES = (
-    CurveKind(
-        "agreement",
-        "Agreement",
-        "share of tokens",
-        "How often the exit's most probable token is the full model's. Steep and early is good for exits.",
-        share=True,
-    ),
-    CurveKind("kl_to_final", "KL to the full model", "nats", "How far the exit's distribution still is."),
-    CurveKind(
-        "remaining_information",
-        "Information still missing",
-        "share of R₀",
-        "What of the information about the final prediction has not arrived yet.",
-        share=True,
-    ),
-    CurveKind(
-        "max_prob",
-        "Confidence",
-        "mean probability",
-        "How sure the exit is. Where it exceeds agreement the exit is overconfident.",
-        share=True,
-    ),
-    CurveKind("entropy", "Entropy", "nats", "How undecided the exit is."),
-    CurveKind("nll", "NLL of the text", "nats", "How badly the exit predicts the text's own tokens."),
-    CurveKind(
-        "recalibrated_brier",
-        "Brier score, recalibrated",
-        "squared error",
-        "What confidence says about agreement at its best. Lower is better.",
-    ),
-    CurveKind(
-        "ece_agreement",
-        "Calibration error (ECE)",
-        "error",
-        "Raw confidence against agreement. It is biased upwards in small samples.",
-    ),
-    CurveKind("auroc", "Does confidence rank exits (AUROC)", "area", "0.5 is guessing, 1 is perfect."),
-    CurveKind(
-        "centred_logit_cosine",
-        "Similarity to the last exit, centred logits",
-        "cosine",
-        "Cosine of the exit's logits to the full model's, the vocabulary's mean removed.",
-    ),
-    CurveKind(
-        "hidden_cosine_to_final",
-        "Similarity to the last exit, hidden state",
-        "cosine",
-        "Cosine of the hidden state to the last one.",
-    ),
-    CurveKind(
-        "block_influence",
-        "Block influence",
-        "1 − cosine",
-        "How much each layer turns the hidden state. Small: the layer could be left out.",
-    ),
-    CurveKind("update_norm", "Size of each layer's update", "ratio", "Its norm over what it reads."),
-)
-
-
 def profiles_section(comparison: Comparison) -> Markup:
     """Every curve, over the models of a workload and over the workloads of a model."""
     groups = charts_of(comparison.rows)
     drawn = [
         (kind.name, [found for name, by, rows in groups if (found := profile_figure(kind, name, rows, by))])
-        for kind in CURVES
+        for kind in CURVES.values()
+        if kind.note
     ]
     curves = [(name, figures) for name, figures in drawn if figures]
     return fragment("comparison", "profiles", introduction(groups), curves) if curves else Markup()

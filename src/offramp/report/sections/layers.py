@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
-from offramp.report.formats import NumberFormat, decimal, listed, percent
+from offramp.report.curves import CURVES, CurveKind, rounded
+from offramp.report.formats import NumberFormat, decimal, listed
 from offramp.report.html import fragment
 from offramp.report.plot.drawing import drawn, figure
 from offramp.report.plot.plot import SMALL, Axis, Plot, Series
@@ -23,14 +24,14 @@ LARGEST_RADIUS = 9.0
 
 @dataclass(frozen=True)
 class LayerFigure:
-    """One chart over the layers: its curves by name and label, and what to say where they are undefined."""
+    """One chart over the layers: the keys of its curves, of one unit, and what to say where they are
+    undefined.
+    """
 
     title: str
     note: str
-    y_label: str
-    curves: tuple[tuple[str, str], ...]
+    curves: tuple[str, ...]
     undefined: str
-    share: bool = False
     early_only: bool = False
 
 
@@ -39,21 +40,14 @@ FIGURES = (
         "Agreement by layer",
         "How often the layer's most probable token is the full model's, and how sure the layer is on "
         "average. Where the dashed line is above the solid one the layer is overconfident.",
-        "share of tokens",
-        (
-            ("agreement", "agrees with the full model"),
-            ("max_prob", "mean confidence"),
-            ("reference_agreement", "agrees with the untransformed one"),
-        ),
+        ("agreement", "max_prob", "reference_agreement"),
         "the trace holds no tokens",
-        share=True,
     ),
     LayerFigure(
         "Information still missing",
         "How far the layer's distribution is from the full model's, KL(full ‖ layer), and how undecided "
         "the layer itself is. A divergence that falls late means that the last layers do the work.",
-        "nats",
-        (("kl_to_final", "KL to the full model"), ("entropy", "entropy of the layer")),
+        ("kl_to_final", "entropy"),
         "the trace holds no tokens",
     ),
     LayerFigure(
@@ -61,13 +55,7 @@ FIGURES = (
         "Expected calibration error (ECE) of the raw confidence against agreement and against the text's "
         "own token, and the Brier score raw and recalibrated on other documents. Lower is better. ECE is "
         "biased upwards in small samples, so it has no interval.",
-        "error",
-        (
-            ("ece_agreement", "ECE, agreement"),
-            ("ece_token", "ECE, text"),
-            ("brier", "Brier, raw"),
-            ("recalibrated_brier", "Brier, recalibrated"),
-        ),
+        ("ece_agreement", "ece_token", "brier", "recalibrated_brier"),
         "every token has the same confidence",
         early_only=True,
     ),
@@ -75,8 +63,7 @@ FIGURES = (
         "Does confidence rank exits",
         "Probability that a token that agrees has the higher confidence (AUROC; 0.5 is guessing), and the "
         "area under the risk-coverage curve (AURC; lower is better).",
-        "area",
-        (("auroc", "AUROC"), ("aurc", "AURC")),
+        ("auroc", "aurc"),
         "at every layer fewer than 20 tokens agree, or fewer than 20 do not",
         early_only=True,
     ),
@@ -84,21 +71,14 @@ FIGURES = (
         "Similarity to the last layer",
         "Cosines that the Early-exit Adaptability Score is made of. The shuffled line compares with "
         "another token's final logits: the level of chance.",
-        "cosine",
-        (
-            ("logit_cosine", "logits"),
-            ("centred_logit_cosine", "centred logits"),
-            ("hidden_cosine_to_final", "hidden state"),
-            ("shuffled_logit_cosine", "shuffled (chance)"),
-        ),
+        ("logit_cosine", "centred_logit_cosine", "hidden_cosine_to_final", "shuffled_logit_cosine"),
         "the trace holds no tokens",
     ),
     LayerFigure(
         "How much each layer changes",
         "Norm of the layer's update over the norm of what it reads. Small values mean a layer that could "
         "be skipped.",
-        "ratio",
-        (("update_norm", "update norm"),),
+        ("update_norm",),
         "the trace holds no tokens",
     ),
 )
@@ -114,22 +94,25 @@ def layers_section(workload: WorkloadResult) -> Markup:
 
 def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     """One chart with its table, or the reason why there is none."""
-    present = [(name, label) for name, label in spec.curves if name in curves.values]
+    present = [CURVES[key] for key in spec.curves if key in curves.values]
     if not present:
         return fragment("run", "undefined_figure", spec.title, "the score card has no such curve.")
     # The full model agrees with itself: what holds an exit against agreement says nothing there.
     shown = slice(0, -1) if spec.early_only and len(curves.exits) > 1 else slice(None)
     exits = curves.exits[shown].astype(np.float64)
-    number: NumberFormat = (lambda value: percent(value, 0)) if spec.share else tidy
+    first = CURVES[spec.curves[0]]
+    number: NumberFormat = rounded if first.share else tidy
     series = tuple(
-        Series(label, exits, curves.values[name][shown], index, index, *interval_of(curves, name, shown))
-        for index, (name, label) in enumerate(present)
+        Series(
+            kind.name, exits, curves.values[kind.key][shown], place, place, *interval_of(curves, kind, shown)
+        )
+        for place, kind in enumerate(present)
     )
     plot = Plot(
         title=spec.title,
         description=spec.note,
         x=Axis("layer", layer_range(curves), "{:.0f}".format, ticks=6),
-        y=Axis(spec.y_label, (0.0, 1.0) if spec.share else None, number, include=(0.0,)),
+        y=Axis(first.unit, (0.0, 1.0) if first.share else None, number, include=(0.0,)),
         series=series,
     )
     count = len(curves.exits)
@@ -138,20 +121,18 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     if not plot.svg():
         return fragment("run", "undefined_figure", spec.title, f"Undefined: {spec.undefined}.")
     note = spec.note
-    absent = [label for name, label in spec.curves if name not in curves.values]
+    absent = [CURVES[key].name for key in spec.curves if key not in curves.values]
     if absent:
         note += f" Undefined on this workload: {listed(absent)}."
-    if any(np.isnan(curves.values[name][shown]).any() for name, _ in present):
+    if any(np.isnan(curves.values[kind.key][shown]).any() for kind in present):
         note += f" A gap: undefined there ({spec.undefined.replace('at every layer ', '')})."
     return drawn(plot, data, note=note, legend=plot.legend(), kind="measured")
 
 
-def interval_of(curves: LayerCurves, name: str, shown: slice) -> tuple[Curve | None, Curve | None]:
+def interval_of(curves: LayerCurves, kind: CurveKind, shown: slice) -> tuple[Curve | None, Curve | None]:
     """The limits of a curve at the layers shown, if it has any."""
-    if name not in curves.intervals:
-        return None, None
-    limits = curves.intervals[name]
-    return limits.low[shown], limits.high[shown]
+    limits = curves.intervals.get(kind.key)
+    return (None, None) if limits is None else (limits.low[shown], limits.high[shown])
 
 
 def layer_range(curves: LayerCurves) -> tuple[float, float]:
@@ -166,13 +147,13 @@ def tidy(value: float) -> str:
     return decimal(value, 0) if short in ("", "-0") else short.replace("-", "−")
 
 
-def curve_table(spec: LayerFigure, curves: LayerCurves, present: list[tuple[str, str]]) -> Table[int]:
+def curve_table(spec: LayerFigure, curves: LayerCurves, present: Sequence[CurveKind]) -> Table[int]:
     """The curves of one chart; a row is a place among the exits."""
 
     def value(name: str) -> Callable[[int], str]:
         return lambda place: cell(float(curves.values[name][place]))
 
-    columns = [Column(label, value(name)) for name, label in present]
+    columns = [Column(kind.name, value(kind.key)) for kind in present]
     return Table(
         (Column("Layer", lambda place: int(curves.exits[place])), *columns),
         caption=f"{spec.title}; summary.json has every layer and interval",
