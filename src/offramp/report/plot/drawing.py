@@ -9,11 +9,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from offramp.report.html import Kind, escaped, fragment
+
+if TYPE_CHECKING:
+    from offramp.report.plot.plot import Plot
+    from offramp.report.plot.rows import RowPlot
 
 
 @dataclass(frozen=True)
@@ -222,23 +226,8 @@ def marker(x: float, y: float, shape: int, title: str = "", size: float = 3.2) -
     return f"{body}><title>{escaped(title)}</title></{name}>" if title else f"{body}/>"
 
 
-class Chart(Protocol):
-    """A figure as data: what it is, what it says, and how it is drawn."""
-
-    @property
-    def title(self) -> str:
-        """Its name."""
-
-    @property
-    def description(self) -> str:
-        """What a reader has to know to read it."""
-
-    def svg(self) -> Markup:
-        """The drawing; "" if there is nothing to draw."""
-
-
 def drawn(
-    chart: Chart,
+    chart: Plot | RowPlot,
     data: str,
     *,
     title: str = "",

@@ -47,6 +47,7 @@ from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
 
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
+COMPONENTS = ("representation", "increment", "calibration")
 EAS_CHARTED = "eas_centred_logit"
 On = Literal["", "page", "terminal"]
 
@@ -119,9 +120,7 @@ ABOUT: tuple[Column[Row], ...] = (
 """What the model and its text are."""
 
 FIGURES: tuple[Column[Row], ...] = (
-    score_column("representation", figure_name("representation"), on="page"),
-    score_column("increment", figure_name("increment"), on="page"),
-    score_column("calibration", figure_name("calibration"), on="page"),
+    *(score_column(key, figure_name(key), on="page") for key in COMPONENTS),
     score_column("saturation_skip", figure_name("saturation_skip"), percent),
     *map(eas_column, SIMILARITIES),
     Column("Bits per byte", bits_cell, thousandths, key="bits", numeric=True, on="page"),
@@ -321,11 +320,8 @@ def mean_cell(column: Column[Row], what: str, workloads: int, traces: Traces) ->
 CHARTED_ROWS = 40
 LEAST_SPAN, LEAST_SPEED_SPAN = 0.1, 0.04
 """How far an axis of scores and one of speeds reaches at least."""
-SUITABLE = "From 0 to 1, higher is more suitable."
 CHARTED_SCORES: Mapping[str, str] = {
-    "representation": SUITABLE,
-    "increment": SUITABLE,
-    "calibration": SUITABLE,
+    **dict.fromkeys(COMPONENTS, "From 0 to 1, higher is more suitable."),
     EAS_CHARTED: "Early-exit Adaptability Score. Brackets run from another token's logits to its ceiling.",
     "saturation_skip": "Layers that could be skipped if the full model's answer were known. No policy can "
     "know it.",

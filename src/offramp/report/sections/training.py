@@ -290,9 +290,7 @@ def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named:
         (
             Column("Exits, text and floor", named),
             Column("Policy", lambda one: one.policy),
-            Column("Time saved", _saved_text),
-            Column("Speed is", _basis_cell),
-            Column("Untrained", lambda one: one.untrained, percent, idle=NOTHING),
+            *TRAININGS.only("Time saved", "Speed is", "Saved untrained").columns,
             Column("Paid back after tokens", _paid),
         ),
         caption=title,
