@@ -20,6 +20,7 @@ from offramp.studies.comparison.results import (
     Strategy,
     lacks,
 )
+from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER, OPEN, Decision, Speed, Verdict, decide, from_main
@@ -127,9 +128,8 @@ class Finding(ShownAsHtml, Generic[Detail]):
 
 def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[Verdict]:
     """A cell of a run: the verdict has been decided with what was executed and timed."""
-    speed, certificate = verdict.speed, verdict.certificate
+    speed = verdict.speed
     timed = speed is not None and speed.how == "measured"
-    bound = certificate is not None and certificate.holds
     return Finding(
         at=Place(model, workload, heads="", machine=verdict.basis),
         floor=Floor("agreement", verdict.floor),
@@ -140,7 +140,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
         predicted=verdict.net_speedup,
         measured=Estimate(speed.value, speed.low, speed.high) if speed is not None and timed else None,
         kept=verdict.kept,
-        certified="executed" if verdict.certified else "replayed" if bound else "",
+        certified=how_certified(verdict.certificate),
         missed=False,
         missing=verdict.missing,
         detail=verdict,
@@ -176,7 +176,7 @@ def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Fin
         predicted=answer.net_speedup,
         measured=None if measured is None else measured.net_speedup,
         kept=None if measured is None else measured.agreement,
-        certified=how_certified(answer),
+        certified=how_certified(answer.certificate),
         missed=missed,
         missing=missing,
         detail=answer,
@@ -184,11 +184,11 @@ def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Fin
     )
 
 
-def how_certified(answer: Tuned) -> Passed:
-    """How an answer's floor was shown to be kept, "" if it was not."""
-    if not answer.certificate.holds:
+def how_certified(certificate: Certificate | None) -> Passed:
+    """How a floor was shown to be kept, "" if it was not."""
+    if certificate is None or not certificate.holds:
         return ""
-    return "executed" if answer.certificate.executed else "replayed"
+    return "executed" if certificate.executed else "replayed"
 
 
 def speed_of(speedup: Estimate, *, measured: bool) -> Speed | None:

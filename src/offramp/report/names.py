@@ -14,7 +14,6 @@ FIGURES: dict[str, str] = {
     "calibration": "Calibration",
     "composite": "Composite",
     "literal_calibration": "Calibration, as the study words it",
-    "initial_information": "Information in the final layer",
     "first_match_skip": "First-match oracle skips at 100 % agreement",
     "saturation_skip": "Saturation oracle skips at 100 % agreement",
     "time_ceiling_first_match": "First-match oracle at 100 % agreement, as time",
@@ -24,9 +23,6 @@ FIGURES: dict[str, str] = {
     "eas_hidden": "EAS, hidden state",
     "block_influence": "Block influence",
     "mean_kl": "Mean KL to the full model",
-    "bits_per_byte": "Bits per byte",
-    "net_speedup": "Net speedup",
-    "agreement": "Agreement",
 }
 
 

@@ -201,7 +201,7 @@ def _title(policy: DecodedChoice) -> str:
 
 def caveats_section(run: RunResult) -> Markup:
     """What to bear in mind before quoting the headline, and what the kinds of figures mean."""
-    return fragment("run", "caveats", caveats(run), True)
+    return fragment("run", "caveats", caveats(run))
 
 
 LOWEST = 0.7
