@@ -403,7 +403,7 @@ def test_what_a_transform_costs_stands_beside_agreement_wherever_people_look(tra
     for verdict in transformed.workloads[0].verdicts:
         assert page.text.count(reference_line(verdict.reference_agreement)) >= 1
     assert "untransformed: 91.0 % (90.0 to 92.0 %)" in page.text
-    assert "agrees with the untransformed one" in page.text  # the curve by layer
+    assert "Agreement with the untransformed model" in page.text  # the curve by layer
     assert "90 % agreement with the original model" in page.text  # the floor of a certificate
     assert "(no interval: 7 documents; an interval needs 20)" in transform_sentence(transformed_run(7))
 

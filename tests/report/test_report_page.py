@@ -258,7 +258,7 @@ def test_undefined_figures_show_their_reason_and_no_number() -> None:
     text = page.text
     assert "Representation quality is undefined. the trace has one document" in text
     assert "Undefined: at every layer fewer than 20 tokens agree" in text
-    assert "Undefined on this workload: Brier, recalibrated." in text
+    assert "Undefined on this workload: Brier score, recalibrated." in text
     assert "No layer has tokens to bin." in text
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", text)
 

@@ -22,7 +22,7 @@ from offramp.report.names import distinct, floor_order, line_name, machine_shown
 from offramp.report.places import FLOOR, PLACE
 from offramp.report.plot.drawing import drawn
 from offramp.report.plot.rows import Point, Row, RowPlot, Track
-from offramp.report.run_result import RunResult
+from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.potential import readings_sentence
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
@@ -78,8 +78,7 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
     saved = estimate_saved(Estimate(speed.value, speed.low, speed.high))
     decoded, plain = run.decoded(text), run.plain_seconds_per_token
     seconds = (decoded and decoded.plain_seconds) or (plain and plain.value) or None
-    timed = verdict.credit if speed.how == "measured" else None  # of the same turns
-    credit, tokens = timed or NOT_TIMED, None
+    credit, tokens = _credit(decoded, verdict), None
     if seconds and credit.value is not None and saved.value is not None:
         without = saved_without(saved.value, credit.value)
         tokens = tokens_to_pay_back(training.seconds, seconds, saved.value, without)
@@ -96,6 +95,16 @@ def _bought(run: RunResult, training: Training, text: str, verdict: Verdict) -> 
         paid_back=tokens,
         plain_seconds=seconds,
     )
+
+
+def _credit(decoded: Decoded | None, verdict: Verdict) -> Estimate:
+    """What the stopwatch credits the verdict's policy with, where all that needs no exits took turns."""
+    if decoded is not None and not decoded.bench.untimed_rivals:
+        for policy in decoded.policies:
+            if (policy.policy, policy.kv) == (verdict.policy, verdict.kv):
+                credit = decoded.bench.credit(policy.contender, verdict.floor)
+                return NOT_TIMED if credit is None else Estimate(credit.value, credit.low, credit.high)
+    return NOT_TIMED
 
 
 # In words.
