@@ -109,7 +109,7 @@ def test_prompts_avoid_what_any_heads_were_fitted_on(model: Path, workload: str,
     documents = load_workload(workload)
     seen = {documents.fingerprint: tuple(one.id for one in documents.documents)}
     path = tmp_path / "heads.safetensors"
-    write_heads(ExitHeads(base, (2,), None, {}, None, None, seen), path)
+    write_heads(ExitHeads(base, None, {}, None, exits=(2,), candidate_exit=None, documents=seen), path)
     asked = ["--combine", "exits", "--policy", POLICY, "--heads", path]
     outcome = run_offramp(*command(model, workload, *asked)).require(2)
     assert "the workload has 0 prompts" in outcome.err

@@ -26,13 +26,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, document
     folder = tmp_path_factory.mktemp("exits") / "new folder" / "exits"
     outcome = command(tiny_model, documents, folder, "--json").require(0)
     value = outcome.json
-    assert value["exits"] == str(folder)
+    assert value["folder"] == str(folder)
     assert value["fingerprint"] == read_heads(folder).fingerprint
     assert value["steps"] == 12
-    assert value["trained"].keys() == value["before"].keys() == {"1", "2"}
-    for exit in ("1", "2"):
-        assert value["trained"][exit]["loss"] <= value["before"][exit]["loss"]
-    assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
+    assert value["places"] == ["1", "2"]
+    for before, after in zip(value["before"], value["trained"], strict=True):
+        assert after["loss"] <= before["loss"]
+    assert value["floors"] == [0.99, 0.97, 0.95, 0.9]
+    assert len(value["trained"][1]["leaving"]) == 4
     return folder
 
 
@@ -70,9 +71,10 @@ def test_key_value_maps_are_trained_as_they_are_executed(
     before, after = read_heads(trained), read_heads(folder)
     assert after.reading_fingerprint == before.reading_fingerprint
     assert after.fingerprint == outcome.json["fingerprint"] != before.fingerprint
-    assert outcome.json["recipe"]["at"] == [1, 2]
-    assert outcome.json["recipe"]["leave"] == 0.4
-    assert outcome.json["trained"]["staying"]["loss"] <= outcome.json["before"]["staying"]["loss"]
+    assert outcome.json["request"]["recipe"]["at"] == [1, 2]
+    assert outcome.json["request"]["recipe"]["leave"] == 0.4
+    assert outcome.json["places"] == ["staying"]
+    assert outcome.json["trained"][0]["loss"] <= outcome.json["before"][0]["loss"]
     assert "of tokens that stay" in outcome.err
     for more, why in (
         ([], "no heads whose K,V maps are to be trained"),
@@ -237,10 +239,13 @@ def test_a_model_is_trained_itself_and_is_a_model(tiny_model: Path, documents: P
     folder = tmp_path / "regularised"
     options = ["--kind", "regularised", "--at", "2,3", "--lora", 4, "--keep", 2, "--steps", 3]
     value = command(tiny_model, documents, folder, *options, "--json").require(0).json
-    assert value["trained"].keys() == value["before"].keys() == {"2", "3", "full depth"}
-    assert value["before"]["full depth"]["reference_agreement"] == 1.0
-    assert list(value["trained"]["2"]["leaving"]) == ["0.99", "0.97", "0.95", "0.9"]
-    assert value["recipe"]["regularisation"]["keep"] == 2.0
+    assert value["places"] == ["2", "3", "full depth"]
+    assert len(value["trained"]) == len(value["before"]) == 3
+    assert value["before"][-1]["reference_agreement"] == 1.0
+    assert len(value["trained"][0]["leaving"]) == len(value["floors"]) == 4
+    assert value["request"]["recipe"]["regularisation"]["keep"] == 2.0
+    assert value["documents"] == {}
+    assert value["texts"] == []
     again = command(tiny_model, documents, folder, *options).require(0)  # it is finished, and said again
     for part in (
         "agreement if all leave",

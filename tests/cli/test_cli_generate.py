@@ -69,23 +69,24 @@ def test_json_says_everything(tiny_model: Path, model: offramp.Model) -> None:
     expected = offramp.generate(model, PROMPT, policy=POLICY, max_new_tokens=16)
     assert len(found.out.splitlines()) == 1
     assert expected.text in found.err
-    assert value["text"] == expected.text
-    assert value["tokens"] == expected.tokens
-    assert value["exits"] == expected.exits.tolist()
-    assert value["layers_executed"] == expected.layers_executed
-    assert value["skip_ratio"] == expected.skip_ratio
-    assert (value["layers"], value["kv"], value["stopped"]) == (LAYERS, "propagate", "length")
-    assert (value["prompt"], value["policy"], value["problem"]) == (PROMPT, POLICY, None)
+    (row,) = value["rows"]
+    assert row["text"] == expected.text
+    assert row["tokens"] == expected.tokens
+    assert row["exits"] == expected.exits.tolist()
+    assert row["layers_executed"] == expected.layers_executed
+    assert value["skip_ratio"] == row["skip_ratio"] == expected.skip_ratio
+    assert (row["layers"], value["kv"], row["stopped"]) == (LAYERS, "propagate", "length")
+    assert (value["prompts"], value["policy"], row["problem"]) == ([PROMPT], POLICY, None)
     assert value["tokens_per_second"] == pytest.approx(15 / value["seconds"])
     assert value["first_token_seconds"] > 0
     plain = offramp.generate(model, PROMPT, max_new_tokens=16)
     shared = next(place for place in range(17) if expected.tokens[: place + 1] != plain.tokens[: place + 1])
     check = value["check"]
-    assert check["plain_tokens"] == [plain.tokens]
-    assert check["tokens_before_divergence"] == [shared]
+    assert [row["tokens"] for row in check["plain"]] == [plain.tokens]
+    assert check["shared"] == [shared]
     assert 0 < shared < 16
     choices = full_models_choices(model, PROMPT, expected.tokens)
-    assert check["agreement"] == pytest.approx(choices)
+    assert check["agreement"]["value"] == pytest.approx(choices)
     assert f"({round(16 * choices)} of 16 tokens)" in found.err
     assert f"parts from the full model's own at new token {shared + 1}: " in found.err
     assert "exits are read through the model's own head (no --heads given)" in found.err
@@ -117,9 +118,9 @@ def test_several_prompts_are_decoded_together(tiny_model: Path, model: offramp.M
     assert found.out == "".join(f"[{place}]\n{row.text}\n" for place, row in enumerate(expected, 1))
     assert "answer 2: " in found.err
     value = run_offramp(*command, "--json").require(0).json
-    assert [row["prompt"] for row in value["generations"]] == [PROMPT, "a model reads"]
+    assert value["prompts"] == [PROMPT, "a model reads"]
+    assert [row["text"] for row in value["rows"]] == [row.text for row in expected]
     assert value["check"] is None
-    assert "text" not in value
 
 
 def test_prompts_come_from_standard_input(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,9 +207,10 @@ def test_a_broken_logit_ends_it_after_what_was_produced(broken_model: tuple[Path
     assert "layer 1" in found.err
     assert "Warning" not in found.err
     value = run_offramp(*command, "--json").require(1).json
-    assert value["text"] == text
-    assert value["stopped"] == "problem"
-    assert "layer 1" in value["problem"]
+    (row,) = value["rows"]
+    assert row["text"] == text
+    assert row["stopped"] == "problem"
+    assert "layer 1" in row["problem"]
     assert value["check"] is None
 
 

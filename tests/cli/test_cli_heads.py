@@ -114,7 +114,7 @@ def test_maps_are_fitted_alone_and_added_to_other_heads(
     assert found.kv_maps is not None
     assert found.kv_maps.ranks == {1: 5, 2: 5}
     added = run_offramp(*arguments, *maps, "--add-to", fitted, "-o", both, "--json").require(0)
-    assert added.json["kv_maps"]["1"]["rank"] == 5
+    assert added.json["kv_maps"]["maps"]["1"]["rank"] == 5
     whole = read_heads(both)
     assert whole.reading_fingerprint == read_heads(fitted).fingerprint
     assert whole.kv_maps is not None

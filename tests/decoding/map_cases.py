@@ -43,7 +43,7 @@ def random_maps(
 def heads_with(maps: KeyValueMaps, model: Model | None = None, **base: Any) -> ExitHeads:
     """Heads that hold nothing else, of a model, or of a base of so many layers."""
     described = {"dtype": "float32", **base} if model is None else describe_base(model)
-    return ExitHeads(described, (), None, {}, None, None, documents={}, kv_maps=maps)
+    return ExitHeads(described, None, {}, None, exits=(), candidate_exit=None, documents={}, kv_maps=maps)
 
 
 def maps_for(model: Model, exits: Sequence[int] | None = None, **options: Any) -> ExitHeads:

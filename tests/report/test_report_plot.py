@@ -32,6 +32,7 @@ from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Trac
 from offramp.report.sections.curves import look
 from offramp.report.sections.layers import reliability_plot
 from offramp.scoring.card import ReliabilityDiagram
+from offramp.scoring.estimate import Estimate
 
 
 def line_plot(*series: Series, **options) -> Plot:
@@ -104,7 +105,7 @@ def test_charts_are_well_formed_and_named():
         3, curve(0, 0.5, 1), np.array([4, 0]), curve(0.2, math.nan), curve(0.5, math.nan)
     )
     rows = (
-        Row("a & b", (Track((Point(0.5, "a & b: 0.5", 0.4, 0.6, reach=(0.1, 0.9)),)),), "0.5"),
+        Row("a & b", (Track((Point(Estimate(0.5, 0.4, 0.6), "a & b: 0.5", reach=(0.1, 0.9)),)),), "0.5"),
         Row("<c>", (Track(bars=(Bar(0.0, 0.2, "<c>", 1),)),), "0.2"),
         Row("d", (Track(),), "undefined"),
     )
@@ -131,7 +132,10 @@ def test_what_is_undefined_draws_no_dot_and_nothing_defined_no_plot():
 
 def test_bars_add_up_from_nothing_and_two_points_are_joined():
     bars = (Bar(0.0, 0.5, "layers", 0), Bar(0.5, 1.0, "probes", 1))
-    both = (Point(0.25, "measured", 0.2, 0.3), Point(0.75, "predicted", colour=1, shape=3))
+    both = (
+        Point(Estimate(0.25, 0.2, 0.3), "measured"),
+        Point(Estimate(0.75), "predicted", colour=1, shape=3),
+    )
     rows = (Row("whole", (Track(bars=bars),)), Row("beside", (Track(both),)))
     root = ElementTree.fromstring(
         RowPlot("T", "d", rows, (0.0, 1.0), rule=(0.5, "half"), better="left").svg()
@@ -165,8 +169,8 @@ def dots(name: str, *points: Point) -> Row:
 
 
 def test_dots_stand_at_their_values_one_below_the_other():
-    first = Point(1.1, "model <a>, prose", 1.0, 1.2)
-    second = Point(1.3, "model <a>, code: 1.30 (1.25 to 1.35)", 1.25, 1.35, colour=1, shape=4)
+    first = Point(Estimate(1.1, 1.0, 1.2), "model <a>, prose")
+    second = Point(Estimate(1.3, 1.25, 1.35), "model <a>, code: 1.30 (1.25 to 1.35)", colour=1, shape=4)
     row = dots("model <a>", first, second)
     svg = RowPlot("Speed", "note", (row,), axis=(1.0, 1.5), rule=(1.0, "plain")).svg()
     scale = Scale(1.0, 1.5, row_plot.LEFT, row_plot.RIGHT)
@@ -180,7 +184,7 @@ def test_dots_stand_at_their_values_one_below_the_other():
 @given(st.lists(st.tuples(values, values, values), min_size=1, max_size=6))
 def test_no_dot_or_interval_leaves_the_drawing(triples):
     rows = tuple(
-        dots(f"row {i}", Point(sorted(t)[1], "prose", min(t), max(t), reach=(min(t), max(t))))
+        dots(f"row {i}", Point(Estimate(sorted(t)[1], min(t), max(t)), "prose", reach=(min(t), max(t))))
         for i, t in enumerate(triples)
     )
     root = parsed(RowPlot("T", "d", rows, rule=(0.0, "none")).svg())
@@ -191,7 +195,7 @@ def test_no_dot_or_interval_leaves_the_drawing(triples):
 
 
 def test_ticks_never_touch():
-    rows = (dots("row", Point(-0.0631, "prose"), Point(0.0012, "code")),)
+    rows = (dots("row", Point(Estimate(-0.0631), "prose"), Point(Estimate(0.0012), "code")),)
     chart = RowPlot("T", "d", rows, number=lambda v: f"{v:+.5f} nats")
     labels = [
         (float(node.get("x")), node.text, node.get("text-anchor"))
@@ -205,7 +209,7 @@ def test_ticks_never_touch():
 
 
 def test_what_hardly_differs_does_not_look_different():
-    rows = (dots("a", Point(0.2000, "prose")), dots("b", Point(0.2001, "prose")))
+    rows = (dots("a", Point(Estimate(0.2000), "prose")), dots("b", Point(Estimate(0.2001), "prose")))
     (x1, _), (x2, _) = discs(RowPlot("T", "d", rows, least_span=0.1).svg())
     assert abs(x2 - x1) < 1
     (x1, _), (x2, _) = discs(RowPlot("T", "d", rows).svg())

@@ -115,7 +115,9 @@ def example_maps(rank: int | None = 3) -> KeyValueMaps:
 
 def maps_alone(rank: int | None = 3) -> ExitHeads:
     """Heads with nothing else in them."""
-    return ExitHeads(MODEL, (), None, {}, None, None, documents={}, kv_maps=example_maps(rank))
+    return ExitHeads(
+        MODEL, None, {}, None, exits=(), candidate_exit=None, documents={}, kv_maps=example_maps(rank)
+    )
 
 
 def with_maps(**changes: Any) -> ExitHeads:
@@ -153,7 +155,7 @@ def own_heads(kind: Any = "rms", **changes: Any) -> ExitHeads:
         epsilon=None if kind == "model" else 1e-2,
     )
     output = dataclasses.replace(output, **changes)
-    return ExitHeads(MODEL, EXITS, None, {}, None, None, documents={}, output=output)
+    return ExitHeads(MODEL, None, {}, None, exits=EXITS, candidate_exit=None, documents={}, output=output)
 
 
 OUTPUT: Any = own_heads().output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import typer
 
 from offramp.cli.command import command
@@ -25,6 +27,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     works = asked.texts()
 
     from offramp.cli import exits_shown
+    from offramp.kit.typed import to_json
     from offramp.tracing.fitting.documents import left_for_tuning
 
     left = [len(left_for_tuning(work)) for work in works]
@@ -36,7 +39,8 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
         gates = gate_training.train(model, works, asked, progress=True)
         exits_shown.show_gates(out.console, gates.record)
         out.say(*exits_shown.gates_notes(gates), f"written: {asked.output}")
-        out.finish(exits_shown.gates_summary(gates, asked.output))
+        told = {"folder": str(asked.output), "fingerprint": gates.heads.fingerprint}
+        out.finish({**told, **to_json(gates.record)})
         return
 
     from offramp.kit.numbers import shown_size
@@ -48,7 +52,10 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     trained = training.train(model, works, asked, progress=True, on_size=tell)
     exits_shown.show_trained(out.console, trained)
     out.say(*exits_shown.notes(trained, asked, left[0]), f"written: {asked.output}")
-    out.finish(exits_shown.summary(trained, asked.output))
+    # What it read is long, and goes with the heads.
+    record = replace(trained.record, documents={}, texts=())
+    told = {"folder": str(asked.output), "fingerprint": record.heads}
+    out.finish({**told, "places": record.places, **to_json(record)})
 
 
 command(exits, "train", TRAININGS, train, doc=TRAIN)

@@ -1,11 +1,11 @@
-"""What is shown of trained exits, models and gates: tables, what to do with them in words, and JSON."""
+"""What is shown of trained exits, models and gates: tables, and what to do with them in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from offramp.cli.heads_shown import heads_notes
 from offramp.commands import command_line
@@ -145,41 +145,6 @@ def notes(trained: TrainedExits, asked: ResumableTraining, left: int) -> list[st
     return [*lines, *more]
 
 
-def summary(trained: TrainedExits, output: Path | str | None) -> dict[str, Any]:
-    """The same as JSON."""
-    from offramp.kit.typed import to_json
-    from offramp.lab.exits.record import leaving_by_floor
-
-    record = trained.record
-
-    def of(evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
-        places = record.places if evaluations else ()
-        return {place: shown(one) for place, one in zip(places, evaluations, strict=True)}
-
-    def shown(one: Evaluation) -> dict[str, Any]:
-        if record.kind == ExecutedTraining.kind:
-            return {"loss": one.loss, "agreement": one.agreement, "left": one.leaving[0]}
-        found: dict[str, Any] = {"loss": one.loss, "agreement": one.agreement}
-        if one.reference_agreement is not None:
-            found |= {"reference_agreement": one.reference_agreement, "bits_per_byte": one.bits_per_byte}
-        return found | ({"leaving": leaving_by_floor(one)} if one.leaving else {})
-
-    return {
-        "exits": str(output),
-        "fingerprint": record.heads,
-        "recipe": to_json(record.request.recipe),
-        "settings": to_json(record.settings),
-        "rows": to_json(record.rows),
-        "seconds": to_json(record.seconds),
-        "earlier": to_json(record.earlier),
-        "steps": record.steps,
-        "stopped": record.stopped,
-        "logit_lens": of(record.logit_lens),
-        "before": of(record.before),
-        "trained": of(record.trained),
-    }
-
-
 def _bits(one: Evaluation) -> str:
     return "?" if one.bits_per_byte is None else f"{one.bits_per_byte:.3f}"
 
@@ -245,10 +210,3 @@ def gates_notes(trained: TrainedGates) -> list[str]:
         f"the policy of the gates: {record.gate.policy}",
         *heads_notes(trained.heads)[-1:],
     ]
-
-
-def gates_summary(trained: TrainedGates, output: Path | str | None) -> dict[str, Any]:
-    """The same as JSON."""
-    from offramp.kit.typed import to_json
-
-    return {"exits": str(output), "fingerprint": trained.heads.fingerprint, **to_json(trained.record)}

@@ -20,6 +20,7 @@ from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, flags
 from offramp.kit.rules import only_if
 from offramp.policies.names import BatchingName, StrategyName
+from offramp.tracing.asked import ReadThrough
 from offramp.tracing.progress import console, stage
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ warm = only_if(lambda asked: asked.temperature != 0, "at --temperature 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completion(Leaving, Request):
+class Completion(Leaving, ReadThrough, Request):
     """Answer a prompt, each token from the layer that the policy chooses; on a terminal coloured by layer."""
 
     prompts: Annotated[tuple[str, ...], flags("--prompt")] = ()
@@ -48,8 +49,6 @@ class Completion(Leaving, Request):
     policy: Annotated[str, flags("--policy", "-p")] = FULL_MODEL
     kv: Annotated[StrategyName | None, exiting] = None
     heads: Annotated[Path | None, exiting] = None
-    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
-    exits train."""
     new_tokens: Annotated[Count, flags("--max-new-tokens")] = NEW_TOKENS
     chat: bool = False
     """The prompt is one turn of a chat."""
@@ -113,9 +112,10 @@ class Completion(Leaving, Request):
 
 def generate(asked: Completion, out: Output) -> None:
     """Generate, show, check and sum up."""
-    from offramp.cli.generation_summary import summary_lines, to_json
+    from offramp.cli.generation_summary import Answered, summary_lines
     from offramp.cli.token_text import Painter
     from offramp.decoding.generation.prompts import prompt_batch
+    from offramp.kit.typed import to_json
 
     model = asked.load()
     prompts = prompt_batch(model, asked.texts, chat=asked.chat)
@@ -134,7 +134,7 @@ def generate(asked: Completion, out: Output) -> None:
     policy = asked.options.policy
     if found is not None and asked.options.heads is None and policy.needs(model.layers):
         summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
-    value = to_json(model.shown_name, str(policy), asked.options.kv, asked.texts, batch, found)
+    value = to_json(Answered(model.shown_name, policy, asked.options.kv, asked.texts, batch, found))
     if problem is not None:
         broken = OfframpError(
             f"the generation stopped early: {problem}",

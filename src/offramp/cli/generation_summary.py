@@ -1,15 +1,16 @@
-"""What `offramp generate` says of a generation when it is over, in lines and as JSON."""
+"""What `offramp generate` says of a generation when it is over, in lines, and the record of its JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from offramp.decoding.generation.result import BatchGeneration, Generation
 from offramp.decoding.measurement.results import FreeRunning
+from offramp.policies.policy import ExitPolicy
 from offramp.report.formats import counted, decimal, duration, percent
 
 DRAFTING = "speculate"
@@ -26,46 +27,41 @@ class FullModelCheck:
     answer up to the first that differs from the full model's own.
     """
 
+    INLINE: ClassVar[tuple[str, ...]] = ("quality",)
+
     quality: FreeRunning
     plain: tuple[Generation, ...]
     shared: tuple[int, ...]
 
 
-def layers_run(batch: BatchGeneration) -> tuple[int, int]:
-    """Layers that ran after the prompt, and those of the full model on the same tokens, all rows together.
+@dataclass(frozen=True)
+class Answered:
+    """What was generated, from which prompts, how; check: None unless it was asked for and nothing broke."""
 
-    The last new token is never fed.
-    """
-    executed = sum(row.layers_executed - row.prompt_layers for row in batch.rows)
-    return executed, sum(max(0, len(row.tokens) - 1) * row.layers for row in batch.rows)
+    INLINE: ClassVar[tuple[str, ...]] = ("generated",)
 
-
-def tokens_per_second(batch: BatchGeneration) -> float:
-    """New tokens after the first of every row, over the seconds that they took; NaN if there are none."""
-    fed = sum(max(0, len(row.tokens) - 1) for row in batch.rows)
-    return fed / batch.seconds if fed and batch.seconds else float("nan")
-
-
-def mean_exit(batch: BatchGeneration) -> float:
-    """Mean exit of the tokens after the first of every row, which always leaves at L; NaN without any."""
-    exits = np.concatenate([row.exits[1:] for row in batch.rows])
-    return float(exits.mean()) if len(exits) else float("nan")
+    model: str
+    policy: ExitPolicy
+    kv: str
+    prompts: list[str]
+    generated: BatchGeneration
+    check: FullModelCheck | None
 
 
 def summary_lines(batch: BatchGeneration, kv: str, check: FullModelCheck | None, decode: Decode) -> list[str]:
     """The end of a generation in a few lines."""
     new, layers = sum(len(row.tokens) for row in batch.rows), batch.rows[0].layers
     ends = ", ".join(dict.fromkeys(row.stopped for row in batch.rows))
-    speed = tokens_per_second(batch)
+    speed = batch.tokens_per_second
     timing = [f"first after {duration(batch.first_token_seconds)}"]
     if np.isfinite(speed):
         timing.insert(0, f"{decimal(speed, 1)} tokens/s")
     lines = [f"{counted(new, 'new token')} (ended by: {ends}), {', '.join(timing)}"]
-    executed, plain = layers_run(batch)
+    executed, plain = batch.layers_run
     if plain:
         left = "drafts left" if kv == DRAFTING else "tokens left"
         lines.append(
-            f"{_skipped(executed, plain)}; {left} after layer {decimal(mean_exit(batch), 1)} of {layers} on "
+            f"{_skipped(executed, plain)}; {left} after layer {decimal(batch.mean_exit, 1)} of {layers} on "
             "average"
         )
     if batch.drafted:
@@ -104,63 +100,3 @@ def _divergence(row: Generation, plain: Generation, shared: int, decode: Decode)
 
 def _token(tokens: Sequence[int], place: int, decode: Decode) -> str:
     return repr(decode([tokens[place]])) if place < len(tokens) else "the end"
-
-
-def to_json(
-    model: str,
-    policy: str,
-    kv: str,
-    prompts: Sequence[str],
-    batch: BatchGeneration,
-    check: FullModelCheck | None,
-) -> dict[str, Any]:
-    """The JSON object: of one prompt its answer's fields, of several a list of them under "generations"."""
-    answers = [_answer(prompt, row) for prompt, row in zip(prompts, batch.rows, strict=True)]
-    executed, plain = layers_run(batch)
-    return {
-        "model": model,
-        "policy": policy,
-        "kv": kv,
-        "layers": batch.rows[0].layers,
-        **(answers[0] if len(answers) == 1 else {"generations": answers}),
-        "skip_ratio": 1 - executed / plain if plain else 0.0,
-        "mean_exit": mean_exit(batch),
-        "seconds": batch.seconds,
-        "first_token_seconds": batch.first_token_seconds,
-        "tokens_per_second": tokens_per_second(batch),
-        "drafted": batch.drafted,
-        "accepted": batch.accepted,
-        "check": None if check is None else _check(check),
-    }
-
-
-def _answer(prompt: str, row: Generation) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "text": row.text,
-        "tokens": row.tokens,
-        "exits": row.exits.tolist(),
-        "layers_executed": row.layers_executed,
-        "prompt_layers": row.prompt_layers,
-        "prompt_tokens": row.prompt_tokens,
-        "skip_ratio": row.skip_ratio,
-        "stopped": row.stopped,
-        "problem": row.problem,
-    }
-
-
-def _check(check: FullModelCheck) -> dict[str, Any]:
-    return {
-        "agreement": check.quality.agreement.value,
-        "sequence_match": check.quality.sequence_match.value,
-        "nll": check.quality.nll.value,
-        "plain_nll": check.quality.plain_nll.value,
-        "tokens_before_divergence": list(check.shared),
-        "plain_text": [row.text for row in check.plain],
-        "plain_tokens": [row.tokens for row in check.plain],
-        "intervals": {
-            name: [value["low"], value["high"]]
-            for name, value in asdict(check.quality).items()
-            if isinstance(value, dict)
-        },
-    }

@@ -19,6 +19,7 @@ from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
+from offramp.kit.typed import to_json
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
@@ -186,14 +187,14 @@ def fit(asked: HeadFitting, out: Output) -> None:
     if whole is not None:
         fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
     asked.write(fitted)
-    from offramp.cli.heads_shown import MAPS, heads_notes, heads_summary, heads_table
+    from offramp.cli.heads_shown import MAPS, heads_notes, heads_table
 
     if fitted.exits:
         out.console.print(heads_table(fitted).rich(range(len(fitted.exits))))
     if fitted.kv_maps is not None:
         out.console.print(MAPS.rich(fitted.kv_maps.maps.items()))
     out.say(*heads_notes(fitted), f"written: {asked.output}")
-    out.finish(heads_summary(fitted, asked.output))
+    out.finish({"heads": str(asked.output), **to_json(fitted)})
 
 
 def require_no_maps_lost(asked: HeadFitting, heads: ExitHeads) -> None:
@@ -247,10 +248,8 @@ def import_(asked: HeadImport, out: Output) -> None:
         model = load_for_tracing(base, [], stream=None, memory=None)
     imported = found.heads_for(model)
     asked.write(imported)
-    from offramp.cli.heads_shown import heads_summary
-
     out.say(*_import_notes(imported), *found.left_out(model.layers), f"written: {asked.output}")
-    out.finish(heads_summary(imported, asked.output))
+    out.finish({"heads": str(asked.output), **to_json(imported)})
 
 
 command(heads, "fit", HeadFitting, fit)

@@ -1,19 +1,15 @@
-"""What is shown of fitted or imported exit heads: tables, what they are worth in words, and JSON."""
+"""What is shown of fitted or imported exit heads: tables, and what they are worth in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp.report.formats import decimal
 from offramp.report.table import Column, Table
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
     from offramp.tracing.key_value_maps import ExitMaps
 
@@ -49,7 +45,7 @@ def _explained(place: int | None) -> Callable[[tuple[int, ExitMaps]], float]:
     """Explained variance of the maps into one of the deeper layers; None: the mean of all."""
 
     def value(row: tuple[int, ExitMaps]) -> float:
-        explained = row[1].explained[-1]
+        explained = row[1].explained_by_all
         return float(explained.mean() if place is None else explained[place])
 
     return value
@@ -59,7 +55,7 @@ MAPS: Table[tuple[int, ExitMaps]] = Table(
     (
         Column("Exit", lambda row: row[0]),
         Column("Rank", lambda row: "full" if row[1].rank is None else str(row[1].rank)),
-        Column("Layers", lambda row: len(row[1].explained[-1])),
+        Column("Layers", lambda row: len(row[1].explained_by_all)),
         Column("MB", lambda row: f"{row[1].bytes / 1e6:,.1f}"),
         Column("Explained", _explained(None), decimal),
         Column("Next layer", _explained(0), decimal),
@@ -69,15 +65,6 @@ MAPS: Table[tuple[int, ExitMaps]] = Table(
     words=0,
 )
 """Each exit's K,V maps over its deeper layers."""
-
-
-def _describe_maps(maps: ExitMaps) -> dict[str, Any]:
-    return {
-        "rank": maps.rank,
-        "bytes": maps.bytes,
-        "explained": maps.explained[-1].tolist(),
-        "penalty": maps.penalty,
-    }
 
 
 def heads_notes(fitted: ExitHeads) -> list[str]:
@@ -99,35 +86,3 @@ def heads_notes(fitted: ExitHeads) -> list[str]:
     seen = sum(len(ids) for ids in fitted.seen_documents.values())
     lines.append(f"fitting read {seen} documents; tuning on a trace made with these heads leaves them out")
     return lines
-
-
-def heads_summary(fitted: ExitHeads, output: Path) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "heads": str(output),
-        "fingerprint": fitted.fingerprint,
-        "exits": list(fitted.exits),
-        "candidate_exit": fitted.candidate_exit,
-        "lens": None
-        if fitted.lens is None
-        else {"explained": _listed(fitted.lens.explained), "penalty": _listed(fitted.lens.penalty)},
-        "output": None if fitted.output is None else {"norm": fitted.output.norm},
-        "classifiers": {
-            name: {
-                "auroc": classifier.auroc.tolist(),
-                "base_rate": classifier.base_rate.tolist(),
-                "better_than_chance": classifier.better_than_chance.tolist(),
-            }
-            for name, classifier in fitted.classifiers.items()
-        },
-        "kv_maps": None
-        if fitted.kv_maps is None
-        else {str(exit): _describe_maps(maps) for exit, maps in fitted.kv_maps.maps.items()},
-        "documents": {workload: list(ids) for workload, ids in fitted.seen_documents.items()},
-        "provenance": dict(fitted.provenance),
-    }
-
-
-def _listed(numbers: NDArray[np.float64] | None) -> list[float] | None:
-    """JSON values, None for what is not known."""
-    return None if numbers is None else [float(number) for number in numbers]

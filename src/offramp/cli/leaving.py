@@ -1,4 +1,4 @@
-"""`Leaving`: the part of a request that says how a policy decodes on a model."""
+"""`Leaving`, `Keeping`: the parts of a request that say how a policy decodes, or is replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from offramp.kit import defaults
 from offramp.kit.numbers import Count
-from offramp.kit.request import flags
+from offramp.kit.request import Options, flags
 from offramp.kit.rules import only_if
 from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.asked import OnModel
@@ -28,22 +28,28 @@ def read_draft_length(text: str | None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaving(OnModel):
+class Keeping(Options):
+    """What becomes of the layers that tokens skip, and how rows of a batch leave."""
+
+    kv: StrategyName | None = None
+    """Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), recompute,
+    speculate, monotone."""
+    batching: BatchingName | None = None
+    """How rows of a batch leave: lockstep (the default) or rebatch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving(Keeping, OnModel):
     """Where tokens leave, and what becomes of the layers that they skip."""
 
     policy: Annotated[str | None, flags("--policy", "-p")] = None
     """static:exit=20, threshold:signal=...,value=...,exits=..., a .json; never: the full model."""
-    kv: StrategyName | None = None
-    """Skipped layers' K and V: propagate (default unless tuned), mapped (by maps of --heads), recompute,
-    speculate, monotone."""
     draft_length: Annotated[
         str | None,
         only_if(lambda asked: asked.options.kv == SPECULATE, "with --kv {options.kv}", "--kv speculate"),
     ] = None
     """Tokens drafted before a verification at most, with --kv speculate: a number or auto. By default
     {defaults.DRAFT_LENGTH}."""
-    batching: BatchingName | None = None
-    """How rows of a batch leave: lockstep (the default) or rebatch."""
     new_tokens: Count = defaults.NEW_TOKENS
     """New tokens at most."""
 

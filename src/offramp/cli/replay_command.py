@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from offramp.cli.console import Output
+from offramp.cli.leaving import Keeping
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.kit.request import Request, argument, flags
@@ -17,12 +18,12 @@ from offramp.tracing.asked import OnDevice, only_speculating
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
-    from offramp.policies.replay import ReplayResult
+    from offramp.decoding.rerun.rerunner import RerunResult
     from offramp.tracing.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayCommand(OnDevice, Request):
+class ReplayCommand(Keeping, OnDevice, Request):
     """Replay an exit policy on a trace: where tokens leave, what it saves and loses. Needs no model."""
 
     trace: Annotated[Path, argument]
@@ -40,7 +41,6 @@ class ReplayCommand(OnDevice, Request):
     batching: Annotated[
         BatchingName | None, only_if(lambda asked: asked.batch != 1, "at batch 1", "--batch 2 or more")
     ] = None
-    """How rows of a batch leave: lockstep (the default) or rebatch."""
     draft_length: Annotated[Count | None, only_speculating] = None
     """Tokens drafted before a verification, with --kv speculate: {DRAFT_LENGTH} by default."""
     explain: bool = False
@@ -81,7 +81,7 @@ def replay(asked: ReplayCommand, out: Output) -> None:
     )
     grouping = f" in {batching}" if asked.batch > 1 else ""
     out.console.print(
-        f"{result.policy} on {counted(len(result.exits), 'token')} (replayed, batch {asked.batch}{grouping})",
+        f"{result.policy} on {counted(result.tokens, 'token')} (replayed, batch {asked.batch}{grouping})",
         markup=False,
     )
     out.console.print(pairs("").rich(replay_facts(result).items()))
@@ -92,14 +92,14 @@ def replay(asked: ReplayCommand, out: Output) -> None:
     if asked.explain:
         out.console.print(charges_table(result.breakdown).rich(charges(result.breakdown)))
         out.say(total_text(result.breakdown))
-    breakdown = {"bill": to_json(result.breakdown)} if asked.explain else {}
+    bill = {"bill": result.breakdown} if asked.explain else {}
     heads = contents.heads if asked.heads is None and contents else asked.heads
     rerun = {"rerun": _execute(out, asked, loaded, heads)} if asked.execute else {}
-    out.finish({**_as_json(result), **breakdown, **rerun})
+    out.finish({**to_json(result), **bill, **rerun})
 
 
-def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None) -> dict[str, object]:
-    """The same policy with the keys and values that it leaves; shown, and as JSON."""
+def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None) -> RerunResult:
+    """The same policy with the keys and values that it leaves, shown."""
     from offramp.cli.traced_model import load_traced_model, read_traced_heads
 
     fitted = read_traced_heads(trace, heads)
@@ -107,7 +107,6 @@ def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None
     model = load_traced_model(trace, asked.model, fitted, instead=instead, device=asked.device)
     from offramp.decoding.rerun.rerunner import rerun
     from offramp.report.formats import percent
-    from offramp.report.replayed import exit_counts
 
     with stage("running the text again"):
         found = rerun(model, trace, asked.policy, asked.kv, heads=fitted)
@@ -120,40 +119,4 @@ def _execute(out: Output, asked: ReplayCommand, trace: Trace, heads: Path | None
             f"{percent(found.drift.tokens_changed)} come out as another token",
             markup=False,
         )
-    return {
-        "how": found.how,
-        "kv": found.kv,
-        "agreement": found.agreement,
-        "skip_ratio": found.skip_ratio,
-        "drift": None if found.drift is None else vars(found.drift),
-        "tokens_by_exit": {str(exit): count for exit, count in exit_counts(found.exits).items()},
-    }
-
-
-def _as_json(result: ReplayResult) -> dict[str, object]:
-    from offramp.report.replayed import exit_counts
-
-    return {
-        "policy": str(result.policy),
-        "reachable": result.reachable,
-        "tokens": len(result.exits),
-        "agreement": result.agreement,
-        "reference_agreement": result.reference_agreement,
-        "skip_ratio": result.skip_ratio,
-        "basis": result.basis,
-        "kv": result.kv,
-        "batch": result.batch,
-        "batching": result.batching,
-        "predicted_speedup": result.predicted_speedup,
-        "predicted_speedup_flops": result.predicted_speedup_flops,
-        "predicted_seconds_per_token": result.seconds_per_token,
-        "plain_seconds_per_token": result.plain_seconds_per_token,
-        "gain": asdict(result.gain),
-        "speedup_without_probes": result.speedup_without_probes,
-        "probe_share": result.probe_share,
-        "probes_per_token": result.breakdown.probes_per_token,
-        "nll_increase": result.nll_increase,
-        "kl": result.kl,
-        "notes": list(result.notes),
-        "tokens_by_exit": {str(exit): count for exit, count in exit_counts(result.exits).items()},
-    }
+    return found

@@ -20,7 +20,7 @@ from offramp.kit.numbers import Count, Positive, Seconds, Share, Whole
 from offramp.kit.request import Request, argument, flags
 from offramp.kit.rules import only_if
 from offramp.policies.names import StrategyName
-from offramp.tracing.asked import OnDevice
+from offramp.tracing.asked import OnDevice, ReadThrough
 from offramp.tracing.progress import progress_bar, stage
 from offramp.tuning.names import MethodName, Search
 
@@ -42,7 +42,7 @@ executing = only_if(lambda asked: asked.executes, "where nothing is decoded")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(OnDevice, Request):
+class Tuning(OnDevice, ReadThrough, Request):
     """Find the fastest policy that is certified, by decoding, to keep a quality floor."""
 
     traces: Annotated[tuple[Path, ...], argument, flags(metavar="TRACE...")] = field(kw_only=False)
@@ -63,9 +63,6 @@ class Tuning(OnDevice, Request):
     reference: Annotated[str | None, flags(metavar="MODEL")] = None
     """At a floor of reference_agreement: the model that judges what is decoded; by default from where the
     trace says."""
-    heads: Path | None = None
-    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
-    exits train."""
     kv: Literal["auto"] | StrategyName = "auto"
     """Keys and values of skipped layers: auto tries all that the model can; or one of propagate, recompute,
     monotone, ..."""
@@ -135,7 +132,7 @@ def tune(asked: Tuning, out: Output) -> None:
     from offramp.decoding.execution.tune import TunedTasks, require_judged
     from offramp.policies.grammar import is_tuned
 
-    texts = texts_at(asked.traces, asked.heads)
+    texts = texts_at(asked.traces, asked.heads_file)
     groups = tuned_together(texts)
     for place, (text, *_) in enumerate(groups if len(groups) > 1 else (), start=1):
         require_json_file(own_file(asked.output, place, text.name), "a tuned policy", is_tuned)

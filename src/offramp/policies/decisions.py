@@ -24,6 +24,12 @@ ROWS = 8192
 CANDIDATES = "candidate_score"
 
 
+def tokens_by_exit(exits: NDArray[np.int64]) -> dict[int, int]:
+    """How many tokens leave at each exit that any of them takes, ascending. exits: int64 [tokens]."""
+    layers, counts = np.unique(exits, return_counts=True)
+    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Decisions:
     """Where each token left and where it was probed.

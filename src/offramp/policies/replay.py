@@ -21,7 +21,7 @@ from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
-from offramp.policies.decisions import replay_decisions, task_of
+from offramp.policies.decisions import replay_decisions, task_of, tokens_by_exit
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
 from offramp.policies.kv_cost import (
@@ -98,10 +98,33 @@ class ReplayResult(ReplayFigures, ShownAsHtml):
     `breakdown.probes_per_token`. breakdown: every line of the cost, in bytes or seconds.
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = (
+        *ReplayFigures.READ_OFF,
+        "tokens",
+        "tokens_by_exit",
+        "probes_per_token",
+    )
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("exits", "probes", "breakdown")
+
     exits: NDArray[np.int64]
     probes: NDArray[np.int64]
     breakdown: CostBreakdown
     gain: Gain
+
+    @property
+    def tokens(self) -> int:
+        """Of the trace."""
+        return len(self.exits)
+
+    @property
+    def tokens_by_exit(self) -> dict[int, int]:
+        """How many of them leave at each exit, ascending."""
+        return tokens_by_exit(self.exits)
+
+    @property
+    def probes_per_token(self) -> float:
+        """Probes that are charged, over tokens."""
+        return self.breakdown.probes_per_token
 
     def __repr__(self) -> str:
         return (

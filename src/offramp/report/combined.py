@@ -300,7 +300,7 @@ def product_row(name: str, words: str, measured: Estimate[float], product: Estim
 
     def track(speed: Estimate[float], what: str, colour: int, shape: int) -> Track:
         said = f"{name}, {what}: {decimal(speed.value)} ×"
-        return Track((Point(speed.value, said, speed.low, speed.high, colour, shape),))
+        return Track((Point(speed, said, colour, shape),))
 
     tracks = [track(measured, "measured", 0, 0)]
     if product is not None:

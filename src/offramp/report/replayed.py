@@ -17,17 +17,10 @@ ORACLE = "This is an oracle, at 100 % agreement: it looks at what no decoder kno
 LEAVE = "tokens leave"
 
 
-def exit_counts(exits: NDArray[np.int64]) -> dict[int, int]:
-    """How many tokens took each exit that was taken, in ascending order. exits: int64 [tokens]."""
-    layers, counts = np.unique(exits, return_counts=True)
-    return dict(zip(layers.tolist(), counts.tolist(), strict=True))
-
-
 def replay_facts(result: ReplayResult) -> dict[str, str]:
     """Every figure of a replay, by what it is."""
     shares = [
-        f"{percent(count / len(result.exits))} at exit {layer}"
-        for layer, count in exit_counts(result.exits).items()
+        f"{percent(count / result.tokens)} at exit {layer}" for layer, count in result.tokens_by_exit.items()
     ]
     reference = result.reference_agreement
     facts = {
@@ -41,7 +34,7 @@ def replay_facts(result: ReplayResult) -> dict[str, str]:
         "predicted speed (FLOPs)": times(result.predicted_speedup_flops),
         "speed if probes were free": times(result.speedup_without_probes),
         "probes' share of the cost": percent(result.probe_share),
-        "probes per token": decimal(result.breakdown.probes_per_token),
+        "probes per token": decimal(result.probes_per_token),
         "NLL increase": f"{decimal(result.nll_increase, 4)} nats",
         "KL to the full model": f"{decimal(result.kl, 4)} nats",
     }
@@ -104,7 +97,7 @@ def amount(value: float, unit: str) -> str:
 
 def replay_section(result: ReplayResult) -> Markup:
     """A replay as a part of a page: its figures, where tokens leave, what is charged, and its notes."""
-    tokens = counted(len(result.exits), "token")
+    tokens = counted(result.tokens, "token")
     note = f"{tokens} of the trace by the layer after which the policy lets them leave."
     facts = {name: value for name, value in replay_facts(result).items() if name != LEAVE}  # those are drawn
     return fragment(

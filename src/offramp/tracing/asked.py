@@ -122,7 +122,21 @@ class InContext(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring(InContext):
+class ReadThrough(Options):
+    """What exits are read through."""
+
+    heads: Path | str | None = None
+    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
+    exits train."""
+
+    @property
+    def heads_file(self) -> Path | None:
+        """Where the exit heads lie."""
+        return None if self.heads is None else Path(self.heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(InContext, ReadThrough):
     """What is traced of every text, and what exits are read through."""
 
     tokens: Count = DEFAULT_TOKENS
@@ -130,8 +144,6 @@ class Measuring(InContext):
     exits: str | Path = ALL
     """Layers to measure: all, or 10,20,30; with --heads all of theirs by default."""
     heads: Path | str | None = None
-    """Read exits through the heads that offramp heads fit or import wrote, or those in a folder of offramp
-    exits train."""
     document_tokens: Count | None = None
     """Traced tokens per document at most. By default a 64th of --tokens, 32 at least, and more if documents
     are few."""
@@ -145,11 +157,6 @@ class Measuring(InContext):
     def layers(self) -> str:
         """The exits, settled: "all", or layers."""
         return str(self.exits)
-
-    @property
-    def heads_file(self) -> Path | None:
-        """Where the exit heads lie."""
-        return None if self.heads is None else Path(self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)

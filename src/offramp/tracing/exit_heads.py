@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,8 @@ class Classifier(Generic[Figure, Flag]):
     weights are 0: it says the base rate.
     """
 
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("mean", "scale", "weights", "biases")
+
     mean: Weights
     scale: Weights
     weights: tuple[Weights, ...]
@@ -56,8 +58,18 @@ class ExitClassifier(Classifier[NDArray[np.float64], NDArray[np.bool_]]):
     """One per exit below L: the first axis of every array."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadsEntries:
+    """What heads say as they are in the header of their file."""
+
+    exits: tuple[int, ...]
+    candidate_exit: int | None
+    documents: Mapping[str, tuple[str, ...]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class ExitHeads:
+class ExitHeads(HeadsEntries):
     """A whole file of fitted heads.
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
@@ -72,14 +84,13 @@ class ExitHeads:
     provenance of their own: heads may hold nothing else, and then have no `exits`.
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = ("fingerprint",)
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("shortlist", "texts")
+
     model: Mapping[str, Any]
-    exits: tuple[int, ...]
     lens: LinearLens | None
     classifiers: Mapping[str, ExitClassifier]
     shortlist: NDArray[np.int32] | None
-    candidate_exit: int | None
-    documents: Mapping[str, tuple[str, ...]]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
     output: OutputHeads | None = None
     kv_maps: KeyValueMaps | None = None
     mlp: ExitMlp | None = None
@@ -188,15 +199,12 @@ class _ModelEntry:
 
 
 @dataclass(frozen=True)
-class _Header:
+class _Header(HeadsEntries):
     """Types of the entries of a header that every file has; arrays and their parts are checked by their
     readers."""
 
     model: _ModelEntry
-    exits: tuple[int, ...]
     classifiers: Mapping[str, int]
-    candidate_exit: int | None
-    documents: Mapping[str, tuple[str, ...]]
     provenance: Mapping[str, Any]
 
 
@@ -206,25 +214,23 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     where: the file. Raises InputError for arrays that do not belong together, and InvalidRecordError,
     KeyError or TypeError for a header without the parts that `ExitHeads.header` writes.
     """
-    from_json(_Header, header)
-    reader = Reader(arrays, len(header["exits"]), where)
+    said = from_json(_Header, header)
+    reader = Reader(arrays, len(said.exits), where)
     heads = ExitHeads(
         model=header["model"],
-        exits=tuple(header["exits"]),
+        exits=said.exits,
         lens=read_lens(reader, header),
-        classifiers={
-            fact: _classifier(reader, fact, layers) for fact, layers in header["classifiers"].items()
-        },
+        classifiers={fact: _classifier(reader, fact, layers) for fact, layers in said.classifiers.items()},
         shortlist=reader.arrays.get("shortlist"),
-        candidate_exit=header["candidate_exit"],
-        documents={workload: tuple(ids) for workload, ids in header["documents"].items()},
-        provenance=header["provenance"],
+        candidate_exit=said.candidate_exit,
+        documents=said.documents,
+        provenance=said.provenance,
         output=read_output(reader, header),
         texts=reader.texts(header, "texts."),
         mlp=read_mlp(reader, header),
         kv_maps=read_maps(reader, header),
     )
-    layers = int(header["model"]["layers"])
+    layers = said.model.layers
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
         raise reader.refused(f"the exits {list(heads.exits)} are not ascending layers below {layers}")
     return heads

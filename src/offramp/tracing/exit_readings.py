@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +22,40 @@ MLP_ARRAYS = ("norm", "gate", "up", "down")
 OUTPUT_ARRAYS = ("weight", "bias", "norm_weight", "norm_bias")
 
 
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """Linear maps that are whole, or U V^T, a product of two narrow matrices.
+
+    inward: V^T, float32 [..., rank, hidden], and outward: U, float32 [..., hidden, rank]; None of whole ones.
+    """
+
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("weight", "bias", "inward", "outward")
+
+    inward: Weights | None = None
+    outward: Weights | None = None
+
+    @property
+    def rank(self) -> int | None:
+        """Columns of U and V; None where they are whole."""
+        return None if self.inward is None else int(self.inward.shape[-2])
+
+
 @dataclass(frozen=True)
-class LinearLens:
+class LinearLens(LowRank):
     """Per exit below L an affine map, an estimate of the last layer's output: h -> A h + b.
 
     A is whole, or the identity and a change of low rank: h -> h + U V^T h + b.
 
-    weight: A, float32 [exits, hidden, hidden] (rows are outputs), None in low rank. bias: float32 [exits,
-    hidden]. inward: V^T, float32 [exits, rank, hidden], and outward: U, float32 [exits, hidden, rank]; None
-    where A is whole. explained: float64 [exits], share of the variance of h_L explained on held-out
-    documents. penalty: float64 [exits], the ridge penalty chosen there. Both are None for a lens that offramp
-    did not fit.
+    weight: A, float32 [exits, hidden, hidden] (rows are outputs), None in low rank, where the first axis of
+    inward and outward is the exits. bias: float32 [exits, hidden]. explained: float64 [exits], share of the
+    variance of h_L explained on held-out documents. penalty: float64 [exits], the ridge penalty chosen there.
+    Both are None for a lens that offramp did not fit.
     """
 
     weight: Weights | None
     bias: Weights
     explained: NDArray[np.float64] | None = None
     penalty: NDArray[np.float64] | None = None
-    inward: Weights | None = None
-    outward: Weights | None = None
-
-    @property
-    def rank(self) -> int | None:
-        """Columns of U and V; None where A is whole."""
-        return None if self.inward is None else int(self.inward.shape[1])
 
     @property
     def hidden(self) -> int:
@@ -81,6 +91,8 @@ class GatedNetwork(Generic[Array]):
     (arXiv 1910.07467, equation 4). adds_to_normed: whether the network's output is added to n(x) instead of
     x, as Balcony's exits without attention have it.
     """
+
+    NOT_KEPT: ClassVar[tuple[str, ...]] = MLP_ARRAYS
 
     norm: Array
     gate: Array
@@ -145,6 +157,8 @@ class OutputHeads:
     (arXiv 1607.06450, section 3) or "none". norm_weight, norm_bias: float32 [exits, hidden] of "rms" and
     "layer", None where there is none. epsilon: added under the root.
     """
+
+    NOT_KEPT: ClassVar[tuple[str, ...]] = OUTPUT_ARRAYS
 
     weight: Weights | None
     bias: Weights | None = None

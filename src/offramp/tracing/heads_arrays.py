@@ -17,10 +17,6 @@ Weights = NDArray[np.float32]
 MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
 
 
-LARGEST_WEIGHT = 1e30
-"""Of float32: a sum of thousands of products with hidden states stays finite."""
-
-
 def at_place(array: Weights, place: int) -> Weights:
     """One exit's part of an array whose first axis is the exits, or 1 where all exits share it."""
     one: Weights = array[place if len(array) > 1 else 0]

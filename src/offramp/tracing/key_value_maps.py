@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
 from offramp.kit.sealed_tensors import Arrays
+from offramp.tracing.exit_readings import LowRank
 from offramp.tracing.heads_arrays import Reader, Weights, named_arrays, text_arrays
 from offramp.workloads.shared_text import Sketch
 
@@ -22,32 +23,32 @@ MAP_ARRAYS = ("centre", "bias", "explained", "change", "inward", "outward")
 
 
 @dataclass(frozen=True)
-class ExitMaps:
+class ExitMaps(LowRank):
     """The maps of one exit e < L - 1, to the output of each layer l = e + 1..L - 1, the axis "layers" here.
 
     h_l = h + D_l (h - centre) + bias_l, h being the exit's hidden state: the input of layer l + 1 but for
     what a linear map cannot say. D_l is whole, or of low rank with one V for all layers: D_l = U_l V^T.
 
-    change: D, float32 [layers, hidden, hidden] (rows are outputs), None in low rank. inward: V^T, float32
-    [rank, hidden], and outward: U, float32 [layers, hidden, rank], columns from the most to the least that
-    they explain; None where D is whole. centre: float32 [hidden]. bias: float32 [layers, hidden].
-    explained: float64 [ranks, layers], share of the held-out variance of h_l - h, each token's over the mean
-    square of its h, that the first columns explain: row r - 1 of rank r; one row where D is whole. penalty:
-    of the ridge regression.
+    change: D, float32 [layers, hidden, hidden] (rows are outputs), None in low rank. inward has no
+    axis of layers, outward has it first; columns stand from the most to the least that they explain. centre:
+    float32 [hidden]. bias: float32 [layers, hidden]. explained: float64 [ranks, layers], share of the
+    held-out variance of h_l - h, each token's over the mean square of its h, that the first columns explain:
+    row r - 1 of rank r; one row where D is whole. penalty: of the ridge regression.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("rank", "bytes", "explained_by_all")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = MAP_ARRAYS
 
     centre: Weights
     bias: Weights
     explained: NDArray[np.float64]
     penalty: float
     change: Weights | None = None
-    inward: Weights | None = None
-    outward: Weights | None = None
 
     @property
-    def rank(self) -> int | None:
-        """Columns of U and V; None where D is whole."""
-        return None if self.inward is None else len(self.inward)
+    def explained_by_all(self) -> NDArray[np.float64]:
+        """What all columns explain of each layer: float64 [layers]."""
+        return self.explained[-1]
 
     @property
     def bytes(self) -> int:
@@ -84,6 +85,8 @@ class KeyValueMaps:
     documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of their texts
     in the same order, None where they are not known. provenance: how they were fitted.
     """
+
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("texts",)
 
     maps: Mapping[int, ExitMaps]
     documents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -7,22 +7,13 @@ from dataclasses import replace
 
 from offramp.errors import WorkloadError
 from offramp.kit.numbers import whole_number
-from offramp.workloads.workload import Workload, WorkloadDescription
+from offramp.workloads.workload import Workload
 
 CONTINUED = "continued"
 
 FEWEST_TOKENS = 4
 
 EXAMPLE = f"{CONTINUED}:32+64:code:short"
-
-DESCRIBED = WorkloadDescription(
-    name=f"{CONTINUED}:N+M:WORKLOAD",
-    mode="generation",
-    documents="those of WORKLOAD",
-    licence="of WORKLOAD",
-    description="what the model writes itself after the first N tokens of each text, of which with +M no "
-    f"more than M tokens are read, as in {EXAMPLE}; of prompts +M alone, as in {CONTINUED}:+64:math",
-)
 
 
 def split_continued(spec: str) -> tuple[str, str]:

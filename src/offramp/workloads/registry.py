@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 
 from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.plug_ins import Known, asking, load_plug_in, refused, unfit
-from offramp.workloads.continued import CONTINUED, DESCRIBED, continued, split_continued
+from offramp.workloads.continued import CONTINUED, EXAMPLE, continued, split_continued
 from offramp.workloads.hub_dataset import HUB_DATASET
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
 from offramp.workloads.text_files import JSON_LINES, TEXT
-from offramp.workloads.workload import Workload, WorkloadDescription, WorkloadSource
+from offramp.workloads.workload import Workload, WorkloadSource
 
 ENTRY_POINT_GROUP = "offramp.workloads"
 
@@ -93,10 +93,22 @@ def load_workload(spec: str) -> Workload:
     return workload
 
 
-def describe_workloads() -> tuple[WorkloadDescription, ...]:
+CONTINUATIONS = WorkloadSource(
+    CONTINUED,
+    lambda argument: load_workload(f"{CONTINUED}:{argument}"),
+    mode="generation",
+    documents="those of WORKLOAD",
+    licence="of WORKLOAD",
+    description="what the model writes itself after the first N tokens of each text, of which with +M no "
+    f"more than M tokens are read, as in {EXAMPLE}; of prompts +M alone, as in {CONTINUED}:+64:math",
+    argument="N+M:WORKLOAD",
+)
+
+
+def describe_workloads() -> tuple[WorkloadSource, ...]:
     """What `offramp list workloads` shows, one line per size; loads none of them."""
-    sources = _sources().usable()
-    return (*(described for source in sources.values() for described in source.described), DESCRIBED)
+    sources = (*_sources().usable().values(), CONTINUATIONS)
+    return tuple(described for source in sources for described in source.described)
 
 
 def broken_workloads() -> Mapping[str, OfframpError]:
@@ -133,9 +145,7 @@ def _load(point: EntryPoint) -> WorkloadSource:
 
 
 def _unknown(spec: str, name: str, sources: Known[WorkloadSource]) -> WorkloadError:
-    usable = sources.usable()
-    names = [described.name for source in usable.values() for described in source.described]
-    known = ", ".join([*names, DESCRIBED.name])
+    known = ", ".join(described.name for described in describe_workloads())
     near = difflib.get_close_matches(name, [*sources, CONTINUED], n=3)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []
     if any(letter.isspace() for letter in spec):

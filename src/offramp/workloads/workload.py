@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from offramp.errors import WorkloadError
@@ -129,17 +129,6 @@ class WorkloadSize:
 
 
 @dataclass(frozen=True)
-class WorkloadDescription:
-    """One line of `offramp list workloads`."""
-
-    name: str
-    mode: Mode
-    documents: str
-    licence: str
-    description: str
-
-
-@dataclass(frozen=True)
 class WorkloadSource:
     """One kind of workload that `load_workload` knows.
 
@@ -165,13 +154,21 @@ class WorkloadSource:
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     @property
-    def described(self) -> tuple[WorkloadDescription, ...]:
-        """Every way to write it, one line per size: "prose", "prose:short"."""
-        cuts = [(self.grammar, self.documents, self.description)]
-        cuts += [(f"{self.name}:{size.name}", size.documents, size.description) for size in self.sizes]
-        return tuple(
-            WorkloadDescription(name, self.mode, documents, self.licence, description)
-            for name, documents, description in cuts
+    def described(self) -> tuple[WorkloadSource, ...]:
+        """Every way to write it by its name, one source per size: "prose", "prose:short"."""
+        return (
+            replace(self, name=self.grammar, argument="", sizes=()),
+            *(
+                WorkloadSource(
+                    f"{self.name}:{size.name}",
+                    lambda _, load=size.load: load(),  # type: ignore[misc]
+                    self.mode,
+                    size.documents,
+                    self.licence,
+                    size.description,
+                )
+                for size in self.sizes
+            ),
         )
 
     def open(self, argument: str | None) -> Workload:

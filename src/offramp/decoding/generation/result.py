@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class Generation(ShownAsHtml):
     token and layer (a non-finite logit), None if nothing did; the tokens before it are valid. decode: token
     ids to text, for `pieces`.
     """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("skip_ratio",)
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("decode",)
 
     text: str
     tokens: list[int]
@@ -98,6 +101,9 @@ class BatchGeneration:
     others could not leave the batch ("speculate", a family that cannot, scores that are kept).
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = ("skip_ratio", "mean_exit", "tokens_per_second")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("usage",)
+
     rows: tuple[Generation, ...]
     usage: Usage
     steps: int
@@ -107,6 +113,33 @@ class BatchGeneration:
     drafted: int = 0
     accepted: int = 0
     layers_executed: int = 0
+
+    @property
+    def layers_run(self) -> tuple[int, int]:
+        """Layers that ran after the prompt, and those of the full model on the same tokens, of all rows.
+
+        The last new token is never fed.
+        """
+        executed = sum(row.layers_executed - row.prompt_layers for row in self.rows)
+        return executed, sum(max(0, len(row.tokens) - 1) * row.layers for row in self.rows)
+
+    @property
+    def skip_ratio(self) -> float:
+        """Share of the full model's layers that did not run; negative after rejected drafts."""
+        executed, plain = self.layers_run
+        return 1 - executed / plain if plain else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens after the first of every row, over the seconds that they took; NaN if there are none."""
+        fed = sum(max(0, len(row.tokens) - 1) for row in self.rows)
+        return fed / self.seconds if fed and self.seconds else float("nan")
+
+    @property
+    def mean_exit(self) -> float:
+        """Mean exit of the tokens after the first of every row, which always leaves at L; NaN without any."""
+        exits = np.concatenate([row.exits[1:] for row in self.rows])
+        return float(exits.mean()) if len(exits) else float("nan")
 
     def __repr__(self) -> str:
         return f"BatchGeneration({len(self.rows)} sequences, {self.steps:,} steps in {self.seconds:.2f} s)"

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,14 @@ from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.binding import require_heads
-from offramp.policies.decisions import Decisions, probed_facts, replay_decisions, require_comparisons, task_of
+from offramp.policies.decisions import (
+    Decisions,
+    probed_facts,
+    replay_decisions,
+    require_comparisons,
+    task_of,
+    tokens_by_exit,
+)
 from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
@@ -76,6 +83,9 @@ class RerunResult:
     where the trace does not hold what the policy reads.
     """
 
+    READ_OFF: ClassVar[tuple[str, ...]] = ("tokens_by_exit",)
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("exits", "top1", "agrees", "answered", "decided", "decisions")
+
     policy: str
     kv: str
     how: How
@@ -88,6 +98,11 @@ class RerunResult:
     skip_ratio: float
     decisions: Decisions
     drift: Drift | None
+
+    @property
+    def tokens_by_exit(self) -> dict[int, int]:
+        """How many tokens leave at each exit, ascending."""
+        return tokens_by_exit(self.exits)
 
     def __repr__(self) -> str:
         return (

@@ -9,7 +9,7 @@ from offramp.errors import InputError
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import to_json
 from offramp.lab.exits.checkpoint import Evaluated, Settings
-from offramp.lab.exits.evaluation import FLOORS, Evaluation
+from offramp.lab.exits.evaluation import Evaluation
 from offramp.lab.exits.recipe import Recipe
 from offramp.lab.exits.request import ExecutedTraining, RegularisedTraining
 from offramp.tracing.fitting.documents import FittingRows
@@ -170,8 +170,3 @@ def require_record_of(folder: Path, record: TrainingRecord, request: TrainingIde
             where=str(folder),
             fix="give --overwrite to train again, or copy the whole folder again from where it came",
         )
-
-
-def leaving_by_floor(evaluation: Evaluation) -> dict[str, float]:
-    """Share of the tokens that could leave at each floor: {"0.99": 0.14, ...}."""
-    return {f"{floor:g}": share for floor, share in zip(FLOORS, evaluation.leaving, strict=True)}

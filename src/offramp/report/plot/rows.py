@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from offramp.report.formats import NumberFormat, decimal
 from offramp.report.plot.drawing import Scale, box, drawing, label, line, marker, nice_range, tick_label
+from offramp.scoring.estimate import Estimate
 
 WIDTH, LEFT, RIGHT = 360, 10, 350
 RULE_NAME, NAME, STEP, BAR, GAP, FOOT = 16, 18, 11, 11, 7, 22
@@ -19,23 +20,26 @@ LONGEST, LETTER = 53, 6.3
 
 @dataclass(frozen=True)
 class Point:
-    """One value. said: what a pointer on it reads. reach: the range that the figure can take, as a bracket.
+    """One figure. said: what a pointer on it reads. reach: the range that it can take, as a bracket.
 
     colour: 0 to 5, None for that of the text. shape: as in `offramp.report.plot.drawing.marker`.
     """
 
-    value: float
+    figure: Estimate
     said: str
-    low: float | None = None
-    high: float | None = None
     colour: int | None = 0
     shape: int = 0
     reach: tuple[float, float] | None = None
 
     @property
+    def value(self) -> float:
+        """Where it stands: of an undefined figure at 0."""
+        return float(self.figure.value or 0.0)
+
+    @property
     def ends(self) -> list[float]:
         """What the axis has to hold."""
-        found = [self.value, self.low, self.high, *(self.reach or ())]
+        found = [self.value, self.figure.low, self.figure.high, *(self.reach or ())]
         return [end for end in found if end is not None]
 
 
@@ -178,8 +182,9 @@ def draw_point(point: Point, scale: Scale, y: float) -> str:
     if point.reach is not None:
         parts.append(line(scale(point.reach[0]), y, scale(point.reach[1]), y, "reach"))
         parts += [line(scale(end), y - 4, scale(end), y + 4, "reach-end") for end in point.reach]
-    if point.low is not None and point.high is not None and point.high > point.low:
-        parts.append(line(scale(point.low), y, scale(point.high), y, f"interval s{point.colour or 0}"))
+    low, high = point.figure.low, point.figure.high
+    if low is not None and high is not None and high > low:
+        parts.append(line(scale(low), y, scale(high), y, f"interval s{point.colour or 0}"))
     drawn = marker(scale(point.value), y, point.shape, point.said, 3.8)
     group = "whole" if point.colour is None else f"s{point.colour}"
     return "".join(parts) + f'<g class="{group}">{drawn}</g>'

@@ -39,6 +39,7 @@ from offramp.report.timing import (
     with_interval,
 )
 from offramp.report.ways import Way, ways_of
+from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 
 
@@ -305,10 +306,10 @@ def beside_row(name: str, forecast: Forecast) -> Row:
     measured, predicted = forecast.measured.scaled(1000), forecast.predicted
     words = milliseconds(forecast.measured.value)
     said = f"{name}, measured: {decimal(measured.value)} ms"
-    points = [Point(measured.value, said, measured.low, measured.high)]
+    points = [Point(measured, said)]
     if predicted is not None:
         said = f"{name}, predicted: {decimal(1000 * predicted)} ms"
-        points.append(Point(1000 * predicted, said, colour=1, shape=3))
+        points.append(Point(Estimate(1000 * predicted), said, colour=1, shape=3))
         words = f"{words}, predicted {decimal(1000 * predicted, 1)}"
     return Row(name, (Track(tuple(points)),), words)
 
@@ -399,5 +400,5 @@ def error_row(policy: DecodedChoice, forecast: Forecast) -> Row:
     if forecast.predicted is None:
         return Row(name, (Track(bars=tuple(bars)),), "no prediction")
     total = 1000 * (forecast.predicted - forecast.measured.value)
-    whole = Point(total, f"{name}, whole error: {decimal(total)} ms", colour=None, shape=3)
+    whole = Point(Estimate(total), f"{name}, whole error: {decimal(total)} ms", colour=None, shape=3)
     return Row(name, (Track((whole,), tuple(bars)),), f"{'+' if total > 0 else ''}{decimal(total)} ms")

@@ -348,7 +348,7 @@ class Chart:
         answer = None if self.floor is None else best_answer(row, self.floor)
         shape = 4 if answer is not None and answer.plain else 0
         reach = eas_ends(row, key) if key == EAS_CHARTED else None
-        return Point(estimate.value or 0.0, said, estimate.low, estimate.high, colour, shape, reach)
+        return Point(estimate, said, colour, shape, reach)
 
 
 def charts(rows: Sequence[Row]) -> list[Markup]:
@@ -404,7 +404,7 @@ def plot_rows(chart: Chart, rows: Sequence[Row], colours: Mapping[str, int]) -> 
     for name, traces in grouped.items():
         traces.sort(key=lambda row: colours.get(row.workload, 0))
         points = [chart.point(name, row, colours.get(row.workload, 0)) for row in traces]
-        first, number = points[0], chart.column.shown
-        shown = short_text(first.value, first.low, first.high, number) if len(traces) == 1 else ""
+        first, number = points[0].figure, chart.column.shown
+        shown = short_text(points[0].value, first.low, first.high, number) if len(traces) == 1 else ""
         lines.append(PlotRow(name, tuple(Track((point,)) for point in points), shown))
     return lines

@@ -179,7 +179,7 @@ def figure_row(figure: Figure) -> Row:
         return Row(figure.name, (Track(),), "undefined")
     shown = estimate_text(estimate, figure.number)
     said = f"{figure.name}: {shown}"
-    point = Point(estimate.value, said, estimate.low, estimate.high, *figure.look, figure.reach)
+    point = Point(estimate, said, *figure.look, figure.reach)
     return Row(figure.name, (Track((point,)),), shown)
 
 

@@ -303,9 +303,11 @@ def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named:
 
 def _row(one: TrainedSaving, name: str, colour: int) -> Row:
     said, saved = f"{name}: {_saved_text(one)}", one.saved
-    points = [Point(saved.value or 0.0, said, saved.low, saved.high, colour, 0)]
+    points = [Point(saved, said, colour)]
     if one.untrained is not None:
-        points.insert(0, Point(one.untrained, f"untrained: {percent(one.untrained)}", colour=colour, shape=4))
+        points.insert(
+            0, Point(Estimate(one.untrained), f"untrained: {percent(one.untrained)}", colour=colour, shape=4)
+        )
     paid = "" if one.paid_back is None else f", paid in {_paid(one)}"
     # What nobody executed is drawn, and not said to be paid.
     shown = _saved_text(one, short=True) + (", replayed only" if one.passed == "replayed" else paid)

@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -140,12 +140,8 @@ def fit_heads(
         lens=lens,
         kinds=kinds,
         map_exits=() if kv_maps is None else parse_map_exits(kv_maps, model.layers),
-        kv_rank=kv_rank,
         candidate_exit=candidate,
-        short_list=short_list,
-        context=context,
-        seed=seed,
-        shown=sys.stderr.isatty() if progress is None else progress,
+        how=_How(kv_rank, short_list, context, seed, progress),
     )
     require_one_stream(model)
     job.memory.require(model.name, model.stack.head_device)
@@ -197,16 +193,27 @@ def complete_heads(
         lens=False,
         kinds=kinds,
         map_exits=tuple(kv_maps),
-        kv_rank=kv_rank,
         candidate_exit=_candidate_exit(None, exits, model.layers) if with_candidates else None,
-        context=context,
-        seed=seed,
-        shown=sys.stderr.isatty() if progress is None else progress,
-        short_list=short_list,
+        how=_How(kv_rank, short_list, context, seed, progress),
         reading=reading,
     )
     job.memory.require(model.name, model.stack.head_device)
     return job.finish(trained_on, judged_on)
+
+
+class _How(NamedTuple):
+    """How heads are fitted, whichever exits they are of; `fit_heads` says what each means."""
+
+    kv_rank: Rank
+    short_list: int
+    context: int | None
+    seed: int
+    progress: bool | None
+
+    @property
+    def shown(self) -> bool:
+        """Whether progress is."""
+        return sys.stderr.isatty() if self.progress is None else self.progress
 
 
 @dataclass(frozen=True)
@@ -221,12 +228,8 @@ class _Job:
     lens: bool
     kinds: tuple[ClassifierKind, ...]
     map_exits: tuple[int, ...]
-    kv_rank: Rank
     candidate_exit: int | None
-    short_list: int
-    context: int | None
-    seed: int
-    shown: bool
+    how: _How
     reading: TrainedReading | None = None
 
     @property
@@ -234,7 +237,11 @@ class _Job:
         """What the sums of lens and maps take."""
         shape = self.model.shape
         return fitting_memory(
-            shape.hidden_size, self.model.layers, len(self.exits) * self.lens, self.map_exits, self.kv_rank
+            shape.hidden_size,
+            self.model.layers,
+            len(self.exits) * self.lens,
+            self.map_exits,
+            self.how.kv_rank,
         )
 
     def run(self, tokens: int) -> ExitHeads:
@@ -251,7 +258,9 @@ class _Job:
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
         vocabulary = self.model.shape.vocabulary_size
-        shortlist = None if listed is None else frequent_tokens(listed.contexts, vocabulary, self.short_list)
+        shortlist = (
+            None if listed is None else frequent_tokens(listed.contexts, vocabulary, self.how.short_list)
+        )
         fitted: dict[str, ExitClassifier] = {}
         if classifier_rows is not None and shortlist is not None:
             fitted = self._classifiers(classifier_rows, lens, mlp, shortlist)
@@ -288,17 +297,17 @@ class _Job:
         if of_maps is not None:
             documents, texts = seen_by_all((rows.ids, rows.texts))
             maps = KeyValueMaps(
-                maps=solve_maps(of_maps, self.kv_rank),
+                maps=solve_maps(of_maps, self.how.kv_rank),
                 documents=documents,
                 texts=texts,
-                provenance=self._provenance(kv_maps=rows) | {"rank": self.kv_rank},
+                provenance=self._provenance(kv_maps=rows) | {"rank": self.how.kv_rank},
             )
         return None if of_lens is None else solve_lens(of_lens), maps
 
     def _provenance(self, **rows: FittingRows | None) -> dict[str, Any]:
         return {
-            "seed": self.seed,
-            "context": usable_context(self.model, self.context),
+            "seed": self.how.seed,
+            "context": usable_context(self.model, self.how.context),
             **describe_fitting(self.workloads, rows),
         }
 
@@ -307,14 +316,14 @@ class _Job:
         linear, classifiers = self.lens or bool(self.map_exits), bool(self.kinds)
         share = CLASSIFIER_SHARE if linear else 1.0
         shares = [*([share] if classifiers else []), *([1.0 - share] if linear else [])]
-        parts = [split_documents(work, shares, self.seed) for work in self.workloads]
+        parts = [split_documents(work, shares, self.how.seed) for work in self.workloads]
         classifier_tokens = min(CLASSIFIER_TOKENS, tokens // 4 if linear else tokens) if classifiers else 0
 
         def rows(place: int, count: int, others: Sequence[Sketch] = ()) -> FittingRows:
             named = [(work, part[place]) for work, part in zip(self.workloads, parts, strict=True)]
             if others:
                 named = [(work, without_text_of(work, documents, others)) for work, documents in named]
-            return plan_rows(self.model, named, count, context=self.context, shown=self.shown)
+            return plan_rows(self.model, named, count, context=self.how.context, shown=self.how.shown)
 
         linear_rows = rows(-1, tokens - classifier_tokens) if linear else None
         seen = () if linear_rows is None else linear_rows.texts
@@ -354,10 +363,10 @@ class _Job:
         if kind.after_candidates and candidate is not None and index <= candidate:
             fit = samples[sides[0]]
             return constant_classifier(fit.x.shape[1], fit.y, network=kind.network)
-        return fit_classifier(samples[sides[0]], samples[sides[1]], network=kind.network, seed=self.seed)
+        return fit_classifier(samples[sides[0]], samples[sides[1]], network=kind.network, seed=self.how.seed)
 
     def _bar(self, title: str, tokens: int) -> Any:
-        return token_bar(f"{self.model.name}: {title}", tokens, shown=self.shown)
+        return token_bar(f"{self.model.name}: {title}", tokens, shown=self.how.shown)
 
 
 def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRows | None]) -> dict[str, Any]:
