@@ -1,4 +1,4 @@
-"""`Bench`: what `offramp bench` is asked for, refused before a model is loaded where it cannot be."""
+"""`offramp bench`: what is asked for, refused before a model is loaded where it cannot be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Le
 
+from offramp.cli.console import Output
 from offramp.cli.json_output import require_json_file
 from offramp.cli.leaving import SPECULATE, Leaving
 from offramp.errors import InputError
@@ -255,6 +256,18 @@ class Bench(Leaving, Request):
     def combined_file(self) -> Path | None:
         """The file of a combination, None where none is written. Raises InputError."""
         return None if self.output is None else _file_of(self.output)
+
+
+def bench(asked: Bench, out: Output) -> None:
+    """Time a policy, or accelerations alone and together."""
+    if asked.combine:
+        from offramp.cli.combine_stage import combine_and_show
+
+        combine_and_show(asked, out)
+    else:
+        from offramp.cli.bench_stage import time_and_show
+
+        time_and_show(asked, out)
 
 
 def _file_of(output: Path) -> Path:

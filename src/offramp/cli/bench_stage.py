@@ -49,7 +49,7 @@ def time_and_show(asked: Bench, out: Output) -> None:
         results = measured_results(asked.load(), asked, out)
     if asked.output is not None:
         write_results(asked.output, results)
-        out.console.print(f"written: {asked.output}", markup=False, soft_wrap=True)
+        out.say(f"written: {asked.output}")
     out.finish(
         {
             "answer": results[0].answer,

@@ -76,8 +76,7 @@ def combine_and_show(asked: Bench, out: Output) -> None:
     if file is not None:
         write_combined(file, result)
         page = write_combined_page(result, file.with_suffix(".html"))
-        for path in (file, page):
-            out.console.print(f"written: {path}", markup=False, soft_wrap=True)
+        out.say(f"written: {file}", f"written: {page}")
     out.finish(
         {
             "advice": advice(result),

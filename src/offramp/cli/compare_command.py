@@ -45,7 +45,7 @@ def compare(asked: CompareCommand, out: Output) -> None:
         write_comparison(comparison, made)
     comparison_terminal(comparison, out.console)
     for cell, why in comparison.failures.items():
-        out.console.print(f"not compared: {cell}: {why}", markup=False, soft_wrap=True)
+        out.say(f"not compared: {cell}: {why}")
     page = asked.output / REPORT_FILE
     out.say_page(page)
     out.finish(

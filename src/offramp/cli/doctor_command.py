@@ -41,7 +41,7 @@ def doctor(asked: DoctorCommand, out: Output) -> None:
     from rich.markup import escape
 
     if asked.clear_cache:
-        out.console.print(_clear_cache(), markup=False, soft_wrap=True)
+        out.say(_clear_cache())
     findings = [*_packages(), _default_model(), _compiler(), _cache(), _machine()]
     for finding in findings:
         mark = "[green]ok[/]" if finding.fine else "[yellow]--[/]"

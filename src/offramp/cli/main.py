@@ -21,8 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.bench_command import bench
-from offramp.cli.bench_request import Bench
+from offramp.cli.bench_request import Bench, bench
 from offramp.cli.command import command
 from offramp.cli.compare_command import CompareCommand, compare
 from offramp.cli.console import show_error

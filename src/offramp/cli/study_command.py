@@ -188,7 +188,7 @@ def run(asked: StudyRunCommand, out: Output) -> None:
             report = study_page(folder)
             out.say_page(report)
         except InputError as error:
-            out.console.print(f"no report: {error}", markup=False, soft_wrap=True)
+            out.say(f"no report: {error}")
     out.finish(
         {
             **study_json(plan, status, folder.path),
@@ -228,7 +228,7 @@ def report(asked: StudyReportCommand, out: Output) -> None:
     notes = study_file_problems(folder.read_plan())
     page = write_study_page(folder, mixed=asked.mixed)
     for note in notes:
-        out.console.print(f"note: {note}", markup=False, soft_wrap=True)
+        out.say(f"note: {note}")
     out.say_page(page)
     out.finish({"folder": str(folder.path), "report": str(page), "problems": notes})
 

@@ -79,8 +79,7 @@ def trace(asked: TraceCommand, out: Output) -> None:
         repair=asked.repair,
         progress=True,
     )
-    for line in _lines(made, asked.output):
-        out.console.print(line, markup=False, soft_wrap=True)
+    out.say(*_lines(made, asked.output))
     out.finish(_summary(made, asked.output, streamed=model.streamed is not None))
 
 

@@ -299,11 +299,10 @@ def show_tuned(out: Output, tuned: Tuned, output: Path, heads: Path | None) -> d
     _show(out, tuned, output)
     lossless, (decoding, timing) = lossless_command(tuned, heads), next_commands(tuned, output, heads)
     if lossless is not None:  # what takes the fewest seconds comes first
-        out.console.print(f"next, the fastest, lossless: {lossless}", markup=False, soft_wrap=True)
+        out.say(f"next, the fastest, lossless: {lossless}")
     if decoding is not None:
         which = "next" if lossless is None else "next, with the certified policy"
-        out.console.print(f"{which}: {decoding}", markup=False, soft_wrap=True)
-        out.console.print(f"{which}: {timing}", markup=False, soft_wrap=True)
+        out.say(f"{which}: {decoding}", f"{which}: {timing}")
     commands = {"lossless": lossless, "generate": decoding, "next": timing}
     return {**to_json(tuned), "file": str(output), **commands}
 
@@ -375,7 +374,7 @@ def _show(out: Output, tuned: Tuned, output: Path) -> None:
         _show_table(out, replace(CANDIDATES, caption=caption), candidates)
     elif len(tuned.front) > 1:
         _show_table(out, front_table(tuned), front_shown(tuned))
-    out.console.print(written_words(tuned, output), markup=False, soft_wrap=True)
+    out.say(written_words(tuned, output))
 
 
 def _show_table(out: Output, table: Table[T], rows: list[T]) -> None:

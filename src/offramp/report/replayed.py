@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from offramp.policies.cost_breakdown import CostBreakdown, Line
 from offramp.policies.replay import ReplayResult
