@@ -48,7 +48,8 @@ class ExitMaps(LowRank):
     @property
     def explained_by_all(self) -> NDArray[np.float64]:
         """What all columns explain of each layer: float64 [layers]."""
-        return self.explained[-1]
+        shares: NDArray[np.float64] = self.explained[-1]
+        return shares
 
     @property
     def bytes(self) -> int:
