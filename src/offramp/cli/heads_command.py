@@ -19,7 +19,6 @@ from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
-from offramp.kit.typed import to_json
 from offramp.tracing.asked import InContext, OnModel, Placed
 from offramp.tracing.exits_folder import ALL, names_layers
 from offramp.tracing.progress import stage
@@ -188,6 +187,7 @@ def fit(asked: HeadFitting, out: Output) -> None:
         fitted = dataclasses.replace(whole, kv_maps=fitted.kv_maps)
     asked.write(fitted)
     from offramp.cli.heads_shown import MAPS, heads_notes, heads_table
+    from offramp.kit.typed import to_json
 
     if fitted.exits:
         out.console.print(heads_table(fitted).rich(range(len(fitted.exits))))
@@ -237,6 +237,7 @@ class HeadImport(Placed, HeadsOutput, Request):
 
 def import_(asked: HeadImport, out: Output) -> None:
     """Import heads, write them, and say what they are."""
+    from offramp.kit.typed import to_json
     from offramp.tracing.importing.imports import find_import
     from offramp.tracing.loading import load_for_tracing
 
