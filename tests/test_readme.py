@@ -101,7 +101,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "Report: runs/prose/report.html" in outcomes["run"].out
     check_run(tmp_path / "runs/prose")
     assert "128 tokens" in outcomes["trace"].out
-    assert "representation quality" in outcomes["score"].out
+    assert "Representation" in outcomes["score"].out
     assert "timed to add up to" in outcomes["hardware"].out
     assert "agreement with the full model" in outcomes["replay"].out
     assert "probe, restricted head" in outcomes["replay"].out

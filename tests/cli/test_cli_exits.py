@@ -214,11 +214,11 @@ def test_gates_join_trained_exits_and_are_held_against_thresholds(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--kind", "gate", "--at", "1"], "trained for a floor"),
-        (["--kind", "gate", "--floor", "0.9"], "no exit is named that gets a gate"),
+        (["--kind", "gate", "--at", "1"], "floor must be given"),
+        (["--kind", "gate", "--floor", "0.9"], "at must be given"),
         (["--kind", "gate", "--floor", "0.9", "--at", "1", "--minutes", "3"], "--minutes means nothing"),
         (["--kind", "lens", "--at", "1", "--floor", "0.9"], "--floor means nothing"),
-        (["--kind", "lens"], "no exit is named to train"),
+        (["--kind", "lens"], "at must be given"),
         (["--kind", "executed", "--no-kv-maps"], "--no-kv-maps means nothing with --kind executed"),
         (["--kind", "executed", "--no-classifiers"], "--no-classifiers means nothing"),
         (["--kind", "executed", "--short-list", "300"], "--short-list means nothing"),

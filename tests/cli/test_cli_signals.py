@@ -74,7 +74,8 @@ def test_signals_and_heads_are_recorded(
         assert np.array_equal(loaded.fact(name), held.fact(name)), name
     assert loaded.provenance == held.provenance
     other = run_offramp(*command, "--json").require(2).json["error"]
-    assert "differs in: signals, heads" in other["what"]
+    assert "differs in: signals (" in other["what"]
+    assert " heads." in other["what"]
 
 
 @pytest.mark.usefixtures("no_weights_loaded")

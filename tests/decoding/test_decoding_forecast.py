@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ from offramp.policies.cost_breakdown import PARTS, Item
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.scoring.estimate import Estimate
+from offramp.tracing.exit_heads import ExitHeads
 from policy_traces import make_shape, make_trace
 
 LAYERS = 4
@@ -100,7 +102,8 @@ def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
 def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units: int = 0) -> Decoding:
     """With a policy, exits read through heads as it says."""
     mlp = SimpleNamespace(units=units) if units else None
-    heads: Any = SimpleNamespace(
+    heads: Any = Mock(
+        spec=ExitHeads,
         lens=SimpleNamespace(rank=None) if lens else None,
         output=SimpleNamespace(weight=()) if own_heads else None,
         kv_maps=None,

@@ -275,7 +275,7 @@ def test_only_what_was_asked_for_is_held_and_the_rest_says_how_to_get_it() -> No
         assert caught.value.fix == f"trace again with {option}"
     with pytest.raises(InputError, match="trace does not hold 'prompt_entropy'"):
         found.document_fact("prompt_entropy")
-    with pytest.raises(InputError, match="no fact 'logit_gab'") as caught:
+    with pytest.raises(InputError, match="unknown fact 'logit_gab'") as caught:
         found.fact("logit_gab")
     assert "did you mean 'logit_gap'" in caught.value.fix
 
@@ -331,7 +331,7 @@ def test_signals_are_names(signals: Any, mode: str, expected: tuple[str, ...]) -
     ("signals", "what", "fix"),
     [
         ("kl_to_previus", "unknown signal 'kl_to_previus'", "did you mean 'kl_to_previous'"),
-        (["restricted", "js"], "unknown signal 'js'", "choose among"),
+        (["restricted", "js"], "unknown signal 'js'", "choose one of"),
         ("prompt_entropy", "prompt_entropy describes a prompt", "leave prompt_entropy out"),
     ],
 )

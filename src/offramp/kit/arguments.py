@@ -85,9 +85,11 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
             given = _signature(function).bind(*args, **kwargs)
         except TypeError:  # names that there are not: Python says it best
             return function(*args, **kwargs)
+        method = "self" in given.arguments  # which no command has options for
         for name, (wanted, hint) in _hints(function).items():
             if name in given.arguments:
-                given.arguments[name] = settled(name, given.arguments[name], hint, wanted)
+                where = f"{name}=" if method else ""
+                given.arguments[name] = settled(name, given.arguments[name], hint, wanted, where=where)
         if marks := _arguments_beside(function):
             _refuse_beside(function, given, marks)
         return function(*given.args, **given.kwargs)
@@ -163,7 +165,9 @@ def settled(
         shown = repr(value) if value is None else f"{type(value).__name__} {value!r}"
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
         fix = f"give {in_words(said, hint)}"
-        raise kind(f"{name} cannot be {shown}", where=where or f"{name}=", fix=fix) from None
+        raise kind(
+            f"{name.replace('_', ' ')} cannot be {shown}", where=where or f"{name}=", fix=fix
+        ) from None
 
 
 def settle_fields(

@@ -114,9 +114,7 @@ def refusal(name: str, value: Any, rules: Iterable[Any]) -> Refusal | None:
                 return Refusal(f"unknown {rule.what} {shown(value)}", suggest(value, names))
         elif isinstance(rule, Must):
             if not rule.holds(value):
-                return Refusal(
-                    f"{words} must be {rule.what}, not {shown(value)}", rule.fix or f"give {rule.what}"
-                )
+                return Refusal(f"{words} must be {rule.what}{_not(value)}", rule.fix or f"give {rule.what}")
         elif outside := within(value, [rule]):
             return Refusal(
                 f"{words} must be {outside}, not {shown_number(value)}", f"give a number that is {outside}"
@@ -140,7 +138,7 @@ def refusal_beside(
         if isinstance(rule, Beside):
             if not rule.holds(value, given):
                 what = rule.what.format_map(vars(given)) if isinstance(rule.what, str) else rule.what(given)
-                said = f"{name.replace('_', ' ')} must be {what}, not {shown(value)}"
+                said = f"{name.replace('_', ' ')} must be {what}{_not(value)}"
                 return Refusal(said, rule.fix.format_map(vars(given)) or f"give {what}")
         elif isinstance(rule, OnlyIf | OnlyWith) and value != defaults.get(name):
             beside, give = _meaningless(rule, given, defaults, option)
@@ -163,6 +161,11 @@ def _meaningless(
     if defaults.get(rule.other) is True:
         return f"with {option(rule.other, False)}", ""
     return f"without {option(rule.other, True)}", option(rule.other, True)
+
+
+def _not(value: Any) -> str:
+    """What a value is and must not be; nothing of one that was not given."""
+    return "" if value is None else f", not {shown(value)}"
 
 
 def shown(value: Any) -> str:

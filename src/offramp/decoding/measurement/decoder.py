@@ -31,7 +31,7 @@ def batches_of(
 ) -> tuple[PromptBatch, ...]:
     """The prompts in order, `batch` at a time; the last batch is filled up from the first prompts.
 
-    Raises InputError without prompts, for an empty one, or a batch below 1.
+    Raises InputError without prompts, or for an empty one.
     """
     if not prompts:
         raise InputError("there are no prompts", where="prompts", fix="give at least one")

@@ -31,12 +31,15 @@ class GateTraining(FromHeads, Request):
         one_word,
         Beside(
             lambda at, asked: at is not None or asked.start is not None,
-            "named, as in 12,20",
+            "given, as in 12,20",
             "name some, or exits that are trained, with --from DIR",
         ),
     ] = None
     tokens: Count = FITTING_TOKENS
-    floor: Annotated[Share | None, Must(lambda floor: floor is not None, "named, as in 0.95")] = None
+    floor: Annotated[
+        Share | None,
+        Must(lambda floor: floor is not None, "given, as in 0.95", "say what to keep: --floor 0.95"),
+    ] = None
     """The agreement to keep, as in 0.95."""
     hardware: str | Machine = LOCAL
     """The machine whose seconds are saved: local, a name of offramp list hardware, or a .toml profile."""

@@ -50,7 +50,11 @@ class ExitsTraining(OnModel, InContext):
     at: Annotated[
         str | Sequence[Count] | None,
         one_word,
-        Beside(lambda at, asked: at is not None or isinstance(asked, FromHeads), "named, as in 12,20 or all"),
+        Beside(
+            lambda at, asked: at is not None or isinstance(asked, FromHeads),
+            "given, as in 12,20 or all",
+            "name the exits to train: --at 12,20, or --at all",
+        ),
     ] = None
     """Exits to train: 12,20, or all; gates, executed: all of --from."""
     steps: Annotated[Count, Le(MOST_STEPS)] | None = None
