@@ -14,7 +14,7 @@ from offramp.scoring.estimate import Estimate
 
 WIDTH, LEFT, RIGHT = 360, 10, 350
 RULE_NAME, NAME, STEP, BAR, GAP, FOOT = 16, 18, 11, 11, 7, 22
-LONGEST, LETTER = 53, 6.3
+LONGEST, LETTER = 49, 6.3
 """Signs that a row's name and number have room for, and about what one takes, in pixels of the drawing."""
 
 

@@ -29,6 +29,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import fragment
+from offramp.report.names import distinct
 from offramp.report.next_step import next_step
 from offramp.report.plot.drawing import nice_range
 from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
@@ -286,7 +287,7 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
         rules=tuple(rules),
         size=PANEL,
     )
-    below = [letters.get(one.name, one.name) for one, kept, _ in known if kept.value < LOWEST]
+    below = distinct([letters.get(one.name, one.name) for one, kept, _ in known if kept.value < LOWEST])
     return {
         "name": short_source(name),
         "plot": plot.svg(),
