@@ -185,7 +185,7 @@ def test_every_answer_says_what_it_stands_on(contender: Contender, words: str) -
 
 def test_the_answer_as_a_sentence() -> None:
     assert answer_sentence(timed("unresolved"), "generate()", 0.05) == (
-        "unresolved at ± 3.4 %: 1.010 × (0.990 to 1.030 ×) the speed of generate()"
+        "a policy is unresolved at ± 3.4 %: 1.010 × (0.990 to 1.030 ×) the speed of generate()"
     )
     missing = Contender("a peer", "peer", left_out="it cannot")
     assert answer_sentence(missing, "generate()", 0.05) == "a peer was not timed: it cannot"

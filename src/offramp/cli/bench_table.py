@@ -17,10 +17,10 @@ from offramp.report.formats import (
 from offramp.report.sections.decoded import COUNTS, RATES, SPEED, contenders_table
 from offramp.report.timing import (
     a_a_text,
+    answer_sentence,
     counted_text,
     defect_lines,
     floor_text,
-    headline_of,
     stopped_text,
 )
 
@@ -56,7 +56,7 @@ def answer_lines(result: BenchResult) -> list[str]:
     main = result.main
     beside = counted_text(main, result.contender(result.plain))
     return [
-        headline_of(result),
+        answer_sentence(main, result.plain, result.worth),
         *([] if beside is None else [f"counted, a token: {beside}"]),
         *([] if main.gain is None else [f"its gain by prices: {gain_text(main.gain)} of plain decoding"]),
         *_credit_line(result),

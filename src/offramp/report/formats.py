@@ -162,11 +162,6 @@ def signed_percent(value: float, digits: int = 1) -> str:
     return f"+{rounded}" if round(100 * value, digits) > 0 else rounded
 
 
-def signed_change(speedup: float) -> str:
-    """A speedup as a signed change: 1.031 -> "+3.1 %"."""
-    return signed_percent(speedup - 1)
-
-
 def moment(when: str) -> str:
     """A date and time of UTC in ISO 8601, to the minute: "2026-01-31 12:05 UTC"."""
     return f"{datetime.datetime.fromisoformat(when).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"

@@ -51,31 +51,23 @@ DECISIONS: Mapping[Answer, str] = {
 """The colour that an answer has on a page, as a class of its decisions."""
 
 
-def answer_name(answer: Answer, resolution: float | None, worth: float) -> str:
-    """An answer with what it stands on: "equivalent within ± 5 %", "unresolved at ± 3.4 %", "faster"."""
-    if answer == "equivalent":
-        return f"equivalent within ± {whole_percent(worth)}"
-    if answer == "unresolved":
-        if resolution is not None and resolution >= TOO_WIDE - 1.0:
-            return "unresolved: too few prompts"
-        return "unresolved" if resolution is None else f"unresolved at ± {percent(resolution)}"
-    return answer
-
-
 def contender_answer(contender: Contender, worth: float) -> str:
-    """`answer_name` of a contender; why there is none."""
+    """What a timing says, with what it stands on; why there is nothing.
+
+    "equivalent within ± 5 %", "unresolved at ± 3.4 %", "faster".
+    """
+    resolution = contender.resolution
     if contender.ratio is None:
         return f"not timed: {contender.left_out or 'no reason recorded'}"
-    if contender.answer == "unresolved" and contender.resolution is None:
+    if contender.answer == "equivalent":
+        return f"equivalent within ± {whole_percent(worth)}"
+    if contender.answer != "unresolved":
+        return contender.answer
+    if resolution is None:
         return "unresolved: one prompt has no interval" if contender.clusters else "in the pilot only"
-    return answer_name(contender.answer, contender.resolution, worth)
-
-
-def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
-    """The answer with its ratio: "faster: 1.120 × the speed of generate() (1.090 to 1.150 ×)"."""
-    if contender.ratio is None:
-        return f"{contender.name} was {contender_answer(contender, worth)}"
-    return f"{contender_answer(contender, worth)}: {timed_text(contender.ratio, times)} the speed of {plain}"
+    if resolution >= TOO_WIDE - 1.0:
+        return "unresolved: too few prompts"
+    return f"unresolved at ± {percent(resolution)}"
 
 
 def with_interval(found: Timed | None, number: NumberFormat, *below: str) -> Cell:
@@ -138,9 +130,12 @@ def defect_lines(result_defects: tuple[str, ...]) -> list[str]:
     return [f"DEFECT: {sentence}" for sentence in result_defects]
 
 
-def headline_of(result: BenchResult) -> str:
-    """The answer of a measurement in one sentence."""
-    return f"{result.main.name} is {answer_sentence(result.main, result.plain, result.worth)}"
+def answer_sentence(contender: Contender, plain: str, worth: float) -> str:
+    """The answer with its ratio: "X is faster: 1.120 × (1.090 to 1.150 ×) the speed of generate()"."""
+    name, answer = contender.name, contender_answer(contender, worth)
+    if contender.ratio is None:
+        return f"{name} was {answer}"
+    return f"{name} is {answer}: {timed_text(contender.ratio, times)} the speed of {plain}"
 
 
 RIGHT = 0.02

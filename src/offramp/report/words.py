@@ -13,8 +13,6 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
 from offramp.report.formats import (
     counted,
-    decimal,
-    duration,
     estimate_text,
     faster,
     gain_text,
@@ -226,11 +224,6 @@ def reference_line(reference: Estimate | None) -> str:
 def machine_name(name: str) -> str:
     """A machine as it stands in a sentence."""
     return "this machine" if name == LOCAL else name
-
-
-def cost_text(machine: str, cost: float) -> str:
-    """A token's cost: time on a machine, megabytes where bytes are counted."""
-    return f"{decimal(cost / 1e6, 1)} MB" if machine == BYTES else duration(cost)
 
 
 def answers_at_main_floor(answers: Sequence[MachineAnswer]) -> list[MachineAnswer]:

@@ -14,7 +14,7 @@ from offramp.report.formats import (
     gain_text,
     interval_text,
     percent,
-    signed_change,
+    signed_percent,
     times,
     whole_percent,
 )
@@ -285,7 +285,7 @@ def words_on(entry: RankedPolicy, counted: str) -> str:
         speed = f"takes {1 / value:.1f} × the {counted}"
     else:
         low, high = entry.net_speedup.low, entry.net_speedup.high
-        interval = "" if low == high else interval_text(low, high, signed_change)
+        interval = "" if low == high else interval_text(low, high, lambda speed: signed_percent(speed - 1))
         speed = f"is {faster(value)}{f' ({interval})' if interval else ''}"
     skipped = entry.skip_ratio.value
     skips = "" if skipped is None else f"it skips {percent(skipped)} of the layers and "

@@ -191,7 +191,8 @@ def speed_cell(row: Row, floor: Floor) -> Cell:
     answer = best_answer(row, floor)
     if answer is None:
         return Cell(without_speed(row, floor), tone="quiet")
-    return estimated(answer.net_speedup, times, speed_note(answer))
+    note = "never exits" if answer.plain else machine_shown(answer.machine)
+    return estimated(answer.net_speedup, times, note)
 
 
 def without_speed(row: Row, floor: Floor) -> str:
@@ -200,11 +201,6 @@ def without_speed(row: Row, floor: Floor) -> str:
     if not here:
         return "not asked"
     return NOT_CERTIFIABLE if any(lacks(answer) for answer in here) else "nothing faster keeps it"
-
-
-def speed_note(answer: Tuned) -> str:
-    """The machine of a certified speed, or that the best is never to exit."""
-    return "never exits" if answer.plain else machine_shown(answer.machine)
 
 
 def exits_at(rows: Sequence[Row], floor: Floor) -> bool:

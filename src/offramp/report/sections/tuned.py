@@ -12,6 +12,7 @@ from offramp.policies.short_names import short_name
 from offramp.report.formats import (
     counted,
     decimal,
+    duration,
     estimate_text,
     floor_words,
     gain_text,
@@ -23,7 +24,7 @@ from offramp.report.formats import (
 from offramp.report.html import fragment
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
-from offramp.report.words import cost_text, machine_name
+from offramp.report.words import machine_name
 from offramp.tuning.answers import ALONE
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import REFERENCE, Floor
@@ -137,7 +138,7 @@ def facts(tuned: Tuned) -> list[tuple[str, str]]:
     if not tuned.plain:
         found.append(("policy", str(tuned.policy)))
     if certificate.tested:
-        found.append(("method", method_name(certificate.method)))
+        found.append(("method", METHODS.get(certificate.method, certificate.method)))
         if certificate.delta is not None:
             found.append(("chance that it is wrong (δ)", whole_percent(certificate.delta)))
     needed = f"{certificate.documents_needed:,} needed at least"
@@ -166,7 +167,7 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
     where = "bytes moved" if in_bytes else machine_name(machine)
 
     def cost(value: float) -> str:
-        return cost_text(machine, value)
+        return f"{decimal(value / 1e6, 1)} MB" if in_bytes else duration(value)
 
     found = [
         (f"net speed, {where}, batch {tuned.batch}", estimate_text(tuned.net_speedup, times)),
@@ -189,7 +190,7 @@ def speed_facts(tuned: Tuned) -> list[tuple[str, str]]:
 # A certificate in words.
 
 
-METHODS: dict[str, str] = {
+METHODS: dict[str, str] = {  # a plug-in's own keeps its name
     "wsr": "betting bound (Waudby-Smith and Ramdas)",
     "hb": "Hoeffding–Bentkus bound",
     "crc": "conformal risk control",
@@ -197,11 +198,6 @@ METHODS: dict[str, str] = {
 }
 NAIVE = "naive"
 REPLAY_BOUND = "replay bound"
-
-
-def method_name(method: str) -> str:
-    """A method in words; a plug-in's own keeps its name."""
-    return METHODS.get(method, method)
 
 
 def loss_words(floor: Floor) -> str:
