@@ -27,10 +27,8 @@ from offramp.studies.comparison.results import (
     Strategy,
     TrainedSaving,
 )
-from offramp.studies.comparison.results import lacks as lacking
 from offramp.studies.work.heads import Training
-from offramp.tuning.bounds import OUT_OF_TIME
-from offramp.tuning.certificate import Candidate, Certificate
+from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Decision, Verdict
@@ -252,16 +250,13 @@ def answer(
         "risk_bound": None,
         "best_floor": 0.9,
         "documents_needed": 20,
-        "tested": 1 if lacks in ("evidence", "time") else 0,
+        "tested": 1 if lacks == "evidence" else 0,
         "passed": 0,
         "assumption": "made up",
         "executed": not lacks,
         **needed,
         **certificate,
     }
-    if lacks == "documents" and fields["documents"] >= fields["documents_needed"]:
-        documents["search"] = 0
-    late = Candidate(parse_policy(policy), "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
     nothing = Estimate(None, undefined="not looked at")
     return Tuned(
         floor=floor if isinstance(floor, Floor) else Floor("agreement", floor),
@@ -282,7 +277,6 @@ def answer(
         shift=(),
         documents=documents,
         document_digests={},
-        candidates=(late,) if lacks == "time" else (),
     )
 
 
@@ -304,8 +298,13 @@ def decided(answer: Tuned, measured: Strategy | None = None) -> Verdict:
     speed = speed_of(answer.net_speedup, measured=False)
     if measured is not None:
         speed = speed_of(measured.net_speedup, measured=True) or speed
-    if lacking(answer):
-        return verdict("not settled", "a certificate")
+    certificate = answer.certificate
+    if not certificate.holds:
+        if certificate.documents < certificate.documents_needed:
+            needed = f"{certificate.documents_needed} needed if none loses"
+            return verdict("not enough documents", f"documents: {certificate.documents} at hand, {needed}")
+        if certificate.tested:
+            return verdict("not settled", "a certificate")
     if not answer.certificate.holds or answer.plain:
         return verdict("does not pay")
     if credit.value is not None:

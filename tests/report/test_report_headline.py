@@ -52,7 +52,6 @@ from offramp.studies.comparison.results import Comparison, Place, Strategy
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer
-from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import CUT, Decision, Speed, Verdict
 
@@ -346,16 +345,16 @@ def test_a_decision_is_the_intervals_of_what_is_certified(low, high, certified, 
         ),
         (
             [nothing("evidence", documents=50)],
-            "not certifiable",
-            "not certifiable here: every faster policy failed the test of its floor.",
+            "not settled",
+            "It is not settled whether early exit pays here; missing: a certificate.",
         ),
         (
             [nothing(), nothing("documents", documents=12, machine="h100")],
-            "not certifiable",
-            "does not pay in 1 of 2 cells; in 1 it is not certifiable: 12 documents to certify on",
+            "not enough documents",
+            "does not pay in 1 of 2 cells; the others are open; missing: documents: 12 at hand, 45 needed",
         ),
     ],
-    ids=["replay bound", "one cell", "too slow", "nothing faster", "failed tests", "part not certifiable"],
+    ids=["replay bound", "one cell", "too slow", "nothing faster", "failed tests", "part open"],
 )
 def test_the_answer_of_a_comparison(answers: list[Tuned], decision: str, said: str) -> None:
     found = compared(*answers)
@@ -365,23 +364,24 @@ def test_the_answer_of_a_comparison(answers: list[Tuned], decision: str, said: s
 
 def test_too_few_documents_are_no_answer():
     found = compared(nothing("documents", 12, floor=0.99, needed=230), nothing("documents", 12))
-    assert comparison_decision(found) == "not certifiable"
-    all_in_all = fewest_documents(45)
-    why = f"12 documents to certify on, 45 needed for 95 % agreement (trace at least {all_in_all} in all)"
-    assert why in comparison_headline(found)
-    assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are not certifiable: {why}."]
+    assert comparison_decision(found) == "not enough documents"
+    few = [f"documents: 12 at hand, {needed} needed if none loses (in 1)" for needed in (230, 45)]
+    why = f"missing: {'; '.join(few)}"
+    assert comparison_headline(found) == (
+        f"There are not enough documents to say whether early exit pays here; {why}."
+    )
+    assert left_over(found) == [f"2 of 2 answers (a cell at a floor) are open without a certificate; {why}."]
     assert best_sentences(found) == []
     assert best_certified(findings_of(found)) is None
-    failed = compared(nothing("evidence", documents=50))
-    searched = lacking([*findings_of(failed), *findings_of(compared(nothing("documents", documents=50)))])
-    assert searched.startswith("no document is left to search on for 95 % agreement (trace at least")
-    assert searched.endswith("elsewhere every faster policy failed the test of its floor")
-    hurried = compared(nothing("time", documents=50))
-    used_up = "the time to decode in was used up before a test was settled"
-    assert lacking(findings_of(hurried)) == used_up
-    assert comparison_decision(hurried) == "not certifiable"
-    assert lacking([*findings_of(hurried), *findings_of(failed)]) == (
-        f"in 1 {used_up}; elsewhere every faster policy failed the test of its floor"
+
+
+def test_what_is_missed_most_comes_first_and_the_rest_is_counted():
+    failed = findings_of(compared(nothing("evidence", documents=50)))
+    assert lacking(failed) == "missing: a certificate"
+    short = [findings_of(compared(nothing("documents", count)))[0] for count in range(10, 13)]
+    assert lacking([*short, *failed, *failed]) == (
+        "missing: a certificate (in 2); documents: 10 at hand, 45 needed if none loses (in 1); "
+        "documents: 11 at hand, 45 needed if none loses (in 1); 1 other thing"
     )
 
 
@@ -389,10 +389,10 @@ def test_too_few_documents_are_no_answer():
     ("refused", "unknown", "decision"),
     [
         ("agreement=0.9", "agreement=0.99", "does not pay"),
-        ("agreement=0.99", "agreement=0.9", "not certifiable"),
+        ("agreement=0.99", "agreement=0.9", "not enough documents"),
         ("nll=0.1", "nll=0.05", "does not pay"),
-        ("nll=0.05", "nll=0.1", "not certifiable"),
-        ("nll=0.1", "agreement=0.99", "not certifiable"),
+        ("nll=0.05", "nll=0.1", "not enough documents"),
+        ("nll=0.1", "agreement=0.99", "not enough documents"),
     ],
 )
 def test_what_does_not_pay_at_a_loose_floor_does_not_at_a_stricter_one(refused, unknown, decision):

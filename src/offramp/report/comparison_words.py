@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from offramp.kit.defaults import WORTH
 from offramp.report.findings import (
-    NOT_CERTIFIABLE,
     Finding,
     best_certified,
     cell_decisions,
@@ -27,12 +27,16 @@ from offramp.report.formats import (
 )
 from offramp.report.names import distinct, floor_shown, place_shown, row_name
 from offramp.report.ranking import believed, decoded_for_real, fastest, floor_kept, replayed, why_no_answer
+from offramp.report.words import WORDS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.rank_correlation import BASES_NEEDED
-from offramp.studies.comparison.results import Comparison, Strategy, documents_in_all, lacks
+from offramp.studies.comparison.results import Comparison, Strategy
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed
+from offramp.tuning.verdict import OPEN, Decision, Speed
+
+MOST_MISSING = 3
+"""Things that verdicts miss which are named."""
 
 NOWHERE = "Early exit does not pay anywhere here"
 
@@ -49,13 +53,13 @@ def comparison_headline(comparison: Comparison) -> str:
         at_best += f", decoded for real{credited(best)}"
     if decision == "pays":
         return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
-    if decision in ("too close to call", "not settled"):
+    if decision in OPEN:
+        if not any(one.decision == decision and one.certified for one in found):
+            return _open_headline(decision, decisions, found)
         why = at_best or "what is certified has no speed on documents that it has not seen"
         if best is not None and best.missing:
             why += f"; missing: {'; '.join(best.missing)}"
-        return f"Whether early exit pays is {decision}: {why}."
-    if decision == NOT_CERTIFIABLE:
-        return _open_headline(decisions, found)
+        return f"{WORDS[decision].answer}: {why}."
     if best is None:
         return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
@@ -75,16 +79,13 @@ def credited(one: Finding[Tuned]) -> str:
     return f", {estimate_text(credit, times)} the best decoder without exits"
 
 
-def _open_headline(decisions: Sequence[str], found: Sequence[Finding[Tuned]]) -> str:
-    """The answer where nothing pays, but not everything could be certified."""
-    unknown, refused = decisions.count(NOT_CERTIFIABLE), decisions.count("does not pay")
-    why = lacking([one for one in found if one.decision == NOT_CERTIFIABLE])
-    if not refused:
-        return f"Whether early exit pays is not certifiable here: {why}."
-    return (
-        f"Early exit does not pay in {refused:,} of {counted(len(decisions), 'cell')}; in {unknown:,} it is "
-        f"not certifiable: {why}."
-    )
+def _open_headline(decision: Decision, decisions: Sequence[Decision], found: Sequence[Finding[Tuned]]) -> str:
+    """The answer where nothing pays, and what is open is not certified."""
+    why = lacking([one for one in found if one.unknown])
+    if refused := decisions.count("does not pay"):
+        cells = counted(len(decisions), "cell")
+        return f"Early exit does not pay in {refused:,} of {cells}; the others are open; {why}."
+    return f"{WORDS[decision].answer} here; {why}."
 
 
 def best_sentences(comparison: Comparison) -> list[str]:
@@ -139,7 +140,7 @@ def _uncertified_headline(comparison: Comparison) -> str:
     how = "decoded for real" if measured else "by replay and without a certificate"
     speed = speed_of(best.net_speedup, measured=best is measured)
     too_slow = decision_on(speed, certified=False) == "does not pay"
-    answer = NOWHERE if too_slow else "Whether early exit pays is not settled"
+    answer = NOWHERE if too_slow else WORDS["not settled"].answer
     return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {over_plain(speed)}."
 
 
@@ -163,43 +164,26 @@ def over_plain(speed: Speed | Estimate | None) -> str:
 
 
 def lacking(findings: Sequence[Finding[Tuned]]) -> str:
-    """What kept these from a certificate, and what the floor that needs least would take."""
-    short = [one.detail for one in findings if lacks(one.detail) == "documents"]
-    open_yet = sum(lacks(one.detail) == "time" for one in findings)
-    failed = len(findings) - len(short) - open_yet
-    said = []
-    if short:
-        said.append(_too_few_documents(short))
-    if open_yet:
-        where = "" if open_yet == len(findings) else f"in {open_yet:,} "
-        said.append(f"{where}the time to decode in was used up before a test was settled")
-    if failed:
-        where = "elsewhere " if said else ""
-        said.append(f"{where}every faster policy failed the test of its floor")
-    return "; ".join(said)
-
-
-def _too_few_documents(short: Sequence[Tuned]) -> str:
-    """What was at hand to certify on, and what the floor that needs least would take."""
-    easiest = min(short, key=lambda answer: (answer.certificate.documents_needed, documents_in_all(answer)))
-    certificate = easiest.certificate
-    said = f"{counted(certificate.documents, 'document')}{certificate.of_tokens} to certify on, "
-    said += f"{certificate.documents_needed:,} needed"
-    if certificate.documents >= certificate.documents_needed:
-        said = "no document is left to search on"
-    return f"{said} for {floor_shown(easiest.floor)} (trace at least {documents_in_all(easiest):,} in all)"
+    """What these miss, the most frequent first, in how many of them if not in all."""
+    counts = Counter(missing for one in findings for missing in one.missing)
+    said = [
+        missing if count == len(findings) else f"{missing} (in {count:,})"
+        for missing, count in counts.most_common(MOST_MISSING)
+    ]
+    others = len(counts) - len(said)
+    return "missing: " + "; ".join([*said, *([counted(others, "other thing")] if others else [])])
 
 
 def left_over(comparison: Comparison) -> list[str]:
     """How much could not be certified, or was measured but must not be believed."""
     said = []
     answers = findings_of(comparison)
-    unknown = [one for one in answers if one.decision == NOT_CERTIFIABLE]
+    unknown = [one for one in answers if one.unknown]
     if unknown:
         verb = "is" if len(unknown) == 1 else "are"
         said.append(
-            f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} not "
-            f"certifiable: {lacking(unknown)}."
+            f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} open "
+            f"without a certificate; {lacking(unknown)}."
         )
     no_answer = why_no_answer(comparison.strategies)
     if no_answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -18,16 +18,13 @@ from offramp.studies.comparison.results import (
     Place,
     Row,
     Strategy,
-    lacks,
 )
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER, OPEN, Decision, Speed, Verdict, decide, from_main
 
-NOT_CERTIFIABLE: Literal["not certifiable"] = "not certifiable"
-CellDecision = Decision | Literal["not certifiable"]
-OverallDecision = CellDecision | Literal["depends on the text", "undefined"]
+OverallDecision = Decision | Literal["depends on the text", "undefined"]
 
 Detail = TypeVar("Detail", Verdict, Tuned)
 """What a finding rests on: a run's verdict, or an answer of the tuner as a comparison keeps it."""
@@ -48,7 +45,7 @@ class Finding(ShownAsHtml, Generic[Detail]):
 
     at: Place
     floor: Floor
-    decision: CellDecision
+    decision: Decision
     policy: str
     kv: str | None
     speed: Speed | None
@@ -105,6 +102,11 @@ class Finding(ShownAsHtml, Generic[Detail]):
         return self.certified != "" and self.policy != NEVER and self.predicted.value is not None
 
     @property
+    def unknown(self) -> bool:
+        """Whether it is open, and not even certified."""
+        return self.decision in OPEN and not self.certified
+
+    @property
     def timed(self) -> bool:
         """Whether the stopwatch decided it."""
         return self.speed is not None and self.speed.how == "measured"
@@ -151,9 +153,8 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
 def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Finding[Tuned]:
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
-    The study decided it; what is open for want of a certificate is called not certifiable here. Of speeds,
-    what was measured beats what was predicted, unless the policy missed its floor when it was decoded: that
-    only shows that it is too slow.
+    The study decided it. Of speeds, what was measured beats what was predicted, unless the policy missed its
+    floor when it was decoded: that only shows that it is too slow.
     """
     missed = measured is not None and floor_kept(replace(measured, floor=answer.floor)) == "missed"
     speed = speed_of(answer.net_speedup, measured=False)
@@ -162,14 +163,10 @@ def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Fin
         if not missed or decision_on(timed, certified=False) == "does not pay":
             speed = timed
     verdict = row.verdicts[answer.floor, answer.machine]
-    decision: CellDecision = verdict.decision
-    missing = verdict.missing
-    if (lacking := lacks(answer)) and decision in OPEN:
-        decision, missing = NOT_CERTIFIABLE, (lacking,)
     return Finding(
         at=row.on(answer.machine),
         floor=answer.floor,
-        decision=decision,
+        decision=verdict.decision,
         policy=str(answer.policy),
         kv=answer.kv,
         speed=speed,
@@ -178,7 +175,7 @@ def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Fin
         kept=None if measured is None else measured.agreement,
         certified=how_certified(answer.certificate),
         missed=missed,
-        missing=missing,
+        missing=verdict.missing,
         detail=answer,
         credit=None if measured is None else measured.credit,
     )
@@ -237,10 +234,10 @@ def best_certified(findings: Sequence[Finding[Tuned]]) -> Finding[Tuned] | None:
     return max(paying or found, key=lambda one: one.speedup, default=None)
 
 
-def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, str], CellDecision]:
+def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, str], Decision]:
     """Whether it pays in each cell, at any of its floors.
 
-    A policy that keeps a strict floor keeps a looser one: a floor that could not be certified stands open
+    A policy that keeps a strict floor keeps a looser one: a floor at which nothing is certified stands open
     only where none looser was found not to pay.
     """
     by_cell: dict[tuple[str, str, str], list[Finding[Tuned]]] = {}
@@ -249,20 +246,19 @@ def cell_decisions(findings: Sequence[Finding[Tuned]]) -> dict[tuple[str, str, s
     return {cell: _cell_decision(here) for cell, here in by_cell.items()}
 
 
-def _cell_decision(findings: Sequence[Finding[Tuned]]) -> CellDecision:
-    found = {one.decision for one in findings}
-    for decision in OPEN_OR_PAYING:
-        if decision in found:
-            return decision
-    refused, unknown = (
-        [one.floor for one in findings if one.decision == decision]
-        for decision in ("does not pay", NOT_CERTIFIABLE)
+def _cell_decision(findings: Sequence[Finding[Tuned]]) -> Decision:
+    refused = [one.floor for one in findings if one.decision == "does not pay"]
+    return _first(
+        one.decision
+        for one in findings
+        if one.certified or not any(_is_looser(floor, one.floor) for floor in refused)
     )
-    settled = all(any(_is_looser(floor, than) for floor in refused) for than in unknown)
-    return "does not pay" if settled else NOT_CERTIFIABLE
 
 
-OPEN_OR_PAYING: tuple[CellDecision, ...] = ("pays", "too close to call", "not settled")
+def _first(decisions: Iterable[Decision]) -> Decision:
+    """What several say together: that it pays anywhere, else what is open, else that it does not pay."""
+    found = set(decisions)
+    return next((one for one in ("pays", *OPEN) if one in found), "does not pay")
 
 
 def _is_looser(floor: Floor, than: Floor) -> bool:
@@ -282,12 +278,8 @@ def run_decision(run: RunResult) -> OverallDecision:
 
 def comparison_decision(comparison: Comparison) -> OverallDecision:
     """Whether early exit pays anywhere by what was certified, else whether the fastest is too slow."""
-    decisions = set(cell_decisions(findings_of(comparison)).values())
-    for decision in (*OPEN_OR_PAYING, NOT_CERTIFIABLE):
-        if decision in decisions:
-            return decision
-    if decisions:
-        return "does not pay"
+    if decisions := cell_decisions(findings_of(comparison)):
+        return _first(decisions.values())
     found = fastest(believed(comparison.strategies)) or fastest(replayed(comparison.strategies))
     if found is None:
         return "undefined"

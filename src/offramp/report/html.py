@@ -30,7 +30,6 @@ DECISION_SIGNS: dict[str, str] = {
     "too close to call": "≈",
     "not enough documents": "?",
     "not settled": "…",
-    "not certifiable": "?",
     "depends on the text": "±",
     "undefined": "?",
 }

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from comparison_traces import bare_row, floor, with_card
 
 from combine_cases import combined_result
-from comparison_examples import answer
+from comparison_examples import answer, decided
 from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.equality import require_equal, without_twins
 from offramp.studies.comparison.results import (
-    LACKS,
     Comparison,
     ModelFacts,
     Place,
@@ -22,13 +20,8 @@ from offramp.studies.comparison.results import (
     Strategy,
     documents_in_all,
 )
-from offramp.studies.comparison.results import lacks as lacking
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.validity import validity_of
-from offramp.tuning.bounds import OUT_OF_TIME
-from offramp.tuning.certificate import Candidate
-from offramp.tuning.tuned import Grounds
-from offramp.tuning.verdict import DECIDED
 
 NOTHING = Estimate(None, undefined="not looked at")
 
@@ -127,12 +120,14 @@ def test_local_is_one_machine() -> None:
         speedup={floor(0.9): 1.2, floor(0.9, "h100"): 2.0},
         measured={floor(0.9): 1.1},
     )
+    row = replace(row, verdicts={floor(0.9): decided(saved)})
     other = bare_row("b", "prose", measured={floor(0.9): 1.3})
     one = content(row, strategies=(strategy("a", "prose"),), machines={"local": "fast, 2 threads"})
     found, second = with_shared_names([one, content(other, machines={"local": "slow, 2 threads"})])
     fast, slow = floor(0.9, "local (fast, 2 threads)"), floor(0.9, "local (slow, 2 threads)")
     assert found.rows[0].exit_speedup == {fast: 1.2, floor(0.9, "h100"): 2.0}
     assert found.rows[0].measured_speedup == {fast: 1.1}
+    assert found.rows[0].verdicts == {fast: decided(saved)}
     assert found.rows[0].answers == (replace(saved, machine="local (fast, 2 threads)"),)
     assert found.strategies[0].place.machine == "local (fast, 2 threads)"
     assert second.rows[0].measured_speedup == {slow: 1.3}
@@ -143,31 +138,8 @@ def test_local_is_one_machine() -> None:
     assert same[1].rows == same[2].rows == (other,)
 
 
-@pytest.mark.parametrize(
-    ("certificate", "search", "lacks"),
-    [
-        ({"holds": True, "documents": 40, "tested": 2}, 20, ""),
-        ({"holds": False, "documents": 12, "tested": 0}, 6, "documents"),
-        ({"holds": False, "documents": 50, "tested": 0}, 0, "documents"),
-        ({"holds": False, "documents": 50, "tested": 1}, 20, "evidence"),
-        ({"holds": False, "documents": 50, "tested": 0}, 20, ""),  # nothing faster was there to certify
-    ],
-)
-def test_what_a_certificate_lacked(certificate: dict[str, Any], search: int, lacks: str) -> None:
-    replayed = answer(Estimate(1.0), "as found", documents_needed=45, **{**certificate, "executed": False})
-    documents = {"heads": 3, "search": search, "certify": certificate["documents"], "report": 5}
-    found = replace(replayed, documents=documents)
-    assert lacking(found) == lacks
-    assert documents_in_all(found) > 45 + 3
-    if not certificate["holds"]:
-        # What was decoded stands as the verdict has it, whatever the certificate counts.
-        for standing, decision in DECIDED.items():
-            executed = replace(found.certificate, executed=True)
-            grounds = Grounds(standing, True, None, 1.0, None, 50)
-            stands = replace(found, certificate=executed, grounds=grounds)
-            assert lacking(stands) == LACKS[decision]
-        assert {LACKS[DECIDED[one]] for one in ("refuted", "nothing could pay")} == {""}
-        assert (LACKS[DECIDED["too few documents"]], LACKS[DECIDED["not settled"]]) == ("documents", "time")
-    late = Candidate("static:exit=4", "propagate", 0.9, 0.9, None, 0, 1.1, None, OUT_OF_TIME)
-    hurried = replace(found, candidates=(late,))
-    assert lacking(hurried) == ("time" if lacks == "evidence" else lacks)
+def test_so_many_documents_in_all_leave_enough_to_certify_on() -> None:
+    found = answer(Estimate(1.0), "as found", documents_needed=45, executed=False)
+    assert documents_in_all(found) > 45
+    fitted = replace(found, documents={**found.documents, "heads": 3})
+    assert documents_in_all(fitted) == documents_in_all(found) + 3

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from offramp.report.comparison_words import lacking, passed_how
-from offramp.report.findings import NOT_CERTIFIABLE, Finding, findings_of
+from offramp.report.findings import Finding, findings_of
 from offramp.report.formats import counted, percent, times
 from offramp.report.html import fragment
 from offramp.report.names import floor_order, floor_shown
 from offramp.report.places import FLOOR, MACHINE, TRACE
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Row, documents_in_all, lacks
+from offramp.studies.comparison.results import Comparison, Row, documents_in_all
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import NEVER
 
@@ -71,7 +71,7 @@ CERTIFIED: Table[Judged] = Table(
         Column("Policy, and what the tuner says", _policy_cell, data=str, key="policy"),
         Column("", lambda judged: judged.finding.predicted, data=Estimate, key="net_speedup"),
         *attributes(str, "finding.detail.answer"),
-        Column("", lambda judged: lacks(judged.finding.detail), data=str, key="lacks"),
+        Column("", lambda judged: "; ".join(judged.finding.missing), data=str, key="missing"),
         Column("", lambda judged: judged.finding.detail.certificate.holds, data=bool, key="certified"),
         *attributes(bool, "finding.detail.certificate.executed"),
         *attributes(
@@ -96,14 +96,14 @@ def certified_section(comparison: Comparison) -> Markup:
 
 
 def by_floor(answers: Sequence[Finding[Tuned]]) -> list[str]:
-    """How many answers at each floor exit, pay, or are not certifiable, and why."""
+    """How many answers at each floor exit, pay, or are open without a certificate, and what they miss."""
     said = []
     for floor in sorted(dict.fromkeys(finding.floor for finding in answers), key=floor_order):
         here = [finding for finding in answers if finding.floor == floor]
         exits = sum(finding.exits for finding in here)
         pays = sum(finding.decision == "pays" for finding in here)
-        unknown = [finding for finding in here if finding.decision == NOT_CERTIFIABLE]
-        tail = f" {len(unknown)} not certifiable: {lacking(unknown)}." if unknown else ""
+        unknown = [finding for finding in here if finding.unknown]
+        tail = f" {len(unknown)} open without a certificate; {lacking(unknown)}." if unknown else ""
         has = (
             f"{exits} of {counted(len(here), 'answer')} {'is' if exits == 1 else 'are'} a policy that exits "
             f"early, and {pays or 'none'} of these surely {'pays' if pays == 1 else 'pay'}."

@@ -9,7 +9,6 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from offramp.report.findings import NOT_CERTIFIABLE
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -42,9 +41,10 @@ from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estim
 from offramp.scoring.card import EasVariant
 from offramp.scoring.eas import SIMILARITIES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Row, lacks
+from offramp.studies.comparison.results import Comparison, Row
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import OPEN
 
 OWN_TEXT = "bits per byte of a model's own answers say nothing about a text that others share"
 COMPONENTS = ("representation", "increment", "calibration")
@@ -197,10 +197,10 @@ def speed_cell(row: Row, floor: Floor) -> Cell:
 
 def without_speed(row: Row, floor: Floor) -> str:
     """Why a row has no certified speed at a floor."""
-    here = [answer for answer in row.answers if answer.floor == floor]
+    here = [row.verdicts[one.floor, one.machine].decision for one in row.answers if one.floor == floor]
     if not here:
         return "not asked"
-    return NOT_CERTIFIABLE if any(lacks(answer) for answer in here) else "nothing faster keeps it"
+    return next((decision for decision in OPEN if decision in here), "nothing faster keeps it")
 
 
 def exits_at(rows: Sequence[Row], floor: Floor) -> bool:

@@ -12,26 +12,13 @@ from offramp.scoring.estimate import Estimate
 from offramp.studies.planned import DescribedModel
 from offramp.studies.work.heads import Training
 from offramp.studies.work.score import Scored
-from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import DECIDED, Decision, Verdict
+from offramp.tuning.verdict import Verdict
 
 Basis = Literal["predicted", "measured"]
 """How a saving was found: by replay, or in decoding."""
-
-Lacks = Literal["", "documents", "time", "evidence"]
-"""What kept a policy from a certificate: too few documents, too little time, or a test that every faster one
-failed."""
-
-LACKS: Mapping[Decision | None, Lacks] = {
-    None: "",
-    "does not pay": "",
-    "not enough documents": "documents",
-    "not settled": "time",
-}
-"""What a certificate lacked, by what the verdict says of how the floor stands."""
 
 Passed = Literal["", "replayed", "executed"]
 """How it is known that a floor is kept, "" if it is not."""
@@ -61,23 +48,6 @@ class Place:
     workload: str
     heads: str
     machine: str
-
-
-def lacks(answer: Tuned) -> Lacks:
-    """Why an answer of the tuner has no certificate: as the floor stands after decoding; of a replay bound,
-    which has no such standing, by its test. A search that found nothing faster had nothing to certify.
-    """
-    certificate = answer.certificate
-    if certificate.holds:
-        return ""
-    if certificate.executed and answer.grounds is not None:
-        return LACKS[DECIDED[answer.grounds.standing]]
-    if certificate.documents < certificate.documents_needed or not answer.documents["search"]:
-        return "documents"
-    if not certificate.tested:
-        return ""
-    late = any(candidate.outcome == OUT_OF_TIME for candidate in answer.candidates)
-    return "time" if late else "evidence"
 
 
 def documents_in_all(answer: Tuned) -> int:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from offramp.studies.comparison.results import Comparison, FloorOn, ModelFacts, Row
+
+T = TypeVar("T")
 
 DESCRIPTION = ("family", "generation", "released", "parameters", "kind", "stage")
 """What only a study's file says of a model."""
@@ -83,8 +86,9 @@ class _Renaming:
             model=self.models[row.model.shown],
             workload=self._text(row.workload),
             answers=tuple(replace(answer, machine=self._machine(answer.machine)) for answer in row.answers),
-            exit_speedup=self._speedups(row.exit_speedup),
-            measured_speedup=self._speedups(row.measured_speedup),
+            verdicts=self._by_machine(row.verdicts),
+            exit_speedup=self._by_machine(row.exit_speedup),
+            measured_speedup=self._by_machine(row.measured_speedup),
         )
 
     def _text(self, name: str) -> str:
@@ -96,8 +100,8 @@ class _Renaming:
     def _machine(self, machine: str) -> str:
         return self.machines.get(machine, machine)
 
-    def _speedups(self, speedups: Mapping[FloorOn, float]) -> dict[FloorOn, float]:
-        return {(floor, self._machine(machine)): speedup for (floor, machine), speedup in speedups.items()}
+    def _by_machine(self, found: Mapping[FloorOn, T]) -> dict[FloorOn, T]:
+        return {(floor, self._machine(machine)): one for (floor, machine), one in found.items()}
 
     def _notes(self, content: Comparison) -> Iterator[str]:
         changed = [(f"text {old}", new) for old, new in self.texts.items() if old != new]

@@ -15,12 +15,11 @@ from offramp.studies.comparison.results import (
     Strategy,
     TrainedSaving,
     estimate_saved,
-    lacks,
     saved_without,
 )
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER
+from offramp.tuning.verdict import NEVER, OPEN
 
 
 def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iterator[TrainedSaving]:
@@ -45,7 +44,7 @@ def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iter
                 training=row.training,
                 policy=NEVER if saved.value is None else str(answer.policy),
                 passed="" if saved.value is None else passed,
-                open=lacks(answer) in ("documents", "time"),
+                open=saved.value is None and row.verdicts[answer.floor, answer.machine].decision in OPEN,
                 basis=basis,
                 saved=saved,
                 credit=credit,
