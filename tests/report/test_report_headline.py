@@ -53,7 +53,8 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import CUT, Decision, Speed, Verdict
+from offramp.tuning.verdict import Decision, Speed, Verdict
+from offramp.tuning.verdict_words import CUT
 
 
 def certificate(*, holds: bool = True, executed: bool = True) -> Certificate:

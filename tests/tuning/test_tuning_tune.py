@@ -21,7 +21,6 @@ from offramp.files import seal_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
-from offramp.tuning.answers import meaning_of
 from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import losses_in_order, run_sequence
 from offramp.tuning.floor import make_floor
@@ -31,6 +30,7 @@ from offramp.tuning.ranking import machine_answers
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
+from offramp.tuning.verdict_words import meaning_of
 from policy_traces import UNTIMED, make_shape, make_trace, timed, with_states
 
 

@@ -34,16 +34,8 @@ from offramp.tuning.search import add_exact, targets_around
 from offramp.tuning.splits import split_documents
 from offramp.tuning.threshold_family import exit_sets, recorded_signals
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
-from offramp.tuning.verdict import (
-    CONTRADICTED,
-    Speed,
-    TimedPolicy,
-    Verdict,
-    decide,
-    kept_words,
-    percent_down,
-    settle,
-)
+from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, decide, settle
+from offramp.tuning.verdict_words import CONTRADICTED, kept_words, percent_down
 from policy_traces import make_shape, make_trace
 
 FLOORS = (0.99, 0.95, 0.9)

@@ -358,7 +358,7 @@ def written_words(tuned: Tuned, output: Path) -> str:
 def _show(out: Output, tuned: Tuned, output: Path) -> None:
     """The answer, what it rests on, and the candidates, or the front of a replay."""
     from offramp.report.sections.tuned import CANDIDATES, front_shown, front_table
-    from offramp.tuning.answers import meaning_of
+    from offramp.tuning.verdict_words import meaning_of
 
     out.console.print(tuned.answer, markup=False)
     for line in (*report_lines(tuned), *certificate_lines(tuned)):

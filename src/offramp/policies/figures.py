@@ -17,6 +17,9 @@ from offramp.scoring.estimate import Estimate
 PLAIN_DECODING = Never()
 """Plain decoding: the policy that is no exit at all."""
 
+NEVER = str(PLAIN_DECODING)
+"""The name of plain decoding among decoders, and the text of its policy."""
+
 Figure = TypeVar("Figure", default=Estimate)
 """What a figure is: an estimate with its interval over documents, or the mean alone."""
 

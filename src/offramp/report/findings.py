@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from offramp.display import ShownAsHtml
 from offramp.kit.defaults import WORTH
+from offramp.policies.figures import NEVER
 from offramp.report.names import floor_shown, line_name, machine_shown
 from offramp.report.ranking import believed, fastest, floor_kept, replayed
 from offramp.report.run_result import RunResult, WorkloadResult
@@ -22,7 +23,7 @@ from offramp.studies.comparison.results import (
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER, OPEN, Decision, Speed, Verdict, decide, from_main
+from offramp.tuning.verdict import OPEN, Decision, Speed, Verdict, decide, from_main
 
 OverallDecision = Decision | Literal["depends on the text", "undefined"]
 

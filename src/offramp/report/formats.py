@@ -10,7 +10,8 @@ from offramp.decoding.measurement.results import TOO_FEW_PROMPTS, Credit
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor, FloorKind
-from offramp.tuning.verdict import TOO_WIDE, Speed
+from offramp.tuning.verdict import Speed
+from offramp.tuning.verdict_words import TOO_WIDE
 from offramp.workloads.continued import split_continued
 
 MINUS = "−"

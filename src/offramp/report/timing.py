@@ -33,7 +33,7 @@ from offramp.report.formats import (
 )
 from offramp.report.table import NOTHING, Cell
 from offramp.scoring.estimate import Estimate
-from offramp.tuning.verdict import TOO_WIDE
+from offramp.tuning.verdict_words import TOO_WIDE
 
 ENDED: Mapping[Stopped, str] = {
     "answered": "every question was answered",

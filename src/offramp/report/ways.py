@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.decoding.measurement.results import Contender
+from offramp.policies.figures import NEVER
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
@@ -14,7 +15,6 @@ from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.tuning.certificate import Candidate
-from offramp.tuning.verdict import NEVER
 
 PLAIN, PEER = "plain", "peer"
 

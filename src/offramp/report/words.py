@@ -28,7 +28,8 @@ from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
-from offramp.tuning.verdict import CUT, Decision, Speed, Verdict, from_main, kept_words, without_words
+from offramp.tuning.verdict import Decision, Speed, Verdict, from_main
+from offramp.tuning.verdict_words import CUT, kept_words, without_words
 from offramp.workloads.packing import SHORTEST_CAP
 
 

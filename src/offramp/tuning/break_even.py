@@ -28,7 +28,6 @@ VANISHING = 1e-30
 # A fact whose probe gives no output: a token that leaves by it pays its exit's head beside.
 SILENT_FACT = "hidden_cosine_to_previous"
 
-
 SYMBOLS = {"seconds": "s", "bytes": "B", "flops": "FLOPs"}
 PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 
@@ -109,8 +108,12 @@ def break_even(
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     decisions = replay_decisions(policy, trace)
     pricing = _pricing(costs).paid_by(policy.for_task(task_of(trace)))
-    rows = [] if not decisions.needs else [_probe_row(str(policy), decisions, pricing, target)]
-    return (*rows, *(_row(str(policy), lever, decisions, pricing, target) for lever in LEVERS))
+    rows = [_probe_row(decisions, pricing, target)] if decisions.needs else []
+    rows += [_row(lever, decisions, pricing, target) for lever in LEVERS]
+    return tuple(
+        BreakEven(str(policy), lever, now, needed, factor, target, sentence)
+        for lever, now, needed, factor, sentence in rows
+    )
 
 
 def tokens_to_pay_back(spent: float, plain: float, saved: float, without: float = 0.0) -> float | None:
@@ -141,34 +144,25 @@ def _pricing(costs: TokenCosts) -> Pricing:
     return Pricing(costs, "the price list", "as given")
 
 
-def _margin(pricing: Pricing, decisions: Decisions, target: float) -> float:
-    """P - target C: at least zero exactly where the policy reaches the target."""
-    return pricing.plain - target * pricing.of_decisions(decisions)
+Found = tuple[str, float, float | None, float | None, str]
+"""Of a row: lever, now, needed, factor, sentence."""
 
 
-def _scaled(pricing: Pricing, lever: Lever, factor: float) -> Pricing:
-    """One price times a factor, for the policy and for the full model."""
-    full = None if pricing.full is None else lever.scaled(pricing.full, factor)
-    return replace(pricing, costs=lever.scaled(pricing.costs, factor), full=full)
-
-
-def _probe_row(name: str, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
+def _probe_row(decisions: Decisions, pricing: Pricing, target: float) -> Found:
     costs, free = pricing.costs, pricing.without_probes(decisions)
     one_each, silent = checked_at_one_price(costs, decisions, 1.0)
     per_unit = _pricing(one_each).of_decisions(silent) - free
     needed = (pricing.plain / target - free) / per_unit if per_unit > 0.0 else -1.0
-    now = _mean_check(costs, decisions)
+    now, faster = _mean_check(costs, decisions), f"{target:g} times as fast as the full model."
     if needed < 0.0:
-        sentence = f"Even free checks would not make the policy {target:g} times as fast as the full model."
-        return BreakEven(name, "probe", now, None, None, target, sentence)
-    unit = costs.unit
+        return "probe", now, None, None, f"Even free checks would not make the policy {faster}"
     head = any(gives_output(facts, short_list=costs.short_list) for facts in decisions.needs.values())
     beside = ", the head's product beside where a token leaves" if head else ""
     sentence = (
-        f"A check costs {amount(now, unit)}; at {amount(needed, unit)} or less{beside}, the policy would be "
-        f"{target:g} times as fast as the full model."
+        f"A check costs {amount(now, costs.unit)}; at {amount(needed, costs.unit)} or less{beside}, the "
+        f"policy would be {faster}"
     )
-    return BreakEven(name, "probe", now, needed, needed / now if now > 0.0 else None, target, sentence)
+    return "probe", now, needed, needed / now if now > 0.0 else None, sentence
 
 
 def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
@@ -179,31 +173,31 @@ def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
     return float(np.average(prices, weights=weights))
 
 
-def _row(name: str, lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
-    now, unit, plain = lever.now(pricing.listed), pricing.costs.unit, pricing.plain
+def _row(lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> Found:
+    now, plain, unit = lever.now(pricing.listed), pricing.plain, pricing.costs.unit
+
+    def margin(factor: float) -> float:
+        """P - target C with the price times a factor: at least zero where the policy reaches the target."""
+        costs, full = (lever.scaled(listed, factor) for listed in (pricing.costs, pricing.listed))
+        scaled = replace(pricing, costs=costs, full=full)
+        return scaled.plain - target * scaled.of_decisions(decisions)
+
     # Between no price and one as large as a whole step: what a small one changes drowns in rounding.
     stretch = plain / now if now > VANISHING * plain else 0.0
-    free = _margin(_scaled(pricing, lever, 0.0), decisions, target)
+    free = margin(0.0)
     free = 0.0 if abs(free) <= 10.0 * ROUNDING * plain else free
-    rise = _margin(_scaled(pricing, lever, stretch), decisions, target) - free
-    flat = abs(rise) <= ROUNDING * plain
-    factor = None if flat or free * rise > 0.0 else abs(free / rise) * stretch
+    rise = margin(stretch) - free
     part, faster = lever.part, f"{target:g} times as fast as the full model"
-    now_text = amount(now, unit)
-    if factor is None:
-        sentence = (
-            f"The policy is {faster} whatever {part} costs."
-            if free >= 0.0
-            else f"No price of {part} would make the policy {faster}."
-        )
-        return BreakEven(name, lever.name, now, None, None, target, sentence)
-    needed = factor * now
-    bound = "or more" if rise > 0.0 else "or less"
+    if abs(rise) <= ROUNDING * plain or free * rise > 0.0:
+        always = f"The policy is {faster} whatever {part} costs."
+        never = f"No price of {part} would make the policy {faster}."
+        return lever.name, now, None, None, always if free >= 0.0 else never
+    factor = abs(free / rise) * stretch
     sentence = (
-        f"{part[0].upper()}{part[1:]} costs {now_text}; at {amount(needed, unit)} {bound} "
-        f"({factor:.3g} times today's) the policy would be {faster}."
+        f"{part[0].upper()}{part[1:]} costs {amount(now, unit)}; at {amount(factor * now, unit)} "
+        f"or {'more' if rise > 0.0 else 'less'} ({factor:.3g} times today's) the policy would be {faster}."
     )
-    return BreakEven(name, lever.name, now, needed, factor, target, sentence)
+    return lever.name, now, factor * now, factor, sentence
 
 
 def amount(value: float, unit: str) -> str:

@@ -14,7 +14,6 @@ from offramp.policies.kv_cost import STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
-from offramp.tuning.answers import executed_answer
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
@@ -36,6 +35,7 @@ from offramp.tuning.pricing import KEY_VALUE
 from offramp.tuning.proposals import FORETOLD, TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
+from offramp.tuning.verdict_words import executed_answer
 
 PER_NEEDED = 4
 """Documents that bets are sized for, over those that are needed if none loses anything; where no time limits
@@ -325,6 +325,11 @@ def _executed_agreement(
             break
     if not len(losses):
         return Estimate(None, undefined="no documents are left that chose nothing")
+    return _kept(job, losses)
+
+
+def _kept(job: Job, losses: Losses) -> Estimate:
+    """The mean of what each document keeps: losses float64 [documents]."""
     bootstrap = document_bootstrap(len(losses), draws=DRAWS, seed=job.seed)
     return bootstrap.estimate(bootstrap.means(1.0 - losses, np.ones(len(losses))))
 
@@ -402,10 +407,6 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
     def mean(sums: NDArray[np.float64]) -> Estimate:
         return bootstrap.estimate(bootstrap.means(sums, rows.tokens))
 
-    def kept(losses: Losses) -> Estimate:
-        over = document_bootstrap(len(losses), draws=DRAWS, seed=job.seed)
-        return over.estimate(over.means(1.0 - losses, np.ones(len(losses))))
-
     reference = again.reference_losses
     cost, plain = bootstrap.totals(charged.cost), bootstrap.totals(charged.plain)
     probes = float(charged.cost.sum() - charged.without_probes.sum())
@@ -413,13 +414,13 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
         policy=chosen.policy,
         kv=chosen.kv,
         reachable=chosen.policy.reachable,
-        quality=kept(again.losses_at(job.floor.kind)),
-        agreement=kept(again.losses),
+        quality=_kept(job, again.losses_at(job.floor.kind)),
+        agreement=_kept(job, again.losses),
         skip_ratio=mean(rows.tokens - charged.layers / job.trace.layers),
         net_speedup=bootstrap.estimate(plain / cost),
         seconds_per_token=mean(charged.cost),
         plain_seconds_per_token=job.pricing.plain,
         probe_share=max(0.0, probes / float(charged.cost.sum())),
-        reference_agreement=None if reference is None else kept(reference),
+        reference_agreement=None if reference is None else _kept(job, reference),
         gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.decisions),
     )

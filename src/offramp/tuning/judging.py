@@ -24,16 +24,8 @@ from offramp.tuning.pool import Evidence, Pool, Scored, require_policies
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import (
-    CUT,
-    NOT_EXECUTED,
-    TOO_FEW,
-    Decision,
-    Speed,
-    Verdict,
-    decide,
-    percent_down,
-)
+from offramp.tuning.verdict import TOO_FEW, Decision, Speed, Verdict, decide
+from offramp.tuning.verdict_words import NOT_EXECUTED, replay_reason
 
 
 @dataclass
@@ -184,11 +176,11 @@ def _replayed(
 ) -> Verdict:
     decision = decide_replayed(held.policy, credit, pricing.machine, worth)
     missing = () if decision == "does not pay" else (NOT_EXECUTED,)
-    return Verdict(
+    verdict = Verdict(
         floor=floor,
         worth=worth,
         decision=decision,
-        reason=_replay_reason(floor, worth, held, without, credit, documents, pricing.machine),
+        reason="",
         missing=missing,
         policy=held.policy,
         kv=None,
@@ -210,42 +202,7 @@ def _replayed(
         without=str(without),
         credit=credit,
     )
-
-
-def _replay_reason(
-    floor: float,
-    worth: float,
-    held: HeldOut,
-    without: ExitPolicy,
-    credit: Estimate,
-    documents: tuple[int, int],
-    basis: str,
-) -> str:
-    """Why a replay says so, in a few sentences."""
-    cut = without != PLAIN_DECODING
-    if held.plain:
-        few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
-        plain = CUT if cut else "the full model"
-        better = f"moves fewer bytes than {plain}" if basis == BYTES else f"is faster than {plain} on {basis}"
-        return (
-            f"On {documents[0]} documents, no policy of any family that keeps {percent_down(floor)} "
-            f"agreement in replay {better} once every probe is charged."
-        ) + (few if documents[1] < DOCUMENTS_NEEDED else "")
-    speedup, agreement = held.net_speedup, held.agreement
-    unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
-    said = f"Replayed on {documents[1]} unseen documents"
-    if speedup.value is not None:
-        said += f", predicted net speedup {unit} {speedup.value:.3f}"
-    if speedup.low is not None and speedup.high is not None:
-        said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
-        said += ")" if cut else f"; worth it above {1 + worth:.2f})"
-    else:
-        said += f", without an interval: {speedup.no_interval or speedup.undefined or 'too few documents'}"
-    if cut and credit.value is not None and credit.low is not None:
-        said += f"; over {CUT} {credit.value:.3f} ({credit.low:.3f} to {credit.high:.3f}; worth it above "
-        said += f"{1 + worth:.2f})"
-    kept = "" if agreement.value is None else f"; agreement {percent_down(agreement.value)}"
-    return f"{said}{kept}. Nothing was executed: decoding may keep less."
+    return replace(verdict, reason=replay_reason(verdict))
 
 
 def trace_documents(trace: Trace) -> str:

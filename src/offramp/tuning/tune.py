@@ -17,7 +17,6 @@ from offramp.policies.names import StrategyName
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.tracing.trace import Trace
-from offramp.tuning.answers import replayed_answer
 from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import (
     Certificate,
@@ -35,6 +34,7 @@ from offramp.tuning.pool import Scored, require_policies
 from offramp.tuning.pricing import KEY_VALUE, pricing_of
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict_words import replayed_answer
 
 
 def tune_by_replay(job: Job, kv: str) -> Tuned:

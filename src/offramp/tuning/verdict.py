@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -10,13 +9,12 @@ from typing import ClassVar, Literal
 from offramp.kit.defaults import LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
-from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FloorStanding, Tuned
+from offramp.tuning.verdict_words import CONTRADICTED, missing_of, settled_reason
 
 Decision = Literal["pays", "does not pay", "too close to call", "not enough documents", "not settled"]
 
@@ -128,12 +126,6 @@ class Verdict:
         return None if risk is None else Estimate(1.0 - risk)
 
 
-NEVER = str(PLAIN_DECODING)
-"""The name of plain decoding among decoders, and the text of its policy."""
-
-TOO_WIDE = 1.5
-"""An interval that reaches so many times above a speed, or below, only says that samples are few."""
-
 TOO_FEW: Decision = "not enough documents"
 OPEN: tuple[Decision, ...] = ("too close to call", "not settled", TOO_FEW)
 """What is neither yes nor no."""
@@ -211,14 +203,11 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         credit=None if credit is None else Estimate(credit.value, credit.low, credit.high),
         standing=standing,
     )
-    reason = verdict.reason if replayed and decision == "does not pay" else _reason(settled, tuned)
+    reason = verdict.reason if replayed and decision == "does not pay" else settled_reason(settled, tuned)
     if exits and contradicted and decision in OPEN:
         return replace(settled, reason=reason, missing=(CONTRADICTED,))
-    return replace(settled, reason=reason, missing=_missing(settled, tuned))
-
-
-CONTRADICTED = "more documents: its answers to the timed prompts are below the floor"
-"""What is missing where decoding contradicts a certificate."""
+    missing = missing_of(settled, tuned) if decision in OPEN else ()
+    return replace(settled, reason=reason, missing=missing)
 
 
 DECIDED: Mapping[FloorStanding, Decision | None] = {
@@ -277,141 +266,3 @@ def _credit(tuned: Tuned, speed: Speed | None, timed: TimedPolicy | None) -> Spe
     share = 1.0 if tuned.grounds is None else tuned.grounds.without
     low, high = (None if limit is None else limit * share for limit in (speed.low, speed.high))
     return replace(speed, value=speed.value * share, low=low, high=high)
-
-
-def _reason(verdict: Verdict, tuned: Tuned) -> str:
-    """Why it was decided so: what is kept as executed, and the speed."""
-    speed, tried = verdict.speed, verdict.tried
-    if speed is not None and tried is not None:
-        what = f"{tried.policy} with keys and values by {tried.kv}"
-        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed)}{credit_words(verdict)}."
-    if verdict.policy == PLAIN_DECODING or speed is None:
-        return tuned.answer
-    said = f"{kept_words(verdict)}; {speed_words(speed)}{credit_words(verdict)}."
-    if tuned.policy.full_depth:
-        return f"{said} It leaves no layer out: what it gains is the shorter output head's."
-    return said
-
-
-def credit_words(verdict: Verdict) -> str:
-    """ "; 0.962 × (0.930 to 0.994) the speed of prompt lookup, ..."; "" where plain decoding is the best."""
-    credit, speed = verdict.credit, verdict.speed
-    if credit is None or credit.value is None or verdict.without == NEVER or speed is None:
-        return ""
-    if credit.value == speed.value:
-        return ""
-    limits = "" if credit.low is None or credit.high is None else f" ({credit.low:.3f} to {credit.high:.3f})"
-    return (
-        f"; {credit.value:.3f} ×{limits} the speed of {without_words(verdict.without)}, which needs no exits"
-    )
-
-
-def without_words(name: str) -> str:
-    """A decoder without exits as it stands in a sentence."""
-    if name == NEVER:
-        return "plain decoding"
-    known = short_name(name)
-    return CUT if known == SHORT_HEAD else known
-
-
-def kept_words(verdict: Verdict) -> str:
-    """ "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)", or how much is known."""
-    certificate, tried, floor = verdict.certificate, verdict.tried, percent_down(verdict.floor)
-    if certificate is None or not certificate.executed:
-        replayed = verdict.agreement.value
-        kept = "an unknown share" if replayed is None else percent_down(replayed)
-        return f"keeps {kept} in replay (not executed)"
-    if tried is not None and tried.executed is not None:
-        kept = f"kept {percent_down(tried.executed)} as executed on {_documents(tried.documents)}"
-        return f"{kept}, {'below' if tried.executed < verdict.floor else 'not certified ≥'} {floor}"
-    kept_share = None if verdict.kept is None else verdict.kept.value
-    if kept_share is None:
-        return "was not decoded"
-    fresh = verdict.kept == verdict.executed_agreement
-    kept = f"{'keeps' if fresh else 'kept'} {percent_down(kept_share)} as executed"
-    if not verdict.certified:
-        return f"{kept} (not certified ≥ {floor})"
-    return f"{kept} (certified ≥ {floor}, {_documents(certificate.stopped_after or 0)})"
-
-
-def _documents(count: int) -> str:
-    return f"{count:,} document{'' if count == 1 else 's'}"
-
-
-def speed_words(speed: Speed) -> str:
-    """A speed with its interval."""
-    how = "measured" if speed.how == "measured" else f"predicted on {speed.machine} at"
-    said = f"{how} {speed.value:.3f} × the speed of plain decoding"
-    if speed.low is None or speed.high is None:
-        return f"{said}, without an interval"
-    if speed.high > TOO_WIDE * speed.value or TOO_WIDE * speed.low < speed.value:
-        return f"{said}, from too few prompts for an interval"
-    return f"{said} ({speed.low:.3f} to {speed.high:.3f})"
-
-
-NOT_EXECUTED = "decoding documents: nothing was executed"
-"""What a verdict by replay alone lacks."""
-
-
-def _missing(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
-    """What would settle it; nothing where it is settled."""
-    if verdict.decision not in OPEN:
-        return ()
-    certificate, speed = tuned.certificate, verdict.speed
-    missing = []
-    if not certificate.executed:
-        missing.append(NOT_EXECUTED)
-    elif certificate.documents < certificate.documents_needed:
-        at_hand = tuned.grounds is None or certificate.documents == tuned.grounds.at_hand
-        where = "at hand to certify on" if at_hand else "were allowed to be decoded"
-        needed = f"{certificate.documents_needed} needed if none loses"
-        missing.append(f"documents: {certificate.documents} {where}, {needed}")
-    elif verdict.standing == "too few documents":
-        missing.append(f"more documents: all {certificate.documents} at hand were decoded, and leave it open")
-    elif not verdict.certified:
-        so_far = f", {_documents(verdict.tried.documents)} so far" if verdict.tried is not None else ""
-        missing.append(f"time to decode the documents that are at hand{so_far}")
-    elif tuned.bolder_open:
-        missing.append("time to test a bolder candidate")
-    if speed is not None and speed.how == "predicted" and speed.at_hand:
-        missing.append("a timing of this policy")
-    elif speed is not None and speed.how == "measured":
-        if verdict.credit is not None and verdict.credit.low is None and verdict.certified:
-            missing.append("the best decoder without exits, timed in the same turns")
-        elif _straddles(verdict):
-            missing.append(f"a narrower interval of the speed{_longer(verdict, speed)}")
-    return tuple(missing)
-
-
-def _straddles(verdict: Verdict) -> bool:
-    """Whether the interval that decides lies on both sides of the worth."""
-    limits = verdict.credit
-    if limits is None or limits.low is None or limits.high is None:
-        return False
-    return limits.low <= 1.0 + verdict.worth <= limits.high
-
-
-MOST_MINUTES = 60.0
-"""An estimate of more minutes of timing is none: noise that large is not averaged out."""
-
-
-def _longer(verdict: Verdict, speed: Speed) -> str:
-    """About how long a timing would take that settles on which side of the worth the credit lies."""
-    credit = verdict.credit
-    if credit is None or credit.value is None or credit.low is None or credit.high is None:
-        return ""
-    if speed.seconds is None:
-        return ""
-    half, distance = (credit.high - credit.low) / 2.0, abs(credit.value - 1.0 - verdict.worth)
-    seconds = math.inf if distance <= 0.0 else max(speed.seconds, speed.seconds * (half / distance) ** 2)
-    if seconds > 60.0 * MOST_MINUTES:
-        return ", more than an hour of timing"
-    return ", less than a minute of timing" if seconds < 60.0 else f", some {seconds / 60:.0f} min of timing"
-
-
-CUT = "the full model with its output head cut to the short list"
-
-
-def percent_down(share: float) -> str:
-    """A share in percent, rounded down, so that 98.999 % never reads as a floor of 99 % reached."""
-    return f"{math.floor(share * 1e4 + 1e-6) / 100:g} %"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from offramp.policies.figures import NEVER
 from offramp.report.comparison_words import lacking, passed_how
 from offramp.report.findings import Finding, findings_of
 from offramp.report.formats import counted, percent, times
@@ -17,7 +18,6 @@ from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estim
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row, documents_in_all
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
 from offramp.report.words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
-from offramp.tuning.answers import ANSWER_TOKENS
 from offramp.tuning.verdict import Verdict, from_main
+from offramp.tuning.verdict_words import ANSWER_TOKENS
 
 
 def verdict_section(run: RunResult) -> Markup:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.figures import NEVER, PLAIN_DECODING
 from offramp.report.formats import (
     counted,
     decimal,
@@ -38,7 +38,7 @@ from offramp.studies.comparison.results import Row as Traced
 from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.floor import Floor
-from offramp.tuning.verdict import NEVER, Verdict
+from offramp.tuning.verdict import Verdict
 
 BOUGHT = "executed and certified"
 PASSED = {"": NOTHING, "replayed": "by a replay bound", "executed": "certified"}

@@ -25,11 +25,11 @@ from offramp.report.html import fragment
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
 from offramp.report.words import machine_name
-from offramp.tuning.answers import ALONE
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import REFERENCE, Floor
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FrontPoint, Tuned
+from offramp.tuning.verdict_words import ALONE
 
 STATUS_STYLES = {
     "certified": "pays",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from offramp.policies.figures import NEVER
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import (
@@ -19,7 +20,7 @@ from offramp.studies.comparison.results import (
 )
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import NEVER, OPEN
+from offramp.tuning.verdict import OPEN
 
 
 def trained_savings(rows: Sequence[Row], strategies: Sequence[Strategy]) -> Iterator[TrainedSaving]:

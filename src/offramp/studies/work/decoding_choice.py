@@ -10,7 +10,8 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.work.league import Ranking, fastest_exiting
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import from_main, judged_policy, percent_down
+from offramp.tuning.verdict import from_main, judged_policy
+from offramp.tuning.verdict_words import percent_down
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 12

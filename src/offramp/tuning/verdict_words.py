@@ -1,19 +1,25 @@
-"""The tuner's answer in plain sentences."""
+"""The words of a verdict and of a certificate: answers, reasons, what is missing, in plain sentences."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from offramp.policies.figures import PLAIN_DECODING
-from offramp.scoring.estimate import Estimate
+from offramp.policies.figures import NEVER, PLAIN_DECODING
+from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import NATS, REFERENCE, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
-from offramp.tuning.job import Job
 from offramp.tuning.pricing import BYTES
 from offramp.tuning.splits import fewest_documents
-from offramp.tuning.tuned import Grounds, faster_lossless
+from offramp.tuning.tuned import Grounds, Tuned, faster_lossless
+
+if TYPE_CHECKING:
+    from offramp.tuning.job import Job
+    from offramp.tuning.verdict import Speed, Verdict
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
 """What is searched and certified at a batch above 1."""
@@ -25,7 +31,7 @@ STAYS = "The full model stays."
 GOES_ON = "given more time, the same command goes on from there"
 ORIGINAL_STAYS = "Only the original model is known to keep that floor."
 
-NOT_EXECUTED = (
+REPLAY_BOUND = (
     "This is a replay bound: nothing was decoded, and in decoding, where later tokens read the keys and "
     "values that the policy leaves, less may be kept."
 )
@@ -248,8 +254,8 @@ def _bounded(job: Job, certificate: Certificate, held: HeldOut) -> str:
 
 def _not_executed(floor: Floor) -> str:
     if floor.clip is None:
-        return NOT_EXECUTED
-    return f"{NOT_EXECUTED} Only a floor on agreement is executed."
+        return REPLAY_BOUND
+    return f"{REPLAY_BOUND} Only a floor on agreement is executed."
 
 
 def _gain(job: Job, held: HeldOut) -> str:
@@ -291,3 +297,176 @@ def meaning_of(floor: Floor) -> str:
         f"an answer of {ANSWER_TOKENS} tokens may lose {total:.3g} nats of clipped loss on average; what a "
         f"token loses beyond {floor.clip:g} nats is not bounded"
     )
+
+
+# Of a verdict.
+
+TOO_WIDE = 1.5
+"""An interval that reaches so many times above a speed, or below, only says that samples are few."""
+
+CUT = "the full model with its output head cut to the short list"
+
+
+def percent_down(share: float) -> str:
+    """A share in percent, rounded down, so that 98.999 % never reads as a floor of 99 % reached."""
+    return f"{math.floor(share * 1e4 + 1e-6) / 100:g} %"
+
+
+def replay_reason(verdict: Verdict) -> str:
+    """Why a replay says so, in a few sentences."""
+    cut, basis, worth_it = verdict.without != NEVER, verdict.basis, 1 + verdict.worth
+    if verdict.policy == PLAIN_DECODING:
+        few = f" So few documents say little: {DOCUMENTS_NEEDED} are needed for an interval."
+        plain = CUT if cut else "the full model"
+        better = f"moves fewer bytes than {plain}" if basis == BYTES else f"is faster than {plain} on {basis}"
+        return (
+            f"On {verdict.fit_documents} documents, no policy of any family that keeps "
+            f"{percent_down(verdict.floor)} agreement in replay {better} once every probe is charged."
+        ) + (few if verdict.report_documents < DOCUMENTS_NEEDED else "")
+    speedup, agreement, credit = verdict.net_speedup, verdict.agreement, verdict.credit
+    unit = "in bytes moved" if basis == BYTES else f"in seconds on {basis}"
+    said = f"Replayed on {verdict.report_documents} unseen documents"
+    if speedup.value is not None:
+        said += f", predicted net speedup {unit} {speedup.value:.3f}"
+    if speedup.low is not None and speedup.high is not None:
+        said += f" (95 % interval {speedup.low:.3f} to {speedup.high:.3f}"
+        said += ")" if cut else f"; worth it above {worth_it:.2f})"
+    else:
+        said += f", without an interval: {speedup.no_interval or speedup.undefined or 'too few documents'}"
+    if cut and credit is not None and credit.value is not None and credit.low is not None:
+        said += f"; over {CUT} {credit.value:.3f} ({credit.low:.3f} to {credit.high:.3f}; worth it above "
+        said += f"{worth_it:.2f})"
+    kept = "" if agreement.value is None else f"; agreement {percent_down(agreement.value)}"
+    return f"{said}{kept}. Nothing was executed: decoding may keep less."
+
+
+def settled_reason(verdict: Verdict, tuned: Tuned) -> str:
+    """Why it was decided so: what is kept as executed, and the speed."""
+    speed, tried = verdict.speed, verdict.tried
+    if speed is not None and tried is not None:
+        what = f"{tried.policy} with keys and values by {tried.kv}"
+        return f"{tuned.answer} What was tried, {what}, is {speed_words(speed)}{credit_words(verdict)}."
+    if verdict.policy == PLAIN_DECODING or speed is None:
+        return tuned.answer
+    said = f"{kept_words(verdict)}; {speed_words(speed)}{credit_words(verdict)}."
+    if tuned.policy.full_depth:
+        return f"{said} It leaves no layer out: what it gains is the shorter output head's."
+    return said
+
+
+def credit_words(verdict: Verdict) -> str:
+    """ "; 0.962 × (0.930 to 0.994) the speed of prompt lookup, ..."; "" where plain decoding is the best."""
+    credit, speed = verdict.credit, verdict.speed
+    if credit is None or credit.value is None or verdict.without == NEVER or speed is None:
+        return ""
+    if credit.value == speed.value:
+        return ""
+    limits = "" if credit.low is None or credit.high is None else f" ({credit.low:.3f} to {credit.high:.3f})"
+    return (
+        f"; {credit.value:.3f} ×{limits} the speed of {without_words(verdict.without)}, which needs no exits"
+    )
+
+
+def without_words(name: str) -> str:
+    """A decoder without exits as it stands in a sentence."""
+    if name == NEVER:
+        return "plain decoding"
+    known = short_name(name)
+    return CUT if known == SHORT_HEAD else known
+
+
+def kept_words(verdict: Verdict) -> str:
+    """ "keeps 96.2 % as executed (certified ≥ 95 %, 61 documents)", or how much is known."""
+    certificate, tried, floor = verdict.certificate, verdict.tried, percent_down(verdict.floor)
+    if certificate is None or not certificate.executed:
+        replayed = verdict.agreement.value
+        kept = "an unknown share" if replayed is None else percent_down(replayed)
+        return f"keeps {kept} in replay (not executed)"
+    if tried is not None and tried.executed is not None:
+        kept = f"kept {percent_down(tried.executed)} as executed on {_documents(tried.documents)}"
+        return f"{kept}, {'below' if tried.executed < verdict.floor else 'not certified ≥'} {floor}"
+    kept_share = None if verdict.kept is None else verdict.kept.value
+    if kept_share is None:
+        return "was not decoded"
+    fresh = verdict.kept == verdict.executed_agreement
+    kept = f"{'keeps' if fresh else 'kept'} {percent_down(kept_share)} as executed"
+    if not verdict.certified:
+        return f"{kept} (not certified ≥ {floor})"
+    return f"{kept} (certified ≥ {floor}, {_documents(certificate.stopped_after or 0)})"
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'' if count == 1 else 's'}"
+
+
+def speed_words(speed: Speed) -> str:
+    """A speed with its interval."""
+    how = "measured" if speed.how == "measured" else f"predicted on {speed.machine} at"
+    said = f"{how} {speed.value:.3f} × the speed of plain decoding"
+    if speed.low is None or speed.high is None:
+        return f"{said}, without an interval"
+    if speed.high > TOO_WIDE * speed.value or TOO_WIDE * speed.low < speed.value:
+        return f"{said}, from too few prompts for an interval"
+    return f"{said} ({speed.low:.3f} to {speed.high:.3f})"
+
+
+NOT_EXECUTED = "decoding documents: nothing was executed"
+"""What a verdict by replay alone lacks."""
+
+
+def missing_of(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
+    """What would settle a verdict that is open."""
+    certificate, speed = tuned.certificate, verdict.speed
+    missing = []
+    if not certificate.executed:
+        missing.append(NOT_EXECUTED)
+    elif certificate.documents < certificate.documents_needed:
+        at_hand = tuned.grounds is None or certificate.documents == tuned.grounds.at_hand
+        where = "at hand to certify on" if at_hand else "were allowed to be decoded"
+        needed = f"{certificate.documents_needed} needed if none loses"
+        missing.append(f"documents: {certificate.documents} {where}, {needed}")
+    elif verdict.standing == "too few documents":
+        missing.append(f"more documents: all {certificate.documents} at hand were decoded, and leave it open")
+    elif not verdict.certified:
+        so_far = f", {_documents(verdict.tried.documents)} so far" if verdict.tried is not None else ""
+        missing.append(f"time to decode the documents that are at hand{so_far}")
+    elif tuned.bolder_open:
+        missing.append("time to test a bolder candidate")
+    if speed is not None and speed.how == "predicted" and speed.at_hand:
+        missing.append("a timing of this policy")
+    elif speed is not None and speed.how == "measured":
+        if verdict.credit is not None and verdict.credit.low is None and verdict.certified:
+            missing.append("the best decoder without exits, timed in the same turns")
+        elif _straddles(verdict):
+            missing.append(f"a narrower interval of the speed{_longer(verdict, speed)}")
+    return tuple(missing)
+
+
+def _straddles(verdict: Verdict) -> bool:
+    """Whether the interval that decides lies on both sides of the worth."""
+    limits = verdict.credit
+    if limits is None or limits.low is None or limits.high is None:
+        return False
+    return limits.low <= 1.0 + verdict.worth <= limits.high
+
+
+MOST_MINUTES = 60.0
+"""An estimate of more minutes of timing is none: noise that large is not averaged out."""
+
+
+def _longer(verdict: Verdict, speed: Speed) -> str:
+    """About how long a timing would take that settles on which side of the worth the credit lies."""
+    credit = verdict.credit
+    if credit is None or credit.value is None or credit.low is None or credit.high is None:
+        return ""
+    if speed.seconds is None:
+        return ""
+    half, distance = (credit.high - credit.low) / 2.0, abs(credit.value - 1.0 - verdict.worth)
+    seconds = math.inf if distance <= 0.0 else max(speed.seconds, speed.seconds * (half / distance) ** 2)
+    if seconds > 60.0 * MOST_MINUTES:
+        return ", more than an hour of timing"
+    return ", less than a minute of timing" if seconds < 60.0 else f", some {seconds / 60:.0f} min of timing"
+
+
+CONTRADICTED = "more documents: its answers to the timed prompts are below the floor"
+"""What is missing where decoding contradicts a certificate."""
