@@ -11,9 +11,7 @@ from offramp.report.findings import (
     best_certified,
     cell_decisions,
     comparison_decision,
-    decision_on,
     findings_of,
-    speed_of,
 )
 from offramp.report.formats import (
     counted,
@@ -138,10 +136,10 @@ def _uncertified_headline(comparison: Comparison) -> str:
     if best is None:
         return "These are scores alone: whether early exit pays in time was not asked."
     how = "decoded for real" if measured else "by replay and without a certificate"
-    speed = speed_of(best.net_speedup, measured=best is measured)
-    too_slow = decision_on(speed, certified=False) == "does not pay"
+    too_slow = comparison_decision(comparison) == "does not pay"
     answer = NOWHERE if too_slow else WORDS["not settled"].answer
-    return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {over_plain(speed)}."
+    speed = over_plain(best.net_speedup)
+    return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
 
 
 def _combined_headline(comparison: Comparison) -> str:
