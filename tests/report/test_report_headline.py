@@ -492,7 +492,7 @@ def test_without_a_tuner_the_stopwatch_answers_and_an_oracle_never():
     assert said.startswith("Early exit does not pay anywhere here: decoded for real")
     assert "0.970 ×" in said
     said = comparison_headline(compared(strategies=(oracle, quick)))
-    assert "not settled: by replay and without a certificate" in said
+    assert "It is not settled whether early exit pays: by replay and without a certificate" in said
     bold = strategy(Estimate(1.3, 1.2, 1.4), "predicted", agreement=Estimate(0.42, 0.4, 0.44))
     assert "the closest agrees on 42.0 % of the tokens" in comparison_headline(compared(strategies=(bold,)))
 

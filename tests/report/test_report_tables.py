@@ -104,7 +104,9 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
 def test_what_was_not_asked_is_not_called_uncertified(comparison):
     row = comparison.rows[0]
     strict, floor = Floor("agreement", 0.99), Floor("agreement", 0.95)
-    refused = replace(row, answers=(examples.answer(Estimate(1.0), "nothing faster", holds=False),))
+    answer = examples.answer(Estimate(1.0), "nothing faster", holds=False, executed=False)
+    verdicts = {(answer.floor, answer.machine): examples.decided(answer)}
+    refused = replace(row, answers=(answer,), verdicts=verdicts)
     assert [without_speed(row, strict), without_speed(refused, floor)] == [
         "not enough documents",
         "nothing faster keeps it",
