@@ -137,7 +137,9 @@ def test_a_path_with_a_nul_is_refused() -> None:
         with pytest.raises(InputError, match="cannot hold the character NUL") as refused:
             writing(path)
         assert refused.value.where == r"out\x00put"
-    for reading in (read_given_text, read_json, sha256_of_file):
+    with pytest.raises(InputError, match="the study cannot be read: a path cannot hold the character NUL"):
+        read_given_text(path, "study")
+    for reading in (read_json, sha256_of_file):
         with pytest.raises(OSError, match="cannot hold the character NUL"):
             reading(path)
 

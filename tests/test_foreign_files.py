@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import pkgutil
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from folder_cases import do, plan_of, task_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from random_heads import random_heads
 from safetensors.numpy import save_file
+from stored_traces import run
+from tracing_models import tiny_llama
 
 import offramp
 from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
 from offramp.kit.given_file import Table, checked, read_toml
 from offramp.kit.sealed_file import DECLARED, SealedFile
-from offramp.kit.sealed_tensors import seal_of
-from offramp.lab.exits import checkpoint
+from offramp.kit.sealed_tensors import DECLARED as TENSORS
+from offramp.kit.sealed_tensors import STREAMED, Arrays, SealedTensors
+from offramp.lab.exits import checkpoint, states
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
@@ -33,6 +40,7 @@ from offramp.tracing import heads_file, manifest
 from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.importing.imports import read_layout
 from offramp.tracing.importing.tensors import Tensors
+from offramp.tracing.trace import Trace
 from offramp.tracing.trained_model import trained_in
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
@@ -72,12 +80,21 @@ def in_metadata(read: Callable[[Path], object], key: str) -> Callable[[Path, str
     return of_text
 
 
-def heads_resealed(folder: Path, text: str) -> object:
-    """A header of heads of which some entry was changed by who knows how to seal it."""
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        changed = {**HEADS, **dict(json.loads(text))}
-        text = json.dumps({**changed, "schema_version": 5, "sha256": seal_of(changed, ARRAYS)})
-    return in_metadata(heads_file.read_heads, heads_file.HEADER)(folder, text)
+def resealed(
+    kind: SealedTensors[Any], header: dict[str, Any], read: Callable[[Path], object], arrays: Arrays
+) -> Callable[[Path, str], object]:
+    """A reader of a header of which some entry was changed by who knows how to seal it."""
+
+    def of_text(folder: Path, text: str) -> object:
+        path = folder / "a.safetensors"
+        try:
+            changed = dict(json.loads(text))
+            kind.write(path, {**header, **changed}, arrays)
+        except (ValueError, TypeError, RecursionError):
+            return in_metadata(read, kind.entry)(folder, text)
+        return read(path)
+
+    return of_text
 
 
 def tuned_resealed(folder: Path, text: str) -> object:
@@ -92,12 +109,39 @@ def read_checkpoint(path: Path) -> object:
     return checkpoint.read_checkpoint(path, "key", torch.device("cpu"))
 
 
+def read_states(path: Path) -> object:
+    for name in (states.FIT, states.HELD_OUT):
+        shutil.copy(path, path.with_name(name))
+    return states.tokens_read(path.parent), states.read_states(path.parent, "key")
+
+
+CHECKPOINT = {
+    "key": "key",
+    "settings": {"steps": 9, "every": 3, "precision": "float32", "threads": 1, "device": "cpu"},
+    "best_loss": [(1.5).hex()],
+    "step": 3,
+    "stale": 0,
+    "stopped": "",
+    "seconds": 1.0,
+    "history": [],
+}
+STATES = {"key": "key", "layers": [1, 2], "dtype": "float32", "seconds": 1.5, "tokens": 40}
+ROWS = {STREAMED: np.arange(5 * 2 * 12, dtype=np.uint8).reshape(5, 2, 12)}
+
+heads_resealed = resealed(heads_file.FILE, HEADS, heads_file.read_heads, ARRAYS)
+checkpoint_resealed = resealed(checkpoint.FILE, CHECKPOINT, read_checkpoint, ARRAYS)
+states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
+
+
 READERS: dict[str, Callable[[Path, str], object]] = {
     "a sealed record": in_file(lambda path: read_sealed_json(path, manifest.damaged)),
     "a trace's manifest": in_file(lambda path: manifest.read_manifest(path.parent), manifest.MANIFEST),
     "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
     "a header of heads, sealed": heads_resealed,
     "a checkpoint": in_metadata(read_checkpoint, checkpoint.FILE.entry),
+    "a checkpoint, sealed": checkpoint_resealed,
+    "hidden states": in_metadata(read_states, states.FILE.entry),
+    "hidden states, sealed": states_resealed,
     "a tuned policy": in_file(read_tuned),
     "a policy": in_file(lambda path: parse_policy(str(path))),
     "a tuned policy, sealed": tuned_resealed,
@@ -114,16 +158,19 @@ READERS: dict[str, Callable[[Path, str], object]] = {
 }
 
 
-def every_kind() -> list[SealedFile[Any]]:
-    """All kinds of sealed files, of whatever module."""
+@functools.cache
+def import_all() -> None:
+    """Import every module: each kind of file is declared in one."""
     for module in pkgutil.walk_packages(offramp.__path__, "offramp."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    return DECLARED
 
 
 ENTRIES = st.sampled_from(
-    ["model", "exits", "documents", "lens", "provenance", "document_texts", "schema_version", "kind", "text"]
+    [
+        *("model", "exits", "documents", "lens", "provenance", "document_texts", "schema_version", "kind"),
+        *("text", *CHECKPOINT, *STATES),
+    ]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), st.lists, max_leaves=3
@@ -151,7 +198,7 @@ def test_a_text_in_a_file_is_read_or_refused(kind: str, text: str) -> None:
         READERS[kind](Path(folder), text)
 
 
-def entries_of(kind: SealedFile[Any]) -> list[str]:
+def entries_of(kind: SealedFile[Any] | SealedTensors[Any]) -> list[str]:
     """The entries of a record, and one that no record has."""
     fields = getattr(kind.record, "__dataclass_fields__", None) or getattr(kind.record, "model_fields", {})
     return [*fields, "another"]
@@ -161,7 +208,8 @@ def entries_of(kind: SealedFile[Any]) -> list[str]:
 @given(data=st.data())
 def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataObject) -> None:
     """Of every kind of file there is: its entries have other types, are missing, or have neighbours."""
-    kind = data.draw(st.sampled_from(every_kind()))
+    import_all()
+    kind = data.draw(st.sampled_from(DECLARED))
     entries = st.dictionaries(st.sampled_from(entries_of(kind)), VALUES)
     header = {"schema_version": kind.version, "kind": kind.kind}
     value = {**{name: one for name, one in header.items() if one is not None}, **data.draw(entries)}
@@ -176,10 +224,118 @@ def test_a_record_that_another_program_sealed_is_read_or_refused(data: st.DataOb
             kind.read(path)
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_tensors_that_another_program_sealed_are_read_or_refused(data: st.DataObject) -> None:
+    import_all()
+    kind = data.draw(st.sampled_from(TENSORS))
+    header = data.draw(st.dictionaries(st.sampled_from(entries_of(kind)), VALUES))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.safetensors"
+        try:
+            kind.write(path, header, data.draw(st.sampled_from([ARRAYS, ROWS, {}])))
+        except ValueError:  # JSON cannot hold it
+            return
+        for mapped in (False, True):
+            with contextlib.suppress(OfframpError):
+                kind.write(path, *kind.read(path, "", mapped=mapped))
+                kind.read(path, "")
+
+
+def trace_in(folder: Path) -> object:
+    trace = Trace.load(folder)
+    facts = {name: trace.fact(name).tobytes() for name in trace.fact_names}
+    return facts, trace.token.tobytes(), trace.documents, trace.provenance
+
+
+def study_in(folder: Path) -> object:
+    """What is done in a study by its plan."""
+    study = StudyFolder(folder)
+    return [study.result_json(task) for task in study.read_plan().tasks.values()]
+
+
+def heads_in(folder: Path) -> object:
+    heads = heads_file.read_heads(folder / "heads.safetensors")
+    return heads.header(), {name: array.tobytes() for name, array in heads.arrays().items()}
+
+
+def states_in(folder: Path) -> object:
+    kept = states.read_states(folder, "key")
+    assert kept is not None
+    return kept.layers, kept.seconds, kept.fit.tolist(), kept.held_out.tolist()
+
+
+def write_study(folder: Path) -> None:
+    tasks = [task_of("score", number) for number in range(3)]
+    study = StudyFolder(folder)
+    study.write_plan(plan_of(tasks))
+    for task in tasks:
+        do(study, task)
+
+
+def write_states(folder: Path) -> None:
+    for name in (states.FIT, states.HELD_OUT):
+        with states.FILE.streamed(folder / name) as file:
+            file.add(ROWS[STREAMED])
+            file.finish(states.States("key", (1, 2), "float32", 1.5, 40))
+
+
+WRITTEN: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
+    "trace": (run, trace_in),
+    "study": (write_study, study_in),
+    "heads": (
+        lambda folder: heads_file.write_heads(
+            random_heads(tiny_llama(), [1, 2]), folder / "heads.safetensors"
+        ),
+        heads_in,
+    ),
+    "states": (write_states, states_in),
+}
+"""What is written into a folder, and everything that is read of it."""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in WRITTEN}
+    for name, folder in folders.items():
+        WRITTEN[name][0](folder)
+    return folders
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_changed_in_a_file_it_is_refused_or_read_as_it_was(
+    kind: str, written: dict[str, Path], data: st.DataObject
+) -> None:
+    """A byte is flipped in any file of any folder, or its end is cut off, or something stands behind it."""
+    files = [path.relative_to(written[kind]) for path in sorted(written[kind].rglob("*")) if path.is_file()]
+    name = data.draw(st.sampled_from(files))
+    content = bytearray((written[kind] / name).read_bytes())
+    place = data.draw(st.integers(0, max(0, len(content) - 1)))
+    match data.draw(st.sampled_from(["flip", "cut", "more"])):
+        case "flip" if content:
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        case "cut":
+            del content[place:]
+        case _:
+            content += b"{}"
+    read = WRITTEN[kind][1]
+    with tempfile.TemporaryDirectory() as below:
+        copy = Path(below) / "copy"
+        shutil.copytree(written[kind], copy)
+        (copy / name).write_bytes(content)
+        with contextlib.suppress(OfframpError):
+            assert read(copy) == read(written[kind])
+
+
 def test_what_the_readers_are_tried_with_is_else_right(tmp_path: Path) -> None:
     heads: Any = heads_resealed(tmp_path, "{}")
     assert heads.exits == (2,)
     policy = in_file(lambda path: parse_policy(str(path)))
     assert str(policy(tmp_path, json.dumps(sealed(TUNED)))) == "static:exit=2"
-    checkpoint.FILE.write(tmp_path / "a", {"steps": 1}, ARRAYS)
-    assert checkpoint.FILE.read(tmp_path / "a", "")[0] == {"steps": 1}
+    progress: Any = checkpoint_resealed(tmp_path, "{}")
+    assert progress.weights[0].best_loss == 1.5
+    tokens, kept = cast(tuple[int, states.CachedStates], states_resealed(tmp_path, "{}"))
+    assert tokens == 40
+    assert kept.fit.shape == (5, 2, 3)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from command_line import tree
@@ -27,7 +29,7 @@ from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.folder import TRACE_FOLDER
 from offramp.tracing.manifest import MANIFEST, Manifest
-from offramp.tracing.part import seal_path
+from offramp.tracing.part import REQUEST, part_path, seal_path
 from offramp.tracing.request import TraceRequest
 
 
@@ -184,6 +186,20 @@ def test_what_was_killed_is_never_taken_for_another_requests(kind: str, tmp_path
             KINDS[kind].make(path, "third", overwrite=False)
         assert tree(path) == before
         calls += 1
+
+
+def test_a_part_that_was_not_sealed_is_ours_by_what_it_says(tmp_path: Path) -> None:
+    """A trace killed within a part, and overwritten; somebody's file of such a name stays."""
+    assert TRACE_FOLDER.request is not None
+    TRACE_FOLDER.request.write(tmp_path / TRACE_FOLDER.request_name, trace_request("old"))
+    table = pa.table({"token": [1]})
+    pq.write_table(table.replace_schema_metadata({REQUEST: "old"}), part_path(tmp_path, "facts", 0))
+    pq.write_table(table, part_path(tmp_path, "tokens", 1))
+    KINDS["trace"].make(tmp_path, "new")
+    assert {path.name for path in tmp_path.glob("*.parquet*")} == {
+        "facts-00000.parquet",
+        "tokens-00001.parquet",
+    }
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "executions"])

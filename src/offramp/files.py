@@ -80,18 +80,24 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
-def read_given_text(path: Path) -> str:
-    """The text of a small file that people name, without a byte order mark: a policy, a profile, a study.
+def read_given_text(path: Path, what: str, kind: type[InputError] = InputError) -> str:
+    """The text of a small file that people name, without a byte order mark. what: it is called in errors.
 
-    Raises OSError for what cannot be read, is no regular file, or has more than LARGEST_GIVEN bytes;
-    UnicodeDecodeError for what is not UTF-8.
+    Raises an error of this kind for what cannot be read, is no regular file, has more than LARGEST_GIVEN
+    bytes, or is not UTF-8.
     """
-    require_regular(path)
-    with path.open("rb") as file:
-        content = file.read(LARGEST_GIVEN + 1)
-    if len(content) > LARGEST_GIVEN:
-        raise OSError(errno.EFBIG, f"larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
-    return content.decode("utf-8-sig")
+    try:
+        require_regular(path)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_GIVEN + 1)
+        if len(content) > LARGEST_GIVEN:
+            raise OSError(errno.EFBIG, f"it is larger than {LARGEST_GIVEN / 1e6:g} MB", str(path))
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why, fix = f"it is not UTF-8 ({error})", "save it as UTF-8"
+        if isinstance(error, OSError):
+            why, fix = str(error.strerror), "check the path"
+        raise kind(f"the {what} cannot be read: {why}", where=str(path), fix=fix) from error
 
 
 class JsonError(ValueError):
@@ -135,6 +141,15 @@ def read_json(path: Path, kind: type = dict, *, lenient: bool = False) -> Any:
     require_regular(path)
     with path.open("rb") as file:
         return parse_json(file.read(LARGEST_JSON + 1), kind, lenient=lenient)
+
+
+def json_object_in(path: Path, *, lenient: bool = False) -> dict[str, Any] | None:
+    """The JSON object in a file (see `parse_json`); None where there is none that can be read."""
+    try:
+        found: dict[str, Any] = read_json(path, lenient=lenient)
+    except (OSError, JsonError):
+        return None
+    return found
 
 
 _WORDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number"}

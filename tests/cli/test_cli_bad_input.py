@@ -120,7 +120,12 @@ BEFORE_LOADING = [
     ("generate", "--batching rebatch", "means nothing with one prompt", "another --prompt"),
     ("generate", "--dtype float12", "unknown dtype 'float12'", "float32"),
     ("generate", "--prompt ' '", "the prompt is empty", "write some text"),
-    ("generate", "--prompt-file missing.txt", "the prompt's file does not exist", "text file"),
+    (
+        "generate",
+        "--prompt-file missing.txt",
+        "the prompt's file cannot be read: No such file",
+        "check the path",
+    ),
     ("generate", "--prompt-file .", "is a folder", ""),
     ("generate", "--prompt - --prompt-file -", "can be read once", "one - only"),
     ("heads fit", "--tokens 0", "tokens must be at least 1", ""),

@@ -371,7 +371,7 @@ def test_a_file_may_leave_defaults_out() -> None:
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (None, "no such policy file"),
+        (None, "the policy file cannot be read: No such file"),
         (b"\xff\xfe\x00", "cannot be read"),
         ("{", "the policy file cannot be read: it is not JSON"),
         ("[]", "it holds a list, not an object"),

@@ -328,7 +328,7 @@ def sealed(value: dict[str, Any]) -> str:
         (lambda whole: json.dumps({"schema_version": 1, "kind": "static"}), "holds no tuned policy"),
         (lambda whole: "{", "is not JSON"),
         (lambda whole: "[]", "it holds a list, not an object"),
-        (None, "no such policy file"),
+        (None, "the policy file cannot be read: No such file"),
     ],
 )
 def test_tuned_files_that_cannot_be_trusted_are_refused(

@@ -144,17 +144,7 @@ def read_prompts(texts: Sequence[str], files: Sequence[Path]) -> list[str]:
 
 
 def _read_file(file: Path) -> str:
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "is no regular file" if file.exists() else "does not exist"
-        raise InputError(f"the prompt's file {what}", where=str(file), fix="name a text file")
-    try:
-        return _closed(read_given_text(file))
-    except OSError as error:
-        raise InputError(
-            f"the prompt's file cannot be read: {error.strerror}", where=str(file), fix="name a text file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError("the prompt's file is not UTF-8 text", where=str(file), fix="convert it") from error
+    return _closed(read_given_text(file, "prompt's file"))
 
 
 def _read_typed() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
-from offramp.files import parse_json, read_given_text
+from offramp.files import json_object_in
 
 
 def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]], bool]) -> None:
@@ -38,7 +38,5 @@ def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]
 
 
 def _holds(path: Path, is_own: Callable[[Mapping[str, Any]], bool]) -> bool:
-    try:
-        return is_own(parse_json(read_given_text(path)))
-    except (OSError, ValueError):  # no JSON object, or no UTF-8
-        return False
+    value = json_object_in(path)
+    return value is not None and is_own(value)

@@ -25,16 +25,16 @@ def report(asked: ReportCommand, out: Output) -> None:
     if len(asked.folders) > 1:
         compare(CompareCommand(folders=asked.folders, mixed=asked.mixed), out)
         return
-    from offramp.files import locked_folder
     from offramp.report.pages import write_study_page
     from offramp.report.run_reading import RunReader
+    from offramp.runs.folder import RUN_FOLDER
     from offramp.runs.outputs import require_done, write_outputs
     from offramp.studies.folder import StudyFolder
 
     folder = StudyFolder(asked.folders[0])
     if folder.read_plan().is_run:
         require_done(folder)
-        with locked_folder(folder.path, another=""), stage("writing the page"):
+        with RUN_FOLDER.held(folder.path), stage("writing the page"):
             page = write_outputs(RunReader(folder.path)).report
     else:
         page = write_study_page(folder, mixed=asked.mixed)

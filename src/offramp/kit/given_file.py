@@ -17,7 +17,7 @@ from offramp.errors import InputError
 from offramp.files import read_given_text
 from offramp.kit import numbers
 from offramp.kit.rules import suggest
-from offramp.kit.toml_lines import Location, line_at, lines_of, place_in
+from offramp.kit.toml_lines import Location, place_in, places_of
 
 STRICT, FINITE = Field(strict=True), Field(strict=True, allow_inf_nan=False)
 
@@ -54,15 +54,16 @@ Given = TypeVar("Given", bound=Table)
 
 @dataclass(frozen=True)
 class Source:
-    """A file that somebody wrote. what: it is called in errors ("study file"). lines: of its keys."""
+    """A file that somebody wrote. what: it is called in errors ("study file"). text: of TOML, which has lines
+    to name."""
 
     path: Path
     what: str
-    lines: Mapping[Location, int]
+    text: str = ""
 
     def where(self, *location: str | int) -> str:
         """A place in the file, for an error: "STUDY.toml, line 12, models[2].stage"."""
-        return place_in(self.path, self.lines, location)
+        return place_in(self.path, self.text, location)
 
     def refused(self, what: str, fix: str, *location: str | int) -> InputError:
         """The error for something at a place of the file."""
@@ -74,16 +75,12 @@ def read_toml(path: Path, what: str) -> tuple[dict[str, Any], Source]:
 
     Raises InputError for a file that cannot be read, and, with the line, for one that is no TOML.
     """
-    try:
-        text = read_given_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "check the path" if isinstance(error, OSError) else "save it as UTF-8"
-        raise InputError(f"the {what} cannot be read: {error}", where=str(path), fix=fix) from error
+    text = read_given_text(path, what)
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits, too
         raise _not_toml(path, what, error) from error
-    return values, Source(path, what, lines_of(text))
+    return values, Source(path, what, text)
 
 
 def checked(kind: type[Given], values: Mapping[str, Any], source: Source) -> Given:
@@ -94,7 +91,7 @@ def checked(kind: type[Given], values: Mapping[str, Any], source: Source) -> Giv
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise _invalid(source, kind, error) from error
+        raise _invalid(source, kind, values, error) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -111,17 +108,18 @@ def _not_toml(path: Path, what: str, error: Exception) -> InputError:
     )
 
 
-def _invalid(source: Source, kind: type[Table], error: ValidationError) -> InputError:
-    """The error for the first value that does not fit, in the file's order. kind: of the whole file."""
-    lines = source.lines
+def _invalid(
+    source: Source, kind: type[Table], values: Mapping[str, Any], error: ValidationError
+) -> InputError:
+    """The error for the first value that does not fit, in the file's order. kind, values: of the whole."""
     found = {tuple(one["loc"]): one for one in error.errors()}
     # A list is called too short, too, when an entry of it does not fit.
     innermost = [loc for loc in found if not any(loc == other[: len(loc)] for other in found if other != loc)]
-    first = min(innermost, key=lambda loc: (line_at(lines, loc), -len(loc)))
+    first = min(innermost, key=lambda loc: (places_of(values, loc), -len(loc)))
     if found[first]["type"] == "missing":
         # It may be there, mistyped: an unknown key of the same table says more.
         alike = [loc for loc in innermost if loc[:-1] == first[:-1] and _is_unknown(found[loc])]
-        first = min(alike, key=lambda loc: line_at(lines, loc), default=first)
+        first = min(alike, key=lambda loc: places_of(values, loc), default=first)
     details = found[first]
     unknown = _is_unknown(details)
     location: Location = tuple(part for part in details["loc"] if unknown or not _is_alternative(part))

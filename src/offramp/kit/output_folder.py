@@ -172,6 +172,13 @@ class OutputFolder(Generic[Asked]):
                     OwnFiles(path).leave()
                 raise
 
+    @staticmethod
+    @contextlib.contextmanager
+    def held(path: Path) -> Iterator[None]:
+        """A folder of this kind, locked as it is. Raises InputError if another process writes into it."""
+        with locked_folder(path, another=""):
+            yield
+
     @contextlib.contextmanager
     def _prepared(self, path: Path, asked: Any, *, overwrite: bool, repair: bool) -> Iterator[Path]:
         if self.done is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from offramp.errors import DamagedFileError, ForeignFileError, shortened
-from offramp.files import SEAL, JsonError, parse_json, read_json, read_sealed_json, write_sealed_json
+from offramp.files import SEAL, JsonError, json_object_in, parse_json, read_sealed_json, write_sealed_json
 from offramp.kit.typed import InvalidRecordError, Record, from_json, to_json
 
 VERSION, KIND = "schema_version", "kind"
@@ -57,10 +57,13 @@ class SealedFile(Generic[Record]):
         try:
             return from_json(self.record, value)
         except InvalidRecordError as error:  # sealed, but by another program
-            raise self.foreign(path, error) from error
+            raise self.refused(path, error) from error
 
-    def foreign(self, path: Path, error: InvalidRecordError) -> ForeignFileError:
-        """The error for a whole file that holds something else than its record."""
+    def refused(self, path: Path, error: ValueError) -> DamagedFileError:
+        """The error for a file that has no record (see `kit.typed.read_record`): one that is whole, but holds
+        something else, is another program's."""
+        if not isinstance(error, InvalidRecordError):
+            return self.damaged(path, str(error))
         damaged = self.damaged(path, f"it is not what offramp writes ({error})")
         return ForeignFileError(damaged.what, where=damaged.where, fix=damaged.fix)
 
@@ -72,21 +75,12 @@ class SealedFile(Generic[Record]):
 
     def is_of(self, path: Path) -> bool:
         """Whether a file says that it is of this kind, damaged or not."""
-        value = self._parsed(path)
+        value = json_object_in(path)
         return value is not None and value.get(KIND) == self.kind
-
-    @staticmethod
-    def _parsed(path: Path) -> Mapping[str, Any] | None:
-        """The JSON object in a file, None where there is none."""
-        try:
-            value: dict[str, Any] = read_json(path)
-        except (OSError, JsonError):
-            return None
-        return value
 
     def _of_another_layout(self, path: Path) -> DamagedFileError | None:
         """The error for a file that states another version or kind, None for one that is broken."""
-        value = self._parsed(path)
+        value = json_object_in(path)
         return None if value is None or VERSION not in value else self._of_another_kind(path, value)
 
     def _of_another_kind(self, path: Path, value: Mapping[str, Any]) -> DamagedFileError | None:

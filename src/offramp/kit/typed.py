@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offramp.files import JsonError, read_json
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -125,6 +128,20 @@ def from_json(kind: type[Record], value: Any) -> Record:
         first = error.errors(include_url=False)[0]
         raise InvalidRecordError(shown_location(first["loc"]), first["msg"]) from error
     return found
+
+
+def read_record(
+    path: Path, kind: type[Record], refused: Callable[[Path, ValueError], Exception], *, lenient: bool = False
+) -> Record:
+    """The record that a JSON file holds. lenient: for files of models (see `offramp.files.parse_json`).
+
+    Raises what `refused` makes of the path and of a JsonError or InvalidRecordError, which says why the file
+    holds none; OSError for what cannot be read.
+    """
+    try:
+        return from_json(kind, read_json(path, lenient=lenient))
+    except (JsonError, InvalidRecordError) as error:
+        raise refused(path, error) from error
 
 
 _adapters: dict[Any, Any] = {}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from offramp.errors import ModelError, refused_as
-from offramp.files import JsonError, read_json
+from annotated_types import MinLen
+
+from offramp.errors import ModelError
 from offramp.models.shape import DTYPES
 
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -37,6 +37,14 @@ class StoredTensor:
     def elements(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What is read of an index of weight files."""
+
+    weight_map: Annotated[Mapping[str, str], MinLen(1)]
+    """File names by tensor names."""
 
 
 def find_weight_files(folder: Path) -> list[Path]:
@@ -86,15 +94,14 @@ def _files_of_index(index: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """File names by tensor names, as an index lists them."""
-    try:
-        listed = read_json(index, lenient=True)["weight_map"]
-        if not listed or not all(isinstance(name, str) for name in listed.values()):
-            raise ValueError("no file names in its weight_map")
-        return dict(listed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            "the index of the weight files is damaged", where=str(index), fix="download it again"
-        ) from error
+    from offramp.kit.typed import read_record
+
+    refused = _refused("the index of the weight files is damaged")
+    return dict(read_record(index, _Index, refused, lenient=True).weight_map)
+
+
+def _refused(what: str) -> Callable[[Path, ValueError], ModelError]:
+    return lambda path, error: ModelError(f"{what}: {error}", where=str(path), fix=AGAIN)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -133,24 +140,21 @@ def stored_in(files: Iterable[Path], where: Path, fix: str) -> dict[str, StoredT
 
 def _read_header(path: Path) -> list[StoredTensor]:
     """The tensors of one file; the shapes, types and offsets of its header must fill it exactly."""
-    from safetensors import SafetensorError, safe_open
+    from offramp.kit.sealed_tensors import NoTensorsError, opened  # numpy comes with it
 
-    if not os.access(path, os.R_OK):  # which the library calls a file that is not there
-        raise ModelError("the weight file may not be read", where=str(path), fix="change its permissions")
-    where = f"{path} ({path.stat().st_size:,} bytes)"
-    damaged = refused_as(
-        ModelError,
-        "the weight file is damaged or truncated, or not safetensors",
-        SafetensorError,
-        where=where,
-        fix=AGAIN,
-    )
-    with damaged, safe_open(path, framework="numpy") as file:
-        tensors = [
-            StoredTensor(name, path, part.get_dtype(), tuple(part.get_shape()))
-            for name in file.keys()  # noqa: SIM118 (it is no dict)
-            for part in (file.get_slice(name),)
-        ]
+    try:
+        with opened(path) as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = [
+                StoredTensor(name, path, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in parts.items()
+            ]
+    except NoTensorsError as error:
+        size = f"{path} ({path.stat().st_size:,} bytes)"
+        raise ModelError(f"the weight file is {error}", where=size, fix=AGAIN) from error
+    except OSError as error:
+        said = f"the weight file cannot be read: {error.strerror}"
+        raise ModelError(said, where=str(path), fix="change its permissions") from error
     if not tensors:
         raise ModelError("the weight file holds no tensors", where=str(path), fix=AGAIN)
     return tensors
@@ -259,8 +263,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="give the folder that holds config.json, the tokenizer and the .safetensors files",
         )
-    with refused_as(ModelError, "config.json cannot be read", JsonError, where=str(path), fix=AGAIN):
-        config: dict[str, Any] = read_json(path, lenient=True)
+    from offramp.kit.typed import read_record
+
+    config = read_record(path, dict[str, Any], _refused("config.json cannot be read"), lenient=True)
     if not isinstance(config.get("text_config") or {}, dict):
         raise ModelError("text_config in config.json is no object", where=str(path), fix=AGAIN)
     return config

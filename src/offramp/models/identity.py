@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offramp.files import canonical_json, read_json, sha256_of_file, sha256_of_text
-from offramp.models.checkpoint import find_weight_files
+from offramp.files import canonical_json, sha256_of_file, sha256_of_text
+from offramp.models.checkpoint import find_weight_files, read_config
 
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -93,7 +93,7 @@ def identify_folder(
     others = {path for path in folder.glob("*.safetensors") if path.name != CHECKPOINT}
     files = sorted({*others, *find_weight_files(folder)})
     tokenizer_files = sorted({path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern)})
-    config = read_json(folder / "config.json", lenient=True)
+    config = read_config(folder)
     lasting = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS}
     behaviour = sorted(path for pattern in BEHAVIOUR_PATTERNS for path in folder.glob(pattern))
     return ModelIdentity(

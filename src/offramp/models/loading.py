@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from offramp.errors import ModelError, raise_if_out_of_memory
-from offramp.files import JsonError, read_json
+from offramp.files import json_object_in
 from offramp.models.checkpoint import (
     CONTEXT_KEYS,
     check_vocabulary,
@@ -258,14 +258,9 @@ def _comes_from_generation(error: Exception) -> bool:
 
 def _broken_file(folder: Path) -> Path | None:
     """The first of the tokenizer's and the generation's files that holds no JSON object."""
-    for name in JSON_FILES:
-        path = folder / name
-        try:
-            if path.is_file():
-                read_json(path, lenient=True)
-        except (OSError, JsonError):
-            return path
-    return None
+    paths = [folder / name for name in JSON_FILES]
+    broken = (path for path in paths if path.is_file() and json_object_in(path, lenient=True) is None)
+    return next(broken, None)
 
 
 def _not_utf8(folder: Path, error: Exception) -> Path | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, InputError, ModelError
-from offramp.files import SEAL, parse_json, read_json, seal_of, write_sealed_json
+from offramp.files import SEAL, json_object_in, parse_json, read_json, seal_of, write_sealed_json
 from offramp.models.identity import identify_folder
 
 TRAINING_FILE = "training.json"
@@ -146,8 +146,5 @@ def require_as_trained(folder: Path, fingerprint: str, *, model: bool) -> None:
 
 def _was_requested(folder: Path) -> bool:
     """Whether a training of offramp's was asked for in a folder."""
-    try:
-        request = read_json(folder / REQUEST_FILE, lenient=True)
-    except (OSError, ValueError):  # none, or another program's
-        return False
-    return request.get("kind") in REQUESTS
+    request = json_object_in(folder / REQUEST_FILE, lenient=True)
+    return request is not None and request.get("kind") in REQUESTS

@@ -18,8 +18,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from offramp.errors import PolicyError, shortened
-from offramp.files import SEAL, is_there, parse_json, read_given_text, seal_of, write_json_atomically
+from offramp.errors import PolicyError, refused_as, shortened
+from offramp.files import (
+    SEAL,
+    JsonError,
+    is_there,
+    parse_json,
+    read_given_text,
+    seal_of,
+    write_json_atomically,
+)
 from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
@@ -470,18 +478,9 @@ def read_policy(path: Path) -> ExitPolicy:
 
 def read_policy_file(path: Path) -> dict[str, Any]:
     """The JSON object of a policy's file, a plain one or the tuner's. Raises PolicyError if it is none."""
-    try:
-        value: dict[str, Any] = parse_json(read_given_text(path))
-    except FileNotFoundError as error:
-        raise PolicyError("there is no such policy file", where=str(path), fix="check the path") from error
-    except OSError as error:
-        raise PolicyError(
-            f"the policy file cannot be read: {error.strerror}", where=str(path), fix="give a .json file"
-        ) from error
-    except ValueError as error:  # no JSON object, or no UTF-8
-        raise PolicyError(
-            f"the policy file cannot be read: {error}", where=str(path), fix="write it again"
-        ) from error
+    text, what = read_given_text(path, "policy file", PolicyError), "the policy file cannot be read"
+    with refused_as(PolicyError, what, JsonError, where=str(path), fix="write it again"):
+        value: dict[str, Any] = parse_json(text)
     return value
 
 

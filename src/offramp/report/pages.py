@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from offramp.errors import DamagedFileError
 from offramp.files import (
-    JsonError,
-    read_json,
+    json_object_in,
     sha256_of_file,
     source_fingerprint,
     write_json_atomically,
@@ -138,7 +137,7 @@ def study_page(folder: StudyFolder) -> Path:
 
     Raises InputError where there is nothing to compare.
     """
-    if _stamp(folder) == {**_content(folder), "mixed": False, **_written(folder)}:
+    if json_object_in(folder.path / STAMP) == {**_content(folder), "mixed": False, **_written(folder)}:
         return folder.path / REPORT_FILE
     return write_study_page(folder)
 
@@ -156,11 +155,3 @@ def _written(folder: StudyFolder) -> dict[str, str]:
     """SHA-256 of the page and its tables, by their names."""
     paths = [folder.path / REPORT_FILE, *sorted((folder.path / TABLES).glob("*"))]
     return {path.name: sha256_of_file(path) for path in paths if path.is_file()}
-
-
-def _stamp(folder: StudyFolder) -> object:
-    try:
-        stamp: object = read_json(folder.path / STAMP)
-    except (OSError, JsonError):  # there is none, or it is damaged: the page is written again
-        return None
-    return stamp

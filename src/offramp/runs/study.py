@@ -95,7 +95,7 @@ def run_study(
             "prompts": PROMPTS,
             "rounds": ROUNDS,
         }
-    study = Study.of(values, Source(INLINE, "run", {}))
+    study = Study.of(values, Source(INLINE, "run"))
     check_study(study)
     return study
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import JsonError, read_json, remove, sweep_temporary_files
+from offramp.files import remove, sweep_temporary_files
 from offramp.kit.sealed_file import is_laid_out
-from offramp.kit.typed import InvalidRecordError, from_json
+from offramp.kit.typed import InvalidRecordError, from_json, read_record
 from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.fingerprints import VALUES
@@ -135,17 +135,19 @@ class StudyFolder:
 
         Raises as `result_json`, and DamagedFileError for what that kind does not leave.
         """
-        value = self.result_json(task)
-        try:
-            return kind.read(value)
-        except InvalidRecordError as error:
-            raise MANIFEST_FILE.foreign(self.task_folder(task) / RESULT, error) from error
+        self._require_result(task)
+        return kind.result_in(self.task_folder(task))
 
     def result_json(self, task: Task) -> dict[str, Any]:
         """The `result.json` of a task that is done.
 
         Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed.
         """
+        self._require_result(task)
+        return read_record(self.task_folder(task) / RESULT, dict[str, Any], MANIFEST_FILE.refused)
+
+    def _require_result(self, task: Task) -> None:
+        """Raises as `result_json`."""
         manifest, problems = self._examine(task.kind, task.key, whole=False)
         path = self.task_folder(task) / RESULT
         if problems:
@@ -156,11 +158,6 @@ class StudyFolder:
                 where=str(path),
                 fix="run the study: offramp study run STUDY.toml",
             )
-        try:
-            result: dict[str, Any] = read_json(path)
-        except JsonError as error:
-            raise MANIFEST_FILE.damaged(path, str(error)) from error
-        return result
 
     def finished(self) -> list[tuple[str, str]]:
         """Kind and key of every task that left a manifest here, whether or not a plan names it."""
@@ -340,7 +337,7 @@ class StudyFolder:
         try:
             from_json(PlannedStudy, plan.study)
         except InvalidRecordError as error:
-            raise FILE.foreign(path, error) from error
+            raise FILE.refused(path, error) from error
         return plan
 
 

@@ -68,7 +68,7 @@ class Study(Table):
     large: Large | None = None
     works: tuple[WorkEntry, ...] = ()
 
-    _source: Source = PrivateAttr(default=Source(Path("STUDY.toml"), WHAT, {}))
+    _source: Source = PrivateAttr(default=Source(Path("STUDY.toml"), WHAT))
 
     @property
     def name(self) -> str:

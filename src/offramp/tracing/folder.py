@@ -14,7 +14,7 @@ from offramp.kit.output_folder import UNKNOWN, OutputFolder
 from offramp.kit.sealed_file import is_laid_out
 from offramp.tracing.answers import ANSWERS, ANSWERS_FILE, Answers
 from offramp.tracing.manifest import MANIFEST, REQUEST, Manifest, read_manifest
-from offramp.tracing.part import FILE_KINDS, part_path, seal_path, sealed_files, trace_file
+from offramp.tracing.part import FILE_KINDS, is_unsealed, part_path, seal_path, sealed_files, trace_file
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.streamed_states import states_files
 
@@ -24,10 +24,13 @@ _RECORDS = {REQUEST: TraceRequest, MANIFEST: Manifest, ANSWERS: Answers}
 
 
 def files_of_trace(folder: Path) -> dict[str, str | None]:
-    """What in the folder of a trace is its own: its seals say so. What was damaged is so by its name."""
-    names = [path.name for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
+    """What in the folder of a trace is its own: its seals say so, and the files of a part that a killed trace
+    did not seal themselves. What was damaged is so by its name.
+    """
+    paths = [path for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
+    parts = {path.name: None if is_unsealed(path) else UNKNOWN for path in paths}
     records = {name: None for name in _RECORDS if _is_ours(folder, name)}
-    return {**dict.fromkeys(names, UNKNOWN), **records, **sealed_files(folder), **states_files(folder)}
+    return {**parts, **records, **sealed_files(folder), **states_files(folder)}
 
 
 def _own(folder: Path) -> dict[str, str | None] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.files import is_irregular
-from offramp.kit.sealed_tensors import NoTensorsError, SealedTensors
+from offramp.kit.sealed_tensors import SealedTensors
 from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import shown_name
 from offramp.models.training_record import require_as_trained
@@ -28,7 +28,7 @@ and a lens whose fit is not known. Older files are those without them."""
 HEADER = "offramp_heads"
 LARGEST_HEADER = 100_000_000
 """Bytes of a safetensors header, by its format."""
-FILE = SealedTensors(HEADER, "the file of exit heads is damaged: {name}", SCHEMA_VERSION)
+FILE = SealedTensors(dict[str, Any], HEADER, "the file of exit heads is damaged: {name}", SCHEMA_VERSION)
 
 
 def write_heads(heads: ExitHeads, path: str | Path) -> None:
@@ -53,12 +53,10 @@ def read_heads(path: str | Path) -> ExitHeads:
     trained = path.name == EXITS_FILE and (path.parent / TRAINING_FILE).exists()
     again = "train them again (offramp exits train --overwrite)" if trained else "fit the heads again"
     fix = f"copy the file again from where it came, or {again}"
-    try:
-        header, arrays = FILE.read(path, fix)
-    except NoTensorsError as error:
-        raise InputError(
-            f"the file holds no exit heads: {error}", where=str(path), fix=fix if trained else MADE_BY
-        ) from error
+    if not is_heads_file(path):
+        what = f"the file holds no exit heads: it is not safetensors with a header {HEADER}"
+        raise InputError(what, where=str(path), fix=fix if trained else MADE_BY)
+    header, arrays = FILE.read(path, fix)
     try:
         heads = build_heads(header, arrays, str(path))
     except (
@@ -67,7 +65,7 @@ def read_heads(path: str | Path) -> ExitHeads:
         AttributeError,
         InvalidRecordError,
     ) as error:  # sealed, but by another program
-        raise FILE.damaged(path, f"its header is not what offramp writes ({error})", fix) from error
+        raise FILE.foreign(path, error, fix) from error
     if path.name == EXITS_FILE:
         require_as_trained(path.parent, heads.fingerprint, model=False)
     return heads

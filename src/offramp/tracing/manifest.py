@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError, InputError, shortened
-from offramp.files import NO_FILE, JsonError, is_irregular, read_json, sha256_of_file, write_sealed_json
-from offramp.kit.typed import to_json
+from offramp.files import NO_FILE, is_irregular, sha256_of_file, write_sealed_json
+from offramp.kit.typed import read_record, to_json
 from offramp.models.devices import CPU
 from offramp.models.shape import ModelShape
 from offramp.tracing.part import FILE_KINDS, Part, block_of, damaged, part_path, trace_file
@@ -207,10 +207,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _schema_version(path: Path) -> int:
     """The manifest's version, looked at before anything else of a file that may be of a later form."""
-    try:
-        version = read_json(path).get("schema_version")
-    except JsonError as error:
-        raise damaged(path, str(error)) from error
+    version = read_record(path, dict[str, Any], _FILE.refused).get("schema_version")
     if type(version) is not int:
         raise damaged(path, f"its schema version is {shortened(repr(version))}, not a number")
     return version

@@ -27,11 +27,6 @@ def trace_file(record: type[Record], apart: Collection[str] = ()) -> SealedFile[
     return SealedFile(record, WHAT, FIX, apart=apart)
 
 
-def damaged(path: Path, why: str) -> DamagedFileError:
-    """The error for a trace file whose bytes are not those that were written."""
-    return DamagedFileError(f"{WHAT.format(name=path.name)}: {why}", where=str(path), fix=FIX)
-
-
 TOKEN_COLUMNS = ("token", "next_token", "document", "position", "generated")
 """Of every part's tokens; bool for `generated`, int32 for the others."""
 
@@ -48,6 +43,10 @@ def block_of(document: int, documents: int) -> int:
 
 FILE_KINDS = ("facts", "marginal", "tokens")
 """In the order of writing. A part is whole once the seal over all three is there too."""
+
+PARQUET = ".parquet"
+REQUEST, DETAILS = b"offramp.request", b"offramp.part"
+"""Of a file's metadata: the fingerprint of what the part answers, and the rest of the part."""
 
 ArrayOf = NDArray[Any]
 
@@ -107,6 +106,8 @@ class PartSeal:
 
 
 _SEAL = trace_file(PartSeal)
+damaged = _SEAL.damaged
+"""The error for a file of a trace, by its path and why it is not what was written."""
 
 
 def sealed_files(folder: Path) -> dict[str, str | None]:
@@ -118,13 +119,23 @@ def sealed_files(folder: Path) -> dict[str, str | None]:
         except DamagedFileError:
             continue
         index = path.stem.removeprefix("part-")
-        found |= {path.name: None, **{f"{kind}-{index}.parquet": sha for kind, sha in seal.files.items()}}
+        found |= {path.name: None, **{f"{kind}-{index}{PARQUET}": sha for kind, sha in seal.files.items()}}
     return found
+
+
+def is_unsealed(path: Path) -> bool:
+    """Whether a file is one of a part that was killed before its seal was written, by what the file says."""
+    if path.suffix != PARQUET or seal_path(path.parent, int(path.stem.rpartition("-")[2])).exists():
+        return False
+    try:
+        return REQUEST in (pq.read_schema(path.absolute()).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def part_path(folder: Path, kind: str, index: int) -> Path:
     """The file of one kind of one part."""
-    return folder / f"{kind}-{index:05d}.parquet"
+    return folder / f"{kind}-{index:05d}{PARQUET}"
 
 
 def seal_path(folder: Path, index: int) -> Path:
@@ -145,7 +156,7 @@ def write_part(folder: Path, part: Part, exits: ArrayOf, request: str) -> None:
     columns = {"facts": facts, "marginal": marginal, "tokens": dict(part.tokens)}
     for kind in FILE_KINDS:
         table = pa.table(columns[kind]).replace_schema_metadata(
-            {"offramp.request": request, "offramp.part": canonical_json(details)}
+            {REQUEST: request, DETAILS: canonical_json(details)}
         )
         write_atomically(part_path(folder, kind, part.index), functools.partial(_write, table))
     _SEAL.write(seal_path(folder, part.index), PartSeal(request, _digests(folder, part.index)))
@@ -205,7 +216,7 @@ def read_part(folder: Path, index: int, exits: int, request: str, facts: Sequenc
             raise damaged(path, "its bytes changed since it was written (SHA-256 differs)")
     columns = {kind: read_columns(part_path(folder, kind, index)) for kind in ("facts", "tokens")}
     schema = pq.read_schema(part_path(folder, "tokens", index).absolute())
-    details = parse_json(schema.metadata[b"offramp.part"])
+    details = parse_json(schema.metadata[DETAILS])
     return Part(
         index=index,
         tokens=columns["tokens"],

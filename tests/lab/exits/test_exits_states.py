@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fitting_cases import states_by_hand, texts
 from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model
 
 from offramp.errors import DamagedFileError, DiskFullError, InputError
+from offramp.kit.sealed_tensors import StreamedBytes
 from offramp.lab.exits import states as module
 from offramp.lab.exits.states import FIT, HELD_OUT, StatesPlan, read_states, require_enough, write_states
 from offramp.models.model import Model
@@ -90,7 +92,13 @@ def test_a_changed_byte_is_noticed(tmp_path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("was", "now"), [('"F32"', '"I32"'), ('"seconds":"', '"seconds":"1'), ('"layers":"[1', '"layers":"[2')]
+    ("was", "now"),
+    [
+        ('"U8"', '"I8"'),
+        (r"\"float32\"", r"\"float16\""),
+        (r"\"seconds\":", r"\"seconds\":1"),
+        (r"\"layers\":[1", r"\"layers\":[2"),
+    ],
 )
 def test_a_changed_header_is_noticed(tmp_path: Path, was: str, now: str) -> None:
     model = tiny_llama()
@@ -116,14 +124,14 @@ def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch:
 
 def test_a_disk_that_becomes_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny_llama(), planned(tiny_llama())
-    add = module._Writer.add
+    add = StreamedBytes.add
 
-    def full(writer: module._Writer, *given: object) -> None:
-        if writer.rows:
+    def full(file: StreamedBytes[module.States], rows: Any) -> None:
+        if file.rows:
             raise OSError(errno.ENOSPC, "No space left on device")
-        add(writer, *given)  # type: ignore[arg-type]
+        add(file, rows)
 
-    monkeypatch.setattr(module._Writer, "add", full)
+    monkeypatch.setattr(StreamedBytes, "add", full)
     monkeypatch.setattr("offramp.tracing.fitting.readings.FORWARD_TOKENS", 60)
     with pytest.raises(DiskFullError, match="the disk is full"):
         written(tmp_path, model, rows)

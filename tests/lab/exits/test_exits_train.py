@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from fitting_cases import texts
-from safetensors import safe_open
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 from training_cases import answering_takes, arrays, assert_same, regularised
 
@@ -32,6 +31,7 @@ from offramp.lab.exits import steps, trainer
 from offramp.lab.exits.checkpoint import read_checkpoint
 from offramp.lab.exits.divergence import TrainingHead
 from offramp.lab.exits.folder import CHECKPOINT, STATES
+from offramp.lab.exits.states import FILE as STATES_FILE
 from offramp.lab.exits.states import FIT
 from offramp.lab.exits.steps import Steps
 from offramp.lab.exits.train import CODE, TrainedExits, train_exits
@@ -293,8 +293,7 @@ def test_what_was_interrupted_goes_on_with_its_states_and_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: dict[str, TrainedExits]
 ) -> None:
     interrupted(tmp_path, monkeypatch)
-    with safe_open(tmp_path / STATES / FIT, framework="np") as file:
-        seconds = float(file.metadata()["seconds"])
+    seconds = STATES_FILE.stated(tmp_path / STATES / FIT, "").seconds
     monkeypatch.setattr("offramp.lab.exits.reading_job.write_states", None)
     taken = []
     step = Steps.step

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from offramp.kit.sealed_tensors import NoTensorsError, SealedTensors
-from offramp.kit.typed import from_json, to_json
+from offramp.kit.sealed_tensors import SealedTensors
 from offramp.lab.exits.divergence import Precision
 from offramp.lab.exits.evaluation import Evaluation
 
-KEY = "key"
 FIRST, SECOND, BEST = "first", "second", "best"
 """Moments of the gradient, and the weights of the least held-out loss."""
 
 VOCABULARY = "vocabulary"
-
-FILE = SealedTensors("offramp_training", "the checkpoint {name} is damaged")
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,24 @@ class Progress:
     history: list[Evaluated] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Header:
+    """Of a `Progress`, all that is not a tensor. key: of the training. best_loss: in hexadecimal; it may be
+    infinite."""
+
+    key: str
+    settings: Settings
+    best_loss: Sequence[str]
+    step: int
+    stale: int
+    stopped: str
+    seconds: float
+    history: list[Evaluated]
+
+
+FILE = SealedTensors(_Header, "offramp_training", "the checkpoint {name} is damaged")
+
+
 def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
     """Write it in one step (see `offramp.files.write_atomically`). key: of the training it belongs to."""
     tensors: dict[str, Tensor] = {}
@@ -95,14 +109,16 @@ def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
             tensors |= {f"{place}.{part}.{name}": one.detach().cpu() for name, one in arrays.items()}
     if progress.vocabulary is not None:
         tensors[VOCABULARY] = progress.vocabulary.cpu()
-    header = {
-        KEY: key,
-        "best_loss": [weights.best_loss.hex() for weights in progress.weights],
-        "seconds": progress.seconds,
-        **{name: getattr(progress, name) for name in ("step", "stale", "stopped")},
-        "settings": to_json(progress.settings),
-        "history": to_json(progress.history),
-    }
+    header = _Header(
+        key,
+        progress.settings,
+        [weights.best_loss.hex() for weights in progress.weights],
+        progress.step,
+        progress.stale,
+        progress.stopped,
+        progress.seconds,
+        progress.history,
+    )
     FILE.write(path, header, {name: one.numpy() for name, one in tensors.items()})
 
 
@@ -114,27 +130,28 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
     if not path.is_file():
         return None
     fix = "remove it: the same command trains again from the start"
-    try:
-        header, arrays = FILE.read(path, fix)
-    except NoTensorsError as error:
-        raise FILE.damaged(path, str(error), fix) from error
-    if header.get(KEY) != key:
+    header, arrays = FILE.read(path, fix)
+    if header.key != key:
         return None
     # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
     tensors = {name: torch.from_numpy(array).clone() for name, array in arrays.items()}
+    try:
+        losses = [float.fromhex(loss) for loss in header.best_loss]
+    except (ValueError, OverflowError) as error:  # sealed, but by another program
+        raise FILE.foreign(path, error, fix) from error
     weights = []
-    for place, loss in enumerate(header["best_loss"]):
+    for place, loss in enumerate(losses):
         parts = [_under(tensors, f"{place}.{part}.", device) for part in ("now", FIRST, SECOND, BEST)]
-        weights.append(Weights(parts[0], parts[1], parts[2], parts[3], float.fromhex(loss)))
+        weights.append(Weights(parts[0], parts[1], parts[2], parts[3], loss))
     return Progress(
-        settings=from_json(Settings, header["settings"]),
+        settings=header.settings,
         weights=weights,
         vocabulary=tensors[VOCABULARY].to(device) if VOCABULARY in tensors else None,
-        step=header["step"],
-        stale=header["stale"],
-        stopped=header["stopped"],
-        seconds=header["seconds"],
-        history=from_json(list[Evaluated], header["history"]),
+        step=header.step,
+        stale=header.stale,
+        stopped=header.stopped,
+        seconds=header.seconds,
+        history=header.history,
     )
 
 

@@ -17,8 +17,7 @@ from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 
 CHECKPOINT, STATES = UNDER_WAY
 FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
-_STATES_FILES = (FIT, HELD_OUT, *(str(Path(name).with_suffix(".partial")) for name in (FIT, HELD_OUT)))
-WORKING = (CHECKPOINT, ANSWERS, *(f"{STATES}/{name}" for name in _STATES_FILES))
+WORKING = (CHECKPOINT, ANSWERS, *(f"{STATES}/{name}" for name in (FIT, HELD_OUT)))
 """What only a training that has not ended has in its folder."""
 
 FINISHED = (TRAINING_FILE, EXITS_FILE, REQUEST_FILE)
@@ -63,7 +62,7 @@ def clear_working_files(folder: Path) -> None:
 
 def clear_states(folder: Path) -> None:
     """Remove hidden states, and their folder if nothing else lies in it."""
-    for name in _STATES_FILES:
+    for name in (FIT, HELD_OUT):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

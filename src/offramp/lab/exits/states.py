@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.errors import DamagedFileError, InputError
-from offramp.files import (
-    SEAL,
-    canonical_json,
-    no_room,
-    parse_json,
-    sha256_of_text,
-    sync_folder,
-)
+from offramp.errors import InputError
+from offramp.files import write_atomically
+from offramp.kit.sealed_tensors import HEADER_BYTES, STREAMED, SealedTensors, StreamedBytes
 from offramp.lab.exits.folder import FIT, HELD_OUT, clear_states, require_room
 from offramp.models.model import Model
+from offramp.models.shape import ELEMENT_BYTES
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.readings import FIRST_POSITION, captured_states, require_both_sides
-from offramp.tracing.rows import slices
-from offramp.tracing.states import bytes_of
 
 HELD_OUT_ROWS = 8192
 """Held-out rows kept at most, evenly from all held-out documents: what figures are taken from."""
 
-TOKENS = "tokens"
-"""The detail that says what the rows were planned for."""
-MOST_DIGITS = 15
 
-HEADER_BYTES = 4096
-"""Of a file of states, before its numbers; safetensors takes a header that is filled up with spaces."""
+@dataclass(frozen=True)
+class States:
+    """What a file of states [rows, layers, hidden] says of them, which are its bytes.
 
-TYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-"""What safetensors calls them."""
+    key: of all that decides what they are. dtype: of the numbers. seconds: that making both files took.
+    tokens: that the rows were planned for.
+    """
+
+    key: str
+    layers: tuple[int, ...]
+    dtype: str
+    seconds: float
+    tokens: int
+
+
+FILE = SealedTensors(States, "offramp_states", "the file of hidden states {name} is damaged")
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,9 @@ def read_states(folder: Path, key: str) -> CachedStates | None:
     if not all((folder / name).is_file() for name in (FIT, HELD_OUT)):
         return None
     fit, held_out = (_read(folder / name, key) for name in (FIT, HELD_OUT))
-    if fit is None or held_out is None or fit.layers != held_out.layers:
+    if fit is None or held_out is None or fit[0].layers != held_out[0].layers:
         return None
-    return CachedStates(fit.layers, fit.states, held_out.states, fit.seconds)
+    return CachedStates(fit[0].layers, fit[1], held_out[1], fit[0].seconds)
 
 
 def tokens_read(folder: Path) -> int | None:
@@ -137,16 +134,9 @@ def tokens_read(folder: Path) -> int | None:
 
     What is said there is held against the rest of the file where that is read.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not all((folder / name).is_file() for name in (FIT, HELD_OUT)):
         return None
-    try:
-        with safe_open(folder / FIT, framework="pt") as file:
-            stated = dict(file.metadata() or {}).get(TOKENS, "")
-    except SafetensorError as error:
-        raise _damaged(folder / FIT, str(error)) from error
-    return int(stated) if stated.isdecimal() and len(stated) < MOST_DIGITS else None
+    return FILE.stated(folder / FIT, _fix(folder)).tokens
 
 
 def write_states(
@@ -158,29 +148,18 @@ def write_states(
 
     Raises DiskFullError if the disk becomes full, ModelError if no row had finite numbers only.
     """
-    started = time.perf_counter()
     clear_states(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
+    def write(held_out: Path, fit: Path) -> None:
+        with FILE.streamed(held_out) as apart, FILE.streamed(fit) as rows:
+            _stream(model, plan, key, rows, apart, advance)
+
     try:
-        with (
-            _writer(folder / HELD_OUT, plan, plan.dtype) as held_out,
-            _writer(folder / FIT, plan, torch.bfloat16) as fit,
-        ):
-            seen = 0
-            for rows, states in captured_states(model, plan.rows.contexts, plan.layers):
-                kept = rows.position >= FIRST_POSITION
-                apart = plan.rows.held_out[rows.document]
-                places = np.flatnonzero(kept & apart)
-                chosen = places[(seen + np.arange(len(places))) % plan.stride == 0]
-                seen += len(places)
-                together = torch.stack(states, dim=1)
-                fit.add(together, np.flatnonzero(kept & ~apart))
-                held_out.add(together, chosen)
-                advance(len(rows))
-            require_both_sides(model, fit.rows, held_out.rows)
-            seconds = time.perf_counter() - started
-            held_out.finish(key, seconds)
-            fit.finish(key, seconds)
+        write_atomically(
+            folder / HELD_OUT,
+            lambda held_out: write_atomically(folder / FIT, lambda fit: write(held_out, fit)),
+        )
     except BaseException:
         clear_states(folder)
         raise
@@ -189,107 +168,51 @@ def write_states(
     return found
 
 
-class _Writer:
-    """Appends rows [rows, layers, hidden] to a safetensors file, whose header, which counts them, is last."""
-
-    def __init__(self, path: Path, plan: StatesPlan, dtype: torch.dtype) -> None:
-        self.path, self.plan, self.dtype = path, plan, dtype
-        self.rows = 0
-        self._digest = hashlib.sha256()
-        self._partial = path.with_suffix(".partial")
-        self._file = self._partial.open("wb")
-        self._file.write(b" " * HEADER_BYTES)
-
-    def add(self, states: Tensor, places: np.ndarray[Any, Any]) -> None:
-        """Append some rows of [rows, layers, hidden]."""
-        if not len(places):
-            return
-        chosen = states[torch.from_numpy(places).to(states.device)].to("cpu", self.dtype).contiguous()
-        data = bytes_of(chosen)
-        self._digest.update(data)
-        self._file.write(data)
-        self.rows += len(places)
-
-    def finish(self, key: str, seconds: float) -> None:
-        """Write the header and put the file in place. seconds: that all rows took."""
-        shape = [self.rows, len(self.plan.layers), self.plan.hidden]
-        size = int(np.prod(shape)) * self.dtype.itemsize
-        further = {"layers": self.plan.layers, "seconds": seconds, TOKENS: self.plan.tokens}
-        stated = {"key": key, **{name: json.dumps(value) for name, value in further.items()}}
-        metadata = {**stated, SEAL: _seal(stated, self.dtype, shape, self._digest)}
-        entry = {"dtype": TYPES[self.dtype], "shape": shape, "data_offsets": [0, size]}
-        header = canonical_json({"__metadata__": metadata, "states": entry}).encode()
-        room = HEADER_BYTES - 8
-        self._file.seek(0)
-        self._file.write(room.to_bytes(8, "little") + header.ljust(room))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._partial.replace(self.path)
-        sync_folder(self.path.parent)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
+def _stream(
+    model: Model,
+    plan: StatesPlan,
+    key: str,
+    fit: StreamedBytes[States],
+    held_out: StreamedBytes[States],
+    advance: Callable[[int], None],
+) -> None:
+    """See `write_states`."""
+    started, seen = time.perf_counter(), 0
+    for rows, states in captured_states(model, plan.rows.contexts, plan.layers):
+        kept = rows.position >= FIRST_POSITION
+        apart = plan.rows.held_out[rows.document]
+        places = np.flatnonzero(kept & apart)
+        chosen = places[(seen + np.arange(len(places))) % plan.stride == 0]
+        seen += len(places)
+        together = torch.stack(states, dim=1)
+        fit.add(_bytes(together, np.flatnonzero(kept & ~apart), torch.bfloat16))
+        held_out.add(_bytes(together, chosen, plan.dtype))
+        advance(len(rows))
+    require_both_sides(model, fit.rows, held_out.rows)
+    seconds = time.perf_counter() - started
+    for file, dtype in ((fit, torch.bfloat16), (held_out, plan.dtype)):
+        file.finish(States(key, plan.layers, str(dtype).removeprefix("torch."), seconds, plan.tokens))
 
 
-@contextlib.contextmanager
-def _writer(path: Path, plan: StatesPlan, dtype: torch.dtype) -> Iterator[_Writer]:
-    writer = _Writer(path, plan, dtype)
-    try:
-        yield writer
-    except OSError as error:
-        full = no_room(error, path, writer.rows * len(plan.layers) * plan.hidden * dtype.itemsize)
-        if full is None:
-            raise
-        raise full from error
-    finally:
-        with contextlib.suppress(OSError):  # what is still in its buffer finds no room either
-            writer.close()
+def _bytes(states: Tensor, places: NDArray[np.int64], dtype: torch.dtype) -> NDArray[np.uint8]:
+    """Some rows of [rows, layers, hidden], as bytes of this type."""
+    chosen = states[torch.from_numpy(places).to(states.device)].to("cpu", dtype).contiguous()
+    return chosen.view(torch.uint8).numpy()
 
 
-@dataclass(frozen=True)
-class _File:
-    """One file. states: [rows, layers, hidden], memory-mapped. seconds: that making them took."""
-
-    layers: tuple[int, ...]
-    states: Tensor
-    seconds: float
-
-
-def _read(path: Path, key: str) -> _File | None:
-    """One file, None for one of another key."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            stated, states = dict(file.metadata() or {}), file.get_tensor("states")
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
-    if "key" in stated and stated["key"] != key:
+def _read(path: Path, key: str) -> tuple[States, Tensor] | None:
+    """One file and its states [rows, layers, hidden], memory-mapped; None for one of another key."""
+    stated, arrays = FILE.read(path, _fix(path.parent), mapped=True)
+    if stated.key != key:
         return None
-    seal, digest = stated.pop(SEAL, None), hashlib.sha256()
-    for rows in slices(0, len(states), 1024):
-        digest.update(bytes_of(states[rows]))
-    if seal != _seal(stated, states.dtype, states.shape, digest):
-        raise _damaged(path, "its bytes changed since it was written (SHA-256 differs)")
-    try:
-        return _File(tuple(parse_json(stated["layers"], list)), states, float(stated["seconds"]))
-    except (KeyError, ValueError) as error:  # sealed, but by another program
-        raise _damaged(path, f"it is not what offramp writes ({error})") from error
+    rows, size = arrays.get(STREAMED, np.zeros(0)), ELEMENT_BYTES.get(stated.dtype, 0)
+    if not size or rows.ndim != 3 or rows.shape[1] != len(stated.layers) or rows.shape[2] % size:
+        raise FILE.damaged(path, "it is not what offramp writes (its rows)", _fix(path.parent))
+    return stated, torch.from_numpy(rows).view(getattr(torch, stated.dtype))
 
 
-def _seal(stated: Mapping[str, str], dtype: torch.dtype, shape: Sequence[int], numbers: hashlib._Hash) -> str:
-    """SHA-256 of all that a file says. numbers: the digest of its states' bytes."""
-    said = [dict(stated), str(dtype), list(shape), numbers.hexdigest()]
-    return sha256_of_text(canonical_json(said))
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(
-        f"the file of hidden states {path.name} is damaged: {why}",
-        where=str(path),
-        fix=f"remove the folder {path.parent}: the same command makes it again",
-    )
+def _fix(folder: Path) -> str:
+    return f"remove the folder {folder}: the same command makes it again"
 
 
 def require_enough(plan: StatesPlan, batch: int) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import locked_folder, remove
+from offramp.files import remove
 from offramp.kit.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.studies.work.context import Context
 from offramp.studies.work.heads import RESULT_BYTES, TRAINING, TRAINING_COST, TextsWork, cost_of
@@ -113,6 +113,8 @@ def gone_on_with(folder: Path, train: Callable[[], Trained]) -> Trained:
 
     Raises what `train` raises where nothing was left, and InputError for what another process writes into.
     """
+    from offramp.lab.exits.folder import TRAINING_FOLDER
+
     left_over = [*folder.parent.glob(f"{folder.name}*")]
     try:
         return train()
@@ -120,7 +122,7 @@ def gone_on_with(folder: Path, train: Callable[[], Trained]) -> Trained:
         if not left_over:
             raise
         # Refused where it is whole and in the hands of another process.
-        with locked_folder(folder) if folder.is_dir() else contextlib.nullcontext():
+        with TRAINING_FOLDER.held(folder) if folder.is_dir() else contextlib.nullcontext():
             for path in left_over:
                 remove(path)
         return train()

@@ -26,8 +26,7 @@ from typing import (
 )
 
 from offramp.errors import OfframpError
-from offramp.files import JsonError, read_json
-from offramp.kit.typed import InvalidRecordError, finite_json, from_json, to_json
+from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
 from offramp.studies.manifest import FILE, RESULT
 from offramp.studies.task import Task, TaskCost
 from offramp.studies.work.code import code_of, code_of_module, plug_ins_of, versions_of
@@ -126,13 +125,8 @@ class Work(ABC, Generic[Result]):
 
         Raises FileNotFoundError if there is none, DamagedFileError for what no such task leaves.
         """
-        path = folder / RESULT
-        try:
-            return cls.read(read_json(path))
-        except JsonError as error:
-            raise FILE.damaged(path, str(error)) from error
-        except InvalidRecordError as error:
-            raise FILE.foreign(path, error) from error
+        found: Result = read_record(folder / RESULT, cls.result_type(), FILE.refused)
+        return found
 
     # --- as a task
 

@@ -112,7 +112,7 @@ def read_layout(name: str, tensors: Tensors) -> Layout:
             fix="copy it from where the tensors came (docs/bring-your-own-exits.md says how it is made)",
         )
     entries = read_config(file.parent) if file.is_file() else {}
-    layout = checked(kind, entries, Source(file, CONFIG_FILE, {}))
+    layout = checked(kind, entries, Source(file, CONFIG_FILE))
     keys = layout.key_map
     known = {*keys.keys(keys.exits_among(tensors.stored))}
     left = [key for key in tensors.stored if key not in known and re.fullmatch(kind.of_exits, key)]
