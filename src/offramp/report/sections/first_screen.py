@@ -15,6 +15,7 @@ from offramp.kit.defaults import MAIN_FLOOR, WORTH
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
+from offramp.report.curves import rounded
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
@@ -281,7 +282,7 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
     plot = Plot(
         title=f"Agreement kept and speed on {name}",
         description="Up is faster than plain decoding, right is closer to the full model's choices.",
-        x=Axis("agreement kept", (1 - 1.12 * lost, 1 + 0.12 * lost), _share, _shares(lost)),
+        x=Axis("agreement kept", (1 - 1.12 * lost, 1 + 0.12 * lost), rounded, _shares(lost)),
         y=Axis("speed, plain decoding = 1", nice_range([*heights, *levels], include=(1.0,)), "{:.2f}".format),
         series=tuple(_series(*group, letters) for group in groups if group[3]),
         rules=tuple(rules),
@@ -293,10 +294,6 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
         "plot": plot.svg(),
         "below": f"Below {percent(LOWEST, 0)} agreement, not drawn: {', '.join(below)}." if below else "",
     }
-
-
-def _share(value: float) -> str:
-    return percent(value, 0)
 
 
 def _shares(lost: float) -> tuple[float, ...]:

@@ -232,7 +232,8 @@ class Family:
 
 def _family_cell(family: Family) -> Cell:
     missed = f"misses the floor in {family.missed} of {len(family.strategies)}" if family.missed else ""
-    return Cell(family.name, below="out of reach" if family.oracle else missed)
+    below = "out of reach" if family.oracle else missed
+    return Cell(family.name, below=below, html=breakable(family.name, UNDERSCORE))
 
 
 def _wins_cell(family: Family) -> Cell:
