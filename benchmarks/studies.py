@@ -45,8 +45,8 @@ from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
+from offramp.studies.study import Plan
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan
 
 OFFRAMP = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
 LOWEST, HIGHEST = 0.02, 0.98

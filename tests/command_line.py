@@ -56,7 +56,7 @@ def run_offramp(*arguments: object) -> Outcome:
     from offramp.cli.main import main
     from offramp.decoding.measurement import local_profile as profiles
     from offramp.decoding.measurement.plain_timing import ProfileCheck
-    from offramp.studies import tasks
+    from offramp.studies import plan
 
     def holds(*_: object) -> ProfileCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.
@@ -69,7 +69,7 @@ def run_offramp(*arguments: object) -> Outcome:
         mock.patch.dict(os.environ, COLUMNS="80"),
         mock.patch.object(local_profile, "PROFILE_SECONDS", TIMING_SECONDS),
         mock.patch.object(profiles, "check_profile", holds),
-        mock.patch.object(tasks, "PROFILE_SECONDS", TIMING_SECONDS),
+        mock.patch.object(plan, "PROFILE_SECONDS", TIMING_SECONDS),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

@@ -17,6 +17,7 @@ from command_line import run_offramp, tree
 from offramp.errors import DamagedFileError
 from offramp.files import write_sealed_json
 from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.study import Study
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -45,8 +46,9 @@ def edited(run: Path, folder: Path, *edits: Edit) -> Path:
     jobs = tuple(
         replace(job, tasks=tuple(tasks[keys[one.key]] for one in job.tasks), needs=()) for job in plan.jobs
     )
-    study = json.loads(json.dumps(plan.study))
-    study["models"][0]["name"] = study["models"][0]["base"] = study["study"]["title"] = "other"
+    said = plan.study.to_json()
+    said["models"][0]["name"] = said["models"][0]["base"] = said["study"]["title"] = "other"
+    study = Study.model_validate(said)
     store.write_plan(replace(plan, study=study, cells=cells, jobs=jobs))
     return folder
 

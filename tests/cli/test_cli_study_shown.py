@@ -26,11 +26,12 @@ from offramp.cli.study_table import (
     state_shown,
     task_names,
 )
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
+from offramp.studies.manifest import Failure
 from offramp.studies.status import Status, TimeLeft, status_of
-from offramp.studies.task import Cell, Job, Plan, Task, TaskCost
+from offramp.studies.study import Plan, Study
+from offramp.studies.task import Cell, Job, Task, TaskCost
 
 FAILURE = Failure("no document has a token", where="notes.txt", fix="give a longer text")
 
@@ -56,7 +57,8 @@ def plan_of(models: int = 1, *, missing: str | None = None) -> Plan:
         jobs.append(Job(name, members, memory_bytes=3 * 10**9))
     unavailable = {} if missing is None else {f"m{models - 1}": missing}
     facts = [{"name": f"m{number}", "parameters": 7e9} for number in range(models)]
-    study = {"study": {"name": "made-up", "title": "A made-up study"}, "models": facts}
+    settings = {"name": "made-up", "title": "A made-up study"}
+    study = Study.model_validate({"study": settings, "models": facts, "workloads": ["prose"]})
     return Plan(study, tuple(cells), tuple(jobs), unavailable)
 
 

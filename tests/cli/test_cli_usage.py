@@ -14,8 +14,6 @@ import offramp
 from command_line import PROGRAM, run_offramp
 from offramp.cli.main import _given, app
 from offramp.commands import filled
-from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Plan
 
 COMMANDS = ("run", "trace", "score", "replay", "list", "doctor")
 
@@ -59,16 +57,11 @@ def test_the_lab_says_where_it_is_now(arguments: list[str]) -> None:
     assert "pip install ./experiments/lab, then offramp-lab text, train, measure" in err
 
 
-def test_a_study_and_a_folder_of_the_lab_say_it_too(tmp_path: Path) -> None:
+def test_a_study_of_the_lab_says_it_too(tmp_path: Path) -> None:
     (tmp_path / "lab.toml").write_text('[study]\nname = "lab"\n\n[lab]\nblocks = [1]\n')
     err = run_offramp("study", "plan", tmp_path / "lab.toml").require(2).err
     assert "lab.toml, line 4" in err
     assert "offramp-lab" in err
-    StudyFolder(tmp_path / "folder").write_plan(Plan({"study": {"name": "lab"}, "lab": {}}, (), ()))
-    for command in ("plan", "status"):
-        err = run_offramp("study", command, tmp_path / "folder").require(2).err
-        assert "the folder is that of a study of the lab" in err
-        assert "offramp-lab" in err
 
 
 def test_the_package_runs_as_the_command() -> None:

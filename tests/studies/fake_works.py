@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from folder_cases import STUDY
+from folder_cases import STUDY, Written
 
 from offramp.errors import WorkloadError
 from offramp.files import disk_full
 from offramp.studies.engines.process import THREADS
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Job, Plan, Task, TaskCost
+from offramp.studies.study import Plan
+from offramp.studies.task import Job, Task, TaskCost
 from offramp.studies.work.context import Context
 
 FAKE_WORKER = (str(Path(__file__).resolve()),)
@@ -138,7 +139,7 @@ def plan_of(jobs: list[Job]) -> Plan:
 
 def value(folder: StudyFolder, task: Task) -> int:
     """What a task's result says."""
-    return int(folder.result_json(task)["value"])
+    return int(folder.result(Written, task)["value"])
 
 
 def events_of(folder: StudyFolder, task: Task) -> list[str]:

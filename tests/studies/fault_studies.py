@@ -15,8 +15,8 @@ from command_line import PROGRAM
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
+from offramp.studies.study import Plan
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan
 
 POLICIES = ("league", "tuned", "static:exit=1", "static:exit=2", "static:exit=3")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Cell, Job, Plan, Task, TaskCost
+from offramp.studies.study import Plan, Study
+from offramp.studies.task import Cell, Job, Task, TaskCost
+from offramp.studies.work.context import Context
+from offramp.studies.work.work import Work
 
 
 def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **options: Any) -> Task:
@@ -15,16 +18,10 @@ def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **optio
     return Task(kind, {"number": number}, estimate=TaskCost(seconds=seconds), **options)
 
 
-SETTINGS = {
-    "name": "made-up", "title": "", "description": "", "floors": [0.9], "tokens": 9, "dtype": "float32",
-    "threads": 1, "seed": 0, "draws": 9,
-}  # fmt: skip
-STUDY: Mapping[str, Any] = {
-    "study": SETTINGS, "models": [], "workloads": [], "transforms": [], "machines": []
-}  # fmt: skip
+STUDY = Study.model_validate({"study": {"name": "made-up"}, "models": ["m0"], "workloads": ["prose"]})
 
 
-def plan_of(tasks: Iterable[Task], *, study: Mapping[str, Any] | None = None) -> Plan:
+def plan_of(tasks: Iterable[Task], **options: Any) -> Plan:
     """A plan with a job for every task, and a cell for every one that is not shared by its kind."""
     by_key = {task.key: task for task in tasks}
     cells = tuple(
@@ -36,7 +33,18 @@ def plan_of(tasks: Iterable[Task], *, study: Mapping[str, Any] | None = None) ->
         Job(task.kind, (task,), tuple(task.needs.values()), exclusive=task.exclusive)
         for task in by_key.values()
     )
-    return Plan({**STUDY, **(study or {})}, cells, jobs)
+    return Plan(STUDY, cells, jobs, **options)
+
+
+class Written(Work[Any]):
+    """Any kind of work, whose result is read as it was written."""
+
+    def run(self, context: Context) -> Any:
+        raise AssertionError("its results alone are read")
+
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        return value
 
 
 def do(folder: StudyFolder, task: Task, *, seconds: float = 1.0) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 from fault_studies import copy_traces, damage_in, run_jobs, task_files
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Plan
+from offramp.studies.study import Plan
 
 
 def kill_after(seconds: float, folder: StudyFolder, plan: Plan) -> bool:

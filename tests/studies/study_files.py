@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Study
+from offramp.studies.study import Plan, Study
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Cell, Plan
+from offramp.studies.task import Cell
 
 SETTINGS = 'name = "small"\nthreads = 1\ntokens = 64\n'
 

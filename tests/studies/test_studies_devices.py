@@ -12,8 +12,8 @@ from study_files import plan_of, small_world, study_of, write_model, write_study
 from offramp.costs.hardware import machine_facts
 from offramp.errors import InputError
 from offramp.models.given import name_object
+from offramp.studies.study import Plan
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan
 from offramp.tracing.loading import load_model
 
 TEXT = 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["local"]\n'
@@ -28,7 +28,7 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "device_count", lambda kind: 2 if kind == "cuda" else 0)
     monkeypatch.setattr(devices, "device_memory", lambda device: 2**36)
     monkeypatch.setattr("offramp.costs.hardware.device_name", lambda device: f"card {device}")
-    monkeypatch.setattr("offramp.studies.model_search.device_memory", lambda device: 2**36)
+    monkeypatch.setattr("offramp.studies.found.device_memory", lambda device: 2**36)
 
 
 def plan_on(folder: Path, device: str | None) -> Plan:

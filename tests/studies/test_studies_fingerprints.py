@@ -11,7 +11,7 @@ import pytest
 from study_files import small_world, study_of, write_model
 
 from offramp.models.source import find_source
-from offramp.studies import availability, model_search
+from offramp.studies import found
 from offramp.studies.fingerprints import FILE, Fingerprints, evidence_of
 from offramp.studies.plan import make_plan
 from offramp.workloads.registry import load_workload
@@ -34,8 +34,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             source = "chat"  # as good, and quick
         return load_workload(source)
 
-    monkeypatch.setattr(model_search, "find_source", find)
-    monkeypatch.setattr(availability, "load_workload", load)
+    monkeypatch.setattr(found, "find_source", find)
+    monkeypatch.setattr(found, "load_workload", load)
     return read
 
 

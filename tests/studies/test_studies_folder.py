@@ -15,17 +15,17 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from folder_cases import do, plan_of, task_of
+from folder_cases import Written, do, plan_of, task_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedFileError, DiskFullError, ForeignFileError, InputError, WorkloadError
-from offramp.files import TEMPORARY_PREFIX, sha256_of_file
-from offramp.studies.failures import FAILURE, Failure
+from offramp.files import TEMPORARY_PREFIX, sha256_of_file, write_sealed_json
 from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.manifest import DAMAGED, MANIFEST, RESULT, TRACE, WRITTEN, files_of
+from offramp.studies.manifest import DAMAGED, FAILURE, MANIFEST, RESULT, TRACE, WRITTEN, Failure, files_of
+from offramp.studies.study import StudyFile
 from offramp.studies.task import Task, TaskCost
 from offramp.studies.work.heads import TRAINING
 from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
@@ -46,10 +46,10 @@ def test_a_task_is_done_when_its_manifest_is_there_and_not_before(folder: StudyF
     (own / RESULT).write_text('{"value": 3}')
     assert folder.condition(TASK) == "unfinished"
     with pytest.raises(InputError, match="no result of this score task"):
-        folder.result_json(TASK)
+        folder.result(Written, TASK)
     folder.finish(TASK, seconds=1.23456)
     assert folder.is_done(TASK)
-    assert folder.result_json(TASK) == {"value": 3}
+    assert folder.result(Written, TASK) == {"value": 3}
     assert folder.folder_of_done(TASK.key) == own
     assert folder.finished() == [("score", TASK.key)]
     assert not folder.is_done(task_of("score", 1))
@@ -104,7 +104,7 @@ def test_any_changed_byte_of_any_file_is_found(whole: StudyFolder, data: st.Data
     assert whole.was_damaged(TASK)
     assert whole.folder_of_done(TASK.key) is None
     with pytest.raises(InputError, match="no result"):
-        whole.result_json(TASK)
+        whole.result(Written, TASK)
     (own / DAMAGED).rename(own / MANIFEST)
     path.write_bytes(written)
     assert whole.verify(TASK) == []
@@ -133,7 +133,7 @@ def test_what_an_ordinary_look_shows_to_be_damaged_is_done_again(
     assert folder.condition(TASK) == "damaged"
     assert not folder.was_damaged(TASK)
     with pytest.raises(DamagedFileError, match=r"run the study again(.|\n)*") as caught:
-        folder.result_json(TASK)
+        folder.result(Written, TASK)
     assert words in str(caught.value)
     assert events(folder) == ["started", "finished"]
 
@@ -214,7 +214,7 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     trace = task_of("trace", seconds=3.5, sources={"model": "smollm2"})
     score = task_of("score", needs={"trace": trace.key}, blocked="the model is not here")
     timed = Task("decode", {"floors": [0.9, 0.8]}, exclusive=True, estimate=TaskCost(1.0, 2, 3))
-    plan = plan_of([trace, score, timed], study={"file": {"path": "smollm2.toml", "sha256": "0"}})
+    plan = plan_of([trace, score, timed], file=StudyFile("smollm2.toml", "0"))
     folder.write_plan(plan)
     assert StudyFolder(folder.path).read_plan() == plan
     path = folder.path / PLAN
@@ -258,22 +258,23 @@ def test_every_kind_of_work_writes_what_is_known_as_a_tasks_own() -> None:
     assert len(WRITTEN) == len(fixed) + 1
 
 
-MODEL = dict.fromkeys(("family", "generation", "released", "parameters", "kind", "stage"))
-
-
 @pytest.mark.parametrize(
     ("study", "place"),
     [
-        ({"models": [{**MODEL, "name": "a", "base": 7}]}, r"models\[1\]\.base"),
-        ({"models": [{**MODEL, "name": "a", "base": "a", "parameters": "many"}]}, r"models\[1\]\.parameters"),
-        ({"workloads": "prose"}, "workloads"),
-        ({"study": {"name": "made-up"}}, r"study\.title"),
+        ({"models": [{"name": "a", "base": 7}]}, r"study\.models\[1\]\.base"),
+        ({"models": [{"name": "a", "parameters": "many"}]}, r"study\.models\[1\]\.parameters"),
+        ({"workloads": "prose"}, r"study\.workloads"),
+        ({"study": {"name": "made-up", "floors": None}}, r"study\.study\.floors"),
+        ({"lab": {}}, r"study\.lab"),
     ],
 )
 def test_a_plan_that_another_program_sealed_is_refused(
     folder: StudyFolder, study: dict[str, Any], place: str
 ) -> None:
-    folder.write_plan(plan_of([TASK], study=study))
+    path = folder.path / PLAN
+    folder.write_plan(plan_of([TASK]))
+    plan = json.loads(path.read_text())
+    write_sealed_json(path, {**plan, "study": {**plan["study"], **study}})
     with pytest.raises(ForeignFileError, match=rf"not what offramp writes \({place}") as caught:
         folder.read_plan()
     assert caught.value.exit_code == 2
@@ -289,7 +290,7 @@ def test_a_plan_of_a_newer_offramp_is_refused(folder: StudyFolder, monkeypatch: 
     with monkeypatch.context() as newer:
         newer.setattr("offramp.studies.folder.FILE", replace(PLAN_FILE, version=99))
         folder.write_plan(plan_of([TASK]))
-    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 3"):
+    with pytest.raises(DamagedFileError, match="its schema version is 99, and this one reads 4"):
         folder.read_plan()
 
 

@@ -23,9 +23,9 @@ from offramp.studies.engines.backlog import Backlog, MemoryLimit
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.process import Ending
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held
+from offramp.studies.manifest import Failure
 from offramp.studies.runner import JobOutcome
 from offramp.studies.task import Job, Task
 

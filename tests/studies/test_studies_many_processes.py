@@ -10,7 +10,8 @@ from fake_works import events_of, files_under, job_of, plan_of, task_of
 from fault_studies import start_study, task_files
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Job, Plan
+from offramp.studies.study import Plan
+from offramp.studies.task import Job
 
 pytestmark = pytest.mark.slow
 

@@ -14,12 +14,13 @@ from study_files import SETTINGS, kinds_of, plan_of, small_world, study_of, writ
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.costs.hardware import PROFILES, find_machine
 from offramp.errors import InputError
-from offramp.files import canonical_json, sha256_of_text
+from offramp.files import canonical_json, sha256_of_file, sha256_of_text
 from offramp.kit.typed import from_json, to_json
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
+from offramp.studies.study import Plan, StudyFile
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan, Task
+from offramp.studies.task import Task
 from offramp.studies.work.inputs import ModelUsed
 from offramp.workloads.registry import load_workload
 
@@ -146,13 +147,13 @@ def test_jobs_come_after_what_they_need(wide: Plan) -> None:
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
     assert from_json(Plan, json.loads(canonical_json(to_json(plan)))) == plan
-    assert plan.study["study"]["name"] == "small"
-    second = plan.study["models"][1]
-    assert second | {"name": "b", "layers": 6, "vocabulary": 32, "parameters": 64} == second
+    assert plan.study.name == "small"
+    second = plan.study.models[1]
+    assert (second.name, second.layers, second.vocabulary, second.parameters) == ("b", 6, 32, 64)
     path = tmp_path / "STUDY.toml"
-    assert plan.study["file"]["path"] == str(path)
+    assert plan.file == StudyFile(str(path), sha256_of_file(path))
     path.write_text(path.read_text() + "# edited\n")
-    assert make_plan(read_study(path)).study["file"]["sha256"] != plan.study["file"]["sha256"]
+    assert make_plan(read_study(path)).file == StudyFile(str(path), sha256_of_file(path)) != plan.file
 
 
 def test_excludes_leave_out_cells_and_what_only_they_need(world: Path, wide: Plan) -> None:
@@ -334,7 +335,7 @@ def test_a_model_in_the_cache_of_the_hub_is_found_without_a_network(
     text = 'models = ["nobody/here"]\nworkloads = ["txt:one.txt"]\nmachines = ["h100"]\n'
     plan = plan_of(tmp_path, text)
     assert not plan.unavailable
-    assert plan.study["models"][0]["layers"] == 3
+    assert plan.study.models[0].layers == 3
     (snapshot / "model.safetensors").unlink()  # a download that was stopped
     assert "fetches nobody/here" in plan_of(tmp_path, text).unavailable["nobody/here"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import fake_works
 import pytest
 from fake_works import events_of, job_of, task_of, value
+from folder_cases import Written
 
 from offramp.errors import DamagedFileError
 from offramp.kit.typed import from_json, to_json
@@ -186,7 +187,7 @@ def test_a_worker_has_its_threads_a_log_and_a_clean_answer(folder: StudyFolder) 
     worker = WorkerProcess(job_of(task, threads=3), folder, fake_works.FAKE_WORKER)
     ending = worker.wait()
     assert ending.outcome == JobOutcome(done=(task.key,))
-    assert folder.result_json(task)["threads"] == ["3", "3", "3"]
+    assert folder.result(Written, task)["threads"] == ["3", "3", "3"]
     assert worker.log.read_text() == "a library's words\n"
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from offramp.scoring.card import PUBLISHED_EAS
-from offramp.studies import availability, model_search
-from offramp.studies.availability import SLOW_SOURCES
+from offramp.studies import found
+from offramp.studies.found import SLOW_SOURCES
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Study
+from offramp.studies.study import Plan, Study
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Document, Workload
 
@@ -41,9 +40,9 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Pl
         patch.setenv("HF_HUB_OFFLINE", "1")
         # That this machine can quantise takes torch to find out, and is tested elsewhere.
         patch.setattr("offramp.models.transforms.quantise.Quantised.check", lambda self, dtype=None: None)
-        patch.setattr(availability, "load_workload", quickly_loaded)
+        patch.setattr(found, "load_workload", quickly_loaded)
         # What this machine has of the Hub makes no difference to a test.
-        patch.setattr(model_search, "find_downloaded", lambda name: None)
+        patch.setattr(found, "find_downloaded", lambda name: None)
         studies = {path.stem: read_study(path) for path in sorted(STUDIES.glob("*.toml"))}
         return {name: (study, make_plan(study, folder)) for name, study in studies.items()}
 

@@ -9,11 +9,12 @@ import pytest
 from folder_cases import do, plan_of, task_of
 
 from offramp.files import sha256_of_file
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
+from offramp.studies.manifest import Failure
 from offramp.studies.status import STATES, TimeLeft, status_of
-from offramp.studies.task import Job, Plan, Task
+from offramp.studies.study import Plan, StudyFile
+from offramp.studies.task import Job, Task
 
 
 def counts(**numbers: int) -> dict[str, int]:
@@ -88,8 +89,7 @@ def test_a_finished_study_is_complete_and_finished_tasks_of_no_plan_are_counted(
 def test_a_study_file_edited_since_is_told(folder: StudyFolder, tmp_path: Path) -> None:
     path = tmp_path / "STUDY.toml"
     path.write_text("[study]")
-    file = {"path": str(path), "sha256": sha256_of_file(path)}
-    plan = plan_of([task_of("score")], study={"file": file})
+    plan = plan_of([task_of("score")], file=StudyFile(str(path), sha256_of_file(path)))
     assert status_of(plan, folder).problems == ()
     path.write_text("[study] # edited")
     (problem,) = status_of(plan, folder).problems

@@ -22,10 +22,12 @@ from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
+from offramp.studies.study import Plan
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Plan, Task
+from offramp.studies.task import Task
 from offramp.studies.work.heads import TRAINING_COST, Training
 from offramp.studies.work.inputs import EXITS
+from offramp.studies.work.tune import TuneWork
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
@@ -139,9 +141,9 @@ def test_tuning_leaves_out_documents_that_training_saw(done: Done) -> None:
             task = plan.tasks[cell.task]
             trace = Trace.load(folder.task_folder(plan.tasks[task.needs["trace"]]) / "trace")
             seen = sum(one.heads_saw for one in trace.documents)
-            (tuned,) = folder.result_json(task)["tuned"]
-            assert tuned["documents"]["heads"] == seen
-            kept = sum(count for part, count in tuned["documents"].items() if part != "heads")
+            (tuned,) = folder.result(TuneWork, task).tuned
+            assert tuned.documents["heads"] == seen
+            kept = sum(count for part, count in tuned.documents.items() if part != "heads")
             assert kept == len(trace.documents) - seen
             left_out[cell.training] = seen
     assert left_out[""] == 0

@@ -26,7 +26,7 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import Status
-    from offramp.studies.task import Plan
+    from offramp.studies.study import Plan
 
 study = typer.Typer(help="Run the cells of a study file, survive anything, and compare them.")
 

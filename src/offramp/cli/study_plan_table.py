@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from offramp.studies import task as tasks
     from offramp.studies.status import Status
-    from offramp.studies.task import Plan, Task, TaskCost
+    from offramp.studies.study import Plan
+    from offramp.studies.task import Task, TaskCost
 
 TONES = {DONE: "good", FAILED: "invalid", IMPOSSIBLE: "quiet"}
 """The colours of states."""
@@ -69,12 +70,11 @@ def certifiable_lines(plan: Plan) -> list[str]:
     deltas = [task.recipe["delta"] for task in plan.tasks.values() if "delta" in task.recipe]
     if not deltas:
         return []
-    floors = plan.study["study"]["floors"]
-    known = [one for one in plan.study["workloads"] if one["documents"] is not None]
+    floors = plan.study.settings.floors
     return [
-        f"{counted(one['documents'], 'document')} of {one['name']} "
-        f"{certifiable_words(one['documents'], floors, min(deltas))}"
-        for one in known
+        f"{counted(documents, 'document')} of {name} {certifiable_words(documents, floors, min(deltas))}"
+        for name, documents in plan.documents.items()
+        if documents is not None
     ]
 
 
@@ -197,9 +197,8 @@ def effort(plan: Plan, status: Status, states: Sequence[str]) -> dict[str, Any]:
 
 def bytes_to_fetch(plan: Plan) -> int:
     """Bytes of the models that are not on this machine and whose sizes are known, at two bytes a weight."""
-    models = plan.study.get("models", ())
-    missing = [model for model in models if model["name"] in plan.unavailable and model["parameters"]]
-    return sum(round(2 * model["parameters"]) for model in missing)
+    missing = [model.parameters for model in plan.study.models if model.name in plan.unavailable]
+    return sum(round(2 * parameters) for parameters in missing if parameters)
 
 
 def effort_lines(plan: Plan, status: Status) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from offramp.studies.status import Status
-    from offramp.studies.task import Plan
+    from offramp.studies.study import Plan
 
 SECONDS_BETWEEN_PICTURES = 0.5
 SHARE_OF_TIME = 0.03

@@ -13,9 +13,10 @@ from offramp.report.formats import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from offramp.studies.failures import Failure
+    from offramp.studies.manifest import Failure
     from offramp.studies.status import Status
-    from offramp.studies.task import Cell, Plan
+    from offramp.studies.study import Plan
+    from offramp.studies.task import Cell
 
 DONE, RUNNING, TO_DO, FAILED = "done", "running", "to do", "failed"
 DAMAGED = "damaged"
@@ -162,8 +163,8 @@ def show_outcome(console: Console, plan: Plan, status: Status, folder: Path, sec
 
 def show_head(console: Console, plan: Plan, folder: Path) -> None:
     """Which study, how large, and where it lies."""
-    settings = plan.study["study"]
-    title = f"{settings['name']}: {settings['title']}" if settings.get("title") else settings["name"]
+    settings = plan.study.settings
+    title = f"{settings.name}: {settings.title}" if settings.title else settings.name
     console.print(title, markup=False, style="bold", soft_wrap=True)
     console.print(
         f"{counted(len(plan.cells), 'cell')} of {counted(len(plan.tasks), 'task')}, in {folder}",
@@ -176,7 +177,7 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
     """What every study command says of a study: name, folder, counts, failures, what cannot be had."""
     names = task_names(plan)
     return {
-        "study": plan.study["study"]["name"],
+        "study": plan.study.name,
         "folder": str(folder),
         "counts": count_cells(plan, status),
         "tasks": len(plan.tasks),

@@ -103,7 +103,7 @@ def _json(value: Any, plain: Callable[[Any], Any]) -> Any:
             entries = {**entries.pop(name), **entries}
         return entries
     if hasattr(value, "model_dump"):  # a pydantic model, without importing what it is of
-        value = value.model_dump()
+        value = value.model_dump(by_alias=True)
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

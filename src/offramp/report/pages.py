@@ -20,7 +20,7 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.folder import StudyFolder
-    from offramp.studies.task import Plan
+    from offramp.studies.study import Plan
 
 TABLES = "tables"
 OLDER_TABLES = ("cells", "eas_fits", "eas_models", "left_out", "models", "pairs", "trends")
@@ -103,7 +103,7 @@ def _plan_in(folder: Path) -> Plan | None:
 
 def _study_in(folder: Path) -> dict[str, str] | None:
     plan = _plan_in(folder)
-    return None if plan is None else {"name": str(plan.study["study"]["name"])}
+    return None if plan is None else {"name": plan.study.name}
 
 
 STUDY_FOLDER: OutputFolder[dict[str, str]] = OutputFolder(

@@ -31,8 +31,8 @@ from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
-from offramp.studies.planned import PlannedStudy
-from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.study import Plan
+from offramp.studies.task import Cell, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
@@ -62,7 +62,7 @@ class RunReader:
     def __init__(self, path: Path) -> None:
         self.folder = StudyFolder(path)
         self.plan: Plan = self.folder.read_plan()
-        self.study = from_json(PlannedStudy, self.plan.study)
+        self.study = self.plan.study
         for problem in self.folder.journal.read().problems:
             say(problem)
         self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
@@ -108,7 +108,7 @@ class RunReader:
         """Of decoding for real that the run was given, None without any."""
         study = self.study
         stages = [stage for stage in (study.certify, study.decode) if stage is not None]
-        seconds = sum(stage.seconds for stage in stages if stage.seconds is not None)
+        seconds = sum(stage.seconds for stage in stages)
         return seconds * len(study.workloads) / 60.0 or None
 
     # --- tasks

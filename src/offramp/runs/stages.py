@@ -31,8 +31,8 @@ from offramp.studies.estimates import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_task
-from offramp.studies.study import Study
-from offramp.studies.task import Plan, Task
+from offramp.studies.study import Plan, Study
+from offramp.studies.task import Task
 from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.trace import TraceWork
 from offramp.tracing.exit_heads import ExitHeads

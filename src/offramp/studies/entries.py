@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -307,3 +307,9 @@ class Large(Table):
 
     stream: Truth = True
     memory: Text | None = None
+
+
+def exit_list(exits: str | Sequence[int]) -> list[int]:
+    """The exits of a study that are not "all" as numbers, ascending, each once."""
+    numbers = map(int, exits.replace("+", ",").split(",")) if isinstance(exits, str) else exits
+    return sorted({*numbers})

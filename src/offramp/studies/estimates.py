@@ -13,7 +13,7 @@ from offramp.kit.defaults import FEWEST_VISITS, PROMPT_TOKENS
 from offramp.models.memory import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.entries import TransformEntry
+from offramp.studies.entries import TransformEntry, exit_list
 from offramp.studies.found import FoundModel
 from offramp.studies.study import Study
 from offramp.studies.task import TaskCost
@@ -194,14 +194,15 @@ def sizes_of(study: Study, model: FoundModel, steps: Sequence[Transform]) -> Siz
     """The sizes of a model of a study."""
     settings = study.settings
     dropped = sum(step.count for step in steps if isinstance(step, Prune))
-    layers = None if model.layers is None else max(1, model.layers - dropped)
-    known = model.hidden is not None and model.vocabulary is not None
+    entry = model.entry
+    layers = None if entry.layers is None else max(1, entry.layers - dropped)
+    known = entry.hidden is not None and entry.vocabulary is not None
     return Sizes(
         layers=layers,
         exits=layers if settings.exits == "all" else len(exit_list(settings.exits)) + 1,
-        parameters=model.parameters,
-        hidden=model.hidden,
-        head=(model.hidden or 0) * (model.vocabulary or 0) if known else None,
+        parameters=entry.parameters,
+        hidden=entry.hidden,
+        head=(entry.hidden or 0) * (entry.vocabulary or 0) if known else None,
         weights=model.weight_bytes(settings.dtype),
         models=2 if steps else 1,  # what was changed is held against the model as it was
         threads=settings.threads,
@@ -215,9 +216,3 @@ def room_of(study: Study) -> int | None:
     """Bytes of weights that the study allows in memory, None where it says nothing."""
     large = study.large
     return None if large is None or large.memory is None else parse_size(large.memory, "memory")
-
-
-def exit_list(exits: str | Sequence[int]) -> list[int]:
-    """The exits of a study that are not "all" as numbers, ascending, each once."""
-    numbers = map(int, exits.replace("+", ",").split(",")) if isinstance(exits, str) else exits
-    return sorted({*numbers})

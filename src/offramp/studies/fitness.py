@@ -15,12 +15,13 @@ from offramp.studies.estimates import Variant
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import layers_left
 from offramp.studies.study import Study, placed
-from offramp.studies.training_checks import check_training_sizes
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.heads_file import require_base
 from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
 
+ASKED = {"tokens", "steps", "minutes", "units", "loss_vocabulary", "precision"}
+"""Of a training, by the names that its request has for them."""
 LEAVE_OUT = "or leave these cells out with [[exclude]]"
 
 
@@ -83,9 +84,9 @@ class Fitness:
                     where=self.study.where("transforms", place),
                     fix=f'[[exclude]] model = "{model.entry.name}", transform = "{variant.transform.name}"',
                 )
-        if model.layers is not None:
+        if model.entry.layers is not None:
             with placed(self.study, "transforms", place):
-                layers_left(model.layers, variant.steps, model.entry.name)
+                layers_left(model.entry.layers, variant.steps, model.entry.name)
 
     def check_policy(
         self,
@@ -153,9 +154,7 @@ class Fitness:
         axis, key = ("trainings", "folder") if trains else ("heads", "file")
         place = self._place(axis, entry.name)
         if isinstance(entry, TrainingEntry) and entry.kind is not None:
-            vocabulary, hidden = variant.model.vocabulary, variant.sizes.hidden
-            if None not in (variant.sizes.layers, hidden, vocabulary):
-                check_training_sizes(self.study, entry, place, variant.sizes, int(vocabulary or 0))
+            self._check_training(variant, entry, place)
             return
         resolved = all(getattr(step, "resolved", True) for step in variant.steps)
         fingerprint = variant.model.fingerprint(variant.texts)
@@ -166,6 +165,31 @@ class Fitness:
             require_base(heads.given, model)
             if variant.sizes.layers is not None and not heads.given.holds_maps_alone:
                 _require_exits(heads.given, parse_exits(self.study.settings.exits, variant.sizes.layers))
+
+    def _check_training(self, variant: Variant, entry: TrainingEntry, place: int) -> None:
+        """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
+        from offramp.lab.exits.recipe import make_recipe
+        from offramp.lab.exits.trainings import TRAININGS
+        from offramp.tracing.fitting.fit import check_short_list
+
+        study, layers = self.study, variant.sizes.layers
+        hidden, vocabulary = variant.sizes.hidden, variant.model.entry.vocabulary
+        if layers is None or hidden is None or vocabulary is None:
+            return
+        with placed(study, "trainings", place):
+            # The model and the texts are looked at elsewhere.
+            given = {"model": "", "workloads": (), "output": None, "seed": study.settings.seed}
+            said = entry.model_dump(include=ASKED, exclude_none=True)
+            asked = TRAININGS.request(str(entry.kind), {**given, **said, "at": study.exits_of(entry)})
+            recipe = make_recipe(asked, layers=layers, hidden=hidden, vocabulary=vocabulary)
+            check_short_list(entry.short_list, vocabulary)
+        traced = parse_exits(study.settings.exits, layers)[:-1]
+        if recipe.at != traced:
+            raise InputError(
+                f"the exits {_listed(recipe.at)} are trained, and {_listed(traced)} are traced",
+                where=study.where("trainings", place, "at"),
+                fix=f"write exits = {list(recipe.at)} in [study], so that all rows are of the same exits",
+            )
 
     def _place(self, axis: str, name: str) -> int:
         return [entry.name for entry in getattr(self.study, axis)].index(name)
@@ -180,3 +204,7 @@ def _require_exits(heads: ExitHeads, traced: Sequence[int]) -> None:
             + ", ".join(map(str, heads.exits)),
             fix=f"write exits = {list(heads.exits)} in [study] (--exits {','.join(map(str, heads.exits))})",
         )
+
+
+def _listed(exits: Sequence[int]) -> str:
+    return ", ".join(map(str, exits)) or "none"

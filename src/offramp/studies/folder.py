@@ -10,14 +10,11 @@ import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from offramp.commands import LAB_MOVED
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove, sweep_temporary_files
 from offramp.kit.sealed_file import is_laid_out
-from offramp.kit.typed import InvalidRecordError, from_json, read_record
-from offramp.studies.failures import Failure, read_failure, remove_failure, write_failure
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.fingerprints import VALUES
 from offramp.studies.journal import Journal
@@ -28,16 +25,20 @@ from offramp.studies.manifest import (
     MANIFEST,
     RESULT,
     TRACE,
+    Failure,
     Manifest,
     check_files,
     files_of,
+    read_failure,
     read_manifest,
+    remove_failure,
     study_file,
+    write_failure,
     write_manifest,
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
-from offramp.studies.planned import PlannedStudy
-from offramp.studies.task import Plan, Task
+from offramp.studies.study import Plan
+from offramp.studies.task import Task
 
 if TYPE_CHECKING:
     from offramp.studies.work.work import Work
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-FILE = study_file(Plan, version=3)
+FILE = study_file(Plan, version=4)
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
@@ -133,31 +134,20 @@ class StudyFolder:
     def result(self, kind: type[Work[Result]], task: Task) -> Result:
         """The result of a task that is done, of its kind of work.
 
-        Raises as `result_json`, and DamagedFileError for what that kind does not leave.
+        Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed, or
+        that kind leaves something else.
         """
-        self._require_result(task)
-        return kind.result_in(self.task_folder(task))
-
-    def result_json(self, task: Task) -> dict[str, Any]:
-        """The `result.json` of a task that is done.
-
-        Raises InputError if it is not done, or leaves no such file; DamagedFileError if its bytes changed.
-        """
-        self._require_result(task)
-        return read_record(self.task_folder(task) / RESULT, dict[str, Any], MANIFEST_FILE.refused)
-
-    def _require_result(self, task: Task) -> None:
-        """Raises as `result_json`."""
         manifest, problems = self._examine(task.kind, task.key, whole=False)
-        path = self.task_folder(task) / RESULT
+        folder = self.task_folder(task)
         if problems:
-            raise MANIFEST_FILE.damaged(path, problems[0])
+            raise MANIFEST_FILE.damaged(folder / RESULT, problems[0])
         if manifest is None or RESULT not in manifest.files:
             raise InputError(
                 f"there is no result of this {task.kind} task",
-                where=str(path),
+                where=str(folder / RESULT),
                 fix="run the study: offramp study run STUDY.toml",
             )
+        return kind.result_in(folder)
 
     def finished(self) -> list[tuple[str, str]]:
         """Kind and key of every task that left a manifest here, whether or not a plan names it."""
@@ -315,8 +305,8 @@ class StudyFolder:
     def read_plan(self) -> Plan:
         """The plan that was last written here.
 
-        Raises InputError if there is none, or one of the lab, which is no study of offramp's any more;
-        DamagedFileError if its bytes changed, or it is another program's.
+        Raises InputError if there is none; DamagedFileError if its bytes changed, or it is that of another
+        program or version.
         """
         path = self.path / PLAN
         if not path.is_file() and self.is_begun:
@@ -331,14 +321,7 @@ class StudyFolder:
                 where=str(self.path),
                 fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
             )
-        plan = FILE.read(path)
-        if "lab" in plan.study:
-            raise InputError("the folder is that of a study of the lab", where=str(self.path), fix=LAB_MOVED)
-        try:
-            from_json(PlannedStudy, plan.study)
-        except InvalidRecordError as error:
-            raise FILE.refused(path, error) from error
-        return plan
+        return FILE.read(path)
 
 
 def _require_places(folder: Path) -> None:

@@ -1,46 +1,93 @@
-"""What the names of a study stand for, as it was found here: plain data for recipes and estimates."""
+"""What the names of a study stand for, as it is found here: models, workloads, machines and files of heads,
+without loading a weight."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from offramp.costs.machine import Machine
+from offramp.costs.hardware import find_machine, processor_name
+from offramp.costs.machine import Machine, machine_fingerprint
+from offramp.errors import InputError, ModelError, WorkloadError
+from offramp.files import source_fingerprint
+from offramp.kit.defaults import LOCAL
+from offramp.kit.numbers import shown_size
+from offramp.kit.toml_lines import Location
+from offramp.models.checkpoint import (
+    CONFIG_FILE,
+    CONTEXT_KEYS,
+    read_config,
+    read_headers,
+    stated_count,
+    stated_layers,
+)
+from offramp.models.devices import CPU, device_memory, find_device
+from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity
+from offramp.models.memory import WORKING_SHARE, machine_memory
 from offramp.models.shape import ELEMENT_BYTES
-from offramp.studies.entries import ModelEntry, WorkloadEntry
-from offramp.studies.work.inputs import TextUsed
+from offramp.models.source import (
+    BUNDLED,
+    Source,
+    find_downloaded,
+    find_source,
+    hub_source,
+    looks_like_hub_id,
+    unknown_model,
+)
+from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.transform import Transform
+from offramp.studies.entries import (
+    BYTES,
+    FILE_SOURCES,
+    NONE,
+    OWN,
+    ModelEntry,
+    TrainingEntry,
+    WorkloadEntry,
+    exit_list,
+)
+from offramp.studies.fingerprints import Fingerprints, evidence_of
+from offramp.studies.steps import all_steps
+from offramp.studies.study import Study, placed, resolved
+from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
+from offramp.tracing.heads_file import read_heads
+from offramp.workloads.continued import split_continued
+from offramp.workloads.registry import describe_workloads, is_given, load_workload
+from offramp.workloads.standard_library import library_files
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model. source: what it is loaded by. identity: None if it is not here.
+    """A model. entry: the study's, with the sizes that its files say. source: what it is loaded by. identity:
+    None if it is not here.
 
-    attention: the implementation that a model object was loaded with, None for the family's own.
-    layers, hidden, vocabulary, parameters: by its files, else by the study's; None if neither says. context:
-    tokens that it takes, None if its files do not say.
-    model_type: of its config. missing: why it cannot be had here, None if it can. damaged: whether that is
-    since its files are not whole or not safe.
+    attention: the implementation that a model object was loaded with, None for the family's own. context:
+    tokens that it takes, None if its files do not say. model_type: of its config. missing: why it cannot be
+    had here, None if it can. damaged: whether that is since its files are not whole or not safe.
     """
 
     entry: ModelEntry
     source: str
     identity: ModelIdentity | None = None
     attention: str | None = None
-    layers: int | None = None
-    hidden: int | None = None
-    vocabulary: int | None = None
     context: int | None = None
-    parameters: float | None = None
     model_type: str | None = None
     missing: str | None = None
     damaged: bool = False
 
     def weight_bytes(self, dtype: str) -> float | None:
         """Bytes of the weights as they are loaded, None if it is not known how many there are."""
-        return None if self.parameters is None else self.parameters * ELEMENT_BYTES[dtype]
+        parameters = self.entry.parameters
+        return None if parameters is None else parameters * ELEMENT_BYTES[dtype]
 
     def fingerprint(self, transforms: Sequence[str]) -> str | None:
         """Of the transformed model, None if it is not here."""
@@ -51,25 +98,20 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class FoundWorkload:
-    """A workload. source: what it is loaded by. mode: "text" or "generation". missing: as a model's.
-
-    kind: its name without any place: "prose:short", but "txt" for "txt:notes.txt". documents: how many it
-    has, None if it is not here.
+    """A workload. source: what it is loaded by. used: which text it is. missing: as a model's. documents: how
+    many it has, None if it is not here.
     """
 
     entry: WorkloadEntry
     source: str
-    kind: str
-    mode: str
-    fingerprint: str | None = None
+    used: TextUsed
     missing: str | None = None
     documents: int | None = None
 
     @property
-    def used(self) -> TextUsed:
-        """Which text it is, for what is made of it."""
-        source = None if self.fingerprint else self.source
-        return TextUsed(self.kind, self.fingerprint, source, self.mode == "generation")
+    def mode(self) -> str:
+        """As of the workload: "text" or "generation"."""
+        return "generation" if self.used.answered else "text"
 
     @property
     def why_missing(self) -> str | None:
@@ -131,6 +173,376 @@ class Found:
         """Names of models whose files are not whole or not safe."""
         return tuple(name for name, one in self.models.items() if one.damaged)
 
-    def why_not(self, model: FoundModel, texts: Sequence[str]) -> str | None:
-        """Why a model cannot be had here with what is done to it, None if it can."""
-        return model.missing or next((self.unfit[text] for text in texts if text in self.unfit), None)
+
+CANDIDATES = "candidate_score"
+SLOW_SOURCES = ("prose:short", "code:short", "math", "math:short")
+"""Built-in workloads that take seconds to put together, so that their fingerprints are kept."""
+
+
+def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool) -> Found:
+    """What the study's names stand for. What cannot be had here is said to be missing, with the reason.
+
+    download: fetch models from the Hub that are not here.
+
+    Raises InputError, with the line, for files that the study names and that are not there or not usable.
+    """
+    search = _WorkloadSearch(study, fingerprints)
+    workloads = {
+        entry.name: search.find(entry, "workloads", place) for place, entry in enumerate(study.workloads)
+    }
+    measuring = {
+        source: search.find(WorkloadEntry(name=source, source=source), *location)
+        for step, location in all_steps(study)
+        for source in measured_on([step])
+    }
+    return Found(
+        models=find_models(study, fingerprints, download=download),
+        workloads=workloads,
+        machines=_find_machines(study),
+        heads=_find_heads(study, workloads, search),
+        measuring=measuring,
+        unfit=_find_unfit(study, fingerprints),
+    )
+
+
+class _WorkloadSearch:
+    """Finds workloads, each source once."""
+
+    def __init__(self, study: Study, fingerprints: Fingerprints) -> None:
+        self.study = study
+        self.fingerprints = fingerprints
+        described = describe_workloads()
+        self.names = {one.name for one in described}
+        self.modes = {one.name.partition(":")[0]: one.mode for one in described}
+        self.found: dict[str, FoundWorkload] = {}
+
+    def find(self, entry: WorkloadEntry, *location: str | int) -> FoundWorkload:
+        """A workload that the study names at a place in its file."""
+        if entry.source not in self.found:
+            self.found[entry.source] = self._look_up(entry, location)
+        return dataclasses.replace(self.found[entry.source], entry=entry)
+
+    def _look_up(self, entry: WorkloadEntry, location: Location) -> FoundWorkload:
+        prefix, text = split_continued(entry.source)
+        kind, _, argument = text.partition(":")
+        own_file = kind in FILE_SOURCES
+        if own_file and not self.study.inline:
+            text = f"{kind}:{(self.study.folder / argument).absolute()}"
+        source = prefix + text
+        mode = load_workload(text).mode if is_given(text) else self.modes[kind]
+        kind = text if text in self.names else kind
+        # Of a text that is not here the source stands for its fingerprint.
+        used = TextUsed(prefix + kind, source=source, answered=bool(prefix) or mode == "generation")
+        found = FoundWorkload(entry, source, used)
+        try:
+            fingerprint, documents = self._facts(source)
+            used = dataclasses.replace(used, fingerprint=fingerprint, source=None)
+            return dataclasses.replace(found, used=used, documents=documents)
+        except WorkloadError as error:
+            if own_file:
+                with placed(self.study, *location):
+                    raise
+            return dataclasses.replace(found, missing=f"{error.what}: {error.fix}")
+
+    def _facts(self, source: str) -> tuple[str, int]:
+        """The fingerprint of a workload, and how many documents it has."""
+
+        def load() -> tuple[str, int]:
+            workload = load_workload(source)
+            return workload.fingerprint, len(workload.documents)
+
+        if split_continued(source)[1] not in SLOW_SOURCES:
+            return load()
+        key = f"workload {source}, with its documents"
+        fingerprint, documents = self.fingerprints.get(key, lambda _: _installed(), load)
+        return fingerprint, documents
+
+
+@functools.cache
+def _installed() -> list[Any]:
+    """What built-in workloads are made of: this Python, its library's files, and the packages installed."""
+    packages = sorted(path.name for folder in sys.path if folder for path in Path(folder).glob("*.dist-info"))
+    library = evidence_of(path for _, path in library_files())
+    return [sys.version, packages, library, source_fingerprint("workloads")]
+
+
+def _find_machines(study: Study) -> dict[str, FoundMachine]:
+    found = {}
+    for place, entry in enumerate(study.machines):
+        if entry.source == LOCAL:
+            found[entry.name] = FoundMachine(LOCAL)
+            continue
+        if entry.source == BYTES:
+            found[entry.name] = FoundMachine(BYTES, BYTES)
+            continue
+        path = resolved(study, entry.source)
+        source = str(Path(path).absolute()) if Path(path).is_file() else path
+        with placed(study, "machines", place):
+            machine = find_machine(source)
+            figures = machine_fingerprint(machine)
+        found[entry.name] = FoundMachine(source, figures, machine)
+    return found
+
+
+def _find_heads(
+    study: Study, workloads: Mapping[str, FoundWorkload], search: _WorkloadSearch
+) -> dict[str, FoundHeads]:
+    """Heads, and exits that are trained, by their names; "none" is of both axes and the same."""
+
+    def made_on(texts: Sequence[str], *location: str | int) -> tuple[FoundWorkload, ...]:
+        return tuple(
+            workloads[text]
+            if text in workloads
+            else search.find(WorkloadEntry(name=text, source=text), *location)
+            for text in texts
+            if text != OWN
+        )
+
+    found = {}
+    for place, heads in enumerate(study.heads):
+        if heads.file is not None:
+            found[heads.name] = _given_heads(study, heads.file, "heads", place, "file")
+            continue
+        found[heads.name] = FoundHeads(
+            made_on(heads.fit, "heads", place, "fit"),
+            facts=tuple(sorted(heads.classifiers)),
+            own=OWN in heads.fit,
+            reads_exits=heads.lens and heads.name != NONE,
+        )
+    for place, training in enumerate(study.trainings):
+        if training.folder is not None:
+            given = _given_heads(study, training.folder, "trainings", place, "folder")
+            if given.given is not None and "trained" not in given.given.provenance:
+                raise InputError(
+                    "these exit heads were not trained",
+                    where=study.where("trainings", place, "folder"),
+                    fix="name them in [[heads]], as file =",
+                )
+            found[training.name] = given
+        elif training.kind is not None:
+            found[training.name] = FoundHeads(
+                made_on(training.text, "trainings", place, "text"),
+                facts=_trained_facts(study, training),
+                own=OWN in training.text,
+                reads_exits=True,
+            )
+    return found
+
+
+def _given_heads(study: Study, text: str, *location: str | int) -> FoundHeads:
+    """Exit heads in a file, or in a folder of trained exits."""
+    path = Path(resolved(study, text)).absolute()
+    with placed(study, *location):
+        heads = read_heads(path)
+    return FoundHeads(
+        file=str(path), facts=tuple(heads.classifiers), given=heads, reads_exits=heads.reads_exits
+    )
+
+
+def _trained_facts(study: Study, training: TrainingEntry) -> tuple[str, ...]:
+    """Facts of the classifiers that a training fits afterwards: all, but that candidates of the only exit say
+    nothing of a later one."""
+    names = [fact.name for fact in HEAD_FACTS if fact.name not in TRAINED_FACTS]
+    exits = study.exits_of(training)
+    alone = exits != "all" and len(exit_list(exits)) == 1
+    return tuple(sorted(name for name in names if not (alone and name == CANDIDATES)))
+
+
+def _find_unfit(study: Study, fingerprints: Fingerprints) -> dict[str, str]:
+    """Why transforms cannot be done on this machine, by their texts.
+
+    Raises InputError for one that can be done here, but not in the study's dtype.
+    """
+    unfit = {}
+    for step, location in all_steps(study):
+        if isinstance(step, Prune):
+            continue
+        problem = fingerprints.get(
+            f"transform {step.text} {study.settings.dtype}",
+            lambda _: _kernels(),
+            functools.partial(_problem_with, step, study.settings.dtype),
+        )
+        if problem is not None and problem["elsewhere"]:
+            raise InputError(problem["what"], where=study.where(*location), fix=problem["fix"])
+        if problem is not None:
+            unfit[step.text] = f"{problem['what']}: {problem['fix']}"
+    return unfit
+
+
+def _problem_with(step: Transform, dtype: str) -> dict[str, Any] | None:
+    """Why this machine cannot do a transform in a dtype, and whether it could in another; None if it can."""
+    try:
+        step.check(dtype)
+    except InputError as error:
+        try:
+            step.check(None)
+        except InputError:
+            return {"what": error.what, "fix": error.fix, "elsewhere": False}
+        return {"what": f"{step.text}: {error.what}", "fix": error.fix, "elsewhere": True}
+    return None
+
+
+@functools.cache
+def _kernels() -> list[Any]:
+    """What it depends on whether this machine can do a transform."""
+    names = ("torch", "torchao")
+    versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in names}
+    return [versions, processor_name(), source_fingerprint("models")]
+
+
+HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+
+
+def find_models(study: Study, fingerprints: Fingerprints, *, download: bool) -> dict[str, FoundModel]:
+    """The study's models by name. download: fetch those from the Hub that are not here and would fit.
+
+    Raises InputError, with the line, for a name that nothing could be, or a folder or file that is no model.
+    One that is a model but cannot be used is said to be missing, with the reason.
+    """
+    search = _ModelSearch(study, fingerprints, download)
+    return {entry.name: search.find(entry, place) for place, entry in enumerate(study.models)}
+
+
+@dataclass
+class _ModelSearch:
+    """unreachable: why nothing more is fetched, once the Hub did not answer."""
+
+    study: Study
+    fingerprints: Fingerprints
+    download: bool
+    unreachable: str | None = None
+
+    def find(self, entry: ModelEntry, place: int) -> FoundModel:
+        if is_object(entry.source):
+            return _from_object(entry)
+        path = (self.study.folder / Path(entry.source).expanduser()).absolute()
+        stated = FoundModel(entry, entry.source)
+        if entry.source in BUNDLED:
+            try:
+                path = BUNDLED[entry.source].find()
+            except ModelError as error:
+                return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
+            return self._from_files(stated, path)
+        with placed(self.study, "models", place, "source"):
+            if path.exists():
+                if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
+                    find_source(str(path), trust_remote_code=entry.trust_remote_code)  # says why not
+                return self._from_files(dataclasses.replace(stated, source=str(path)), path)
+            if path.suffix == ".gguf" or not looks_like_hub_id(entry.source):
+                raise unknown_model(entry.source)
+        return self._from_hub(stated)
+
+    def _from_files(self, stated: FoundModel, path: Path) -> FoundModel:
+        """A model whose files are here. A damaged or unsafe one stops only its own cells."""
+        try:
+            return self._fitting(self._described(stated, [path]))
+        except ModelError as error:
+            why = f"{error.what}: {error.fix}"
+        except OSError as error:
+            why = f"its files cannot be read: {error}"
+        return dataclasses.replace(stated, missing=why, damaged=True)
+
+    def _from_hub(self, stated: FoundModel) -> FoundModel:
+        downloaded = find_downloaded(stated.source)
+        if downloaded is not None:
+            try:
+                source = hub_source(stated.source, downloaded, stated.entry.trust_remote_code)
+                return self._fitting(self._described(stated, [downloaded.folder], source))
+            except ModelError:  # a part of it is here: the rest is fetched like a whole model
+                pass
+        unfit = self._fitting(stated)
+        if unfit.missing is not None:
+            return unfit
+        if not self.download:
+            why = f"it is not on this machine: offramp study run fetches {stated.source} from the Hub"
+            return dataclasses.replace(stated, missing=why)
+        return self._fetched(stated)
+
+    def _fetched(self, stated: FoundModel) -> FoundModel:
+        if self.unreachable is not None:
+            return dataclasses.replace(stated, missing=self.unreachable)
+        try:
+            return self._fitting(self._described(stated, []))
+        except ModelError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # the Hub's error where it does not answer
+                self.unreachable = (
+                    "it is not on this machine, and the Hub cannot be reached: run the study again with a "
+                    "network, or download its models elsewhere and give their folders"
+                )
+                return dataclasses.replace(stated, missing=self.unreachable)
+            return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
+
+    def _described(self, stated: FoundModel, paths: list[Path], source: Source | None = None) -> FoundModel:
+        """The model with what its files say. paths: that it is found from. Raises ModelError."""
+
+        def evidence(value: Any) -> Any:
+            folders = [] if value is None else [Path(value["folder"])]
+            versions = importlib.metadata.version("transformers")
+            return [evidence_of({*paths, *folders}), versions, source_fingerprint("models")]
+
+        def find() -> Any:
+            trusted = stated.entry.trust_remote_code
+            return _describe(source or find_source(stated.source, trust_remote_code=trusted))
+
+        facts = dict(self.fingerprints.get(f"model {stated.source}, with its sizes", evidence, find))
+        del facts["folder"]
+        identity = ModelIdentity(**facts.pop("identity"))
+        sizes = {name: value for name, value in facts.pop("sizes").items() if value is not None}
+        entry = stated.entry.model_copy(update=sizes)
+        return dataclasses.replace(stated, entry=entry, identity=identity, **facts)
+
+    def _fitting(self, model: FoundModel) -> FoundModel:
+        """The model, said to be missing if it does not fit into this machine's memory."""
+        need, device = model.weight_bytes(self.study.settings.dtype), find_device(self.study.settings.device)
+        room = machine_memory() if device == CPU else device_memory(device)
+        if self.study.streamed or need is None or need * WORKING_SHARE <= room:
+            return model
+        why = (
+            f"its weights take {shown_size(round(need))} in {self.study.settings.dtype}, "
+            f"{'this machine' if device == CPU else device} has {shown_size(room)} of memory: "
+            "trace it layer by layer ([large] stream = true), or elsewhere"
+        )
+        return dataclasses.replace(model, missing=why)
+
+
+def _from_object(entry: ModelEntry) -> FoundModel:
+    """A model object of this process; said to be missing in any other."""
+    try:
+        model = named_object(entry.source)
+    except ModelError as error:
+        return FoundModel(entry, entry.source, missing=error.what)
+    shape = model.shape
+    weights = sum(layer.parameters for layer in shape.layers) + shape.tail_parameters + shape.head_parameters
+    sizes = {
+        "layers": model.layers,
+        "hidden": shape.hidden_size,
+        "vocabulary": shape.vocabulary_size,
+        "parameters": float(weights),
+    }
+    return FoundModel(
+        entry.model_copy(update=sizes),
+        entry.source,
+        identity=model.identity,
+        attention=model.attention,
+        context=model.context_length,
+        model_type=model.hf.config.model_type,
+    )
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    """What the files of a model say, in JSON values."""
+    config = read_config(source.folder)
+    identity = dataclasses.asdict(source.identity)
+    del identity["transforms"]  # of none yet
+    return {
+        "folder": str(source.folder),
+        "identity": identity,
+        "sizes": {
+            "layers": stated_layers(config),
+            "hidden": stated_count(config, HIDDEN_KEYS),
+            "vocabulary": stated_count(config, ("vocab_size",)),
+            "parameters": float(sum(tensor.elements for tensor in read_headers(source.folder).values())),
+        },
+        "context": stated_count(config, CONTEXT_KEYS),
+        "model_type": (config.get("text_config") or config).get("model_type"),
+    }

@@ -1,4 +1,5 @@
-"""The manifest of a finished task: what the task was, and the SHA-256 of every file that it left."""
+"""How a task ended: the manifest of a finished one, with the SHA-256 of every file that it left, or why it
+failed."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.errors import DamagedFileError, OfframpError
 from offramp.files import is_temporary, remove, sha256_of_file, sync_folder
 from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import Record
-from offramp.studies.failures import FAILURE
 from offramp.studies.task import Task
 
 MANIFEST = "manifest.json"
@@ -20,6 +21,7 @@ DAMAGED = "manifest.damaged.json"
 """The manifest of a finished task one of whose files was found damaged; it vouches for nothing any more."""
 
 RESULT = "result.json"
+FAILURE = "failure.json"
 APART = frozenset({MANIFEST, DAMAGED, FAILURE})
 TRACE = "trace"
 """The folder of the trace in a trace task's folder."""
@@ -124,3 +126,48 @@ def flush(path: Path) -> None:
     """Flush a file's bytes to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a task, where, and what to do; error: the name of the error's class."""
+
+    what: str
+    where: str = ""
+    fix: str = ""
+    error: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The failure that an error means."""
+        name = type(error).__name__
+        if isinstance(error, OfframpError):
+            return cls(error.what, error.where, error.fix, name)
+        return cls(str(error) or name, error=name)
+
+
+FAILURE_FILE = SealedFile(
+    Failure, "the task failed, and the record of why is damaged", "run the study again with --retry"
+)
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Record that the task of a folder failed; its next try removes the record (see `remove_failure`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    FAILURE_FILE.write(folder / FAILURE, failure)
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """Why the task of a folder failed, None if it did not. A damaged record is a failure that says so."""
+    path = folder / FAILURE
+    if not path.exists():
+        return None
+    try:
+        return FAILURE_FILE.read(path)
+    except DamagedFileError as error:
+        return Failure.of(error)
+
+
+def remove_failure(folder: Path) -> None:
+    """Forget that the task of a folder failed, as before another try."""
+    (folder / FAILURE).unlink(missing_ok=True)

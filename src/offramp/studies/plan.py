@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.costs.hardware import machine_facts
+from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file
-from offramp.studies.availability import find_everything
-from offramp.studies.expansion import expand
+from offramp.kit.defaults import DELTA, LOCAL, PROFILE_SECONDS
+from offramp.kit.toml_lines import Location
+from offramp.models.devices import CPU, find_device
+from offramp.models.transforms.transform import Transform
+from offramp.policies.grammar import parse_policy
+from offramp.studies.entries import (
+    LEAGUE,
+    NONE,
+    TUNED,
+    HeadsEntry,
+    MachineEntry,
+    PolicyEntry,
+    TrainingEntry,
+    TransformEntry,
+    exit_list,
+)
+from offramp.studies.estimates import Variant, room_of, sizes_of
 from offramp.studies.fingerprints import FILE, Fingerprints
-from offramp.studies.found import Found
-from offramp.studies.study import Study
-from offramp.studies.task import PLANNED_BY, Job, Plan, Task
+from offramp.studies.fitness import Fitness
+from offramp.studies.found import Found, FoundWorkload, find_everything
+from offramp.studies.steps import accelerations_of, combined_steps, steps_of, text_of
+from offramp.studies.study import Plan, Study, StudyFile
+from offramp.studies.task import AXES, Cell, Job, Task
+from offramp.studies.work.certify import CertifyWork
+from offramp.studies.work.combine import CombineWork
+from offramp.studies.work.decode import DecodeWork
+from offramp.studies.work.heads import HeadsWork
+from offramp.studies.work.inputs import ModelUsed, PricedWork, measured_on
+from offramp.studies.work.profile import ProfileWork
+from offramp.studies.work.registry import works
+from offramp.studies.work.trace import TraceWork
+from offramp.studies.work.training import TrainingWork
+from offramp.studies.work.work import FILLED, Work, settings_of
+from offramp.tracing.request import parse_signals
 
 
 def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[Job, ...]:
@@ -63,17 +97,8 @@ def _job(tasks: Sequence[Task], names: Mapping[str, str], threads: int) -> Job:
         needs=tuple(needs),
         threads=threads if any("model" in task.recipe for task in tasks) else 1,
         exclusive=any(task.exclusive for task in tasks),
-        memory_bytes=max(_memory(tasks), default=0),
+        memory_bytes=max(task.estimate.memory_bytes or 0 for task in tasks),
     )
-
-
-def _memory(tasks: Iterable[Task]) -> list[int]:
-    known = [task.estimate.memory_bytes for task in tasks]
-    return [size for size in known if size is not None]
-
-
-FILLED_IN = ("layers", "hidden", "vocabulary", "parameters")
-"""Facts of a model that its files tell if the study does not."""
 
 
 def make_plan(study: Study, folder: Path | None = None, *, download: bool = False) -> Plan:
@@ -90,21 +115,410 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
         found = find_everything(study, fingerprints, download=download)
     finally:
         fingerprints.save()  # what took long to find out is kept, whatever else is wrong
-    expanded = expand(study, found)
-    jobs = jobs_of(expanded.tasks, expanded.names, study.settings.threads)
-    return Plan(_described(study, found), expanded.cells, jobs, found.unavailable, found.damaged)
+    expansion = Expansion(study, found)
+    expansion.expand()
+    jobs = jobs_of(expansion.tasks, expansion.names, study.settings.threads)
+    path = study.path
+    return Plan(
+        _planned(study, found),
+        tuple(expansion.cells.values()),
+        jobs,
+        found.unavailable,
+        found.damaged,
+        documents={name: workload.documents for name, workload in found.workloads.items()},
+        file=StudyFile(str(path.absolute()), sha256_of_file(path)) if path.is_file() else None,
+        is_run=study.inline,
+    )
 
 
-def _described(study: Study, found: Found) -> dict[str, Any]:
-    """Everything that the study says, with sizes of models and texts and its file."""
-    value = study.to_json()
-    for model in value["models"]:
-        here = found.models[model["name"]]
-        model.update({name: getattr(here, name) for name in FILLED_IN})
-    for workload in value["workloads"]:
-        workload["documents"] = found.workloads[workload["name"]].documents
-    if study.path.is_file():
-        value["file"] = {"path": str(study.path.absolute()), "sha256": sha256_of_file(study.path)}
-    if study.inline:
-        value[PLANNED_BY] = "offramp run"
-    return value
+def _planned(study: Study, found: Found) -> Study:
+    """The study with the sizes that the files of its models say, by its own words alone."""
+    models = [found.models[model.name].entry.model_dump(mode="json") for model in study.models]
+    return Study.model_validate({**study.to_json(), "models": models})
+
+
+UNTRANSFORMED = TransformEntry(name=NONE)
+RAW = HeadsEntry(name=NONE)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A model on a workload through some heads or trained exits: what one trace is of."""
+
+    variant: Variant
+    workload: FoundWorkload
+    reader: HeadsEntry | TrainingEntry
+
+    @property
+    def trained(self) -> bool:
+        """Whether its exits are trained."""
+        return isinstance(self.reader, TrainingEntry)
+
+    @property
+    def name(self) -> str:
+        """As shown: "smollm2 + int8 · prose · lens"."""
+        reader = () if self.reader.name == NONE else (self.reader.name,)
+        return " · ".join((self.variant.name, self.workload.entry.name, *reader))
+
+    def cell(self, kind: str, *, policy: str = "", machine: str = "") -> Cell:
+        """A cell of it, whose task is not known yet."""
+        reader = "" if self.reader.name == NONE else self.reader.name
+        heads, training = ("", reader) if self.trained else (reader, "")
+        model, transform = self.variant.model.entry.name, self.variant.transform.label
+        return Cell(kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training)
+
+
+class Expansion:
+    """Collects the cells of a study, with their tasks: works, whose fields are filled from what the study
+    says and what its names stand for.
+
+    cells: by task, since no two have the same. names: what a job is called that begins with a task, by its
+    key. used: excludes that matched.
+    """
+
+    def __init__(self, study: Study, found: Found) -> None:
+        self.study = study
+        self.found = found
+        self.fitness = Fitness(study, found)
+        self.fitness.check_contexts()
+        self.cells: dict[str, Cell] = {}
+        self.tasks: dict[str, Task] = {}
+        self.names: dict[str, str] = {}
+        self.excluded = [exclude.model_dump(exclude_none=True) for exclude in study.exclude]
+        self.used: set[int] = set()
+        settings = study.settings
+        device = find_device(settings.device)
+        self._here = machine_facts(settings.threads, device)
+        self._said: dict[str, Any] = {
+            **settings.model_dump(),
+            "device": None if device == CPU else device,
+            "exits": "all" if settings.exits == "all" else tuple(exit_list(settings.exits)),
+            "stream": study.streamed,
+            "memory": room_of(study) if study.streamed else None,
+            "delta": self.shared_delta if study.inline else DELTA,
+        }
+
+    def expand(self) -> None:
+        """Add all cells, in the order of the axes."""
+        for row in self.rows():
+            self.add_row(row)
+        self.add_combined()
+        for place in range(len(self.study.exclude)):
+            if place not in self.used:
+                raise InputError(
+                    "the exclude matches no cell",
+                    where=self.study.where("exclude", place),
+                    fix="remove it, or correct its names (a cell of a score has no policy and no machine)",
+                )
+        if not self.cells:
+            raise InputError(
+                "no cell is left", where=self.study.where("exclude"), fix="remove some of the excludes"
+            )
+
+    def rows(self) -> Iterator[_Row]:
+        """Every model, transform, workload, and what its exits are read through."""
+        for model in self.study.models:
+            for transform in self.study.transforms:
+                variant = self.variant(model.name, transform)
+                for workload in self.study.workloads:
+                    for reader in self.study.readers:
+                        yield _Row(variant, self.found.workloads[workload.name], reader)
+
+    def add_row(self, row: _Row) -> None:
+        """The cells of one trace."""
+        cells = [cell for cell in self.row_cells(row) if self.wanted(cell)]
+        if not cells:
+            return
+        self.fitness.check_row(row.variant, row.workload, row.reader)
+        found, heads = self.found.heads[row.reader.name], None
+        if row.reader.name != NONE:
+            made = self.heads(row.variant, row.reader, row.workload)
+            own = f" · {row.workload.entry.name}" if found.own else ""
+            heads = self.add(made, f"{made.kind} {row.variant.name} · {row.reader.name}{own}")
+        scored = any(cell.kind == "score" for cell in cells)
+        raw = self.raw_trace(row) if scored and found.reads_exits else None
+        trace = self.add(self.trace(row.variant, row.workload, heads), f"trace {row.name}")
+        for cell in cells:
+            self.add_cell(cell, self.task_of(cell, row, trace, heads, raw), row.variant.name)
+
+    def raw_trace(self, row: _Row) -> Task | None:
+        """The same read by the model's own head, to stand on the card beside what other heads read.
+
+        Of runs and of trained exits, where it is traced whether or not it is a row of its own. Fitted heads
+        of a study are without: a card that took up a row would be another one as soon as the study grows by
+        it.
+        """
+        if not self.study.inline and not row.trained:
+            return None
+        raw = dataclasses.replace(row, reader=RAW)
+        return self.add(self.trace(row.variant, row.workload, None), f"trace {raw.name}")
+
+    def row_cells(self, row: _Row) -> Iterator[Cell]:
+        """What there is to know about a row: its score, each policy on each machine, and its decoding."""
+        yield row.cell("score")
+        kinds = {LEAGUE: "league", TUNED: "tune" if self.study.certify is None else "certify"}
+        for policy in self.study.policies:
+            for machine in self.study.machines:
+                kind = kinds.get(policy.policy, "replay")
+                yield row.cell(kind, policy=policy.name, machine=machine.name)
+        if self.study.decode is not None:
+            yield row.cell(
+                "decode", machine=LOCAL if self.decoded_on.source != LOCAL else self.decoded_on.name
+            )
+
+        for entry in self.study.works:
+            priced = issubclass(works()[entry.name], PricedWork)
+            for machine in self.study.machines if priced else ():
+                yield row.cell(entry.name, machine=machine.name)
+            if not priced:
+                yield row.cell(entry.name)
+
+    def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
+        """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
+        variant, workload, roles = row.variant, row.workload, works()[cell.kind].roles()
+        machine = next((one for one in self.study.machines if one.name == cell.machine), self.decoded_on)
+        needs = {"trace": trace, "raw": raw, "heads": heads}
+        if "profile" in roles and machine.source == LOCAL:
+            timings = self.made(ProfileWork, variant, asked={"seconds": PROFILE_SECONDS})
+            needs["profile"] = self.add(timings, f"profile {variant.name}")
+        for role in ("score", "league", "certify", "tune"):
+            if role in roles and role in ("score", "league", self.tuner):
+                made = self.of_row(role, variant, workload, needs, machine)
+                needs[role] = self.add(made, f"{role} {row.name}")
+        policy = None
+        if cell.kind == "replay":
+            policy = next(entry for entry in self.study.policies if entry.name == cell.policy)
+            self.fitness.check_policy(variant, policy, workload, row.reader)
+        return self.of_row(cell.kind, variant, workload, needs, machine, policy)
+
+    @property
+    def tuner(self) -> str | None:
+        """The kind of work that tunes what is decoded, None where nothing is tuned."""
+        if self.study.certify is not None:
+            return "certify"
+        return "tune" if any(policy.policy == TUNED for policy in self.study.policies) else None
+
+    @property
+    def decoded_on(self) -> MachineEntry:
+        """This machine's entry; where it has none, the one whose verdicts choose what is decoded."""
+        machines = self.study.machines
+        return next((one for one in machines if one.source == LOCAL), machines[0])
+
+    def add_combined(self) -> None:
+        """One cell per untransformed model and workload."""
+        if self.study.combine is None:
+            return
+        for model in self.study.models:
+            variant = self.variant(model.name, UNTRANSFORMED)
+            for workload in self.study.workloads:
+                found = self.found.workloads[workload.name]
+                cell = Cell("combine", "", model.name, workload=workload.name, machine=LOCAL)
+                if self.wanted(cell):
+                    self.fitness.check_combine(variant)
+                    self.add_cell(cell, self.combine(variant, found), variant.name)
+
+    def wanted(self, cell: Cell) -> bool:
+        """Whether no exclude matches a cell."""
+        names = {key: getattr(cell, key) for key in ("kind", *AXES)}
+        if cell.kind != "combine":
+            names |= {key: names[key] or NONE for key in ("transform", "heads", "training")}
+        matching = {
+            place
+            for place, given in enumerate(self.excluded)
+            if all(names[key] == name for key, name in given.items())
+        }
+        self.used |= matching
+        return not matching
+
+    def add(self, task: Task, name: str) -> Task:
+        """Keep a task; one that is there already is the same."""
+        self.names.setdefault(task.key, name)
+        return self.tasks.setdefault(task.key, task)
+
+    def add_cell(self, cell: Cell, task: Task, name: str) -> None:
+        """Keep a cell with its task. Raises InputError if another cell has the same task."""
+        self.add(task, f"{cell.kind} {name}")
+        cell = dataclasses.replace(cell, task=task.key)
+        if task.key in self.cells:
+            self.refuse_twin(self.cells[task.key], cell)
+        self.cells[task.key] = cell
+
+    def refuse_twin(self, first: Cell, second: Cell) -> None:
+        """Raise the error for two cells that ask for one and the same, at the name in which they differ."""
+        location: Location = ()
+        for key, axis in AXES.items():
+            names = [entry.name for entry in getattr(self.study, axis)]
+            if getattr(first, key) != getattr(second, key) and getattr(second, key) in names:
+                location = (axis, names.index(getattr(second, key)))
+        raise InputError(
+            f"two cells are one and the same: {first.name} and {second.name}",
+            where=self.study.where(*location),
+            fix="remove one of the two entries: under different names they say the same",
+        )
+
+    # --- the tasks
+
+    @property
+    def shared_delta(self) -> float:
+        """The chance that a certificate is wrong, shared by all that a headline may be about."""
+        study = self.study
+        axes = (study.models, study.transforms, study.workloads, study.readers)
+        return DELTA / math.prod(map(len, axes))
+
+    def variant(self, model: str, transform: TransformEntry) -> Variant:
+        """A model of the study with what an entry of the axis does to it."""
+        steps = steps_of(transform)
+        found = self.found.models[model]
+        return Variant(found, transform, steps, sizes_of(self.study, found, steps))
+
+    def trace(self, variant: Variant, workload: FoundWorkload, heads: Task | None) -> Task:
+        """A trace. heads: that it is read through, None for the logit lens."""
+        signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
+        return self.made(TraceWork, variant, workload, {"heads": heads}, asked={"signals": signals})
+
+    def heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload) -> Task:
+        """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
+        them.
+        """
+        found = self.found.heads[entry.name]
+        if found.file is not None and found.given is not None:
+            copied: dict[str, Any] = {"tokens": 0, "seed": 0, "exits": "all", "file": found.given.fingerprint}
+            return self.made(HeadsWork, variant, sources={"heads": found.file}, asked=copied)
+        texts = (*found.workloads, *((workload,) if found.own else ()))
+        asked = {
+            **entry.model_dump(exclude={"kind", "at", "text"}),
+            "workloads": tuple(text.used for text in texts),
+        }
+        sources = {f"workload {place}": text.source for place, text in enumerate(texts)}
+        blocked = next((text.why_missing for text in texts if text.missing), None)
+        if isinstance(entry, TrainingEntry):
+            at = self.study.exits_of(entry)
+            at = "all" if at == "all" else tuple(exit_list(at))
+            asked |= {"exit_kind": entry.kind, "at": at}
+            return self.made(TrainingWork, variant, sources=sources, blocked=blocked, asked=asked)
+        asked |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
+        return self.made(HeadsWork, variant, sources=sources, blocked=blocked, asked=asked)
+
+    def of_row(
+        self,
+        kind: str,
+        variant: Variant,
+        workload: FoundWorkload,
+        needs: Mapping[str, Task | None],
+        on: MachineEntry,
+        policy: PolicyEntry | None = None,
+    ) -> Task:
+        """What there is to know about a trace.
+
+        needs: what it may need, by role. on: the machine that it is priced on, if it is. policy: of a replay.
+        Raises InputError for settings that work of a plug-in lacks or does not take.
+        """
+        certify, decode = self.study.certify, self.study.decode
+        place = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
+        work, made_of, asked = works()[kind], [], {}
+        if policy is not None:
+            parsed = parse_policy(policy.policy)
+            made_of.append(parsed)
+            asked = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+        elif kind == CertifyWork.kind and certify is not None:
+            asked = {**certify.model_dump(), "delta": self.shared_delta}
+        elif kind == DecodeWork.kind and decode is not None:
+            asked = decode.model_dump()
+        if place is None:
+            return self.made(work, variant, workload, needs, on=on, asked=asked, made_of=made_of)
+        try:
+            task = self.made(work, variant, workload, needs, on=on, asked=self.study.works[place].settings)
+            work.of(task)
+        except (TypeError, OfframpError) as error:
+            what = str(error) if isinstance(error, TypeError) else error.what
+            settings = sorted(settings_of(work) - FILLED)
+            raise InputError(
+                f"work of the kind {kind} cannot be asked for so: {what}",
+                where=self.study.where("works", place),
+                fix=f"mend its settings; it has {', '.join(settings) or 'none'}",
+            ) from error
+        return task
+
+    def combine(self, variant: Variant, workload: FoundWorkload) -> Task:
+        """Accelerations of an untransformed model, alone and together."""
+        table = self.study.combine
+        assert table is not None, "asked for with a table [combine] only"
+        steps = combined_steps(table)
+        tried = tuple(step.text for step in steps)
+        policy = None if table.policy is None else parse_policy(table.policy)
+        asked = {
+            **table.model_dump(),
+            "accelerations": tuple(text_of(one) for one in accelerations_of(table)),
+            "tried": tried,
+            "policy": None if policy is None else str(policy),
+            "model": self._model(variant, steps),
+        }
+        blocked = next((self.found.unfit[text] for text in tried if text in self.found.unfit), None)
+        made_of = steps if policy is None else (*steps, policy)
+        return self.made(CombineWork, variant, workload, blocked=blocked, made_of=made_of, asked=asked)
+
+    def made(
+        self,
+        kind: type[Work[Any]],
+        variant: Variant,
+        workload: FoundWorkload | None = None,
+        needs: Mapping[str, Task | None] | None = None,
+        *,
+        on: MachineEntry | None = None,
+        sources: Mapping[str, str] | None = None,
+        blocked: str | None = None,
+        made_of: Sequence[object] = (),
+        asked: Mapping[str, Any] | None = None,
+    ) -> Task:
+        """The task of a work whose fields are filled by their names: from what is asked, and what the study
+        says and has.
+
+        needs: by role; those that the work has no field for are left out. on: the machine that it is priced
+        on, if it is, unless a profile of this one is needed. made_of: policies and the like, whose code may
+        be a plug-in's.
+        """
+        names = {field.name for field in dataclasses.fields(kind)}
+        present = {role: task for role, task in (needs or {}).items() if role in names}
+        needed = {role: task.key for role, task in present.items() if task is not None}
+        given = {**self._said, "model": self._model(variant), "machine": self._here}
+        lie = dict(sources or {})
+        if issubclass(kind, PricedWork) and on is not None:
+            found = self.found.machines[on.name]
+            given["machine"] = None if "profile" in needed else found.fingerprint
+            if "profile" not in needed:
+                lie["machine"] = found.source
+                made_of = made_of if found.machine is None else (*made_of, found.machine)
+        text = workload if "workload" in names else None
+        if text is not None:
+            given["workload"] = text.used
+            lie["workload"] = text.source
+        given |= {**(asked or {}), **needed}
+        work = kind(**{name: value for name, value in given.items() if name in names})
+        if work.loads:
+            lie["model"] = variant.model.source
+            made_of = (*made_of, *variant.steps)
+            blocked = blocked or self._why_not(variant)
+        blocked = blocked or (None if text is None else text.why_missing)
+        work = dataclasses.replace(work, sources=lie)
+        return work.task(work.cost(variant.sizes), blocked, made_of)
+
+    def _model(self, variant: Variant, others: Sequence[Transform] = ()) -> ModelUsed:
+        """Which model it is. others: transforms that are tried on it beside those of the variant."""
+        identity, entry = variant.model.identity, variant.model.entry
+        measuring = measured_on([*variant.steps, *others])
+        return ModelUsed(
+            fingerprint=None if identity is None else identity.base_fingerprint,
+            transforms=tuple(variant.texts),
+            attention=variant.model.attention,
+            trust_remote_code=entry.trust_remote_code,
+            source=variant.model.source if identity is None else None,
+            measured_on=tuple(self.found.measuring[source].used for source in measuring),
+        )
+
+    def _why_not(self, variant: Variant) -> str | None:
+        """Why a model cannot be had here with what is done to it, None if it can."""
+        unfit = (self.found.unfit[text] for text in variant.texts if text in self.found.unfit)
+        measuring = (self.found.measuring[source] for source in measured_on(variant.steps))
+        unread = (text.why_missing for text in measuring if text.missing)
+        why = variant.model.missing or next(itertools.chain(unfit, unread), None)
+        return None if why is None else f"{variant.name}: {why}"

@@ -13,9 +13,9 @@ from typing import Literal
 
 from offramp.errors import DamagedFileError, DiskFullError, OfframpError, is_out_of_memory
 from offramp.files import disk_full, is_disk_full
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, machine_held
+from offramp.studies.manifest import Failure
 from offramp.studies.task import Job, Task
 from offramp.studies.work.context import Context, ModelCache
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from offramp.files import sha256_of_file
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.locks import holder, is_held, silent_seconds
-from offramp.studies.task import Plan, Task
+from offramp.studies.manifest import Failure
+from offramp.studies.study import Plan
+from offramp.studies.task import Task
 
 
 @dataclass(frozen=True)
@@ -248,16 +249,13 @@ def _apart_problems(tasks: int) -> list[str]:
 
 
 def study_file_problems(plan: Plan) -> list[str]:
-    """Whether the study's file is still the one that the plan was made of, in a sentence if not.
-
-    The plan's study names it under "file", as {"path": ..., "sha256": ...}.
-    """
-    file = plan.study.get("file")
+    """Whether the study's file is still the one that the plan was made of, in a sentence if not."""
+    file = plan.file
     if file is None:
         return []
-    path = Path(file["path"])
+    path = Path(file.path)
     if not path.is_file():
         return [f"the study's file {path.name} is gone since this was planned"]
-    if sha256_of_file(path) == file["sha256"]:
+    if sha256_of_file(path) == file.sha256:
         return []
     return [f"the study's file {path.name} changed since this was planned; the next run goes by it"]

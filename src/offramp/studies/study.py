@@ -1,9 +1,13 @@
-"""The study file: its axes and settings, read from TOML with the line of every error."""
+"""The study file: its axes and settings, read from TOML with the line of every error; and the study as it is
+planned."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +37,7 @@ from offramp.studies.entries import (
     WorkEntry,
     WorkloadEntry,
 )
+from offramp.studies.task import Cell, Job, Task
 
 WHAT = "study file"
 INLINE = Path("offramp run")
@@ -97,6 +102,10 @@ class Study(Table):
         trained = [entry for entry in self.trainings if entry.name != NONE]
         return (*(self.heads if len(trained) < len(self.trainings) else ()), *trained)
 
+    def exits_of(self, entry: TrainingEntry) -> str | Sequence[int]:
+        """Exits of a training as they are asked for: those that are traced unless the entry names some."""
+        return self.settings.exits if entry.at is None else entry.at
+
     @property
     def streamed(self) -> bool:
         """Whether its models are traced layer by layer."""
@@ -129,6 +138,40 @@ class Study(Table):
         study = checked(cls, values, source)
         study._source = source
         return study
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """The file of a study as it was."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included).
+
+    study: as it was planned, its models with the sizes that their files say. jobs: in an order in which each
+    comes after what it needs. unavailable: why a model, workload or machine cannot be had here, by its name.
+    damaged: names of those models among them whose files are not whole or not safe. documents: of each
+    workload, None if it is not here. file: of the study, None where a command put it together. is_run:
+    whether that was `offramp run`: nothing describes its model.
+    """
+
+    study: Study
+    cells: tuple[Cell, ...]
+    jobs: tuple[Job, ...]
+    unavailable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+    documents: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    file: StudyFile | None = None
+    is_run: bool = False
+
+    @functools.cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """By key, in an order in which every task comes after what it needs."""
+        return {task.key: task for job in self.jobs for task in job.tasks}
 
 
 @contextlib.contextmanager

@@ -12,10 +12,16 @@ from offramp.files import canonical_json, sha256_of_text
 SCHEMA_VERSION = 1
 """Of a task's recipe: raise it where the same recipe would give another result."""
 
-PLANNED_BY = "planned_by"
-"""In a plan's study, where a command put it together and there is no file."""
-
-AXES = ("model", "transform", "workload", "heads", "training", "policy", "machine")
+AXES = {
+    "model": "models",
+    "transform": "transforms",
+    "workload": "workloads",
+    "heads": "heads",
+    "training": "trainings",
+    "policy": "policies",
+    "machine": "machines",
+}
+"""Tables of a study's file by what a cell calls the entry that it has of each."""
 
 
 @dataclass(frozen=True)
@@ -106,30 +112,3 @@ class Job:
     def key(self) -> str:
         """SHA-256 of its tasks' keys."""
         return sha256_of_text(canonical_json([task.key for task in self.tasks]))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included).
-
-    study: the study as a JSON object (names, models with their facts, settings), as written into the
-    study's folder for whoever reads it later. jobs: in an order in which each comes after what it needs.
-    unavailable: why a model, workload or machine cannot be had here, by its name. damaged: names of those
-    models among them whose files are not whole or not safe.
-    """
-
-    study: Mapping[str, Any]
-    cells: tuple[Cell, ...]
-    jobs: tuple[Job, ...]
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-    damaged: tuple[str, ...] = ()
-
-    @functools.cached_property
-    def tasks(self) -> Mapping[str, Task]:
-        """By key, in an order in which every task comes after what it needs."""
-        return {task.key: task for job in self.jobs for task in job.tasks}
-
-    @property
-    def is_run(self) -> bool:
-        """Whether `offramp run` made it: no file describes its model."""
-        return PLANNED_BY in self.study

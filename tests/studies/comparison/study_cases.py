@@ -20,9 +20,10 @@ from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Cell, Job, Plan, Task
+from offramp.studies.manifest import Failure
+from offramp.studies.study import Plan, Study
+from offramp.studies.task import Cell, Job, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
 from offramp.studies.work.code import code_of
 from offramp.studies.work.context import Context, ModelCache
@@ -41,9 +42,6 @@ WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
 MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
 FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
 
-FORMER = {"pairs": [{"kind": "k", "first": "alpha", "second": "alpha-it", "name": "alpha ↔ alpha-it"}]}
-"""What plans of older studies say, and nothing reads any more."""
-
 UNDECODED = Decoding(None, why_nothing="no policy of the ranking exits")
 """The result of a decode task whose ranking exits nowhere."""
 
@@ -59,18 +57,17 @@ class StudyCase:
         for module in (certify, decode, league, replay, score, tune):
             patch.setattr(module, "trace_of", lambda context, key: self.traces[context.folder_of(key)])
 
-    def study(self) -> dict[str, Any]:
+    def study(self) -> Study:
         """What the plan says of the study."""
         settings = {"tokens": DOCUMENTS * LENGTH, "dtype": "float32", "threads": 1, "floors": FLOORS}
         named = {"name": "made-up", "title": "", "description": "Two models on two texts."}
-        return {
-            "study": {**named, **settings, "seed": 0, "draws": 200},
-            "models": [{"base": model["name"], **FACTS, **model} for model in MODELS],
-            "workloads": [{"name": name} for name in WORKLOADS],
-            "transforms": [],
-            "machines": [],
-            **FORMER,
-        }
+        return Study.model_validate(
+            {
+                "study": {**named, **settings, "seed": 0, "draws": 200},
+                "models": [{**FACTS, **model} for model in MODELS],
+                "workloads": list(WORKLOADS),
+            }
+        )
 
     def add(self, cell: Cell | None, task: Task) -> Task:
         """Plan a task, and the cell that shows it."""
@@ -280,4 +277,3 @@ def _add_undone(case: StudyCase) -> None:
     blocked = Task("score", {"draws": 2}, blocked="it is not on this machine")
     case.add(Cell("score", "", "alpha", "absent", "prose"), blocked)
     case.add(Cell("score", "", "alpha", "later", "prose"), case.task("score", {"draws": 3}))
-    case.add(Cell("pair", "", "alpha ↔ alpha-it", workload="prose"), Task("pair", {"draws": 400}))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from offramp.errors import InputError
 from offramp.studies.comparison.results import Row
@@ -24,76 +26,69 @@ SETTINGS = ("dtype", "context", "document_tokens")
 class Equal:
     """Something that rows of one name must have in common.
 
-    what: how two differ, in words. name: in which rows must not differ, by default the workload. known: of
-    which rows it is known; others are not held against it. same: whether two have it.
+    what: how two differ, in words, with {name}, and {first} and {other} for what each has. has: that, None
+    where it is not known, which is not held against others; shown: in words. same: whether two have the same,
+    by default where it is equal. name: in which rows must not differ, by default the workload.
     """
 
-    what: Callable[[Row, Row], str]
+    what: str
     fix: str
-    same: Callable[[Row, Row], bool]
+    has: Callable[[Row], Any]
+    shown: Callable[[Any], str] = str
+    same: Callable[[Any, Any], bool] = operator.eq
     name: Callable[[Row], str] = lambda row: row.workload
-    known: Callable[[Row], bool] = lambda row: True
 
     def broken(self, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
         """What differs, in which two rows, and what to do about it, for each name that is not one thing."""
         groups: dict[str, list[Row]] = {}
         for row in rows:
-            if self.known(row):
+            if self.has(row) is not None:
                 groups.setdefault(self.name(row), []).append(row)
-        for first, *others in groups.values():
-            other = next((row for row in others if not self.same(first, row)), None)
+        for name, (first, *others) in groups.items():
+            other = next((row for row in others if not self.same(self.has(first), self.has(row))), None)
             if other is not None:
-                yield self.what(first, other), _sources(first, other), self.fix
+                shown = {"first": self.shown(self.has(first)), "other": self.shown(self.has(other))}
+                yield self.what.format(name=name, **shown), _sources(first, other), self.fix
 
 
-def _same_setting(name: str) -> Equal:
-    option = "--" + name.replace("_", "-")
+def _same_setting(setting: str) -> Equal:
+    option = "--" + setting.replace("_", "-")
     return Equal(
-        lambda first, other: (
-            f"{first.workload} was traced with {option} {_setting_words(first, name)} and "
-            f"{_setting_words(other, name)}: scores depend on it"
-        ),
-        f"trace all with the same {option} (in a study file: {name})",
-        lambda first, other: bool(first.settings[name] == other.settings[name]),
-        known=lambda row: name in row.settings,
+        f"{{name}} was traced with {option} {{first}} and {{other}}: scores depend on it",
+        f"trace all with the same {option} (in a study file: {setting})",
+        # One that was not given is known to be the default.
+        has=lambda row: (row.settings[setting],) if setting in row.settings else None,
+        shown=lambda given: "by default" if given == (None,) else str(given[0]),
     )
 
 
 MUST_BE_EQUAL = (
     Equal(
-        lambda first, other: (
-            f"the workload {first.workload} is not the same text everywhere: fingerprints "
-            f"{first.workload_fingerprint[:12]} and {other.workload_fingerprint[:12]}"
-        ),
+        "the workload {name} is not the same text everywhere: fingerprints {first} and {other}",
         "trace both on the same version of the text",
-        lambda first, other: first.workload_fingerprint == other.workload_fingerprint,
+        has=lambda row: row.workload_fingerprint,
+        shown=lambda fingerprint: fingerprint[:12],
     ),
     Equal(
-        lambda first, other: (
-            f"{first.card.tokens:,} and {other.card.tokens:,} tokens of {first.workload} were traced: scores "
-            "depend on how many"
-        ),
+        "{first} and {other} tokens of {name} were traced: scores depend on how many",
         "trace all with the same --tokens, on a workload that has as many for each",
-        lambda first, other: first.card.tokens == other.card.tokens,
+        has=lambda row: row.card.tokens,
+        shown="{:,}".format,
     ),
     *map(_same_setting, SETTINGS),
     Equal(
-        lambda first, other: (
-            f"{first.workload} was traced at the exits {_exit_words(first)} and {_exit_words(other)}: areas "
-            "over depth depend on them"
-        ),
+        "{name} was traced at the exits {first} and {other}: areas over depth depend on them",
         "trace all with the same --exits (in a study file: exits)",
-        lambda first, other: _same_exits(first, other),
+        has=lambda row: row.exits,
+        shown=lambda exits: "all" if _is_every(exits) else ", ".join(map(str, exits)),
+        same=lambda first, other: _same_exits(first, other),
     ),
     Equal(
-        lambda first, other: (
-            f"two models are called {first.model.shown}: fingerprints {first.model_fingerprint[:12]} and "
-            f"{other.model_fingerprint[:12]}"
-        ),
+        "two models are called {name}: fingerprints {first} and {other}",
         "give them different names in their study files",
-        lambda first, other: first.model_fingerprint == other.model_fingerprint,
+        has=lambda row: row.model_fingerprint or None,
+        shown=lambda fingerprint: fingerprint[:12],
         name=lambda row: row.model.shown,
-        known=lambda row: bool(row.model_fingerprint),
     ),
 )
 
@@ -184,28 +179,18 @@ def _alike(first: Mapping[str, float | None], second: Mapping[str, float | None]
     )
 
 
-def _same_exits(first: Row, other: Row) -> bool:
-    """Whether both have every exit, or the same ones but for the last layers, which are always traced.
+def _same_exits(first: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether both are every exit, or the same ones but for the last layers, which are always traced.
 
     So a model and a variant of it with fewer layers, traced alike, have the same.
     """
-    if _every_exit(first) or _every_exit(other):
-        return _every_exit(first) and _every_exit(other)
-    return set(first.exits) ^ set(other.exits) <= {first.exits[-1], other.exits[-1]}
+    if _is_every(first) or _is_every(other):
+        return _is_every(first) and _is_every(other)
+    return set(first) ^ set(other) <= {first[-1], other[-1]}
 
 
-def _every_exit(row: Row) -> bool:
-    return row.exits == tuple(range(1, len(row.exits) + 1))
-
-
-def _exit_words(row: Row) -> str:
-    return "all" if _every_exit(row) else ", ".join(map(str, row.exits))
-
-
-def _setting_words(row: Row, name: str) -> str:
-    """A setting; None is one that was not given."""
-    setting = row.settings[name]
-    return "by default" if setting is None else str(setting)
+def _is_every(exits: Sequence[int]) -> bool:
+    return tuple(exits) == tuple(range(1, len(exits) + 1))
 
 
 def _sources(first: Row, other: Row) -> str:

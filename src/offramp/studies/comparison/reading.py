@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,26 @@ from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.comparison.validity import validity_of
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
+
+CITATION = string.Template(
+    """@misc{offramp-$short,
+  title = {$title},
+  howpublished = {Compared with offramp $version},
+  note = {comparison key $key},
+}
+
+@software{offramp,
+  title = {offramp: would early-exit decoding pay?},
+  version = {$version},
+}
+
+@misc{diminishing-returns,
+  title = {$study},
+  eprint = {$paper},
+  archiveprefix = {arXiv},
+}
+"""
+)
 
 OF_NO_RESULT = ("trace_folder", "source", "notes")
 """Fields of a row that say where it lies."""
@@ -60,30 +81,10 @@ def cited(comparison: Comparison) -> Comparison:
 
 def citation(title: str, version: str, key: str) -> str:
     """BibTeX entries: this comparison, the software, and the study that it implements."""
-    note = f"comparison key {key[:16]}"
-    entries: list[tuple[str, str, Mapping[str, Any]]] = [
-        (
-            "misc",
-            f"offramp-{key[:8]}",
-            {"title": title, "howpublished": f"Compared with offramp {version}", "note": note},
-        ),
-        (
-            "software",
-            "offramp",
-            {"title": "offramp: would early-exit decoding pay?", "version": version},
-        ),
-        (
-            "misc",
-            "diminishing-returns",
-            {"title": STUDY_TITLE, "eprint": STUDY.removeprefix("arXiv "), "archiveprefix": "arXiv"},
-        ),
-    ]
-    return "\n".join(_entry(*entry) for entry in entries)
-
-
-def _entry(kind: str, key: str, fields: Mapping[str, Any]) -> str:
-    lines = "".join(f"  {name} = {{{escaped(str(value))}}},\n" for name, value in fields.items())
-    return f"@{kind}{{{key},\n{lines}}}\n"
+    paper = STUDY.removeprefix("arXiv ")
+    said = {"title": title, "version": version, "study": STUDY_TITLE, "paper": paper}
+    shown = {name: escaped(text) for name, text in said.items()}
+    return CITATION.substitute(shown, key=key[:16], short=key[:8])
 
 
 def escaped(text: str) -> str:

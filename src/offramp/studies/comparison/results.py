@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.figures import PolicyOutcome
 from offramp.scoring.estimate import Estimate
-from offramp.studies.planned import DescribedModel
 from offramp.studies.work.heads import Training
 from offramp.studies.work.score import Scored
 from offramp.tuning.floor import Floor
@@ -28,9 +27,23 @@ FloorOn = tuple[Floor, str]
 
 
 @dataclass(frozen=True)
-class ModelFacts(DescribedModel):
+class ModelFacts:
     """A model as a study's file describes it; a run folder's model has a name and its base only."""
 
+    name: str
+    base: str
+    """The independent training it comes from; its variants have the same."""
+    family: str | None = None
+    generation: float | None = None
+    """A number within its family."""
+    released: str | None = None
+    """ "2024-04"."""
+    parameters: float | None = None
+    """In all."""
+    kind: str | None = None
+    """ "dense", "moe", "ssm" or "hybrid"."""
+    stage: str | None = None
+    """ "base" or "tuned"."""
     transform: str = ""
     """What was done to it, "" for nothing."""
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.decoding.measurement.combined import CombineResult, read_combined
-from offramp.errors import InputError
+from offramp.errors import ForeignFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
-from offramp.kit.typed import InvalidRecordError
 from offramp.studies.comparison.equality import SETTINGS
 from offramp.studies.comparison.results import Comparison, FloorOn, ModelFacts, Row, Strategy
 from offramp.studies.comparison.strategies import (
@@ -20,9 +19,11 @@ from offramp.studies.comparison.strategies import (
     measured_speedups,
     strategies_of,
 )
+from offramp.studies.entries import Settings
 from offramp.studies.folder import PLAN, Condition, StudyFolder
 from offramp.studies.manifest import TRACE
-from offramp.studies.task import Cell, Plan, Task
+from offramp.studies.study import Plan
+from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import Decoding
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
@@ -35,11 +36,9 @@ from offramp.tuning.verdict import Verdict
 
 COMBINED = "combined.json"
 """What `offramp bench --combine` adds to a run's folder."""
-FACTS = ("base", "family", "generation", "released", "parameters", "kind", "stage")
+FACTS = {"base", "family", "generation", "released", "parameters", "kind", "stage"}
 APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
-FORMER = "pair"
-"""A kind of cells that older studies have, and nothing reads any more."""
 NOT_RUN = "not run yet"
 CONTEXT_UNKNOWN = (
     "The trace is gone or damaged: with which context it was made is not known, and not held against others."
@@ -76,20 +75,18 @@ class StudyReader:
         self.folder = folder
         self.plan: Plan = folder.read_plan()
         self._results: dict[str, Any] = {}
-        self.models = {model["name"]: model for model in self.plan.study["models"]}
+        self.models = {model.name: model for model in self.plan.study.models}
         self.conditions: dict[str, Condition] = {}
         for key, task in self.plan.tasks.items():
             # What rests on a damaged file is not shown before that is made again.
             rests = any(self.conditions[need] == "damaged" for need in task.needs.values())
             self.conditions[key] = "damaged" if rests else folder.condition(task)
-        self.cells = [cell for cell in self.plan.cells if cell.kind != FORMER]
-        self.done = [cell for cell in self.cells if self.conditions[cell.task] == "done"]
+        self.done = [cell for cell in self.plan.cells if self.conditions[cell.task] == "done"]
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Settings:
         """The study file's table [study]."""
-        settings: Mapping[str, Any] = self.plan.study["study"]
-        return settings
+        return self.plan.study.settings
 
     def content(self) -> Comparison:
         """Everything at once."""
@@ -105,12 +102,11 @@ class StudyReader:
                 if score.cell.kind == "score":
                     row = self.row(score, cells)
                     rows.append(row)
-                    strategies += strategies_of(row, cells, self.settings["floors"])
-        name = self.settings["name"]
-        title = self.settings["title"] or name
+                    strategies += strategies_of(row, cells, self.settings.floors)
+        title = self.settings.title or self.settings.name
         return Comparison(
             title=f"{title} ({self.folder.path.name})" if self.plan.is_run else title,
-            description=self.settings["description"],
+            description=self.settings.description,
             rows=tuple(rows),
             strategies=tuple(strategies),
             combined=(*(self.combined(cell) for cell in self.done if cell.kind == APART), *self.added()),
@@ -124,7 +120,7 @@ class StudyReader:
         """What a run does not say of its model."""
         if self.plan.is_run:
             yield (
-                f"{self.settings['title']} comes from a run, which does not say what it was trained from: "
+                f"{self.settings.title} comes from a run, which does not say what it was trained from: "
                 "unless a study beside it does, its name counts as an independent training."
             )
 
@@ -156,14 +152,13 @@ class StudyReader:
         """
         if key not in self._results:
             task = self.plan.tasks[key]
-            result = self.folder.result_json(task)
             try:
-                self._results[key] = works()[task.kind].read(result)
-            except InvalidRecordError as error:
+                self._results[key] = self.folder.result(works()[task.kind], task)
+            except ForeignFileError as error:
                 what = "run" if self.plan.is_run else "study"
                 again = "offramp run" if self.plan.is_run else "offramp study run"
                 raise InputError(
-                    f"the {what}'s {task.kind} results are those of an older offramp ({error})",
+                    f"the {what}'s {task.kind} results are those of an older offramp ({error.__cause__})",
                     where=str(self.folder.path),
                     fix=f"do it again with this offramp: {again}; what it can read is kept",
                 ) from error
@@ -197,7 +192,7 @@ class StudyReader:
             settings=settings,
             training=self.training_of(trace),
             trace_folder=str(self.folder.task_folder(trace) / TRACE),
-            source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings['name']}",
+            source=f"run {self.folder.path.name}" if self.plan.is_run else f"study {self.settings.name}",
         )
 
     def training_of(self, trace: Task) -> Training | None:
@@ -229,11 +224,11 @@ class StudyReader:
     def facts(self, cell: Cell) -> ModelFacts:
         """The model of a cell as the study's file describes it."""
         model = self.models[cell.model]
-        return ModelFacts(cell.model, transform=cell.transform, **{fact: model[fact] for fact in FACTS})
+        return ModelFacts(cell.model, transform=cell.transform, **model.model_dump(include=FACTS))
 
     def traced_facts(self, cell: Cell, layers: int) -> ModelFacts:
         """The same of a traced one, which has not the parameters of its file if it has fewer layers."""
-        facts, whole = self.facts(cell), self.models[cell.model].get("layers")
+        facts, whole = self.facts(cell), self.models[cell.model].layers
         return facts if whole in (None, layers) else replace(facts, parameters=None)
 
     def undecoded(self) -> Iterator[str]:
@@ -251,7 +246,7 @@ class StudyReader:
 
     def failures(self) -> dict[str, str]:
         """Why each cell is not done that is not, by name."""
-        undone = [cell for cell in self.cells if self.conditions[cell.task] != "done"]
+        undone = [cell for cell in self.plan.cells if self.conditions[cell.task] != "done"]
         return {cell.name: self.why_not(self.plan.tasks[cell.task]) for cell in undone}
 
     def why_not(self, task: Task) -> str:
@@ -276,13 +271,12 @@ class StudyReader:
         versions = {
             f"{name} {version}" for task in tasks for name, version in task.recipe["versions"].items()
         }
-        sizes = ("tokens", "dtype", "threads", "floors", "seed", "draws")
-        said = {key: value for key, value in self.plan.study.items() if key != "file"}
+        sizes = {"tokens", "dtype", "threads", "floors", "seed", "draws"}
         return {
-            "study_fingerprint": sha256_of_text(canonical_json(said)),
-            **{name: self.settings[name] for name in sizes},
+            "study_fingerprint": self.plan.study.fingerprint,
+            **self.settings.model_dump(mode="json", include=sizes),
             "versions": ", ".join(sorted(versions)),
-            "cells": f"{len(self.done)} of {len(self.cells)} done",
+            "cells": f"{len(self.done)} of {len(self.plan.cells)} done",
         }
 
 

@@ -14,9 +14,9 @@ from offramp.kit.defaults import STALL_SECONDS
 from offramp.kit.numbers import shown_size
 from offramp.studies.engines.engine import POLL_SECONDS
 from offramp.studies.engines.process import Ending
-from offramp.studies.failures import Failure
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import ALIVE, BEAT_SECONDS, Watch, end_holder, holding, is_held
+from offramp.studies.manifest import Failure
 from offramp.studies.task import Job, Task
 
 TRIES = 2

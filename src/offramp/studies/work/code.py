@@ -20,6 +20,8 @@ OWN = "offramp"
 LIBRARIES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn"}
 """That compute what is made of a trace, fit heads and judge timings: packages as they are installed, by the
 names under which they are imported."""
+INSIDE = (ast.stmt, ast.excepthandler, ast.match_case)
+"""What can hold an import."""
 TOKENIZING = "tokenizers"
 """The library that cuts a text into a model's tokens."""
 
@@ -50,6 +52,7 @@ def reached_from(module: str) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def file_of(name: str) -> Path | None:
     """The file of a module, None for a name that is none, such as that of a function in one."""
     top, *below = name.split(".")
@@ -86,9 +89,15 @@ def _running(tree: ast.AST) -> Iterator[ast.AST]:
         node = left.pop()
         yield node
         for child in ast.iter_child_nodes(node):
-            for_types = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
-            if not for_types and not isinstance(child, ast.expr):
+            if isinstance(child, ast.If) and _for_types(child.test):
+                left += child.orelse
+            elif isinstance(child, INSIDE):
                 left.append(child)
+
+
+def _for_types(test: ast.expr) -> bool:
+    """Whether this is what a condition says of what stands there for types alone."""
+    return getattr(test, "id", getattr(test, "attr", "")) == "TYPE_CHECKING"
 
 
 @functools.cache
@@ -98,7 +107,7 @@ def _digest(path: Path) -> str:
 
 def forget_code() -> None:
     """Read all files again: some are others now."""
-    for function in (code_of, reached_from, imports_of, _digest):
+    for function in (code_of, reached_from, file_of, imports_of, _digest):
         function.cache_clear()
 
 

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Trained = TypeVar("Trained")
 
+OPTIONS = (
+    *("at", "minutes", "steps", "tokens", "seed"),
+    *("units", "loss_vocabulary", "short_list", "precision"),
+)
+"""Of `offramp.train_exits`."""
 EVALUATED_SHARE = 0.3
 """What evaluations take beside steps."""
 
@@ -92,17 +97,9 @@ class TrainingWork(TextsWork[None]):
             self.load_model(context),
             self.load_workloads(),
             kind=self.exit_kind,
-            at=self.at if isinstance(self.at, str) else list(self.at),
-            minutes=self.minutes,
-            steps=self.steps,
-            tokens=self.tokens,
-            seed=self.seed,
-            units=self.units,
-            loss_vocabulary=self.loss_vocabulary,
-            short_list=self.short_list,
-            precision=self.precision,
             output=context.folder / EXITS,
             progress=context.progress,
+            **{name: getattr(self, name) for name in OPTIONS},
         )
 
 
