@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,17 +61,14 @@ class Weights:
         return cls(copies[0], zeros[0], zeros[1], copies[1], float("inf"))
 
 
-@dataclass
-class Progress:
-    """Where a training stands.
+@dataclass(kw_only=True)
+class Steps:
+    """How far a training is.
 
-    vocabulary: int64 tokens of the loss, None for all. stale: evaluations since any exit was at its best.
-    stopped: why no further step is taken, "" while there are some. seconds: of training so far.
+    stale: evaluations since any exit was at its best. stopped: why no further step is taken, "" while there
+    are some. seconds: of training so far.
     """
 
-    settings: Settings
-    weights: list[Weights]
-    vocabulary: Tensor | None
     step: int = 0
     stale: int = 0
     stopped: str = ""
@@ -78,19 +76,23 @@ class Progress:
     history: list[Evaluated] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Header:
+@dataclass
+class Progress(Steps):
+    """Where a training stands. vocabulary: int64 tokens of the loss, None for all."""
+
+    settings: Settings
+    weights: list[Weights]
+    vocabulary: Tensor | None
+
+
+@dataclass
+class _Header(Steps):
     """Of a `Progress`, all that is not a tensor. key: of the training. best_loss: in hexadecimal; it may be
     infinite."""
 
     key: str
     settings: Settings
     best_loss: Sequence[str]
-    step: int
-    stale: int
-    stopped: str
-    seconds: float
-    history: list[Evaluated]
 
 
 FILE = SealedTensors(_Header, "offramp_training", "the checkpoint {name} is damaged")
@@ -113,11 +115,7 @@ def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
         key,
         progress.settings,
         [weights.best_loss.hex() for weights in progress.weights],
-        progress.step,
-        progress.stale,
-        progress.stopped,
-        progress.seconds,
-        progress.history,
+        **_steps(progress),
     )
     FILE.write(path, header, {name: one.numpy() for name, one in tensors.items()})
 
@@ -147,12 +145,13 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
         settings=header.settings,
         weights=weights,
         vocabulary=tensors[VOCABULARY].to(device) if VOCABULARY in tensors else None,
-        step=header.step,
-        stale=header.stale,
-        stopped=header.stopped,
-        seconds=header.seconds,
-        history=header.history,
+        **_steps(header),
     )
+
+
+def _steps(of: Steps) -> dict[str, Any]:
+    """How far a training is, by name."""
+    return {one.name: getattr(of, one.name) for one in fields(Steps)}
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
