@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from folder_cases import do, plan_of, task_of
+from folder_cases import Written, do, plan_of, task_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from random_heads import random_heads
@@ -251,7 +251,7 @@ def trace_in(folder: Path) -> object:
 def study_in(folder: Path) -> object:
     """What is done in a study by its plan."""
     study = StudyFolder(folder)
-    return [study.result_json(task) for task in study.read_plan().tasks.values()]
+    return [study.result(Written, task) for task in study.read_plan().tasks.values()]
 
 
 def heads_in(folder: Path) -> object:
