@@ -70,7 +70,8 @@ def test_json_says_everything(tiny_model: Path, model: offramp.Model) -> None:
     assert len(found.out.splitlines()) == 1
     assert expected.text in found.err
     (row,) = value["rows"]
-    assert row["text"] == expected.text
+    assert row["text"] == value["text"] == expected.text
+    assert value["prompt"] == PROMPT
     assert row["tokens"] == expected.tokens
     assert row["exits"] == expected.exits.tolist()
     assert row["layers_executed"] == expected.layers_executed
@@ -119,6 +120,7 @@ def test_several_prompts_are_decoded_together(tiny_model: Path, model: offramp.M
     assert "answer 2: " in found.err
     value = run_offramp(*command, "--json").require(0).json
     assert value["prompts"] == [PROMPT, "a model reads"]
+    assert "text" not in value
     assert [row["text"] for row in value["rows"]] == [row.text for row in expected]
     assert value["check"] is None
 

@@ -184,6 +184,8 @@ def generate(asked: Completion, out: Output) -> None:
     if found is not None and asked.options.heads is None and policy.needs(model.layers):
         summary.print("exits are read through the model's own head (no --heads given)", soft_wrap=True)
     value = to_json(Answered(model.shown_name, policy, asked.options.kv, asked.texts, batch, found))
+    if len(batch.rows) == 1:  # as one answer alone, too: who reads its text need not count rows
+        value = {**value["rows"][0], **value, "prompt": asked.texts[0]}
     if problem is not None:
         broken = OfframpError(
             f"the generation stopped early: {problem}",
