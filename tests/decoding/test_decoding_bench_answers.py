@@ -74,7 +74,7 @@ def test_a_worth_that_is_no_share_is_refused(worth: float) -> None:
 
 
 def test_something_limits_a_timing() -> None:
-    with pytest.raises(InputError, match="seconds must be given where rounds are not, not None"):
+    with pytest.raises(InputError, match="seconds must be given where rounds are not"):
         Limits(seconds=None)
     assert Limits(seconds=None, rounds=2).rounds == 2
 

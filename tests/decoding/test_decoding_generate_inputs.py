@@ -48,7 +48,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"kv": "propagat"}, "unknown strategy for K and V 'propagat'"),
     ({"policy": POLICY, "kv": "monotone"}, "lets tokens go deeper than those before"),
-    ({"max_new_tokens": 1.5}, "max_new_tokens cannot be float 1.5"),
+    ({"max_new_tokens": 1.5}, "max new tokens cannot be float 1.5"),
     (
         {"max_new_tokens": CONTEXT},
         rf"exceed the context of {CONTEXT} positions(.|\n)*what to do: lower max_new_tokens to \d+$",
@@ -67,17 +67,17 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"top_p": 0.0}, "top p must be above 0, not 0.0"),
     ({"top_k": 0}, "top k must be at least 1, not 0"),
     ({"top_k": -1}, "top k must be at least 1, not -1"),
-    ({"top_k": 2.5}, "top_k cannot be float 2.5"),
+    ({"top_k": 2.5}, "top k cannot be float 2.5"),
     ({"force_tokens": [5, VOCABULARY]}, f"the token {VOCABULARY} is none of the model's"),
     ({"force_tokens": [[5, 6], [7, 8]]}, r"2 rows of \[2\] tokens, for 1 prompts"),
     ({"force_tokens": []}, r"1 rows of \[0\] tokens"),
     ({"force_tokens": [1.5]}, "no token id"),
     ({"force_tokens": [5, 6], "temperature": 0.5}, "forced cannot be sampled"),
     ({"streamer": 5}, "streamer cannot be int 5"),
-    ({"stop_strings": [5]}, "stop_strings cannot be list"),
-    ({"logits_processor": [5]}, "logits_processor cannot be list"),
-    ({"stopping_criteria": 5}, "stopping_criteria cannot be int 5"),
-    ({"eos_token_id": "x"}, "eos_token_id cannot be str 'x'"),
+    ({"stop_strings": [5]}, "stop strings cannot be list"),
+    ({"logits_processor": [5]}, "logits processor cannot be list"),
+    ({"stopping_criteria": 5}, "stopping criteria cannot be int 5"),
+    ({"eos_token_id": "x"}, "eos token id cannot be str 'x'"),
 ]
 
 

@@ -34,7 +34,7 @@ POLICY = "static:exit=2"
         ({"kv": "copy"}, "unknown strategy for K and V 'copy'"),
         ({"batching": "lock"}, "unknown batching 'lock'"),
         ({"draft_length": 0}, "draft length must be at least 1, not 0"),
-        ({"draft_length": "often"}, "draft_length cannot be str 'often'"),
+        ({"draft_length": "often"}, "draft length cannot be str 'often'"),
         ({"new_tokens": 0}, "new tokens must be at least 1, not 0"),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_draft_length_is_a_number_or_auto(given: Any, means: int | str) -> Non
 
 
 def test_only_a_decoder_adapts_the_draft_length() -> None:
-    with pytest.raises(InputError, match="draft_length cannot be str 'auto'"):
+    with pytest.raises(InputError, match="draft length cannot be str 'auto'"):
         offramp.replay(make_trace(), POLICY, kv="speculate", draft_length="auto")  # type: ignore[arg-type]
 
 

@@ -166,7 +166,7 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
         ({"leave": 0.95}, "leave must be 0.9 at most"),
         ({"kind": "lens", "at": "1"}, "--from means nothing with --kind lens"),
         ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "--leave means nothing with --kind lens"),
-        ({"kind": "lens", "start": None}, "at must be named, as in 12,20 or all"),
+        ({"kind": "lens", "start": None}, "at must be given, as in 12,20 or all"),
         ({"units": 8}, "--units means nothing"),
         ({"short_list": 100}, "--short-list means nothing"),
         ({"kv_maps": False}, "--no-kv-maps means nothing"),

@@ -124,7 +124,7 @@ def test_gates_of_some_exits_by_the_logit_lens_and_of_heads() -> None:
 def test_what_cannot_be_is_refused() -> None:
     model = tiny_llama()
     for options, why in (
-        ({"at": None}, "at must be named"),
+        ({"at": None}, "at must be given"),
         ({"at": "3"}, "no exit below the last layer"),
         ({"floor": 1.0}, "floor must be below 1"),
         ({"machine": "abacus"}, "abacus"),
