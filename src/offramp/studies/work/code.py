@@ -47,8 +47,7 @@ def reached_from(module: str) -> dict[str, Path]:
         path = None if name in found else file_of(name)
         if path is not None:
             found[name] = path
-            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            left += [other for other in imports_of(path, package) if other.partition(".")[0] in own]
+            left += [other for other in imports_of(name, path) if other.partition(".")[0] in own]
     return found
 
 
@@ -68,8 +67,9 @@ def file_of(name: str) -> Path | None:
 
 
 @functools.cache
-def imports_of(path: Path, package: str) -> frozenset[str]:
-    """What a file imports anywhere in it, with every name that may be a module's. package: that it is in."""
+def imports_of(name: str, path: Path) -> frozenset[str]:
+    """What a module imports anywhere in its file, with every name that may be a module's."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     names: set[str] = set()
     for node in _running(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -116,7 +116,7 @@ def versions_of(module: str, transforms: Iterable[str] | None) -> dict[str, str]
     None if none is.
     """
     reached = reached_from(module).items()
-    imported = {name.partition(".")[0] for module, path in reached for name in imports_of(path, module)}
+    imported = {other.partition(".")[0] for name, path in reached for other in imports_of(name, path)}
     names = [library for name, library in LIBRARIES.items() if name in imported]
     versions = {name: importlib.metadata.version(name) for name in names}
     if transforms is None:
