@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from offramp.report.formats import short_source
 from offramp.report.names import LENS, distinct, floor_shown, heads_name, line_name, machine_shown
 from offramp.report.table import Cell, Column
@@ -39,15 +41,7 @@ MACHINE: Column[str] = Column(
 PLACE: tuple[Column[Place], ...] = (
     Column("Model", lambda place: place.model, data=str, facet="model", on="page"),
     WORKLOAD.over(lambda place: place.workload),
-    Column(
-        "Exit heads",
-        lambda place: HEADS.cell(place.heads),
-        data=str,
-        key="heads",
-        facet="heads",
-        idle=LENS,
-        on="page",
-    ),
+    replace(HEADS.over(lambda place: place.heads), on="page"),
     MACHINE.over(lambda place: place.machine),
     Column("Where", lambda place: _in_words(place), on="terminal"),
 )
