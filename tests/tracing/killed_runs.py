@@ -134,7 +134,7 @@ def kill_streamed(folder: Path, seconds: float) -> dict[str, int]:
         name = f"delay-{number}"
         work = functools.partial(stream_into, folder / name)
         ended[name] = run_child(work, lambda: None, delay=seconds * moments.random())
-    for number, after in ((3, False), (4, True), (6, False), (7, True), (8, True)):
+    for number, after in ((3, False), (4, True), (6, False), (7, True), (8, True), (10, True), (13, False)):
         name = f"replace-{number}"
         prepare = functools.partial(kill_at_replace, number, after=after)
         ended[name] = run_child(functools.partial(stream_into, folder / name), prepare)

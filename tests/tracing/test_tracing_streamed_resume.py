@@ -132,24 +132,36 @@ def test_a_finished_trace_loses_states_that_were_left(finished: Path, tmp_path: 
     assert files_of(folder) == files_of(finished)
 
 
+# The layers that are read again after a kill around the n-th file: each layer's states end with its seal.
+READ_AFTER = {
+    "replace-3": [0, 1, 2],
+    "replace-4": [0, 1, 2],
+    "replace-6": [0, 1, 2],
+    "replace-7": [1, 2],
+    "replace-8": [2],
+    "replace-10": [],
+    "replace-13": [],
+}
+
+
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed right before and after files are put in place, and at 10 random moments."""
+    """Killed right before and after files are put in place, and at 10 random moments.
+
+    How many of the random moments fall between two layers is the machine's affair.
+    """
     ended = killed_children(tmp_path, "streamed")
-    killed = [name for name, number in ended.items() if number == signal.SIGKILL]
-    assert len([name for name in ended if name.startswith("delay-")]) == 10
-    assert len(killed) >= 12
+    assert len(ended) == len(READ_AFTER) + 10
+    assert {ended[name] for name in READ_AFTER} == {signal.SIGKILL}
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     expected = files_of(finished)
-    went_on = 0
-    for name in ended:
+    for name, number in ended.items():
         before = (tmp_path / f"{name}.log").read_text().split()
         apart, layers = streamed(tiny_llama())
         run(tmp_path / name, model=apart)
         assert files_of(tmp_path / name) == expected, name
-        if name in killed and before:
+        assert layers.read == READ_AFTER.get(name, layers.read), name
+        if number == signal.SIGKILL and before:
             # The layer in hand at the kill is read again; those before it are not.
             assert not layers.read or layers.read[0] >= int(before[-1]), name
-            went_on += layers.read != [0, 1, 2]
-    assert went_on >= 6
