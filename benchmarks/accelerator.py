@@ -47,15 +47,6 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.measurement.answers import Limits
-from offramp.decoding.measurement.bench import run, settle
-from offramp.decoding.measurement.contenders import NEVER, Extent, Setting
-from offramp.decoding.measurement.credit import ratios_of
-from offramp.decoding.measurement.decoder import batches_of, generate
-from offramp.decoding.measurement.judged import forecasts_of
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.trial import start_peak
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.kit.typed import finite_json
@@ -64,6 +55,15 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL
+from offramp.timing.answers import Limits
+from offramp.timing.bench import run, settle
+from offramp.timing.contenders import NEVER, Extent, Setting
+from offramp.timing.credit import ratios_of
+from offramp.timing.decoder import batches_of, generate
+from offramp.timing.judged import forecasts_of
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.measurement import Measurement
+from offramp.timing.trial import start_peak
 from offramp.tracing.final_comparison import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 

@@ -21,8 +21,8 @@ import offramp
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.judging import free_running
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.judging import free_running
 
 QUESTIONS = (
     "What is the capital of France?",

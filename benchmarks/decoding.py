@@ -8,7 +8,7 @@ exits at 1/4, 1/2, 3/4 over their ideal: the run's own never-exit time, times wh
 exit's layers, head and K,V projections over what it says of the whole model. speculate: over
 `generate(assistant_early_exit=k)` at the same k and its best draft length, and over plain. batch: tokens per
 second of 8 sequences in lockstep and rebatched, over plain batched decoding. All contenders take turns in
-blocks of a few tokens (see `offramp.decoding.measurement.bench.measure`); ratios have a 95 % interval over
+blocks of a few tokens (see `offramp.timing.bench.measure`); ratios have a 95 % interval over
 prompts. The last line is one JSON object.
 """
 
@@ -25,17 +25,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.answers import Limits
-from offramp.decoding.measurement.bench import run, settle
-from offramp.decoding.measurement.contenders import GENERATE, NEVER, Extent
-from offramp.decoding.measurement.credit import ratios_of
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.measurement import Measurement
-from offramp.decoding.measurement.results import BenchResult
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL, Estimate
+from offramp.timing.answers import Limits
+from offramp.timing.bench import run, settle
+from offramp.timing.contenders import GENERATE, NEVER, Extent
+from offramp.timing.credit import ratios_of
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.measurement import Measurement
+from offramp.timing.results import BenchResult
 from offramp.workloads.registry import load_workload
 
 QUARTERS = (0.25, 0.5, 0.75)

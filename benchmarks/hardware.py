@@ -24,8 +24,8 @@ import numpy as np
 
 import offramp
 from offramp.costs.timings import LENS, TimingsProfile
-from offramp.decoding.measurement.machine_profiler import BATCHES, MachineProfiler, measure_hardware
-from offramp.decoding.measurement.timing_tables import PLAIN, PROBED
+from offramp.timing.machine_profiler import BATCHES, MachineProfiler, measure_hardware
+from offramp.timing.timing_tables import PLAIN, PROBED
 
 POSITIONS = (160, 320)
 BATCHES_BETWEEN = (6,)

@@ -4,7 +4,7 @@
     python benchmarks/int8_again.py --transform int4 --processes 8
 
 Each process loads the model and its transformed copy, and times both beside plain decoding in blocks that
-take turns, all against the same plain decoder (see `offramp.decoding.measurement.combine`). An interval
+take turns, all against the same plain decoder (see `offramp.timing.combine`). An interval
 within a process is over prompts; that over all of them allows for what a process does to all of its times
 (where memory lies, which kernels are chosen): beside it stand the ratios of the single processes. The last
 line is one JSON object.
@@ -25,10 +25,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from offramp.decoding.measurement.answers import answer_of, ratio_of, resolution_of
-from offramp.decoding.measurement.combined import CombineResult, read_combined
-from offramp.decoding.measurement.results import Cluster, Contender
 from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import answer_of, ratio_of, resolution_of
+from offramp.timing.combined import CombineResult, read_combined
+from offramp.timing.results import Cluster, Contender
 
 
 def measured(options: argparse.Namespace, place: int, folder: Path, plain: str | None) -> CombineResult:

@@ -6,7 +6,7 @@
 Static exits at 1/4, 1/2, 3/4 of the layers with every strategy for K and V, and two thresholds on each of two
 signals. First the machine is profiled (no policy runs), then all policies are replayed on a trace and their
 predictions written to a file with the time, then they are timed in turns, and judged: see
-`offramp.decoding.measurement.prediction.when_it_counts`, once on the predictions, once on the cost model
+`offramp.timing.prediction.when_it_counts`, once on the predictions, once on the cost model
 alone given what really ran. The last line is one JSON object.
 """
 
@@ -27,12 +27,6 @@ import numpy as np
 
 import offramp
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.bench import measure
-from offramp.decoding.measurement.forecast import Decoding, predict
-from offramp.decoding.measurement.judged import forecasts_of
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
-from offramp.decoding.measurement.results import BenchResult, Forecast
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
@@ -40,6 +34,12 @@ from offramp.models.model import Model
 from offramp.policies.kv_cost import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import find_signal
+from offramp.timing.bench import measure
+from offramp.timing.forecast import Decoding, predict
+from offramp.timing.judged import forecasts_of
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.prediction import PredictionVerdict, when_it_counts
+from offramp.timing.results import BenchResult, Forecast
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 

@@ -41,10 +41,6 @@ from offramp.costs.timings import TimingsProfile
 from offramp.decoding.engine.build import cache_keyword, engine_of
 from offramp.decoding.engine.engine import Meter
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.measurement.defects import Load
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.prediction import LARGEST_RATIO
-from offramp.decoding.measurement.timed_steps import Stream, loop_after, prefill, widen
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.models.model import Model
 from offramp.policies.cost_breakdown import lines_of
@@ -52,6 +48,10 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
 from offramp.policies.policy_cost import prices_by_rows
 from offramp.policies.rules.short_list import ShortList
+from offramp.timing.defects import Load
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.prediction import LARGEST_RATIO
+from offramp.timing.timed_steps import Stream, loop_after, prefill, widen
 from random_checkpoint import Size, write_checkpoint
 
 BUNDLED = "smollm2"

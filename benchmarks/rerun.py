@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import offramp
-from offramp.decoding.quality.judging import last_states
+from offramp.decoding.judging import last_states
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.models.model import Model
 from offramp.tracing.trace import Trace

@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
-from offramp.decoding.measurement.answers import Looks, Series, answer_of, resolution_of
 from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import Looks, Series, answer_of, resolution_of
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -162,11 +162,11 @@ def simulation(options: argparse.Namespace) -> list[dict[str, Any]]:
 def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Equal contenders timed for real: what `offramp bench` resolves in so many seconds here."""
     import offramp
-    from offramp.decoding.measurement.answers import Limits
-    from offramp.decoding.measurement.bench import run, settle
-    from offramp.decoding.measurement.contenders import NEVER, Extent
     from offramp.decoding.openings import prompts_of
     from offramp.decoding.options import DecodingOptions
+    from offramp.timing.answers import Limits
+    from offramp.timing.bench import run, settle
+    from offramp.timing.contenders import NEVER, Extent
     from offramp.workloads.registry import load_workload
 
     model = offramp.load_model(options.model)

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.decoding.measurement.answers import (
+from offramp.decoding.free_running import FreeRunning
+from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import (
     ONE,
     answer_of,
     product_of,
@@ -15,11 +17,10 @@ from offramp.decoding.measurement.answers import (
     ratio_over,
     resolution_of,
 )
-from offramp.decoding.measurement.combine import interaction_of
-from offramp.decoding.measurement.combined import Combination, CombineResult, OnTop, Quality
-from offramp.decoding.measurement.figures import seconds_over
-from offramp.decoding.measurement.results import Cluster, Contender, FreeRunning
-from offramp.scoring.estimate import Estimate
+from offramp.timing.combine import interaction_of
+from offramp.timing.combined import Combination, CombineResult, OnTop, Quality
+from offramp.timing.figures import seconds_over
+from offramp.timing.results import Cluster, Contender
 
 WORTH = 0.05
 

@@ -54,9 +54,9 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does; a run's texts must not contradict."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
-    from offramp.decoding.measurement import local_profile as profiles
-    from offramp.decoding.measurement.plain_timing import ProfileCheck
     from offramp.studies import plan
+    from offramp.timing import local_profile as profiles
+    from offramp.timing.plain_timing import ProfileCheck
 
     def holds(*_: object) -> ProfileCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.

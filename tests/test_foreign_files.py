@@ -31,7 +31,6 @@ from offramp.kit.given_file import Table, checked, read_toml
 from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import DECLARED as TENSORS
 from offramp.kit.sealed_tensors import STREAMED, Arrays, SealedTensors
-from offramp.lab.exits import checkpoint, states
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
@@ -42,6 +41,7 @@ from offramp.tracing.importing.imports import read_layout
 from offramp.tracing.importing.tensors import Tensors
 from offramp.tracing.trace import Trace
 from offramp.tracing.trained_model import trained_in
+from offramp.training import checkpoint, states
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
 

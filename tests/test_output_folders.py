@@ -19,10 +19,6 @@ from offramp.decoding.execution.execution import EXECUTIONS_FOLDER
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file, write_sealed_json, write_text_atomically
 from offramp.kit.output_folder import NEW, OutputFolder
-from offramp.lab.exits.folder import GATES_FOLDER, TRAINING_FOLDER, clear_working_files
-from offramp.lab.exits.gate_record import GATE_RECORD
-from offramp.lab.exits.recipe import Recipe
-from offramp.lab.exits.record import TrainingIdentity
 from offramp.report import REPORT_FILE
 from offramp.report.pages import COMPARISON_FOLDER, MADE_BY
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
@@ -31,6 +27,10 @@ from offramp.tracing.folder import TRACE_FOLDER
 from offramp.tracing.manifest import MANIFEST, Manifest
 from offramp.tracing.part import REQUEST, part_path, seal_path
 from offramp.tracing.request import TraceRequest
+from offramp.training.folder import GATES_FOLDER, TRAINING_FOLDER, clear_working_files
+from offramp.training.gate_record import GATE_RECORD
+from offramp.training.recipe import Recipe
+from offramp.training.record import TrainingIdentity
 
 
 def write(folder: Path, name: str, content: str) -> None:

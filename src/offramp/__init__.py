@@ -30,8 +30,8 @@ _HOMES = {
     "Model": "offramp.models.model",
     "load_model": "offramp.tracing.loading",
     "wrap": "offramp.models.wrapping",
-    "exit_scores": "offramp.lab.exit_scores",
-    "ExitScoreCallback": "offramp.lab.callback",
+    "exit_scores": "offramp.training.exit_scores",
+    "ExitScoreCallback": "offramp.training.callback",
     "Workload": "offramp.workloads.workload",
     "Document": "offramp.workloads.workload",
     "text_groups": "offramp.workloads.shared_text:groups_of_documents",
@@ -58,17 +58,17 @@ _HOMES = {
     "Tuned": "offramp.tuning.tuned",
     "predict": "offramp.tuning.predict",
     "fit_heads": "offramp.tracing.fitting.fit",
-    "train_exits": "offramp.lab.exits.train",
-    "TrainedExits": "offramp.lab.exits.train",
-    "Regularisation": "offramp.lab.exits.regularisation",
-    "train_gates": "offramp.lab.exits.gate_training",
+    "train_exits": "offramp.training.train",
+    "TrainedExits": "offramp.training.train",
+    "Regularisation": "offramp.training.regularisation",
+    "train_gates": "offramp.training.gate_training",
     "import_heads": "offramp.tracing.importing.imports",
     "find_machine": "offramp.costs.hardware",
-    "measure_hardware": "offramp.decoding.measurement.machine_profiler",
+    "measure_hardware": "offramp.timing.machine_profiler",
     "run": "offramp.runs.call",
     "Findings": "offramp.report.run_findings",
     "passages": "offramp.studies.work.passage",
-    "bench": "offramp.decoding.measurement.bench",
+    "bench": "offramp.timing.bench",
     "generate": "offramp.decoding.generation.generate",
     "execute": "offramp.decoding.execution.execution:execute_prompts",
     "Execution": "offramp.decoding.execution.execution",
@@ -92,15 +92,8 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.early_exit import early_exit
     from offramp.decoding.generation.generate import generate
     from offramp.decoding.generation.result import Generation
-    from offramp.decoding.measurement.bench import bench
-    from offramp.decoding.measurement.machine_profiler import measure_hardware
     from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
-    from offramp.lab.callback import ExitScoreCallback
-    from offramp.lab.exit_scores import exit_scores
-    from offramp.lab.exits.gate_training import train_gates
-    from offramp.lab.exits.regularisation import Regularisation
-    from offramp.lab.exits.train import TrainedExits, train_exits
     from offramp.models.model import Model
     from offramp.models.training_record import record_training
     from offramp.models.wrapping import wrap
@@ -117,11 +110,18 @@ if TYPE_CHECKING:
     from offramp.studies.study import Study
     from offramp.studies.study_file import read_study
     from offramp.studies.work.passage import passages
+    from offramp.timing.bench import bench
+    from offramp.timing.machine_profiler import measure_hardware
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.loading import load_model
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
+    from offramp.training.callback import ExitScoreCallback
+    from offramp.training.exit_scores import exit_scores
+    from offramp.training.gate_training import train_gates
+    from offramp.training.regularisation import Regularisation
+    from offramp.training.train import TrainedExits, train_exits
     from offramp.tuning.judging import judge
     from offramp.tuning.predict import predict
     from offramp.tuning.ranking import ranking

@@ -15,9 +15,9 @@ from rich.console import Console
 import offramp
 from command_line import Outcome, run_offramp
 from offramp.cli.bench_table import show
-from offramp.decoding.measurement.results import BenchResult, read_results
 from offramp.kit.typed import from_json
 from offramp.policies.grammar import parse_policy
+from offramp.timing.results import BenchResult, read_results
 from tiny_models import write_llama
 
 POLICY = "static:exit=2"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp
-from offramp.decoding.measurement.combined import CombineResult, read_combined, write_combined
 from offramp.errors import DamagedFileError
 from offramp.kit.typed import from_json
 from offramp.report import COMBINED_FILE
 from offramp.report.combined import advice
 from offramp.report.run_reading import RunReader
 from offramp.runs.folder import COMBINED_PAGE, RUN_FILE
+from offramp.timing.combined import CombineResult, read_combined, write_combined
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 

@@ -10,11 +10,11 @@ import pytest
 
 from command_line import Outcome, run_offramp, tree
 from offramp.files import TEMPORARY_PREFIX
-from offramp.lab.exits.gate_record import GATE_RECORD
-from offramp.lab.exits.record import RECORD
 from offramp.studies.work.heads import TRAINING_COST, keep_cost
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
+from offramp.training.gate_record import GATE_RECORD
+from offramp.training.record import RECORD
 from tiny_models import write_llama
 
 STEPS = ["--steps", 12, "--tokens", 3000]

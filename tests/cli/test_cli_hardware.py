@@ -14,11 +14,11 @@ from command_line import run_offramp
 from offramp.cli.local_profile import kept_profile
 from offramp.costs.hardware import list_local_profiles, load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile, busy_machine
-from offramp.decoding.measurement import local_profile, machine_profiler
-from offramp.decoding.measurement.plain_timing import ProfileCheck
 from offramp.errors import InputError
 from offramp.kit.typed import from_json
 from offramp.models.model import Model
+from offramp.timing import local_profile, machine_profiler
+from offramp.timing.plain_timing import ProfileCheck
 
 
 @pytest.fixture

@@ -286,7 +286,7 @@ def test_a_model_that_cannot_generate_still_gets_its_report(
         raise ModelError("transformers cannot generate with this model")
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))  # without timings kept of the same model
-    monkeypatch.setattr("offramp.decoding.measurement.local_profile.measure_hardware", fails)
+    monkeypatch.setattr("offramp.timing.local_profile.measure_hardware", fails)
     monkeypatch.setattr("offramp.decoding.engine.build.engine_of", fails)
     work = f"jsonl:{documents}#text"
     run_offramp("run", tiny_model, "-w", work, "--tokens", 60, "-o", tmp_path / "run").require(0)

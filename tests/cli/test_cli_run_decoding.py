@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from command_line import finish, run_arguments, run_offramp, start_offramp
-from offramp.decoding.measurement.contenders import SHORT
 from offramp.decoding.openings import (
     FEWEST_NEW_TOKENS,
     PROMPTS,
@@ -43,6 +42,7 @@ from offramp.studies.work.decoding_choice import (
     within_budget,
 )
 from offramp.studies.work.league import Ranking
+from offramp.timing.contenders import SHORT
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents, split_roles

@@ -16,9 +16,6 @@ import pytest
 import offramp
 from command_line import run_offramp, summary_of, tree
 from offramp.decoding.generation.generate import FULL_MODEL
-from offramp.decoding.measurement.bench import settle
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.plain_timing import time_plain_decoding
 from offramp.errors import ModelError
 from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.model import Model
@@ -26,6 +23,9 @@ from offramp.models.source import find_source
 from offramp.models.streamed_loading import load_streamed
 from offramp.report.summary import summary_schema
 from offramp.runs import request
+from offramp.timing.bench import settle
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.plain_timing import time_plain_decoding
 from offramp.tracing.heads_file import read_heads
 from tiny_models import GGUF_LAYERS, LAYERS, LINES, write_gguf, write_llama
 

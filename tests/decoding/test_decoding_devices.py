@@ -29,15 +29,15 @@ from offramp.decoding.engine import clock
 from offramp.decoding.engine.clock import Clock
 from offramp.decoding.engine.engine import Meter
 from offramp.decoding.generation.scoring import Scorer
-from offramp.decoding.measurement.bench import measure
-from offramp.decoding.measurement.contenders import STATIC_CACHE
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.results import BenchResult
-from offramp.decoding.measurement.timed_steps import StepMeter
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
+from offramp.timing.bench import measure
+from offramp.timing.contenders import STATIC_CACHE
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.results import BenchResult
+from offramp.timing.timed_steps import StepMeter
 from offramp.tracing.trace import Trace
 
 T = TypeVar("T")

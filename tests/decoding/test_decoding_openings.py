@@ -13,7 +13,6 @@ from execution_cases import NumberTokenizer, agreeable_llama, llama, texts, tiny
 from generation_cases import tiny_llama
 
 from offramp.cli.bench_stage import SEARCHED, prompts_for
-from offramp.decoding.measurement.trial import start_peak
 from offramp.decoding.openings import (
     EMPTY,
     NO_ROOM,
@@ -24,6 +23,7 @@ from offramp.decoding.openings import (
     traced_workload,
 )
 from offramp.errors import InputError, WorkloadError
+from offramp.timing.trial import start_peak
 from offramp.tracing.tracer import trace
 from offramp.tuning.splits import split_roles
 from offramp.workloads.shared_text import sketches_of, write_sketch

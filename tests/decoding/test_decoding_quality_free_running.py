@@ -13,9 +13,9 @@ import torch
 from benchmark_modules import benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from offramp.decoding.quality import judging as module
-from offramp.decoding.quality.judging import (
+
+from offramp.decoding.judging import (
     JudgedAnswer,
     free_running,
     full_models_choices,
@@ -145,7 +145,7 @@ def test_near_ties_count_as_the_full_models_choice() -> None:
 def test_long_answers_are_judged_in_parts(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = list(range(10, 60))
     whole = judge(model, [0, 1], answer)
-    monkeypatch.setattr("offramp.decoding.quality.judging.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("offramp.decoding.judging.ROWS_AT_ONCE", 7)
     parts = judge(model, [0, 1], answer)
     np.testing.assert_allclose(parts.logprob, whole.logprob, atol=1e-5)
     assert parts.chosen.tolist() == whole.chosen.tolist()
@@ -169,7 +169,7 @@ def test_a_non_finite_logit_is_named(model: Model, monkeypatch: pytest.MonkeyPat
         logits[1, 5] = float("nan")
         return logits
 
-    monkeypatch.setattr("offramp.decoding.quality.judging.float_logits", poisoned)
+    monkeypatch.setattr("offramp.decoding.judging.float_logits", poisoned)
     with pytest.raises(InputError, match="token 2 of the answer"):
         module.judge(model, [0], [1, 2, 3])
 

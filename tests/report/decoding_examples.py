@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from offramp.decoding.measurement.answers import answer_of
-from offramp.decoding.measurement.results import (
-    BenchResult,
-    Cluster,
-    Contender,
-    Counted,
-    Forecast,
-    FreeRunning,
-    PartError,
-)
+from offramp.decoding.free_running import FreeRunning
 from offramp.policies.grammar import parse_policy
 from offramp.report.run_result import Decoded, RunResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
+from offramp.timing.answers import answer_of
+from offramp.timing.results import BenchResult, Cluster, Contender, Counted, Forecast, PartError
 from offramp.tuning.verdict import Speed
 
 PLAIN = 0.0583

@@ -12,12 +12,12 @@ import answer_examples as answers
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.decoding.measurement.results import Timing
 from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.studies.work.passage import grid_from_trace, passage_from_trace, typical_document
+from offramp.timing.results import Timing
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
 from offramp.tuning.floor import Floor

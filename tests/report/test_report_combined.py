@@ -10,8 +10,6 @@ from jsonschema import Draft202012Validator, ValidationError
 from report_examples import example_run
 
 from combine_cases import combined_result, quality
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.results import Contender
 from offramp.report.combined import (
     advice,
     combined_section,
@@ -27,6 +25,8 @@ from offramp.report.plot.drawing import Scale
 from offramp.report.plot.rows import LEFT, RIGHT
 from offramp.report.summary import summarise, summary_schema
 from offramp.scoring.estimate import Estimate
+from offramp.timing.combined import CombineResult
+from offramp.timing.results import Contender
 from page_reader import Page
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}

@@ -15,7 +15,6 @@ from decoding_examples import PLAIN, decoded, decoded_run, forecast, with_decodi
 from report_examples import CHAT, LAYERS, answered, example_run, workload_result
 from rich.console import Console
 
-from offramp.decoding.measurement.results import PartError
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
@@ -30,6 +29,7 @@ from offramp.report.words import REPAIR_NOTE, caveats, headline, reference_line,
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
 from offramp.studies.work.decode import DecodedChoice
+from offramp.timing.results import PartError
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge

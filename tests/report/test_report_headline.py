@@ -12,7 +12,6 @@ from decoding_examples import decoded_run
 from report_examples import example_run
 
 import comparison_examples as examples
-from offramp.decoding.measurement.results import LOOKUP
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
@@ -49,6 +48,7 @@ from offramp.report.ways import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, Strategy
+from offramp.timing.results import LOOKUP
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor, parse_floor
 from offramp.tuning.ranking import MachineAnswer

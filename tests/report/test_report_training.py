@@ -11,7 +11,6 @@ from decoding_examples import NEVER, SHORT, decoded
 from report_examples import example_run
 
 from comparison_examples import example_comparison
-from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
 from offramp.policies.grammar import parse_policy
 from offramp.report.comparison import render_comparison
 from offramp.report.page import render
@@ -19,6 +18,7 @@ from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.training import answers, bought, minutes, tokens_text
 from offramp.report.summary import summarise
 from offramp.studies.work.heads import Training
+from offramp.timing.results import LOOKUP, Cluster, Contender
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict import Speed
 from page_reader import Page

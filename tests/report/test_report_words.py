@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from jinja2 import UndefinedError
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import Cluster, Contender, Counted, FloorCheck
 from offramp.policies.cost_breakdown import Gain
 from offramp.report.formats import (
     counted,
@@ -46,6 +45,7 @@ from offramp.report.timing import (
     stopped_text,
 )
 from offramp.scoring.estimate import Estimate
+from offramp.timing.results import Cluster, Contender, Counted, FloorCheck
 
 
 @pytest.mark.parametrize(

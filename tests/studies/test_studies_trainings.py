@@ -14,9 +14,6 @@ from work_cases import files_of
 import offramp
 from offramp.files import locked_folder
 from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
-from offramp.lab.exits import trainer
-from offramp.lab.exits.record import RECORD
-from offramp.lab.exits.steps import Steps
 from offramp.report.comparison_data import comparison_tables
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.folder import StudyFolder
@@ -31,6 +28,9 @@ from offramp.studies.work.tune import TuneWork
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
+from offramp.training import trainer
+from offramp.training.record import RECORD
+from offramp.training.steps import Steps
 from tiny_models import write_documents
 
 STEPS = 12

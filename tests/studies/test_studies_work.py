@@ -34,11 +34,6 @@ from offramp.costs.hardware import (
 )
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile, busy_machine
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.contenders import GENERATE, NEVER
-from offramp.decoding.measurement.machine_profiler import measure_hardware
-from offramp.decoding.measurement.plain_timing import ProfileCheck
-from offramp.decoding.measurement.results import BenchResult
 from offramp.errors import ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.kit.typed import finite_json, from_json
@@ -54,6 +49,11 @@ from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import TextSize, read_text_sizes
 from offramp.studies.work.tune import TuneWork
+from offramp.timing.combined import CombineResult
+from offramp.timing.contenders import GENERATE, NEVER
+from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.plain_timing import ProfileCheck
+from offramp.timing.results import BenchResult
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
@@ -368,11 +368,9 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
     monkeypatch.setattr("offramp.studies.work.registry.require_planned", lambda kind, task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
-    monkeypatch.setattr("offramp.decoding.measurement.local_profile.measure_hardware", measuring)
+    monkeypatch.setattr("offramp.timing.local_profile.measure_hardware", measuring)
     found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
-    monkeypatch.setattr(
-        "offramp.decoding.measurement.local_profile.check_profile", lambda model, profile: found
-    )
+    monkeypatch.setattr("offramp.timing.local_profile.check_profile", lambda model, profile: found)
     return measuring
 
 
@@ -406,9 +404,7 @@ def test_a_kept_profile_that_is_off_is_measured_again(
 ) -> None:
     bench.run(profile_task(bench), name="before")
     found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
-    monkeypatch.setattr(
-        "offramp.decoding.measurement.local_profile.check_profile", lambda model, profile: found
-    )
+    monkeypatch.setattr("offramp.timing.local_profile.check_profile", lambda model, profile: found)
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2
 

@@ -33,8 +33,8 @@ from offramp.policies.names import BatchingName, StrategyName
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
     from offramp.costs.timings import TimingsProfile
-    from offramp.decoding.measurement.answers import Limits
     from offramp.decoding.options import DecodingOptions
+    from offramp.timing.answers import Limits
     from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
@@ -150,8 +150,8 @@ class Bench(Leaving, Request):
         _ = self.timings, self.traced, self.machine
 
     def _check_combination(self) -> None:
-        from offramp.decoding.measurement.accelerations import read_accelerations
-        from offramp.decoding.measurement.combine import require_policy
+        from offramp.timing.accelerations import read_accelerations
+        from offramp.timing.combine import require_policy
 
         require_policy(read_accelerations(self.combine, self.dtype), self.options, self.fitted)
         _ = self.text, self.combined_file
@@ -213,7 +213,7 @@ class Bench(Leaving, Request):
     @cached_property
     def limits(self) -> Limits:
         """When the timing ends."""
-        from offramp.decoding.measurement.answers import Limits
+        from offramp.timing.answers import Limits
 
         return Limits(self.seconds, self.rounds, self.worth, looks=not self.to_the_end)
 
@@ -274,9 +274,9 @@ def _file_of(output: Path) -> Path:
     """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
     where another file stands in its place or in that of its page.
     """
-    from offramp.decoding.measurement.combined import COMBINED
     from offramp.report import COMBINED_FILE
     from offramp.runs.folder import RUN_FILE
+    from offramp.timing.combined import COMBINED
 
     if output.is_dir():
         if (output / RUN_FILE).is_file():

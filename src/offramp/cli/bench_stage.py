@@ -15,23 +15,23 @@ from offramp.cli.console import Output
 from offramp.cli.local_profile import kept_profile, profile_now
 from offramp.commands import words_of
 from offramp.costs.machine import Machine, machine_prices
-from offramp.decoding.measurement.bench import run, settle
-from offramp.decoding.measurement.contenders import Extent, Setting
-from offramp.decoding.measurement.judged import expected_position, judge_measurement, predict_cells
-from offramp.decoding.measurement.local_profile import LocalProfile
-from offramp.decoding.measurement.processes import merged
-from offramp.decoding.measurement.results import (
-    BenchResult,
-    contenders_json,
-    read_results,
-    write_results,
-)
 from offramp.decoding.openings import prompts_of
 from offramp.decoding.rerun.sequences import require_model
 from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.timing.bench import run, settle
+from offramp.timing.contenders import Extent, Setting
+from offramp.timing.judged import expected_position, judge_measurement, predict_cells
+from offramp.timing.local_profile import LocalProfile
+from offramp.timing.processes import merged
+from offramp.timing.results import (
+    BenchResult,
+    contenders_json,
+    read_results,
+    write_results,
+)
 from offramp.tracing.progress import progress_bar, stage
 from offramp.workloads.shared_text import read_sketch
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.results import BenchResult, Forecast
 from offramp.report.formats import (
     counted,
     decimal,
@@ -23,6 +22,7 @@ from offramp.report.timing import (
     floor_text,
     stopped_text,
 )
+from offramp.timing.results import BenchResult, Forecast
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING
 
 from offramp.cli.bench_request import Bench
 from offramp.cli.console import Output
-from offramp.decoding.measurement.accelerations import read_accelerations
-from offramp.decoding.measurement.combine import combine
-from offramp.decoding.measurement.combined import CombineResult, write_combined
 from offramp.decoding.openings import prompts_of
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
@@ -23,6 +20,9 @@ from offramp.report.combined import (
 )
 from offramp.report.formats import counted
 from offramp.report.timing import a_a_text, defect_lines, stopped_text
+from offramp.timing.accelerations import read_accelerations
+from offramp.timing.combine import combine
+from offramp.timing.combined import CombineResult, write_combined
 from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:

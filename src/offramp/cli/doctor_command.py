@@ -125,10 +125,10 @@ def _clear_cache() -> str:
 
 def _machine() -> Finding:
     from offramp.costs.load import OTHER_LOAD, too_busy
-    from offramp.decoding.measurement.defects import Load
-    from offramp.decoding.measurement.machine_profiler import LOOKING
     from offramp.models.devices import AUTO, find_device
     from offramp.runs.provenance import describe_machine
+    from offramp.timing.defects import Load
+    from offramp.timing.machine_profiler import LOOKING
 
     machine, load = describe_machine(find_device(AUTO)), Load()
     time.sleep(LOOKING)

@@ -8,9 +8,9 @@ import typer
 
 from offramp.cli.command import command
 from offramp.cli.console import Output
-from offramp.lab.exits.gate_request import GateTraining
-from offramp.lab.exits.request import ResumableTraining
-from offramp.lab.exits.trainings import TRAININGS
+from offramp.training.gate_request import GateTraining
+from offramp.training.request import ResumableTraining
+from offramp.training.trainings import TRAININGS
 
 TRAIN = "Train exits on the model's own distributions, on the later half of each workload's documents."
 
@@ -34,7 +34,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     out.say(*(exits_shown.left_to_certify(work.name, count) for work, count in zip(works, left, strict=True)))
     model = asked.load()
     if isinstance(asked, GateTraining):
-        from offramp.lab.exits import gate_training
+        from offramp.training import gate_training
 
         gates = gate_training.train(model, works, asked, progress=True)
         exits_shown.show_gates(out.console, gates.record)
@@ -44,7 +44,7 @@ def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
         return
 
     from offramp.kit.numbers import shown_size
-    from offramp.lab.exits import train as training
+    from offramp.training import train as training
 
     def tell(size: int) -> None:
         out.say(f"hidden states take {shown_size(size)} on disk while it trains")

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from offramp.cli.heads_shown import heads_notes
 from offramp.commands import command_line
 from offramp.kit.defaults import DELTA
-from offramp.lab.exits.request import ExecutedTraining, RegularisedTraining
 from offramp.report.formats import decimal, percent, thousandths
 from offramp.report.table import Column, Table
+from offramp.training.request import ExecutedTraining, RegularisedTraining
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from offramp.lab.exits.evaluation import Evaluation
-    from offramp.lab.exits.gate_judging import Judged
-    from offramp.lab.exits.gate_record import GateRecord
-    from offramp.lab.exits.gate_training import TrainedGates
-    from offramp.lab.exits.record import Spent
-    from offramp.lab.exits.request import ResumableTraining
-    from offramp.lab.exits.train import TrainedExits
+    from offramp.training.evaluation import Evaluation
+    from offramp.training.gate_judging import Judged
+    from offramp.training.gate_record import GateRecord
+    from offramp.training.gate_training import TrainedGates
+    from offramp.training.record import Spent
+    from offramp.training.request import ResumableTraining
+    from offramp.training.train import TrainedExits
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ PROPOSED = (0.95, 0.9, 0.8)
 
 def left_to_certify(workload: str, left: int) -> str:
     """What so many documents that no training reads can certify of the trained exits."""
-    from offramp.lab.exits.evaluation import FLOORS
+    from offramp.training.evaluation import FLOORS
     from offramp.tuning.certifiable import certifiable_words
 
     return (

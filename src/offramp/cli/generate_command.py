@@ -242,7 +242,7 @@ def _checked(model: Model, asked: Completion, prompts: PromptBatch, batch: Batch
     """The answers held against the full model's own."""
     from offramp.cli.generation_summary import FullModelCheck
     from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
-    from offramp.decoding.quality.judging import free_running, tokens_before_divergence
+    from offramp.decoding.judging import free_running, tokens_before_divergence
 
     with stage("the full model's own answer"):
         options = replace(FULL_MODEL, new_tokens=asked.options.new_tokens)

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from offramp.decoding.free_running import FreeRunning
 from offramp.decoding.generation.result import BatchGeneration, Generation
-from offramp.decoding.measurement.results import FreeRunning
 from offramp.policies.policy import ExitPolicy
 from offramp.report.formats import counted, decimal, duration, percent
 

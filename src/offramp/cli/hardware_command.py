@@ -80,7 +80,7 @@ class MachineTiming(OnModel, Request):
             torch.set_num_threads(self.threads)
         model = self.load()
 
-        from offramp.decoding.measurement.machine_profiler import measure_hardware
+        from offramp.timing.machine_profiler import measure_hardware
 
         with stage("timing decoding steps, part by part"):
             return measure_hardware(model, batches=self.sizes, budget_seconds=self.seconds)

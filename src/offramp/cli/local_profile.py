@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from offramp.costs.hardware import load_local_profile
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.local_profile import LocalProfile, profile_of_now
 from offramp.kit.defaults import PROFILE_SECONDS
 from offramp.models.model import Model
+from offramp.timing.local_profile import LocalProfile, profile_of_now
 from offramp.tracing.progress import stage
 
 

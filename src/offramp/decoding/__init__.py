@@ -1,1 +1,1 @@
-"""Decoding with the model itself: policies whose skipped layers do not run, and the stopwatch."""
+"""Decoding with the model itself: policies whose skipped layers do not run."""

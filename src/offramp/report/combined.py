@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.combined import PLAIN_NAME, Combination, CombineResult, Effect
 from offramp.files import write_text_atomically
 from offramp.report.formats import (
     counted,
@@ -31,6 +30,7 @@ from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import circumstances_text, contender_answer, with_interval
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
+from offramp.timing.combined import PLAIN_NAME, Combination, CombineResult, Effect
 
 CHANGE = 0.06
 """How far an interval may reach from 1 for a part that changes nothing."""

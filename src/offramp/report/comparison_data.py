@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.combined import Combination, CombineResult
 from offramp.report.curves import CURVES, CurveKind
 from offramp.report.formats import counted
 from offramp.report.html import fragment
@@ -22,6 +21,7 @@ from offramp.report.table import Column, Table, attributes
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved
 from offramp.studies.comparison.strategies import answer_text
+from offramp.timing.combined import Combination, CombineResult
 
 if TYPE_CHECKING:
     import pyarrow as pa

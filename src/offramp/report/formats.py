@@ -6,9 +6,9 @@ import datetime
 import math
 from collections.abc import Callable
 
-from offramp.decoding.measurement.results import TOO_FEW_PROMPTS, Credit
 from offramp.policies.cost_breakdown import GAIN_PARTS, Gain
 from offramp.scoring.estimate import Estimate
+from offramp.timing.results import TOO_FEW_PROMPTS, Credit
 from offramp.tuning.floor import Floor, FloorKind
 from offramp.tuning.verdict import Speed
 from offramp.tuning.verdict_words import TOO_WIDE

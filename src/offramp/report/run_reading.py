@@ -10,8 +10,6 @@ from typing import Any
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
-from offramp.decoding.measurement.combined import CombineResult, read_combined
-from offramp.decoding.measurement.results import Timing
 from offramp.files import safe_name
 from offramp.kit.defaults import LOCAL
 from offramp.kit.typed import from_json
@@ -44,6 +42,8 @@ from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TracedModel, TraceWork
 from offramp.studies.work.tune import Answers, TuneWork
 from offramp.studies.work.work import Work
+from offramp.timing.combined import CombineResult, read_combined
+from offramp.timing.results import Timing
 from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say

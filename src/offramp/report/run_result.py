@@ -8,9 +8,6 @@ from typing import Any, ClassVar
 
 from offramp.commands import RunCall
 from offramp.costs.token import TokenCosts
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.prediction import PredictionVerdict, when_it_counts
-from offramp.decoding.measurement.results import BenchResult, Contender, Timing
 from offramp.errors import InputError
 from offramp.kit.numbers import Count, NotNegative
 from offramp.policies.frontier import Frontier
@@ -19,6 +16,9 @@ from offramp.scoring.card import ScoreCard
 from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
+from offramp.timing.combined import CombineResult
+from offramp.timing.prediction import PredictionVerdict, when_it_counts
+from offramp.timing.results import BenchResult, Contender, Timing
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy

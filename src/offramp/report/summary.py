@@ -9,8 +9,6 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from annotated_types import MinLen
 
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.results import Timing
 from offramp.kit.defaults import WORTH
 from offramp.kit.numbers import NotNegative, Whole
 from offramp.kit.typed import finite_json
@@ -27,6 +25,8 @@ from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import TrainedSaving
 from offramp.studies.work.heads import Training
+from offramp.timing.combined import CombineResult
+from offramp.timing.results import Timing
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import Tuned

@@ -4,17 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from offramp.decoding.measurement.combined import CombineResult
-from offramp.decoding.measurement.prediction import PredictionVerdict
-from offramp.decoding.measurement.results import (
-    Answer,
-    BenchResult,
-    Contender,
-    FloorCheck,
-    Forecast,
-    PartError,
-    Stopped,
-)
 from offramp.report.formats import (
     NumberFormat,
     Timed,
@@ -33,6 +22,17 @@ from offramp.report.formats import (
 )
 from offramp.report.table import NOTHING, Cell
 from offramp.scoring.estimate import Estimate
+from offramp.timing.combined import CombineResult
+from offramp.timing.prediction import PredictionVerdict
+from offramp.timing.results import (
+    Answer,
+    BenchResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    PartError,
+    Stopped,
+)
 from offramp.tuning.verdict_words import TOO_WIDE
 
 ENDED: Mapping[Stopped, str] = {

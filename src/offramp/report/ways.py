@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offramp.decoding.measurement.results import Contender
 from offramp.policies.figures import NEVER
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -14,6 +13,7 @@ from offramp.report.formats import counted, estimate_text, percent, too_wide, wh
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
+from offramp.timing.results import Contender
 from offramp.tuning.certificate import Candidate
 
 PLAIN, PEER = "plain", "peer"

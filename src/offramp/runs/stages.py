@@ -13,7 +13,6 @@ from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.kit.defaults import LOCAL
 from offramp.kit.typed import to_json
-from offramp.lab.exits.earlier import record_of
 from offramp.models.model import Model
 from offramp.report import REPORT_FILE
 from offramp.report.page import write_report
@@ -44,6 +43,7 @@ from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage
 from offramp.tracing.request import code_fingerprint, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
+from offramp.training.earlier import record_of
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 

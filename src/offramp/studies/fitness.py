@@ -168,9 +168,9 @@ class Fitness:
 
     def _check_training(self, variant: Variant, entry: TrainingEntry, place: int) -> None:
         """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
-        from offramp.lab.exits.recipe import make_recipe
-        from offramp.lab.exits.trainings import TRAININGS
         from offramp.tracing.fitting.fit import check_short_list
+        from offramp.training.recipe import make_recipe
+        from offramp.training.trainings import TRAININGS
 
         study, layers = self.study, variant.sizes.layers
         hidden, vocabulary = variant.sizes.hidden, variant.model.entry.vocabulary

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.accelerations import DECODERS
 from offramp.errors import InputError
 from offramp.kit.given_file import did_you_mean
 from offramp.kit.toml_lines import Location
@@ -13,6 +12,7 @@ from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import TRANSFORMS, Transform
 from offramp.studies.entries import Combine, TransformEntry
+from offramp.timing.accelerations import DECODERS
 
 if TYPE_CHECKING:
     from offramp.studies.study import Study

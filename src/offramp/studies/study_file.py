@@ -8,7 +8,6 @@ from pathlib import Path
 
 from offramp.commands import LAB_MOVED
 from offramp.costs.hardware import find_machine
-from offramp.decoding.measurement.accelerations import EXITS, SPECULATE
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
 from offramp.kit.defaults import LOCAL
@@ -41,6 +40,7 @@ from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
 from offramp.studies.work.registry import works
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of
+from offramp.timing.accelerations import EXITS, SPECULATE
 from offramp.tracing.exits_folder import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
@@ -453,8 +453,8 @@ def _check_heads_are_read(study: Study) -> None:
 
 def _check_kind(study: Study, entry: TrainingEntry, place: int) -> None:
     """Refuse kinds that are unknown or begin from other exits, and models that stay on disk."""
-    from offramp.lab.exits.request import LensTraining
-    from offramp.lab.exits.trainings import TRAININGS
+    from offramp.training.request import LensTraining
+    from offramp.training.trainings import TRAININGS
 
     with placed(study, "trainings", place, "kind"):
         asked = TRAININGS.named(str(entry.kind))

@@ -21,7 +21,7 @@ from execution_cases import (
 
 import offramp
 from offramp.decoding.execution.execution import ROWS_TOGETHER, execute, rows_together
-from offramp.decoding.quality.judging import Judge, judge
+from offramp.decoding.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
 
 NEW = 12

@@ -25,8 +25,8 @@ from execution_cases import (
 
 import offramp
 from offramp.decoding.execution.execution import execute
+from offramp.decoding.judging import Judge
 from offramp.decoding.openings import Opening
-from offramp.decoding.quality.judging import Judge
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.figures import PLAIN_DECODING

@@ -35,8 +35,8 @@ from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.harness import __main__ as command
 from offramp.decoding.harness.__main__ import register
 from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
+from offramp.decoding.judging import judge
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.quality.judging import judge
 from offramp.errors import InputError
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy

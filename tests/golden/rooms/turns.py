@@ -45,8 +45,8 @@ def contenders(clock: Clock) -> list[Fake]:
 
 def visited(clock: Clock, seed: int) -> str:
     """One prompt, decoded by all: who took how many tokens, one after another, and what was kept."""
-    from offramp.decoding.measurement.decoder import batches_of
-    from offramp.decoding.measurement.turns import visit
+    from offramp.timing.decoder import batches_of
+    from offramp.timing.turns import visit
 
     clock.log.clear()
     (prompt,) = batches_of(PROMPTS[:1], 1)
@@ -57,9 +57,9 @@ def visited(clock: Clock, seed: int) -> str:
 
 def timed(clock: Clock) -> str:
     """Two groups in turn until both are over: the order of all blocks, and what the timing says."""
-    from offramp.decoding.measurement.answers import Budget
-    from offramp.decoding.measurement.decoder import batches_of
-    from offramp.decoding.measurement.turns import Group, time_groups
+    from offramp.timing.answers import Budget
+    from offramp.timing.decoder import batches_of
+    from offramp.timing.turns import Group, time_groups
 
     clock.log.clear()
     began = clock.now

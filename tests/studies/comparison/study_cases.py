@@ -14,8 +14,7 @@ from comparison_traces import easy_documents, synthetic_trace
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.measurement.answers import answer_of
-from offramp.decoding.measurement.results import BenchResult, Contender, Counted, FreeRunning
+from offramp.decoding.free_running import FreeRunning
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
@@ -31,6 +30,8 @@ from offramp.studies.work.decode import DecodedChoice, Decoding
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.registry import perform, works
 from offramp.studies.work.trace import TextSize, write_text_sizes
+from offramp.timing.answers import answer_of
+from offramp.timing.results import BenchResult, Contender, Counted
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import RankedPolicy
 

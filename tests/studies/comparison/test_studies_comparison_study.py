@@ -25,7 +25,6 @@ from study_cases import (
 )
 
 from offramp.costs.hardware import find_machine
-from offramp.decoding.measurement.results import LOOKUP, Cluster, Contender
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.typed import finite_json
@@ -50,6 +49,7 @@ from offramp.studies.comparison.study_reading import (
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import Decoding
 from offramp.studies.work.tune import TuneWork
+from offramp.timing.results import LOOKUP, Cluster, Contender
 from offramp.tracing.manifest import Manifest, write_manifest
 from offramp.tracing.trace import Trace
 from offramp.tuning.ranking import ranking

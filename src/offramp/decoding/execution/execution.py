@@ -19,9 +19,9 @@ from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.loop import key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
+from offramp.decoding.judging import Judge, full_models_choices
 from offramp.decoding.openings import Opening
 from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource
-from offramp.decoding.quality.judging import Judge, full_models_choices
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import (
     canonical_json,
@@ -45,7 +45,7 @@ class Execution:
 
     prompt, answer: token ids, the end token included. exits: of each token of the answer; the first is L,
     since a prompt runs whole. agrees: whether each is the choice of the model that judges, the full model or
-    a reference, on the same prefix (see `offramp.decoding.quality.judging.full_models_choices`).
+    a reference, on the same prefix (see `offramp.decoding.judging.full_models_choices`).
     layers_executed: for the answer's tokens,
     the prompt's layers left out, as they ran beside the documents of its group. problem: why
     decoding ended early, None if it did not.
@@ -171,7 +171,7 @@ CODE = (
     "decoding/options.py",
     "decoding/exit_readout",
     "decoding/strategies",
-    "decoding/quality/judging.py",
+    "decoding/judging.py",
     "decoding/execution/execution.py",
     "kit/defaults.py",
 )

@@ -20,9 +20,9 @@ from offramp.decoding.execution.execution import (
     request_of,
     rows_together,
 )
+from offramp.decoding.judging import Judge
 from offramp.decoding.openings import Opening, Openings, choose_openings, traced_workload
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
-from offramp.decoding.quality.judging import Judge
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.sequences import require_model, require_reference, with_maps_of
 from offramp.decoding.strategies.registry import STRATEGIES

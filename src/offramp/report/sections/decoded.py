@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.decoding.measurement.results import BenchResult, Contender, Forecast
 from offramp.kit.numbers import shown_size
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
@@ -41,6 +40,7 @@ from offramp.report.timing import (
 from offramp.report.ways import Way, ways_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
+from offramp.timing.results import BenchResult, Contender, Forecast
 
 
 def ranking_table(decoded: Decoded, workload: WorkloadResult | None) -> Markup:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from offramp.decoding.measurement.combined import CombineResult
 from offramp.policies.figures import PolicyOutcome
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.heads import Training
 from offramp.studies.work.score import Scored
+from offramp.timing.combined import CombineResult
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned

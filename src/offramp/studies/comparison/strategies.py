@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from offramp.decoding.measurement.results import TOO_FEW_PROMPTS, BenchResult, Contender
 from offramp.kit.defaults import LOCAL
 from offramp.policies.figures import PLAIN_DECODING, PolicyFigures, shared_fields
 from offramp.policies.replay import ReplayIntervals
@@ -17,6 +16,7 @@ from offramp.studies.entries import BYTES
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.replay import Replayed
+from offramp.timing.results import TOO_FEW_PROMPTS, BenchResult, Contender
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import FULL_MODEL
 from offramp.tuning.ranking import RankedPolicy

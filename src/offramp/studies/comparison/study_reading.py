@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offramp.decoding.measurement.combined import CombineResult, read_combined
 from offramp.errors import ForeignFileError, InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.studies.comparison.equality import SETTINGS
@@ -29,6 +28,7 @@ from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.registry import works
 from offramp.studies.work.score import Scored
+from offramp.timing.combined import CombineResult, read_combined
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.tuned import Tuned

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.combined import CombineResult
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TurnsWork
+from offramp.timing.combined import CombineResult
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -44,13 +44,13 @@ class CombineWork(TurnsWork[Combined]):
         return self.cost_of_turns(sizes, self.new_tokens, models * ways - 1, models=models)
 
     def run(self, context: Context) -> Combined:
-        """Combine. Raises what `offramp.decoding.measurement.combine.combine` raises, OfframpError for inputs
+        """Combine. Raises what `offramp.timing.combine.combine` raises, OfframpError for inputs
         that are not the recipe's.
         """
-        from offramp.decoding.measurement.answers import Limits
-        from offramp.decoding.measurement.combine import combine
         from offramp.decoding.openings import prompts_of
         from offramp.decoding.options import DecodingOptions
+        from offramp.timing.answers import Limits
+        from offramp.timing.combine import combine
 
         self.require_here()
         workload, model = self.load_workload(), self.load_model(context)

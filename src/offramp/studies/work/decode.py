@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from offramp.decoding.measurement.results import BenchResult, Forecast, FreeRunning
+from offramp.decoding.free_running import FreeRunning
 from offramp.errors import OfframpError
 from offramp.kit.defaults import LOCAL
 from offramp.policies.figures import shared_fields
@@ -32,17 +32,18 @@ from offramp.studies.work.inputs import (
 from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.tune import TuneWork
 from offramp.studies.work.work import Needed
+from offramp.timing.results import BenchResult, Forecast
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, judged_policy, settle_all
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
-    from offramp.decoding.measurement.judged import Judged
-    from offramp.decoding.measurement.measurement import Measurement
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.timing.judged import Judged
+    from offramp.timing.measurement import Measurement
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
@@ -136,7 +137,7 @@ class DecodeWork(TurnsWork[Decoding]):
 
     def run(self, context: Context) -> Decoding:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
-        recipe's; and what `offramp.decoding.measurement` raises.
+        recipe's; and what `offramp.timing` raises.
         """
         self.require_here()
         machine = None if self.profile is None else profile_of(context, self.profile)
@@ -180,9 +181,9 @@ class DecodeWork(TurnsWork[Decoding]):
         choices: Sequence[Choice],
         notes: tuple[str, ...],
     ) -> Decoding:
-        from offramp.decoding.measurement.answers import Limits
-        from offramp.decoding.measurement.judged import Chosen, decode_chosen
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
+        from offramp.timing.answers import Limits
+        from offramp.timing.judged import Chosen, decode_chosen
 
         trace, workload = trace_of(context, self.trace), self.load_workload()
         heads, seconds = heads_of(context, self.heads), self.seconds
@@ -220,7 +221,7 @@ class DecodeWork(TurnsWork[Decoding]):
 
 def _plain_seconds(model: Model, machine: TimingsProfile | None, prompts: Prompts) -> float:
     """About how long a token of plain decoding takes here. Raises ModelError if it cannot be told."""
-    from offramp.decoding.measurement.plain_timing import time_plain_decoding
+    from offramp.timing.plain_timing import time_plain_decoding
 
     if machine is not None:
         return float(machine.token_costs(model.shape, float(len(prompts.ids[0]))).plain)
@@ -282,7 +283,7 @@ PROMPT = ""
 
 def _answers(model: Model, measured: Measurement) -> dict[str, str]:
     """The texts of the first prompt that every contender answered, and of their answers, by contender."""
-    from offramp.decoding.measurement.judged import prompts_and_answers
+    from offramp.timing.judged import prompts_and_answers
 
     found: dict[str, str] = {}
     shared = set.intersection(*(set(batches) for batches in measured.decoded.values()))

@@ -134,8 +134,8 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: i
     after a warm-up; a pilot of plain decoders comes before. What comes after the times: see
     `seconds_after`.
     """
-    from offramp.decoding.measurement.contenders import SHORT
-    from offramp.decoding.measurement.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
+    from offramp.timing.contenders import SHORT
+    from offramp.timing.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 
     visits = prompts * (policies + BESIDE)
     tried = policies + PLAIN_TRIED

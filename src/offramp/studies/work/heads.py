@@ -14,10 +14,10 @@ from offramp.studies.work.work import Result, require_same
 from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
-    from offramp.lab.exits.gate_record import GateRecord
-    from offramp.lab.exits.record import TrainingRecord
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.training.gate_record import GateRecord
+    from offramp.training.record import TrainingRecord
 
 TRAINING = "training.json"
 RESULT_BYTES = 50_000
@@ -127,7 +127,7 @@ class HeadsWork(TextsWork[None]):
 
 def keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
     """What the trainings of these exits took, if all of them left a record."""
-    from offramp.lab.exits.earlier import record_of
+    from offramp.training.earlier import record_of
 
     record = record_of(file, fingerprint)
     cost = None if record is None else cost_of(record)
@@ -137,7 +137,7 @@ def keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
 
 def cost_of(record: TrainingRecord | GateRecord, rows: int | None = None) -> Training | None:
     """What a training took by its record, with all that it began from; None if part of that is not known."""
-    from offramp.lab.exits.earlier import spent_on
+    from offramp.training.earlier import spent_on
 
     spent = spent_on(record)
     if record.earlier is None or spent is None:

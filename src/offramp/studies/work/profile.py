@@ -46,7 +46,7 @@ class ProfileWork(TimedWork[None]):
         that are not fit to be kept decide nothing. OfframpError if model or machine are not the recipe's.
         """
         self.require_here()
-        from offramp.decoding.measurement.local_profile import profile_of_now
+        from offramp.timing.local_profile import profile_of_now
 
         model = self.load_model(context)
         stated = {RECIPE: dict(context.recipe)}

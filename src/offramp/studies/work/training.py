@@ -18,9 +18,9 @@ from offramp.studies.work.inputs import EXITS
 from offramp.tracing.request import LOSS_VOCABULARY
 
 if TYPE_CHECKING:
-    from offramp.lab.exits.train import TrainedExits
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
+    from offramp.training.train import TrainedExits
 
 Trained = TypeVar("Trained")
 
@@ -90,7 +90,7 @@ class TrainingWork(TextsWork[None]):
 
     def training(self, context: Context) -> Callable[[], TrainedExits]:
         """The training in the task's folder, to be called."""
-        from offramp.lab.exits.train import train_exits
+        from offramp.training.train import train_exits
 
         return functools.partial(
             train_exits,
@@ -110,7 +110,7 @@ def gone_on_with(folder: Path, train: Callable[[], Trained]) -> Trained:
 
     Raises what `train` raises where nothing was left, and InputError for what another process writes into.
     """
-    from offramp.lab.exits.folder import TRAINING_FOLDER
+    from offramp.training.folder import TRAINING_FOLDER
 
     left_over = [*folder.parent.glob(f"{folder.name}*")]
     try:

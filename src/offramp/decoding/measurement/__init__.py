@@ -1,1 +1,0 @@
-"""Timing policies beside plain decoding, with a verdict on the measurement itself."""

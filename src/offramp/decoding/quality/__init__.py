@@ -1,1 +1,0 @@
-"""Quality of what is generated: the full model as a judge."""

@@ -1,0 +1,145 @@
+"""Accelerations that can be combined: transforms of the model, and ways to decode."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from offramp.errors import InputError
+from offramp.kit.rules import suggest
+from offramp.models.transforms.grammar import parse_transform
+from offramp.models.transforms.quantise import Quantised
+from offramp.models.transforms.transform import TRANSFORMS, Transform
+from offramp.timing.combined import PLAIN_NAME
+
+EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
+SHORT_LIST = "shortlist"
+SHORT_LIST_WITH_EXITS = f"{SHORT_LIST} + {EXITS}"
+DECODERS = (SHORT_LIST, EXITS, SPECULATE, PROMPT_LOOKUP)
+DECODER_GROUP, HEAD_GROUP, ROUNDING_GROUP = "decoder", "output head", "quantisation"
+NEED_THE_HEAD = (SPECULATE, PROMPT_LOOKUP)
+"""Ways to decode that verify drafts with the whole output head, and so cannot be combined with a cut one."""
+FIRST = ("prune",)
+"""Transforms that are applied before others: what importance says of layers, it says of exact ones."""
+
+WHY_EXCLUDED = {
+    DECODER_GROUP: "each is a decoding loop of its own, and a token comes out of one of them (speculate is "
+    "the exit policy with its tokens verified instead of kept; prompt_lookup drafts from the text instead)",
+    ROUNDING_GROUP: "they round the same weights",
+}
+SAME_TRANSFORM = "a transform is applied once"
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """One way to be faster.
+
+    name: as shown, unique among those of a run. text: as it was asked for. group: of its alternatives, of
+    which a combination holds one at most. transform: what is done to the model; None for a way to decode.
+    """
+
+    name: str
+    text: str
+    group: str
+    transform: Transform | None = None
+
+
+Parts = tuple[Acceleration, ...]
+
+
+def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[Acceleration, ...]:
+    """The accelerations of some texts: any of DECODERS, or a transform's.
+
+    dtype: that models are loaded in, None if it is not known.
+
+    Raises InputError for an unknown or repeated one, for none at all, and for a transform that does not
+    parse, or that this machine cannot do.
+    """
+    if not texts:
+        raise InputError(
+            "there is nothing to combine",
+            where="--combine",
+            fix="give --combine int8 --combine prompt_lookup",
+        )
+    found = [_read(text, dtype) for text in texts]
+    twice = [text for text, count in Counter(one.text for one in found).items() if count > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice", where="--combine", fix="give it once")
+    names = Counter(one.name for one in found)
+    return tuple(replace(one, name=one.text) if names[one.name] > 1 else one for one in found)
+
+
+def _read(text: str, dtype: str | None) -> Acceleration:
+    if text in DECODERS:
+        return Acceleration(text, text, HEAD_GROUP if text == SHORT_LIST else DECODER_GROUP)
+    kind = text.partition(":")[0]
+    if kind not in TRANSFORMS:
+        raise InputError(
+            f"unknown acceleration {text!r}", where="--combine", fix=suggest(kind, (*DECODERS, *TRANSFORMS))
+        )
+    transform = parse_transform(text)
+    transform.check(dtype)
+    group = ROUNDING_GROUP if isinstance(transform, Quantised) else transform.name
+    return Acceleration(transform.name, transform.text, group, transform)
+
+
+def combinations_of(accelerations: Sequence[Acceleration]) -> list[Parts]:
+    """Every set of accelerations with one of each group at most: none first, then by size.
+
+    Within one, transforms stand in the order in which they are applied, ways to decode last.
+    """
+    ordered = sorted(accelerations, key=_place)
+    groups: dict[str, list[Acceleration]] = {}
+    for one in ordered:
+        groups.setdefault(one.group, []).append(one)
+    chosen = itertools.product(*([None, *members] for members in groups.values()))
+    found = [tuple(one for one in parts if one is not None) for parts in chosen]
+    found = [parts for parts in found if not _cuts_a_head_that_is_needed(parts)]
+    places = {one.name: place for place, one in enumerate(ordered)}
+    return sorted(found, key=lambda parts: (len(parts), [places[one.name] for one in parts]))
+
+
+def _place(one: Acceleration) -> int:
+    if one.transform is None:
+        return 2 if one.text == SHORT_LIST else 3
+    return 0 if one.transform.name in FIRST else 1
+
+
+def transforms_of(parts: Parts) -> Parts:
+    """Those that change the model."""
+    return tuple(one for one in parts if one.transform is not None)
+
+
+def decoder_of(parts: Parts) -> str | None:
+    """The way to decode, as in "shortlist + exits"; None for plain decoding."""
+    return " + ".join(one.text for one in parts if one.transform is None) or None
+
+
+def _cuts_a_head_that_is_needed(parts: Parts) -> bool:
+    texts = {one.text for one in parts}
+    return SHORT_LIST in texts and not texts.isdisjoint(NEED_THE_HEAD)
+
+
+def name_of(parts: Sequence[Acceleration]) -> str:
+    """As shown: "int8 + exits"."""
+    return " + ".join(one.name for one in parts) or PLAIN_NAME
+
+
+def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:
+    """One sentence for every group of alternatives that are not combined with each other."""
+    groups: dict[str, list[str]] = {}
+    for one in accelerations:
+        groups.setdefault(one.group, []).append(one.name)
+    needing = [one.text for one in accelerations if one.text in NEED_THE_HEAD]
+    cut = [SHORT_LIST] if needing and any(one.text == SHORT_LIST for one in accelerations) else []
+    return tuple(
+        f"{name} is not combined with {' or '.join(needing)}: drafts are verified with the whole output head"
+        for name in cut
+    ) + tuple(
+        f"{', '.join(names[:-1])} and {names[-1]} are not combined with each other: "
+        + WHY_EXCLUDED.get(group, SAME_TRANSFORM)
+        for group, names in groups.items()
+        if len(names) > 1
+    )

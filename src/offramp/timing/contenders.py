@@ -1,0 +1,333 @@
+"""The registry of contenders: every way to decode that a policy is timed beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.registry import STRATEGIES
+from offramp.errors import OfframpError
+from offramp.kit.defaults import SHORTLIST
+from offramp.models.discovery import UNFIT_ERRORS
+from offramp.models.model import Model
+from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.short_list import with_short_head
+from offramp.timing.decoder import (
+    Candidates,
+    Decode,
+    Decoded,
+    Decoder,
+    LoopRunning,
+    PlainRunning,
+    Running,
+    Start,
+    decoding_in_steps,
+    generate,
+    layers_of_draft,
+    left_out,
+    own_config,
+    plain_config,
+)
+from offramp.timing.results import A_A, LOOKUP, NO_TIME, SHORT_LIST
+
+NEVER = "never exit"
+GENERATE, STATIC_CACHE = "generate()", "generate(static cache)"
+ONE_CALL = "generate() in one call"
+"""The other two take its steps one by one, so that they can take turns."""
+
+DECODINGS_OF_A_TRIAL = 2
+"""A warm-up, and what is counted."""
+DRAFT_LENGTHS = (1, 2, 4)
+LOOKUP_LENGTHS = (2, 5, 10)
+SEARCHED_TOKENS = 16
+
+FAILURES = (OfframpError, *UNFIT_ERRORS)
+"""What a decoder that does not fit a model or a batch raises."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders of a run share.
+
+    prompts: by batch. cells: how each policy decodes, the main one first. task: the prompts' workload.
+    distinct: how many prompts there are; the last batch is filled up with them.
+    """
+
+    model: Model
+    prompts: tuple[PromptBatch, ...]
+    cells: tuple[DecodingOptions, ...]
+    task: str | None = None
+    distinct: int = 1
+
+    @property
+    def main(self) -> DecodingOptions:
+        """How the main policy decodes; heads, batching, drafts and new tokens are those of all."""
+        return self.cells[0]
+
+    @property
+    def new_tokens(self) -> int:
+        """After each prompt."""
+        return self.main.new_tokens
+
+    @property
+    def exact(self) -> bool:
+        """Whether lossless decoders must give the full model's tokens: only float32 tells ties apart."""
+        return self.model.dtype == "float32"
+
+
+Source = Callable[[Setting], Candidates]
+
+
+def policies(setting: Setting) -> Candidates:
+    """Every cell, in our loop."""
+    for place, cell in enumerate(setting.cells):
+        exits = cell.policy.needs(setting.model.layers)
+        lossless = STRATEGIES[cell.kv].lossless or not (exits or cell.policy.short_head)
+        decoder = _in_steps(cell.name, "policy", _in_our_loop(setting, cell))
+        yield replace(
+            decoder,
+            output_must_match=setting.exact and lossless,
+            required=not place,
+            short_list=cell.policy.short_list,
+            full_depth=cell.policy.full_depth,
+        )
+
+
+CUT_HEAD = with_short_head(Never())
+"""The policy of the full model with its output head cut to the short list."""
+
+
+def _cut_head(setting: Setting) -> Candidates:
+    """The full model with its output head cut to the short list, unless that is a policy here."""
+    cell = replace(setting.main.full_model, policy=CUT_HEAD)
+    policies = [other.policy for other in setting.cells]
+    if CUT_HEAD in policies:
+        return
+    listed = SHORTLIST if cell.heads is None or cell.heads.shortlist is None else len(cell.heads.shortlist)
+    if listed >= setting.model.shape.vocabulary_size and not any(one.short_list for one in policies):
+        why_not = "the short list holds the whole vocabulary"
+        yield left_out(str(CUT_HEAD), SHORT_LIST, why_not, full_depth=True)
+        return
+    decoder = _in_steps(str(CUT_HEAD), SHORT_LIST, _in_our_loop(setting, cell))
+    yield replace(decoder, short_list=True, full_depth=True)
+
+
+def _never_exit(setting: Setting) -> Candidates:
+    """The full model in our loop."""
+    decoder = _in_steps(NEVER, "plain", _in_our_loop(setting, setting.main.full_model))
+    yield replace(decoder, output_must_match=setting.exact, required=True)
+
+
+def _dynamic_cache(setting: Setting) -> Candidates:
+    """The steps of plain `generate()`."""
+    decoder = _in_steps(GENERATE, "plain", _as_generate(setting))
+    yield replace(decoder, output_must_match=setting.exact)
+
+
+def _static_cache(setting: Setting) -> Candidates:
+    """The steps of `generate()` with a cache of fixed size, not compiled."""
+    yield _in_steps(STATIC_CACHE, "plain", _as_generate(setting, cache_implementation="static"))
+
+
+def _one_call(setting: Setting) -> Candidates:
+    """Plain `generate()` itself: by definition the full model's output."""
+    yield Decoder(ONE_CALL, "plain", _all_layers(setting), output_must_match=setting.exact, required=True)
+
+
+def again(decoder: Decoder) -> Decoder:
+    """The same a second time: whatever differs from the first is noise, or a defect of the timing."""
+    return replace(decoder, name=f"{decoder.name} again", role=A_A, note=None, repeats=decoder.name)
+
+
+def _early_exit_assistant(setting: Setting) -> Candidates:
+    """`generate(assistant_early_exit=k)` at the deepest exit of each policy, at its best draft length.
+
+    Left out where the model runs other layers than the first k.
+    """
+    deepest = {max(cell.policy.needs(setting.model.layers), default=0) for cell in setting.cells}
+    for exit in sorted(deepest - {0}):
+        name = f"generate(assistant_early_exit={exit})"
+        try:
+            run = layers_of_draft(setting.model, setting.prompts[0].ids[:1], exit)
+        except FAILURES as error:
+            yield left_out(name, "peer", why(error))
+            continue
+        if run == exit:
+            yield from _at_best(setting, name, DRAFT_LENGTHS, partial(_assisted, setting, exit))
+        else:
+            ignored = (
+                f"this family ignores num_hidden_layers: it runs {run} layers where {exit} are asked for"
+            )
+            yield left_out(name, "peer", ignored)
+
+
+def _prompt_lookup(setting: Setting) -> Candidates:
+    """`generate(prompt_lookup_num_tokens=n)` at its best n: drafts copied from the prompt, no exit at all."""
+    found = _at_best(
+        setting,
+        LOOKUP,
+        LOOKUP_LENGTHS,
+        lambda length: _in_library(setting, prompt_lookup_num_tokens=length),
+    )
+    for candidate in found:
+        yield replace(candidate, full_depth=True)
+
+
+PLAIN: dict[str, Source] = {
+    "never exit": _never_exit,
+    "dynamic cache": _dynamic_cache,
+    "static cache": _static_cache,
+    "one call": _one_call,
+}
+"""Decoders of the full model; the fastest is what every other one is held against."""
+
+PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKUP: _prompt_lookup}
+"""What users would pick instead."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Who takes part beside the policies and the plain decoders.
+
+    peers: what users would pick instead, searched for their best draft length: those of PEERS that are
+    `invited`. static_cache: whether it is among the plain decoders. cut_head: whether the full model with its
+    output head cut to the short list takes part although no policy reads that. plain: the plain decoder that
+    all are held against, None for the fastest. warm_up_tokens: decoded by each before anything is counted.
+    """
+
+    peers: bool = True
+    invited: tuple[str, ...] = tuple(PEERS)
+    static_cache: bool = True
+    cut_head: bool = False
+    plain: str | None = None
+    warm_up_tokens: int = 2
+
+
+SHORT = Extent(invited=(LOOKUP,), static_cache=False, cut_head=True)
+"""What a verdict and forecasts need: whatever is without exits."""
+
+
+def candidates_of(setting: Setting, extent: Extent) -> Candidates:
+    """Policies and plain decoders, and those that cannot be tried."""
+    plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
+    listed = extent.cut_head or any(cell.policy.short_list for cell in setting.cells)
+    for source in [policies, *([_cut_head] if listed else []), *plain]:
+        yield from source(setting)
+
+
+def peers_of(
+    setting: Setting, seconds: float, most: float, invited: Sequence[str] = tuple(PEERS)
+) -> Candidates:
+    """What users would pick instead, searched for its best draft length, or why there was no time for that.
+
+    seconds: that a short decoding takes, about. most: that all of it may take.
+    """
+    lookups = len(LOOKUP_LENGTHS) + DECODINGS_OF_A_TRIAL
+    assistants = len(setting.cells) * (len(DRAFT_LENGTHS) + DECODINGS_OF_A_TRIAL)
+    decodings = sum(lookups if name == LOOKUP else assistants for name in invited)
+    for name in invited:
+        source = PEERS[name]
+        if seconds * decodings > most:
+            yield left_out(name, "peer", NO_TIME)
+        else:
+            yield from source(setting)
+
+
+def why(error: Exception) -> str:
+    """What made a contender fail, in one line."""
+    what = error.what if isinstance(error, OfframpError) else f"{type(error).__name__}: {error}"
+    return " ".join(what.split())
+
+
+def _in_steps(name: str, role: str, start: Start) -> Decoder:
+    return Decoder(name, role, decoding_in_steps(start), start)
+
+
+def _in_our_loop(setting: Setting, cell: DecodingOptions) -> Start:
+    """Decoding with a policy."""
+
+    def start(prompts: PromptBatch, new_tokens: int) -> Running:
+        return LoopRunning(setting.model, prompts, replace(cell, new_tokens=new_tokens))
+
+    return start
+
+
+def _as_generate(setting: Setting, **keywords: Any) -> Start:
+    """Plain decoding, step by step."""
+
+    def start(prompts: PromptBatch, new_tokens: int) -> Running:
+        return PlainRunning(setting.model, prompts, new_tokens, **keywords)
+
+    return start
+
+
+def decode_timed(setting: Setting, cell: DecodingOptions, prompts: PromptBatch) -> BatchGeneration:
+    """One decoding of a batch of prompts with a policy that splits its seconds into parts."""
+    with own_config(setting.model.hf, plain_config(setting.new_tokens)):
+        return generate_batch(
+            setting.model,
+            prompts.ids,
+            prompts.mask,
+            cell,
+            eos_token_id=None,
+            timing=True,
+        )
+
+
+def _in_library(setting: Setting, **keywords: Any) -> Decode:
+    """`generate()`, which says nothing of the layers that it runs."""
+    return lambda prompts, new_tokens: generate(setting.model, prompts, new_tokens, **keywords)
+
+
+def _all_layers(setting: Setting) -> Decode:
+    """`generate()` that claims to run every layer once for each token that it is fed."""
+
+    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
+        rows, positions = prompts.ids.shape
+        layers = rows * (positions + new_tokens - 1) * setting.model.layers
+        return replace(generate(setting.model, prompts, new_tokens), claimed_layers=layers)
+
+    return decode
+
+
+def _assisted(setting: Setting, exit: int, length: int) -> Decode:
+    drafts = {
+        "num_assistant_tokens": length,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+    return _in_library(setting, config=drafts, assistant_early_exit=exit)
+
+
+def _at_best(
+    setting: Setting, name: str, lengths: Sequence[int], make: Callable[[int], Decode]
+) -> Candidates:
+    """The decoder with the draft length that was fastest in a short run."""
+    tokens = searched_tokens(setting)
+    fitting = [length for length in lengths if length + 1 < tokens] or [min(lengths)]
+    try:
+        seconds = {length: seconds_in_trial(setting, make(length)) for length in fitting}
+    except FAILURES as error:
+        yield left_out(name, "peer", why(error))
+        return
+    best = min(seconds, key=lambda length: seconds[length])
+    tried = ", ".join(map(str, fitting))
+    yield Decoder(
+        name, "peer", make(best), note=f"{name}: drafts of {best}, the fastest of {tried} in a trial"
+    )
+
+
+def seconds_in_trial(setting: Setting, decode: Decode) -> float:
+    """Seconds per token in a short run on the first prompts."""
+    return decode(setting.prompts[0], searched_tokens(setting)).seconds_per_token
+
+
+def searched_tokens(setting: Setting) -> int:
+    """New tokens of a short run."""
+    return min(setting.new_tokens, SEARCHED_TOKENS)

@@ -1,0 +1,408 @@
+"""Who takes part in a timing: a way to decode prompts, at a stretch or in steps, and what a decoding gave."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.decoding.generation.generate import hold_batch
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.options import DecodingOptions
+from offramp.errors import InputError, ModelError, OfframpError
+from offramp.models.calls import first_tensor
+from offramp.models.devices import synchronise
+from offramp.models.model import Model
+from offramp.models.stack import ExitStack
+from offramp.timing.results import PLAIN, Contender
+
+PADDING = 0
+
+
+def batches_of(
+    prompts: Sequence[Sequence[int]], batch: int, device: torch.device | str = "cpu"
+) -> tuple[PromptBatch, ...]:
+    """The prompts in order, `batch` at a time; the last batch is filled up from the first prompts.
+
+    Raises InputError without prompts, or for an empty one.
+    """
+    if not prompts:
+        raise InputError("there are no prompts", where="prompts", fix="give at least one")
+    for place, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise InputError(
+                f"prompt {place} has no tokens", where="prompts", fix="give every prompt a token or more"
+            )
+    groups = math.ceil(len(prompts) / batch)
+    filled = [prompts[place % len(prompts)] for place in range(groups * batch)]
+    return tuple(
+        PromptBatch.of(filled[place : place + batch], PADDING, device)
+        for place in range(0, len(filled), batch)
+    )
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What decoding one batch of prompts gave.
+
+    tokens: the new tokens of each row. first_seconds: until the first new tokens were out, `first_tokens` a
+    row (an assisted first step gives several). seconds: from then to the end. claimed_layers: rows times
+    layers that it says it ran, the prompt's included; None where it says nothing. record: the decoder's own
+    record, None if it keeps none.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    first_seconds: float
+    seconds: float
+    first_tokens: int = 1
+    claimed_layers: int | None = None
+    record: Any = None
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Seconds per new token of all rows, those out at first left apart.
+
+        Raises ModelError if all of them were.
+        """
+        if self.first_tokens >= len(self.tokens[0]):
+            raise ModelError(
+                f"all {self.first_tokens} new tokens came at once: there is no time of a token",
+                where="generate()",
+                fix="ask for more new tokens",
+            )
+        return self.seconds / (len(self.tokens) * (len(self.tokens[0]) - self.first_tokens))
+
+
+Decode = Callable[[PromptBatch, int], Decoded]
+"""Decodes so many new tokens after each prompt, greedily, whatever end tokens come."""
+
+
+class Running(ABC):
+    """One decoding under way, which stands still between two steps. The prompt has run."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """New tokens of each row so far."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Decode a token of each row, or several. Raises OfframpError if nothing sound comes of it."""
+
+    @abstractmethod
+    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+        """What came of it in so many seconds, once all new tokens are there."""
+
+
+Start = Callable[[PromptBatch, int], Running]
+"""Runs the prompts, to decode so many new tokens after each in steps, greedily, whatever end tokens come."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One way to decode.
+
+    name, role, output_must_match: as in `offramp.timing.results.Contender`. decode: at a
+    stretch. start: in steps, None where that is not possible. required: whether nothing can be measured
+    without it; others are left out where they fail. note: what must be said of it beside its figures.
+    short_list: whether its early outputs are read off the short list. full_depth: whether it runs every layer
+    for every token. repeats: the name of the decoder that it is a second time, None for most.
+    """
+
+    name: str
+    role: str
+    decode: Decode
+    start: Start | None = None
+    output_must_match: bool = False
+    required: bool = False
+    note: str | None = None
+    short_list: bool = False
+    full_depth: bool = False
+    repeats: str | None = None
+
+    @property
+    def without_exits(self) -> bool:
+        """As a contender's."""
+        return self.role == PLAIN or self.full_depth
+
+
+def decoding_in_steps(start: Start) -> Decode:
+    """The steps of one decoding after each other."""
+
+    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
+        wait_for(prompts)
+        started = time.perf_counter()
+        running = start(prompts, new_tokens)
+        wait_for(prompts)
+        first = time.perf_counter()
+        while running.count < new_tokens:
+            running.step()
+        wait_for(prompts)
+        return running.finish(first - started, time.perf_counter() - first)
+
+    return decode
+
+
+def wait_for(prompts: PromptBatch) -> None:
+    """Until the accelerator that the prompts are on has done all that it was told."""
+    synchronise(prompts.ids.device)
+
+
+Candidates = Iterator[Decoder | Contender]
+"""Contenders that take part, and those that are left out, with their reasons."""
+
+
+def left_out(name: str, role: str, why: str, *, full_depth: bool = False) -> Contender:
+    """A contender that is not timed."""
+    return Contender(name, role, left_out=why, full_depth=full_depth)
+
+
+class LayerCount:
+    """Executions counted by hooks.
+
+    calls: how often each layer ran, in order. rows: rows (sequences times positions) times layers.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._places: dict[nn.Module, list[int]] = {}
+        for place, layer in enumerate(stack.layers):
+            self._places.setdefault(layer, []).append(place)
+        self.calls = [0] * len(stack)
+        self.rows = 0
+
+    def _ran(self, layer: nn.Module, arguments: Any, output: Any) -> None:
+        # A layer that stands at several places (shared weights) counts for the first of them.
+        self.calls[self._places[layer][0]] += 1
+        shape = first_tensor(output).shape
+        self.rows += shape[0] * shape[1]
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on every layer; removed whatever happens."""
+        handles = [layer.register_forward_hook(self._ran) for layer in self._places]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+GREW = "_previous_max_cache_length"
+"""What `generate()` remembers on a model of the last static cache: later ones would be as long."""
+
+
+class FirstTokens:
+    """A streamer that notes when the first new tokens came, and how many each row got."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.count = 0
+        self._prompt_seen = False
+
+    def put(self, tokens: Tensor) -> None:
+        """The prompt, then new tokens: [batch], or [1, new] from an assisted step."""
+        if self._prompt_seen and not self.count:
+            self.at = time.perf_counter()
+            self.count = tokens.shape[-1] if tokens.ndim > 1 else 1
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is left to say."""
+
+
+def generate(
+    model: Model,
+    prompts: PromptBatch,
+    new_tokens: int,
+    *,
+    config: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> Decoded:
+    """Greedy `generate()` of exactly so many new tokens.
+
+    config: further entries of the model's generation config meanwhile. keywords: further ones of `generate`.
+
+    Raises ModelError if it gives fewer, and whatever transformers raises.
+    """
+    first = FirstTokens()
+    with torch.no_grad(), own_config(model.hf, plain_config(new_tokens, **(config or {}))):
+        wait_for(prompts)
+        started = time.perf_counter()
+        ids = model.hf.generate(prompts.ids, attention_mask=prompts.mask, streamer=first, **keywords)
+        tokens = ids[:, prompts.ids.shape[1] :].tolist()
+        ended = time.perf_counter()
+    if any(len(row) != new_tokens for row in tokens) or not first.count:
+        raise ModelError(
+            f"generate() gave {len(tokens[0])} new tokens where {new_tokens} were asked for",
+            where=model.name,
+            fix="report it with the model and the prompt",
+        )
+    return Decoded(
+        tokens=tuple(map(tuple, tokens)),
+        first_seconds=first.at - started,
+        seconds=ended - first.at,
+        first_tokens=first.count,
+    )
+
+
+def plain_config(new_tokens: int, **entries: Any) -> Any:
+    """A generation config that is greedy, stops at no end token and has no processors; further entries."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=new_tokens,
+        eos_token_id=None,
+        pad_token_id=PADDING,
+        **{"disable_compile": True, **entries},
+    )
+
+
+@torch.no_grad()
+def layers_of_draft(model: Model, ids: Tensor, exit: int) -> int:
+    """How many layers run when the model is told, as `assistant_early_exit` does, that it has `exit` of them.
+
+    ids: int64 [1, positions]. Many families ignore it and run all.
+    """
+    count = LayerCount(model.stack)
+    with own_config(model.hf, model.hf.generation_config), count.attached():
+        _base(model.hf).config.num_hidden_layers = exit
+        model.hf(input_ids=ids, use_cache=False)
+    return sum(count.calls)
+
+
+def _base(hf: Any) -> Any:
+    """Where `generate()` sets the number of layers of its drafts."""
+    return getattr(hf, hf.base_model_prefix, hf)
+
+
+@contextmanager
+def own_config(hf: Any, config: Any) -> Iterator[None]:
+    """The generation config of a model replaced, and put back with all that `generate()` may leave changed.
+
+    `generate` fills what a given config leaves open from the model's own, so that one is replaced; the draft
+    length of `assistant_early_exit` is read from nowhere else. While it drafts, `generate` sets the model's
+    number of layers, and leaves it so if drafting fails.
+    """
+    before = hf.generation_config
+    base = _base(hf)
+    layers, grew = base.config.num_hidden_layers, hf.__dict__.get(GREW)
+    hf.generation_config = config
+    try:
+        yield
+    finally:
+        hf.generation_config = before
+        base.config.num_hidden_layers = layers
+        hf.__dict__.pop(GREW, None)
+        if grew is not None:
+            hf.__dict__[GREW] = grew
+
+
+class LoopRunning(Running):
+    """The loop that policies decode with. Raises what `hold_batch` raises."""
+
+    def __init__(self, model: Model, prompts: PromptBatch, options: DecodingOptions) -> None:
+        self._model = model
+        with own_config(model.hf, plain_config(options.new_tokens)):
+            self._loop = hold_batch(model, prompts.ids, prompts.mask, options)
+        self._steps = self._loop.steps()
+        self.step()
+
+    @property
+    def count(self) -> int:
+        """New tokens of each row so far."""
+        return self._loop.new_tokens
+
+    def step(self) -> None:
+        """One step of the strategy for K and V."""
+        if next(self._steps, None) is None:
+            problem = next(iter(self._loop.problems.values()), "the generation ended early")
+            raise OfframpError(problem, where=self._model.name, fix="leave this policy or prompt out")
+
+    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+        """The loop's own record, and what it says that it ran."""
+        for _ in self._steps:  # the last one lets go of the cache
+            pass
+        record = self._loop.result()
+        return Decoded(
+            tuple(tuple(row.tokens) for row in record.rows),
+            first_seconds,
+            seconds,
+            claimed_layers=record.layers_executed,
+            record=record,
+        )
+
+
+class PlainRunning(Running):
+    """Plain greedy decoding, a forward of the whole model for each token.
+
+    Everything is prepared by `generate()` itself, its cache included; a step is what its own greedy loop does
+    for a token, without processors, stopping rules and streamers, of which there are none; as there, the host
+    learns of every token before it goes on.
+    """
+
+    def __init__(self, model: Model, prompts: PromptBatch, new_tokens: int, **keywords: Any) -> None:
+        self._model, self._prompt, self._rows = model, prompts.ids.shape[1], len(prompts.ids)
+        self._ids = prompts.ids
+        self._given: Mapping[str, Any] = {}
+        with torch.no_grad(), own_config(model.hf, plain_config(new_tokens)):
+            model.hf.generate(
+                prompts.ids, attention_mask=prompts.mask, custom_generate=self._take, **keywords
+            )
+        self._advance(first=True)
+
+    def _take(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """What transformers calls in the place of its own loop; see `_sample` there."""
+        self._given = model_kwargs
+        return input_ids
+
+    @property
+    def count(self) -> int:
+        """New tokens of each row so far."""
+        return self._ids.shape[1] - self._prompt
+
+    def step(self) -> None:
+        """One forward of the newest token."""
+        self._advance(first=False)
+
+    @torch.no_grad()
+    def _advance(self, *, first: bool) -> None:
+        hf = self._model.hf
+        inputs = hf.prepare_inputs_for_generation(
+            self._ids, next_sequence_length=None if first else 1, is_first_iteration=first, **self._given
+        )
+        outputs = hf(**inputs, return_dict=True)
+        self._given = hf._update_model_kwargs_for_generation(outputs, self._given, is_encoder_decoder=False)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+        self._ids = torch.cat([self._ids, logits.argmax(-1)[:, None]], dim=-1)
+        synchronise(self._ids.device)
+
+    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+        """Every layer ran once for each token that was fed; the last one never is."""
+        fed = self._ids.shape[1] - 1
+        tokens = self._ids[:, self._prompt :].tolist()
+        self._given = {}
+        return Decoded(
+            tuple(map(tuple, tokens)),
+            first_seconds,
+            seconds,
+            claimed_layers=self._rows * fed * self._model.layers,
+        )

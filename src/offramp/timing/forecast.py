@@ -1,0 +1,284 @@
+"""What decodings ran, counted and priced: a policy's predicted seconds per token beside the measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from offramp.costs.machine import Machine
+from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
+from offramp.costs.token import token_costs
+from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.generation.result import BatchGeneration
+from offramp.decoding.options import DecodingOptions
+from offramp.errors import InputError
+from offramp.models.shape import ModelShape
+from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
+from offramp.policies.kv_cost import MAPPED
+from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
+from offramp.policies.replay import ReplayResult, replay
+from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import (
+    median,
+)
+from offramp.timing.decoder import Decoded
+from offramp.timing.results import Counted, Forecast, PartError
+from offramp.tracing.described_heads import RAW, read_by, reading_parts
+from offramp.tracing.trace import Trace
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What was decoding, and how. batch: sequences side by side. workload: of the prompts."""
+
+    options: DecodingOptions
+    dtype: str = "float32"
+    workload: str = ""
+    batch: int = 1
+
+    @property
+    def fitted(self) -> FittedSizes:
+        """What the decoder's heads add to a step: their K,V maps only where K and V are mapped."""
+        return sizes_of_heads(self.options.heads, mapped=self.options.kv == MAPPED)
+
+
+def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float) -> ReplayResult:
+    """The policy replayed on the trace and charged at the mean position of the tokens to be decoded.
+
+    Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
+    than the decoder will use.
+    """
+    heads = decoding.options.heads
+    read = reading_parts(trace.request.get("heads") or {})
+    own = reading_parts({} if heads is None else read_by(heads))
+    if read != own:
+        before, now = (" and ".join(parts) or RAW for parts in (read, own))
+        raise InputError(
+            f"the trace's exits were read through {before}, decoding reads them through {now}",
+            where=str(trace.folder or "the trace"),
+            fix="give decoding the heads of the trace, or trace again with heads= (--heads)",
+        )
+    return replay(
+        trace,
+        decoding.options.policy,
+        machine=machine,
+        kv=decoding.options.kv,
+        batch=decoding.batch,
+        batching=decoding.options.batching,
+        draft_length=_fixed_draft_length(decoding),
+        position=position,
+    )
+
+
+def _fixed_draft_length(decoding: Decoding) -> int:
+    """Raises InputError for one that adapts while decoding: a trace does not say to what."""
+    if isinstance(decoding.options.draft_length, int):
+        return decoding.options.draft_length
+    if decoding.options.kv == "speculate":
+        raise InputError(
+            f"a draft length of {decoding.options.draft_length!r} cannot be predicted",
+            where="draft length",
+            fix="give a number of drafts, 4 say",
+        )
+    return 1  # nothing is drafted
+
+
+def forecast(
+    ran: Sequence[BatchGeneration],
+    plain: Sequence[BatchGeneration],
+    machine: Machine,
+    shape: ModelShape,
+    decoding: Decoding,
+    *,
+    trace: Trace | None = None,
+    predicted: ReplayResult | None = None,
+    timed: Sequence[BatchGeneration] = (),
+    measured: Estimate[float] | None = None,
+    plain_measured: float | None = None,
+    fastest_plain: float | None = None,
+    measured_agreement: float | None = None,
+) -> Forecast:
+    """What decoding with a policy took beside what it was predicted to take.
+
+    ran, plain: generations with the policy, and with the full model by the same loop, on the same prompts.
+    All prices are those of the machine at the mean position of each generation's decoded tokens, as ratios to
+    its price of plain decoding there, times what plain decoding took.
+    trace: replayed for the prediction; predicted: a prediction that was made before, instead. timed:
+    generations with the policy that timed their parts. measured, plain_measured, fastest_plain: seconds per
+    token of the interleaved timing, by default those of the generations themselves.
+
+    Raises InputError if no token was decoded after the first one, or as `predict` does.
+    """
+    measured = median([seconds_per_token(run) for run in ran]) if measured is None else measured
+    if plain_measured is None:
+        plain_measured = median([seconds_per_token(run) for run in plain]).value
+    if predicted is None and trace is not None:
+        predicted = predict(trace, decoding, machine, mean_position(ran))
+    parts, plain_parts = _priced(ran, machine, shape, decoding), _priced(plain, machine, shape)
+    priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
+    pace = plain_measured / plain_priced
+    return Forecast(
+        policy=str(decoding.options.policy),
+        kv=decoding.options.kv,
+        dtype=decoding.dtype,
+        workload=decoding.workload,
+        predicted=None if predicted is None else plain_measured * ratio_of(predicted),
+        priced=priced * pace,
+        measured=measured,
+        plain_predicted=plain_priced,
+        plain_measured=plain_measured,
+        fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
+        predicted_skip=None if predicted is None else predicted.skip_ratio,
+        measured_skip=measured_skip(ran),
+        parts=_parts(timed, machine, shape, decoding, pace),
+        predicted_agreement=None if predicted is None else predicted.agreement,
+        measured_agreement=measured_agreement,
+        batch=decoding.batch,
+        gain=gain_of_parts(parts, plain_parts),
+        predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
+        priced_by_profile=priced,
+    )
+
+
+def ratio_of(predicted: ReplayResult) -> float:
+    """Predicted seconds per token over those of the full model, both by the profile at the same position.
+
+    Raises InputError for a replay that was not priced in seconds.
+    """
+    if predicted.seconds_per_token is None or predicted.plain_seconds_per_token is None:
+        raise InputError(
+            "the replay was priced in bytes, not in seconds", where="predicted=", fix="replay with a machine="
+        )
+    return predicted.seconds_per_token / predicted.plain_seconds_per_token
+
+
+def price_parts(
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
+) -> dict[str, float]:
+    """Price per token of what really ran, in seconds, by part of time. decoding: None for the full model.
+
+    Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
+    """
+    seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
+    for part, price in _priced(runs, machine, shape, decoding).items():
+        seconds[PART_OF_ITEM[part]] += price
+    return seconds
+
+
+def _priced(
+    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
+) -> dict[str, float]:
+    """The same by part of the cost (`offramp.policies.cost_breakdown.PARTS`)."""
+    totals: dict[str, float] = {}
+    fitted = NOTHING_FITTED if decoding is None else decoding.fitted
+    for run in runs:
+        at = prices_by_rows(machine, shape, mean_position([run]), fitted)
+        for part, total in totals_of(lines_of(run.usage, at)).items():
+            totals[part] = totals.get(part, 0.0) + total
+    tokens = sum(decoded_tokens(run) for run in runs)
+    return {part: total / tokens for part, total in totals.items()}
+
+
+def _parts(
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding, pace: float
+) -> tuple[PartError, ...]:
+    """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
+    if not timed:
+        return ()
+    priced = price_parts(timed, machine, shape, decoding)
+    tokens = sum(decoded_tokens(run) for run in timed)
+    measured = {
+        part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
+    }
+    return tuple(PartError(part, priced[part] * pace, measured[part]) for part in PARTS_OF_TIME)
+
+
+def decoded_tokens(run: BatchGeneration) -> int:
+    """New tokens of all rows after each row's first one.
+
+    Raises InputError if there are none: the first comes from the prompt and says nothing of decoding.
+    """
+    tokens = sum(max(len(row.tokens) - 1, 0) for row in run.rows)
+    if not tokens:
+        raise InputError(
+            "no token was decoded after the first one", fix="ask for 2 new tokens or more, or another prompt"
+        )
+    return tokens
+
+
+def seconds_per_token(run: BatchGeneration) -> float:
+    """Seconds for each new token of the whole batch, the first of each row left out."""
+    return run.seconds / decoded_tokens(run)
+
+
+def mean_position(runs: Sequence[BatchGeneration]) -> float:
+    """Mean position (0 = first) of the decoded tokens, the prompt's padding included.
+
+    Raises InputError if no token was decoded after the first one.
+    """
+    total = 0.0
+    for run in runs:
+        prompt = max(row.prompt_tokens for row in run.rows)
+        fed = [max(len(row.tokens) - 1, 0) for row in run.rows]
+        total += sum(count * (prompt + (count - 1) / 2) for count in fed)
+    return total / sum(decoded_tokens(run) for run in runs)
+
+
+def measured_skip(runs: Sequence[BatchGeneration]) -> float:
+    """Share of the layers of the fed new tokens that were not executed."""
+    rows = [row for run in runs for row in run.rows]
+    executed = sum(row.layers_executed - row.prompt_layers for row in rows)
+    return 1.0 - executed / (sum(decoded_tokens(run) for run in runs) * rows[0].layers)
+
+
+HEADS = ("exit head", "short head", "final head")
+UNITS = ("flops", "bytes")
+
+
+def counted_policy(
+    runs: Sequence[BatchGeneration],
+    shape: ModelShape,
+    fitted: FittedSizes = NOTHING_FITTED,
+    *,
+    short_list: bool = False,
+) -> Counted:
+    """Of what a policy's decodings ran, priced in FLOPs and bytes at the mean position of each.
+
+    A probe that reads the whole head makes the output too, and so does one of the short list where early
+    outputs are read off that (short_list): it counts as a head and as a probe. fitted: what the decoder's
+    heads add.
+
+    Raises InputError if no token was decoded after the first one.
+    """
+    tokens = sum(map(decoded_tokens, runs))
+    heads = probes = layers = 0.0
+    totals = dict.fromkeys(UNITS, 0.0)
+    for run in runs:
+        layers += sum(row.layers_executed - row.prompt_layers for row in run.rows)
+        heads += sum(
+            item.rows * count
+            for item, count in run.usage.items()
+            if item.part in HEADS or item.probe == FULL_HEAD or (short_list and item.probe == RESTRICTED_HEAD)
+        )
+        probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
+        for unit in UNITS:
+            at = counts_by_rows(shape, mean_position([run]), unit, fitted)
+            totals[unit] += sum(line.total for line in lines_of(run.usage, at))
+    return Counted(
+        layers / tokens, heads / tokens, probes / tokens, totals["flops"] / tokens, totals["bytes"] / tokens
+    )
+
+
+def counted_plain(prompts: Sequence[PromptBatch], new_tokens: int, shape: ModelShape) -> Counted:
+    """Of the full model: every layer and one head a token, at the mean position."""
+    positions = [batch.ids.shape[1] for batch in prompts]
+    position = sum(positions) / len(positions) + (new_tokens - 2) / 2
+    rows = len(prompts[0].ids)
+    totals = {unit: token_costs(shape, position, unit, batch=rows).plain / rows for unit in UNITS}
+    return Counted(float(len(shape.layers)), 1.0, 0.0, totals["flops"], totals["bytes"])
+
+
+def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
+    """The records of our loop among what was decoded."""
+    return [one.record for one in decoded if isinstance(one.record, BatchGeneration)]

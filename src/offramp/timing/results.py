@@ -1,0 +1,415 @@
+"""What timing policies gives: samples, ratios with intervals and answers, the forecast's errors.
+
+Plain data without torch, for reports, files and machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import MinLen
+
+from offramp.decoding.free_running import FreeRunning
+from offramp.kit.numbers import Count, Proportion
+from offramp.kit.sealed_file import SealedFile
+from offramp.policies.cost_breakdown import Gain
+from offramp.scoring.estimate import LEVEL, Estimate
+
+PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
+"""Roles of contenders: the full model's output by definition, one of those a second time, and the full model
+with its output head cut to the short list."""
+
+LOOKUP = "generate(prompt_lookup_num_tokens)"
+"""The name of prompt lookup."""
+
+NO_TIME = "there was no time for it beside the policy: give more seconds"
+"""Why a contender was left out that could have been timed."""
+
+TOO_FEW_PROMPTS = "too few prompts for an interval"
+"""Why a figure of a timing has no interval, or one that says nothing."""
+
+Answer = Literal["faster", "slower", "equivalent", "unresolved", "defect"]
+"""Of a contender against the fastest plain decoder; "defect" where something is wrong with it."""
+
+Stopped = Literal["answered", "seconds", "rounds"]
+"""Why nothing more was timed: the questions are answered, or the budget or the rounds are over."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per token by the stopwatch, and the circumstances they were taken in.
+
+    low, high: the 95 % interval, None with too few samples for one. threads: that compute. load: the
+    machine's load average over one minute at the start.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    threads: Count
+    load: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One prompt (or batch of prompts) in one process, timed side by side with plain decoding.
+
+    log_ratio: log(plain seconds / its seconds), both summed over the pairs of blocks. pairs: how many. More
+    of them make the figure better; they are no further prompts.
+    """
+
+    process: int
+    prompt: int
+    log_ratio: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one decoded token runs on average, counted and not timed: the same on every machine.
+
+    layers: executed. heads: products with the output head, the short list's included. probes: checks of the
+    policy. flops, bytes: of all of it, bytes as moved from memory at batch 1.
+    """
+
+    layers: float
+    heads: float
+    probes: float
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to decode, timed beside the others.
+
+    name: as shown. role: "policy", "plain" (the full model's output by definition), "short list" (the full
+    model with its output head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time).
+    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own (of an "a/a":
+    of the decoder that it repeats); without an interval for one prompt, or where it was timed in the pilot
+    only. The interval covers that the fastest was told by the same times. level: of the interval, that of the
+    last look, so that it holds however the timing was stopped. resolution: its half-width, as a share.
+    clusters: what the ratio comes of, by prompt; none of the fastest plain decoder itself. samples:
+    seconds per new token (of all rows together) after the first, one per visit, in order.
+    seconds_per_token: of the fastest plain decoder the mean over prompts, with a 95 % interval; of
+    others that over their ratio, so that the machine's load cancels between them. first_token_seconds:
+    median time to the first new token. tokens_per_second: of the whole batch.
+    peak_memory_bytes: above what the process held before, None if unknown. counted: what a token of the timed
+    decodings runs, None where nothing says.
+    layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
+    claimed_layers_per_token: what the decoder says of the same trial.
+    same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
+    whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
+    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token,
+    None if it was not split.
+    left_out: why it was not timed, None if it was. full_depth: whether it runs every layer for every token,
+    whatever else it saves.
+    """
+
+    name: str
+    role: str
+    answer: Answer = "unresolved"
+    ratio: Estimate[float] | None = None
+    resolution: float | None = None
+    clusters: tuple[Cluster, ...] = ()
+    samples: tuple[float, ...] = ()
+    seconds_per_token: Estimate[float] | None = None
+    first_token_seconds: float | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    counted: Counted | None = None
+    layers_per_token: float | None = None
+    claimed_layers_per_token: float | None = None
+    same_output: Proportion | None = None
+    output_must_match: bool = False
+    executed_agreement: Estimate[float] | None = None
+    gain: Gain | None = None
+    left_out: str | None = None
+    full_depth: bool = False
+    level: float = LEVEL
+
+    @property
+    def without_exits(self) -> bool:
+        """Whether what it saves needs no early exit, so that early exit has to be faster than it."""
+        return self.role == PLAIN or self.full_depth
+
+    def keeps(self, floor: float | None) -> bool:
+        """Whether its output is good enough for a floor on agreement; any is for none, or unless judged."""
+        kept = self.executed_agreement
+        return floor is None or kept is None or kept.value >= floor
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What exits add: how many times as fast as the best decoder without exits that keeps a floor.
+
+    low, high: at the level of the measurement, chosen though that decoder is by the same times. over: its
+    name.
+    """
+
+    value: float
+    low: float
+    high: float
+    over: str
+
+
+@dataclass(frozen=True)
+class PartError:
+    """One part of a token's time (see `offramp.decoding.engine.engine.PARTS_OF_TIME`), in seconds per token.
+
+    priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
+    within the decoding loop, in runs apart from those that were timed as a whole.
+    """
+
+    part: str
+    priced: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A policy's predicted time beside its measured one, all in seconds per token.
+
+    What is predicted is a ratio to the plain decoder, from a hardware profile that was measured before and
+    has timed no policy; in seconds it is that ratio times what plain decoding took at the moment of timing
+    (`plain_measured`), so that a machine that is slower than when it was profiled is no error of the policy.
+    predicted: replayed on the trace; None without a trace. priced: the cost model on what really ran.
+    predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
+    kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
+    loop), in the profile's own seconds; plain_measured: by the stopwatch.
+    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup. predicted_skip,
+    measured_skip: share of layers not executed. parts: where the cost model is wrong, priced at the moment of
+    timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens
+    with the full model on the same prefix. gain: what each part of a step saved of the full model's price, by
+    the cost model on what really ran.
+    """
+
+    policy: str
+    kv: str
+    dtype: str
+    workload: str
+    predicted: float | None
+    priced: float
+    measured: Estimate[float]
+    plain_predicted: float
+    plain_measured: float
+    fastest_plain: float
+    predicted_skip: float | None
+    measured_skip: float
+    parts: tuple[PartError, ...] = ()
+    predicted_agreement: float | None = None
+    measured_agreement: float | None = None
+    batch: int = 1
+    gain: Gain | None = None
+    predicted_by_profile: float | None = None
+    priced_by_profile: float | None = None
+
+    @property
+    def predicted_change(self) -> float | None:
+        """Predicted seconds per token less the plain ones of the same moment."""
+        return None if self.predicted is None else self.predicted - self.plain_measured
+
+    @property
+    def measured_change(self) -> float:
+        """Measured seconds per token less the measured plain ones."""
+        return self.measured.value - self.plain_measured
+
+    @property
+    def cost_model_error(self) -> float:
+        """Priced less measured: what is wrong given what really ran."""
+        return self.priced - self.measured.value
+
+    @property
+    def trace_error(self) -> float | None:
+        """Predicted less priced: what is wrong because other exits were taken than on the trace."""
+        return None if self.predicted is None else self.predicted - self.priced
+
+    @property
+    def worst_part(self) -> PartError | None:
+        """The part whose price is furthest from its time."""
+        return max(self.parts, key=lambda part: abs(part.priced - part.measured), default=None)
+
+
+@dataclass(frozen=True)
+class FloorCheck:
+    """The floor that a policy was tuned for, beside what it kept here.
+
+    floor: as on the command line, "agreement=0.95". certified: whether the tuner certified it. value: of the
+    floor. kept: the executed agreement, None if nobody judged it or the floor is of another kind.
+    """
+
+    floor: str
+    certified: bool
+    value: float
+    kept: Estimate[float] | None = None
+
+    @property
+    def missed(self) -> bool | None:
+        """Whether less was kept; None if that is not known."""
+        return None if self.kept is None else self.kept.value < self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurns:
+    """A timing of contenders that took turns on the same prompts.
+
+    prompts: that were decoded; rounds: how often, at most. worth: the gain that matters, as a share. plain:
+    the name of the fastest plain decoder of this timing. defects: what is wrong with outputs, layer counts or
+    the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to itself,
+    with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to the last
+    block. circumstances: threads, load average before and after, dtype, governor, processor, versions, date,
+    seeds, fingerprints.
+    """
+
+    model: str
+    new_tokens: Count
+    prompts: Count
+    rounds: Count
+    worth: float
+    plain: str
+    defects: tuple[str, ...]
+    a_a: Estimate[float]
+    stopped: Stopped
+    seconds_spent: float
+    circumstances: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def date(self) -> str:
+        """Date and time (UTC) at which it ended."""
+        return str(self.circumstances["date"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult(InTurns):
+    """What contenders answer that took turns: the policy asked about, plain decoders and all others.
+
+    processes: fresh ones that measured. floor: that the policy was tuned for, None without any.
+    """
+
+    READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
+
+    policy: str
+    kv: str
+    batch: Count
+    batching: str
+    contenders: Annotated[tuple[Contender, ...], MinLen(1)]
+    processes: int = 1
+    floor: FloorCheck | None = None
+    forecasts: tuple[Forecast, ...] = ()
+    free_running: FreeRunning | None = None
+
+    def __repr__(self) -> str:
+        ratio = self.main.ratio
+        speed = "" if ratio is None else f", {ratio.value:.3f} times the speed of {self.plain}"
+        return f"BenchResult({self.policy}, {self.kv}, on {self.model}: {self.answer}{speed})"
+
+    def contender(self, name: str) -> Contender:
+        """The contender of that name."""
+        return next(contender for contender in self.contenders if contender.name == name)
+
+    def timing(self, name: str) -> Timing | None:
+        """Seconds per token of a contender, None if it was not timed."""
+        timed, around = self.contender(name).seconds_per_token, self.circumstances
+        if timed is None:
+            return None
+        load = float(around["load_average"][0])
+        return Timing(timed.value, timed.low, timed.high, int(around["threads"]), load)
+
+    def credit(self, name: str, floor: float | None = None) -> Credit | None:
+        """How many times as fast a contender is as the best one without exits of the same turns.
+
+        floor: on agreement, that the latter has to keep; None for any. One without exits itself has at most
+        1. None where the times say nothing: it was not timed, on one prompt only, or something is wrong.
+        """
+        from offramp.timing.credit import credit_of
+
+        return credit_of(self, name, floor)
+
+    @property
+    def untimed_rivals(self) -> tuple[str, ...]:
+        """What needs no exits and might be faster than all that took turns, but was not among them, in words.
+
+        While there is any, a credit is none that early exit could pay by.
+        """
+        able = [one for one in self.contenders if one.full_depth and one.left_out != NO_TIME]
+        cut = any(one.role == SHORT_LIST or one.name.startswith("shortlist:") for one in able)
+        found = {
+            "the output head cut to the short list": cut,
+            "prompt lookup": LOOKUP in {one.name for one in able},
+        }
+        return tuple(name for name, timed in found.items() if not timed)
+
+    @property
+    def main(self) -> Contender:
+        """The policy that was asked about."""
+        return next(contender for contender in self.contenders if contender.role == "policy")
+
+    @property
+    def answer(self) -> Answer:
+        """What is answered of it."""
+        return self.main.answer
+
+    @property
+    def resolution(self) -> float | None:
+        """Half-width of its ratio, as a share; None without an interval."""
+        return self.main.resolution
+
+
+@dataclasses.dataclass(frozen=True)
+class _Results:
+    results: tuple[BenchResult, ...]
+
+
+RESULTS = SealedFile(
+    _Results,
+    "this is no file of offramp bench",
+    "measure again: offramp bench MODEL --policy P -o FILE",
+    version=3,
+)
+
+
+def write_results(path: Path, results: Sequence[BenchResult]) -> None:
+    """Keep results in a JSON file, in one step; a NaN or infinity in it is an error, not a file."""
+    RESULTS.write(path, _Results(tuple(results)))
+
+
+def read_results(path: Path) -> tuple[BenchResult, ...]:
+    """The results of a file that `write_results` wrote. Raises DamagedFileError for any other content."""
+    return RESULTS.read(path).results
+
+
+def contenders_json(result: BenchResult) -> list[dict[str, Any]]:
+    """Every contender that was timed in one line: its answer, with the figures that it is about.
+
+    Its credit is at the floor that the policy was tuned for.
+    """
+    checked = result.floor
+    floor = None if checked is None or not checked.floor.startswith("agreement") else checked.value
+    return [
+        {
+            "name": contender.name,
+            "role": contender.role,
+            "answer": contender.answer,
+            "ratio": contender.ratio.value,
+            "low": contender.ratio.low,
+            "high": contender.ratio.high,
+            "resolution": contender.resolution,
+            "credit": None if credit is None else dataclasses.asdict(credit),
+            "executed_agreement": (
+                None if contender.executed_agreement is None else contender.executed_agreement.value
+            ),
+            "gain": None if contender.gain is None else dataclasses.asdict(contender.gain),
+            "seconds_per_token": (
+                None if contender.seconds_per_token is None else contender.seconds_per_token.value
+            ),
+            "counted": None if contender.counted is None else dataclasses.asdict(contender.counted),
+        }
+        for contender in result.contenders
+        if contender.ratio is not None
+        for credit in [result.credit(contender.name, floor)]
+    ]

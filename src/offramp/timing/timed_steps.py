@@ -1,0 +1,308 @@
+"""Single steps of the decoder's own loop, timed, on sequences whose cache is filled."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.costs.probes import ProbeSizes
+from offramp.decoding.engine.clock import Clock, Moment
+from offramp.decoding.engine.engine import Engine, Meter
+from offramp.decoding.exit_readout.reader import Reader
+from offramp.decoding.generation.loop import Loop, Plan
+from offramp.decoding.generation.next_token import Chooser
+from offramp.decoding.generation.result import Answers
+from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, exit_logits, feed, run_to
+from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.errors import ModelError
+from offramp.models.calls import held_tensors
+from offramp.models.devices import synchronise
+from offramp.models.discovery import UNFIT_ERRORS
+from offramp.models.model import Model
+from offramp.policies.policy import ExitPolicy
+from offramp.timing.timed_probes import CHOICE, PlacedReader, Probing
+
+
+@dataclass
+class Stream:
+    """`batch` sequences that a model decodes greedily, all of one length; see `LoopSteps` for their steps.
+
+    cache: transformers' own, after `length` tokens; keyword: under which the model takes it and returns it.
+    tokens: int64 [batch, 1], the next ones to be fed.
+    """
+
+    model: Model
+    keyword: str
+    cache: Any
+    tokens: Tensor
+    length: int
+
+    @property
+    def batch(self) -> int:
+        """Sequences side by side."""
+        return len(self.tokens)
+
+
+@contextmanager
+def failing_clearly(model: Model, position: int) -> Iterator[None]:
+    """Errors of a model that decodes at some position as ModelError."""
+    try:
+        yield
+    except UNFIT_ERRORS as error:
+        raise ModelError(
+            f"decoding at position {position} fails: {type(error).__name__}: {error}",
+            where=model.name,
+            fix="judge the model on a roofline profile instead: offramp list hardware",
+        ) from error
+
+
+def prompt_ids(model: Model, batch: int, length: int) -> Tensor:
+    """Random tokens, the same at every call: int64 [batch, length]."""
+    generator = torch.Generator("cpu").manual_seed(length)
+    shape = (batch, length)
+    ids = torch.randint(model.shape.vocabulary_size, shape, generator=generator, device="cpu")
+    return ids.to(model.stack.device)
+
+
+def prefill(model: Model, keyword: str, batch: int, length: int) -> Stream:
+    """A stream whose cache holds `length` random tokens.
+
+    Raises ModelError if the model cannot read so many.
+    """
+    with torch.no_grad(), failing_clearly(model, length):
+        output = model.hf(input_ids=prompt_ids(model, batch, length), use_cache=True)
+    return Stream(model, keyword, output[keyword], output.logits[:, -1].argmax(-1, keepdim=True), length)
+
+
+def widen(stream: Stream, batch: int) -> Stream:
+    """`batch` sequences with the past of a stream of one, each with another next token.
+
+    A cache that cannot be repeated is filled anew.
+    """
+    cache = copy.deepcopy(stream.cache)
+    tokens = prompt_ids(stream.model, batch, 1)
+    if batch > 1:
+        try:
+            cache.batch_repeat_interleave(batch)
+            whole = all(len(tensor) == batch for tensor in held_tensors(nn.Module(), [cache]))
+        except UNFIT_ERRORS:
+            whole = False
+        if not whole:
+            return prefill(stream.model, stream.keyword, batch, stream.length)
+    return Stream(stream.model, stream.keyword, cache, tokens, stream.length)
+
+
+LAYERS, REPAIR, PROBES, HEADS = "layers", "K,V repair", "probes", "heads"
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of the parts of one decoding step, timed while it ran.
+
+    position: of the decoded token (0 = first). layers: one entry per layer executed, in order; none of a step
+    that was timed only as a whole. head: from the last layer's end to the chosen token. probes: by name.
+    whole: the step from its token to the next.
+    """
+
+    position: int
+    layers: tuple[float, ...]
+    head: float
+    probes: Mapping[str, float]
+    whole: float
+
+    @property
+    def unprobed(self) -> float:
+        """The step without its probes."""
+        return self.whole - sum(self.probes.values())
+
+    @property
+    def overhead(self) -> float:
+        """What is left of the step: embedding, masks, positions, and the program around the layers."""
+        return self.unprobed - sum(self.layers) - self.head
+
+
+class StepMeter(Meter):
+    """Times one step of the decoder's own loop.
+
+    left: the layers (1 = the first) of which only K and V were left behind.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(timing=True, clock=clock)
+        self.left: set[int] = set()
+        self._layers: list[tuple[int, Moment, Moment]] = []
+        self._probes: list[tuple[int, Moment, Moment]] = []
+        self._open: tuple[int, Moment] | None = None
+        self._exit = 0
+
+    @property
+    def by_layer(self) -> dict[int, float]:
+        """Seconds of each layer (1 = the first), run or only its K and V left behind."""
+        return self._sums(self._layers)
+
+    @property
+    def by_exit(self) -> dict[int, float]:
+        """Seconds of the probe at each exit, until the host has decided by what was read."""
+        return self._sums(self._probes)
+
+    def _sums(self, noted: Sequence[tuple[int, Moment, Moment]]) -> dict[int, float]:
+        found: dict[int, float] = {}
+        for place, sooner, later in noted:
+            found[place] = found.get(place, 0.0) + self.clock.seconds(sooner, later)
+        return found
+
+    def count(self, part: str, place: int = 0, rows: int = 1, probe: str = "") -> None:
+        """Something begins that runs once for so many rows (a probe has just ended)."""
+        super().count(part, place, rows, probe)
+        if part in ("layers", "K,V projection"):
+            now = self.clock.moment()
+            self._close(now)
+            self._open = (place, now)
+            if part == "K,V projection":
+                self.left.add(place)
+        elif part == "probe":
+            self._exit = place
+
+    def lap(self, part: str) -> None:
+        """What ran since the last lap belongs to this part of time, and to the place that was counted."""
+        before = self._last
+        super().lap(part)
+        if part in (LAYERS, REPAIR):
+            self._close(self._last)
+        elif part == PROBES and self._exit:
+            self._probes.append((self._exit, before, self._last))
+            self._exit = 0
+
+    def _close(self, now: Moment) -> None:
+        if self._open is not None:
+            self._layers.append((*self._open, now))
+            self._open = None
+
+
+class LoopSteps:
+    """Advances streams by single steps of the loop that policies decode with, `Loop.step`.
+
+    cuttable: layers (0 = the first) that leave something behind when they are skipped, none if the family
+    cannot do it.
+
+    A plain step is the strategy's own, with nothing asked; a probed one is asked at some exits, where nobody
+    ever leaves; a cut one runs the first layers, reads their exit, and leaves K and V in the others.
+    """
+
+    def __init__(self, model: Model, engine: Engine, sizes: ProbeSizes) -> None:
+        self.model = model
+        self.engine = engine
+        self.probing = Probing(model, engine, sizes)
+        able = engine.abilities.reason("propagate") is None
+        self.cuttable = frozenset(index for index, keeps in enumerate(engine.keeps) if keeps and able)
+
+    def whole(self, stream: Stream) -> StepTimes:
+        """One plain step without a clock inside it, as generation makes them. Raises ModelError as `run`."""
+        loop = self._loop(stream, Meter(), {}, PlacedReader(self.probing, {}))
+        position = stream.length
+        return StepTimes(position, (), 0.0, {}, self._advance(stream, loop, Propagate(loop.work({}))))
+
+    def run(
+        self, stream: Stream, *, cut_from: int | None = None, kinds: Mapping[int, str] | None = None
+    ) -> tuple[StepTimes, frozenset[int]]:
+        """One step, and which of its layers (0 = the first) only left their K and V.
+
+        cut_from: layers from this one on (0 = the first). kinds: of probe by exit, as `Probing.draw` gives.
+
+        Raises ModelError if the model fails.
+        """
+        kinds = {} if kinds is None else kinds
+        meter, reader = StepMeter(self.probing.clock), PlacedReader(self.probing, kinds)
+        loop = self._loop(stream, meter, kinds, reader)
+        work, position = loop.work({}), stream.length
+        seconds = self._advance(
+            stream, loop, Propagate(work) if cut_from is None else _Cut(work, exit=cut_from)
+        )
+        by_layer = meter.by_layer
+        times = StepTimes(
+            position=position,
+            layers=tuple(by_layer.get(layer, 0.0) for layer in range(1, self.engine.layers + 1)),
+            head=meter.seconds[HEADS],
+            probes=_by_kind(kinds, meter, reader),
+            whole=seconds,
+        )
+        return times, frozenset(layer - 1 for layer in meter.left)
+
+    def _loop(self, stream: Stream, meter: Meter, kinds: Mapping[int, str], reader: PlacedReader) -> Loop:
+        return loop_after(stream, self.engine, self.probing.asks(kinds), reader, meter)
+
+    def _advance(self, stream: Stream, loop: Loop, strategy: Strategy) -> float:
+        """Seconds of one step, which the stream then has made."""
+        with failing_clearly(self.model, stream.length):
+            synchronise(stream.tokens.device)
+            began = time.perf_counter()
+            loop.meter.start()
+            loop.step(strategy)
+            synchronise(stream.tokens.device)
+            ended = time.perf_counter()
+        stream.cache, stream.tokens = loop.sequences.cache, loop.answers.last
+        stream.length += 1
+        return ended - began
+
+
+def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reader, meter: Meter) -> Loop:
+    """The decoder's loop with a policy, K and V propagated, as if it had decoded what a stream holds.
+
+    It stops at no token; its steps move the stream's cache, and nothing else of the stream.
+    """
+    plan = Plan(
+        engine=engine,
+        options=DecodingOptions(policy),
+        reader=reader,
+        limit=1,
+        end_tokens=frozenset(),
+        decode=lambda tokens: "",
+    )
+    # Only the tokens that are fed now are looked up.
+    past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
+    answers = Answers(past, stops=_never, pad=None, streamer=None, keep_scores=False)
+    loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
+    answers.ids = torch.cat([past, stream.tokens], 1)
+    loop.sequences.cache = stream.cache
+    loop.sequences.lengths = [stream.length] * engine.layers
+    return loop
+
+
+class _Cut(Propagate):
+    """A step in which every row leaves at one exit, unasked; exit 0: before the first layer."""
+
+    def __init__(self, work: Work, exit: int) -> None:
+        super().__init__(work)
+        self.exit = exit
+
+    def advance(self, tokens: Tensor) -> Advance:
+        """Run the layers up to the exit, read it, and leave K and V in all others."""
+        work = self.work
+        inputs = feed(work, tokens)
+        _, hidden = run_to(work, inputs.hidden, inputs, 0, self.exit)
+        logits = exit_logits(work, ExitStep(self.exit, hidden, None, inputs))
+        work.sequences.write(hidden, inputs, self.exit, work.engine.layers)
+        return choose(work, logits, self.exit)
+
+
+def _by_kind(kinds: Mapping[int, str], meter: StepMeter, reader: PlacedReader) -> dict[str, float]:
+    """Seconds by kind of probe, those of lens and maps without what was asked in their place."""
+    by_exit = meter.by_exit
+    seconds = {kind: by_exit[exit] for exit, kind in kinds.items() if kind != CHOICE}
+    return seconds | reader.seconds_alone
+
+
+def _unchanged(ids: Tensor, scores: Tensor) -> Tensor:
+    return scores
+
+
+def _never(ids: Tensor, scores: object) -> Tensor:
+    return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

@@ -1,0 +1,1 @@
+"""How exits learn, of a frozen model or with it: recipes, cached states, one trainer, what it cost."""

@@ -1,0 +1,243 @@
+"""The kind `executed`: K,V maps trained by what they do to tokens that stay, in the pass as it is executed.
+
+With a frozen base the state at the first exit that is checked is exact whatever tokens do. What drifts are
+tokens that stay: deeper layers let them attend to K and V of mapped states. The loss is KL(full model || a
+token that stays), mean over such tokens, through the frozen deeper layers into the maps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.decoding.engine.build import engine_of
+from offramp.decoding.exit_readout.reader import ExitReader
+from offramp.decoding.rerun.parallel import ROWS
+from offramp.errors import InputError
+from offramp.models.model import Model
+from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.key_value_maps import ExitMaps
+from offramp.tracing.rows import slices
+from offramp.training.divergence import Precision, TrainingHead
+from offramp.training.evaluation import Evaluation, Evaluator
+from offramp.training.executed_pass import Started, mapped_inputs, places_of, run_executed
+from offramp.training.executed_texts import KnownTexts, Texts
+from offramp.training.kinds import Parameters
+from offramp.training.recipe import Recipe
+from offramp.training.steps import LossOf
+from offramp.training.trainable_maps import TrainableMaps
+from offramp.workloads.packing import Context
+
+CONTEXTS = 3
+"""Sequences of one step."""
+
+EVALUATED_TOKENS = 4096
+"""Held-out tokens that figures are taken from."""
+
+CALIBRATED = 12
+"""Sequences that thresholds are taken from."""
+
+SIGNALS = ("gate", "correctness_network", "correctness")
+"""What decides who leaves while maps are trained: the first that the heads give, and that beats the base rate
+at every exit; else the exit's largest probability."""
+
+OWN_CONFIDENCE = "max_prob"
+
+
+class ExecutedMaps:
+    """K,V maps of some heads and the sequences they are trained on: a `steps.Objective` of one part.
+
+    The maps of all exits of the recipe are trained together. fit, held_out: contexts. Tokens leave where a
+    signal of the heads is at least a threshold, by which the same share leaves at every exit: those that
+    leave while it trains are those that will when a policy decides.
+
+    Raises InputError for heads that cannot be read at the exits of their maps.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        heads: ExitHeads,
+        recipe: Recipe,
+        fit: Sequence[Context],
+        held_out: Sequence[Context],
+    ) -> None:
+        assert heads.kv_maps is not None, "checked before anything ran"
+        self.model, self.all_maps, self.recipe = model, heads.kv_maps.maps, recipe
+        self.engine = engine_of(model)
+        self.exits = recipe.at
+        self.signal = signal_of(heads, self.exits)
+        self._reader = ExitReader(self.engine, heads, dict.fromkeys(self.exits, (self.signal,)))
+        device = model.stack.device
+        self.maps = {exit: TrainableMaps.of(self.all_maps[exit], device) for exit in self.exits}
+        self.fit, self.held_out = (
+            KnownTexts(model, some, self.exits[0], lambda states: self.read(self.exits[0], states))
+            for some in (fit, held_out)
+        )
+
+    def initial(self) -> list[dict[str, Tensor]]:
+        """What is trained, by "exit.array": changes that leave the maps as they were."""
+        return [
+            {
+                f"{exit}.{name}": one
+                for exit, maps in self.maps.items()
+                for name, one in maps.initial().items()
+            }
+        ]
+
+    def vocabulary(self, precision: Precision) -> None:
+        """All tokens: what drifts is small, and so would be what a short list leaves out."""
+        return None
+
+    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+        """Each one's own loss."""
+        return [one.loss for one in found]
+
+    def in_words(self, parts: Sequence[Evaluation]) -> str:
+        """For a progress bar."""
+        one = parts[0]
+        return f"KL {one.loss:.4f}, agreement {one.agreement:.3f} of tokens that stay"
+
+    def read(self, exit: int, states: Tensor) -> Tensor:
+        """The signal at an exit, float32 [rows], of states [rows, hidden]."""
+        found = []
+        for rows in slices(0, len(states), ROWS):
+            self._reader.begin()
+            facts = self._reader.read(exit, (self.signal,), states[rows].unsqueeze(1), None)
+            found.append(torch.from_numpy(facts[self.signal].astype(np.float32)))
+        return torch.cat(found).to(states.device)
+
+    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+        """Mean KL(full model || a token that stays) of some tokens of some sequences; 0 if none stays."""
+        generator = np.random.default_rng((self.recipe.seed, step))
+        texts = self.fit.draw(CONTEXTS, generator)
+
+        def loss_of(place: int, changes: Parameters) -> Tensor:
+            hidden, stays = self.run(changes, texts)
+            places = places_of(stays).cpu()
+            if not len(places):  # they say nothing of the maps, and a mean over none is no number
+                return hidden.new_zeros(())
+            count = min(self.recipe.batch, len(places))
+            chosen = places[torch.from_numpy(generator.choice(len(places), count, replace=False))]
+            rows, final = (one.reshape(-1, one.shape[-1])[chosen] for one in (hidden, texts.final))
+            return head.divergence(rows.float(), head.target(final.float()))
+
+        return loss_of
+
+    def run(self, changes: Parameters, texts: Texts) -> tuple[Tensor, Tensor]:
+        """States after L [batch, positions, hidden], and which tokens stay, bool [batch, positions]."""
+        left = torch.zeros_like(texts.may_leave)
+
+        def leaving(exit: int, hidden: Tensor) -> Tensor:
+            values = self._values(exit, hidden, texts, texts.may_leave & ~left)
+            gone = values >= self.thresholds[exit]
+            left.logical_or_(gone)
+            return places_of(gone)
+
+        prepared = {exit: maps.prepared(_of(changes, exit)) for exit, maps in self.maps.items()}
+        hidden = run_executed(
+            self.engine,
+            texts.ids,
+            self.exits,
+            leaving,
+            mapped_inputs(self.engine.layers, prepared),
+            Started(self.exits[0], texts.hidden),
+        )
+        return hidden, texts.may_leave & ~left
+
+    def _values(self, exit: int, hidden: Tensor, texts: Texts, asked: Tensor) -> Tensor:
+        """The signal at an exit, float32 [batch, positions]; minus infinity for tokens that are not asked."""
+        if exit == self.exits[0]:
+            return texts.signal.masked_fill(~asked, -torch.inf)
+        values = texts.signal.new_full(asked.shape, -torch.inf)
+        if asked.any():
+            values[asked] = self.read(exit, hidden[asked])
+        return values
+
+    @functools.cached_property
+    def thresholds(self) -> dict[int, float]:
+        """By exit, the signal from which on a token leaves there.
+
+        Found exit by exit in one pass over some of the texts to train on, through the maps as they start.
+        """
+        with torch.no_grad():
+            return self._calibrated(self.recipe.leave / len(self.exits))
+
+    def _calibrated(self, share: float) -> dict[int, float]:
+        places = np.unique(np.linspace(0, len(self.fit) - 1, CALIBRATED).astype(int)).tolist()
+        texts = self.fit.take(places)
+        count = max(1, round(share * int(texts.may_leave.sum())))
+        running = texts.may_leave.clone()
+        found: dict[int, float] = {}
+
+        def leaving(exit: int, hidden: Tensor) -> Tensor:
+            values = self._values(exit, hidden, texts, running)
+            asked = values[running]
+            found[exit] = float(asked.sort(descending=True).values[min(count, len(asked)) - 1])
+            gone = values >= found[exit]
+            running.logical_and_(~gone)
+            return places_of(gone)
+
+        prepared = {exit: maps.prepared(maps.initial()) for exit, maps in self.maps.items()}
+        inputs_after = mapped_inputs(self.engine.layers, prepared)
+        run_executed(
+            self.engine, texts.ids, self.exits, leaving, inputs_after, Started(self.exits[0], texts.hidden)
+        )
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
+        """Held-out tokens that stay: KL from the full model, and agreement with it; and the share that left.
+
+        Read with the model's own head in float32. Raises InputError if no token stays.
+        """
+        states, asked = [], 0
+        for texts in self._evaluated():
+            hidden, stays = self.run(parts[0], texts)
+            states.append(torch.stack([hidden[stays], texts.final[stays]], 1))
+            asked += int(texts.may_leave.sum())
+        together = torch.cat(states)
+        if not len(together):
+            raise InputError(
+                "every held-out token leaves, so that none is there to judge maps by",
+                where="leave= (--leave)",
+                fix="let fewer leave, such as 0.3",
+            )
+        found = Evaluator(self.model, together).evaluate([lambda rows: rows])[0]
+        return [replace(found, leaving=(1.0 - len(together) / asked,))]
+
+    def _evaluated(self) -> Iterator[Texts]:
+        """Held-out texts, evenly from all, about EVALUATED_TOKENS."""
+        share = min(1.0, EVALUATED_TOKENS / max(1, self.held_out.tokens))
+        count = max(1, round(share * len(self.held_out)))
+        places = np.unique(np.linspace(0, len(self.held_out) - 1, count).astype(int)).tolist()
+        for some in slices(0, len(places), CONTEXTS):
+            yield self.held_out.take(places[some])
+
+    def trained(self, changes: Parameters) -> dict[int, ExitMaps]:
+        """The maps as heads hold them, of exits that were not trained as well."""
+        return dict(self.all_maps) | {
+            exit: one.trained(_of(changes, exit)) for exit, one in self.maps.items()
+        }
+
+
+def signal_of(heads: ExitHeads, exits: Sequence[int]) -> str:
+    """The fact by which tokens leave at some exits (see SIGNALS)."""
+    for name in SIGNALS:
+        classifier = heads.classifiers.get(name)
+        if classifier is None or not set(exits) <= set(heads.exits):
+            continue
+        if all(classifier.better_than_chance[heads.exits.index(exit)] for exit in exits):
+            return name
+    return OWN_CONFIDENCE
+
+
+def _of(changes: Parameters, exit: int) -> dict[str, Tensor]:
+    """The changes of one exit's maps, by array."""
+    prefix = f"{exit}."
+    return {name.removeprefix(prefix): one for name, one in changes.items() if name.startswith(prefix)}

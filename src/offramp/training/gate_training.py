@@ -1,0 +1,338 @@
+"""`train_gates`: exits by what leaving costs and loses, trained for one machine and one floor, and judged."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offramp.costs.hardware import find_machine
+from offramp.costs.machine import Machine
+from offramp.decoding.options import HeadsSource, read_heads_source
+from offramp.errors import InputError
+from offramp.kit.defaults import SEED
+from offramp.models.model import Model, in_evaluation
+from offramp.policies.rules.threshold import Threshold
+from offramp.tracing.described_heads import describe_heads
+from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
+from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
+from offramp.tracing.fitted_heads import describe_base
+from offramp.tracing.fitting.classifiers import (
+    Samples,
+    fit_classifier,
+    stack_exits,
+)
+from offramp.tracing.fitting.documents import FittingRows, plan_rows
+from offramp.tracing.fitting.fit import describe_fitting
+from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
+from offramp.tracing.fitting.seen import seen_by_all
+from offramp.tracing.heads_file import require_base, write_heads
+from offramp.tracing.progress import token_bar
+from offramp.tracing.request import FITTING_TOKENS, parse_exits
+from offramp.training.earlier import spent_before
+from offramp.training.folder import GATES_FOLDER
+from offramp.training.gate import GATE, HALF, GateRows, learn_gates, steps_of
+from offramp.training.gate_heads import reading_at, spread
+from offramp.training.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
+from offramp.training.gate_record import GATE_RECORD, GateRecord
+from offramp.training.gate_request import GateTraining
+from offramp.training.record import Spent
+from offramp.workloads.shared_text import Sketcher, text_groups, without_shared_text
+from offramp.workloads.workload import Document, Workload
+
+NETWORK = "correctness_network"
+"""The fact of networks of the same size and features that say whether an exit agrees: from where gates start,
+and what they are held against."""
+
+
+@dataclass(frozen=True)
+class TrainedGates:
+    """The heads with the fact `gate`, and how its training went."""
+
+    heads: ExitHeads
+    record: GateRecord
+
+
+@in_evaluation
+def train_gates(
+    model: Model,
+    workloads: str | Workload | Sequence[str | Workload],
+    *,
+    machine: Machine | str,
+    floor: float,
+    heads: HeadsSource = None,
+    at: str | Sequence[int] | None = None,
+    tokens: int = FITTING_TOKENS,
+    context: int | None = None,
+    kv: str = "propagate",
+    seed: int = SEED,
+    steps: int | None = None,
+    progress: bool | None = None,
+) -> TrainedGates:
+    """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
+
+    heads: exits that are read through these, or their file or folder, get gates, on documents of the
+    workloads' later half, or next to it, that nothing of them has seen; without, exits are read by the logit
+    lens. at: exits below L that get gates, by default all of the heads. tokens: over all workloads. kv: the
+    K,V strategy whose prices are charged. steps: by default some 40 passes over the tokens to learn from. A
+    third of the documents is held out, to judge the gates beside the best thresholds of a network of the same
+    size and features that predicts agreement.
+
+    Raises InputError for options or text that do not fit, heads of another model or with output heads of
+    their own, and a machine that is not known; ModelError as `fit_heads` does.
+    """
+    asked = GateTraining(
+        model=model.shown_name,
+        workloads=workloads,
+        output=None,
+        at=at,
+        start=heads,
+        floor=floor,
+        hardware=machine,
+        kv=kv,
+        tokens=tokens,
+        context=context,
+        steps=steps,
+        seed=seed,
+    )
+    return train(model, asked.texts(), asked, progress=progress)
+
+
+@in_evaluation
+def train(
+    model: Model, workloads: Sequence[Workload], asked: GateTraining, *, progress: bool | None = None
+) -> TrainedGates:
+    """Carry out what is asked for, on texts that are read, and write it if a folder is named.
+
+    Raises what `train_gates` raises.
+    """
+    if asked.output is None:
+        return _trained(model, workloads, asked, progress)
+    with GATES_FOLDER.claimed(Path(asked.output), overwrite=asked.overwrite) as folder:
+        trained = _trained(model, workloads, asked, progress)
+        write_heads(trained.heads, folder / EXITS_FILE)
+        GATE_RECORD.write(folder / TRAINING_FILE, trained.record)
+    return trained
+
+
+def _trained(
+    model: Model, workloads: Sequence[Workload], asked: GateTraining, progress: bool | None
+) -> TrainedGates:
+    start = read_heads_source(asked.start)
+    exits = _exits(model, start, asked.at)
+    if start is not None:
+        require_base(start, describe_base(model))
+        if start.output is not None:
+            raise InputError(
+                "gates of exits that have output heads of their own cannot be trained",
+                where="--from",
+                fix="train exits that are read through a lens, or give no --from",
+            )
+    require_one_stream(model)
+    shown = sys.stderr.isatty() if progress is None else progress
+    machine = _machine(model, asked.hardware) if isinstance(asked.hardware, str) else asked.hardware
+    parts = [(work, _unseen(work, start)) for work in workloads]
+    rows = plan_rows(model, parts, asked.tokens, context=asked.context, shown=shown)
+    earlier = spent_before(model, asked.start, start)
+    return GateJob(model, tuple(workloads), asked, start, exits, rows, machine, shown, earlier).run()
+
+
+def _exits(model: Model, heads: ExitHeads | None, at: str | Sequence[int] | None) -> tuple[int, ...]:
+    """The exits that get gates."""
+    named = heads.exits if at is None and heads is not None else at
+    assert named is not None, "checked by `GateTraining`"
+    exits = parse_exits(named, model.layers, "--at")[:-1]
+    missing = [] if heads is None else [exit for exit in exits if exit not in heads.exits]
+    if missing or not exits:
+        known = range(1, model.layers) if heads is None else heads.exits
+        raise InputError(
+            f"the exits hold none at {missing[0]}" if missing else "there is no exit below the last layer",
+            where="--at",
+            fix="choose among " + ", ".join(map(str, known)),
+        )
+    return exits
+
+
+def _machine(model: Model, name: str) -> Machine:
+    """The machine of that name, "local" being the profile of this model here."""
+    return find_machine(
+        name,
+        model_fingerprint=model.identity.fingerprint,
+        dtype=model.dtype,
+        device=str(model.stack.device),
+        attention=model.attention,
+        model=model.described,
+    )
+
+
+def _unseen(workload: Workload, heads: ExitHeads | None) -> tuple[Document, ...]:
+    """Documents of the later half that nothing of the heads has seen, the last first.
+
+    Where these are less than a quarter of all, since the heads were fitted there, also of the quarter before.
+    """
+    documents, count = workload.documents, len(workload.documents)
+    if heads is None:
+        return documents[count // 2 :][::-1]
+    seen, texts = heads.seen_documents.get(workload.fingerprint, ()), heads.seen_texts or ()
+    for first in (count // 2, count // 4):
+        unseen = [document for document in reversed(documents[first:]) if document.id not in seen]
+        free = without_shared_text(unseen, texts, Sketcher.of(documents))
+        if len(free) >= count // 4:
+            break
+    return free
+
+
+@dataclass(frozen=True)
+class GateJob:
+    """Gates being trained. exits: that get one."""
+
+    model: Model
+    workloads: tuple[Workload, ...]
+    asked: GateTraining
+    heads: ExitHeads | None
+    exits: tuple[int, ...]
+    read: FittingRows
+    machine: Machine
+    shown: bool
+    earlier: Spent | None
+
+    def run(self) -> TrainedGates:
+        """Read the exits, train, and judge."""
+        started = time.perf_counter()
+        floor = self.asked.wanted
+        readings = self._readings()
+        try:
+            fit, apart, held_out = self._rows(readings)
+        finally:
+            readings.states.close()
+        judge = Judge(
+            shape=self.model.shape,
+            exits=self.exits,
+            heads={} if self.heads is None else describe_heads(self.heads),
+            position=float(readings.position.mean()),
+            machine=self.machine,
+            floor=floor,
+            kv=self.asked.kv,
+        )
+        steps = steps_of(len(fit)) if self.asked.steps is None else self.asked.steps
+        network = self._network(fit, apart)
+        read = time.perf_counter()
+        prices = judge.prices(apart)
+        found = learn_gates(
+            fit,
+            apart,
+            prices,
+            floor.risk,
+            network,
+            judge.at_floor(apart),
+            seed=self.asked.seed,
+            steps=steps,
+        )
+        gates = judged_gates(found, held_out, prices)
+        trained = time.perf_counter()
+        rules = judge.fastest(apart, probabilities_of(network, apart), NETWORK)
+        heads = self._heads(gates, steps)
+        record = GateRecord(
+            exits=self.exits,
+            machine=self.machine.name,
+            floor=self.asked.wanted.value,
+            kv=self.asked.kv,
+            seed=self.asked.seed,
+            rows=(len(fit), len(apart), len(held_out)),
+            multiplier=found.multiplier,
+            seconds=tuple(found.seconds.tolist()),
+            disagreement=tuple(found.disagreement.tolist()),
+            gate=judge.judged(
+                held_out, probabilities_of(gates, held_out), GATE, Threshold(GATE, HALF, self.exits)
+            ),
+            thresholds=judge.judged(held_out, probabilities_of(network, held_out), NETWORK, rules),
+            plain=prices.plain,
+            tokens=self.read.tokens,
+            steps=steps,
+            took=(self.read.answering + read - started, trained - read),
+            heads=heads.fingerprint,
+            earlier=self.earlier,
+        )
+        return TrainedGates(heads, record)
+
+    def _readings(self) -> Readings:
+        """Every exit that gets a gate, read as the heads read it."""
+        lens, mlp = (None, None) if self.heads is None else reading_at(self.heads, self.exits)
+        nothing = torch.zeros(1, dtype=torch.int64)  # no short list is looked at
+        with token_bar(f"{self.model.name}: reading exits", self.read.tokens, shown=self.shown) as advance:
+            return take_readings(
+                self.model, self.read.contexts, self.exits, lens, None, nothing, advance, mlp
+            )
+
+    def _rows(self, readings: Readings) -> tuple[GateRows, GateRows, GateRows]:
+        """Tokens to learn from, to choose by and to judge on, without the first position of a sequence.
+
+        Raises InputError for too few documents.
+        """
+        order = np.argsort(readings.document, kind="stable")
+        order = order[readings.position[order] >= FIRST_POSITION]
+        places = torch.from_numpy(order)
+        rows = GateRows(
+            torch.stack([readings.hidden(exit)[places] for exit in range(len(self.exits))]),
+            torch.from_numpy(readings.agrees[order].T.copy()),
+            readings.document[order],
+        )
+        held_out = self.read.held_out
+        apart = chosen_apart(text_groups(self.read.texts), held_out)
+        parts = [rows.of_documents(one) for one in (~held_out & ~apart, apart, held_out)]
+        if not all(map(len, parts)):
+            raise InputError(
+                f"there are {len(held_out)} documents for gates that nothing has seen; they need one to "
+                "learn from, one to choose by and one to judge on",
+                where="--workload",
+                fix="give more text, or raise --tokens",
+            )
+        return parts[0], parts[1], parts[2]
+
+    def _network(self, fit: GateRows, apart: GateRows) -> ExitClassifier:
+        """Networks that predict agreement, one an exit."""
+
+        def samples(rows: GateRows, place: int) -> Samples:
+            return Samples(rows.states[place].numpy(), rows.agrees[place].numpy(), rows.document)
+
+        return stack_exits(
+            [
+                fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=self.asked.seed)
+                for place in range(len(self.exits))
+            ]
+        )
+
+    def _heads(self, gates: ExitClassifier, steps: int) -> ExitHeads:
+        """The heads with the gates, and with the documents that these have seen."""
+        provenance = {
+            "seed": self.asked.seed,
+            "exits": list(self.exits),
+            "machine": self.machine.name,
+            "floor": self.asked.wanted.value,
+            "kv": self.asked.kv,
+            "steps": steps,
+            **describe_fitting(self.workloads, {"gates": self.read}),
+        }
+        heads = self.heads or ExitHeads(
+            model=describe_base(self.model),
+            exits=self.exits,
+            lens=None,
+            classifiers={},
+            shortlist=None,
+            candidate_exit=None,
+            documents={},
+            texts=(),
+        )
+        documents, texts = seen_by_all((heads.documents, heads.texts), (self.read.ids, self.read.texts))
+        return replace(
+            heads,
+            classifiers={**heads.classifiers, GATE: spread(gates, self.exits, heads.exits)},
+            documents=documents,
+            texts=texts,
+            provenance={**heads.provenance, GATE: provenance},
+        )

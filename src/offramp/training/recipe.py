@@ -1,0 +1,156 @@
+"""How exits are trained: everything that decides their weights, but for the model and the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from offramp.errors import InputError
+from offramp.kit.defaults import TRAINING_ROWS
+from offramp.tracing.request import parse_exits
+from offramp.training.divergence import Precision
+from offramp.training.layer_skip import fewest_steps
+from offramp.training.regularisation import Regularisation
+from offramp.training.request import (
+    BlockTraining,
+    ExecutedTraining,
+    LensTraining,
+    RegularisedTraining,
+    ResumableTraining,
+)
+
+SEQUENCE_BATCH = 512
+"""Positions of a step where the model itself is trained, at most: whole sequences, or one that is longer."""
+
+RATE = 1e-3
+WHOLE_RATE = 5e-5
+"""Of all weights of a model; low ranks take RATE."""
+EXECUTED_RATE = 0.02
+"""Of changes of K,V maps, relative to their size (`offramp.training.trainable_maps`)."""
+UNITS_PER_HIDDEN = 8 / 3
+"""Units of a block over the hidden size: three matrices then hold as much as two of four times the size
+(arXiv 2002.05202, section 2)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training.
+
+    at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: one of them None;
+    minutes, of all of it, become tokens and steps by pilots. batch: positions a step. rate: the largest
+    learning rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared:
+    whether all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
+    precision: of the products with the output head in training, "auto" for the usual of the device. leave:
+    share of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
+    "regularised", None for others.
+    """
+
+    kind: str
+    at: tuple[int, ...]
+    tokens: int
+    steps: int | None
+    minutes: float | None
+    seed: int
+    units: int
+    loss_vocabulary: int
+    batch: int = TRAINING_ROWS
+    rate: float = RATE
+    context: int | None = None
+    precision: Precision | str = "auto"
+    leave: float = 0.0
+    regularisation: Regularisation | None = None
+    rank: int = 0
+    shared: bool = False
+
+    @property
+    def fewest_steps(self) -> int:
+        """Steps in which each exit is looked at once."""
+        if self.regularisation is None:
+            return 1
+        return fewest_steps(self.at, self.regularisation.curriculum)
+
+
+def make_recipe(
+    asked: ResumableTraining, *, layers: int, hidden: int, vocabulary: int, mapped: Sequence[int] = ()
+) -> Recipe:
+    """The recipe that is asked for, checked against the sizes of a model.
+
+    mapped: the exits that have K,V maps to train. Raises InputError.
+    """
+    if isinstance(asked, LensTraining):
+        _check_rank(asked.rank, hidden)
+    exits = _exits(asked, mapped, layers)
+    if not exits:
+        raise InputError(
+            "there is no exit below the last layer to train",
+            where="at= (--at)",
+            fix=f"choose among 1 to {layers - 1}"
+            if layers > 1
+            else "choose a model of two layers at least: one layer has no exit",
+        )
+    recipe = Recipe(
+        kind=asked.kind,
+        at=exits,
+        tokens=asked.tokens,
+        steps=asked.steps,
+        minutes=asked.allowed_minutes,
+        seed=asked.seed,
+        units=0,
+        loss_vocabulary=0,
+        context=asked.context,
+        precision=asked.precision,
+    )
+    if isinstance(asked, LensTraining):
+        listed = 0 if asked.loss_vocabulary >= vocabulary else asked.loss_vocabulary
+        recipe = replace(recipe, rank=asked.rank or 0, loss_vocabulary=listed)
+    if isinstance(asked, BlockTraining):
+        recipe = replace(recipe, units=asked.units or _default_units(hidden), shared=asked.shared)
+    elif isinstance(asked, ExecutedTraining):
+        recipe = replace(recipe, leave=asked.leave, rate=EXECUTED_RATE)
+    elif isinstance(asked, RegularisedTraining):
+        rate = RATE if asked.lora else WHOLE_RATE
+        recipe = replace(recipe, regularisation=asked.regularisation, rate=rate, batch=SEQUENCE_BATCH)
+    if recipe.steps is not None and recipe.steps < recipe.fewest_steps:
+        raise InputError(
+            f"{recipe.steps} steps do not look at each of {len(exits)} exits once",
+            where="steps= (--steps)",
+            fix=f"give {recipe.fewest_steps} or more, or fewer exits",
+        )
+    return recipe
+
+
+def _check_rank(rank: int | None, hidden: int) -> None:
+    """Refuse a lens of low rank that would cost more than a whole one."""
+    if rank is not None and not 1 <= rank <= hidden // 2:
+        raise InputError(
+            f"a lens of rank {rank} is not possible, or costs more than a whole one of {hidden} x {hidden}",
+            where="rank= (--rank)",
+            fix=f"give 1 to {hidden // 2}, or leave it out for a whole lens",
+        )
+
+
+def _exits(asked: ResumableTraining, mapped: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The exits below L that are asked for; those with maps by default, where these are trained."""
+    if asked.at is None:
+        return tuple(mapped)
+    exits = parse_exits(asked.at, layers, "at= (--at)")[:-1]
+    if isinstance(asked, RegularisedTraining) and 1 in exits:
+        raise InputError(
+            "exit 1 has no weight in the loss of LayerSkip, and would not be trained",
+            where="at= (--at)",
+            fix=f"choose among 2 to {layers - 1}",
+        )
+    without = [exit for exit in exits if exit not in mapped]
+    if isinstance(asked, ExecutedTraining) and without:
+        raise InputError(
+            f"the heads have no K,V maps at exit {without[0]}; they have: {', '.join(map(str, mapped))}",
+            where="at= (--at)",
+            fix="choose among these, or fit maps there first: offramp heads fit --kv-maps",
+        )
+    return tuple(exits)
+
+
+def _default_units(hidden: int) -> int:
+    """A multiple of 64 where the size is that large."""
+    units = UNITS_PER_HIDDEN * hidden
+    return 64 * round(units / 64) if units >= 64 else round(units)

@@ -1,0 +1,201 @@
+"""What a training of exits is asked for: one request for each kind, with what means something for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt, Le
+
+from offramp.errors import InputError
+from offramp.files import require_writable
+from offramp.kit.defaults import SEED, SHORTLIST, TRAINING_MINUTES
+from offramp.kit.numbers import Count, FittingSeed, Minutes, Whole
+from offramp.kit.request import Request, flags, one_word, python_only
+from offramp.kit.rules import Beside, Must, only_if
+from offramp.tracing.asked import InContext, OnModel
+from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
+from offramp.training.regularisation import Regularisation
+
+if TYPE_CHECKING:
+    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.workloads.workload import Workload
+
+MOST_STEPS, MOST_UNITS = 100_000_000, 65_536
+"""Years of training, and more than the networks of models of 70 billion parameters have."""
+
+LEAVE, MOST_LEAVE = 0.3, 0.9
+"""Share of the tokens that leave while K,V maps are trained, and the largest."""
+
+MINIMUM_LOGITS = 256
+"""Fewest tokens of a vocabulary of the loss."""
+
+Products = Literal["auto", "float32", "bfloat16"]
+AUTO: Products = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitsTraining(OnModel, InContext):
+    """What is asked of a training of every kind. In Python the model is at hand, and its name only shown."""
+
+    kind: ClassVar[str]
+
+    workloads: Annotated[str | Workload | Sequence[str | Workload], flags("--workload", "-w")]
+    """What to train on; may be repeated: prose, code, chat, math, txt:PATH, jsonl:PATH#field."""
+    output: Annotated[Path | str | None, flags("--output", "-o")]
+    """A folder. What was killed goes on there; gates, which take minutes, begin anew."""
+    at: Annotated[
+        str | Sequence[Count] | None,
+        one_word,
+        Beside(
+            lambda at, asked: at is not None or isinstance(asked, FromHeads),
+            "given, as in 12,20 or all",
+            "name the exits to train: --at 12,20, or --at all",
+        ),
+    ] = None
+    """Exits to train: 12,20, or all; gates, executed: all of --from."""
+    steps: Annotated[Count, Le(MOST_STEPS)] | None = None
+    """Steps in the place of minutes: the same command then gives the same exits. Of gates by default some 40
+    passes over their rows."""
+    tokens: Count = TRAINING_TOKENS
+    """Over all workloads, if there are so many."""
+    seed: FittingSeed = SEED
+    """Deals documents and rows out, and starts blocks."""
+    overwrite: bool = False
+    """Replace what is in the folder, finished or another; what was killed of the same goes on."""
+
+    def check(self) -> None:
+        """Refuse what are no exits, and an output that is no folder."""
+        super().check()
+        if self.at is not None:
+            parse_exits(self.at, None, "at= (--at)")
+        if self.output is not None:
+            require_writable(Path(self.output))
+
+    def texts(self) -> tuple[Workload, ...]:
+        """The workloads, each once. Raises WorkloadError."""
+        from offramp.workloads.registry import distinct_workloads
+
+        return distinct_workloads(self.workloads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromHeads(ExitsTraining):
+    """A training that begins from exit heads."""
+
+    start: Annotated[
+        Path | str | ExitHeads | None,
+        flags("--from"),
+        Must(
+            lambda start: not isinstance(start, Path | str) or Path(start).exists(),
+            "a file or a folder of heads that is there",
+        ),
+    ] = None
+    """Heads whose K,V maps are trained; exits that get gates, by default those of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumableTraining(ExitsTraining, Request):
+    """A training that can be killed, and goes on in its folder, which is looked into last."""
+
+    minutes: Annotated[Minutes | None, only_if(lambda asked: asked.steps is None, "beside --steps")] = None
+    """Of all of it on this machine, by default {TRAINING_MINUTES:g}: reading the text, steps, and what goes
+    with the exits. What there is no time for is left out: tokens, then steps."""
+    precision: Annotated[Products, python_only] = AUTO
+    """Of products while it trains, with the output head or, of the model itself, of all: float32, bfloat16,
+    or auto for the usual of the device."""
+
+    @property
+    def allowed_minutes(self) -> float | None:
+        """Of all of it; None where steps are counted."""
+        return TRAINING_MINUTES if self.steps is None and self.minutes is None else self.minutes
+
+    def check(self) -> None:
+        """Refuse a folder of something else."""
+        super().check()
+        if self.output is not None:
+            from offramp.training.folder import TRAINING_FOLDER
+
+            TRAINING_FOLDER.require(Path(self.output), overwrite=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensTraining(ResumableTraining):
+    """An affine map in front of the output head: the tuned lens (arXiv 2303.08112, section 3)."""
+
+    kind: ClassVar[str] = "lens"
+
+    rank: Count | None = None
+    """Of each exit's lens: two thin products in the place of a square one. By default whole."""
+    loss_vocabulary: Annotated[
+        Whole,
+        Must(
+            lambda tokens: tokens == 0 or tokens >= MINIMUM_LOGITS, f"{MINIMUM_LOGITS} or more, or 0 for all"
+        ),
+    ] = LOSS_VOCABULARY
+    """Tokens that the loss looks at: those that the model thinks likely most often; 0: all."""
+    classifiers: Annotated[bool, flags("--classifiers/--no-classifiers")] = True
+    """Fit classifiers that predict agreement, on other documents."""
+    kv_maps: Annotated[bool, flags("--kv-maps/--no-kv-maps")] = True
+    """Fit K,V maps for the exits, for --kv mapped."""
+    short_list: Count = SHORTLIST
+    """Tokens of the restricted vocabulary: fewer are cheaper to read, more keep more answers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTraining(LensTraining):
+    """A lens and a small network behind it: Balcony (arXiv 2503.05005, section 3).
+
+    Theirs is a layer with attention; the network alone did as well, and needs no keys and values.
+    """
+
+    kind: ClassVar[str] = "block"
+
+    units: Annotated[Count, Le(MOST_UNITS)] | None = None
+    """Of a block. By default 8/3 of the hidden size."""
+    shared: bool = False
+    """One network for all exits, each behind its own lens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutedTraining(FromHeads, ResumableTraining):
+    """K,V maps of heads, trained by what they do to tokens that stay (`offramp.training.executed`)."""
+
+    kind: ClassVar[str] = "executed"
+
+    leave: Annotated[float, Gt(0), Le(MOST_LEAVE)] = LEAVE
+    """Share of the tokens that leave while it trains."""
+
+    def check(self) -> None:
+        """Refuse the folder of the heads as the output."""
+        if self.output is not None and isinstance(self.start, Path | str):
+            source = Path(self.start).resolve()
+            if Path(self.output).resolve() in (source, source.parent):
+                what = "the training would replace the exits that it starts from"
+                raise InputError(what, where=str(self.output), fix="choose another folder with -o")
+        super().check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularisedTraining(Regularisation, ResumableTraining):
+    """The model itself, whose trained form is the output (`offramp.training.regularised`)."""
+
+    kind: ClassVar[str] = "regularised"
+
+    output: Annotated[
+        Path | str | None,
+        flags("--output", "-o"),
+        Must(lambda output: output is not None, "a folder, without which a trained model is not kept"),
+    ]
+
+    def __post_init__(self) -> None:  # not that of a `Regularisation` alone
+        Request.__post_init__(self)
+
+    @property
+    def regularisation(self) -> Regularisation:
+        """What is asked of the model alone."""
+        names = [field.name for field in dataclasses.fields(Regularisation)]
+        return Regularisation(**{name: getattr(self, name) for name in names})

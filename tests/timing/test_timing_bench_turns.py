@@ -1,0 +1,365 @@
+"""Turns: who takes a block when, what is kept of it, and when a group of questions is answered."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from bench_cases import Clock, Fake
+
+from offramp.errors import InputError, OfframpError
+from offramp.kit.defaults import FEWEST_VISITS
+from offramp.timing.answers import ALPHA, LOOK_SPENDS, Budget
+from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL
+from offramp.timing.decoder import batches_of
+from offramp.timing.trial import MARGIN, choose_plain, given_plain
+from offramp.timing.turns import (
+    BLOCK,
+    FEW_TOKENS,
+    SHORT_BLOCK,
+    Group,
+    Visit,
+    pairs_of,
+    time_groups,
+    visit,
+)
+
+NAMES = ("a", "b", "c")
+PROMPT = batches_of([[1, 2]], 1)[0]
+MANY, FEW = FEW_TOKENS + 9, 2 * SHORT_BLOCK + 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def collections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether collecting was on at each collection asked for; none is made, it takes a tenth of a second."""
+    made: list[bool] = []
+    monkeypatch.setattr(gc, "collect", lambda *_: made.append(gc.isenabled()))
+    return made
+
+
+def visited(*fakes: Fake, tokens: int = MANY, seed: int = 0) -> Visit:
+    return visit([one.decoder for one in fakes], PROMPT, tokens, random.Random(seed))
+
+
+def test_in_every_round_each_contender_takes_one_block(clock: Clock) -> None:
+    visited(*(Fake(clock, name, 0.1) for name in NAMES))
+    rounds = (MANY - 1) // BLOCK
+    assert len(clock.log) == len(NAMES) * (MANY - 1)
+    blocks = [clock.log[start : start + BLOCK] for start in range(0, len(clock.log), BLOCK)]
+    assert all(len({name for name, _ in block}) == 1 for block in blocks)
+    order = [block[0][0] for block in blocks]
+    for place in range(0, len(order), len(NAMES)):
+        assert set(order[place : place + len(NAMES)]) == set(NAMES)
+    assert len(order) == rounds * len(NAMES)
+
+
+def test_the_order_within_a_round_is_random_and_repeatable(clock: Clock) -> None:
+    fakes = [Fake(clock, name, 0.1) for name in NAMES]
+
+    def orders(seed: int) -> list[tuple[str, ...]]:
+        clock.log.clear()
+        order = random.Random(seed)
+        for _ in range(20):
+            visit([one.decoder for one in fakes], PROMPT, FEW, order)
+        firsts = [name for name, _ in clock.log[::SHORT_BLOCK]]
+        return [tuple(firsts[start : start + 3]) for start in range(0, len(firsts), 3)]
+
+    found = orders(0)
+    assert len(set(found)) == 6  # every order comes
+    assert min(Counter(one[0] for one in found).values()) >= 5  # nobody is always last
+    assert orders(0) == found != orders(1)
+
+
+def test_what_is_kept_of_a_visit(clock: Clock) -> None:
+    found = visited(Fake(clock, "a", 0.1, prompt=2.0), Fake(clock, "b", 0.05), tokens=FEW)
+    assert found["a"].blocks == (pytest.approx(0.1),) * 2
+    assert found["b"].blocks == (pytest.approx(0.05),) * 2
+    assert found["a"].decoded.first_seconds == pytest.approx(2.0)
+    assert found["a"].decoded.seconds_per_token == pytest.approx(0.1)
+    assert pairs_of(found["a"], found["b"]) == [(pytest.approx(0.1), pytest.approx(0.05))] * 2
+
+
+def test_short_texts_are_cut_into_short_blocks_and_a_rest_is_no_block(clock: Clock) -> None:
+    # 12 tokens after the first: three blocks of four; with one more the last has five.
+    assert len(visited(Fake(clock, "a", 0.1), tokens=13)["a"].blocks) == 3
+    assert len(visited(Fake(clock, "a", 0.1), tokens=14)["a"].blocks) == 3
+    assert len(visited(Fake(clock, "a", 0.1), tokens=15)["a"].blocks) == 4
+    assert len(visited(Fake(clock, "a", 0.1), tokens=4)["a"].blocks) == 1
+
+
+def test_a_step_of_several_tokens_ends_its_block_late_and_is_counted_as_it_is(clock: Clock) -> None:
+    found = visited(Fake(clock, "a", 0.1, at_once=3), Fake(clock, "b", 0.1), tokens=25)
+    # Blocks of 4 asked for: two steps of three tokens each.
+    assert [new for name, new in clock.log if name == "a"] == [3] * 8
+    assert found["a"].blocks == (pytest.approx(0.1),) * 4
+    assert len(found["b"].blocks) == 6
+    assert len(pairs_of(found["a"], found["b"])) == 4
+
+
+def test_rows_side_by_side_share_the_seconds(clock: Clock) -> None:
+    pair = batches_of([[1, 2], [3, 4]], 2)[0]
+    found = visit([Fake(clock, "a", 0.1).decoder], pair, FEW, random.Random(0))["a"]
+    assert found.blocks == (pytest.approx(0.05),) * 2
+    assert found.decoded.seconds_per_token == pytest.approx(0.05)
+
+
+def test_who_cannot_be_stopped_decodes_at_a_stretch_between_two_blocks(clock: Clock) -> None:
+    places = set()
+    for seed in range(30):
+        clock.log.clear()
+        whole = Fake(clock, "whole", 0.2, stepping=False)
+        found = visited(Fake(clock, "a", 0.1), whole, tokens=FEW, seed=seed)
+        names = [name for name, _ in clock.log]
+        first = names.index("whole")
+        assert names[first : first + FEW - 1] == ["whole"] * (FEW - 1)
+        places.add(first)
+        assert found["whole"].blocks == ()
+        assert pairs_of(found["a"], found["whole"]) == [(pytest.approx(0.1), pytest.approx(0.2))]
+    assert places == {0, SHORT_BLOCK, 2 * SHORT_BLOCK}
+
+
+def test_a_drift_of_the_machine_cancels(clock: Clock) -> None:
+    """A machine that slows down by a fifth within a visit: neighbours stay equal."""
+
+    def slowing(clock: Clock) -> float:
+        return 0.1 * (1.0 + 0.2 * clock.now / 10.0)
+
+    ratios: list[float] = []
+    for seed in range(40):
+        clock.now = 0.0
+        found = visited(Fake(clock, "a", slowing), Fake(clock, "b", slowing), seed=seed)
+        ratios += [math.log(other / own) for other, own in pairs_of(found["a"], found["b"])]
+    assert abs(math.fsum(ratios) / len(ratios)) < 0.004
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_contenders_decode(
+    enabled: bool, collections: list[bool], clock: Clock
+) -> None:
+    seen: list[bool] = []
+
+    def seconds(clock: Clock) -> float:
+        seen.append(gc.isenabled())
+        return 0.1
+
+    def failing(clock: Clock) -> float:
+        raise KeyboardInterrupt
+
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        visited(Fake(clock, "a", seconds), tokens=FEW)
+        assert gc.isenabled() is enabled
+        with pytest.raises(KeyboardInterrupt):
+            visited(Fake(clock, "a", failing), tokens=FEW)
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert seen == [False] * (FEW - 1)
+    assert len(collections) == 2  # before each visit instead
+
+
+def test_prompts_are_padded_on_the_left_and_the_last_batch_is_filled() -> None:
+    first, second = batches_of([[1], [2, 3], [4, 5, 6]], 2)
+    assert first.ids.tolist() == [[0, 1], [2, 3]]
+    assert first.mask.tolist() == [[0, 1], [1, 1]]
+    assert second.ids.tolist() == [[4, 5, 6], [0, 0, 1]]
+    assert batches_of([[1, 2]], 1)[0].mask.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "what"),
+    [([], "no prompts"), ([[1], []], "prompt 1 has no")],
+)
+def test_bad_prompts(prompts: list[list[int]], what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        batches_of(prompts, 1)
+
+
+# --- groups
+
+PROMPTS = batches_of([[1] * length for length in range(2, 8)], 1)
+TOKENS = 9
+PLAIN = "plain"
+
+
+def noisy(mean: float, spread: float, seed: int) -> Callable[[Clock], float]:
+    draws = random.Random(seed)
+    return lambda clock: mean * draws.lognormvariate(0.0, spread)
+
+
+def group_of(*fakes: Fake, **changes: Any) -> Group:
+    values: dict[str, Any] = {
+        "decoders": [one.decoder for one in fakes],
+        "given": None,
+        "questions": [one.name for one in fakes if one.role == "policy"],
+        "prompts": PROMPTS,
+        "new_tokens": TOKENS,
+        "worth": 0.05,
+    }
+    return Group(**{**values, **changes})
+
+
+def timed(*groups: Group, seconds: float | None = None, **options: Any) -> None:
+    time_groups(groups, budget=Budget(seconds), **options)
+
+
+def plain(clock: Clock, seconds: float | Callable[[Clock], float] = 0.1) -> Fake:
+    return Fake(clock, PLAIN, seconds, role="plain")
+
+
+def test_prompts_are_visited_around_and_around(clock: Clock) -> None:
+    one = plain(clock)
+    timed(group_of(one, Fake(clock, "a", 0.1), rounds=2))
+    lengths = [prompt.ids.shape[1] for prompt in PROMPTS]
+    assert one.prompts_seen == lengths * 2
+
+
+def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None:
+    group = group_of(plain(clock), Fake(clock, "a", 0.05), rounds=2)
+    timed(group)
+    clusters = group.series["a"].clusters(PLAIN)
+    assert [one.prompt for one in clusters] == list(range(len(PROMPTS)))
+    assert {one.pairs for one in clusters} == {2 * 2}  # two blocks of four tokens, twice
+    assert group.stopped == "rounds"
+    ratio = group.series["a"].over_plain()
+    assert ratio is not None
+    assert ratio.value == pytest.approx(2.0)
+
+
+def test_what_is_clearly_answered_is_timed_no_longer(clock: Clock) -> None:
+    slow = Fake(clock, "slow", noisy(0.2, 0.02, 1))
+    near = Fake(clock, "near", noisy(0.098, 0.2, 2))
+    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, prompts=PROMPTS * 20)
+    timed(group, seconds=200.0)
+    assert len(slow.prompts_seen) < len(near.prompts_seen)
+    assert group.series["slow"].level == pytest.approx(1 - LOOK_SPENDS[0] * ALPHA)
+    assert group.stopped == "seconds"
+    assert "slow" in group.answered
+    assert "near" not in group.answered
+    # The rest of what may go wrong is spent at the end.
+    assert group.series["near"].level == pytest.approx(1 - (1 - sum(LOOK_SPENDS)) * ALPHA)
+    assert clock.now <= 200.0
+
+
+def test_all_questions_answered_end_it_before_the_budget_does(clock: Clock) -> None:
+    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
+    timed(group, seconds=200.0)
+    assert group.stopped == "answered"
+    assert 0.35 * 200.0 <= clock.now < 0.4 * 200.0
+    without = group_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
+    timed(without, seconds=200.0, looks=False)
+    assert without.stopped == "seconds"
+    assert without.series["slow"].level == pytest.approx(1 - ALPHA)
+
+
+def test_equal_contenders_end_it_when_they_are_precise(clock: Clock) -> None:
+    group = group_of(plain(clock, noisy(0.1, 0.01, 3)), Fake(clock, "same", noisy(0.1, 0.01, 1)))
+    timed(group, seconds=100.0)
+    assert group.stopped == "answered"
+
+
+def test_together_all_are_timed_until_all_are_answered(clock: Clock) -> None:
+    slow, near = Fake(clock, "slow", noisy(0.2, 0.02, 1)), Fake(clock, "near", noisy(0.098, 0.3, 2))
+    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, together=True)
+    timed(group, seconds=100.0)
+    assert slow.prompts_seen == near.prompts_seen
+    assert group.stopped == "seconds"
+
+
+@pytest.mark.parametrize(("seconds", "visits"), [(0.0, FEWEST_VISITS), (16.5, 10), (15.9, 9)])
+def test_no_visit_begins_that_would_end_too_late(clock: Clock, seconds: float, visits: int) -> None:
+    # Each visit takes 8 tokens of both: 1.6 seconds.
+    group = group_of(plain(clock), Fake(clock, "a", 0.1))
+    timed(group, seconds=seconds, looks=False)
+    assert len(group.visits) == visits
+    assert group.stopped == "seconds"
+
+
+def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clock) -> None:
+    peer = Fake(clock, "peer", 0.1, role="peer", stepping=False)
+    without = Fake(clock, "without exits", 0.1, role="peer", stepping=False, full_depth=True)
+    again = Fake(clock, "a/a", 0.1, role="a/a")
+    asked = Fake(clock, "asked", 0.1, stepping=False)
+    timed(group_of(plain(clock), peer, again, asked, without, rounds=1))
+    assert len(peer.prompts_seen) == 3
+    assert len(again.prompts_seen) == len(asked.prompts_seen) == len(without.prompts_seen) == 6
+
+
+def test_all_are_held_against_the_plain_decoder_that_turns_out_the_fastest(clock: Clock) -> None:
+    """The first one is 13 % slower than the third; whatever is without exits stays till the end."""
+    other, best = Fake(clock, "other", 0.11, role="plain"), Fake(clock, "best", 0.1, role="plain")
+    cut = Fake(clock, "cut", 0.08, role="short list", full_depth=True)
+    asked = Fake(clock, "asked", 0.08)
+    fakes = [plain(clock, 0.113), other, best, cut, asked]
+    group = group_of(*fakes, rounds=2, questions=["asked", "cut"])
+    timed(group)
+    assert group.plain == "best"
+    assert {len(one.prompts_seen) for one in fakes} == {2 * len(PROMPTS)}
+    over = {name: group.series["asked"].ratio(name) for name in (PLAIN, "best", "cut")}
+    speeds = {name: None if one is None else round(one.value, 4) for name, one in over.items()}
+    assert speeds == {PLAIN: 1.4125, "best": 1.25, "cut": 1.0}
+    fastest = group.series["asked"].over_plain()
+    assert fastest is not None
+    assert fastest.value == pytest.approx(1.25)
+    assert group_of(*fakes, given=PLAIN).plain == PLAIN
+
+
+def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) -> None:
+    def failing(clock: Clock) -> float:
+        raise OfframpError("NaN logits")
+
+    good, other = plain(clock), plain(clock)
+    broken = group_of(plain(clock), Fake(clock, "a", failing), rounds=1)
+    groups = [group_of(good, rounds=1), broken, group_of(other, rounds=2)]
+    visits: list[int] = []
+    timed(*groups, visited=lambda: visits.append(len(good.prompts_seen) - len(other.prompts_seen)))
+    assert str(broken.error) == "NaN logits"
+    assert [group.stopped for group in groups] == ["rounds", None, "rounds"]
+    assert (len(good.prompts_seen), len(other.prompts_seen)) == (6, 12)
+    assert max(visits[:12]) <= 1
+
+
+# --- the pilot
+
+
+def pilot_of(clock: Clock, **seconds: float) -> tuple[str, tuple[str, ...]]:
+    names = {"never": NEVER, "dynamic": GENERATE, "whole": ONE_CALL}
+    fakes = [
+        Fake(clock, names[name], each, role="plain", stepping=name != "whole")
+        for name, each in seconds.items()
+    ]
+    found = choose_plain([one.decoder for one in fakes], PROMPTS[0], 64)
+    assert set(found.seconds) == {names[name] for name in seconds}
+    return found.plain, found.notes
+
+
+def test_the_pilot_takes_the_fastest_that_takes_turns(clock: Clock) -> None:
+    plain, notes = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.101)
+    assert plain == GENERATE
+    assert notes == ("in one call generate() took 1.0% more than in steps",)
+    assert pilot_of(clock, never=0.09, dynamic=0.1, whole=0.1)[0] == NEVER
+
+
+def test_generate_in_one_call_is_the_baseline_only_if_it_is_clearly_faster(clock: Clock) -> None:
+    assert pilot_of(clock, never=0.11, dynamic=0.1, whole=0.1 / (1 + MARGIN / 2))[0] == GENERATE
+    plain, notes = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.1 / (1 + 2 * MARGIN))
+    assert plain == ONE_CALL
+    assert "less than in steps" in notes[-1]
+
+
+def test_a_plain_decoder_chosen_elsewhere_must_be_at_hand(clock: Clock) -> None:
+    decoders = [plain(clock).decoder]
+    assert given_plain(decoders, PLAIN).plain == PLAIN
+    with pytest.raises(InputError, match="no plain decoder 'other' here"):
+        given_plain(decoders, "other")

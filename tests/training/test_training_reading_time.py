@@ -1,0 +1,90 @@
+"""How many tokens are read in some minutes, and that a training keeps to what its minutes allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fitting_cases import texts
+from tracing_models import tiny_llama
+
+from offramp.errors import InputError
+from offramp.training import reading_job, trainer
+from offramp.training.reading_time import FEWEST_TOKENS, ReadingTime
+from offramp.training.train import TrainedExits, train_exits
+
+
+def reading(pace: float, *, maps: bool = False, classifiers: bool = False) -> ReadingTime:
+    return ReadingTime(pace, 2, 0.25, maps, classifiers)
+
+
+@pytest.mark.parametrize(
+    ("pace", "maps", "classifiers", "affordable"),
+    [
+        (0.001, False, False, 60_000),  # all of them take 60 s, and half of 3 minutes are 90
+        (0.002, False, False, 44_544),  # 90 s / 2 ms = 45,000, less what is over a multiple of 512
+        (0.002, True, False, 19_456),  # 90 s / (2 ms x 2.3)
+        (0.002, True, True, 15_360),  # a quarter of the tokens is read out besides, each 2.3 times as long
+        (0.01, False, True, 5_632),
+    ],
+)
+def test_as_many_tokens_are_read_as_half_of_the_minutes_allow(
+    pace: float, maps: bool, classifiers: bool, affordable: int
+) -> None:
+    found = reading(pace, maps=maps, classifiers=classifiers)
+    assert found.affordable(60_000, minutes=3.0) == affordable
+    assert found.all(affordable) <= 90.0
+    assert affordable == 60_000 or found.all(affordable + 512) > 90.0
+
+
+def test_minutes_that_allow_too_little_text_are_refused_with_how_many_it_takes() -> None:
+    slow = reading(0.1)
+    with pytest.raises(InputError, match="1 minutes are too few") as refused:
+        slow.affordable(60_000, minutes=1.0)
+    needed = next(word for word in refused.value.fix.split() if word[0].isdigit())
+    assert slow.affordable(60_000, minutes=float(needed)) >= FEWEST_TOKENS
+
+
+def trained(folder: Path, **options: Any) -> TrainedExits:
+    quick = {"classifiers": False, "kv_maps": False, "progress": False, "precision": "float32"}
+    asked = {**quick, "tokens": 4000, **options}
+    return train_exits(tiny_llama(), texts(600), at="1,2", output=folder, **asked)
+
+
+class _Ended(Exception):
+    """Stops a training after its states are written."""
+
+
+def test_what_the_minutes_do_not_allow_is_not_read_and_what_was_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise _Ended
+
+    # Half of 12 s: 3,072 of the tokens at this pace.
+    monkeypatch.setattr(reading_job, "pace_of", lambda *arguments: 6.0 / 3100)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "read_checkpoint", killed)
+        with pytest.raises(_Ended):
+            trained(tmp_path, minutes=0.2)
+    monkeypatch.setattr(reading_job, "pace_of", lambda *arguments: 6.0 / 2000)  # as if another took its time
+    record = trained(tmp_path, minutes=0.2).record
+    assert record.rows.allowed == 3072
+    assert 1536 < record.rows.tokens <= 3072
+    assert trained(tmp_path / "steps", steps=2).record.rows.allowed is None
+
+
+def test_steps_get_what_reading_and_its_end_leave_of_the_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    afterwards = [0.0, 6.0, 60.0]
+    monkeypatch.setattr(ReadingTime, "afterwards", lambda self, tokens: afterwards[0])
+    monkeypatch.setattr(ReadingTime, "affordable", lambda self, tokens, minutes: tokens)
+    monkeypatch.setattr(trainer.Trainer, "_pilot", lambda self, progress: 0.05)
+    alone = trained(tmp_path / "alone", minutes=0.5).record.settings.steps
+    afterwards.pop(0)
+    assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 60
+    afterwards.pop(0)
+    with pytest.raises(InputError, match=r"0\.5 minutes are too few: reading the text, and what goes with"):
+        trained(tmp_path / "less", minutes=0.5)
