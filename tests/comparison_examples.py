@@ -13,7 +13,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.report.findings import decision_on, speed_of
-from offramp.report.ranking import believed, floor_kept
+from offramp.report.strategies import believed, floor_kept
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.text_size import NOTHING, TextSize

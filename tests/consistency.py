@@ -16,11 +16,10 @@ from rich.console import Console
 
 from offramp.policies.short_names import short_name
 from offramp.report.formats import percent, times, whole_percent
-from offramp.report.page import render
+from offramp.report.page import print_summary, render
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
-from offramp.report.terminal import print_summary
 from page_reader import VOID, Page
 
 MOST_WORDS = 25

@@ -20,9 +20,9 @@ from offramp.report.combined import (
     render_combined,
     write_combined_page,
 )
+from offramp.report.drawing import Scale
 from offramp.report.page import links, render
-from offramp.report.plot.drawing import Scale
-from offramp.report.plot.rows import LEFT, RIGHT
+from offramp.report.plots import LEFT, RIGHT
 from offramp.report.summary import summarise, summary_schema
 from offramp.scoring.estimate import Estimate
 from offramp.timing.combined import CombineResult

@@ -15,10 +15,9 @@ from rich.console import Console
 from consistency import contradictions, require_consistent
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
-from offramp.report.page import render
+from offramp.report.page import print_summary, render
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
-from offramp.report.terminal import print_summary
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.verdict import Speed, Verdict

@@ -19,11 +19,10 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
 from offramp.report.formats import percent
-from offramp.report.page import render
+from offramp.report.page import print_summary, render
 from offramp.report.run_result import Progress, RunResult
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
-from offramp.report.terminal import print_summary
 from offramp.report.timing import blame, error_sentence
 from offramp.report.words import REPAIR_NOTE, caveats, headline, reference_line, transform_sentence
 from offramp.scoring.estimate import Estimate

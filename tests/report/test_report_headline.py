@@ -16,35 +16,30 @@ from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import SHORT_HEAD, short_name
-from offramp.report.comparison_words import (
+from offramp.report.comparison import (
+    answer_section,
     best_sentences,
     comparison_headline,
-    lacking,
     left_over,
     not_claimed,
 )
 from offramp.report.findings import (
     best_certified,
+    certified_section,
     comparison_decision,
     decision_on,
     finding_of_verdict,
     findings_of,
+    lacking,
     main_findings,
     main_verdict,
     main_verdicts,
     run_decision,
     speed_of,
 )
-from offramp.report.ranking import (
-    fastest,
-    floor_kept,
-    keeps_floor,
-    why_no_answer,
-)
-from offramp.report.sections.answers import certified_section
 from offramp.report.sections.families import families_at
-from offramp.report.sections.verdict import answer_section
-from offramp.report.ways import ways_of
+from offramp.report.strategies import fastest, floor_kept, keeps_floor, why_no_answer
+from offramp.report.timing import ways_of
 from offramp.report.words import caveats, grounds_of, headline, machines_sentence, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, Strategy

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.report.passage import depth_plot
-from offramp.report.plot import rows as row_plot
-from offramp.report.plot.drawing import (
+from offramp.report import plots
+from offramp.report.curves import look, reliability_plot
+from offramp.report.drawing import (
     DARK_RAMP,
     LIGHT_RAMP,
     Scale,
@@ -27,10 +27,25 @@ from offramp.report.plot.drawing import (
     ramp_rules,
     readable_on,
 )
-from offramp.report.plot.plot import BANDS, WIDE, Axis, Plot, Rule, Series, finite_runs, thinned
-from offramp.report.plot.rows import LEFT, RIGHT, Bar, Point, Row, RowPlot, Track, shortened
-from offramp.report.sections.curves import look
-from offramp.report.sections.layers import reliability_plot
+from offramp.report.passage import depth_plot
+from offramp.report.plots import (
+    BANDS,
+    LEFT,
+    RIGHT,
+    WIDE,
+    Axis,
+    Bar,
+    Plot,
+    PlotRow,
+    Point,
+    ReferenceLine,
+    RowPlot,
+    Series,
+    Track,
+    finite_runs,
+    shortened,
+    thinned,
+)
 from offramp.scoring.card import ReliabilityDiagram
 from offramp.scoring.estimate import Estimate
 
@@ -94,7 +109,9 @@ def test_thinning_keeps_both_ends_and_drops_what_nobody_sees():
 
 def test_rules_outside_the_plot_are_left_out():
     series = Series("a", curve(1, 4), curve(0, 1))
-    svg = line_plot(series, rules=(Rule("y", 0.5, "inside"), Rule("y", 9.0, "outside"))).svg()
+    svg = line_plot(
+        series, rules=(ReferenceLine("y", 0.5, "inside"), ReferenceLine("y", 9.0, "outside"))
+    ).svg()
     assert "inside" in svg
     assert "outside" not in svg
 
@@ -105,9 +122,9 @@ def test_charts_are_well_formed_and_named():
         3, curve(0, 0.5, 1), np.array([4, 0]), curve(0.2, math.nan), curve(0.5, math.nan)
     )
     rows = (
-        Row("a & b", (Track((Point(Estimate(0.5, 0.4, 0.6), "a & b: 0.5", reach=(0.1, 0.9)),)),), "0.5"),
-        Row("<c>", (Track(bars=(Bar(0.0, 0.2, "<c>", 1),)),), "0.2"),
-        Row("d", (Track(),), "undefined"),
+        PlotRow("a & b", (Track((Point(Estimate(0.5, 0.4, 0.6), "a & b: 0.5", reach=(0.1, 0.9)),)),), "0.5"),
+        PlotRow("<c>", (Track(bars=(Bar(0.0, 0.2, "<c>", 1),)),), "0.2"),
+        PlotRow("d", (Track(),), "undefined"),
     )
     charts = [
         line_plot(band).svg(),
@@ -123,11 +140,11 @@ def test_charts_are_well_formed_and_named():
 
 
 def test_what_is_undefined_draws_no_dot_and_nothing_defined_no_plot():
-    svg = RowPlot("Scores", "…", (Row("c", (Track(),), "undefined"),), (0.0, 1.0)).svg()
+    svg = RowPlot("Scores", "…", (PlotRow("c", (Track(),), "undefined"),), (0.0, 1.0)).svg()
     assert "<circle" not in svg
     assert "undefined" in svg
     assert line_plot(Series("a", curve(1, 2), curve(math.nan, math.nan))).svg() == ""
-    assert RowPlot("T", "d", (Row("row", ()),)).svg() == ""
+    assert RowPlot("T", "d", (PlotRow("row", ()),)).svg() == ""
 
 
 def test_bars_add_up_from_nothing_and_two_points_are_joined():
@@ -136,7 +153,7 @@ def test_bars_add_up_from_nothing_and_two_points_are_joined():
         Point(Estimate(0.25, 0.2, 0.3), "measured"),
         Point(Estimate(0.75), "predicted", colour=1, shape=3),
     )
-    rows = (Row("whole", (Track(bars=bars),)), Row("beside", (Track(both),)))
+    rows = (PlotRow("whole", (Track(bars=bars),)), PlotRow("beside", (Track(both),)))
     root = ElementTree.fromstring(
         RowPlot("T", "d", rows, (0.0, 1.0), rule=(0.5, "half"), better="left").svg()
     )
@@ -164,8 +181,8 @@ def discs(svg: str) -> list[tuple[float, float]]:
     return [(float(node.get("cx")), float(node.get("cy"))) for node in parsed(svg).iter("circle")]
 
 
-def dots(name: str, *points: Point) -> Row:
-    return Row(name, tuple(Track((point,)) for point in points))
+def dots(name: str, *points: Point) -> PlotRow:
+    return PlotRow(name, tuple(Track((point,)) for point in points))
 
 
 def test_dots_stand_at_their_values_one_below_the_other():
@@ -173,10 +190,10 @@ def test_dots_stand_at_their_values_one_below_the_other():
     second = Point(Estimate(1.3, 1.25, 1.35), "model <a>, code: 1.30 (1.25 to 1.35)", colour=1, shape=4)
     row = dots("model <a>", first, second)
     svg = RowPlot("Speed", "note", (row,), axis=(1.0, 1.5), rule=(1.0, "plain")).svg()
-    scale = Scale(1.0, 1.5, row_plot.LEFT, row_plot.RIGHT)
+    scale = Scale(1.0, 1.5, plots.LEFT, plots.RIGHT)
     (x1, y1), (x2, y2) = discs(svg)
     assert (x1, x2) == (pytest.approx(scale(1.1), abs=0.1), pytest.approx(scale(1.3), abs=0.1))
-    assert y2 - y1 == pytest.approx(row_plot.STEP, abs=0.1)
+    assert y2 - y1 == pytest.approx(plots.STEP, abs=0.1)
     assert svg.count('class="hollow"') == 1
     assert "model &lt;a&gt;, code: 1.30 (1.25 to 1.35)" in svg
 
@@ -191,7 +208,7 @@ def test_no_dot_or_interval_leaves_the_drawing(triples):
     for node in root.iter():
         for name in ("x1", "x2", "cx"):
             if node.get(name) is not None:
-                assert row_plot.LEFT - 0.1 <= float(node.get(name)) <= row_plot.RIGHT + 0.1
+                assert plots.LEFT - 0.1 <= float(node.get(name)) <= plots.RIGHT + 0.1
 
 
 def test_ticks_never_touch():

@@ -11,10 +11,9 @@ from rich.console import Console
 
 from offramp.policies.short_names import short_name
 from offramp.report.formats import short_source
-from offramp.report.page import render
+from offramp.report.page import print_summary, render
 from offramp.report.table import Cell, Column, Table
-from offramp.report.terminal import print_summary
-from offramp.report.ways import best_without_exits, ways_of
+from offramp.report.timing import best_without_exits, ways_of
 from offramp.report.word_table import WordTable
 from offramp.scoring.estimate import Estimate
 from page_reader import Page

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import comparison_examples as examples
-from offramp.report.findings import findings_of
+from offramp.report.findings import by_floor, findings_of
 from offramp.report.names import (
     figure_name,
     floor_order,
@@ -16,10 +16,7 @@ from offramp.report.names import (
     heads_name,
     parameters_text,
 )
-from offramp.report.ranking import Standing, beside, floor_note
-from offramp.report.sections.answers import by_floor
-from offramp.report.sections.bytes import bytes_section
-from offramp.report.sections.claims import validity_section, validity_words
+from offramp.report.sections.compared import bytes_section, validity_section, validity_words
 from offramp.report.sections.leaderboard import (
     best_answer,
     leaderboard_section,
@@ -27,7 +24,7 @@ from offramp.report.sections.leaderboard import (
     ordered,
     without_speed,
 )
-from offramp.report.sections.strategies import STRATEGIES, families_table
+from offramp.report.strategies import STRATEGIES, Paired, beside, families_table, floor_note
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
 from page_reader import Page
@@ -60,8 +57,8 @@ def test_a_measurement_stands_beside_the_prediction_of_the_same_policy(compariso
     predicted = next(one for one in comparison.strategies if one.basis == "predicted")
     measured = replace(predicted, basis="measured", net_speedup=Estimate(0.97, 0.96, 0.98), floor=None)
     judged = replace(measured, agreement=Estimate(0.717))
-    assert "decoded for real 71.7" in STRATEGIES.html([Standing(predicted, judged)])
-    assert "decoded for real" not in STRATEGIES.html([Standing(None, judged)])
+    assert "decoded for real 71.7" in STRATEGIES.html([Paired(predicted, judged)])
+    assert "decoded for real" not in STRATEGIES.html([Paired(None, judged)])
     elsewhere = replace(measured, place=replace(measured.place, machine="another"))
     found = beside([predicted, measured, elsewhere])
     assert [(one.predicted, one.measured) for one in found] == [(predicted, measured), (None, elsewhere)]
@@ -83,7 +80,7 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
     unasked = replace(known, family="d", floor=None, agreement=Estimate(0.356), net_speedup=fast)
     oracle = replace(known, family="e", reachable=False, net_speedup=fast)
     order = [kept, perhaps, unasked, missed, oracle]
-    standings = sorted((Standing(one, None) for one in reversed(order)), key=lambda standing: standing.rank)
+    standings = sorted((Paired(one, None) for one in reversed(order)), key=lambda standing: standing.rank)
     assert [standing.shown for standing in standings] == order
     assert [floor_note(one) for one in order] == [
         "",
@@ -95,7 +92,7 @@ def test_what_keeps_its_floor_comes_first_and_the_rest_is_marked(comparison):
     html = STRATEGIES.html(standings)
     assert html.count('<span class="invalid">misses the floor</span>') == 1
     broken = replace(kept, basis="measured", net_speedup=Estimate(9.0), defect=True)
-    assert Standing(None, replace(broken, defect=False)).rank < Standing(None, broken).rank
+    assert Paired(None, replace(broken, defect=False)).rank < Paired(None, broken).rank
     html = families_table([kept, perhaps, missed, unasked])
     assert "misses the floor in 1 of 1" in html
     assert re.findall(r">(\d+) of 1<", html) == ["0", "1", "0"]  # who asked for no floor wins nothing

@@ -12,8 +12,8 @@ from rich.console import Console
 
 import comparison_examples as examples
 from offramp.report.comparison import comparison_terminal
+from offramp.report.page import print_summary
 from offramp.report.run_result import RunResult
-from offramp.report.terminal import print_summary
 from offramp.report.words import short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison

@@ -11,6 +11,7 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from offramp.policies.cost_breakdown import Gain
+from offramp.report.drawing import figure
 from offramp.report.formats import (
     counted,
     decimal,
@@ -34,7 +35,6 @@ from offramp.report.html import (
     stack,
     text,
 )
-from offramp.report.plot.drawing import figure
 from offramp.report.table import Cell, Column, Table, pairs
 from offramp.report.timing import (
     a_a_text,

@@ -29,7 +29,7 @@ def run(asked: Run, out: Output) -> None:
     """Carry a run out, and say what it found."""
     workloads = asked.texts()  # before torch is there
 
-    from offramp.report.terminal import print_summary, print_verdict_so_far
+    from offramp.report.page import print_summary, print_verdict_so_far
     from offramp.runs.stages import carry_out
 
     findings = carry_out(asked, workloads, lambda so_far: print_verdict_so_far(so_far, out.console))

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from offramp.files import write_text_atomically
+from offramp.report.drawing import Key, drawn, legend
 from offramp.report.formats import (
     counted,
     decimal,
@@ -22,9 +23,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import fragment, policy_code, text
-from offramp.report.plot.drawing import Key, drawn, legend
-from offramp.report.plot.rows import Point, RowPlot, Track
-from offramp.report.plot.rows import Row as PlotRow
+from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.sections.decoded import circumstances_table, contenders_table
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import circumstances_text, contender_answer, with_interval

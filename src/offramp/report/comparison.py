@@ -1,32 +1,389 @@
-"""A comparison shown: its page, one self-contained file with the answer first, and its terminal output."""
+"""A comparison shown: the answer in words and cards, its page, and its terminal output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from markupsafe import Markup
+
 from offramp.files import write_text_atomically
+from offramp.kit.defaults import WORTH
 from offramp.report.combined import advice, combined_sections
 from offramp.report.comparison_data import downloads_section
-from offramp.report.comparison_words import best_sentences, comparison_headline, left_over, not_claimed
-from offramp.report.findings import comparison_decision
-from offramp.report.html import fragment
-from offramp.report.sections.answers import certified_section
-from offramp.report.sections.bytes import bytes_section
-from offramp.report.sections.claims import validity_section, validity_words
-from offramp.report.sections.compared import citation_section, compared_section, filters
-from offramp.report.sections.curves import profiles_section
+from offramp.report.curves import profiles_section
+from offramp.report.findings import (
+    Finding,
+    best_certified,
+    cell_decisions,
+    certified_section,
+    comparison_decision,
+    findings_of,
+    lacking,
+    passed_how,
+)
+from offramp.report.formats import (
+    counted,
+    estimate_text,
+    limits_text,
+    listed,
+    percent,
+    thousandths,
+    times,
+    whole_percent,
+)
+from offramp.report.html import KeyNumber, Kind, fragment
+from offramp.report.names import (
+    distinct,
+    floor_shown,
+    heads_name,
+    line_name,
+    machine_shown,
+    place_shown,
+    row_name,
+)
+from offramp.report.sections.compared import (
+    bytes_section,
+    citation_section,
+    compared_section,
+    filters,
+    validity_section,
+    validity_words,
+)
 from offramp.report.sections.leaderboard import leaderboard, leaderboard_section, ordered
-from offramp.report.sections.strategies import STRATEGIES, fastest_of_each, strategies_section
 from offramp.report.sections.training import trained_groups, trained_section
-from offramp.report.sections.verdict import answer_section
+from offramp.report.strategies import (
+    STRATEGIES,
+    believed,
+    decoded_for_real,
+    fastest,
+    fastest_of_each,
+    floor_kept,
+    replayed,
+    strategies_section,
+    why_no_answer,
+)
 from offramp.report.table import TERMINAL_STYLES, Column, reasons
+from offramp.report.words import WORDS
+from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison
+from offramp.scoring.rank_correlation import BASES_NEEDED
+from offramp.studies.comparison.results import Comparison, Strategy
+from offramp.tuning.tuned import Tuned
+from offramp.tuning.verdict import OPEN, Decision, Speed
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+NOWHERE = "Early exit does not pay anywhere here"
+
+
+def comparison_headline(comparison: Comparison) -> str:
+    """The answer in one sentence."""
+    found = findings_of(comparison)
+    if not found:
+        return _uncertified_headline(comparison)
+    decision, decisions = comparison_decision(comparison), list(cell_decisions(found).values())
+    best = best_certified(found)
+    at_best = "" if best is None else f"{passed_how(best)}, it is at best {over_plain(best.speed)}"
+    if best is not None and best.timed:
+        at_best += f", decoded for real{credited(best)}"
+    if decision == "pays":
+        return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
+    if decision in OPEN:
+        if not any(one.decision == decision and one.certified for one in found):
+            return _open_headline(decision, decisions, found)
+        why = at_best or "what is certified has no speed on documents that it has not seen"
+        if best is not None and best.missing:
+            why += f"; missing: {'; '.join(best.missing)}"
+        return f"{WORDS[decision].answer}: {why}."
+    if best is None:
+        return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
+    return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
+
+
+def _where_it_pays(found: Sequence[Finding[Tuned]], cells: int) -> str:
+    """ "pays in 1 of 4 cells": by its credit, as timed there."""
+    paying = {one.cell for one in found if one.decision == "pays"}
+    return "pays here" if cells == 1 else f"pays in {len(paying):,} of {counted(cells, 'cell')}"
+
+
+def credited(one: Finding[Tuned]) -> str:
+    """ ", 1.080 × (1.060 to 1.100) the best decoder without exits"; nothing where that was not timed."""
+    credit = one.credit
+    if credit is None or credit.value is None:
+        return ""
+    return f", {estimate_text(credit, times)} the best decoder without exits"
+
+
+def _open_headline(decision: Decision, decisions: Sequence[Decision], found: Sequence[Finding[Tuned]]) -> str:
+    """The answer where nothing pays, and what is open is not certified."""
+    why = lacking([one for one in found if one.unknown])
+    if refused := decisions.count("does not pay"):
+        cells = counted(len(decisions), "cell")
+        return f"Early exit does not pay in {refused:,} of {cells}; the others are open; {why}."
+    return f"{WORDS[decision].answer} here; {why}."
+
+
+def best_sentences(comparison: Comparison) -> list[str]:
+    """What stands behind the headline: the best that is certified, replayed and measured, a sentence each."""
+    said = []
+    best = best_certified(findings_of(comparison))
+    if best is not None:
+        how = (
+            f"decoded for real; predicted were {over_plain(best.predicted)}"
+            if best.timed
+            else "predicted on documents that neither search nor certificate saw"
+        )
+        said.append(
+            f"The best speed that passed its floor is {over_plain(best.speed)} ({passed_how(best)}): "
+            f"{best.place}, {how}."
+        )
+    found = fastest(replayed(comparison.strategies))
+    if found is not None:
+        said.append(
+            f"By replay, without a certificate, the fastest strategy is {over_plain(found.net_speedup)}: "
+            f"{found.family}, {place_shown(found.place)}, at {floor_shown(found.floor)}."
+        )
+    found = fastest(believed(comparison.strategies))
+    if found is not None:
+        speed = over_plain(found.net_speedup)
+        where = f"{place_shown(found.place)}, at {floor_shown(found.floor)}"
+        said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
+    return said
+
+
+def _uncertified_headline(comparison: Comparison) -> str:
+    """The answer where nothing was tuned for a certificate."""
+    measured, predicted = fastest(believed(comparison.strategies)), fastest(replayed(comparison.strategies))
+    best = measured or predicted
+    if best is None and comparison.combined:
+        return _combined_headline(comparison)
+    below = [one for one in comparison.strategies if not one.plain and floor_kept(one) == "missed"]
+    if best is None and below:
+        closest = max(below, key=lambda one: one.agreement.value or 0.0)
+        return (
+            f"None of the {len(below):,} policies that were tried keeps its floor: the closest agrees on "
+            f"{percent(closest.agreement.value or 0.0)} of the tokens, and {floor_shown(closest.floor)} was "
+            'asked for; "tuned" among the policies of a study lets the tuner search.'
+        )
+    if best is None:
+        return "These are scores alone: whether early exit pays in time was not asked."
+    how = "decoded for real" if measured else "by replay and without a certificate"
+    too_slow = comparison_decision(comparison) == "does not pay"
+    answer = NOWHERE if too_slow else WORDS["not settled"].answer
+    speed = over_plain(best.net_speedup)
+    return f"{answer}: {how}, the fastest strategy at {floor_shown(best.floor)} is {speed}."
+
+
+def _combined_headline(comparison: Comparison) -> str:
+    """The answer where accelerations were timed together, and nothing else was asked."""
+    count, broken = len(comparison.combined), combined_with_defects(comparison)
+    said = f"Early exit was timed beside other accelerations only, in {counted(count, 'measurement')}"
+    wrong = f"{broken:,}" if broken else "none"
+    return f"{said}, {wrong} of them with a defect: what to use is said of each."
+
+
+def over_plain(speed: Speed | Estimate | None) -> str:
+    """ "1.113 × plain decoding (1.098 to 1.128)"."""
+    if speed is None or speed.value is None:
+        return "undefined plain decoding"
+    limits = limits_text(speed.low, speed.high, thousandths)
+    return f"{times(speed.value)} plain decoding{f' ({limits})' if limits else ''}"
+
+
+# What to bear in mind.
+
+
+def left_over(comparison: Comparison) -> list[str]:
+    """How much could not be certified, or was measured but must not be believed."""
+    said = []
+    answers = findings_of(comparison)
+    unknown = [one for one in answers if one.unknown]
+    if unknown:
+        verb = "is" if len(unknown) == 1 else "are"
+        said.append(
+            f"{len(unknown):,} of {counted(len(answers), 'answer')} (a cell at a floor) {verb} open "
+            f"without a certificate; {lacking(unknown)}."
+        )
+    no_answer = why_no_answer(comparison.strategies)
+    if no_answer:
+        count = len(decoded_for_real(comparison.strategies))
+        said.append(
+            f"Of {counted(count, 'measurement')} of policies decoded for real, left out: {no_answer}."
+        )
+    missed = sum(one.missed for one in answers if one.exits)
+    if missed:
+        count = len(answers)
+        said.append(
+            f"Of {counted(count, 'answer')}, certified on given text and below the floor when decoded, and "
+            f"so not said to pay: {missed:,}."
+        )
+    broken = combined_with_defects(comparison)
+    if broken:
+        count = len(comparison.combined)
+        said.append(
+            f"Of {counted(count, 'measurement')} of accelerations together, with a defect: {broken:,}."
+        )
+    return said
+
+
+def not_claimed(comparison: Comparison) -> list[str]:
+    """What a reader must not take from the comparison."""
+    said = []
+    answers, strategies = findings_of(comparison), comparison.strategies
+    bases = distinct([row.model.base for row in comparison.rows])
+    if len(bases) < BASES_NEEDED:
+        said.append(
+            "Nothing is claimed about models in general: "
+            f"{counted(len(bases), 'independently trained model')} of the {BASES_NEEDED} that it takes. "
+            "Variants of one model are not independent."
+        )
+    if strategies or answers:
+        said.append(
+            "A predicted speed is computed from a replay and a machine's prices, its interval is over "
+            f"documents, not over these prices; {_timed(strategies)}."
+        )
+    if len(answers) > 1 or len(replayed(strategies)) > 1:
+        said.append(
+            "The best of many is chosen with hindsight, and its own interval does not account for that."
+        )
+    passed = {one.certified for one in answers} - {""}
+    if "replayed" in passed:
+        said.append(
+            "A replay bound speaks of given text with the full model's keys and values: what a policy keeps "
+            "when it decodes may be less, so nothing pays by it. Only what was decoded is certified."
+        )
+    if passed:
+        said.append("Each statement about a floor has its own chance of being wrong.")
+    few = [row for row in comparison.rows if all(getattr(row.card, name).low is None for name in ESTIMATES)]
+    if few:
+        names = distinct([f"{row_name(row)} on {row.workload}" for row in few])
+        shown = listed(names) if len(names) <= 4 else f"{len(names)} cells"
+        said.append(f"No interval is given for {shown}: too few documents to say how sure the figures are.")
+    if comparison.failures:
+        count = counted(len(comparison.failures), "cell")
+        said.append(f"{count} failed or did not run; each is named with its reason.")
+    return said + list(comparison.notes)
+
+
+def _timed(strategies: Sequence[Strategy]) -> str:
+    """What the stopwatch adds to predicted speeds."""
+    if believed(strategies):
+        return "only what is marked measured was timed"
+    broken = any(one.defect for one in strategies)
+    return "what was timed here has a defect" if broken else "none was timed here"
+
+
+def combined_with_defects(comparison: Comparison) -> int:
+    """Measurements of accelerations together with something wrong."""
+    return sum(bool(combined.defects) for combined in comparison.combined)
+
+
+def answer_section(comparison: Comparison) -> Markup:
+    """Headline, the sentences behind it, the best of each kind as cards, and what is not claimed."""
+    return fragment(
+        "comparison",
+        "verdict",
+        title=comparison.title,
+        decision=comparison_decision(comparison),
+        size=size_of(comparison),
+        headline=comparison_headline(comparison),
+        cards=cards_of(comparison),
+        not_claimed=[*left_over(comparison), *not_claimed(comparison)],
+    )
+
+
+def size_of(comparison: Comparison) -> str:
+    """ "9 models · 2 workloads · 1,920 tokens each"."""
+    rows = comparison.rows
+    models = distinct([row.model.shown for row in rows])
+    workloads = distinct([row.workload for row in rows])
+    tokens = sorted({row.card.tokens for row in rows})
+    each = f"{tokens[0]:,} tokens each" if len(tokens) == 1 else "unequal numbers of tokens"
+    parts = [counted(len(models), "model"), counted(len(workloads), "workload"), *([each] if tokens else [])]
+    bases = distinct([row.model.base for row in rows])
+    if len(bases) < len(models):
+        parts.insert(1, f"{counted(len(bases), 'independent training')}")
+    return " · ".join(parts)
+
+
+def cards_of(comparison: Comparison) -> list[KeyNumber]:
+    """The best certified, replayed and measured speed, and the most suited by score."""
+    found, strategies = findings_of(comparison), comparison.strategies
+    cards = []
+    if found:
+        cards.append(_certified_card(best_certified(found), len(found)))
+    predicted = fastest(replayed(strategies))
+    if predicted is not None:
+        cards.append(_strategy_card("Fastest by replay", "predicted", predicted))
+    if any(one.basis == "measured" for one in strategies):
+        measured, title = fastest(believed(strategies)), "Fastest decoded for real"
+        if measured is None:
+            nothing = why_no_answer(strategies) or "no policy that exits was decoded"
+            cards.append(KeyNumber("measured", "none", nothing, (), title))
+        else:
+            cards.append(_strategy_card(title, "measured", measured))
+    return cards + _suited_card(comparison)
+
+
+def _certified_card(best: Finding[Tuned] | None, asked: int) -> KeyNumber:
+    title = "Best net speed that passed its floor"
+    if best is None:
+        said = f"no policy that exits early passed in {counted(asked, 'answer')}"
+        return KeyNumber("predicted", "none", said, (), title)
+    model, workload, machine = best.cell
+    facts = {
+        "model": model,
+        "workload": workload,
+        "machine": machine_shown(machine),
+        "keeps": floor_shown(best.floor),
+        "passed": passed_how(best),
+    }
+    kind: Kind = "measured" if best.timed else "predicted"
+    return KeyNumber(kind, *_speed(best.speed), list(facts.items()), title, best.policy)
+
+
+def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
+    place = found.place
+    facts = {
+        "model": line_name(place.model, place.heads),
+        "workload": place.workload,
+        "machine": machine_shown(place.machine),
+        "floor": floor_shown(found.floor),
+        "agreement": "–" if found.agreement.value is None else percent(found.agreement.value),
+    }
+    return KeyNumber(kind, *_speed(found.net_speedup), list(facts.items()), title, str(found.policy))
+
+
+def _suited_card(comparison: Comparison) -> list[KeyNumber]:
+    """The row with the highest composite; none without one."""
+    known = [row for row in comparison.rows if row.card.composite.value is not None]
+    if not known:
+        return []
+    best = max(known, key=lambda row: row.card.composite.value or 0.0)
+    composite, skips = best.card.composite, best.card.saturation_skip.value
+    facts = {
+        "model": best.model.shown,
+        "workload": best.workload,
+        "exit heads": heads_name(best.heads),
+        "oracle skips": "–" if skips is None else percent(skips),
+    }
+    limits = limits_text(composite.low, composite.high, thousandths)
+    what = f"composite of 0 to 1{f', {limits}' if limits else ''}"
+    big = thousandths(composite.value or 0.0)
+    return [KeyNumber("measured", big, what, list(facts.items()), "Most suited by score")]
+
+
+def _speed(speed: Speed | Estimate | None) -> tuple[str, str]:
+    """A speed in large, and what it is over with its interval."""
+    assert speed is not None, "the best has a speed"
+    limits = limits_text(speed.low, speed.high, thousandths)
+    without = ", no interval" if speed.low is None else ""
+    return times(speed.value or 0.0), f"plain decoding{f', {limits}' if limits else without}"
+
 
 T = TypeVar("T")
 

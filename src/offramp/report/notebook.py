@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from offramp.policies.replay import ReplayResult
+from offramp.report.curves import FIGURES, layer_figure
+from offramp.report.drawing import ramp_rules
 from offramp.report.findings import Finding
 from offramp.report.formats import counted, thousandths
 from offramp.report.html import fragment
 from offramp.report.page import identities
 from offramp.report.passage import generation_section, passage_part
-from offramp.report.plot.drawing import ramp_rules
 from offramp.report.replayed import layers_of, replay_section
 from offramp.report.run_findings import Findings
 from offramp.report.sections.first_screen import verdict_section
-from offramp.report.sections.layers import FIGURES, layer_figure
 from offramp.report.sections.potential import component_figure, eas_figure, readings_charts
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.scoring import score

@@ -1,34 +1,44 @@
-"""The page of a run: one self-contained file, the answer first."""
+"""The page of a run, one self-contained file with the answer first, and its terminal output."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich.console import Console
+from rich.markup import escape
 
 from offramp.files import write_text_atomically
 from offramp.report import REPORT_FILE
 from offramp.report.combined import combined_section
-from offramp.report.formats import counted, listed
+from offramp.report.curves import layers_section
+from offramp.report.drawing import ramp_rules
+from offramp.report.findings import run_decision
+from offramp.report.formats import counted, decimal, listed
 from offramp.report.html import fragment, slug
+from offramp.report.next_step import next_step
 from offramp.report.passage import passage_section
-from offramp.report.plot.drawing import ramp_rules
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section
 from offramp.report.sections.first_screen import (
+    VERDICTS,
     caveats_section,
     floors_section,
+    grounds_line,
     texts_section,
     verdict_section,
+    verdicts_of,
 )
-from offramp.report.sections.layers import layers_section
 from offramp.report.sections.machines import break_even_section, machine_section, machines_section
 from offramp.report.sections.potential import components_section
-from offramp.report.sections.provenance import provenance_section
 from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
+from offramp.report.table import TERMINAL_STYLES, Column, Table
+from offramp.report.words import headline, short_answer, wrong_with
 
 
 def write_report(run: RunResult, folder: Path) -> Path:
@@ -123,3 +133,70 @@ def workload_part(workload: WorkloadResult, layers: int, identity: str) -> dict[
     )
     facts = f"{workload.mode} mode · {traced}"
     return {"id": identity, "name": workload.name, "facts": facts, "sections": sections}
+
+
+def print_summary(run: RunResult, console: Console, report: Path | None = None) -> None:
+    """Print the verdict and what it rests on, a row a text and floor, what is wrong, and what to do next."""
+    _print_answer(run_decision(run), short_answer(run), console)
+    if grounds := grounds_line(run):
+        console.print(escape(grounds))
+    if verdicts := verdicts_of(run):
+        console.print()
+        console.print(VERDICTS.rich(verdicts))
+    console.print()
+    for note in wrong_with(run):
+        console.print(f"[dim]{escape(note)}[/]")
+    if report is not None:
+        console.print(f"Report: [bold]{escape(str(report))}[/]", soft_wrap=True)
+    if step := next_step(run):
+        console.print(f"\n[bold]Next[/]: {escape(step.reason)} [dim]{escape(step.expected)}[/]")
+        for command in filter(None, (step.command, step.then)):
+            console.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _print_answer(decision: str, answer: str, console: Console) -> None:
+    """The answer in the colour of its decision."""
+    style = TERMINAL_STYLES.get(decision, "yellow")
+    console.print(f"\n[bold {style}]{escape(answer)}[/]")
+
+
+def print_verdict_so_far(run: RunResult, console: Console) -> None:
+    """Print the verdict as certified and predicted, before policies are timed."""
+    _print_answer(run_decision(run), f"Before the timing: {headline(run)}", console)
+    console.print(
+        "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
+    )
+
+
+def provenance_section(run: RunResult) -> Markup:
+    """The command, the versions and fingerprints, the workloads traced."""
+    return fragment("run", "provenance", run.command, TRACED.html(run.workloads), entries(run.provenance))
+
+
+TRACED: Table[WorkloadResult] = Table(
+    (
+        Column("Workload", lambda workload: workload.name),
+        Column("Mode", lambda workload: workload.mode),
+        Column("Documents", lambda workload: workload.card.documents),
+        Column("Left out", lambda one: sum(not doc.valid for doc in one.trace.documents)),
+        Column("Tokens", lambda workload: f"{workload.card.tokens:,}"),
+        Column("Seconds", lambda workload: workload.seconds, partial(decimal, digits=1)),
+        Column("Trace", lambda workload: workload.trace_folder),
+    ),
+    caption="Traced workloads",
+    words=2,
+)
+
+
+def entries(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values, nested ones with their path."""
+    items: list[tuple[str, str]] = []
+    for name, value in values.items():
+        path = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            items += entries(value, f"{path} · ")
+            continue
+        if isinstance(value, list | tuple):
+            value = ", ".join(str(item) for item in value)
+        items.append((path, "none" if value is None else str(value)))
+    return items

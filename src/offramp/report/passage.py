@@ -9,10 +9,10 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from offramp.report.drawing import drawn, nice_ticks
 from offramp.report.formats import counted, percent, percent_tick, visible_piece
 from offramp.report.html import Kind, fragment, text
-from offramp.report.plot.drawing import drawn, nice_ticks
-from offramp.report.plot.plot import FLAT, Axis, Box, Plot
+from offramp.report.plots import FLAT, Axis, Box, Plot
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Column, Table
 from offramp.scoring.components import saturation

@@ -1,6 +1,6 @@
 """What a run found, in sentences: the answer by its decision, what it rests on, what to bear in mind.
 
-Those of a comparison: `offramp.report.comparison_words`; those of a certificate stand beside its table.
+Those of a comparison: `offramp.report.comparison`; those of a certificate stand beside its table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was compared: models, texts, failures, traces; what tables are narrowed down by; how to cite it."""
+"""What was compared: models, texts, traces, costs by the byte, scores beside savings; how to cite it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from offramp.report.formats import counted, listed, whole
+from offramp.report.formats import counted, decimal, listed, thousandths, whole
 from offramp.report.html import fragment
 from offramp.report.names import (
+    FLOOR,
+    MACHINE,
+    TRACE,
     distinct,
+    figure_name,
     floor_order,
     floor_shown,
     heads_name,
     machine_shown,
     parameters_text,
 )
-from offramp.report.places import TRACE
-from offramp.report.sections.provenance import entries
-from offramp.report.table import Column, Table
-from offramp.studies.comparison.results import Comparison, Row
+from offramp.report.page import entries
+from offramp.report.strategies import believed, fastest, replayed
+from offramp.report.table import NOTHING, Cell, Column, Table, reasons
+from offramp.scoring.estimate import Estimate
+from offramp.scoring.rank_correlation import BASES_NEEDED
+from offramp.studies.comparison.equality import per_byte_notes
+from offramp.studies.comparison.results import Comparison, Place, Row, ScoreValidity, Strategy
+from offramp.studies.comparison.validity import independent
 
 FACETS: dict[str, str] = {
     "model": "Model",
@@ -147,3 +155,113 @@ TRACES: Table[Row] = Table(
     name="traces",
     noun="trace",
 )
+
+
+TEXT: tuple[Column[Row], ...] = (
+    *TRACE,
+    Column("Bits per byte", lambda row: row.bits_per_byte, thousandths, key="bits", numeric=True),
+    Column("NLL per token, nats", lambda row: nll(row), decimal, key="nll", numeric=True),
+    Column("Bytes per token", lambda row: row.bytes_per_token, decimal, key="bytes", numeric=True),
+    Column(
+        "Characters per token", lambda row: row.characters_per_token, decimal, key="characters", numeric=True
+    ),
+)
+
+
+def bytes_section(comparison: Comparison) -> Markup:
+    """Bits per byte and characters per second; nothing where all models read the same tokens."""
+    if not per_byte_notes(comparison.rows):
+        return Markup()
+    rows = [row for row in comparison.rows if row.bytes_per_token is not None and not row.own_text]
+    places = with_characters(comparison.strategies)
+    machines = distinct([place.machine for place in places])
+    table = Table(
+        (*TEXT, *(column for machine in machines for column in speed_columns(machine, places))),
+        caption="Every model on every workload, the fewest bits per byte first",
+        name="bytes",
+    )
+    rows.sort(key=lambda row: (row.workload, row.bits_per_byte is None, row.bits_per_byte or 0.0))
+    return fragment("comparison", "bytes", table.html(rows))
+
+
+def nll(row: Row) -> float | None:
+    """The full model's surprise per token, in nats."""
+    curve = row.card.curves.values.get("nll")
+    return None if curve is None else float(curve[-1])
+
+
+Places = dict[Place, list[Strategy]]
+
+
+def with_characters(strategies: Sequence[Strategy]) -> Places:
+    """The strategies whose characters per second are known, by place."""
+    places: Places = {}
+    for strategy in strategies:
+        if strategy.characters_per_second is not None:
+            places.setdefault(strategy.place, []).append(strategy)
+    return places
+
+
+def speed_columns(machine: str, places: Places) -> tuple[Column[Row], Column[Row]]:
+    """On a machine plain decoding's characters per second, and those of the fastest strategy."""
+
+    def plain(row: Row) -> float | None:
+        here = places.get(row.on(machine), [])
+        return next((one.characters_per_second for one in here if one.plain), None)
+
+    def best(row: Row) -> Cell:
+        here = places.get(row.on(machine), [])
+        found = fastest(replayed(here)) or fastest(believed(here))
+        if found is None or found.characters_per_second is None:
+            return Cell(NOTHING)
+        speed = found.characters_per_second
+        return Cell(whole(speed), below=f"{found.family}, {found.basis}", value=speed)
+
+    name = machine_shown(machine)
+    return (
+        Column(f"Characters per second, plain, {name}", plain, whole, key=f"plain-{machine}", numeric=True),
+        Column(f"… with the fastest strategy, {name}", best, whole, key=f"best-{machine}", numeric=True),
+    )
+
+
+VALIDITY: Table[ScoreValidity] = Table(
+    (
+        Column("Score", lambda entry: Cell(figure_name(entry.score), value=entry.score), data=str),
+        MACHINE.over(lambda entry: entry.machine),
+        FLOOR.over(lambda entry: entry.floor),
+        Column("Kendall τ-b", lambda entry: entry.kendall, decimal, data=Estimate, key="kendall"),
+        Column("Independent models", lambda entry: entry.bases, whole, data=int, key="bases"),
+    ),
+    caption="Each score on one text against the measured savings on another text of the same model",
+    name="validity",
+)
+
+
+def validity_section(comparison: Comparison) -> Markup:
+    """What can be said, and a row for each score at a floor on a machine; nothing without a measurement."""
+    validity = comparison.validity
+    if not validity:
+        return Markup()
+    ranked = sorted(
+        validity, key=lambda entry: (entry.machine, floor_order(entry.floor), -(entry.kendall.value or -2.0))
+    )
+    notes = reasons([entry.kendall for entry in validity])
+    return fragment("comparison", "validity", validity_words(validity), VALIDITY.html(ranked), notes)
+
+
+def validity_words(validity: Sequence[ScoreValidity]) -> list[str]:
+    """One sentence: that models are too few, or how many correlations are surely above chance."""
+    if not validity:
+        return []
+    bases = max(entry.bases for entry in validity)
+    if bases < BASES_NEEDED:
+        return [
+            f"Which score tells what is saved cannot be told: {independent(bases)} were measured, "
+            f"{BASES_NEEDED} are needed."
+        ]
+    above = sum(entry.kendall.low is not None and entry.kendall.low > 0 for entry in validity)
+    return [
+        f"Of {counted(len(validity), 'correlation')} of a score with measured savings, {above} "
+        f"{'lies' if above == 1 else 'lie'} above 0 with the whole interval; that they are so many is not "
+        "accounted for."
+    ]

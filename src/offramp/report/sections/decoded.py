@@ -12,6 +12,7 @@ from markupsafe import Markup
 from offramp.kit.numbers import shown_size
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
+from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.formats import (
     counted,
     decimal,
@@ -24,20 +25,20 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import bullets, fragment
-from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
-from offramp.report.plot.rows import Bar, Point, Row, RowPlot, Track
+from offramp.report.plots import Bar, PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.table import NOTHING, Cell, Column, Shown, Table, pairs
 from offramp.report.timing import (
     DECISIONS,
+    Way,
     circumstances_text,
     contender_answer,
     counts_sentence,
     error_sentence,
     part_name,
+    ways_of,
     with_interval,
 )
-from offramp.report.ways import Way, ways_of
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
 from offramp.timing.results import BenchResult, Contender, Forecast
@@ -301,7 +302,7 @@ def beside_plot(shown: Sequence[Forecasted], plain: float) -> RowPlot:
     )
 
 
-def beside_row(name: str, forecast: Forecast) -> Row:
+def beside_row(name: str, forecast: Forecast) -> PlotRow:
     """The way from the prediction to the measurement, in milliseconds per token."""
     measured, predicted = forecast.measured.scaled(1000), forecast.predicted
     words = milliseconds(forecast.measured.value)
@@ -311,7 +312,7 @@ def beside_row(name: str, forecast: Forecast) -> Row:
         said = f"{name}, predicted: {decimal(1000 * predicted)} ms"
         points.append(Point(Estimate(1000 * predicted), said, colour=1, shape=3))
         words = f"{words}, predicted {decimal(1000 * predicted, 1)}"
-    return Row(name, (Track(tuple(points)),), words)
+    return PlotRow(name, (Track(tuple(points)),), words)
 
 
 @dataclass(frozen=True)
@@ -389,7 +390,7 @@ def error_plot(shown: Sequence[Forecasted]) -> RowPlot:
     )
 
 
-def error_row(policy: DecodedChoice, forecast: Forecast) -> Row:
+def error_row(policy: DecodedChoice, forecast: Forecast) -> PlotRow:
     """One policy's parts as bars around nothing, and a diamond for its whole error."""
     name = label_of(policy)
     bars, below, above = [], 0.0, 0.0
@@ -398,7 +399,7 @@ def error_row(policy: DecodedChoice, forecast: Forecast) -> Row:
         above, below = (above + part.error, below) if part.error > 0 else (above, below + part.error)
         bars.append(Bar(start, start + part.error, f"{part.name}: {decimal(part.error)} ms", part.colour))
     if forecast.predicted is None:
-        return Row(name, (Track(bars=tuple(bars)),), "no prediction")
+        return PlotRow(name, (Track(bars=tuple(bars)),), "no prediction")
     total = 1000 * (forecast.predicted - forecast.measured.value)
     whole = Point(Estimate(total), f"{name}, whole error: {decimal(total)} ms", colour=None, shape=3)
-    return Row(name, (Track((whole,), tuple(bars)),), f"{'+' if total > 0 else ''}{decimal(total)} ms")
+    return PlotRow(name, (Track((whole,), tuple(bars)),), f"{'+' if total > 0 else ''}{decimal(total)} ms")

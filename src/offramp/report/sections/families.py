@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from offramp.policies.short_names import short_name
+from offramp.report.drawing import Scale, label, line, marker, nice_step
 from offramp.report.formats import (
     decimal,
     faster,
@@ -19,8 +20,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import escaped, fragment, text
-from offramp.report.plot.drawing import Scale, label, line, marker, nice_step
-from offramp.report.plot.rows import Bar, draw_bar
+from offramp.report.plots import Bar, draw_bar
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
 from offramp.report.words import credit_sentence, credits_of, reference_line

@@ -16,6 +16,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.report.curves import rounded
+from offramp.report.drawing import nice_range
 from offramp.report.findings import main_verdict, run_decision
 from offramp.report.formats import (
     counted,
@@ -32,12 +33,10 @@ from offramp.report.formats import (
 from offramp.report.html import fragment
 from offramp.report.names import distinct
 from offramp.report.next_step import next_step
-from offramp.report.plot.drawing import nice_range
-from offramp.report.plot.plot import PANEL, Axis, Plot, Rule, Series
+from offramp.report.plots import PANEL, Axis, Plot, ReferenceLine, Series
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
-from offramp.report.timing import with_interval
-from offramp.report.ways import Way, best_without_exits, kept_text, ways_by_text
+from offramp.report.timing import Way, best_without_exits, kept_text, ways_by_text, with_interval
 from offramp.report.words import caveats, grounds_of, how_words, reference_line, short_answer
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
@@ -263,15 +262,15 @@ def _panel(run: RunResult, name: str, ways: Sequence[Way], letters: dict[str, st
         return None
     verdicts = next((one.verdicts for one in run.workloads if one.name == name), ())
     floors = sorted({verdict.floor for verdict in verdicts})
-    rules = [Rule("x", floor, whole_percent(floor)) for floor in floors]
+    rules = [ReferenceLine("x", floor, whole_percent(floor)) for floor in floors]
     main = min(verdicts, key=lambda verdict: from_main(verdict.floor), default=None)
     best = best_without_exits(ways, *((MAIN_FLOOR,) if main is None else (main.floor, main.without)))
     levels: list[float] = []
     if best is not None and best.speed is not None:
         worth = verdicts[0].worth if verdicts else WORTH
         levels = [best.speed.value, best.speed.value * (1 + worth)]
-        rules.append(Rule("y", levels[0], "best without exits", "below"))
-        rules.append(Rule("y", levels[1], f"{whole_percent(worth)} above it"))
+        rules.append(ReferenceLine("y", levels[0], "best without exits", "below"))
+        rules.append(ReferenceLine("y", levels[1], f"{whole_percent(worth)} above it"))
     lost = 1.0 - min([*floors, *[kept.value for _, kept, _ in drawn], 0.98])
     heights = [end for _, _, speed in drawn for end in _ends(speed)]
     groups = (

@@ -9,6 +9,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from offramp.report.drawing import SERIES_COUNT, Key, drawn, legend
 from offramp.report.formats import (
     NumberFormat,
     counted,
@@ -25,6 +26,7 @@ from offramp.report.formats import (
 from offramp.report.html import fragment
 from offramp.report.names import (
     LENS,
+    TRACE,
     distinct,
     figure_name,
     floor_order,
@@ -33,10 +35,7 @@ from offramp.report.names import (
     machine_shown,
     row_name,
 )
-from offramp.report.places import TRACE
-from offramp.report.plot.drawing import SERIES_COUNT, Key, drawn, legend
-from offramp.report.plot.rows import Point, RowPlot, Track
-from offramp.report.plot.rows import Row as PlotRow
+from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.card import EasVariant
 from offramp.scoring.eas import SIMILARITIES

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from offramp.costs.probes import PROBES
 from offramp.kit.defaults import LOCAL
+from offramp.report.drawing import drawn
 from offramp.report.formats import (
     counted,
     decimal,
@@ -21,8 +22,7 @@ from offramp.report.formats import (
 )
 from offramp.report.heads_summary import ClassifierQuality, HeadsSummary
 from offramp.report.html import Kind, fragment, pill, small, styled, text
-from offramp.report.plot.drawing import drawn
-from offramp.report.plot.rows import Bar, Row, RowPlot, Track
+from offramp.report.plots import Bar, PlotRow, RowPlot, Track
 from offramp.report.run_result import PriceList, RunResult, WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated
 from offramp.report.words import answers_at_main_floor, machine_name, machines_sentence
@@ -74,10 +74,10 @@ def prices_block(hardware: PriceList) -> dict[str, Any]:
     return {"machine": machine, "said": sentences(hardware), "figure": shown}
 
 
-def cost_row(name: str, seconds: float, layer: float, colour: int) -> Row:
+def cost_row(name: str, seconds: float, layer: float, colour: int) -> PlotRow:
     """One part as a bar of so many layers."""
     words = f"{ratio_text(seconds / layer)} · {duration(seconds)}"
-    return Row(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
+    return PlotRow(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
 Price = tuple[str, float, int, str]

@@ -8,6 +8,7 @@ from functools import partial
 
 from markupsafe import Markup
 
+from offramp.report.drawing import drawn
 from offramp.report.findings import main_verdict
 from offramp.report.formats import (
     NumberFormat,
@@ -21,8 +22,7 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import fragment
-from offramp.report.plot.drawing import drawn
-from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
 from offramp.report.words import transform_cost
@@ -172,15 +172,15 @@ def components_section(workload: WorkloadResult) -> Markup:
     return fragment("run", "components", "" if cost is None else said, figures, card.notes)
 
 
-def figure_row(figure: Figure) -> Row:
+def figure_row(figure: Figure) -> PlotRow:
     """One figure as a row; an undefined one has words and no point."""
     estimate = figure.estimate
     if estimate.value is None:
-        return Row(figure.name, (Track(),), "undefined")
+        return PlotRow(figure.name, (Track(),), "undefined")
     shown = estimate_text(estimate, figure.number)
     said = f"{figure.name}: {shown}"
     point = Point(estimate, said, *figure.look, figure.reach)
-    return Row(figure.name, (Track((point,)),), shown)
+    return PlotRow(figure.name, (Track((point,)),), shown)
 
 
 def _drawn(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from offramp.policies.figures import NEVER, PLAIN_DECODING
+from offramp.report.drawing import drawn
 from offramp.report.formats import (
     counted,
     decimal,
@@ -18,10 +19,8 @@ from offramp.report.formats import (
     whole_percent,
 )
 from offramp.report.html import Kind, fragment
-from offramp.report.names import distinct, floor_order, line_name, machine_shown
-from offramp.report.places import FLOOR, PLACE
-from offramp.report.plot.drawing import drawn
-from offramp.report.plot.rows import Point, Row, RowPlot, Track
+from offramp.report.names import FLOOR, PLACE, distinct, floor_order, line_name, machine_shown
+from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.sections.potential import readings_sentence
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
@@ -30,11 +29,11 @@ from offramp.studies.comparison.results import (
     NOT_TIMED,
     Comparison,
     Place,
+    Row,
     TrainedSaving,
     estimate_saved,
     saved_without,
 )
-from offramp.studies.comparison.results import Row as Traced
 from offramp.studies.work.heads import Training
 from offramp.tuning.break_even import tokens_to_pay_back
 from offramp.tuning.floor import Floor
@@ -301,7 +300,7 @@ def saved_figure(trained: Sequence[TrainedSaving], title: str, note: str, named:
     return drawn(plot, table.html(trained), kind=kind)
 
 
-def _row(one: TrainedSaving, name: str, colour: int) -> Row:
+def _row(one: TrainedSaving, name: str, colour: int) -> PlotRow:
     said, saved = f"{name}: {_saved_text(one)}", one.saved
     points = [Point(saved, said, colour)]
     if one.untrained is not None:
@@ -311,7 +310,7 @@ def _row(one: TrainedSaving, name: str, colour: int) -> Row:
     paid = "" if one.paid_back is None else f", paid in {_paid(one)}"
     # What nobody executed is drawn, and not said to be paid.
     shown = _saved_text(one, short=True) + (", replayed only" if one.passed == "replayed" else paid)
-    return Row(name, (Track(points=tuple(points)),), shown)
+    return PlotRow(name, (Track(points=tuple(points)),), shown)
 
 
 # As sections.
@@ -361,7 +360,7 @@ def trained_section(comparison: Comparison) -> Markup:
 
 def trained_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Each training of each model by name, with what is said of it, one sentence after another."""
-    groups: dict[tuple[str, str], list[Traced]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in comparison.rows:
         if row.training is not None:
             groups.setdefault((row.model.shown, row.heads), []).append(row)
@@ -371,7 +370,7 @@ def trained_groups(comparison: Comparison) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _took(rows: Sequence[Traced]) -> list[str]:
+def _took(rows: Sequence[Row]) -> list[str]:
     """What the training took, once for texts that share one."""
     said = {row.workload: training_sentence(row.training) for row in rows if row.training is not None}
     if len(set(said.values())) == 1:
@@ -386,7 +385,7 @@ def _answers_of(trained: Sequence[TrainedSaving], key: tuple[str, str]) -> list[
     return answers(here, machines=several)
 
 
-def _read(rows: Sequence[Traced]) -> list[str]:
+def _read(rows: Sequence[Row]) -> list[str]:
     """What the exits hold beside what the own head reads of them, where both were traced."""
     return [
         f"On {row.workload}: {readings_sentence(row.card.readings)}"

@@ -1,10 +1,10 @@
-"""Strategies of a comparison: families side by side, and every strategy, predicted beside measured."""
+"""Strategies of a comparison: how fast, how they stand to their floors, and families side by side."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
@@ -12,13 +12,139 @@ from markupsafe import Markup
 from offramp.policies.cost_breakdown import GAIN_PARTS
 from offramp.report.formats import decimal, duration, gain_text, percent, times, whole
 from offramp.report.html import breakable, fragment, policy_code, stack, styled
-from offramp.report.names import distinct, floor_order, floor_shown, machine_shown
-from offramp.report.places import FLOOR, PLACE
-from offramp.report.ranking import Standing, beside, floor_kept, floor_note
+from offramp.report.names import FLOOR, PLACE, distinct, floor_order, floor_shown, machine_shown
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Place, Strategy
 from offramp.tuning.floor import Floor
+
+
+def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
+    """The fastest of those that exit, can be followed and keep a floor; speed alone is no answer.
+
+    One that reaches its floor comes before one that may have missed it by chance.
+    """
+    known = [
+        one
+        for one in strategies
+        if one.reachable and one.net_speedup.value is not None and not one.plain and keeps_floor(one)
+    ]
+    return max(known, key=lambda one: (floor_kept(one) == "kept", one.net_speedup.value or 0.0), default=None)
+
+
+FLOORS_KEPT = ("kept", "perhaps", "not asked", "missed")
+"""How a strategy may stand to its floor, the best first."""
+
+
+def floor_kept(one: Strategy) -> str:
+    """How a strategy stands to its floor, of `FLOORS_KEPT`.
+
+    "perhaps": agreement is below it, but its interval is not, or agreement is not known. Without an interval
+    agreement itself must reach the floor. Floors of another kind were checked where the strategy was chosen.
+    """
+    floor, agreement = one.floor, one.agreement
+    if floor is None:
+        return "not asked"
+    if floor.kind != "agreement":
+        return "kept"
+    if agreement.value is None:
+        return "perhaps"
+    if agreement.value >= floor.value:
+        return "kept"
+    return "perhaps" if agreement.high is not None and agreement.high >= floor.value else "missed"
+
+
+def keeps_floor(one: Strategy) -> bool:
+    """Whether a floor was asked for, and the interval of agreement does not lie wholly below it."""
+    return floor_kept(one) in ("kept", "perhaps")
+
+
+def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """What was measured in decoding, without a defect."""
+    return [
+        one
+        for one in strategies
+        if one.basis == "measured" and not one.defect and one.net_speedup.value is not None
+    ]
+
+
+def decoded_for_real(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """Policies that were decoded for real, with a defect or without; plain decoding is none."""
+    return [one for one in strategies if one.basis == "measured" and not one.plain]
+
+
+def why_no_answer(strategies: Sequence[Strategy]) -> str:
+    """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
+    all_decoded = decoded_for_real(strategies)
+    known = believed(all_decoded)
+    broken = sum(one.defect for one in all_decoded)
+    missed = sum(floor_kept(one) == "missed" for one in known)
+    silent = len(all_decoded) - broken - len(known)
+    reasons = {"with a defect": broken, "below their floor": missed, "without a speed": silent}
+    return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
+
+
+def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
+    """What was predicted by replay."""
+    return [one for one in strategies if one.basis == "predicted"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A strategy in one place: predicted, measured, or both."""
+
+    predicted: Strategy | None
+    measured: Strategy | None
+
+    @property
+    def shown(self) -> Strategy:
+        """Where its names are read off."""
+        one = self.predicted or self.measured
+        assert one is not None  # a standing is made of at least one
+        return one
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, float]:
+        """Sorts what can be followed before oracles, what keeps its floor before the rest, then by speed.
+
+        What has a defect has no speed.
+        """
+        both = [one for one in (self.predicted, self.measured) if one is not None and not one.defect]
+        known = [one.net_speedup.value for one in both if one.net_speedup.value is not None]
+        place = FLOORS_KEPT.index(floor_kept(self.shown))
+        return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
+
+
+def beside(strategies: Sequence[Strategy]) -> list[Paired]:
+    """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
+    measured = [one for one in strategies if one.basis == "measured"]
+    by_key: dict[tuple[object, ...], list[int]] = {}
+    for place, one in enumerate(measured):
+        by_key.setdefault(_key(one), []).append(place)
+    used: set[int] = set()
+    found = []
+    for one in strategies:
+        if one.basis == "measured":
+            continue
+        match = next((p for p in by_key.get(_key(one), ()) if measured[p].floor in (None, one.floor)), None)
+        if match is not None:
+            used.add(match)
+        found.append(Paired(one, None if match is None else measured[match]))
+    found += [Paired(None, one) for place, one in enumerate(measured) if place not in used]
+    return found
+
+
+def _key(one: Strategy) -> tuple[object, ...]:
+    return (one.place, one.policy, one.kv)
+
+
+def floor_note(one: Strategy) -> str:
+    """That a strategy misses its floor, or may; "" if it keeps it, or none was asked."""
+    if floor_kept(one) == "missed":
+        return "misses the floor"
+    below = floor_kept(one) == "perhaps" and one.agreement.value is not None
+    return "below the floor, perhaps by chance" if below else ""
+
 
 UNDERSCORE = re.compile("(?<=_)")
 """Where a family's name may break."""
@@ -26,11 +152,11 @@ MOST_WORKLOADS = 6
 """The table of families has a column for each of so many workloads at most."""
 
 
-def _place(standing: Standing) -> Place:
+def _place(standing: Paired) -> Place:
     return standing.shown.place
 
 
-def _name_cell(standing: Standing) -> Cell:
+def _name_cell(standing: Paired) -> Cell:
     """The family, that an oracle is out of reach, and the policy."""
     one = standing.shown
     oracle = "" if one.reachable else "oracle, out of reach"
@@ -40,12 +166,12 @@ def _name_cell(standing: Standing) -> Cell:
     return Cell(one.family, value=one.family, html=page)
 
 
-def _predicted_cell(standing: Standing) -> Cell:
+def _predicted_cell(standing: Paired) -> Cell:
     found = standing.predicted
     return Cell(NOTHING) if found is None else estimated(found.net_speedup, times)
 
 
-def _measured_cell(standing: Standing) -> Cell:
+def _measured_cell(standing: Paired) -> Cell:
     """The stopwatch's answer; one with a defect is struck out and sorted last."""
     found = standing.measured
     if found is None:
@@ -58,7 +184,7 @@ def _measured_cell(standing: Standing) -> Cell:
     return estimated(found.net_speedup, times, found.answer)
 
 
-def _credit_cell(standing: Standing) -> Cell:
+def _credit_cell(standing: Paired) -> Cell:
     """What exits add to the best decoder without them of the same turns, or why that is not known."""
     found = standing.measured
     if found is None or found.plain or found.defect:
@@ -68,7 +194,7 @@ def _credit_cell(standing: Standing) -> Cell:
     return estimated(found.credit, times, f"over {found.credit_over}")
 
 
-def _agreement_cell(standing: Standing) -> Cell:
+def _agreement_cell(standing: Paired) -> Cell:
     """Agreement, that it is below the floor, and what it was in decoding where both are known."""
     one, measured = standing.shown, standing.measured
     decoded = ""
@@ -79,12 +205,12 @@ def _agreement_cell(standing: Standing) -> Cell:
     return replace(cell, wrong=floor_note(one) if missed else "")
 
 
-def _basis_cell(standing: Standing) -> Cell:
+def _basis_cell(standing: Paired) -> Cell:
     bases = tuple(one.basis for one in (standing.predicted, standing.measured) if one is not None)
     return Cell(" and ".join(bases), value=standing.shown.basis, facets=bases)
 
 
-def _time_cell(standing: Standing) -> Cell:
+def _time_cell(standing: Paired) -> Cell:
     """Seconds per token, the measured ones below the predicted ones."""
     both = (standing.predicted, standing.measured)
     predicted, measured = (None if one is None else one.seconds_per_token for one in both)
@@ -95,23 +221,23 @@ def _time_cell(standing: Standing) -> Cell:
     return Cell(duration(seconds), below=below, value=seconds)
 
 
-def _characters(standing: Standing) -> float | None:
+def _characters(standing: Paired) -> float | None:
     """Characters per second, as measured where it was."""
     found = [one.characters_per_second for one in (standing.measured, standing.predicted) if one is not None]
     return next((value for value in found if value is not None), None)
 
 
-def _gain_column(part: str) -> Column[Standing]:
+def _gain_column(part: str) -> Column[Paired]:
     """A part of the gain, for data alone."""
 
-    def value(standing: Standing) -> float | None:
+    def value(standing: Paired) -> float | None:
         gain = standing.shown.gain
         return None if gain is None else float(getattr(gain, part))
 
     return Column("", value, data=float, key=f"gain_{part}")
 
 
-STRATEGIES: Table[Standing] = Table(
+STRATEGIES: Table[Paired] = Table(
     (
         Column("Strategy", _name_cell, data=str, key="family"),
         Column("Net speed", _predicted_cell, times, key="predicted", kind="predicted", numeric=True),
@@ -167,9 +293,9 @@ STRATEGIES: Table[Standing] = Table(
 """On a page a strategy's prediction and measurement stand beside each other; data have a line for each."""
 
 
-def apart(strategies: Sequence[Strategy]) -> list[Standing]:
+def apart(strategies: Sequence[Strategy]) -> list[Paired]:
     """Each strategy alone, as data have them."""
-    return [Standing(one, None) if one.basis == "predicted" else Standing(None, one) for one in strategies]
+    return [Paired(one, None) if one.basis == "predicted" else Paired(None, one) for one in strategies]
 
 
 def strategies_section(comparison: Comparison) -> Markup:
@@ -182,10 +308,10 @@ def strategies_section(comparison: Comparison) -> Markup:
     return fragment("comparison", "strategies", families, STRATEGIES.html(standings), notes)
 
 
-def fastest_of_each(comparison: Comparison) -> list[Standing]:
+def fastest_of_each(comparison: Comparison) -> list[Paired]:
     """The fastest strategies that can be followed, one for each place and floor; those that miss it last."""
     standings = sorted(beside(comparison.strategies), key=lambda standing: standing.rank)
-    best: dict[tuple[object, ...], Standing] = {}
+    best: dict[tuple[object, ...], Paired] = {}
     for standing in standings:
         if standing.shown.reachable:
             best.setdefault((standing.shown.place, standing.shown.floor), standing)

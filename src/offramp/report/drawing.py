@@ -1,7 +1,6 @@
 """What plots and passages are drawn with: colours, axes, text, lines, boxes, markers, legends.
 
-OKLCH to sRGB after Björn Ottosson, "A perceptual color space for image processing" (2020).
-"""
+OKLCH to sRGB after Björn Ottosson, "A perceptual color space for image processing" (2020)."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from markupsafe import Markup
 from offramp.report.html import Kind, escaped, fragment
 
 if TYPE_CHECKING:
-    from offramp.report.plot.plot import Plot
-    from offramp.report.plot.rows import RowPlot
+    from offramp.report.plots import Plot, RowPlot
 
 
 @dataclass(frozen=True)
