@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 import offramp
 from offramp.decoding.generation.result import Generation
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import ReplayResult
 from offramp.policies.rules.short_list import seen_by
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 
 STRATEGIES = ("recompute", "speculate", "propagate")

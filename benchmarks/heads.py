@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 import offramp
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import plan_rows
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.readings import captured_states

@@ -31,15 +31,15 @@ from numpy.typing import NDArray
 import offramp
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.options import DecodingOptions
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads, write_heads
+from offramp.heads.maps import KeyValueMaps
 from offramp.models.model import Model
 from offramp.policies.kv_cost import maps_of
 from offramp.policies.policy_cost import counted_at
-from offramp.tracing.described_heads import with_maps
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO, AUTO_DISTANCE, FULL
-from offramp.tracing.heads_file import read_heads, write_heads
-from offramp.tracing.key_value_maps import KeyValueMaps
+from offramp.tracing.heads_of_trace import with_maps
 from offramp.tracing.trace import Trace
 from offramp.workloads.workload import Workload
 

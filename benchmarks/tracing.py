@@ -31,19 +31,18 @@ import numpy as np
 import torch
 
 import offramp
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.fitted import FittedHeads
+from offramp.heads.output_head import StateShape, make_head
+from offramp.heads.readings import LinearLens
+from offramp.heads.statistics import choose_reductions
 from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.fitted_heads import FittedHeads
-from offramp.tracing.head import make_head
 from offramp.tracing.measurement import GroupMeasurer
 from offramp.tracing.plan import plan_trace
 from offramp.tracing.request import Recording, parse_exits
 from offramp.tracing.rows import groups_of
-from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import choose_reductions
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Document, Workload
 

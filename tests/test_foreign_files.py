@@ -27,6 +27,11 @@ from tracing_models import tiny_llama
 import offramp
 from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
+from offramp.heads import file as heads_file
+from offramp.heads.file import TRAINING_FILE
+from offramp.heads.importing.imports import read_layout
+from offramp.heads.importing.tensors import Tensors
+from offramp.heads.trained_model import trained_in
 from offramp.kit.given_file import Table, checked, read_toml
 from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import DECLARED as TENSORS
@@ -35,12 +40,8 @@ from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
-from offramp.tracing import heads_file, manifest
-from offramp.tracing.exits_folder import TRAINING_FILE
-from offramp.tracing.importing.imports import read_layout
-from offramp.tracing.importing.tensors import Tensors
+from offramp.tracing import manifest
 from offramp.tracing.trace import Trace
-from offramp.tracing.trained_model import trained_in
 from offramp.training import checkpoint, states
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload

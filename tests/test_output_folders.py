@@ -18,11 +18,11 @@ from command_line import tree
 from offramp.decoding.execution.execution import EXECUTIONS_FOLDER
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file, write_sealed_json, write_text_atomically
+from offramp.heads.file import EXITS_FILE, TRAINING_FILE
 from offramp.kit.output_folder import NEW, OutputFolder
 from offramp.report import REPORT_FILE
 from offramp.report.pages import COMPARISON_FOLDER, MADE_BY
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.folder import TRACE_FOLDER
 from offramp.tracing.manifest import MANIFEST, Manifest
 from offramp.tracing.part import REQUEST, part_path, seal_path

@@ -30,6 +30,7 @@ PACKAGES = (
     "scoring",
     "costs",
     "tracing",
+    "heads",
     "workloads",
     "models",
     "kit",

@@ -62,7 +62,7 @@ _HOMES = {
     "TrainedExits": "offramp.training.train",
     "Regularisation": "offramp.training.regularisation",
     "train_gates": "offramp.training.gate_training",
-    "import_heads": "offramp.tracing.importing.imports",
+    "import_heads": "offramp.heads.importing.imports",
     "find_machine": "offramp.costs.hardware",
     "measure_hardware": "offramp.timing.machine_profiler",
     "run": "offramp.runs.call",
@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from offramp.decoding.generation.result import Generation
     from offramp.decoding.rerun.rerunner import RerunResult, rerun
     from offramp.errors import InputError, OfframpError
+    from offramp.heads.importing.imports import import_heads
     from offramp.models.model import Model
     from offramp.models.training_record import record_training
     from offramp.models.wrapping import wrap
@@ -113,7 +114,6 @@ if TYPE_CHECKING:
     from offramp.timing.bench import bench
     from offramp.timing.machine_profiler import measure_hardware
     from offramp.tracing.fitting.fit import fit_heads
-    from offramp.tracing.importing.imports import import_heads
     from offramp.tracing.loading import load_model
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from command_line import run_offramp
-from offramp.tracing.heads_file import read_heads
-from offramp.tracing.importing.key_map import read_key_map
+from offramp.heads.file import read_heads
+from offramp.heads.importing.key_map import read_key_map
 from offramp.tracing.trace import Trace
 from tiny_models import LINES
 

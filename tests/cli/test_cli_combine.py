@@ -102,8 +102,8 @@ def test_files_of_a_run_are_not_replaced(model: Path, workload: str, tmp_path: P
 
 def test_prompts_avoid_what_any_heads_were_fitted_on(model: Path, workload: str, tmp_path: Path) -> None:
     """Those of a transformed model were fitted on documents of their own."""
-    from offramp.tracing.exit_heads import ExitHeads
-    from offramp.tracing.heads_file import write_heads
+    from offramp.heads.exit_heads import ExitHeads
+    from offramp.heads.file import write_heads
 
     base = {"name": "tiny", "fingerprint": "0" * 64, "layers": 4, "hidden_size": 32, "vocabulary_size": 9}
     documents = load_workload(workload)

@@ -14,11 +14,11 @@ from tiny_study import write_study
 from command_line import Here, run_offramp
 from offramp.errors import OfframpError
 from offramp.files import JsonError, parse_json, pretty_json, sealed
+from offramp.heads.file import read_heads
 from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines import registry
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import read_tuned
 

@@ -10,8 +10,8 @@ import pytest
 
 from command_line import Outcome, run_offramp, tree
 from offramp.files import TEMPORARY_PREFIX
+from offramp.heads.file import read_heads
 from offramp.studies.work.heads import TRAINING_COST, keep_cost
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.training.gate_record import GATE_RECORD
 from offramp.training.record import RECORD

@@ -14,7 +14,7 @@ from importing_cases import LENS_MAP, OUTPUT_MAP, translators, write_map
 from safetensors.torch import load_file, save_file
 
 from command_line import run_offramp
-from offramp.tracing.heads_file import read_heads
+from offramp.heads.file import read_heads
 from offramp.tracing.trace import Trace
 from tiny_models import LAYERS, VOCABULARY, write_documents, write_llama
 

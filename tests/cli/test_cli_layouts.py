@@ -12,7 +12,7 @@ from layout_cases import balcony_tensors
 from safetensors.torch import load_file, save_file
 
 from command_line import run_offramp
-from offramp.tracing.heads_file import read_heads
+from offramp.heads.file import read_heads
 from offramp.tracing.trace import Trace
 from tiny_models import CONTEXT, LAYERS, VOCABULARY, write_tokenizer
 

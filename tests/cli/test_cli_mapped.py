@@ -9,7 +9,7 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.tracing.heads_file import read_heads
+from offramp.heads.file import read_heads
 from tiny_models import write_llama
 
 POLICY = "threshold:signal=max_prob,value=0.08,exits=1+2+3"

@@ -17,6 +17,7 @@ import offramp
 from command_line import run_offramp, summary_of, tree
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.errors import ModelError
+from offramp.heads.file import read_heads
 from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.model import Model
 from offramp.models.source import find_source
@@ -26,7 +27,6 @@ from offramp.runs import request
 from offramp.timing.bench import settle
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.plain_timing import time_plain_decoding
-from offramp.tracing.heads_file import read_heads
 from tiny_models import GGUF_LAYERS, LAYERS, LINES, write_gguf, write_llama
 
 

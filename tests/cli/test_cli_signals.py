@@ -13,9 +13,9 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import write_heads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.heads_file import write_heads
 from tiny_models import LAYERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tracing"))

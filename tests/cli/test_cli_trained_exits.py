@@ -12,10 +12,9 @@ import offramp
 from command_line import run_offramp, summary_of
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
+from offramp.heads.file import EXITS_FILE, TRAINING_FILE, UNDER_WAY, read_heads
 from offramp.report.sections.potential import TITLE
 from offramp.report.summary import summary_schema
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, UNDER_WAY
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.trace import Trace
 from offramp.tuning.tuned import read_tuned
 from tiny_models import LAYERS, write_llama

@@ -9,7 +9,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import MAP_LAUNCHES, Roofline
 from offramp.costs.probes import ProbeSizes, map_bytes, map_flops, timed_map_layers
 from offramp.costs.token import add_costs, token_costs
-from offramp.tracing.key_value_maps import ExitMaps, map_elements
+from offramp.heads.maps import ExitMaps, map_elements
 from policy_traces import make_shape
 
 SHAPE = make_shape(6, element_bytes=2)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.fitted import describe_base
+from offramp.heads.maps import ExitMaps, KeyValueMaps
 from offramp.models.calls import first_tensor, with_hidden
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import describe_base
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 
 def random_maps(

@@ -10,9 +10,9 @@ import torch
 from random_heads import ALL_FACTS, random_heads
 from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model, workload_of
 
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.modules import PreparedReading
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import PreparedReading
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

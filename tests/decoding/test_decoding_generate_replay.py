@@ -18,13 +18,13 @@ import offramp
 from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.errors import InputError, PolicyError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.cost_breakdown import Usage, lines_of
 from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.kv_cost import maps_of
 from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.steps import count_steps
-from offramp.tracing.described_heads import with_maps
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_of_trace import with_maps
 from offramp.workloads.workload import Document, Workload
 from tiny_models import LAYERS, write_documents
 

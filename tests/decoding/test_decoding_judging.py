@@ -13,8 +13,8 @@ import torch
 from benchmark_modules import benchmark
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from offramp.decoding import judging as module
 
+from offramp.decoding import judging as module
 from offramp.decoding.judging import (
     JudgedAnswer,
     free_running,

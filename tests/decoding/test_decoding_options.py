@@ -18,10 +18,10 @@ import offramp
 from offramp.decoding import options
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
+from offramp.heads.described import describe_heads
+from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import Never
-from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tuning.tuned import Tuned
 from policy_traces import make_trace
 

@@ -35,12 +35,12 @@ import offramp
 from offramp.decoding.exit_readout.facts import Tools
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import write_heads
+from offramp.heads.modules import PreparedClassifier, PreparedReading
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME
-from offramp.tracing.fitted_heads import PreparedClassifier, PreparedReading
-from offramp.tracing.heads_file import write_heads
 from tiny_models import write_documents
 
 

@@ -23,13 +23,13 @@ from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.binding import require_base
 from offramp.policies.cost_breakdown import break_down, gain_of_usage
 from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.policy_cost import counted_at, prices_by_rows
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.steps import count_plain, count_steps
-from offramp.tracing.exit_heads import ExitHeads
 from tiny_models import LAYERS, write_documents
 
 NEW = 10

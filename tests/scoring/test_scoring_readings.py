@@ -17,11 +17,11 @@ from tracing_models import tiny_llama, workload_of
 import offramp
 from offramp.errors import InputError
 from offramp.files import sha256_of_text
+from offramp.heads.exit_heads import ExitHeads
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import document_bootstrap
 from offramp.scoring.paired_readings import are_two_readings, compare_readings
 from offramp.scoring.scoring import score
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

@@ -11,12 +11,12 @@ from study_files import SETTINGS, plan_of, small_world, study_of, write_model, w
 
 import offramp
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import write_heads
+from offramp.heads.readings import LinearLens
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exit_readings import LinearLens
-from offramp.tracing.heads_file import write_heads
 
 
 def test_short_forms_and_long_forms_say_the_same(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from work_cases import files_of
 
 import offramp
 from offramp.files import locked_folder
+from offramp.heads.file import read_heads
 from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.report.comparison_data import comparison_tables
 from offramp.studies.comparison.reading import read_comparison
@@ -25,7 +26,6 @@ from offramp.studies.task import Task
 from offramp.studies.work.heads import TRAINING_COST, Training
 from offramp.studies.work.inputs import EXITS
 from offramp.studies.work.tune import TuneWork
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
 from offramp.training import trainer

@@ -36,6 +36,7 @@ from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.errors import ModelError, OfframpError
 from offramp.files import write_sealed_json
+from offramp.heads.file import read_heads, write_heads
 from offramp.kit.typed import finite_json, from_json
 from offramp.models.transforms.grammar import parse_transform
 from offramp.policies.grammar import parse_policy
@@ -55,7 +56,6 @@ from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.plain_timing import ProfileCheck
 from offramp.timing.results import BenchResult
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge
 from offramp.tuning.ranking import RankedPolicy, ranking

@@ -16,6 +16,7 @@ from offramp.commands import loadable_name
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import DamagedFileError, InputError, PolicyError
 from offramp.files import write_sealed_json
+from offramp.heads.exit_heads import ExitHeads
 from offramp.scoring.estimate import Estimate
 from offramp.timing.accelerations import (
     combinations_of,
@@ -36,7 +37,6 @@ from offramp.timing.combined import (
 )
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
 from offramp.timing.results import Cluster
-from offramp.tracing.exit_heads import ExitHeads
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "static:exit=3"

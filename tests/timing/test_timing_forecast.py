@@ -23,6 +23,7 @@ from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
 from offramp.decoding.generation.result import BatchGeneration, Generation
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import PARTS, Item
 from offramp.policies.grammar import parse_policy
@@ -43,7 +44,6 @@ from offramp.timing.forecast import (
 )
 from offramp.timing.prediction import PredictionVerdict, when_it_counts, worst_part
 from offramp.timing.results import Forecast, PartError
-from offramp.tracing.exit_heads import ExitHeads
 from policy_traces import make_shape, make_trace
 
 LAYERS = 4

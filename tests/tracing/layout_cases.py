@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from tracing_models import workload_of
 
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.tracer import trace
 
 TEXTS = ("3 1 4 1 5 9 2 6 5 3 5", "8 9 7 9 3 2 3 8 4 6")

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens, OutputHeads
 
 FEATURES = {"adainfer": 2, "candidate_score": 3 * CANDIDATES}
 HIDDEN_UNITS = {"correctness_network": 6, "gate": 7, "candidate_score": 5}

@@ -23,17 +23,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
 from offramp.errors import OfframpError
+from offramp.heads import output_head, statistics
+from offramp.heads.output_head import LinearHead
+from offramp.heads.precision import REDUCED_SUMS, products_in
 from offramp.models.source import find_source
 from offramp.models.streamed_loading import load_streamed
 from offramp.scoring.scoring import score
-from offramp.tracing import logits_buffer, states, statistics
+from offramp.tracing import states
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import _KNOWN, Gram
 from offramp.tracing.fitting.fit import fit_heads
-from offramp.tracing.head import LinearHead
 from offramp.tracing.layer_importance import measure_importance
 from offramp.tracing.manifest import read_manifest, write_manifest
-from offramp.tracing.precision import REDUCED_SUMS, products_in
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -325,20 +326,20 @@ FREE = {
 
 @pytest.mark.parametrize("free", FREE)
 def test_chunks_follow_the_free_memory_of_an_accelerator(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (logits_buffer, statistics, states):
+    for module in (output_head, statistics, states):
         monkeypatch.setattr(module, "free_bytes", lambda device: free)
     made: list[tuple[str, torch.device]] = []
     for name in ("MemoryStore", "FileStore"):
         monkeypatch.setattr(states, name, lambda *sizes, name=name: made.append((name, sizes[-1])))
     statistics._accelerator_elements.cache_clear()
     rows, elements, in_memory = FREE[free]
-    assert logits_buffer.buffer_rows(2 * 131_072, ACCELERATOR) == rows
+    assert output_head.buffer_rows(2 * 131_072, ACCELERATOR) == rows
     assert statistics.eager_elements(ACCELERATOR) == elements
     statistics._accelerator_elements.cache_clear()
     states.open_store(32, 512, 30_518, torch.bfloat16, ACCELERATOR)
     assert made == [("MemoryStore" if in_memory else "FileStore", ACCELERATOR)]
     # A processor's are tuned to its cache.
-    assert logits_buffer.buffer_rows(2 * 131_072, torch.device("cpu")) == 128
+    assert output_head.buffer_rows(2 * 131_072, torch.device("cpu")) == 128
     assert statistics.eager_elements(torch.device("cpu")) == 800_000
 
 
@@ -376,7 +377,7 @@ def test_half_as_many_rows_are_taken_once_memory_ran_out(
 ) -> None:
     model = tiny_model(build_family(family), head_scale=scale, dtype=dtype)
     work = workload_of(lengths=(40, 40, 30), vocabulary=503)
-    monkeypatch.setattr("offramp.tracing.logits_buffer.BUFFER_BYTES", 64 * 512 * 4)
+    monkeypatch.setattr("offramp.heads.output_head.BUFFER_BYTES", 64 * 512 * 4)
     options = {**OPTIONS, "context": 96, "document_tokens": 96}
     expected = trace(model, work, **options)
     chunks = out_of_memory(monkeypatch, times=1)

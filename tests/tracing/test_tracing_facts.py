@@ -30,11 +30,12 @@ from rounding import (
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
+from offramp.heads.modules import CLASSIFIED_FACTS
+from offramp.heads.statistics import EXACT_COLUMNS, can_compile, choose_reductions
 from offramp.kit.defaults import SHORTLIST
 from offramp.models.model import Model
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.request import parse_signals
-from offramp.tracing.statistics import EXACT_COLUMNS, can_compile, choose_reductions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -239,7 +240,7 @@ def test_the_previous_exit_is_the_previous_traced_one() -> None:
 def test_rows_in_several_blocks_and_chunks_give_the_same_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, sequences = trace_numbers(tiny_llama(), 61, signals="all")
     monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.logits_buffer.BLOCK_ROWS", 16)
+    monkeypatch.setattr("offramp.heads.output_head.BLOCK_ROWS", 16)
     monkeypatch.setattr("offramp.tracing.recorders.eager_elements", lambda device: 3 * 61)
     found, _ = trace_numbers(tiny_llama(), 61, signals="all")
     readings, following = readings_of(tiny_llama(), sequences), following_of(sequences)
@@ -309,6 +310,10 @@ def test_every_fact_on_request_is_explained_with_its_option() -> None:
             assert f"| `{fact.name}`" + ("" if fact.name == option else f" (`{option}`)") in page
     for fact in (*HEAD_FACTS, *DOCUMENT_FACTS.values()):
         assert f"| `{fact.name}` |" in page
+
+
+def test_what_classifiers_give_is_explained() -> None:
+    assert {fact.name for fact in HEAD_FACTS} == set(CLASSIFIED_FACTS)
 
 
 @pytest.mark.parametrize(

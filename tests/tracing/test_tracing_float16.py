@@ -17,8 +17,8 @@ import offramp
 from offramp.costs.machine import Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.errors import InputError
-from offramp.tracing.head import LinearHead
-from offramp.tracing.statistics import EXACT_COLUMNS, Transform
+from offramp.heads.output_head import LinearHead
+from offramp.heads.statistics import EXACT_COLUMNS, Transform
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
 
@@ -70,7 +70,7 @@ def test_only_factors_of_bfloat16_may_be_taken_as_such(
     """Few processors have such products: what is asked for is looked at, not what comes out."""
     asked: list[str] = []
     monkeypatch.setattr(
-        "offramp.tracing.head.products_in", lambda name: asked.append(name) or contextlib.nullcontext()
+        "offramp.heads.output_head.products_in", lambda name: asked.append(name) or contextlib.nullcontext()
     )
     head = LinearHead(torch.randn(70, 96).to(dtype), None, Transform(), "eager")
     states = torch.randn(5, 96).to(dtype)

@@ -29,10 +29,10 @@ from tracing_models import NumberTokenizer, llama, tiny_llama, tiny_model, workl
 
 from offramp.errors import InputError, OfframpError
 from offramp.files import TEMPORARY_PREFIX
+from offramp.heads.file import write_heads
 from offramp.tracing import part as part_module
 from offramp.tracing import tracer
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.heads_file import write_heads
 from offramp.tracing.part import Part
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch
@@ -352,7 +352,7 @@ def test_reading_needs_no_torch(finished: Path, tmp_path: Path) -> None:
     write_heads(random_heads(tiny_llama(), [1]), tmp_path / "heads")
     script = (
         "import sys; from offramp.tracing.trace import Trace; t = Trace.load(sys.argv[1]);"
-        "from offramp.tracing.heads_file import read_heads; read_heads(sys.argv[2]);"
+        "from offramp.heads.file import read_heads; read_heads(sys.argv[2]);"
         "print(t.max_prob.shape, t.marginal.sums.shape);"
         "assert not {'torch', 'transformers', 'sklearn'} & set(sys.modules)"
     )

@@ -32,13 +32,13 @@ from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.file import write_heads
 from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.model import Model
 from offramp.policies.policy_cost import fitted_sizes, prices_of, sizes_of_heads
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.heads_file import write_heads
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 
@@ -212,7 +212,7 @@ def test_some_exits_of_the_file_and_rows_in_several_chunks(
     for name in whole.fact_names:
         assert np.array_equal(some.fact(name), whole.fact(name)[:, some.exits - 1]), name
     monkeypatch.setattr("offramp.tracing.measurement.BLOCK_ROWS", 40)
-    monkeypatch.setattr("offramp.tracing.logits_buffer.BLOCK_ROWS", 16)
+    monkeypatch.setattr("offramp.heads.output_head.BLOCK_ROWS", 16)
     parts = run(model, heads, 503, signals="restricted")
     for name in whole.fact_names:
         if name != "shuffled_logit_cosine":  # partners are of the same block
@@ -340,10 +340,8 @@ def test_a_masked_vocabulary_is_masked_where_the_head_is_the_models(kind: Any) -
 
 
 def test_one_buffer_of_logits_serves_every_exit() -> None:
-    from offramp.tracing.fitted_heads import FittedHeads
-    from offramp.tracing.head import LinearHead, make_head
-    from offramp.tracing.own_heads import OwnHeads
-    from offramp.tracing.states import StateShape
+    from offramp.heads.fitted import FittedHeads, OwnHeads
+    from offramp.heads.output_head import LinearHead, StateShape, make_head
 
     model = tiny_model(build_family("llama"))
     heads = random_output_heads(model, range(1, model.layers))

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
-from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens, OutputHeads
-from offramp.tracing.heads_file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps, map_elements
+from offramp.heads.described import describe_heads
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
+from offramp.heads.maps import ExitMaps, KeyValueMaps, map_elements
+from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
 MODEL: dict[str, Any] = {
@@ -393,7 +393,7 @@ def test_arrays_that_do_not_fit_are_neither_written_nor_read(
     assert not path.exists()
     # A well-sealed file that another program wrote is checked just the same.
     with monkeypatch.context() as patch:
-        patch.setattr("offramp.tracing.heads_file.build_heads", lambda *arguments: None)
+        patch.setattr("offramp.heads.file.build_heads", lambda *arguments: None)
         write_heads(heads, path)
     with pytest.raises(InputError, match=why):
         read_heads(path)

@@ -23,8 +23,8 @@ from transformers import OPTConfig, OPTForCausalLM
 
 import offramp
 from offramp.errors import InputError
+from offramp.heads.importing.imports import find_import, import_heads
 from offramp.policies.replay import replay
-from offramp.tracing.importing.imports import find_import, import_heads
 from offramp.tracing.tracer import trace
 
 TEXTS = ("3 1 4 1 5 9 2 6 5 3 5", "8 9 7 9 3 2 3 8 4 6")

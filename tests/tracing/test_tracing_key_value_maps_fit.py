@@ -11,11 +11,11 @@ from fitting_cases import plain_ridge, states_by_hand, texts
 from tracing_models import llama, tiny_model
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.maps import ExitMaps
 from offramp.tracing.fitting.documents import plan_rows, split_documents
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO_DISTANCE, FittingMemory, fitting_memory
-from offramp.tracing.key_value_maps import ExitMaps
 from offramp.tracing.tracer import trace
 
 TOKENS = 700

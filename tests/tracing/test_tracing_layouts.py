@@ -27,12 +27,12 @@ from layout_cases import (
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, ModelError
+from offramp.heads.described import read_by, reading_parts
+from offramp.heads.file import read_heads, write_heads
+from offramp.heads.importing.imports import find_import, import_heads
+from offramp.heads.importing.layouts import Layout
+from offramp.heads.importing.tensors import Tensors as FileTensors
 from offramp.models.model import Model
-from offramp.tracing.described_heads import read_by, reading_parts
-from offramp.tracing.heads_file import read_heads, write_heads
-from offramp.tracing.importing.imports import find_import, import_heads
-from offramp.tracing.importing.layouts import Layout
-from offramp.tracing.importing.tensors import Tensors as FileTensors
 from offramp.tracing.tracer import trace
 
 DOCS = Path(__file__).parents[2] / "docs/bring-your-own-exits.md"

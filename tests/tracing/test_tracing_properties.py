@@ -18,12 +18,11 @@ from naive_facts import facts_of_logits, signals_of_logits
 from rounding import DEVIATIONS, UNIT, assert_within, fact_bounds, signal_bounds
 from torch import Tensor
 
+from offramp.heads.output_head import LinearHead, ReadoutHead, StateShape
+from offramp.heads.statistics import Transform, best_columns
 from offramp.tracing.facts import SIGNAL_FACTS
-from offramp.tracing.head import LinearHead, ReadoutHead
 from offramp.tracing.measurement import GroupMeasurer
 from offramp.tracing.request import Recording
-from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import Transform, best_columns
 from offramp.workloads.packing import Context
 
 MASKED = -12345.0

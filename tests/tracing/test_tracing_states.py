@@ -12,9 +12,10 @@ import torch
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import OfframpError
+from offramp.heads.output_head import StateShape
 from offramp.tracing import states as states_module
 from offramp.tracing.facts import FACTS
-from offramp.tracing.states import FileStore, MemoryStore, StateShape, open_store
+from offramp.tracing.states import FileStore, MemoryStore, open_store
 from offramp.tracing.tracer import trace
 
 

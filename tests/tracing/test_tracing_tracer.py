@@ -19,11 +19,11 @@ from tracing_models import (
 )
 
 from offramp.errors import InputError, WorkloadError
+from offramp.heads.statistics import can_compile, choose_reductions
 from offramp.models.model import Model
 from offramp.tracing import progress
 from offramp.tracing.facts import FACTS
 from offramp.tracing.request import parse_exits
-from offramp.tracing.statistics import can_compile, choose_reductions
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

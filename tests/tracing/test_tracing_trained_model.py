@@ -8,8 +8,8 @@ import pytest
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import write_json_atomically, write_sealed_json
-from offramp.tracing.exits_folder import TRAINING_FILE, UNDER_WAY
-from offramp.tracing.trained_model import TrainedOn, trained_on
+from offramp.heads.file import TRAINING_FILE, UNDER_WAY
+from offramp.heads.trained_model import TrainedOn, trained_on
 
 RECORD = {"kind": "training", "documents": {"work": ["a", "b"]}, "texts": []}
 

@@ -12,8 +12,8 @@ from strategy_cases import agreeable, llama, tiny_model
 from tracing_models import workload_of
 from training_cases import tiny_recipe
 
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.plan import plan_with_answers
 from offramp.training.divergence import TrainingHead
 from offramp.training.executed import ExecutedMaps

@@ -17,7 +17,7 @@ import offramp
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.rerun.parallel import Carried
 from offramp.decoding.rerun.sequences import traced_sequences
-from offramp.decoding.strategies.mapped import PreparedMaps
+from offramp.heads.modules import PreparedMaps
 from offramp.models.calls import continued, first_tensor, with_hidden
 from offramp.models.model import Model
 from offramp.training.executed_pass import Started, mapped_inputs, places_of, run_executed

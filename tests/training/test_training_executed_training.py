@@ -17,11 +17,11 @@ from training_cases import answering_takes, arrays, assert_same
 
 import offramp
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.maps import parse_map_exits
 from offramp.tracing.fitting.seen import Seen, seen_by_all
-from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.training import trainer
 from offramp.training.earlier import spent_before, spent_on
 from offramp.training.executed import ExecutedMaps

@@ -12,7 +12,7 @@ from test_training_train import interrupted, trained
 from tracing_models import tiny_llama
 from training_cases import arrays, assert_same
 
-from offramp.tracing.heads_file import read_heads
+from offramp.heads.file import read_heads
 from offramp.training.divergence import TrainingHead
 from offramp.training.kinds import RidgeStart, exits_of, initial_lens, prepared, reading_of
 from offramp.training.recipe import Recipe

@@ -12,10 +12,10 @@ import torch
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import ProbeSizes
+from offramp.heads.exit_heads import ExitClassifier
 from offramp.policies.policy_cost import seconds_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.exit_heads import ExitClassifier
 from offramp.tracing.fitting.classifiers import Samples, fit_classifier, stack_exits
 from offramp.tracing.trace import Trace
 from offramp.training.gate import (

@@ -16,9 +16,9 @@ from offramp.costs.hardware import find_machine
 from offramp.decoding.generation.generate import generate
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads, write_heads
 from offramp.policies.replay import replay
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads, write_heads
 from offramp.tracing.tracer import trace
 from offramp.training.gate import steps_of
 from offramp.training.gate_training import TrainedGates, train_gates

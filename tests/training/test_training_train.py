@@ -27,11 +27,10 @@ from training_cases import answering_takes, arrays, assert_same, regularised
 import offramp
 from command_line import tree
 from offramp.errors import DamagedFileError, InputError
+from offramp.heads.file import EXITS_FILE, read_heads
 from offramp.models.model import Model
 from offramp.tracing import answers
 from offramp.tracing.answers import ANSWERS
-from offramp.tracing.exits_folder import EXITS_FILE
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.tracer import trace
 from offramp.training import steps, trainer
 from offramp.training.checkpoint import read_checkpoint

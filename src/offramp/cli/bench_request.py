@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from offramp.costs.machine import Machine
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.options import DecodingOptions
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.timing.answers import Limits
-    from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
 
@@ -183,7 +183,7 @@ class Bench(Leaving, Request):
     @cached_property
     def fitted(self) -> tuple[ExitHeads, ...]:
         """The exit heads of all files."""
-        from offramp.tracing.heads_file import read_heads
+        from offramp.heads.file import read_heads
 
         return tuple(map(read_heads, self.heads_files))
 

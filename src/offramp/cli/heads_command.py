@@ -14,20 +14,20 @@ from offramp.cli.command import command
 from offramp.cli.console import Output
 from offramp.errors import InputError
 from offramp.files import require_writable
+from offramp.heads.importing.key_map import LayoutName
 from offramp.kit.arguments import settled
 from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number
 from offramp.kit.request import Options, Request, argument, flags, one_word
 from offramp.kit.rules import Beside, only_if, only_with
-from offramp.tracing.asked import InContext, OnModel, Placed
-from offramp.tracing.exits_folder import ALL, names_layers
+from offramp.tracing.asked import InContext, OnModel, Placed, names_layers
 from offramp.tracing.progress import stage
-from offramp.tracing.request import FITTING_TOKENS, LayoutName, Rank
+from offramp.tracing.request import ALL, FITTING_TOKENS, Rank
 
 if TYPE_CHECKING:
-    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.heads.exit_heads import ExitHeads
+    from offramp.heads.importing.imports import Import
     from offramp.tracing.fitting.maps import FittingMemory
-    from offramp.tracing.importing.imports import Import
 
 heads = typer.Typer(
     help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
@@ -62,7 +62,7 @@ class HeadsOutput(Options):
 
     def write(self, heads: ExitHeads) -> None:
         """Write them, and the folder if it is not there."""
-        from offramp.tracing.heads_file import write_heads
+        from offramp.heads.file import write_heads
 
         self.output.parent.mkdir(parents=True, exist_ok=True)
         write_heads(heads, self.output)
@@ -155,8 +155,8 @@ def fit(asked: HeadFitting, out: Output) -> None:
 
     works = distinct_workloads(asked.workloads)
 
+    from offramp.heads.file import read_heads, require_base
     from offramp.tracing.fitting.fit import fit_heads
-    from offramp.tracing.heads_file import read_heads, require_base
 
     whole = None if asked.add_to is None else read_heads(asked.add_to)
     if whole is not None:
@@ -237,8 +237,8 @@ class HeadImport(Placed, HeadsOutput, Request):
 
 def import_(asked: HeadImport, out: Output) -> None:
     """Import heads, write them, and say what they are."""
+    from offramp.heads.importing.imports import find_import
     from offramp.kit.typed import to_json
-    from offramp.tracing.importing.imports import find_import
     from offramp.tracing.loading import load_for_tracing
 
     found = find_import(asked.file, key_map=asked.key_map, format=asked.format)
@@ -258,7 +258,7 @@ command(heads, "import", HeadImport, import_)
 
 
 def _holds_heads(path: Path) -> bool:
-    from offramp.tracing.heads_file import is_heads_file
+    from offramp.heads.file import is_heads_file
 
     return is_heads_file(path)
 
@@ -281,7 +281,7 @@ def _base_of_import(file: str, model: str | None, found: Import) -> str:
 
 def _import_notes(imported: ExitHeads) -> list[str]:
     """What was imported, and what that means, in words."""
-    from offramp.tracing.described_heads import read_by, reading_parts
+    from offramp.heads.described import read_by, reading_parts
 
     listed = ", ".join(str(exit) for exit in imported.exits)
     kind = " and ".join(reading_parts(read_by(imported)))

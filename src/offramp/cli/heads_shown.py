@@ -10,8 +10,8 @@ from offramp.report.formats import decimal
 from offramp.report.table import Column, Table
 
 if TYPE_CHECKING:
-    from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-    from offramp.tracing.key_value_maps import ExitMaps
+    from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+    from offramp.heads.maps import ExitMaps
 
 
 def heads_table(fitted: ExitHeads) -> Table[int]:

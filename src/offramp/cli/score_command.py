@@ -74,8 +74,8 @@ def _notes(card: ScoreCard) -> list[str]:
 
 
 def _title(folder: Path, trace: Trace, card: ScoreCard) -> str:
+    from offramp.heads.described import RAW
     from offramp.report.formats import counted
-    from offramp.tracing.described_heads import RAW
 
     request = trace.request
     through = "" if card.read_through == RAW else f", exits are read through {card.read_through}"

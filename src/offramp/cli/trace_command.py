@@ -14,8 +14,8 @@ from offramp.tracing.asked import Made, Measuring, OnModel, Streamed
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
 
@@ -57,8 +57,8 @@ def trace(asked: TraceCommand, out: Output) -> None:
     work = load_workload(asked.workload[0])
     recorded = parse_signals(asked.signals, work.mode)
 
+    from offramp.heads.file import read_heads
     from offramp.tracing.folder import TRACE_FOLDER
-    from offramp.tracing.heads_file import read_heads
     from offramp.tracing.tracer import trace as trace_model
 
     TRACE_FOLDER.require(asked.output, overwrite=True)
@@ -85,7 +85,7 @@ def trace(asked: TraceCommand, out: Output) -> None:
 
 def _models(asked: TraceCommand, work: Workload, heads: ExitHeads | None) -> tuple[Model, Model | None]:
     """The model, and the one whose choices are kept beside its own."""
-    from offramp.tracing.fitted_heads import FittedHeads
+    from offramp.heads.fitted import FittedHeads
     from offramp.tracing.loading import find_model, load_for_tracing
     from offramp.tracing.request import parse_exits
 

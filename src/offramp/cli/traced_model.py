@@ -13,8 +13,8 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.tracing.exit_heads import ExitHeads
     from offramp.tracing.trace import Trace
 
 
@@ -86,9 +86,9 @@ def read_traced_heads(trace: Trace, path: Path | None) -> ExitHeads | None:
 
     Raises InputError for a file that is none, and where the trace was read through heads that are not given.
     """
+    from offramp.heads.described import reads_exits
+    from offramp.heads.file import read_heads
     from offramp.policies.binding import base_of
-    from offramp.tracing.described_heads import reads_exits
-    from offramp.tracing.heads_file import read_heads
 
     heads = None if path is None else read_heads(path)
     before = base_of(trace)["heads"] or {}

@@ -33,8 +33,8 @@ def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
     Raises InputError for folders that hold no trace, or one that was read through other heads than are given;
     DamagedFileError for changed ones.
     """
+    from offramp.heads.file import read_heads
     from offramp.policies.binding import require_heads
-    from offramp.tracing.heads_file import read_heads
     from offramp.tracing.trace import Trace
 
     found = []

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from offramp.decoding.free_running import FreeRunning
 from offramp.errors import InputError
+from offramp.heads.output_head import TILE
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
-from offramp.tracing.head import TILE
 
 ROWS_AT_ONCE = 64
 """Positions whose logits are in memory together."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.errors import InputError, WorkloadError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.trained_model import trained_on
 from offramp.kit.defaults import OPENING_TOKENS, PROMPT_TOKENS, SEED
 from offramp.models.model import Model
-from offramp.tracing.described_heads import heads_documents
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_of_trace import heads_documents
 from offramp.tracing.trace import Trace
-from offramp.tracing.trained_model import trained_on
 from offramp.tuning.splits import Roles, split_documents, split_roles
 from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
+from offramp.heads.described import describe_heads, reading_of, reads_exits
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads, require_base
 from offramp.kit.arguments import settle_fields
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.kit.numbers import Count
@@ -21,10 +24,7 @@ from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import PROMPT_ENTROPY
-from offramp.tracing.described_heads import describe_heads, reading_of, reads_exits
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.heads_file import read_heads, require_base
 from offramp.tuning.predict import named_policy
 from offramp.tuning.tuned import LAYERS, Tuned
 

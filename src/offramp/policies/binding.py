@@ -10,11 +10,12 @@ import numpy as np
 
 from offramp.errors import InputError, PolicyError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.heads.described import reading_of, reads_exits
+from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.decisions import task_of
 from offramp.policies.policy import ExitPolicy
-from offramp.tracing.described_heads import heads_documents, reading_of, reads_exits
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
+from offramp.tracing.heads_of_trace import heads_documents
 from offramp.tracing.trace import Trace
 from offramp.workloads.shared_text import read_sketch, shares_text
 

@@ -31,14 +31,14 @@ from offramp.costs.probes import (
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
 from offramp.errors import InputError
+from offramp.heads.described import unusual_length
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.devices import CPU
 from offramp.models.identity import ATTENTION
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import CostBreakdown, PriceAt
 from offramp.policies.decisions import Decisions
 from offramp.policies.signals import probes_of
-from offramp.tracing.described_heads import unusual_length
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 
 Needs = Mapping[int, tuple[str, ...]]

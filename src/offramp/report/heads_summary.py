@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.heads.described import read_by, reading_parts
+from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.numbers import Proportion, Whole
-from offramp.tracing.described_heads import read_by, reading_parts
-from offramp.tracing.exit_heads import ExitHeads
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
 from offramp.files import safe_name
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads
 from offramp.kit.defaults import LOCAL
 from offramp.kit.typed import from_json
 from offramp.policies.frontier import Frontier, frontier
@@ -44,8 +46,6 @@ from offramp.studies.work.tune import Answers, TuneWork
 from offramp.studies.work.work import Work
 from offramp.timing.combined import CombineResult, read_combined
 from offramp.timing.results import Timing
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
 from offramp.tuning.verdict import Verdict

@@ -11,6 +11,9 @@ import torch
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import EXITS_FILE, read_heads
+from offramp.heads.fitted import FittedHeads
 from offramp.kit.defaults import LOCAL
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
@@ -34,10 +37,6 @@ from offramp.studies.study import Plan, Study
 from offramp.studies.task import Task
 from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.trace import TraceWork
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE
-from offramp.tracing.fitted_heads import FittedHeads
-from offramp.tracing.heads_file import read_heads
 from offramp.tracing.loading import ModelRequest, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage

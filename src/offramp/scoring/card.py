@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError
+from offramp.heads.described import RAW
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import EAS_ALPHA
 from offramp.kit.numbers import Count, Proportion, Whole
 from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
-from offramp.tracing.described_heads import RAW
 
 Curve = NDArray[np.float64]
 

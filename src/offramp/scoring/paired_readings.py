@@ -8,12 +8,13 @@ import numpy as np
 
 from offramp.costs.counting import depth_fractions
 from offramp.errors import InputError
+from offramp.heads.described import read_through, reads_exits
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.documents import ids_of, name_of, of_documents
 from offramp.scoring.estimate import DocumentBootstrap
 from offramp.scoring.readings import COMPONENTS, Reading, Readings
 from offramp.scoring.scoring import DrawnFigure, drawn_figures
-from offramp.tracing.described_heads import heads_documents, read_through, reads_exits
+from offramp.tracing.heads_of_trace import heads_documents
 from offramp.tracing.trace import Trace
 
 SAME_TOKEN = ("token", "next_token", "position", "generated")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.counting import depth_fractions, head_flops, layer_flops
 from offramp.errors import InputError
+from offramp.heads.described import read_through, reads_exits
 from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.kit.numbers import Whole
 from offramp.scoring import components
@@ -20,7 +21,7 @@ from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact
 from offramp.scoring.eas import SIMILARITIES, EasInputs, adaptability, layer_weights
 from offramp.scoring.estimate import DocumentBootstrap, Draws, Estimate, document_bootstrap
 from offramp.scoring.readings import Readings
-from offramp.tracing.described_heads import heads_documents, read_through, reads_exits
+from offramp.tracing.heads_of_trace import heads_documents
 from offramp.tracing.trace import Trace
 
 MEAN_FACTS: tuple[str, ...] = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import require_base
 from offramp.kit.toml_lines import Location
 from offramp.models.transforms.transform import why_unfit
 from offramp.policies.decisions import require_neighbours
@@ -15,9 +17,7 @@ from offramp.studies.estimates import Variant
 from offramp.studies.found import Found, FoundWorkload
 from offramp.studies.steps import layers_left
 from offramp.studies.study import Study, placed
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
-from offramp.tracing.heads_file import require_base
 from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
 
 ASKED = {"tokens", "steps", "minutes", "units", "loss_vocabulary", "precision"}

@@ -16,6 +16,8 @@ from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.errors import InputError, ModelError, WorkloadError
 from offramp.files import source_fingerprint
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads
 from offramp.kit.defaults import LOCAL
 from offramp.kit.numbers import shown_size
 from offramp.kit.toml_lines import Location
@@ -57,9 +59,7 @@ from offramp.studies.fingerprints import Fingerprints, evidence_of
 from offramp.studies.steps import all_steps
 from offramp.studies.study import Study, placed, resolved
 from offramp.studies.work.inputs import TextUsed, measured_on
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
-from offramp.tracing.heads_file import read_heads
 from offramp.workloads.continued import split_continued
 from offramp.workloads.registry import describe_workloads, is_given, load_workload
 from offramp.workloads.standard_library import library_files

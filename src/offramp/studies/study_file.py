@@ -41,7 +41,7 @@ from offramp.studies.work.inputs import measured_on
 from offramp.studies.work.registry import works
 from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of
 from offramp.timing.accelerations import EXITS, SPECULATE
-from offramp.tracing.exits_folder import names_layers
+from offramp.tracing.asked import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
 from offramp.workloads.continued import sizes_of, split_continued

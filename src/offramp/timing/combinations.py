@@ -10,6 +10,7 @@ import torch
 from offramp.commands import command_for
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, ModelError, PolicyError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.defaults import SHORTLIST
 from offramp.models.loading import Placement
 from offramp.models.model import Model
@@ -41,7 +42,6 @@ from offramp.timing.contenders import (
 )
 from offramp.timing.decoder import Decoder, left_out
 from offramp.timing.results import LOOKUP, Contender
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.loading import load_transformed
 
 Key = tuple[str, ...]

@@ -20,6 +20,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
+from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.kit.numbers import Proportion
@@ -56,7 +57,6 @@ from offramp.timing.defects import Load, a_a_clusters_of, describe
 from offramp.timing.judged import free_running_of, prompts_and_answers
 from offramp.timing.measurement import Entry, Progress, time_entries
 from offramp.timing.results import Cluster, Contender
-from offramp.tracing.exit_heads import ExitHeads
 
 WARM_UP_TOKENS = 4
 

@@ -13,6 +13,7 @@ from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
+from offramp.heads.described import RAW, read_by, reading_parts
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv_cost import MAPPED
@@ -24,7 +25,6 @@ from offramp.timing.answers import (
 )
 from offramp.timing.decoder import Decoded
 from offramp.timing.results import Counted, Forecast, PartError
-from offramp.tracing.described_heads import RAW, read_by, reading_parts
 from offramp.tracing.trace import Trace
 
 

@@ -12,6 +12,7 @@ from offramp.decoding.judging import Judgements, free_running
 from offramp.decoding.openings import Prompts
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, OfframpError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.defaults import SEED
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
@@ -23,8 +24,7 @@ from offramp.timing.decoder import Decoded
 from offramp.timing.forecast import Decoding, forecast, predict, records_of
 from offramp.timing.measurement import Measurement, run_together
 from offramp.timing.results import A_A, PLAIN, BenchResult, Contender, FloorCheck, Forecast
-from offramp.tracing.described_heads import with_maps
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_of_trace import with_maps
 from offramp.tracing.trace import Trace
 from offramp.tuning.splits import split_documents
 

@@ -22,13 +22,13 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
 from offramp.decoding.strategies.mapped import StateMaps
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.maps import ExitMaps, KeyValueMaps
+from offramp.heads.modules import PreparedLens, PreparedReading
+from offramp.heads.readings import LinearLens
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.policies.signals import OPENING_FACT
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import LinearLens
-from offramp.tracing.fitted_heads import PreparedLens, PreparedReading
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 
 FACTS: Mapping[str, str] = {
     "full head": "margin",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from offramp.errors import InputError
 from offramp.kit.numbers import Count
 from offramp.kit.request import Options, argument, flags, not_identity, not_repeated
 from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO, DtypeName, find_device
 from offramp.models.memory import parse_size
-from offramp.tracing.exits_folder import ALL, exits_of
-from offramp.tracing.progress import stage
-from offramp.tracing.request import DEFAULT_TOKENS
+from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
+from offramp.tracing.progress import say, stage
+from offramp.tracing.request import ALL, DEFAULT_TOKENS
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -167,3 +169,55 @@ class Made(Options):
     """Replace what another command left in the folder."""
     repair: Annotated[bool, not_identity, not_repeated] = False
     """Trace damaged parts of a finished trace again."""
+
+
+def names_layers(exits: str | Path) -> bool:
+    """Whether this is a list of layers: "all", "10,20,30" (also joined by "+"). A path is none."""
+    return isinstance(exits, str) and bool(re.fullmatch(r"all|\d+([,+]\d+)*", exits.replace(" ", "")))
+
+
+def exits_of(exits: str | Path, heads: str | Path | None) -> tuple[str, Path | None]:
+    """Layers to trace, and the exit heads to read them through.
+
+    exits: of --exits: layers, of exit heads with a few exits "all" means all of these; or, as it was called
+    before, the folder or file of exit heads itself. heads: of --heads.
+
+    Raises InputError for exits that are neither, two sources of heads, and heads without an exit; what
+    `offramp.heads.file.read_heads` raises.
+    """
+    if names_layers(exits):
+        if heads is None:
+            return str(exits), None
+        return (_all_of(Path(heads)) if exits == ALL else str(exits)), Path(heads)
+    if not str(exits) or not Path(exits).exists():
+        raise InputError(
+            f"the exits {str(exits)!r} are not a list of layers, and no trained exits lie there",
+            where="exits= (--exits)",
+            fix="write 10,20,30 or all; what offramp exits train wrote is named by heads= (--heads)",
+        )
+    if heads is not None:
+        raise InputError(
+            f"the trained exits {exits} are exit heads, and others are given too: {heads}",
+            where="exits= (--exits)",
+            fix="give the one that is meant as heads= (--heads), and as exits= (--exits) layers, or nothing",
+        )
+    from offramp.heads.file import read_heads
+
+    trained = read_heads(exits).exits
+    if not trained:
+        raise InputError(
+            "the exit heads hold K,V maps alone: no exit is read through them",
+            where=f"exits= (--exits): {exits}",
+            fix="give them as heads= (--heads), and the layers as exits= (--exits): 12,20",
+        )
+    say(f"trained exits are named by --heads now, and layers by --exits: --heads {exits}")
+    return ",".join(map(str, trained)), Path(exits)
+
+
+def _all_of(heads: Path) -> str:
+    """All exits that can be read through these heads, "all" where those are all of the model's."""
+    from offramp.heads.file import read_heads
+
+    found = read_heads(heads)
+    few = bool(found.exits) and len(found.exits) < int(found.model["layers"]) - 1
+    return ",".join(map(str, found.exits)) if few else ALL

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.heads.output_head import TILE, Head, LinearHead
+from offramp.heads.statistics import RowStatistics
 from offramp.tracing.final_comparison import Comparer, DirectComparer, Gram, LinearComparer
-from offramp.tracing.head import TILE, Head, LinearHead
 from offramp.tracing.recorders import Reading, Recorder
 from offramp.tracing.rows import FactTable, slices
-from offramp.tracing.statistics import RowStatistics
 
 StatesAt = Callable[[int, slice], Tensor]
 

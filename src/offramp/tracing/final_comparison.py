@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from offramp.heads.output_head import Head, LinearHead
+from offramp.heads.precision import exact_sums
 from offramp.models.devices import float64_device
-from offramp.tracing.head import Head, LinearHead
-from offramp.tracing.precision import exact_sums
 
 _GRAM_ROWS = 8192
 

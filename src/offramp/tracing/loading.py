@@ -23,10 +23,10 @@ from offramp.models.source import Source, at_revision
 from offramp.plug_ins import asking
 
 if TYPE_CHECKING:
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.models.loading import Placement
     from offramp.models.model import Model
     from offramp.models.transforms.transform import Transform
-    from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
 
 
@@ -146,7 +146,7 @@ class ModelRequest:
 
         Raises InputError that names both.
         """
-        from offramp.tracing.heads_file import require_base
+        from offramp.heads.file import require_base
 
         if self.identity is not None:
             require_base(heads, {"name": self.source.name, **self.identity.to_json()}, where)

@@ -12,29 +12,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.heads.fitted import FittedHeads, OwnHeads
+from offramp.heads.output_head import (
+    BLOCK_ROWS,
+    Head,
+    LinearHead,
+    StateShape,
+    at_head,
+    make_head,
+    state_shape_of,
+)
+from offramp.heads.precision import exact_sums
 from offramp.kit.numbers import shown_size
-from offramp.models.calls import first_tensor
 from offramp.models.devices import device_name, free_bytes, to_host
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import cosine
-from offramp.tracing.fitted_heads import FittedHeads
-from offramp.tracing.head import Head, LinearHead, at_head, make_head
-from offramp.tracing.own_heads import OwnHeads
-from offramp.tracing.precision import exact_sums
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
-from offramp.tracing.rows import (
-    BLOCK_ROWS,
-    FactTable,
-    NonFinite,
-    Rows,
-    equal_length_batches,
-    first_nonfinite,
-    slices,
-)
-from offramp.tracing.states import StateShape, StateStore, open_store
+from offramp.tracing.rows import FactTable, NonFinite, Rows, equal_length_batches, first_nonfinite, slices
+from offramp.tracing.states import StateStore, open_store
 from offramp.workloads.packing import Context
 
 Capture = Callable[[Sequence[Context], OnLayer], None]
@@ -286,11 +284,6 @@ def _give_memory_back(device: torch.device) -> None:
     """Let go of the memory that torch holds on a device and does not use."""
     if device.type != "cpu":
         getattr(torch, device.type).empty_cache()
-
-
-def state_shape_of(model: Model) -> StateShape:
-    """The shape of a layer's output, as in the short forward that the stack of exits was found by."""
-    return StateShape.of(first_tensor(model.stack.layer_outputs[0]), model.stack.position_axis)
 
 
 def make_measurer(

@@ -12,19 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.heads.fitted import PreparedHeads, restricted_tokens
+from offramp.heads.modules import TOP_K, candidate_features, confidence_features
+from offramp.heads.output_head import Head
+from offramp.heads.statistics import LOWEST, PADDING_LIMIT, RowStatistics, eager_elements
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
-from offramp.tracing.fitted_heads import (
-    TOP_K,
-    PreparedHeads,
-    candidate_features,
-    confidence_features,
-)
-from offramp.tracing.head import Head
 from offramp.tracing.request import Recording
-from offramp.tracing.restricted_vocabulary import restricted_tokens
 from offramp.tracing.rows import FactTable, NonFinite, slices
-from offramp.tracing.statistics import LOWEST, PADDING_LIMIT, RowStatistics, eager_elements
 from offramp.workloads.packing import Context
 
 PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from offramp.errors import InputError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.numbers import Count
-from offramp.kit.rules import OneOf, suggest
+from offramp.kit.rules import suggest
 from offramp.models.devices import CPU
 from offramp.tracing.facts import DOCUMENT_FACTS, FACTS, HEAD_FACTS, SIGNAL_FACTS, Fact
 
@@ -100,7 +100,7 @@ class TraceRequest:
     model, workload: their descriptions with fingerprints. exits: layers. context, document_tokens: sizes in
     tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
     the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
-    fitted heads {"fingerprint", what they read exits by (`described_heads.read_by`), "trained": true where
+    fitted heads {"fingerprint", what they read exits by (`heads.described.read_by`), "trained": true where
     they are, "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of
     those that fitting saw by workload fingerprint, "texts": whether these documents' texts are known,
     "facts": what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round
@@ -150,7 +150,7 @@ def code_fingerprint() -> str:
     """SHA-256 of the source of the packages that make a trace."""
     from offramp.files import source_fingerprint
 
-    return source_fingerprint("models", "workloads", "tracing", "kit/defaults.py")
+    return source_fingerprint("models", "workloads", "heads", "tracing", "kit/defaults.py")
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:
@@ -167,14 +167,6 @@ DIGITS = 20
 """Of a layer's number that are read: no model has one of so many."""
 
 
-def _layouts() -> Collection[str]:
-    from offramp.tracing.importing.layouts import LAYOUTS
-
-    return LAYOUTS
-
-
-LayoutName = Annotated[str, OneOf("format", _layouts)]
-"""Of exits that others trained."""
 Rank = Literal["auto", "full"] | Count
 """Of K,V maps; auto: the lowest that explains nearly as much as full rank."""
 

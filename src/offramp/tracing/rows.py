@@ -10,13 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.heads.output_head import BLOCK_ROWS
 from offramp.tracing.facts import FACTS, Fact
 from offramp.workloads.packing import Context
-
-BLOCK_ROWS = 512
-"""Rows whose statistics are taken together: positions are the outer loop, exits the inner one.
-
-The same on every device and however much memory is free there, since it decides which tokens are partners."""
 
 
 @dataclass(frozen=True)

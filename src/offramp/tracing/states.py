@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,39 +18,6 @@ MEMORY_BUDGET = 64_000_000
 """Bytes of hidden states kept in memory; a longer context goes to a temporary file, whatever its length."""
 
 PROCESSOR = torch.device(CPU)
-
-
-@dataclass(frozen=True)
-class StateShape:
-    """How a layer's output relates to rows [positions, features].
-
-    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1,
-    None for the usual [batch, positions, hidden].
-    """
-
-    position_axis: int
-    other_axes: tuple[int, ...] | None
-    features: int
-
-    @classmethod
-    def of(cls, hidden: Tensor, position_axis: int) -> StateShape:
-        """The shape of one layer output."""
-        if hidden.dim() == 3 and position_axis == -2:
-            return cls(position_axis, None, hidden.shape[-1])
-        others = hidden.movedim(position_axis, 0)[0]
-        return cls(position_axis, tuple(others.shape), others.numel())
-
-    def rows(self, hidden: Tensor) -> Tensor:
-        """[batch, positions, features] of a layer's output (batch 1 for unusual shapes)."""
-        if self.other_axes is None:
-            return hidden
-        return hidden.movedim(self.position_axis, 0).flatten(1).unsqueeze(0)
-
-    def restore(self, rows: Tensor) -> Tensor:
-        """A layer output again, of rows [positions, features]."""
-        if self.other_axes is None:
-            return rows.unsqueeze(0)
-        return rows.view(len(rows), *self.other_axes).movedim(0, self.position_axis)
 
 
 class StateStore(Protocol):

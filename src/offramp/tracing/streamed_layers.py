@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from offramp.errors import InputError, ModelError
 from offramp.files import canonical_json, sha256_of_text
+from offramp.heads.output_head import state_shape_of
 from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.models.streamed_layers import StreamedLayers
-from offramp.tracing.measurement import Capture, forward_batches, ids_of, state_shape_of
+from offramp.tracing.measurement import Capture, forward_batches, ids_of
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import LayerBar, layer_bar
 from offramp.tracing.request import TraceRequest

@@ -13,13 +13,17 @@ import numpy as np
 import torch
 
 from offramp.errors import DamagedFileError, ModelError
+from offramp.heads.described import describe_heads
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import read_heads, require_base
+from offramp.heads.fitted import FittedHeads, require_readable
+from offramp.heads.output_head import state_shape_of
+from offramp.heads.statistics import choose_reductions
+from offramp.heads.trained_model import TrainedOn, trained_on
 from offramp.models.devices import device_name
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.described_heads import describe_heads, document_texts
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import FittedHeads
 from offramp.tracing.folder import TRACE_FOLDER, remove_part, require_whole
-from offramp.tracing.heads_file import read_heads, require_base
+from offramp.tracing.heads_of_trace import document_texts
 from offramp.tracing.manifest import (
     MANIFEST,
     REQUEST,
@@ -30,8 +34,7 @@ from offramp.tracing.manifest import (
     write_manifest,
 )
 from offramp.tracing.measured_part import measure_part
-from offramp.tracing.measurement import make_measurer, state_shape_of
-from offramp.tracing.own_heads import require_readable
+from offramp.tracing.measurement import make_measurer
 from offramp.tracing.part import Part, read_part, seal_path, write_part
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
@@ -44,11 +47,9 @@ from offramp.tracing.request import (
     parse_exits,
     parse_signals,
 )
-from offramp.tracing.statistics import choose_reductions
 from offramp.tracing.streamed_layers import capture_for, needed_bytes, require_given_text, require_room
 from offramp.tracing.streamed_states import remove_states
 from offramp.tracing.trace import Trace
-from offramp.tracing.trained_model import TrainedOn, trained_on
 from offramp.workloads.given import read_workload
 from offramp.workloads.workload import Workload
 

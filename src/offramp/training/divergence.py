@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.errors import ModelError
+from offramp.heads.output_head import LinearHead, StateShape, at_head, make_head
 from offramp.models.logit_scaling import LogitScaling
 from offramp.models.model import Model
-from offramp.tracing.head import LinearHead, at_head, make_head
 from offramp.tracing.rows import slices
-from offramp.tracing.states import StateShape
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from offramp.decoding.options import HeadsSource
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import TRAINING_FILE, heads_path
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exits_folder import TRAINING_FILE, heads_path
 from offramp.training.gate import GATE
 from offramp.training.gate_record import GATE_RECORD, GateRecord
 from offramp.training.record import RECORD, Spent, TrainingRecord

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.heads.output_head import at_head
+from offramp.heads.precision import exact_sums
 from offramp.models.model import Model
-from offramp.tracing.head import at_head
-from offramp.tracing.precision import exact_sums
 from offramp.tracing.rows import slices
 from offramp.training.divergence import trainable_head
 

@@ -19,9 +19,9 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.rerun.parallel import ROWS
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.maps import ExitMaps
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.key_value_maps import ExitMaps
 from offramp.tracing.rows import slices
 from offramp.training.divergence import Precision, TrainingHead
 from offramp.training.evaluation import Evaluation, Evaluator

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import require_base
+from offramp.heads.maps import ExitMaps, KeyValueMaps
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.seen import seen_by_all
-from offramp.tracing.heads_file import require_base
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
 from offramp.tracing.request import library_versions
 from offramp.training.checkpoint import Progress
 from offramp.training.executed import ExecutedMaps

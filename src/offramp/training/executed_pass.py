@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.rerun.parallel import Carried, InputsAfter
-from offramp.decoding.strategies.mapped import PreparedMaps
+from offramp.heads.modules import PreparedMaps
 
 Leaving = Callable[[int, Tensor], Tensor]
 """Of an exit and all states after its layer [batch, positions, hidden]: where, among [batch x positions], the

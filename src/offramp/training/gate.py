@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offramp.costs.token import TokenCosts
+from offramp.heads.exit_heads import ExitClassifier
 from offramp.policies.policy_cost import exit_costs
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import SIGNALS
-from offramp.tracing.exit_heads import ExitClassifier
 
 GATE = "gate"
 """The fact, and the signal."""

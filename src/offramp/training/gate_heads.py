@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.readings import ExitMlp, LinearLens
 
 SHUT = -20.0
 """The logit of a gate that lets no token leave."""

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
+from offramp.heads.exit_heads import ExitClassifier
+from offramp.heads.modules import PreparedClassifier
 from offramp.models.shape import ModelShape
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS
-from offramp.tracing.exit_heads import ExitClassifier
-from offramp.tracing.fitted_heads import PreparedClassifier
 from offramp.tracing.fitting.classifiers import RAREST_CLASS, gains_surely
 from offramp.tracing.trace import Trace
 from offramp.training.gate import GATE, HALF, AtFloor, GateFit, GatePrices, GateRows

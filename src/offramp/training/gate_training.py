@@ -15,13 +15,13 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
+from offramp.heads.described import describe_heads
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.file import EXITS_FILE, TRAINING_FILE, require_base, write_heads
+from offramp.heads.fitted import describe_base
 from offramp.kit.defaults import SEED
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.described_heads import describe_heads
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
-from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
     Samples,
     fit_classifier,
@@ -31,7 +31,6 @@ from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.tracing.fitting.fit import describe_fitting
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.fitting.seen import seen_by_all
-from offramp.tracing.heads_file import require_base, write_heads
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, parse_exits
 from offramp.training.earlier import spent_before

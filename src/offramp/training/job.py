@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from offramp.files import canonical_json, sha256_of_text
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import EXITS_FILE, TRAINING_FILE, write_heads
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
-from offramp.tracing.heads_file import write_heads
 from offramp.tracing.progress import say, step_bar
 from offramp.tracing.request import library_versions
 from offramp.training.checkpoint import Progress

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.tracing.exit_readings import MLP_ARRAYS, ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import PreparedLens, PreparedMlp, PreparedReading
+from offramp.heads.modules import PreparedLens, PreparedMlp, PreparedReading
+from offramp.heads.readings import MLP_ARRAYS, ExitMlp, LinearLens
 
 Parameters = Mapping[str, Tensor]
 """Of one exit, float32, by name."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from offramp.errors import InputError
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
 from offramp.tracing.fitting.maps import AUTO, fitting_memory

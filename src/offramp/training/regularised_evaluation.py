@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.heads.precision import exact_sums
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.scoring.text_size import observed_size
-from offramp.tracing.precision import exact_sums
 from offramp.tracing.rows import slices
 from offramp.training.changed_weights import ChangedWeights
 from offramp.training.evaluation import Evaluation, leaving_shares

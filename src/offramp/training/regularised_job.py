@@ -7,12 +7,12 @@ import time
 import torch
 
 from offramp.errors import InputError
+from offramp.heads.file import TRAINING_FILE
+from offramp.heads.trained_model import trained_on
 from offramp.kit.numbers import shown_size
 from offramp.models.memory import available_memory
-from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.request import library_versions
-from offramp.tracing.trained_model import trained_on
 from offramp.training.evaluation import FLOORS
 from offramp.training.folder import require_room
 from offramp.training.job import Job, sides

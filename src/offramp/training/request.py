@@ -21,7 +21,7 @@ from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS, parse_exit
 from offramp.training.regularisation import Regularisation
 
 if TYPE_CHECKING:
-    from offramp.tracing.exit_heads import ExitHeads
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
 
 MOST_STEPS, MOST_UNITS = 100_000_000, 65_536

@@ -11,13 +11,12 @@ from typing import Any
 from offramp.decoding.options import read_heads_source
 from offramp.errors import InputError
 from offramp.files import source_fingerprint
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import TRAINING_FILE, read_heads
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.exits_folder import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list
 from offramp.tracing.fitting.readings import require_one_stream
-from offramp.tracing.heads_file import read_heads
 from offramp.training.divergence import trainable_head
 from offramp.training.earlier import spent_before
 from offramp.training.executed_job import ExecutedJob, start_of
@@ -50,6 +49,7 @@ JOBS: Mapping[str, type[Job]] = {
 CODE = (
     "models",
     "workloads",
+    "heads",
     "tracing",
     "decoding",
     "training",

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.decoding.strategies.mapped import PreparedMaps
-from offramp.tracing.fitted_heads import tensor_of
-from offramp.tracing.key_value_maps import ExitMaps
+from offramp.heads.maps import ExitMaps
+from offramp.heads.modules import PreparedMaps, tensor_of
 
 Changes = Mapping[str, Tensor]
 """What is trained of one exit's maps, float32: "bias", and "inward" and "outward" or "change"."""

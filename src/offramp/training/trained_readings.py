@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.heads.readings import LinearLens
 from offramp.models.model import Model
-from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.rows import slices
 from offramp.training.checkpoint import Progress

@@ -12,6 +12,7 @@ import numpy as np
 
 from offramp.errors import InputError
 from offramp.files import write_sealed_json
+from offramp.heads.file import heads_path
 from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.kit.typed import to_json as record_json
 from offramp.policies.binding import TunedOn
@@ -22,7 +23,6 @@ from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
 from offramp.scoring.documents import fact_of
 from offramp.scoring.estimate import Estimate
-from offramp.tracing.exits_folder import heads_path
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate

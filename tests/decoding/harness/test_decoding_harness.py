@@ -38,9 +38,9 @@ from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
 from offramp.decoding.judging import judge
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
+from offramp.heads.file import write_heads
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
-from offramp.tracing.heads_file import write_heads
 from tiny_models import CHAT_TEMPLATE, write_llama
 
 CONTEXT = 24

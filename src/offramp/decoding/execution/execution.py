@@ -164,6 +164,7 @@ SCHEMA_VERSION = 1
 
 CODE = (
     "models",
+    "heads",
     "tracing",
     "policies",
     "decoding/engine",

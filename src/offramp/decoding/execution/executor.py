@@ -27,6 +27,7 @@ from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.sequences import require_model, require_reference, with_maps_of
 from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
@@ -34,7 +35,6 @@ from offramp.policies.kv_cost import MAPPED
 from offramp.policies.kv_cost import STRATEGIES as CHARGED
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses
 from offramp.tuning.executor import Rerun

@@ -28,8 +28,8 @@ from offramp.tuning.tune import tune as tune_trace
 from offramp.tuning.tuned import Tuned
 
 if TYPE_CHECKING:
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.tracing.exit_heads import ExitHeads
     from offramp.workloads.workload import Workload
 
 

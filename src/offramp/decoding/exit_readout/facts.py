@@ -16,9 +16,7 @@ from offramp.decoding.exit_readout.head import (
     hidden_of,
     rows_of,
 )
-from offramp.kit.defaults import CANDIDATES
-from offramp.tracing.final_comparison import cosine
-from offramp.tracing.fitted_heads import (
+from offramp.heads.modules import (
     HIDDEN_STATE_FACTS,
     TOP_K,
     PreparedClassifier,
@@ -26,7 +24,9 @@ from offramp.tracing.fitted_heads import (
     candidate_features,
     confidence_features,
 )
-from offramp.tracing.statistics import LOWEST, PADDING_LIMIT
+from offramp.heads.statistics import LOWEST, PADDING_LIMIT
+from offramp.kit.defaults import CANDIDATES
+from offramp.tracing.final_comparison import cosine
 
 Block = tuple[Tensor, Tensor | None]
 """Weight and bias of an output head's columns."""

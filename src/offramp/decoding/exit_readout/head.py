@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.decoding.engine.engine import MOST_ROWS, SMALLEST, head_logits, transposed_product
+from offramp.heads.statistics import BLOCK, Transform, best_columns
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
-from offramp.tracing.statistics import BLOCK, Transform, best_columns
 
 
 def rows_of(hidden: Tensor, position_axis: int) -> Tensor:

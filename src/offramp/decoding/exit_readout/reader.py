@@ -24,14 +24,13 @@ from offramp.decoding.exit_readout.facts import (
 )
 from offramp.decoding.exit_readout.head import PADDING, OutputHead, rows_of
 from offramp.errors import InputError, PolicyError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.fitted import FittedHeads, exit_stacks, require_readable, restricted_tokens
+from offramp.heads.modules import PreparedClassifier, PreparedReading
 from offramp.kit.rules import suggest
 from offramp.models.calls import first_tensor
 from offramp.policies.signals import looks_back, probe_of
-from offramp.tracing.exit_heads import ExitHeads
 from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
-from offramp.tracing.fitted_heads import FittedHeads, PreparedClassifier, PreparedReading
-from offramp.tracing.own_heads import exit_stacks, require_readable
-from offramp.tracing.restricted_vocabulary import restricted_tokens
 
 OF_SOME_COLUMNS = frozenset({RESTRICTED_HEAD, "candidates"})
 OF_HEADS = frozenset(fact.name for fact in HEAD_FACTS)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from offramp.commands import command_for
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
 from offramp.models.identity import shown_name
 from offramp.models.model import Model
-from offramp.tracing.described_heads import with_maps
-from offramp.tracing.exit_heads import ExitHeads
+from offramp.tracing.heads_of_trace import with_maps
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import reference_top1
 from offramp.workloads.packing import encode_prompt

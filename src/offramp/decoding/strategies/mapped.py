@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,15 +11,15 @@ from offramp.decoding.engine.sequences import States
 from offramp.decoding.options import check_maps
 from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Conditions, Work
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.fitted_heads import tensor_of
-from offramp.tracing.key_value_maps import ExitMaps, KeyValueMaps
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.maps import KeyValueMaps
+from offramp.heads.modules import PreparedMaps
 
 
 class Mapped(Propagate):
     """As `Propagate`, but each skipped layer is given the exit's state through an affine map of its own.
 
-    The maps are ridge regressions of the deeper layers' outputs (`offramp.tracing.exit_heads`), all of an
+    The maps are ridge regressions of the deeper layers' outputs (`offramp.heads.exit_heads`), all of an
     exit's applied at once. Exact and approximate is what is with `Propagate`; a state that is mapped lies
     nearer to what the layer would have been given. A recurrent layer runs on its mapped state.
     """
@@ -69,42 +68,6 @@ class MappedStates(LeftStates):
         """What some rows, int64 [rows], or all of them give layers first+1..last."""
         given = self._given[first:last]
         return (given if rows is None else given[:, rows]).unbind()
-
-
-@dataclass(frozen=True)
-class PreparedMaps:
-    """The maps of one exit, all deeper layers as one product, or as two of low rank.
-
-    centre: float32 [hidden]. bias: float32 [layers x hidden]. products: float32, applied to the rows one
-    after the other: [hidden, layers x hidden], or [hidden, rank] and [rank, layers x hidden].
-    """
-
-    centre: Tensor
-    bias: Tensor
-    products: tuple[Tensor, ...]
-
-    @classmethod
-    def of(cls, maps: ExitMaps, device: torch.device) -> PreparedMaps:
-        """On a device; nothing is copied if it is the one where the arrays lie."""
-        if maps.inward is None or maps.outward is None:
-            assert maps.change is not None, "maps are whole or of low rank"
-            stacked = [maps.change.reshape(-1, maps.change.shape[-1])]
-        else:
-            stacked = [maps.inward, maps.outward.reshape(-1, maps.outward.shape[-1])]
-        return cls(
-            centre=tensor_of(maps.centre).to(device),
-            bias=tensor_of(maps.bias).to(device).flatten(),
-            products=tuple(tensor_of(array).to(device).t() for array in stacked),
-        )
-
-    def __call__(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The output of each deeper layer [rows, hidden] for rows [rows, hidden], float32."""
-        values = rows - self.centre
-        for product in self.products[:-1]:
-            values = values @ product
-        changes = torch.addmm(self.bias, values, self.products[-1])
-        states = changes.view(len(rows), -1, rows.shape[-1]).transpose(0, 1) + rows
-        return states.contiguous().unbind()
 
 
 class StateMaps:

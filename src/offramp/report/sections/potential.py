@@ -8,6 +8,7 @@ from functools import partial
 
 from markupsafe import Markup
 
+from offramp.heads.described import RAW
 from offramp.report.drawing import drawn
 from offramp.report.findings import main_verdict
 from offramp.report.formats import (
@@ -29,7 +30,6 @@ from offramp.report.words import transform_cost
 from offramp.scoring.card import PUBLISHED_EAS, STUDY, ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.readings import Readings
-from offramp.tracing.described_heads import RAW
 
 TITLE = "What the exits hold"
 COMPONENT_NAMES = (("Representation quality", "representation"), ("Information increment", "increment"))

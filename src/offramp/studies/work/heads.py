@@ -101,8 +101,8 @@ class HeadsWork(TextsWork[None]):
         """Fit, or copy. Raises what `offramp.tracing.fitting.fit.fit_heads` and `read_heads` raise, and
         OfframpError for inputs that are not the recipe's.
         """
+        from offramp.heads.file import read_heads, write_heads
         from offramp.tracing.fitting.fit import fit_heads
-        from offramp.tracing.heads_file import read_heads, write_heads
 
         target = context.folder / HEADS
         if self.file is not None:

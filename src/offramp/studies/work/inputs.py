@@ -24,10 +24,10 @@ from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
+    from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
-    from offramp.tracing.exit_heads import ExitHeads
 
 HEADS = "heads.safetensors"
 EXITS = "exits"
@@ -218,7 +218,7 @@ def heads_of(context: Context, key: str | None) -> ExitHeads | None:
     """The exit heads of a needed task, None if none is. Raises DamagedFileError."""
     if key is None:
         return None
-    from offramp.tracing.heads_file import read_heads
+    from offramp.heads.file import read_heads
 
     folder = context.folder_of(key)
     return read_heads(folder / (EXITS if (folder / EXITS).is_dir() else HEADS))

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.heads.exit_heads import Classifier, ExitClassifier
+from offramp.heads.modules import candidate_features, confidence_features
 from offramp.kit.defaults import NETWORK_UNITS
 from offramp.kit.rules import OneOf
-from offramp.tracing.exit_heads import Classifier, ExitClassifier
-from offramp.tracing.fitted_heads import candidate_features, confidence_features
 from offramp.tracing.fitting.readings import Readings
 
 RAREST_CLASS = 20

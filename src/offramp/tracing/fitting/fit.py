@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.fitted import describe_base
+from offramp.heads.maps import KeyValueMaps
+from offramp.heads.readings import ExitMlp, LinearLens
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed
 from offramp.kit.rules import Beside
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import describe_base
 from offramp.tracing.fitting.classifiers import (
     KINDS,
     ClassifierKind,
@@ -60,11 +61,10 @@ from offramp.tracing.fitting.readings import (
 )
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
 from offramp.tracing.fitting.seen import seen_by_all
-from offramp.tracing.key_value_maps import KeyValueMaps
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, Rank, code_fingerprint, library_versions, parse_exits
-from offramp.tracing.restricted_vocabulary import frequent_tokens
+from offramp.workloads.packing import Context
 from offramp.workloads.registry import distinct_workloads
 from offramp.workloads.shared_text import Sketch
 from offramp.workloads.workload import Workload
@@ -416,3 +416,17 @@ def _candidate_exit(wanted: int | None, exits: Sequence[int], layers: int) -> in
             fix="choose among " + ", ".join(str(exit) for exit in exits),
         )
     return wanted
+
+
+def frequent_tokens(
+    contexts: Sequence[Context], vocabulary_size: int, listed: int = SHORTLIST
+) -> NDArray[np.int32]:
+    """Those that follow most often in some contexts, for heads to bring: int32, ascending. listed: how
+    many.
+
+    Tokens that never follow fill it up from the lowest id: a BPE vocabulary gives the frequent ones low ids.
+    """
+    followed = [token for context in contexts for token in context.next_tokens]
+    counts = np.bincount(np.array(followed, dtype=np.int64), minlength=vocabulary_size)
+    frequent = np.argsort(-counts, kind="stable")[: min(listed, vocabulary_size)]
+    return np.sort(frequent).astype(np.int32)

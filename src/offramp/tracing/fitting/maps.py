@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from offramp.errors import InputError
+from offramp.heads.maps import ELEMENT_BYTES, ExitMaps, map_elements
 from offramp.models.devices import CPU, float64_device, free_bytes
 from offramp.tracing.fitting.ridge import (
     ExitSums,
@@ -31,7 +32,6 @@ from offramp.tracing.fitting.ridge import (
     sums_bytes,
     variances,
 )
-from offramp.tracing.key_value_maps import ELEMENT_BYTES, ExitMaps, map_elements
 from offramp.tracing.request import Rank
 from offramp.tracing.states import PROCESSOR
 

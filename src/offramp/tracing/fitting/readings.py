@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ModelError
+from offramp.heads.modules import PreparedReading
+from offramp.heads.output_head import Head, LinearHead, StateShape, at_head, make_head
+from offramp.heads.precision import exact_sums
+from offramp.heads.readings import ExitMlp, LinearLens
+from offramp.heads.statistics import choose_reductions
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.models.model import Model
-from offramp.tracing.exit_readings import ExitMlp, LinearLens
-from offramp.tracing.fitted_heads import PreparedReading
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
-from offramp.tracing.head import Head, LinearHead, at_head, make_head
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
-from offramp.tracing.precision import exact_sums
 from offramp.tracing.rows import Rows, equal_length_batches, slices
-from offramp.tracing.states import StateShape, StateStore, open_store
-from offramp.tracing.statistics import choose_reductions
+from offramp.tracing.states import StateStore, open_store
 from offramp.workloads.packing import Context
 
 FIRST_POSITION = 1

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.heads.readings import LinearLens
 from offramp.models.devices import float64_device
-from offramp.tracing.exit_readings import LinearLens
 from offramp.tracing.states import PROCESSOR
 
 Matrix = NDArray[np.float64]

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from offramp.heads.readings import NORM_ARRAYS, NormKind
 from offramp.kit.given_file import FINITE, Count, Source, Table, Truth, checked, read_toml
-from offramp.tracing.exit_readings import NORM_ARRAYS, NormKind
+from offramp.kit.rules import OneOf
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
@@ -189,3 +190,13 @@ def _require_norm(given: Output, source: Source) -> None:
             FIX,
             "output",
         )
+
+
+def _layouts() -> Collection[str]:
+    from offramp.heads.importing.layouts import LAYOUTS
+
+    return LAYOUTS
+
+
+LayoutName = Annotated[str, OneOf("format", _layouts)]
+"""Of exits that others trained."""

@@ -11,20 +11,18 @@ from typing import Annotated, Any
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads, build_heads
+from offramp.heads.fitted import FittedHeads, describe_base, require_readable
+from offramp.heads.importing.key_map import AXES, KeyMap, LayoutName, read_key_map
+from offramp.heads.importing.layouts import LAYOUTS, TRAIN, Layout
+from offramp.heads.importing.tensors import Tensors
+from offramp.heads.output_head import state_shape_of
+from offramp.heads.readings import OUTPUT_ARRAYS
 from offramp.kit.given_file import Source, checked
 from offramp.kit.rules import only_if
 from offramp.models.checkpoint import CONFIG_FILE, PICKLE_PATTERNS, read_config, stated_count
 from offramp.models.model import Model
 from offramp.models.source import fetch_tensors, looks_like_hub_id
-from offramp.tracing.exit_heads import ExitHeads, build_heads
-from offramp.tracing.exit_readings import OUTPUT_ARRAYS
-from offramp.tracing.fitted_heads import FittedHeads, describe_base
-from offramp.tracing.importing.key_map import AXES, KeyMap, read_key_map
-from offramp.tracing.importing.layouts import LAYOUTS, TRAIN, Layout
-from offramp.tracing.importing.tensors import Tensors
-from offramp.tracing.measurement import state_shape_of
-from offramp.tracing.own_heads import require_readable
-from offramp.tracing.request import LayoutName
 
 KEY_MAP = "key map"
 """The layout of files that a user's own map describes."""

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.heads.arrays import Reader, Weights, at_places, named_arrays
 from offramp.kit.sealed_tensors import Arrays
-from offramp.tracing.heads_arrays import Reader, Weights, at_places, named_arrays
 
 LENS_ARRAYS = ("weight", "inward", "outward", "bias", "explained", "penalty")
 MLP_ARRAYS = ("norm", "gate", "up", "down")

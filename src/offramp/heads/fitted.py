@@ -2,155 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.errors import InputError
-from offramp.kit.defaults import CANDIDATES
+from offramp.heads.arrays import at_place, useless
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.modules import (
+    CLASSIFIED_FACTS,
+    HIDDEN_STATE_FACTS,
+    ExitNorm,
+    PreparedClassifier,
+    PreparedReading,
+    tensor_of,
+)
+from offramp.heads.output_head import Head, LinearHead, StateShape, at_head, make_head
+from offramp.heads.readings import OutputHeads
+from offramp.kit.defaults import CANDIDATES, SHORTLIST
+from offramp.models.calls import first_tensor
 from offramp.models.model import Model
-from offramp.tracing.exit_heads import ExitClassifier, ExitHeads
-from offramp.tracing.exit_readings import ExitMlp, GatedNetwork, LinearLens
-from offramp.tracing.facts import HEAD_FACTS
-from offramp.tracing.heads_arrays import at_place, useless
-
-TOP_K = 10
-"""Most probable tokens whose set is compared between exits."""
-
-
-def candidate_features(now: Tensor, then: Tensor) -> Tensor:
-    """Features of a few candidate tokens (SpecEE, arXiv 2504.08850): float32 [rows, 3 x candidates].
-
-    now, then: logits [rows, candidates] of the same tokens at an exit and at the candidate exit, best first
-    there. First each logit less the largest of the candidates', then each share of a softmax over the
-    candidates, then the change of that share since the candidate exit.
-    """
-    below_best = now.float() - now.float().amax(-1, keepdim=True)
-    share = below_best.softmax(-1)
-    return torch.cat([below_best, share, share - then.float().softmax(-1)], dim=-1)
-
-
-def confidence_features(max_prob: Tensor, margin: Tensor) -> Tensor:
-    """Features p1 and p1 - p2 of an exit (AdaInfer, arXiv 2403.02181, section 3): float32 [rows, 2]."""
-    return torch.stack([max_prob, margin], dim=-1).float()
-
-
-@dataclass(frozen=True)
-class PreparedMlp(GatedNetwork[Tensor]):
-    """One exit's network (see `ExitMlp`), float32, every matrix transposed."""
-
-    @classmethod
-    def of(cls, mlp: ExitMlp, place: int, device: torch.device) -> PreparedMlp:
-        """The network at one place of the arrays."""
-        norm, gate, up, down = (
-            tensor_of(at_place(one, place)).to(device) for one in (mlp.norm, mlp.gate, mlp.up, mlp.down)
-        )
-        return cls(norm, gate.t(), up.t(), down.t(), mlp.epsilon, mlp.adds_to_normed)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Of rows [rows, features] in float32."""
-        normed = F.rms_norm(rows, rows.shape[-1:], self.norm, self.epsilon)
-        carried = normed if self.adds_to_normed else rows
-        return torch.addmm(carried, F.silu(normed @ self.gate) * (normed @ self.up), self.down)
-
-
-@dataclass(frozen=True)
-class PreparedLens:
-    """One exit's affine map (see `LinearLens`), float32, every matrix transposed.
-
-    weight: [features, features], or U^T [rank, features] of a change of low rank, inward: V [features, rank]
-    of that, None where the map is whole. bias: [features].
-    """
-
-    weight: Tensor
-    bias: Tensor
-    inward: Tensor | None = None
-
-    @classmethod
-    def of(cls, lens: LinearLens, place: int, device: torch.device) -> PreparedLens:
-        """The map at one place of the arrays."""
-        bias = tensor_of(lens.bias[place]).to(device)
-        if lens.weight is not None:
-            return cls(tensor_of(lens.weight[place]).to(device).t(), bias)
-        assert lens.inward is not None, "a lens is whole or has both factors"
-        assert lens.outward is not None, "a lens is whole or has both factors"
-        inward, outward = (tensor_of(one[place]).to(device).t() for one in (lens.inward, lens.outward))
-        return cls(outward, bias, inward)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Of rows [rows, features] in float32."""
-        if self.inward is None:
-            return torch.addmm(self.bias, rows, self.weight)
-        return torch.addmm(rows + self.bias, rows @ self.inward, self.weight)
-
-
-@dataclass(frozen=True)
-class PreparedReading:
-    """What one exit's states go through before the final norm: a lens, a network, or one after the other."""
-
-    lens: PreparedLens | None
-    mlp: PreparedMlp | None = None
-
-    @classmethod
-    def of(
-        cls, lens: LinearLens | None, mlp: ExitMlp | None, place: int, device: torch.device
-    ) -> PreparedReading | None:
-        """Both at one place of their arrays; None where there is neither."""
-        if lens is None and mlp is None:
-            return None
-        return cls(
-            None if lens is None else PreparedLens.of(lens, place, device),
-            None if mlp is None else PreparedMlp.of(mlp, place, device),
-        )
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """What the final norm is given of rows [rows, features]: in their dtype, computed in float32."""
-        seen = rows.float()
-        for part in (self.lens, self.mlp):
-            seen = seen if part is None else part(seen)
-        return seen.to(rows.dtype)
-
-
-@dataclass(frozen=True)
-class PreparedClassifier:
-    """One exit's classifier. layers: weight [features, outputs] and bias [outputs] of each, float32."""
-
-    mean: Tensor
-    scale: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...]
-
-    @classmethod
-    def of(cls, classifier: ExitClassifier, place: int, device: torch.device) -> PreparedClassifier:
-        """The classifier at one place of its arrays."""
-        layers = [
-            (tensor_of(weight[place]).to(device), tensor_of(bias[place]).to(device))
-            for weight, bias in zip(classifier.weights, classifier.biases, strict=True)
-        ]
-        mean, scale = (tensor_of(array[place]).to(device) for array in (classifier.mean, classifier.scale))
-        return cls(mean, scale, tuple(layers))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Probability, float32 [rows], of features [rows, features]."""
-        # Not folded into the first layer: with large means that would lose digits, and so change decisions.
-        values = (features.float() - self.mean) / self.scale
-        for place, (weight, bias) in enumerate(self.layers):
-            values = torch.addmm(bias, values.relu() if place else values, weight)
-        return values.squeeze(-1).sigmoid()
-
-
-def tensor_of(array: NDArray[np.float32]) -> Tensor:
-    """The array as a tensor; read-only memory is copied, since torch cannot promise to leave it alone."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-HIDDEN_STATE_FACTS = ("convergence", "correctness", "correctness_network", "gate", "short_correctness")
-"""Facts whose classifier looks at the hidden state as the layer gave it."""
+from offramp.models.stack import ExitStack
 
 
 def describe_base(model: Model) -> dict[str, Any]:
@@ -298,7 +175,7 @@ class PreparedHeads:
 
 
 def _require_whole(heads: ExitHeads) -> None:
-    unknown = sorted(set(heads.classifiers) - {fact.name for fact in HEAD_FACTS})
+    unknown = sorted(set(heads.classifiers) - set(CLASSIFIED_FACTS))
     if unknown:
         raise _refused(f"they give a fact that is not known: {unknown[0]}")
     for name, array in replace(heads, kv_maps=None).arrays().items():
@@ -309,3 +186,121 @@ def _require_whole(heads: ExitHeads) -> None:
             raise _refused(f"{name} is of {len(array)} exits, not of {len(heads.exits)}")
         if not name.endswith(".auroc") and (why := useless(array)):
             raise _refused(f"{name} {why}")
+
+
+def restricted_tokens(heads: ExitHeads | None, vocabulary_size: int) -> Tensor:
+    """The tokens, int64, ascending: the heads' own, else the first ids: the frequent ones in BPE."""
+    if heads is None or heads.shortlist is None:
+        return torch.arange(min(SHORTLIST, vocabulary_size), device="cpu")
+    return torch.from_numpy(np.unique(heads.shortlist).astype(np.int64))
+
+
+def require_readable(heads: ExitHeads, stack: ExitStack, where: str = "--heads") -> None:
+    """Refuse output heads for a model that does with its logits, or before its head, what no exit can repeat.
+
+    Raises InputError.
+    """
+    if heads.output is None:
+        return
+    if stack.readout_kind != "fast" or stack.logit_scaling is None:
+        raise InputError(
+            "exits cannot have output heads of their own, nor norms: this model's logits are more than a "
+            "norm, an output head and a scale or a soft-cap",
+            where=where,
+            fix="read its exits by the logit lens, or import a linear lens",
+        )
+    features = first_tensor(stack.layer_outputs[-1]).shape[-1]
+    inputs = features if stack.head_weight is None else stack.head_weight.shape[1]
+    if inputs == features:
+        return
+    if heads.output.weight is None:
+        raise InputError(
+            f"exits cannot have norms of their own before the model's output head: it takes {inputs} "
+            f"numbers, made of the {features} of a hidden state",
+            where=where,
+            fix="import the norms with output heads of their own",
+        )
+    if heads.output.norm == "model":
+        raise InputError(
+            f"exits cannot have output heads behind the model's own norm: its head takes {inputs} numbers, "
+            f"made of the {features} of a hidden state",
+            where=where,
+            fix='import the heads with a norm of their own, or kind = "none"',
+        )
+
+
+def exit_stacks(stack: ExitStack, heads: OutputHeads, places: Sequence[int]) -> list[ExitStack]:
+    """The model's stack with norm and output head of some exits, in its dtype, where its own head lies.
+
+    places: of the exits on the first axis of the heads' arrays; one head that all exits share is made once.
+    The heads fit the model (`require_readable`, `FittedHeads.require_sizes`).
+    """
+    dtype = first_tensor(stack.layer_outputs[-1]).dtype
+    device = stack.head_device
+    made: dict[int, nn.Linear] = {}
+    stacks = []
+    for place in places:
+        own_norm = (ExitNorm(heads, place, device),) if heads.norm in ("rms", "layer") else ()
+        tail = stack.tail if heads.norm == "model" else own_norm
+        if heads.weight is None:
+            stacks.append(dataclasses.replace(stack, tail=tail))
+            continue
+        shared = len(heads.weight) == 1 and (heads.bias is None or len(heads.bias) == 1)
+        first = 0 if shared else place
+        if first not in made:
+            made[first] = _head_at(heads, first, dtype, device)
+        head = made[first]
+        stacks.append(
+            dataclasses.replace(stack, tail=tail, head=head, head_weight=head.weight, head_bias=head.bias)
+        )
+    return stacks
+
+
+def _head_at(heads: OutputHeads, place: int, dtype: torch.dtype, device: torch.device) -> nn.Linear:
+    """The output head of one exit."""
+    assert heads.weight is not None
+    weight = tensor_of(at_place(heads.weight, place)).to(device, dtype)
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=heads.bias is not None, device="meta")
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    if heads.bias is not None:
+        bias = tensor_of(at_place(heads.bias, place)).to(device, dtype)
+        head.bias = nn.Parameter(bias, requires_grad=False)
+    return head
+
+
+@dataclass(frozen=True)
+class OwnHeads:
+    """What traced exits below L are read with where norm or output head is their own; empty elsewhere.
+
+    stacks: one an exit. heads: one an exit too; none where the model's own linear head serves them all behind
+    norms of their own.
+    """
+
+    stacks: tuple[ExitStack, ...] = ()
+    heads: tuple[Head, ...] = ()
+
+    @classmethod
+    def of(
+        cls, fitted: FittedHeads | None, stack: ExitStack, head: Head, state_shape: StateShape
+    ) -> OwnHeads:
+        """Those of the traced exits of a model with this head. One buffer of logits serves them all."""
+        if fitted is None or fitted.heads.output is None:
+            return cls()
+        stacks = tuple(exit_stacks(stack, fitted.heads.output, fitted.places))
+        linear = isinstance(head, LinearHead)
+        if fitted.heads.output.weight is None and linear:
+            return cls(stacks)
+        reductions = head.reductions if isinstance(head, LinearHead) else "eager"
+        heads: list[Head] = []
+        for own in stacks:
+            first = heads[0] if heads else None
+            buffer_of = first if isinstance(first, LinearHead) else None
+            heads.append(make_head(own, head.vocabulary_size, state_shape, reductions, buffer_of=buffer_of))
+        return cls(stacks, tuple(heads))
+
+    def states(self, index: int, states: Tensor) -> Tensor:
+        """States [rows, features] of one exit below L, behind lens and network, as its head takes them."""
+        if self.heads and not isinstance(self.heads[index], LinearHead):
+            return states  # such a head goes through the norm itself
+        own = self.stacks[index]
+        return at_head(own, own.tail_forward, states)

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
+from offramp.heads.arrays import Reader, Weights, named_arrays, text_arrays
+from offramp.heads.readings import LowRank
 from offramp.kit.sealed_tensors import Arrays
-from offramp.tracing.exit_readings import LowRank
-from offramp.tracing.heads_arrays import Reader, Weights, named_arrays, text_arrays
 from offramp.workloads.shared_text import Sketch
 
 ELEMENT_BYTES = 4

@@ -1,18 +1,18 @@
-"""Exit heads as the tracer uses them: hidden states in, row statistics out, one logits buffer for all."""
+"""Output heads: hidden states in, logits and their statistics out, one buffer of logits for all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from offramp.models.stack import ExitStack
-from offramp.tracing.logits_buffer import PADDING, LogitsBuffer, buffer_rows, padded_size
-from offramp.tracing.precision import products_in
-from offramp.tracing.states import StateShape
-from offramp.tracing.statistics import (
+from offramp.heads.precision import products_in
+from offramp.heads.statistics import (
+    BLOCK,
     EagerSums,
     RawSums,
     Reductions,
@@ -23,9 +23,119 @@ from offramp.tracing.statistics import (
     corrected_row_statistics,
     row_statistics,
 )
+from offramp.models.calls import first_tensor
+from offramp.models.devices import CPU, free_bytes
+from offramp.models.model import Model
+from offramp.models.stack import ExitStack
+
+BLOCK_ROWS = 512
+"""Rows whose statistics are taken together: positions are the outer loop, exits the inner one.
+
+The same on every device and however much memory is free there, since it decides which tokens are partners."""
+
+BUFFER_BYTES = 51_000_000
+"""Of the buffer of logits on a processor: enough rows for an efficient product, small beside any model."""
+
+ACCELERATOR_BUFFER_BYTES = 300_000_000
+"""The same on an accelerator, at most: a whole block of rows of 128 thousand tokens in float32."""
+
+PADDING = -1e30
+"""Far below any logit, and finite where the dtype has such a number, which float16 has not."""
+
+
+def buffer_rows(row_bytes: int, device: torch.device) -> int:
+    """Rows of a buffer: a power of two, so that whole chunks make up a block of BLOCK_ROWS."""
+    most = BUFFER_BYTES
+    if device.type != CPU:
+        most = max(BUFFER_BYTES, min(ACCELERATOR_BUFFER_BYTES, free_bytes(device) // 16))
+    rows = BLOCK_ROWS
+    while rows > 16 and rows * row_bytes > most:
+        rows //= 2
+    return rows
+
+
+def padded_size(vocabulary_size: int) -> int:
+    """The vocabulary rounded up to whole blocks of columns."""
+    return math.ceil(vocabulary_size / BLOCK) * BLOCK
+
+
+class LogitsBuffer:
+    """Memory for a head's output [rows, padded vocabulary], in its dtype and, in fewer rows, in float32.
+
+    columns: the vocabulary; what is beyond is padding.
+    """
+
+    def __init__(self, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.padding = PADDING if torch.finfo(dtype).min < PADDING else -math.inf
+        self._columns = columns
+        rows = buffer_rows(padded_size(columns) * dtype.itemsize, device)
+        self._allocate(torch.empty(rows, padded_size(columns), dtype=dtype, device=device))
+
+    def _allocate(self, memory: Tensor) -> None:
+        self.whole = memory.fill_(self.padding)
+        self.exact = memory
+        if memory.dtype != torch.float32:  # the same memory, read as half as many float32 rows
+            self.exact = memory.view(-1).view(torch.float32).view(-1, memory.shape[1])
+
+    @property
+    def rows(self) -> int:
+        """Rows in the head's dtype."""
+        return len(self.whole)
+
+    def halve(self) -> None:
+        """Keep room for half as many rows; what is there is lost."""
+        shape = (max(self.rows // 2, 2), self.whole.shape[1])
+        dtype, device = self.whole.dtype, self.whole.device
+        del self.whole, self.exact  # before the smaller memory is asked for
+        self._allocate(torch.empty(shape, dtype=dtype, device=device))
+
+    def rounded_rows(self, count: int) -> Tensor:
+        """Memory of some rows in the head's dtype, whose padding is as it should be."""
+        if self.exact is not self.whole:
+            self.whole[:count, self._columns :] = self.padding  # float32 rows were there, perhaps
+        return self.whole[:count]
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """How a layer's output relates to rows [positions, features].
+
+    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1,
+    None for the usual [batch, positions, hidden].
+    """
+
+    position_axis: int
+    other_axes: tuple[int, ...] | None
+    features: int
+
+    @classmethod
+    def of(cls, hidden: Tensor, position_axis: int) -> StateShape:
+        """The shape of one layer output."""
+        if hidden.dim() == 3 and position_axis == -2:
+            return cls(position_axis, None, hidden.shape[-1])
+        others = hidden.movedim(position_axis, 0)[0]
+        return cls(position_axis, tuple(others.shape), others.numel())
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """[batch, positions, features] of a layer's output (batch 1 for unusual shapes)."""
+        if self.other_axes is None:
+            return hidden
+        return hidden.movedim(self.position_axis, 0).flatten(1).unsqueeze(0)
+
+    def restore(self, rows: Tensor) -> Tensor:
+        """A layer output again, of rows [positions, features]."""
+        if self.other_axes is None:
+            return rows.unsqueeze(0)
+        return rows.view(len(rows), *self.other_axes).movedim(0, self.position_axis)
+
 
 TILE = 4096
 """Columns of the weights that are converted to float32 at a time."""
+
+
+def state_shape_of(model: Model) -> StateShape:
+    """The shape of a layer's output, as in the short forward that the stack of exits was found by."""
+    return StateShape.of(first_tensor(model.stack.layer_outputs[0]), model.stack.position_axis)
 
 
 class Head(Protocol):

@@ -9,18 +9,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.heads.arrays import Reader, Weights, named_arrays, text_arrays
+from offramp.heads.maps import KeyValueMaps, read_maps
+from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads, read_lens, read_mlp, read_output
 from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import from_json
-from offramp.tracing.exit_readings import (
-    ExitMlp,
-    LinearLens,
-    OutputHeads,
-    read_lens,
-    read_mlp,
-    read_output,
-)
-from offramp.tracing.heads_arrays import Reader, Weights, named_arrays, text_arrays
-from offramp.tracing.key_value_maps import KeyValueMaps, read_maps
 from offramp.workloads.shared_text import Sketch
 
 CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
@@ -74,7 +67,7 @@ class ExitHeads(HeadsEntries):
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
     ascending, below L; the first axis of every array but the K,V maps' and of what all exits share. lens,
-    mlp, output: how exits are read, one after the other (see `offramp.tracing.exit_readings`); by the logit
+    mlp, output: how exits are read, one after the other (see `offramp.heads.readings`); by the logit
     lens if all are None. classifiers: by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`).
     shortlist: token ids of the restricted vocabulary, int32 [tokens], None for the first ids. candidate_exit:
     the exit whose best tokens are the candidates, None without that classifier. documents: ids of the

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offramp.errors import InputError
+from offramp.heads.file import UNDER_WAY
 from offramp.models.training_record import GATES, TRAINING_FILE, damaged_record, read_training
-from offramp.tracing.exits_folder import UNDER_WAY
 from offramp.workloads.shared_text import Sketch, read_sketch
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from offramp.errors import InputError
+from offramp.heads.importing.key_map import EXIT, PLACE, Epsilon, KeyMap, Lens, Mlp, Norm, Output
+from offramp.heads.importing.tensors import Tensors
 from offramp.kit.given_file import Count, Table
 from offramp.models.model import Model
-from offramp.tracing.importing.key_map import EXIT, PLACE, Epsilon, KeyMap, Lens, Mlp, Norm, Output
-from offramp.tracing.importing.tensors import Tensors
 
 TRAIN = "train exits of this model instead: offramp exits train MODEL --workload W --kind block -o DIR"
 WHY_ATTENTION = (

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
+from offramp.heads.arrays import useless
+from offramp.heads.file import is_pickle
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -24,8 +26,6 @@ from offramp.models.checkpoint import (
     find_weight_files,
     stored_in,
 )
-from offramp.tracing.heads_arrays import useless
-from offramp.tracing.heads_file import is_pickle
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 LISTED = 30

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from offramp.errors import InputError
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.maps import KeyValueMaps
 from offramp.kit.defaults import SHORTLIST
 from offramp.kit.sealed_tensors import seal_of
-from offramp.tracing.exit_heads import ExitHeads
-from offramp.tracing.heads_file import require_base
-from offramp.tracing.key_value_maps import KeyValueMaps
-from offramp.tracing.manifest import DocumentRecord, DocumentText
-from offramp.tracing.trace import Trace
-from offramp.tracing.trained_model import TRAINED_ON
-from offramp.workloads.shared_text import Sketch, read_sketch, shares_text, sketches_of, write_sketch
-from offramp.workloads.workload import Workload
 
 RAW = "the model's own norm and head"
 """What reads exits if nothing else does."""
@@ -113,67 +105,9 @@ def read_through(heads: Mapping[str, Any] | None) -> str:
     return " and ".join([first, *parts[1:]])
 
 
-def heads_documents(trace: Trace) -> frozenset[str]:
-    """Ids of the trace's documents that its exit heads, or the model itself as far as that is known, were
-    trained on, or that share text with such."""
-    workload = trace.request.get("workload", {}).get("fingerprint")
-    heads, model = (trace.request.get(name) or {} for name in ("heads", "model"))
-    seen = (heads.get("documents") or {}, model.get(TRAINED_ON) or {})
-    own = {identity for documents in seen for identity in documents.get(workload, ())}
-    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
-
-
 def reading_of(heads: Mapping[str, Any] | None) -> str | None:
     """What exits are read by: described heads' fingerprint without K,V maps, None as without heads."""
     if not heads:
         return None
     reading = heads.get("reading") if "reading" in heads else heads.get("fingerprint")
     return None if reading is None else str(reading)
-
-
-def with_maps(trace: Trace, heads: ExitHeads) -> Trace:
-    """The same trace as if it had been made with heads that hold K,V maps: its facts are the same without.
-
-    Raises InputError for heads without maps, of another model, or through which exits would be read in
-    another way than in the trace.
-    """
-    if heads.kv_maps is None:
-        raise InputError(
-            "the exit heads hold no K,V maps",
-            where="heads",
-            fix="fit some: offramp heads fit MODEL --workload W --kv-maps EXITS -o FILE",
-        )
-    request = trace.request
-    if request.get("model"):
-        require_base(heads, request["model"])
-    now = describe_heads(heads)
-    if reading_of(request.get("heads")) != reading_of(now):
-        raise InputError(
-            "the trace's exits were read in another way than through these exit heads",
-            where=str(trace.folder or "the trace"),
-            fix="add the maps to the heads that the trace was made with (offramp heads fit --add-to FILE)",
-        )
-    return trace.of_request({**request, "heads": now}, _seen_by(trace.documents, heads))
-
-
-def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[DocumentRecord, ...]:
-    """The documents, those known that share text with one that the heads' fitting saw."""
-    kept = [place for place, document in enumerate(documents) if document.text is not None]
-    sketches = [read_sketch(str(documents[place].text)) for place in kept]
-    seen = shares_text(sketches, heads.seen_texts or ())
-    saw = {place for place, shares in zip(kept, seen, strict=True) if shares}
-    return tuple(
-        replace(document, heads_saw=document.heads_saw or place in saw)
-        for place, document in enumerate(documents)
-    )
-
-
-def document_texts(
-    workload: Workload, ids: Sequence[str], heads: ExitHeads | None, trained: Sequence[Sketch] = ()
-) -> tuple[DocumentText, ...]:
-    """What is kept of the documents with these ids. trained: texts that the model itself was trained on."""
-    sketches = sketches_of(workload, ids)
-    saw = shares_text(sketches, (*((heads.seen_texts if heads is not None else None) or ()), *trained))
-    return tuple(
-        DocumentText(write_sketch(sketch), bool(seen)) for sketch, seen in zip(sketches, saw, strict=True)
-    )

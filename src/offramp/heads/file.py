@@ -12,13 +12,13 @@ from typing import Any
 from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.files import is_irregular
+from offramp.heads.arrays import MADE_BY
+from offramp.heads.exit_heads import ExitHeads, build_heads
 from offramp.kit.sealed_tensors import SealedTensors
 from offramp.kit.typed import InvalidRecordError
-from offramp.models.identity import shown_name
+from offramp.models.identity import CHECKPOINT, shown_name
+from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
 from offramp.models.training_record import require_as_trained
-from offramp.tracing.exit_heads import ExitHeads, build_heads
-from offramp.tracing.exits_folder import EXITS_FILE, TRAINING_FILE, heads_path
-from offramp.tracing.heads_arrays import MADE_BY
 
 SCHEMA_VERSION = 5
 """5: lenses of low rank, networks without a lens, norms and output heads behind either, and what all exits
@@ -45,7 +45,7 @@ def read_heads(path: str | Path) -> ExitHeads:
     """The heads of a file, or of a folder of trained exits, the bytes checked against their SHA-256.
 
     Raises InputError for a file that holds no heads or that a newer version wrote, and as
-    `offramp.tracing.exits_folder.heads_path` does, and for trained exits that the record beside them does not
+    `heads_path` does, and for trained exits that the record beside them does not
     vouch for; DamagedFileError for one whose bytes changed.
     """
     path = heads_path(path)
@@ -124,3 +124,35 @@ def is_pickle(beginning: bytes) -> bool:
     """Whether a file that begins with these bytes (9 or more) is a pickle, alone or in a zip as torch's."""
     # A safetensors file begins with eight bytes of length, which may look like a pickle, and a brace.
     return beginning.startswith((b"PK\x03\x04", b"\x80")) and beginning[8:9] != b"{"
+
+
+EXITS_FILE = "exits.safetensors"
+"""Trained exits: an ordinary file of exit heads."""
+UNDER_WAY = (CHECKPOINT, "states")
+"""What only a training that has not ended leaves there."""
+
+
+def heads_path(path: str | Path) -> Path:
+    """The file of exit heads that a path means: itself, or that in a folder of `offramp exits train`.
+
+    Raises InputError for a folder without trained exits, or whose training has not ended.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    file, ended = folder / EXITS_FILE, (folder / TRAINING_FILE).is_file()
+    if not ended and any((folder / name).exists() for name in (EXITS_FILE, *UNDER_WAY)):
+        raise InputError(
+            f"the training of these exits has not ended: {TRAINING_FILE} is missing",
+            where=str(folder),
+            fix="run its offramp exits train command again: it goes on where it stopped",
+        )
+    if not file.is_file():
+        raise InputError(
+            f"the folder holds no trained exits: {EXITS_FILE} is missing",
+            where=str(folder),
+            fix="train them again (offramp exits train --overwrite), or copy the file from where it came"
+            if ended
+            else "give the folder that offramp exits train wrote, or a file that offramp heads fit wrote",
+        )
+    return file
