@@ -35,7 +35,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, write_heads
 from offramp.heads.maps import KeyValueMaps
 from offramp.models.model import Model
-from offramp.policies.kv_cost import maps_of
+from offramp.policies.kv import maps_of
 from offramp.policies.policy_cost import counted_at
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO, AUTO_DISTANCE, FULL

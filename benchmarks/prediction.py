@@ -31,7 +31,7 @@ from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.files import write_json_atomically
 from offramp.models.model import Model
-from offramp.policies.kv_cost import MAPPED, STRATEGIES
+from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import find_signal
 from offramp.timing.bench import measure
@@ -55,7 +55,9 @@ def exits_of(model: Model) -> list[int]:
 
 def fixed_set(model: Model, trace: Trace, signals: Sequence[str]) -> list[tuple[str, str]]:
     """Policies with their strategies."""
-    cells = [(f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES if kv != MAPPED]
+    cells = [
+        (f"static:exit={exit}", kv) for exit in exits_of(model) for kv in STRATEGIES if kv != MAPPED.name
+    ]
     checked = exits_of(model)[-2:]
     for name in signals:
         signal = find_signal(name)

@@ -21,7 +21,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.cost_breakdown import Usage, lines_of
 from offramp.policies.decisions import Decisions, probed_facts
-from offramp.policies.kv_cost import maps_of
+from offramp.policies.kv import maps_of
 from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.steps import count_steps
 from offramp.tracing.heads_of_trace import with_maps

@@ -27,7 +27,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import STRATEGIES, Run
+from offramp.policies.kv import STRATEGIES, PolicyRun
 from offramp.policies.policy import ExitPolicy
 
 LAYERS, PROMPT, NEW = 5, 6, 18
@@ -117,12 +117,12 @@ def test_forced_exits_and_usage_are_those_of_replay(policy: ExitPolicy) -> None:
     traced = trace_of_new(model(), ids, PROMPT)
     decisions = replay_decisions(policy, traced)
     steps = np.arange(traced.token_count)
-    run = Run(traced, policy, decisions, steps, 4)
+    run = PolicyRun(traced, policy, decisions, steps, 4)
     with counted_layers(model().hf) as counts:
         found = decode(model().hf, torch.tensor([ids[:PROMPT]]), policy, "recompute", forced=ids[PROMPT:])
     assert found.rows[0].exits[1:].tolist() == decisions.exits.tolist()
     assert found.rows[0].chosen[1:] == traced.top1[steps, found.rows[0].exits[1:] - 1].tolist()
-    assert found.usage == STRATEGIES["recompute"].count(run)
+    assert found.usage == STRATEGIES["recompute"].charge(run)
     assert sum(counts.values()) == found.rows[0].layers_executed
 
 

@@ -31,7 +31,7 @@ from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import STRATEGIES, Run
+from offramp.policies.kv import STRATEGIES, PolicyRun
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.steps import count_plain
 
@@ -101,12 +101,12 @@ def test_forced_exits_and_usage_are_those_of_replay(policy: ExitPolicy) -> None:
     decisions = replay_decisions(policy, traced)
     rejected = drafted = 0
     for draft_length in (1, 4, 6):
-        run = Run(traced, policy, decisions, np.arange(traced.token_count), draft_length)
+        run = PolicyRun(traced, policy, decisions, np.arange(traced.token_count), draft_length)
         given = torch.tensor([ids[:PROMPT]])
         found = decode(model().hf, given, policy, "speculate", forced=ids[PROMPT:], draft_length=draft_length)
         assert found.rows[0].tokens == ids[PROMPT:]
         assert found.rows[0].exits[1:].tolist() == decisions.exits.tolist()
-        assert found.usage == STRATEGIES["speculate"].count(run)
+        assert found.usage == STRATEGIES["speculate"].charge(run)
         rejected += found.drafted - found.accepted
         drafted += found.drafted
     assert drafted > 0
@@ -345,11 +345,11 @@ def test_forced_exits_and_usage_of_a_hybrid_are_those_of_replay() -> None:
     layers, ids = hybrid.layers, number_text(3, PROMPT + NEW)
     policy = Scripted((layers - 1, 1, layers - 1, layers, 2, 1, layers - 1))
     traced = trace_of_new(hybrid, ids, PROMPT)
-    run = Run(traced, policy, replay_decisions(policy, traced), np.arange(traced.token_count), 3)
+    run = PolicyRun(traced, policy, replay_decisions(policy, traced), np.arange(traced.token_count), 3)
     given = torch.tensor([ids[:PROMPT]])
     found = decode(hybrid.hf, given, policy, "speculate", forced=ids[PROMPT:], draft_length=3)
     assert found.rows[0].exits[1:].tolist() == run.decisions.exits.tolist()
-    assert found.usage == STRATEGIES["speculate"].count(run)
+    assert found.usage == STRATEGIES["speculate"].charge(run)
     assert found.accepted < found.drafted
 
 

@@ -472,11 +472,6 @@ def test_a_lower_rank_keeps_the_first_columns() -> None:
         example_maps().truncated(0)
 
 
-def test_exits_without_maps_are_missing_unless_nothing_is_skipped_beyond_the_next_layer() -> None:
-    assert example_maps().missing([1, 2, 3, 4], layers=4) == [2]
-    assert example_maps().missing([1, 3], layers=4) == []
-
-
 @pytest.mark.parametrize("rank", [3, None])
 def test_the_size_of_maps_is_stated_rightly(rank: int | None) -> None:
     maps = example_maps(rank).maps[1]

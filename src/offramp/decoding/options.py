@@ -19,7 +19,7 @@ from offramp.kit.numbers import Count
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, check_same_maps
-from offramp.policies.kv_cost import MAPPED
+from offramp.policies.kv import MAPPED, PROPAGATE
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -149,17 +149,10 @@ def check_maps(
                 where='kv "mapped"',
                 fix=f"fit maps of this model: {fix}",
             )
-    missing = heads.kv_maps.missing(exits, int(heads.model["layers"]))
-    if missing:
-        raise PolicyError(
-            f"{policy} leaves at exit {missing[0]}, which has no K,V maps; they start at: "
-            + ", ".join(map(str, heads.kv_maps.exits)),
-            where='kv "mapped"',
-            fix=f"choose a policy whose exits are among these, or fit maps of its exits: {fix}",
-        )
+    MAPPED.admits(policy, int(heads.model["layers"]), tuple(heads.kv_maps.ranks.items()))
 
 
-PROPAGATE, LOCKSTEP = "propagate", "lockstep"
+LOCKSTEP = "lockstep"
 
 
 def _option(name: str) -> str:
@@ -183,7 +176,7 @@ class DecodingOptions:
     """
 
     policy: ExitPolicy
-    kv: StrategyName = PROPAGATE
+    kv: StrategyName = PROPAGATE.name
     heads: ExitHeads | None = None
     draft_length: DraftLength | Auto = DRAFT_LENGTH
     batching: BatchingName = LOCKSTEP
@@ -216,7 +209,7 @@ class DecodingOptions:
         check_reachable(decides)
         options = cls(
             policy=decides,
-            kv=kv or (PROPAGATE if tuned is None else tuned.kv),
+            kv=kv or (PROPAGATE.name if tuned is None else tuned.kv),
             heads=read_heads_source(heads, tuned),
             draft_length=DRAFT_LENGTH if draft_length is None else draft_length,
             batching=batching or LOCKSTEP,
@@ -244,7 +237,7 @@ class DecodingOptions:
     @property
     def full_model(self) -> DecodingOptions:
         """The same without exits."""
-        return replace(self, policy=Never(), kv=PROPAGATE, tuned=None)
+        return replace(self, policy=Never(), kv=PROPAGATE.name, tuned=None)
 
     def check_asked(self, asked: ModelRequest, heads: Path | None) -> None:
         """Refuse heads and a policy of another model than the one asked for, before it is loaded.
@@ -267,7 +260,7 @@ class DecodingOptions:
         if self.heads is not None:
             check_policy(self.policy, int(self.heads.model["layers"]), self.heads)
         self._check_tuned_early()
-        if self.kv == MAPPED:
+        if self.kv == MAPPED.name:
             check_maps(self.policy, self.heads, dtype=None if dtype == AUTO else dtype)
 
     def check_model(self, model: Model) -> None:
@@ -278,7 +271,7 @@ class DecodingOptions:
             require_base(self.heads, identity, "heads=")
         self._check_tuned_model(identity["fingerprint"], model.shown_name)
         self.check_tuned_heads(model.layers)
-        if self.kv == MAPPED:
+        if self.kv == MAPPED.name:
             check_maps(self.policy, self.heads, model.layers, model.dtype)
 
     def check_tuned_heads(self, layers: int) -> None:
@@ -292,7 +285,7 @@ class DecodingOptions:
         if tuned is None:
             return
         before: Mapping[str, Any] = tuned.model.get("heads") or {}
-        if tuned.kv == MAPPED and self.kv == MAPPED and heads is not None:
+        if tuned.kv == MAPPED.name and self.kv == MAPPED.name and heads is not None:
             check_same_maps(before, describe_heads(heads), "heads=")
         reading, tuned_reading = None if heads is None else heads.reading_fingerprint, reading_of(before)
         if tuned_reading == reading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -111,10 +111,6 @@ class KeyValueMaps:
         InputError as `ExitMaps.truncated` does.
         """
         return replace(self, maps={exit: maps.truncated(rank) for exit, maps in self.maps.items()})
-
-    def missing(self, exits: Iterable[int], layers: int) -> list[int]:
-        """Which of some exits the maps lack, of a model of so many layers; L - 1 and L need none."""
-        return sorted(exit for exit in set(exits) - set(self.maps) if exit < layers - 1)
 
     def header(self) -> dict[str, Any]:
         """All that is not an array, as JSON values."""

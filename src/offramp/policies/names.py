@@ -10,7 +10,7 @@ from offramp.kit.rules import Beside, OneOf
 
 
 def _strategies() -> Collection[str]:
-    from offramp.policies.kv_cost import STRATEGIES
+    from offramp.policies.kv import STRATEGIES
 
     return STRATEGIES
 
@@ -28,7 +28,7 @@ DraftLength = Literal["auto"] | Count
 
 
 def _charged_together(batch: int, given: Any) -> bool:
-    from offramp.policies.kv_cost import STRATEGIES
+    from offramp.policies.kv import STRATEGIES
 
     return batch == 1 or STRATEGIES[given.kv].batches
 

@@ -24,13 +24,7 @@ from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt,
 from offramp.policies.decisions import replay_decisions, task_of, tokens_by_exit
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
-from offramp.policies.kv_cost import (
-    STRATEGIES,
-    KeyValueStrategy,
-    Run,
-    executed_layers,
-    maps_charged,
-)
+from offramp.policies.kv import STRATEGIES, KeyValue, PolicyRun, executed_layers, maps_charged
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
@@ -154,7 +148,7 @@ def replay(
     costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
     mean position. machine: prices in seconds too: a machine, or the name or TOML file of one ("local",
     "h100"). kv: "propagate", "mapped", "recompute", "speculate" or "monotone" (see
-    `offramp.policies.kv_cost`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
+    `offramp.policies.kv`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
     sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.steps`), grouped at random
     by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length: tokens
     drafted before a verification, for "speculate".
@@ -178,9 +172,9 @@ def replay(
         in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
     trace, own, decisions, steps = run.trace, run.policy, run.decisions, run.steps
-    usage, plain = strategy.count(run), count_plain(steps, trace.layers)
+    usage, plain = strategy.charge(run), count_plain(steps, trace.layers)
     # The same exits without a single check: each output then takes a head product of its own.
-    unchecked = strategy.count(dataclasses.replace(run, decisions=decisions.unchecked()))
+    unchecked = strategy.charge(dataclasses.replace(run, decisions=decisions.unchecked()))
     seconds = None if machine is None else seconds_at(trace, machine, position, batch=batch, maps=maps)
     at = seconds or in_bytes
     breakdown = break_down(usage, plain, at, trace.token_count)
@@ -219,7 +213,7 @@ def replay(
 
 def run_of(
     trace: Trace, policy: ExitPolicy, *, batch: int, batching: str, draft_length: int, seed: int
-) -> Run:
+) -> PolicyRun:
     """A policy's decisions on a trace, its tokens grouped into steps: ready to be charged.
 
     Raises PolicyError if the policy does not fit the trace or the batch.
@@ -227,7 +221,9 @@ def run_of(
     own = policy.for_task(task_of(trace))
     trace = seen_by(own, trace)
     steps = group_into_steps(trace.document, batch, seed)
-    return Run(trace, own, BATCHINGS[batching](replay_decisions(own, trace), steps), steps, draft_length)
+    return PolicyRun(
+        trace, own, BATCHINGS[batching](replay_decisions(own, trace), steps), steps, draft_length
+    )
 
 
 @dataclass(frozen=True)
@@ -327,7 +323,7 @@ def replay_intervals(
     )
 
 
-def _units(run: Run) -> Iterator[Run]:
+def _units(run: PolicyRun) -> Iterator[PolicyRun]:
     """The run of each document, or of each group of a batch, in an order that depends on ids only."""
     trace = run.trace
     rows = document_rows(trace)
@@ -345,9 +341,9 @@ def _units(run: Run) -> Iterator[Run]:
         )
 
 
-def _sums(run: Run, strategy: KeyValueStrategy, at: PriceAt) -> tuple[float, ...]:
+def _sums(run: PolicyRun, strategy: KeyValue, at: PriceAt) -> tuple[float, ...]:
     """Tokens, tokens that agree, layers executed, the policy's cost and the full model's, in sum."""
-    trace, usage = run.trace, strategy.count(run)
+    trace, usage = run.trace, strategy.charge(run)
     columns = np.searchsorted(trace.exits, _outputs(run, strategy))
     return (
         float(trace.token_count),
@@ -358,9 +354,9 @@ def _sums(run: Run, strategy: KeyValueStrategy, at: PriceAt) -> tuple[float, ...
     )
 
 
-def _outputs(run: Run, strategy: KeyValueStrategy) -> NDArray[np.int64]:
+def _outputs(run: PolicyRun, strategy: KeyValue) -> NDArray[np.int64]:
     """The exit that each token's output is of: int64 [tokens]."""
-    return np.full_like(run.decisions.exits, run.trace.layers) if strategy.exact else run.decisions.exits
+    return np.full_like(run.decisions.exits, run.trace.layers) if strategy.lossless else run.decisions.exits
 
 
 def _total(usage: Usage, at: PriceAt) -> float:

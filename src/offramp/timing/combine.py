@@ -17,7 +17,6 @@ from offramp.decoding.judging import (
     mean_of,
 )
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.heads.exit_heads import ExitHeads
@@ -26,6 +25,7 @@ from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.kit.numbers import Proportion
 from offramp.models.model import Model
 from offramp.models.quiet import quiet_transformers
+from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (

@@ -11,11 +11,11 @@ from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import OfframpError
 from offramp.kit.defaults import SHORTLIST
 from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
+from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
 from offramp.timing.decoder import (

@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.heads.described import RAW, read_by, reading_parts
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
-from offramp.policies.kv_cost import MAPPED
+from offramp.policies.kv import STRATEGIES
 from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
@@ -40,7 +40,7 @@ class Decoding:
     @property
     def fitted(self) -> FittedSizes:
         """What the decoder's heads add to a step: their K,V maps only where K and V are mapped."""
-        return sizes_of_heads(self.options.heads, mapped=self.options.kv == MAPPED)
+        return sizes_of_heads(self.options.heads, mapped=STRATEGIES[self.options.kv].mapped)
 
 
 def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float) -> ReplayResult:

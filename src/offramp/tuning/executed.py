@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.policies.binding import text_caveat
 from offramp.policies.figures import PLAIN_DECODING
-from offramp.policies.kv_cost import STRATEGIES
+from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
@@ -31,7 +31,6 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.pricing import KEY_VALUE
 from offramp.tuning.proposals import FORETOLD, TARGETS, Proposals, Proposed
 from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
@@ -253,7 +252,7 @@ class _Floor:
 def _full_model(pool: Pool) -> Proposal:
     """The full model as a candidate: what it loses on the search documents, at its own price."""
     risk = pool.full_model().risk
-    return Proposal(PLAIN_DECODING, KEY_VALUE[0], risk, risk, 1.0, 1.0, free=True)
+    return Proposal(PLAIN_DECODING, PROPAGATE.name, risk, risk, 1.0, 1.0, free=True)
 
 
 def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int, int]:
@@ -375,7 +374,7 @@ def _lossless(
     if job.floor.kind == REFERENCE and not any(one.passed for one in alone):
         return None
     found: list[tuple[float, str, str, int, ExitPolicy]] = []
-    for kv in (name for name, strategy in STRATEGIES.items() if strategy.exact):
+    for kv in (name for name, strategy in STRATEGIES.items() if strategy.lossless):
         front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
             cost, plain, length = costs.of_drafts(job.trace.subset(job.roles.search), scored.policy, kv)

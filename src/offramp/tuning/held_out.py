@@ -12,7 +12,7 @@ from offramp.costs.machine import Machine
 from offramp.policies.cost_breakdown import PriceAt, Usage, gain_of_usage, lines_of
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.figures import PolicyFigures
-from offramp.policies.kv_cost import maps_charged
+from offramp.policies.kv import maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import layers_executed, seconds_at
 from offramp.policies.rules.short_list import seen_by

@@ -19,7 +19,7 @@ from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import shared_fields
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import maps_charged, require_exits
+from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
@@ -34,9 +34,6 @@ from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_l
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.splits import require_disjoint, seen_documents, traced
 from offramp.tuning.tuned import ShiftRow, Tuned, is_tuned_file, read_tuned, shift_rows
-
-APPROXIMATE = {"propagate": "propagated", "mapped": "mapped"}
-"""KV strategies that change what later tokens see, and what they do to K and V."""
 
 NOTABLE_SHIFT = 0.02
 """A change of an exit's agreement that is pointed out."""
@@ -75,10 +72,10 @@ def prediction_notes(
         )
     if (found := math.ceil(documents / batch)) < DOCUMENTS_NEEDED:
         notes.append(f"{found} {noun} give no interval; {DOCUMENTS_NEEDED} are needed.")
-    if kv in APPROXIMATE:
+    if not STRATEGIES[kv].exact:
         notes.append(
-            f"Replayed with the full model's states: with {APPROXIMATE[kv]} K and V, later tokens see others "
-            "in decoding."
+            f"Replayed with the full model's states: with K and V by {kv}, later tokens see others in "
+            "decoding."
         )
     if tuned is None:
         notes.append("The policy was not tuned by offramp: it has no floor to hold.")
@@ -226,7 +223,7 @@ def predict(
     batch = (as_tuned.batch if as_tuned else 1) if batch is None else batch
     kv = (as_tuned.kv if as_tuned else "propagate") if kv is None else kv
     pricing = pricing_of(judged, machine, batch, kv)
-    _require_maps(tuned, decides, judged, kv)
+    _require_admitted(tuned, decides, judged, kv)
     floor = None if tuned is None else tuned.floor
     held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed, kv)
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
@@ -251,7 +248,7 @@ def predict(
         notes=(
             *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, held.reachable),
             *lookup_notes(hardware, machine),
-            *price_notes(machine, judged, (batch, batch + 1) if kv == "recompute" else (batch,)),
+            *price_notes(machine, judged, (batch, batch + 1) if not STRATEGIES[kv].batches else (batch,)),
         ),
         document_tokens=lengths_of(judged),
     )
@@ -269,19 +266,15 @@ def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:
     return parse_policy(policy)
 
 
-def _require_maps(tuned: Tuned | None, policy: ExitPolicy, trace: Trace, kv: str) -> None:
-    """Refuse to map K and V from exits without maps, or with others than a policy was tuned with.
+def _require_admitted(tuned: Tuned | None, policy: ExitPolicy, trace: Trace, kv: str) -> None:
+    """Refuse a policy that the strategy cannot work with, or other K,V maps than it was tuned with.
 
     Raises PolicyError.
     """
     maps = maps_charged(trace, kv)
-    if maps:
-        own = policy.for_task(task_of(trace))
-        require_exits(maps, own.leaves_at(trace.layers), trace.layers, str(own))
-        if tuned is not None and tuned.kv == kv:
-            check_same_maps(
-                tuned.model.get("heads"), base_of(trace)["heads"], str(trace.folder or "the trace")
-            )
+    STRATEGIES[kv].admits(policy.for_task(task_of(trace)), trace.layers, maps)
+    if maps and tuned is not None and tuned.kv == kv:
+        check_same_maps(tuned.model.get("heads"), base_of(trace)["heads"], str(trace.folder or "the trace"))
 
 
 def _usable(trace: Trace, tuned: Tuned | None) -> tuple[Trace, int]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.costs.counting import is_recurrent
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
-from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
+from offramp.policies.cost_breakdown import Gain, Item, PriceAt, Usage, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions, output_part
-from offramp.policies.kv_cost import MAPPED, maps_charged
+from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     Needs,
@@ -218,54 +218,36 @@ class Pricing:
         return self.of_decisions(decisions.unchecked())
 
 
-KEY_VALUE = ("propagate", MAPPED, "recompute")
-"""Strategies for the K and V of skipped layers that any policy can be searched with, token by token."""
-
-PRICED = (*KEY_VALUE, "monotone")
-"""Those whose price falls on each token alone."""
-
-
 def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = "propagate") -> Pricing:
     """Seconds of a trace's tokens on a machine; bytes moved at batch 1 if there is none.
 
-    kv: "propagate"; "mapped", with the K,V maps of the trace's exit heads; or "recompute": every skipped
-    layer is then charged as one row more of a later step, a little too much for a document's last tokens,
-    whose layers may never be needed; or "monotone", which leaves nothing behind.
+    kv: a strategy whose price falls on each token alone (`KeyValue.alone`).
 
     Raises InputError for a trace without tokens, a batch below 1, bytes at another batch than 1, another
     strategy, or what the machine cannot price; PolicyError for mapping without maps.
     """
-    _require_strategy(kv, machine, batch)
-    maps = maps_charged(trace, kv)
-    if machine is None:
-        return Pricing(prices_of(trace, maps).bytes, BYTES, "counted from the model's shape, batch 1")
-    costs = seconds_of(trace, machine, batch, maps)
-    if kv == "recompute":
-        more = np.maximum(seconds_of(trace, machine, batch + 1).layers - costs.layers, 0.0)
-        # A recurrent layer runs for one token after the other.
-        costs = replace(costs, key_value=np.where(is_recurrent(trace.shape), costs.layers, more))
-    if kv == "monotone":
-        costs = replace(costs, key_value=np.zeros_like(costs.key_value))
-    return Pricing(costs, machine.name, machine.source)
-
-
-def _require_strategy(kv: str, machine: Machine | None, batch: int) -> None:
-    """Raise InputError for what cannot be charged to each token alone."""
-    if kv not in PRICED:
+    strategy = STRATEGIES[kv]
+    if strategy.alone is None:
         raise InputError(
             f"the price of the K,V strategy {kv!r} does not fall on each token alone",
             where="kv= (--kv)",
-            fix="choose one of: " + ", ".join(PRICED),
+            fix="choose one of: " + ", ".join(name for name, one in STRATEGIES.items() if one.alone),
         )
-    if machine is None and (batch != 1 or kv == "recompute"):
+    if machine is None and (batch != 1 or not strategy.batches):
         raise InputError(
-            "bytes moved are counted at batch 1 with K and V propagated or mapped",
+            "bytes moved are counted at batch 1, and not of layers that run later",
             where="batch= (--batch)" if batch != 1 else "kv= (--kv)",
             fix="name a machine: hardware= (--hardware)",
         )
-    if kv == "recompute" and batch != 1:
+    if batch != 1 and not strategy.batches:
         raise InputError(
-            "recompute is charged for one sequence only",
-            where="kv= (--kv)",
-            fix="choose propagate, or batch 1",
+            f"{kv} is charged for one sequence only", where="kv= (--kv)", fix="choose propagate, or batch 1"
         )
+    maps = maps_charged(trace, kv)
+    if machine is None:
+        at: PriceAt = lambda rows: prices_of(trace, maps).bytes  # noqa: E731
+        name, source = BYTES, "counted from the model's shape, batch 1"
+    else:
+        at = partial(seconds_of, trace, machine, maps=maps)
+        name, source = machine.name, machine.source
+    return Pricing(strategy.alone(at, batch, trace.shape), name, source)

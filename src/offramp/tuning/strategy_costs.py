@@ -11,7 +11,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import MapRanks
 from offramp.policies.cost_breakdown import CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
 from offramp.policies.decisions import Decisions, task_of
-from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers, maps_charged
+from offramp.policies.kv import STRATEGIES, PolicyRun, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import counted_at, seconds_at
 from offramp.policies.replay import replay
@@ -76,7 +76,7 @@ class StrategyCosts:
     def gain(self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions) -> Gain:
         """What each part of a step saves of plain decoding, over all tokens."""
         run = _run(trace, policy, decisions)
-        return split_gain(self._breakdown(run, kv, STRATEGIES[kv].count(run)))
+        return split_gain(self._breakdown(run, kv, STRATEGIES[kv].charge(run)))
 
     def of_drafts(self, trace: Trace, policy: ExitPolicy, kv: str) -> tuple[float, float, int]:
         """The cheapest way to verify outputs as drafts: cost of a token, plain cost, draft length."""
@@ -90,20 +90,20 @@ class StrategyCosts:
         self, trace: Trace, policy: ExitPolicy, kv: str, decisions: Decisions
     ) -> tuple[float, float, float, float]:
         """The columns of `Charged`, of all tokens together."""
-        run, count = _run(trace, policy, decisions), STRATEGIES[kv].count
+        run, count = _run(trace, policy, decisions), STRATEGIES[kv].charge
         usage = count(run)
         breakdown = self._breakdown(run, kv, usage)
         free = self._breakdown(run, kv, count(replace(run, decisions=decisions.unchecked())))
         return breakdown.total, free.total, breakdown.plain, executed_layers(usage, trace.shape)
 
-    def _breakdown(self, run: Run, kv: str, usage: Usage) -> CostBreakdown:
+    def _breakdown(self, run: PolicyRun, kv: str, usage: Usage) -> CostBreakdown:
         """What runs, and what plain decoding of the same tokens runs, at this machine's prices."""
         plain = count_plain(run.steps, run.trace.layers)
         return break_down(usage, plain, self._at(kv), run.trace.token_count)
 
 
-def _run(trace: Trace, policy: ExitPolicy, decisions: Decisions) -> Run:
+def _run(trace: Trace, policy: ExitPolicy, decisions: Decisions) -> PolicyRun:
     """The tokens of a trace one after the other, as their own task's policy sees them."""
     own = policy.for_task(task_of(trace))
     steps = np.arange(trace.token_count, dtype=np.int64)
-    return Run(seen_by(own, trace), own, decisions, steps, draft_length=1)
+    return PolicyRun(seen_by(own, trace), own, decisions, steps, draft_length=1)

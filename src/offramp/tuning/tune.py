@@ -12,7 +12,7 @@ from offramp.kit.defaults import DELTA, LOCAL, METHOD, SEED
 from offramp.kit.numbers import Count, Share, Whole
 from offramp.policies.binding import text_caveat
 from offramp.policies.figures import PLAIN_DECODING
-from offramp.policies.kv_cost import exits_without, maps_charged
+from offramp.policies.kv import PROPAGATE, STRATEGIES, exits_without, maps_charged
 from offramp.policies.names import StrategyName
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import lengths_of, lengths_text
@@ -31,7 +31,7 @@ from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.job import Job
 from offramp.tuning.names import MethodName, Search
 from offramp.tuning.pool import Scored, require_policies
-from offramp.tuning.pricing import KEY_VALUE, pricing_of
+from offramp.tuning.pricing import pricing_of
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict_words import replayed_answer
@@ -136,12 +136,12 @@ def tune(
         return tune_floors(trace, [wanted], machine, executor, limits or Limits(), **settings)[0]
     if kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
-        kv = KEY_VALUE[0]
-    elif kv not in KEY_VALUE:
+        kv = PROPAGATE.name
+    elif not STRATEGIES[kv].searched:
         raise InputError(
             f"tuning does not search with the K,V strategy {kv!r} without a model",
             where="kv= (--kv)",
-            fix="choose one of: " + ", ".join(KEY_VALUE),
+            fix="choose one of: " + ", ".join(name for name, one in STRATEGIES.items() if one.searched),
         )
     pricing = pricing_of(trace, machine, batch, kv)
     roles = split_roles(trace, seed)
@@ -169,7 +169,7 @@ def tune_floors(
     require_policies(trace)
     machine = machine_for(trace, hardware) if isinstance(hardware, str) else hardware
     # The search is priced so; every candidate is then charged as its own strategy runs.
-    pricing, roles = pricing_of(trace, machine, 1, KEY_VALUE[0]), split_roles(trace, seed)
+    pricing, roles = pricing_of(trace, machine), split_roles(trace, seed)
     jobs = []
     for floor in floors:
         wanted, rule = make_floor(floor), METHODS[method]

@@ -25,14 +25,12 @@ from offramp.decoding.openings import Opening, Openings, choose_openings, traced
 from offramp.decoding.options import DecodingOptions, HeadsSource, read_heads_source
 from offramp.decoding.rerun.rerunner import Rerunner
 from offramp.decoding.rerun.sequences import require_model, require_reference, with_maps_of
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.models.model import Model
 from offramp.policies.binding import OF_HEADS, require_heads
 from offramp.policies.decisions import task_of
-from offramp.policies.kv_cost import MAPPED
-from offramp.policies.kv_cost import STRATEGIES as CHARGED
+from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -100,11 +98,11 @@ class ModelExecutor:
         return dict(zip(ids, map(write_sketch, sketches_of(self.workload, ids)), strict=True))
 
     def can(self, policy: ExitPolicy, kv: str) -> bool:
-        """Whether the model can decode with a policy and a strategy, and its price is known.
+        """Whether the model can decode with a policy and a strategy.
 
         Thresholds do not matter: of policies that differ in nothing else, it is enough to ask for one.
         """
-        return kv in CHARGED and self._rows_of(self._options(policy, kv)) is not None
+        return self._rows_of(self._options(policy, kv)) is not None
 
     def rerun(self, policy: ExitPolicy, kv: str, documents: NDArray[np.int64]) -> Rerun:
         """The policy on some of the trace's documents, their prompts (BOS, or what is asked) run whole.
@@ -268,9 +266,9 @@ def strategies_of(kv: str) -> tuple[str, ...]:
 
     Raises InputError for a lossless one, which needs no certificate.
     """
-    able = [name for name in STRATEGIES if name in CHARGED and not STRATEGIES[name].lossless]
+    able = [name for name, strategy in STRATEGIES.items() if not strategy.lossless]
     if kv == AUTO:
-        return tuple(sorted(able, key=lambda name: name != MAPPED))
+        return tuple(sorted(able, key=lambda name: name != MAPPED.name))
     if STRATEGIES[kv].lossless:
         raise InputError(
             f"{kv} is lossless: its output is the full model's, so there is no floor to tune for",

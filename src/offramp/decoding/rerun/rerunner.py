@@ -29,9 +29,7 @@ from offramp.decoding.rerun.sequences import (
     traced_sequences,
     with_maps_of,
 )
-from offramp.decoding.strategies.mapped import Mapped, StateMaps
-from offramp.decoding.strategies.propagate import Propagate
-from offramp.decoding.strategies.recompute import Recompute
+from offramp.decoding.strategies.mapped import StateMaps
 from offramp.errors import OfframpError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
@@ -45,7 +43,14 @@ from offramp.policies.decisions import (
     task_of,
     tokens_by_exit,
 )
-from offramp.policies.kv_cost import STRATEGIES, Run, executed_layers
+from offramp.policies.kv import (
+    MAPPED,
+    PROPAGATE,
+    RECOMPUTE,
+    STRATEGIES,
+    PolicyRun,
+    executed_layers,
+)
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.short_list import seen_by
@@ -112,7 +117,7 @@ class RerunResult:
 
 
 ROWS_AT_ONCE = 8
-APART = (Propagate.name, Mapped.name, Recompute.name)
+APART = (PROPAGATE.name, MAPPED.name, RECOMPUTE.name)
 """Strategies with which a row of a batch says what it would say alone."""
 
 
@@ -257,7 +262,7 @@ class Rerunner:
         policy, kv = options.policy, options.kv
         after = self._inputs_after(kv)
         if after is None and self._holds(policy):
-            return "replay, exact K and V", self._replayed(policy, lossless=STRATEGIES[kv].exact)
+            return "replay, exact K and V", self._replayed(policy, lossless=STRATEGIES[kv].lossless)
         if after is not None and not policy.remembers:
             try:
                 return "one parallel forward", self._parallel(policy, after)
@@ -267,11 +272,12 @@ class Rerunner:
 
     def _inputs_after(self, kv: str) -> InputsAfter | None:
         """What skipped layers are given, None for a strategy whose K and V are the full model's."""
-        if kv == Mapped.name:
-            maps = self._maps
-            assert maps is not None, "the strategy has asked for them"
-            return maps.inputs_after
-        return unchanged(self.engine.layers) if kv == Propagate.name else None
+        if STRATEGIES[kv].exact:
+            return None
+        if STRATEGIES[kv].mapped:
+            assert self._maps is not None, "the strategy has asked for them"
+            return self._maps.inputs_after
+        return unchanged(self.engine.layers)
 
     @functools.cached_property
     def _maps(self) -> StateMaps | None:
@@ -384,7 +390,7 @@ class Rerunner:
         if not trace.token_count:
             return 0.0
         steps = np.arange(trace.token_count, dtype=np.int64)
-        usage = STRATEGIES[kv].count(Run(trace, policy, decisions, steps, DRAFT_LENGTH))
+        usage = STRATEGIES[kv].charge(PolicyRun(trace, policy, decisions, steps, DRAFT_LENGTH))
         return 1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers)
 
     def _drift(self, policy: ExitPolicy, exits: NDArray[np.int64], top1: NDArray[np.int64]) -> Drift | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,21 +13,16 @@ from offramp.decoding.strategies.strategy import Conditions, Work
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.maps import KeyValueMaps
 from offramp.heads.modules import PreparedMaps
+from offramp.policies.kv import MAPPED
 
 
-class Mapped(Propagate):
+class Mapped(Propagate, of=MAPPED):
     """As `Propagate`, but each skipped layer is given the exit's state through an affine map of its own.
 
     The maps are ridge regressions of the deeper layers' outputs (`offramp.heads.exit_heads`), all of an
     exit's applied at once. Exact and approximate is what is with `Propagate`; a state that is mapped lies
     nearer to what the layer would have been given. A recurrent layer runs on its mapped state.
     """
-
-    name: ClassVar[str] = "mapped"
-    exact: ClassVar[str] = (
-        "Exits give their own outputs exactly; deeper layers of later tokens see K and V projected from what "
-        "fitted maps make of the exit's hidden state, an approximation."
-    )
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import PositionsMissing
 from offramp.decoding.strategies.propagate import advance_apart, choose, descend, exit_logits, feed
-from offramp.decoding.strategies.strategy import Advance, Conditions, Strategy, Work
-from offramp.errors import PolicyError
+from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.policies.kv import MONOTONE, goes_deeper
 
 
-class Monotone(Strategy):
+class Monotone(Strategy, of=MONOTONE):
     """Nothing is left for skipped layers: no later token runs them; SkipDecode (arXiv 2307.02628, section 3).
 
     Exact: every layer that runs finds the K and V of all tokens before, as the full model would have made
@@ -22,21 +20,9 @@ class Monotone(Strategy):
     that others still run get K and V of those that left as well, for a cache has no holes.
     """
 
-    name: ClassVar[str] = "monotone"
-    exact: ClassVar[str] = (
-        "Every layer that runs finds exact K and V of all tokens before it; policies that let a token go "
-        "deeper than the one before are refused."
-    )
-
     def __init__(self, work: Work) -> None:
         super().__init__(work)
         self._deepest = np.full(work.sequences.batch, work.engine.layers, dtype=np.int64)
-
-    @classmethod
-    def check(cls, conditions: Conditions) -> None:
-        """Raise PolicyError for a policy that lets tokens go deeper than those before them."""
-        if not conditions.options.policy.never_deepens:
-            raise _refused(str(conditions.options.policy))
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
@@ -44,12 +30,12 @@ class Monotone(Strategy):
         try:
             advance = self._advance(tokens)
         except PositionsMissing as error:
-            raise _refused(str(driver.policy)) from error
+            raise goes_deeper(driver.policy) from error
         deeper = np.flatnonzero((driver.own > self._deepest) & ~driver.finished)
         if deeper.size:
             row = int(deeper[0])
             example = f": one leaves at exit {self._deepest[row]}, a later one at {driver.own[row]}"
-            raise _refused(str(driver.policy), example)
+            raise goes_deeper(driver.policy, example)
         self._deepest = driver.own.copy()
         return advance
 
@@ -60,11 +46,3 @@ class Monotone(Strategy):
             return advance_apart(work, inputs, repair=False)
         step = descend(work, inputs)
         return choose(work, exit_logits(work, step), step.exit)
-
-
-def _refused(policy: str, example: str = "") -> PolicyError:
-    return PolicyError(
-        f"{policy} lets tokens go deeper than those before them{example}",
-        where='kv "monotone"',
-        fix="put the policy into monotone:policy=[...], or choose another strategy for K and V",
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from offramp.decoding.engine.sequences import Inputs, States
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.policies.kv import PROPAGATE
 
 
 @dataclass(frozen=True)
@@ -208,19 +208,13 @@ class RowsApart:
         return torch.from_numpy(rows).to(self.inputs.hidden.device)
 
 
-class Propagate(Strategy):
+class Propagate(Strategy, of=PROPAGATE):
     """K and V of skipped layers come from the exit's hidden state; CALM (arXiv 2207.07061, section 3.3).
 
     Exact: a token that nobody before left early. Approximate: every token after one that left, in all layers
     that were skipped, since the hidden state there is another than the one that the layers would have made.
     A layer with a recurrent state cannot be projected: it runs, on the exit's hidden state, and is counted.
     """
-
-    name: ClassVar[str] = "propagate"
-    exact: ClassVar[str] = (
-        "Exits give their own outputs exactly; deeper layers of later tokens see K and V projected from the "
-        "hidden state of the exit, an approximation."
-    )
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from offramp.decoding.engine.sequences import OnPosition, Sequences
 from offramp.decoding.strategies.propagate import choose, feed, read_final
 from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.policies.kv import RECOMPUTE
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def go_on(work: Work, waiting: Waiting, stop: Stop, exit: int) -> Stop:
     return Stop(exit, waiting.run(block, exit - 1, exit), block.last)
 
 
-class Recompute(Strategy):
+class Recompute(Strategy, of=RECOMPUTE):
     """A token that leaves waits before the next layer until a later token runs it; EE-LLM (arXiv 2312.04916).
 
     Exact: every state of every layer that runs, so a token that reaches exit L gets the full model's logits
@@ -143,12 +143,6 @@ class Recompute(Strategy):
     deepest of them: in lockstep they answer there too, under "rebatch" each answers from its own exit, which
     gives every row what it would say alone and skips no more layers than lockstep does.
     """
-
-    name: ClassVar[str] = "recompute"
-    exact: ClassVar[str] = (
-        "All states are the full model's: tokens that reach the last exit get its logits, within rounding; "
-        "the others get what their exit says."
-    )
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)

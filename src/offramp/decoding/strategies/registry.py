@@ -10,6 +10,6 @@ from offramp.decoding.strategies.speculate import Speculate
 from offramp.decoding.strategies.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Propagate, Mapped, Recompute, Speculate, Monotone)
+    strategy.of.name: strategy for strategy in (Propagate, Mapped, Recompute, Speculate, Monotone)
 }
-"""Strategies by the name that `kv=` takes; see `Strategy.exact` for what each promises."""
+"""Strategies by the name that `kv=` takes; see `offramp.policies.kv` for what each promises."""

@@ -16,7 +16,7 @@ from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
 from offramp.decoding.strategies.strategy import Advance, Conditions, Strategy, Work
 from offramp.errors import InputError
-from offramp.policies.kv_cost import require_full_head
+from offramp.policies.kv import SPECULATE
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Moment:
     states: list[Past]
 
 
-class Speculate(Strategy):
+class Speculate(Strategy, of=SPECULATE):
     """Early outputs are drafts that the full model verifies; LayerSkip (arXiv 2404.16710, section 4.3).
 
     Tokens are drafted as long as the policy lets them leave, `draft_length` at most; the next one closes the
@@ -75,12 +75,6 @@ class Speculate(Strategy):
     time. In lockstep a batch keeps as many drafts as are right in every row that is not over.
     """
 
-    name: ClassVar[str] = "speculate"
-    exact: ClassVar[str] = (
-        "Every token is the full model's: identical to greedy decoding in float32, equally distributed when "
-        "sampling; in bfloat16 a near tie may fall the other way in a block."
-    )
-    lossless: ClassVar[bool] = True
     drops: ClassVar[bool] = False
 
     def __init__(self, work: Work) -> None:
@@ -103,10 +97,10 @@ class Speculate(Strategy):
         model's head."""
         from transformers import SynthIDTextWatermarkLogitsProcessor
 
-        require_full_head(conditions.options.policy)
+        super().check(conditions)
         if conditions.options.batching == "rebatch" and conditions.batch > 1:
             raise InputError(
-                f"{cls.name!r} cannot decode a batch whose rows leave one by one",
+                f"{cls.of.name!r} cannot decode a batch whose rows leave one by one",
                 where='batching "rebatch"',
                 fix='rows are verified together: choose batching "lockstep", or another kv',
             )

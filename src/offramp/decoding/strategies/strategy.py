@@ -17,6 +17,7 @@ from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
 from offramp.decoding.generation.next_token import Choice, Chooser
 from offramp.decoding.options import DecodingOptions
+from offramp.policies.kv import KeyValue
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
 from offramp.policies.policy_cost import gives_output
 from offramp.policies.signals import probed_at_last, probes_of
@@ -229,17 +230,15 @@ class Advance:
 class Strategy(ABC):
     """One way to let later tokens find the K and V of skipped layers.
 
-    exact: what is exact and what is approximate, in one sentence. lossless: whether every output is the full
-    model's. drops: whether rows that are over can leave the batch between two steps (see `keep_rows`).
-    drafted, accepted: drafts made and kept so far, of strategies that draft.
+    of: what is declared of it (name, promises, charge). drops: whether rows that are over can leave the batch
+    between two steps (see `keep_rows`). drafted, accepted: drafts made and kept so far, of strategies that
+    draft.
 
     A strategy counts its own items, "overhead" included: once for each step, with the rows that it advances.
     A non-finite logit ends the generation by itself: `Answers` raises for what `Advance` says is broken.
     """
 
-    name: ClassVar[str]
-    exact: ClassVar[str]
-    lossless: ClassVar[bool] = False
+    of: ClassVar[KeyValue]
     drops: ClassVar[bool] = True
 
     drafted: int = 0
@@ -248,10 +247,15 @@ class Strategy(ABC):
     def __init__(self, work: Work) -> None:
         self.work = work
 
-    # Not abstract: most strategies refuse nothing.
-    @classmethod  # noqa: B027
+    def __init_subclass__(cls, *, of: KeyValue | None = None) -> None:
+        super().__init_subclass__()
+        if of is not None:
+            cls.of = of
+
+    @classmethod
     def check(cls, conditions: Conditions) -> None:
-        """Raise InputError for conditions that it cannot work under."""
+        """Raise InputError or PolicyError for conditions that it cannot work under."""
+        cls.of.admits(conditions.options.policy, conditions.layers, ())
 
     # Not abstract: most strategies hold nothing between two steps.
     def keep_rows(self, rows: Tensor) -> None:  # noqa: B027

@@ -16,7 +16,7 @@ from offramp.policies.cost_breakdown import CostBreakdown, Usage
 from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.frontier import frontier
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv_cost import STRATEGIES, Run
+from offramp.policies.kv import STRATEGIES, PolicyRun
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     counted_at,
@@ -38,15 +38,15 @@ def part(breakdown: CostBreakdown, name: str) -> float:
     return sum(line.total for line in breakdown.lines if line.part == name)
 
 
-def run_of(exits: list[int], documents: list[int], policy: ExitPolicy | None = None) -> Run:
+def run_of(exits: list[int], documents: list[int], policy: ExitPolicy | None = None) -> PolicyRun:
     trace = make_trace(tokens=len(exits), layers=4)
     trace.document = np.array(documents, dtype=np.int32)
-    return Run(trace, policy or Never(), Decisions(np.array(exits), {}), np.arange(len(exits)), 4)
+    return PolicyRun(trace, policy or Never(), Decisions(np.array(exits), {}), np.arange(len(exits)), 4)
 
 
 def test_recomputing_by_hand() -> None:
     # Exits 1 and 2 before a token at 3; then one at 2 that no later token overtakes; another document.
-    usage = STRATEGIES["recompute"].count(run_of([1, 2, 3, 2, 4, 1], [0, 0, 0, 0, 1, 1]))
+    usage = STRATEGIES["recompute"].charge(run_of([1, 2, 3, 2, 4, 1], [0, 0, 0, 0, 1, 1]))
     layers = {(item.place, item.rows): count for item, count in usage.items() if item.part == "layers"}
     # In the first document the second token takes the first one through layer 2, the third both through layer
     # 3; layer 4 is never run there. In the second one nobody waits for a token that goes deeper.
@@ -138,8 +138,8 @@ def test_a_recurrent_layer_shares_no_step_among_tokens_of_one_document(kv: str) 
     for shape in (make_shape(6), with_states(make_shape(), 1, 4)):
         trace = make_trace(shape=shape)
         policy = parse_policy(CHECKS)
-        run = Run(trace, policy, replay_decisions(policy, trace), np.arange(60), 3)
-        used[shape] = STRATEGIES[kv].count(run)
+        run = PolicyRun(trace, policy, replay_decisions(policy, trace), np.arange(60), 3)
+        used[shape] = STRATEGIES[kv].charge(run)
     dense, mixed = used.values()
     for layer in range(1, 7):
         one, other = rows_of(dense, layer), rows_of(mixed, layer)
