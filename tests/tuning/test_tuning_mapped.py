@@ -105,7 +105,7 @@ def test_a_trace_without_maps_is_refused() -> None:
 def test_other_maps_than_it_was_tuned_with_are_refused() -> None:
     tuned, other = tune(mapped(wrong=0.002), FLOOR, "h100", kv="mapped"), mapped(40, seed=1)
     other.provenance["request"]["workload"] = {"name": "others", "fingerprint": "w2"}
-    assert any("mapped K and V" in note for note in predict(tuned, other, hardware="h100").notes)
+    assert any("K and V by mapped" in note for note in predict(tuned, other, hardware="h100").notes)
     other.request["heads"]["kv_maps"]["fingerprint"] = "e" * 64
     with pytest.raises(PolicyError, match="tuned with the K,V maps ffffffffffff, and these are eeeeeeeeeeee"):
         predict(tuned, other, hardware="h100")

@@ -111,14 +111,16 @@ def exits_without(maps: MapRanks, exits: Iterable[int], layers: int) -> list[int
 
 def require_exits(maps: MapRanks, exits: Iterable[int], layers: int, policy: str) -> None:
     """Refuse a policy with exits that have no maps; L - 1 and L need none. Raises PolicyError."""
+    exits = set(exits)
     missing = exits_without(maps, exits, layers)
     if missing:
         listed = ", ".join(str(exit) for exit, _ in maps)
+        wanted = ",".join(str(exit) for exit in exits_without((), exits, layers))
         raise PolicyError(
             f"{policy} leaves at exit {missing[0]}, which has no K,V maps; they start at: {listed}",
             where='kv "mapped"',
             fix="choose a policy whose exits are among these, or fit maps of its exits: "
-            f"offramp heads fit MODEL --workload W --kv-maps {','.join(map(str, missing))} -o FILE",
+            f"offramp heads fit MODEL --workload W --kv-maps {wanted} -o FILE",
         )
 
 
