@@ -34,9 +34,9 @@ from offramp.report.comparison import render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.table import write_tables
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
-from offramp.scoring.eas import SIMILARITIES
+from offramp.scoring.components import SIMILARITIES
+from offramp.scoring.documents import TextSize
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.text_size import TextSize
 from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Strategy
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor

@@ -39,9 +39,9 @@ import offramp
 from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed
+from offramp.models.streaming import load_streamed
 from offramp.tracing.measurement import FORWARD_TOKENS
 from offramp.tracing.request import parse_exits
 from offramp.tracing.rows import equal_length_batches, groups_of

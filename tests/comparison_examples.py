@@ -15,8 +15,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.report.findings import decision_on, speed_of
 from offramp.report.strategies import believed, floor_kept
 from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
+from offramp.scoring.documents import NOTHING, TextSize
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.text_size import NOTHING, TextSize
 from offramp.studies.comparison.results import (
     NOT_TIMED,
     Comparison,

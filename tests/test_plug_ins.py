@@ -14,8 +14,7 @@ from command_line import run_offramp
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_prices, profile_of
 from offramp.errors import InputError, PolicyError, WorkloadError
-from offramp.models.transforms.grammar import parse_transform
-from offramp.models.transforms.transform import TRANSFORMS, apply_transform
+from offramp.models.transforms.transform import TRANSFORMS, apply_transform, parse_transform
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy, policy_kinds
 from offramp.testing.machines import example_shape

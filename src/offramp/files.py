@@ -419,7 +419,7 @@ def locked_folder(folder: Path, another: str = ", or choose another folder with 
 
 
 def source_fingerprint(*places: str) -> str:
-    """SHA-256 of the source in some packages or files of offramp: "tracing", "scoring/eas.py"."""
+    """SHA-256 of the source in some packages or files of offramp: "tracing", "scoring/components.py"."""
     files = {name: digest for place in places for name, digest in _sources(place)}
     return sha256_of_text(canonical_json(sorted(files.items())))
 

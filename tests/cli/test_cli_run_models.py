@@ -21,7 +21,7 @@ from offramp.heads.file import read_heads
 from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.models.model import Model
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed
+from offramp.models.streaming import load_streamed
 from offramp.report.summary import summary_schema
 from offramp.runs import request
 from offramp.timing.bench import settle

@@ -13,7 +13,7 @@ import torch
 from command_line import Outcome, run_offramp, tree
 from offramp.errors import InputError
 from offramp.kit.numbers import shown_size
-from offramp.models.memory import parse_size
+from offramp.models.process import parse_size
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_model_that_would_not_fit_is_streamed_and_it_is_said(
 ) -> None:
     arguments = (sharded, documents, tmp_path / "trace", "--json")
     assert traced(*arguments).require(0).json["streamed"] is False
-    monkeypatch.setattr("offramp.models.streamed_loading.available_memory", lambda: 1000)
+    monkeypatch.setattr("offramp.models.streaming.available_memory", lambda: 1000)
     done = traced(*arguments, "--overwrite").require(0)
     assert done.json["streamed"] is True
     assert "do not fit in the memory that is free: traced layer by layer" in done.err
@@ -65,7 +65,7 @@ def test_a_budget_decides_by_itself(
 ) -> None:
     folder = tmp_path / "trace"
     with monkeypatch.context() as patch:  # a family that cannot be streamed is traced where all weights fit
-        patch.setattr("offramp.models.streamed_loading.build_skeleton", lambda *some, **more: 1 / 0)
+        patch.setattr("offramp.models.streaming.build_skeleton", lambda *some, **more: 1 / 0)
         large = traced(sharded, documents, folder, "--memory", "1GB", "--json").require(0)
     assert large.json["streamed"] is False
     small = traced(sharded, documents, tmp_path / "small", "--memory", "180kB", "--json").require(0)
@@ -76,7 +76,7 @@ def test_a_budget_decides_by_itself(
     assert "20,480 bytes are too few" in refused.err
     enough = refused.err.partition("allow at least ")[2].split()[0]
     assert "do not fit" in traced(sharded, documents, tmp_path / "enough", "--memory", enough).require(0).err
-    monkeypatch.setattr("offramp.models.streamed_loading.load_streamed", lambda *some, **more: 1 / 0)
+    monkeypatch.setattr("offramp.models.streaming.load_streamed", lambda *some, **more: 1 / 0)
     chat = run_offramp("trace", sharded, "-w", "chat", "--stream", "-o", tmp_path / "tiny").require(2)
     assert "for every new token" in chat.err
     assert not (tmp_path / "tiny").exists()
@@ -85,7 +85,7 @@ def test_a_budget_decides_by_itself(
 def test_a_pruned_model_that_would_not_fit_is_refused(
     sharded: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offramp.models.streamed_loading.available_memory", lambda: 1000)
+    monkeypatch.setattr("offramp.models.streaming.available_memory", lambda: 1000)
     arguments = (sharded, documents, tmp_path / "trace", "--transform", "prune:drop=2")
     assert "do not fit in the memory that is free" in traced(*arguments).require(2).err
     assert not (tmp_path / "trace").exists()

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from offramp.models.calls import Recorder, first_tensor
 from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
-from offramp.models.quiet import quiet_transformers
-from offramp.models.source import Source, find_source
+from offramp.models.process import quiet_transformers
+from offramp.models.source import ModelFiles, find_source
 
 INDEX = "model.safetensors.index.json"
 
 
-def write_family(folder: Path, family: str, shard_size: str = "100KB") -> Source:
+def write_family(folder: Path, family: str, shard_size: str = "100KB") -> ModelFiles:
     """A small random model of a family as `save_pretrained` writes it, sharded, with a tokenizer."""
     with quiet_transformers():
         build_family(family).save_pretrained(folder, max_shard_size=shard_size)

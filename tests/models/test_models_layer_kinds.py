@@ -11,7 +11,7 @@ from streaming_cases import write_family
 from torch import nn
 
 from offramp.models.skeleton import Skeleton, build_skeleton, kinds_of_layers
-from offramp.models.streamed_loading import plan_partial_model
+from offramp.models.streaming import plan_partial_model
 
 
 def skeleton_of(hf: object, layers: nn.ModuleList) -> Skeleton:

@@ -16,9 +16,9 @@ from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.models.tensors import check_finite, is_finite, is_wrapped, mean_element_bytes, stored_bytes
 from offramp.models.transforms import quantised_layers
-from offramp.models.transforms.kernels import MOST_ROWS
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import Int4, Int8, Quantised
+from offramp.models.transforms.quantised_layers import MOST_ROWS
 from offramp.models.transforms.transform import UNFIT, why_unfit
 from offramp.testing.transforms import check_transform, example_model
 from offramp.tracing.loading import load_transformed

@@ -11,11 +11,11 @@ from quantised_cases import config_by_hand
 from torch import nn
 
 from offramp.errors import InputError
-from offramp.models.quiet import quiet_loggers
+from offramp.models.process import quiet_loggers
 from offramp.models.shape import DTYPES
-from offramp.models.transforms import kernels, quantised_layers
-from offramp.models.transforms.kernels import MOST_ROWS, Int8Linear, few_rows_pay
+from offramp.models.transforms import quantised_layers
 from offramp.models.transforms.quantise import Int4, Int8
+from offramp.models.transforms.quantised_layers import MOST_ROWS, Int8Linear, few_rows_pay
 from offramp.testing.transforms import example_model
 
 
@@ -55,10 +55,10 @@ def test_the_kernel_for_few_rows_is_used_where_it_pays(monkeypatch: pytest.Monke
         monkeypatch.setattr(quantised_layers, "few_rows_pay", lambda *where, pays=pays: pays)
         model = Int8().apply(example_model("bfloat16"))
         assert sum(isinstance(module, Int8Linear) for module in model.hf.modules()) == 6 * 7 * pays
-    monkeypatch.setattr(kernels, "seconds_of", lambda product: 1.0)
+    monkeypatch.setattr(quantised_layers, "seconds_of", lambda product: 1.0)
     assert not few_rows_pay.__wrapped__("bfloat16", "cpu")  # no faster than torchao's
-    monkeypatch.setattr(kernels, "CLOSE", 0.0)
-    monkeypatch.setattr(kernels, "CLEARLY", 0.5)
+    monkeypatch.setattr(quantised_layers, "CLOSE", 0.0)
+    monkeypatch.setattr(quantised_layers, "CLEARLY", 0.5)
     assert not few_rows_pay.__wrapped__("bfloat16", "cpu")  # too far from torchao's
 
 
@@ -75,7 +75,9 @@ def problems(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str | None]
     """Makes every layout fail in some dtypes."""
 
     def set_problems(by_dtype: dict[str, str | None]) -> None:
-        monkeypatch.setattr(kernels, "find_problem", lambda layout, group, dtype, device: by_dtype[dtype])
+        monkeypatch.setattr(
+            quantised_layers, "find_problem", lambda layout, group, dtype, device: by_dtype[dtype]
+        )
 
     return set_problems
 
@@ -102,24 +104,24 @@ def test_a_machine_without_any_kernel_is_refused(problems: Any) -> None:
 
 def test_a_device_without_a_layout_is_refused() -> None:
     with pytest.raises(InputError, match="it has no layout for this device") as caught:
-        kernels.find_config(4, 32, "bfloat16", "mps")
+        quantised_layers.find_config(4, 32, "bfloat16", "mps")
     assert caught.value.where == "mps"
 
 
 def test_trials_find_slow_wrong_and_missing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = kernels.find_problem.__wrapped__
-    layout = kernels.LAYOUTS[8][0]
+    find = quantised_layers.find_problem.__wrapped__
+    layout = quantised_layers.LAYOUTS[8][0]
     seconds = iter([20.0, 1.0])
-    monkeypatch.setattr(kernels, "seconds_of", lambda product: next(seconds))
+    monkeypatch.setattr(quantised_layers, "seconds_of", lambda product: next(seconds))
     assert "20 times as long" in str(find(layout, None, "float32", "cpu"))
-    monkeypatch.setattr(kernels, "FARTHEST", 1e-6)
+    monkeypatch.setattr(quantised_layers, "FARTHEST", 1e-6)
     assert "products are off by 1 %" in str(find(layout, None, "float32", "cpu"))
 
     def missing(group: int | None) -> Any:
         raise ImportError("Requires mslk")
 
     assert (
-        find(kernels.Layout("other", ("cpu",), missing), None, "float32", "cpu")
+        find(quantised_layers.Layout("other", ("cpu",), missing), None, "float32", "cpu")
         == "ImportError: Requires mslk"
     )
 

@@ -15,8 +15,8 @@ from offramp.errors import ModelError
 from offramp.models.calls import Recorder, first_tensor
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
-from offramp.models.transforms.kernels import Int8Linear
 from offramp.models.transforms.quantise import Int8, Quantised
+from offramp.models.transforms.quantised_layers import Int8Linear
 from offramp.testing.transforms import example_model
 
 

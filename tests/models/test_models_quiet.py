@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from offramp.models.quiet import silence_torchao
+from offramp.models.process import silence_torchao
 
 
 @pytest.mark.parametrize(

@@ -17,26 +17,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.errors import ModelError
-from offramp.models import streamed_layers as shards_module
+from offramp.models import streaming as shards_module
 from offramp.models.checkpoint import read_headers
 from offramp.models.model import Model
-from offramp.models.skeleton import build_skeleton
-from offramp.models.source import Source, find_source
-from offramp.models.streamed_layers import read_weights
-from offramp.models.streamed_loading import load_streamed
-from offramp.models.weight_map import map_weights
+from offramp.models.skeleton import build_skeleton, map_weights
+from offramp.models.source import ModelFiles, find_source
+from offramp.models.streaming import load_streamed, read_weights
 
 # Of one layer of the small llama, the tensors of this shape: gate and up.
 MARKED = (96, 64)
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     return write_family(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture
-def model(source: Source) -> Model:
+def model(source: ModelFiles) -> Model:
     return load_streamed(source, dtype="float32")
 
 

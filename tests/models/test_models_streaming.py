@@ -25,7 +25,7 @@ from offramp.errors import ModelError
 from offramp.models.checkpoint import read_headers
 from offramp.models.loading import load_source
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed, needed_memory
+from offramp.models.streaming import load_streamed, needed_memory
 
 # Tied and looking back through a window, latent attention with experts stored one by one, attention with a
 # state space, inputs for each layer beside the hidden state. Others: tests/tracing/test_tracing_streamed.py.
@@ -169,7 +169,7 @@ def test_weights_of_another_model_are_refused_before_any_is_read(
     write_family(tmp_path, family)
     edit_tensors(tmp_path, damage)
     source = find_source(str(tmp_path))
-    monkeypatch.setattr("offramp.models.streamed_layers.ShardReader.read", None)
+    monkeypatch.setattr("offramp.models.streaming.ShardReader.read", None)
     for refusing in (
         lambda: load_streamed(source, dtype="float32"),
         lambda: needed_memory(source, "float32"),

@@ -10,11 +10,10 @@ import pytest
 from streaming_cases import write_family
 
 from offramp.errors import ModelError
-from offramp.models import streamed_loading
+from offramp.models import streaming
 from offramp.models.loading import load_source
-from offramp.models.memory import machine_memory
-from offramp.models.streamed_layers import ShardReader
-from offramp.models.streamed_loading import load_streamed, needed_memory, would_not_fit
+from offramp.models.process import machine_memory
+from offramp.models.streaming import ShardReader, load_streamed, needed_memory, would_not_fit
 
 
 @pytest.mark.parametrize(
@@ -54,10 +53,10 @@ def test_a_model_larger_than_what_is_available(tmp_path: Path, monkeypatch: pyte
     source = write_family(tmp_path, "llama")
     whole = needed_memory(source, "float32").whole_bytes
     assert not would_not_fit(source, "float32")
-    monkeypatch.setattr(streamed_loading, "available_memory", lambda: whole)
+    monkeypatch.setattr(streaming, "available_memory", lambda: whole)
     assert would_not_fit(source, "float32")
     assert not would_not_fit(source, "bfloat16")
-    monkeypatch.setattr(streamed_loading, "available_memory", lambda: int(whole * 1.11))
+    monkeypatch.setattr(streaming, "available_memory", lambda: int(whole * 1.11))
     assert not would_not_fit(source, "float32")
 
 
@@ -74,11 +73,11 @@ def test_what_control_groups_leave_counts(tmp_path: Path) -> None:
     outer = groups / "outer"
     write_group(outer, memory__max="9000", memory__current="5000", memory__stat="anon 1\ninactive_file 500")
     write_group(outer / "inner", memory__max="max\n", memory__current="10\n", memory__stat="")
-    assert streamed_loading.available_memory(groups, own) == 4500
+    assert streaming.available_memory(groups, own) == 4500
     write_group(outer / "inner", memory__max="1000", memory__current="400", memory__stat="inactive_file 100")
-    assert streamed_loading.available_memory(groups, own) == 700
+    assert streaming.available_memory(groups, own) == 700
     write_group(outer / "inner", memory__current="2000")
-    assert streamed_loading.available_memory(groups, own) == 0
+    assert streaming.available_memory(groups, own) == 0
     # What there is for everything that runs in them is the lowest limit.
     assert machine_memory(groups, own) == 1000
     write_group(outer / "inner", memory__max="max")
@@ -94,11 +93,11 @@ def test_control_groups_of_the_first_version(tmp_path: Path) -> None:
         memory__usage_in_bytes="1500",
         memory__stat="inactive_file 3\ntotal_inactive_file 50",
     )
-    assert streamed_loading.available_memory(tmp_path, own) == 3550
+    assert streaming.available_memory(tmp_path, own) == 3550
     assert machine_memory(tmp_path, own) == 5000
 
 
 def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
-    found = streamed_loading.available_memory(tmp_path, tmp_path / "none")
+    found = streaming.available_memory(tmp_path, tmp_path / "none")
     assert found == pytest.approx(psutil.virtual_memory().available, rel=0.5)
     assert machine_memory(tmp_path, tmp_path / "none") == psutil.virtual_memory().total

@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import InputError, OfframpError
-from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.quantise import GROUPS, Int4, Int8
-from offramp.models.transforms.transform import Transform, describe_transforms, options_of, text_of
+from offramp.models.transforms.transform import (
+    Transform,
+    describe_transforms,
+    options_of,
+    parse_transform,
+    parse_transforms,
+    text_of,
+)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from streaming_cases import INDEX, shards
 
 from offramp.errors import ModelError
 from offramp.models.checkpoint import SINGLE_FILE, StoredTensor, check_checkpoint, read_headers
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 from offramp.models.source import find_source
 
 

@@ -19,7 +19,7 @@ import offramp
 from offramp.errors import InputError, ModelError
 from offramp.models.discovery import probe_ids
 from offramp.models.model import Model
-from offramp.models.object_identity import fingerprint_of
+from offramp.models.wrapping import fingerprint_of
 
 TEXTS = ["the cat sat on the mat and looked at the rain", "deep layers change the guess less often"] * 3
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import ModelError
-from offramp.models.discovery import find_stack, probe_ids
-from offramp.models.logit_scaling import LogitScaling, find_logit_scaling
-from offramp.models.stack import READOUTS
+from offramp.models.discovery import find_logit_scaling, find_stack, probe_ids
+from offramp.models.stack import READOUTS, LogitScaling
 from offramp.models.tensors import largest_difference, largest_finite
 
 

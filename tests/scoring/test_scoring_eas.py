@@ -7,7 +7,7 @@ import pytest
 from scoring_traces import facts_trace
 
 from offramp.errors import InputError
-from offramp.scoring.eas import adaptability, layer_weights
+from offramp.scoring.components import adaptability, layer_weights
 from offramp.scoring.scoring import score
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from offramp.scoring.rank_correlation import kendall
+from offramp.scoring.estimate import kendall
 
 SEEDS = st.integers(0, 2**32 - 1)
 

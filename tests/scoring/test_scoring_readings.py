@@ -20,8 +20,7 @@ from offramp.files import sha256_of_text
 from offramp.heads.exit_heads import ExitHeads
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import document_bootstrap
-from offramp.scoring.paired_readings import are_two_readings, compare_readings
-from offramp.scoring.scoring import score
+from offramp.scoring.scoring import are_two_readings, compare_readings, score
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

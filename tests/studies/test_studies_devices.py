@@ -11,7 +11,7 @@ from study_files import plan_of, small_world, study_of, write_model, write_study
 
 from offramp.costs.hardware import machine_facts
 from offramp.errors import InputError
-from offramp.models.given import name_object
+from offramp.models.source import name_object
 from offramp.studies.study import Plan
 from offramp.studies.study_file import read_study
 from offramp.tracing.loading import load_model

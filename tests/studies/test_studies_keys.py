@@ -305,7 +305,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("kit/defaults.py", kinds),
         ("tracing/trace.py", kinds),
         ("tracing/tracer.py", {"trace", "score"}),
-        ("scoring/eas.py", {"score"}),
+        ("scoring/components.py", {"score"}),
         ("timing/plain_timing.py", {"profile", "decode"}),
         ("training/trainer.py", {"training"}),
         ("studies/work/score.py", {"score"}),
@@ -404,5 +404,5 @@ def test_the_libraries_that_compute_a_kind_are_part_of_it(world: Path) -> None:
 
 
 def test_a_fingerprint_of_rooms_is_of_names_and_bytes() -> None:
-    assert source_fingerprint("scoring") == source_fingerprint("scoring", "scoring/eas.py")
+    assert source_fingerprint("scoring") == source_fingerprint("scoring", "scoring/components.py")
     assert source_fingerprint("scoring") != source_fingerprint("scoring", "costs")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import offramp
 from offramp.errors import DamagedFileError
 from offramp.models.model import Model
-from offramp.scoring.text_size import NOTHING, PARTIAL, TextSize, text_sizes
+from offramp.scoring.documents import NOTHING, PARTIAL, TextSize, text_sizes
 from offramp.studies.work.trace import TEXT, read_text_sizes, write_text_sizes
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace

@@ -38,7 +38,7 @@ from offramp.errors import ModelError, OfframpError
 from offramp.files import write_sealed_json
 from offramp.heads.file import read_heads, write_heads
 from offramp.kit.typed import finite_json, from_json
-from offramp.models.transforms.grammar import parse_transform
+from offramp.models.transforms.transform import parse_transform
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay_intervals
 from offramp.scoring.estimate import Estimate

@@ -27,7 +27,7 @@ from offramp.heads import output_head, statistics
 from offramp.heads.output_head import LinearHead
 from offramp.heads.precision import REDUCED_SUMS, products_in
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed
+from offramp.models.streaming import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing import states
 from offramp.tracing.block import BlockMeasurer

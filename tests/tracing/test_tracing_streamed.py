@@ -20,7 +20,7 @@ from offramp.models.calls import Recorder
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed
+from offramp.models.streaming import load_streamed
 from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed_layers import BatchCalls
 from offramp.tracing.tracer import trace

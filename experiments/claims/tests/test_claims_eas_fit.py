@@ -17,7 +17,7 @@ from scipy import stats
 
 from eas_fit import ALPHAS, PUBLISHED, SIMILARITIES, Measured, eas_fit, eas_fits, fitted_alpha
 from offramp.scoring.card import PUBLISHED_EAS
-from offramp.scoring.eas import adaptability, layer_weights
+from offramp.scoring.components import adaptability, layer_weights
 
 LAYERS = (32, 32, 32, 28, 36, 24)
 

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import offramp
 from offramp.models.discovery import find_stack, probe_ids
 from offramp.models.source import find_source
-from offramp.models.streamed_loading import load_streamed
+from offramp.models.streaming import load_streamed
 from offramp_lab.family import LabConfig, LabForCausalLM, register
 from tiny_models import write_tokenizer
 

@@ -42,7 +42,7 @@ from offramp.cli.trace_command import TraceCommand, trace
 from offramp.cli.tune_command import Tuning, tune
 from offramp.commands import filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
-from offramp.models.quiet import silence_torchao
+from offramp.models.process import silence_torchao
 from offramp.runs.request import Run
 
 INTERRUPTED = 130
@@ -318,7 +318,7 @@ def _no_torch(problem: BaseException) -> OfframpError:
 def _out_of_memory(problem: BaseException) -> OfframpError:
     """Memory ran out: how much there is, and what takes less."""
     from offramp.kit.numbers import shown_size
-    from offramp.models.memory import available_memory, machine_memory
+    from offramp.models.process import available_memory, machine_memory
 
     free, total = shown_size(available_memory()), shown_size(machine_memory())
     said = str(problem).partition("\n")[0] or "no more can be had"

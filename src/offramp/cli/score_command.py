@@ -61,7 +61,7 @@ def score(asked: ScoreCommand, out: Output) -> None:
 
 def _raw_reading(trace: Trace, others: Iterable[Trace]) -> Trace | None:
     """Of a trace read through fitted heads the one of the same tokens that the model's own head read."""
-    from offramp.scoring.paired_readings import are_two_readings, is_raw
+    from offramp.scoring.scoring import are_two_readings, is_raw
 
     raw = (other for other in others if not is_raw(trace) and are_two_readings(other, trace))
     return next(raw, None)

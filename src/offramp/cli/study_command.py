@@ -20,7 +20,7 @@ from offramp.kit.defaults import LOCAL, STALL_SECONDS
 from offramp.kit.numbers import Count, Seconds
 from offramp.kit.request import Options, Request, argument, flags
 from offramp.kit.rules import only_if
-from offramp.models.memory import parse_size
+from offramp.models.process import parse_size
 from offramp.tracing.progress import stage
 
 if TYPE_CHECKING:

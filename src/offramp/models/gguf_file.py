@@ -24,7 +24,7 @@ from typing import IO, Any
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
 from offramp.files import TEMPORARY_PREFIX, sha256_of_file, sha256_of_text, sync_folder
 from offramp.kit.sealed_file import SealedFile
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 
 MAGIC = b"GGUF"
 # What the gguf package raises on a file whose header points outside it or makes no sense.

@@ -23,15 +23,15 @@ from offramp.models.checkpoint import (
 from offramp.models.devices import CPU
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import Model, find_bos_policy, find_eos_token_ids
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 from offramp.models.shape import ModelShape
-from offramp.models.source import Source
+from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 from offramp.models.tensors import check_finite
 from offramp.plug_ins import asking, load_plug_in, plug_ins
 
 if TYPE_CHECKING:
-    from offramp.models.streamed_layers import StreamedLayers
+    from offramp.models.streaming import StreamedLayers
 
 # What transformers raises on a checkpoint that it cannot build or fill.
 LOADING_ERRORS = (
@@ -65,7 +65,7 @@ class Placement:
 
 
 def load_source(
-    source: Source,
+    source: ModelFiles,
     *,
     dtype: str = "float32",
     trust_remote_code: bool = False,
@@ -93,7 +93,7 @@ FAMILIES = "offramp.model_families"
 """Entry points by a config's `model_type`: functions that let transformers know a family of that name."""
 
 
-def know_family(source: Source) -> None:
+def know_family(source: ModelFiles) -> None:
     """Let transformers know the family of a source, if another package brings it.
 
     Raises InputError for one that cannot be loaded.
@@ -105,7 +105,7 @@ def know_family(source: Source) -> None:
             make_known()
 
 
-def _family_of(source: Source) -> str:
+def _family_of(source: ModelFiles) -> str:
     return str(read_config(source.folder).get("model_type"))
 
 
@@ -114,7 +114,13 @@ LAB_FAMILY = "offramp_lab"
 
 
 def build_model(
-    hf: Any, tokenizer: Any, *, name: str, identity: ModelIdentity, dtype: str, source: Source | None = None
+    hf: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    identity: ModelIdentity,
+    dtype: str,
+    source: ModelFiles | None = None,
 ) -> Model:
     """Wrap a transformers model that is already in memory: stack of exits, self-check, shape, encoding.
 
@@ -174,7 +180,7 @@ def describe_model(
     name: str,
     identify: Callable[[], ModelIdentity],
     dtype: str,
-    source: Source | None,
+    source: ModelFiles | None,
     transforms: tuple[str, ...] = (),
     streamed: StreamedLayers | None = None,
 ) -> Model:
@@ -201,7 +207,7 @@ def describe_model(
     )
 
 
-def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(source: ModelFiles, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a source, checked against the config before the weights are loaded.
 
     Raises ModelError if it or the config cannot be read, or if they are not of one model.
@@ -276,7 +282,7 @@ def _not_utf8(folder: Path, error: Exception) -> Path | None:
 
 
 def _load_weights(
-    source: Source, dtype: str, trust_remote_code: bool, placement: Placement
+    source: ModelFiles, dtype: str, trust_remote_code: bool, placement: Placement
 ) -> tuple[Any, set[str]]:
     """The transformers model, and the names of stored tensors that have no place in it."""
     import torch
@@ -311,7 +317,7 @@ def _load_weights(
     return hf, set(report["unexpected_keys"])
 
 
-def _other_shape(source: Source, trust_remote_code: bool) -> str | None:
+def _other_shape(source: ModelFiles, trust_remote_code: bool) -> str | None:
     """The first tensor whose stored shape is not the config's; None if none is found by its name.
 
     transformers says it in a report that is not shown here.

@@ -22,11 +22,11 @@ from offramp.kit.arguments import checked
 from offramp.kit.numbers import Whole
 from offramp.models.identity import ATTENTION, ModelIdentity, shown_name
 from offramp.models.shape import ModelShape
-from offramp.models.source import Source
+from offramp.models.source import ModelFiles
 from offramp.models.stack import ExitStack
 
 if TYPE_CHECKING:
-    from offramp.models.streamed_layers import StreamedLayers
+    from offramp.models.streaming import StreamedLayers
 
 # Model types whose output is garbage without BOS, whatever their tokenizer's setting says.
 FAMILIES_THAT_NEED_BOS = ("gemma", "recurrent_gemma", "vaultgemma")
@@ -286,7 +286,7 @@ class Model:
     context_length: int | None
     eos_token_ids: tuple[int, ...]
     transforms: tuple[str, ...] = ()
-    source: Source | None = None
+    source: ModelFiles | None = None
     attention: str | None = None
     streamed: StreamedLayers | None = None
 

@@ -1,6 +1,7 @@
 """Where a model comes from, found and checked without torch: bundled, a folder, a .gguf file, the Hub.
 
-Of the Hub only safetensors, config and tokenizer files are ever fetched.
+Of the Hub only safetensors, config and tokenizer files are ever fetched. Model objects of this process have
+names here, so that a study, which names its models, can mean one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from offramp.errors import ModelError
 from offramp.files import read_json, sha256_of_file
@@ -19,6 +22,9 @@ from offramp.models.checkpoint import check_checkpoint, check_no_remote_code, re
 from offramp.models.gguf_file import check_magic, convert_to_safetensors, dense_folder, read_licence
 from offramp.models.identity import ModelIdentity, identify_folder
 from offramp.models.training_record import require_as_trained
+
+if TYPE_CHECKING:
+    from offramp.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def weights_note(fingerprint: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """A checkpoint folder in safetensors, ready to load, and who it is."""
 
     name: str
@@ -257,7 +263,7 @@ def _fetch(name: str, patterns: list[str]) -> Path:
         ) from error
 
 
-def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | None = None) -> Source:
+def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | None = None) -> ModelFiles:
     """Where a model's files lie, checked as far as possible without loading a weight.
 
     name: a bundled model ("smollm2"), a local folder, a .gguf file, or a Hub id ("owner/name", or
@@ -290,7 +296,7 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     return hub_source(name, downloaded, trust_remote_code)
 
 
-def folder_source(folder: Path, *, trust_remote_code: bool = False) -> Source:
+def folder_source(folder: Path, *, trust_remote_code: bool = False) -> ModelFiles:
     """The source of a local folder, which is what offramp trained if it has a record that says so.
 
     Raises ModelError if it is unsafe, damaged or incomplete, or not what its training left; DamagedFileError
@@ -299,17 +305,17 @@ def folder_source(folder: Path, *, trust_remote_code: bool = False) -> Source:
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
     identity = identify_folder(folder, source=str(folder))
     require_as_trained(folder, identity.fingerprint, model=True)
-    return Source(folder.resolve().name, folder, identity)
+    return ModelFiles(folder.resolve().name, folder, identity)
 
 
-def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = False) -> Source:
+def hub_source(name: str, downloaded: Downloaded, trust_remote_code: bool = False) -> ModelFiles:
     """The source of a downloaded Hub id. Raises ModelError if it is unsafe, damaged or incomplete."""
     check_checkpoint(downloaded.folder, trust_remote_code=trust_remote_code)
     identity = identify_folder(downloaded.folder, source=name, revision=downloaded.revision)
-    return Source(name, downloaded.folder, identity)
+    return ModelFiles(name, downloaded.folder, identity)
 
 
-def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> Source:
+def _bundled_source(bundled: BundledModel, trust_remote_code: bool) -> ModelFiles:
     path = bundled.find()
     if sha256_of_file(path) != bundled.sha256:
         raise ModelError(
@@ -334,7 +340,7 @@ def gguf_name(path: Path) -> str:
 
 def _gguf_source(
     path: Path, name: str, source: str, trust_remote_code: bool, licence: str | None = None
-) -> Source:
+) -> ModelFiles:
     check_magic(path)
     sha256 = sha256_of_file(path)
 
@@ -347,4 +353,36 @@ def _gguf_source(
     check_checkpoint(folder, trust_remote_code=trust_remote_code)
     stated = read_json(folder / "source.json")["licence"]
     identity = identify_folder(folder, source=source, weights=sha256, licence=licence or stated)
-    return Source(name, folder, identity)
+    return ModelFiles(name, folder, identity)
+
+
+OBJECT = "object:"
+"""In front of the name of a model object, where a model is named."""
+
+# Objects live as long as somebody else holds them.
+_objects: WeakValueDictionary[str, Model] = WeakValueDictionary()
+
+
+def name_object(model: Model) -> str:
+    """The name under which this process finds a model object from now on."""
+    name = f"{OBJECT}{model.name}"
+    _objects[name] = model
+    return name
+
+
+def named_object(name: str) -> Model:
+    """The model object of a name. Raises ModelError if this process was given none of it."""
+    model = _objects.get(name)
+    if model is None:
+        raise ModelError(
+            f"{name} is a model object of another Python process",
+            where=name,
+            fix="run it there again: offramp.run(offramp.wrap(model, tokenizer), ...); finished results are "
+            "read without it",
+        )
+    return model
+
+
+def is_object(name: str) -> bool:
+    """Whether a model's name means an object."""
+    return name.startswith(OBJECT)

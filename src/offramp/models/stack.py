@@ -12,8 +12,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.models.calls import first_tensor, hidden_argument, hooked, replaced_forward, with_hidden
-from offramp.models.logit_scaling import LogitScaling
 from offramp.models.tensors import is_wrapped
+
+
+@dataclass(frozen=True)
+class LogitScaling:
+    """logits = z ("identity"), value * z ("scale") or value * tanh(z / value) ("softcap").
+
+    divisor: set where the model divides instead of multiplying; 1 / value, kept so that `apply` is bit-exact.
+    """
+
+    kind: Literal["identity", "scale", "softcap"] = "identity"
+    value: float = 1.0
+    divisor: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The scaled logits, same shape and dtype."""
+        if self.kind == "identity":
+            return logits
+        if self.kind == "softcap":
+            return torch.tanh(logits / self.value) * self.value
+        return logits * self.value if self.divisor is None else logits / self.divisor
+
 
 ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]

@@ -67,8 +67,7 @@ from offramp.report.strategies import (
 from offramp.report.table import TERMINAL_STYLES, Column, reasons
 from offramp.report.words import WORDS
 from offramp.scoring.card import ESTIMATES
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.rank_correlation import BASES_NEEDED
+from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.results import Comparison, Strategy
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import OPEN, Decision, Speed

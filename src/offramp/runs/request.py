@@ -126,8 +126,8 @@ class Run(Measuring, Placed, Streamed, Made, Request):
     def _named_model(self) -> dict[str, Any]:
         if isinstance(self.model, str):
             return {}
-        from offramp.models.given import name_object
         from offramp.models.model import Model, not_wrapped
+        from offramp.models.source import name_object
 
         if not isinstance(self.model, Model):
             raise not_wrapped(self.model)

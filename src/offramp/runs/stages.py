@@ -142,7 +142,7 @@ def _traceable(
     if not streamed:
         return list(workloads)
     if given:
-        from offramp.models.streamed_loading import needed_memory
+        from offramp.models.streaming import needed_memory
 
         need = needed_memory(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
         for workload in workloads:

@@ -17,7 +17,6 @@ from offramp.kit.defaults import EAS_ALPHA
 from offramp.kit.numbers import Count, Proportion, Whole
 from offramp.kit.typed import FloatArray, IntArray, InvalidRecordError, finite_json, from_json
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.readings import Readings
 
 Curve = NDArray[np.float64]
 
@@ -82,6 +81,39 @@ class EasVariant:
 
 
 @dataclass(frozen=True)
+class ReadScores:
+    """The components of a score card that depend most on what reads an exit, in one reading."""
+
+    representation: Estimate
+    increment: Estimate
+
+
+COMPONENTS = ("representation", "increment")
+"""Their names on a score card."""
+
+
+@dataclass(frozen=True)
+class PairedReadings:
+    """A model's exits read by its own head (raw), and through fitted heads: the same tokens, exits and draws.
+
+    raw: what the head can read. fitted: what the representation holds, as far as these heads find it.
+    gained: fitted less raw, paired over documents. closed: representation quality gained, as a share of what
+    lies between the raw one and the ceiling; negative where the heads read less. ceiling: 1 - x_1. through:
+    the heads, in words. documents: that all of it is taken on. left_out: those that the heads' fitting saw,
+    and that are in none of these figures.
+    """
+
+    raw: ReadScores
+    fitted: ReadScores
+    gained: ReadScores
+    closed: Estimate
+    ceiling: float
+    through: str
+    documents: int
+    left_out: int
+
+
+@dataclass(frozen=True)
 class ScoreCard(ShownAsHtml):
     """Every score of one trace, with the curves behind them.
 
@@ -124,7 +156,7 @@ class ScoreCard(ShownAsHtml):
     notes: tuple[str, ...]
     reference_agreement: Estimate | None = None
     read_through: str = RAW
-    readings: Readings | None = None
+    readings: PairedReadings | None = None
     compute_eas: Callable[[str, float], EasVariant] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:

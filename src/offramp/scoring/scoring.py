@@ -1,4 +1,4 @@
-"""The suitability score: from a trace to its score card."""
+"""The suitability score: from a trace to its score card, and one trace held against another reading of it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,33 @@ from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.kit.numbers import Whole
 from offramp.scoring import components
 from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
-from offramp.scoring.card import Curve, EasVariant, LayerCurves, Limits, ScoreCard
-from offramp.scoring.components import initial_information
-from offramp.scoring.documents import DocumentRows, document_rows, fact_of, fact_sums, ids_of
-from offramp.scoring.eas import SIMILARITIES, EasInputs, adaptability, layer_weights
+from offramp.scoring.card import (
+    COMPONENTS,
+    Curve,
+    EasVariant,
+    LayerCurves,
+    Limits,
+    PairedReadings,
+    ReadScores,
+    ScoreCard,
+)
+from offramp.scoring.components import (
+    SIMILARITIES,
+    EasInputs,
+    adaptability,
+    initial_information,
+    layer_weights,
+)
+from offramp.scoring.documents import (
+    DocumentRows,
+    document_rows,
+    fact_of,
+    fact_sums,
+    ids_of,
+    name_of,
+    of_documents,
+)
 from offramp.scoring.estimate import DocumentBootstrap, Draws, Estimate, document_bootstrap
-from offramp.scoring.readings import Readings
 from offramp.tracing.heads_of_trace import heads_documents
 from offramp.tracing.trace import Trace
 
@@ -167,14 +188,8 @@ def score(
         notes=_notes(measured),
         reference_agreement=_reference_agreement(measured),
         read_through=read_through(trace.request.get("heads")),
-        readings=_readings(trace, beside, draws, seed),
+        readings=None if beside is None else compare_readings(trace, beside, draws=draws, seed=seed),
     )
-
-
-def _readings(trace: Trace, beside: Trace | None, draws: int, seed: int) -> Readings | None:
-    from offramp.scoring.paired_readings import compare_readings  # which is made of what is in this file
-
-    return None if beside is None else compare_readings(trace, beside, draws=draws, seed=seed)
 
 
 def drawn_figures(
@@ -357,3 +372,101 @@ def _notes(measured: _Measured) -> tuple[str, ...]:
             "text that they share: it reads these better than others"
         )
     return (*notes, *curve_notes(measured.trace, measured.diagnostics))
+
+
+SAME_TOKEN = ("token", "next_token", "position", "generated")
+"""Columns by which two traces are known to be of the same tokens."""
+
+FIX = "trace one model on one workload with the same --tokens and --exits, with --heads and without"
+
+
+def compare_readings(one: Trace, other: Trace, *, draws: int = DRAWS, seed: int = SEED) -> PairedReadings:
+    """Both readings, in whichever order they are given, with paired intervals over documents.
+
+    Documents that the heads' fitting saw are left out: on these they read better than on other text.
+
+    Raises InputError unless both are of one model, the same tokens and exits, one of them read by the model's
+    own head and one through a lens or output heads, which did not see all of the documents; what
+    `offramp.score` raises.
+    """
+    raw, fitted = (one, other) if is_raw(one) else (other, one)
+    common = _common_documents(raw, fitted)
+    unseen = common - heads_documents(fitted)
+    if not unseen:
+        raise InputError(
+            "the exit heads were fitted on every document of the traces",
+            where=name_of(fitted),
+            fix="trace other text, or more of it",
+        )
+    sides = [of_documents(trace, unseen) for trace in (raw, fitted)]
+    for name in SAME_TOKEN:
+        if not np.array_equal(getattr(sides[0], name), getattr(sides[1], name)):
+            raise _unlike(raw, fitted, f"are not of the same tokens ({name} differs)")
+    (bootstrap, before), (_, after) = [drawn_figures(side, draws=draws, seed=seed) for side in sides]
+    position = float(sides[0].position.mean())
+    ceiling = 1.0 - float(depth_fractions(raw.shape, raw.exits, position)[0])
+    return PairedReadings(
+        raw=_reading(before, bootstrap),
+        fitted=_reading(after, bootstrap),
+        gained=_reading({name: _less(after[name], before[name]) for name in COMPONENTS}, bootstrap),
+        closed=_closed(before["representation"], after["representation"], ceiling).estimate(bootstrap),
+        ceiling=ceiling,
+        through=read_through(fitted.request["heads"]),
+        documents=len(unseen),
+        left_out=len(common) - len(unseen),
+    )
+
+
+def is_raw(trace: Trace) -> bool:
+    """Whether a trace's exits were read by the model's own norm and head."""
+    return not reads_exits(trace.request.get("heads"))
+
+
+def are_two_readings(one: Trace, other: Trace) -> bool:
+    """Whether these are two readings of one thing, as far as is known without reading a fact."""
+    raw, fitted = (one, other) if is_raw(one) else (other, one)
+    try:
+        return bool(_common_documents(raw, fitted) - heads_documents(fitted))
+    except InputError:
+        return False
+
+
+def _common_documents(raw: Trace, fitted: Trace) -> set[str]:
+    """Ids of the documents that both have. Raises InputError for what is not two readings of one model."""
+    if is_raw(fitted) or not is_raw(raw):
+        raise _unlike(raw, fitted, "are not one read by the model's own head and one through fitted heads")
+    for key in ("model", "workload"):
+        first, second = (trace.request.get(key, {}).get("fingerprint") for trace in (raw, fitted))
+        if first != second:
+            raise _unlike(raw, fitted, f"are of different {key}s")
+    if not np.array_equal(raw.exits, fitted.exits):
+        raise _unlike(raw, fitted, "are of different exits")
+    common = ids_of(raw) & ids_of(fitted)
+    if not common:
+        raise _unlike(raw, fitted, "have no document in common")
+    return common
+
+
+def _unlike(raw: Trace, fitted: Trace, why: str) -> InputError:
+    return InputError(f"the traces {why}", where=f"{name_of(raw)} and {name_of(fitted)}", fix=FIX)
+
+
+def _reading(figures: Mapping[str, DrawnFigure], bootstrap: DocumentBootstrap) -> ReadScores:
+    return ReadScores(*(figures[name].estimate(bootstrap) for name in COMPONENTS))
+
+
+def _less(first: DrawnFigure, second: DrawnFigure) -> DrawnFigure:
+    """The difference, draw by draw: both hold the same documents."""
+    if first.values is None or second.values is None:
+        return DrawnFigure(None, first.undefined or second.undefined)
+    return DrawnFigure(first.values - second.values)
+
+
+def _closed(raw: DrawnFigure, fitted: DrawnFigure, ceiling: float) -> DrawnFigure:
+    """(A_fitted - A_raw) / (1 - x_1 - A_raw), A the representation quality."""
+    if raw.values is None or fitted.values is None:
+        return DrawnFigure(None, raw.undefined or fitted.undefined)
+    left = ceiling - raw.values
+    if left[0] <= 0.0:
+        return DrawnFigure(None, "the model's own head reads all there is: nothing is left to close")
+    return DrawnFigure((fitted.values - raw.values) / np.where(left > 0.0, left, np.nan))

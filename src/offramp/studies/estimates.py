@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.kit.defaults import FEWEST_VISITS, PROMPT_TOKENS
-from offramp.models.memory import WORKING_SHARE, parse_size
+from offramp.models.process import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import TransformEntry, exit_list

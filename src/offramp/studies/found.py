@@ -30,17 +30,18 @@ from offramp.models.checkpoint import (
     stated_layers,
 )
 from offramp.models.devices import CPU, device_memory, find_device
-from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity
-from offramp.models.memory import WORKING_SHARE, machine_memory
+from offramp.models.process import WORKING_SHARE, machine_memory
 from offramp.models.shape import ELEMENT_BYTES
 from offramp.models.source import (
     BUNDLED,
-    Source,
+    ModelFiles,
     find_downloaded,
     find_source,
     hub_source,
+    is_object,
     looks_like_hub_id,
+    named_object,
     unknown_model,
 )
 from offramp.models.transforms.prune import Prune
@@ -472,7 +473,9 @@ class _ModelSearch:
                 return dataclasses.replace(stated, missing=self.unreachable)
             return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
 
-    def _described(self, stated: FoundModel, paths: list[Path], source: Source | None = None) -> FoundModel:
+    def _described(
+        self, stated: FoundModel, paths: list[Path], source: ModelFiles | None = None
+    ) -> FoundModel:
         """The model with what its files say. paths: that it is found from. Raises ModelError."""
 
         def evidence(value: Any) -> Any:
@@ -529,7 +532,7 @@ def _from_object(entry: ModelEntry) -> FoundModel:
     )
 
 
-def _describe(source: Source) -> dict[str, Any]:
+def _describe(source: ModelFiles) -> dict[str, Any]:
     """What the files of a model say, in JSON values."""
     config = read_config(source.folder)
     identity = dataclasses.asdict(source.identity)

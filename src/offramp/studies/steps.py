@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from offramp.errors import InputError
 from offramp.kit.given_file import did_you_mean
 from offramp.kit.toml_lines import Location
-from offramp.models.transforms.grammar import parse_transform, parse_transforms
 from offramp.models.transforms.prune import Prune
-from offramp.models.transforms.transform import TRANSFORMS, Transform
+from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform, parse_transforms
 from offramp.studies.entries import Combine, TransformEntry
 from offramp.timing.accelerations import DECODERS
 

@@ -16,7 +16,7 @@ from offramp.kit.rules import Worth
 from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.devices import DtypeName, find_device
-from offramp.models.memory import parse_size
+from offramp.models.process import parse_size
 from offramp.models.shape import DTYPES
 from offramp.models.transforms.prune import Prune
 from offramp.policies.grammar import parse_policy

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.models.shape import DTYPES
-from offramp.models.transforms.grammar import parse_transform
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import Transform, parse_transform
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +122,7 @@ def example_model(dtype: str = "float32") -> Model:
 
     from offramp.models.identity import ModelIdentity
     from offramp.models.loading import build_model
-    from offramp.models.quiet import quiet_transformers
+    from offramp.models.process import quiet_transformers
 
     with quiet_transformers():
         from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 from offramp.errors import InputError
 from offramp.kit.rules import suggest
-from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.quantise import Quantised
-from offramp.models.transforms.transform import TRANSFORMS, Transform
+from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform
 from offramp.timing.combined import PLAIN_NAME
 
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"

@@ -15,9 +15,8 @@ from offramp.kit.defaults import SHORTLIST
 from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.tensors import is_wrapped
-from offramp.models.transforms.grammar import parse_transform
 from offramp.models.transforms.prune import Prune
-from offramp.models.transforms.transform import Transform
+from offramp.models.transforms.transform import Transform, parse_transform
 from offramp.policies.parameters import pruned_policy
 from offramp.policies.rules.short_list import with_short_head
 from offramp.timing.accelerations import (

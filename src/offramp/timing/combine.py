@@ -24,7 +24,7 @@ from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
 from offramp.kit.numbers import Proportion
 from offramp.models.model import Model
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.scoring.estimate import Estimate, document_bootstrap

@@ -11,7 +11,7 @@ from typing import Any
 from offramp.errors import OfframpError
 from offramp.files import sha256_of_text
 from offramp.kit.defaults import SEED
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 from offramp.timing.answers import Budget, Limits
 from offramp.timing.contenders import (
     ONE_CALL,

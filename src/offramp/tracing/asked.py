@@ -13,7 +13,7 @@ from offramp.kit.numbers import Count
 from offramp.kit.request import Options, argument, flags, not_identity, not_repeated
 from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO, DtypeName, find_device
-from offramp.models.memory import parse_size
+from offramp.models.process import parse_size
 from offramp.models.training_record import TRAINING_FILE as TRAINING_FILE
 from offramp.tracing.progress import say, stage
 from offramp.tracing.request import ALL, DEFAULT_TOKENS

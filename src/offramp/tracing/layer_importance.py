@@ -18,7 +18,7 @@ from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import to_host
 from offramp.models.identity import ModelIdentity
 from offramp.models.model import Model
-from offramp.models.source import Source
+from offramp.models.source import ModelFiles
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
 from offramp.tracing.final_comparison import cosine
@@ -172,7 +172,7 @@ def resolve(transform: Transform, model: Model, *, progress: bool | None = None)
     return Prune(drop=tuple(range(first + 1, first + 1 + transform.count)))
 
 
-def resolve_early(transform: Transform, source: Source) -> Transform:
+def resolve_early(transform: Transform, source: ModelFiles) -> Transform:
     """The transform with what is known of it without the weights; what cannot be done is refused."""
     if not isinstance(transform, Prune):
         return transform

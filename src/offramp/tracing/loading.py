@@ -17,9 +17,8 @@ from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
 from offramp.kit.numbers import shown_size
 from offramp.models.devices import AUTO, CPU, DtypeName, find_device
-from offramp.models.given import is_object, named_object
 from offramp.models.identity import ModelIdentity, shown_name
-from offramp.models.source import Source, at_revision
+from offramp.models.source import ModelFiles, at_revision, is_object, named_object
 from offramp.plug_ins import asking
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def read_transforms(
 
     Raises InputError for a text that is none, a transform given twice, or one that this machine cannot do.
     """
-    from offramp.models.transforms.grammar import parse_transform
+    from offramp.models.transforms.transform import parse_transform
 
     listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     transforms = tuple(
@@ -99,7 +98,7 @@ def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
 
     Raises InputError.
     """
-    from offramp.models.transforms.grammar import require_distinct
+    from offramp.models.transforms.transform import require_distinct
 
     require_distinct(transforms)
     if dtype is not None:
@@ -115,7 +114,7 @@ class ModelRequest:
     device: as `find_device`. given: the model itself, where it is an object of this process.
     """
 
-    source: Source
+    source: ModelFiles
     transforms: tuple[Transform, ...]
     dtype: str
     trust_remote_code: bool
@@ -210,12 +209,12 @@ def _of_object(model: Model, transforms: Sequence[Transform]) -> ModelRequest:
             where="model=",
             fix="name the model and give transforms=, or wrap what you transformed yourself",
         )
-    source = Source(model.name, Path(), model.identity)
+    source = ModelFiles(model.name, Path(), model.identity)
     return ModelRequest(source, (), model.dtype, False, str(model.stack.device), model)
 
 
 def load_transformed(
-    source: Source,
+    source: ModelFiles,
     *,
     dtype: str,
     transforms: Sequence[Transform],
@@ -296,7 +295,7 @@ def load_for_tracing(
     """
     if not stays_on_disk(asked, stream=stream, memory=memory):
         return asked.load()
-    from offramp.models.streamed_loading import load_streamed, needed_memory
+    from offramp.models.streaming import load_streamed, needed_memory
     from offramp.models.transforms.transform import apply_transform
     from offramp.tracing.streamed_layers import require_given_text
 
@@ -329,7 +328,7 @@ def _exceeds(asked: ModelRequest, memory: int | None) -> bool:
     """
     if asked.given is not None:
         return False
-    from offramp.models.streamed_loading import weight_bytes, would_not_fit
+    from offramp.models.streaming import weight_bytes, would_not_fit
 
     if memory is None:
         return would_not_fit(asked.source, asked.dtype)

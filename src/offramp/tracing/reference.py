@@ -12,7 +12,7 @@ from dataclasses import replace
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model
-from offramp.models.streamed_loading import load_streamed, would_not_fit
+from offramp.models.streaming import load_streamed, would_not_fit
 from offramp.tracing.measured_part import measure_part
 from offramp.tracing.measurement import make_measurer
 from offramp.tracing.part import Part, Reference

@@ -18,7 +18,7 @@ from offramp.heads.output_head import state_shape_of
 from offramp.models.calls import LayerCall, Recorder, first_tensor
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
-from offramp.models.streamed_layers import StreamedLayers
+from offramp.models.streaming import StreamedLayers
 from offramp.tracing.measurement import Capture, forward_batches, ids_of
 from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import LayerBar, layer_bar

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from offramp.errors import ModelError
 from offramp.heads.output_head import LinearHead, StateShape, at_head, make_head
-from offramp.models.logit_scaling import LogitScaling
 from offramp.models.model import Model
+from offramp.models.stack import LogitScaling
 from offramp.tracing.rows import slices
 
 Precision = Literal["float32", "bfloat16"]

@@ -13,8 +13,8 @@ import torch
 
 from offramp.models.model import Model
 from offramp.models.wrapping import wrap
+from offramp.scoring.documents import bits_per_byte, text_sizes
 from offramp.scoring.scoring import score
-from offramp.scoring.text_size import bits_per_byte, text_sizes
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

@@ -16,7 +16,7 @@ from offramp.kit.output_folder import OwnFiles
 from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
 from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
 from offramp.models.model import Model
-from offramp.models.quiet import quiet_transformers
+from offramp.models.process import quiet_transformers
 
 PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
 

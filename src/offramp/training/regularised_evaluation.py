@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp.heads.precision import exact_sums
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
-from offramp.scoring.text_size import observed_size
+from offramp.scoring.documents import observed_size
 from offramp.tracing.rows import slices
 from offramp.training.changed_weights import ChangedWeights
 from offramp.training.evaluation import Evaluation, leaving_shares

@@ -10,7 +10,7 @@ from offramp.errors import InputError
 from offramp.heads.file import TRAINING_FILE
 from offramp.heads.trained_model import trained_on
 from offramp.kit.numbers import shown_size
-from offramp.models.memory import available_memory
+from offramp.models.process import available_memory
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.request import library_versions
 from offramp.training.evaluation import FLOORS

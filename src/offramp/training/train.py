@@ -54,7 +54,7 @@ CODE = (
     "decoding",
     "training",
     "kit/sealed_tensors.py",
-    "scoring/text_size.py",
+    "scoring/documents.py",
     "kit/defaults.py",
 )
 """The source that weights or figures depend on."""

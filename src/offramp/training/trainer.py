@@ -15,8 +15,8 @@ import torch
 
 from offramp.errors import InputError, ModelError
 from offramp.models.devices import synchronise
-from offramp.models.memory import with_threads
 from offramp.models.model import Model
+from offramp.models.process import with_threads
 from offramp.training.checkpoint import (
     Evaluated,
     Progress,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from comparison_examples import card
-from offramp.scoring.text_size import NOTHING, TextSize
+from offramp.scoring.documents import NOTHING, TextSize
 from offramp.studies.comparison.results import FloorOn, ModelFacts, Row
 from offramp.tracing.facts import FACTS
 from offramp.tracing.trace import Marginal, Trace

@@ -16,9 +16,8 @@ from offramp.kit.rules import suggest
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import AUTO, device_count
 from offramp.models.model import Model
-from offramp.models.source import Source
-from offramp.models.transforms.grammar import parse_transforms
-from offramp.models.transforms.transform import Transform
+from offramp.models.source import ModelFiles
+from offramp.models.transforms.transform import Transform, parse_transforms
 from offramp.tracing.loading import find_model
 
 WHERE = "--model_args"
@@ -61,7 +60,7 @@ class Arguments:
     as `offramp.models.devices.find_device` gives it. dtype: as it fits the device.
     """
 
-    model: Source | Model
+    model: ModelFiles | Model
     options: DecodingOptions
     device: str
     dtype: str

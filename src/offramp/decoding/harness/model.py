@@ -21,7 +21,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.kit.typed import to_json
 from offramp.models.loading import Placement
 from offramp.models.model import Model
-from offramp.models.quiet import quiet_loggers
+from offramp.models.process import quiet_loggers
 from offramp.tracing.loading import load_transformed
 
 WORDS = 2

@@ -63,7 +63,7 @@ class Quantised(ABC):
         dtype: that the model is to be loaded in; None to refuse only what fits none. A small product is
         tried, once.
         """
-        from offramp.models.transforms.kernels import find_config
+        from offramp.models.transforms.quantised_layers import find_config
 
         failed: dict[str, InputError] = {}
         working: str | None = None
@@ -89,7 +89,7 @@ class Quantised(ABC):
         Raises ModelError if the model is quantised already, has a layer with less than half of its weights in
         linear modules that fit, or cannot run with them; InputError as `check` does.
         """
-        from offramp.models.transforms.kernels import find_config
+        from offramp.models.transforms.quantised_layers import find_config
 
         self._check_plain(model)
         device = next(model.hf.parameters()).device.type

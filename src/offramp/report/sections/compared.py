@@ -24,8 +24,7 @@ from offramp.report.names import (
 from offramp.report.page import entries
 from offramp.report.strategies import believed, fastest, replayed
 from offramp.report.table import NOTHING, Cell, Column, Table, reasons
-from offramp.scoring.estimate import Estimate
-from offramp.scoring.rank_correlation import BASES_NEEDED
+from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.equality import per_byte_notes
 from offramp.studies.comparison.results import Comparison, Place, Row, ScoreValidity, Strategy
 from offramp.studies.comparison.validity import independent

@@ -38,7 +38,7 @@ from offramp.report.names import (
 from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.card import EasVariant
-from offramp.scoring.eas import SIMILARITIES
+from offramp.scoring.components import SIMILARITIES
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison, Row
 from offramp.tuning.floor import Floor

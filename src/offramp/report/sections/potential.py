@@ -27,9 +27,8 @@ from offramp.report.plots import PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table
 from offramp.report.words import transform_cost
-from offramp.scoring.card import PUBLISHED_EAS, STUDY, ScoreCard
+from offramp.scoring.card import PUBLISHED_EAS, STUDY, PairedReadings, ScoreCard
 from offramp.scoring.estimate import Estimate
-from offramp.scoring.readings import Readings
 
 TITLE = "What the exits hold"
 COMPONENT_NAMES = (("Representation quality", "representation"), ("Information increment", "increment"))
@@ -113,7 +112,7 @@ def oracle_figures(card: ScoreCard) -> list[Figure]:
     ]
 
 
-def readings_figures(readings: Readings) -> list[Figure]:
+def readings_figures(readings: PairedReadings) -> list[Figure]:
     """What the model's own head reads beside what fitted heads read, in the order of a chart."""
     return [
         Figure(
@@ -128,7 +127,7 @@ def readings_figures(readings: Readings) -> list[Figure]:
     ]
 
 
-def gained_figures(readings: Readings) -> list[Figure]:
+def gained_figures(readings: PairedReadings) -> list[Figure]:
     """What lies between both readings."""
     gained = [Figure(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES]
     return [*gained, Figure("Share of the distance closed", readings.closed, percent)]
@@ -141,7 +140,7 @@ def card_figures(card: ScoreCard) -> list[Figure]:
     return [*component_figures(card), *eas_figures(card), *original, *oracle_figures(card)]
 
 
-def readings_sentence(readings: Readings) -> str:
+def readings_sentence(readings: PairedReadings) -> str:
     """How much of the distance between the raw reading and the ceiling the fitted heads close, in words."""
     closed, raw = readings.closed, readings.raw.representation
     through = readings.through[:1].upper() + readings.through[1:]

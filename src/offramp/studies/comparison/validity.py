@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.kit.defaults import DRAWS, SEED
-from offramp.scoring.estimate import UNDEFINED_DRAWS_ALLOWED, Estimate
-from offramp.scoring.rank_correlation import BASES_NEEDED, kendall
+from offramp.scoring.estimate import BASES_NEEDED, UNDEFINED_DRAWS_ALLOWED, Estimate, kendall
 from offramp.studies.comparison.results import FloorOn, Row, ScoreValidity, share_saved
 
 LOWER_IS_BETTER = frozenset({"mean_kl", "block_influence"})

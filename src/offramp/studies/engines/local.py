@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from offramp.models.memory import available_memory, machine_memory
+from offramp.models.process import available_memory, machine_memory
 from offramp.studies.engines.backlog import Backlog, MemoryLimit
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.engines.process import WORKER, Ending, WorkerProcess

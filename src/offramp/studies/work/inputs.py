@@ -12,7 +12,7 @@ from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
 from offramp.kit.defaults import SEED
 from offramp.models.devices import CPU
-from offramp.models.memory import use_threads
+from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import BYTES

@@ -9,7 +9,7 @@ import numpy as np
 
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.card import ScoreCard
-from offramp.scoring.text_size import NOTHING, TextSize, bits_per_byte
+from offramp.scoring.documents import NOTHING, TextSize, bits_per_byte
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TraceReader, trace_of
 from offramp.studies.work.trace import read_text_sizes
@@ -57,8 +57,7 @@ class ScoreWork(TraceReader[Scored]):
 
     def run(self, context: Context) -> Scored:
         """Score. Raises what `offramp.score` raises."""
-        from offramp.scoring.paired_readings import are_two_readings
-        from offramp.scoring.scoring import score
+        from offramp.scoring.scoring import are_two_readings, score
 
         trace = trace_of(context, self.trace)
         raw = None if self.raw is None else trace_of(context, self.raw)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.scoring.text_size import NOTHING, TextSize, text_sizes
+from offramp.scoring.documents import NOTHING, TextSize, text_sizes
 from offramp.studies.manifest import TRACE, study_file
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TextWork, heads_of
