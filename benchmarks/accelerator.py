@@ -55,14 +55,12 @@ from offramp.models.identity import ModelIdentity
 from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL
-from offramp.timing.answers import Limits
-from offramp.timing.bench import run, settle
-from offramp.timing.contenders import NEVER, Extent, Setting
-from offramp.timing.credit import ratios_of
-from offramp.timing.decoder import batches_of, generate
+from offramp.timing.answers import TimeLimits, ratios_of
+from offramp.timing.bench import Measurement, run, settle
+from offramp.timing.contenders import NEVER, Extent
+from offramp.timing.decoder import Setting, batches_of, generate
 from offramp.timing.judged import forecasts_of
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.measurement import Measurement
 from offramp.timing.trial import start_peak
 from offramp.tracing.final_comparison import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
@@ -299,7 +297,7 @@ def cells_of(job: Job) -> tuple[dict[str, int], dict[tuple[int, str], str], list
 def decoding(job: Job) -> dict[str, Any]:
     """Never exit, checked exits and static exits, in turns with the plain decoders."""
     checks, statics, cells = cells_of(job)
-    limits = Limits(seconds=max(0.5 * job.left, SHORTEST), rounds=None, looks=False)
+    limits = TimeLimits(seconds=max(0.5 * job.left, SHORTEST), rounds=None, looks=False)
     extent = Extent(peers=False, static_cache=True)
     job.measurement = run(job.setting(cells), limits=limits, extent=extent)
     result = job.measurement.result

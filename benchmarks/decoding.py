@@ -29,12 +29,10 @@ from offramp.decoding.openings import prompts_of
 from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL, Estimate
-from offramp.timing.answers import Limits
-from offramp.timing.bench import run, settle
+from offramp.timing.answers import TimeLimits, ratios_of
+from offramp.timing.bench import Measurement, run, settle
 from offramp.timing.contenders import GENERATE, NEVER, Extent
-from offramp.timing.credit import ratios_of
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.measurement import Measurement
 from offramp.timing.results import BenchResult
 from offramp.workloads.registry import load_workload
 
@@ -61,7 +59,7 @@ class Bench:
         further.setdefault("new_tokens", self.options.new_tokens)
         asked = [DecodingOptions.read(policy, kv=kv, **further) for policy, kv in cells]
         setting = settle(self.model, asked, prompts=prompts, batch=batch)
-        limits = Limits(self.options.seconds, self.options.rounds)
+        limits = TimeLimits(self.options.seconds, self.options.rounds)
         return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False})))
 
     @property

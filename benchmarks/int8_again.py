@@ -25,9 +25,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from offramp.timing.results import CombineResult, read_combined
+
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import answer_of, ratio_of, resolution_of
-from offramp.timing.combined import CombineResult, read_combined
 from offramp.timing.results import Cluster, Contender
 
 

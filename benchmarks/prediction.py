@@ -34,9 +34,10 @@ from offramp.models.model import Model
 from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import find_signal
-from offramp.timing.bench import measure
-from offramp.timing.forecast import Decoding, predict
-from offramp.timing.judged import forecasts_of
+from offramp.timing.answers import TimeLimits
+from offramp.timing.bench import run, settle
+from offramp.timing.contenders import Extent
+from offramp.timing.judged import forecasts_of, predict_cells
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
 from offramp.timing.results import BenchResult, Forecast
@@ -70,19 +71,6 @@ def fixed_set(model: Model, trace: Trace, signals: Sequence[str]) -> list[tuple[
     return cells
 
 
-def predictions(
-    model: Model, trace: Trace, profile: TimingsProfile, cells: Sequence[tuple[str, str]], position: float,
-    options: argparse.Namespace,
-) -> Mapping[str, ReplayResult]:  # fmt: skip
-    """Every policy replayed, by the name it is timed under."""
-    found = {}
-    for policy, kv in cells:
-        asked = DecodingOptions.read(policy, kv=kv, heads=options.heads, draft_length=options.draft_length)
-        decoded = Decoding(asked, model.dtype, options.workload)
-        found[asked.name] = predict(trace, decoded, profile, position)
-    return found
-
-
 def written_down(
     model: Model, profile: TimingsProfile, predicted: Mapping[str, ReplayResult], folder: Path
 ) -> Path:
@@ -110,17 +98,22 @@ def one_dtype(dtype: str, options: argparse.Namespace) -> tuple[BenchResult, tup
     prompts = prompts_of(
         model, load_workload(options.workload), options.prompts, new_tokens=options.new_tokens
     )
-    position = float(np.mean([len(prompt) for prompt in prompts])) + (options.new_tokens - 2) / 2
-    cells = fixed_set(model, trace, options.signals.split(","))
-    predicted = predictions(model, trace, profile, cells, position, options)
+    asked = [
+        DecodingOptions.read(
+            policy,
+            kv=kv,
+            heads=options.heads,
+            draft_length=options.draft_length,
+            new_tokens=options.new_tokens,
+        )
+        for policy, kv in fixed_set(model, trace, options.signals.split(","))
+    ]
+    setting = settle(model, asked, prompts=prompts, task=options.workload)
+    predicted = predict_cells(setting, trace, profile)
     print(f"predictions: {written_down(model, profile, predicted, Path(options.output))}")
-    (policy, kv), *others = cells
-    measurement = measure(
-        model, policy, kv=kv, cells=others, prompts=prompts, heads=options.heads,
-        new_tokens=options.new_tokens, rounds=options.rounds, budget_seconds=options.seconds,
-        draft_length=options.draft_length, peers=False,
-    )  # fmt: skip
-    found = forecasts_of(measurement, profile, predicted=predicted, workload=options.workload, parts_of=2)
+    limits = TimeLimits(options.seconds, options.rounds)
+    measurement = run(setting, limits=limits, extent=Extent(peers=False))
+    found = forecasts_of(measurement, profile, predicted=predicted, parts_of=2)
     forecasts = tuple(found.values())
     for one in forecasts:
         _print(one)

@@ -164,7 +164,7 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     import offramp
     from offramp.decoding.openings import prompts_of
     from offramp.decoding.options import DecodingOptions
-    from offramp.timing.answers import Limits
+    from offramp.timing.answers import TimeLimits
     from offramp.timing.bench import run, settle
     from offramp.timing.contenders import NEVER, Extent
     from offramp.workloads.registry import load_workload
@@ -177,7 +177,7 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for budget in map(float, options.seconds.split(",")):
         extent = Extent(peers=False, static_cache=False, plain=NEVER)
-        result = run(setting, limits=Limits(budget, worth=options.worth), extent=extent).result
+        result = run(setting, limits=TimeLimits(budget, worth=options.worth), extent=extent).result
         ratio = result.main.ratio
         assert ratio is not None  # it was timed
         row = {

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from offramp.timing.figures import seconds_over
+
 from offramp.decoding.free_running import FreeRunning
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import (
@@ -18,9 +20,7 @@ from offramp.timing.answers import (
     resolution_of,
 )
 from offramp.timing.combine import interaction_of
-from offramp.timing.combined import Combination, CombineResult, OnTop, Quality
-from offramp.timing.figures import seconds_over
-from offramp.timing.results import Cluster, Contender
+from offramp.timing.results import Cluster, Combination, CombineResult, Contender, OnTop, Quality
 
 WORTH = 0.05
 

@@ -15,7 +15,7 @@ from offramp.report import COMBINED_FILE
 from offramp.report.combined import advice
 from offramp.report.run_reading import RunReader
 from offramp.runs.folder import COMBINED_PAGE, RUN_FILE
-from offramp.timing.combined import CombineResult, read_combined, write_combined
+from offramp.timing.results import CombineResult, read_combined, write_combined
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
 

@@ -25,8 +25,7 @@ from offramp.report.page import links, render
 from offramp.report.plots import LEFT, RIGHT
 from offramp.report.summary import summarise, summary_schema
 from offramp.scoring.estimate import Estimate
-from offramp.timing.combined import CombineResult
-from offramp.timing.results import Contender
+from offramp.timing.results import CombineResult, Contender
 from page_reader import Page
 
 ADDS_NOTHING = {"plain": 60.0, "int8": 40.0, "exits": 60.2, "int8 + exits": 40.1}

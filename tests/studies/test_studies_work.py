@@ -50,11 +50,10 @@ from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import TextSize, read_text_sizes
 from offramp.studies.work.tune import TuneWork
-from offramp.timing.combined import CombineResult
 from offramp.timing.contenders import GENERATE, NEVER
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.plain_timing import ProfileCheck
-from offramp.timing.results import BenchResult
+from offramp.timing.results import BenchResult, CombineResult
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.loading import load_model
 from offramp.tuning.judging import judge

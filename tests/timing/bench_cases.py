@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +15,10 @@ from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
-from offramp.timing import answers, decoder, turns
+from offramp.timing import answers, decoder
 from offramp.timing.bench import settle
-from offramp.timing.contenders import GENERATE, Setting
-from offramp.timing.decoder import Decoded, Decoder, Running, decoding_in_steps
+from offramp.timing.contenders import GENERATE
+from offramp.timing.decoder import DecodedBatch, Decoder, Running, Setting
 from offramp.timing.results import BenchResult, Cluster, Contender, Counted
 
 
@@ -40,7 +40,7 @@ class Clock:
         self.now = 0.0
         self.log: list[tuple[str, int]] = []
         fake = SimpleNamespace(perf_counter=lambda: self.now, monotonic=lambda: self.now)
-        for module in (answers, decoder, turns):
+        for module in (answers, decoder):
             monkeypatch.setattr(module, "time", fake)
 
 
@@ -66,9 +66,9 @@ class FakeRunning(Running):
         self.clock.log.append((self.name, new))
         self.made += new
 
-    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+    def finish(self, first_seconds: float, seconds: float) -> DecodedBatch:
         rows = tuple(tuple(range(self.new_tokens)) for _ in self.prompts.ids)
-        return Decoded(rows, first_seconds, seconds)
+        return DecodedBatch(rows, first_seconds, seconds)
 
 
 @dataclass
@@ -95,9 +95,12 @@ class Fake:
 
     @property
     def decoder(self) -> Decoder:
-        start = self.start if self.stepping else None
-        decode = decoding_in_steps(self.start)
-        return Decoder(self.name, self.role, decode, start, note=self.note, full_depth=self.full_depth)
+        way = {"start": self.start} if self.stepping else {"whole": self.whole}
+        return Decoder(self.name, self.role, **way, note=self.note, full_depth=self.full_depth)  # type: ignore[arg-type]
+
+    def whole(self, prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
+        """At a stretch."""
+        return replace(Decoder(self.name, self.role, self.start).decode(prompts, new_tokens), blocks=())
 
 
 def made_up_result(*further: Contender, **changes: Any) -> BenchResult:

@@ -14,12 +14,12 @@ from bench_cases import family_model, settled
 from generation_cases import state_of, tiny_llama
 
 from offramp.decoding.judging import judge
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.errors import InputError, ModelError, OfframpError, PolicyError
+from offramp.policies.kv import STRATEGIES
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders, decoder
-from offramp.timing.answers import Limits
-from offramp.timing.bench import bench, measure, run
+from offramp.timing.answers import TimeLimits
+from offramp.timing.bench import Measurement, bench, measure, run
 from offramp.timing.contenders import (
     CUT_HEAD,
     GENERATE,
@@ -32,7 +32,6 @@ from offramp.timing.contenders import (
 )
 from offramp.timing.decoder import Decoder
 from offramp.timing.judged import judged_answers, with_agreement
-from offramp.timing.measurement import Measurement, run_together
 from offramp.timing.results import BenchResult, Contender
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
@@ -273,7 +272,7 @@ def test_a_slowed_repeat_is_a_defect_of_every_answer(monkeypatch: pytest.MonkeyP
     prompts = [[1 + place, 2, 3] for place in range(6)]
     setting = settled(tiny_llama(), "static:exit=2", prompts=prompts, new_tokens=9)
     extent = Extent(peers=False, plain=GENERATE)
-    result = run(setting, limits=Limits(rounds=1), extent=extent).result
+    result = run(setting, limits=TimeLimits(rounds=1), extent=extent).result
     assert result.a_a.high is not None
     assert result.a_a.high < 1.0
     assert "the same decoder twice comes out unequal" in result.defects[-1]
@@ -304,7 +303,7 @@ def test_a_check_of_the_short_list_that_is_the_output_counts_as_a_head_too() -> 
     policy = "shortlist:policy=[threshold:signal=restricted_margin,value=0,exits=2]"
     setting = settled(tiny_llama(), policy, prompts=PROMPTS, new_tokens=4)
     extent = Extent(peers=False, plain=GENERATE)
-    counted = run(setting, limits=Limits(rounds=1), extent=extent).result.contenders[0].counted
+    counted = run(setting, limits=TimeLimits(rounds=1), extent=extent).result.contenders[0].counted
     assert counted is not None
     assert (counted.layers, counted.heads, counted.probes) == (2.0, 1.0, 1.0)
 
@@ -360,9 +359,9 @@ def test_the_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch, failing: b
             "transformers.generation.candidate_generator.AssistedCandidateGenerator.get_candidates", fails
         )
         with pytest.raises(KeyboardInterrupt):
-            run(setting, limits=Limits(rounds=1), extent=Extent())
+            run(setting, limits=TimeLimits(rounds=1), extent=Extent())
     else:
-        run(setting, limits=Limits(rounds=1), extent=Extent())
+        run(setting, limits=TimeLimits(rounds=1), extent=Extent())
     assert state_of(model.hf) == before
 
 
@@ -416,7 +415,7 @@ def test_a_strategy_that_the_family_cannot_have_is_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()), raising=True
     )
-    result = run(setting, limits=Limits(rounds=1), extent=Extent(peers=False)).result
+    result = run(setting, limits=TimeLimits(rounds=1), extent=Extent(peers=False)).result
     assert result.contender("static:exit=2 (recompute)").left_out == "not on this family"
 
 
@@ -424,49 +423,29 @@ def _refuse() -> None:
     raise InputError("not on this family")
 
 
-def test_texts_measured_together_share_the_pilot_and_the_a_a_and_little_else() -> None:
-    model = tiny_llama()
-    settings = [
-        settled(model, POLICY, prompts=PROMPTS, cells=[("static:exit=2", "speculate")], new_tokens=6),
-        settled(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5),
-    ]
-    first, second = run_together(settings, limits=Limits(rounds=2), extent=SHORT)
-    assert isinstance(first, Measurement)
-    assert isinstance(second, Measurement)
-    for found in (first, second):
-        assert_counted(found)
-        names = {one.name for one in found.result.contenders}
-        assert {NEVER, GENERATE, ONE_CALL} < names
-        assert STATIC_CACHE not in names
-        assert {len(one.samples) for one in timed(found.result)} == {4}
-        assert [one.name for one in timed(found.result, "peer")] == [LOOKUP]
-        cut = found.result.contender(str(CUT_HEAD))
-        assert (cut.role, cut.left_out) == ("short list", "the short list holds the whole vocabulary")
-        assert found.result.contender(NEVER).seconds_per_token is not None  # forecasts need it
-        assert found.result.contender(NEVER).same_output == 1.0
-        assert all(sorted(decoded) == [0, 1] for decoded in found.decoded.values())
-    assert len(timed(first.result, "policy")) == 2
-    assert len(timed(second.result, "policy")) == 1
-    clusters = [cluster for one in (first, second) for cluster in timed(one.result, "a/a")[0].clusters]
-    assert first.result.a_a == second.result.a_a
-    times = [np.exp(-cluster.log_ratio) for cluster in clusters]
-    assert first.result.a_a.value == pytest.approx(1.0 / np.mean(times))
-    assert "the same decoder twice is compared on all texts together: 4 prompts" in first.result.notes
-    alone = measure(model, "static:exit=1", prompts=PROMPTS[::-1], new_tokens=5, rounds=1, peers=False)
-    name = "static:exit=1 (propagate)"
-    for place, decoded in second.decoded[name].items():
-        assert decoded.tokens == alone.decoded[name][place].tokens
-    assert second.result.contender(name).layers_per_token == alone.result.contender(name).layers_per_token
+def test_a_short_measurement_has_what_a_verdict_and_forecasts_need() -> None:
+    cells = [("static:exit=2", "speculate")]
+    setting = settled(tiny_llama(), POLICY, prompts=PROMPTS, cells=cells, new_tokens=6)
+    found = run(setting, limits=TimeLimits(rounds=2), extent=SHORT)
+    assert_counted(found)
+    names = {one.name for one in found.result.contenders}
+    assert {NEVER, GENERATE, ONE_CALL} < names
+    assert STATIC_CACHE not in names
+    assert {len(one.samples) for one in timed(found.result)} == {4}
+    assert [one.name for one in timed(found.result, "peer")] == [LOOKUP]
+    cut = found.result.contender(str(CUT_HEAD))
+    assert (cut.role, cut.left_out) == ("short list", "the short list holds the whole vocabulary")
+    assert found.result.contender(NEVER).seconds_per_token is not None  # forecasts need it
+    assert found.result.contender(NEVER).same_output == 1.0
+    assert all(sorted(decoded) == [0, 1] for decoded in found.decoded.values())
+    assert len(timed(found.result, "policy")) == 2
+    (again,) = timed(found.result, "a/a")
+    times = [np.exp(-cluster.log_ratio) for cluster in again.clusters]
+    assert found.result.a_a.value == pytest.approx(1.0 / np.mean(times))
 
 
-def test_one_text_whose_policy_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llama()
-    settings = [
-        settled(model, f"static:exit={exit}", prompts=PROMPTS, kv=kv, new_tokens=4)
-        for exit, kv in ((1, "propagate"), (2, "recompute"))
-    ]
+def test_the_policy_that_was_asked_for_must_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = settled(tiny_llama(), "static:exit=2", prompts=PROMPTS, kv="recompute", new_tokens=4)
     monkeypatch.setattr(STRATEGIES["recompute"], "check", classmethod(lambda kind, request: _refuse()))
-    first, second = run_together(settings, limits=Limits(rounds=1), extent=SHORT)
-    assert isinstance(first, Measurement)
-    assert isinstance(second, InputError)
-    assert second.what == "not on this family"
+    with pytest.raises(InputError, match="not on this family"):
+        run(setting, limits=TimeLimits(rounds=1), extent=SHORT)

@@ -18,9 +18,9 @@ from offramp.timing.answers import (
     ALPHA,
     PRECISE,
     SAMPLES_NEEDED,
-    Limits,
     Looks,
     Series,
+    TimeLimits,
     answer_of,
     cluster_of,
     freedom_of,
@@ -70,13 +70,13 @@ def test_the_resolution_is_the_half_width() -> None:
 @pytest.mark.parametrize("worth", [0.0, -0.1, 1.0, float("nan")])
 def test_a_worth_that_is_no_share_is_refused(worth: float) -> None:
     with pytest.raises(InputError, match="worth must be a share above 0 and below 1"):
-        Limits(worth=worth)
+        TimeLimits(worth=worth)
 
 
 def test_something_limits_a_timing() -> None:
     with pytest.raises(InputError, match="seconds must be given where rounds are not"):
-        Limits(seconds=None)
-    assert Limits(seconds=None, rounds=2).rounds == 2
+        TimeLimits(seconds=None)
+    assert TimeLimits(seconds=None, rounds=2).rounds == 2
 
 
 def test_looks_spend_all_there_is_and_no_more() -> None:

@@ -14,10 +14,10 @@ from scipy.stats import t as student
 
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import Limits
+from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import run
 from offramp.timing.contenders import CUT_HEAD, SHORT, Extent, peers_of
-from offramp.timing.decoder import Decoded, Decoder, generate
+from offramp.timing.decoder import DecodedBatch, Decoder, generate
 from offramp.timing.judged import judge_measurement
 from offramp.timing.processes import merged
 from offramp.timing.results import (
@@ -178,7 +178,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list() -> None:
     policy = "shortlist:policy=[static:exit=2]"
     setting = settled(family_model("llama"), policy, prompts=PROMPTS, new_tokens=5)
-    measured = run(setting, limits=Limits(rounds=1), extent=Extent(peers=False))
+    measured = run(setting, limits=TimeLimits(rounds=1), extent=Extent(peers=False))
     cut = measured.result.contender(str(CUT_HEAD))
     assert (cut.role, cut.left_out, len(cut.samples)) == ("short list", None, 2)
     assert cut.layers_per_token == cut.claimed_layers_per_token == float(setting.model.layers)
@@ -187,16 +187,16 @@ def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list
         replace(one, same_output=0.5) if one.name == cut.name else one for one in measured.result.contenders
     )
     judged = judge_measurement(
-        replace(measured, result=replace(measured.result, contenders=lost)), None, predicted={}, workload=""
+        replace(measured, result=replace(measured.result, contenders=lost)), None, predicted={}
     )
-    assert judged.bench.contender(cut.name).executed_agreement == Estimate(1.0)
+    assert judged.result.contender(cut.name).executed_agreement == Estimate(1.0)
     assert judged.free_running[cut.name].prompts == 2
-    assert judged.bench.credit(f"{policy} (propagate)") is not None
+    assert judged.result.credit(f"{policy} (propagate)") is not None
 
 
 def test_a_policy_that_is_the_cut_head_is_not_timed_twice() -> None:
     setting = settled(family_model("llama"), str(CUT_HEAD), prompts=PROMPTS, new_tokens=5)
-    result = run(setting, limits=Limits(rounds=1), extent=SHORT).result
+    result = run(setting, limits=TimeLimits(rounds=1), extent=SHORT).result
     assert result.main.full_depth
     assert [one.role for one in result.contenders if "shortlist" in one.name] == ["policy"]
     credit = result.credit(result.main.name)
@@ -225,4 +225,4 @@ def test_all_tokens_at_once_are_no_reason_to_leave_a_decoder_out(monkeypatch: py
     with pytest.raises(ModelError, match="all 2 new tokens came at once"):
         _ = decoded.seconds_per_token
     assert generate(model, setting.prompts[0], 6).seconds_per_token > 0.0
-    assert Decoded(((1, 2, 3),), 0.1, 0.4).seconds_per_token == pytest.approx(0.2)
+    assert DecodedBatch(((1, 2, 3),), 0.1, 0.4).seconds_per_token == pytest.approx(0.2)

@@ -13,7 +13,6 @@ from offramp.timing.answers import ratio_of
 from offramp.timing.defects import (
     A_A_FREEDOM,
     Difference,
-    Evidence,
     a_a_defect,
     defects_of,
     warnings_of,
@@ -40,7 +39,7 @@ def test_each_wrong_result_is_named_with_its_place(changes: dict[str, Any], said
     values: dict[str, Any] = {
         "name": "a decoder", "output_must_match": True, "difference": None, "claimed": 120, "counted": 120,
     }  # fmt: skip
-    found = defects_of(Evidence(**{**values, **changes}))
+    found = defects_of(**{**values, **changes})
     assert len(found) == len(said)
     assert all(part in sentence for part, sentence in zip(said, found, strict=True))
 

@@ -1,4 +1,4 @@
-"""Turns: who takes a block when, what is kept of it, and when a group of questions is answered."""
+"""Turns: who takes a block when, what is kept of it, and when a turns of questions is answered."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from offramp.timing.turns import (
     BLOCK,
     FEW_TOKENS,
     SHORT_BLOCK,
-    Group,
+    Turns,
     Visit,
     pairs_of,
-    time_groups,
     visit,
 )
 
@@ -84,8 +83,8 @@ def test_what_is_kept_of_a_visit(clock: Clock) -> None:
     found = visited(Fake(clock, "a", 0.1, prompt=2.0), Fake(clock, "b", 0.05), tokens=FEW)
     assert found["a"].blocks == (pytest.approx(0.1),) * 2
     assert found["b"].blocks == (pytest.approx(0.05),) * 2
-    assert found["a"].decoded.first_seconds == pytest.approx(2.0)
-    assert found["a"].decoded.seconds_per_token == pytest.approx(0.1)
+    assert found["a"].first_seconds == pytest.approx(2.0)
+    assert found["a"].seconds_per_token == pytest.approx(0.1)
     assert pairs_of(found["a"], found["b"]) == [(pytest.approx(0.1), pytest.approx(0.05))] * 2
 
 
@@ -110,7 +109,7 @@ def test_rows_side_by_side_share_the_seconds(clock: Clock) -> None:
     pair = batches_of([[1, 2], [3, 4]], 2)[0]
     found = visit([Fake(clock, "a", 0.1).decoder], pair, FEW, random.Random(0))["a"]
     assert found.blocks == (pytest.approx(0.05),) * 2
-    assert found.decoded.seconds_per_token == pytest.approx(0.05)
+    assert found.seconds_per_token == pytest.approx(0.05)
 
 
 def test_who_cannot_be_stopped_decodes_at_a_stretch_between_two_blocks(clock: Clock) -> None:
@@ -186,7 +185,7 @@ def test_bad_prompts(prompts: list[list[int]], what: str) -> None:
         batches_of(prompts, 1)
 
 
-# --- groups
+# --- turns until all is answered
 
 PROMPTS = batches_of([[1] * length for length in range(2, 8)], 1)
 TOKENS = 9
@@ -198,7 +197,7 @@ def noisy(mean: float, spread: float, seed: int) -> Callable[[Clock], float]:
     return lambda clock: mean * draws.lognormvariate(0.0, spread)
 
 
-def group_of(*fakes: Fake, **changes: Any) -> Group:
+def turns_of(*fakes: Fake, **changes: Any) -> Turns:
     values: dict[str, Any] = {
         "decoders": [one.decoder for one in fakes],
         "given": None,
@@ -207,11 +206,11 @@ def group_of(*fakes: Fake, **changes: Any) -> Group:
         "new_tokens": TOKENS,
         "worth": 0.05,
     }
-    return Group(**{**values, **changes})
+    return Turns(**{**values, **changes})
 
 
-def timed(*groups: Group, seconds: float | None = None, **options: Any) -> None:
-    time_groups(groups, budget=Budget(seconds), **options)
+def timed(turns: Turns, seconds: float | None = None, **options: Any) -> None:
+    turns.take(Budget(seconds), **options)
 
 
 def plain(clock: Clock, seconds: float | Callable[[Clock], float] = 0.1) -> Fake:
@@ -220,19 +219,19 @@ def plain(clock: Clock, seconds: float | Callable[[Clock], float] = 0.1) -> Fake
 
 def test_prompts_are_visited_around_and_around(clock: Clock) -> None:
     one = plain(clock)
-    timed(group_of(one, Fake(clock, "a", 0.1), rounds=2))
+    timed(turns_of(one, Fake(clock, "a", 0.1), rounds=2))
     lengths = [prompt.ids.shape[1] for prompt in PROMPTS]
     assert one.prompts_seen == lengths * 2
 
 
 def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None:
-    group = group_of(plain(clock), Fake(clock, "a", 0.05), rounds=2)
-    timed(group)
-    clusters = group.series["a"].clusters(PLAIN)
+    turns = turns_of(plain(clock), Fake(clock, "a", 0.05), rounds=2)
+    timed(turns)
+    clusters = turns.series["a"].clusters(PLAIN)
     assert [one.prompt for one in clusters] == list(range(len(PROMPTS)))
     assert {one.pairs for one in clusters} == {2 * 2}  # two blocks of four tokens, twice
-    assert group.stopped == "rounds"
-    ratio = group.series["a"].over_plain()
+    assert turns.stopped == "rounds"
+    ratio = turns.series["a"].over_plain()
     assert ratio is not None
     assert ratio.value == pytest.approx(2.0)
 
@@ -240,50 +239,50 @@ def test_a_second_round_refines_the_clusters_and_adds_none(clock: Clock) -> None
 def test_what_is_clearly_answered_is_timed_no_longer(clock: Clock) -> None:
     slow = Fake(clock, "slow", noisy(0.2, 0.02, 1))
     near = Fake(clock, "near", noisy(0.098, 0.2, 2))
-    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, prompts=PROMPTS * 20)
-    timed(group, seconds=200.0)
+    turns = turns_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, prompts=PROMPTS * 20)
+    timed(turns, seconds=200.0)
     assert len(slow.prompts_seen) < len(near.prompts_seen)
-    assert group.series["slow"].level == pytest.approx(1 - LOOK_SPENDS[0] * ALPHA)
-    assert group.stopped == "seconds"
-    assert "slow" in group.answered
-    assert "near" not in group.answered
+    assert turns.series["slow"].level == pytest.approx(1 - LOOK_SPENDS[0] * ALPHA)
+    assert turns.stopped == "seconds"
+    assert "slow" in turns.answered
+    assert "near" not in turns.answered
     # The rest of what may go wrong is spent at the end.
-    assert group.series["near"].level == pytest.approx(1 - (1 - sum(LOOK_SPENDS)) * ALPHA)
+    assert turns.series["near"].level == pytest.approx(1 - (1 - sum(LOOK_SPENDS)) * ALPHA)
     assert clock.now <= 200.0
 
 
 def test_all_questions_answered_end_it_before_the_budget_does(clock: Clock) -> None:
-    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
-    timed(group, seconds=200.0)
-    assert group.stopped == "answered"
+    turns = turns_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
+    timed(turns, seconds=200.0)
+    assert turns.stopped == "answered"
     assert 0.35 * 200.0 <= clock.now < 0.4 * 200.0
-    without = group_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
+    without = turns_of(plain(clock, noisy(0.1, 0.02, 3)), Fake(clock, "slow", noisy(0.2, 0.02, 1)))
     timed(without, seconds=200.0, looks=False)
     assert without.stopped == "seconds"
     assert without.series["slow"].level == pytest.approx(1 - ALPHA)
 
 
 def test_equal_contenders_end_it_when_they_are_precise(clock: Clock) -> None:
-    group = group_of(plain(clock, noisy(0.1, 0.01, 3)), Fake(clock, "same", noisy(0.1, 0.01, 1)))
-    timed(group, seconds=100.0)
-    assert group.stopped == "answered"
+    turns = turns_of(plain(clock, noisy(0.1, 0.01, 3)), Fake(clock, "same", noisy(0.1, 0.01, 1)))
+    timed(turns, seconds=100.0)
+    assert turns.stopped == "answered"
 
 
 def test_together_all_are_timed_until_all_are_answered(clock: Clock) -> None:
     slow, near = Fake(clock, "slow", noisy(0.2, 0.02, 1)), Fake(clock, "near", noisy(0.098, 0.3, 2))
-    group = group_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, together=True)
-    timed(group, seconds=100.0)
+    turns = turns_of(plain(clock, noisy(0.1, 0.02, 3)), slow, near, together=True)
+    timed(turns, seconds=100.0)
     assert slow.prompts_seen == near.prompts_seen
-    assert group.stopped == "seconds"
+    assert turns.stopped == "seconds"
 
 
 @pytest.mark.parametrize(("seconds", "visits"), [(0.0, FEWEST_VISITS), (16.5, 10), (15.9, 9)])
 def test_no_visit_begins_that_would_end_too_late(clock: Clock, seconds: float, visits: int) -> None:
     # Each visit takes 8 tokens of both: 1.6 seconds.
-    group = group_of(plain(clock), Fake(clock, "a", 0.1))
-    timed(group, seconds=seconds, looks=False)
-    assert len(group.visits) == visits
-    assert group.stopped == "seconds"
+    turns = turns_of(plain(clock), Fake(clock, "a", 0.1))
+    timed(turns, seconds=seconds, looks=False)
+    assert len(turns.visits) == visits
+    assert turns.stopped == "seconds"
 
 
 def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clock) -> None:
@@ -291,7 +290,7 @@ def test_peers_that_cannot_be_stopped_take_part_in_every_second_visit(clock: Clo
     without = Fake(clock, "without exits", 0.1, role="peer", stepping=False, full_depth=True)
     again = Fake(clock, "a/a", 0.1, role="a/a")
     asked = Fake(clock, "asked", 0.1, stepping=False)
-    timed(group_of(plain(clock), peer, again, asked, without, rounds=1))
+    timed(turns_of(plain(clock), peer, again, asked, without, rounds=1))
     assert len(peer.prompts_seen) == 3
     assert len(again.prompts_seen) == len(asked.prompts_seen) == len(without.prompts_seen) == 6
 
@@ -302,32 +301,28 @@ def test_all_are_held_against_the_plain_decoder_that_turns_out_the_fastest(clock
     cut = Fake(clock, "cut", 0.08, role="short list", full_depth=True)
     asked = Fake(clock, "asked", 0.08)
     fakes = [plain(clock, 0.113), other, best, cut, asked]
-    group = group_of(*fakes, rounds=2, questions=["asked", "cut"])
-    timed(group)
-    assert group.plain == "best"
+    turns = turns_of(*fakes, rounds=2, questions=["asked", "cut"])
+    timed(turns)
+    assert turns.plain == "best"
     assert {len(one.prompts_seen) for one in fakes} == {2 * len(PROMPTS)}
-    over = {name: group.series["asked"].ratio(name) for name in (PLAIN, "best", "cut")}
+    over = {name: turns.series["asked"].ratio(name) for name in (PLAIN, "best", "cut")}
     speeds = {name: None if one is None else round(one.value, 4) for name, one in over.items()}
     assert speeds == {PLAIN: 1.4125, "best": 1.25, "cut": 1.0}
-    fastest = group.series["asked"].over_plain()
+    fastest = turns.series["asked"].over_plain()
     assert fastest is not None
     assert fastest.value == pytest.approx(1.25)
-    assert group_of(*fakes, given=PLAIN).plain == PLAIN
+    assert turns_of(*fakes, given=PLAIN).plain == PLAIN
 
 
-def test_groups_take_turns_and_one_that_fails_leaves_the_others(clock: Clock) -> None:
+def test_what_a_contender_raises_ends_all(clock: Clock) -> None:
     def failing(clock: Clock) -> float:
         raise OfframpError("NaN logits")
 
-    good, other = plain(clock), plain(clock)
-    broken = group_of(plain(clock), Fake(clock, "a", failing), rounds=1)
-    groups = [group_of(good, rounds=1), broken, group_of(other, rounds=2)]
+    turns = turns_of(plain(clock), Fake(clock, "a", failing), rounds=1)
     visits: list[int] = []
-    timed(*groups, visited=lambda: visits.append(len(good.prompts_seen) - len(other.prompts_seen)))
-    assert str(broken.error) == "NaN logits"
-    assert [group.stopped for group in groups] == ["rounds", None, "rounds"]
-    assert (len(good.prompts_seen), len(other.prompts_seen)) == (6, 12)
-    assert max(visits[:12]) <= 1
+    with pytest.raises(OfframpError, match="NaN logits"):
+        timed(turns, visited=lambda: visits.append(1))
+    assert (turns.stopped, visits) == (None, [])
 
 
 # --- the pilot

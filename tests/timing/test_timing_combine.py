@@ -24,19 +24,18 @@ from offramp.timing.accelerations import (
     name_of,
     read_accelerations,
 )
-from offramp.timing.answers import Limits, product_of
-from offramp.timing.combinations import kept_layers
-from offramp.timing.combine import combine, interaction_of
-from offramp.timing.combined import (
+from offramp.timing.answers import TimeLimits, product_of
+from offramp.timing.combine import combine, interaction_of, kept_layers
+from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
+from offramp.timing.results import (
     COMBINED,
+    Cluster,
     Combination,
     CombineResult,
     Quality,
     read_combined,
     write_combined,
 )
-from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL, STATIC_CACHE
-from offramp.timing.results import Cluster
 
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12, 13, 14]]
 POLICY = "static:exit=3"
@@ -53,7 +52,7 @@ def decoding(new_tokens: int, policy: str | None = POLICY, kv: str | None = None
 @pytest.fixture(scope="module")
 def result(uncollected: None) -> CombineResult:
     return combine(
-        tiny_llama(), ASKED, decoding(7), prompts=PROMPTS, limits=Limits(rounds=3), workload="numbers"
+        tiny_llama(), ASKED, decoding(7), prompts=PROMPTS, limits=TimeLimits(rounds=3), workload="numbers"
     )
 
 
@@ -112,7 +111,7 @@ def quality_of(result: CombineResult, *parts: str) -> Quality:
 def test_an_output_head_cut_to_a_short_list(uncollected: None) -> None:
     """Beside exits and a pruned model; without heads the list is the first ids, here all of them."""
     asked = ("shortlist", "exits", "prune:drop=2")
-    found = combine(tiny_llama(), asked, decoding(7), prompts=PROMPTS[:1], limits=Limits(rounds=2))
+    found = combine(tiny_llama(), asked, decoding(7), prompts=PROMPTS[:1], limits=TimeLimits(rounds=2))
     policies = {one.name: one.policy for one in found.combinations}
     assert policies["shortlist"] == policies["prune + shortlist"] == "shortlist:policy=[never],at=all"
     assert policies["shortlist + exits"] == f"shortlist:policy=[{POLICY}],at=all"
@@ -134,7 +133,12 @@ def test_a_short_list_that_heads_bring(uncollected: None) -> None:
     listed = range(0, model.shape.vocabulary_size, 2)
     heads = random_heads(model, (3,), lens=False, facts=(), shortlist=tuple(listed))
     found = combine(
-        model, ["shortlist"], decoding(7, None), prompts=PROMPTS[:1], heads=[heads], limits=Limits(rounds=2)
+        model,
+        ["shortlist"],
+        decoding(7, None),
+        prompts=PROMPTS[:1],
+        heads=[heads],
+        limits=TimeLimits(rounds=2),
     )
     assert f"shortlist: its tokens are the {len(listed):,} of the heads" in found.notes
     whole = offramp.generate(model, [PROMPTS[0]], max_new_tokens=7, eos_token_id=None)[0].tokens
@@ -285,7 +289,7 @@ def test_the_file_gives_all_of_it_back(result: CombineResult, tmp_path: Path) ->
 
 def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
     found = combine(
-        tiny_llama(), ["int8", "speculate"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
+        tiny_llama(), ["int8", "speculate"], decoding(4), prompts=PROMPTS[:1], limits=TimeLimits(rounds=1)
     )
     together = found_of(found, "int8", "speculate")
     assert together.transforms == ("int8",)
@@ -296,7 +300,7 @@ def test_quantised_weights_are_combined_and_promise_no_equal_tokens() -> None:
 
 def test_an_exit_that_is_left_nowhere_is_left_out_with_its_reason() -> None:
     found = combine(
-        tiny_llama(), ["prune:drop=4", "exits"], decoding(4), prompts=PROMPTS[:1], limits=Limits(rounds=1)
+        tiny_llama(), ["prune:drop=4", "exits"], decoding(4), prompts=PROMPTS[:1], limits=TimeLimits(rounds=1)
     )
     together = found_of(found, "prune", "exits")
     assert "no exit is left below the last of the 3 layers" in str(together.contender.left_out)
@@ -321,7 +325,7 @@ def test_heads_are_used_on_their_own_model_only() -> None:
             ["prune:drop=2", "exits"],
             decoding(4),
             prompts=PROMPTS[:1],
-            limits=Limits(rounds=1),
+            limits=TimeLimits(rounds=1),
             heads=heads,
         )
         return str(found_of(found, "prune", "exits").contender.left_out)
@@ -371,7 +375,7 @@ def test_bad_input_is_refused_before_anything_is_timed(
     def timed(*_: object, **__: object) -> None:
         raise AssertionError("timed")
 
-    monkeypatch.setattr("offramp.timing.measurement.time_groups", timed)
+    monkeypatch.setattr("offramp.timing.turns.Turns.take", timed)
     how = decoding(64, *(options.pop(name, None) for name in ("policy", "kv")))
     with pytest.raises(InputError, match=what):
         combine(tiny_llama(), asked, how, prompts=PROMPTS, **options)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -29,18 +30,18 @@ from offramp.policies.cost_breakdown import PARTS, Item
 from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay
 from offramp.scoring.estimate import Estimate
-from offramp.timing.decoder import batches_of, own_config, plain_config
+from offramp.timing.decoder import Setting, batches_of, own_config, plain_config
 from offramp.timing.forecast import (
-    Decoding,
     counted_plain,
     counted_policy,
+    expected_position,
+    fitted_of,
     forecast,
     mean_position,
     measured_skip,
     predict,
     price_parts,
     ratio_of,
-    seconds_per_token,
 )
 from offramp.timing.prediction import PredictionVerdict, when_it_counts, worst_part
 from offramp.timing.results import Forecast, PartError
@@ -99,8 +100,8 @@ def static_at(exit: int, steps: int, **further: object) -> BatchGeneration:
     return generation([one_row(steps + 1, 10, steps * exit)], usage, **further)
 
 
-def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units: int = 0) -> Decoding:
-    """With a policy, exits read through heads as it says."""
+def setting_of(policy: str, *, lens: bool = False, own_heads: bool = False, units: int = 0) -> Setting:
+    """Decoding with a policy, exits read through heads as it says: five tokens after a prompt of ten."""
     mlp = SimpleNamespace(units=units) if units else None
     heads: Any = Mock(
         spec=ExitHeads,
@@ -110,18 +111,33 @@ def decoding(policy: str, *, lens: bool = False, own_heads: bool = False, units:
         mlp=mlp,
         shortlist=None,
     )
-    return Decoding(DecodingOptions(parse_policy(policy), heads=heads))
+    cell = DecodingOptions(parse_policy(policy), heads=heads, new_tokens=6)
+    model: Any = SimpleNamespace(shape=SHAPE, dtype="float32")
+    return Setting(model, batches_of([[1] * 10], 1), (cell,))
+
+
+def foretold(
+    policy: str, ran: Sequence[BatchGeneration], *, steps: int = 5, lens: bool = False, **further: Any
+) -> Forecast:
+    """By the profile that is made by hand, beside as many steps of the full model."""
+    setting, plain = setting_of(policy, lens=lens), [static_at(LAYERS, steps)]
+    seconds = {"measured": Estimate(4.0, 3.9, 4.1), "plain_measured": 8.0, "fastest_plain": 7.5}
+    return forecast(setting, setting.main, by_hand(), ran, plain, **{**seconds, **further})
 
 
 def test_a_forecast_by_hand() -> None:
     # 5 steps at positions 10..14, so layers take 1.12 s each.
-    ran = static_at(2, 5, seconds=30.0)
-    plain = static_at(LAYERS, 5, seconds=41.0)
+    ran, plain = static_at(2, 5), static_at(LAYERS, 5)
     timed = static_at(
         2, 5, part_seconds={"layers": 11.0, "probes": 0.0, "K,V repair": 2.5, "heads": 15.0, "overhead": 2.5}
     )
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    found = forecast([ran], [plain], by_hand(), SHAPE, decoding("static:exit=2"), trace=trace, timed=[timed])
+    setting = setting_of("static:exit=2")
+    predicted = predict(trace, setting, setting.main, by_hand())
+    found = forecast(
+        setting, setting.main, by_hand(), [ran], [plain], predicted=predicted, timed=[timed],
+        measured=Estimate(6.0), plain_measured=8.2, fastest_plain=8.2,
+    )  # fmt: skip
     # By the profile a plain token takes 7.98 s; at the moment of timing it took 8.2 s.
     by_profile, pace = 2 * 1.12 + 2 * 0.1 + 3 + 0.5, 8.2 / 7.98
     assert found.priced_by_profile == pytest.approx(by_profile)
@@ -154,10 +170,7 @@ def test_a_forecast_by_hand() -> None:
 
 
 def test_without_a_trace_only_what_ran_is_priced() -> None:
-    found = forecast(
-        [static_at(1, 3)], [static_at(LAYERS, 3)], by_hand(), SHAPE, decoding("static:exit=1"),
-        measured=Estimate(4.0, 3.9, 4.1), plain_measured=8.0, fastest_plain=7.5, measured_agreement=0.25,
-    )  # fmt: skip
+    found = foretold("static:exit=1", [static_at(1, 3)], steps=3, measured_agreement=0.25)
     assert found.predicted is found.predicted_change is found.trace_error is found.predicted_skip is None
     assert (found.measured.low, found.plain_measured, found.fastest_plain) == (3.9, 8.0, 7.5)
     assert found.parts == ()
@@ -176,7 +189,8 @@ def test_a_replay_in_bytes_is_no_prediction_of_seconds() -> None:
 def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
     runs = [static_at(2, 5)]
     plain, lens = (
-        price_parts(runs, by_hand(), SHAPE, decoding("static:exit=2", lens=lens)) for lens in (False, True)
+        price_parts(runs, by_hand(), SHAPE, fitted_of(setting_of("static:exit=2", lens=lens).main))
+        for lens in (False, True)
     )
     assert lens["heads"] - plain["heads"] == pytest.approx(0.125)
     assert {**lens, "heads": 0} == {**plain, "heads": 0}
@@ -185,7 +199,9 @@ def test_a_lens_is_charged_where_an_exit_is_read_through_it() -> None:
 def test_a_network_behind_a_lens_is_charged_by_its_products_at_the_pace_of_the_head() -> None:
     runs, hidden, units = [static_at(2, 5)], SHAPE.hidden_size, 7
     lens, network = (
-        price_parts(runs, by_hand(), SHAPE, decoding("static:exit=2", lens=True, units=units))
+        price_parts(
+            runs, by_hand(), SHAPE, fitted_of(setting_of("static:exit=2", lens=True, units=units).main)
+        )
         for units in (0, units)
     )
     weights = SHAPE.element_bytes * hidden * (3 * units + 1)  # the networks' and their norm's
@@ -198,22 +214,21 @@ def test_a_network_behind_a_lens_is_charged_by_its_products_at_the_pace_of_the_h
 def test_rows_of_a_batch_count_one_by_one() -> None:
     rows = [one_row(4, 10, 12), one_row(2, 6, 4)]
     usage = {Item("overhead", 0, 2): 1, Item("overhead", 0, 1): 2}
-    run = generation(rows, usage, seconds=8.0)
+    run = generation(rows, usage)
     # The first row feeds positions 10, 11, 12, the second, padded to 10 as well, position 10.
     assert mean_position([run]) == pytest.approx((10 + 11 + 12 + 10) / 4)
-    assert seconds_per_token(run) == 2.0
     assert price_parts([run], by_hand(), SHAPE)["overhead"] == pytest.approx((1.0 + 2 * 0.5) / 4)
     assert measured_skip([run]) == pytest.approx(1 - 16 / (4 * LAYERS))
 
 
 def test_a_prediction_is_one_for_the_decoded_positions() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = decoding("threshold:signal=margin,value=0.5,exits=1+2")
-    near, far = (predict(trace, setting, by_hand(), position) for position in (0.0, 1000.0))
+    setting = setting_of("threshold:signal=margin,value=0.5,exits=1+2")
+    far_off = replace(setting, prompts=batches_of([[1] * 1010], 1))
+    near, far = (predict(trace, where, setting.main, by_hand()) for where in (setting, far_off))
     assert np.array_equal(near.exits, far.exits)
-    own = replay(trace, setting.options.policy, machine=by_hand())
-    at_trace = predict(trace, setting, by_hand(), float(trace.position.mean()))
-    assert at_trace.seconds_per_token == pytest.approx(own.seconds_per_token)
+    own = replay(trace, setting.main.policy, machine=by_hand(), position=expected_position(setting))
+    assert near.seconds_per_token == own.seconds_per_token
     ran = float(near.exits.mean())
     assert near.seconds_per_token is not None
     assert far.seconds_per_token is not None
@@ -222,23 +237,23 @@ def test_a_prediction_is_one_for_the_decoded_positions() -> None:
 
 def test_heads_that_the_trace_was_not_read_with_are_refused() -> None:
     trace = make_trace(layers=LAYERS, shape=SHAPE)
-    setting = decoding("static:exit=2", lens=True)
+    setting = setting_of("static:exit=2", lens=True)
     with pytest.raises(
         InputError, match="through the model's own norm and head, decoding reads them through a linear"
     ):
-        predict(trace, setting, by_hand(), 3.0)
-    setting = decoding("static:exit=2", lens=True, units=7)
+        predict(trace, setting, setting.main, by_hand())
+    setting = setting_of("static:exit=2", lens=True, units=7)
     with pytest.raises(InputError, match="them through a linear lens and a network of 7 units"):
-        predict(trace, setting, by_hand(), 3.0)
-    setting = decoding("static:exit=2", own_heads=True)
+        predict(trace, setting, setting.main, by_hand())
+    setting = setting_of("static:exit=2", own_heads=True)
     with pytest.raises(InputError, match="decoding reads them through an output head of its own"):
-        predict(trace, setting, by_hand(), 3.0)
+        predict(trace, setting, setting.main, by_hand())
 
 
 def test_a_single_new_token_is_nothing_to_judge() -> None:
     alone = generation([one_row(1, 10, 0)], {})
     with pytest.raises(InputError, match="no token was decoded after the first"):
-        forecast([alone], [alone], by_hand(), SHAPE, decoding("static:exit=2"))
+        foretold("static:exit=2", [alone])
 
 
 def test_every_item_of_a_breakdown_belongs_to_a_part_of_time() -> None:
@@ -268,8 +283,7 @@ items = st.one_of(
 @given(usage=st.dictionaries(items, st.integers(1, 9), max_size=12), lens=st.booleans())
 def test_parts_add_up_to_the_whole(usage: dict[Item, int], lens: bool) -> None:
     run = generation([one_row(7, 5, 3)], usage)
-    setting = decoding("static:exit=2", lens=lens)
-    found = forecast([run], [static_at(LAYERS, 6)], by_hand(), SHAPE, setting, timed=[run])
+    found = foretold("static:exit=2", [run], steps=6, lens=lens, plain_measured=20.0, timed=[run])
     assert [part.part for part in found.parts] == list(PARTS_OF_TIME)
     assert sum(part.priced for part in found.parts) == pytest.approx(found.priced)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.options import DecodingOptions
     from offramp.heads.exit_heads import ExitHeads
-    from offramp.timing.answers import Limits
+    from offramp.timing.answers import TimeLimits
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
 
@@ -211,11 +211,11 @@ class Bench(Leaving, Request):
         return self.batch or (1,)
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> TimeLimits:
         """When the timing ends."""
-        from offramp.timing.answers import Limits
+        from offramp.timing.answers import TimeLimits
 
-        return Limits(self.seconds, self.rounds, self.worth, looks=not self.to_the_end)
+        return TimeLimits(self.seconds, self.rounds, self.worth, looks=not self.to_the_end)
 
     @property
     def least_agreement(self) -> float:
@@ -276,7 +276,7 @@ def _file_of(output: Path) -> Path:
     """
     from offramp.report import COMBINED_FILE
     from offramp.runs.folder import RUN_FILE
-    from offramp.timing.combined import COMBINED
+    from offramp.timing.results import COMBINED
 
     if output.is_dir():
         if (output / RUN_FILE).is_file():

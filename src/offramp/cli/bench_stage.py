@@ -22,8 +22,10 @@ from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
 from offramp.timing.bench import run, settle
-from offramp.timing.contenders import Extent, Setting
-from offramp.timing.judged import expected_position, judge_measurement, predict_cells
+from offramp.timing.contenders import Extent
+from offramp.timing.decoder import Setting
+from offramp.timing.forecast import expected_position
+from offramp.timing.judged import judge_measurement, predict_cells
 from offramp.timing.local_profile import LocalProfile
 from offramp.timing.processes import merged
 from offramp.timing.results import (
@@ -165,7 +167,7 @@ def predictions_of(asked: Bench, setting: Setting, machine: Machine | None) -> M
     if asked.traced is None or machine is None:
         return {}
     require_model(setting.model, asked.traced)
-    return predict_cells(setting, asked.traced, machine, asked.text.name)
+    return predict_cells(setting, asked.traced, machine)
 
 
 def _measured(
@@ -185,12 +187,11 @@ def _measured(
             measured,
             machine,
             predicted=predicted,
-            workload=asked.text.name,
             parts_of=PARTS_OF,
             quality=asked.quality and not asked.timing_only,
             seed=asked.seed,
         )
-    return replace(judged.bench, free_running=judged.free_running.get(setting.main.name))
+    return replace(judged.result, free_running=judged.free_running.get(setting.main.name))
 
 
 def measured_in_processes(asked: Bench, out: Output) -> list[BenchResult]:

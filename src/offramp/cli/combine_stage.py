@@ -22,7 +22,7 @@ from offramp.report.formats import counted
 from offramp.report.timing import a_a_text, defect_lines, stopped_text
 from offramp.timing.accelerations import read_accelerations
 from offramp.timing.combine import combine
-from offramp.timing.combined import CombineResult, write_combined
+from offramp.timing.results import CombineResult, write_combined
 from offramp.tracing.progress import progress_bar, stage
 
 if TYPE_CHECKING:

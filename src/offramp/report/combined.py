@@ -29,7 +29,7 @@ from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import circumstances_text, contender_answer, with_interval
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Comparison
-from offramp.timing.combined import PLAIN_NAME, Combination, CombineResult, Effect
+from offramp.timing.results import PLAIN_NAME, Combination, CombineResult, Effect
 
 CHANGE = 0.06
 """How far an interval may reach from 1 for a part that changes nothing."""

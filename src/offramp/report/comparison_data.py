@@ -21,7 +21,7 @@ from offramp.report.table import Column, Table, attributes
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved
 from offramp.studies.comparison.strategies import answer_text
-from offramp.timing.combined import Combination, CombineResult
+from offramp.timing.results import Combination, CombineResult
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -44,8 +44,7 @@ from offramp.studies.work.score import ScoreWork
 from offramp.studies.work.trace import TracedModel, TraceWork
 from offramp.studies.work.tune import Answers, TuneWork
 from offramp.studies.work.work import Work
-from offramp.timing.combined import CombineResult, read_combined
-from offramp.timing.results import Timing
+from offramp.timing.results import CombineResult, Timing, read_combined
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
 from offramp.tuning.verdict import Verdict

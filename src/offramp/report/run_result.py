@@ -16,9 +16,8 @@ from offramp.scoring.card import ScoreCard
 from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.heads import Training
 from offramp.studies.work.passage import Passage, PredictionGrid
-from offramp.timing.combined import CombineResult
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
-from offramp.timing.results import BenchResult, Contender, Timing
+from offramp.timing.results import BenchResult, CombineResult, Contender, Timing
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy

@@ -25,8 +25,7 @@ from offramp.scoring.card import ScoreCard
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import TrainedSaving
 from offramp.studies.work.heads import Training
-from offramp.timing.combined import CombineResult
-from offramp.timing.results import Timing
+from offramp.timing.results import CombineResult, Timing
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit
 from offramp.tuning.tuned import Tuned

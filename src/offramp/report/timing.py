@@ -30,9 +30,17 @@ from offramp.report.run_result import Decoded, RunResult, WorkloadResult
 from offramp.report.table import NOTHING, Cell
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.decode import DecodedChoice
-from offramp.timing.combined import CombineResult
 from offramp.timing.prediction import PredictionVerdict
-from offramp.timing.results import Answer, BenchResult, Contender, FloorCheck, Forecast, PartError, Stopped
+from offramp.timing.results import (
+    Answer,
+    BenchResult,
+    CombineResult,
+    Contender,
+    FloorCheck,
+    Forecast,
+    PartError,
+    Stopped,
+)
 from offramp.tuning.certificate import Candidate
 from offramp.tuning.verdict_words import TOO_WIDE
 

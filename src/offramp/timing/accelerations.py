@@ -11,7 +11,7 @@ from offramp.errors import InputError
 from offramp.kit.rules import suggest
 from offramp.models.transforms.quantise import Quantised
 from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform
-from offramp.timing.combined import PLAIN_NAME
+from offramp.timing.results import PLAIN_NAME
 
 EXITS, SPECULATE, PROMPT_LOOKUP = "exits", "speculate", "prompt_lookup"
 SHORT_LIST = "shortlist"

@@ -18,7 +18,7 @@ from offramp.kit.defaults import TIMING_SECONDS, WORTH
 from offramp.kit.numbers import Count, NotNegative
 from offramp.kit.rules import Beside, Margin
 from offramp.scoring.estimate import LEVEL, Estimate
-from offramp.timing.results import Answer, Cluster
+from offramp.timing.results import A_A, Answer, BenchResult, Cluster, Contender, Credit
 
 Pair = tuple[float, float]
 """Seconds per token of two blocks side by side: the other's, and a contender's own."""
@@ -170,6 +170,52 @@ def over_fastest(
     return fastest, Estimate(value, min(lows), max(min(highs), value))
 
 
+def credit_of(result: BenchResult, name: str, floor: float | None) -> Credit | None:
+    """As `BenchResult.credit`."""
+    contender = result.contender(name)
+    rivals = [
+        other.name
+        for other in result.contenders
+        if other.without_exits and other.answer != "defect" and other.keeps(floor)
+        if other.clusters or other.name == result.plain
+    ]
+    if not rivals or contender.role == A_A or contender.answer == "defect":
+        return None
+    found = over_fastest(rivals, ratios_of(result, contender), contender.level)
+    if found is None:
+        return None
+    over, ratio = found
+    if ratio.low is None or ratio.high is None:
+        return None
+    return Credit(ratio.value, ratio.low, ratio.high, over)
+
+
+def ratios_of(result: BenchResult, contender: Contender) -> Callable[[str, float], Estimate[float] | None]:
+    """Its speed over another contender's, by name, at a level; None where they share no prompt."""
+
+    def ratio(other: str, level: float) -> Estimate[float] | None:
+        if other == contender.name:
+            return ONE
+        own: Sequence[Cluster] = result.contender(contender.name).clusters
+        others = result.contender(other).clusters
+        # The fastest plain decoder has no clusters of its own: it is what the others' are over.
+        if contender.name == result.plain:
+            own = as_fast(others)
+        return ratio_over(own, as_fast(own) if other == result.plain else others, level)
+
+    return ratio
+
+
+def seconds_over(plain: Estimate[float], ratio: Estimate[float]) -> Estimate[float]:
+    """What takes so many times less than the plain decoder, which took that on average.
+
+    So contenders that were timed at different times are on one scale: the load of the machine cancels.
+    """
+    low = None if ratio.high is None else plain.value / ratio.high
+    high = None if ratio.low is None else plain.value / ratio.low
+    return Estimate(plain.value / ratio.value, low, high)
+
+
 SAMPLES_NEEDED = 6
 """Below 6 samples even their extremes hold the median less often than 95 % of the time: 1 - 2 (1/2)^n."""
 
@@ -280,7 +326,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """When a measurement ends.
 
     seconds: of all of it, trials included, None for no limit; two visits are always made. rounds: how often

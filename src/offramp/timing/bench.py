@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from offramp.decoding.free_running import FreeRunning
 from offramp.decoding.generation.prompts import check_context, check_ids
 from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.strategies.draft_length import Auto
-from offramp.errors import OfframpError
+from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
 from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH
 from offramp.kit.numbers import Count, NotNegative, TimedTokens, Whole
 from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
+from offramp.models.process import quiet_transformers
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
-from offramp.timing.answers import Limits
-from offramp.timing.contenders import Extent, Setting
-from offramp.timing.decoder import batches_of
-from offramp.timing.measurement import Measurement, Progress, run_together
-from offramp.timing.results import BenchResult
+from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import TimeLimits
+from offramp.timing.contenders import Extent, candidates_of
+from offramp.timing.decoder import DecodedBatch, Setting, batches_of
+from offramp.timing.measurement import Progress, Session
+from offramp.timing.results import BenchResult, Forecast
 
 
 @in_evaluation
@@ -82,7 +86,7 @@ def measure(
     setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
     return run(
         setting,
-        limits=Limits(budget_seconds, rounds, worth),
+        limits=TimeLimits(budget_seconds, rounds, worth),
         extent=Extent(peers=peers),
         seed=seed,
         progress=progress,
@@ -124,16 +128,51 @@ def settle(
     )
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A bench result, and what was decoded: by contender's name, then by batch of prompts, once each.
+
+    forecasts, free_running: by contender's name, as far as answers were judged and times foretold.
+    """
+
+    result: BenchResult
+    setting: Setting
+    decoded: Mapping[str, Mapping[int, DecodedBatch]]
+    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+    free_running: Mapping[str, FreeRunning] = field(default_factory=dict)
+
+    def seconds_of(self, name: str) -> Estimate[float]:
+        """Per token, of a contender that was timed."""
+        seconds = self.result.contender(name).seconds_per_token
+        assert seconds is not None  # it was timed
+        return seconds
+
+
 def run(
     setting: Setting,
     *,
-    limits: Limits,
+    limits: TimeLimits,
     extent: Extent,
     seed: Whole = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
-    """`measure` for what `settle` gave. Raises InputError for limits that do not fit."""
-    (found,) = run_together([setting], extent=extent, limits=limits, seed=seed, progress=progress)
-    if isinstance(found, OfframpError):
-        raise found
-    return found
+    """`measure` for what `settle` gave. Raises InputError for a plain decoder that is not at hand."""
+    main = setting.main
+    further = {
+        "policy_fingerprints": {cell.name: sha256_of_text(str(cell.policy)) for cell in setting.cells},
+        "heads_fingerprint": None if main.heads is None else main.heads.fingerprint,
+    }
+    with quiet_transformers():
+        session = Session(setting, extent, limits, seed=seed, progress=progress)
+        session.run(candidates_of(setting, extent))
+        fields = session.fields(further)
+    fields["contenders"] = (*fields["contenders"], *session.missing)
+    result = BenchResult(
+        model=setting.model.shown_name,
+        policy=str(main.policy),
+        kv=main.kv,
+        batch=setting.batch,
+        batching=main.batching,
+        **fields,
+    )
+    return Measurement(result, setting, session.decoded)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from offramp.commands import command_for
 from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
 from offramp.decoding.judging import (
     Judgements,
@@ -16,47 +17,64 @@ from offramp.decoding.judging import (
     judge,
     mean_of,
 )
-from offramp.decoding.options import DecodingOptions
-from offramp.errors import InputError, PolicyError
+from offramp.decoding.options import DecodingOptions, check_policy
+from offramp.errors import InputError, ModelError, PolicyError
 from offramp.files import sha256_of_text
 from offramp.heads.exit_heads import ExitHeads
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED
+from offramp.kit.defaults import DRAWS, MAIN_FLOOR, SEED, SHORTLIST
 from offramp.kit.numbers import Proportion
+from offramp.models.loading import Placement
 from offramp.models.model import Model
 from offramp.models.process import quiet_transformers
+from offramp.models.tensors import is_wrapped
+from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.transform import Transform, parse_transform
 from offramp.policies.kv import STRATEGIES
+from offramp.policies.parameters import pruned_policy
 from offramp.policies.rules.fixed import Never
+from offramp.policies.rules.short_list import with_short_head
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.timing.accelerations import (
     EXITS,
+    PROMPT_LOOKUP,
     SHORT_LIST,
+    SHORT_LIST_WITH_EXITS,
     SPECULATE,
     Acceleration,
+    Parts,
     combinations_of,
     decoder_of,
     excluded_of,
+    name_of,
     read_accelerations,
     transforms_of,
 )
-from offramp.timing.answers import Budget, Limits, product_of, ratio_over
+from offramp.timing.answers import TimeLimits, product_of, ratio_over
 from offramp.timing.bench import settle
-from offramp.timing.combinations import (
-    Key,
-    Planned,
-    Variant,
-    heads_for,
-    load_variants,
-    planned_of,
-    require_base,
+from offramp.timing.contenders import (
+    FAILURES,
+    PEERS,
+    PLAIN,
+    Extent,
+    policies,
+    seconds_in_trial,
+    why,
 )
-from offramp.timing.combined import PLAIN_NAME, Combination, CombineResult, OnTop, Quality
-from offramp.timing.contenders import PLAIN, Extent, Setting
-from offramp.timing.decoder import Decoder, own_config, plain_config
-from offramp.timing.defects import Load, a_a_clusters_of, describe
+from offramp.timing.decoder import Decoder, Setting, left_out, own_config, plain_config
 from offramp.timing.judged import free_running_of, prompts_and_answers
-from offramp.timing.measurement import Entry, Progress, time_entries
-from offramp.timing.results import Cluster, Contender
+from offramp.timing.measurement import Progress, Session
+from offramp.timing.results import (
+    LOOKUP,
+    PLAIN_NAME,
+    Cluster,
+    Combination,
+    CombineResult,
+    Contender,
+    OnTop,
+    Quality,
+)
+from offramp.tracing.loading import load_transformed
 
 WARM_UP_TOKENS = 4
 
@@ -69,7 +87,7 @@ def combine(
     *,
     prompts: Sequence[Sequence[int]],
     heads: Sequence[ExitHeads] = (),
-    limits: Limits | None = None,
+    limits: TimeLimits | None = None,
     plain: str | None = None,
     workload: str = "",
     floor: Proportion = MAIN_FLOOR,
@@ -91,7 +109,7 @@ def combine(
 
     Raises InputError (PolicyError, ModelError among them) for anything that does not fit, before timing.
     """
-    limits = limits or Limits()
+    limits = limits or TimeLimits()
     asked = read_accelerations(accelerations, model.dtype)
     require_base(model)
     require_policy(asked, options, heads)
@@ -102,51 +120,47 @@ def combine(
     variants = load_variants(base, combinations_of(asked), heads=heads, trust_remote_code=trust_remote_code)
     extent = Extent(peers=False, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
     with quiet_transformers():
-        load, budget = Load(), Budget(limits.seconds)
-        planned = planned_of(combinations_of(asked), variants)
-        entry = entry_of(base, planned)
-        time_entries([entry], extent=extent, limits=limits, budget=budget, seed=seed, progress=progress)
-        spent = budget.spent
-        if entry.failure is not None:
-            raise entry.failure
-        circumstances = describe(model, load, _further(base, variants, limits, seed))
-        qualities = qualities_of(entry, planned, seed=seed)
-    return summarise_combined(
-        entry,
-        planned,
-        qualities,
-        circumstances,
-        notes=() if options.tuned is None or len(variants) == 1 else (OF_ANOTHER_MODEL,),
+        session = Session(base, extent, limits, together=True, seed=seed, progress=progress)
+        candidates = candidates_of(combinations_of(asked), variants)
+        session.run(in_order_of_models(base, candidates))
+        fields = session.fields(_further(base, variants))
+        qualities = qualities_of(session, candidates, seed=seed)
+    if options.tuned is not None and len(variants) > 1:
+        fields["notes"] = (OF_ANOTHER_MODEL, *fields["notes"])
+    contenders = {one.name: one for one in (*fields.pop("contenders"), *session.missing)}
+    combined = {candidate.name for candidate in candidates}
+    order = [decoder.name for decoder in session.decoders]
+    return CombineResult(
+        model=model.name,
+        combinations=(
+            Combination(
+                PLAIN_NAME,
+                (),
+                replace(contenders[session.plain], name=PLAIN_NAME),
+                quality=qualities[PLAIN_NAME],
+            ),
+            *(_combination(one, contenders, qualities.get(one.name)) for one in candidates),
+        ),
+        others=tuple(
+            sorted(
+                (one for name, one in contenders.items() if name not in combined),
+                key=lambda one: order.index(one.name) if one.name in order else len(order),
+            )
+        ),
         accelerations={one.name: one.text for one in asked},
         excluded=excluded_of(asked),
         workload=workload,
         floor=floor,
-        seconds_spent=spent,
+        **fields,
     )
 
 
-def entry_of(base: Setting, planned: Sequence[Planned]) -> Entry:
-    """The plain decoders of the untransformed model, and every combination on a model of its own."""
-    taking = [one for one in planned if isinstance(one.found, Decoder)]
-    plain = {one.key: one.name for one in taking if decoder_of(one.parts) is None}
-    found = [one for source in PLAIN.values() for one in source(base)]
-    decoders = [one for one in (*found, *(each.found for each in planned)) if isinstance(one, Decoder)]
-    return Entry(
-        base,
-        # Contenders of one model are tried one after the other.
-        sorted(decoders, key=_order_of_models(base, taking)),
-        [one for one in found if isinstance(one, Contender)],
-        settings={one.name: one.setting for one in taking},
-        # What a lossless decoder must give is its own model's answer, whatever was done to the model.
-        references={one.name: plain[one.key] for one in taking if one.key in plain},
-        together=True,
-    )
-
-
-def _order_of_models(base: Setting, taking: Sequence[Planned]) -> Callable[[Decoder], int]:
-    keys = list(dict.fromkeys([(), *(one.key for one in taking)]))
-    by_name = {one.name: keys.index(one.key) for one in taking}
-    return lambda decoder: by_name.get(decoder.name, 0)
+def in_order_of_models(base: Setting, candidates: Sequence[Candidate]) -> Iterator[Decoder | Contender]:
+    """The plain decoders of the untransformed model, and every combination: those of one model in turn."""
+    yield from (one for source in PLAIN.values() for one in source(base))
+    taking = [(one.key, one.contender) for one in candidates if isinstance(one.contender, Decoder)]
+    keys = list(dict.fromkeys([(), *(key for key, _ in taking)]))
+    yield from (decoder for _, decoder in sorted(taking, key=lambda one: keys.index(one[0])))
 
 
 OF_ANOTHER_MODEL = (
@@ -198,11 +212,299 @@ def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
         )
 
 
-def _further(base: Setting, variants: Mapping[Key, Variant], limits: Limits, seed: int) -> dict[str, Any]:
-    """Circumstances beside the machine's: seed, fingerprints, and every model that took part."""
+Key = tuple[str, ...]
+"""Names of the transforms of a variant, in the order in which they are applied; empty for the base."""
+
+
+def key_of(parts: Parts) -> Key:
+    """The variant that a combination decodes with."""
+    return tuple(one.name for one in transforms_of(parts))
+
+
+@dataclass(frozen=True)
+class ModelVariant:
+    """One model of a combination. setting: its cell holds the policy that leaves at its exits.
+
+    refused: why that policy, or none at all, can decide on this model; None if it can.
+    """
+
+    setting: Setting
+    refused: str | None = None
+
+
+def require_base(model: Model) -> None:
+    """Refuse a model that variants cannot be made of. Raises InputError or ModelError."""
+    if model.transforms:
+        raise InputError(
+            f"{model.name} is transformed already ({', '.join(model.transforms)}), but combinations "
+            "are held against the untransformed model",
+            where="--transform",
+            fix="give the transform to --combine instead",
+        )
+    if model.streamed is not None:
+        raise ModelError(
+            "a model whose layers are read from disk one at a time cannot be timed",
+            where=model.name,
+            fix="use a machine with enough memory for all weights, or a smaller model",
+        )
+
+
+def heads_for(model: Model, heads: Sequence[ExitHeads]) -> ExitHeads | None:
+    """The heads that were fitted on this very model, None without such. Raises InputError for several."""
+    own = [one for one in heads if one.model["fingerprint"] == model.identity.fingerprint]
+    if len(own) > 1:
+        raise InputError(
+            f"{len(own)} files of exit heads belong to {model.name} {', '.join(model.transforms)}",
+            where="--heads",
+            fix="give one file for each model",
+        )
+    return own[0] if own else None
+
+
+def load_variants(
+    base: Setting,
+    combinations: Sequence[Parts],
+    *,
+    heads: Sequence[ExitHeads] = (),
+    trust_remote_code: bool = False,
+) -> dict[Key, ModelVariant]:
+    """Every model that the combinations need, by the names of its transforms; all stay in memory.
+
+    base: of the untransformed model, with the policy as its cell. heads: each file is used on the model that
+    it was fitted on.
+
+    Raises ModelError for a transform that does not fit the model, InputError for heads of no model here.
+    """
+    source = base.model.source
+    found: dict[Key, ModelVariant] = {(): ModelVariant(base)}
+    resolved: dict[str, Transform] = {}
+    for parts in map(transforms_of, combinations):
+        key = key_of(parts)
+        if key in found:
+            continue
+        if source is None:
+            raise ModelError(
+                "a model that was built in memory cannot be loaded again, transformed",
+                where=base.model.name,
+                fix="save it to a folder, and load that",
+            )
+        model = load_transformed(
+            source,
+            dtype=base.model.dtype,
+            transforms=[_transform(one.transform, resolved.get(one.name)) for one in parts],
+            trust_remote_code=trust_remote_code,
+            progress=False,
+            placement=Placement(str(base.model.stack.device)),
+        )
+        if len(parts) == 1:
+            # What was measured for it (which layers matter least) is not measured again.
+            resolved[key[0]] = parse_transform(model.transforms[0])
+        found[key] = _variant(base, model, heads)
+    _require_all_used(found, heads)
+    return found
+
+
+def _transform(asked: Transform | None, resolved: Transform | None) -> Transform:
+    assert asked is not None  # ways to decode make no variant
+    return resolved or asked
+
+
+def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> ModelVariant:
+    """The same prompts and sizes on a transformed model."""
+    own = heads_for(model, heads)
+    cell = replace(base.main, heads=own)
+    setting = replace(base, model=model, cells=(cell,))
+    if base.main.heads is not None and own is None:
+        return ModelVariant(
+            setting,
+            "the exit heads belong to the untransformed model; heads of this one are fitted by "
+            + command_for("heads fit", model.described, workload="prose", output="heads.safetensors"),
+        )
+    if own is not None and base.main.heads is None:
+        return ModelVariant(
+            setting,
+            "this model's exits would be read through exit heads, and the untransformed model's without: "
+            "give heads of both",
+        )
+    try:
+        policy = pruned_policy(cell.policy, kept_layers(model, base.model.layers), base.model.layers)
+        check_policy(policy, model.layers, own)
+    except PolicyError as error:
+        return ModelVariant(setting, error.what)
+    return ModelVariant(replace(setting, cells=(replace(cell, policy=policy),)))
+
+
+def kept_layers(model: Model, layers: int) -> tuple[int, ...]:
+    """The layers (1 to `layers`) of the untransformed model that a transformed one still has, ascending.
+
+    Raises PolicyError if that is not known.
+    """
+    texts = model.transforms
+    dropped = {
+        layer
+        for transform in map(parse_transform, texts)
+        if isinstance(transform, Prune)
+        for layer in transform.drop
+    }
+    kept = tuple(layer for layer in range(1, layers + 1) if layer not in dropped)
+    if len(kept) != model.layers:
+        raise PolicyError(
+            f"{' and '.join(texts)} left {model.layers} of {layers} layers, and nothing says which",
+            where=model.name,
+            fix="leave exits and speculate out",
+        )
+    return kept
+
+
+def _require_all_used(variants: Mapping[Key, ModelVariant], heads: Sequence[ExitHeads]) -> None:
+    known = {variant.setting.model.identity.fingerprint for variant in variants.values()}
+    for one in heads:
+        if one.model["fingerprint"] not in known:
+            raise InputError(
+                f"the exit heads were fitted on {one.model['name']} ({one.model['fingerprint'][:12]}), which "
+                "is none of the models that are combined",
+                where="--heads",
+                fix="leave them out, or fit heads of a model that takes part: offramp heads fit",
+            )
+
+
+ROLE = "combination"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A combination, and its contender on the model that its transforms make, or why it has none.
+
+    cell: how our loop decodes it, None if another one does.
+    """
+
+    parts: Parts
+    setting: Setting
+    contender: Decoder | Contender
+    cell: DecodingOptions | None = None
+
+    @property
+    def name(self) -> str:
+        """As shown."""
+        return name_of(self.parts)
+
+    @property
+    def key(self) -> Key:
+        """Its variant."""
+        return key_of(self.parts)
+
+    @property
+    def policy(self) -> str | None:
+        """The policy that decides on its model, None without."""
+        return None if self.cell is None else str(self.cell.policy)
+
+
+def candidates_of(combinations: Sequence[Parts], variants: Mapping[Key, ModelVariant]) -> list[Candidate]:
+    """One for each combination but the plain one; some are decoded shortly to find the best way."""
+    found = [_candidate(parts, variants[key_of(parts)]) for parts in combinations if parts]
+    plain = {
+        one.key: one.name
+        for one in found
+        if isinstance(one.contender, Decoder) and decoder_of(one.parts) is None
+    }
+    # What a lossless decoder must give is its own model's answer, whatever was done to the model.
+    return [
+        replace(one, contender=replace(one.contender, on=one.setting, own_plain=plain.get(one.key)))
+        if isinstance(one.contender, Decoder)
+        else one
+        for one in found
+    ]
+
+
+def _candidate(parts: Parts, variant: ModelVariant) -> Candidate:
+    setting, way, name = variant.setting, decoder_of(parts), name_of(parts)
+    if variant.refused is not None and way in OF_THE_POLICY:
+        return Candidate(parts, setting, left_out(name, ROLE, variant.refused))
+    try:
+        cell = CELLS[way](setting) if way in CELLS else None
+        if cell is not None:
+            found = _decoding(setting, cell)
+        else:
+            found = _prompt_lookup(setting) if way == PROMPT_LOOKUP else _fastest_plain(setting)
+    except PolicyError as error:
+        return Candidate(parts, setting, left_out(name, ROLE, error.what))
+    if isinstance(found, Contender):
+        return Candidate(parts, setting, replace(found, name=name, role=ROLE))
+    decoder = replace(
+        found,
+        name=name,
+        role=ROLE,
+        output_must_match=found.output_must_match and computes_exactly(setting.model),
+        required=False,
+        note=None if found.note is None else f"{name}: {found.note}",
+        full_depth=False,
+    )
+    return Candidate(parts, setting, decoder, cell)
+
+
+def _fastest_plain(setting: Setting) -> Decoder | Contender:
+    """The plain decoder that is fastest in a short run."""
+    trials: dict[str, tuple[float, Decoder]] = {}
+    failed = "no plain decoder works on it"
+    for one in (one for source in PLAIN.values() for one in source(setting)):
+        if isinstance(one, Contender):
+            continue
+        try:
+            trials[one.name] = seconds_in_trial(setting, one.decode), one
+        except FAILURES as error:
+            failed = why(error)
+    if not trials:
+        return left_out("", ROLE, failed)
+    _, best = min(trials.values(), key=lambda trial: trial[0])
+    note = f"decoded plainly by {best.name}, the fastest of {', '.join(trials)} in a trial"
+    return replace(best, output_must_match=False, note=note)
+
+
+def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
+    """A policy in our loop; of a cut head it is said to which tokens."""
+    (found,) = policies(replace(setting, cells=(cell,)))
+    if isinstance(found, Contender) or not cell.policy.short_head:
+        return found
+    listed = None if cell.heads is None else cell.heads.shortlist
+    first = f"first {min(SHORTLIST, setting.model.shape.vocabulary_size):,} ids of the vocabulary"
+    tokens = first if listed is None else f"{len(listed):,} of the heads"
+    return replace(found, note=f"its tokens are the {tokens}")
+
+
+def _prompt_lookup(setting: Setting) -> Decoder | Contender:
+    (found,) = PEERS[LOOKUP](setting)
+    return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
+
+
+def _cut(cell: DecodingOptions) -> DecodingOptions:
+    return replace(cell, policy=with_short_head(cell.policy))
+
+
+CELLS: dict[str | None, Callable[[Setting], DecodingOptions]] = {
+    EXITS: lambda setting: setting.main,
+    SPECULATE: lambda setting: replace(setting.main, kv=SPECULATE),
+    SHORT_LIST: lambda setting: _cut(setting.main.full_model),
+    SHORT_LIST_WITH_EXITS: lambda setting: _cut(setting.main),
+}
+"""Policy and strategy by the way to decode, where that is our loop."""
+
+OF_THE_POLICY = (EXITS, SPECULATE, SHORT_LIST_WITH_EXITS)
+"""Ways to decode that need the policy that was given."""
+
+
+def computes_exactly(model: Model) -> bool:
+    """Whether all weights are ordinary float32 numbers: only then several tokens at once give what one gives.
+
+    Kernels of quantised weights may add up in another order, or round otherwise, for several tokens at once.
+    """
+    return all(
+        parameter.dtype == torch.float32 and not is_wrapped(parameter) for parameter in model.hf.parameters()
+    )
+
+
+def _further(base: Setting, variants: Mapping[Key, ModelVariant]) -> dict[str, Any]:
+    """Circumstances beside the machine's: fingerprints, and every model that took part."""
     return {
-        "seed": seed,
-        "budget_seconds": limits.seconds,
         "policy_fingerprint": sha256_of_text(str(base.main.policy)),
         "heads_fingerprint": _fingerprint(base),
         "models": {
@@ -222,53 +524,24 @@ def _fingerprint(setting: Setting) -> str | None:
     return None if setting.main.heads is None else setting.main.heads.fingerprint
 
 
-Tokens = Sequence[int]
-
-
-def summarise_combined(
-    entry: Entry,
-    planned: Sequence[Planned],
-    qualities: Mapping[str, Quality],
-    circumstances: Mapping[str, Any],
-    *,
-    notes: tuple[str, ...],
-    **further: Any,
-) -> CombineResult:
-    """Figures and answers. qualities: by combination's name. further: fields of the result."""
-    figures = entry.figures()
-    contenders, shared = entry.shared(
-        figures, a_a_clusters_of([one.contender for one in figures]), circumstances
-    )
-    by_name, known = {one.name: one for one in contenders}, {one.name for one in planned}
-    by_name |= {one.name: one for one in entry.missing}
-    plain = replace(by_name[shared["plain"]], name=PLAIN_NAME)
-    order = [one.name for one in entry.decoders]
-    others = sorted(
-        (one for one in contenders if one.name not in known),
-        key=lambda one: order.index(one.name) if one.name in order else len(order),
-    )
-    return CombineResult(
-        model=entry.setting.model.name,
-        combinations=(
-            Combination(PLAIN_NAME, (), plain, quality=qualities[PLAIN_NAME]),
-            *(_combination(one, by_name, qualities.get(one.name)) for one in planned),
-        ),
-        others=(*others, *(one for one in entry.missing if one.name not in known)),
-        **{**shared, "notes": (*notes, *shared["notes"])},
-        **further,
-    )
-
-
-def _combination(one: Planned, contenders: Mapping[str, Contender], quality: Quality | None) -> Combination:
-    names = [part.name for part in one.parts]
-    transforms = one.setting.model.transforms if transforms_of(one.parts) else ()
-    contender = one.found if isinstance(one.found, Contender) else contenders[one.name]
-    if contender.left_out is not None:
-        return Combination(one.name, tuple(names), contender, transforms, one.policy)
+def _combination(
+    candidate: Candidate, contenders: Mapping[str, Contender], quality: Quality | None
+) -> Combination:
+    names = tuple(part.name for part in candidate.parts)
+    contender = candidate.contender
+    if isinstance(contender, Decoder):
+        contender = contenders[candidate.name]
     if quality is not None:
         contender = replace(contender, executed_agreement=quality.free_running.agreement)
-    combination = Combination(one.name, tuple(names), contender, transforms, one.policy, quality=quality)
-    if len(names) < 2:
+    combination = Combination(
+        candidate.name,
+        names,
+        contender,
+        candidate.setting.model.transforms if candidate.key else (),
+        candidate.policy,
+        quality=quality,
+    )
+    if contender.left_out is not None or len(names) < 2:
         return combination
     clusters = {name: known.clusters for name, known in contenders.items() if known.left_out is None}
     singles = [clusters[name] for name in names if name in clusters]
@@ -301,13 +574,15 @@ def _on_top(
     return found
 
 
-def qualities_of(entry: Entry, planned: Sequence[Planned], *, seed: int = SEED) -> dict[str, Quality]:
+def qualities_of(
+    session: Session, candidates: Sequence[Candidate], *, seed: int = SEED
+) -> dict[str, Quality]:
     """Quality of every combination that was timed, by name; "plain" among them.
 
     Each is held against the untransformed full model's own answers. Intervals: 95 % bootstrap over prompts,
     absent under 20 of them.
     """
-    base, decoded, plain = entry.setting, entry.decoded, entry.timed[0].plain
+    base, decoded, plain = session.setting, session.decoded, session.plain
     prompts, answers = prompts_and_answers(base, decoded[plain])
     known: Judgements = {}
 
@@ -317,37 +592,32 @@ def qualities_of(entry: Entry, planned: Sequence[Planned], *, seed: int = SEED) 
 
     found = {PLAIN_NAME: quality(plain, [1.0] * len(prompts))}
     forced: dict[tuple[Key, str | None], list[float]] = {}
-    for one in planned:
-        if one.name not in decoded:
+    for candidate in candidates:
+        if candidate.name not in decoded:
             continue
-        lossless = one.cell is None or STRATEGIES[one.cell.kv].lossless
-        key = one.key, None if lossless or one.cell is None else one.cell.name
+        model, cell = candidate.setting.model, candidate.cell
+        if cell is not None and STRATEGIES[cell.kv].lossless:
+            cell = None
+        key = candidate.key, None if cell is None else cell.name
         if key not in forced:
-            agreement: Callable[[Planned, Tokens, Tokens], float] = (
-                _at_full_depth if lossless else _as_decoded
-            )
-            forced[key] = [agreement(one, *pair) for pair in zip(prompts, answers, strict=True)]
-        found[one.name] = quality(one.name, forced[key])
+            forced[key] = [
+                _at_full_depth(model, *pair) if cell is None else _as_decoded(model, cell, *pair)
+                for pair in zip(prompts, answers, strict=True)
+            ]
+        found[candidate.name] = quality(candidate.name, forced[key])
     return found
 
 
-def _at_full_depth(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+def _at_full_depth(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """Share of an answer's tokens that all layers of a variant choose, given those before; ties count."""
-    model = one.setting.model
     return float(full_models_choices(judge(model, prompt, answer), 0, model.dtype).mean())
 
 
-def _as_decoded(one: Planned, prompt: Tokens, answer: Tokens) -> float:
+def _as_decoded(model: Model, cell: DecodingOptions, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """Share of an answer's tokens that the policy's outputs choose when it is fed instead of them."""
-    setting, cell = one.setting, one.cell
-    assert cell is not None  # or it decodes at full depth
-    ids, forced = (
-        torch.tensor([list(tokens)], device=setting.model.hf.device) for tokens in (prompt, answer)
-    )
-    with own_config(setting.model.hf, plain_config(len(answer))):
-        found = generate_batch(
-            setting.model, ids, options=replace(cell, new_tokens=len(answer)), force_tokens=forced
-        )
+    ids, forced = (torch.tensor([list(tokens)], device=model.hf.device) for tokens in (prompt, answer))
+    with own_config(model.hf, plain_config(len(answer))):
+        found = generate_batch(model, ids, options=replace(cell, new_tokens=len(answer)), force_tokens=forced)
     return float(np.mean(np.array(found.rows[0].chosen) == np.array(answer)))
 
 

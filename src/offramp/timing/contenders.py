@@ -14,20 +14,18 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import OfframpError
 from offramp.kit.defaults import SHORTLIST
 from offramp.models.discovery import UNFIT_ERRORS
-from offramp.models.model import Model
 from offramp.policies.kv import STRATEGIES
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.short_list import with_short_head
 from offramp.timing.decoder import (
     Candidates,
     Decode,
-    Decoded,
+    DecodedBatch,
     Decoder,
     LoopRunning,
     PlainRunning,
     Running,
-    Start,
-    decoding_in_steps,
+    Setting,
     generate,
     layers_of_draft,
     left_out,
@@ -51,36 +49,6 @@ FAILURES = (OfframpError, *UNFIT_ERRORS)
 """What a decoder that does not fit a model or a batch raises."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all contenders of a run share.
-
-    prompts: by batch. cells: how each policy decodes, the main one first. task: the prompts' workload.
-    distinct: how many prompts there are; the last batch is filled up with them.
-    """
-
-    model: Model
-    prompts: tuple[PromptBatch, ...]
-    cells: tuple[DecodingOptions, ...]
-    task: str | None = None
-    distinct: int = 1
-
-    @property
-    def main(self) -> DecodingOptions:
-        """How the main policy decodes; heads, batching, drafts and new tokens are those of all."""
-        return self.cells[0]
-
-    @property
-    def new_tokens(self) -> int:
-        """After each prompt."""
-        return self.main.new_tokens
-
-    @property
-    def exact(self) -> bool:
-        """Whether lossless decoders must give the full model's tokens: only float32 tells ties apart."""
-        return self.model.dtype == "float32"
-
-
 Source = Callable[[Setting], Candidates]
 
 
@@ -89,7 +57,7 @@ def policies(setting: Setting) -> Candidates:
     for place, cell in enumerate(setting.cells):
         exits = cell.policy.needs(setting.model.layers)
         lossless = STRATEGIES[cell.kv].lossless or not (exits or cell.policy.short_head)
-        decoder = _in_steps(cell.name, "policy", _in_our_loop(setting, cell))
+        decoder = _in_our_loop(cell.name, "policy", setting, cell)
         yield replace(
             decoder,
             output_must_match=setting.exact and lossless,
@@ -114,30 +82,32 @@ def _cut_head(setting: Setting) -> Candidates:
         why_not = "the short list holds the whole vocabulary"
         yield left_out(str(CUT_HEAD), SHORT_LIST, why_not, full_depth=True)
         return
-    decoder = _in_steps(str(CUT_HEAD), SHORT_LIST, _in_our_loop(setting, cell))
+    decoder = _in_our_loop(str(CUT_HEAD), SHORT_LIST, setting, cell)
     yield replace(decoder, short_list=True, full_depth=True)
 
 
 def _never_exit(setting: Setting) -> Candidates:
     """The full model in our loop."""
-    decoder = _in_steps(NEVER, "plain", _in_our_loop(setting, setting.main.full_model))
+    decoder = _in_our_loop(NEVER, "plain", setting, setting.main.full_model)
     yield replace(decoder, output_must_match=setting.exact, required=True)
 
 
 def _dynamic_cache(setting: Setting) -> Candidates:
     """The steps of plain `generate()`."""
-    decoder = _in_steps(GENERATE, "plain", _as_generate(setting))
-    yield replace(decoder, output_must_match=setting.exact)
+    start = partial(PlainRunning, setting.model)
+    yield Decoder(GENERATE, "plain", start, output_must_match=setting.exact)
 
 
 def _static_cache(setting: Setting) -> Candidates:
     """The steps of `generate()` with a cache of fixed size, not compiled."""
-    yield _in_steps(STATIC_CACHE, "plain", _as_generate(setting, cache_implementation="static"))
+    yield Decoder(STATIC_CACHE, "plain", partial(PlainRunning, setting.model, cache_implementation="static"))
 
 
 def _one_call(setting: Setting) -> Candidates:
     """Plain `generate()` itself: by definition the full model's output."""
-    yield Decoder(ONE_CALL, "plain", _all_layers(setting), output_must_match=setting.exact, required=True)
+    yield Decoder(
+        ONE_CALL, "plain", whole=_all_layers(setting), output_must_match=setting.exact, required=True
+    )
 
 
 def again(decoder: Decoder) -> Decoder:
@@ -245,26 +215,13 @@ def why(error: Exception) -> str:
     return " ".join(what.split())
 
 
-def _in_steps(name: str, role: str, start: Start) -> Decoder:
-    return Decoder(name, role, decoding_in_steps(start), start)
-
-
-def _in_our_loop(setting: Setting, cell: DecodingOptions) -> Start:
+def _in_our_loop(name: str, role: str, setting: Setting, cell: DecodingOptions) -> Decoder:
     """Decoding with a policy."""
 
     def start(prompts: PromptBatch, new_tokens: int) -> Running:
         return LoopRunning(setting.model, prompts, replace(cell, new_tokens=new_tokens))
 
-    return start
-
-
-def _as_generate(setting: Setting, **keywords: Any) -> Start:
-    """Plain decoding, step by step."""
-
-    def start(prompts: PromptBatch, new_tokens: int) -> Running:
-        return PlainRunning(setting.model, prompts, new_tokens, **keywords)
-
-    return start
+    return Decoder(name, role, start)
 
 
 def decode_timed(setting: Setting, cell: DecodingOptions, prompts: PromptBatch) -> BatchGeneration:
@@ -288,7 +245,7 @@ def _in_library(setting: Setting, **keywords: Any) -> Decode:
 def _all_layers(setting: Setting) -> Decode:
     """`generate()` that claims to run every layer once for each token that it is fed."""
 
-    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
+    def decode(prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
         rows, positions = prompts.ids.shape
         layers = rows * (positions + new_tokens - 1) * setting.model.layers
         return replace(generate(setting.model, prompts, new_tokens), claimed_layers=layers)
@@ -318,9 +275,8 @@ def _at_best(
         return
     best = min(seconds, key=lambda length: seconds[length])
     tried = ", ".join(map(str, fitting))
-    yield Decoder(
-        name, "peer", make(best), note=f"{name}: drafts of {best}, the fastest of {tried} in a trial"
-    )
+    note = f"{name}: drafts of {best}, the fastest of {tried} in a trial"
+    yield Decoder(name, "peer", whole=make(best), note=note)
 
 
 def seconds_in_trial(setting: Setting, decode: Decode) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,13 +49,14 @@ def batches_of(
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedBatch:
     """What decoding one batch of prompts gave.
 
     tokens: the new tokens of each row. first_seconds: until the first new tokens were out, `first_tokens` a
     row (an assisted first step gives several). seconds: from then to the end. claimed_layers: rows times
     layers that it says it ran, the prompt's included; None where it says nothing. record: the decoder's own
-    record, None if it keeps none.
+    record, None if it keeps none. blocks: seconds per new token (of all rows together) of each block of steps
+    that it took, in order; empty if it decoded at a stretch.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -64,6 +65,7 @@ class Decoded:
     first_tokens: int = 1
     claimed_layers: int | None = None
     record: Any = None
+    blocks: tuple[float, ...] = ()
 
     @property
     def seconds_per_token(self) -> float:
@@ -80,7 +82,42 @@ class Decoded:
         return self.seconds / (len(self.tokens) * (len(self.tokens[0]) - self.first_tokens))
 
 
-Decode = Callable[[PromptBatch, int], Decoded]
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share.
+
+    prompts: by batch. cells: how each policy decodes, the main one first. task: the prompts' workload.
+    distinct: how many prompts there are; the last batch is filled up with them.
+    """
+
+    model: Model
+    prompts: tuple[PromptBatch, ...]
+    cells: tuple[DecodingOptions, ...]
+    task: str | None = None
+    distinct: int = 1
+
+    @property
+    def main(self) -> DecodingOptions:
+        """How the main policy decodes; heads, batching, drafts and new tokens are those of all."""
+        return self.cells[0]
+
+    @property
+    def new_tokens(self) -> int:
+        """After each prompt."""
+        return self.main.new_tokens
+
+    @property
+    def batch(self) -> int:
+        """Sequences decoded side by side."""
+        return len(self.prompts[0].ids)
+
+    @property
+    def exact(self) -> bool:
+        """Whether lossless decoders must give the full model's tokens: only float32 tells ties apart."""
+        return self.model.dtype == "float32"
+
+
+Decode = Callable[[PromptBatch, int], DecodedBatch]
 """Decodes so many new tokens after each prompt, greedily, whatever end tokens come."""
 
 
@@ -97,7 +134,7 @@ class Running(ABC):
         """Decode a token of each row, or several. Raises OfframpError if nothing sound comes of it."""
 
     @abstractmethod
-    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+    def finish(self, first_seconds: float, seconds: float) -> DecodedBatch:
         """What came of it in so many seconds, once all new tokens are there."""
 
 
@@ -105,49 +142,85 @@ Start = Callable[[PromptBatch, int], Running]
 """Runs the prompts, to decode so many new tokens after each in steps, greedily, whatever end tokens come."""
 
 
+class Stepping:
+    """A decoding that stands still between two blocks of tokens, and the seconds that it took so far."""
+
+    def __init__(self, start: Start, prompts: PromptBatch, new_tokens: int) -> None:
+        self._prompts, self._new_tokens = prompts, new_tokens
+        self._blocks: list[float] = []
+        self._seconds = 0.0
+        wait_for(prompts)
+        started = time.perf_counter()
+        self._running = start(prompts, new_tokens)
+        wait_for(prompts)
+        self._first_seconds = time.perf_counter() - started
+
+    @property
+    def over(self) -> bool:
+        """Whether all new tokens are there."""
+        return self._running.count >= self._new_tokens
+
+    def take(self, block: int) -> None:
+        """So many tokens or, where a step gives several, some more; a rest too short for a block as well."""
+        first = self._running.count
+        until = first + block
+        if self._new_tokens - until < block / 2:
+            until = self._new_tokens
+        wait_for(self._prompts)
+        started = time.perf_counter()
+        while self._running.count < until:
+            self._running.step()
+        wait_for(self._prompts)
+        seconds = time.perf_counter() - started
+        self._seconds += seconds
+        self._blocks.append(seconds / ((self._running.count - first) * len(self._prompts.ids)))
+
+    def finish(self) -> DecodedBatch:
+        """What came of it."""
+        decoded = self._running.finish(self._first_seconds, self._seconds)
+        return replace(decoded, blocks=tuple(self._blocks))
+
+
 @dataclass(frozen=True)
 class Decoder:
     """One way to decode.
 
-    name, role, output_must_match: as in `offramp.timing.results.Contender`. decode: at a
-    stretch. start: in steps, None where that is not possible. required: whether nothing can be measured
-    without it; others are left out where they fail. note: what must be said of it beside its figures.
-    short_list: whether its early outputs are read off the short list. full_depth: whether it runs every layer
-    for every token. repeats: the name of the decoder that it is a second time, None for most.
+    name, role, output_must_match: as in `offramp.timing.results.Contender`. start: in steps, None where that
+    is not possible; whole: at a stretch, for those. required: whether nothing can be measured without it;
+    others are left out where they fail. note: what must be said of it beside its figures. short_list: whether
+    its early outputs are read off the short list. full_depth: whether it runs every layer for every token.
+    repeats: the name of the decoder that it is a second time, None for most. on: the same prompts on another
+    model that it decodes with, None for that of all. own_plain: the plain decoder of that model, whose output
+    is what it must give, by name.
     """
 
     name: str
     role: str
-    decode: Decode
     start: Start | None = None
+    whole: Decode | None = None
     output_must_match: bool = False
     required: bool = False
     note: str | None = None
     short_list: bool = False
     full_depth: bool = False
     repeats: str | None = None
+    on: Setting | None = None
+    own_plain: str | None = None
 
     @property
     def without_exits(self) -> bool:
         """As a contender's."""
         return self.role == PLAIN or self.full_depth
 
-
-def decoding_in_steps(start: Start) -> Decode:
-    """The steps of one decoding after each other."""
-
-    def decode(prompts: PromptBatch, new_tokens: int) -> Decoded:
-        wait_for(prompts)
-        started = time.perf_counter()
-        running = start(prompts, new_tokens)
-        wait_for(prompts)
-        first = time.perf_counter()
-        while running.count < new_tokens:
-            running.step()
-        wait_for(prompts)
-        return running.finish(first - started, time.perf_counter() - first)
-
-    return decode
+    def decode(self, prompts: PromptBatch, new_tokens: int) -> DecodedBatch:
+        """So many new tokens after each prompt, one after the other. Raises what the decoder raises."""
+        if self.start is None:
+            assert self.whole is not None  # one of both is given
+            return self.whole(prompts, new_tokens)
+        stepping = Stepping(self.start, prompts, new_tokens)
+        if not stepping.over:
+            stepping.take(new_tokens)
+        return stepping.finish()
 
 
 def wait_for(prompts: PromptBatch) -> None:
@@ -157,6 +230,15 @@ def wait_for(prompts: PromptBatch) -> None:
 
 Candidates = Iterator[Decoder | Contender]
 """Contenders that take part, and those that are left out, with their reasons."""
+
+
+def parted(candidates: Iterable[Decoder | Contender]) -> tuple[list[Decoder], list[Contender]]:
+    """Those that take part, and those that are left out."""
+    found = list(candidates)
+    return (
+        [one for one in found if isinstance(one, Decoder)],
+        [one for one in found if isinstance(one, Contender)],
+    )
 
 
 def left_out(name: str, role: str, why: str, *, full_depth: bool = False) -> Contender:
@@ -224,7 +306,7 @@ def generate(
     *,
     config: Mapping[str, Any] | None = None,
     **keywords: Any,
-) -> Decoded:
+) -> DecodedBatch:
     """Greedy `generate()` of exactly so many new tokens.
 
     config: further entries of the model's generation config meanwhile. keywords: further ones of `generate`.
@@ -244,7 +326,7 @@ def generate(
             where=model.name,
             fix="report it with the model and the prompt",
         )
-    return Decoded(
+    return DecodedBatch(
         tokens=tuple(map(tuple, tokens)),
         first_seconds=first.at - started,
         seconds=ended - first.at,
@@ -327,12 +409,12 @@ class LoopRunning(Running):
             problem = next(iter(self._loop.problems.values()), "the generation ended early")
             raise OfframpError(problem, where=self._model.name, fix="leave this policy or prompt out")
 
-    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+    def finish(self, first_seconds: float, seconds: float) -> DecodedBatch:
         """The loop's own record, and what it says that it ran."""
         for _ in self._steps:  # the last one lets go of the cache
             pass
         record = self._loop.result()
-        return Decoded(
+        return DecodedBatch(
             tuple(tuple(row.tokens) for row in record.rows),
             first_seconds,
             seconds,
@@ -395,12 +477,12 @@ class PlainRunning(Running):
         self._ids = torch.cat([self._ids, logits.argmax(-1)[:, None]], dim=-1)
         synchronise(self._ids.device)
 
-    def finish(self, first_seconds: float, seconds: float) -> Decoded:
+    def finish(self, first_seconds: float, seconds: float) -> DecodedBatch:
         """Every layer ran once for each token that was fed; the last one never is."""
         fed = self._ids.shape[1] - 1
         tokens = self._ids[:, self._prompt :].tolist()
         self._given = {}
-        return Decoded(
+        return DecodedBatch(
             tuple(map(tuple, tokens)),
             first_seconds,
             seconds,

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import freedom_of, ratio_of
-from offramp.timing.results import Cluster, Contender
+from offramp.timing.results import A_A, Contender
 from offramp.tracing.request import library_versions
 
 A_A_LEVEL = 0.99
@@ -41,63 +41,37 @@ class Difference:
     expected: int
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What one contender is held to.
+def defects_of(
+    name: str, output_must_match: bool, difference: Difference | None, claimed: int | None, counted: int
+) -> list[str]:
+    """One sentence for each defect of a contender, with what to do.
 
-    difference: the first from the full model's output, None without any. claimed, counted: rows times layers
-    of the trial, by the decoder's own account (None where it says nothing) and by hooks; tokens: that were
-    decoded in it, for words.
+    difference: the first from the output that it must give, None without any. claimed, counted: rows times
+    layers of its trial, by its own account (None where it says nothing) and by hooks.
     """
-
-    name: str
-    output_must_match: bool
-    difference: Difference | None
-    claimed: int | None
-    counted: int
-
-
-def defects_of(evidence: Evidence) -> list[str]:
-    """One sentence for each defect of a contender, with what to do."""
-    return [sentence for check in CHECKS if (sentence := check(evidence)) is not None]
-
-
-def _output(evidence: Evidence) -> str | None:
-    difference = evidence.difference
-    if not evidence.output_must_match or difference is None:
-        return None
-    return (
-        f"{evidence.name} must give the full model's output, but new token {difference.place + 1} of prompt "
-        f"{difference.prompt + 1} is {difference.token} instead of {difference.expected} (report it with the "
-        "model and the prompt)"
-    )
-
-
-def _layers(evidence: Evidence) -> str | None:
-    if evidence.claimed is None or evidence.claimed == evidence.counted:
-        return None
-    return (
-        f"{evidence.name} says that it ran {evidence.claimed:,} layers for the tokens of a trial, but "
-        f"{evidence.counted:,} ran (report it with the model and the policy)"
-    )
-
-
-CHECKS: Sequence[Callable[[Evidence], str | None]] = (_output, _layers)
-"""What every contender is held to: one entry each."""
-
-
-def a_a_clusters_of(contenders: Sequence[Contender]) -> tuple[Cluster, ...]:
-    """The clusters of the plain decoder against itself; none if it was not timed twice."""
-    return next((one.clusters for one in contenders if one.role == "a/a"), ())
+    found = []
+    if output_must_match and difference is not None:
+        found.append(
+            f"{name} must give the full model's output, but new token {difference.place + 1} of prompt "
+            f"{difference.prompt + 1} is {difference.token} instead of {difference.expected} (report it with "
+            "the model and the prompt)"
+        )
+    if claimed is not None and claimed != counted:
+        found.append(
+            f"{name} says that it ran {claimed:,} layers for the tokens of a trial, but {counted:,} ran "
+            "(report it with the model and the policy)"
+        )
+    return found
 
 
 def judge_a_a(
-    contenders: Sequence[Contender], defects: Sequence[str], a_a_clusters: Sequence[Cluster]
+    contenders: Sequence[Contender], defects: Sequence[str]
 ) -> tuple[tuple[Contender, ...], tuple[str, ...], Estimate[float]]:
     """Contenders, all defects, and the ratio of the plain decoder to itself, at `A_A_LEVEL`.
 
     Where that is no 1, nothing is answered.
     """
+    a_a_clusters = next((one.clusters for one in contenders if one.role == A_A), ())
     a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else Estimate(1.0)
     unequal = a_a_defect(a_a, freedom_of(a_a_clusters))
     if unequal is None:

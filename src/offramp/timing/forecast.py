@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from offramp.costs.machine import Machine
 from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
@@ -20,38 +19,30 @@ from offramp.policies.kv import STRATEGIES
 from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import (
-    median,
-)
-from offramp.timing.decoder import Decoded
+from offramp.timing.decoder import DecodedBatch, Setting
 from offramp.timing.results import Counted, Forecast, PartError
 from offramp.tracing.trace import Trace
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """What was decoding, and how. batch: sequences side by side. workload: of the prompts."""
-
-    options: DecodingOptions
-    dtype: str = "float32"
-    workload: str = ""
-    batch: int = 1
-
-    @property
-    def fitted(self) -> FittedSizes:
-        """What the decoder's heads add to a step: their K,V maps only where K and V are mapped."""
-        return sizes_of_heads(self.options.heads, mapped=STRATEGIES[self.options.kv].mapped)
+def fitted_of(cell: DecodingOptions) -> FittedSizes:
+    """What the heads that a policy decodes with add to a step: their K,V maps only where these are used."""
+    return sizes_of_heads(cell.heads, mapped=STRATEGIES[cell.kv].mapped)
 
 
-def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float) -> ReplayResult:
+def expected_position(setting: Setting) -> float:
+    """Mean position (0 = first) of the tokens that will be decoded: the first new token is the prompt's."""
+    positions = [batch.ids.shape[1] for batch in setting.prompts]
+    return sum(positions) / len(positions) + (setting.new_tokens - 2) / 2
+
+
+def predict(trace: Trace, setting: Setting, cell: DecodingOptions, machine: Machine) -> ReplayResult:
     """The policy replayed on the trace and charged at the mean position of the tokens to be decoded.
 
     Raises PolicyError and InputError as `replay` does; InputError if the trace was read through other heads
-    than the decoder will use.
+    than the decoder will use, or for a draft length that adapts while decoding: a trace does not say to what.
     """
-    heads = decoding.options.heads
     read = reading_parts(trace.request.get("heads") or {})
-    own = reading_parts({} if heads is None else read_by(heads))
+    own = reading_parts({} if cell.heads is None else read_by(cell.heads))
     if read != own:
         before, now = (" and ".join(parts) or RAW for parts in (read, own))
         raise InputError(
@@ -59,44 +50,41 @@ def predict(trace: Trace, decoding: Decoding, machine: Machine, position: float)
             where=str(trace.folder or "the trace"),
             fix="give decoding the heads of the trace, or trace again with heads= (--heads)",
         )
-    return replay(
-        trace,
-        decoding.options.policy,
-        machine=machine,
-        kv=decoding.options.kv,
-        batch=decoding.batch,
-        batching=decoding.options.batching,
-        draft_length=_fixed_draft_length(decoding),
-        position=position,
-    )
-
-
-def _fixed_draft_length(decoding: Decoding) -> int:
-    """Raises InputError for one that adapts while decoding: a trace does not say to what."""
-    if isinstance(decoding.options.draft_length, int):
-        return decoding.options.draft_length
-    if decoding.options.kv == "speculate":
+    if adapts(cell):
         raise InputError(
-            f"a draft length of {decoding.options.draft_length!r} cannot be predicted",
+            f"a draft length of {cell.draft_length!r} cannot be predicted",
             where="draft length",
             fix="give a number of drafts, 4 say",
         )
-    return 1  # nothing is drafted
+    return replay(
+        trace,
+        cell.policy,
+        machine=machine,
+        kv=cell.kv,
+        batch=setting.batch,
+        batching=cell.batching,
+        draft_length=cell.draft_length if isinstance(cell.draft_length, int) else 1,  # nothing is drafted
+        position=expected_position(setting),
+    )
+
+
+def adapts(cell: DecodingOptions) -> bool:
+    """Whether drafts are made whose length is known only when they are."""
+    return cell.kv == "speculate" and not isinstance(cell.draft_length, int)
 
 
 def forecast(
+    setting: Setting,
+    cell: DecodingOptions,
+    machine: Machine,
     ran: Sequence[BatchGeneration],
     plain: Sequence[BatchGeneration],
-    machine: Machine,
-    shape: ModelShape,
-    decoding: Decoding,
     *,
-    trace: Trace | None = None,
+    measured: Estimate[float],
+    plain_measured: float,
+    fastest_plain: float,
     predicted: ReplayResult | None = None,
     timed: Sequence[BatchGeneration] = (),
-    measured: Estimate[float] | None = None,
-    plain_measured: float | None = None,
-    fastest_plain: float | None = None,
     measured_agreement: float | None = None,
 ) -> Forecast:
     """What decoding with a policy took beside what it was predicted to take.
@@ -104,37 +92,32 @@ def forecast(
     ran, plain: generations with the policy, and with the full model by the same loop, on the same prompts.
     All prices are those of the machine at the mean position of each generation's decoded tokens, as ratios to
     its price of plain decoding there, times what plain decoding took.
-    trace: replayed for the prediction; predicted: a prediction that was made before, instead. timed:
-    generations with the policy that timed their parts. measured, plain_measured, fastest_plain: seconds per
-    token of the interleaved timing, by default those of the generations themselves.
+    measured, plain_measured, fastest_plain: seconds per token by the stopwatch. predicted: by `predict`.
+    timed: generations with the policy that timed their parts.
 
-    Raises InputError if no token was decoded after the first one, or as `predict` does.
+    Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
-    measured = median([seconds_per_token(run) for run in ran]) if measured is None else measured
-    if plain_measured is None:
-        plain_measured = median([seconds_per_token(run) for run in plain]).value
-    if predicted is None and trace is not None:
-        predicted = predict(trace, decoding, machine, mean_position(ran))
-    parts, plain_parts = _priced(ran, machine, shape, decoding), _priced(plain, machine, shape)
+    shape, fitted = setting.model.shape, fitted_of(cell)
+    parts, plain_parts = _priced(ran, machine, shape, fitted), _priced(plain, machine, shape)
     priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
     pace = plain_measured / plain_priced
     return Forecast(
-        policy=str(decoding.options.policy),
-        kv=decoding.options.kv,
-        dtype=decoding.dtype,
-        workload=decoding.workload,
+        policy=str(cell.policy),
+        kv=cell.kv,
+        dtype=setting.model.dtype,
+        workload=setting.task or "",
         predicted=None if predicted is None else plain_measured * ratio_of(predicted),
         priced=priced * pace,
         measured=measured,
         plain_predicted=plain_priced,
         plain_measured=plain_measured,
-        fastest_plain=plain_measured if fastest_plain is None else fastest_plain,
+        fastest_plain=fastest_plain,
         predicted_skip=None if predicted is None else predicted.skip_ratio,
         measured_skip=measured_skip(ran),
-        parts=_parts(timed, machine, shape, decoding, pace),
+        parts=_parts(timed, machine, shape, fitted, pace),
         predicted_agreement=None if predicted is None else predicted.agreement,
         measured_agreement=measured_agreement,
-        batch=decoding.batch,
+        batch=setting.batch,
         gain=gain_of_parts(parts, plain_parts),
         predicted_by_profile=None if predicted is None else predicted.seconds_per_token,
         priced_by_profile=priced,
@@ -154,24 +137,29 @@ def ratio_of(predicted: ReplayResult) -> float:
 
 
 def price_parts(
-    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
+    runs: Sequence[BatchGeneration],
+    machine: Machine,
+    shape: ModelShape,
+    fitted: FittedSizes = NOTHING_FITTED,
 ) -> dict[str, float]:
-    """Price per token of what really ran, in seconds, by part of time. decoding: None for the full model.
+    """Price per token of what really ran, in seconds, by part of time. fitted: what the heads add.
 
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
     seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
-    for part, price in _priced(runs, machine, shape, decoding).items():
+    for part, price in _priced(runs, machine, shape, fitted).items():
         seconds[PART_OF_ITEM[part]] += price
     return seconds
 
 
 def _priced(
-    runs: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding | None = None
+    runs: Sequence[BatchGeneration],
+    machine: Machine,
+    shape: ModelShape,
+    fitted: FittedSizes = NOTHING_FITTED,
 ) -> dict[str, float]:
     """The same by part of the cost (`offramp.policies.cost_breakdown.PARTS`)."""
     totals: dict[str, float] = {}
-    fitted = NOTHING_FITTED if decoding is None else decoding.fitted
     for run in runs:
         at = prices_by_rows(machine, shape, mean_position([run]), fitted)
         for part, total in totals_of(lines_of(run.usage, at)).items():
@@ -181,12 +169,12 @@ def _priced(
 
 
 def _parts(
-    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, decoding: Decoding, pace: float
+    timed: Sequence[BatchGeneration], machine: Machine, shape: ModelShape, fitted: FittedSizes, pace: float
 ) -> tuple[PartError, ...]:
     """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
     if not timed:
         return ()
-    priced = price_parts(timed, machine, shape, decoding)
+    priced = price_parts(timed, machine, shape, fitted)
     tokens = sum(decoded_tokens(run) for run in timed)
     measured = {
         part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
@@ -205,11 +193,6 @@ def decoded_tokens(run: BatchGeneration) -> int:
             "no token was decoded after the first one", fix="ask for 2 new tokens or more, or another prompt"
         )
     return tokens
-
-
-def seconds_per_token(run: BatchGeneration) -> float:
-    """Seconds for each new token of the whole batch, the first of each row left out."""
-    return run.seconds / decoded_tokens(run)
 
 
 def mean_position(runs: Sequence[BatchGeneration]) -> float:
@@ -279,6 +262,6 @@ def counted_plain(prompts: Sequence[PromptBatch], new_tokens: int, shape: ModelS
     return Counted(float(len(shape.layers)), 1.0, 0.0, totals["flops"], totals["bytes"])
 
 
-def records_of(decoded: Sequence[Decoded]) -> list[BatchGeneration]:
+def records_of(decoded: Sequence[DecodedBatch]) -> list[BatchGeneration]:
     """The records of our loop among what was decoded."""
     return [one.record for one in decoded if isinstance(one.record, BatchGeneration)]

@@ -1,37 +1,35 @@
-"""Settings measured together: tried out, piloted, timed in turns, and summed up with what they share."""
+"""A measurement: contenders tried out, a first look at plain decoders, turns, and the figures of each."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from statistics import median
 from typing import Any
 
-from offramp.errors import OfframpError
-from offramp.files import sha256_of_text
 from offramp.kit.defaults import SEED
-from offramp.models.process import quiet_transformers
-from offramp.timing.answers import Budget, Limits
-from offramp.timing.contenders import (
-    ONE_CALL,
-    Extent,
-    Setting,
-    again,
-    candidates_of,
-    peers_of,
+from offramp.policies.policy_cost import sizes_of_heads
+from offramp.scoring.estimate import Estimate
+from offramp.timing.answers import (
+    ONE,
+    Budget,
+    Pair,
+    TimeLimits,
+    answer_of,
+    cluster_of,
+    ratio_of,
+    resolution_of,
+    seconds_over,
 )
-from offramp.timing.decoder import Decoded, Decoder
-from offramp.timing.defects import Load, a_a_clusters_of, describe, judge_a_a, warnings_of
-from offramp.timing.figures import (
-    Figures,
-    Part,
-    figures_of,
-    only_piloted,
-)
-from offramp.timing.results import SHORT_LIST, BenchResult, Cluster, Contender
-from offramp.timing.trial import PILOT_VISITS, Pilot, Trial, choose_plain, given_plain, try_out
-from offramp.timing.turns import Group, time_groups
+from offramp.timing.contenders import ONE_CALL, Extent, again, peers_of
+from offramp.timing.decoder import DecodedBatch, Decoder, Setting, parted
+from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
+from offramp.timing.forecast import counted_plain, counted_policy, records_of
+from offramp.timing.results import PLAIN, SHORT_LIST, Contender, Counted
+from offramp.timing.trial import PILOT_VISITS, TriedOut, choose_plain, given_plain, try_out
+from offramp.timing.turns import Turns
 
 PEERS_SHARE = 0.25
 """Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""
@@ -47,295 +45,242 @@ BESIDE = ("peer", SHORT_LIST)
 Progress = Callable[[int, int], None]
 """Called with the hundredths of the seconds that are spent, and 100."""
 
+Figures = tuple[Contender, Sequence[str]]
+"""A contender with what is wrong with it, in sentences."""
 
-@dataclass
-class Entry:
-    """A setting with its contenders, on its way through a measurement.
 
-    settings: of contenders on other models than the setting's, by name. references: whose output a lossless
-    contender must give, by its name, where that is not the plain decoder's. together: as of a `Group`. error:
-    what ended it before it was timed.
+class Session:
+    """The contenders of a setting on their way through a measurement, whose seconds count from now on.
+
+    decoders: that were tried out, in that order. missing: those that are left out, with their reasons.
+    together: as of `Turns`. spent: seconds, from now to the last block.
     """
 
-    setting: Setting
-    decoders: list[Decoder]
-    missing: list[Contender]
-    settings: Mapping[str, Setting] = field(default_factory=dict)
-    references: Mapping[str, str] = field(default_factory=dict)
-    together: bool = False
-    trials: dict[str, Trial] = field(default_factory=dict)
-    pilot: Pilot | None = None
-    group: Group | None = None
-    error: OfframpError | None = None
+    def __init__(
+        self,
+        setting: Setting,
+        extent: Extent,
+        limits: TimeLimits,
+        *,
+        together: bool = False,
+        seed: int = SEED,
+        progress: Progress | None = None,
+    ) -> None:
+        self.setting, self.extent, self.limits, self.seed = setting, extent, limits, seed
+        self.decoders: list[Decoder] = []
+        self.missing: list[Contender] = []
+        self.spent = 0.0
+        self._together, self._progress = together, progress
+        self._load, self._budget = Load(), Budget(limits.seconds)
+        self._trials: dict[str, TriedOut] = {}
 
-    @classmethod
-    def of(cls, setting: Setting, extent: Extent) -> Entry:
-        """With all contenders that can be tried."""
-        found = list(candidates_of(setting, extent))
-        decoders = [one for one in found if isinstance(one, Decoder)]
-        return cls(setting, decoders, [one for one in found if isinstance(one, Contender)])
-
-    @property
-    def failure(self) -> OfframpError | None:
-        """What ended it, None if it was timed."""
-        return self.error or (None if self.group is None else self.group.error)
-
-    @property
-    def timed(self) -> tuple[Group, Pilot]:
-        """What was timed, and what was held against."""
-        assert self.group is not None  # it has no failure
-        assert self.pilot is not None
-        return self.group, self.pilot
-
-    @property
-    def decoded(self) -> dict[str, dict[int, Decoded]]:
-        """What each contender decoded, by batch of prompts: the first time of each."""
-        found: dict[str, dict[int, Decoded]] = {}
-        for place, visit in self.timed[0].visits:
-            for name, timed in visit.items():
-                found.setdefault(name, {}).setdefault(place, timed.decoded)
-        return found
-
-    def setting_of(self, name: str) -> Setting:
-        """That of one contender."""
-        return self.settings.get(name, self.setting)
-
-    def try_out(self, warm_up_tokens: int) -> None:
-        """One untimed decoding by everyone; who fails is left out, or ends the entry."""
-        self._try(self.decoders, warm_up_tokens)
-
-    def invite_peers(self, budget: Budget, extent: Extent) -> None:
-        """Try out what users would pick instead, if that takes no more than a share of the seconds."""
-        took = [one.decoded.first_seconds + one.decoded.seconds for one in self.trials.values()]
-        most = math.inf if budget.seconds is None else PEERS_SHARE * budget.seconds
-        found = list(peers_of(self.setting, sum(took) / len(took), most, extent.invited))
-        self.missing += [one for one in found if isinstance(one, Contender)]
-        peers = [one for one in found if isinstance(one, Decoder)]
-        self.decoders += peers
-        self._try(peers, extent.warm_up_tokens)
-
-    def _try(self, decoders: Sequence[Decoder], warm_up_tokens: int) -> None:
-        try:
-            # Layers are counted on the model that a contender decodes with.
-            for _, alike in itertools.groupby(decoders, lambda one: id(self.setting_of(one.name).model)):
-                some = list(alike)
-                trials, failed = try_out(
-                    some,
-                    self.setting.prompts[0],
-                    self.setting.new_tokens,
-                    self.setting_of(some[0].name).model.stack,
-                    warm_up_tokens=warm_up_tokens,
-                )
-                self.trials |= trials
-                self.missing += failed
-        except OfframpError as error:
-            self.error = error
-            return
-        self.decoders = [decoder for decoder in self.decoders if decoder.name in self.trials]
-
-    def take_part(
-        self, extent: Extent, limits: Limits, budget: Budget, pilot: Pilot | None, seed: int
-    ) -> Pilot | None:
-        """Choose the plain decoder that is timed twice, unless a pilot has, and line up the others."""
-        setting = self.setting
-        plain = [one for one in self.decoders if one.role == "plain"]
-        try:
-            if extent.plain is not None:
-                pilot = given_plain(plain, extent.plain)
-            elif pilot is None:
-                visits = PILOT_VISITS if budget.used < PILOT_FROM else 1
-                pilot = choose_plain(plain, setting.prompts[0], setting.new_tokens, visits=visits, seed=seed)
-            else:
-                given_plain(plain, pilot.plain)
-        except OfframpError as error:
-            self.error = error
-            return pilot
-        self.pilot = pilot
-        baseline = next(one for one in plain if one.name == pilot.plain)
-        # Which one is the fastest is known when all of them have taken turns.
+    def run(self, candidates: Iterable[Decoder | Contender]) -> None:
+        """Time them. Raises what a required one raises, InputError if the plain decoder that was chosen for
+        all is none of them.
+        """
+        # 1. Everybody decodes once, untimed; who fails is left out, or ends it.
+        self._try_out(candidates)
+        if self.extent.peers:
+            self._try_out(self._peers())
+        self._tell()
+        # 2. A first look at the plain decoders says which of them is timed twice.
+        plain = [one for one in self.decoders if one.role == PLAIN]
+        if self.extent.plain is not None:
+            self._pilot = given_plain(plain, self.extent.plain)
+        else:
+            visits = PILOT_VISITS if self._budget.used < PILOT_FROM else 1
+            prompts, new_tokens = self.setting.prompts[0], self.setting.new_tokens
+            self._pilot = choose_plain(plain, prompts, new_tokens, visits=visits, seed=self.seed)
+        # 3. All take turns. Which plain decoder is the fastest is known when all of them have.
+        baseline = next(one for one in plain if one.name == self._pilot.plain)
         others = [one for one in plain if one.start is not None and one is not baseline]
         asked = [one for one in self.decoders if one.role in QUESTIONED]
         beside = [one for one in self.decoders if one.role in BESIDE]
-        self.group = Group(
+        self._turns = Turns(
             [*asked, baseline, again(baseline), *others, *beside],
-            extent.plain,
+            self.extent.plain,
             [one.name for one in asked],
-            setting.prompts,
-            setting.new_tokens,
-            limits.worth,
-            limits.rounds,
-            self.together,
+            self.setting.prompts,
+            self.setting.new_tokens,
+            self.limits.worth,
+            self.limits.rounds,
+            self._together,
         )
-        return pilot
+        self._turns.take(self._budget, looks=self.limits.looks, seed=self.seed, visited=self._tell)
+        self.spent = self._budget.spent
 
-    def figures(self) -> list[Figures]:
-        """Of all that took part, and of plain decoders that were in the pilot only."""
-        group, pilot = self.timed
-        decoded = self.decoded
-        timed = [figures_of(self._part(one, decoded), group) for one in group.decoders if one.name in decoded]
-        aside = [one for one in self.decoders if one.name not in decoded and one.name in pilot.seconds]
-        return [*timed, *(only_piloted(self._part(one, None), pilot, group) for one in aside)]
+    def _try_out(self, candidates: Iterable[Decoder | Contender]) -> None:
+        decoders, missing = parted(candidates)
+        trials, failed = try_out(decoders, self.setting, warm_up_tokens=self.extent.warm_up_tokens)
+        self._trials |= trials
+        self.missing += [*missing, *failed]
+        self.decoders += [decoder for decoder in decoders if decoder.name in trials]
 
-    def _part(self, decoder: Decoder, decoded: Mapping[str, Mapping[int, Decoded]] | None) -> Part:
-        """decoded: None for a contender that was not timed."""
-        group, _ = self.timed
-        own = self.references.get(decoder.name)
-        own = own if own in self.trials else None
-        expected = {} if decoded is None else decoded[own or group.plain]
-        return Part(
-            self.setting_of(decoder.name),
-            decoder,
-            self.trials[decoder.repeats or decoder.name],
-            {place: one.tokens for place, one in expected.items()},
-            self.trials[own or ONE_CALL].decoded,
-        )
+    def _peers(self) -> Iterable[Decoder | Contender]:
+        """What users would pick instead, if that takes no more than a share of the seconds."""
+        took = [one.decoded.first_seconds + one.decoded.seconds for one in self._trials.values()]
+        seconds = self._budget.seconds
+        most = math.inf if seconds is None else PEERS_SHARE * seconds
+        return peers_of(self.setting, sum(took) / len(took), most, self.extent.invited)
 
-    def shared(
-        self,
-        figures: Sequence[Figures],
-        a_a_clusters: Sequence[Cluster],
-        circumstances: Mapping[str, Any],
-        notes: Sequence[str] = (),
-    ) -> tuple[tuple[Contender, ...], dict[str, Any]]:
-        """The contenders as answered, and what a result of any kind says of the measurement.
+    def _tell(self) -> None:
+        if self._progress is not None and self._budget.seconds is not None:
+            self._progress(round(min(100 * self._budget.used, 100)), 100)
 
-        a_a_clusters: of the plain decoder against itself, over all that was measured together. notes: further
-        ones.
+    @cached_property
+    def decoded(self) -> dict[str, dict[int, DecodedBatch]]:
+        """What each contender decoded, by batch of prompts: the first time of each."""
+        found: dict[str, dict[int, DecodedBatch]] = {}
+        for place, visit in self._turns.visits:
+            for name, decoded in visit.items():
+                found.setdefault(name, {}).setdefault(place, decoded)
+        return found
+
+    @property
+    def plain(self) -> str:
+        """The plain decoder that all are held against."""
+        return self._turns.plain
+
+    def fields(self, further: Mapping[str, Any]) -> dict[str, Any]:
+        """What a result of any kind says: of all that took part (`contenders`) and of the measurement.
+
+        further: circumstances beside the machine's.
         """
-        group, pilot = self.timed
+        turns, pilot = self._turns, self._pilot
+        aside = [one for one in self.decoders if one.name not in self.decoded and one.name in pilot.seconds]
+        figures = [self._in_turns(one) for one in turns.decoders if one.name in self.decoded]
+        figures += [self._only_piloted(one) for one in aside]
         contenders, defects, a_a = judge_a_a(
-            [one.contender for one in figures],
-            [sentence for one in figures for sentence in one.defects],
-            a_a_clusters,
+            [contender for contender, _ in figures], [sentence for _, wrong in figures for sentence in wrong]
         )
-        batches = {place for place, _ in group.visits}
+        own = {"seed": self.seed, "budget_seconds": self.limits.seconds}
+        circumstances = describe(self.setting.model, self._load, {**own, **further})
+        batches = {place for place, _ in turns.visits}
         said = [one.note for one in self.decoders if one.note is not None]
-        return contenders, {
+        return {
+            "contenders": contenders,
             "new_tokens": self.setting.new_tokens,
-            "prompts": min(self.setting.distinct, len(self.setting.prompts[0].ids) * len(batches)),
-            "rounds": -(-len(group.visits) // len(batches)),
-            "worth": group.worth,
-            "plain": group.plain,
+            "prompts": min(self.setting.distinct, self.setting.batch * len(batches)),
+            "rounds": -(-len(turns.visits) // len(batches)),
+            "worth": turns.worth,
+            "plain": turns.plain,
             "defects": defects,
             "a_a": a_a,
-            "stopped": group.stopped,
+            "stopped": turns.stopped,
+            "seconds_spent": self.spent,
             "circumstances": circumstances,
-            "notes": (*pilot.notes, *said, *notes, *warnings_of(circumstances)),
+            "notes": (*pilot.notes, *said, *warnings_of(circumstances)),
         }
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """A bench result, and what was decoded: by contender's name, then by batch of prompts, once each."""
-
-    result: BenchResult
-    setting: Setting
-    decoded: Mapping[str, Mapping[int, Decoded]]
-
-
-def time_entries(
-    entries: Sequence[Entry],
-    *,
-    extent: Extent,
-    limits: Limits,
-    budget: Budget,
-    seed: int = SEED,
-    progress: Progress | None = None,
-) -> None:
-    """Try out, pilot and time all entries; what each is worth, or why it failed, is then theirs to say.
-
-    Their batches of prompts take turns; the pilot that finds the plain decoder to time twice is the first's.
-    budget: of the seconds, which counts since it was made.
-    """
-
-    def visited() -> None:
-        if progress is not None and limits.seconds is not None:
-            progress(round(min(100 * budget.used, 100)), 100)
-
-    for place, entry in enumerate(entries):
-        # Settings share a model, and what is set up once.
-        entry.try_out(0 if place else extent.warm_up_tokens)
-        if extent.peers and entry.error is None:
-            entry.invite_peers(budget, extent)
-        visited()
-    pilot = None
-    for entry in entries:
-        if entry.error is None:
-            pilot = entry.take_part(extent, limits, budget, pilot, seed)
-    groups = [entry.group for entry in entries if entry.group is not None]
-    time_groups(groups, budget=budget, looks=limits.looks, seed=seed, visited=visited)
-
-
-def run_together(
-    settings: Sequence[Setting],
-    *,
-    extent: Extent,
-    limits: Limits,
-    seed: int = SEED,
-    progress: Progress | None = None,
-) -> list[Measurement | OfframpError]:
-    """`run` for several settings of one model at once, or what made one of them fail.
-
-    Each has its own prompts and policies; the same decoder timed twice is compared over all of them.
-    """
-    with quiet_transformers():
-        load, budget = Load(), Budget(limits.seconds)
-        entries = [Entry.of(setting, extent) for setting in settings]
-        time_entries(entries, extent=extent, limits=limits, budget=budget, seed=seed, progress=progress)
-        spent = budget.spent
-        figures = {place: entry.figures() for place, entry in enumerate(entries) if entry.failure is None}
-        a_a_clusters = _pooled(
-            [a_a_clusters_of([one.contender for one in found]) for found in figures.values()]
+    def _in_turns(self, decoder: Decoder) -> Figures:
+        """One contender that was timed."""
+        turns, name = self._turns, decoder.name
+        timed = [(place, found[name]) for place, found in turns.visits if name in found]
+        over, series = decoder.repeats or turns.plain, turns.series[name]
+        seconds, ratio = self._seconds_of(over), ONE
+        if name != over:
+            found = series.over_plain(over) if decoder.repeats is None else series.ratio(over)
+            assert found is not None  # both were visited
+            ratio = found
+        contender, defects = self._described(
+            decoder, timed, seconds if name == over else seconds_over(seconds, ratio)
         )
-        return [
-            entry.failure
-            or _measurement(
-                entry, figures[place], a_a_clusters, _circumstances(entry, load, limits, seed), spent
-            )
-            for place, entry in enumerate(entries)
-        ]
+        contender = replace(
+            contender,
+            answer="defect" if defects else answer_of(ratio, turns.worth),
+            ratio=ratio,
+            resolution=resolution_of(ratio),
+            level=series.level,
+            clusters=series.clusters(over),
+            samples=tuple(one.seconds_per_token for _, one in timed),
+            first_token_seconds=median(one.first_seconds for _, one in timed),
+            counted=self._counted(decoder, [one for _, one in timed]),
+        )
+        return contender, defects
 
+    def _only_piloted(self, decoder: Decoder) -> Figures:
+        """A plain decoder that cannot take turns, and was not clearly the fastest of the pilot."""
+        seconds, plain = self._pilot.seconds, self._turns.plain
+        ratio = Estimate(seconds[plain] / seconds[decoder.name])
+        contender, defects = self._described(decoder, [], seconds_over(self._seconds_of(plain), ratio))
+        return replace(contender, ratio=ratio), defects
 
-def _pooled(a_a_clusters: Sequence[Sequence[Cluster]]) -> tuple[Cluster, ...]:
-    """Clusters of several settings, whose prompts are different ones."""
-    most = max((len(clusters) for clusters in a_a_clusters), default=0)
-    return tuple(
-        replace(cluster, prompt=place * most + cluster.prompt)
-        for place, clusters in enumerate(a_a_clusters)
-        for cluster in clusters
-    )
+    def _described(
+        self, decoder: Decoder, timed: Sequence[tuple[int, DecodedBatch]], seconds: Estimate[float]
+    ) -> Figures:
+        """What is known of any contender: defects, and what its trial ran. seconds: per token."""
+        trial = self._trials[decoder.repeats or decoder.name]
+        same, difference = self._compared(decoder, trial, timed)
+        claimed = trial.decoded.claimed_layers
+        defects = defects_of(decoder.name, decoder.output_must_match, difference, claimed, trial.counted)
+        layers = (decoder.on or self.setting).model.layers
+        contender = Contender(
+            name=decoder.name,
+            role=decoder.role,
+            answer="defect" if defects else "unresolved",
+            seconds_per_token=seconds,
+            tokens_per_second=1.0 / seconds.value,
+            peak_memory_bytes=trial.peak_memory_bytes,
+            layers_per_token=self._layers_per_token(layers, trial.decoded, trial.counted),
+            claimed_layers_per_token=self._layers_per_token(layers, trial.decoded, claimed),
+            same_output=same,
+            output_must_match=decoder.output_must_match,
+            full_depth=decoder.full_depth,
+        )
+        return contender, defects
 
+    def _seconds_of(self, name: str) -> Estimate[float]:
+        """Of a plain decoder, per token: mean over prompts of the mean of blocks."""
+        pairs: dict[int, list[Pair]] = {}
+        for place, found in self._turns.visits:
+            blocks = found[name].blocks or (found[name].seconds_per_token,)
+            pairs.setdefault(place, []).extend((1.0, seconds) for seconds in blocks)
+        return seconds_over(ONE, ratio_of([cluster_of(0, place, blocks) for place, blocks in pairs.items()]))
 
-def _circumstances(entry: Entry, load: Load, limits: Limits, seed: int) -> dict[str, object]:
-    setting = entry.setting
-    further = {
-        "seed": seed,
-        "budget_seconds": limits.seconds,
-        "policy_fingerprints": {cell.name: sha256_of_text(str(cell.policy)) for cell in setting.cells},
-        "heads_fingerprint": None if setting.main.heads is None else setting.main.heads.fingerprint,
-    }
-    return describe(setting.model, load, further)
+    def _layers_per_token(self, layers: int, decoded: DecodedBatch, ran: int | None) -> float | None:
+        """Layers of a fed new token, from rows times layers of a trial (ran), the prompt's run taken away.
 
+        The last new token is never fed. An assistant's own run over the prompt counts as work on new tokens.
+        """
+        if ran is None:
+            return None
+        prompt = self.setting.prompts[0].ids
+        fed = len(prompt) * (len(decoded.tokens[0]) - 1)
+        return (ran - prompt.numel() * layers) / fed
 
-def _measurement(
-    entry: Entry,
-    figures: Sequence[Figures],
-    a_a_clusters: Sequence[Cluster],
-    circumstances: Mapping[str, object],
-    spent: float,
-) -> Measurement:
-    setting, main = entry.setting, entry.setting.main
-    pooled = len(a_a_clusters) > len(a_a_clusters_of([one.contender for one in figures]))
-    said = f"the same decoder twice is compared on all texts together: {len(a_a_clusters)} prompts"
-    contenders, shared = entry.shared(figures, a_a_clusters, circumstances, [said] if pooled else [])
-    result = BenchResult(
-        model=setting.model.shown_name,
-        policy=str(main.policy),
-        kv=main.kv,
-        batch=len(setting.prompts[0].ids),
-        batching=main.batching,
-        contenders=(*contenders, *entry.missing),
-        seconds_spent=spent,
-        **shared,
-    )
-    return Measurement(result, setting, entry.decoded)
+    def _counted(self, decoder: Decoder, timed: Sequence[DecodedBatch]) -> Counted | None:
+        """What a token runs, None where nothing says."""
+        setting, records = decoder.on or self.setting, records_of(timed)
+        if records:
+            fitted = sizes_of_heads(setting.main.heads, mapped=True)
+            return counted_policy(records, setting.model.shape, fitted, short_list=decoder.short_list)
+        # Who claims anything without a record runs the whole model for every token.
+        claims = self._trials[decoder.repeats or decoder.name].decoded.claimed_layers is not None
+        return counted_plain(setting.prompts, setting.new_tokens, setting.model.shape) if claims else None
+
+    def _compared(
+        self, decoder: Decoder, trial: TriedOut, timed: Sequence[tuple[int, DecodedBatch]]
+    ) -> tuple[float, Difference | None]:
+        """Share of rows that always equal what a lossless decoder gives, and the first token of any that does
+        not."""
+        own = decoder.own_plain if decoder.own_plain in self._trials else None
+        expected = self.decoded[own or self._turns.plain] if timed else {}
+        starts, count = dict[int, int](), 0
+        for place in sorted(expected):
+            starts[place] = count
+            count += len(expected[place].tokens)
+        unequal: dict[int, Difference] = {}
+
+        def hold(first: int, found: DecodedBatch, right: DecodedBatch) -> None:
+            for row, (tokens, wanted) in enumerate(zip(found.tokens, right.tokens, strict=True), start=first):
+                at = next(
+                    (at for at, pair in enumerate(zip(tokens, wanted, strict=True)) if pair[0] != pair[1]),
+                    None,
+                )
+                if at is not None:
+                    unequal.setdefault(row, Difference(row, at, tokens[at], wanted[at]))
+
+        hold(0, trial.decoded, self._trials[own or ONE_CALL].decoded)
+        for place, one in timed:
+            hold(starts[place], one, expected[place])
+        return 1.0 - len(unequal) / max(count, 1), unequal[min(unequal)] if unequal else None

@@ -13,11 +13,11 @@ from offramp.timing.answers import (
     cluster_of,
     over_fastest,
     ratio_of,
+    ratios_of,
     resolution_of,
+    seconds_over,
 )
-from offramp.timing.credit import ratios_of
-from offramp.timing.defects import a_a_clusters_of, a_a_defect, judge_a_a
-from offramp.timing.figures import seconds_over
+from offramp.timing.defects import a_a_defect, judge_a_a
 from offramp.timing.results import A_A, PLAIN, BenchResult, Cluster, Contender
 
 
@@ -38,7 +38,7 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
     together = _merged(results, plain)
     contenders = tuple(_answered(one, together, _speed(over_first, plain)) for one in together.contenders)
     defects = tuple(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
-    contenders, defects, a_a = judge_a_a(contenders, defects, a_a_clusters_of(contenders))
+    contenders, defects, a_a = judge_a_a(contenders, defects)
     return replace(
         first,
         plain=plain,

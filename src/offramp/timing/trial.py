@@ -17,12 +17,11 @@ from offramp.decoding.generation.prompts import PromptBatch
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.defaults import SEED
 from offramp.models.devices import CPU
-from offramp.models.stack import ExitStack
 from offramp.timing.answers import cluster_of
 from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, why
-from offramp.timing.decoder import Decoded, Decoder, LayerCount, left_out
+from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out
 from offramp.timing.results import Contender
-from offramp.timing.turns import Timed, Visit, pairs_of, visit
+from offramp.timing.turns import Visit, pairs_of, visit
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER_MARK = "5"
@@ -66,63 +65,48 @@ TRIAL_TOKENS = 12
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedOut:
     """One untimed decoding of the first batch of prompts.
 
     counted: rows times layers that hooks saw. peak_memory_bytes: above what was held before, None if unknown.
     """
 
-    decoded: Decoded
+    decoded: DecodedBatch
     counted: int
     peak_memory_bytes: int | None
 
 
 def try_out(
-    decoders: Sequence[Decoder],
-    prompts: PromptBatch,
-    new_tokens: int,
-    stack: ExitStack,
-    *,
-    warm_up_tokens: int,
-) -> tuple[dict[str, Trial], list[Contender]]:
-    """Trials by name, and the contenders that failed in theirs. warm_up_tokens: decoded before, none if 0.
+    decoders: Sequence[Decoder], setting: Setting, *, warm_up_tokens: int
+) -> tuple[dict[str, TriedOut], list[Contender]]:
+    """Trials by name, and the contenders that failed in theirs. warm_up_tokens: decoded before.
 
     Raises what a required one raises; an error of transformers' as a ModelError.
     """
     trials, failed = {}, []
-    tokens = min(new_tokens, TRIAL_TOKENS)
+    tokens, prompts = min(setting.new_tokens, TRIAL_TOKENS), setting.prompts[0]
     for decoder in decoders:
+        model = (decoder.on or setting).model
         try:
             # What a decoder sets up once (which layers can be cut, say) would be counted as layers of its
             # first tokens.
-            if warm_up_tokens:
-                decoder.decode(prompts, min(tokens, warm_up_tokens))
-            trials[decoder.name] = _trial(decoder, prompts, tokens, stack)
-        except OfframpError as error:
-            if decoder.required:
-                raise
-            failed.append(_failed(decoder, error))
+            decoder.decode(prompts, min(tokens, warm_up_tokens))
+            count, peak = LayerCount(model.stack), start_peak(torch.device(prompts.ids.device))
+            with count.attached():
+                decoded = decoder.decode(prompts, tokens)
+            trials[decoder.name] = TriedOut(decoded, count.rows, peak())
         except FAILURES as error:
-            if decoder.required:
+            if not decoder.required:
+                failed.append(left_out(decoder.name, decoder.role, why(error), full_depth=decoder.full_depth))
+            elif isinstance(error, OfframpError):
+                raise
+            else:
                 raise ModelError(
                     f"{decoder.name} fails on this model: {why(error)}",
-                    where=str(stack.hf.config.name_or_path),
+                    where=str(model.hf.config.name_or_path),
                     fix="this model cannot be timed; trace and replay it instead",
                 ) from error
-            failed.append(_failed(decoder, error))
     return trials, failed
-
-
-def _failed(decoder: Decoder, error: Exception) -> Contender:
-    return left_out(decoder.name, decoder.role, why(error), full_depth=decoder.full_depth)
-
-
-def _trial(decoder: Decoder, prompts: PromptBatch, new_tokens: int, stack: ExitStack) -> Trial:
-    count = LayerCount(stack)
-    peak = start_peak(torch.device(prompts.ids.device))
-    with count.attached():
-        decoded = decoder.decode(prompts, new_tokens)
-    return Trial(decoded, count.rows, peak())
 
 
 PILOT_TOKENS, PILOT_VISITS = 16, 2
@@ -185,9 +169,9 @@ def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
     return Pilot(name, {})
 
 
-def _seconds(timed: Sequence[Timed]) -> float:
+def _seconds(timed: Sequence[DecodedBatch]) -> float:
     """Per token: median over blocks, which a burst of other work spoils; of whole decodings without any."""
-    return median([seconds for one in timed for seconds in one.blocks or (one.decoded.seconds_per_token,)])
+    return median([seconds for one in timed for seconds in one.blocks or (one.seconds_per_token,)])
 
 
 def _over(visits: Sequence[Visit], above: str, below: str) -> float:

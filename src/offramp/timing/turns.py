@@ -5,17 +5,15 @@ from __future__ import annotations
 import gc
 import math
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from offramp.decoding.generation.prompts import PromptBatch
-from offramp.errors import OfframpError
 from offramp.kit.defaults import FEWEST_VISITS, SEED
 from offramp.timing.answers import Budget, Looks, Pair, Series
-from offramp.timing.decoder import Decoded, Decoder, Running, wait_for
+from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
 from offramp.timing.results import PLAIN, Stopped
 
 BLOCK, SHORT_BLOCK = 8, 4
@@ -26,30 +24,18 @@ FEW_TOKENS = 32
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One contender's part in a visit.
-
-    blocks: seconds per new token (of all rows together) of each block, in order; empty if it decoded at a
-    stretch. decoded: what came of it.
-    """
-
-    blocks: tuple[float, ...]
-    decoded: Decoded
-
-
-Visit = dict[str, Timed]
+Visit = dict[str, DecodedBatch]
 """By contender's name."""
 
 
-def pairs_of(other: Timed, own: Timed) -> list[Pair]:
+def pairs_of(other: DecodedBatch, own: DecodedBatch) -> list[Pair]:
     """Seconds per token of blocks of two contenders that were side by side.
 
     One pair, of the whole decodings, where either decoded at a stretch.
     """
     if other.blocks and own.blocks:
         return list(zip(other.blocks, own.blocks, strict=False))
-    return [(other.decoded.seconds_per_token, own.decoded.seconds_per_token)]
+    return [(other.seconds_per_token, own.seconds_per_token)]
 
 
 def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, order: random.Random) -> Visit:
@@ -66,73 +52,24 @@ def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, or
     at_a_stretch = [(order.randrange(rounds), one) for one in decoders if one.start is None]
     found: Visit = {}
     with _no_collection():
-        stepping = [_Stepping.of(one, prompts, new_tokens) for one in _shuffled(decoders, order) if one.start]
+        stepping = {
+            decoder.name: Stepping(decoder.start, prompts, new_tokens)
+            for decoder in _shuffled(decoders, order)
+            if decoder.start is not None
+        }
         for place in range(rounds):
-            turns: list[Callable[[], None]] = [one.take(block) for one in stepping if not one.over]
-            turns += [_whole(found, one, prompts, new_tokens) for due, one in at_a_stretch if due == place]
+            turns: list[Stepping | Decoder] = [one for one in stepping.values() if not one.over]
+            turns += [decoder for due, decoder in at_a_stretch if due == place]
             for turn in _shuffled(turns, order):
-                turn()
-        for one in stepping:
-            found[one.decoder.name] = one.finish()
-    return found
+                if isinstance(turn, Stepping):
+                    turn.take(block)
+                else:
+                    found[turn.name] = turn.decode(prompts, new_tokens)
+        return found | {name: one.finish() for name, one in stepping.items()}
 
 
 def _shuffled(items: Sequence[T], order: random.Random) -> list[T]:
     return order.sample(list(items), k=len(items))
-
-
-def _whole(found: Visit, decoder: Decoder, prompts: PromptBatch, new_tokens: int) -> Callable[[], None]:
-    def turn() -> None:
-        found[decoder.name] = Timed((), decoder.decode(prompts, new_tokens))
-
-    return turn
-
-
-@dataclass
-class _Stepping:
-    """A contender between two blocks. seconds: of the blocks so far."""
-
-    decoder: Decoder
-    prompts: PromptBatch
-    running: Running
-    new_tokens: int
-    first_seconds: float
-    seconds: float = 0.0
-    blocks: list[float] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, decoder: Decoder, prompts: PromptBatch, new_tokens: int) -> _Stepping:
-        assert decoder.start is not None  # those that decode at a stretch are not among them
-        wait_for(prompts)
-        started = time.perf_counter()
-        running = decoder.start(prompts, new_tokens)
-        wait_for(prompts)
-        return cls(decoder, prompts, running, new_tokens, time.perf_counter() - started)
-
-    @property
-    def over(self) -> bool:
-        return self.running.count >= self.new_tokens
-
-    def take(self, block: int) -> Callable[[], None]:
-        def turn() -> None:
-            first = self.running.count
-            until = first + block
-            if self.new_tokens - until < block / 2:  # a rest too short for a block of its own
-                until = self.new_tokens
-            wait_for(self.prompts)
-            started = time.perf_counter()
-            while self.running.count < until:
-                self.running.step()
-            wait_for(self.prompts)
-            seconds = time.perf_counter() - started
-            tokens = (self.running.count - first) * len(self.prompts.ids)
-            self.seconds += seconds
-            self.blocks.append(seconds / tokens)
-
-        return turn
-
-    def finish(self) -> Timed:
-        return Timed(tuple(self.blocks), self.running.finish(self.first_seconds, self.seconds))
 
 
 @contextmanager
@@ -154,14 +91,13 @@ be faster than."""
 
 
 @dataclass
-class Group:
-    """Contenders that decode the same batches of prompts in turn.
+class Turns:
+    """Contenders that decode the same batches of prompts in turn, until their questions are answered.
 
     given: the name of the plain decoder that all others are held against, None for whichever turns out to be
-    the fastest. questions: those whose answers are
-    sought. worth: the gain that matters, as a share. together: whether all of them are timed until all are
-    answered; else each only until its own is. rounds: how often each batch is visited, at most; None for no
-    limit. error: what ended the group.
+    the fastest. questions: those whose answers are sought. worth: the gain that matters, as a share.
+    together: whether all of them are timed until all are answered; else each only until its own is. rounds:
+    how often each batch is visited, at most; None for no limit. stopped: why nothing more is timed.
     """
 
     decoders: Sequence[Decoder]
@@ -176,7 +112,6 @@ class Group:
     answered: set[str] = field(default_factory=set)
     seconds: float = 0.0
     stopped: Stopped | None = None
-    error: OfframpError | None = None
 
     def __post_init__(self) -> None:
         """A series for each contender."""
@@ -185,12 +120,31 @@ class Group:
         self._rivals = {*self._plain, *(one.name for one in self.decoders if one.full_depth)}
         self.series = {one.name: Series(self._plain) for one in self.decoders}
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is timed here."""
-        return self.stopped is not None or self.error is not None
+    def take(
+        self,
+        budget: Budget,
+        *,
+        looks: bool = True,
+        seed: int = SEED,
+        visited: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Visit the prompts in turn until every question is answered, or the rounds or the budget are over.
 
-    def visit_next(self, order: random.Random, budget: Budget) -> None:
+        looks: whether it may end sooner. seed: of the order in which contenders take blocks.
+
+        Raises what a decoder raises.
+        """
+        order, schedule = random.Random(seed), Looks() if looks else Looks(at=(), spends=())
+        while self.stopped is None:
+            self._visit_next(order, budget)
+            visited()
+            level = schedule.due(budget.used)
+            if level is not None:
+                self._look(level)
+            if self.stopped is None:
+                self._end_if_due(budget, schedule.last())
+
+    def _visit_next(self, order: random.Random, budget: Budget) -> None:
         """Decode the next batch of prompts, in their order, around and around."""
         began = budget.spent
         place = len(self.visits) % len(self.prompts)
@@ -223,7 +177,7 @@ class Group:
         known = {name: one.value for name, one in speeds.items() if one is not None}
         return max([first, *known], key=lambda name: known.get(name, 1.0))
 
-    def look(self, level: float) -> None:
+    def _look(self, level: float) -> None:
         """See which questions are answered at an interval's level."""
         asked = [name for name in self.questions if name not in self.answered]
         for name in asked:
@@ -234,7 +188,7 @@ class Group:
         if self.answered.issuperset(self.questions):
             self._end("answered", level)
 
-    def end_if_due(self, budget: Budget, last: float) -> None:
+    def _end_if_due(self, budget: Budget, last: float) -> None:
         """End where the rounds are over, or the next visit would probably last too long. last: the level."""
         count = len(self.visits)
         if self.rounds is not None and count >= self.rounds * len(self.prompts):
@@ -248,34 +202,3 @@ class Group:
         for name in self.questions:
             if name not in self.answered:
                 self.series[name].look(level)
-
-
-def time_groups(
-    groups: Sequence[Group],
-    *,
-    budget: Budget,
-    looks: bool = True,
-    seed: int = SEED,
-    visited: Callable[[], None] = lambda: None,
-) -> None:
-    """Visit the groups' prompts in turn until every question is answered, the rounds or the budget are over.
-
-    looks: whether anything may end sooner. seed: of the order in which contenders take blocks.
-    A group that fails leaves the others.
-    """
-    order, schedule = random.Random(seed), Looks() if looks else Looks(at=(), spends=())
-    while not all(group.over for group in groups):
-        for group in groups:
-            if group.over:
-                continue
-            try:
-                group.visit_next(order, budget)
-            except OfframpError as error:  # the other groups still count
-                group.error = error
-            visited()
-        level = schedule.due(budget.used)
-        for group in groups:
-            if level is not None and not group.over:
-                group.look(level)
-            if not group.over:
-                group.end_if_due(budget, schedule.last())

@@ -16,7 +16,7 @@ NEW_TOKENS = 13
 
 
 def record(recorder: Recorder) -> None:
-    """Single visits, and a whole timing of two groups, block by block."""
+    """Single visits, and a whole timing, block by block."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock(patch)
         for seed in (0, 1):
@@ -51,38 +51,33 @@ def visited(clock: Clock, seed: int) -> str:
     clock.log.clear()
     (prompt,) = batches_of(PROMPTS[:1], 1)
     found = visit([fake.decoder for fake in contenders(clock)], prompt, NEW_TOKENS, random.Random(seed))
-    kept = [f"{name}: blocks {rounded(timed.blocks)}" for name, timed in sorted(found.items())]
+    kept = [f"{name}: blocks {rounded(decoded.blocks)}" for name, decoded in sorted(found.items())]
     return "\n".join([*turns_of(clock), *kept])
 
 
 def timed(clock: Clock) -> str:
-    """Two groups in turn until both are over: the order of all blocks, and what the timing says."""
+    """Turns until all is answered: the order of all blocks, and what the timing says."""
     from offramp.timing.answers import Budget
     from offramp.timing.decoder import batches_of
-    from offramp.timing.turns import Group, time_groups
+    from offramp.timing.turns import Turns
 
     clock.log.clear()
     began = clock.now
-    common: dict[str, Any] = {
-        "given": None,
-        "questions": ["fast", "near"],
-        "prompts": batches_of(PROMPTS, 1),
-        "new_tokens": NEW_TOKENS,
-        "worth": 0.05,
-    }
-    every, few = contenders(clock), [fake for fake in contenders(clock) if fake.role in ("plain", "policy")]
-    groups = [
-        Group(decoders=[fake.decoder for fake in every], **common),
-        Group(decoders=[fake.decoder for fake in few], rounds=2, **common),
-    ]
-    time_groups(groups, budget=Budget(150.0), seed=5)
+    turns = Turns(
+        decoders=[fake.decoder for fake in contenders(clock)],
+        given=None,
+        questions=["fast", "near"],
+        prompts=batches_of(PROMPTS, 1),
+        new_tokens=NEW_TOKENS,
+        worth=0.05,
+    )
+    turns.take(Budget(90.0), seed=5)
     lines = turns_of(clock)
-    for group in groups:
-        lines.append(f"ended by {group.stopped}, {len(group.visits)} visits, against {group.plain}")
-        for name, series in sorted(group.series.items()):
-            ratio = series.over_plain()
-            shown = None if ratio is None else rounded((ratio.value, ratio.low, ratio.high))
-            lines.append(f"{name}: {shown} at {series.level:.6g}")
+    lines.append(f"ended by {turns.stopped}, {len(turns.visits)} visits, against {turns.plain}")
+    for name, series in sorted(turns.series.items()):
+        ratio = series.over_plain()
+        shown = None if ratio is None else rounded((ratio.value, ratio.low, ratio.high))
+        lines.append(f"{name}: {shown} at {series.level:.6g}")
     return "\n".join([*lines, f"{clock.now - began:.6g} seconds"])
 
 

@@ -10,7 +10,7 @@ from offramp.policies.figures import PolicyOutcome
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.heads import Training
 from offramp.studies.work.score import Scored
-from offramp.timing.combined import CombineResult
+from offramp.timing.results import CombineResult
 from offramp.tuning.floor import Floor
 from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned

@@ -28,7 +28,7 @@ from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.registry import works
 from offramp.studies.work.score import Scored
-from offramp.timing.combined import CombineResult, read_combined
+from offramp.timing.results import CombineResult, read_combined
 from offramp.tracing.manifest import MANIFEST, read_manifest
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.tuned import Tuned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TurnsWork
-from offramp.timing.combined import CombineResult
+from offramp.timing.results import CombineResult
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -49,7 +49,7 @@ class CombineWork(TurnsWork[Combined]):
         """
         from offramp.decoding.openings import prompts_of
         from offramp.decoding.options import DecodingOptions
-        from offramp.timing.answers import Limits
+        from offramp.timing.answers import TimeLimits
         from offramp.timing.combine import combine
 
         self.require_here()
@@ -59,7 +59,7 @@ class CombineWork(TurnsWork[Combined]):
             self.accelerations,
             DecodingOptions.read(self.policy, new_tokens=self.new_tokens),
             prompts=prompts_of(model, workload, self.prompts, new_tokens=self.new_tokens),
-            limits=Limits(self.seconds, self.rounds),
+            limits=TimeLimits(self.seconds, self.rounds),
             workload=workload.name,
             seed=self.seed,
         )

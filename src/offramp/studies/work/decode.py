@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.tune import TuneWork
 from offramp.studies.work.work import Needed
 from offramp.timing.results import BenchResult, Forecast
+from offramp.tuning.splits import split_documents
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, judged_policy, settle_all
 
@@ -40,14 +41,22 @@ if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
+    from offramp.policies.replay import ReplayResult
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
-    from offramp.timing.judged import Judged
-    from offramp.timing.measurement import Measurement
+    from offramp.timing.bench import Measurement
+    from offramp.tracing.trace import Trace
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
 
+DRAFT_LENGTH = 1
+"""Drafts before a verification: ordinary models reject most drafts, so that longer ones cost time."""
+PARTS_OF = 1
+"""Prompts on which the parts of a policy's tokens are timed."""
+NO_STATIC_CACHE = (
+    "plain decoding is the fastest of never exit and generate(); a static cache was not tried here"
+)
 NO_EXITS = "no policy of the ranking exits"
 TOO_LONG = (
     "timing it would take too long (more seconds allow it); `offramp bench MODEL --policy FILE` times a "
@@ -182,8 +191,11 @@ class DecodeWork(TurnsWork[Decoding]):
         notes: tuple[str, ...],
     ) -> Decoding:
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
-        from offramp.timing.answers import Limits
-        from offramp.timing.judged import Chosen, decode_chosen
+        from offramp.decoding.options import DecodingOptions
+        from offramp.timing.answers import TimeLimits
+        from offramp.timing.bench import run, settle
+        from offramp.timing.contenders import SHORT
+        from offramp.timing.judged import judge_measurement, predict_cells
 
         trace, workload = trace_of(context, self.trace), self.load_workload()
         heads, seconds = heads_of(context, self.heads), self.seconds
@@ -203,20 +215,44 @@ class DecodeWork(TurnsWork[Decoding]):
             whole = max(seconds, seconds_for(len(choices), plain, new_tokens))
             count = min(len(prompts.ids), prompts_within(len(choices), plain, new_tokens, whole))
             seconds = whole - seconds_after(len(choices), plain, new_tokens, count)
-        policies = tuple((str(choice.policy), choice.kv) for choice in choices)
-        chosen = Chosen(workload.name, trace, policies, prompts, self.prompts, notes)
-        (judged,) = decode_chosen(
-            model,
-            [chosen],
+        if model.context_length is not None:
+            new_tokens = min(new_tokens, model.context_length - max(map(len, prompts.ids)))
+        options = [
+            DecodingOptions.read(
+                choice.policy, kv=choice.kv, heads=heads, draft_length=DRAFT_LENGTH, new_tokens=new_tokens
+            ).for_task(workload.name)
+            for choice in choices
+        ]
+        setting = settle(model, options, prompts=prompts.ids, task=workload.name)
+        predicted: Mapping[str, ReplayResult] = {}
+        if machine is not None:
+            unseen = unseen_part(trace, self.seed)
+            predicted = predict_cells(setting, unseen, machine, where_possible=True)
+        measured = run(setting, limits=TimeLimits(seconds, self.rounds), extent=SHORT, seed=self.seed)
+        judged = judge_measurement(
+            measured,
             machine,
-            heads=heads,
-            new_tokens=new_tokens,
-            limits=Limits(seconds, self.rounds),
+            predicted=predicted,
+            parts_of=PARTS_OF,
+            notes=(NO_STATIC_CACHE, *notes, *_prompt_notes(prompts, self.prompts)),
             seed=self.seed,
         )
-        if isinstance(judged, OfframpError):
-            raise judged
-        return _decoding(model, judged, choices, [options.name for options in chosen.options])
+        return _decoding(model, judged, choices, [cell.name for cell in options])
+
+
+def unseen_part(trace: Trace, seed: int) -> Trace:
+    """The documents that no policy was chosen on, all of them where there are none. seed: of the choice."""
+    judging = split_documents(trace, seed)[1]
+    return trace.subset(judging) if len(judging) else trace
+
+
+def _prompt_notes(prompts: Prompts, wanted: int) -> list[str]:
+    """What to bear in mind of the prompts."""
+    count = len(prompts.ids)
+    notes = [] if count >= wanted else [f"{count} of {wanted} prompts were at hand"]
+    if not prompts.unseen:
+        notes.append("the prompts are of documents that policies were chosen on: there are no others")
+    return notes
 
 
 def _plain_seconds(model: Model, machine: TimingsProfile | None, prompts: Prompts) -> float:
@@ -251,23 +287,24 @@ def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[s
     return fitting, {kv: why for kv, why in reasons.items() if why is not None}
 
 
-def _decoding(model: Model, judged: Judged, choices: Sequence[Choice], names: Sequence[str]) -> Decoding:
-    measured = judged.measurement
+def _decoding(
+    model: Model, measured: Measurement, choices: Sequence[Choice], names: Sequence[str]
+) -> Decoding:
     answers = _answers(model, measured)
     chosen = tuple(
         DecodedChoice(
             **shared_fields(choice, Choice),
             contender=name,
-            forecast=judged.forecasts.get(name),
-            free_running=judged.free_running.get(name),
+            forecast=measured.forecasts.get(name),
+            free_running=measured.free_running.get(name),
             characters_per_token=_characters_per_token(model, measured, name),
             answer=answers.get(name),
         )
         for choice, name in zip(choices, names, strict=True)
     )
     # When it was measured is for the journal; how busy the machine was is part of what was measured.
-    circumstances = {name: one for name, one in judged.bench.circumstances.items() if name != "date"}
-    bench = replace(judged.bench, circumstances=circumstances)
+    circumstances = {name: one for name, one in measured.result.circumstances.items() if name != "date"}
+    bench = replace(measured.result, circumstances=circumstances)
     return Decoding(
         bench,
         chosen,
