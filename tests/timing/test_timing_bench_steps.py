@@ -13,9 +13,9 @@ from generation_cases import POLICY, generate_batch, tiny_llama
 
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.policies.kv import STRATEGIES
 from offramp.timing.decoder import (
     LoopRunning,
     PlainRunning,
