@@ -145,6 +145,22 @@ def test_a_copy_may_be_edited_and_is_kept_when_a_new_one_is_made(run_folder: Pat
         assert path.read_bytes() != b"edited"
 
 
+@pytest.mark.parametrize("left", ["", "{"])
+def test_a_run_whose_record_is_gone_is_shown_again_and_only_what_differs_is_kept(
+    run_folder: Path, left: str
+) -> None:
+    run_offramp("report", run_folder).require(0)  # the page says where it lies
+    (run_folder / ".offramp.json").write_text(left)
+    if not left:
+        (run_folder / ".offramp.json").unlink()
+    edited = next(iter((run_folder / "policies").iterdir()))
+    edited.write_bytes(b"edited")
+    said = run_offramp("report", run_folder).require(0).err
+    assert f"{run_folder / '.offramp.json'}, which says what offramp wrote there, was missing or dam" in said
+    assert said.count("was changed since") == 1
+    assert [path.name for path in run_folder.rglob("*.changed*")] == [f"{edited.name}.changed"]
+
+
 def test_a_run_of_an_offramp_that_kept_no_record_is_shown_again(run_folder: Path) -> None:
     """Its traces were links to the files of its tasks."""
     (run_folder / ".offramp.json").unlink()

@@ -373,25 +373,34 @@ class OwnFiles:
         """Let these files be written, or removed, inside the block; afterwards they are listed as they are.
 
         Raises InputError, before anything is changed, where something that offramp did not write stands in
-        the place of one. What was changed since it was written is kept under another name.
+        the place of one. What was changed since it was written is kept under another name, unless it is what
+        is written now.
         """
-        self.make_way(names)
+        listed = self.listed()
+        conditions = self.require_free(names)
+        aside = {name: self._set_aside(name) for name in names if conditions[name] == "changed"}
         self.expect(*names)
         try:
             yield
         finally:
+            same = [name for name, kept in aside.items() if _are_same_files(kept, self.path / name)]
+            if any(listed[name] == UNKNOWN for name in same):
+                _tell(
+                    f"{self.path / RECORD_FILE}, which says what offramp wrote there, was missing or damaged: "
+                    "it is made again"
+                )
+            for name, kept in aside.items():
+                if name in same:
+                    kept.unlink()
+                else:
+                    _tell(f"{self.path / name} was changed since offramp wrote it: kept as {kept.name}")
             self.adopt(*names)
 
-    def make_way(self, names: Collection[str]) -> None:
-        """See `writing`."""
-        for name, condition in self.require_free(names).items():
-            if condition == "changed":
-                aside = _free(self.path / f"{name}{CHANGED}")
-                (self.path / name).rename(aside)
-                print(
-                    f"offramp: {self.path / name} was changed since offramp wrote it: kept as {aside.name}",
-                    file=sys.stderr,
-                )
+    def _set_aside(self, name: str) -> Path:
+        """Give what lies under a name another one."""
+        aside = _free(self.path / f"{name}{CHANGED}")
+        (self.path / name).rename(aside)
+        return aside
 
     def expect(self, *names: str) -> None:
         """Take whatever comes to lie under these names for ours."""
@@ -548,8 +557,18 @@ def files_below(folder: Path) -> list[str]:
     return sorted(name for path in kept if (name := path.as_posix()) not in apart)
 
 
+def _are_same_files(one: Path, other: Path) -> bool:
+    """Whether both are regular files of the same bytes."""
+    regular = all(path.is_file() and not path.is_symlink() for path in (one, other))
+    return regular and sha256_of_file(one) == sha256_of_file(other)
+
+
+def _tell(what: str) -> None:
+    print(f"offramp: {what}", file=sys.stderr)
+
+
 def _is_kept_aside(name: str, own: Container[str]) -> bool:
-    """Whether this is what `OwnFiles.make_way` kept under another name."""
+    """Whether this is what `OwnFiles.writing` kept under another name."""
     stem, mark, number = name.rpartition(CHANGED)
     return bool(mark) and stem in own and (not number or number[1:].isdecimal())
 
