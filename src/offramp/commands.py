@@ -115,11 +115,13 @@ def command_for(command: str, model: Mapping[str, Any], **options: Any) -> str:
 def filled(advice: str, given: Mapping[str, Any]) -> str:
     """Advice of a library, which names what a command needs by words in capitals, for a command at hand.
 
-    given: what that was given, by parameter: its model and transforms, its text.
+    given: what that was given, by parameter: its model and transforms, its text, its study's file.
 
     >>> filled("offramp heads fit MODEL --workload W -o FILE makes one", {"model": "smollm2"})
     'offramp heads fit smollm2 --workload prose -o heads.safetensors makes one'
     """
+    if str(file := given.get("study_file") or "").endswith(".toml"):
+        advice = advice.replace("STUDY.toml", shlex.quote(str(file)))
     before, offramp, command = advice.partition("offramp ")
     if not offramp or given.get("model") in (None, "", NO_MODEL):
         return advice

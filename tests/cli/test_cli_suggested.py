@@ -19,7 +19,6 @@ import offramp
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.cli.main import app
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.report.run_start import command_of
 from offramp.runs.contents import contents_at, text_of
 from offramp.runs.request import Run
 from offramp.studies.folder import StudyFolder
@@ -194,7 +193,7 @@ def test_a_run_that_is_not_whole_is_told_its_command(run: Path) -> None:
     shutil.rmtree(folder.task_folder(first))
     error = run_offramp("report", run, "--json").require(2).json["error"]
     (line,) = commands_in(error["fix"])
-    assert line == command_of(folder)
+    assert line == folder.command()
     copy = Path(shutil.copytree(run, run.with_name("a copy")))
     (moved,) = commands_in(run_offramp("report", copy, "--json").require(2).json["error"]["fix"])
     assert shlex.split(moved) == [str(copy) if word == str(run) else word for word in shlex.split(line)]

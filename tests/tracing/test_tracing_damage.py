@@ -135,6 +135,22 @@ def test_a_flipped_byte_in_a_json_file_is_named_and_repaired(name: str, folder: 
     assert files_of(folder) == whole
 
 
+@pytest.mark.parametrize("left", [0, 30])
+@pytest.mark.parametrize("name", ["manifest.json", "request.json"])
+def test_a_json_file_that_was_cut_is_named_and_repaired(name: str, left: int, folder: Path) -> None:
+    """Nothing of it tells any more whose it is, but the seals of the parts beside it do."""
+    whole, path = files_of(folder), folder / name
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(DamagedFileError, match=name) as caught:
+        run(folder)
+    assert "--repair" in caught.value.fix
+    run(folder, repair=True)
+    for aside in folder.glob(f"{name}.changed"):
+        assert len(aside.read_bytes()) == left
+        aside.unlink()
+    assert files_of(folder) == whole
+
+
 def test_damage_met_while_resuming_is_traced_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = files_of(folder)
     # Pages, and the footer: what it says of documents and of the marginal's rows has no checksum of its own.

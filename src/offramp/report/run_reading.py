@@ -26,7 +26,7 @@ from offramp.report.run_result import (
     RunResult,
     WorkloadResult,
 )
-from offramp.report.run_start import RunStart, date_of
+from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event

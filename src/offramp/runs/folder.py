@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,12 @@ def _is_run(folder: Path) -> bool:
     """Whether a folder is that of a run; one of its files may be gone or damaged."""
     if RUN_FILE in OwnFiles(folder).listed():
         return True
-    try:
-        if (folder / PLAN).is_file() and StudyFolder(folder).read_plan().is_run:
+    with contextlib.suppress(InputError, DamagedFileError):
+        if StudyFolder(folder).read_plan().is_run:
             return True
-        return (folder / RUN_FILE).is_file() and bool(REQUEST.read(folder / RUN_FILE))
-    except DamagedFileError:
-        return False
+    with contextlib.suppress(FileNotFoundError, DamagedFileError):
+        return bool(REQUEST.read(folder / RUN_FILE))
+    return False
 
 
 REQUEST = SealedFile(
@@ -79,13 +80,10 @@ def find_traces(folder: Path) -> list[Path]:
     places = (folder / TRACES).glob("*/*")
     found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())
     if not found:
-        from offramp.report.run_start import command_of
-
         raise InputError(
             "no trace of the run is finished yet",
             where=str(folder),
-            fix="give its command again, which goes on where it stopped: "
-            + (command_of(StudyFolder(folder)) or "offramp run"),
+            fix=f"give its command again, which goes on where it stopped: {StudyFolder(folder).command()}",
         )
     return found
 

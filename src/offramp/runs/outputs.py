@@ -18,7 +18,6 @@ from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
-from offramp.report.run_start import command_of
 from offramp.report.summary import summarise
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.studies.folder import StudyFolder
@@ -130,5 +129,5 @@ def require_done(folder: StudyFolder) -> None:
             f"the run is not whole: {', '.join(missing)}",
             where=str(folder.path),
             fix="give its command again, which does what is missing or damaged, and writes the page: "
-            + command_of(folder),
+            + folder.command(),
         )

@@ -22,7 +22,7 @@ from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import Progress, RunResult
-from offramp.report.run_start import STARTED, RunStart
+from offramp.studies.run_start import STARTED, RunStart
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.provenance import describe_machine, describe_software

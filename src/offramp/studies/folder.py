@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove, sweep_temporary_files
-from offramp.kit.sealed_file import is_laid_out
+from offramp.kit.output_folder import OwnFiles
+from offramp.kit.sealed_file import SealedFile, is_laid_out
 from offramp.studies.fingerprints import FILE as FINGERPRINTS
 from offramp.studies.fingerprints import VALUES
 from offramp.studies.journal import Journal
@@ -32,11 +33,11 @@ from offramp.studies.manifest import (
     read_failure,
     read_manifest,
     remove_failure,
-    study_file,
     write_failure,
     write_manifest,
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
+from offramp.studies.run_start import RunStart
 from offramp.studies.study import Plan
 from offramp.studies.task import Task
 
@@ -46,7 +47,14 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-FILE = study_file(Plan, version=4)
+FILE = SealedFile(
+    Plan,
+    "{name}, the plan of what is done here, is damaged",
+    "give the command again that made the folder: it plans anew, and keeps what is done",
+    version=4,
+)
+STUDY_RUN = "offramp study run STUDY.toml"
+"""The command that goes on with a study; only people know where they keep its file."""
 PLAN = "plan.json"
 JOURNAL = "journal.jsonl"
 TASKS = "tasks"
@@ -108,6 +116,15 @@ class StudyFolder:
             or any(name not in by_name for name in self.own_files())
         )
 
+    def command(self) -> str:
+        """The command that goes on with what lies here: of a run that which it was last started with, into
+        the folder where it lies now; of one that was killed while another took its place, that of the other,
+        which puts the rest in its place. STUDY_RUN of a study, and where the journal says nothing.
+        """
+        left = OwnFiles(self.path).left_whole
+        newest = self if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
+        return RunStart.last(newest.journal.read().events).command_in(self.path) or STUDY_RUN
+
     def condition(self, task: Task) -> Condition:
         """What a task's files say of it."""
         manifest, problems = self._examine(task.kind, task.key, whole=False)
@@ -145,7 +162,7 @@ class StudyFolder:
             raise InputError(
                 f"there is no result of this {task.kind} task",
                 where=str(folder / RESULT),
-                fix="run the study: offramp study run STUDY.toml",
+                fix=f"give its command again: {self.command()}",
             )
         return kind.result_in(folder)
 
@@ -309,19 +326,20 @@ class StudyFolder:
         program or version.
         """
         path = self.path / PLAN
-        if not path.is_file() and self.is_begun:
-            raise InputError(
-                f"the folder's {PLAN} is missing",
-                where=str(self.path),
-                fix="run the command again that made it: the plan is made anew, and what is done is kept",
-            )
-        if not path.is_file():
-            raise InputError(
-                "there is no study here",
-                where=str(self.path),
-                fix="give the folder of a study (it holds a plan.json), or run: offramp study run STUDY.toml",
-            )
-        return FILE.read(path)
+        if path.is_file():
+            try:
+                return FILE.read(path)
+            except DamagedFileError as error:
+                error.fix = f"{error.fix}: {self.command()}"
+                raise
+        if self.journal.read().events or self.finished():
+            what, fix = f"the folder's {PLAN} is missing", f"{FILE.fix}: {self.command()}"
+        elif self.is_begun:
+            what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
+        else:
+            what = "there is no study here"
+            fix = f"give the folder of a study (it holds a {PLAN}), or run: {STUDY_RUN}"
+        raise InputError(what, where=str(self.path), fix=fix)
 
 
 def _require_places(folder: Path) -> None:

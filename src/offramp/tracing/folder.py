@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import DamagedFileError
+from offramp.files import json_object_in
 from offramp.kit.output_folder import UNKNOWN, OutputFolder
 from offramp.kit.sealed_file import is_laid_out
 from offramp.tracing.answers import ANSWERS, ANSWERS_FILE, Answers
@@ -25,17 +26,20 @@ _RECORDS = {REQUEST: TraceRequest, MANIFEST: Manifest, ANSWERS: Answers}
 
 def files_of_trace(folder: Path) -> dict[str, str | None]:
     """What in the folder of a trace is its own: its seals say so, and the files of a part that a killed trace
-    did not seal themselves. What was damaged is so by its name.
+    did not seal themselves. What was damaged is so by its name; of a record that is no JSON any more, where
+    there are parts with whole seals.
     """
     paths = [path for path in folder.glob("*.*") if _PART_FILE.fullmatch(path.name)]
     parts = {path.name: None if is_unsealed(path) else UNKNOWN for path in paths}
+    sealed, there = sealed_files(folder), [name for name in _RECORDS if (folder / name).is_file()]
+    broken = {name: UNKNOWN for name in there if sealed and json_object_in(folder / name) is None}
     records = {name: None for name in _RECORDS if _is_ours(folder, name)}
-    return {**parts, **records, **sealed_files(folder), **states_files(folder)}
+    return {**parts, **broken, **records, **sealed, **states_files(folder)}
 
 
 def _own(folder: Path) -> dict[str, str | None] | None:
     parts = any(folder.glob("part-*.json"))
-    is_trace = _is_ours(folder, REQUEST) or (parts and _is_ours(folder, MANIFEST))
+    is_trace = _is_ours(folder, REQUEST) or (parts and _is_ours(folder, MANIFEST)) or sealed_files(folder)
     return files_of_trace(folder) if is_trace else None
 
 

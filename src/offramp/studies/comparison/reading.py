@@ -20,6 +20,7 @@ from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.study_reading import is_study_folder, read_study_folder
 from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.comparison.validity import validity_of
+from offramp.studies.folder import StudyFolder
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
 
@@ -112,9 +113,10 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
     failures = {cell: why for content in contents for cell, why in content.failures.items()}
     if not rows:
         raise InputError(
-            "there is nothing to compare: no score is finished",
+            f"there is nothing to compare: no score is finished{_first_failure(failures)}",
             where=", ".join(str(folder) for folder in folders),
-            fix=f"run a study that scores models: offramp study run{_first_failure(failures)}",
+            fix="give the command again that does what is missing or damaged: "
+            + "; ".join(dict.fromkeys(StudyFolder(Path(folder)).command() for folder in folders)),
         )
     unequal = require_equal(rows, mixed=mixed)
     strategies = tuple(dict.fromkeys(strategy for content in contents for strategy in content.strategies))
@@ -140,7 +142,7 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
 def read_folder(path: Path) -> Comparison:
     """What one folder holds. Raises InputError if it is that of neither a study nor a run of this offramp."""
     summary = path / SUMMARY
-    if is_study_folder(path):
+    if is_study_folder(path) or StudyFolder(path).journal.read().events:
         if summary.is_file():
             read_sealed_json(summary, _damaged)  # nothing of it is used, but it may be read beside
         return read_study_folder(path)

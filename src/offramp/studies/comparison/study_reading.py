@@ -156,11 +156,11 @@ class StudyReader:
                 self._results[key] = self.folder.result(works()[task.kind], task)
             except ForeignFileError as error:
                 what = "run" if self.plan.is_run else "study"
-                again = "offramp run" if self.plan.is_run else "offramp study run"
                 raise InputError(
                     f"the {what}'s {task.kind} results are those of an older offramp ({error.__cause__})",
                     where=str(self.folder.path),
-                    fix=f"do it again with this offramp: {again}; what it can read is kept",
+                    fix="do it again with this offramp, which keeps what it can read: "
+                    + self.folder.command(),
                 ) from error
         return self._results[key]
 
@@ -262,7 +262,7 @@ class StudyReader:
                 why = self.why_not(needed)
                 return why if why == NOT_RUN else f"the {needed.kind} that it needs: {why}"
         if self.conditions[task.key] == "damaged":
-            return "a file of it changed since it was done; the next run does it again"
+            return "damaged: a file of it changed since it was done; the next run does it again"
         return NOT_RUN
 
     def provenance(self) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.commands import RunCall
-from offramp.kit.output_folder import OwnFiles
 from offramp.kit.typed import InvalidRecordError, from_json
-from offramp.studies.folder import JOURNAL, StudyFolder
 from offramp.studies.journal import Event
 from offramp.tracing.progress import say
 
@@ -56,16 +54,6 @@ class RunStart:
         """The command that does so; "" if it is not known."""
         call = self.call_in(folder)
         return self.command if call is None else call.again()
-
-
-def command_of(folder: StudyFolder) -> str:
-    """The command that a run was last started with, into the folder where it lies now; "" if none was.
-
-    Of one that was killed while another took its place, that of the other, which puts the rest in its place.
-    """
-    left = OwnFiles(folder.path).left_whole
-    newest = folder if left is None or not (left / JOURNAL).is_file() else StudyFolder(left)
-    return RunStart.last(newest.journal.read().events).command_in(folder.path)
 
 
 def date_of(wall: float) -> str:
