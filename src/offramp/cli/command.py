@@ -72,20 +72,39 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _parameter(field: Field) -> inspect.Parameter:
     """As typer takes it; help is added when it is asked for."""
     kind, many = (str, False) if one_word in field.marks else _kind(field.hint)
+    read = NUMBERS.get(kind)
     kind = list[kind] if many else kind  # type: ignore[valid-type]
+    named = None if read is None else f"<{kind if many else kind.__name__}>"
+    how: dict[str, Any] = {"parser": read, "metavar": field.metavar or named}
     shown = not (many or field.default in (None, "", ()))
     declared: Any
     if argument in field.marks:
-        declared = typer.Argument(metavar=field.metavar, show_default=shown)
+        declared = typer.Argument(show_default=shown, **how)
     else:
-        declared = typer.Option(
-            *field.words, metavar=field.metavar, show_default=shown, hidden=hidden in field.marks
-        )
+        declared = typer.Option(*field.words, show_default=shown, hidden=hidden in field.marks, **how)
     if missing(field):
         return _keyword(field.name, Annotated[kind, declared], inspect.Parameter.empty)
     if many or field.default is None:
         return _keyword(field.name, Annotated[kind | None, declared], None)
     return _keyword(field.name, Annotated[kind, declared], field.default)
+
+
+def _number(kind: Any, what: str) -> Callable[[Any], Any]:
+    """What reads a word as a number, in words of our own."""
+
+    def read(word: Any) -> Any:
+        try:
+            return kind(word)
+        except ValueError as error:
+            raise typer.BadParameter(f"{word!r} is not {what}.") from error
+
+    return read
+
+
+NUMBERS: dict[Any, Callable[[Any], Any]] = {
+    int: _number(int, "a whole number"),
+    float: _number(float, "a number"),
+}
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:

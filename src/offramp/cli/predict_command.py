@@ -41,7 +41,8 @@ class PredictCommand(Request):
 
 def predict(asked: PredictCommand, out: Output) -> None:
     """Predict, and show it."""
-    from offramp.runs.contents import contents_at, machine_near, trace_for
+    from offramp.runs.contents import contents_at, machine_near
+    from offramp.runs.folder import find_trace
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy
@@ -54,7 +55,7 @@ def predict(asked: PredictCommand, out: Output) -> None:
             where="--unseen",
             fix="leave --unseen out",
         )
-    place = trace_for(asked.trace, asked.policy)
+    place = find_trace(asked.trace)
     loaded, machine = Trace.load(place), machine_near(contents_at(place), asked.hardware)
     with stage("predicting"):
         prediction = predict_policy(

@@ -19,7 +19,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from offramp.errors import InputError, OfframpError
 from offramp.kit.numbers import LIMITS
-from offramp.kit.rules import SHOWN, Must, is_beside, is_rule, refusal, refusal_beside
+from offramp.kit.rules import SHOWN, Must, is_beside, is_rule, nearest, refusal, refusal_beside
 
 P = ParamSpec("P")
 Returned = TypeVar("Returned")
@@ -164,7 +164,7 @@ def settled(
     except _Unfit:
         shown = repr(value) if value is None else f"{type(value).__name__} {value!r}"
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-        fix = f"give {in_words(said, hint)}"
+        fix = f"give {in_words(said, hint)}{_ways_to(said)}"
         raise kind(
             f"{name.replace('_', ' ')} cannot be {shown}", where=where or f"{name}=", fix=fix
         ) from None
@@ -224,6 +224,25 @@ def field_hints(kind: Any) -> Mapping[str, tuple[str, Any]]:
 
 
 _field_hints = functools.cache(field_hints)
+
+
+MADE_BY = {
+    "Trace": "offramp.Trace.load(FOLDER)",
+    "Model": "offramp.load_model(NAME)",
+    "ExitPolicy": "offramp.parse_policy(TEXT)",
+    "Machine": "offramp.find_machine(NAME)",
+    "Workload": "offramp.load_workload(NAME)",
+    "ExitHeads": "offramp.fit_heads(MODEL, TEXT)",
+    "Tuned": "offramp.tune(TRACE, FLOOR)",
+}
+"""By a public class, what gives one of it."""
+
+
+def _ways_to(annotation: str) -> str:
+    """What gives the objects that an annotation names, as people get hold of them."""
+    named = dict.fromkeys(re.findall(r"\w+", annotation))
+    ways = [MADE_BY[name] for name in named if name in MADE_BY]
+    return f": {' or '.join(ways)}" if ways else ""
 
 
 def in_words(annotation: str, hint: Any = None) -> str:
@@ -290,7 +309,8 @@ def _fitting(value: Any, hint: Any) -> Any:
         if not isinstance(value, tuple(map(type, parts))):
             raise _Unfit
         if value not in parts:
-            raise _Refused(value, (Must(parts.__contains__, _name(hint)),))
+            near = nearest(value, parts) if isinstance(value, str) else ""
+            raise _Refused(value, (Must(parts.__contains__, _name(hint), f"{near}give {_name(hint)}"),))
         return value
     if hint in PLAIN:
         return PLAIN[hint](value)

@@ -385,10 +385,8 @@ class OwnFiles:
         finally:
             same = [name for name, kept in aside.items() if _are_same_files(kept, self.path / name)]
             if any(listed[name] == UNKNOWN for name in same):
-                _tell(
-                    f"{self.path / RECORD_FILE}, which says what offramp wrote there, was missing or damaged: "
-                    "it is made again"
-                )
+                what = "which says what offramp wrote there, was missing or damaged: it is made again"
+                _tell(f"{self.path / RECORD_FILE}, {what}")
             for name, kept in aside.items():
                 if name in same:
                     kept.unlink()

@@ -116,9 +116,8 @@ def refusal(name: str, value: Any, rules: Iterable[Any]) -> Refusal | None:
             if not rule.holds(value):
                 return Refusal(f"{words} must be {rule.what}{_not(value)}", rule.fix or f"give {rule.what}")
         elif outside := within(value, [rule]):
-            return Refusal(
-                f"{words} must be {outside}, not {shown_number(value)}", f"give a number that is {outside}"
-            )
+            what = f"{words} must be {outside}, not {shown_number(value)}"
+            return Refusal(what, f"give {'' if 'number' in outside else 'a number that is '}{outside}")
     return None
 
 
@@ -179,9 +178,13 @@ def shown(value: Any) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """What to write instead of an unknown name: the nearest known one, or all of them."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    choices = "choose one of: " + ", ".join(names)
-    return f"did you mean {near[0]!r}? {choices}" if near else choices
+    return nearest(name, names) + "choose one of: " + ", ".join(names)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean ...? " of the name that is most like an unknown one, "" where none is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 Worth = Annotated[

@@ -9,6 +9,7 @@ votes:need=2,of=[threshold:signal=margin,value=0.9,exits=10+15]+[patience:times=
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, is_dataclass
@@ -23,6 +24,7 @@ from offramp.files import (
     SEAL,
     JsonError,
     is_there,
+    json_object_in,
     parse_json,
     read_given_text,
     seal_of,
@@ -33,7 +35,7 @@ from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
-from offramp.policies.policy import ExitPolicy, Parameter, ParameterError, text_of
+from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
 from offramp.policies.rules.around import Minimum, Monotone
 from offramp.policies.rules.combined import Tasks, Votes
 from offramp.policies.rules.filtered import Filtered
@@ -127,6 +129,8 @@ def parse_policy(text: str | Path) -> ExitPolicy:
         return read_text(text)
     except ParameterError as error:
         if is_there(text):
+            if json_object_in(Path(text)) is None:
+                raise _no_policy_file(text) from error
             what, fix = "the name of a policy's file ends in .json", f"rename it: {text}.json"
             raise PolicyError(what, where=text, fix=fix) from error
         raise PolicyError(error.what, where=_pointed(text, error.offset), fix=error.fix) from error
@@ -143,6 +147,12 @@ def _pointed(text: str, offset: int) -> str:
 def parse_policy_for(text: str, trace: Trace) -> ExitPolicy:
     """`parse_policy` for one trace: a tuner's file must fit its model and heads. Raises PolicyError."""
     policy = parse_policy(text)
+    try:
+        policy.needs(trace.layers)
+    except ExitBeyondError as error:
+        if place := re.search(rf"\b{error.exit}\b", text):
+            error.where = _pointed(text, place.start())
+        raise
     tuned = _tuned_file(text)
     if tuned is not None:
         require_base(tuned.get("model") or {}, policy, trace)

@@ -278,15 +278,21 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else repr(value).replace("e+", "e")
 
 
+class ExitBeyondError(PolicyError):
+    """A policy names an exit that the model has not."""
+
+    def __init__(self, exit: int, layers: int) -> None:
+        what = f"exit {exit} is beyond the model, which has {layers} layers"
+        super().__init__(what, fix=f"choose exits from 1 to {layers}")
+        self.exit = exit
+
+
 def check_exits(exits: tuple[int, ...], layers: int) -> None:
     """Raise PolicyError unless every exit is one of the model's exits 1..L, InputError for what is no L."""
     layers = settled("layers", layers, int, "int")
     beyond = [exit for exit in exits if not 1 <= exit <= layers]
     if beyond:
-        raise PolicyError(
-            f"exit {beyond[0]} is beyond the model, which has {layers} layers",
-            fix=f"choose exits from 1 to {layers}",
-        )
+        raise ExitBeyondError(beyond[0], layers)
 
 
 def columns_of(trace: Trace, exits: tuple[int, ...]) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ from offramp.report.strategies import (
 )
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Passed, Place, Row, Strategy, documents_in_all
+from offramp.studies.comparison.results import Comparison, Passed, Place, Row, Strategy
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
@@ -361,7 +361,7 @@ CERTIFIED: Table[Judged] = Table(
         *attributes(
             int, "finding.detail.certificate.documents", "finding.detail.certificate.documents_needed"
         ),
-        Column("", lambda judged: documents_in_all(judged.finding.detail), data=int, key="documents_in_all"),
+        Column("", lambda judged: judged.finding.detail.documents_in_all, data=int, key="documents_in_all"),
     ),
     caption="Answers of the tuner, the fastest first",
     name="certified",

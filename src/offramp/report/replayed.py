@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 from markupsafe import Markup
 
 from offramp.policies.cost_breakdown import CostBreakdown, Line
@@ -47,8 +50,21 @@ FACTS = pairs("The replay in figures", "Figure", "Value")
 
 
 def charges(breakdown: CostBreakdown) -> list[Line]:
-    """The lines that cost something; their sum is the total."""
-    return [line for line in breakdown.lines if line.total]
+    """The lines that cost something; their sum is the total. Layers that run equally often, each at a price
+    of its own, are one line with the mean of their prices."""
+    alike = itertools.groupby(
+        (line for line in breakdown.lines if line.total),
+        key=lambda line: (line.part, line.probe, line.rows, line.count),
+    )
+    return [_together(list(lines)) for _, lines in alike]
+
+
+def _together(lines: list[Line]) -> Line:
+    first, count = lines[0], sum(line.count for line in lines)
+    if len(lines) == 1:
+        return first
+    places = tuple(place for line in lines for place in line.places)
+    return replace(first, places=places, count=count, price=sum(line.total for line in lines) / count)
 
 
 def charges_table(breakdown: CostBreakdown) -> Table[Line]:

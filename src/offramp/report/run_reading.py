@@ -26,11 +26,11 @@ from offramp.report.run_result import (
     RunResult,
     WorkloadResult,
 )
-from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.entries import BYTES, NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
+from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.study import Plan
 from offramp.studies.task import Cell, Task
 from offramp.studies.work.certify import CertifyWork

@@ -22,7 +22,6 @@ from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import Progress, RunResult
-from offramp.studies.run_start import STARTED, RunStart
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.provenance import describe_machine, describe_software
@@ -32,6 +31,7 @@ from offramp.studies.entries import OWN
 from offramp.studies.estimates import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
+from offramp.studies.run_start import STARTED, RunStart
 from offramp.studies.runner import run_task
 from offramp.studies.study import Plan, Study
 from offramp.studies.task import Task

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from offramp.commands import command_line
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove, sweep_temporary_files
 from offramp.kit.output_folder import OwnFiles
@@ -336,10 +337,25 @@ class StudyFolder:
             what, fix = f"the folder's {PLAN} is missing", f"{FILE.fix}: {self.command()}"
         elif self.is_begun:
             what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
+        elif is_trace(self.path):
+            what = "this is a trace, and there is no page of one alone"
+            fix = (
+                f"score it, or replay a policy on it: {command_line('score', self.path)}, or "
+                + command_line("replay", self.path, policy="static:exit=N")
+            )
+        elif not self.path.is_dir():
+            what, fix = "there is no such folder", "check the path"
         else:
-            what = "there is no study here"
-            fix = f"give the folder of a study (it holds a {PLAN}), or run: {STUDY_RUN}"
+            what = "there is no study or run here"
+            fix = "give the folder of offramp study run or offramp run: it holds plan.json"
         raise InputError(what, where=str(self.path), fix=fix)
+
+
+def is_trace(folder: Path) -> bool:
+    """Whether a folder is that of a trace alone."""
+    from offramp.tracing.folder import TRACE_FOLDER  # arrow comes with it
+
+    return TRACE_FOLDER.own(folder) is not None
 
 
 def _require_places(folder: Path) -> None:

@@ -28,6 +28,7 @@ from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import Floor
 from offramp.tuning.held_out import HeldOut
+from offramp.tuning.splits import fewest_documents
 
 HEADS_FILE = "heads_file"
 """In a tuned policy's provenance: where its exit heads lie, absolute once it is read."""
@@ -136,6 +137,11 @@ class Tuned(HeldOut):
 
     def __repr__(self) -> str:
         return f"Tuned({self.policy} at {self.floor}: {self.answer})"
+
+    @property
+    def documents_in_all(self) -> int:
+        """Fewest traced documents of which so many are left to certify on as the floor takes."""
+        return fewest_documents(self.certificate.documents_needed) + self.documents["heads"]
 
     @property
     def standing(self) -> FloorStanding | None:

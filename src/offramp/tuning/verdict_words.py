@@ -424,7 +424,8 @@ def missing_of(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
         at_hand = tuned.grounds is None or certificate.documents == tuned.grounds.at_hand
         where = "at hand to certify on" if at_hand else "were allowed to be decoded"
         needed = f"{certificate.documents_needed} needed if none loses"
-        missing.append(f"documents: {certificate.documents} {where}, {needed}")
+        more = f", trace at least {tuned.documents_in_all} in all" if at_hand else ""
+        missing.append(f"documents: {certificate.documents} {where}, {needed}{more}")
     elif verdict.standing == "too few documents":
         missing.append(f"more documents: all {certificate.documents} at hand were decoded, and leave it open")
     elif not verdict.certified:

@@ -18,7 +18,6 @@ from offramp.studies.comparison.results import (
     Place,
     Row,
     Strategy,
-    documents_in_all,
 )
 from offramp.studies.comparison.shared_names import with_shared_names
 from offramp.studies.comparison.validity import validity_of
@@ -140,6 +139,6 @@ def test_local_is_one_machine() -> None:
 
 def test_so_many_documents_in_all_leave_enough_to_certify_on() -> None:
     found = answer(Estimate(1.0), "as found", documents_needed=45, executed=False)
-    assert documents_in_all(found) > 45
+    assert found.documents_in_all > 45
     fitted = replace(found, documents={**found.documents, "heads": 3})
-    assert documents_in_all(fitted) == documents_in_all(found) + 3
+    assert fitted.documents_in_all == found.documents_in_all + 3

@@ -13,7 +13,7 @@ from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import CERTIFIED_TOKENS, DELTA, LOCAL, METHOD, OPENING_TOKENS, SEED
 from offramp.kit.numbers import Count, Seconds, Share, Whole
-from offramp.policies.binding import base_of
+from offramp.policies.binding import base_of, require_heads
 from offramp.policies.decisions import task_of
 from offramp.policies.names import StrategyName
 from offramp.policies.rules.combined import RESERVED, Tasks
@@ -90,6 +90,10 @@ def tune(
     judge = None if reference is None else reference.shown_name
     require_judged([trace], judge, wanted, decodes=model is not None)
     if model is None or wanted.clip is not None or (wanted.kind == REFERENCE and reference is None):
+        if heads is not None:
+            from offramp.decoding.options import read_heads_source  # which loads torch
+
+            require_heads(trace, read_heads_source(heads))
         return tune_trace(trace, wanted, hardware, kv=kv, batch=batch, **settings)
     require_single(batch)
     with executed_tuner(

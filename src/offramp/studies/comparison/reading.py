@@ -17,10 +17,10 @@ from offramp.scoring.card import STUDY
 from offramp.studies.comparison.equality import per_byte_notes, require_equal, without_twins
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.comparison.shared_names import with_shared_names
-from offramp.studies.comparison.study_reading import is_study_folder, read_study_folder
+from offramp.studies.comparison.study_reading import read_study_folder
 from offramp.studies.comparison.trained import trained_savings
 from offramp.studies.comparison.validity import validity_of
-from offramp.studies.folder import StudyFolder
+from offramp.studies.folder import PLAN, StudyFolder
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"
 
@@ -142,23 +142,15 @@ def read_comparison(folders: Sequence[str | Path], *, mixed: bool = False) -> Co
 def read_folder(path: Path) -> Comparison:
     """What one folder holds. Raises InputError if it is that of neither a study nor a run of this offramp."""
     summary = path / SUMMARY
-    if is_study_folder(path) or StudyFolder(path).journal.read().events:
-        if summary.is_file():
-            read_sealed_json(summary, _damaged)  # nothing of it is used, but it may be read beside
-        return read_study_folder(path)
     if summary.is_file():
-        raise InputError(
-            "the run was made by an older offramp, and is not compared with others",
-            where=str(path),
-            fix="run the same command again with this offramp, into another folder or with --overwrite",
-        )
-    raise InputError(
-        "the folder is that of neither a study nor a finished run"
-        if path.is_dir()
-        else "there is no such folder",
-        where=str(path),
-        fix="give the folder of offramp study run (it holds plan.json) or of offramp run (summary.json)",
-    )
+        if not (path / PLAN).is_file() and not StudyFolder(path).journal.read().events:
+            raise InputError(
+                "the run was made by an older offramp, and is not compared with others",
+                where=str(path),
+                fix="run the same command again with this offramp, into another folder or with --overwrite",
+            )
+        read_sealed_json(summary, _damaged)  # nothing of it is used, but it may be read beside
+    return read_study_folder(path)
 
 
 def _damaged(path: Path, why: str) -> DamagedFileError:

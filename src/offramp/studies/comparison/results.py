@@ -12,7 +12,6 @@ from offramp.studies.work.heads import Training
 from offramp.studies.work.score import Scored
 from offramp.timing.results import CombineResult
 from offramp.tuning.floor import Floor
-from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 
@@ -61,11 +60,6 @@ class Place:
     workload: str
     heads: str
     machine: str
-
-
-def documents_in_all(answer: Tuned) -> int:
-    """Fewest traced documents of which so many are left to certify on as the floor takes."""
-    return fewest_documents(answer.certificate.documents_needed) + answer.documents["heads"]
 
 
 @dataclass(frozen=True, kw_only=True)

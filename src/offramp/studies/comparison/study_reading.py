@@ -19,7 +19,7 @@ from offramp.studies.comparison.strategies import (
     strategies_of,
 )
 from offramp.studies.entries import Settings
-from offramp.studies.folder import PLAN, Condition, StudyFolder
+from offramp.studies.folder import Condition, StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.study import Plan
 from offramp.studies.task import Cell, Task
@@ -43,11 +43,6 @@ NOT_RUN = "not run yet"
 CONTEXT_UNKNOWN = (
     "The trace is gone or damaged: with which context it was made is not known, and not held against others."
 )
-
-
-def is_study_folder(path: Path) -> bool:
-    """Whether a study was planned or run into this folder."""
-    return (path / PLAN).is_file()
 
 
 def read_study_folder(path: Path) -> Comparison:
