@@ -124,13 +124,38 @@ def test_a_pair_is_refused_with_what_to_use_instead(finished_run: Path, tmp_path
 
 def test_a_folder_that_is_neither_study_nor_run(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for folder, what in ((tmp_path / "empty", "neither a study nor"), (tmp_path / "none", "no such folder")):
+    for folder, what in ((tmp_path / "empty", "no study or run here"), (tmp_path / "none", "no such folder")):
         command = ["compare", finished_run, folder, "-o", tmp_path / "out", "--json"]
         error = run_offramp(*command).require(2).json["error"]
         assert what in error["what"]
         assert str(folder) in error["where"]
         assert error["fix"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_scores_are_damaged_names_its_command(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    for result in run.glob("tasks/score/*/result.json"):
+        result.write_text("{")
+    for command in (["compare", run, "-o", tmp_path / "out"], ["report", run]):
+        error = run_offramp(*command, "--json").require(2).json["error"]
+        assert "damaged" in error["what"]
+        assert "offramp run " in error["fix"]
+        assert f"--output {run}" in error["fix"]
+    (run / "plan.json").write_text("{")
+    for command in (["compare", run, "-o", tmp_path / "out"], ["report", run], ["study", "status", run]):
+        error = run_offramp(*command, "--json").require(1).json["error"]
+        assert error["what"].startswith("plan.json, the plan of what is done here, is damaged: ")
+        assert f"--output {run}" in error["fix"]
+
+
+def test_a_trace_is_no_run_and_names_what_it_is_good_for(finished_run: Path, tmp_path: Path) -> None:
+    trace = next(finished_run.glob("traces/*/*"))
+    for command in (["compare", trace, "-o", tmp_path / "out"], ["report", trace]):
+        error = run_offramp(*command, "--json").require(2).json["error"]
+        assert "this is a trace" in error["what"]
+        assert f"offramp score {trace}" in error["fix"]
+        assert f"offramp replay {trace}" in error["fix"]
 
 
 def test_a_changed_summary_is_refused_though_nothing_of_it_is_used(

@@ -104,6 +104,14 @@ def test_the_same_documents_are_refused_unless_left_out(tuned_file: Path, traces
     assert value["documents"] == read_tuned(tuned_file).documents["report"]
 
 
+def test_a_run_of_two_texts_is_asked_which(finished_run: Path) -> None:
+    """Also where the policy is of one of them: the question is of another text."""
+    policy = next((finished_run / "policies").glob("*agreement*"))
+    refused = run_offramp("predict", policy, "--trace", finished_run).require(2).err
+    assert "the run has 2 traces" in refused
+    assert all(str(trace) in refused for trace in finished_run.glob("traces/*/*"))
+
+
 def test_what_is_no_trace_or_no_policy_of_this_model_is_refused(
     tuned_file: Path, traces: tuple[Path, Path], tmp_path: Path
 ) -> None:

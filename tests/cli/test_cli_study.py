@@ -161,8 +161,12 @@ def test_status_and_report_of_a_finished_study(ran: Ran) -> None:
 
 def test_a_report_of_a_study_that_never_ran_is_refused(small: Path) -> None:
     error = run_offramp(*study("report", small, "--json")).require(2).json["error"]
-    assert "no study here" in error["what"]
-    assert "offramp study run" in error["fix"]
+    assert "no such folder" in error["what"]
+    shown = run_offramp(*study("plan", small)).require(0).out
+    assert max(map(len, shown.splitlines()[2:])) <= 80  # below the study's title and folder
+    error = run_offramp(*study("report", small, "--json")).require(2).json["error"]
+    assert error["what"] == "nothing has run here yet, it was only planned"
+    assert error["fix"] == f"run it: offramp study run {small}"
 
 
 @pytest.mark.slow

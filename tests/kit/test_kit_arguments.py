@@ -78,6 +78,11 @@ def test_another_type_is_named(given: dict[str, Any], what: str, fix: str) -> No
     assert refused.value.fix.startswith(fix)
 
 
+def test_a_public_type_is_named_with_what_gives_one() -> None:
+    with pytest.raises(InputError, match=r"give Trace: offramp\.Trace\.load\(FOLDER\)"):
+        offramp.score("runs/trace")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_public_function_takes_its_defaults_and_nothing_unknown(name: str) -> None:
     function = getattr(offramp, name)
@@ -160,9 +165,10 @@ def limited(
         ({"count": 1.5}, "count cannot be float 1.5", "give int"),
         ({"seed": -1}, "seed must be at least 0, not -1", "give a number that is at least 0"),
         ({"share": 1.0}, "share must be below 1, not 1.0", "give a number that is below 1"),
-        ({"share": math.nan}, "share must be above 0, not nan", "give a number that is above 0"),
+        ({"share": math.nan}, "share must be a finite number, not nan", "give a finite number"),
         ({"share": "half"}, "share cannot be str 'half'", "give float or None"),
         ({"seconds": 0}, "seconds must be above 0, not 0", "give a number that is above 0"),
+        ({"seconds": math.nan}, "seconds must be a finite number, not nan", "give a finite number"),
         ({"seconds": math.inf}, "seconds must be 31,622,400.0 at most, not inf", "give a number"),
         ({"sizes": [4, 0]}, "sizes must be at least 1", "give a number that is at least 1"),
     ],

@@ -21,6 +21,7 @@ from offramp.files import seal_of
 from offramp.policies.grammar import (
     BUILT_IN,
     parse_policy,
+    parse_policy_for,
     policy_from_json,
     policy_kinds,
     policy_to_json,
@@ -38,6 +39,7 @@ from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
 from offramp.policies.signals import SIGNALS, find_signal
 from offramp.testing import check_policy
+from policy_traces import make_trace
 
 EXIT_LISTS = st.lists(st.integers(1, 200), min_size=1, max_size=5, unique=True).map(sorted).map(tuple)
 EXITS = st.one_of(st.just("all"), EXIT_LISTS)
@@ -186,7 +188,7 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
         ("never:exit=3", "never has no parameter 'exit'", 6),
         ("threshold:signal=marginn,value=0.9,exits=3", "unknown signal 'marginn'", 17),
         ("threshold:signal=margin,value=much,exits=3", "'much' is not a number", 30),
-        ("threshold:signal=margin,value=nan,exits=3", "value must be at least -1e+30, not nan", 30),
+        ("threshold:signal=margin,value=nan,exits=3", "value must be a finite number, not nan", 30),
         ("threshold:signal=margin,value=0.9,exits=3+x", "'x' is not an exit", 42),
         (
             "threshold:signal=margin,value=0.9,exits=5+3",
@@ -523,3 +525,13 @@ def test_a_file_without_the_ending_of_a_policys_is_told(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"name of a policy's file ends in \.json") as refused:
         parse_policy(str(tmp_path / "policy.txt"))
     assert refused.value.fix == f"rename it: {tmp_path / 'policy.txt'}.json"
+    (tmp_path / "facts.parquet").write_bytes(b"PAR1")
+    with pytest.raises(PolicyError, match="this is not a policy file"):
+        parse_policy(str(tmp_path / "facts.parquet"))
+
+
+@pytest.mark.parametrize("text", ["static:exit=99", "threshold:signal=max_prob,value=0.9,exits=2+99"])
+def test_an_exit_beyond_the_trace_is_pointed_at(text: str) -> None:
+    with pytest.raises(PolicyError, match="exit 99 is beyond the model, which has 6 layers") as refused:
+        parse_policy_for(text, make_trace(exits=[2, 5, 6]))
+    assert refused.value.where == f"\n  {text}\n  {' ' * text.index('99')}^"

@@ -12,8 +12,10 @@ import pytest
 from report_examples import example_run
 
 from offramp.decoding.generation.result import Generation
+from offramp.policies.cost_breakdown import CostBreakdown, Line
 from offramp.policies.replay import replay
 from offramp.report.notebook import html_of
+from offramp.report.replayed import charges
 from page_reader import Page, require_self_contained
 
 LAYERS = 12
@@ -89,6 +91,19 @@ def test_a_replay_shows_its_figures_where_tokens_leave_and_what_is_charged(polic
     shares = [line.total / found.breakdown.plain for line in found.breakdown.lines if line.total]
     assert all(f"{100 * share:.1f} %" in text for share in shares)
     assert f".e{trace.layers}{{" in page
+
+
+def test_layers_that_ran_equally_often_are_one_line_of_the_charges() -> None:
+    """With a price of its own for each; the sums stay."""
+    lines = [Line("layers", (layer,), 1, "", 200 if layer < 3 else 50, 0.1 * layer) for layer in (1, 2, 3, 4)]
+    probes = [Line("probe", (exit,), 1, "full head", 200, 1.0) for exit in (2, 4)]
+    shown = charges(CostBreakdown("seconds", 200, (*lines, *probes), tuple(lines)))
+    assert [(line.where, line.count) for line in shown] == [
+        ("layers 1-2", 400),
+        ("layers 3-4", 100),
+        ("exits 2, 4", 400),
+    ]
+    assert sum(line.total for line in shown) == pytest.approx(sum(line.total for line in (*lines, *probes)))
 
 
 def test_what_has_no_page_is_refused() -> None:

@@ -219,7 +219,7 @@ def test_a_plan_is_read_back_as_it_was(folder: StudyFolder) -> None:
     assert StudyFolder(folder.path).read_plan() == plan
     path = folder.path / PLAN
     path.write_bytes(path.read_bytes().replace(b"smollm2", b"smollm3", 1))
-    with pytest.raises(DamagedFileError, match=r"plan\.json: its bytes changed"):
+    with pytest.raises(DamagedFileError, match=r"is damaged: its bytes changed"):
         folder.read_plan()
 
 
@@ -281,7 +281,7 @@ def test_a_plan_that_another_program_sealed_is_refused(
 
 
 def test_a_folder_without_a_plan_is_no_study(folder: StudyFolder) -> None:
-    with pytest.raises(InputError, match="there is no study here"):
+    with pytest.raises(InputError, match="there is no such folder"):
         folder.read_plan()
     assert not folder.path.exists()
 

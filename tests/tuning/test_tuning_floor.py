@@ -37,7 +37,7 @@ def test_floors_and_what_they_allow() -> None:
         ("agreement=nan", None, "is no floor"),
         ("agreement", None, "is no floor"),
         ("agreement=much", None, "is no floor"),
-        ("agrement=0.9", None, "kind must be 'agreement', .* not 'agrement'"),
+        ("agrement=0.9", None, "kind must be 'agreement', .* not 'agrement'(.|\n)*did you mean 'agreement'"),
         ("agreement=0.9", 1.0, "clip must be left out at a floor on agreement"),
         ("nll=0", None, "value must be above 0"),
         ("nll=-1", None, "value must be above 0"),

@@ -60,8 +60,9 @@ def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> Non
         console.print(GROUPS.rich(planned_groups(plan, status)))
     else:
         console.print(CELLS.rich(planned_tasks(plan, status)))
-    lines = (*unavailable_lines(plan), *certifiable_lines(plan), *effort_lines(plan, status))
-    for line in (*lines, *problem_lines(status)):
+    for line in (*certifiable_lines(plan), *effort_lines(plan, status)):
+        console.print(line, markup=False)
+    for line in (*unavailable_lines(plan), *problem_lines(status)):  # paths and commands, whole
         console.print(line, markup=False, soft_wrap=True)
 
 

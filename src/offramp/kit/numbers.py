@@ -5,7 +5,6 @@ Whatever is computed with such a number stays finite, and can be written to JSON
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -50,7 +49,7 @@ LIMITS: Mapping[Any, tuple[str, Callable[[Any, Any], bool], str]] = {
 
 def within(number: float, limits: Sequence[Any]) -> str | None:
     """What a number must be that is outside one of these limits, in words; None for one within all."""
-    if math.isnan(number):
+    if number != number:
         return "a finite number"
     for limit in limits:
         bound, holds, words = LIMITS[type(limit)]

@@ -339,10 +339,8 @@ class StudyFolder:
             what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
         elif is_trace(self.path):
             what = "this is a trace, and there is no page of one alone"
-            fix = (
-                f"score it, or replay a policy on it: {command_line('score', self.path)}, or "
-                + command_line("replay", self.path, policy="static:exit=N")
-            )
+            replay = command_line("replay", self.path, policy="static:exit=N")
+            fix = f"score it: {command_line('score', self.path)}; or replay a policy on it: {replay}"
         elif not self.path.is_dir():
             what, fix = "there is no such folder", "check the path"
         else:

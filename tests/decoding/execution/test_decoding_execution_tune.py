@@ -252,6 +252,8 @@ def test_another_model_dtype_or_heads_are_refused() -> None:
     with_heads.provenance = {**found.provenance, "request": {**found.request, "heads": heads}}
     with pytest.raises(InputError, match="comes with its exit heads"):
         offramp.tune(with_heads, FLOOR, None, model, workload=work, **SIZES)
+    with pytest.raises(InputError, match="nope does not exist"):  # nothing is decoded with them
+        offramp.tune(found, FLOOR, None, heads="nope")
 
 
 NO_TORCH = """

@@ -27,7 +27,6 @@ from offramp.studies.comparison.results import Comparison, Row
 def folders(monkeypatch: pytest.MonkeyPatch):
     """Folders that hold what a test says: rows by the folder's name."""
     contents: dict[Path, Comparison] = {}
-    monkeypatch.setattr(reading, "is_study_folder", contents.__contains__)
     monkeypatch.setattr(reading, "read_study_folder", contents.__getitem__)
 
     def hold(*rows: Row, **fields) -> Path:
@@ -54,7 +53,7 @@ def test_a_study_is_compared_with_everything(case: StudyCase) -> None:
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the folder is that of neither a study nor a finished run"):
+    with pytest.raises(InputError, match="there is no study or run here"):
         read_comparison([tmp_path])
     with pytest.raises(InputError, match="there is no such folder") as refused:
         read_comparison([tmp_path / "nowhere"])
@@ -64,7 +63,7 @@ def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
 def test_nothing_finished_is_nothing_to_compare(folders) -> None:
     with pytest.raises(InputError, match="no score is finished") as refused:
         read_comparison([folders(failures={"a · prose": "out of memory"})])
-    assert "a · prose: out of memory" in refused.value.fix
+    assert "a · prose: out of memory" in refused.value.what
 
 
 def test_several_folders_become_one_table(folders) -> None:

@@ -42,7 +42,6 @@ from offramp.studies.comparison.strategies import (
 from offramp.studies.comparison.study_reading import (
     TRACE,
     StudyReader,
-    is_study_folder,
     model_fingerprint,
     read_study_folder,
 )
@@ -304,16 +303,11 @@ def test_a_damaged_result_is_no_row_and_is_said(tmp_path: Path) -> None:
     content = read_study_folder(case.folder.path)
     assert len(content.rows) == 1
     assert list(content.failures.values()) == [
-        "a file of it changed since it was done; the next run does it again"
+        "damaged: a file of it changed since it was done; the next run does it again"
     ]
     (case.folder.path / "plan.json").write_text("{}")
     with pytest.raises(DamagedFileError):
         read_study_folder(case.folder.path)
-
-
-def test_a_folder_is_a_study_by_its_plan(case: StudyCase, tmp_path: Path) -> None:
-    assert is_study_folder(case.folder.path)
-    assert not is_study_folder(tmp_path)
 
 
 # --- how a row was traced
