@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 import offramp
 from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.options import DecodingOptions
-from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.file import read_heads, write_heads
-from offramp.heads.maps import KeyValueMaps
 from offramp.models.model import Model
 from offramp.policies.kv import maps_of
 from offramp.policies.policy_cost import counted_at

@@ -31,10 +31,9 @@ import numpy as np
 import torch
 
 import offramp
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-from offramp.heads.fitted import FittedHeads
+from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.output_head import StateShape, make_head
-from offramp.heads.readings import LinearLens
+from offramp.heads.parts import Classifier, Lens, Weights
 from offramp.heads.statistics import choose_reductions
 from offramp.kit.defaults import CANDIDATES, NETWORK_UNITS
 from offramp.models.model import Model
@@ -87,8 +86,7 @@ def measurer_of(
     reductions = choose_reductions(tokens * len(layers) * model.shape.vocabulary_size, device.type)
     shape = StateShape(-2, None, model.shape.hidden_size)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
-    fitted = None if heads is None else FittedHeads.of(heads, layers)
-    return GroupMeasurer(model.stack, head, layers, shape, getattr(torch, model.dtype), recording, fitted)
+    return GroupMeasurer(model.stack, head, layers, shape, getattr(torch, model.dtype), recording, heads)
 
 
 def trace_once(measurer: GroupMeasurer, contexts: list[Context]) -> None:
@@ -166,18 +164,23 @@ def some_heads(model: Model) -> ExitHeads:
     def normal(*shape: int) -> np.ndarray:
         return (0.01 * generator.normal(size=(exits, *shape))).astype(np.float32)
 
-    def classifier(sizes: tuple[int, ...]) -> ExitClassifier:
+    def classifier(sizes: tuple[int, ...]) -> Classifier[Weights]:
         layers = list(itertools.pairwise(sizes))
-        none = np.zeros(exits)
-        weights, biases = tuple(normal(*pair) for pair in layers), tuple(normal(pair[1]) for pair in layers)
-        scale = np.ones((exits, sizes[0]), dtype=np.float32)
-        return ExitClassifier(normal(sizes[0]), scale, weights, biases, none, none, none.astype(np.bool_))
+        return Classifier(
+            mean=normal(sizes[0]),
+            scale=np.ones((exits, sizes[0]), dtype=np.float32),
+            weights=tuple(normal(*pair) for pair in layers),
+            biases=tuple(normal(pair[1]) for pair in layers),
+            auroc=np.zeros(exits),
+            base_rate=np.zeros(exits),
+            better_than_chance=np.zeros(exits, dtype=np.bool_),
+        )
 
     eye = np.eye(hidden, dtype=np.float32)
     return ExitHeads(
         model={},
         exits=tuple(range(1, model.layers)),
-        lens=LinearLens(eye + normal(hidden, hidden), normal(hidden), np.zeros(exits), np.zeros(exits)),
+        lens=Lens(weight=eye + normal(hidden, hidden), bias=normal(hidden)),
         classifiers={fact.name: classifier(widths[fact.name]) for fact in HEAD_FACTS},
         shortlist=None,
         candidate_exit=max(1, model.layers // 3),

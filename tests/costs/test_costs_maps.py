@@ -9,7 +9,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import MAP_LAUNCHES, Roofline
 from offramp.costs.probes import ProbeSizes, map_bytes, map_flops, timed_map_layers
 from offramp.costs.token import add_costs, token_costs
-from offramp.heads.maps import ExitMaps, map_elements
+from offramp.heads.parts import ExitMaps, map_elements
 from policy_traces import make_shape
 
 SHAPE = make_shape(6, element_bytes=2)
@@ -32,8 +32,13 @@ def test_bytes_are_those_of_the_arrays_that_a_product_reads(rank: int | None) ->
     layers, none = 4, np.zeros((rank or 1, 4))
     whole = {"change": np.zeros((layers, 10, 10), np.float32)}
     low = {"inward": np.zeros((3, 10), np.float32), "outward": np.zeros((layers, 10, 3), np.float32)}
-    zeros = np.zeros(10, np.float32), np.zeros((layers, 10), np.float32)
-    maps = ExitMaps(*zeros, none, 0.0, **(whole if rank is None else low))
+    maps = ExitMaps(
+        centre=np.zeros(10, np.float32),
+        bias=np.zeros((layers, 10), np.float32),
+        explained=none,
+        penalty=0.0,
+        **(whole if rank is None else low),
+    )
     assert map_bytes(SHAPE, layers, rank) == maps.bytes - maps.centre.nbytes
     assert map_bytes(SHAPE, layers, rank) == 4 * map_elements(10, layers, rank)
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.fitted import describe_base
-from offramp.heads.maps import ExitMaps, KeyValueMaps
+from offramp.heads.at_work import describe_base
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.parts import ExitMaps
 from offramp.models.calls import first_tensor, with_hidden
 from offramp.models.model import Model
 

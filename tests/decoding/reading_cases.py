@@ -11,7 +11,6 @@ from random_heads import ALL_FACTS, random_heads
 from tracing_models import build_family, llama, numbers, tiny_llama, tiny_model, workload_of
 
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.modules import PreparedReading
 from offramp.models.model import Model
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
@@ -62,10 +61,10 @@ def needs_of(exits: Sequence[int], heads: ExitHeads | None, facts: Sequence[str]
 
 def logits_of(model: Model, hidden: torch.Tensor, heads: ExitHeads | None, exit: int) -> torch.Tensor:
     """The model's own readout of [rows, 1, hidden], through lens and network."""
-    if heads is not None and exit in heads.exits:
+    if heads is not None and heads.reading is not None and exit in heads.exits:
         rows = hidden.flatten(1)
-        read = PreparedReading.of(heads.lens, heads.mlp, heads.exits.index(exit), hidden.device)
-        hidden = hidden if read is None else read(rows).view_as(hidden)
+        read = heads.reading.at(heads.exits.index(exit), hidden.device)
+        hidden = read(rows).view_as(hidden)
     return model.stack.readout(hidden).float().reshape(len(hidden), -1)
 
 

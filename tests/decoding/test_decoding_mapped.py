@@ -22,8 +22,7 @@ from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.mapped import StateMaps
 from offramp.errors import InputError, PolicyError
-from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.maps import KeyValueMaps
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.policies.grammar import parse_policy
 from tiny_models import LAYERS
 

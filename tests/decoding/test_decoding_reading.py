@@ -35,9 +35,10 @@ import offramp
 from offramp.decoding.exit_readout.facts import Tools
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.errors import InputError
+from offramp.heads.at_work import HeadsAtWork
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import write_heads
-from offramp.heads.modules import PreparedClassifier, PreparedReading
+from offramp.heads.parts import ExitReading
 from offramp.models.calls import first_tensor
 from offramp.models.model import Model
 from offramp.tracing.facts import FACT_BY_NAME
@@ -223,10 +224,8 @@ def test_nothing_is_computed_twice_or_unasked(
 ) -> None:
     model = tiny_llama()
     lens_calls: list[int] = []
-    apply = PreparedReading.__call__
-    monkeypatch.setattr(
-        PreparedReading, "__call__", lambda self, rows: lens_calls.append(1) or apply(self, rows)
-    )
+    apply = ExitReading.__call__
+    monkeypatch.setattr(ExitReading, "__call__", lambda self, rows: lens_calls.append(1) or apply(self, rows))
     states = states_of(model, [3, 1, 4, 1, 5])
     reader = ExitReader(engine_of(model), random_heads(model, (1, 2)), threshold_needs(fact, (1, 2)))
     reader.read(1, threshold_needs(fact, (1, 2))[1], *states[1])
@@ -351,12 +350,12 @@ def test_a_broken_logit_never_looks_sure() -> None:
 
 def test_one_check_of_a_classifier_is_far_quicker_than_a_layer() -> None:
     """On a state of the default model's size, whose layer takes 1.7 ms."""
-    classifier = random_heads(tiny_llama(), (1,), features=576).classifiers["correctness"]
+    heads = random_heads(tiny_llama(), (1,), features=576)
+    classifier = heads.classifiers["correctness"].at(0, torch.device("cpu"))
     reader = ExitReader(engine_of(tiny_llama()), None, {})
     reader._tools = Tools(
         reader._tools.head,
-        {},
-        {("correctness", 1): PreparedClassifier.of(classifier, 0, torch.device("cpu"))},
+        HeadsAtWork(heads, {}, {("correctness", 1): classifier}, {}),
     )
     hidden = torch.randn(1, 1, 576)
     times = []

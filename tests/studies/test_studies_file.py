@@ -13,7 +13,7 @@ import offramp
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import write_heads
-from offramp.heads.readings import LinearLens
+from offramp.heads.parts import Lens
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
 from offramp.studies.study_file import read_study
@@ -72,7 +72,7 @@ def test_heads_in_a_file_belong_to_one_model(tmp_path: Path) -> None:
     small_world(tmp_path)
     identity = find_source(str(tmp_path / "a")).identity
     sizes = {"dtype": "float32", "hidden_size": 8, "vocabulary_size": 32}
-    lens = LinearLens(
+    lens = Lens(
         weight=np.zeros((3, 8, 8), dtype=np.float32),
         bias=np.zeros((3, 8), dtype=np.float32),
         penalty=np.ones(3),

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.parts import Classifier, GatedNetwork, Lens, OwnHead
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.model import Model
 
@@ -49,10 +49,10 @@ def random_heads(
     def normal(*shape: int) -> np.ndarray:
         return generator.normal(size=(len(exits), *shape)).astype(np.float32)
 
-    def classifier(name: str) -> ExitClassifier:
+    def classifier(name: str) -> Classifier:
         widths = [FEATURES.get(name, size), *([HIDDEN_UNITS[name]] if name in HIDDEN_UNITS else []), 1]
         pairs = list(itertools.pairwise(widths))
-        return ExitClassifier(
+        return Classifier(
             mean=normal(widths[0]),
             scale=np.exp(normal(widths[0])),
             weights=tuple(normal(*pair) / np.float32(np.sqrt(pair[0])) for pair in pairs),
@@ -62,18 +62,18 @@ def random_heads(
             better_than_chance=np.zeros(len(exits), dtype=np.bool_),
         )
 
-    def linear() -> LinearLens:
+    def linear() -> Lens:
         zeros = np.zeros(len(exits))
         if lens_rank is None:
             near = np.eye(size, dtype=np.float32) + 0.3 * normal(size, size)
-            return LinearLens(near, normal(size), zeros, zeros)
+            return Lens(weight=near, bias=normal(size), explained=zeros, penalty=zeros)
         inward, outward = normal(lens_rank, size), 0.1 * normal(size, lens_rank)
-        return LinearLens(None, normal(size), inward=inward, outward=outward)
+        return Lens(bias=normal(size), inward=inward, outward=outward)
 
-    def network() -> ExitMlp:
+    def network() -> GatedNetwork:
         sizes = ((size,), (mlp_units, size), (mlp_units, size), (size, mlp_units))
         norm, gate, up, down = (normal(*shape)[: 1 if shared else None] for shape in sizes)
-        return ExitMlp(norm=np.exp(norm), gate=gate, up=up, down=np.float32(0.3) * down)
+        return GatedNetwork(norm=np.exp(norm), gate=gate, up=up, down=np.float32(0.3) * down)
 
     return ExitHeads(
         model=base_of(model),
@@ -113,7 +113,7 @@ def random_output_heads(
         shortlist=None,
         candidate_exit=None,
         documents={},
-        output=OutputHeads(
+        output=OwnHead(
             weight=None
             if heads == "the model's"
             else 3 * normal(vocabulary, hidden)[kept] / np.float32(np.sqrt(hidden)),
@@ -173,7 +173,7 @@ def output_logits(model: Model, heads: ExitHeads, place: int, hidden: np.ndarray
     """Logits of one exit by hand in float64, of states [rows, hidden], not yet transformed."""
     output, hidden = heads.output, seen_by_hand(heads, place, hidden)
     if output is None:
-        output = OutputHeads(None)
+        output = OwnHead()
     if output.norm == "rms":
         assert output.norm_weight is not None
         assert output.epsilon is not None

@@ -30,7 +30,7 @@ from rounding import (
 from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
-from offramp.heads.modules import CLASSIFIED_FACTS
+from offramp.heads.at_work import CLASSIFIED_FACTS
 from offramp.heads.statistics import EXACT_COLUMNS, can_compile, choose_reductions
 from offramp.kit.defaults import SHORTLIST
 from offramp.models.model import Model

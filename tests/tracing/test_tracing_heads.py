@@ -32,8 +32,9 @@ from rounding import DEVIATIONS, UNIT, assert_within, spread
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import write_heads
+from offramp.heads.parts import Classifier
 from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.model import Model
 from offramp.policies.policy_cost import fitted_sizes, prices_of, sizes_of_heads
@@ -82,7 +83,7 @@ def lens_logits(model: Model, heads: ExitHeads, after: np.ndarray) -> np.ndarray
     return z if cap is None else cap * np.tanh(z / cap)
 
 
-def classified(classifier: ExitClassifier, place: int, x: np.ndarray) -> np.ndarray:
+def classified(classifier: Classifier, place: int, x: np.ndarray) -> np.ndarray:
     """A classifier by hand in float64."""
     values = (x - classifier.mean[place]) / classifier.scale[place]
     for number, (weight, bias) in enumerate(zip(classifier.weights, classifier.biases, strict=True)):
@@ -317,7 +318,7 @@ def test_a_trace_through_each_form_equals_the_one_by_hand(form: str) -> None:
     assert fitted_sizes(found) == sizes_of_heads(heads, mapped=False)
     # Parts of one exit alone, out of arrays of both or of one that they share.
     some = dataclasses.replace(
-        heads, lens=heads.lens and heads.lens.at([1]), mlp=heads.mlp and heads.mlp.at([1])
+        heads, lens=heads.lens and heads.lens.chosen([1]), mlp=heads.mlp and heads.mlp.chosen([1])
     )
     rows = np.random.default_rng(0).normal(size=(3, model.shape.hidden_size))
     assert np.array_equal(seen_by_hand(some, 0, rows), seen_by_hand(heads, 1, rows))
@@ -340,16 +341,18 @@ def test_a_masked_vocabulary_is_masked_where_the_head_is_the_models(kind: Any) -
 
 
 def test_one_buffer_of_logits_serves_every_exit() -> None:
-    from offramp.heads.fitted import FittedHeads, OwnHeads
+    from offramp.heads.at_work import HeadsAtWork
     from offramp.heads.output_head import LinearHead, StateShape, make_head
+    from offramp.tracing.measurement import heads_below
 
     model = tiny_model(build_family("llama"))
     heads = random_output_heads(model, range(1, model.layers))
-    fitted = FittedHeads.of(heads, range(1, model.layers + 1))
     shape = StateShape(-2, None, model.shape.hidden_size)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, "eager")
-    own = OwnHeads.of(fitted, model.stack, head, shape)
-    assert len({head.buffer.whole.data_ptr() for head in own.heads if isinstance(head, LinearHead)}) == 1
+    work = HeadsAtWork.of(heads, heads.exits, model.stack, head.device)
+    below = heads_below(work, heads.exits, head, shape)
+    assert len(below) == len(heads.exits)
+    assert len({head.buffer.whole.data_ptr() for head in below if isinstance(head, LinearHead)}) == 1
 
 
 def test_a_check_of_the_short_list_costs_as_many_columns_as_it_has() -> None:

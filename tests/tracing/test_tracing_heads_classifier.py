@@ -10,16 +10,14 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from offramp.heads.modules import PreparedClassifier
+from offramp.heads.parts import Classifier, stacked
 from offramp.kit.defaults import NETWORK_UNITS
 from offramp.tracing.fitting.classifiers import (
     PRIOR_VARIANCE,
     RAREST_CLASS,
-    FittedClassifier,
     Samples,
     beats_base_rate,
     fit_classifier,
-    stack_exits,
 )
 
 FEATURES = 6
@@ -38,9 +36,9 @@ def samples(
     )
 
 
-def probability(fitted: FittedClassifier, x: np.ndarray) -> np.ndarray:
+def probability(fitted: Classifier, x: np.ndarray) -> np.ndarray:
     """As tracing computes it."""
-    prepared = PreparedClassifier.of(stack_exits([fitted, fitted]), 1, torch.device("cpu"))
+    prepared = stacked([fitted, fitted]).at(1, torch.device("cpu"))
     values = prepared(torch.from_numpy(x))
     return np.asarray(values.numpy())
 

@@ -16,10 +16,9 @@ import pytest
 
 from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.heads.described import describe_heads
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.file import HEADER, SCHEMA_VERSION, read_heads, require_base, write_heads
-from offramp.heads.maps import ExitMaps, KeyValueMaps, map_elements
-from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads
+from offramp.heads.parts import Classifier, ExitMaps, GatedNetwork, Lens, OwnHead, map_elements
 
 HIDDEN, UNITS, EXITS = 6, 4, (2, 3)
 MODEL: dict[str, Any] = {
@@ -32,7 +31,7 @@ MODEL: dict[str, Any] = {
 }
 
 
-def classifier(features: int, *, network: bool, seed: int = 0) -> ExitClassifier:
+def classifier(features: int, *, network: bool, seed: int = 0) -> Classifier:
     generator = np.random.default_rng(seed)
 
     def numbers(*shape: int) -> Any:
@@ -40,7 +39,7 @@ def classifier(features: int, *, network: bool, seed: int = 0) -> ExitClassifier
 
     widths = (features, UNITS, 1) if network else (features, 1)
     layers = list(itertools.pairwise(widths))
-    return ExitClassifier(
+    return Classifier(
         mean=numbers(features),
         scale=np.abs(numbers(features)) + 1,
         weights=tuple(numbers(*layer) for layer in layers),
@@ -57,7 +56,7 @@ def example(**changes: Any) -> ExitHeads:
     heads = ExitHeads(
         model=MODEL,
         exits=EXITS,
-        lens=LinearLens(
+        lens=Lens(
             weight=generator.normal(size=(2, HIDDEN, HIDDEN)).astype(np.float32),
             bias=generator.normal(size=(2, HIDDEN)).astype(np.float32),
             explained=np.array([0.4, 0.8]),
@@ -135,7 +134,7 @@ def with_mlp(units: int = 3, **changes: Any) -> ExitHeads:
         return generator.normal(size=(len(EXITS), *shape)).astype(np.float32)
 
     sizes = {"norm": (HIDDEN,), "gate": (units, HIDDEN), "up": (units, HIDDEN), "down": (HIDDEN, units)}
-    mlp = ExitMlp(**{name: numbers(*shape) for name, shape in sizes.items()})
+    mlp = GatedNetwork(**{name: numbers(*shape) for name, shape in sizes.items()})
     return example(mlp=dataclasses.replace(mlp, **changes))
 
 
@@ -146,7 +145,7 @@ def own_heads(kind: Any = "rms", **changes: Any) -> ExitHeads:
     def numbers(*shape: int) -> Any:
         return generator.normal(size=(len(EXITS), *shape)).astype(np.float32)
 
-    output = OutputHeads(
+    output = OwnHead(
         weight=numbers(MODEL["vocabulary_size"], HIDDEN),
         bias=None if kind == "model" else numbers(MODEL["vocabulary_size"]),
         norm=kind,
@@ -482,7 +481,7 @@ def test_the_size_of_maps_is_stated_rightly(rank: int | None) -> None:
 
 def test_numbers_that_nothing_can_be_computed_with_are_refused(path: Path) -> None:
     shape = (len(EXITS), HIDDEN, HIDDEN)
-    lens = LinearLens(np.full(shape, 1e38, np.float32), np.zeros(shape[:2], np.float32))
+    lens = Lens(weight=np.full(shape, 1e38, np.float32), bias=np.zeros(shape[:2], np.float32))
     with pytest.raises(InputError, match=r"lens\.weight holds 1e\+38, and products with it are infinite"):
         write_heads(example(lens=lens), path)
 

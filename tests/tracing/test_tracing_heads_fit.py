@@ -17,6 +17,7 @@ from offramp.errors import InputError, ModelError
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, write_heads
+from offramp.heads.parts import ExitReading
 from offramp.kit.defaults import SHORTLIST
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.fitting.classifiers import KINDS
@@ -65,7 +66,7 @@ def test_readings_are_what_a_trace_of_the_same_tokens_says(fitted: ExitHeads) ->
     traced = trace(model, workload, tokens=100, heads=fitted, progress=False)
     planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
     readings = take_readings(
-        model, planned.contexts, (1, 2), fitted.lens, None, torch.arange(20), lambda tokens: None
+        model, planned.contexts, (1, 2), ExitReading(fitted.lens), None, torch.arange(20), lambda tokens: None
     )
     np.testing.assert_array_equal(readings.agrees, traced.agreement[:, :-1])
     np.testing.assert_allclose(readings.max_prob, traced.max_prob[:, :-1], rtol=1e-4)
@@ -102,7 +103,9 @@ def test_the_short_list_holds_the_tokens_that_follow_most_often() -> None:
 def test_candidates_are_the_best_tokens_of_the_candidate_exit(fitted: ExitHeads) -> None:
     model, workload = tiny_llama(), texts(4)
     planned = plan_rows(model, [(workload, workload.documents)], 60, context=None, shown=False)
-    readings = take_readings(model, planned.contexts, (1, 2), None, 0, torch.arange(20), lambda tokens: None)
+    readings = take_readings(
+        model, planned.contexts, (1, 2), ExitReading(), 0, torch.arange(20), lambda tokens: None
+    )
     states, _ = states_by_hand(model, planned.contexts)
     logits = [model.stack.readout(torch.from_numpy(layer).float()[None])[0] for layer in states[:2]]
     tokens = logits[0].topk(8, dim=-1).indices
@@ -116,7 +119,7 @@ def test_each_kind_predicts_its_own_label() -> None:
     model, workload = tiny_llama(), texts(6)
     planned = plan_rows(model, [(workload, workload.documents)], 100, context=None, shown=False)
     readings = take_readings(
-        model, planned.contexts, (1, 2), None, None, torch.arange(20), lambda tokens: None
+        model, planned.contexts, (1, 2), ExitReading(), None, torch.arange(20), lambda tokens: None
     )
     cosine = torch.linspace(0.9, 1.0, 100)[:, None].expand(-1, 2)
     changed = dataclasses.replace(readings, cosine=cosine)

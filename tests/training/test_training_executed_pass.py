@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from map_cases import heads_with, random_maps
@@ -17,7 +18,7 @@ import offramp
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.rerun.parallel import Carried
 from offramp.decoding.rerun.sequences import traced_sequences
-from offramp.heads.modules import PreparedMaps
+from offramp.heads.parts import ExitMaps
 from offramp.models.calls import continued, first_tensor, with_hidden
 from offramp.models.model import Model
 from offramp.training.executed_pass import Started, mapped_inputs, places_of, run_executed
@@ -49,10 +50,8 @@ def leaf_maps(model: Model, *, rank: int | None, dtype: torch.dtype) -> dict[int
     }
 
 
-def prepared(leaves: Mapping[str, Tensor]) -> PreparedMaps:
-    names = ("change",) if "change" in leaves else ("inward", "outward")
-    products = tuple(leaves[name].reshape(-1, leaves[name].shape[-1]).t() for name in names)
-    return PreparedMaps(leaves["centre"], leaves["bias"].flatten(), products)
+def prepared(leaves: Mapping[str, Tensor]) -> ExitMaps:
+    return ExitMaps(**leaves, explained=np.zeros((1, 1)), penalty=0.0)
 
 
 def executed_logits(
@@ -211,7 +210,7 @@ def test_a_rerun_of_the_same_leaving_tokens_says_the_same() -> None:
     found = offramp.rerun(model, trace, policy, "mapped", heads=heads)
     after = mapped_inputs(
         model.layers,
-        {exit: PreparedMaps.of(one, torch.device("cpu")) for exit, one in maps.maps.items()},
+        {exit: one.on(torch.device("cpu")) for exit, one in maps.maps.items()},
     )
     assert {2, 3, LAYERS} <= set(found.exits.tolist())
     with model.evaluating():

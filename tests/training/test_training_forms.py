@@ -66,7 +66,7 @@ def test_a_lens_of_low_rank_computes_as_the_dense_one(start: RidgeStart) -> None
     lens, rows = initial_lens(start, 4), torch.randn(5, HIDDEN, generator=torch.Generator().manual_seed(0))
     whole = {"weight": torch.from_numpy(dense(lens)).float(), "bias": lens["bias"]}
     torch.testing.assert_close(prepared(lens)(rows), prepared(whole)(rows))
-    read = reading_of([lens], shared=False).of(0, rows.device)
+    read = reading_of([lens], shared=False).at(0, rows.device)
     assert torch.equal(read(rows), prepared(lens)(rows))
     by_hand = rows.double().numpy() @ start.weight.astype(float).T + start.bias
     np.testing.assert_allclose(prepared(initial_lens(start))(rows).numpy(), by_hand, rtol=1e-4, atol=1e-5)

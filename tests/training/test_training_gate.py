@@ -12,11 +12,11 @@ import torch
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import ProbeSizes
-from offramp.heads.exit_heads import ExitClassifier
+from offramp.heads.parts import Classifier, stacked
 from offramp.policies.policy_cost import seconds_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.fitting.classifiers import Samples, fit_classifier, stack_exits
+from offramp.tracing.fitting.classifiers import Samples, fit_classifier
 from offramp.tracing.trace import Trace
 from offramp.training.gate import (
     HALF,
@@ -141,7 +141,7 @@ RISK = 0.1
 FIT, APART, ELSEWHERE = (made_up(rows, seed) for rows, seed in ((3000, 1), (2000, 2), (2000, 3)))
 
 
-def agreement_networks(fit: GateRows, apart: GateRows) -> ExitClassifier:
+def agreement_networks(fit: GateRows, apart: GateRows) -> Classifier:
     """Networks that say whether each exit agrees."""
 
     def samples(rows: GateRows, place: int) -> Samples:
@@ -150,7 +150,7 @@ def agreement_networks(fit: GateRows, apart: GateRows) -> ExitClassifier:
     both = (
         fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=0) for place in (0, 1)
     )
-    return stack_exits(list(both))
+    return stacked(list(both))
 
 
 START = agreement_networks(FIT, APART)
@@ -172,7 +172,7 @@ def plain_at_floor(rows: GateRows, risk: float, prices: GatePrices, thresholds: 
 
 
 def trained(
-    fit: GateRows = FIT, apart: GateRows = APART, start: ExitClassifier = START, **options: int
+    fit: GateRows = FIT, apart: GateRows = APART, start: Classifier = START, **options: int
 ) -> GateFit:
     at_floor = plain_at_floor(apart, RISK, CHEAP)
     return learn_gates(fit, apart, CHEAP, RISK, start, at_floor, **{"seed": 0, "steps": 200, **options})
@@ -183,7 +183,7 @@ def found() -> GateFit:
     return trained()
 
 
-def hard(gates: ExitClassifier, rows: GateRows) -> Outcome:
+def hard(gates: Classifier, rows: GateRows) -> Outcome:
     leaving = torch.from_numpy(probabilities_of(gates, rows).T >= HALF).double()
     return expected_outcome(leaving, rows.agrees, CHEAP)
 

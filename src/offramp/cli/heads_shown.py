@@ -10,8 +10,8 @@ from offramp.report.formats import decimal
 from offramp.report.table import Column, Table
 
 if TYPE_CHECKING:
-    from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-    from offramp.heads.maps import ExitMaps
+    from offramp.heads.exit_heads import ExitHeads
+    from offramp.heads.parts import Classifier, ExitMaps, Weights
 
 
 def heads_table(fitted: ExitHeads) -> Table[int]:
@@ -21,7 +21,7 @@ def heads_table(fitted: ExitHeads) -> Table[int]:
         values = None if fitted.lens is None else fitted.lens.explained
         return "?" if values is None else decimal(float(values[place]))
 
-    def auroc(classifier: ExitClassifier) -> Callable[[int], str]:
+    def auroc(classifier: Classifier[Weights]) -> Callable[[int], str]:
         def text(place: int) -> str:
             value = float(classifier.auroc[place])
             shown = "rare" if math.isnan(value) else decimal(value)
@@ -41,17 +41,17 @@ def heads_table(fitted: ExitHeads) -> Table[int]:
     )
 
 
-def _explained(place: int | None) -> Callable[[tuple[int, ExitMaps]], float]:
+def _explained(place: int | None) -> Callable[[tuple[int, ExitMaps[Weights]]], float]:
     """Explained variance of the maps into one of the deeper layers; None: the mean of all."""
 
-    def value(row: tuple[int, ExitMaps]) -> float:
+    def value(row: tuple[int, ExitMaps[Weights]]) -> float:
         explained = row[1].explained_by_all
         return float(explained.mean() if place is None else explained[place])
 
     return value
 
 
-MAPS: Table[tuple[int, ExitMaps]] = Table(
+MAPS: Table[tuple[int, ExitMaps[Weights]]] = Table(
     (
         Column("Exit", lambda row: row[0]),
         Column("Rank", lambda row: "full" if row[1].rank is None else str(row[1].rank)),

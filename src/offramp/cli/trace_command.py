@@ -85,7 +85,7 @@ def trace(asked: TraceCommand, out: Output) -> None:
 
 def _models(asked: TraceCommand, work: Workload, heads: ExitHeads | None) -> tuple[Model, Model | None]:
     """The model, and the one whose choices are kept beside its own."""
-    from offramp.heads.fitted import FittedHeads
+    from offramp.heads.at_work import require_exits
     from offramp.tracing.loading import find_model, load_for_tracing
     from offramp.tracing.request import parse_exits
 
@@ -93,7 +93,7 @@ def _models(asked: TraceCommand, work: Workload, heads: ExitHeads | None) -> tup
         found = asked.find(asked.model)
         if heads is not None:
             found.require_heads(heads, str(asked.heads))
-            FittedHeads.of(heads, parse_exits(asked.layers, heads.model["layers"]))
+            require_exits(heads, parse_exits(asked.layers, heads.model["layers"]))
         judge = None
         if asked.reference is not None:
             judge = find_model(

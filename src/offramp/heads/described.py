@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.maps import KeyValueMaps
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.kit.defaults import SHORTLIST
 from offramp.kit.sealed_tensors import seal_of
 

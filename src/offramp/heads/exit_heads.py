@@ -2,53 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.heads.arrays import Reader, Weights, named_arrays, text_arrays
-from offramp.heads.maps import KeyValueMaps, read_maps
-from offramp.heads.readings import ExitMlp, LinearLens, OutputHeads, read_lens, read_mlp, read_output
+from offramp.errors import InputError
+from offramp.heads.parts import (
+    NORM_ARRAYS,
+    Classifier,
+    ExitMaps,
+    ExitReading,
+    GatedNetwork,
+    HeadPart,
+    Lens,
+    OwnHead,
+    Weights,
+)
 from offramp.kit.sealed_tensors import Arrays, seal_of
 from offramp.kit.typed import from_json
-from offramp.workloads.shared_text import Sketch
-
-CLASSIFIER_ARRAYS = ("mean", "scale", "auroc", "base_rate", "better_than_chance")
-
-
-Figure = TypeVar("Figure")
-Flag = TypeVar("Flag")
+from offramp.workloads.shared_text import WHOLE, Sketch
 
 
 @dataclass(frozen=True)
-class Classifier(Generic[Figure, Flag]):
-    """A classifier of features, one linear layer or a network with one hidden layer (ReLU).
+class KeyValueMaps:
+    """The maps of some exits: what skipped layers are given where K and V are not to come from h_e itself.
 
-    mean, scale: float32 [features], of the standardised features (x - mean) / scale. weights: one array
-    [features, outputs] per layer; biases: one [outputs] per layer; the last has one output, the logit of the
-    probability. auroc: on held-out documents, NaN where a class was too rare. base_rate: share of positive
-    labels among the documents it was fitted on. better_than_chance: whether the log loss on held-out
-    documents beats the base rate's by more than chance does in one of twenty. Where a class was too rare the
-    weights are 0: it says the base rate.
+    maps: by exit, ascending, each below L - 1: layer L is given h_{L-1} itself by a token that left at L - 1.
+    documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of their texts
+    in the same order, None where they are not known. provenance: how they were fitted.
     """
 
-    NOT_KEPT: ClassVar[tuple[str, ...]] = ("mean", "scale", "weights", "biases")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("texts",)
 
-    mean: Weights
-    scale: Weights
-    weights: tuple[Weights, ...]
-    biases: tuple[Weights, ...]
-    auroc: Figure
-    base_rate: Figure
-    better_than_chance: Flag
+    maps: Mapping[int, ExitMaps[Weights]]
+    documents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: tuple[Sketch, ...] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """The exits that have maps, ascending."""
+        return tuple(self.maps)
 
-@dataclass(frozen=True)
-class ExitClassifier(Classifier[NDArray[np.float64], NDArray[np.bool_]]):
-    """One per exit below L: the first axis of every array."""
+    @property
+    def ranks(self) -> dict[int, int | None]:
+        """The rank of each exit's maps, None where they are whole."""
+        return {exit: maps.rank for exit, maps in self.maps.items()}
+
+    def truncated(self, rank: int) -> KeyValueMaps:
+        """The same fit at a lower rank: the first columns of every exit, which explain the most.
+
+        Nothing is fitted again, so that several ranks of one fit can be held against each other. Raises
+        InputError as `ExitMaps.truncated` does.
+        """
+        return replace(self, maps={exit: maps.truncated(rank) for exit, maps in self.maps.items()})
+
+    def header(self) -> dict[str, Any]:
+        """All that is not an array, as JSON values."""
+        texts = {} if self.texts is None else {"texts": True}
+        return {
+            "maps": [
+                {"exit": exit, "rank": maps.rank, "penalty": maps.penalty} for exit, maps in self.maps.items()
+            ],
+            "documents": {workload: list(ids) for workload, ids in self.documents.items()},
+            "provenance": dict(self.provenance),
+            **texts,
+        }
+
+    def arrays(self) -> Arrays:
+        """Every array under the name it has in a file: "kv_maps.8.bias", ..."""
+        arrays: Arrays = {}
+        for exit, maps in self.maps.items():
+            arrays |= maps.arrays(f"kv_maps.{exit}")
+        return arrays if self.texts is None else arrays | text_arrays(self.texts, "kv_maps.texts.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +97,7 @@ class ExitHeads(HeadsEntries):
 
     model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
     ascending, below L; the first axis of every array but the K,V maps' and of what all exits share. lens,
-    mlp, output: how exits are read, one after the other (see `offramp.heads.readings`); by the logit
+    mlp, output: how exits are read, one after the other (see `offramp.heads.parts`); by the logit
     lens if all are None. classifiers: by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`).
     shortlist: token ids of the restricted vocabulary, int32 [tokens], None for the first ids. candidate_exit:
     the exit whose best tokens are the candidates, None without that classifier. documents: ids of the
@@ -81,12 +111,12 @@ class ExitHeads(HeadsEntries):
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("shortlist", "texts")
 
     model: Mapping[str, Any]
-    lens: LinearLens | None
-    classifiers: Mapping[str, ExitClassifier]
+    lens: Lens[Weights] | None
+    classifiers: Mapping[str, Classifier[Weights]]
     shortlist: NDArray[np.int32] | None
-    output: OutputHeads | None = None
+    output: OwnHead[Weights] | None = None
     kv_maps: KeyValueMaps | None = None
-    mlp: ExitMlp | None = None
+    mlp: GatedNetwork[Weights] | None = None
     texts: tuple[Sketch, ...] | None = None
 
     def __repr__(self) -> str:
@@ -105,6 +135,11 @@ class ExitHeads(HeadsEntries):
     def reads_exits(self) -> bool:
         """Whether exits are read through these heads instead of the model's own norm and output head."""
         return any(part is not None for part in (self.lens, self.mlp, self.output))
+
+    @property
+    def reading(self) -> ExitReading[Weights] | None:
+        """What states go through before the final norm; None where nothing."""
+        return None if self.lens is None and self.mlp is None else ExitReading(self.lens, self.mlp)
 
     @property
     def fingerprint(self) -> str:
@@ -166,11 +201,7 @@ class ExitHeads(HeadsEntries):
         for part in (self.lens, self.mlp, self.output):
             arrays |= {} if part is None else part.arrays()
         for fact, classifier in self.classifiers.items():
-            arrays |= named_arrays(fact, classifier, CLASSIFIER_ARRAYS)
-            for number, (weights, biases) in enumerate(
-                zip(classifier.weights, classifier.biases, strict=True)
-            ):
-                arrays |= {f"{fact}.weights.{number}": weights, f"{fact}.biases.{number}": biases}
+            arrays |= classifier.arrays(fact)
         if self.shortlist is not None:
             arrays["shortlist"] = self.shortlist
         if self.kv_maps is not None:
@@ -178,6 +209,109 @@ class ExitHeads(HeadsEntries):
         if self.texts is not None:
             arrays |= text_arrays(self.texts, "texts.")
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+MADE_BY = "make one with offramp heads fit MODEL --workload W -o FILE"
+
+
+LARGEST_WEIGHT = 1e30
+"""Of float32: a sum of thousands of products with hidden states stays finite."""
+
+
+def text_arrays(texts: Sequence[Sketch], prefix: str) -> Arrays:
+    """Sketches as arrays: all numbers one after the other, and how many each has."""
+    return {
+        f"{prefix}hashes": np.concatenate([np.empty(0, dtype=np.uint32), *texts]),
+        f"{prefix}sizes": np.array([len(sketch) for sketch in texts], dtype=np.int64),
+    }
+
+
+def useless(array: NDArray[Any]) -> str | None:
+    """Why nothing can be computed with an array, None if it can: "holds a number that is not finite"."""
+    if not np.isfinite(array).all():
+        return "holds a number that is not finite"
+    largest = float(np.abs(array).max(initial=0)) if array.dtype.kind == "f" else 0.0
+    return f"holds {largest:.0e}, and products with it are infinite" if largest > LARGEST_WEIGHT else None
+
+
+class ArrayReader:
+    """Takes a file's arrays of known shapes, most of them with the exits' axis first."""
+
+    def __init__(self, arrays: Arrays, exits: int, where: str) -> None:
+        self.arrays = arrays
+        self.exits = exits
+        self.where = where
+
+    def take(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: type[np.generic] = np.float32,
+        *,
+        shared: bool = False,
+        finite: bool = True,
+    ) -> NDArray[Any]:
+        """The array [exits, *shape], refused if it is missing, of another shape or type, or not finite.
+
+        shared: whether it may be [1, *shape], where all exits share it.
+        """
+        one = shared and self.array(name).shape[:1] == (1,)
+        return self.take_whole(name, (1 if one else self.exits, *shape), dtype, finite=finite)
+
+    def take_whole(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic] = np.float32, *, finite: bool = True
+    ) -> NDArray[Any]:
+        """The same of an array without the exits' axis."""
+        array = self.array(name)
+        if array.shape != shape or array.dtype != dtype:
+            wanted = f"{np.dtype(dtype)} {list(shape)}"
+            raise self.refused(f"{name} is {array.dtype} {list(array.shape)}, not {wanted}")
+        if finite and (why := useless(array)):
+            raise self.refused(f"{name} {why}")
+        return array
+
+    def part(
+        self,
+        kind: type[HeadPart[Any]],
+        sizes: Mapping[str, int],
+        absent: Collection[str] = (),
+        *,
+        shared: bool,
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays of a part by name. sizes: of each axis. absent: those that it has not.
+
+        shared: whether all exits may share its arrays, those of a norm left out.
+        """
+        return {
+            name: self.take(
+                f"{kind.PREFIX}.{name}",
+                tuple(sizes[axis] for axis in axes),
+                shared=shared and not name.startswith("norm_"),
+            )
+            for name, axes in kind.AXES.items()
+            if name not in absent
+        }
+
+    def texts(self, header: Mapping[str, Any], prefix: str) -> tuple[Sketch, ...] | None:
+        """The sketches of the texts that fitting read, if the header speaks of any."""
+        if not header.get("texts"):
+            return None
+        hashes, sizes = (self.array(f"{prefix}{name}") for name in ("hashes", "sizes"))
+        documents = sum(len(ids) for ids in header["documents"].values())
+        right = hashes.dtype == np.uint32 and sizes.dtype == np.int64 and hashes.ndim == sizes.ndim == 1
+        if not right or len(sizes) != documents or sizes.sum() != len(hashes) or (sizes < WHOLE).any():
+            raise self.refused("the sketches of their texts do not belong to their documents")
+        return tuple(np.split(hashes, np.cumsum(sizes)[:-1])) if documents else ()
+
+    def array(self, name: str) -> NDArray[Any]:
+        """An array of any shape, refused if it is missing."""
+        if name not in self.arrays:
+            raise self.refused(f"the array {name} is missing")
+        return self.arrays[name]
+
+    def refused(self, why: str) -> InputError:
+        """The error for heads whose arrays do not belong together."""
+        return InputError(f"the exit heads cannot be used: {why}", where=self.where, fix=MADE_BY)
 
 
 @dataclass(frozen=True)
@@ -208,20 +342,20 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     KeyError or TypeError for a header without the parts that `ExitHeads.header` writes.
     """
     said = from_json(_Header, header)
-    reader = Reader(arrays, len(said.exits), where)
+    reader = ArrayReader(arrays, len(said.exits), where)
     heads = ExitHeads(
         model=header["model"],
         exits=said.exits,
-        lens=read_lens(reader, header),
+        lens=_lens(reader, header),
         classifiers={fact: _classifier(reader, fact, layers) for fact, layers in said.classifiers.items()},
         shortlist=reader.arrays.get("shortlist"),
         candidate_exit=said.candidate_exit,
         documents=said.documents,
         provenance=said.provenance,
-        output=read_output(reader, header),
+        output=_output(reader, header),
         texts=reader.texts(header, "texts."),
-        mlp=read_mlp(reader, header),
-        kv_maps=read_maps(reader, header),
+        mlp=_network(reader, header),
+        kv_maps=_maps(reader, header),
     )
     layers = said.model.layers
     if list(heads.exits) != sorted({exit for exit in heads.exits if 1 <= exit < layers}):
@@ -229,19 +363,69 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     return heads
 
 
-def _classifier(reader: Reader, fact: str, layers: int) -> ExitClassifier:
-    features = reader.width(f"{fact}.mean")
+def _lens(reader: ArrayReader, header: Mapping[str, Any]) -> Lens[Weights] | None:
+    """The lens that a header speaks of."""
+    if not header["lens"]:
+        return None
+    hidden, rank = int(header["model"]["hidden_size"]), header.get("lens_rank")
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= hidden):
+        raise reader.refused(f"a lens of rank {rank!r}, which is not 1 to {hidden}")
+    absent = ("inward", "outward") if rank is None else ("weight",)
+    arrays = reader.part(Lens, {"h": hidden, "r": rank or 0}, absent, shared=False)
+    for name in Lens.JUDGED:
+        if f"lens.{name}" in reader.arrays:
+            arrays[name] = reader.take(f"lens.{name}", (), np.float64)
+    return Lens(**arrays)
+
+
+def _network(reader: ArrayReader, header: Mapping[str, Any]) -> GatedNetwork[Weights] | None:
+    """The networks that a header speaks of."""
+    described = header.get("mlp")
+    if described is None:
+        return None
+    hidden, units, epsilon = int(header["model"]["hidden_size"]), described["units"], described["epsilon"]
+    if not (isinstance(units, int) and units >= 1):
+        raise reader.refused(f"networks of {units!r} units, which is not 1 or more")
+    if not (isinstance(epsilon, float) and 0 < epsilon < 1):
+        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number above 0 and below 1")
+    arrays: dict[str, Any] = reader.part(GatedNetwork, {"h": hidden, "u": units}, shared=True)
+    return GatedNetwork(**arrays, epsilon=epsilon, adds_to_normed=described.get("adds_to_normed") is True)
+
+
+def _output(reader: ArrayReader, header: Mapping[str, Any]) -> OwnHead[Weights] | None:
+    """The norms and output heads that a header speaks of."""
+    described = header.get("output")
+    if described is None:
+        return None
+    sizes = {"h": int(header["model"]["hidden_size"]), "v": int(header["model"]["vocabulary_size"])}
+    norm, epsilon, absent = described["norm"], described["epsilon"], described["absent"]
+    if norm not in NORM_ARRAYS:
+        raise reader.refused(f"no norm {norm!r}; there are: {', '.join(NORM_ARRAYS)}")
+    if NORM_ARRAYS[norm] and not (isinstance(epsilon, float) and 0 <= epsilon < 1):
+        raise reader.refused(f"the norm's epsilon is {epsilon!r}, not a number from 0 up to 1")
+    given = [name for name in OwnHead.AXES if name not in absent]
+    stray = [name for name in given if name.startswith("norm_") and name not in NORM_ARRAYS[norm]]
+    if stray or ("norm_weight" in NORM_ARRAYS[norm] and "norm_weight" not in given):
+        raise reader.refused(f"a {norm} norm takes {', '.join(NORM_ARRAYS[norm]) or 'no weights'}")
+    if "weight" not in given and (norm == "model" or "bias" in given):
+        raise reader.refused("without an output head they must bring a norm, and no bias of logits")
+    arrays: dict[str, Any] = reader.part(OwnHead, sizes, absent, shared=True)
+    return OwnHead(**arrays, norm=norm, epsilon=epsilon)
+
+
+def _classifier(reader: ArrayReader, fact: str, layers: int) -> Classifier[Weights]:
+    features = int(reader.array(f"{fact}.mean").shape[-1])
     widths = [features]
     weights, biases = [], []
     for number in range(layers):
-        outputs = 1 if number == layers - 1 else reader.width(f"{fact}.biases.{number}")
+        outputs = 1 if number == layers - 1 else int(reader.array(f"{fact}.biases.{number}").shape[-1])
         weights.append(reader.take(f"{fact}.weights.{number}", (widths[-1], outputs)))
         biases.append(reader.take(f"{fact}.biases.{number}", (outputs,)))
         widths.append(outputs)
     scale = reader.take(f"{fact}.scale", (features,))
     if not (scale > 0).all():
         raise reader.refused(f"{fact}.scale holds a number that is not positive")
-    return ExitClassifier(
+    return Classifier(
         mean=reader.take(f"{fact}.mean", (features,)),
         scale=scale,
         weights=tuple(weights),
@@ -250,3 +434,43 @@ def _classifier(reader: Reader, fact: str, layers: int) -> ExitClassifier:
         base_rate=reader.take(f"{fact}.base_rate", (), np.float64),
         better_than_chance=reader.take(f"{fact}.better_than_chance", (), np.bool_),
     )
+
+
+def _maps(reader: ArrayReader, header: Mapping[str, Any]) -> KeyValueMaps | None:
+    """The K,V maps that a header speaks of."""
+    described = header.get("kv_maps")
+    if described is None:
+        return None
+    hidden, layers = (int(header["model"][name]) for name in ("hidden_size", "layers"))
+    exits = [int(of_exit["exit"]) for of_exit in described["maps"]]
+    if not exits or exits != sorted({exit for exit in exits if 1 <= exit < layers - 1}):
+        raise reader.refused(f"the exits {exits} of the K,V maps are not ascending layers below {layers - 1}")
+    return KeyValueMaps(
+        maps={
+            exit: _exit_maps(reader, of_exit, f"kv_maps.{exit}.", hidden, layers - 1 - exit)
+            for exit, of_exit in zip(exits, described["maps"], strict=True)
+        },
+        documents={workload: tuple(ids) for workload, ids in described["documents"].items()},
+        texts=reader.texts(described, "kv_maps.texts."),
+        provenance=described["provenance"],
+    )
+
+
+def _exit_maps(
+    reader: ArrayReader, described: Mapping[str, Any], prefix: str, hidden: int, layers: int
+) -> ExitMaps[Weights]:
+    """The maps of one exit to so many layers."""
+    rank, penalty = described["rank"], described["penalty"]
+    if rank is not None and not (isinstance(rank, int) and 1 <= rank <= hidden):
+        raise reader.refused(f"K,V maps of rank {rank!r}, which is not 1 to {hidden}")
+    if not (isinstance(penalty, float) and 0 <= penalty < math.inf):
+        raise reader.refused(f"the penalty of K,V maps is {penalty!r}, not a number of 0 or more")
+    absent = ("inward", "outward") if rank is None else ("change",)
+    sizes = {"h": hidden, "l": layers, "r": rank or 0}
+    explained = reader.take_whole(prefix + "explained", (rank or 1, layers), np.float64)
+    arrays: dict[str, Any] = {
+        name: reader.take_whole(prefix + name, tuple(sizes[axis] for axis in axes))
+        for name, axes in ExitMaps.AXES.items()
+        if name not in absent
+    }
+    return ExitMaps(**arrays, explained=explained, penalty=penalty)

@@ -12,8 +12,7 @@ from typing import Any
 from offramp.commands import command_for
 from offramp.errors import InputError
 from offramp.files import is_irregular
-from offramp.heads.arrays import MADE_BY
-from offramp.heads.exit_heads import ExitHeads, build_heads
+from offramp.heads.exit_heads import MADE_BY, ExitHeads, build_heads
 from offramp.kit.sealed_tensors import SealedTensors
 from offramp.kit.typed import InvalidRecordError
 from offramp.models.identity import CHECKPOINT, shown_name

@@ -11,9 +11,9 @@ import torch
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
+from offramp.heads.at_work import require_exits
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, read_heads
-from offramp.heads.fitted import FittedHeads
 from offramp.kit.defaults import LOCAL
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
@@ -215,7 +215,7 @@ class _Run:
         """Refuse exits, heads, a context and texts that do not fit the model, before the first is traced."""
         exits = parse_exits(self.asked.layers, model.layers)
         if self.given is not None:
-            FittedHeads.of(self.given, exits)
+            require_exits(self.given, exits)
         context = usable_context(model, self.asked.context)
         for workload in self.workloads:
             plan_trace(

@@ -22,10 +22,8 @@ from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
 from offramp.decoding.strategies.mapped import StateMaps
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-from offramp.heads.maps import ExitMaps, KeyValueMaps
-from offramp.heads.modules import PreparedLens, PreparedReading
-from offramp.heads.readings import LinearLens
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.parts import Classifier, ExitMaps, ExitReading, Lens, Weights
 from offramp.models.model import Model
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
 from offramp.policies.signals import OPENING_FACT
@@ -111,10 +109,7 @@ class Probing:
             self.candidates = ExitReader(engine, heads, {self.exits[0]: (OPENING_FACT,), **later})
         device, lens = engine.stack.device, _random_lens(model, len(self.exits))
         self.clock = Clock(device)
-        lenses = {
-            exit: PreparedReading(PreparedLens.of(lens, place, device))
-            for place, exit in enumerate(self.exits)
-        }
+        lenses = {exit: ExitReading(lens.at(place, device)) for place, exit in enumerate(self.exits)}
         maps = {exit: _maps_of(model, exit, sizes) for exit in self.exits}
         self.alone: Mapping[str, Mapping[int, Callable[[Tensor], object]]] = {LENS: lenses, MAPS: maps}
         self.position_axis = engine.stack.position_axis
@@ -212,10 +207,10 @@ def _random_heads(model: Model, exits: tuple[int, ...], sizes: ProbeSizes) -> Ex
     )
 
 
-def _random_classifier(exits: int, features: int, hidden: int) -> ExitClassifier:
+def _random_classifier(exits: int, features: int, hidden: int) -> Classifier[Weights]:
     widths = (features, hidden, 1) if hidden else (features, 1)
     pairs = list(itertools.pairwise(widths))
-    return ExitClassifier(
+    return Classifier(
         mean=_random(exits, features),
         scale=np.ones((exits, features), np.float32),
         weights=tuple(_random(exits, before, after) for before, after in pairs),
@@ -226,10 +221,9 @@ def _random_classifier(exits: int, features: int, hidden: int) -> ExitClassifier
     )
 
 
-def _random_lens(model: Model, exits: int) -> LinearLens:
+def _random_lens(model: Model, exits: int) -> Lens[Weights]:
     width = model.shape.hidden_size
-    none = np.zeros(exits)
-    return LinearLens(_random(exits, width, width), _random(exits, width), none, none)
+    return Lens(weight=_random(exits, width, width), bias=_random(exits, width))
 
 
 def _maps_of(model: Model, exit: int, sizes: ProbeSizes) -> Callable[[Tensor], object]:

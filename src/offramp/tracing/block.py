@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.heads.output_head import TILE, Head, LinearHead
 from offramp.heads.statistics import RowStatistics
 from offramp.tracing.final_comparison import Comparer, DirectComparer, Gram, LinearComparer
-from offramp.tracing.recorders import Reading, Recorder
+from offramp.tracing.recorders import ExitOutput, Recorder
 from offramp.tracing.rows import FactTable, slices
 
 StatesAt = Callable[[int, slice], Tensor]
@@ -96,7 +96,7 @@ class BlockMeasurer:
             statistics, at_wanted = self.head.statistics(states, output, wanted)
             _put_own_facts(table, index, rows, statistics, statistics.maximum, at_wanted[:, 1])
             table.put(index, rows, kl_to_final=0.0, final_rank=0, logit_cosine=1.0, centred_logit_cosine=1.0)
-            _record(self._each, table, Reading(index, rows, self.head, states, output, statistics))
+            _record(self._each, table, ExitOutput(index, rows, self.head, states, output, statistics))
             probability = self._probability(output, statistics)
             _add_marginal(marginal, table.rows.document[rows], probability)
             if self.gram is not None:
@@ -119,7 +119,7 @@ class BlockMeasurer:
         output = self.head.exact_output(states)
         wanted = table.next_token[rows, None].expand(-1, 2)
         statistics, _ = self.head.statistics(states, output, wanted)
-        _record(self._comparing, table, Reading(table.final, rows, self.head, states, output, statistics))
+        _record(self._comparing, table, ExitOutput(table.final, rows, self.head, states, output, statistics))
 
     def _exit(
         self, table: FactTable, index: int, rows: slice, block_start: int, states: Tensor, comparer: Comparer
@@ -131,7 +131,7 @@ class BlockMeasurer:
         statistics, at_wanted = head.statistics(states, output, wanted)
         _put_own_facts(table, index, rows, statistics, at_wanted[:, 0], at_wanted[:, 1])
         # Before the comparison below, which may use the memory of the output again.
-        reading = Reading(index, rows, head, states, output, statistics)
+        reading = ExitOutput(index, rows, head, states, output, statistics)
         _record([*self._each, *self._comparing], table, reading)
         # Equal logits: the lower id is ahead, so that rank 0 and agreement are the same thing.
         rank = torch.where(statistics.top1 == target, 0, statistics.above.clamp(min=1))
@@ -169,7 +169,7 @@ class BlockMeasurer:
         return total * head.transform.scale
 
 
-def _record(recorders: Sequence[Recorder], table: FactTable, reading: Reading) -> None:
+def _record(recorders: Sequence[Recorder], table: FactTable, reading: ExitOutput) -> None:
     for recorder in recorders:
         recorder.record(table, reading)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import OfframpError
-from offramp.heads.fitted import FittedHeads, OwnHeads
+from offramp.heads.at_work import HeadsAtWork
+from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.output_head import (
     BLOCK_ROWS,
     Head,
@@ -101,8 +102,8 @@ class LayerRows(NamedTuple):
 class GroupMeasurer:
     """Measures groups of contexts of one model at some exits (the last of them is L).
 
-    recording: the facts to fill beyond those of every trace. fitted: heads that states go through on their
-    way to the head, and that give facts. capture: where layers' outputs come from, by default a forward pass.
+    recording: the facts to fill beyond those of every trace. heads: what states go through on their way to
+    the head, and what gives facts. capture: where layers' outputs come from, by default a forward pass.
 
     All statistics are taken on the output head's device (`ExitStack.head_device`), where layers' outputs are
     brought to if a model is spread over several; facts go to the host once a group.
@@ -116,7 +117,7 @@ class GroupMeasurer:
         state_shape: StateShape,
         dtype: torch.dtype,
         recording: Recording = Recording(),  # noqa: B008 - frozen
-        fitted: FittedHeads | None = None,
+        heads: ExitHeads | None = None,
         capture: Capture | None = None,
     ) -> None:
         self.stack = stack
@@ -127,16 +128,18 @@ class GroupMeasurer:
         self.dtype = dtype
         self.recording = recording
         self.device = head.device
-        self.fitted = None if fitted is None else fitted.on(self.device)
+        below = self.exits[:-1]
+        self.work = None if heads is None else HeadsAtWork.of(heads, below, stack, self.device)
         self.halved = False
-        self.normed = isinstance(head, LinearHead)
-        self.own = OwnHeads.of(fitted, stack, head, state_shape)
-        self.blocks = BlockMeasurer(head, self.own.heads)
+        self.below = () if self.work is None else heads_below(self.work, below, head, state_shape)
+        self.blocks = BlockMeasurer(head, self.below)
         self._record()
 
     def _record(self) -> None:
         chunk = self.blocks.exact_chunk
-        self.blocks.record_with(make_recorders(self.head, self.recording, self.fitted, chunk, self.own.heads))
+        self.blocks.record_with(
+            make_recorders(self.head, self.recording, self.work, self.exits, chunk, self.below)
+        )
 
     def measure(self, contexts: Sequence[Context]) -> GroupFacts:
         """Facts of every row of the contexts at every exit.
@@ -182,8 +185,11 @@ class GroupMeasurer:
         def states_at(index: int, part: slice) -> Tensor:
             """States as the exit's head takes them: through lens and network, normed for a linear head."""
             states = store.read(index, part)
-            seen = states if self.fitted is None else self.fitted.seen_by_head(index, states)
-            return self.own.states(index, seen) if index < len(self.own.stacks) else self._normed(seen)
+            if self.work is None:
+                return self._normed(self.stack, self.head, states)
+            exit = self.exits[index]
+            stack = self.work.stacks.get(exit, self.stack)
+            return self._normed(stack, self.blocks.head_at(index), self.work.seen(exit, states))
 
         try:
             start = 0
@@ -203,7 +209,11 @@ class GroupMeasurer:
     ) -> GroupFacts:
         """What is kept of a group, once it has left the device."""
         layer = table.exits[-1]
-        entropy = {} if prompts is None else prompts.entropy(layer, self.head, self._normed)
+        entropy = (
+            {}
+            if prompts is None
+            else prompts.entropy(layer, self.head, lambda states: self._normed(self.stack, self.head, states))
+        )
         mask, *found = to_host([table.nonfinite, *marginal.values(), *table.columns.values()])
         sums, columns = found[: len(marginal)], found[len(marginal) :]
         nonfinite = first_nonfinite(table.rows, table.exits, mask.numpy())
@@ -217,9 +227,9 @@ class GroupMeasurer:
             nonfinite=nonfinite,
         )
 
-    def _normed(self, states: Tensor) -> Tensor:
-        """States after the model's own final norm, for a linear head."""
-        return at_head(self.stack, self.stack.tail_forward, states) if self.normed else states
+    def _normed(self, stack: ExitStack, head: Head, states: Tensor) -> Tensor:
+        """States behind the norm of a stack, for a linear head; others go through the norm themselves."""
+        return at_head(stack, stack.tail_forward, states) if isinstance(head, LinearHead) else states
 
     def _put_state_facts(self, table: FactTable, block: slice, store: StateStore) -> None:
         """Cosine of every exit's hidden state with the last layer's, and what classifiers say of it."""
@@ -230,8 +240,8 @@ class GroupMeasurer:
             square = torch.linalg.vecdot(states, states)
             dot = torch.linalg.vecdot(states, last)
             table.put(index, block, hidden_cosine_to_final=cosine(dot, square, last_square))
-            if self.fitted is not None:
-                table.put(index, block, **self.fitted.hidden_probabilities(index, states))
+            if self.work is not None:
+                table.put(index, block, **self.work.hidden_probabilities(table.exits[index], states))
 
     def _forward(
         self,
@@ -286,8 +296,26 @@ def _give_memory_back(device: torch.device) -> None:
         getattr(torch, device.type).empty_cache()
 
 
+def heads_below(
+    work: HeadsAtWork, exits: Sequence[int], head: Head, state_shape: StateShape
+) -> tuple[Head, ...]:
+    """A head for each exit where output heads are their own; one buffer of logits serves them all.
+
+    None where the model's own linear head serves them all behind norms of their own.
+    """
+    if not work.stacks or (not work.own_output and isinstance(head, LinearHead)):
+        return ()
+    reductions = head.reductions if isinstance(head, LinearHead) else "eager"
+    heads: list[Head] = []
+    for exit in exits:
+        buffer_of = heads[0] if heads and isinstance(heads[0], LinearHead) else None
+        stack = work.stacks[exit]
+        heads.append(make_head(stack, head.vocabulary_size, state_shape, reductions, buffer_of=buffer_of))
+    return tuple(heads)
+
+
 def make_measurer(
-    model: Model, request: TraceRequest, fitted: FittedHeads | None, capture: Capture | None = None
+    model: Model, request: TraceRequest, heads: ExitHeads | None, capture: Capture | None = None
 ) -> GroupMeasurer:
     """The measurer of a request. capture: where layers' outputs come from, by default a forward pass.
 
@@ -304,7 +332,7 @@ def make_measurer(
                 shape,
                 getattr(torch, model.dtype),
                 request.recording,
-                fitted,
+                heads,
                 capture,
             )
     except torch.OutOfMemoryError:
@@ -314,6 +342,6 @@ def make_measurer(
             f"beside the model: {shown_size(free_bytes(device))} are free",
             where=str(device),
             fix="trace fewer exits"
-            + ("" if fitted is None else ", or without heads= (--heads)")
+            + ("" if heads is None else ", or without heads= (--heads)")
             + ", or a model on the processor (--device cpu); free what other programs hold",
         ) from None

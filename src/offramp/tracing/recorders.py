@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.heads.fitted import PreparedHeads, restricted_tokens
-from offramp.heads.modules import TOP_K, candidate_features, confidence_features
+from offramp.heads.at_work import (
+    TOP_K,
+    HeadsAtWork,
+    candidate_exit,
+    candidate_features,
+    confidence_features,
+    restricted_tokens,
+)
 from offramp.heads.output_head import Head
+from offramp.heads.parts import Classifier
 from offramp.heads.statistics import LOWEST, PADDING_LIMIT, RowStatistics, eager_elements
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
@@ -27,12 +33,12 @@ PREVIOUS_EXIT_SIGNALS = ("js_to_previous", "kl_to_previous", "top_k_overlap")
 PROMPT_TOKENS = 32
 """Last tokens of a prompt whose entropy is averaged."""
 
-Probability = Callable[[int, Tensor], Tensor]
-"""Of an exit's index and features [rows, features]: float32 [rows]."""
+Classifiers = Sequence[Classifier[Tensor]]
+"""One an exit below L."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ExitOutput:
     """Some rows of a table at one exit: its head, states as it takes them, its output, statistics of both."""
 
     index: int
@@ -52,7 +58,7 @@ class Recorder(Protocol):
 
     compares_exits: bool
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the facts of one reading."""
 
 
@@ -61,7 +67,7 @@ class LogitGap:
 
     compares_exits = False
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put z1 - z2."""
         best, second = reading.statistics.maximum, reading.statistics.second
         gap = torch.where(second < PADDING_LIMIT, torch.inf, best - second)
@@ -81,7 +87,7 @@ class Restricted:
         self.tokens = tokens
         self._logits = {id(head): head.restricted(tokens) for head in heads}
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the three facts."""
         z = self._logits[id(reading.head)](reading.states, reading.output)
         place = z.argmax(-1, keepdim=True)
@@ -104,17 +110,17 @@ class Confidence:
 
     compares_exits = False
 
-    def __init__(self, probability: Probability) -> None:
-        self._probability = probability
+    def __init__(self, classifiers: Classifiers) -> None:
+        self._classifiers = classifiers
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the probability, from facts that are in the table already."""
         index, rows = reading.index, reading.rows
         if index == table.final:
             table.put(index, rows, adainfer=1.0)
             return
         best, margin = (table.columns[name][rows, index] for name in ("max_prob", "margin"))
-        table.put(index, rows, adainfer=self._probability(index, confidence_features(best, margin)))
+        table.put(index, rows, adainfer=self._classifiers[index](confidence_features(best, margin)))
 
 
 class Candidates:
@@ -125,13 +131,13 @@ class Candidates:
 
     compares_exits = False
 
-    def __init__(self, candidate_index: int, probability: Probability) -> None:
+    def __init__(self, candidate_index: int, classifiers: Classifiers) -> None:
         self.candidate_index = candidate_index
-        self._probability = probability
+        self._classifiers = classifiers
         self._columns: Tensor
         self._then: Tensor
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the score; at the candidate exit, choose the candidates."""
         index, states, output = reading.index, reading.states, reading.output
         score: Tensor | float = 1.0 if index == table.final else 0.0
@@ -139,7 +145,7 @@ class Candidates:
             self._columns, self._then = reading.head.best_columns(states, output, CANDIDATES)
         elif self.candidate_index < index < table.final:
             now = reading.head.logits_at(states, output, self._columns)
-            score = self._probability(index, candidate_features(now, self._then))
+            score = self._classifiers[index](candidate_features(now, self._then))
         table.put(index, reading.rows, candidate_score=score)
 
 
@@ -163,7 +169,7 @@ class PreviousExit:
         self._entropy: Tensor
         self._best: Tensor
 
-    def record(self, table: FactTable, reading: Reading) -> None:
+    def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the facts of one reading and keep what the next exit is compared with."""
         if self._diverges:
             self._put_divergences(table, reading)
@@ -175,7 +181,7 @@ class PreviousExit:
             self._best = best
             table.put(reading.index, reading.rows, top_k_overlap=overlap)
 
-    def _put_divergences(self, table: FactTable, reading: Reading) -> None:
+    def _put_divergences(self, table: FactTable, reading: ExitOutput) -> None:
         entropy = reading.statistics.entropy
         cross, negative = (torch.empty_like(entropy) for _ in range(2))
         for rows in slices(0, len(entropy), self._step):
@@ -189,7 +195,7 @@ class PreviousExit:
         found = {"kl_to_previous": kl, "js_to_previous": js}
         table.put(reading.index, reading.rows, **{name: found[name] for name in self.signals & found.keys()})
 
-    def _sums(self, reading: Reading, rows: slice) -> tuple[Tensor, Tensor]:
+    def _sums(self, reading: ExitOutput, rows: slice) -> tuple[Tensor, Tensor]:
         """sum q log p and sum (p + q) log (p + q) of a few rows; their p takes the place of q.
 
         There is no q at the first exit.
@@ -212,20 +218,30 @@ class PreviousExit:
 
 
 def make_recorders(
-    head: Head, recording: Recording, fitted: PreparedHeads | None, rows: int, below: Sequence[Head] = ()
+    head: Head,
+    recording: Recording,
+    work: HeadsAtWork | None,
+    exits: Sequence[int],
+    rows: int,
+    below: Sequence[Head] = (),
 ) -> tuple[Recorder, ...]:
-    """The recorders of one head, or of one at L and others below. rows: of one float32 output at most."""
+    """The recorders of one head, or of one at L and others below.
+
+    work: what gives facts at the exits, the last of which is L. rows: of one float32 output at most.
+    """
     recorders: list[Recorder] = []
     if "logit_gap" in recording.signals:
         recorders.append(LogitGap())
     if "restricted" in recording.signals:
-        tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size)
+        tokens = restricted_tokens(None if work is None else work.heads, head.vocabulary_size)
         recorders.append(Restricted((head, *below), tokens))
-    if fitted is not None and "adainfer" in fitted.heads.classifiers:
-        recorders.append(Confidence(functools.partial(fitted.probability, "adainfer")))
-    if fitted is not None and fitted.candidate_index is not None:
-        probability = functools.partial(fitted.probability, "candidate_score")
-        recorders.append(Candidates(fitted.candidate_index, probability))
+    given = () if work is None else work.heads.classifiers
+    if work is not None and "adainfer" in given:
+        recorders.append(Confidence([work.classifiers["adainfer", exit] for exit in exits[:-1]]))
+    candidate = None if work is None else candidate_exit(work.heads)
+    if work is not None and candidate is not None:
+        scores = [work.classifiers["candidate_score", exit] for exit in exits[:-1]]
+        recorders.append(Candidates(exits.index(candidate), scores))
     compared = [name for name in PREVIOUS_EXIT_SIGNALS if name in recording.signals]
     if compared:
         recorders.append(PreviousExit(head.vocabulary_size, rows, compared, head.device))

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from offramp.errors import DamagedFileError, ModelError
+from offramp.heads.at_work import require_exits, require_readable, require_sizes
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, require_base
-from offramp.heads.fitted import FittedHeads, require_readable
 from offramp.heads.output_head import state_shape_of
 from offramp.heads.statistics import choose_reductions
 from offramp.heads.trained_model import TrainedOn, trained_on
@@ -106,7 +106,7 @@ def trace(
     if model.streamed is not None:
         require_given_text(model.name, work, sum(model.streamed.layer_bytes))
     layers = parse_exits(exits, len(model.stack))
-    fitted = None if heads is None else _fitted_heads(heads, model, layers)
+    content = None if heads is None else _heads_of(heads, model, layers)
     rows_times_exits = tokens * len(layers)
     device = model.stack.head_device
     seen = trained_on(model)
@@ -135,12 +135,12 @@ def trace(
         code=code_fingerprint(),
         versions=library_versions(model.transforms),
         signals=recorded,
-        heads=None if fitted is None else describe_heads(fitted.heads),
+        heads=None if content is None else describe_heads(content),
         device=device_name(device),
         reference=describe_reference(model, reference),
     )
     shown = sys.stderr.isatty() if progress is None else progress
-    run = _Run(model, work, request, fitted, reference, memory, shown, seen)
+    run = _Run(model, work, request, content, reference, memory, shown, seen)
     if output is None:
         found = run.in_memory()
         found.workload = work
@@ -167,7 +167,7 @@ class _Run:
     model: Model
     workload: Workload
     request: TraceRequest
-    fitted: FittedHeads | None
+    heads: ExitHeads | None
     reference: Model | None
     memory: int | None
     shown: bool
@@ -230,8 +230,7 @@ class _Run:
                 where=f"{plan.document_ids[record.index]}: {record.reason}",
                 fix="load the model in float32 (--dtype float32), or check the model's weights",
             )
-        heads = None if self.fitted is None else self.fitted.heads
-        texts = document_texts(self.workload, plan.document_ids, heads, self.trained.texts)
+        texts = document_texts(self.workload, plan.document_ids, self.heads, self.trained.texts)
         device = device_name(self.model.stack.head_device)
         notes = plan.notes if self.reference is not None else (*plan.notes, *self.trained.notes)
         return describe_trace(self.request, parts, plan.document_ids, self.model.shape, notes, texts, device)
@@ -277,7 +276,7 @@ class _Run:
             title=self.workload.name,
             shown=self.shown,
         ) as capture:
-            measurer = make_measurer(self.model, self.request, self.fitted, capture)
+            measurer = make_measurer(self.model, self.request, self.heads, capture)
             with token_bar(
                 f"{self.workload.name}: tracing", plan.tokens, shown=self.shown, done=plan.tokens - missing
             ) as advance:
@@ -286,12 +285,11 @@ class _Run:
                     keep(measure_part(measurer, index, contexts, len(plan.document_ids), advance, reference))
 
 
-def _fitted_heads(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> FittedHeads:
+def _heads_of(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...]) -> ExitHeads:
     """The heads of these exits, refused if they were fitted on another model or do not fit this one."""
     content = heads if isinstance(heads, ExitHeads) else read_heads(heads)
     require_base(content, {"name": model.name, **model.identity.to_json()})
-    fitted = FittedHeads.of(content, exits)
-    shape = state_shape_of(model)
-    fitted.require_sizes(shape.features, model.shape.vocabulary_size)
+    require_exits(content, exits)
+    require_sizes(content, state_shape_of(model).features, model.shape.vocabulary_size)
     require_readable(content, model.stack)
-    return fitted
+    return content

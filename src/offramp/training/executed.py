@@ -20,7 +20,7 @@ from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.rerun.parallel import ROWS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.maps import ExitMaps
+from offramp.heads.parts import ExitMaps, Weights
 from offramp.models.model import Model
 from offramp.tracing.rows import slices
 from offramp.training.divergence import Precision, TrainingHead
@@ -219,7 +219,7 @@ class ExecutedMaps:
         for some in slices(0, len(places), CONTEXTS):
             yield self.held_out.take(places[some])
 
-    def trained(self, changes: Parameters) -> dict[int, ExitMaps]:
+    def trained(self, changes: Parameters) -> dict[int, ExitMaps[Weights]]:
         """The maps as heads hold them, of exits that were not trained as well."""
         return dict(self.all_maps) | {
             exit: one.trained(_of(changes, exit)) for exit, one in self.maps.items()

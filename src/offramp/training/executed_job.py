@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from offramp.errors import InputError
-from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.file import require_base
-from offramp.heads.maps import ExitMaps, KeyValueMaps
+from offramp.heads.parts import ExitMaps, Weights
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.seen import seen_by_all
@@ -74,7 +74,7 @@ class ExecutedJob(Job):
         return heads, record
 
     def _with_documents(
-        self, maps: Mapping[int, ExitMaps], rows: FittingRows, progress: Progress
+        self, maps: Mapping[int, ExitMaps[Weights]], rows: FittingRows, progress: Progress
     ) -> KeyValueMaps:
         """The maps with all documents that any of their fitting saw, and what trained them."""
         assert self.start is not None, "checked by `start_of`"

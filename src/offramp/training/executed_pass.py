@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.rerun.parallel import Carried, InputsAfter
-from offramp.heads.modules import PreparedMaps
+from offramp.heads.parts import ExitMaps
 
 Leaving = Callable[[int, Tensor], Tensor]
 """Of an exit and all states after its layer [batch, positions, hidden]: where, among [batch x positions], the
@@ -63,7 +63,7 @@ def run_executed(
     return hidden
 
 
-def mapped_inputs(layers: int, maps: Mapping[int, PreparedMaps]) -> InputsAfter:
+def mapped_inputs(layers: int, maps: Mapping[int, ExitMaps[Tensor]]) -> InputsAfter:
     """What deeper layers are given through maps by exit, differentiable, else as `StateMaps.inputs_after`."""
 
     def inputs_after(exit: int, hidden: Tensor) -> list[Tensor]:

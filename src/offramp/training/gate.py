@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from offramp.costs.token import TokenCosts
-from offramp.heads.exit_heads import ExitClassifier
+from offramp.heads.parts import Classifier, Weights
 from offramp.policies.policy_cost import exit_costs
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import SIGNALS
@@ -136,12 +136,12 @@ class GateRows:
 
 
 class Gates(nn.Module):
-    """The networks of all exits as one, the exits' axis first: an `ExitClassifier` that can be trained.
+    """The networks of all exits as one, the exits' axis first: an `Classifier` that can be trained.
 
     One hidden layer of ReLU and one logit, of standardised features.
     """
 
-    def __init__(self, start: ExitClassifier) -> None:
+    def __init__(self, start: Classifier[Weights]) -> None:
         super().__init__()
         self.mean, self.scale = (torch.tensor(array)[:, None] for array in (start.mean, start.scale))
         self.weights = nn.ParameterList([nn.Parameter(torch.tensor(one)) for one in start.weights])
@@ -153,7 +153,7 @@ class Gates(nn.Module):
         values = torch.baddbmm(self.biases[0], values, self.weights[0]).relu()
         return torch.baddbmm(self.biases[1], values, self.weights[1])[..., 0]
 
-    def classifier(self, like: ExitClassifier, moved_by: float) -> ExitClassifier:
+    def classifier(self, like: Classifier[Weights], moved_by: float) -> Classifier[Weights]:
         """The trained networks, every logit moved by a number; what was judged is of the given one."""
         biases = [bias.detach()[:, 0].numpy().copy() for bias in self.biases]
         biases[-1] += np.float32(moved_by)
@@ -186,7 +186,7 @@ class GateFit:
     float64 [evaluations], there, hard at 0.5, before anything is moved.
     """
 
-    gates: ExitClassifier
+    gates: Classifier[Weights]
     multiplier: float
     seconds: NDArray[np.float64]
     disagreement: NDArray[np.float64]
@@ -202,7 +202,7 @@ def learn_gates(
     apart: GateRows,
     prices: GatePrices,
     risk: float,
-    start: ExitClassifier,
+    start: Classifier[Weights],
     at_floor: FindFloor,
     *,
     seed: int,

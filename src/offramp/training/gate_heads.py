@@ -9,21 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-from offramp.heads.readings import ExitMlp, LinearLens
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.parts import Classifier, ExitReading, Weights
 
 SHUT = -20.0
 """The logit of a gate that lets no token leave."""
 
 
-def reading_at(heads: ExitHeads, exits: Sequence[int]) -> tuple[LinearLens | None, ExitMlp | None]:
+def reading_at(heads: ExitHeads, exits: Sequence[int]) -> ExitReading[Weights]:
     """What some exits are read through."""
     places = [heads.exits.index(exit) for exit in exits]
-    lens = None if heads.lens is None else heads.lens.at(places)
-    return lens, None if heads.mlp is None else heads.mlp.at(places)
+    lens, mlp = heads.lens, heads.mlp
+    return ExitReading(
+        None if lens is None else lens.chosen(places), None if mlp is None else mlp.chosen(places)
+    )
 
 
-def spread(gates: ExitClassifier, exits: Sequence[int], every: Sequence[int]) -> ExitClassifier:
+def spread(gates: Classifier[Weights], exits: Sequence[int], every: Sequence[int]) -> Classifier[Weights]:
     """Gates of some exits as those of every exit of some heads: at the others no token leaves."""
     if tuple(exits) == tuple(every):
         return gates
@@ -34,7 +36,7 @@ def spread(gates: ExitClassifier, exits: Sequence[int], every: Sequence[int]) ->
         whole[places] = array
         return whole
 
-    return ExitClassifier(
+    return Classifier(
         mean=of(gates.mean, 0.0),
         scale=of(gates.scale, 1.0),
         weights=tuple(of(one, 0.0) for one in gates.weights),

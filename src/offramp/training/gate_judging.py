@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.heads.exit_heads import ExitClassifier
-from offramp.heads.modules import PreparedClassifier
+from offramp.heads.parts import Classifier, Weights
 from offramp.models.shape import ModelShape
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.rules.fixed import Never
@@ -124,17 +123,14 @@ class Judge:
         return Judged(str(policy), 1.0 - scored.risk, scored.cost, 1.0 - scored.cost / plain)
 
 
-def probabilities_of(classifier: ExitClassifier, rows: GateRows) -> Probabilities:
+def probabilities_of(classifier: Classifier[Weights], rows: GateRows) -> Probabilities:
     """What the classifiers of all exits say, as a trace and a decoder read them: float32 [rows, exits]."""
     device = torch.device("cpu")
-    columns = [
-        PreparedClassifier.of(classifier, place, device)(rows.states[place])
-        for place in range(len(rows.states))
-    ]
+    columns = [classifier.at(place, device)(rows.states[place]) for place in range(len(rows.states))]
     return torch.stack(columns, dim=1).numpy()
 
 
-def judged_gates(found: GateFit, rows: GateRows, prices: GatePrices) -> ExitClassifier:
+def judged_gates(found: GateFit, rows: GateRows, prices: GatePrices) -> Classifier[Weights]:
     """The gates with what held-out rows say of them, exit by exit.
 
     auroc: of agreement. better_than_chance: whether tokens that leave there save more than they lose, at the

@@ -15,17 +15,17 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.decoding.options import HeadsSource, read_heads_source
 from offramp.errors import InputError
+from offramp.heads.at_work import describe_base
 from offramp.heads.described import describe_heads
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
+from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE, require_base, write_heads
-from offramp.heads.fitted import describe_base
+from offramp.heads.parts import Classifier, ExitReading, Weights, stacked
 from offramp.kit.defaults import SEED
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.fitting.classifiers import (
     Samples,
     fit_classifier,
-    stack_exits,
 )
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.tracing.fitting.fit import describe_fitting
@@ -261,12 +261,10 @@ class GateJob:
 
     def _readings(self) -> Readings:
         """Every exit that gets a gate, read as the heads read it."""
-        lens, mlp = (None, None) if self.heads is None else reading_at(self.heads, self.exits)
+        reading = ExitReading[Weights]() if self.heads is None else reading_at(self.heads, self.exits)
         nothing = torch.zeros(1, dtype=torch.int64)  # no short list is looked at
         with token_bar(f"{self.model.name}: reading exits", self.read.tokens, shown=self.shown) as advance:
-            return take_readings(
-                self.model, self.read.contexts, self.exits, lens, None, nothing, advance, mlp
-            )
+            return take_readings(self.model, self.read.contexts, self.exits, reading, None, nothing, advance)
 
     def _rows(self, readings: Readings) -> tuple[GateRows, GateRows, GateRows]:
         """Tokens to learn from, to choose by and to judge on, without the first position of a sequence.
@@ -293,20 +291,20 @@ class GateJob:
             )
         return parts[0], parts[1], parts[2]
 
-    def _network(self, fit: GateRows, apart: GateRows) -> ExitClassifier:
+    def _network(self, fit: GateRows, apart: GateRows) -> Classifier[Weights]:
         """Networks that predict agreement, one an exit."""
 
         def samples(rows: GateRows, place: int) -> Samples:
             return Samples(rows.states[place].numpy(), rows.agrees[place].numpy(), rows.document)
 
-        return stack_exits(
+        return stacked(
             [
                 fit_classifier(samples(fit, place), samples(apart, place), network=True, seed=self.asked.seed)
                 for place in range(len(self.exits))
             ]
         )
 
-    def _heads(self, gates: ExitClassifier, steps: int) -> ExitHeads:
+    def _heads(self, gates: Classifier[Weights], steps: int) -> ExitHeads:
         """The heads with the gates, and with the documents that these have seen."""
         provenance = {
             "seed": self.asked.seed,

@@ -12,27 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.heads.modules import PreparedLens, PreparedMlp, PreparedReading
-from offramp.heads.readings import MLP_ARRAYS, ExitMlp, LinearLens
+from offramp.heads.parts import ExitReading, GatedNetwork, Lens, stacked
 
 Parameters = Mapping[str, Tensor]
 """Of one exit, float32, by name."""
 
 EPSILON = 1e-6
 """Under the root of a block's norm."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How trained exits are read: what `ExitHeads` holds of them."""
-
-    lens: LinearLens
-    mlp: ExitMlp | None = None
-
-    def of(self, place: int, device: torch.device) -> PreparedReading:
-        """One exit's reading: of rows [rows, hidden] what the model's final norm is given."""
-        mlp = None if self.mlp is None else PreparedMlp.of(self.mlp, place, device)
-        return PreparedReading(PreparedLens.of(self.lens, place, device), mlp)
 
 
 @dataclass(frozen=True)
@@ -102,31 +88,19 @@ def exits_of(shared: Parameters, exits: int) -> list[dict[str, Tensor]]:
     return [{**lens, **network} for lens in lenses]
 
 
-def prepared(parameters: Parameters) -> PreparedReading:
+def prepared(parameters: Parameters) -> ExitReading[Tensor]:
     """What computes with the parameters of one exit, differentiable."""
-    bias = parameters["bias"]
-    if "inward" in parameters:
-        lens = PreparedLens(parameters["outward"].t(), bias, parameters["inward"].t())
-    else:
-        lens = PreparedLens(parameters["weight"].t(), bias)
+    of_lens: Any = {name: one for name, one in parameters.items() if name in Lens.AXES}
+    lens = Lens[Tensor](**of_lens)
     if "gate" not in parameters:
-        return PreparedReading(lens)
-    gate, up, down = (parameters[name].t() for name in ("gate", "up", "down"))
-    return PreparedReading(lens, PreparedMlp(parameters["norm"], gate, up, down, EPSILON))
+        return ExitReading(lens)
+    network: Any = {name: parameters[name] for name in GatedNetwork.AXES}
+    return ExitReading(lens, GatedNetwork[Tensor](**network, epsilon=EPSILON))
 
 
-def reading_of(exits: Sequence[Parameters], *, shared: bool) -> Reading:
+def reading_of(exits: Sequence[Parameters], *, shared: bool) -> ExitReading[Any]:
     """Of the parameters of every exit. shared: whether they hold one network, which is kept once."""
-
-    def stacked(names: Sequence[str], parts: Sequence[Parameters]) -> dict[str, Any]:
-        return {
-            name: np.stack([one[name].detach().float().cpu().numpy() for one in parts])
-            for name in names
-            if name in parts[0]
-        }
-
-    lens = LinearLens(**{"weight": None, **stacked(("weight", "inward", "outward", "bias"), exits)})
-    if "gate" not in exits[0]:
-        return Reading(lens)
-    network = stacked(MLP_ARRAYS, exits[:1] if shared else exits)
-    return Reading(lens, ExitMlp(**network, epsilon=EPSILON))
+    readings = [prepared(one) for one in exits]
+    networks = [one.mlp for one in readings if one.mlp is not None]
+    lens = stacked([one.lens for one in readings if one.lens is not None])
+    return ExitReading(lens, stacked(networks[:1] if shared else networks) if networks else None)

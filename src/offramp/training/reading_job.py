@@ -9,6 +9,7 @@ import torch
 
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.parts import ExitReading, Weights
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents, without_text_of
 from offramp.tracing.fitting.fit import CLASSIFIER_TOKENS, TrainedReading, complete_heads
 from offramp.tracing.fitting.maps import AUTO, fitting_memory
@@ -18,7 +19,6 @@ from offramp.training.checkpoint import Progress
 from offramp.training.evaluation import FLOORS, Evaluator
 from offramp.training.folder import STATES
 from offramp.training.job import Job
-from offramp.training.kinds import Reading
 from offramp.training.reading_time import ReadingTime, pace_of
 from offramp.training.record import Rows, Seconds, TrainingRecord
 from offramp.training.states import (
@@ -67,7 +67,7 @@ class ReadingJob(Job):
         reading = objective.reading(progress)
         heads = self._heads(reading, progress, trained_on, judged_on)
         as_it_is = Evaluator(self.model, states.held_out).evaluate([_unchanged] * len(self.recipe.at))
-        before, after = (objective.evaluate_all(one) for one in (Reading(objective.ridge), reading))
+        before, after = (objective.evaluate_all(one) for one in (ExitReading(objective.ridge), reading))
         ended = time.perf_counter() - started
         record = TrainingRecord(
             request=self.request,
@@ -168,7 +168,7 @@ class ReadingJob(Job):
 
     def _heads(
         self,
-        reading: Reading,
+        reading: ExitReading[Weights],
         progress: Progress,
         trained_on: FittingRows,
         judged_on: FittingRows | None,
@@ -177,11 +177,7 @@ class ReadingJob(Job):
         return complete_heads(
             self.model,
             self.workloads,
-            TrainedReading(
-                reading.lens,
-                reading.mlp,
-                self.provenance(progress),
-            ),
+            TrainedReading(reading, self.provenance(progress)),
             trained_on,
             judged_on,
             exits=self.recipe.at,

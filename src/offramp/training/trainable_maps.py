@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.heads.maps import ExitMaps
-from offramp.heads.modules import PreparedMaps, tensor_of
+from offramp.heads.parts import ExitMaps, Weights, tensor_of
 
 Changes = Mapping[str, Tensor]
 """What is trained of one exit's maps, float32: "bias", and "inward" and "outward" or "change"."""
@@ -27,12 +26,12 @@ class TrainableMaps:
     of what the maps add to an output for its bias.
     """
 
-    maps: ExitMaps
+    maps: ExitMaps[Weights]
     start: Mapping[str, Tensor]
     scale: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, maps: ExitMaps, device: torch.device) -> TrainableMaps:
+    def of(cls, maps: ExitMaps[Weights], device: torch.device) -> TrainableMaps:
         """Of fitted maps, on a device."""
         names = ("bias", "change") if maps.inward is None else ("bias", "inward", "outward")
         start = {name: tensor_of(getattr(maps, name)).to(device) for name in names}
@@ -57,17 +56,14 @@ class TrainableMaps:
         """The arrays, by name, differentiable."""
         return {name: torch.addcmul(one, self.scale[name], changes[name]) for name, one in self.start.items()}
 
-    def prepared(self, changes: Changes) -> PreparedMaps:
+    def prepared(self, changes: Changes) -> ExitMaps[Tensor]:
         """What computes with them, differentiable."""
-        values = self.values(changes)
-        deeper = [values["change"]] if "change" in values else [values["inward"], values["outward"]]
-        return PreparedMaps(
-            centre=tensor_of(self.maps.centre).to(values["bias"].device),
-            bias=values["bias"].flatten(),
-            products=tuple(one.reshape(-1, one.shape[-1]).t() for one in deeper),
-        )
+        values: Any = self.values(changes)
+        maps = self.maps
+        centre = tensor_of(maps.centre).to(values["bias"].device)
+        return ExitMaps(**values, centre=centre, explained=maps.explained, penalty=maps.penalty)
 
-    def trained(self, changes: Changes) -> ExitMaps:
+    def trained(self, changes: Changes) -> ExitMaps[Weights]:
         """The maps as a file holds them."""
         arrays = {name: one.detach().cpu().numpy() for name, one in self.values(changes).items()}
         found: Any = {name: np.ascontiguousarray(one) for name, one in arrays.items()}

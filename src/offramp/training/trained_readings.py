@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.heads.readings import LinearLens
+from offramp.heads.parts import ExitReading, Lens, Weights
 from offramp.models.model import Model
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.rows import slices
@@ -18,7 +18,6 @@ from offramp.training.divergence import Precision, TrainingHead, frequent_target
 from offramp.training.evaluation import SHOWN_FLOOR, Evaluation, Evaluator
 from offramp.training.kinds import (
     Parameters,
-    Reading,
     RidgeStart,
     exits_of,
     initial_lens,
@@ -78,7 +77,7 @@ class TrainedReadings:
         return [*exits_of(parts[0], len(self.recipe.at))] if self.recipe.shared else list(parts)
 
     @functools.cached_property
-    def ridge(self) -> LinearLens:
+    def ridge(self) -> Lens[Weights]:
         """The lens in closed form of every exit, from the same states."""
         return solve_lens(self._sums)
 
@@ -139,12 +138,12 @@ class TrainedReadings:
         leaving = of([100 * one.leaving[SHOWN_FLOOR] for one in parts], ".0f")
         return f"loss {loss}, agreement {agreement}, {leaving} % leave at 95 %"
 
-    def reading(self, progress: Progress) -> Reading:
+    def reading(self, progress: Progress) -> ExitReading[Weights]:
         """The exits at their best."""
         exits = self._exits([weights.best for weights in progress.weights])
         return reading_of(exits, shared=self.recipe.shared)
 
-    def evaluate_all(self, reading: Reading) -> list[Evaluation]:
+    def evaluate_all(self, reading: ExitReading[Weights]) -> list[Evaluation]:
         """Some reading on all held-out rows."""
-        reads = [reading.of(place, self.device) for place in range(len(self.recipe.at))]
+        reads = [reading.at(place, self.device) for place in range(len(self.recipe.at))]
         return Evaluator(self.model, self.states.held_out).evaluate(list(reads))

@@ -16,11 +16,10 @@ from offramp.decoding.exit_readout.head import (
     hidden_of,
     rows_of,
 )
-from offramp.heads.modules import (
+from offramp.heads.at_work import (
     HIDDEN_STATE_FACTS,
     TOP_K,
-    PreparedClassifier,
-    PreparedReading,
+    HeadsAtWork,
     candidate_features,
     confidence_features,
 )
@@ -48,17 +47,16 @@ class Shortlist:
 class Tools:
     """What exits are read with.
 
-    head: the model's. readings, own_heads: by exit. classifiers: by fact and exit.
+    head: the model's. own_heads: by exit. heads: what fitted heads do there, None without any.
     """
 
     head: OutputHead
-    readings: Mapping[int, PreparedReading]
-    classifiers: Mapping[tuple[str, int], PreparedClassifier]
+    heads: HeadsAtWork | None = None
     shortlist: Shortlist | None = None
     own_heads: Mapping[int, OutputHead] = field(default_factory=dict)
 
 
-class Reading:
+class ExitNow:
     """The hidden states of one exit, and what follows from them. Not more than once, and not before asked.
 
     hidden, before: output and input of the exit's layer [rows, 1, hidden]. output: the model's own logits
@@ -88,7 +86,7 @@ class Reading:
     @functools.cached_property
     def seen(self) -> Tensor:
         """What the final norm is given, as the layer gave it or through the lens: [rows, 1, hidden]."""
-        read = self.tools.readings.get(self.exit)
+        read = None if self.tools.heads is None else self.tools.heads.readings.get(self.exit)
         return self.hidden if read is None else hidden_of(read(self.states), self.hidden, self._axis)
 
     @functools.cached_property
@@ -175,7 +173,8 @@ class Reading:
 
     def probability(self, fact: str, features: Tensor) -> Tensor:
         """What the classifier that gives a fact says at this exit of features [rows, features]."""
-        return self.tools.classifiers[fact, self.exit](features)
+        assert self.tools.heads is not None, "asked for where the heads give the fact"
+        return self.tools.heads.classifiers[fact, self.exit](features)
 
 
 DIVERGENCES = frozenset({"kl_to_previous", "js_to_previous"})
@@ -193,7 +192,7 @@ class EarlierCheck:
     best: Tensor | None = None
 
     @classmethod
-    def of(cls, reading: Reading, facts: frozenset[str]) -> EarlierCheck:
+    def of(cls, reading: ExitNow, facts: frozenset[str]) -> EarlierCheck:
         """What the given facts of the next check with a full head will ask of this one."""
         kept = cls()
         if facts & DIVERGENCES:
@@ -217,7 +216,7 @@ class ChosenTokens:
     then: Tensor
 
     @classmethod
-    def of(cls, reading: Reading) -> ChosenTokens:
+    def of(cls, reading: ExitNow) -> ChosenTokens:
         """The best tokens of an exit."""
         return cls(*best_of(reading.logits, CANDIDATES))
 
@@ -225,13 +224,13 @@ class ChosenTokens:
         """Some rows of them."""
         return ChosenTokens(self.tokens[rows], self.then[rows])
 
-    def score(self, reading: Reading) -> Tensor:
+    def score(self, reading: ExitNow) -> Tensor:
         """`candidate_score` at a later exit: [rows]."""
         now = reading.head.at(reading.normed, self.tokens)
         return reading.probability("candidate_score", candidate_features(now, self.then))
 
 
-def kl_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
+def kl_to_previous(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
     """KL(q || p) with q of the check before: -H(q) - sum q log p; infinite without one."""
     if before is None or before.p is None or before.entropy is None:
         return torch.full_like(reading.partition, torch.inf)
@@ -242,7 +241,7 @@ def kl_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
     return divergence.clamp(min=0)
 
 
-def js_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
+def js_to_previous(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
     """Jensen-Shannon divergence H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991, section IV); ln 2 at most."""
     if before is None or before.p is None or before.entropy is None:
         return torch.full_like(reading.partition, math.log(2))
@@ -252,7 +251,7 @@ def js_to_previous(reading: Reading, before: EarlierCheck | None) -> Tensor:
     return divergence.clamp(0, math.log(2))
 
 
-def top_k_overlap(reading: Reading, before: EarlierCheck | None) -> Tensor:
+def top_k_overlap(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
     """Share of the ten best tokens that are so at the check before; 0 without one."""
     if before is None or before.best is None:
         return torch.zeros_like(reading.best[0])
@@ -264,7 +263,7 @@ def top_k_overlap(reading: Reading, before: EarlierCheck | None) -> Tensor:
 class Look:
     """One exit, and what earlier checks of the same token kept, None where there were none."""
 
-    reading: Reading
+    reading: ExitNow
     previous: EarlierCheck | None
     chosen: ChosenTokens | None
 

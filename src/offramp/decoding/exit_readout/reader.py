@@ -17,16 +17,21 @@ from offramp.decoding.exit_readout.facts import (
     Block,
     ChosenTokens,
     EarlierCheck,
+    ExitNow,
     Look,
-    Reading,
     Shortlist,
     Tools,
 )
 from offramp.decoding.exit_readout.head import PADDING, OutputHead, rows_of
 from offramp.errors import InputError, PolicyError
+from offramp.heads.at_work import (
+    HeadsAtWork,
+    not_fitted_at,
+    require_readable,
+    require_sizes,
+    restricted_tokens,
+)
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.fitted import FittedHeads, exit_stacks, require_readable, restricted_tokens
-from offramp.heads.modules import PreparedClassifier, PreparedReading
 from offramp.kit.rules import suggest
 from offramp.models.calls import first_tensor
 from offramp.policies.signals import looks_back, probe_of
@@ -34,6 +39,8 @@ from offramp.tracing.facts import FACT_BY_NAME, HEAD_FACTS
 
 OF_SOME_COLUMNS = frozenset({RESTRICTED_HEAD, "candidates"})
 OF_HEADS = frozenset(fact.name for fact in HEAD_FACTS)
+
+OTHER_EXITS = "choose a policy whose exits are among these, or fit heads of all exits"
 
 Needs = Mapping[int, tuple[str, ...]]
 
@@ -66,72 +73,40 @@ def make_tools(
     short_list = short_list or any(probe_of(name) == RESTRICTED_HEAD for name in names)
     _require_columns(head, names, short_list)
     _require_comparisons(needs)
-    fitted = None if heads is None else _fitted(engine, head, heads, needs)
-    if heads is not None:
-        _require_given(heads, wanted, needs)
-    device = next(engine.hf.parameters()).device
-    own_heads = {} if fitted is None else _own_heads(engine, fitted.heads, needs)
+    work = None if heads is None else _at_work(engine, head, heads, needs, wanted)
+    own_heads = (
+        {}
+        if work is None
+        else {exit: OutputHead(stack, engine.transposed) for exit, stack in work.stacks.items()}
+    )
     return Tools(
         head=head,
-        readings={} if fitted is None else _readings(fitted.heads, needs, device),
-        classifiers={}
-        if fitted is None
-        else {
-            (fact, exit): PreparedClassifier.of(
-                fitted.heads.classifiers[fact], fitted.heads.exits.index(exit), device
-            )
-            for fact, exit in wanted
-            if fact in OF_HEADS
-        },
-        shortlist=_shortlist(head, own_heads, fitted, device) if short_list else None,
+        heads=work,
+        shortlist=_shortlist(head, own_heads, heads, _device_of(engine.hf)) if short_list else None,
         own_heads=own_heads,
     )
 
 
-def _fitted(engine: Engine, head: OutputHead, heads: ExitHeads, needs: Needs) -> FittedHeads:
-    """The heads, of the right sizes."""
+def _at_work(
+    engine: Engine, head: OutputHead, heads: ExitHeads, needs: Needs, wanted: set[tuple[str, int]]
+) -> HeadsAtWork:
+    """The heads at the checked exits, of the right sizes, with the facts that the policy reads there."""
     stack = engine.stack
-    fitted = FittedHeads(heads, tuple(range(len(heads.exits))), None)
     features = rows_of(first_tensor(stack.layer_outputs[-1]), stack.position_axis).shape[-1]
-    fitted.require_sizes(features, head.vocabulary_size())
+    require_sizes(heads, features, head.vocabulary_size())
     missing = [exit for exit in needs if exit not in heads.exits]
     if missing and heads.reads_exits:
-        raise _not_fitted_at(heads, missing[0])
-    return fitted
-
-
-def _readings(heads: ExitHeads, needs: Needs, device: torch.device) -> dict[int, PreparedReading]:
-    """What the states of the checked exits go through before the norm, by exit; none where nothing."""
-    if heads.lens is None and heads.mlp is None:
-        return {}
-    found = {
-        exit: PreparedReading.of(heads.lens, heads.mlp, heads.exits.index(exit), device) for exit in needs
-    }
-    return {exit: reading for exit, reading in found.items() if reading is not None}
-
-
-def _own_heads(engine: Engine, heads: ExitHeads, needs: Needs) -> dict[int, OutputHead]:
-    """What reads the checked exits behind that, by exit; none where the model's norm and head do."""
-    if heads.output is None:
-        return {}
-    stacks = exit_stacks(engine.stack, heads.output, [heads.exits.index(exit) for exit in needs])
-    return {exit: OutputHead(own, engine.transposed) for exit, own in zip(needs, stacks, strict=True)}
-
-
-def _not_fitted_at(heads: ExitHeads, exit: int) -> InputError:
-    return InputError(
-        f"the heads were not fitted at exit {exit}; they have: "
-        + ", ".join(str(other) for other in heads.exits),
-        where="heads= (--heads)",
-        fix="choose a policy whose exits are among these, or fit heads of all exits",
-    )
+        raise not_fitted_at(missing[0], heads, OTHER_EXITS)
+    _require_given(heads, wanted, needs)
+    facts = [(fact, exit) for fact, exit in wanted if fact in OF_HEADS]
+    return HeadsAtWork.of(heads, list(needs), stack, _device_of(engine.hf), facts)
 
 
 def _require_given(heads: ExitHeads, wanted: set[tuple[str, int]], needs: Needs) -> None:
     """The heads give the facts that the policy reads where it does (`check_policy` asked for them)."""
     for fact, exit in sorted(wanted):
         if fact in OF_HEADS and exit not in heads.exits:
-            raise _not_fitted_at(heads, exit)
+            raise not_fitted_at(exit, heads, OTHER_EXITS)
     exits = full_head_exits(needs)
     scored = sorted(exit for fact, exit in wanted if fact == "candidate_score")
     if scored and (not exits or exits[0] >= scored[0] or exits[0] != heads.candidate_exit):
@@ -167,10 +142,10 @@ def _require_columns(head: OutputHead, names: set[str], short_list: bool) -> Non
 
 
 def _shortlist(
-    head: OutputHead, own_heads: Mapping[int, OutputHead], fitted: FittedHeads | None, device: torch.device
+    head: OutputHead, own_heads: Mapping[int, OutputHead], heads: ExitHeads | None, device: torch.device
 ) -> Shortlist:
     """The restricted vocabulary: the heads' own, else the first ids."""
-    tokens = restricted_tokens(None if fitted is None else fitted.heads, head.vocabulary_size()).to(device)
+    tokens = restricted_tokens(heads, head.vocabulary_size()).to(device)
     block, own = head.columns(tokens), dict[int, Block]()
     known = {id(head.stack.head): block}  # exits may share a head, also the model's
     for exit, own_head in own_heads.items():
@@ -250,7 +225,7 @@ class ExitReader:
 
     def begin(self) -> None:
         """A new token: forget what was read of the one before."""
-        self._reading: Reading | None = None
+        self._reading: ExitNow | None = None
         self._previous: EarlierCheck | None = None
         self._chosen: ChosenTokens | None = None
 
@@ -264,7 +239,7 @@ class ExitReader:
 
         hidden, before: output and input of layer `exit` [rows, 1, hidden].
         """
-        self._reading = reading = Reading(self._tools, exit, hidden, before)
+        self._reading = reading = ExitNow(self._tools, exit, hidden, before)
         found = self._values(reading, facts)
         if exit in self._asked_next:
             self._previous = EarlierCheck.of(reading, self._asked_next[exit])
@@ -281,7 +256,7 @@ class ExitReader:
         """
         reading = self._reading
         if reading is None or reading.exit != exit or not _is_same(reading.hidden, hidden):
-            self._reading = reading = Reading(self._tools, exit, hidden, None)
+            self._reading = reading = ExitNow(self._tools, exit, hidden, None)
         if not self._short_list:
             return reading.output.float()
         short, tokens = reading.short_logits, reading.shortlist.tokens
@@ -293,7 +268,7 @@ class ExitReader:
         self, facts: tuple[str, ...], logits: Tensor, hidden: Tensor, before: Tensor | None
     ) -> FactValues:
         """Facts at exit L, from the full model's logits [rows, vocabulary]; those of fitted heads are 1."""
-        reading = Reading(self._tools, self._layers, hidden, before, output=logits)
+        reading = ExitNow(self._tools, self._layers, hidden, before, output=logits)
         computed = tuple(fact for fact in facts if fact not in OF_HEADS)
         of_heads = {fact: np.ones(len(logits), np.float32) for fact in facts if fact in OF_HEADS}
         return {**self._values(reading, computed), **of_heads}
@@ -306,7 +281,7 @@ class ExitReader:
         self._previous = None if self._previous is None else self._previous.rows(index)
         self._chosen = None if self._chosen is None else self._chosen.rows(index)
 
-    def _values(self, reading: Reading, facts: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    def _values(self, reading: ExitNow, facts: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Facts of one reading, all brought to numpy at once."""
         if not facts:
             return {}

@@ -9,9 +9,8 @@ from offramp.decoding.engine.sequences import States
 from offramp.decoding.options import check_maps
 from offramp.decoding.strategies.propagate import LeftStates, Propagate
 from offramp.decoding.strategies.strategy import Conditions, Work
-from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.maps import KeyValueMaps
-from offramp.heads.modules import PreparedMaps
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.parts import ExitMaps
 from offramp.policies.kv import MAPPED
 
 
@@ -73,7 +72,7 @@ class StateMaps:
         self.layers = layers
         self._maps = maps
         self._device = device
-        self._prepared: dict[int, PreparedMaps] = {}
+        self._prepared: dict[int, ExitMaps[Tensor]] = {}
 
     @classmethod
     def of(cls, heads: ExitHeads | None, layers: int, device: torch.device) -> StateMaps | None:
@@ -90,7 +89,7 @@ class StateMaps:
         if exit >= self.layers - 1:
             return [hidden] * (self.layers - exit)
         if exit not in self._prepared:
-            self._prepared[exit] = PreparedMaps.of(self._maps.maps[exit], self._device)
+            self._prepared[exit] = self._maps.maps[exit].on(self._device)
         rows = hidden.reshape(-1, hidden.shape[-1]).float()
         deeper = self._prepared[exit](rows)
         return [hidden, *(state.to(hidden.dtype).view(hidden.shape) for state in deeper)]

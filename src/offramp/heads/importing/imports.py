@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from offramp.errors import InputError
+from offramp.heads.at_work import describe_base, require_exits, require_readable, require_sizes
 from offramp.heads.exit_heads import ExitHeads, build_heads
-from offramp.heads.fitted import FittedHeads, describe_base, require_readable
 from offramp.heads.importing.key_map import AXES, KeyMap, LayoutName, read_key_map
 from offramp.heads.importing.layouts import LAYOUTS, TRAIN, Layout
 from offramp.heads.importing.tensors import Tensors
 from offramp.heads.output_head import state_shape_of
-from offramp.heads.readings import OUTPUT_ARRAYS
+from offramp.heads.parts import OwnHead
 from offramp.kit.given_file import Source, checked
 from offramp.kit.rules import only_if
 from offramp.models.checkpoint import CONFIG_FILE, PICKLE_PATTERNS, read_config, stated_count
@@ -222,13 +222,13 @@ class Import:
             settings = keys.mlp.model_dump(include={"epsilon", "adds_to_normed"})
             header["mlp"] = {"units": shapes["mlp.gate"][0], **settings}
         if keys.output is not None:
-            absent = [name for name in OUTPUT_ARRAYS if f"output.{name}" not in arrays]
+            absent = [name for name in OwnHead.AXES if f"output.{name}" not in arrays]
             norm = keys.output.norm
             header["output"] = {"norm": norm.kind, "epsilon": norm.epsilon, "absent": absent}
         heads = build_heads(header, arrays, str(self.tensors.where))
         require_readable(heads, model.stack, str(self.tensors.where))
-        features = state_shape_of(model).features
-        FittedHeads.of(heads, (*exits, model.layers)).require_sizes(features, shape.vocabulary_size)
+        require_exits(heads, (*exits, model.layers))
+        require_sizes(heads, state_shape_of(model).features, shape.vocabulary_size)
         return heads
 
     def _exits_of(self, layers: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from offramp.heads.readings import NORM_ARRAYS, NormKind
+from offramp.heads.parts import NORM_ARRAYS, GatedNetwork, Lens, NormKind, OwnHead
 from offramp.kit.given_file import FINITE, Count, Source, Table, Truth, checked, read_toml
 from offramp.kit.rules import OneOf
 
@@ -19,25 +19,17 @@ EXIT, PLACE = "{exit}", "{place}"
 FIX = "correct the key map; docs/bring-your-own-exits.md describes it"
 
 AXES = {
-    "lens.weight": "hh",
-    "lens.bias": "h",
-    "mlp.norm": "h",
-    "mlp.gate": "uh",
-    "mlp.up": "uh",
-    "mlp.down": "hu",
-    "output.weight": "vh",
-    "output.bias": "v",
-    "output.norm.weight": "h",
-    "output.norm.bias": "h",
+    f"{part.PREFIX}.{name.replace('norm_', 'norm.')}": axes
+    for part in (Lens, GatedNetwork, OwnHead)
+    for name, axes in part.AXES.items()
 }
-"""Of one exit's tensor of every part: h for numbers of a hidden state, u for units of a network, v for the
-vocabulary."""
+"""Of one exit's tensor of every part that files of others may have (see `HeadPart.AXES`)."""
 
 Epsilon = Annotated[float, FINITE, Field(ge=0, lt=1)]
 Key = Annotated[str, Field(pattern=r"\{(exit|place)\}")]
 
 
-class Part(Table):
+class PartKeys(Table):
     """What exits are read through."""
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -46,7 +38,7 @@ class Part(Table):
     }
 
 
-class Lens(Part):
+class LensKeys(PartKeys):
     """An affine map per exit. residual: it is h + A h + b. transposed: A is [inputs, outputs]."""
 
     weight: Key
@@ -55,7 +47,7 @@ class Lens(Part):
     transposed: Truth = False
 
 
-class Mlp(Part):
+class NetworkKeys(PartKeys):
     """A residual gated network per exit behind an RMS norm.
 
     epsilon: added under the norm's root. adds_to_normed: its output is added to the state behind the norm.
@@ -69,7 +61,7 @@ class Mlp(Part):
     adds_to_normed: Truth = False
 
 
-class Norm(Part):
+class NormKeys(PartKeys):
     """The norm before an output head: "model" is the model's own final one."""
 
     kind: NormKind
@@ -78,7 +70,7 @@ class Norm(Part):
     epsilon: Epsilon | None = None
 
 
-class Output(Part):
+class OutputKeys(PartKeys):
     """An output head per exit, and the norm before it. transposed: it is [hidden, vocabulary].
 
     weight: None where exits are read by the model's own output head. rows: of the stored head, where those
@@ -88,7 +80,7 @@ class Output(Part):
     weight: Key | None = None
     bias: Key | None = None
     transposed: Truth = False
-    norm: Norm = Norm(kind="model")
+    norm: NormKeys = NormKeys(kind="model")
     rows: Count | None = None
 
 
@@ -101,9 +93,9 @@ class KeyMap(Table):
 
     exits: Literal["all"] | tuple[Count, ...] = "all"
     first: Literal[0, 1] = 1
-    lens: Lens | None = None
-    mlp: Mlp | None = None
-    output: Output | None = None
+    lens: LensKeys | None = None
+    mlp: NetworkKeys | None = None
+    output: OutputKeys | None = None
 
     @classmethod
     def of_exits(cls, exits: Iterable[int], **parts: object) -> KeyMap:
@@ -174,7 +166,7 @@ def read_key_map(path: Path) -> KeyMap:
     return given
 
 
-def _require_norm(given: Output, source: Source) -> None:
+def _require_norm(given: OutputKeys, source: Source) -> None:
     """Refuse what a norm of this kind has not or lacks, and an output head that is the model's own."""
     norm, arrays = given.norm, NORM_ARRAYS[given.norm.kind]
     entries = {"weight": "norm_weight" in arrays, "bias": "norm_bias" in arrays, "epsilon": bool(arrays)}

@@ -24,7 +24,16 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from offramp.errors import InputError
-from offramp.heads.importing.key_map import EXIT, PLACE, Epsilon, KeyMap, Lens, Mlp, Norm, Output
+from offramp.heads.importing.key_map import (
+    EXIT,
+    PLACE,
+    Epsilon,
+    KeyMap,
+    LensKeys,
+    NetworkKeys,
+    NormKeys,
+    OutputKeys,
+)
 from offramp.heads.importing.tensors import Tensors
 from offramp.kit.given_file import Count, Table
 from offramp.models.model import Model
@@ -116,7 +125,7 @@ class TunedLens(Layout):
     def key_map(self) -> KeyMap:
         """A lens."""
         bias = None if self.bias is False else f"{EXIT}.bias"
-        return KeyMap(lens=Lens(weight=f"{EXIT}.weight", bias=bias, residual=True))
+        return KeyMap(lens=LensKeys(weight=f"{EXIT}.weight", bias=bias, residual=True))
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Lenses of another type."""
@@ -173,7 +182,7 @@ class MultiExit(Layout):
     def key_map(self) -> KeyMap:
         """An output head."""
         exits = {exit for exit in self.lm_head_layer_indices if isinstance(exit, int)}
-        output = Output(weight=f"name_to_lm_exit_head.lm_head_{EXIT}.weight")
+        output = OutputKeys(weight=f"name_to_lm_exit_head.lm_head_{EXIT}.weight")
         return KeyMap.of_exits(exits, output=output)
 
 
@@ -205,13 +214,15 @@ class EeLlm(Layout):
     @property
     def key_map(self) -> KeyMap:
         """A norm and an output head, each where exits have one of their own."""
-        key, norm = f"language_model.encoder.layers.{EXIT}.exit_norm", Norm(kind="none")
+        key, norm = f"language_model.encoder.layers.{EXIT}.exit_norm", NormKeys(kind="none")
         if self.use_exit_norm and self.normalization == "RMSNorm":
-            norm = Norm(kind="rms", weight=f"{key}.weight", epsilon=self.norm_epsilon)
+            norm = NormKeys(kind="rms", weight=f"{key}.weight", epsilon=self.norm_epsilon)
         elif self.use_exit_norm:
-            norm = Norm(kind="layer", weight=f"{key}.weight", bias=f"{key}.bias", epsilon=self.norm_epsilon)
+            norm = NormKeys(
+                kind="layer", weight=f"{key}.weight", bias=f"{key}.bias", epsilon=self.norm_epsilon
+            )
         head = f"language_model.exit_output_layer.{PLACE}.weight" if self.untie_exit_output_weights else None
-        output = Output(weight=head, norm=norm, rows=self.padded_vocab_size)
+        output = OutputKeys(weight=head, norm=norm, rows=self.padded_vocab_size)
         exits = [number - self.pre_exit for number in self.exit_layer_nums]
         return KeyMap.of_exits(exits, first=int(self.pre_exit), output=output)
 
@@ -261,7 +272,7 @@ class Balcony(Layout):
     def key_map(self) -> KeyMap:
         """A network, a norm and an output head, the first and the last where exits have them."""
         module, layered = f"model.exit_modules.{PLACE}", self.exit_decoder_layer
-        mlp = Mlp(
+        mlp = NetworkKeys(
             norm=f"{module}.0.input_layernorm.weight",
             gate=f"{module}.0.mlp.gate_proj.weight",
             up=f"{module}.0.mlp.up_proj.weight",
@@ -270,8 +281,8 @@ class Balcony(Layout):
             adds_to_normed=True,
         )
         tied = self.tie_word_embeddings if self.tie_exit_lm_head is None else self.tie_exit_lm_head
-        norm = Norm(kind="rms", weight=f"{module}.{int(layered)}.weight", epsilon=self.rms_norm_eps)
-        output = Output(weight=None if tied else f"{module}.{1 + layered}.weight", norm=norm)
+        norm = NormKeys(kind="rms", weight=f"{module}.{int(layered)}.weight", epsilon=self.rms_norm_eps)
+        output = OutputKeys(weight=None if tied else f"{module}.{1 + layered}.weight", norm=norm)
         return KeyMap.of_exits(self.exit_layer_indices, mlp=mlp if layered else None, output=output)
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
-from offramp.heads.arrays import useless
+from offramp.heads.exit_heads import useless
 from offramp.heads.file import is_pickle
 from offramp.models.checkpoint import (
     CONFIG_FILE,

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.heads.exit_heads import Classifier, ExitClassifier
-from offramp.heads.modules import candidate_features, confidence_features
+from offramp.heads.at_work import candidate_features, confidence_features
+from offramp.heads.parts import Classifier, Weights
 from offramp.kit.defaults import NETWORK_UNITS
 from offramp.kit.rules import OneOf
 from offramp.tracing.fitting.readings import Readings
@@ -53,12 +53,7 @@ class Samples:
         return min(positive, len(self.y) - positive)
 
 
-@dataclass(frozen=True)
-class FittedClassifier(Classifier[float, bool]):
-    """That of one exit."""
-
-
-def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int) -> FittedClassifier:
+def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int) -> Classifier[Weights]:
     """Fit one classifier and judge it on other documents.
 
     network: one hidden layer of NETWORK_UNITS (ReLU), else logistic regression. Where a class has fewer than
@@ -75,14 +70,14 @@ def fit_classifier(fit: Samples, held_out: Samples, *, network: bool, seed: int)
     weights, biases = _parts(fitted)
     from sklearn.metrics import roc_auc_score
 
-    return FittedClassifier(
+    return Classifier(
         mean=mean,
         scale=scale,
         weights=weights,
         biases=biases,
-        auroc=float(roc_auc_score(held_out.y, probability)),
-        base_rate=base_rate,
-        better_than_chance=beats_base_rate(probability, held_out, base_rate),
+        auroc=np.array(roc_auc_score(held_out.y, probability)),
+        base_rate=np.array(base_rate),
+        better_than_chance=np.array(beats_base_rate(probability, held_out, base_rate)),
     )
 
 
@@ -93,20 +88,20 @@ def constant_classifier(
     network: bool,
     mean: Features | None = None,
     scale: Features | None = None,
-) -> FittedClassifier:
+) -> Classifier[Weights]:
     """The classifier that always says the base rate (with half a row of each class added: a finite logit)."""
     widths = (features, NETWORK_UNITS, 1) if network else (features, 1)
     biases = [np.zeros(width, np.float32) for width in widths[1:]]
     rate = (labels.sum() + 0.5) / (len(labels) + 1.0)
     biases[-1][:] = math.log(rate / (1.0 - rate))
-    return FittedClassifier(
+    return Classifier(
         mean=np.zeros(features, np.float32) if mean is None else mean,
         scale=np.ones(features, np.float32) if scale is None else scale,
         weights=tuple(np.zeros((before, after), np.float32) for before, after in itertools.pairwise(widths)),
         biases=tuple(biases),
-        auroc=math.nan,
-        base_rate=float(labels.mean()) if len(labels) else 0.0,
-        better_than_chance=False,
+        auroc=np.array(math.nan),
+        base_rate=np.array(float(labels.mean()) if len(labels) else 0.0),
+        better_than_chance=np.array(False),
     )
 
 
@@ -130,24 +125,6 @@ def gains_surely(gain: NDArray[np.float64], document: NDArray[np.int64]) -> bool
         return False
     error = per_document.std(ddof=1) / math.sqrt(count)
     return bool(per_document.mean() > t.ppf(1.0 - SIGNIFICANCE, count - 1) * error)
-
-
-def stack_exits(classifiers: list[FittedClassifier]) -> ExitClassifier:
-    """The classifiers of all exits as one, the exits' axis first."""
-
-    def stacked(name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        return np.stack([np.asarray(getattr(one, name), dtype=dtype) for one in classifiers])
-
-    layers = range(len(classifiers[0].weights))
-    return ExitClassifier(
-        mean=stacked("mean", np.float32),
-        scale=stacked("scale", np.float32),
-        weights=tuple(np.stack([one.weights[layer] for one in classifiers]) for layer in layers),
-        biases=tuple(np.stack([one.biases[layer] for one in classifiers]) for layer in layers),
-        auroc=stacked("auroc", np.float64),
-        base_rate=stacked("base_rate", np.float64),
-        better_than_chance=stacked("better_than_chance", np.bool_),
-    )
 
 
 def _logistic(x: Features, y: Labels, seed: int) -> Any:

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import InputError
-from offramp.heads.exit_heads import ExitClassifier, ExitHeads
-from offramp.heads.fitted import describe_base
-from offramp.heads.maps import KeyValueMaps
-from offramp.heads.readings import ExitMlp, LinearLens
+from offramp.heads.at_work import describe_base
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.parts import Classifier, ExitReading, Lens, Weights, stacked
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed
@@ -29,12 +28,10 @@ from offramp.tracing.fitting.classifiers import (
     KINDS,
     ClassifierKind,
     ClassifierName,
-    FittedClassifier,
     Samples,
     choose_kinds,
     constant_classifier,
     fit_classifier,
-    stack_exits,
 )
 from offramp.tracing.fitting.documents import (
     CLASSIFIER_SHARE,
@@ -154,8 +151,7 @@ def fit_heads(
 class TrainedReading:
     """How the exits of some heads are read, and how that was trained: `ExitHeads.provenance["trained"]`."""
 
-    lens: LinearLens
-    mlp: ExitMlp | None
+    reading: ExitReading[Weights]
     trained: Mapping[str, Any]
 
 
@@ -195,7 +191,7 @@ def complete_heads(
         map_exits=tuple(kv_maps),
         candidate_exit=_candidate_exit(None, exits, model.layers) if with_candidates else None,
         how=_How(kv_rank, short_list, context, seed, progress),
-        reading=reading,
+        trained=reading,
     )
     job.memory.require(model.name, model.stack.head_device)
     return job.finish(trained_on, judged_on)
@@ -218,8 +214,8 @@ class _How(NamedTuple):
 
 @dataclass(frozen=True)
 class _Job:
-    """Heads being fitted. exits: below L, of lens and classifiers. map_exits: of the K,V maps. reading: that
-    the exits have already, in the place of a lens.
+    """Heads being fitted. exits: below L, of lens and classifiers. map_exits: of the K,V maps. trained: a
+    reading that the exits have already, in the place of a lens.
     """
 
     model: Model
@@ -230,7 +226,7 @@ class _Job:
     map_exits: tuple[int, ...]
     candidate_exit: int | None
     how: _How
-    reading: TrainedReading | None = None
+    trained: TrainedReading | None = None
 
     @property
     def memory(self) -> FittingMemory:
@@ -251,37 +247,35 @@ class _Job:
     def finish(self, linear_rows: FittingRows | None, classifier_rows: FittingRows | None) -> ExitHeads:
         """Fit on rows that are planned: for lens and maps, and for the classifiers."""
         lens, maps = (None, None) if linear_rows is None else self._linear(linear_rows)
-        mlp = None
-        if self.reading is not None:
-            lens, mlp = self.reading.lens, self.reading.mlp
-        lens_rows = linear_rows if lens is not None else None
+        reading = ExitReading(lens) if self.trained is None else self.trained.reading
+        lens_rows = linear_rows if reading.lens is not None else None
         # From documents that the classifiers do not see, where there are such.
         listed = lens_rows or classifier_rows
         vocabulary = self.model.shape.vocabulary_size
         shortlist = (
             None if listed is None else frequent_tokens(listed.contexts, vocabulary, self.how.short_list)
         )
-        fitted: dict[str, ExitClassifier] = {}
+        fitted: dict[str, Classifier[Weights]] = {}
         if classifier_rows is not None and shortlist is not None:
-            fitted = self._classifiers(classifier_rows, lens, mlp, shortlist)
+            fitted = self._classifiers(classifier_rows, reading, shortlist)
         used = [rows for rows in (lens_rows, classifier_rows) if rows is not None]
         documents, texts = seen_by_all(*((rows.ids, rows.texts) for rows in used))
         return ExitHeads(
             model=describe_base(self.model),
             exits=self.exits,
-            lens=lens,
+            lens=reading.lens,
             classifiers=fitted,
             shortlist=shortlist,
             candidate_exit=self.candidate_exit,
             documents=documents,
             texts=texts,
             provenance=self._provenance(lens=lens_rows, classifiers=classifier_rows)
-            | ({} if self.reading is None else {"trained": dict(self.reading.trained)}),
+            | ({} if self.trained is None else {"trained": dict(self.trained.trained)}),
             kv_maps=maps,
-            mlp=mlp,
+            mlp=reading.mlp,
         )
 
-    def _linear(self, rows: FittingRows) -> tuple[LinearLens | None, KeyValueMaps | None]:
+    def _linear(self, rows: FittingRows) -> tuple[Lens[Weights] | None, KeyValueMaps | None]:
         """The lens and the maps, from one pass over the same rows."""
         hidden, layers = self.model.shape.hidden_size, self.model.layers
         device = self.model.stack.head_device
@@ -332,18 +326,17 @@ class _Job:
     def _classifiers(
         self,
         rows: FittingRows,
-        lens: LinearLens | None,
-        mlp: ExitMlp | None,
+        reading: ExitReading[Weights],
         shortlist: NDArray[np.int32],
-    ) -> dict[str, ExitClassifier]:
+    ) -> dict[str, Classifier[Weights]]:
         place = None if self.candidate_exit is None else self.exits.index(self.candidate_exit)
         with self._bar("reading exits", rows.tokens) as advance:
             tokens = torch.from_numpy(shortlist.astype(np.int64))
-            readings = take_readings(self.model, rows.contexts, self.exits, lens, place, tokens, advance, mlp)
+            readings = take_readings(self.model, rows.contexts, self.exits, reading, place, tokens, advance)
         held_out, decided = rows.held_out[readings.document], readings.position >= FIRST_POSITION
         sides = decided & ~held_out, decided & held_out
         require_both_sides(self.model, int(sides[0].sum()), int(sides[1].sum()))
-        found: dict[str, list[FittedClassifier]] = {kind.name: [] for kind in self.kinds}
+        found: dict[str, list[Classifier[Weights]]] = {kind.name: [] for kind in self.kinds}
         try:
             with self._bar("classifiers", rows.tokens) as advance:
                 for index in range(len(self.exits)):
@@ -352,11 +345,11 @@ class _Job:
                     advance(rows.tokens // len(self.exits))
         finally:
             readings.states.close()
-        return {name: stack_exits(classifiers) for name, classifiers in found.items()}
+        return {name: stacked(classifiers) for name, classifiers in found.items()}
 
     def _classifier(
         self, kind: ClassifierKind, readings: Readings, index: int, sides: tuple[np.ndarray, np.ndarray]
-    ) -> FittedClassifier:
+    ) -> Classifier[Weights]:
         """One classifier at one exit. sides: bool [rows], those to fit on and those to judge on."""
         samples = Samples(kind.features(readings, index), kind.labels(readings, index), readings.document)
         candidate = readings.candidate_index

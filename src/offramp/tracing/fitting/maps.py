@@ -20,7 +20,7 @@ import psutil
 import torch
 
 from offramp.errors import InputError
-from offramp.heads.maps import ELEMENT_BYTES, ExitMaps, map_elements
+from offramp.heads.parts import ELEMENT_BYTES, ExitMaps, Weights, map_elements
 from offramp.models.devices import CPU, float64_device, free_bytes
 from offramp.tracing.fitting.ridge import (
     ExitSums,
@@ -73,21 +73,21 @@ def parse_map_exits(exits: Iterable[int], layers: int) -> tuple[int, ...]:
     return chosen
 
 
-def solve_maps(sums: ExitSums, rank: Rank) -> Mapping[int, ExitMaps]:
+def solve_maps(sums: ExitSums, rank: Rank) -> Mapping[int, ExitMaps[Weights]]:
     """The maps of every exit; `sums.fit` holds all rows afterwards.
 
     sums: of changes. Penalties, and ranks if `rank` is "auto", are picked on the held-out sums; weights come
     from all rows. "auto" is the smallest rank that explains, on average over the exit's layers, no more than
     AUTO_DISTANCE less of the held-out variance than full rank.
     """
-    maps: dict[int, ExitMaps] = {}
+    maps: dict[int, ExitMaps[Weights]] = {}
     for exit, fit in sums.fit.items():
         solve = _whole if rank == FULL else _low_rank
         maps[exit] = solve(fit, sums.held_out[exit], rank)
     return maps
 
 
-def _whole(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps:
+def _whole(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps[Weights]:
     choice = choose_penalty(fit, held_out)
     fit += held_out
     fitted = fit_ridge(fit, choice.penalty)
@@ -100,7 +100,7 @@ def _whole(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitM
     )
 
 
-def _low_rank(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps:
+def _low_rank(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps[Weights]:
     penalty = choose_penalty(fit, held_out).penalty
     explained = explained_by_rank(fit, held_out, penalty)
     if isinstance(rank, int):

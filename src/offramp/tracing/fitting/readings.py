@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ModelError
-from offramp.heads.modules import PreparedReading
 from offramp.heads.output_head import Head, LinearHead, StateShape, at_head, make_head
+from offramp.heads.parts import ExitReading, Weights
 from offramp.heads.precision import exact_sums
-from offramp.heads.readings import ExitMlp, LinearLens
 from offramp.heads.statistics import choose_reductions
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
@@ -155,16 +154,15 @@ def take_readings(
     model: Model,
     contexts: Sequence[Context],
     exits: Sequence[int],
-    lens: LinearLens | None,
+    reading: ExitReading[Weights],
     candidate_index: int | None,
     shortlist: Tensor,
     advance: Callable[[int], None],
-    mlp: ExitMlp | None = None,
 ) -> Readings:
-    """Run the model on some contexts and read every exit out, through the lens if there is one.
+    """Run the model on some contexts and read every exit out.
 
-    exits: below L. lens, mlp: how they are read; their first axis is the exits. candidate_index: place of the
-    candidate exit in `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
+    exits: below L. reading: what they are read through, its first axis the exits. candidate_index: place of
+    the candidate exit in `exits`. shortlist: int64 ids of the restricted vocabulary, ascending.
 
     Raises ModelError if an exit's logits are not finite.
     """
@@ -174,8 +172,8 @@ def take_readings(
     elements = rows * (len(exits) + 1) * model.shape.vocabulary_size
     reductions = choose_reductions(elements, model.stack.head_device.type)
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
-    readings = (PreparedReading.of(lens, mlp, place, head.device) for place in range(len(exits)))
-    reader = _Reader(model, head, [one for one in readings if one is not None], shortlist)
+    readings = [reading.at(place, head.device) for place in range(len(exits))]
+    reader = _Reader(model, head, readings, shortlist)
     device = reader.head.device
     max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
     agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
@@ -243,7 +241,7 @@ class _Reader:
     """Reads exits out with the model's own tail and head, through lens and network below L."""
 
     def __init__(
-        self, model: Model, head: Head, readings: Sequence[PreparedReading], shortlist: Tensor
+        self, model: Model, head: Head, readings: Sequence[ExitReading[Tensor]], shortlist: Tensor
     ) -> None:
         self.stack = model.stack
         self.head = head
@@ -293,7 +291,7 @@ class _Reader:
 
     def _states(self, index: int, hidden: Tensor) -> Tensor:
         """States of an exit as the head takes them."""
-        return self._tail(self.readings[index](hidden) if self.readings else hidden)
+        return self._tail(self.readings[index](hidden))
 
     def _tail(self, hidden: Tensor) -> Tensor:
         if not isinstance(self.head, LinearHead):

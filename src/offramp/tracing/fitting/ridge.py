@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.heads.readings import LinearLens
+from offramp.heads.parts import Lens, Weights
 from offramp.models.devices import float64_device
 from offramp.tracing.states import PROCESSOR
 
@@ -284,14 +284,14 @@ def lens_sums(hidden: int, layers: int, exits: Iterable[int], device: torch.devi
     return ExitSums(hidden, dict.fromkeys(exits, (layers,)), device=device)
 
 
-def solve_lens(sums: ExitSums) -> LinearLens:
+def solve_lens(sums: ExitSums) -> Lens[Weights]:
     """The lens of every exit: penalty from the held-out sums, weights from all; `sums.fit` then holds all."""
     fitted = []
     for exit, fit in sums.fit.items():
         choice = choose_penalty(fit, sums.held_out[exit])
         fit += sums.held_out[exit]
         fitted.append((fit_ridge(fit, choice.penalty)[0], choice))
-    return LinearLens(
+    return Lens(
         weight=np.stack([affine.weight.astype(np.float32) for affine, _ in fitted]),
         bias=np.stack([affine.bias.astype(np.float32) for affine, _ in fitted]),
         explained=np.array([choice.explained[0] for _, choice in fitted]),
