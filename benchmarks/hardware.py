@@ -25,7 +25,7 @@ import numpy as np
 import offramp
 from offramp.costs.timings import LENS, TimingsProfile
 from offramp.timing.machine_profiler import BATCHES, MachineProfiler, measure_hardware
-from offramp.timing.timing_tables import PLAIN, PROBED
+from offramp.timing.timed_steps import PLAIN, PROBED
 
 POSITIONS = (160, 320)
 BATCHES_BETWEEN = (6,)

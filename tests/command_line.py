@@ -54,13 +54,13 @@ def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does; a run's texts must not contradict."""
     from offramp.cli import local_profile
     from offramp.cli.main import main
+    from offramp.scoring.estimate import Estimate
     from offramp.studies import plan
     from offramp.timing import local_profile as profiles
-    from offramp.timing.plain_timing import ProfileCheck
 
-    def holds(*_: object) -> ProfileCheck:
+    def holds(*_: object) -> profiles.StepCheck:
         # Steps of a tiny model take a millisecond: its timings never hold to three percent.
-        return ProfileCheck(1.0, (0.99, 1.01), True, 1e-3, 1e-3, 12)
+        return profiles.StepCheck(Estimate(1.0, 0.99, 1.01), 1e-3, 12)
 
     out, err = io.StringIO(), io.StringIO()
     code: object = 0

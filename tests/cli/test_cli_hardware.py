@@ -17,8 +17,9 @@ from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.errors import InputError
 from offramp.kit.typed import from_json
 from offramp.models.model import Model
+from offramp.scoring.estimate import Estimate
 from offramp.timing import local_profile, machine_profiler
-from offramp.timing.plain_timing import ProfileCheck
+from offramp.timing.local_profile import StepCheck
 
 
 @pytest.fixture
@@ -45,8 +46,8 @@ def test_hardware_alone_shows_how_it_is_used() -> None:
     assert "measure" in run_offramp("hardware").require(2).out
 
 
-HOLDS = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
-OFF = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
+HOLDS = StepCheck(Estimate(1.0, 0.99, 1.01), 0.1, 12)
+OFF = StepCheck(Estimate(0.8, 0.79, 0.81), 0.1, 12)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,8 @@ def measuring(profile: TimingsProfile, tmp_path: Path, monkeypatch: pytest.Monke
     return made
 
 
-def checked(monkeypatch: pytest.MonkeyPatch, answer: ProfileCheck | None) -> None:
-    def check(model: Model, profile: TimingsProfile) -> ProfileCheck:
+def checked(monkeypatch: pytest.MonkeyPatch, answer: StepCheck | None) -> None:
+    def check(model: Model, profile: TimingsProfile) -> StepCheck:
         assert answer is not None, "nothing is kept that could be checked"
         return answer
 

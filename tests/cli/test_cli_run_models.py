@@ -25,8 +25,8 @@ from offramp.models.streaming import load_streamed
 from offramp.report.summary import summary_schema
 from offramp.runs import request
 from offramp.timing.bench import settle
+from offramp.timing.decoder import generate_repeatedly
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.plain_timing import time_plain_decoding
 from tiny_models import GGUF_LAYERS, LAYERS, LINES, write_gguf, write_llama
 
 
@@ -147,7 +147,7 @@ def test_everything_that_decodes_refuses_it(tiny_model: Path) -> None:
         return settle(model, [FULL_MODEL], prompts=[[3, 4]])
 
     refuses(lambda model: offramp.generate(model, "the cat"))
-    refuses(lambda model: time_plain_decoding(model, [3, 4, 5]))
+    refuses(lambda model: generate_repeatedly(model, [3, 4, 5], new_tokens=4, repeats=1))
     refuses(measure_hardware)
     refuses(timed)
 

@@ -306,7 +306,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("tracing/trace.py", kinds),
         ("tracing/tracer.py", {"trace", "score"}),
         ("scoring/components.py", {"score"}),
-        ("timing/plain_timing.py", {"profile", "decode"}),
+        ("timing/local_profile.py", {"profile"}),
         ("training/trainer.py", {"training"}),
         ("studies/work/score.py", {"score"}),
         ("studies/work/inputs.py", kinds),

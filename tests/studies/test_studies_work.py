@@ -51,8 +51,8 @@ from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import TextSize, read_text_sizes
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.contenders import GENERATE, NEVER
+from offramp.timing.local_profile import StepCheck
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.plain_timing import ProfileCheck
 from offramp.timing.results import BenchResult, CombineResult
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.loading import load_model
@@ -368,7 +368,7 @@ def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("offramp.studies.work.registry.require_planned", lambda kind, task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
     monkeypatch.setattr("offramp.timing.local_profile.measure_hardware", measuring)
-    found = ProfileCheck(1.0, (0.99, 1.01), True, 0.1, 0.1, 12)
+    found = StepCheck(Estimate(1.0, 0.99, 1.01), 0.1, 12)
     monkeypatch.setattr("offramp.timing.local_profile.check_profile", lambda model, profile: found)
     return measuring
 
@@ -402,7 +402,7 @@ def test_a_kept_profile_that_is_off_is_measured_again(
     bench: Bench, measured: mock.Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(profile_task(bench), name="before")
-    found = ProfileCheck(0.8, (0.79, 0.81), False, 0.08, 0.1, 12)
+    found = StepCheck(Estimate(0.8, 0.79, 0.81), 0.1, 12)
     monkeypatch.setattr("offramp.timing.local_profile.check_profile", lambda model, profile: found)
     bench.run(profile_task(bench), name="after")
     assert measured.call_count == 2

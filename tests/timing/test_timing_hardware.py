@@ -25,14 +25,13 @@ from offramp.models.model import Model
 from offramp.timing import machine_profiler
 from offramp.timing.machine_profiler import (
     BUSY,
-    KindOfStep,
     MachineProfiler,
     measure_hardware,
     timing_positions,
 )
 from offramp.timing.timed_probes import CANDIDATES, CHOICE
-from offramp.timing.timed_steps import prefill, widen
-from offramp.timing.timing_tables import PLAIN, PROBED, WHOLE, Samples, Tables
+from offramp.timing.timed_steps import PLAIN, PROBED, WHOLE, KindOfStep, prefill, widen
+from offramp.timing.timing_tables import PriceTables, StepSamples
 
 LAYERS = 4
 
@@ -82,11 +81,11 @@ def test_every_step_runs_each_layer_once_and_probes_add_none(name: str) -> None:
     stream = widen(session.singles[8], 2)
     for step in range(3):
         with counted_layers(model.hf) as counts:
-            times, cut = session._run(stream, KindOfStep(name))
+            times = session._run(stream, KindOfStep(name))
         assert counts == dict.fromkeys(range(LAYERS), stream.batch)
         assert len(times.layers) == (0 if name == WHOLE else model.layers)
         assert times.whole > 0
-        assert (times.position, cut) == (8 + step, frozenset())
+        assert (times.position, times.cut) == (8 + step, frozenset())
         assert bool(times.probes) == (name == PROBED)
     assert stream.cache.get_seq_length() == stream.length == 11
     assert stream.cache.layers[0].keys.shape[0] == stream.batch == 2
@@ -97,8 +96,8 @@ def test_cut_layers_write_the_keys_and_values_of_the_state_they_are_given() -> N
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     session = MachineProfiler(model, (1, 2), (4, 8))
     stream = widen(session.singles[8], 2)
-    times, cut = session._run(stream, KindOfStep("cut 2", 2))
-    assert cut == {2, 3}
+    times = session._run(stream, KindOfStep("cut 2", 2))
+    assert times.cut == {2, 3}
     assert len(times.layers) == model.layers
     # By hand: the state after layer 2 goes into the norm and K projection of layers 3 and 4.
     before = widen(session.singles[8], 2)
@@ -147,7 +146,7 @@ def test_parts_that_do_not_add_up_are_noted(
 ) -> None:
     build = machine_profiler.build_tables
 
-    def tables(samples: Samples) -> Tables:
+    def tables(samples: StepSamples) -> PriceTables:
         return dataclasses.replace(build(samples), parts_over_step={1: 1.0, 2: ratio})
 
     monkeypatch.setattr(machine_profiler, "build_tables", tables)
@@ -219,11 +218,11 @@ def test_every_kind_of_probe_is_read_by_the_decoder_itself(layers: int) -> None:
         assert set(placed) <= set(probing.exits)
         if CANDIDATES in placed.values():
             assert placed[probing.exits[0]] == CHOICE
-        times, cut = session.loop.run(widen(session.singles[8], 2), kinds=placed)
+        times = session.loop.run(widen(session.singles[8], 2), KindOfStep(PROBED), placed)
         assert set(times.probes) == set(placed.values()) - {CHOICE}
         assert all(seconds > 0 for seconds in times.probes.values())
         assert sum(times.layers) + times.head + sum(times.probes.values()) < times.whole
-        assert cut == frozenset()
+        assert times.cut == frozenset()
         seen |= set(times.probes)
     every = {*PROBES, LENS, MAPS}
     expected = {1: set[str](), 2: every - {CANDIDATES}}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from offramp.costs.timings import LENS, MAPS, TimingsProfile
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.timing.timed_steps import StepTimes
-from offramp.timing.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
+from offramp.timing.timed_steps import PLAIN, PROBED, WHOLE, StepTimes
+from offramp.timing.timing_tables import StepSamples, build_tables
 
 SHAPE = ModelShape(
     (LayerShape("attention", 1000, 1000, 200, 20, 10, None, 0),) * 2
@@ -28,12 +28,12 @@ SHAPE = ModelShape(
 )
 
 
-def made_up_samples(noise: float = 0.0, clock: float = 1.0) -> Samples:
+def made_up_samples(noise: float = 0.0, clock: float = 1.0) -> StepSamples:
     """Layers of 1, 2, 3, 4 s at position 0; +0.01 s a position; cut layers a tenth or a fifth of that.
 
     clock: how much longer than a whole step one with a clock inside it takes.
     """
-    samples = Samples(SHAPE, (1,), (64, 448))
+    samples = StepSamples(SHAPE, (1,), (64, 448))
     random = np.random.default_rng(0)
     for asked in (64, 448):
         for position in range(asked, asked + 9):
@@ -51,9 +51,9 @@ def made_up_samples(noise: float = 0.0, clock: float = 1.0) -> Samples:
                 seconds = tuple(float(value) for value in times)
                 given = probes if kind == PROBED else {}
                 whole = sum(seconds) + 6.0 + 0.5 + sum(given.values())
-                samples.add(1, asked, kind, StepTimes(position, seconds, 6.0, given, whole), cut)
+                samples.add(1, asked, kind, StepTimes(position, seconds, 6.0, given, whole, cut))
             whole = float(layers.sum() + 6.5) / clock
-            samples.add(1, asked, WHOLE, StepTimes(position, (), 0.0, {}, whole), frozenset())
+            samples.add(1, asked, WHOLE, StepTimes(position, (), 0.0, {}, whole))
     return samples
 
 
@@ -87,7 +87,7 @@ def test_layers_that_were_never_cut_take_their_share_and_a_note_says_so() -> Non
     assert tables.notes[0].startswith("3 attention layers could not be stopped after their K,V")
 
 
-def plain_steps(samples: Samples) -> list[tuple[float, float]]:
+def plain_steps(samples: StepSamples) -> list[tuple[float, float]]:
     """The plain step by the tables and the whole steps that were timed, at both positions."""
     arrays = build_tables(samples).arrays
     profile = TimingsProfile("local", "a test", "float32", len(SHAPE.layers), samples.batches, **arrays)
@@ -120,16 +120,16 @@ times = st.floats(1e-3, 10.0)
 def test_prices_add_up_to_whole_steps(
     layers: list[tuple[float, ...]], wholes: list[tuple[float, float]], head: float, overhead: float
 ) -> None:
-    samples = Samples(SHAPE, (1,), (64, 448))
+    samples = StepSamples(SHAPE, (1,), (64, 448))
     for place, asked in enumerate(samples.positions):
         for step, seconds in enumerate(layers):
             # The later position takes a little longer in every part.
             parts, alone = tuple((1.0 + place / 10) * one for one in seconds), head
             made = StepTimes(asked + step, parts, alone, {}, sum(parts) + alone + overhead)
-            samples.add(1, asked, PLAIN, made, frozenset())
-            samples.add(1, asked, PROBED, made, frozenset())
+            samples.add(1, asked, PLAIN, made)
+            samples.add(1, asked, PROBED, made)
         for step, pair in enumerate(wholes):
-            samples.add(1, asked, WHOLE, StepTimes(asked + step, (), 0.0, {}, pair[place]), frozenset())
+            samples.add(1, asked, WHOLE, StepTimes(asked + step, (), 0.0, {}, pair[place]))
     (near, sooner), (far, later) = plain_steps(samples)
     assert near + far == pytest.approx(sooner + later)
     # The layers alone grow, and none takes less than nothing at position 0.
@@ -142,7 +142,7 @@ def test_prices_add_up_to_whole_steps(
 def test_a_single_slow_part_moves_no_price_of_the_others() -> None:
     """A step that was held up is left out whole, so that what it held up is not charged to anything."""
     samples, held_up = made_up_samples(), StepTimes(70, (1.7, 99.0, 3.0, 4.04), 6.0, {}, 120.0)
-    samples.add(1, 64, PLAIN, held_up, frozenset())
+    samples.add(1, 64, PLAIN, held_up)
     expected = build_tables(made_up_samples()).arrays
     found = build_tables(samples).arrays
     assert found["layer_seconds"][0] == pytest.approx(expected["layer_seconds"][0], rel=1e-2, abs=1e-2)

@@ -19,9 +19,11 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, ModelError, OfframpError
 from offramp.models.calls import first_tensor
 from offramp.models.devices import synchronise
+from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.timing.results import PLAIN, Contender
+from offramp.tracing.answers import cannot_generate
 
 PADDING = 0
 
@@ -332,6 +334,27 @@ def generate(
         seconds=ended - first.at,
         first_tokens=first.count,
     )
+
+
+def generate_repeatedly(
+    model: Model, prompt: Sequence[int], *, new_tokens: int, repeats: int
+) -> list[DecodedBatch]:
+    """Plain `generate()` of one prompt, timed, after one warm-up.
+
+    new_tokens: after the first one, which comes with the prompt. A model with a short context gets a shorter
+    prompt, and fewer new tokens if that does not suffice.
+
+    Raises ModelError if transformers cannot generate with this model.
+    """
+    model.require_loaded("decoding")
+    room = (model.context_length or len(prompt) + new_tokens + 1) - 1
+    new_tokens = max(1, min(new_tokens, room - 1))
+    batch = PromptBatch.of([list(prompt)[: max(1, room - new_tokens)]], PADDING, model.hf.device)
+    try:
+        generate(model, batch, 2)
+        return [generate(model, batch, new_tokens + 1) for _ in range(repeats)]
+    except UNFIT_ERRORS as error:
+        raise cannot_generate(model, error) from error
 
 
 def plain_config(new_tokens: int, **entries: Any) -> Any:

@@ -9,7 +9,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,22 @@ from offramp.kit.numbers import Seconds
 from offramp.kit.rules import Rising
 from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
+from offramp.timing.decoder import DecodedBatch, generate_repeatedly
 from offramp.timing.defects import Load
-from offramp.timing.plain_timing import PlainTiming, time_plain_decoding
 from offramp.timing.timed_probes import probe_sizes
-from offramp.timing.timed_steps import LoopSteps, StepTimes, Stream, prefill, prompt_ids, widen
-from offramp.timing.timing_tables import PLAIN, PROBED, WHOLE, Samples, build_tables
+from offramp.timing.timed_steps import (
+    PLAIN,
+    PROBED,
+    WHOLE,
+    KindOfStep,
+    LoopSteps,
+    StepTimes,
+    Stream,
+    prefill,
+    prompt_ids,
+    widen,
+)
+from offramp.timing.timing_tables import StepSamples, build_tables
 from offramp.tracing.progress import say
 
 # Each size up to that of a draft of four tokens with the token after it: products of two or three rows can
@@ -171,18 +181,18 @@ def timing_positions(context: int | None) -> tuple[int, int]:
     return min(POSITIONS[0], context // 4), min(POSITIONS[1], context * 3 // 4)
 
 
-def _time_generate(model: Model, new_tokens: int) -> PlainTiming | str:
+def _time_generate(model: Model, new_tokens: int) -> list[DecodedBatch] | str:
     """Plain `generate()`, or why it has no time."""
     prompt = prompt_ids(model, 1, GENERATE_PROMPT)[0].tolist()
     try:
-        return time_plain_decoding(model, prompt, new_tokens=new_tokens, repeats=2)
+        return generate_repeatedly(model, prompt, new_tokens=new_tokens, repeats=2)
     except ModelError as error:
         return error.what
 
 
 def _profile(
     profiler: MachineProfiler,
-    generate: Sequence[PlainTiming | str],
+    generate: Sequence[list[DecodedBatch] | str],
     *,
     rounds: int,
     seconds: float,
@@ -230,14 +240,14 @@ def _profile(
 
 
 def _beside_generate(
-    profile: TimingsProfile, model: Model, generate: Sequence[PlainTiming | str]
+    profile: TimingsProfile, model: Model, generate: Sequence[list[DecodedBatch] | str]
 ) -> dict[str, Any]:
     """The profile's plain step beside transformers' own `generate()`, at batch 1."""
-    timed = [timing for timing in generate if isinstance(timing, PlainTiming)]
+    timed = [decoded for repeats in generate if not isinstance(repeats, str) for decoded in repeats]
     if not timed:
         return {"generate_not_timed": generate[0]}
-    samples = [sample for timing in timed for sample in timing.samples]
-    position = GENERATE_PROMPT + timed[0].new_tokens / 2
+    samples = [decoded.seconds_per_token for decoded in timed]
+    position = GENERATE_PROMPT + (len(timed[0].tokens[0]) - 1) / 2
     plain = profile.token_costs(model.shape, position, batch=1).plain
     seconds = float(np.median(samples))
     return {
@@ -252,17 +262,6 @@ def _beside_generate(
 TURNS_OF_THE_FEWEST = 3
 # Steps of one cache before it is filled anew, so that its position stays near the one asked for.
 GROWTH = 128
-
-
-@dataclass(frozen=True)
-class KindOfStep:
-    """whole, plain, probed, or cut: layers from `cut_from` on (0 = the first) run only until their K and V.
-
-    Whole steps are plain ones without a clock inside them.
-    """
-
-    name: str
-    cut_from: int | None = None
 
 
 class MachineProfiler:
@@ -281,7 +280,7 @@ class MachineProfiler:
         self.random = random.Random(0)
         self.waiting: dict[int, list[str]] = {}
         self.rounds = 0
-        self.samples = Samples(model.shape, batches, positions)
+        self.samples = StepSamples(model.shape, batches, positions)
         self.singles = {position: prefill(model, self.keyword, 1, position) for position in positions}
         self.streams = {
             (batch, position): widen(self.singles[position], batch)
@@ -313,8 +312,7 @@ class MachineProfiler:
         ]
         self.random.shuffle(turns)
         for (batch, position), kind in turns:
-            times, cut = self._run(self._fresh((batch, position)), kind)
-            self.samples.add(batch, position, kind.name, times, cut)
+            self.samples.add(batch, position, kind.name, self._run(self._fresh((batch, position)), kind))
         self.rounds += 1
 
     def _turns(self, batch: int, position: int, kind: KindOfStep) -> int:
@@ -323,13 +321,12 @@ class MachineProfiler:
             return TURNS_OF_THE_FEWEST
         return int(kind.cut_from is None or self.positions[self.rounds % 2] == position)
 
-    def _run(self, stream: Stream, kind: KindOfStep) -> tuple[StepTimes, frozenset[int]]:
-        """One step, and which of its layers (0 = the first) were cut."""
-        if kind.name == WHOLE:
-            return self.loop.whole(stream), frozenset()
+    def _run(self, stream: Stream, kind: KindOfStep) -> StepTimes:
+        """One step, its probes at exits drawn anew."""
+        if kind.name != PROBED:
+            return self.loop.run(stream, kind)
         waiting = self.waiting.setdefault(stream.batch, [])
-        kinds = self.loop.probing.draw(self.random, waiting) if kind.name == PROBED else {}
-        return self.loop.run(stream, cut_from=kind.cut_from, kinds=kinds)
+        return self.loop.run(stream, kind, self.loop.probing.draw(self.random, waiting))
 
     def _fresh(self, key: tuple[int, int]) -> Stream:
         """The stream, filled anew if it grew too far from its position or has no room left."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -103,13 +104,27 @@ def widen(stream: Stream, batch: int) -> Stream:
 LAYERS, REPAIR, PROBES, HEADS = "layers", "K,V repair", "probes", "heads"
 
 
+WHOLE, PLAIN, PROBED = "whole", "plain", "probed"
+
+
+@dataclass(frozen=True)
+class KindOfStep:
+    """whole, plain, probed, or cut: layers from `cut_from` on (0 = the first) run only until their K and V.
+
+    Whole steps are plain ones without a clock inside them.
+    """
+
+    name: str
+    cut_from: int | None = None
+
+
 @dataclass(frozen=True)
 class StepTimes:
     """Seconds of the parts of one decoding step, timed while it ran.
 
     position: of the decoded token (0 = first). layers: one entry per layer executed, in order; none of a step
     that was timed only as a whole. head: from the last layer's end to the chosen token. probes: by name.
-    whole: the step from its token to the next.
+    whole: the step from its token to the next. cut: the layers (0 = the first) that only left their K and V.
     """
 
     position: int
@@ -117,6 +132,7 @@ class StepTimes:
     head: float
     probes: Mapping[str, float]
     whole: float
+    cut: frozenset[int] = frozenset()
 
     @property
     def unprobed(self) -> float:
@@ -204,40 +220,33 @@ class LoopSteps:
         able = engine.abilities.reason("propagate") is None
         self.cuttable = frozenset(index for index, keeps in enumerate(engine.keeps) if keeps and able)
 
-    def whole(self, stream: Stream) -> StepTimes:
-        """One plain step without a clock inside it, as generation makes them. Raises ModelError as `run`."""
-        loop = self._loop(stream, Meter(), {}, PlacedReader(self.probing, {}))
-        position = stream.length
-        return StepTimes(position, (), 0.0, {}, self._advance(stream, loop, Propagate(loop.work({}))))
-
     def run(
-        self, stream: Stream, *, cut_from: int | None = None, kinds: Mapping[int, str] | None = None
-    ) -> tuple[StepTimes, frozenset[int]]:
-        """One step, and which of its layers (0 = the first) only left their K and V.
-
-        cut_from: layers from this one on (0 = the first). kinds: of probe by exit, as `Probing.draw` gives.
+        self, stream: Stream, kind: KindOfStep, probes: Mapping[int, str] = MappingProxyType({})
+    ) -> StepTimes:
+        """One step. probes: kinds of probe by exit, as `Probing.draw` gives them.
 
         Raises ModelError if the model fails.
         """
-        kinds = {} if kinds is None else kinds
-        meter, reader = StepMeter(self.probing.clock), PlacedReader(self.probing, kinds)
-        loop = self._loop(stream, meter, kinds, reader)
-        work, position = loop.work({}), stream.length
-        seconds = self._advance(
-            stream, loop, Propagate(work) if cut_from is None else _Cut(work, exit=cut_from)
-        )
-        by_layer = meter.by_layer
-        times = StepTimes(
+        clock, position = self.probing.clock, stream.length
+        meter = Meter() if kind.name == WHOLE else StepMeter(clock)
+        reader = PlacedReader(self.probing, probes)
+        loop = loop_after(stream, self.engine, self.probing.asks(probes), reader, meter)
+        work = loop.work({})
+        strategy = Propagate(work) if kind.cut_from is None else _Cut(work, exit=kind.cut_from)
+        whole = self._advance(stream, loop, strategy)
+        if not isinstance(meter, StepMeter):
+            return StepTimes(position, (), 0.0, {}, whole)
+        by_layer, by_exit = meter.by_layer, meter.by_exit
+        asked = {kind: by_exit[exit] for exit, kind in probes.items() if kind != CHOICE}
+        return StepTimes(
             position=position,
             layers=tuple(by_layer.get(layer, 0.0) for layer in range(1, self.engine.layers + 1)),
             head=meter.seconds[HEADS],
-            probes=_by_kind(kinds, meter, reader),
-            whole=seconds,
+            # Those of lens and maps are without what was asked in their place.
+            probes=asked | reader.seconds_alone,
+            whole=whole,
+            cut=frozenset(layer - 1 for layer in meter.left),
         )
-        return times, frozenset(layer - 1 for layer in meter.left)
-
-    def _loop(self, stream: Stream, meter: Meter, kinds: Mapping[int, str], reader: PlacedReader) -> Loop:
-        return loop_after(stream, self.engine, self.probing.asks(kinds), reader, meter)
 
     def _advance(self, stream: Stream, loop: Loop, strategy: Strategy) -> float:
         """Seconds of one step, which the stream then has made."""
@@ -291,13 +300,6 @@ class _Cut(Propagate):
         logits = exit_logits(work, ExitStep(self.exit, hidden, None, inputs))
         work.sequences.write(hidden, inputs, self.exit, work.engine.layers)
         return choose(work, logits, self.exit)
-
-
-def _by_kind(kinds: Mapping[int, str], meter: StepMeter, reader: PlacedReader) -> dict[str, float]:
-    """Seconds by kind of probe, those of lens and maps without what was asked in their place."""
-    by_exit = meter.by_exit
-    seconds = {kind: by_exit[exit] for exit, kind in kinds.items() if kind != CHOICE}
-    return seconds | reader.seconds_alone
 
 
 def _unchanged(ids: Tensor, scores: Tensor) -> Tensor:

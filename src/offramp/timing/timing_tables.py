@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from offramp.costs import counting
 from offramp.costs.timings import LENS, MAPS, attended_before
 from offramp.models.shape import ModelShape
-from offramp.timing.timed_steps import StepTimes
-
-WHOLE, PLAIN, PROBED = "whole", "plain", "probed"
+from offramp.timing.timed_steps import PLAIN, PROBED, WHOLE, StepTimes
 
 Array = NDArray[np.float64]
 Lines = tuple[Array, Array]
@@ -23,7 +21,7 @@ Key = tuple[int, int, str]
 
 
 @dataclass
-class Samples:
+class StepSamples:
     """Times of decoding steps by (batch, position asked for, kind of step), and which layers were cut."""
 
     shape: ModelShape
@@ -32,10 +30,10 @@ class Samples:
     steps: dict[Key, list[StepTimes]] = field(default_factory=dict)
     cut: dict[str, frozenset[int]] = field(default_factory=dict)
 
-    def add(self, batch: int, position: int, kind: str, times: StepTimes, cut: frozenset[int]) -> None:
-        """Keep one step. cut: the layers (0 = the first) that ran only until their K and V."""
+    def add(self, batch: int, position: int, kind: str, times: StepTimes) -> None:
+        """Keep one step."""
         self.steps.setdefault((batch, position, kind), []).append(times)
-        self.cut[kind] = cut
+        self.cut[kind] = times.cut
 
     def of(self, batch: int, *kinds: str) -> list[StepTimes]:
         """All steps of a batch size of some kinds, at both positions."""
@@ -83,7 +81,7 @@ def whole_at(position: int) -> str:
 
 
 @dataclass(frozen=True)
-class Tables:
+class PriceTables:
     """The arrays of a `TimingsProfile` by the constructor's names, and what must be said about them.
 
     parts_over_step: by batch size, what timed parts added up to over the whole step, before they were scaled
@@ -95,7 +93,7 @@ class Tables:
     parts_over_step: dict[int, float]
 
 
-def build_tables(samples: Samples) -> Tables:
+def build_tables(samples: StepSamples) -> PriceTables:
     """Means over typical steps at every batch size; layers and K,V repair as straight lines in the position.
 
     All prices of a batch size are scaled by one factor, so that layers, head and overhead add up to a plain
@@ -107,7 +105,7 @@ def build_tables(samples: Samples) -> Tables:
     # derived.
     names = set.intersection(*[set(one.probes) for one in by_batch])
     probes = {name: [one.probes[name] for one in by_batch] for name in sorted(names)}
-    return Tables(
+    return PriceTables(
         arrays={
             "layer_seconds": [one.layers[0] for one in by_batch],
             "layer_seconds_per_position": [one.layers[1] for one in by_batch],
@@ -138,7 +136,7 @@ class _Prices:
     scale: float
 
 
-def _of_batch(samples: Samples, batch: int) -> _Prices:
+def _of_batch(samples: StepSamples, batch: int) -> _Prices:
     shape = samples.shape
     lines = _layer_lines(samples, batch, PLAIN)
     head = _mean_part(samples, batch, lambda step: step.head)
@@ -177,7 +175,9 @@ def _growing(shape: ModelShape, lines: Lines, wholes: Sequence[tuple[float, floa
     return np.maximum(values - steeper * middle, 0.0), steeper
 
 
-def _layer_lines(samples: Samples, batch: int, kind: str, *, among: frozenset[int] | None = None) -> Lines:
+def _layer_lines(
+    samples: StepSamples, batch: int, kind: str, *, among: frozenset[int] | None = None
+) -> Lines:
     """Seconds at position 0 and per attended position after it, of every layer.
 
     Layers of one shape share the slope; each has its own level. among: the layers (0 = the first) that did
@@ -203,7 +203,7 @@ def _layer_lines(samples: Samples, batch: int, kind: str, *, among: frozenset[in
     return levels, slopes
 
 
-def _repair_lines(samples: Samples, batch: int, layers: Lines, scale: float) -> Lines:
+def _repair_lines(samples: StepSamples, batch: int, layers: Lines, scale: float) -> Lines:
     """The same of leaving behind what later tokens need of a skipped layer. scale: of what was timed.
 
     A cut layer has its own time. A recurrent layer is run whole; a layer that keeps nothing costs nothing; an
@@ -226,7 +226,7 @@ def _attended(shape: ModelShape, position: float) -> Array:
     return np.array([attended_before(layer, position) for layer in shape.layers])
 
 
-def _notes(samples: Samples) -> list[str]:
+def _notes(samples: StepSamples) -> list[str]:
     cut = frozenset().union(*samples.cut.values())
     kept = [index for index, layer in enumerate(samples.shape.layers) if layer.key_value_width]
     recurrent = [
@@ -251,7 +251,7 @@ def _probe_times(steps: Sequence[StepTimes], name: str) -> list[float]:
     return [step.probes[name] for step in steps if name in step.probes]
 
 
-def _mean_part(samples: Samples, batch: int, part: Callable[[StepTimes], float]) -> float:
+def _mean_part(samples: StepSamples, batch: int, part: Callable[[StepTimes], float]) -> float:
     """Mean over typical plain steps at both positions, each with the same weight."""
     typical = [samples.typical(batch, position, PLAIN) for position in samples.positions]
     return float(np.mean([np.mean([part(step) for step in steps]) for steps in typical]))

@@ -257,11 +257,12 @@ def _prompt_notes(prompts: Prompts, wanted: int) -> list[str]:
 
 def _plain_seconds(model: Model, machine: TimingsProfile | None, prompts: Prompts) -> float:
     """About how long a token of plain decoding takes here. Raises ModelError if it cannot be told."""
-    from offramp.timing.plain_timing import time_plain_decoding
+    from offramp.timing.decoder import generate_repeatedly
 
     if machine is not None:
         return float(machine.token_costs(model.shape, float(len(prompts.ids[0]))).plain)
-    return time_plain_decoding(model, prompts.ids[0], new_tokens=4, repeats=1).value
+    (timed,) = generate_repeatedly(model, prompts.ids[0], new_tokens=4, repeats=1)
+    return timed.seconds_per_token
 
 
 def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[str, str]]:

@@ -13,9 +13,10 @@ from tracing_models import llama, tiny_model
 from offramp.costs.timings import TimingsProfile
 from offramp.errors import ModelError
 from offramp.models.model import Model
-from offramp.timing import plain_timing
+from offramp.timing import local_profile
+from offramp.timing.decoder import generate_repeatedly
+from offramp.timing.local_profile import MOST_TIMES, TOKENS, check_profile
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.plain_timing import MOST_TIMES, TOKENS, check_profile, time_plain_decoding
 
 
 def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,17 +30,13 @@ def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: 
         return out
 
     monkeypatch.setattr(model.hf, "generate", counted)
-    timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=6)
-    assert len(timing.samples) == 6
-    assert timing.low is not None
-    assert timing.high is not None
-    assert min(timing.samples) <= timing.low <= timing.value <= timing.high <= max(timing.samples)
-    lengths.clear()
-    timing = time_plain_decoding(model, range(12), new_tokens=6, repeats=1)
-    assert (timing.low, timing.high) == (None, None)
-    prompt = lengths[0][0]
-    assert lengths[1:] == [(prompt, timing.new_tokens + 1), (prompt, 1)]
-    assert all(read + written <= 10 for read, written in lengths)
+    timed = generate_repeatedly(model, range(12), new_tokens=6, repeats=2)
+    assert len(timed) == 2
+    (prompt,) = {read for read, _ in lengths}
+    new_tokens = len(timed[0].tokens[0])
+    assert lengths == [(prompt, 2), (prompt, new_tokens), (prompt, new_tokens)]
+    assert prompt + new_tokens <= 10
+    assert all(decoded.seconds_per_token > 0 for decoded in timed)
 
 
 def test_a_model_that_cannot_generate_is_an_error(
@@ -52,7 +49,7 @@ def test_a_model_that_cannot_generate_is_an_error(
 
     monkeypatch.setattr(model.hf, "generate", fails)
     with pytest.raises(ModelError, match="cannot generate with this model: ValueError: no cache"):
-        time_plain_decoding(model, range(12))
+        generate_repeatedly(model, range(12), new_tokens=6, repeats=1)
 
 
 STEP = 0.05
@@ -73,7 +70,7 @@ def profile(model: Model) -> TimingsProfile:
     measured = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
     spread = {"median": STEP, "low": STEP, "high": STEP, "count": 9}
     details = dict(measured.details)
-    names = [plain_timing.whole_at(position) for position in details["positions"]]
+    names = [local_profile.whole_at(position) for position in details["positions"]]
     details["samples"] = {"1": dict.fromkeys(names, spread)}
     zeros = [[0.0, 0.0]] * 2
     return dataclasses.replace(
@@ -94,7 +91,7 @@ def steps_take(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[int]:
         asked.append(count)
         return [seconds[place % len(seconds)] for place in range(count)]
 
-    monkeypatch.setattr(plain_timing, "_plain_steps", steps)
+    monkeypatch.setattr(local_profile, "plain_steps", steps)
     return asked
 
 
@@ -105,7 +102,7 @@ def test_timings_hold_within_three_percent(
     asked = steps_take(monkeypatch, STEP * slower)
     found = check_profile(model, profile)
     assert found.holds == holds
-    assert found.ratio == pytest.approx(1.0 / slower)
+    assert found.ratio.value == pytest.approx(1.0 / slower)
     assert asked == [TOKENS]  # without noise the first answer is the last
     assert ("off by more than 3%" in found.sentence) != holds
 
@@ -117,7 +114,8 @@ def test_what_noise_explains_is_not_held_against_them(
     found = check_profile(model, profile)
     assert found.holds
     assert asked == [TOKENS] * MOST_TIMES  # it looked again as long as it could not tell
-    assert found.interval[0] < 1.0 / 1.03
+    assert found.ratio.low is not None
+    assert found.ratio.low < 1.0 / 1.03
     details = {**profile.details, "samples": {"1": {}}}
     for name, one in profile.details["samples"]["1"].items():
         details["samples"]["1"][name] = {**one, "low": 0.7 * STEP, "high": 1.3 * STEP}
@@ -145,8 +143,8 @@ def test_steps_are_made_where_the_profile_was_timed(model: Model) -> None:
     handle = layer.register_forward_pre_hook(
         lambda module, arguments, keywords: lengths.append(arguments[0].shape[1]), with_kwargs=True
     )
-    seconds = plain_timing._plain_steps(model, 1, 12, 5)
-    several = plain_timing._plain_steps(model, 2, 12, 5)
+    seconds = local_profile.plain_steps(model, 1, 12, 5)
+    several = local_profile.plain_steps(model, 2, 12, 5)
     handle.remove()
     assert len(seconds) == len(several) == 5
     assert all(one > 0 for one in (*seconds, *several))
@@ -159,4 +157,4 @@ def test_a_short_context_leaves_room_for_a_few_steps() -> None:
     profile = measure_hardware(model, budget_seconds=0.05, batches=(1,))
     found = check_profile(model, profile)
     assert found.tokens % 4 == 0
-    assert found.ratio > 0
+    assert found.ratio.value > 0
