@@ -20,6 +20,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from offramp.cli.traced_model import load_traced_model, read_traced_heads
 from offramp.costs.machine import Machine
 from offramp.decoding.execution.executor import ModelExecutor, opened_executor, strategies_of
+from offramp.policies.charge import prices_for
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
@@ -43,7 +45,6 @@ from offramp.tuning.pricing import pricing_of
 from offramp.tuning.proposals import Proposals
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import Roles, split_roles
-from offramp.tuning.strategy_costs import StrategyCosts
 
 FLOORS = (0.95, 0.9)
 DELTAS = (0.1, 0.05)
@@ -89,7 +90,7 @@ def propose(
     floor = make_floor({"agreement": 1.0 - SPREAD})
     pool = Pool(trace.subset(places), floor, pricing_of(trace, machine))
     search_pool(pool, floor.risk)
-    tried = Proposals([pool], executor, StrategyCosts(trace, machine), places, Clock(None))
+    tried = Proposals([pool], executor, partial(prices_for, trace, machine), places, Clock(None))
     tried.calibrate(floor.risk)
     within = sorted(
         (one for one in tried.found.values() if one.risk <= 1.2 * SPREAD and one.relative_cost < 1.0),

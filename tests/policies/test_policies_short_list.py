@@ -7,6 +7,7 @@ import pytest
 
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, PolicyError
+from offramp.policies.charge import Units, run_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import counted_at, prices_of, seconds_of
@@ -19,7 +20,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import break_even
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import make_floor, token_losses
-from offramp.tuning.held_out import measure, measure_in_lockstep, replay_in_lockstep
+from offramp.tuning.held_out import measure, measure_in_lockstep
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
@@ -225,9 +226,9 @@ def test_lockstep_reads_the_list_too() -> None:
     trace, machine = short_trace(), find_machine("cpu-2core")
     for at in ("exits", "all"):
         policy = ShortList(CHEAP, at)
-        decisions = replay_in_lockstep(trace, policy, 4, 0)
-        held = measure_in_lockstep(trace, decisions, machine, FLOOR, 0)
-        said = agreement_by_hand(trace, decisions.decisions.exits, head=at == "all")
+        units = Units.of(run_of(trace, policy, batch=4, seed=0))
+        held = measure_in_lockstep(units, policy, machine, FLOOR, 0)
+        said = agreement_by_hand(trace, units.run.decisions.exits, head=at == "all")
         assert held.agreement.value == pytest.approx(said.mean())
         result = replay(trace, policy, machine=machine, batch=4)
         assert held.seconds_per_token.value == pytest.approx(result.seconds_per_token)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tuning_traces import easy_and_hard
 
 from offramp.errors import InputError
+from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
@@ -32,7 +33,6 @@ from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chose
 from offramp.tuning.floor import SHARES, FloorKind, make_floor
 from offramp.tuning.proposals import FORETOLD, RERUNS
 from offramp.tuning.splits import split_roles
-from offramp.tuning.strategy_costs import StrategyCosts
 from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
 from offramp.workloads.shared_text import write_sketch
@@ -436,25 +436,18 @@ def test_executed_answers_are_read_back_whole(passing: tuple[Tuned, Scripted], t
 
 def test_every_strategy_pays_its_own_price(trace: Trace) -> None:
     policy = parse_policy("threshold:signal=max_prob,value=0.5,exits=2+4")
-    costs = StrategyCosts(trace, None)
-    decisions = replay_decisions(policy, trace)
+    run = run_of(trace, policy, replay_decisions(policy, trace))
     each = {}
     for kv in ("propagate", "recompute"):
-        charged = costs.of_documents(trace, policy, kv, decisions)
-        cost, plain = costs.of_token(trace, policy, kv, decisions)
-        found = replay(trace, policy, kv=kv)
-        assert plain / cost == pytest.approx(found.predicted_speedup)
-        assert charged.plain.sum() / charged.cost.sum() == pytest.approx(found.predicted_speedup, rel=1e-3)
-        assert len(charged.cost) == document_rows(trace).count
-        each[kv] = cost
+        at = prices_for(trace, None, kv)
+        documents = [Charge.of(unit, kv).breakdown(at) for unit in Units.of(run).canonical()]
+        whole, found = Charge.of(run, kv).breakdown(at), replay(trace, policy, kv=kv)
+        assert whole.speedup == pytest.approx(found.predicted_speedup)
+        plain, cost = sum(one.plain for one in documents), sum(one.total for one in documents)
+        assert plain / cost == pytest.approx(found.predicted_speedup, rel=1e-3)
+        assert len(documents) == document_rows(trace).count
+        each[kv] = whole.per_token
     assert each["propagate"] != each["recompute"]
-    cost, plain, length = costs.of_drafts(trace, policy, "speculate")
-    speeds = {
-        drafts: replay(trace, policy, kv="speculate", draft_length=drafts).predicted_speedup
-        for drafts in (1, 2, 4)
-    }
-    assert plain / cost == pytest.approx(max(speeds.values()))
-    assert speeds[length] == max(speeds.values())
 
 
 # -- several floors together, and a worth

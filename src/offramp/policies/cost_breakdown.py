@@ -112,6 +112,16 @@ class CostBreakdown:
         return math.fsum(line.total for line in self.plain_lines)
 
     @property
+    def per_token(self) -> float:
+        """Mean cost of a token."""
+        return self.total / self.tokens
+
+    @property
+    def plain_per_token(self) -> float:
+        """The same of the full model."""
+        return self.plain / self.tokens
+
+    @property
     def speedup(self) -> float:
         """Plain cost over the policy's."""
         return self.plain / self.total

@@ -33,7 +33,9 @@ class PolicyRun:
     """Where tokens leave and are probed, batches taken into account."""
     steps: Steps
     """The step of each token: int64 [tokens]."""
-    draft_length: int
+    draft_length: int = 1
+    batch: int = 1
+    """Sequences decoded together."""
 
 
 def _anything(policy: ExitPolicy, layers: int, maps: MapRanks) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +18,12 @@ from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
-from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, break_down, split_gain
-from offramp.policies.decisions import replay_decisions, task_of, tokens_by_exit
+from offramp.policies.charge import Charge, Units, prices_for, run_of
+from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, split_gain
+from offramp.policies.decisions import tokens_by_exit
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
-from offramp.policies.kv import STRATEGIES, KeyValue, PolicyRun, executed_layers, maps_charged
+from offramp.policies.kv import maps_charged
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
@@ -36,12 +35,9 @@ from offramp.policies.policy_cost import (
     mean_position,
     price_notes,
     probes_made,
-    seconds_at,
 )
-from offramp.policies.rules.short_list import seen_by
-from offramp.policies.steps import BATCHINGS, count_plain, group_into_steps
-from offramp.scoring.documents import document_rows, fact_of
-from offramp.scoring.estimate import DOCUMENTS_NEEDED, Draws, Estimate, document_bootstrap
+from offramp.scoring.documents import fact_of
+from offramp.scoring.estimate import Draws, Estimate
 from offramp.tracing.trace import Trace
 
 
@@ -159,7 +155,6 @@ def replay(
     >>> offramp.replay(trace, "static:exit=2").skip_ratio
     0.5
     """
-    strategy = STRATEGIES[kv]
     source = policy
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
@@ -171,35 +166,26 @@ def replay(
     else:
         in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
-    trace, own, decisions, steps = run.trace, run.policy, run.decisions, run.steps
-    usage, plain = strategy.charge(run), count_plain(steps, trace.layers)
-    # The same exits without a single check: each output then takes a head product of its own.
-    unchecked = strategy.charge(dataclasses.replace(run, decisions=decisions.unchecked()))
-    seconds = None if machine is None else seconds_at(trace, machine, position, batch=batch, maps=maps)
-    at = seconds or in_bytes
-    breakdown = break_down(usage, plain, at, trace.token_count)
-    unprobed = break_down(unchecked, plain, at, trace.token_count)
-    quality = _quality(trace, _outputs(run, strategy))
+    at = in_bytes if machine is None else prices_for(trace, machine, kv, batch=batch, position=position)
+    trace, decisions, charge = run.trace, run.decisions, Charge.of(run, kv)
+    breakdown, unprobed = charge.breakdown(at), charge.breakdown(at, checks_free=True)
     return ReplayResult(
         policy=policy,
         exits=decisions.exits,
         probes=probes_made(decisions),
-        skip_ratio=1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers),
+        skip_ratio=charge.skip_ratio,
         net_speedup=breakdown.speedup,
-        predicted_speedup_flops=break_down(usage, plain, in_flops, trace.token_count).speedup,
+        predicted_speedup_flops=charge.breakdown(in_flops).speedup,
         speedup_without_probes=unprobed.speedup,
         probe_share=1.0 - unprobed.total / breakdown.total,
-        agreement=quality.agreement,
-        reference_agreement=quality.reference_agreement,
-        nll_increase=quality.nll_increase,
-        kl=quality.kl,
+        **_quality(trace, charge.outputs),
         basis="bytes moved" if machine is None else machine.name,
-        seconds_per_token=breakdown.total / breakdown.tokens if seconds else None,
-        plain_seconds_per_token=breakdown.plain / breakdown.tokens if seconds else None,
+        seconds_per_token=breakdown.per_token if machine else None,
+        plain_seconds_per_token=breakdown.plain_per_token if machine else None,
         kv=kv,
         batch=batch,
         batching=batching,
-        reachable=own.reachable,
+        reachable=run.policy.reachable,
         breakdown=breakdown,
         gain=split_gain(breakdown),
         notes=(
@@ -211,42 +197,19 @@ def replay(
     )
 
 
-def run_of(
-    trace: Trace, policy: ExitPolicy, *, batch: int, batching: str, draft_length: int, seed: int
-) -> PolicyRun:
-    """A policy's decisions on a trace, its tokens grouped into steps: ready to be charged.
-
-    Raises PolicyError if the policy does not fit the trace or the batch.
-    """
-    own = policy.for_task(task_of(trace))
-    trace = seen_by(own, trace)
-    steps = group_into_steps(trace.document, batch, seed)
-    return PolicyRun(
-        trace, own, BATCHINGS[batching](replay_decisions(own, trace), steps), steps, draft_length
-    )
-
-
-@dataclass(frozen=True)
-class _Quality:
-    agreement: float
-    reference_agreement: float | None
-    nll_increase: float
-    kl: float
-
-
-def _quality(trace: Trace, exits: NDArray[np.int64]) -> _Quality:
+def _quality(trace: Trace, exits: NDArray[np.int64]) -> dict[str, Any]:
     """Quality of the outputs at some exits, int64 [tokens]."""
     columns = np.searchsorted(trace.exits, exits)
     rows = np.arange(trace.token_count)
     reference = trace.reference_agreement
     nll, divergence = fact_of(trace, "nll"), fact_of(trace, "kl_to_final")
     increase = np.mean(nll[rows, columns], dtype=np.float64) - np.mean(nll[:, -1], dtype=np.float64)
-    return _Quality(
-        agreement=float(np.mean(trace.agreement[rows, columns])),
-        reference_agreement=None if reference is None else float(np.mean(reference[rows, columns])),
-        nll_increase=float(increase),
-        kl=float(np.mean(divergence[rows, columns], dtype=np.float64)),
-    )
+    return {
+        "agreement": float(np.mean(trace.agreement[rows, columns])),
+        "reference_agreement": None if reference is None else float(np.mean(reference[rows, columns])),
+        "nll_increase": float(increase),
+        "kl": float(np.mean(divergence[rows, columns], dtype=np.float64)),
+    }
 
 
 def _only_one_row(costs: TokenCosts, maps: MapRanks) -> PriceAt:
@@ -297,24 +260,15 @@ def replay_intervals(
 
     Raises what `replay` raises, and InputError for fewer than 40 draws.
     """
-    strategy = STRATEGIES[kv]
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
     machine = None if machine is None else machine_for(trace, machine)
-    maps = maps_charged(trace, kv)
-    at = counted_at(trace, "bytes", maps)
-    if machine is not None:
-        at = seconds_at(trace, machine, batch=batch, maps=maps)
+    at = prices_for(trace, machine, kv, batch=batch)
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
-    sums = np.array([_sums(one, strategy, at) for one in _units(run)])
+    units = Units.of(run)
+    sums = np.array([_sums(Charge.of(unit, kv), at) for unit in units.canonical()])
     tokens, agreeing, executed, cost, plain = sums.T
-    bootstrap = document_bootstrap(len(sums), draws=draws, seed=seed)
-    if bootstrap.no_interval is not None and batch > 1:
-        why = (
-            f"{len(sums)} groups of {batch} documents; an interval needs {DOCUMENTS_NEEDED}, "
-            f"{DOCUMENTS_NEEDED * batch} documents"
-        )
-        bootstrap = replace(bootstrap, no_interval=why)
+    bootstrap = units.bootstrap(draws, seed)
     skipped = 1.0 - bootstrap.means(executed / run.trace.layers, tokens)
     return ReplayIntervals(
         agreement=bootstrap.estimate(bootstrap.means(agreeing, tokens)),
@@ -323,40 +277,17 @@ def replay_intervals(
     )
 
 
-def _units(run: PolicyRun) -> Iterator[PolicyRun]:
-    """The run of each document, or of each group of a batch, in an order that depends on ids only."""
-    trace = run.trace
-    rows = document_rows(trace)
-    # The first tokens of a group's documents are one step, which no other group has.
-    group_of_document = run.steps[rows.starts]
-    group_of_row = np.repeat(group_of_document, rows.lengths)
-    for group in dict.fromkeys(group_of_document[rows.order].tolist()):
-        taken = group_of_row == group
-        documents = np.unique(trace.document[taken]).astype(np.int64)
-        yield replace(
-            run,
-            trace=trace.subset(documents),
-            decisions=run.decisions.at_rows(taken),
-            steps=np.unique(run.steps[taken], return_inverse=True)[1].astype(np.int64),
-        )
-
-
-def _sums(run: PolicyRun, strategy: KeyValue, at: PriceAt) -> tuple[float, ...]:
+def _sums(charge: Charge, at: PriceAt) -> tuple[float, ...]:
     """Tokens, tokens that agree, layers executed, the policy's cost and the full model's, in sum."""
-    trace, usage = run.trace, strategy.charge(run)
-    columns = np.searchsorted(trace.exits, _outputs(run, strategy))
+    trace = charge.run.trace
+    columns = np.searchsorted(trace.exits, charge.outputs)
     return (
         float(trace.token_count),
         float(trace.agreement[np.arange(trace.token_count), columns].sum()),
-        float(executed_layers(usage, trace.shape)),
-        _total(usage, at),
-        _total(count_plain(run.steps, trace.layers), at),
+        float(charge.layers),
+        _total(charge.usage, at),
+        _total(charge.plain, at),
     )
-
-
-def _outputs(run: PolicyRun, strategy: KeyValue) -> NDArray[np.int64]:
-    """The exit that each token's output is of: int64 [tokens]."""
-    return np.full_like(run.decisions.exits, run.trace.layers) if strategy.lossless else run.decisions.exits
 
 
 def _total(usage: Usage, at: PriceAt) -> float:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from offramp.policies.binding import text_caveat
+from offramp.policies.charge import Charge, Units, prices_for, run_of
+from offramp.policies.cost_breakdown import PriceAt, split_gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
+from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents
@@ -31,8 +36,7 @@ from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
 from offramp.tuning.job import Job
 from offramp.tuning.pool import Pool, front_of
-from offramp.tuning.proposals import FORETOLD, TARGETS, Proposals, Proposed
-from offramp.tuning.strategy_costs import StrategyCosts
+from offramp.tuning.proposals import FORETOLD, TARGETS, PricesOf, Proposals, Proposed
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
 from offramp.tuning.verdict_words import executed_answer
 
@@ -42,6 +46,9 @@ it, a candidate is decoded on no more."""
 
 FRESH = 32
 """Documents that the chosen policy is decoded on once more, which did not choose it, if time allows."""
+
+DRAFT_LENGTHS = (1, 2, 4)
+"""Drafts before a verification that are tried."""
 
 DRAFTERS = 12
 """Policies whose outputs are tried as drafts, spread over the front."""
@@ -98,11 +105,11 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     pools: dict[Floor, Pool | None] = {}
     for job in jobs:
         pools[job.floor] = job.search(next((pool for pool in pools.values() if pool is not None), None))
-    costs = StrategyCosts(first.trace, first.machine)
+    prices = functools.cache(functools.partial(prices_for, first.trace, first.machine))
     proposals = Proposals(
         [pool for pool in pools.values() if pool is not None],
         executor,
-        costs,
+        prices,
         first.roles.search,
         clock.share(RERUN_SHARE),
         limits.candidates or TARGETS,
@@ -127,7 +134,7 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     for floor in floors:
         if floor.out_of_time:  # with what was decoded for the others since, and the time that they left
             floor.test(clock)
-    return [floor.answer(costs, clock) for floor in floors]
+    return [floor.answer(prices, clock) for floor in floors]
 
 
 class _Floor:
@@ -211,7 +218,7 @@ class _Floor:
         below = seen and last.losses.mean() > self.job.floor.risk
         return "refuted" if last.outcome == "too much lost" or below else shortage
 
-    def answer(self, costs: StrategyCosts, clock: Clock) -> Tuned:
+    def answer(self, prices: PricesOf, clock: Clock) -> Tuned:
         """What came out, and why."""
         job, executor, trials = self.job, self.executor, self.trials
         proposed = self.proposed or Proposed((), None, 1.0, complete=False)
@@ -225,8 +232,8 @@ class _Floor:
         known = {} if self.limits.worth is None else self.known
         candidates = _candidates(proposed.candidates, trials, known)
         by_itself = _candidates([trial.proposal for trial in self.alone], trials, known)
-        contender = _lossless(job, executor, costs, self.pool, by_itself)
-        held = _held(job, executor, costs, None if chosen is None else chosen.proposal)
+        contender = _lossless(job, executor, self.pool, by_itself)
+        held = _held(job, executor, prices, None if chosen is None else chosen.proposal)
         every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
         grounds = Grounds(
             standing="certified" if chosen is not None else self._standing(proposed),
@@ -365,7 +372,7 @@ def _candidate(
 
 
 def _lossless(
-    job: Job, executor: Executor, costs: StrategyCosts, pool: Pool | None, alone: Sequence[Candidate]
+    job: Job, executor: Executor, pool: Pool | None, alone: Sequence[Candidate]
 ) -> Candidate | None:
     """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone.
 
@@ -374,11 +381,17 @@ def _lossless(
     if job.floor.kind == REFERENCE and not any(one.passed for one in alone):
         return None
     found: list[tuple[float, str, str, int, ExitPolicy]] = []
+    searched = job.trace.subset(job.roles.search)
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.lossless):
+        how: dict[str, Any] = {"machine": job.machine, "kv": kv}
         front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
-            cost, plain, length = costs.of_drafts(job.trace.subset(job.roles.search), scored.policy, kv)
-            found.append((cost / plain, str(scored.policy), kv, length, scored.policy))
+            relative, length = min(
+                (paid.per_token / paid.plain_per_token, length)
+                for length in DRAFT_LENGTHS
+                for paid in [replay(searched, scored.policy, draft_length=length, **how).breakdown]
+            )
+            found.append((relative, str(scored.policy), kv, length, scored.policy))
     if not found:
         return None
     relative, _, kv, length, policy = min(found, key=lambda one: one[:4])
@@ -389,7 +402,7 @@ def _lossless(
     return drafts
 
 
-def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal | None) -> HeldOut:
+def _held(job: Job, executor: Executor, prices: PricesOf, chosen: Proposal | None) -> HeldOut:
     """The chosen policy rerun on the report documents, each charged as its strategy runs."""
     if chosen is None or chosen.policy == PLAIN_DECODING:
         return job.report(PLAIN_DECODING)
@@ -399,7 +412,10 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
     if not again.trace.token_count:
         why = "the report documents are one token each"
         return unmeasured(chosen.policy, why, job.pricing.plain, kv=chosen.kv)
-    charged = costs.of_documents(again.trace, chosen.policy, chosen.kv, again.decisions)
+    run, at = run_of(again.trace, chosen.policy, again.decisions), prices(chosen.kv)
+    charges = [Charge.of(document, chosen.kv) for document in Units.of(run).canonical()]
+    sums = [(*_charged(charge, at), charge.layers) for charge in charges]
+    cost, free, plain, layers = np.array(sums, dtype=np.float64).T
     rows = document_rows(again.trace)
     bootstrap = document_bootstrap(rows.count, draws=DRAWS, seed=job.seed)
 
@@ -407,19 +423,24 @@ def _held(job: Job, executor: Executor, costs: StrategyCosts, chosen: Proposal |
         return bootstrap.estimate(bootstrap.means(sums, rows.tokens))
 
     reference = again.reference_losses
-    cost, plain = bootstrap.totals(charged.cost), bootstrap.totals(charged.plain)
-    probes = float(charged.cost.sum() - charged.without_probes.sum())
+    probes = float(cost.sum() - free.sum())
     return HeldOut(
         policy=chosen.policy,
         kv=chosen.kv,
         reachable=chosen.policy.reachable,
         quality=_kept(job, again.losses_at(job.floor.kind)),
         agreement=_kept(job, again.losses),
-        skip_ratio=mean(rows.tokens - charged.layers / job.trace.layers),
-        net_speedup=bootstrap.estimate(plain / cost),
-        seconds_per_token=mean(charged.cost),
+        skip_ratio=mean(rows.tokens - layers / job.trace.layers),
+        net_speedup=bootstrap.estimate(bootstrap.totals(plain) / bootstrap.totals(cost)),
+        seconds_per_token=mean(cost),
         plain_seconds_per_token=job.pricing.plain,
-        probe_share=max(0.0, probes / float(charged.cost.sum())),
+        probe_share=max(0.0, probes / float(cost.sum())),
         reference_agreement=None if reference is None else _kept(job, reference),
-        gain=costs.gain(again.trace, chosen.policy, chosen.kv, again.decisions),
+        gain=split_gain(Charge.of(run, chosen.kv).breakdown(at)),
     )
+
+
+def _charged(charge: Charge, at: PriceAt) -> tuple[float, float, float]:
+    """What a document takes with the policy, with its checks for free, and plainly."""
+    paid = charge.breakdown(at)
+    return paid.total, charge.breakdown(at, checks_free=True).total, paid.plain

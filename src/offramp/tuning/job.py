@@ -12,13 +12,14 @@ import numpy as np
 
 from offramp.costs.machine import Machine, profile_of
 from offramp.policies.binding import base_of, digest_of
+from offramp.policies.charge import Units, run_of
 from offramp.policies.figures import shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method, best_certifiable
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import Floor, loss_text, risk_to_quality, token_losses
-from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, replay_in_lockstep, unmeasured
+from offramp.tuning.held_out import HeldOut, measure, measure_in_lockstep, unmeasured
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.search import search_pool
@@ -103,8 +104,8 @@ class Job:
         if count < batch:
             why = f"{count} report documents do not fill a batch of {batch}"
             return unmeasured(policy, why, self.pricing.plain, kv=kv, transformed=transformed)
-        lockstep = replay_in_lockstep(held, policy, batch, self.seed)
-        return measure_in_lockstep(held, lockstep, self.machine, self.floor, self.seed, kv)
+        units = Units.of(run_of(held, policy, batch=batch, seed=self.seed))
+        return measure_in_lockstep(units, policy, self.machine, self.floor, self.seed, kv)
 
     def tuned(
         self,

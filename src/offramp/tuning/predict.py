@@ -16,6 +16,7 @@ from offramp.kit.arguments import checked
 from offramp.kit.defaults import DELTA, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
+from offramp.policies.charge import Units, run_of
 from offramp.policies.decisions import task_of
 from offramp.policies.figures import shared_fields
 from offramp.policies.grammar import parse_policy
@@ -30,7 +31,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed, two_sided_limits
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import Floor, FloorAnswer
-from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep, replay_in_lockstep
+from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.splits import require_disjoint, seen_documents, traced
 from offramp.tuning.tuned import ShiftRow, Tuned, is_tuned_file, read_tuned, shift_rows
@@ -308,9 +309,8 @@ def _judged(
     if machine is None or pricing.batch == 1:
         held = measure(trace, policy, pricing, floor, seed, kv)
         return held, policy_losses(trace, policy, floor)
-    lockstep = replay_in_lockstep(trace, policy, pricing.batch, seed)
-    held = measure_in_lockstep(trace, lockstep, machine, floor, seed, kv)
-    return held, group_losses(trace, lockstep, floor)
+    units = Units.of(run_of(trace, policy, batch=pricing.batch, seed=seed))
+    return measure_in_lockstep(units, policy, machine, floor, seed, kv), group_losses(units, floor)
 
 
 def _floor_answer(floor: Floor | None, low: float | None, high: float | None) -> FloorAnswer | None:

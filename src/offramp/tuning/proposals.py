@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.policies.charge import Charge, run_of
+from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.policy import ExitPolicy
 from offramp.tuning.certificate import order_places
 from offramp.tuning.executor import Clock, Executor, Proposal
 from offramp.tuning.pool import ROUNDING, Pool, Scored, front_of
-from offramp.tuning.strategy_costs import StrategyCosts
 
 RERUNS = 24
 """Forward passes over the search documents in all."""
@@ -42,6 +43,9 @@ and prices differ by 1 % from one profile to the next."""
 CHALLENGERS = 4
 """Policies that gain what is worth it and are rerun to see which of them loses least."""
 
+
+PricesOf = Callable[[str], PriceAt]
+"""Prices of a step by its rows, by the strategy for K and V."""
 
 Ladder = tuple[Scored, ...]
 """One rule on one set of exits, its thresholds from cautious to bold: risk rises, cost falls."""
@@ -72,7 +76,7 @@ class Proposals:
 
     pools: Sequence[Pool]
     executor: Executor
-    costs: StrategyCosts
+    prices: PricesOf
     documents: NDArray[np.int64]
     clock: Clock
     steps: int = TARGETS
@@ -266,7 +270,9 @@ class Proposals:
         if key not in self.found:
             rerun = self.executor.rerun(scored.policy, kv, self.documents)
             self.reruns += not rerun.free
-            cost, plain = self.costs.of_token(rerun.trace, scored.policy, kv, rerun.decisions)
+            run = run_of(rerun.trace, scored.policy, rerun.decisions)
+            paid = Charge.of(run, kv).breakdown(self.prices(kv))
+            cost, plain = paid.per_token, paid.plain_per_token
             risk = float(np.mean(rerun.losses_at(self.pools[0].floor.kind)))
             self.found[key] = Proposal(scored.policy, kv, scored.risk, risk, cost, plain, rerun.free)
         return self.found[key]

@@ -16,7 +16,7 @@ from offramp.policies.policy_cost import price_notes
 from offramp.policies.rules.fixed import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.held_out import HeldOut, measure, speed_over
+from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
 from offramp.tuning.judging import Halves, choose, decide_replayed, halves_of
 from offramp.tuning.pool import FULL_MODEL, Pool, Scored
 from offramp.tuning.pricing import Pricing, pricing_of
@@ -116,13 +116,13 @@ def _fixed(pool: Pool) -> list[Scored]:
 def _judged(
     halves: Halves, floor: Floor, pricing: Pricing, scored: Scored, chosen: ExitPolicy, rank: int | None
 ) -> RankedPolicy:
-    held = measure(halves.judging, scored.policy, pricing, floor, halves.seed)
+    held, probe_seconds, parts = measure_parts(halves.judging, scored.policy, pricing, floor, halves.seed)
     return RankedPolicy(
         **shared_fields(held, HeldOut),
         family=scored.family,
         floor=floor.value,
-        probe_seconds=held.probe_cost,
-        parts={} if held.counts is None else pricing.parts(held.counts),
+        probe_seconds=probe_seconds,
+        parts=parts,
         chosen=scored.policy == chosen,
         full_depth=scored.policy.full_depth,
         rank=rank,

@@ -35,6 +35,7 @@ from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
 from offramp.models.model import Model, in_evaluation
 from offramp.policies.binding import require_heads
+from offramp.policies.charge import Charge
 from offramp.policies.decisions import (
     Decisions,
     probed_facts,
@@ -49,7 +50,6 @@ from offramp.policies.kv import (
     RECOMPUTE,
     STRATEGIES,
     PolicyRun,
-    executed_layers,
 )
 from offramp.policies.names import StrategyName
 from offramp.policies.policy import ExitPolicy
@@ -390,8 +390,7 @@ class Rerunner:
         if not trace.token_count:
             return 0.0
         steps = np.arange(trace.token_count, dtype=np.int64)
-        usage = STRATEGIES[kv].charge(PolicyRun(trace, policy, decisions, steps, DRAFT_LENGTH))
-        return 1.0 - executed_layers(usage, trace.shape) / (trace.token_count * trace.layers)
+        return Charge.of(PolicyRun(trace, policy, decisions, steps, DRAFT_LENGTH), kv).skip_ratio
 
     def _drift(self, policy: ExitPolicy, exits: NDArray[np.int64], top1: NDArray[np.int64]) -> Drift | None:
         """The same beside the plain replay, None where the trace cannot replay the policy."""
