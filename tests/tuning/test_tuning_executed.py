@@ -163,7 +163,14 @@ def test_candidates_go_from_cautious_to_bold_and_get_faster(passing: tuple[Tuned
     assert all(one.rerun >= 0.9 - 1e-12 for one in tested)
     # The lossless contender is priced, and not tested.
     assert (contender.kv, contender.executed, contender.documents) == ("speculate", None, 0)
-    assert contender.draft_length in (1, 2, 4)
+    searched = executor.trace.subset(split_roles(executor.trace, 0).search)
+    speeds = {
+        drafts: replay(searched, contender.policy, machine="h100", kv="speculate", draft_length=drafts)
+        for drafts in (1, 2, 4)
+    }
+    best = max(speeds, key=lambda drafts: speeds[drafts].predicted_speedup)
+    assert contender.draft_length == best
+    assert contender.predicted_speed == pytest.approx(speeds[best].predicted_speedup)
     assert ("speculate", contender.kv) not in [(kv, kv) for _, kv, _, _ in executor.decoded]
     # Documents came in groups, in the drawn order, none beyond what settled it.
     by_candidate = [(first, last) for policy, kv, first, last in executor.decoded[:3]]

@@ -229,7 +229,7 @@ def test_bytes_are_counted_at_batch_one_only() -> None:
     trace = make_trace()
     for options, message in (
         ({"batch": 2}, "batch 1"),
-        ({"kv": "recompute"}, "batch 1 with K and V propagated"),
+        ({"kv": "recompute"}, "batch 1, and not of layers that run later"),
         ({"kv": "speculate"}, "the K,V strategy 'speculate' does not fall on each token alone"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""A policy's run over a trace and its charge, usage times prices: in replay, certificate and prediction alike."""
+"""A policy's run over a trace and its charge, usage times prices, wherever a policy is charged."""
 
 from __future__ import annotations
 
