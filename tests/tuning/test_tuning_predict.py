@@ -213,8 +213,8 @@ def test_a_floor_in_nats_is_judged_in_nats() -> None:
 def test_a_large_shift_is_said_in_words_and_a_small_one_is_not() -> None:
     trace = a_trace(seed=9, workload="other")
     small = predict(tuned_policy(), trace)
-    assert [row.exit for row in small.shift] == [3, 5]
-    largest = max(abs(row.other_agreement - row.tuned_agreement) for row in small.shift)
+    assert [row.tuned.exit for row in small.shift] == [3, 5]
+    largest = max(abs(row.other.agreement - row.tuned.agreement) for row in small.shift)
     assert any("The texts differ" in note for note in small.notes) == (largest >= 0.02)
     worse = np.array(trace.top1)
     worse[:, :-1] = 99

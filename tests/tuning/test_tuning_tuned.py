@@ -76,17 +76,14 @@ def test_rows_put_both_texts_side_by_side() -> None:
     one, other = make_trace(seed=1, tokens=90), make_trace(seed=2, tokens=70)
     tuned, theirs = shift_of(one, policy), shift_of(other, policy)
     rows = shift_rows(tuned, other, policy)
-    assert [row.exit for row in rows] == [3, 4]
-    for row, before, after in zip(rows, tuned, theirs, strict=True):
-        assert (row.tuned_quantiles, row.tuned_agreement) == (before.quantiles, before.agreement)
-        assert (row.other_quantiles, row.other_agreement) == (after.quantiles, after.agreement)
-        assert (row.tuned_calibration, row.other_calibration) == (before.calibration, after.calibration)
+    assert [row.other.exit for row in rows] == [3, 4]
+    assert [(row.tuned, row.other) for row in rows] == list(zip(tuned, theirs, strict=True))
 
 
 def test_a_check_that_only_one_of_both_has_gives_no_row() -> None:
     trace = make_trace()
     tuned = shift_of(trace, Threshold("margin", 0.5, (3,)))
-    assert [row.exit for row in shift_rows(tuned, trace, Threshold("margin", 0.5, (3, 4)))] == [3]
+    assert [row.tuned.exit for row in shift_rows(tuned, trace, Threshold("margin", 0.5, (3, 4)))] == [3]
     assert shift_rows(tuned, trace, Threshold("entropy", 0.5, (3,))) == ()
 
 

@@ -17,6 +17,7 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from offramp.report.table import Table
     from offramp.tuning.predict import Prediction
+    from offramp.tuning.tuned import Shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +117,15 @@ def _show(out: Output, found: Prediction) -> None:
         out.console.print(f"note: {note}", markup=False)
 
 
-Reading = tuple[str, str, str, tuple[float, ...], float, float | None]
-"""What a policy reads at a check: exit, fact, of which texts, quantiles, agreement and calibration."""
+Reading = tuple[str, "Shift", bool]
+"""What a policy reads at a check: of which texts, and whether the check is named."""
 
 
 def _readings(found: Prediction) -> Iterator[Reading]:
     """Of every check the tuning documents above, these below."""
     for row in found.shift:
-        tuned = (row.tuned_quantiles, row.tuned_agreement, row.tuned_calibration)
-        yield (str(row.exit), row.fact or "top1", "tuned on", *tuned)
-        yield ("", "", "here", row.other_quantiles, row.other_agreement, row.other_calibration)
+        yield "tuned on", row.tuned, True
+        yield "here", row.other, False
 
 
 def _shift_table() -> Table[Reading]:
@@ -133,18 +133,21 @@ def _shift_table() -> Table[Reading]:
     from offramp.report.table import Column, Table
 
     def quantile(place: int) -> Callable[[Reading], str]:
-        return lambda row: decimal(row[3][place], 3) if row[3] else ""
+        return lambda row: decimal(row[1].quantiles[place], 3) if row[1].quantiles else ""
+
+    def calibration(row: Reading) -> str:
+        return "" if row[1].calibration is None else decimal(row[1].calibration, 3)
 
     return Table(
         (
-            Column("Exit", lambda row: row[0]),
-            Column("Fact", lambda row: row[1]),
-            Column("Texts", lambda row: row[2]),
+            Column("Exit", lambda row: str(row[1].exit) if row[2] else ""),
+            Column("Fact", lambda row: (row[1].fact or "top1") if row[2] else ""),
+            Column("Texts", lambda row: row[0]),
             Column("5 %", quantile(0)),
             Column("median", quantile(2)),
             Column("95 %", quantile(4)),
-            Column("Agreement", lambda row: row[4], percent),
-            Column("max_prob less it", lambda row: "" if row[5] is None else decimal(row[5], 3)),
+            Column("Agreement", lambda row: row[1].agreement, percent),
+            Column("max_prob less it", calibration),
         ),
         caption="What its checks read",
         words=3,

@@ -139,12 +139,12 @@ def _largest_shift(shift: tuple[ShiftRow, ...]) -> Iterator[str]:
     """The check whose agreement changed most, if it changed notably."""
     if not shift:
         return
-    row = max(shift, key=lambda row: abs(row.other_agreement - row.tuned_agreement))
-    change = row.other_agreement - row.tuned_agreement
+    row = max(shift, key=lambda row: abs(row.other.agreement - row.tuned.agreement))
+    change = row.other.agreement - row.tuned.agreement
     if abs(change) >= NOTABLE_SHIFT:
         yield (
-            f"The texts differ: exit {row.exit} agrees with the full model in "
-            f"{100 * row.other_agreement:.1f} % of the tokens here, in {100 * row.tuned_agreement:.1f} % on "
+            f"The texts differ: exit {row.other.exit} agrees with the full model in "
+            f"{100 * row.other.agreement:.1f} % of the tokens here, in {100 * row.tuned.agreement:.1f} % on "
             "the documents it was tuned on."
         )
 

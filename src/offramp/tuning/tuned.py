@@ -274,14 +274,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class ShiftRow:
     """One check of the policy: the documents it was tuned on beside the other workload's."""
 
-    exit: int
-    fact: str | None
-    tuned_quantiles: tuple[float, ...]
-    other_quantiles: tuple[float, ...]
-    tuned_agreement: float
-    other_agreement: float
-    tuned_calibration: float | None
-    other_calibration: float | None
+    tuned: Shift
+    other: Shift
 
 
 def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
@@ -297,10 +291,9 @@ def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
     """
     if not trace.token_count:
         raise InputError("the trace holds no tokens", fix="trace more text")
-    trace = seen_by(policy.for_task(task_of(trace)), trace)
-    needs = {
-        exit: facts for exit, facts in policy.for_task(task_of(trace)).needs(trace.layers).items() if facts
-    }
+    own = policy.for_task(task_of(trace))
+    trace = seen_by(own, trace)
+    needs = {exit: facts for exit, facts in own.needs(trace.layers).items() if facts}
     columns = columns_of(trace, tuple(needs))
     confidence = trace.fact("max_prob") if "max_prob" in trace.fact_names else None
     shifts = []
@@ -308,17 +301,11 @@ def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
         # Facts that are token numbers are whole: their order means nothing.
         fact = next((name for name in facts if fact_of(trace, name).dtype.kind == "f"), None)
         agreement = float(np.mean(trace.agreement[:, column]))
-        shifts.append(
-            Shift(
-                exit=exit,
-                fact=fact,
-                quantiles=() if fact is None else _quantiles(trace, fact, int(column), exit),
-                agreement=agreement,
-                calibration=None
-                if confidence is None
-                else float(np.mean(confidence[:, column], dtype=np.float64)) - agreement,
-            )
-        )
+        quantiles = () if fact is None else _quantiles(trace, fact, int(column), exit)
+        calibration = None
+        if confidence is not None:
+            calibration = float(np.mean(confidence[:, column], dtype=np.float64)) - agreement
+        shifts.append(Shift(exit, fact, quantiles, agreement, calibration))
     return tuple(shifts)
 
 
@@ -330,16 +317,7 @@ def shift_rows(tuned: tuple[Shift, ...], other: Trace, policy: ExitPolicy) -> tu
     """
     before = {shift.exit: shift for shift in tuned}
     return tuple(
-        ShiftRow(
-            exit=after.exit,
-            fact=after.fact,
-            tuned_quantiles=before[after.exit].quantiles,
-            other_quantiles=after.quantiles,
-            tuned_agreement=before[after.exit].agreement,
-            other_agreement=after.agreement,
-            tuned_calibration=before[after.exit].calibration,
-            other_calibration=after.calibration,
-        )
+        ShiftRow(before[after.exit], after)
         for after in shift_of(other, policy)
         if after.exit in before and before[after.exit].fact == after.fact
     )
