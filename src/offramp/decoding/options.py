@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
-from offramp.heads.described import describe_heads, reading_of, reads_exits
+from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, require_base
 from offramp.kit.arguments import settle_fields
@@ -18,7 +18,7 @@ from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.kit.numbers import Count
 from offramp.models.devices import AUTO
 from offramp.models.model import Model
-from offramp.policies.binding import OF_HEADS, check_same_maps
+from offramp.policies.binding import check_same_maps, facts_read, heads_matter, require_model
 from offramp.policies.kv import MAPPED, PROPAGATE
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
 from offramp.policies.policy import ExitPolicy
@@ -71,19 +71,6 @@ def read_heads_source(source: HeadsSource, tuned: Tuned | None = None) -> ExitHe
     if tuned is None or tuned.heads_file is None or not tuned.heads_file.is_file():
         return None
     return read_heads(tuned.heads_file)
-
-
-def facts_read(policy: ExitPolicy, layers: int) -> frozenset[str]:
-    """Every fact that a policy reads on a model of so many layers, at exit L included.
-
-    Raises PolicyError, with the policy's text, if the policy does not fit.
-    """
-    try:
-        needs = policy.needs(layers)
-    except PolicyError as error:
-        error.where = error.where or str(policy)
-        raise
-    return frozenset(fact for facts in needs.values() for fact in facts) | set(policy.final_facts)
 
 
 def check_reachable(policy: ExitPolicy) -> None:
@@ -277,22 +264,17 @@ class DecodingOptions:
     def check_tuned_heads(self, layers: int) -> None:
         """Refuse other heads than the policy was tuned with, where they matter. Raises PolicyError.
 
-        They matter if the policy leaves early at all and either its trace or the decoder reads exits through
-        them, or if it reads a fact, or the short list, that comes with heads; their K,V maps if K and V are
-        mapped. layers: of the model.
+        See `heads_matter`; their K,V maps matter if K and V are mapped. layers: of the model.
         """
         tuned, heads, policy = self.tuned, self.heads, self.policy
         if tuned is None:
             return
         before: Mapping[str, Any] = tuned.model.get("heads") or {}
+        now = {} if heads is None else describe_heads(heads)
         if tuned.kv == MAPPED.name and self.kv == MAPPED.name and heads is not None:
-            check_same_maps(before, describe_heads(heads), "heads=")
-        reading, tuned_reading = None if heads is None else heads.reading_fingerprint, reading_of(before)
-        if tuned_reading == reading:
-            return
-        read_through = reads_exits(before) or (heads is not None and heads.reads_exits)
-        of_heads = policy.short_list or bool(facts_read(policy, layers) & OF_HEADS)
-        if of_heads or (policy.needs(layers) and read_through):
+            check_same_maps(before, now, "heads=")
+        if heads_matter(before, now, policy, layers):
+            reading, tuned_reading = reading_of(now), reading_of(before)
             given = "without exit heads" if reading is None else f"with the exit heads {reading[:12]}"
             tuned_with = (
                 "without any" if tuned_reading is None else f"with the exit heads {tuned_reading[:12]}"
@@ -307,12 +289,8 @@ class DecodingOptions:
 
     def _check_tuned_model(self, fingerprint: str, name: str) -> None:
         """Refuse a policy that was tuned for another model than the one of this fingerprint and name."""
-        if self.tuned is not None and self.tuned.model.get("fingerprint") != fingerprint:
-            raise PolicyError(
-                f"the policy was tuned for another model, {self.tuned.model.get('name', 'without a name')}",
-                where=f"policy= for {name}",
-                fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
-            )
+        if self.tuned is not None:
+            require_model(self.tuned.model, fingerprint, f"policy= for {name}")
 
     def _check_tuned_early(self) -> None:
         """`check_tuned_heads` where that takes no model: with heads of the tuned one's, or without any."""

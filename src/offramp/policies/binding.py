@@ -118,32 +118,55 @@ def seen_notes(trace: Trace, tuned_on: TunedOn) -> tuple[str, ...]:
 def require_base(tuned_for: Mapping[str, Any], policy: ExitPolicy, trace: Trace) -> None:
     """Refuse a trace of another model than a policy was tuned for, or one read through other exit heads.
 
-    tuned_for: the `base_of` the trace that it was tuned on. Other heads matter if either trace's exits
-    were read through them, or if the policy reads a fact, or the short list, that comes with heads; another
-    policy that never leaves early reads nothing.
-
-    Raises PolicyError.
+    tuned_for: the `base_of` the trace that it was tuned on. Raises PolicyError.
     """
-    base = base_of(trace)
-    if tuned_for.get("fingerprint") != base.get("fingerprint"):
-        raise PolicyError(
-            f"the policy was tuned for another model, {tuned_for.get('name', 'without a name')}",
-            where=f"{trace.folder or 'the trace'} is of {base.get('name', 'a model without a name')}",
-            fix="tune a policy on a trace of this model",
-        )
+    base, where = base_of(trace), str(trace.folder or "the trace")
+    named = f"{where} is of {base.get('name', 'a model without a name')}"
+    require_model(tuned_for, base.get("fingerprint"), named)
     before, now = tuned_for.get("heads") or {}, base["heads"] or {}
-    if reading_of(before) == reading_of(now):
-        return
-    own = policy.for_task(task_of(trace))
-    needs = own.needs(trace.layers)
-    read = {fact for facts in needs.values() for fact in facts} | set(own.final_facts)
-    of_heads = own.short_list or bool(read & OF_HEADS)
-    if of_heads or (needs and (reads_exits(before) or reads_exits(now))):
+    if heads_matter(before, now, policy.for_task(task_of(trace)), trace.layers):
         raise PolicyError(
             f"the policy was tuned on a trace made {_with(before)}, this one was made {_with(now)}",
-            where=str(trace.folder or "the trace"),
+            where=where,
             fix="trace again with the same heads=FILE (--heads FILE), or tune on a trace made with these",
         )
+
+
+def require_model(tuned_for: Mapping[str, Any], fingerprint: object, where: str) -> None:
+    """Refuse another model than a policy was tuned for. Raises PolicyError."""
+    if tuned_for.get("fingerprint") != fingerprint:
+        raise PolicyError(
+            f"the policy was tuned for another model, {tuned_for.get('name', 'without a name')}",
+            where=where,
+            fix="tune a policy on a trace of this model: offramp trace, then offramp tune",
+        )
+
+
+def heads_matter(before: Mapping[str, Any], now: Mapping[str, Any], policy: ExitPolicy, layers: int) -> bool:
+    """Whether exits are read by other heads than before, and the policy decides by them.
+
+    before, now: described exit heads, empty without any. Others matter to a policy that leaves early if
+    either's exits are read through them, and to one that reads a fact, or the short list, that comes with
+    heads.
+    """
+    if reading_of(before) == reading_of(now):
+        return False
+    if policy.short_list or facts_read(policy, layers) & OF_HEADS:
+        return True
+    return bool(policy.needs(layers)) and (reads_exits(before) or reads_exits(now))
+
+
+def facts_read(policy: ExitPolicy, layers: int) -> frozenset[str]:
+    """Every fact that a policy reads on a model of so many layers, at exit L included.
+
+    Raises PolicyError, with the policy's text, if the policy does not fit.
+    """
+    try:
+        needs = policy.needs(layers)
+    except PolicyError as error:
+        error.where = error.where or str(policy)
+        raise
+    return frozenset(fact for facts in needs.values() for fact in facts) | set(policy.final_facts)
 
 
 def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, where: str) -> None:
