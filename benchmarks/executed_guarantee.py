@@ -38,7 +38,7 @@ from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS, settle
 from offramp.tuning.certificate import losses_in_order, run_sequence
-from offramp.tuning.executor import Clock, Proposal
+from offramp.tuning.executor import Deadline, Proposal
 from offramp.tuning.floor import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
@@ -90,7 +90,7 @@ def propose(
     floor = make_floor({"agreement": 1.0 - SPREAD})
     pool = Pool(trace.subset(places), floor, pricing_of(trace, machine))
     search_pool(pool, floor.risk)
-    tried = Proposals([pool], executor, partial(prices_for, trace, machine), places, Clock(None))
+    tried = Proposals([pool], executor, partial(prices_for, trace, machine), places, Deadline(None))
     tried.calibrate(floor.risk)
     within = sorted(
         (one for one in tried.found.values() if one.risk <= 1.2 * SPREAD and one.relative_cost < 1.0),

@@ -31,7 +31,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import losses_in_order, ordered_candidates, run_sequence
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.pool import ROUNDING, Evidence, Pool
+from offramp.tuning.pool import ROUNDING, Pool, SearchEvidence
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_roles
@@ -52,7 +52,7 @@ class Population:
         self.rows = document_rows(self.trace)
         self.facts = {name: self.trace.fact(name) for name in self.trace.fact_names}
         self.pricing = pricing
-        self.evidence = Evidence(self.trace, floor)
+        self.evidence = SearchEvidence(self.trace, floor)
 
     def draw(self, rng: np.random.Generator) -> Trace:
         """As many documents as there are, drawn with replacement; a document drawn twice is two documents."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import offramp
 from offramp.costs.kernel_machine import KernelMachine
-from offramp.costs.kernel_tables import Basis, DecodeAttention, Grid
+from offramp.costs.kernel_tables import Basis, DecodeAttention, KernelGrid
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.probes import ProbeSizes
 from offramp.models.shape import LayerShape, ModelShape
@@ -136,12 +136,12 @@ def _left(shape: ModelShape, batch: int, context: int, tables: Machine) -> float
     return (leaves * short + (1.0 - leaves) * costs.plain) / costs.plain
 
 
-def _few_rows(products: Grid) -> Grid:
+def _few_rows(products: KernelGrid) -> KernelGrid:
     rows = products.axes[2] <= max(BATCHES)
-    return Grid((*products.axes[:2], products.axes[2][rows]), products.seconds[:, :, rows])
+    return KernelGrid((*products.axes[:2], products.axes[2][rows]), products.seconds[:, :, rows])
 
 
-def _left_out(grid: Grid) -> NDArray[np.float64]:
+def _left_out(grid: KernelGrid) -> NDArray[np.float64]:
     """Errors of every measured time from its two neighbours on each axis."""
     errors = []
     for axis, values in enumerate(grid.axes):

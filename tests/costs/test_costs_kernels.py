@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from offramp.costs import aiconfigurator
 from offramp.costs.hardware import describe_machines, find_machine, machine_names
 from offramp.costs.kernel_machine import KernelMachine, feed_forward_width
-from offramp.costs.kernel_tables import Basis, DecodeAttention, Figure, Grid, grid_of
+from offramp.costs.kernel_tables import Basis, DecodeAttention, KernelGrid, KernelTime, grid_of
 from offramp.costs.machine import Roofline, machine_fingerprint
 from offramp.costs.probes import PROBES
 from offramp.errors import InputError
@@ -179,8 +179,8 @@ def test_a_step_is_the_sum_of_its_kernels_by_hand(machine: KernelMachine) -> Non
 
 def test_between_measured_shapes_by_hand() -> None:
     # Halfway between 1 and 4 in logarithms, and a power law is met exactly: 2 x 8 is 4 x 4.
-    grid = Grid((np.array([1.0, 4.0]), np.array([64.0, 256.0])), np.array([[2.0, 8.0], [8.0, 32.0]]))
-    assert grid.at(1, 64) == Figure(2.0, Basis.MEASURED)
+    grid = KernelGrid((np.array([1.0, 4.0]), np.array([64.0, 256.0])), np.array([[2.0, 8.0], [8.0, 32.0]]))
+    assert grid.at(1, 64) == KernelTime(2.0, Basis.MEASURED)
     for point, seconds in {(2, 64): 4.0, (2, 128): 8.0, (4, 128): 16.0}.items():
         found = grid.at(*point)
         assert found is not None
@@ -221,7 +221,7 @@ measured_tables = st.dictionaries(
 def test_the_lookup_is_the_plain_one_and_needs_no_order(
     measured: dict[tuple[int, ...], float], between: tuple[float, ...], random: Any
 ) -> None:
-    def grid(rows: list[tuple[tuple[int, ...], float]]) -> Grid:
+    def grid(rows: list[tuple[tuple[int, ...], float]]) -> KernelGrid:
         columns = np.array([key for key, _ in rows], dtype=np.float64).T
         return grid_of(columns, np.array([seconds for _, seconds in rows]))
 
@@ -246,7 +246,7 @@ def test_the_lookup_is_the_plain_one_and_needs_no_order(
 def test_more_rows_are_no_cheaper_but_for_the_noise_of_the_tables(noise: list[float], rows: int) -> None:
     true = np.array([1.0, 1.1, 1.5, 4.0])[:, None] * np.ones(4)
     axes = np.array([float(m) for m in ROWS]), np.array([64.0, 128.0, 256.0, 512.0])
-    grid = Grid(axes, true * np.array(noise).reshape(4, 4))
+    grid = KernelGrid(axes, true * np.array(noise).reshape(4, 4))
     few, more = grid.at(rows, 200.0), grid.at(rows + 1, 200.0)
     assert few is not None
     assert more is not None
@@ -263,33 +263,33 @@ def test_attention_by_hand() -> None:
         (1, 8, 4, 64, 64, 5.0), (1, 8, 4, 64, 256, 4.5),
     ]  # fmt: skip
     table = attention_of(*rows)
-    assert table.at(1, 128, 128, 64) == Figure(1.0, Basis.MEASURED)
-    assert table.at(2, 128, 128, 128) == Figure(
+    assert table.at(1, 128, 128, 64) == KernelTime(1.0, Basis.MEASURED)
+    assert table.at(2, 128, 128, 128) == KernelTime(
         pytest.approx(math.sqrt(1 * 2 * 4 * 8) ** 0.5), Basis.INTERPOLATED
     )
     # Four K,V heads of one sequence come before one of four; over more positions they are never cheaper.
-    assert table.at(1, 512, 512, 64) == Figure(5.0, Basis.MEASURED)
-    assert table.at(1, 512, 512, 256) == Figure(5.0, Basis.MEASURED)
+    assert table.at(1, 512, 512, 64) == KernelTime(5.0, Basis.MEASURED)
+    assert table.at(1, 512, 512, 256) == KernelTime(5.0, Basis.MEASURED)
     # Two heads for two of K and V: no row has them, two sequences of one K,V head read as much.
-    assert table.at(1, 256, 256, 64) == Figure(pytest.approx(2.0), Basis.INTERPOLATED)
+    assert table.at(1, 256, 256, 64) == KernelTime(pytest.approx(2.0), Basis.INTERPOLATED)
     # Three query heads a K,V head: the two that were measured are nearest.
-    assert table.at(1, 192, 128, 64) == Figure(1.0, Basis.INTERPOLATED)
-    assert table.at(1, 128, 128, 1) == Figure(1.0, Basis.MEASURED)  # the smallest context
+    assert table.at(1, 192, 128, 64) == KernelTime(1.0, Basis.INTERPOLATED)
+    assert table.at(1, 128, 128, 1) == KernelTime(1.0, Basis.MEASURED)  # the smallest context
     assert table.at(1, 128, 128, 257) is None
     assert table.at(5, 128, 128, 64) is None
     # Heads of 128, which were not measured: as many bytes in heads of 64.
-    assert table.at(1, 2 * 80, 2 * 80, 64) == Figure(
+    assert table.at(1, 2 * 80, 2 * 80, 64) == KernelTime(
         pytest.approx(4 ** (math.log(1.25) / math.log(4))), Basis.INTERPOLATED
     )
 
 
 def test_beyond_the_tables_is_the_data_sheet_and_said(machine: KernelMachine) -> None:
     wide = machine.product(1, 300, 2048)
-    assert wide == Figure(pytest.approx(2 * 300 * 2048 / 1e12 + LAUNCH), Basis.DATA_SHEET)
+    assert wide == KernelTime(pytest.approx(2 * 300 * 2048 / 1e12 + LAUNCH), Basis.DATA_SHEET)
     assert machine.product(4096, 64, 64).basis is Basis.DATA_SHEET
     assert machine.product(1, 63, 64).basis is Basis.DATA_SHEET
     # More columns than any measured product run as several, whose times are measured.
-    assert machine.product(1, 1024, 64) == Figure(
+    assert machine.product(1, 1024, 64) == KernelTime(
         pytest.approx(2 * product_us(512, 64, 1) * US), Basis.INTERPOLATED
     )
     shape = dense()
@@ -509,8 +509,8 @@ def real_machine() -> KernelMachine:
 
 def test_the_real_tables() -> None:
     machine = real_machine()
-    assert machine.product(1, 4096, 4096) == Figure(pytest.approx(15.0e-6, rel=0.01), Basis.MEASURED)
-    assert machine.product(64, 4096, 4096) == Figure(pytest.approx(14.8e-6, rel=0.01), Basis.MEASURED)
+    assert machine.product(1, 4096, 4096) == KernelTime(pytest.approx(15.0e-6, rel=0.01), Basis.MEASURED)
+    assert machine.product(64, 4096, 4096) == KernelTime(pytest.approx(14.8e-6, rel=0.01), Basis.MEASURED)
     llama = dense(layers=32, hidden=4096, inner=14336, heads=32, kv=8, size=128, vocabulary=128256)
     check_machine(machine, llama, batches=(1, 3, 8, 64, 1000))
     sheet = find_machine("h100")

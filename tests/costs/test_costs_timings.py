@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs import counting
 from offramp.costs.probes import PROBES, ProbeSizes, lens_bytes, lens_flops, map_bytes, map_flops
-from offramp.costs.timings import TimingsProfile, Work, resized, work_ratio
+from offramp.costs.timings import PartWork, TimingsProfile, resized, work_ratio
 from offramp.errors import InputError
 from offramp.kit.typed import from_json
 from offramp.models.shape import LayerShape, ModelShape
@@ -144,7 +144,7 @@ def test_maps_that_were_not_timed_are_derived_from_the_lens_and_said_so() -> Non
     machine = profile(map_seconds=None, layers_count=6, **six_layers())
     wide = ModelShape((LAYER,) * 6, 10, 5000, 10, 50_000, 4)
     costs = machine.token_costs(wide, 0, batch=8, sizes=ProbeSizes(kv_maps=((2, 3),)))
-    lens, (head, _) = Work(lens_flops(wide), lens_bytes(wide)), head_of(wide)
+    lens, (head, _) = PartWork(lens_flops(wide), lens_bytes(wide)), head_of(wide)
     assert costs.maps[2] == pytest.approx(resized(1.6, lens, maps(wide, 3, 3), (head, costs.head)))
     (note,) = machine.derived_notes({"K,V map"})
     assert note == "K,V maps are not timed: a linear lens's time by their FLOPs and bytes"
@@ -152,14 +152,14 @@ def test_maps_that_were_not_timed_are_derived_from_the_lens_and_said_so() -> Non
     assert profile().derived_notes({"K,V map"}) == ()
 
 
-def maps(shape: ModelShape, layers: int, rank: int | None) -> Work:
+def maps(shape: ModelShape, layers: int, rank: int | None) -> PartWork:
     """K,V maps to so many layers."""
-    return Work(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
+    return PartWork(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
 
 
-def head_of(shape: ModelShape) -> tuple[Work, float]:
+def head_of(shape: ModelShape) -> tuple[PartWork, float]:
     """The output head and its seconds at batch 1."""
-    return Work(counting.head_flops(shape), counting.head_bytes(shape)), 10.0
+    return PartWork(counting.head_flops(shape), counting.head_bytes(shape)), 10.0
 
 
 def six_layers() -> dict[str, Any]:
@@ -176,7 +176,7 @@ def six_layers() -> dict[str, Any]:
 def test_another_size_than_the_timed_one_is_charged_for_the_difference_at_the_pace_of_the_head() -> None:
     """Timed: 2.0 for 2,048 tokens, 2.5 for the whole head of 5,000; waiting for the answer has no size."""
     machine = profile(head_seconds=[2.5, 16.0, 20.0])
-    head = Work(counting.head_flops(SHAPE), counting.head_bytes(SHAPE))
+    head = PartWork(counting.head_flops(SHAPE), counting.head_bytes(SHAPE))
     kind, timed = PROBES["restricted head"], ProbeSizes()
 
     def price(tokens: int) -> float:
@@ -191,12 +191,14 @@ def test_another_size_than_the_timed_one_is_charged_for_the_difference_at_the_pa
         change = 2.5 * max(abs(flops) / head.flops, abs(moved) / head.bytes)
         assert price(tokens) == pytest.approx(2.0 + sign * change)
     assert price(4096) < 3.5  # not the 4.0 of a list twice as long, were waiting twice as long too
-    assert resized(1.0, Work(8.0, 8.0), Work(2.0, 4.0), (Work(4.0, 4.0), 10.0)) == 0.5  # in proportion
+    assert (
+        resized(1.0, PartWork(8.0, 8.0), PartWork(2.0, 4.0), (PartWork(4.0, 4.0), 10.0)) == 0.5
+    )  # in proportion
 
 
 def test_the_work_ratio_is_that_of_the_slower_resource() -> None:
-    assert work_ratio(Work(6.0, 8.0), Work(3.0, 2.0)) == 4.0
-    assert work_ratio(Work(6.0, 8.0), Work(3.0, 0.0)) == 2.0
+    assert work_ratio(PartWork(6.0, 8.0), PartWork(3.0, 2.0)) == 4.0
+    assert work_ratio(PartWork(6.0, 8.0), PartWork(3.0, 0.0)) == 2.0
 
 
 def test_json_gives_the_same_profile_back() -> None:

@@ -29,7 +29,7 @@ from offramp.policies.grammar import (
 )
 from offramp.policies.parameters import DEEPEST
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
-from offramp.policies.rules.around import Minimum, Monotone
+from offramp.policies.rules.around import Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
 from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
@@ -95,7 +95,7 @@ def around(inner: Any) -> Any:
         )
     )
     filtered = st.builds(Filtered, CONFIDENCES, st.floats(0, 1), COUNTS, inner)
-    others = st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(Monotone, inner), filtered)
+    others = st.one_of(st.builds(Minimum, COUNTS, inner), st.builds(NoDeeper, inner), filtered)
     return st.one_of(others, listed, voters, tasks)
 
 
@@ -132,7 +132,7 @@ def test_every_kind_is_read_from_its_text() -> None:
         "filtered:signal=correctness,value=0.3,exit=9,policy=[static:exit=12]": Filtered(
             "correctness", 0.3, 9, StaticExit(12)
         ),
-        "monotone:policy=[static:exit=3]": Monotone(StaticExit(3)),
+        "monotone:policy=[static:exit=3]": NoDeeper(StaticExit(3)),
         "shortlist:policy=[static:exit=3]": ShortList(StaticExit(3)),
         "shortlist:policy=[never],at=all": ShortList(Never(), "all"),
         VOTES: Votes(2, (Threshold("margin", 0.9, (10, 15)), Patience(2, (10, 15, 20)))),

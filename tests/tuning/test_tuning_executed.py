@@ -28,8 +28,8 @@ from offramp.tracing.trace import Trace
 from offramp.tuning import proposals as proposals_module
 from offramp.tuning.bounds import METHODS, Losses, fewest_documents, settle
 from offramp.tuning.certificate import policy_losses
-from offramp.tuning.executed import Limits
-from offramp.tuning.executor import Clock, FixedSequence, Proposal, Rerun, chosen_trial
+from offramp.tuning.executed import DecodingLimits
+from offramp.tuning.executor import Deadline, FixedSequence, Proposal, Rerun, chosen_trial
 from offramp.tuning.floor import SHARES, FloorKind, make_floor
 from offramp.tuning.proposals import FORETOLD, RERUNS
 from offramp.tuning.splits import split_roles
@@ -267,7 +267,7 @@ def test_too_few_prompts_are_said_before_anything_runs(
     trace: Trace, documents: int, limit: int | None, left_out: str, answer: str
 ) -> None:
     executor = Scripted(trace, lossless, documents=documents, left_out=left_out)
-    tuned = executor.tuned(limits=Limits(documents=limit))
+    tuned = executor.tuned(limits=DecodingLimits(documents=limit))
     assert tuned.answer.startswith(f"not certifiable: {answer}")
     assert (executor.reruns, executor.decoded, executor.fresh) == ([], [], [])
     assert tuned.plain
@@ -279,11 +279,11 @@ def test_too_few_prompts_are_said_before_anything_runs(
 
 def test_so_many_documents_are_decoded_as_are_allowed(trace: Trace) -> None:
     executor = Scripted(trace, lambda policy, kv: 0.09)
-    tuned = executor.tuned(limits=Limits(documents=30))
+    tuned = executor.tuned(limits=DecodingLimits(documents=30))
     assert max(last for *_, last in executor.decoded) <= 30
     assert tuned.certificate.documents == 30
     told: list[tuple[int, int]] = []
-    watched = Limits(documents=30, on_documents=lambda done, planned: told.append((done, planned)))
+    watched = DecodingLimits(documents=30, on_documents=lambda done, planned: told.append((done, planned)))
     Scripted(trace, lossless).tuned(limits=watched)
     assert told[:3] == [(8, 30), (16, 30), (24, 30)]
 
@@ -295,7 +295,7 @@ def test_with_time_a_candidate_is_decoded_on_for_as_long_as_it_may_pass(trace: T
         return 0.085
 
     few = Scripted(trace, close, documents=400).tuned()
-    limited = Scripted(trace, close, documents=400).tuned(limits=Limits(seconds=600.0))
+    limited = Scripted(trace, close, documents=400).tuned(limits=DecodingLimits(seconds=600.0))
     assert (few.certificate.documents, limited.certificate.documents) == (88, 400)
     assert few.tested[0].outcome in ("documents used up", "out of reach")
     assert limited.tested[0].outcome == "certified"
@@ -303,13 +303,13 @@ def test_with_time_a_candidate_is_decoded_on_for_as_long_as_it_may_pass(trace: T
 
 
 def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
-    none = Scripted(trace, lossless).tuned(limits=Limits(seconds=1e-9))
+    none = Scripted(trace, lossless).tuned(limits=DecodingLimits(seconds=1e-9))
     assert none.answer.startswith("not settled: the time was used up before anything with exits was decoded;")
     assert none.plain
 
     executor = Scripted(trace, lossless)
 
-    class After(Clock):
+    class After(Deadline):
         @property
         def over(self) -> bool:
             return len(executor.decoded) >= self.documents
@@ -360,7 +360,7 @@ def test_the_sequence_is_that_of_the_losses_by_hand(trace: Trace) -> None:
         for place, name in enumerate("abc")
     ]  # type: ignore[arg-type]
     sequence = FixedSequence(
-        Known(trace, lossless), 0.15, 0.1, METHODS["wsr"], 120, Clock(None), lambda done, planned: None
+        Known(trace, lossless), 0.15, 0.1, METHODS["wsr"], 120, Deadline(None), lambda done, planned: None
     )
     trials = sequence.run(proposals)
     for trial in trials:
@@ -375,11 +375,11 @@ def test_the_sequence_is_that_of_the_losses_by_hand(trace: Trace) -> None:
 
 
 def test_a_rung_is_sought_where_the_rerun_risk_meets_the_aim(trace: Trace) -> None:
-    from offramp.tuning.pool import Scored
+    from offramp.tuning.pool import ScoredPolicy
     from offramp.tuning.proposals import _bracket, _most_promising, _next_rung
 
     policy = parse_policy("never")
-    ladder = tuple(Scored("f", policy, 0.01 * n, 1.0 - 0.01 * n, 0.0) for n in range(11))
+    ladder = tuple(ScoredPolicy("f", policy, 0.01 * n, 1.0 - 0.01 * n, 0.0) for n in range(11))
 
     def known(*pairs: tuple[int, float]) -> dict[int, Proposal]:
         return {
@@ -466,7 +466,7 @@ TOGETHER = (0.95, 0.99, 0.9)
 def together(executor: Scripted, **limits: Any) -> dict[float, Tuned]:
     """The answers at three floors, strictest first."""
     floors = [{"agreement": floor} for floor in TOGETHER]
-    answers = tune_floors(executor.trace, floors, "h100", executor, Limits(**limits))
+    answers = tune_floors(executor.trace, floors, "h100", executor, DecodingLimits(**limits))
     assert [answer.floor.value for answer in answers] == list(TOGETHER)
     return dict(sorted(((answer.floor.value, answer) for answer in answers), reverse=True))
 
@@ -492,7 +492,7 @@ def test_verdicts_are_monotone_in_the_floor(
     with pytest.MonkeyPatch.context() as patched:
         if groups is not None:
             over = property(lambda clock: len(executor.decoded) >= groups)
-            patched.setattr(Clock, "over", over)
+            patched.setattr(Deadline, "over", over)
         answers = list(together(executor, worth=worth, candidates=3).values())
     for stricter, looser in itertools.pairwise(answers):
         texts = [(one.policy, one.kv) for one in looser.candidates]
@@ -576,7 +576,7 @@ def test_a_verdict_has_its_answer_where_enough_documents_keep_less_than_the_floo
     proposal = Proposal(parse_policy("static:exit=2"), "propagate", 0.0, 0.0, 0.5, 1.0, free=True)
     for refutes in (True, False):
         sequence = FixedSequence(
-            executor, 0.05, 0.1, METHODS["wsr"], 400, Clock(None), lambda *_: None, 45, refutes=refutes
+            executor, 0.05, 0.1, METHODS["wsr"], 400, Deadline(None), lambda *_: None, 45, refutes=refutes
         )
         (trial,) = sequence.run([proposal])
         assert (trial.outcome == "below the floor") == refutes

@@ -17,8 +17,8 @@ from offramp.policies.policy import ExitPolicy
 from offramp.report.sections.tuned import CANDIDATES, certificate_sentence, facts, status
 from offramp.tracing.trace import Trace
 from offramp.tuning import executed
-from offramp.tuning.executed import Limits
-from offramp.tuning.executor import Clock
+from offramp.tuning.executed import DecodingLimits
+from offramp.tuning.executor import Deadline
 from offramp.tuning.floor import FloorKind, parse_floor, token_losses
 from offramp.tuning.judging import judge
 from offramp.tuning.predict import predict
@@ -160,7 +160,7 @@ def test_a_full_model_below_the_floor_is_said_and_nothing_else_is_tried() -> Non
     assert not tuned.certificate.holds
     assert tuned.certificate.kv is None
     assert status(tuned) == "not certified"
-    late, _ = executed_by({}, limits=Limits(seconds=1e-9))
+    late, _ = executed_by({}, limits=DecodingLimits(seconds=1e-9))
     assert late.answer.startswith("not settled: the time was used up by the test of the full model itself")
 
 
@@ -179,10 +179,10 @@ def test_a_full_model_that_alone_passes_is_certified() -> None:
 
 
 def test_time_that_ends_behind_the_full_models_own_test_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Clock, "over", property(lambda clock: bool(decoded)))
+    monkeypatch.setattr(Deadline, "over", property(lambda clock: bool(decoded)))
     decoded: list[str] = []
     monkeypatch.setattr(executed.Proposals, "calibrate", lambda proposals, risk: decoded.append("all"))
-    tuned, _ = executed_by({}, limits=Limits(seconds=60.0))
+    tuned, _ = executed_by({}, limits=DecodingLimits(seconds=60.0))
     assert tuned.answer.startswith("the full model is certified after 23 documents")
     assert "the time was used up before anything with exits was decoded" in tuned.answer
 

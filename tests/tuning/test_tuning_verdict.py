@@ -27,7 +27,7 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.curves import shortest_threshold
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.judging import judge
-from offramp.tuning.pool import Evidence, Pool
+from offramp.tuning.pool import Pool, SearchEvidence
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.ranking import machine_answers
 from offramp.tuning.search import add_exact, targets_around
@@ -109,7 +109,7 @@ def test_the_search_finds_the_fastest_of_all_it_covers(seed: int, head: int, lev
     recorded = [signal.name for signal in recorded_signals(trace)]
     frontiers = [frontier(trace, signal, exits) for signal, exits in itertools.product(recorded, covered)]
     static = [replay(trace, StaticExit(exit)) for exit in range(1, 6)]
-    evidence = Evidence(trace, make_floor({"agreement": 0.9}))
+    evidence = SearchEvidence(trace, make_floor({"agreement": 0.9}))
     for floor in FLOORS:
         checked = make_floor({"agreement": floor})
         pool = Pool(trace, checked, pricing_of(trace, None), evidence)

@@ -38,7 +38,7 @@ MILLISECOND = 1e-3
 
 
 @dataclass(frozen=True)
-class Tables:
+class KernelTables:
     """One version of one engine's tables on one system."""
 
     folder: Path
@@ -68,7 +68,7 @@ def _systems_folder() -> Path | None:
     return Path(str(package.locate_file("aiconfigurator_core/systems")))
 
 
-def list_tables() -> list[Tables]:
+def list_tables() -> list[KernelTables]:
     """All that can price a decoding step: tables of products and attention of one engine's one version.
 
     By system and engine, the newest version first; empty where the package is not installed.
@@ -76,7 +76,7 @@ def list_tables() -> list[Tables]:
     systems = _systems_folder()
     paths = [] if systems is None else systems.glob("data/" + "/".join(["*", GEMM.format("*/*")]))
     found = [
-        Tables(path.parents[3], path.parents[3].name, path.parents[1].name, path.parent.name)
+        KernelTables(path.parents[3], path.parents[3].name, path.parents[1].name, path.parent.name)
         for path in paths
     ]
     whole = [tables for tables in found if all(path.is_file() for path in tables.paths)]
@@ -93,7 +93,7 @@ def _version_key(version: str) -> tuple[list[int], bool, list[int]]:
     return numbers[0], rest == "" or rest.startswith("post"), numbers[1]
 
 
-def by_system() -> dict[str, list[Tables]]:
+def by_system() -> dict[str, list[KernelTables]]:
     """The newest tables of each engine, by system; those that are taken if no engine is named come first."""
     found = list_tables()
     return {
@@ -102,11 +102,11 @@ def by_system() -> dict[str, list[Tables]]:
     }
 
 
-def best_first(tables: Iterable[Tables]) -> list[Tables]:
+def best_first(tables: Iterable[KernelTables]) -> list[KernelTables]:
     """The newest version of each engine on one system, the one with most measured rows first."""
     import pyarrow.parquet as parquet
 
-    newest: dict[str, Tables] = {}
+    newest: dict[str, KernelTables] = {}
     for one in tables:
         newest.setdefault(one.engine, one)
     rows = {
@@ -165,7 +165,7 @@ def package_version() -> str:
     return importlib.metadata.version(PACKAGE)
 
 
-def data_sheet(tables: Tables) -> tuple[float, float]:
+def data_sheet(tables: KernelTables) -> tuple[float, float]:
     """Dense peak of a system's bfloat16 products in FLOP/s, and of its memory in bytes/s, by the package.
 
     Raises InputError if it lacks one.
@@ -181,7 +181,7 @@ def data_sheet(tables: Tables) -> tuple[float, float]:
 
 
 @cache
-def _machine(tables: Tables) -> KernelMachine:
+def _machine(tables: KernelTables) -> KernelMachine:
     gemm_path, attention_path = tables.paths
     gemm = _read(gemm_path, ("n", "k", "m"), {"gemm_dtype": DTYPE})
     shape = ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "step")

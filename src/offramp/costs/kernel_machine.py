@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from offramp.costs import counting
-from offramp.costs.kernel_tables import Basis, DecodeAttention, Figure, Grid
+from offramp.costs.kernel_tables import Basis, DecodeAttention, KernelGrid, KernelTime
 from offramp.costs.machine import (
     DTYPES,
     HEAD_LAUNCHES,
@@ -49,23 +49,25 @@ class KernelMachine(DataSheet[float]):
 
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("products", "attention")
 
-    products: Grid
+    products: KernelGrid
     attention: DecodeAttention
     details: Mapping[str, Any]
     kind: str = KIND
 
-    def product(self, rows: int, columns: int, inner: int) -> Figure:
+    def product(self, rows: int, columns: int, inner: int) -> KernelTime:
         """[rows, inner] times [inner, columns]. More columns than were measured run as several products."""
         pieces = math.ceil(columns / self.products.axes[0][-1])
         found = self.products.at(columns / pieces, inner, rows)
         if found is None:
             elements = float(columns) * inner
-            return Figure(
+            return KernelTime(
                 self._by_data_sheet(2.0 * rows * elements, ELEMENT_BYTES * elements, 1), Basis.DATA_SHEET
             )
-        return found if pieces == 1 else Figure(pieces * found.seconds, Basis.INTERPOLATED)
+        return found if pieces == 1 else KernelTime(pieces * found.seconds, Basis.INTERPOLATED)
 
-    def layer_parts(self, layer: LayerShape, hidden: int, position: float, batch: int) -> dict[str, Figure]:
+    def layer_parts(
+        self, layer: LayerShape, hidden: int, position: float, batch: int
+    ) -> dict[str, KernelTime]:
         """What one dense layer runs at a position (0 = first), by name.
 
         small kernels: two norms, rotation, cache write and activation, which no table holds.
@@ -82,7 +84,7 @@ class KernelMachine(DataSheet[float]):
             "small kernels": self._launches(launches),
         }
 
-    def _attention(self, layer: LayerShape, position: float, batch: int) -> Figure:
+    def _attention(self, layer: LayerShape, position: float, batch: int) -> KernelTime:
         context = counting.attended_positions(layer, position)
         found = self.attention.at(batch, layer.attention_width, layer.key_value_width, context)
         if found is not None:
@@ -92,9 +94,9 @@ class KernelMachine(DataSheet[float]):
         # Peak rates would make a context beyond the tables cheaper than the longest one in them.
         longest = self.attention.longest(batch, layer.attention_width, layer.key_value_width)
         least = 0.0 if longest is None else longest.seconds
-        return Figure(max(self._by_data_sheet(flops, moved, 1), least), Basis.DATA_SHEET)
+        return KernelTime(max(self._by_data_sheet(flops, moved, 1), least), Basis.DATA_SHEET)
 
-    def step_parts(self, shape: ModelShape, batch: int, sizes: ProbeSizes) -> dict[str, Figure]:
+    def step_parts(self, shape: ModelShape, batch: int, sizes: ProbeSizes) -> dict[str, KernelTime]:
         """What a step runs beside its layers: the output head, and what exits may add."""
         repairs = [
             self.product(batch, layer.key_value_width, shape.hidden_size) for layer in set(shape.layers)
@@ -109,7 +111,7 @@ class KernelMachine(DataSheet[float]):
                 if name != "full head"
             },
             "small checks and K,V maps": self._launches(1),
-            "wait for a decision": Figure(self.decision_seconds, Basis.DATA_SHEET),
+            "wait for a decision": KernelTime(self.decision_seconds, Basis.DATA_SHEET),
         }
 
     def token_costs(
@@ -184,8 +186,8 @@ class KernelMachine(DataSheet[float]):
             max(flops / self.flops_per_second, moved / self.bytes_per_second) + launches * self.launch_seconds
         )
 
-    def _launches(self, count: int) -> Figure:
-        return Figure(count * self.launch_seconds, Basis.DATA_SHEET)
+    def _launches(self, count: int) -> KernelTime:
+        return KernelTime(count * self.launch_seconds, Basis.DATA_SHEET)
 
     def price_notes(self, shape: ModelShape, position: float, batches: Iterable[int]) -> tuple[str, ...]:
         """What the prices of a model at a position and some batch sizes rest on, in sentences."""

@@ -32,7 +32,7 @@ class Basis(IntEnum):
 
 
 @dataclass(frozen=True)
-class Figure:
+class KernelTime:
     """Seconds of one part of a step, and what they rest on."""
 
     seconds: float
@@ -40,7 +40,7 @@ class Figure:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class KernelGrid:
     """Measured seconds over some axes.
 
     axes: rising positive values of each. seconds: float64 [axis 1, axis 2, ...], nan where nothing was
@@ -50,7 +50,7 @@ class Grid:
     axes: tuple[FloatArray, ...]
     seconds: FloatArray
 
-    def at(self, *point: float) -> Figure | None:
+    def at(self, *point: float) -> KernelTime | None:
         """Seconds at one value per axis: measured, or from the nearest measured value below and above on
         each axis, linear in the logarithms of time and of every axis.
 
@@ -64,10 +64,10 @@ class Grid:
         if any(math.isnan(seconds) for seconds in found):
             return None
         if len(corners) == 1:
-            return Figure(found[0], Basis.MEASURED)
+            return KernelTime(found[0], Basis.MEASURED)
         shares = [math.prod(share for _, share in corner) for corner in corners]
         mean = sum(share * math.log(seconds) for share, seconds in zip(shares, found, strict=True))
-        return Figure(math.exp(mean), Basis.INTERPOLATED)
+        return KernelTime(math.exp(mean), Basis.INTERPOLATED)
 
 
 def _neighbours(axis: FloatArray, value: float) -> list[tuple[int, float]]:
@@ -81,7 +81,7 @@ def _neighbours(axis: FloatArray, value: float) -> list[tuple[int, float]]:
     return [(above - 1, 1.0 - share), (above, share)]
 
 
-def grid_of(columns: Iterable[FloatArray], seconds: FloatArray) -> Grid:
+def grid_of(columns: Iterable[FloatArray], seconds: FloatArray) -> KernelGrid:
     """A grid of measurements: one column per axis, all of the same length as `seconds`.
 
     Of several times of one shape, which are those of different kernels, the shortest is kept.
@@ -89,7 +89,7 @@ def grid_of(columns: Iterable[FloatArray], seconds: FloatArray) -> Grid:
     axes, places = zip(*(np.unique(column, return_inverse=True) for column in columns), strict=True)
     table = np.full([len(axis) for axis in axes], np.nan)
     np.fmin.at(table, places, seconds)
-    return Grid(tuple(np.asarray(axis, dtype=np.float64) for axis in axes), table)
+    return KernelGrid(tuple(np.asarray(axis, dtype=np.float64) for axis in axes), table)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class DecodeAttention:
     context: FloatArray
     seconds: FloatArray
 
-    def at(self, batch: int, attention_width: int, key_value_width: int, context: float) -> Figure | None:
+    def at(self, batch: int, attention_width: int, key_value_width: int, context: float) -> KernelTime | None:
         """Seconds of a layer's attention; None outside the tables.
 
         Looked up by the head size, the query heads of each K,V head, and the streams: sequences times K,V
@@ -122,7 +122,7 @@ class DecodeAttention:
                 return figure if own else replace(figure, basis=Basis.INTERPOLATED)
         return None
 
-    def longest(self, batch: int, attention_width: int, key_value_width: int) -> Figure | None:
+    def longest(self, batch: int, attention_width: int, key_value_width: int) -> KernelTime | None:
         """Seconds over the longest context that was measured of such a layer; None if there is none."""
         for grid, streams, _ in self.grids(batch, attention_width, key_value_width):
             found = (grid.at(streams, float(context)) for context in reversed(grid.axes[1]))
@@ -133,7 +133,7 @@ class DecodeAttention:
 
     def grids(
         self, batch: int, attention_width: int, key_value_width: int
-    ) -> Iterator[tuple[Grid, float, bool]]:
+    ) -> Iterator[tuple[KernelGrid, float, bool]]:
         """Seconds by streams and context, the streams, and whether heads of this very kind were measured.
 
         The nearest number of query heads a K,V head first.
@@ -174,13 +174,13 @@ def _by_nearness(values: Iterable[Number], wanted: float) -> list[Number]:
 @cache
 def _attention_grid(
     rows: DecodeAttention, head_size: int, group: float, key_value_heads: float
-) -> tuple[Grid, bool]:
+) -> tuple[KernelGrid, bool]:
     """Seconds by streams and context, for some query heads per K,V head that were measured; whether with this
     number of K,V heads, which is not whole where `head_size` stands in for another.
     """
     chosen = (rows.head_size == head_size) & (rows.heads / rows.key_value_heads == group)
 
-    def grid(mask: NDArray[np.bool_]) -> Grid:
+    def grid(mask: NDArray[np.bool_]) -> KernelGrid:
         streams = (rows.batch * rows.key_value_heads)[mask]
         return grid_of((streams, rows.context[mask]), rows.seconds[mask])
 
@@ -192,4 +192,4 @@ def _attention_grid(
         seconds[places] = np.where(np.isnan(first.seconds), seconds[places], first.seconds)
     # A longer context is never cheaper: where one was timed so, by chance, it takes the shorter one's time.
     rising = np.fmax.accumulate(seconds, axis=1)
-    return Grid(found.axes, np.where(np.isnan(seconds), np.nan, rising)), bool(own.any())
+    return KernelGrid(found.axes, np.where(np.isnan(seconds), np.nan, rising)), bool(own.any())

@@ -31,14 +31,14 @@ from offramp.models.shape import ELEMENT_BYTES, LayerShape, ModelShape
 
 
 @dataclass(frozen=True)
-class Work:
+class PartWork:
     """FLOPs of a part, and the bytes that it moves."""
 
     flops: float
     bytes: float
 
 
-def work_ratio(wanted: Work, known: Work) -> float:
+def work_ratio(wanted: PartWork, known: PartWork) -> float:
     """How many times longer some work takes than other work on one machine, by FLOPs and by bytes.
 
     The larger of the two ratios: a part never takes less time than its slower resource needs.
@@ -47,15 +47,15 @@ def work_ratio(wanted: Work, known: Work) -> float:
     return max(wanted.flops / known.flops, by_bytes)
 
 
-def resized(seconds: float, known: Work, wanted: Work, head: tuple[Work, float]) -> float:
+def resized(seconds: float, known: PartWork, wanted: PartWork, head: tuple[PartWork, float]) -> float:
     """Seconds of a part at another size than the one that was timed.
 
     What it does more or less is charged at the pace of the output head, the largest product that was timed;
     launching it and waiting for the answer takes as long at any size. (In proportion to its size a short list
     four times as long was dearer than most of the head.) A smaller one takes no less than in proportion.
     """
-    more = Work(max(wanted.flops - known.flops, 0.0), max(wanted.bytes - known.bytes, 0.0))
-    less = Work(max(known.flops - wanted.flops, 0.0), max(known.bytes - wanted.bytes, 0.0))
+    more = PartWork(max(wanted.flops - known.flops, 0.0), max(wanted.bytes - known.bytes, 0.0))
+    less = PartWork(max(known.flops - wanted.flops, 0.0), max(known.bytes - wanted.bytes, 0.0))
     work, pace = head
     grown = seconds + pace * work_ratio(more, work)
     return max(grown - pace * work_ratio(less, work), seconds * min(work_ratio(wanted, known), 1.0))
@@ -73,6 +73,8 @@ LENS, REPAIR, MAPS = "lens", "K,V projection", "K,V map"
 OPTIONAL = ("lens_seconds", "map_seconds", "key_value_seconds", "key_value_seconds_per_position")
 
 Table = FloatArray
+Timed = list[tuple[PartWork, float]]
+"""Work and seconds of parts that have a time of their own: the head first, then the timed probes."""
 
 
 @dataclass(frozen=True)
@@ -237,15 +239,15 @@ class TimingsProfile:
         layers = self._at(self.layer_seconds + self.layer_seconds_per_position * attended, batch)
         head = float(self._at(self.head_seconds, batch))
         timed = self._timed(shape, batch)
-        of_lens = Work(lens_flops(shape), lens_bytes(shape))
-        wanted_lens = Work(lens_flops(shape, 1, sizes), lens_bytes(shape, sizes))
+        of_lens = PartWork(lens_flops(shape), lens_bytes(shape))
+        wanted_lens = PartWork(lens_flops(shape, 1, sizes), lens_bytes(shape, sizes))
         lens_seconds = self._price(self.lens_seconds, of_lens, wanted_lens, timed, batch) if lens else 0.0
         probes = {}
         # The wait is a guess: it never outweighs the head that a check replaces.
         wait = min(ASSUMED_WAIT, head)
         for name, kind in PROBES.items():
-            measured = Work(kind.flops(shape, self.sizes), kind.bytes(shape, self.sizes))
-            wanted = Work(kind.flops(shape, sizes), kind.bytes(shape, sizes))
+            measured = PartWork(kind.flops(shape, self.sizes), kind.bytes(shape, self.sizes))
+            wanted = PartWork(kind.flops(shape, sizes), kind.bytes(shape, sizes))
             price = self._price(self.probe_seconds.get(name), measured, wanted, timed, batch)
             probes[name] = price if name in self.probe_seconds else price + wait
         for name in set(PROBES) - set(self.probe_seconds):
@@ -303,20 +305,24 @@ class TimingsProfile:
         # Timings that fell with the batch fell by chance: no batch beyond them is cheaper.
         return np.asarray(np.maximum(line, table[-1]) if batch > sizes[-1] else line)
 
-    def _timed(self, shape: ModelShape, batch: int) -> list[tuple[Work, float]]:
-        """Work and seconds of what has a time of its own: the head and the timed probes."""
+    def _timed(self, shape: ModelShape, batch: int) -> Timed:
         timed = [
             (
-                Work(PROBES[name].flops(shape, self.sizes), PROBES[name].bytes(shape, self.sizes)),
+                PartWork(PROBES[name].flops(shape, self.sizes), PROBES[name].bytes(shape, self.sizes)),
                 float(self._at(table, batch)),
             )
             for name, table in self.probe_seconds.items()
         ]
-        head = Work(counting.head_flops(shape), counting.head_bytes(shape))
+        head = PartWork(counting.head_flops(shape), counting.head_bytes(shape))
         return [(head, float(self._at(self.head_seconds, batch))), *timed]
 
     def _price(
-        self, table: Table | None, measured: Work, wanted: Work, timed: list[tuple[Work, float]], batch: int
+        self,
+        table: Table | None,
+        measured: PartWork,
+        wanted: PartWork,
+        timed: Timed,
+        batch: int,
     ) -> float:
         if table is not None:
             return resized(float(self._at(table, batch)), measured, wanted, timed[0])
@@ -324,15 +330,20 @@ class TimingsProfile:
         return seconds * work_ratio(wanted, work)
 
     def _map(
-        self, shape: ModelShape, layers: int, rank: int | None, timed: list[tuple[Work, float]], batch: int
+        self,
+        shape: ModelShape,
+        layers: int,
+        rank: int | None,
+        timed: Timed,
+        batch: int,
     ) -> float:
         """The K,V maps of one exit to so many layers; by the lens where no maps were timed."""
-        wanted = Work(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
+        wanted = PartWork(map_flops(shape, layers, rank), map_bytes(shape, layers, rank))
         if self.map_seconds is None:
-            lens = Work(lens_flops(shape), lens_bytes(shape))
+            lens = PartWork(lens_flops(shape), lens_bytes(shape))
             return self._price(self.lens_seconds, lens, wanted, timed, batch)
         known = timed_map_layers(shape), self.sizes.map_rank
-        measured = Work(map_flops(shape, *known), map_bytes(shape, *known))
+        measured = PartWork(map_flops(shape, *known), map_bytes(shape, *known))
         return self._price(self.map_seconds, measured, wanted, timed, batch)
 
     def _key_value(self, shape: ModelShape, attended: Table, layers: Table, batch: int) -> Table:

@@ -36,7 +36,7 @@ from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
-from offramp.policies.rules.around import Minimum, Monotone
+from offramp.policies.rules.around import Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
 from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
@@ -63,7 +63,7 @@ BUILT_IN: tuple[type[ExitPolicy], ...] = (
     Sustained,
     Minimum,
     Filtered,
-    Monotone,
+    NoDeeper,
     Votes,
     ShortList,
     Tasks,
@@ -362,7 +362,7 @@ class _HeadsEntry:
 
 
 @dataclass(frozen=True)
-class _ModelEntry:
+class _BoundModel:
     """Of the model that the policy is bound to."""
 
     fingerprint: str | None = None
@@ -382,7 +382,7 @@ class _ProvenanceEntry:
 class _Entries:
     """Types of the entries that policies are bound by."""
 
-    model: _ModelEntry = _ModelEntry()
+    model: _BoundModel = _BoundModel()
     provenance: _ProvenanceEntry = _ProvenanceEntry()
     document_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from offramp.tracing.fitting.classifiers import RAREST_CLASS, gains_surely
 from offramp.tracing.trace import Trace
 from offramp.training.gate import GATE, HALF, AtFloor, GateFit, GatePrices, GateRows
 from offramp.tuning.floor import Floor
-from offramp.tuning.pool import Pool, Scored
+from offramp.tuning.pool import Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import add_per_exit
 from offramp.tuning.threshold_family import ThresholdFamily, add_thresholds
@@ -112,7 +112,7 @@ class Judge:
         risk = self.floor.risk
         families = add_thresholds(pool, [SIGNALS[signal]], [risk * share for share in BELOW_RISK])
         add_per_exit(pool, families, risk)
-        best: Scored | None = pool.fastest(risk)
+        best: ScoredPolicy | None = pool.fastest(risk)
         return Never() if best is None or best.cost >= pool.pricing.plain else best.policy
 
     def judged(self, rows: GateRows, probabilities: Probabilities, signal: str, policy: ExitPolicy) -> Judged:

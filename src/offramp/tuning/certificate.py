@@ -15,7 +15,7 @@ from offramp.scoring.documents import Lengths, document_rows, lengths_text
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import Losses, Method
 from offramp.tuning.floor import Floor, document_losses, token_losses
-from offramp.tuning.pool import ROUNDING, Pool, Scored
+from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def search_targets(risk: float) -> tuple[float, ...]:
     return tuple(float(target) for target in np.linspace(0.0, risk, TARGETS))
 
 
-def ordered_candidates(pool: Pool, risk: float) -> list[Scored]:
+def ordered_candidates(pool: Pool, risk: float) -> list[ScoredPolicy]:
     """The candidates of the fixed sequence among a pool's policies (see `order_places`)."""
     risks = np.array([scored.risk for scored in pool.found])
     costs = np.array([scored.cost for scored in pool.found])

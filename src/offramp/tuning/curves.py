@@ -32,7 +32,7 @@ Ranks = NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
-class Grid:
+class ThresholdGrid:
     """Thresholds of one signal from cautious to bold, and where each value stands among them.
 
     values: float64 [points], in the signal's own unit. bolder: float64 [points], the next value that was
@@ -79,7 +79,9 @@ class Curve:
         return [int(place) for place in self.by_risk[falls[np.unique(last)]]]
 
 
-def make_grid(trace: Trace, signal: Signal, columns: NDArray[np.int64], points: int = POINTS) -> Grid:
+def make_grid(
+    trace: Trace, signal: Signal, columns: NDArray[np.int64], points: int = POINTS
+) -> ThresholdGrid:
     """The thresholds worth trying for a signal at some columns of the trace.
 
     Raises PolicyError for a value that is not a number.
@@ -104,11 +106,11 @@ def make_grid(trace: Trace, signal: Signal, columns: NDArray[np.int64], points: 
         reached = np.searchsorted(sampled, values, side="right")
         ranks[start : start + ROWS] = len(sampled) - reached
     thresholds = 0.0 + (sign * sampled[::-1]).astype(np.float64)
-    return Grid(thresholds, (sign * following[::-1]).astype(np.float64), ranks)
+    return ThresholdGrid(thresholds, (sign * following[::-1]).astype(np.float64), ranks)
 
 
 def curve(
-    grid: Grid,
+    grid: ThresholdGrid,
     places: Sequence[int],
     losses: NDArray[np.float32],
     columns: NDArray[np.int64],

@@ -19,7 +19,7 @@ from offramp.policies.policy_cost import check_price, gives_output
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.threshold import Threshold, Thresholds
-from offramp.tuning.pool import ROUNDING, Pool, Scored
+from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy
 from offramp.tuning.threshold_family import ThresholdFamily
 
 FAMILY = "found by evolution"
@@ -36,11 +36,8 @@ UNCHECKED = -0.3
 Genes = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What genes mean: a signal's place among the signals and a point of its grid, by exit."""
-
-    chosen: Mapping[int, tuple[int, int]]
+Chosen = Mapping[int, tuple[int, int]]
+"""What genes mean: a signal's place among the signals and a point of its grid, by exit."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Searched:
         found = tuple(sorted(list(exits)[:MOST_EXITS]))
         return cls(pool, found, tuple(families[name] for name in signals), start)
 
-    def rule(self, genes: Genes) -> Rule:
+    def rule(self, genes: Genes) -> Chosen:
         """genes: [exits, 2], of the signal in [0, signals) and of the threshold."""
         chosen = {}
         for exit, (signal, place) in zip(self.exits, genes.reshape(-1, 2), strict=True):
@@ -81,7 +78,7 @@ class Searched:
                 which = min(int(signal), len(self.families) - 1)
                 points = self.families[which].grid.points
                 chosen[exit] = which, min(int(place * points), points - 1)
-        return Rule(chosen)
+        return chosen
 
     @property
     def starting_genes(self) -> Genes:
@@ -96,10 +93,10 @@ class Searched:
             [[which + 0.5, place if exit in checked else UNCHECKED] for exit in self.exits]
         ).ravel()
 
-    def policy(self, rule: Rule) -> ExitPolicy:
+    def policy(self, rule: Chosen) -> ExitPolicy:
         """The rule as a policy of the grammar."""
         by_signal: dict[int, dict[int, float]] = {}
-        for exit, (which, point) in rule.chosen.items():
+        for exit, (which, point) in rule.items():
             by_signal.setdefault(which, {})[exit] = self.families[which].value_at(point)
         parts = tuple(
             Thresholds(self.families[which].signal.name, tuple(values.values()), tuple(values))
@@ -107,12 +104,12 @@ class Searched:
         )
         return Never() if not parts else parts[0] if len(parts) == 1 else Votes("any", parts)
 
-    def outcome(self, rule: Rule) -> tuple[float, float]:
+    def outcome(self, rule: Chosen) -> tuple[float, float]:
         """Mean cost of a token and mean loss over documents: what `Pool.score` says of the policy."""
         evidence, costs = self.pool.evidence, self.pool.pricing.costs
         rows = np.arange(self.pool.trace.token_count)
         total, risk = 0.0, 0.0
-        for exit, (which, point) in rule.chosen.items():
+        for exit, (which, point) in rule.items():
             family = self.families[which]
             facts = (family.signal.fact,)
             total += check_price(costs, facts) * len(rows)
@@ -134,7 +131,7 @@ def evolve(
     seed: int,
     *,
     generations: int = GENERATIONS,
-) -> Scored | None:
+) -> ScoredPolicy | None:
     """The fastest rule that evolution finds at this risk; None where there is nothing to start from.
 
     Batches are priced by what the exits alone say, so that only batch 1 is searched.

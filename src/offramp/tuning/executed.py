@@ -24,17 +24,17 @@ from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
     ENOUGH_TO_REFUTE,
-    Clock,
+    Deadline,
     Executor,
     FixedSequence,
     OnDocuments,
     Proposal,
-    Trial,
+    Tried,
     chosen_trial,
 )
 from offramp.tuning.floor import REFERENCE, Floor, FloorKind
 from offramp.tuning.held_out import DRAWS, HeldOut, unmeasured
-from offramp.tuning.job import Job
+from offramp.tuning.job import TuningJob
 from offramp.tuning.pool import Pool, front_of
 from offramp.tuning.proposals import FORETOLD, TARGETS, PricesOf, Proposals, Proposed
 from offramp.tuning.tuned import FloorStanding, Grounds, Tuned
@@ -62,7 +62,7 @@ EXECUTED_FIELDS: dict[FloorKind, str] = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class DecodingLimits:
     """How much may be decoded."""
 
     documents: int | None = None
@@ -88,7 +88,7 @@ RERUN_SHARE = 0.35
 """Of the time given, reruns take so much at most: the rest is for decoding."""
 
 
-def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -> list[Tuned]:
+def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: DecodingLimits) -> list[Tuned]:
     """Search on the trace, rerun what it proposes, and test that on documents that are really decoded.
 
     jobs: one for each floor of one kind, the main one first; of one trace and machine. Floors share searches,
@@ -99,7 +99,7 @@ def tune_by_execution(jobs: Sequence[Job], executor: Executor, limits: Limits) -
     are not settled. At a floor that the full model itself may break, it is tested first, as the most cautious
     candidate: where it does not pass, no other is tried.
     """
-    clock = Clock(limits.seconds)
+    clock = Deadline(limits.seconds)
     first = jobs[0]
     hoped = limits.hoped
     pools: dict[Floor, Pool | None] = {}
@@ -147,33 +147,33 @@ class _Floor:
 
     def __init__(
         self,
-        job: Job,
+        job: TuningJob,
         pool: Pool | None,
         executor: Executor,
-        limits: Limits,
+        limits: DecodingLimits,
         known: dict[tuple[ExitPolicy, str], Losses],
     ) -> None:
         self.job, self.pool, self.executor, self.limits = job, pool, executor, limits
         self.known = known
         self.needed, self.planned, self.sized = _documents(job, executor, limits)
         self.proposed: Proposed | None = None
-        self.alone: list[Trial] = []
-        self.trials: list[Trial] = []
+        self.alone: list[Tried] = []
+        self.trials: list[Tried] = []
         self.out_of_time = False
 
-    def test_full_model(self, clock: Clock) -> None:
+    def test_full_model(self, clock: Deadline) -> None:
         """Test the full model itself, where it may break the floor."""
         if self.pool is not None and self.job.floor.kind == REFERENCE and self.planned >= self.needed:
             self.alone = self._sequence(clock).run([_full_model(self.pool)])
             self.trials = self.alone
 
-    def test(self, clock: Clock) -> None:
+    def test(self, clock: Deadline) -> None:
         """Test the candidates until the sequence ends or the time is used up."""
         candidates = () if self.proposed is None else self.proposed.candidates
         self.trials = self._sequence(clock).run(candidates, self.alone)
         self.out_of_time = clock.over and (not self.trials or self.trials[-1].outcome == OUT_OF_TIME)
 
-    def _sequence(self, clock: Clock) -> FixedSequence:
+    def _sequence(self, clock: Deadline) -> FixedSequence:
         job = self.job
         return FixedSequence(
             self.executor,
@@ -218,7 +218,7 @@ class _Floor:
         below = seen and last.losses.mean() > self.job.floor.risk
         return "refuted" if last.outcome == "too much lost" or below else shortage
 
-    def answer(self, prices: PricesOf, clock: Clock) -> Tuned:
+    def answer(self, prices: PricesOf, clock: Deadline) -> Tuned:
         """What came out, and why."""
         job, executor, trials = self.job, self.executor, self.trials
         proposed = self.proposed or Proposed((), None, 1.0, complete=False)
@@ -262,7 +262,7 @@ def _full_model(pool: Pool) -> Proposal:
     return Proposal(PLAIN_DECODING, PROPAGATE.name, risk, risk, 1.0, 1.0, free=True)
 
 
-def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int, int]:
+def _documents(job: TuningJob, executor: Executor, limits: DecodingLimits) -> tuple[int, int, int]:
     """Documents without a loss that the floor needs, those that a candidate may be decoded on, and those that
     bets are sized for."""
     risk, delta = job.floor.risk, job.delta
@@ -278,7 +278,12 @@ def _documents(job: Job, executor: Executor, limits: Limits) -> tuple[int, int, 
 
 
 def _certificate(
-    job: Job, executor: Executor, trials: Sequence[Trial], chosen: Trial | None, needed: int, planned: int
+    job: TuningJob,
+    executor: Executor,
+    trials: Sequence[Tried],
+    chosen: Tried | None,
+    needed: int,
+    planned: int,
 ) -> Certificate:
     """What is certified of the chosen candidate, or how far the last one got."""
     last = chosen or (trials[-1] if trials else None)
@@ -297,12 +302,12 @@ def _certificate(
     )
 
 
-def _kv_of(trial: Trial) -> str | None:
+def _kv_of(trial: Tried) -> str | None:
     """The strategy of its keys and values; none of the full model's, which skips no layer."""
     return None if trial.proposal.policy == PLAIN_DECODING else trial.proposal.kv
 
 
-def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
+def _assumption(job: TuningJob, executor: Executor, kv: str | None) -> str:
     """What the certificate takes for granted."""
     name = job.trace.request.get("workload", {}).get("name", "this workload")
     prompt = (
@@ -319,7 +324,7 @@ def _assumption(job: Job, executor: Executor, kv: str | None) -> str:
 
 
 def _executed_agreement(
-    job: Job, executor: Executor, chosen: Proposal, looked_at: int, clock: Clock
+    job: TuningJob, executor: Executor, chosen: Proposal, looked_at: int, clock: Deadline
 ) -> Estimate:
     """Mean executed agreement, of the floor's kind, of documents that chose nothing, and its interval."""
     if clock.over:
@@ -334,7 +339,7 @@ def _executed_agreement(
     return _kept(job, losses)
 
 
-def _kept(job: Job, losses: Losses) -> Estimate:
+def _kept(job: TuningJob, losses: Losses) -> Estimate:
     """The mean of what each document keeps: losses float64 [documents]."""
     bootstrap = document_bootstrap(len(losses), draws=DRAWS, seed=job.seed)
     return bootstrap.estimate(bootstrap.means(1.0 - losses, np.ones(len(losses))))
@@ -342,7 +347,7 @@ def _kept(job: Job, losses: Losses) -> Estimate:
 
 def _candidates(
     proposals: Sequence[Proposal],
-    trials: Sequence[Trial],
+    trials: Sequence[Tried],
     known: Mapping[tuple[ExitPolicy, str], Losses],
 ) -> tuple[Candidate, ...]:
     """Every candidate of the sequence with what became of it. known: losses of all that was decoded."""
@@ -351,7 +356,7 @@ def _candidates(
 
 
 def _candidate(
-    proposal: Proposal, trial: Trial | None, known: Mapping[tuple[ExitPolicy, str], Losses]
+    proposal: Proposal, trial: Tried | None, known: Mapping[tuple[ExitPolicy, str], Losses]
 ) -> Candidate:
     losses = np.zeros(0)
     if trial is not None:
@@ -372,7 +377,7 @@ def _candidate(
 
 
 def _lossless(
-    job: Job, executor: Executor, pool: Pool | None, alone: Sequence[Candidate]
+    job: TuningJob, executor: Executor, pool: Pool | None, alone: Sequence[Candidate]
 ) -> Candidate | None:
     """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone.
 
@@ -402,7 +407,7 @@ def _lossless(
     return drafts
 
 
-def _held(job: Job, executor: Executor, prices: PricesOf, chosen: Proposal | None) -> HeldOut:
+def _held(job: TuningJob, executor: Executor, prices: PricesOf, chosen: Proposal | None) -> HeldOut:
     """The chosen policy rerun on the report documents, each charged as its strategy runs."""
     if chosen is None or chosen.policy == PLAIN_DECODING:
         return job.report(PLAIN_DECODING)

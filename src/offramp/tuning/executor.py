@@ -90,7 +90,7 @@ class Executor(Protocol):
         """
 
 
-class Clock:
+class Deadline:
     """When the time that was given is used up; never without a limit."""
 
     def __init__(self, seconds: float | None) -> None:
@@ -142,7 +142,7 @@ OnDocuments = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """One candidate's test. losses: float64 [documents], those that settled it, in the drawn order."""
 
     proposal: Proposal
@@ -173,7 +173,7 @@ class FixedSequence:
     delta: float
     rule: Method
     planned: int
-    clock: Clock
+    clock: Deadline
     on_documents: OnDocuments
     needed: int = 0
     sized: int | None = None
@@ -185,7 +185,7 @@ class FixedSequence:
     """Losses of documents that candidates were decoded on before, the first in the drawn order: time that is
     used up forbids to decode, and not to read them."""
 
-    def run(self, proposals: Sequence[Proposal], before: Sequence[Trial] = ()) -> list[Trial]:
+    def run(self, proposals: Sequence[Proposal], before: Sequence[Tried] = ()) -> list[Tried]:
         """Test candidates in their order, each at the whole delta; the first that fails is the last.
 
         before: what was tested and passed already; it comes first in what is given back.
@@ -202,7 +202,7 @@ class FixedSequence:
                 break
         return trials
 
-    def _bet(self, proposal: Proposal) -> Trial:
+    def _bet(self, proposal: Proposal) -> Tried:
         losses = self.known.get((proposal.policy, proposal.kv), np.zeros(0))[: self.planned]
         # With too few documents a candidate cannot be certified, and may still be refuted.
         enough = self.planned >= self.needed
@@ -224,17 +224,17 @@ class FixedSequence:
             else:
                 losses = self._more(proposal, losses)
                 settled = settled_by(losses)
-        return Trial(proposal, losses[: settled.documents], settled.outcome)
+        return Tried(proposal, losses[: settled.documents], settled.outcome)
 
-    def _decide(self, proposal: Proposal, before: Sequence[Trial]) -> Trial:
+    def _decide(self, proposal: Proposal, before: Sequence[Tried]) -> Tried:
         losses = np.zeros(0)
         while len(losses) < self.planned:
             if self.clock.over:
-                return Trial(proposal, losses, OUT_OF_TIME)
+                return Tried(proposal, losses, OUT_OF_TIME)
             losses = self._more(proposal, losses)
         columns = np.stack([*(trial.losses for trial in before), losses], axis=1)
         passed = self.rule.p_values(columns, self.risk, self.delta)[-1] <= self.delta
-        return Trial(proposal, losses, "certified" if passed else "documents used up")
+        return Tried(proposal, losses, "certified" if passed else "documents used up")
 
     def _more(self, proposal: Proposal, losses: Losses) -> Losses:
         """The losses, and those of some documents more."""
@@ -249,7 +249,7 @@ class FixedSequence:
         return losses
 
 
-def chosen_trial(trials: Sequence[Trial]) -> Trial | None:
+def chosen_trial(trials: Sequence[Tried]) -> Tried | None:
     """The fastest candidate that passed, None if none did."""
     passed = [trial for trial in trials if trial.passed]
     return min(passed, key=lambda trial: trial.proposal.relative_cost, default=None)

@@ -31,7 +31,7 @@ FRONT_POINTS = 24
 
 
 @dataclass(frozen=True)
-class Job:
+class TuningJob:
     """What is asked: of which trace, at which floor, on which machine (None: bytes moved).
 
     evolves: whether evolution searches too.

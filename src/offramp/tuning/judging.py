@@ -20,7 +20,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, speed_over, unmeasured
-from offramp.tuning.pool import Evidence, Pool, Scored, require_policies
+from offramp.tuning.pool import Pool, ScoredPolicy, SearchEvidence, require_policies
 from offramp.tuning.pricing import BYTES, Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
@@ -39,7 +39,7 @@ class Halves:
     choosing: Trace
     judging: Trace
     seed: int
-    _evidence: list[Evidence] = field(init=False, repr=False, default_factory=list)
+    _evidence: list[SearchEvidence] = field(init=False, repr=False, default_factory=list)
     _pools: list[Pool] = field(init=False, repr=False, default_factory=list)
 
     def searched(self, floor: Floor, pricing: Pricing) -> Pool:
@@ -52,11 +52,11 @@ class Halves:
         self._pools.append(pool)
         return pool
 
-    def _evidence_for(self, floor: Floor) -> Evidence:
+    def _evidence_for(self, floor: Floor) -> SearchEvidence:
         for evidence in self._evidence:
             if evidence.serves(floor):
                 return evidence
-        self._evidence.append(Evidence(self.choosing, floor))
+        self._evidence.append(SearchEvidence(self.choosing, floor))
         return self._evidence[-1]
 
 
@@ -131,7 +131,7 @@ def judge(
     return tuple(verdicts)
 
 
-def choose(pool: Pool, floor: Floor) -> tuple[Scored, Scored]:
+def choose(pool: Pool, floor: Floor) -> tuple[ScoredPolicy, ScoredPolicy]:
     """The fastest early exit of a search within a floor, and the fastest policy that leaves no layer out.
 
     The latter is the full model, or its head cut to the short list. Early exit is credited only with what it

@@ -20,7 +20,7 @@ from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import Signal
 from offramp.scoring.documents import document_rows
 from offramp.tracing.trace import Trace
-from offramp.tuning.curves import Curve, Grid, curve, make_grid
+from offramp.tuning.curves import Curve, ThresholdGrid, curve, make_grid
 from offramp.tuning.floor import Floor, document_weights, token_losses
 from offramp.tuning.pricing import DecisionCounts, Pricing, count_decisions
 
@@ -32,7 +32,7 @@ FULL_MODEL = "full model"
 """The family of plain decoding."""
 
 
-class Evidence:
+class SearchEvidence:
     """Losses, curves and replays on one set of documents; none depends on a price or on how much may be lost.
 
     losses: float32 [tokens, exits of the trace], in the kind and the clip of the floor that it was made for.
@@ -49,7 +49,7 @@ class Evidence:
         self.below: Exits = tuple(int(exit) for exit in trace.exits if exit < trace.layers)
         self.executed = layers_executed(trace.shape) / trace.layers
         self.policies: dict[tuple[str, Exits, int], Threshold] = {}
-        self._grids: dict[str, Grid] = {}
+        self._grids: dict[str, ThresholdGrid] = {}
         self._curves: dict[tuple[str, Exits], Curve] = {}
         self._outcomes: dict[ExitPolicy, tuple[float, DecisionCounts]] = {}
 
@@ -61,7 +61,7 @@ class Evidence:
         """Columns of the trace that hold these traced exits."""
         return np.searchsorted(self.trace.exits, np.array(exits, dtype=np.int64)).astype(np.int64)
 
-    def grid(self, signal: Signal) -> Grid:
+    def grid(self, signal: Signal) -> ThresholdGrid:
         """The thresholds of a signal at every exit below L."""
         if signal.name not in self._grids:
             self._grids[signal.name] = make_grid(self.trace, signal, self.columns(self.below))
@@ -93,23 +93,23 @@ class Evidence:
         return float(taken @ self.weights)
 
     @cached_property
-    def short_list(self) -> Evidence:
+    def short_list(self) -> SearchEvidence:
         """The same documents with exits below L read off the short list."""
-        return Evidence(read_short(self.trace), self.floor)
+        return SearchEvidence(read_short(self.trace), self.floor)
 
     @cached_property
-    def short_head(self) -> Evidence:
+    def short_head(self) -> SearchEvidence:
         """The same documents with every exit read off the short list."""
-        return Evidence(read_short(self.trace, head=True), self.floor)
+        return SearchEvidence(read_short(self.trace, head=True), self.floor)
 
     @cached_property
-    def screening(self) -> Evidence:
+    def screening(self) -> SearchEvidence:
         """On the first documents, in the order of their ids, that hold enough tokens; all if they are few."""
         rows = document_rows(self.trace)
         enough = int(np.searchsorted(np.cumsum(rows.tokens), SCREENED_TOKENS)) + 1
         if enough >= rows.count:
             return self
-        return Evidence(self.trace.subset(rows.index[:enough]), self.floor)
+        return SearchEvidence(self.trace.subset(rows.index[:enough]), self.floor)
 
 
 # Sums of losses may differ by so much with the order in which they are added up.
@@ -117,7 +117,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPolicy:
     """A policy on the documents it is chosen on.
 
     family: the kind of policy, its signal and set of exits in words. risk: mean loss over documents. cost:
@@ -141,30 +141,30 @@ class Pool:
     trace: Trace
     floor: Floor
     pricing: Pricing
-    lent: InitVar[Evidence | None] = None
-    evidence: Evidence = field(init=False)
-    found: list[Scored] = field(init=False, default_factory=list)
+    lent: InitVar[SearchEvidence | None] = None
+    evidence: SearchEvidence = field(init=False)
+    found: list[ScoredPolicy] = field(init=False, default_factory=list)
 
-    def __post_init__(self, lent: Evidence | None) -> None:
+    def __post_init__(self, lent: SearchEvidence | None) -> None:
         """Compute the losses, unless they are lent."""
-        self.evidence = Evidence(self.trace, self.floor) if lent is None else lent
+        self.evidence = SearchEvidence(self.trace, self.floor) if lent is None else lent
 
-    def score(self, family: str, policy: ExitPolicy, decisions: Decisions | None = None) -> Scored:
+    def score(self, family: str, policy: ExitPolicy, decisions: Decisions | None = None) -> ScoredPolicy:
         """Replay a policy on the documents, unless that was done; the result is not kept in the pool."""
         risk, counts = self.evidence.outcome(policy, decisions)
         skip = 1.0 - counts.mean(self.evidence.executed)
-        return Scored(family, policy, risk, self.pricing.of_counts(counts), skip)
+        return ScoredPolicy(family, policy, risk, self.pricing.of_counts(counts), skip)
 
-    def full_model(self) -> Scored:
+    def full_model(self) -> ScoredPolicy:
         """The full model on the documents, which may lose something against a reference."""
         whole = np.full(self.trace.token_count, self.trace.layers, dtype=np.int64)
-        return Scored(FULL_MODEL, PLAIN_DECODING, self.evidence.risk_of(whole), self.pricing.plain, 0.0)
+        return ScoredPolicy(FULL_MODEL, PLAIN_DECODING, self.evidence.risk_of(whole), self.pricing.plain, 0.0)
 
-    def add(self, scored: Scored) -> None:
+    def add(self, scored: ScoredPolicy) -> None:
         """Keep one."""
         self.found.append(scored)
 
-    def fastest(self, risk: float, *, full_depth: bool | None = None) -> Scored | None:
+    def fastest(self, risk: float, *, full_depth: bool | None = None) -> ScoredPolicy | None:
         """The cheapest with at most this risk; of equally cheap ones the most cautious, then the first.
 
         full_depth: only of policies that leave no layer out, or only of those that do.
@@ -174,9 +174,9 @@ class Pool:
             allowed = (scored for scored in allowed if scored.policy.full_depth == full_depth)
         return min(allowed, key=_by_cost, default=None)
 
-    def fastest_of_families(self, risk: float) -> list[Scored]:
+    def fastest_of_families(self, risk: float) -> list[ScoredPolicy]:
         """The same of every family that has one, the fastest family first."""
-        best: dict[str, Scored] = {}
+        best: dict[str, ScoredPolicy] = {}
         for scored in self.found:
             if scored.risk <= risk + ROUNDING and (
                 scored.family not in best or _by_cost(scored) < _by_cost(best[scored.family])
@@ -185,13 +185,13 @@ class Pool:
         return sorted(best.values(), key=_by_cost)
 
 
-def _by_cost(scored: Scored) -> tuple[float, float]:
+def _by_cost(scored: ScoredPolicy) -> tuple[float, float]:
     return scored.cost, scored.risk
 
 
-def front_of(found: Iterable[Scored]) -> list[Scored]:
+def front_of(found: Iterable[ScoredPolicy]) -> list[ScoredPolicy]:
     """Those that nothing beats in both risk and cost, from cautious to bold."""
-    front: list[Scored] = []
+    front: list[ScoredPolicy] = []
     for scored in sorted(found, key=lambda one: (one.risk, one.cost)):
         if not front or scored.cost < front[-1].cost:
             front.append(scored)

@@ -14,8 +14,8 @@ from offramp.policies.charge import Charge, run_of
 from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.policy import ExitPolicy
 from offramp.tuning.certificate import order_places
-from offramp.tuning.executor import Clock, Executor, Proposal
-from offramp.tuning.pool import ROUNDING, Pool, Scored, front_of
+from offramp.tuning.executor import Deadline, Executor, Proposal
+from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy, front_of
 
 RERUNS = 24
 """Forward passes over the search documents in all."""
@@ -47,7 +47,7 @@ CHALLENGERS = 4
 PricesOf = Callable[[str], PriceAt]
 """Prices of a step by its rows, by the strategy for K and V."""
 
-Ladder = tuple[Scored, ...]
+Ladder = tuple[ScoredPolicy, ...]
 """One rule on one set of exits, its thresholds from cautious to bold: risk rises, cost falls."""
 
 
@@ -78,13 +78,13 @@ class Proposals:
     executor: Executor
     prices: PricesOf
     documents: NDArray[np.int64]
-    clock: Clock
+    clock: Deadline
     steps: int = TARGETS
     reruns: int = field(default=0, init=False)
     cut_short: bool = field(default=False, init=False)
     """Whether time ended before all reruns were made that were asked for."""
     found: dict[tuple[ExitPolicy, str], Proposal] = field(default_factory=dict, init=False)
-    _by_strategy: dict[str, list[list[Scored]]] = field(default_factory=dict, init=False, repr=False)
+    _by_strategy: dict[str, list[list[ScoredPolicy]]] = field(default_factory=dict, init=False, repr=False)
 
     def calibrate(self, risk: float) -> None:
         """Rerun what may be fastest at a floor that allows this risk.
@@ -197,9 +197,9 @@ class Proposals:
         return self.pools[0].pricing.plain
 
     @functools.cached_property
-    def _alike(self) -> list[list[Scored]]:
+    def _alike(self) -> list[list[ScoredPolicy]]:
         """What is faster than plain in the search, together what differs in its thresholds alone."""
-        found: dict[Hashable, list[Scored]] = {}
+        found: dict[Hashable, list[ScoredPolicy]] = {}
         layers = self.pools[0].trace.layers
         every = {scored.policy: scored for pool in self.pools for scored in pool.found}
         for one in every.values():
@@ -208,7 +208,7 @@ class Proposals:
                 found.setdefault(key, []).append(one)
         return list(found.values())
 
-    def _decodable(self, kv: str) -> list[list[Scored]]:
+    def _decodable(self, kv: str) -> list[list[ScoredPolicy]]:
         """Those that can be decoded so; the thresholds do not matter for that. Asked once of a strategy."""
         if kv not in self._by_strategy:
             self._by_strategy[kv] = [one for one in self._alike if self.executor.can(one[0].policy, kv)]
@@ -264,7 +264,7 @@ class Proposals:
                 chosen.setdefault(first, ladder)
         return list(chosen.values())[:most]
 
-    def _keep(self, scored: Scored, kv: str) -> Proposal:
+    def _keep(self, scored: ScoredPolicy, kv: str) -> Proposal:
         """Rerun a policy, unless that was done, and note what it does."""
         key = (scored.policy, kv)
         if key not in self.found:

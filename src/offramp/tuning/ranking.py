@@ -18,7 +18,7 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
 from offramp.tuning.judging import Halves, choose, decide_replayed, halves_of
-from offramp.tuning.pool import FULL_MODEL, Pool, Scored
+from offramp.tuning.pool import FULL_MODEL, Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.verdict import Decision
 
@@ -105,7 +105,7 @@ def ranking(
     return tuple(entries)
 
 
-def _fixed(pool: Pool) -> list[Scored]:
+def _fixed(pool: Pool) -> list[ScoredPolicy]:
     """The full model, and the bounds that no policy reaches."""
     oracles: list[tuple[str, ExitPolicy]] = [
         (f"oracle: {name.replace('_', ' ')}", Oracle(name)) for name in ORACLES
@@ -114,7 +114,7 @@ def _fixed(pool: Pool) -> list[Scored]:
 
 
 def _judged(
-    halves: Halves, floor: Floor, pricing: Pricing, scored: Scored, chosen: ExitPolicy, rank: int | None
+    halves: Halves, floor: Floor, pricing: Pricing, scored: ScoredPolicy, chosen: ExitPolicy, rank: int | None
 ) -> RankedPolicy:
     held, probe_seconds, parts = measure_parts(halves.judging, scored.policy, pricing, floor, halves.seed)
     return RankedPolicy(

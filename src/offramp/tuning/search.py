@@ -11,7 +11,7 @@ import numpy as np
 from offramp.costs.probes import FULL_HEAD
 from offramp.policies.parameters import Exits
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.around import Monotone
+from offramp.policies.rules.around import NoDeeper
 from offramp.policies.rules.combined import Votes
 from offramp.policies.rules.fixed import Never
 from offramp.policies.rules.patience import Patience, Sustained
@@ -21,7 +21,7 @@ from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
 from offramp.tuning.evolution import evolve
 from offramp.tuning.filtered_family import add_filtered
-from offramp.tuning.pool import Pool, Scored
+from offramp.tuning.pool import Pool, ScoredPolicy
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
     add_static,
@@ -94,7 +94,7 @@ def monotone(pool: Pool, starts: Sequence[Start]) -> Members:
     """No token leaves deeper than the one before."""
     for start in starts:
         for value in start.values[:1]:
-            yield Monotone(Threshold(start.family.signal.name, value, start.exits))
+            yield NoDeeper(Threshold(start.family.signal.name, value, start.exits))
 
 
 def votes(pool: Pool, starts: Sequence[Start]) -> Members:
@@ -124,7 +124,7 @@ FAMILIES: dict[str, Callable[[Pool, Sequence[Start]], Members]] = {
 
 def starts_of(pool: Pool, families: Mapping[str, ThresholdFamily], risk: float) -> list[Start]:
     """The threshold rules to vary: the fastest signals on the sets of exits where they were fastest."""
-    best: dict[str, Scored] = {}
+    best: dict[str, ScoredPolicy] = {}
     for scored in sorted(pool.found, key=lambda one: (one.risk > risk, one.cost, one.family)):
         policy = scored.policy
         # Waiting and voting need several exits where a token may leave.

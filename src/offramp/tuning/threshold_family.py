@@ -16,8 +16,8 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import SIGNALS, Signal
 from offramp.tracing.trace import Trace
-from offramp.tuning.curves import Curve, Grid, shortest_threshold
-from offramp.tuning.pool import ROUNDING, Pool, Scored
+from offramp.tuning.curves import Curve, ThresholdGrid, shortest_threshold
+from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy
 
 
 def exit_sets(below: Exits) -> tuple[Exits, ...]:
@@ -102,7 +102,7 @@ class ThresholdFamily:
         self.pool = pool
         self.signal = signal
         self.targets = np.array(tuple(targets), dtype=np.float64)
-        self.grid: Grid = pool.evidence.grid(signal)
+        self.grid: ThresholdGrid = pool.evidence.grid(signal)
         self.seen: set[Exits] = set()
 
     def curve_of(self, exits: Exits) -> Curve:
@@ -116,14 +116,14 @@ class ThresholdFamily:
         taken = per_exit[np.array([*firing, self.pool.trace.layers]) - 1]
         return self.pool.pricing.mean(taken, shares)
 
-    def try_set(self, exits: Exits) -> Scored | None:
+    def try_set(self, exits: Exits) -> ScoredPolicy | None:
         """Add the fastest threshold at each target; gives the fastest at the largest target."""
         if exits in self.seen or not self.grid.points:
             return None
         self.seen.add(exits)
         found = self.curve_of(exits)
         costs = self.costs_of(exits, found.shares)
-        best: Scored | None = None
+        best: ScoredPolicy | None = None
         for point in found.cheapest(costs, self.targets + ROUNDING):
             best = self._scored(exits, found, costs, point)
             self.pool.add(best)
@@ -145,10 +145,10 @@ class ThresholdFamily:
             known[key] = Threshold(self.signal.name, self.value_at(point), "all" if every else exits)
         return known[key]
 
-    def _scored(self, exits: Exits, found: Curve, costs: NDArray[np.float64], point: int) -> Scored:
+    def _scored(self, exits: Exits, found: Curve, costs: NDArray[np.float64], point: int) -> ScoredPolicy:
         firing = firing_exits(self.signal, exits)
         depth = self.pool.evidence.executed[np.array([*firing, self.pool.trace.layers]) - 1]
-        return Scored(
+        return ScoredPolicy(
             family=f"{self.signal.name}, {_described(len(exits), len(self.pool.evidence.below))}",
             policy=self.policy_at(exits, point),
             risk=float(found.risk[point]),
@@ -188,7 +188,7 @@ def add_thresholds(
     return families
 
 
-def _grow(family: ThresholdFamily, single: Scored) -> None:
+def _grow(family: ThresholdFamily, single: ScoredPolicy) -> None:
     """Add the exit that helps most, again and again, while that helps."""
     below, best = family.pool.evidence.below, single
     for _ in range(LARGEST_GROWN_SET - 1):
@@ -214,7 +214,7 @@ NEVER = -1
 
 
 @dataclass(frozen=True)
-class Rates:
+class ExitRates:
     """Prices of one token at batch 1 at every checked exit: float64 [exits].
 
     leave: layers and head of leaving there; check: the probe. last: of exit L.
@@ -225,7 +225,7 @@ class Rates:
     last: float
 
 
-def rates_of(family: ThresholdFamily, exits: Exits) -> Rates:
+def rates_of(family: ThresholdFamily, exits: Exits) -> ExitRates:
     """The prices of a signal's exits, shared out evenly over the batch."""
     costs = family.pool.pricing.costs
     facts = (family.signal.fact,)
@@ -234,7 +234,7 @@ def rates_of(family: ThresholdFamily, exits: Exits) -> Rates:
     leave = costs.overhead + costs.until_exit[places] + heads
     price = check_price(costs, facts)
     check = np.full(len(exits), price)
-    return Rates(leave / costs.batch, check / costs.batch, costs.plain / costs.batch)
+    return ExitRates(leave / costs.batch, check / costs.batch, costs.plain / costs.batch)
 
 
 def per_exit_thresholds(
@@ -271,7 +271,7 @@ def _improve(
     thresholds: NDArray[np.int64],
     ranks: NDArray[np.int32],
     losses: NDArray[np.float32],
-    rates: Rates,
+    rates: ExitRates,
     weights: NDArray[np.float64],
     of_loss: float,
     points: int,

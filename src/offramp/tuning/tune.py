@@ -25,19 +25,19 @@ from offramp.tuning.certificate import (
     ordered_candidates,
     run_sequence,
 )
-from offramp.tuning.executed import Limits, tune_by_execution
+from offramp.tuning.executed import DecodingLimits, tune_by_execution
 from offramp.tuning.executor import Executor
 from offramp.tuning.floor import Floor, make_floor
-from offramp.tuning.job import Job
+from offramp.tuning.job import TuningJob
 from offramp.tuning.names import MethodName, Search
-from offramp.tuning.pool import Scored, require_policies
+from offramp.tuning.pool import ScoredPolicy, require_policies
 from offramp.tuning.pricing import pricing_of
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict_words import replayed_answer
 
 
-def tune_by_replay(job: Job, kv: str) -> Tuned:
+def tune_by_replay(job: TuningJob, kv: str) -> Tuned:
     """Search, test on the certify documents as they are replayed, and measure on the report documents."""
     pool = job.search()
     candidates = ordered_candidates(pool, job.floor.risk) if pool else []
@@ -48,7 +48,7 @@ def tune_by_replay(job: Job, kv: str) -> Tuned:
     return job.tuned(held, answer=answer, certificate=certificate, pool=pool)
 
 
-def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
+def _test(job: TuningJob, candidates: list[ScoredPolicy]) -> tuple[Tested, Certificate]:
     """Test the candidates on the certify documents, if those could show anything at all."""
     documents = job.roles.certify
     enough = len(documents) >= job.rule.needed(job.floor.risk, job.delta)
@@ -66,7 +66,7 @@ def _test(job: Job, candidates: list[Scored]) -> tuple[Tested, Certificate]:
     )
 
 
-def assumption_of_replay(job: Job) -> str:
+def assumption_of_replay(job: TuningJob) -> str:
     """What a replay bound takes for granted."""
     trace = job.trace
     name = trace.request.get("workload", {}).get("name", "this workload")
@@ -105,7 +105,7 @@ def tune(
     seed: Whole = SEED,
     search: Search = FAMILIES,
     executor: Executor | None = None,
-    limits: Limits | None = None,
+    limits: DecodingLimits | None = None,
 ) -> Tuned:
     """Search, test and measure a policy on disjoint documents of one trace.
 
@@ -133,7 +133,7 @@ def tune(
     if executor is not None and wanted.kind == executor.kind:
         settings: dict[str, Any] = {"method": method, "delta": delta, "seed": seed, "search": search}
         require_single(batch)
-        return tune_floors(trace, [wanted], machine, executor, limits or Limits(), **settings)[0]
+        return tune_floors(trace, [wanted], machine, executor, limits or DecodingLimits(), **settings)[0]
     if kv == AUTO:
         # The search is priced so; every candidate is then charged as its own strategy runs.
         kv = PROPAGATE.name
@@ -145,7 +145,7 @@ def tune(
         )
     pricing = pricing_of(trace, machine, batch, kv)
     roles = split_roles(trace, seed)
-    job = Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
+    job = TuningJob(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
     _require_mapped_exits(trace, kv)
     return tune_by_replay(job, kv)
 
@@ -155,7 +155,7 @@ def tune_floors(
     floors: Sequence[Mapping[str, float] | Floor],
     hardware: str | Machine | None,
     executor: Executor,
-    limits: Limits,
+    limits: DecodingLimits,
     *,
     method: str = METHOD,
     delta: float = DELTA,
@@ -174,7 +174,7 @@ def tune_floors(
     for floor in floors:
         wanted, rule = make_floor(floor), METHODS[method]
         jobs.append(
-            Job(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
+            TuningJob(trace, wanted, pricing, machine, rule, delta, seed, roles, evolves=search == EVOLUTION)
         )
     return tune_by_execution(jobs, executor, limits)
 

@@ -18,7 +18,7 @@ from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Grounds, Tuned, faster_lossless
 
 if TYPE_CHECKING:
-    from offramp.tuning.job import Job
+    from offramp.tuning.job import TuningJob
     from offramp.tuning.verdict import Speed, Verdict
 
 ALONE = "agreement and skip of each token alone; in lockstep tokens leave later"
@@ -37,7 +37,7 @@ REPLAY_BOUND = (
 )
 
 
-def replayed_answer(job: Job, candidates: int, certificate: Certificate, held: HeldOut) -> str:
+def replayed_answer(job: TuningJob, candidates: int, certificate: Certificate, held: HeldOut) -> str:
     """What came out of a replay bound, and why.
 
     candidates: policies that were to be tested. held: what was chosen, on the report documents.
@@ -58,7 +58,7 @@ def replayed_answer(job: Job, candidates: int, certificate: Certificate, held: H
 
 
 def executed_answer(
-    job: Job,
+    job: TuningJob,
     certificate: Certificate,
     held: HeldOut,
     candidates: Sequence[Candidate],
@@ -96,7 +96,7 @@ def executed_answer(
     return f"The fastest is {faster}. The fastest that may lose something and is certified: {said}"
 
 
-def _certified(job: Job, certificate: Certificate, held: HeldOut, agreement: Estimate | None) -> str:
+def _certified(job: TuningJob, certificate: Certificate, held: HeldOut, agreement: Estimate | None) -> str:
     """The policy that passed, or the full model against a reference, what it keeps and how fast it is."""
     kept = f"at least {100 * job.floor.value:g} % of the tokens it generates are the {_judge(job.floor)} "
     kept += "model's choice on the same prefix"
@@ -119,7 +119,7 @@ def _certified(job: Job, certificate: Certificate, held: HeldOut, agreement: Est
     return f"{said}{_gain(job, held) if exits else ''}."
 
 
-def _full_model_fails(job: Job, certificate: Certificate, alone: Candidate) -> str:
+def _full_model_fails(job: TuningJob, certificate: Certificate, alone: Candidate) -> str:
     """What the full model itself loses against a reference, where no exit was tried."""
     after = f"after {alone.documents} documents{certificate.of_tokens}{_kept_so_far(alone)}"
     if alone.outcome == OUT_OF_TIME:
@@ -136,7 +136,7 @@ def _full_model_fails(job: Job, certificate: Certificate, alone: Candidate) -> s
 
 
 def _not_certified(
-    job: Job, certificate: Certificate, candidates: Sequence[Candidate], grounds: Grounds
+    job: TuningJob, certificate: Certificate, candidates: Sequence[Candidate], grounds: Grounds
 ) -> str:
     """Why the full model stays."""
     documents, needed = certificate.documents, certificate.documents_needed
@@ -176,7 +176,7 @@ def _not_certified(
     )
 
 
-def _lost(job: Job, candidate: Candidate) -> str:
+def _lost(job: TuningJob, candidate: Candidate) -> str:
     """What a candidate kept that did not keep the floor."""
     what = f"{candidate.policy} with keys and values by {candidate.kv}"
     return f"{what} did not pass the test of {job.floor}: it {_kept(candidate)}"
@@ -187,7 +187,7 @@ def _kept(candidate: Candidate) -> str:
     return f"kept {100 * candidate.executed:.1f} % as executed on {candidate.documents} documents"
 
 
-def _nothing_could_pay(job: Job, grounds: Grounds) -> str:
+def _nothing_could_pay(job: TuningJob, grounds: Grounds) -> str:
     """No policy at all could gain what is worth it, whatever it loses."""
     assert grounds.worth is not None
     said = "nothing that keeps the floor is faster"
@@ -205,7 +205,7 @@ def _kept_so_far(candidate: Candidate) -> str:
     return "" if executed is None else f", where it kept {100 * executed:.1f} %"
 
 
-def _nothing_faster(job: Job, how: str) -> str:
+def _nothing_faster(job: TuningJob, how: str) -> str:
     machine = job.pricing.machine
     better = "moves fewer bytes" if machine == BYTES else f"is faster on {machine}"
     return (
@@ -236,7 +236,7 @@ def _too_few_traced(certificate: Certificate, documents: dict[str, int]) -> str:
     )
 
 
-def _bounded(job: Job, certificate: Certificate, held: HeldOut) -> str:
+def _bounded(job: TuningJob, certificate: Certificate, held: HeldOut) -> str:
     policy, gain = held.policy, _gain(job, held)
     if job.pricing.batch > 1:
         gain += f". What is tested is {ALONE}"
@@ -258,7 +258,7 @@ def _not_executed(floor: Floor) -> str:
     return f"{REPLAY_BOUND} Only a floor on agreement is executed."
 
 
-def _gain(job: Job, held: HeldOut) -> str:
+def _gain(job: TuningJob, held: HeldOut) -> str:
     speedup, batch = held.net_speedup.value, job.pricing.batch
     where = f"{job.pricing.machine}, lockstep at batch {batch}" if batch > 1 else job.pricing.machine
     return "" if speedup is None else f"; {speedup:.3f} times as fast as the full model, predicted ({where})"

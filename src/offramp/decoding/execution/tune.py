@@ -19,7 +19,7 @@ from offramp.policies.names import StrategyName
 from offramp.policies.rules.combined import RESERVED, Tasks
 from offramp.policies.rules.fixed import Never
 from offramp.tracing.trace import Trace
-from offramp.tuning.executed import Limits
+from offramp.tuning.executed import DecodingLimits
 from offramp.tuning.executor import OnDocuments
 from offramp.tuning.floor import REFERENCE, Floor, make_floor, reference_top1
 from offramp.tuning.names import MethodName, Search
@@ -109,7 +109,7 @@ def tune(
         reference=reference,
         **settings,
     ) as tune_for:
-        limits = Limits(documents, seconds, candidates, progress or (lambda done, planned: None))
+        limits = DecodingLimits(documents, seconds, candidates, progress or (lambda done, planned: None))
         return tune_for([wanted], limits)[0]
 
 
@@ -134,7 +134,7 @@ def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor,
         )
 
 
-ExecutedTuner = Callable[[Sequence[Mapping[str, float] | Floor], Limits], list[Tuned]]
+ExecutedTuner = Callable[[Sequence[Mapping[str, float] | Floor], DecodingLimits], list[Tuned]]
 """From floors on agreement, or with a reference on agreement with that, the main one first, and how long it
 may take in all, to what was certified by decoding."""
 

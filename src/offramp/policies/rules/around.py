@@ -130,10 +130,10 @@ class Minimum(Around):
 
 
 @dataclass(frozen=True)
-class Monotone(Around):
+class NoDeeper(Around):
     """Another policy, but a token leaves at the latest where the token before it left.
 
-    Monotone depth as in SkipDecode (arXiv 2307.02628, section 3): later tokens never need deeper K,V than
+    NoDeeper depth as in SkipDecode (arXiv 2307.02628, section 3): later tokens never need deeper K,V than
     earlier ones have, so nothing has to be repaired. A token that reaches its predecessor's exit is still
     checked there, and leaves whatever the check says.
     """

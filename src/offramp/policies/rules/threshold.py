@@ -238,8 +238,8 @@ class Dynamic(OnSignal):
     def decider(self, layers: int, streams: int) -> Decider:
         """One that compares with each token's own threshold."""
         if self.complexity == "position":
-            return _ByPosition(self)
-        return _ByRunningEntropy(self, layers, streams) if self.remembers else _ByPromptEntropy(self)
+            return _FollowsPosition(self)
+        return _FollowsEntropy(self, layers, streams) if self.remembers else _FollowsPrompt(self)
 
 
 class _Follows(_PerToken):
@@ -259,17 +259,17 @@ class _Follows(_PerToken):
         return np.clip(limits, self.signal.low, self.signal.high)
 
 
-class _ByPosition(_Follows):
+class _FollowsPosition(_Follows):
     def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
         return tokens.index.astype(np.float64)
 
 
-class _ByPromptEntropy(_Follows):
+class _FollowsPrompt(_Follows):
     def complexity(self, tokens: Tokens) -> NDArray[np.float64]:
         return tokens.facts[PROMPT_ENTROPY]
 
 
-class _ByRunningEntropy(_Follows):
+class _FollowsEntropy(_Follows):
     """Remembers of each stream the entropy at the exits where its tokens left."""
 
     def __init__(self, policy: Dynamic, layers: int, streams: int) -> None:

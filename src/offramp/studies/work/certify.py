@@ -65,7 +65,7 @@ class CertifyWork(TextWork[Answers], Tuning):
     def executed(self, context: Context, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""
         from offramp.decoding.execution.tune import executed_tuner
-        from offramp.tuning.executed import Limits
+        from offramp.tuning.executed import DecodingLimits
         from offramp.tuning.verdict import from_main
 
         floors = sorted(self.floors, key=lambda floor: (from_main(floor), floor))
@@ -80,7 +80,7 @@ class CertifyWork(TextWork[Answers], Tuning):
             delta=self.delta,
             seed=self.seed,
         ) as tune_for:
-            limits = Limits(self.documents, self.seconds, self.candidates, worth=self.worth)
+            limits = DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth)
             found = tune_for([{"agreement": floor} for floor in floors], limits)
         return tuple(sorted(found, key=lambda tuned: self.floors.index(tuned.floor.value)))
 
