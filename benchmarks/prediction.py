@@ -33,7 +33,7 @@ from offramp.files import write_json_atomically
 from offramp.models.model import Model
 from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
-from offramp.policies.signals import find_signal
+from offramp.policies.signals import SIGNALS
 from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import run, settle
 from offramp.timing.contenders import Extent
@@ -61,7 +61,7 @@ def fixed_set(model: Model, trace: Trace, signals: Sequence[str]) -> list[tuple[
     ]
     checked = exits_of(model)[-2:]
     for name in signals:
-        signal = find_signal(name)
+        signal = SIGNALS[name]
         values = trace.fact(signal.fact)[:, list(trace.exits).index(checked[0])]
         for share in PASSING:
             rank = 1.0 - share if signal.exit_when == "at least" else share

@@ -25,7 +25,7 @@ from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.binding import require_base
-from offramp.policies.cost_breakdown import break_down, gain_of_usage
+from offramp.policies.cost_breakdown import break_down
 from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.policy_cost import counted_at, prices_by_rows
 from offramp.policies.rules.short_list import with_short_head
@@ -117,7 +117,7 @@ def test_what_runs_is_what_replay_charges_and_its_gain_sums_up(policy: str, rows
     shape, tokens = tiny_llama().shape, rows * (NEW - 1)
     for at in (counted_at(trace(), "bytes"), prices_by_rows(find_machine("h100"), shape, 8.0)):
         breakdown = break_down(found.usage, plain.usage, at, tokens)
-        gain = gain_of_usage(found.usage, plain.usage, at, tokens)
+        gain = breakdown.gain
         assert gain.total == pytest.approx(1.0 - breakdown.total / breakdown.plain, abs=1e-12)
         heads_of_plain = [line.total for line in breakdown.plain_lines if line.part == "final head"]
         heads_of_list = [line.total for line in breakdown.lines if line.part == "short head"]

@@ -20,8 +20,6 @@ from offramp.policies.cost_breakdown import (
     Item,
     Usage,
     break_down,
-    gain_of_usage,
-    split_gain,
 )
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy_cost import decision_costs
@@ -96,7 +94,7 @@ def test_the_lines_are_what_is_charged(kv: str, machine: str | None) -> None:
     ],
 )
 def test_a_gain_by_hand(decisions: Decisions, layers: float, head: float, probes: float) -> None:
-    found = vars(split_gain(broken_down(decisions)))
+    found = vars(broken_down(decisions).gain)
     plain = 7 + 460 + 1000
     assert found == pytest.approx({"layers": layers / plain, "head": head / plain, "probes": probes / plain})
 
@@ -113,9 +111,8 @@ def test_the_parts_sum_to_the_gain(decisions: Decisions, batch: int, batching: s
     steps = group_into_steps(np.arange(tokens, dtype=np.int32) // 2, min(batch, (tokens + 1) // 2), 0)
     usage = count_steps(BATCHINGS[batching](decisions, steps), steps, LAYERS, repair=repair)
     breakdown = break_down(usage, count_plain(steps, LAYERS), at, tokens)
-    gain = split_gain(breakdown)
+    gain = breakdown.gain
     assert gain.total == pytest.approx(1.0 - breakdown.total / breakdown.plain, abs=1e-12)
-    assert gain == gain_of_usage(usage, count_plain(steps, LAYERS), at, tokens)
 
 
 def test_every_part_counts_for_one_part_of_the_gain() -> None:
@@ -129,6 +126,6 @@ def test_other_prices_split_the_same_usage_otherwise() -> None:
         {Item("layers", 1): 1},
         {Item("layers", 1): 1, Item("layers", 2): 1, Item("final head", 4): 1},
     )
-    assert gain_of_usage(usage, plain, at, 1).layers == pytest.approx(110 / 1210)
+    assert break_down(usage, plain, at, 1).gain.layers == pytest.approx(110 / 1210)
     free = lambda rows: replace(at(rows), head=0.0)  # noqa: E731
-    assert gain_of_usage(usage, plain, free, 1).head == 0.0
+    assert break_down(usage, plain, free, 1).gain.head == 0.0

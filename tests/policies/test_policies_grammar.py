@@ -37,7 +37,7 @@ from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained
 from offramp.policies.rules.short_list import AT_ALL, AT_EXITS, ShortList
 from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thresholds
-from offramp.policies.signals import SIGNALS, find_signal
+from offramp.policies.signals import SIGNALS
 from offramp.testing import check_policy
 from policy_traces import make_trace
 
@@ -309,8 +309,6 @@ def test_near_matches_are_offered() -> None:
     for text, meant in (("static:20", "static:exit=20"), ("patience:3,exits=2", "patience:times=3")):
         with pytest.raises(PolicyError, match=f"write {meant}$"):
             parse_policy(text)
-    with pytest.raises(PolicyError, match="did you mean 'entropy'"):
-        find_signal("entropie")
 
 
 @pytest.mark.parametrize(

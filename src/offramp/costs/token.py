@@ -70,6 +70,10 @@ class TokenCosts:
         """The same at exit L, which is read through no lens."""
         return self.short_exit_head - (self.exit_head - self.head)
 
+    def short_head_at(self, exit: int) -> float:
+        """Whichever of both an exit is read by."""
+        return self.short_head if exit == len(self.layers) else self.short_exit_head
+
     @cached_property
     def until_exit(self) -> NDArray[np.float64]:
         """Layers 1..l run and the repair of layers l+1..L, for every exit l = 1..L: float64 [layers]."""

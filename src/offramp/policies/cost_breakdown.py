@@ -33,10 +33,6 @@ Usage = Counter[Item]
 """How often each item is paid."""
 
 
-def _short_head(costs: TokenCosts, exit: int) -> float:
-    return costs.short_head if exit == len(costs.layers) else costs.short_exit_head
-
-
 PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
     "overhead": lambda at, item: at(item.rows).overhead,
     "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
@@ -44,7 +40,7 @@ PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
     "K,V map": lambda at, item: at(item.rows).maps[item.place],
     "probe": lambda at, item: at(item.rows).probes[item.probe],
     "exit head": lambda at, item: at(item.rows).exit_head,
-    "short head": lambda at, item: _short_head(at(item.rows), item.place),
+    "short head": lambda at, item: at(item.rows).short_head_at(item.place),
     "final head": lambda at, item: at(item.rows).head,
 }
 """Price of an item by its part."""
@@ -125,6 +121,11 @@ class CostBreakdown:
     def speedup(self) -> float:
         """Plain cost over the policy's."""
         return self.plain / self.total
+
+    @property
+    def gain(self) -> Gain:
+        """Where its gain comes from, by its own prices."""
+        return gain_of_parts(totals_of(self.lines), totals_of(self.plain_lines))
 
     @property
     def probes_per_token(self) -> float:
@@ -212,20 +213,6 @@ def saved_error(low: float | None, high: float | None) -> float:
     A part of the gain that is smaller may be nothing.
     """
     return 0.0 if not low or not high else (1.0 / low - 1.0 / high) / 2.0
-
-
-def split_gain(breakdown: CostBreakdown) -> Gain:
-    """Where the gain of a breakdown comes from, by its own prices."""
-    return gain_of_parts(totals_of(breakdown.lines), totals_of(breakdown.plain_lines))
-
-
-def gain_of_usage(usage: Mapping[Item, int], plain: Mapping[Item, int], at: PriceAt, tokens: int) -> Gain:
-    """Where the gain of what really ran comes from, at some prices (counted bytes, or a machine's seconds).
-
-    usage, plain: of a generation with a policy and of one with the full model (`BatchGeneration.usage`), of
-    as many tokens each.
-    """
-    return split_gain(break_down(usage, plain, at, tokens))
 
 
 def gain_of_parts(policy: Mapping[str, float], plain: Mapping[str, float]) -> Gain:

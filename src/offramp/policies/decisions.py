@@ -132,7 +132,9 @@ class _Replay:
         require_comparisons(self.checked, trace)
         for name, values in self.document.items():
             self._require_numbers(name, slice(None), np.isnan(values))
-        self.index = _index_in_document(trace)
+        starts = np.flatnonzero(np.diff(trace.document, prepend=-1))
+        lengths = np.diff(starts, append=trace.token_count)
+        self.index = np.asarray(np.arange(trace.token_count) - np.repeat(starts, lengths), dtype=np.int64)
         self.exits = np.full(trace.token_count, trace.layers, dtype=np.int64)
         self.probed = np.zeros((trace.token_count, len(self.checked)), dtype=np.bool_)
         self.everywhere = True
@@ -268,10 +270,3 @@ def _last_below(exits: Sequence[int], exit: int) -> int | None:
 
 def _exit(exit: int | None) -> str:
     return "no exit" if exit is None else f"exit {exit}"
-
-
-def _index_in_document(trace: Trace) -> NDArray[np.int64]:
-    """How many traced tokens of the same document come before each token: int64 [tokens]."""
-    starts = np.flatnonzero(np.diff(trace.document, prepend=-1))
-    lengths = np.diff(starts, append=trace.token_count)
-    return np.asarray(np.arange(trace.token_count) - np.repeat(starts, lengths), dtype=np.int64)

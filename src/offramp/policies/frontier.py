@@ -24,7 +24,7 @@ from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, layers_executed, prices_of
 from offramp.policies.rules.threshold import Threshold
-from offramp.policies.signals import Signal, find_signal
+from offramp.policies.signals import SIGNALS, Signal
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
@@ -233,12 +233,12 @@ def frontier(
     >>> offramp.frontier(trace, "max_prob", exits=(2,)).agreement[0] == 1.0
     np.True_
     """
-    rule = find_signal(signal)
     checked = tuple(int(exit) for exit in trace.exits if exit < trace.layers) if exits is None else exits
     if not checked:
         raise PolicyError("no exits to check", fix=f"choose exits from 1 to {trace.layers - 1}")
     needs = Threshold(signal, 0.0, checked).needs(trace.layers)
     require_comparisons(needs, trace)
+    rule = SIGNALS[signal]
     prices = prices_of(trace).bytes if costs is None else costs
     # Two columns are read from disk in the time of one; `agreement` then finds its own in the trace.
     side_by_side(trace.fact, (rule.fact, "top1"))

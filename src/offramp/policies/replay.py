@@ -19,7 +19,7 @@ from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.charge import Charge, Units, prices_for, run_of
-from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage, split_gain
+from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage
 from offramp.policies.decisions import tokens_by_exit
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
@@ -187,7 +187,7 @@ def replay(
         batching=batching,
         reachable=run.policy.reachable,
         breakdown=breakdown,
-        gain=split_gain(breakdown),
+        gain=breakdown.gain,
         notes=(
             *lookup_notes(given, machine),
             *price_notes(machine, trace, breakdown.batches),

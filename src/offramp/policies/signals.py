@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.errors import PolicyError
-from offramp.kit.rules import suggest
 from offramp.tracing.facts import HEAD_FACTS
 
 Direction = Literal["at least", "at most"]
@@ -207,10 +206,3 @@ def looks_back(fact: str) -> bool:
 def is_opened(fact: str) -> bool:
     """Whether a fact compares with an earlier check, which must have been made."""
     return fact in _OPENED
-
-
-def find_signal(name: str) -> Signal:
-    """The signal of that name. Raises PolicyError for an unknown name, with near matches."""
-    if name not in SIGNALS:
-        raise PolicyError(f"unknown signal {name!r}", fix=suggest(name, SIGNALS))
-    return SIGNALS[name]

@@ -60,14 +60,9 @@ class Certificate:
     @property
     def of_tokens(self) -> str:
         """How long its documents are, to follow "documents": " of 16 tokens"; nothing if not known."""
-        return certified_lengths(self.document_tokens, self.new_tokens)
-
-
-def certified_lengths(document_tokens: Sequence[int] | None, new_tokens: int | None) -> str:
-    """How long the documents of a certificate are, of these of its fields."""
-    if new_tokens is None:
-        return lengths_text(document_tokens)
-    return f" of up to {new_tokens:,} new token{'' if new_tokens == 1 else 's'}"
+        if self.new_tokens is None:
+            return lengths_text(self.document_tokens)
+        return f" of up to {self.new_tokens:,} new token{'' if self.new_tokens == 1 else 's'}"
 
 
 @dataclass(frozen=True)

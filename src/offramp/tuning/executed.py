@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from offramp.policies.binding import text_caveat
 from offramp.policies.charge import Charge, Units, prices_for, run_of
-from offramp.policies.cost_breakdown import PriceAt, split_gain
+from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
@@ -441,7 +441,7 @@ def _held(job: TuningJob, executor: Executor, prices: PricesOf, chosen: Proposal
         plain_seconds_per_token=job.pricing.plain,
         probe_share=max(0.0, probes / float(cost.sum())),
         reference_agreement=None if reference is None else _kept(job, reference),
-        gain=split_gain(Charge.of(run, chosen.kv).breakdown(at)),
+        gain=Charge.of(run, chosen.kv).breakdown(at).gain,
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
 from offramp.policies.charge import Charge, Units, prices_for
-from offramp.policies.cost_breakdown import PriceAt, Usage, lines_of, split_gain
+from offramp.policies.cost_breakdown import PriceAt, Usage, lines_of
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.policy import ExitPolicy
@@ -174,7 +174,7 @@ def measure_in_lockstep(
         plain_seconds_per_token=float(full[0]),
         probe_share=max(0.0, float((charged - unprobed).sum()) / float(charged.sum())),
         reference_agreement=None if reference is None else mean(reference[taken]),
-        gain=split_gain(charge.breakdown(at)),
+        gain=charge.breakdown(at).gain,
     )
 
 

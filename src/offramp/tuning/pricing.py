@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import Gain, Item, PriceAt, Usage, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions, output_part
 from offramp.policies.kv import STRATEGIES, maps_charged
@@ -189,15 +190,8 @@ class Pricing:
 
     def same_prices(self, other: Pricing) -> bool:
         """Whether every price, and so every choice, is the same."""
-        mine, others = self.costs, other.costs
-        return (
-            (self.machine, mine.unit, mine.batch) == (other.machine, others.unit, others.batch)
-            and (mine.overhead, mine.head, mine.exit_head) == (others.overhead, others.head, others.exit_head)
-            and dict(mine.probes) == dict(others.probes)
-            and dict(mine.maps) == dict(others.maps)
-            and np.array_equal(mine.layers, others.layers)
-            and np.array_equal(mine.key_value, others.key_value)
-        )
+        mine, others = ((one.machine, to_json(one.costs)) for one in (self, other))
+        return mine == others
 
     def of_documents(
         self, decisions: Decisions, rows: DocumentRows, weights: NDArray[np.float64]

@@ -245,26 +245,18 @@ def read_tuned(path: str | Path) -> Tuned:
     if kept is not None:
         place = os.path.normpath(path.absolute().parent / kept)
         value["provenance"] = {**value["provenance"], HEADS_FILE: place}
+    if "agreement" not in value and "quality" in value:  # the version before kept of it what its floor is of
+        of_agreement = value.get("floor", {}).get("kind") == "agreement"
+        unknown = {"value": None, "undefined": "a former version did not keep it"}
+        value = {**value, "agreement": value["quality"] if of_agreement else unknown}
     try:
-        return tuned_of(value)
+        return from_json(Tuned, value)
     except InvalidRecordError as error:  # sealed, but by another program
         raise InputError(
             f"the tuned policy is not what offramp writes: {error}",
             where=str(path),
             fix="run offramp tune again",
         ) from error
-
-
-def tuned_of(value: Mapping[str, Any]) -> Tuned:
-    """The tuned policy of a JSON object. Raises InvalidRecordError for what is none.
-
-    The version before kept of agreement what its floor is of.
-    """
-    if "agreement" not in value and "quality" in value:
-        of_agreement = value.get("floor", {}).get("kind") == "agreement"
-        unknown = {"value": None, "undefined": "a former version did not keep it"}
-        value = {**value, "agreement": value["quality"] if of_agreement else unknown}
-    return from_json(Tuned, value)
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Toke
 from offramp.policies.signals import OPENING_FACT, is_opened
 
 
+def _as_deciding(name: str) -> Any:
+    """The same property of the policy that decides."""
+    return property(lambda policy: getattr(policy.deciding, name))
+
+
 class Delegating(ExitPolicy):
     """A policy that remembers and reads what another one does, `deciding`."""
 
@@ -24,30 +29,11 @@ class Delegating(ExitPolicy):
     def deciding(self) -> ExitPolicy:
         """The policy that decides."""
 
-    @property
-    def remembers(self) -> bool:
-        """As the policy that decides."""
-        return self.deciding.remembers
-
-    @property
-    def short_list(self) -> bool:
-        """As the policy that decides."""
-        return self.deciding.short_list
-
-    @property
-    def short_head(self) -> bool:
-        """As the policy that decides."""
-        return self.deciding.short_head
-
-    @property
-    def final_facts(self) -> tuple[str, ...]:
-        """As the policy that decides."""
-        return self.deciding.final_facts
-
-    @property
-    def document_facts(self) -> tuple[str, ...]:
-        """As the policy that decides."""
-        return self.deciding.document_facts
+    remembers = _as_deciding("remembers")
+    short_list = _as_deciding("short_list")
+    short_head = _as_deciding("short_head")
+    final_facts = _as_deciding("final_facts")
+    document_facts = _as_deciding("document_facts")
 
     def needs(self, layers: int) -> Mapping[int, tuple[str, ...]]:
         """As the policy that decides."""
@@ -74,15 +60,8 @@ class Around(Delegating):
         """The inner policy."""
         return self.policy
 
-    @property
-    def full_depth(self) -> bool:
-        """As the inner policy."""
-        return self.policy.full_depth
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """As the inner policy."""
-        return self.policy.tasks
+    full_depth = _as_deciding("full_depth")
+    tasks = _as_deciding("tasks")
 
     def for_task(self, task: str | None) -> Self:
         """The same around the inner policy for that workload class."""
