@@ -426,51 +426,28 @@ def _policy_within(value: Any, where: str) -> ExitPolicy:
         return _plain_policy(value, where)
     if not isinstance(value, str) or value.endswith(".json"):
         raise _no_policy_file(where)
-    try:
-        return parse_policy(value)
-    except PolicyError as error:
-        raise PolicyError(error.what, where=f"{where}, policy{error.where}", fix=error.fix) from error
+    return _policy_of_file(value, where)
 
 
 def _plain_policy(value: Mapping[str, Any], where: str) -> ExitPolicy:
-    """The policy of an object of kind and parameters."""
+    """The policy of an object of kind and parameters, which are what its text says of it."""
     unknown = sorted(set(value) - {"schema_version", "kind", "parameters", SEAL})
     if unknown:
         raise PolicyError(f"a policy file has no entry {unknown[0]!r}", where=where, fix="remove it")
-    kind = policy_kinds().get(str(value.get("kind")))
-    if kind is None:
-        fix = suggest(str(value.get("kind")), policy_kinds())
-        raise PolicyError(f"unknown policy {value.get('kind')!r}", where=where, fix=fix)
     parameters = value.get("parameters")
-    names = {parameter.name for parameter in kind.parameters}
-    needed = {parameter.name for parameter in kind.parameters if parameter.default is None}
-    if not isinstance(parameters, dict) or not needed <= set(parameters) <= names:
-        listed = ", ".join(sorted(names)) or "none"
-        raise PolicyError(
-            f"the parameters of {kind.kind} do not match", where=where, fix=f"give exactly: {listed}"
-        )
-    values = _read_values(kind, parameters, where)
+    if not isinstance(parameters, dict):
+        raise _no_policy_file(where)
+    settings = ",".join(f"{name}={text_of(given)}" for name, given in parameters.items())
+    return _policy_of_file(f"{value.get('kind')}:{settings}" if settings else str(value.get("kind")), where)
+
+
+def _policy_of_file(text: str, where: str) -> ExitPolicy:
     try:
-        with _asking(kind):
-            return kind(**values)
+        require_balanced(text)
+        return read_text(text)
     except ParameterError as error:
-        place = f"{where}, {error.parameter}" if error.parameter else where
+        place = f"{where}, policy{_pointed(text, error.offset)}"
         raise PolicyError(error.what, where=place, fix=error.fix) from error
-
-
-def _read_values(kind: type[ExitPolicy], parameters: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Parameter values from JSON, held to the same rules as their texts."""
-    values: dict[str, Any] = {}
-    for parameter in kind.parameters:
-        given = parameters.get(parameter.name, parameter.default)
-        try:
-            text = text_of(given)
-            require_balanced(text)
-            with _asking(kind):
-                values[parameter.name] = _read_value(parameter, text)
-        except ParameterError as error:
-            raise PolicyError(error.what, where=f"{where}, {parameter.name}", fix=error.fix) from error
-    return values
 
 
 def _no_policy_file(where: str) -> PolicyError:
