@@ -54,7 +54,7 @@ def test_the_command_and_the_function_agree(tuned_file: Path, traces: tuple[Path
     assert value["quality"] == vars(found.quality)
     assert (value["floor"], value["floor_answer"]) == ("agreement=0.5", found.floor_answer)
     assert (value["risk_low"], value["risk_high"]) == (found.risk_low, found.risk_high)
-    assert [row["exit"] for row in value["shift"]] == [1, 3]
+    assert [row["other"]["exit"] for row in value["shift"]] == [1, 3]
     assert value["notes"] == list(found.notes)
 
 
