@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.timing.figures import seconds_over
+from offramp.timing.answers import seconds_over
 
 from offramp.decoding.free_running import FreeRunning
 from offramp.scoring.estimate import Estimate
