@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.timing.answers import seconds_over
-
 from offramp.decoding.free_running import FreeRunning
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import (
@@ -18,6 +16,7 @@ from offramp.timing.answers import (
     ratio_of,
     ratio_over,
     resolution_of,
+    seconds_over,
 )
 from offramp.timing.combine import interaction_of
 from offramp.timing.results import Cluster, Combination, CombineResult, Contender, OnTop, Quality

@@ -52,7 +52,6 @@ class Outcome:
 
 def run_offramp(*arguments: object) -> Outcome:
     """Run a command line in this process, as the installed script does; a run's texts must not contradict."""
-    from offramp.cli import local_profile
     from offramp.cli.main import main
     from offramp.scoring.estimate import Estimate
     from offramp.studies import plan
@@ -67,7 +66,7 @@ def run_offramp(*arguments: object) -> Outcome:
     with (
         mock.patch.object(sys, "argv", ["offramp", *map(str, arguments)]),
         mock.patch.dict(os.environ, COLUMNS="80"),
-        mock.patch.object(local_profile, "PROFILE_SECONDS", TIMING_SECONDS),
+        mock.patch.object(profiles, "PROFILE_SECONDS", TIMING_SECONDS),
         mock.patch.object(profiles, "check_profile", holds),
         mock.patch.object(plan, "PROFILE_SECONDS", TIMING_SECONDS),
         contextlib.redirect_stdout(out),

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import offramp
 from command_line import Outcome, run_offramp
-from offramp.cli.bench_table import show
+from offramp.cli.bench_stage import show
 from offramp.kit.typed import from_json
 from offramp.policies.grammar import parse_policy
 from offramp.timing.results import BenchResult, read_results

@@ -11,7 +11,6 @@ import pytest
 
 import offramp
 from command_line import run_offramp
-from offramp.cli.local_profile import kept_profile
 from offramp.costs.hardware import list_local_profiles, load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile, busy_machine
 from offramp.errors import InputError
@@ -19,7 +18,7 @@ from offramp.kit.typed import from_json
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate
 from offramp.timing import local_profile, machine_profiler
-from offramp.timing.local_profile import StepCheck
+from offramp.timing.local_profile import StepCheck, kept_profile
 
 
 @pytest.fixture

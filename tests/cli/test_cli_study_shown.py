@@ -13,15 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as some
 from rich.console import Console
 
-from offramp.cli import study_progress
-from offramp.cli.study_plan_table import MOST_CELLS_SHOWN, plan_json, show_plan
-from offramp.cli.study_progress import Lines, Picture
-from offramp.cli.study_table import (
+from offramp.cli import study_shown
+from offramp.cli.study_shown import (
+    MOST_CELLS_SHOWN,
+    Lines,
+    Picture,
     count_cells,
     counts_text,
     lasting,
     left_text,
+    plan_json,
     show_outcome,
+    show_plan,
     show_status,
     state_shown,
     task_names,
@@ -209,7 +212,7 @@ def test_lines_say_the_start_each_failure_once_and_nothing_in_between(
 ) -> None:
     plan = plan_of()
     clock = iter([100.0, 100.0, 110.0, 140.0, 175.0])
-    monkeypatch.setattr(study_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(study_shown, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     read: list[Status] = []
     lines = Lines(plan, lambda: read[-1] if read else status_of(plan, folder))
     lines.changed()
@@ -256,7 +259,7 @@ def test_on_a_terminal_a_picture_is_drawn_and_taken_back(
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     plan = plan_of()
-    with study_progress.study_progress(plan, lambda: status_of(plan, folder)) as changed:
+    with study_shown.study_progress(plan, lambda: status_of(plan, folder)) as changed:
         changed()
         assert "2 to do" in terminal.getvalue()
         changed()
@@ -276,9 +279,9 @@ def test_pictures_take_a_small_share_of_the_time(
         clock[0] += 2.0  # a study so large that reading where it stands takes two seconds
         return status_of(plan, folder)
 
-    monkeypatch.setattr(study_progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(study_shown, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     pictures = Picture(plan, read, lambda shown: None)
     while clock[0] < 1_000.0:
         pictures.changed()
         clock[0] += 0.25
-    assert 2.0 * len(drawn) / clock[0] < 1.5 * study_progress.SHARE_OF_TIME
+    assert 2.0 * len(drawn) / clock[0] < 1.5 * study_shown.SHARE_OF_TIME

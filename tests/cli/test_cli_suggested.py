@@ -208,7 +208,7 @@ def test_a_run_that_is_not_whole_is_told_its_command(run: Path) -> None:
     ("documents", "said"), [(76, "=0.95"), (75, "=0.9"), (17, "=0.8"), (16, "no floor can")]
 )
 def test_a_trained_model_is_tuned_at_a_floor_that_its_text_can_certify(documents: int, said: str) -> None:
-    from offramp.cli.exits_shown import next_lines
+    from offramp.cli.heads_shown import next_lines
 
     request = SimpleNamespace(workloads=[{"name": "prose"}])
     trained: Any = SimpleNamespace(record=SimpleNamespace(request=request))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 from command_line import run_offramp
-from offramp.cli.traced_model import load_traced_model
+from offramp.cli.given import load_traced_model
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.tuning.tuned import read_tuned
 from tiny_models import write_documents

@@ -11,8 +11,8 @@ from rich.console import Console
 from tuning_traces import easy_and_hard
 
 from command_line import run_offramp
-from offramp.cli.console import Output
-from offramp.cli.tune_command import show_tuned
+from offramp.cli.command import Output
+from offramp.cli.tune import show_tuned
 from offramp.policies.grammar import parse_policy
 from offramp.report.sections.tuned import front_table
 from offramp.tracing.facts import FACTS

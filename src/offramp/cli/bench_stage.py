@@ -1,4 +1,4 @@
-"""What `offramp bench` does with the loaded model: times, judges the answers, and prices what ran."""
+"""What `offramp bench` does with the loaded model: times, judges, prices, and shows what came of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from offramp.cli.bench_request import Bench
-from offramp.cli.bench_table import show
-from offramp.cli.console import Output
-from offramp.cli.local_profile import kept_profile, profile_now
+from offramp.cli.bench import Bench
+from offramp.cli.command import Output
 from offramp.commands import words_of
 from offramp.costs.machine import Machine, machine_prices
 from offramp.decoding.openings import prompts_of
@@ -21,21 +20,50 @@ from offramp.errors import InputError, OfframpError, WorkloadError
 from offramp.kit.typed import to_json
 from offramp.models.model import Model
 from offramp.policies.replay import ReplayResult
+from offramp.report import combined
+from offramp.report.combined import advice, combinations_table, write_combined_page
+from offramp.report.formats import (
+    counted,
+    decimal,
+    duration,
+    gain_text,
+    percent,
+    thousandths,
+    timed_text,
+)
+from offramp.report.sections.decoded import COUNTS, RATES, SPEED, contenders_table
+from offramp.report.timing import (
+    a_a_text,
+    answer_sentence,
+    counted_text,
+    defect_lines,
+    floor_text,
+    stopped_text,
+)
+from offramp.timing.accelerations import read_accelerations
 from offramp.timing.bench import run, settle
+from offramp.timing.combine import combine
 from offramp.timing.contenders import Extent
 from offramp.timing.decoder import Setting
 from offramp.timing.forecast import expected_position
 from offramp.timing.judged import judge_measurement, predict_cells
-from offramp.timing.local_profile import LocalProfile
+from offramp.timing.local_profile import LocalProfile, kept_profile, profile_now
 from offramp.timing.processes import merged
 from offramp.timing.results import (
     BenchResult,
+    CombineResult,
+    Forecast,
     contenders_json,
     read_results,
+    write_combined,
     write_results,
 )
 from offramp.tracing.progress import progress_bar, stage
 from offramp.workloads.shared_text import read_sketch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 PARTS_OF = 2
 """Batches of prompts on which the parts of a policy's tokens are timed."""
@@ -237,4 +265,183 @@ def _run(arguments: Sequence[str]) -> None:
             f"a fresh process failed: {what or f'it ended with code {done.returncode}'}",
             where="offramp bench --processes",
             fix="run the same without --processes to see all that it says",
+        )
+
+
+def show(console: Console, result: BenchResult) -> None:
+    """The answer, the tables beside it, quality, forecasts and notes."""
+    side_by_side = f", batch {result.batch} in {result.batching}" if result.batch > 1 else ""
+    fresh = f" in {result.processes} processes" if result.processes > 1 else ""
+    console.print(
+        f"{result.policy} ({result.kv}) on {result.model}: {counted(result.prompts, 'prompt')}, "
+        f"{result.new_tokens} new tokens, {counted(result.rounds, 'round')}{side_by_side}{fresh}",
+        markup=False,
+    )
+    timed = [contender for contender in result.contenders if contender.left_out is None]
+    table = contenders_table(result.worth, result.plain)
+    for names in (SPEED, COUNTS, RATES):
+        console.print(table.only(*names).rich(timed))
+    judged = answer_lines(result)
+    for line in (*judged, *_left_out(result), *_quality(result)):
+        console.print(line, markup=False)
+    for forecast in result.forecasts:
+        for line in _forecast(forecast):
+            console.print(line, markup=False)
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
+
+
+def answer_lines(result: BenchResult) -> list[str]:
+    """The answer, what it stands on, and what is wrong with it."""
+    main = result.main
+    beside = counted_text(main, result.contender(result.plain))
+    return [
+        answer_sentence(main, result.plain, result.worth),
+        *([] if beside is None else [f"counted, a token: {beside}"]),
+        *([] if main.gain is None else [f"its gain by prices: {gain_text(main.gain)} of plain decoding"]),
+        *_credit_line(result),
+        *([] if result.floor is None else [floor_text(result.floor, result.prompts)]),
+        f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
+        f"{a_a_text(result.a_a)}",
+        *defect_lines(result.defects),
+    ]
+
+
+def _credit_line(result: BenchResult) -> list[str]:
+    """What its exits add to the best decoder without them, and which of those took no turns."""
+    credit = result.credit(result.main.name, None if result.floor is None else result.floor.value)
+    if credit is None or result.main.full_depth:
+        return []
+    missing = result.untimed_rivals
+    said = timed_text(credit, thousandths)
+    rest = f"; not timed: {', '.join(missing)}" if missing else ""
+    return [f"what its exits add: {said} of {credit.over}, the best without exits{rest}"]
+
+
+def _left_out(result: BenchResult) -> list[str]:
+    return [
+        f"left out: {contender.name}: {contender.left_out}"
+        for contender in result.contenders
+        if contender.left_out is not None
+    ]
+
+
+def _quality(result: BenchResult) -> list[str]:
+    found = result.free_running
+    if found is None:
+        return []
+
+    def nats(value: float) -> str:
+        return decimal(value, 3)
+
+    diverged = timed_text(found.tokens_before_divergence, lambda value: decimal(value, 1))
+    return [
+        f"free running, {counted(found.prompts, 'answer')}: {diverged} tokens until an answer parts from the "
+        f"full model's, {timed_text(found.sequence_match, percent)} of the answers equal, "
+        f"{timed_text(found.agreement, percent)} of the tokens its choice; "
+        f"NLL {timed_text(found.nll, nats)}, of its own answers {timed_text(found.plain_nll, nats)}"
+    ]
+
+
+def _forecast(found: Forecast) -> list[str]:
+    predicted = (
+        "not predicted (no --trace)" if found.predicted is None else f"predicted {duration(found.predicted)}"
+    )
+    lines = [
+        f"a token of {found.policy} ({found.kv}): {predicted}, priced from what ran "
+        f"{duration(found.priced)}, measured {timed_text(found.measured, duration)}; plain: "
+        f"{duration(found.plain_predicted)} by the profile, measured {duration(found.plain_measured)}"
+    ]
+    if found.parts:
+        parts = ", ".join(
+            f"{part.part} {duration(part.priced)} priced and {duration(part.measured)} measured"
+            for part in found.parts
+        )
+        lines.append(f"  its parts: {parts}")
+    return lines
+
+
+def show_combined(console: Console, result: CombineResult) -> None:
+    """Speed and quality of every combination, defects and notes, and the advice last."""
+    on = f" on {result.workload}" if result.workload else ""
+    console.print(
+        f"{', '.join(result.accelerations.values())} of {result.model}{on}: "
+        f"{counted(result.prompts, 'prompt')}, {result.new_tokens} new tokens, "
+        f"{counted(result.rounds, 'round')}",
+        markup=False,
+    )
+    timed = [one for one in result.combinations if one.speedup is not None]
+    table = combinations_table(result)
+    together = [one for one in timed if one.product is not None]
+    console.print(table.only(*combined.SPEED).rich(timed))
+    console.print(combined.PRODUCTS.only(*combined.TOGETHER).rich(together))
+    console.print(table.only(*combined.QUALITY).rich(timed))
+    ended = (
+        f"{stopped_text(result.stopped, result.seconds_spent)}; the plain decoder against itself: "
+        f"{a_a_text(result.a_a)}"
+    )
+    lines = [ended, *defect_lines(result.defects), *_details(result)]
+    for line in (*lines, advice(result)):
+        console.print(line, markup=False)
+
+
+def _details(result: CombineResult) -> list[str]:
+    """What was left out or excluded, and notes."""
+    missing = [
+        f"left out: {one.name}: {one.contender.left_out}"
+        for one in result.combinations
+        if one.contender.left_out is not None
+    ]
+    excluded = [f"not combined: {sentence}" for sentence in result.excluded]
+    return [*missing, *excluded, *(f"note: {note}" for note in result.notes)]
+
+
+def combine_and_show(asked: Bench, out: Output) -> None:
+    """Time what was asked for, show it, and keep it where that was asked for."""
+    with stage("loading the model and checking its exits"):
+        found = asked.find(asked.model)
+        read_accelerations(asked.combine, found.dtype)
+        model = found.load()
+    result = _combined(model, asked)
+    show_combined(out.console, result)
+    file, page = asked.combined_file, None
+    if file is not None:
+        write_combined(file, result)
+        page = write_combined_page(result, file.with_suffix(".html"))
+        out.say(f"written: {file}", f"written: {page}")
+    out.finish(
+        {
+            "advice": advice(result),
+            "defects": list(result.defects),
+            "result": to_json(result),
+            "file": None if file is None else str(file),
+            "page": None if page is None else str(page),
+        }
+    )
+
+
+def _combined(model: Model, asked: Bench) -> CombineResult:
+    prompts = prompts_of(
+        model,
+        asked.text,
+        asked.fewest_prompts,
+        most=asked.most_prompts,
+        new_tokens=asked.new_tokens,
+        prompt_tokens=asked.prompt_tokens,
+        heads=asked.fitted,
+    )
+    with progress_bar("timing combinations") as progress:
+        return combine(
+            model,
+            asked.combine,
+            asked.options,
+            prompts=prompts,
+            heads=asked.fitted,
+            limits=asked.limits,
+            plain=asked.plain,
+            workload=asked.text.name,
+            floor=asked.least_agreement,
+            trust_remote_code=asked.trust_remote_code,
+            seed=asked.seed,
+            progress=progress,
         )

@@ -1,20 +1,100 @@
-"""Commands whose options are the fields of a request, or of requests of several kinds."""
+"""Commands whose options are the fields of a request, what they print, and the one file that some write."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
+import os
+import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from offramp.cli.console import Output
-from offramp.errors import InputError
+from offramp.errors import InputError, OfframpError, printable
+from offramp.files import json_object_in
 from offramp.kit.request import Field, Kinds, argument, fields_of, hidden, missing, one_word, python_only
+from offramp.tracing.progress import console
+
+
+class Output:
+    """Human text goes to standard output, or to standard error if a machine reads the JSON there."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = console(sys.stderr if as_json else sys.stdout)
+
+    def say(self, *lines: str) -> None:
+        """Print lines as they are, however long."""
+        for line in lines:
+            self.console.print(line, markup=False, soft_wrap=True)
+
+    def say_page(self, page: Path) -> None:
+        """Say where a page lies."""
+        self.say(f"Report: {page}")
+
+    def finish(self, value: dict[str, Any]) -> None:
+        """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
+        from offramp.kit.typed import finite_json
+
+        if self.as_json:
+            print(json.dumps(finite_json(value), allow_nan=False), flush=True)
+
+
+def show_error(error: OfframpError, *, as_json: bool) -> int:
+    """Say what is wrong, where, what to do: on standard error, and as JSON if a machine reads.
+
+    Gives the exit code.
+    """
+    print(f"offramp: {error.what}", file=sys.stderr)
+    if error.where:
+        # A text with a caret below it begins on its own line.
+        print(f"  where:{'' if error.where.startswith(chr(10)) else ' '}{error.where}", file=sys.stderr)
+    if error.fix:
+        print(f"  what to do: {printable(error.fix)}", file=sys.stderr)
+    if as_json:
+        what = {"what": error.what, "where": error.where.strip("\n"), "fix": error.fix}
+        # Where nothing can be written any more, what is said on standard error is all there is.
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": {**what, "exit_code": error.exit_code}}), flush=True)
+    return error.exit_code
+
+
+def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Refuse an output that cannot be a JSON file, or is another's.
+
+    what: it is to be, such as "a tuned policy". is_own: whether a JSON object is one that the same command
+    wrote, of whatever version; only such a one is replaced.
+
+    Raises InputError, before anything is computed.
+    """
+    fix = "choose another file with -o"
+    if path.suffix != ".json":
+        raise InputError(
+            "the output's name does not end in .json",
+            where=str(path),
+            fix=f"write -o {path.stem or 'result'}.json",
+        )
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        lies = "a folder" if path.is_dir() else "in a folder that does not exist"
+        raise InputError(f"the output is {lies}", where=str(path), fix=fix)
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InputError("the output's folder may not be written", where=str(path), fix=fix)
+    if path.exists() and not _holds(path, is_own):
+        raise InputError(
+            f"the output is there already, and holds no {what.split(' ', 1)[1]}", where=str(path), fix=fix
+        )
+
+
+def _holds(path: Path, is_own: Callable[[Mapping[str, Any]], bool]) -> bool:
+    value = json_object_in(path)
+    return value is not None and is_own(value)
+
 
 READ = (bool, int, float, str, Path)
 """Types that a word of a command line can be read as."""

@@ -7,6 +7,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import select
 import shlex
 import signal
@@ -21,29 +22,61 @@ from typing import Annotated, Any
 
 import typer
 
-from offramp.cli.bench_request import Bench, bench
-from offramp.cli.command import command
-from offramp.cli.compare_command import CompareCommand, compare
-from offramp.cli.console import show_error
-from offramp.cli.doctor_command import DoctorCommand, doctor
-from offramp.cli.exits_command import exits
-from offramp.cli.former import former_error
-from offramp.cli.generate_command import Completion, generate
-from offramp.cli.hardware_command import hardware
-from offramp.cli.heads_command import heads
-from offramp.cli.list_command import ListCommand, list_things
-from offramp.cli.predict_command import PredictCommand, predict
-from offramp.cli.replay_command import ReplayCommand, replay
-from offramp.cli.report_command import ReportCommand, report
-from offramp.cli.run_command import run
-from offramp.cli.score_command import ScoreCommand, score
-from offramp.cli.study_command import study
-from offramp.cli.trace_command import TraceCommand, trace
-from offramp.cli.tune_command import Tuning, tune
-from offramp.commands import filled
+from offramp.cli.bench import Bench, bench
+from offramp.cli.command import command, show_error
+from offramp.cli.generate import Completion, generate
+from offramp.cli.heads import exits, heads
+from offramp.cli.machine import DoctorCommand, ListCommand, doctor, hardware, list_things
+from offramp.cli.pages import CompareCommand, ReportCommand, compare, report, run
+from offramp.cli.study import study
+from offramp.cli.traces import (
+    PredictCommand,
+    ReplayCommand,
+    ScoreCommand,
+    TraceCommand,
+    predict,
+    replay,
+    score,
+    trace,
+)
+from offramp.cli.tune import Tuning, tune
+from offramp.commands import LAB_MOVED, filled
 from offramp.errors import InputError, OfframpError, is_out_of_memory
 from offramp.models.process import silence_torchao
 from offramp.runs.request import Run
+
+LM_EVAL = "offramp-lm-eval --model offramp --model_args pretrained=MODEL,policy=P --tasks"
+TASKS = f"{LM_EVAL} offramp-multiple-choice,offramp-reasoning (docs/harness.md)"
+
+SCORES = "run experiments/claims/predict.py of offramp's repository on tables/ of offramp compare"
+
+FORMER = {
+    "offramp lab": LAB_MOVED,
+    "offramp compare --pair": "run pairs.py DIR... --pair FIRST SECOND, in experiments/claims of offramp's "
+    "repository",
+    **{f"offramp predict {option}": SCORES for option in ("--from-scores", "--score", "--level", "--floor")},
+    "offramp bench --task": f"lm-eval asks the questions now, with the same policies: {TASKS}",
+    "offramp bench --questions": f"lm-eval asks the questions now, as many as its --limit says: {TASKS}",
+    "offramp bench --allow-code": "use lm-eval's own switch, in a virtual machine: HF_ALLOW_CODE_EVAL=1 "
+    f"{LM_EVAL} humaneval --confirm_run_unsafe_code",
+}
+"""What to do instead, by a command and the option that it had, or by a command that there was."""
+
+
+def former_error(problem: Exception, command: str) -> InputError | None:
+    """The error for a word that was once a command or an option, None for any other.
+
+    problem: the parser's complaint. command: the one that it is about, "offramp bench".
+    """
+    option = getattr(problem, "option_name", None)
+    unknown = re.search(r"No such command '([^']+)'", str(getattr(problem, "message", "")))
+    word = option or (unknown[1] if unknown else "")
+    instead = FORMER.get(f"{command} {word}")
+    if instead is None:
+        return None
+    kind = "option" if option else "command"
+    return InputError(f"{word} is no {kind} any more", where=command, fix=instead)
+
 
 INTERRUPTED = 130
 BAD_PATH = (

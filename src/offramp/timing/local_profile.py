@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from offramp.costs.hardware import save_local_profile
+from offramp.costs.hardware import load_local_profile, save_local_profile
 from offramp.costs.timings import TimingsProfile
 from offramp.decoding.generation.generate import FULL_MODEL
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.errors import BusyMachineError
+from offramp.kit.defaults import PROFILE_SECONDS
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import median
@@ -21,6 +22,7 @@ from offramp.timing.decoder import LoopRunning, Stepping
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.timed_steps import prompt_ids
 from offramp.timing.timing_tables import whole_at
+from offramp.tracing.progress import stage
 
 TOKENS = 12
 """Decoded at a time; more only while the answer is open."""
@@ -166,3 +168,30 @@ def profile_of_now(
         timed = replace(timed, details={**timed.details, **details})
     save_local_profile(timed)
     return LocalProfile(timed, f"{before}timed just now")
+
+
+def kept_profile(model: Model) -> LocalProfile:
+    """The kept timings of a model, measured again if they are off from a few plain tokens of now.
+
+    Raises InputError if none are kept; ModelError if the model cannot decode.
+    """
+    kept = load_local_profile(
+        model.identity.fingerprint,
+        model.dtype,
+        device=str(model.stack.device),
+        attention=model.attention,
+        model=model.described,
+    )
+    return profile_now(model, kept)
+
+
+def profile_now(model: Model, kept: TimingsProfile | None) -> LocalProfile:
+    """Timings at hand, held against a few plain tokens of now; new ones where there are none or they are off.
+
+    Raises ModelError if the model cannot decode, BusyMachineError if nothing is at hand and others are busy.
+    """
+    if kept is None:
+        with stage("timing layers, head and probes on this machine", PROFILE_SECONDS):
+            return profile_of_now(model, None, seconds=PROFILE_SECONDS)
+    with stage("holding the kept timings against a few plain tokens, and timing anew if off"):
+        return profile_of_now(model, kept, seconds=PROFILE_SECONDS, batches=kept.batches)

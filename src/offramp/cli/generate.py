@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.console import Output, show_error
-from offramp.cli.leaving import Leaving
+from offramp.cli.command import Output, show_error
+from offramp.cli.given import Leaving
 from offramp.decoding.sampling import Temperature, TopP
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
@@ -26,11 +26,11 @@ from offramp.tracing.asked import ReadThrough
 from offramp.tracing.progress import console, stage
 
 if TYPE_CHECKING:
-    from offramp.cli.generation_summary import FullModelCheck
-    from offramp.cli.token_text import Painter
+    from offramp.cli.generation_shown import FullModelCheck, Painter
     from offramp.decoding.generation.prompts import PromptBatch
     from offramp.decoding.generation.result import BatchGeneration
     from offramp.models.model import Model
+
 
 FULL_MODEL = "never"
 STANDARD_INPUT = "-"
@@ -161,8 +161,7 @@ def _closed(text: str) -> str:
 
 def generate(asked: Completion, out: Output) -> None:
     """Generate, show, check and sum up."""
-    from offramp.cli.generation_summary import Answered, summary_lines
-    from offramp.cli.token_text import Painter
+    from offramp.cli.generation_shown import Answered, Painter, summary_lines
     from offramp.decoding.generation.prompts import prompt_batch
     from offramp.kit.typed import to_json
 
@@ -200,7 +199,7 @@ def generate(asked: Completion, out: Output) -> None:
 
 def _shown(painter: Painter, model: Model, asked: Completion, prompts: PromptBatch) -> BatchGeneration:
     """Generate; one answer is shown while it grows, several one after another when they are all there."""
-    from offramp.cli.token_text import TokenStream
+    from offramp.cli.generation_shown import TokenStream
 
     if len(asked.texts) == 1:
         stream = TokenStream(painter, model.decode, model.eos_token_ids)
@@ -240,7 +239,7 @@ def _generated(
 
 def _checked(model: Model, asked: Completion, prompts: PromptBatch, batch: BatchGeneration) -> FullModelCheck:
     """The answers held against the full model's own."""
-    from offramp.cli.generation_summary import FullModelCheck
+    from offramp.cli.generation_shown import FullModelCheck
     from offramp.decoding.generation.generate import FULL_MODEL, generate_batch
     from offramp.decoding.judging import free_running, tokens_before_divergence
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from offramp.cli.console import Output
-from offramp.cli.json_output import require_json_file
+from offramp.cli.command import Output, require_json_file
 from offramp.commands import NO_MODEL, command_for
 from offramp.errors import BusyMachineError, InputError
 from offramp.files import require_writable
@@ -25,14 +24,81 @@ from offramp.tracing.progress import progress_bar, stage
 from offramp.tuning.names import MethodName, Search
 
 if TYPE_CHECKING:
-    from offramp.cli.tuned_texts import TracedText
     from offramp.costs.machine import Machine
     from offramp.decoding.execution.tune import TunedTasks
     from offramp.models.model import Model
     from offramp.report.table import Table
+    from offramp.runs.contents import RunContents
     from offramp.scoring.estimate import Estimate
+    from offramp.tracing.trace import Trace
     from offramp.tuning.floor import Floor
     from offramp.tuning.tuned import Tuned
+
+
+@dataclass(frozen=True)
+class TracedText:
+    """One text. heads: the file that its exits were read through; contents: of its run, None outside one."""
+
+    name: str
+    trace: Trace
+    heads: Path | None
+    contents: RunContents | None
+
+
+def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
+    """The texts of traces and runs, each once. heads: given for all of them, None for those of their runs.
+
+    Raises InputError for folders that hold no trace, or one that was read through other heads than are given;
+    DamagedFileError for changed ones.
+    """
+    from offramp.heads.file import read_heads
+    from offramp.policies.binding import require_heads
+    from offramp.runs.contents import contents_at
+    from offramp.runs.folder import find_traces
+    from offramp.tracing.trace import Trace
+
+    found = []
+    for place in dict.fromkeys(place for folder in folders for place in find_traces(folder)):
+        trace, contents = Trace.load(place), contents_at(place)
+        own = None if contents is None else contents.heads
+        if heads is not None:
+            require_heads(trace, read_heads(heads))
+        found.append(TracedText(str(trace.request["workload"]["name"]), trace, heads or own, contents))
+    return found
+
+
+def tuned_together(texts: Sequence[TracedText]) -> list[list[TracedText]]:
+    """Which texts get one policy: all of them, or each its own, as in a run that fits heads for each text.
+
+    Raises InputError for texts of no one run that were not traced alike.
+    """
+    from offramp.decoding.execution.tune import by_workload
+    from offramp.policies.binding import base_of
+
+    runs = {None if text.contents is None else text.contents.run for text in texts}
+    alike = all(base_of(text.trace) == base_of(texts[0].trace) for text in texts)
+    if not alike and len(runs) == 1 and None not in runs:
+        return [[text] for text in texts]
+    if len(texts) > 1:
+        by_workload([text.trace for text in texts])
+    return [list(texts)]
+
+
+def machine_at_hand(text: TracedText, hardware: str, *, may_time: bool) -> Machine | None:
+    """The machine that a text is priced on; None for this machine where it is yet to be timed.
+
+    may_time: whether the model will be loaded. Raises InputError for a machine that is not known.
+    """
+    from offramp.policies.policy_cost import machine_for
+    from offramp.runs.contents import machine_near
+
+    try:
+        return machine_for(text.trace, machine_near(text.contents, hardware))
+    except InputError:
+        if hardware == LOCAL and may_time:
+            return None
+        raise
+
 
 T = TypeVar("T")
 
@@ -128,7 +194,6 @@ class Tuning(OnDevice, ReadThrough, Request):
 
 def tune(asked: Tuning, out: Output) -> None:
     """Tune on the texts, all of them together or each by itself, and write and show what came out."""
-    from offramp.cli.tuned_texts import machine_at_hand, texts_at, tuned_together
     from offramp.decoding.execution.tune import TunedTasks, require_judged
     from offramp.policies.grammar import is_tuned
 
@@ -181,7 +246,7 @@ def _require_documents(asked: Tuning, text: TracedText, needed: int) -> None:
 
     Raises InputError.
     """
-    from offramp.cli.traced_model import read_traced_heads
+    from offramp.cli.given import read_traced_heads
     from offramp.decoding.openings import further_documents, traced_workload
     from offramp.tuning.splits import split_roles
 
@@ -216,7 +281,7 @@ def loaded_models(asked: Tuning, text: TracedText) -> tuple[Model, Model | None]
 
     Raises InputError.
     """
-    from offramp.cli.traced_model import load_traced_model, read_traced_heads
+    from offramp.cli.given import load_traced_model, read_traced_heads
     from offramp.tuning.floor import REFERENCE
 
     load = functools.partial(
@@ -236,8 +301,8 @@ def machine_of_now(asked: Tuning, model: Model, machine: Machine | None, out: Ou
 
     Raises BusyMachineError where this machine was asked for, and others keep it busy.
     """
-    from offramp.cli.local_profile import profile_now
     from offramp.costs.timings import TimingsProfile
+    from offramp.timing.local_profile import profile_now
 
     if machine is not None and not (isinstance(machine, TimingsProfile) and machine.name == LOCAL):
         return machine

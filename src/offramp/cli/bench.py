@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Le
 
-from offramp.cli.console import Output
-from offramp.cli.json_output import require_json_file
-from offramp.cli.leaving import SPECULATE, Leaving
+from offramp.cli.command import Output, require_json_file
+from offramp.cli.given import SPECULATE, Leaving
 from offramp.errors import InputError
 from offramp.kit.defaults import (
     DEFAULT_MODEL,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from offramp.timing.answers import TimeLimits
     from offramp.tracing.trace import Trace
     from offramp.workloads.workload import Workload
+
 
 PROMPTS = 16
 alone = only_if(lambda asked: not asked.combine, "with --combine")
@@ -261,7 +261,7 @@ class Bench(Leaving, Request):
 def bench(asked: Bench, out: Output) -> None:
     """Time a policy, or accelerations alone and together."""
     if asked.combine:
-        from offramp.cli.combine_stage import combine_and_show
+        from offramp.cli.bench_stage import combine_and_show
 
         combine_and_show(asked, out)
     else:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from annotated_types import Ge
 
-from offramp.cli.command import command
-from offramp.cli.compare_command import Mixed
-from offramp.cli.console import Output
+from offramp.cli.command import Output, command
+from offramp.cli.pages import Mixed
 from offramp.commands import command_line
 from offramp.errors import InputError
 from offramp.kit.defaults import LOCAL, STALL_SECONDS
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import Status
     from offramp.studies.study import Plan
+
 
 study = typer.Typer(help="Run the cells of a study file, survive anything, and compare them.")
 
@@ -144,7 +144,7 @@ def study_command(context: typer.Context) -> None:
 
 def plan(asked: StudyPlanCommand, out: Output) -> None:
     """Plan, and show the cells."""
-    from offramp.cli.study_plan_table import plan_json, show_plan
+    from offramp.cli.study_shown import plan_json, show_plan
     from offramp.studies.status import status_of
 
     opened = open_study(asked.study_file, asked.output)
@@ -155,8 +155,7 @@ def plan(asked: StudyPlanCommand, out: Output) -> None:
 
 def run(asked: StudyRunCommand, out: Output) -> None:
     """Run, and show how the cells ended."""
-    from offramp.cli.study_progress import study_progress
-    from offramp.cli.study_table import show_head, show_outcome, study_json
+    from offramp.cli.study_shown import show_head, show_outcome, study_json, study_progress
     from offramp.report.pages import study_page
     from offramp.studies.engines.engine import EngineOptions
     from offramp.studies.engines.registry import engine_named
@@ -202,7 +201,7 @@ def run(asked: StudyRunCommand, out: Output) -> None:
 
 def status(asked: StudyStatusCommand, out: Output) -> None:
     """Show how far it is."""
-    from offramp.cli.study_table import show_status, study_json
+    from offramp.cli.study_shown import show_status, study_json
     from offramp.studies.status import status_of
 
     opened = open_study(asked.study_file, asked.output)

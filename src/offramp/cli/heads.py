@@ -1,17 +1,16 @@
-"""`offramp heads`: fit a linear lens, exit classifiers and K,V maps to a model, or import others' heads."""
+"""`offramp heads` and `offramp exits`: fit exit heads to a model, import those of others, train exits."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offramp.cli.command import command
-from offramp.cli.console import Output
+from offramp.cli.command import Output, command
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.heads.importing.key_map import LayoutName
@@ -23,11 +22,15 @@ from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed, names_layers
 from offramp.tracing.progress import stage
 from offramp.tracing.request import ALL, FITTING_TOKENS, Rank
+from offramp.training.gate_request import GateTraining
+from offramp.training.request import ResumableTraining
+from offramp.training.trainings import TRAININGS
 
 if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads
     from offramp.heads.importing.imports import Import
     from offramp.tracing.fitting.maps import FittingMemory
+
 
 heads = typer.Typer(
     help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
@@ -289,3 +292,52 @@ def _import_notes(imported: ExitHeads) -> list[str]:
         f"{imported.model['name']}: {kind} at exits {listed}",
         "it is not known which documents they were trained on, so tuning cannot leave those out",
     ]
+
+
+TRAIN = "Train exits on the model's own distributions, on the later half of each workload's documents."
+
+exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.", no_args_is_help=True)
+
+
+@exits.callback()
+def exits_group() -> None:
+    """Train exits of a model, or a copy of the model itself."""
+
+
+def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
+    """Train, and say what came of it."""
+    works = asked.texts()
+
+    from offramp.cli import heads_shown
+    from offramp.kit.typed import to_json
+    from offramp.tracing.fitting.documents import left_for_tuning
+
+    left = [len(left_for_tuning(work)) for work in works]
+    out.say(*(heads_shown.left_to_certify(work.name, count) for work, count in zip(works, left, strict=True)))
+    model = asked.load()
+    if isinstance(asked, GateTraining):
+        from offramp.training import gate_training
+
+        gates = gate_training.train(model, works, asked, progress=True)
+        heads_shown.show_gates(out.console, gates.record)
+        out.say(*heads_shown.gates_notes(gates), f"written: {asked.output}")
+        told = {"folder": str(asked.output), "fingerprint": gates.heads.fingerprint}
+        out.finish({**told, **to_json(gates.record)})
+        return
+
+    from offramp.kit.numbers import shown_size
+    from offramp.training import train as training
+
+    def tell(size: int) -> None:
+        out.say(f"hidden states take {shown_size(size)} on disk while it trains")
+
+    trained = training.train(model, works, asked, progress=True, on_size=tell)
+    heads_shown.show_trained(out.console, trained)
+    out.say(*heads_shown.notes(trained, asked, left[0]), f"written: {asked.output}")
+    # What it read is long, and goes with the heads.
+    record = replace(trained.record, documents={}, texts=())
+    told = {"folder": str(asked.output), "fingerprint": record.heads}
+    out.finish({**told, "places": record.places, **to_json(record)})
+
+
+command(exits, "train", TRAININGS, train, doc=TRAIN)
