@@ -14,7 +14,6 @@ from offramp.kit.numbers import Count
 from offramp.kit.request import Options, flags
 from offramp.kit.rules import only_if
 from offramp.models.devices import AUTO
-from offramp.models.identity import ATTENTION
 from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.asked import OnModel
 from offramp.tracing.progress import stage
@@ -111,6 +110,7 @@ def load_traced_model(
     keeps no reference.
     """
     from offramp.decoding.rerun.sequences import reference_of
+    from offramp.models.identity import ATTENTION
     from offramp.models.loading import Placement
     from offramp.policies.binding import require_heads
     from offramp.tracing.loading import find_model, read_transforms
