@@ -13,7 +13,7 @@ import typer
 from offramp.cli.command import Output, command
 from offramp.errors import InputError
 from offramp.files import require_writable
-from offramp.heads.importing.key_map import LayoutName
+from offramp.heads.importing import LayoutName
 from offramp.kit.arguments import settled
 from offramp.kit.defaults import SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed, whole_number

@@ -13,7 +13,8 @@ import numpy as np
 from offramp.errors import InputError
 from offramp.heads.at_work import describe_base, require_exits, require_readable, require_sizes
 from offramp.heads.exit_heads import ExitHeads, build_heads
-from offramp.heads.importing.key_map import AXES, KeyMap, LayoutName, read_key_map
+from offramp.heads.importing import LayoutName
+from offramp.heads.importing.key_map import AXES, KeyMap, read_key_map
 from offramp.heads.importing.layouts import LAYOUTS, TRAIN, Layout
 from offramp.heads.importing.tensors import Tensors
 from offramp.heads.output_head import state_shape_of

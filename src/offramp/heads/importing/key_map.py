@@ -12,7 +12,6 @@ from pydantic import Field
 
 from offramp.heads.parts import NORM_ARRAYS, GatedNetwork, Lens, NormKind, OwnHead
 from offramp.kit.given_file import FINITE, Count, Source, Table, Truth, checked, read_toml
-from offramp.kit.rules import OneOf
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
@@ -182,13 +181,3 @@ def _require_norm(given: OutputKeys, source: Source) -> None:
             FIX,
             "output",
         )
-
-
-def _layouts() -> Collection[str]:
-    from offramp.heads.importing.layouts import LAYOUTS
-
-    return LAYOUTS
-
-
-LayoutName = Annotated[str, OneOf("format", _layouts)]
-"""Of exits that others trained."""
