@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.cli.traced_model import load_traced_model, read_traced_heads
+from offramp.cli.given import load_traced_model, read_traced_heads
 from offramp.costs.machine import Machine
 from offramp.decoding.execution.executor import ModelExecutor, opened_executor, strategies_of
 from offramp.policies.charge import prices_for
