@@ -14,54 +14,32 @@ from __future__ import annotations
 
 import argparse
 import http.server
+import itertools
 import json
+import math
 import os
 import queue
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from offramp.policies.figures import PLAIN_DECODING
-from offramp.policies.rules.threshold import Threshold
+import comparison_examples as examples  # type: ignore[import-not-found]
 from offramp.report.comparison import render_comparison, write_comparison_page
 from offramp.report.comparison_data import comparison_tables
 from offramp.report.table import write_tables
-from offramp.scoring.card import EasVariant, LayerCurves, Limits, ScoreCard
-from offramp.scoring.components import SIMILARITIES
-from offramp.scoring.documents import TextSize
-from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, ModelFacts, Row, Strategy
-from offramp.tuning.certificate import Certificate
-from offramp.tuning.floor import Floor
-from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Verdict
+from offramp.studies.comparison.results import Comparison
 
 WORKLOADS = ("prose", "code", "chat", "math")
-FLOORS = tuple(Floor("agreement", value) for value in (0.99, 0.95, 0.9))
 BROWSERS = ("chromium", "google-chrome", "chromium-browser")
-SCORES = ("representation", "increment", "calibration", "composite", "saturation_skip")
-CURVES = (
-    "agreement",
-    "kl_to_final",
-    "remaining_information",
-    "max_prob",
-    "entropy",
-    "nll",
-    "recalibrated_brier",
-    "ece_agreement",
-    "auroc",
-    "centred_logit_cosine",
-    "hidden_cosine_to_final",
-    "block_influence",
-    "update_norm",
-)
 PROBE = """<script>addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
   const paint = performance.getEntriesByType("paint").find((one) => one.name === "first-contentful-paint");
   const loaded = performance.now();
@@ -84,150 +62,16 @@ PROBE = """<script>addEventListener("load", () => requestAnimationFrame(() => se
 }, 0)));</script></body>"""
 
 
-def estimate(value: float, width: float) -> Estimate:
-    return Estimate(value, value - width, value + width)
-
-
-def row(generator: np.random.Generator, model: int, workload: str, exits: int) -> Row:
-    """One made-up trace with every score and curve."""
-    depth = np.arange(1, exits + 1) / exits
-    name = f"model-{model:03}"
-    curves = {
-        curve: depth ** generator.uniform(1, 4) + 0.01 * generator.standard_normal(exits) for curve in CURVES
-    }
-    intervals = {curve: Limits(values - 0.02, values + 0.02) for curve, values in curves.items()}
-    scores: dict[str, Any] = {key: estimate(float(generator.uniform(0.1, 0.7)), 0.02) for key in SCORES}
-    eas = estimate(0.45, 0.01)
-    card = ScoreCard(
-        **scores,
-        literal_calibration=eas,
-        initial_information=eas,
-        first_match_skip=eas,
-        ceiling=0.9,
-        head_share=0.1,
-        mean_position=16.0,
-        documents=60,
-        tokens=1920,
-        curves=LayerCurves(np.arange(1, exits + 1), depth, curves, intervals),
-        reliability=(),
-        eas_variants=tuple(EasVariant(name, 0.5, eas, 0.67, 0.18) for name in SIMILARITIES),
-        compute_eas=lambda similarity, alpha: EasVariant(similarity, alpha, eas, None, None),
-        candidates={},
-        notes=(),
-    )
-    facts = ModelFacts(name, name, f"family {model % 5}", model // 5, "2025-01", 1e9 + 1e8 * model)
-    return Row(
-        model=facts,
-        workload=workload,
-        heads="",
-        workload_fingerprint=workload * 8,
-        card=card,
-        text=TextSize(round(1000 * generator.uniform(3, 5)), 4000, 1000),
-        bits_per_byte=1.2,
-        own_text=False,
-        documents=(),
-        tokens=1920,
-        layers=exits,
-        notes=(),
-        answers=tuple(answer(generator, floor, place > 0) for place, floor in enumerate(FLOORS)),
-        verdicts={(floor, "h100"): verdict(floor, place > 0) for place, floor in enumerate(FLOORS)},
-    )
-
-
-def answer(generator: np.random.Generator, floor: Floor, holds: bool) -> Tuned:
-    """What the tuner says of a made-up trace."""
-    nothing = Estimate(None, undefined="not looked at")
-    certificate = Certificate(
-        "wsr", "made up", holds, 0.1, 40, None, None, 0.9, 20, 1, int(holds), "made up", executed=holds
-    )
-    return Tuned(
-        floor=floor,
-        policy=Threshold("margin", 0.9, (10, 15, 20)),
-        answer="certified",
-        certificate=certificate,
-        quality=nothing,
-        agreement=nothing,
-        skip_ratio=nothing,
-        net_speedup=estimate(float(generator.uniform(0.95, 1.3)), 0.02),
-        seconds_per_token=nothing,
-        plain_seconds_per_token=0.01,
-        probe_share=0.0,
-        machine="h100",
-        batch=1,
-        kv="propagate",
-        front=(),
-        shift=(),
-        documents={"heads": 0, "search": 20, "certify": 40, "report": 20},
-        document_digests={},
-    )
-
-
-def verdict(floor: Floor, holds: bool) -> Verdict:
-    """What is decided of a made-up answer."""
-    nothing = Estimate(None, undefined="not looked at")
-    return Verdict(
-        floor=floor.value,
-        worth=0.05,
-        decision="pays" if holds else "not settled",
-        reason="made up",
-        missing=(),
-        policy=PLAIN_DECODING,
-        kv=None,
-        certificate=None,
-        executed_agreement=None,
-        speed=None,
-        replayed_policy=PLAIN_DECODING,
-        agreement=nothing,
-        skip_ratio=nothing,
-        net_speedup=nothing,
-        net_speedup_flops=nothing,
-        fit_agreement=1.0,
-        fit_documents=20,
-        report_documents=20,
-        documents_needed=20,
-    )
-
-
-def strategies(generator: np.random.Generator, rows: list[Row], count: int) -> tuple[Strategy, ...]:
-    """So many made-up strategies over the rows, every tenth measured."""
-    found = []
-    for place in range(count):
-        one = rows[place % len(rows)]
-        family = place // len(rows) // len(FLOORS)
-        measured = place % 10 == 0
-        found.append(
-            Strategy(
-                place=one.on("local" if measured else "h100"),
-                family=f"family {family}",
-                policy=Threshold("margin", round(generator.uniform(), 4), (10, 15, 20)),
-                kv="propagate",
-                floor=FLOORS[place // len(rows) % len(FLOORS)],
-                basis="measured" if measured else "predicted",
-                agreement=estimate(float(generator.uniform(0.9, 1.0)), 0.004),
-                skip_ratio=estimate(float(generator.uniform(0.0, 0.4)), 0.01),
-                net_speedup=estimate(float(generator.uniform(0.8, 1.3)), 0.02),
-                probe_share=0.05,
-                seconds_per_token=0.011,
-                characters_per_second=380.0,
-                answer="faster" if measured else "",
-            )
-        )
-    return tuple(found)
-
-
 def made_up(cells: int, exits: int, count: int) -> Comparison:
-    """A comparison of so many cells over four workloads."""
-    generator = np.random.default_rng(cells)
-    rows = [
-        row(generator, place // len(WORKLOADS), WORKLOADS[place % len(WORKLOADS)], exits)
-        for place in range(cells)
-    ]
-    return Comparison(
+    """A comparison of so many cells over four workloads, with so many strategies."""
+    described = examples.more_models(math.ceil(cells / len(WORKLOADS)), exits)
+    example: Comparison = examples.example_comparison(described, WORKLOADS)
+    strategies = zip(range(count), itertools.cycle(example.strategies), strict=False)
+    return replace(
+        example,
         title=f"{cells} made-up cells",
-        description="To measure the page.",
-        rows=tuple(rows),
-        strategies=strategies(generator, rows, count),
-        citation="@misc{offramp}",
+        rows=example.rows[:cells],
+        strategies=tuple(replace(one, family=f"family {place // cells}") for place, one in strategies),
     )
 
 

@@ -40,12 +40,12 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from offramp.studies.engines.engine import Engine, EngineOptions
+from offramp.studies.engines.engine import EngineOptions, StudyEngine
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.study_file import read_study
 
 OFFRAMP = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
@@ -76,7 +76,7 @@ def policies_of(count: int) -> list[str]:
     ]
 
 
-def planned(study_file: Path, folder: Path) -> Plan:
+def planned(study_file: Path, folder: Path) -> StudyPlan:
     """A study's plan, written into its folder."""
     plan = make_plan(read_study(study_file), folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,7 @@ def by_hand(folder: Path) -> float:
     import torch  # noqa: F401 - loaded before the clock starts
     import transformers  # noqa: F401
 
-    from offramp.studies.work.context import Context, ModelCache
-    from offramp.studies.work.registry import perform
+    from offramp.studies.work.work import ModelCache, WorkContext, perform
 
     models, places = ModelCache(), {}
     tasks = [task for job in StudyFolder(folder).read_plan().jobs for task in job.tasks]
@@ -99,7 +98,7 @@ def by_hand(folder: Path) -> float:
         places[task.key] = folder / "by-hand" / task.key
         places[task.key].mkdir(parents=True)
         inputs = {key: places[key] for key in task.needs.values()}
-        context = Context(places[task.key], inputs, models, folder / "executions", task.recipe)
+        context = WorkContext(places[task.key], inputs, models, folder / "executions", task.recipe)
         perform(task, context)
     return time.perf_counter() - started
 
@@ -213,7 +212,7 @@ def ray_beside_local(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     taken: dict[str, list[float]] = {"local": [], "ray": []}
     left: dict[str, dict[str, bytes]] = {}
     with two_nodes() as start_seconds:
-        engines: dict[str, tuple[Engine, EngineOptions]] = {
+        engines: dict[str, tuple[StudyEngine, EngineOptions]] = {
             "local": (LocalEngine(), EngineOptions(workers=2)),
             "ray": (RayEngine(), EngineOptions()),
         }
@@ -241,7 +240,7 @@ def ray_beside_local(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     }
 
 
-def require_done(folder: StudyFolder, plan: Plan) -> None:
+def require_done(folder: StudyFolder, plan: StudyPlan) -> None:
     """End the benchmark if a task is not done, with why."""
     for task in plan.tasks.values():
         if not folder.is_done(task):

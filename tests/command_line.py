@@ -21,7 +21,7 @@ from consistency import require_consistent
 if TYPE_CHECKING:
     from offramp.studies.engines.engine import EngineOptions
     from offramp.studies.folder import StudyFolder
-    from offramp.studies.task import Job
+    from offramp.studies.task import StudyJob
 
 # For timing a tiny model on this machine, which a run does once per model; twelve for users.
 TIMING_SECONDS = 1.0
@@ -92,7 +92,7 @@ class Here:
 
     def run(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[StudyJob],
         folder: StudyFolder,
         options: EngineOptions,
         on_change: Callable[[], None],

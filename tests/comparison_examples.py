@@ -24,7 +24,7 @@ from offramp.studies.comparison.results import (
     Place,
     Row,
     ScoreValidity,
-    Strategy,
+    StrategyResult,
     TrainedSaving,
 )
 from offramp.studies.work.heads import Training
@@ -291,7 +291,7 @@ def verdict(decision: Decision, *missing: str) -> Verdict:
     )  # fmt: skip
 
 
-def decided(answer: Tuned, measured: Strategy | None = None) -> Verdict:
+def decided(answer: Tuned, measured: StrategyResult | None = None) -> Verdict:
     """The verdict that a study would store: by its certificate and by the stopwatch."""
     missed = measured is not None and floor_kept(replace(measured, floor=answer.floor)) == "missed"
     credit = NOT_TIMED if measured is None else measured.credit
@@ -340,7 +340,7 @@ def example_answer(floor: float, machine: str, ease: float) -> Tuned:
     return answer(estimate(gain, 0.015), f"certified: {gain:.2f} times as fast", policy=policy, **where)
 
 
-def strategies(described: Described, workload: str, seed: int) -> list[Strategy]:
+def strategies(described: Described, workload: str, seed: int) -> list[StrategyResult]:
     """Every family at every floor by replay, and some of them decoded, one with a defect."""
     generator = np.random.default_rng(seed)
     known = described.facts.base != "mine"
@@ -398,9 +398,9 @@ def _strategy(
     seconds: float | None = None,
     reachable: bool = True,
     answer: str = "",
-) -> Strategy:
+) -> StrategyResult:
     known = described.facts.base != "mine"
-    return Strategy(
+    return StrategyResult(
         place=Place(described.facts.shown, workload, "", machine),
         family=family,
         policy=policy_of(family, floor),

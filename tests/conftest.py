@@ -81,11 +81,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
     """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
     from command_line import run_arguments, run_offramp
     from offramp.decoding.openings import FEWEST_NEW_TOKENS
-    from offramp.studies.work import decoding_choice
+    from offramp.studies.work import decode
 
     folder = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
+        patch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
         forget_the_load(patch)
         remember_answers(patch)
         run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)

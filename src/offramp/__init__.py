@@ -67,7 +67,7 @@ _HOMES = {
     "measure_hardware": "offramp.timing.machine_profiler",
     "run": "offramp.runs.call",
     "Findings": "offramp.report.run_findings",
-    "passages": "offramp.studies.work.passage",
+    "passages": "offramp.studies.work.trace",
     "bench": "offramp.timing.bench",
     "generate": "offramp.decoding.generation.generate",
     "execute": "offramp.decoding.execution.execution:execute_prompts",
@@ -75,7 +75,7 @@ _HOMES = {
     "rerun": "offramp.decoding.rerun.rerunner",
     "RerunResult": "offramp.decoding.rerun.rerunner",
     "early_exit": "offramp.decoding.generation.early_exit",
-    "Study": "offramp.studies.study",
+    "Study": "offramp.studies.study_file",
     "read_study": "offramp.studies.study_file",
     "Comparison": "offramp.studies.comparison.results",
     "compare": "offramp.studies.comparison.reading:read_comparison",
@@ -110,7 +110,7 @@ if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.study import Study
     from offramp.studies.study_file import read_study
-    from offramp.studies.work.passage import passages
+    from offramp.studies.work.trace import passages
     from offramp.timing.bench import bench
     from offramp.timing.machine_profiler import measure_hardware
     from offramp.tracing.fitting.fit import fit_heads

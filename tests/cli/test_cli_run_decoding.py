@@ -28,12 +28,12 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
-from offramp.studies.work import decoding_choice
-from offramp.studies.work.context import Context
-from offramp.studies.work.decode import DecodeWork, Decoding
-from offramp.studies.work.decoding_choice import (
+from offramp.studies.work import decode
+from offramp.studies.work.decode import (
     MOST_NEW_TOKENS,
-    Choice,
+    DecodeWork,
+    DecodingChoice,
+    DecodingResult,
     new_tokens_for,
     of_verdicts,
     prompts_within,
@@ -42,6 +42,7 @@ from offramp.studies.work.decoding_choice import (
     within_budget,
 )
 from offramp.studies.work.league import Ranking
+from offramp.studies.work.work import WorkContext
 from offramp.timing.contenders import SHORT
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
@@ -124,7 +125,7 @@ def decoded_again(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Pat
     """Decoding gives what it gave before. The folders of the tasks that were asked for it."""
     before, asked = results(run_folder), []
 
-    def run(self: DecodeWork, context: Context) -> Decoding:
+    def run(self: DecodeWork, context: WorkContext) -> DecodingResult:
         asked.append(context.folder)
         return DecodeWork.read(json.loads(before[context.folder]))
 
@@ -200,7 +201,7 @@ def test_one_text_that_fails_leaves_the_others(
     found = summary_of(run_folder)["decoding"]
     assert len(found["workloads"]) == 1
     assert list(found["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
-    monkeypatch.setattr(DecodeWork, "run", lambda self, context: Decoding(None))
+    monkeypatch.setattr(DecodeWork, "run", lambda self, context: DecodingResult(None))
     run_offramp(*arguments, "--no-decode").require(0)
     assert summary_of(run_folder)["decoding"]["workloads"] == []
     assert decoding["not_decoded"] == {}
@@ -250,7 +251,7 @@ def test_killed_in_the_middle_the_page_opens_and_the_rerun_completes(
     assert f"tracing jsonl:{documents}#text" in page.partition("Done: ")[2]
     assert "Early exit" in page
     assert not (folder / "summary.json").exists()
-    monkeypatch.setattr(decoding_choice, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
+    monkeypatch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
     run_offramp(*command).require(0)
     assert len(summary_of(folder)["decoding"]["workloads"]) == 1
     assert "Still running" not in (folder / "report.html").read_text()
@@ -304,7 +305,7 @@ def test_sizes_follow_the_budget() -> None:
 def test_a_slow_model_leaves_out_what_would_take_too_long(
     plain: float, choices: int, new_tokens: int
 ) -> None:
-    cells = [Choice("static", StaticExit(exit), "propagate", "", 0.95) for exit in (1, 2, 3)]
+    cells = [DecodingChoice("static", StaticExit(exit), "propagate", "", 0.95) for exit in (1, 2, 3)]
     kept, tokens = within_budget(cells, plain, 30.0)
     assert list(kept) == cells[:choices]
     assert tokens == new_tokens

@@ -23,7 +23,7 @@ from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import MANIFEST
-from offramp.studies.task import Job
+from offramp.studies.task import StudyJob
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class Idle:
     deed: Any = lambda: None
     name: str = "local"
 
-    def run(self, jobs: Sequence[Job], folder: StudyFolder, options: EngineOptions, on_change: Any) -> None:
+    def run(
+        self, jobs: Sequence[StudyJob], folder: StudyFolder, options: EngineOptions, on_change: Any
+    ) -> None:
         """Call the deed."""
         self.deed()
         on_change()

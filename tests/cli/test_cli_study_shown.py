@@ -33,8 +33,8 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import Failure
 from offramp.studies.status import Status, TimeLeft, status_of
-from offramp.studies.study import Plan, Study
-from offramp.studies.task import Cell, Job, Task, TaskCost
+from offramp.studies.study import Study, StudyPlan
+from offramp.studies.task import StudyCell, StudyJob, Task, TaskCost
 
 FAILURE = Failure("no document has a token", where="notes.txt", fix="give a longer text")
 
@@ -46,7 +46,7 @@ def task(kind: str, name: str = "", *, blocked: str | None = None, **needs: Task
     return Task(kind, {"name": name}, keys, blocked=blocked, estimate=estimate)
 
 
-def plan_of(models: int = 1, *, missing: str | None = None) -> Plan:
+def plan_of(models: int = 1, *, missing: str | None = None) -> StudyPlan:
     """For every model a trace, a score of it, and a league; the last model may be one that is missing."""
     cells, jobs = [], []
     for number in range(models):
@@ -55,17 +55,17 @@ def plan_of(models: int = 1, *, missing: str | None = None) -> Plan:
         trace = task("trace", name, blocked=blocked)
         score, league = task("score", name, trace=trace), task("league", name, trace=trace)
         members = (trace, score, league)
-        cells.append(Cell("score", score.key, name, workload="prose"))
-        cells.append(Cell("league", league.key, name, "int8", "prose", policy="league", machine="h100"))
-        jobs.append(Job(name, members, memory_bytes=3 * 10**9))
+        cells.append(StudyCell("score", score.key, name, workload="prose"))
+        cells.append(StudyCell("league", league.key, name, "int8", "prose", policy="league", machine="h100"))
+        jobs.append(StudyJob(name, members, memory_bytes=3 * 10**9))
     unavailable = {} if missing is None else {f"m{models - 1}": missing}
     facts = [{"name": f"m{number}", "parameters": 7e9} for number in range(models)]
     settings = {"name": "made-up", "title": "A made-up study"}
     study = Study.model_validate({"study": settings, "models": facts, "workloads": ["prose"]})
-    return Plan(study, tuple(cells), tuple(jobs), unavailable)
+    return StudyPlan(study, tuple(cells), tuple(jobs), unavailable)
 
 
-def by_kind(plan: Plan, kind: str, number: int = 0) -> Task:
+def by_kind(plan: StudyPlan, kind: str, number: int = 0) -> Task:
     return [one for one in plan.tasks.values() if one.kind == kind][number]
 
 

@@ -16,7 +16,7 @@ from offramp.models.shape import LayerShape, ModelShape
 from offramp.policies.frontier import frontier
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.scoring import score
-from offramp.studies.work.passage import grid_from_trace, passage_from_trace, typical_document
+from offramp.studies.work.trace import passage_from_trace, typical_document
 from offramp.timing.results import Timing
 from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
@@ -154,7 +154,6 @@ def workload_result(name: str, text: str, *, mode: str = "text", seed: int = 0, 
         frontiers=frontiers,
         verdicts=judge(trace),
         passage=passage_from_trace(trace, pieces.decode, document),
-        grid=grid_from_trace(trace, pieces.decode, document),
         notes=(),
         trace_folder=f"traces/smollm2/{name}",
         seconds=21.4,

@@ -27,7 +27,7 @@ from offramp.report.sections import leaderboard
 from offramp.report.table import Column, write_tables
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Place, Row, Strategy, share_saved
+from offramp.studies.comparison.results import Comparison, Place, Row, StrategyResult, share_saved
 from offramp.tuning.floor import Floor
 from page_reader import Page
 
@@ -41,7 +41,7 @@ COMPARISONS = st.builds(
     rows=st.just(()),
     strategies=st.lists(
         st.builds(
-            Strategy,
+            StrategyResult,
             place=st.builds(Place, TEXTS, TEXTS, TEXTS, TEXTS),
             **dict.fromkeys(("family", "kv"), TEXTS),
             policy=st.builds(StaticExit, st.integers(1, 99)),
@@ -93,7 +93,7 @@ def test_csv_parquet_and_dataclasses_hold_the_same(comparison: Comparison) -> No
     ]
 
 
-def line_of(strategy: Strategy) -> dict[str, Any]:
+def line_of(strategy: StrategyResult) -> dict[str, Any]:
     """A strategy's line by its fields: an estimate is three columns, a place four."""
     line: dict[str, Any] = dict(vars(strategy.place))
     for field in fields(strategy):

@@ -20,7 +20,7 @@ from offramp.report.sections.families import (
     PARTS,
     SHOWN,
     Balance,
-    Part,
+    BalancePart,
     axis_svg,
     balance_of,
     families_section,
@@ -83,7 +83,7 @@ def bars(svg: str, style: str = "part") -> list[tuple[float, float]]:
 
 
 def test_a_bar_by_hand():
-    balance = Balance("x", 0.1, (Part("probes", 0.2, 1),), 0.1, 0.05, 0.15)
+    balance = Balance("x", 0.1, (BalancePart("probes", 0.2, 1),), 0.1, 0.05, 0.15)
     svg = balance.svg((-0.2, 0.4))
     # 244 pixels from 3 to 247 for a span of 0.6; plain decoding lies a third of the way.
     zero = 3 + 244 / 3
@@ -95,7 +95,7 @@ def test_a_bar_by_hand():
 
 
 def test_what_runs_off_the_axis_is_cut_and_marked():
-    svg = Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9).svg((-0.2, 0.4))
+    svg = Balance("x", 0.1, (BalancePart("probes", 5.0, 1),), 4.9).svg((-0.2, 0.4))
     assert max(x + width for x, width in bars(svg)) <= 247.1
     assert 'class="off"' in svg
     assert "<circle" not in svg
@@ -103,7 +103,7 @@ def test_what_runs_off_the_axis_is_cut_and_marked():
     ((left, width),) = bars(oracle)
     assert (left, width) == pytest.approx((3, 244 / 4), abs=0.1)
     assert oracle.count('class="off"') == 1
-    low, high = reach_of([Balance("x", 0.1, (Part("probes", 5.0, 1),), 4.9)])
+    low, high = reach_of([Balance("x", 0.1, (BalancePart("probes", 5.0, 1),), 4.9)])
     assert low <= -0.1  # savings are seen beside a very slow policy
     assert high == pytest.approx(0.3)
     ElementTree.fromstring(axis_svg((low, high)))

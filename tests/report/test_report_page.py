@@ -339,13 +339,9 @@ def test_hostile_text_of_a_run_stays_text() -> None:
         for t in workload.passage.tokens
     )
     passage = replace(workload.passage, document=hostile, lead=hostile, tokens=tokens)
-    grid = workload.grid
-    width = len(grid.inputs)
-    grid = replace(grid, document=hostile, inputs=(hostile,) * width, targets=(hostile,) * width)
-    grid = replace(grid, pieces=((hostile,) * width,) * len(grid.exits))
     verdicts = tuple(replace(v, reason=hostile, policy=Hostile()) for v in workload.verdicts)
     card = replace(workload.card, notes=(hostile,))
-    workload = replace(workload, name=hostile, passage=passage, grid=grid, verdicts=verdicts, card=card)
+    workload = replace(workload, name=hostile, passage=passage, verdicts=verdicts, card=card)
     workload = replace(workload, notes=(hostile,), trace_folder=hostile)
     workload = hostile_answers(workload, hostile)
     run = replace(

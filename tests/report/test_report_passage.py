@@ -1,18 +1,11 @@
-"""Passages and grids against plain loops."""
+"""Passages by hand."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from report_examples import model_shape
 
 from offramp.errors import InputError
-from offramp.studies.work.passage import (
-    grid_from_trace,
-    passage_from_trace,
-    shown_exits,
-    typical_document,
-)
+from offramp.studies.work.trace import passage_from_trace, typical_document
 from offramp.tracing.trace import Trace
 
 
@@ -48,24 +41,6 @@ def test_passage_is_cut_and_says_how_long_the_document_is():
     trace = small_trace([[1, 1]] * 9, document=[0] * 2 + [1] * 7)
     passage = passage_from_trace(trace, str, 1, max_tokens=3)
     assert (len(passage.tokens), passage.document_tokens, passage.document) == (3, 7, "document 1")
-
-
-def test_grid_by_hand():
-    trace = small_trace([[7, 1, 7], [1, 8, 8]])
-    grid = grid_from_trace(trace, str, 0)
-    assert grid.pieces == (("7", "1"), ("1", "8"), ("7", "8"))
-    assert grid.agrees == ((True, False), (False, True), (True, True))
-    assert grid.saturation_exits == (3, 2)
-    assert grid.traced_exits == 3
-
-
-@given(st.integers(1, 200), st.integers(2, 50))
-def test_shown_exits_keep_both_ends(count, limit):
-    shown = shown_exits(count, limit)
-    assert shown[0] == 0
-    assert shown[-1] == count - 1
-    assert len(shown) <= max(limit, 1)
-    assert (np.diff(shown) > 0).all()
 
 
 def test_typical_document_is_the_median_of_the_long_ones():

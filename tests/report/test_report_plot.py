@@ -37,10 +37,10 @@ from offramp.report.plots import (
     Bar,
     Plot,
     PlotRow,
+    PlotSeries,
     Point,
     ReferenceLine,
     RowPlot,
-    Series,
     Track,
     finite_runs,
     shortened,
@@ -50,7 +50,7 @@ from offramp.scoring.card import ReliabilityDiagram
 from offramp.scoring.estimate import Estimate
 
 
-def line_plot(*series: Series, **options) -> Plot:
+def line_plot(*series: PlotSeries, **options) -> Plot:
     return Plot("Title", "What it shows", Axis("layer", (1.0, 4.0)), Axis("share"), series, **options)
 
 
@@ -94,7 +94,7 @@ def test_scale_maps_ends():
 def test_nan_breaks_a_line():
     x, y = curve(1, 2, 3, 4), curve(0.1, math.nan, 0.3, 0.4)
     assert list(finite_runs(x, y)) == [[0], [2, 3]]
-    svg = line_plot(Series("a", x, y)).svg()
+    svg = line_plot(PlotSeries("a", x, y)).svg()
     assert svg.count('class="line"') == 2
     assert "nan" not in svg
 
@@ -108,7 +108,7 @@ def test_thinning_keeps_both_ends_and_drops_what_nobody_sees():
 
 
 def test_rules_outside_the_plot_are_left_out():
-    series = Series("a", curve(1, 4), curve(0, 1))
+    series = PlotSeries("a", curve(1, 4), curve(0, 1))
     svg = line_plot(
         series, rules=(ReferenceLine("y", 0.5, "inside"), ReferenceLine("y", 9.0, "outside"))
     ).svg()
@@ -117,7 +117,7 @@ def test_rules_outside_the_plot_are_left_out():
 
 
 def test_charts_are_well_formed_and_named():
-    band = Series("<b>", curve(1, 4), curve(0, 1), low=curve(0, 0.9), high=curve(0.1, 1))
+    band = PlotSeries("<b>", curve(1, 4), curve(0, 1), low=curve(0, 0.9), high=curve(0.1, 1))
     diagram = ReliabilityDiagram(
         3, curve(0, 0.5, 1), np.array([4, 0]), curve(0.2, math.nan), curve(0.5, math.nan)
     )
@@ -143,7 +143,7 @@ def test_what_is_undefined_draws_no_dot_and_nothing_defined_no_plot():
     svg = RowPlot("Scores", "…", (PlotRow("c", (Track(),), "undefined"),), (0.0, 1.0)).svg()
     assert "<circle" not in svg
     assert "undefined" in svg
-    assert line_plot(Series("a", curve(1, 2), curve(math.nan, math.nan))).svg() == ""
+    assert line_plot(PlotSeries("a", curve(1, 2), curve(math.nan, math.nan))).svg() == ""
     assert RowPlot("T", "d", (PlotRow("row", ()),)).svg() == ""
 
 
@@ -240,7 +240,7 @@ def test_long_names_are_cut_in_the_middle():
     assert cut == "a" * 10 + "…" + "b" * 10
 
 
-def profiles(*series: Series) -> Plot:
+def profiles(*series: PlotSeries) -> Plot:
     depth, share = Axis("depth", (0.0, 1.0)), Axis("share", (0.0, 1.0))
     return Plot("A", "d", depth, share, series, size=WIDE, overlaid=True)
 
@@ -248,7 +248,7 @@ def profiles(*series: Series) -> Plot:
 def test_profiles_are_overlaid_and_broken_where_undefined():
     x = np.array([0.25, 0.5, 0.75, 1.0])
     y = np.array([0.1, np.nan, 0.6, 1.0])
-    chart = profiles(Series("one", x, y), Series("<two>", x, y / 2))
+    chart = profiles(PlotSeries("one", x, y), PlotSeries("<two>", x, y / 2))
     root = parsed(chart.svg())
     groups = [node for node in root.iter("g") if "profile" in (node.get("class") or "")]
     assert [node.get("data-line") for node in groups] == ["one", "<two>"]
@@ -263,11 +263,11 @@ def test_profiles_are_overlaid_and_broken_where_undefined():
 
 def test_bands_only_for_few_lines_and_none_without_a_finite_point():
     x = np.array([0.5, 1.0])
-    banded = [Series(str(i), x, x, low=x - 0.1, high=x + 0.1) for i in range(BANDS + 1)]
+    banded = [PlotSeries(str(i), x, x, low=x - 0.1, high=x + 0.1) for i in range(BANDS + 1)]
     few, many = profiles(*banded[:-1]).svg(), profiles(*banded).svg()
     assert few.count('class="band"') == BANDS
     assert 'class="band"' not in many
-    assert profiles(Series("none", x, np.full(2, np.nan))).svg() == ""
+    assert profiles(PlotSeries("none", x, np.full(2, np.nan))).svg() == ""
 
 
 def test_36_lines_differ_in_colour_or_dash():
@@ -276,7 +276,7 @@ def test_36_lines_differ_in_colour_or_dash():
 
 def test_names_of_points_do_not_cover_each_other():
     x, names = 1.0 + np.arange(12) * 1e-3, [f"a long name {place}" for place in range(12)]
-    models = Series("models", x, np.ones(12), style="", markers=12, said=names, labels=names)
+    models = PlotSeries("models", x, np.ones(12), style="", markers=12, said=names, labels=names)
     svg = line_plot(models).svg()
     labels = [node for node in parsed(svg).iter("text") if "long" in (node.text or "")]
     assert 1 <= len(labels) < 12  # those without room keep their name in the dot's title

@@ -71,7 +71,7 @@ def test_the_answer_first_then_models_strategies_and_what_is_not_claimed():
     text = printed(examples.example_comparison(), 300)
     order = [
         "It is not settled whether early exit pays: certified, it is at best 1.124 ×",
-        "The best speed that passed its floor is 1.124 ×",
+        "Best net speed that passed its floor: 1.124 × plain decoding, 1.109 to 1.139; model gpt2",
         "Models, 12 of 18; the page has all",
         "Fastest strategies, 12 of",
         "Of 10 correlations of a score with measured savings, 3 lie above 0",

@@ -19,17 +19,17 @@ from folder_cases import STUDY, Written
 
 from offramp.errors import WorkloadError
 from offramp.files import disk_full
-from offramp.studies.engines.process import THREADS
+from offramp.studies.engines.local import THREADS
 from offramp.studies.folder import StudyFolder
-from offramp.studies.study import Plan
-from offramp.studies.task import Job, Task, TaskCost
-from offramp.studies.work.context import Context
+from offramp.studies.study import StudyPlan
+from offramp.studies.task import StudyJob, Task, TaskCost
+from offramp.studies.work.work import WorkContext
 
 FAKE_WORKER = (str(Path(__file__).resolve()),)
-REGISTRY = "offramp.studies.work.registry"
+REGISTRY = "offramp.studies.work.work"
 
 
-def perform(task: Task, context: Context) -> None:
+def perform(task: Task, context: WorkContext) -> None:
     """Sum a task's number and those of the tasks it needs, after the deed that `sources` names, if any."""
     DEEDS[task.sources.get("deed", "nothing")](task, context)
     time.sleep(float(task.sources.get("seconds", 0)))
@@ -64,7 +64,7 @@ def _mark(task: Task, name: str, text: str) -> None:
     path.with_suffix(".part").replace(path)
 
 
-def _meet(task: Task, _context: Context) -> None:
+def _meet(task: Task, _context: WorkContext) -> None:
     """Wait for another task that does the same at the same time."""
     marks = Path(task.sources["marks"])
     (marks / f"{task.key}.here").touch()
@@ -75,20 +75,20 @@ def _meet(task: Task, _context: Context) -> None:
         time.sleep(0.02)
 
 
-def _allocate(_task: Task, _context: Context) -> None:
+def _allocate(_task: Task, _context: WorkContext) -> None:
     """Ask for more memory than any machine has."""
     import numpy as np
 
     np.ones(1 << 60, dtype=np.uint8)
 
 
-def _allocate_with_torch(_task: Task, _context: Context) -> None:
+def _allocate_with_torch(_task: Task, _context: WorkContext) -> None:
     import torch
 
     torch.ones(1 << 60, dtype=torch.uint8)
 
 
-DEEDS: Mapping[str, Callable[[Task, Context], Any]] = {
+DEEDS: Mapping[str, Callable[[Task, WorkContext], Any]] = {
     "nothing": lambda task, context: None,
     "die": lambda task, context: kill(),
     "stop once": lambda task, context: os.kill(os.getpid(), signal.SIGSTOP) if once(task) else None,
@@ -124,17 +124,17 @@ def task_of(
     )
 
 
-def job_of(*tasks: Task, name: str = "job", **options: Any) -> Job:
+def job_of(*tasks: Task, name: str = "job", **options: Any) -> StudyJob:
     """A job of tasks, which needs what its tasks do and are not."""
     own = {task.key for task in tasks}
     needs = dict.fromkeys(key for task in tasks for key in task.needs.values() if key not in own)
     options.setdefault("memory_bytes", max(task.estimate.memory_bytes or 0 for task in tasks))
-    return Job(name, tasks, tuple(needs), exclusive=any(task.exclusive for task in tasks), **options)
+    return StudyJob(name, tasks, tuple(needs), exclusive=any(task.exclusive for task in tasks), **options)
 
 
-def plan_of(jobs: list[Job]) -> Plan:
+def plan_of(jobs: list[StudyJob]) -> StudyPlan:
     """The plan of jobs, without cells."""
-    return Plan(STUDY, (), tuple(jobs))
+    return StudyPlan(STUDY, (), tuple(jobs))
 
 
 def value(folder: StudyFolder, task: Task) -> int:
@@ -162,6 +162,6 @@ def install() -> None:
 
 if __name__ == "__main__":
     install()
-    from offramp.studies.worker import main
+    from offramp.studies.runner import main
 
     main()

@@ -15,7 +15,7 @@ from command_line import PROGRAM
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.study_file import read_study
 
 POLICIES = ("league", "tuned", "static:exit=1", "static:exit=2", "static:exit=3")
@@ -47,14 +47,14 @@ def write_study(path: Path, model: Path, documents: Path, policies: Sequence[str
     return path
 
 
-def plan_into(study_file: Path, folder: StudyFolder) -> Plan:
+def plan_into(study_file: Path, folder: StudyFolder) -> StudyPlan:
     """Plan a study and write the plan into its folder, as `offramp study run` does first."""
     plan = make_plan(read_study(study_file), folder.path)
     folder.write_plan(plan)
     return plan
 
 
-def run_jobs(folder: StudyFolder, plan: Plan) -> list[str]:
+def run_jobs(folder: StudyFolder, plan: StudyPlan) -> list[str]:
     """Run a plan's jobs one after another in this process; what stopped each that was stopped."""
     outcomes = [run_job(job, folder) for job in plan.jobs]
     return [outcome.stopped.what for outcome in outcomes if outcome.stopped is not None]
@@ -108,6 +108,6 @@ def copy_traces(finished: StudyFolder, path: Path) -> StudyFolder:
     return StudyFolder(path)
 
 
-def damage_in(folder: StudyFolder, plan: Plan) -> list[str]:
+def damage_in(folder: StudyFolder, plan: StudyPlan) -> list[str]:
     """What is wrong with the bytes of tasks that count as done, in sentences."""
     return [problem for task in plan.tasks.values() for problem in folder.verify(task)]

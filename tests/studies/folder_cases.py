@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.study import Plan, Study
-from offramp.studies.task import Cell, Job, Task, TaskCost
-from offramp.studies.work.context import Context
-from offramp.studies.work.work import Work
+from offramp.studies.study import Study, StudyPlan
+from offramp.studies.task import StudyCell, StudyJob, Task, TaskCost
+from offramp.studies.work.work import Work, WorkContext
 
 
 def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **options: Any) -> Task:
@@ -21,25 +20,25 @@ def task_of(kind: str, number: int = 0, *, seconds: float | None = None, **optio
 STUDY = Study.model_validate({"study": {"name": "made-up"}, "models": ["m0"], "workloads": ["prose"]})
 
 
-def plan_of(tasks: Iterable[Task], **options: Any) -> Plan:
+def plan_of(tasks: Iterable[Task], **options: Any) -> StudyPlan:
     """A plan with a job for every task, and a cell for every one that is not shared by its kind."""
     by_key = {task.key: task for task in tasks}
     cells = tuple(
-        Cell(task.kind, key, model=f"m{number}")
+        StudyCell(task.kind, key, model=f"m{number}")
         for number, (key, task) in enumerate(by_key.items())
         if task.kind not in ("trace", "heads", "profile")
     )
     jobs = tuple(
-        Job(task.kind, (task,), tuple(task.needs.values()), exclusive=task.exclusive)
+        StudyJob(task.kind, (task,), tuple(task.needs.values()), exclusive=task.exclusive)
         for task in by_key.values()
     )
-    return Plan(STUDY, cells, jobs, **options)
+    return StudyPlan(STUDY, cells, jobs, **options)
 
 
 class Written(Work[Any]):
     """Any kind of work, whose result is read as it was written."""
 
-    def run(self, context: Context) -> Any:
+    def run(self, context: WorkContext) -> Any:
         raise AssertionError("its results alone are read")
 
     @classmethod

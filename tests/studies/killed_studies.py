@@ -20,10 +20,10 @@ from typing import Any
 from fault_studies import copy_traces, damage_in, run_jobs, task_files
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 
 
-def kill_after(seconds: float, folder: StudyFolder, plan: Plan) -> bool:
+def kill_after(seconds: float, folder: StudyFolder, plan: StudyPlan) -> bool:
     """Work in a child that is killed so much later; False if it ended by itself."""
     child = os.fork()
     if child == 0:
@@ -44,7 +44,7 @@ def seconds_of(folder: StudyFolder) -> dict[str, float]:
     return took
 
 
-def kill_traces(plan: Plan, place: Path, kills: int, longest: float, generator: random.Random) -> None:
+def kill_traces(plan: StudyPlan, place: Path, kills: int, longest: float, generator: random.Random) -> None:
     """Kill a study so many times while it traces, and finish it."""
     folder = StudyFolder(place / "trace")
     for _ in range(kills):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from offramp.scoring.card import ScoreCard
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TraceReader, trace_of
 from offramp.studies.work.score import ScoreWork
-from offramp.studies.work.work import Needed
+from offramp.studies.work.work import Needed, WorkContext
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class RepeatsWork(TraceReader[Repeats]):
     within: int
     seed: int = 0
 
-    def run(self, context: Context) -> Repeats:
+    def run(self, context: WorkContext) -> Repeats:
         """Count, document by document."""
         trace = trace_of(context, self.trace)
         tokens, documents = trace.token.tolist(), trace.document.tolist()

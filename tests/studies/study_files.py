@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Plan, Study
+from offramp.studies.study import Study, StudyPlan
 from offramp.studies.study_file import read_study
-from offramp.studies.task import Cell
+from offramp.studies.task import StudyCell
 
 SETTINGS = 'name = "small"\nthreads = 1\ntokens = 64\n'
 
@@ -46,7 +46,7 @@ def study_of(folder: Path, text: str, settings: str = SETTINGS) -> Study:
     return read_study(write_study(folder, text, settings))
 
 
-def plan_of(folder: Path, text: str, settings: str = SETTINGS) -> Plan:
+def plan_of(folder: Path, text: str, settings: str = SETTINGS) -> StudyPlan:
     return make_plan(study_of(folder, text, settings))
 
 
@@ -58,5 +58,5 @@ def small_world(folder: Path) -> Path:
     return folder
 
 
-def kinds_of(cells: tuple[Cell, ...]) -> list[str]:
+def kinds_of(cells: tuple[StudyCell, ...]) -> list[str]:
     return [cell.kind for cell in cells]

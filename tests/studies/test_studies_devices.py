@@ -12,7 +12,7 @@ from study_files import plan_of, small_world, study_of, write_model, write_study
 from offramp.costs.hardware import machine_facts
 from offramp.errors import InputError
 from offramp.models.source import name_object
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.study_file import read_study
 from offramp.tracing.loading import load_model
 
@@ -31,12 +31,12 @@ def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.studies.found.device_memory", lambda device: 2**36)
 
 
-def plan_on(folder: Path, device: str | None) -> Plan:
+def plan_on(folder: Path, device: str | None) -> StudyPlan:
     stated = "" if device is None else f'device = "{device}"\n'
     return plan_of(small_world(folder), TEXT, SETTINGS + stated)
 
 
-def recipes_of(plan: Plan) -> dict[str, dict[str, Any]]:
+def recipes_of(plan: StudyPlan) -> dict[str, dict[str, Any]]:
     return {task.kind: dict(task.recipe) for task in plan.tasks.values()}
 
 

@@ -12,7 +12,8 @@ from study_files import small_world, study_of, write_model
 
 from offramp.models.source import find_source
 from offramp.studies import found
-from offramp.studies.fingerprints import FILE, Fingerprints, evidence_of
+from offramp.studies.found import Fingerprints, evidence_of
+from offramp.studies.manifest import FINGERPRINTS
 from offramp.studies.plan import make_plan
 from offramp.workloads.registry import load_workload
 
@@ -84,14 +85,14 @@ def test_what_cannot_be_read_is_found_out_again(tmp_path: Path, counted: list[st
     study, folder = study_of(small_world(tmp_path), TEXT), tmp_path / "folder"
     first = make_plan(study, folder)
     for damage in ("", "{", "[]", '{"workload math:short": 3}'):
-        (folder / FILE).write_text(damage)
+        (folder / FINGERPRINTS).write_text(damage)
         counted.clear()
         assert make_plan(study, folder) == first
         assert sorted(counted) == ["a", "b", "math:short"]
 
 
 def test_nothing_is_kept_without_a_folder_and_nothing_written_without_news(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / FILE
+    path = tmp_path / "folder" / FINGERPRINTS
     kept = Fingerprints(path)
     assert kept.get("name", lambda value: [1], lambda: "found") == "found"
     assert not path.exists()

@@ -29,7 +29,7 @@ from offramp.studies.study import StudyFile
 from offramp.studies.task import Task, TaskCost
 from offramp.studies.work.heads import TRAINING
 from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
-from offramp.studies.work.passage import PASSAGE
+from offramp.studies.work.trace import PASSAGE
 from offramp.studies.work.trace import TEXT as TEXT_SIZES
 from offramp.studies.work.tune import tuned_file_name
 

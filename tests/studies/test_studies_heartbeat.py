@@ -15,10 +15,8 @@ from fake_works import events_of, job_of, plan_of, task_of, value
 
 from offramp.errors import OfframpError
 from offramp.studies import locks
-from offramp.studies.engines.backlog import Backlog
-from offramp.studies.engines.engine import EngineOptions
-from offramp.studies.engines.local import Crew, LocalEngine
-from offramp.studies.engines.process import WorkerProcess
+from offramp.studies.engines.engine import Backlog, EngineOptions
+from offramp.studies.engines.local import Crew, LocalEngine, WorkerProcess
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import BEAT_SECONDS, Watch, end_holder, holder, holding, is_held
 from offramp.studies.status import status_of
@@ -161,9 +159,9 @@ def test_a_stopped_worker_of_another_machine_is_named(folder: StudyFolder) -> No
         backlog = Backlog([job_of(task), job_of(other)], folder, retry=False, stall_seconds=1.0)
         # The engine's own workers may be slow to begin on a busy machine.
         with (
-            Crew(folder, fake_works.FAKE_WORKER, 300.0) as crew,
+            Crew(folder, fake_works.FAKE_WORKER, EngineOptions(stall_seconds=300.0)) as crew,
             pytest.raises(OfframpError, match="held by process 123 on elsewhere") as caught,
         ):
-            backlog.work_off(crew, lambda job: True, lambda: None)
+            backlog.work_off(crew, lambda: None)
     assert caught.value.where == str(folder.lock_path(task))
     assert folder.is_done(other)

@@ -20,11 +20,10 @@ from offramp.files import PACKAGE, source_fingerprint
 from offramp.kit.given_file import Source
 from offramp.policies import grammar as policies
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Plan, Study
+from offramp.studies.study import Study, StudyPlan
 from offramp.studies.work.code import code_of, forget_code
-from offramp.studies.work.registry import works
 from offramp.studies.work.replay import ReplayWork
-from offramp.studies.work.work import require_planned
+from offramp.studies.work.work import require_planned, works
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def keys_of(plan: Plan, kind: str | None = None) -> set[str]:
+def keys_of(plan: StudyPlan, kind: str | None = None) -> set[str]:
     return {key for key, task in plan.tasks.items() if kind in (None, task.kind)}
 
 
@@ -56,7 +55,7 @@ AXES: dict[str, list[Any]] = {
 }
 
 
-def plan_from(world: Path, values: dict[str, Any]) -> Plan:
+def plan_from(world: Path, values: dict[str, Any]) -> StudyPlan:
     """The plan of a study that is not read from a file; paths start from the world's folder."""
     study = Study.model_validate({"study": SETTINGS, **values})
     study._source = Source(world / "STUDY.toml", "study file", {})
@@ -305,7 +304,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("kit/defaults.py", kinds),
         ("tracing/trace.py", kinds),
         ("tracing/tracer.py", {"trace", "score"}),
-        ("scoring/components.py", {"score"}),
+        ("scoring/scoring.py", {"score"}),
         ("timing/local_profile.py", {"profile"}),
         ("training/trainer.py", {"training"}),
         ("studies/work/score.py", {"score"}),

@@ -19,18 +19,16 @@ from fake_works import FAKE_WORKER, events_of, files_under, job_of, plan_of, tas
 
 from offramp.errors import DiskFullError
 from offramp.studies.engines import local
-from offramp.studies.engines.backlog import Backlog, MemoryLimit
-from offramp.studies.engines.engine import EngineOptions
-from offramp.studies.engines.local import LocalEngine
-from offramp.studies.engines.process import Ending
+from offramp.studies.engines.engine import Backlog, EngineOptions, MemoryLimit
+from offramp.studies.engines.local import Ending, LocalEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held
 from offramp.studies.manifest import Failure
 from offramp.studies.runner import JobOutcome
-from offramp.studies.task import Job, Task
+from offramp.studies.task import StudyJob, Task
 
 
-def run(folder: StudyFolder, *jobs: Job, **options: Any) -> list[float]:
+def run(folder: StudyFolder, *jobs: StudyJob, **options: Any) -> list[float]:
     """Run jobs to their end; the moments at which the engine said that something may have changed."""
     moments: list[float] = []
     engine = LocalEngine(FAKE_WORKER)
@@ -56,7 +54,7 @@ def overlap(folder: StudyFolder, first: Task, second: Task) -> bool:
     return start < other_end and other_start < end
 
 
-def diamond(**options: Any) -> list[Job]:
+def diamond(**options: Any) -> list[StudyJob]:
     """A trace, two tasks that need it, and one that needs both, each in a job of its own."""
     trace = task_of(1, "trace", **options)
     left, right = (task_of(number, needs={"trace": trace}) for number in (10, 20))
@@ -192,7 +190,7 @@ def test_what_can_never_fit_fails_alone_and_says_so(folder: StudyFolder) -> None
 def test_the_memory_there_is_is_that_of_this_machines_control_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "machine_memory", lambda: 4000)
     for allowed, limit in ((None, 4000), (9000, 4000), (300, 300)):
-        room = local.Room.of_machine(EngineOptions(memory_bytes=allowed))
+        room = local.MachineRoom.of_machine(EngineOptions(memory_bytes=allowed))
         assert room.limit.memory_bytes == limit
         assert (room.limit.where == "--memory") is (limit == 300)
 
@@ -221,14 +219,14 @@ def test_timings_run_alone(folder: StudyFolder) -> None:
     assert not any(overlap(folder, alone, other) for other in others)
 
 
-def room_of(cores: int, memory: int = 10**12) -> local.Room:
-    return local.Room(cores, MemoryLimit(memory, "this machine has"))
+def room_of(cores: int, memory: int = 10**12) -> local.MachineRoom:
+    return local.MachineRoom(cores, MemoryLimit(memory, "this machine has"))
 
 
 class Running:
     """A worker as a room sees it."""
 
-    def __init__(self, job: Job, used: int = 0) -> None:
+    def __init__(self, job: StudyJob, used: int = 0) -> None:
         self.job = job
         self.memory_bytes = lambda: used
 

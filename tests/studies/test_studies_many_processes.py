@@ -10,8 +10,8 @@ from fake_works import events_of, files_under, job_of, plan_of, task_of
 from fault_studies import start_study, task_files
 
 from offramp.studies.folder import StudyFolder
-from offramp.studies.study import Plan
-from offramp.studies.task import Job
+from offramp.studies.study import StudyPlan
+from offramp.studies.task import StudyJob
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ RUNS = 3
 """Of a real study: each loads torch."""
 
 
-def jobs_of(*, seconds: float) -> list[Job]:
+def jobs_of(*, seconds: float) -> list[StudyJob]:
     """Three jobs of three tasks, and three of one that needs traces of two of them; one is timed alone."""
     jobs, traces = [], []
     for number in range(0, 30, 10):
@@ -33,7 +33,7 @@ def jobs_of(*, seconds: float) -> list[Job]:
     return jobs
 
 
-def require_once(folder: StudyFolder, plan: Plan) -> None:
+def require_once(folder: StudyFolder, plan: StudyPlan) -> None:
     """Every task was started once, and finished."""
     assert folder.journal.read().problems == ()
     for task in plan.tasks.values():

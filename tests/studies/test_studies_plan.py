@@ -18,7 +18,7 @@ from offramp.files import canonical_json, sha256_of_file, sha256_of_text
 from offramp.kit.typed import from_json, to_json
 from offramp.models.source import find_source
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Plan, StudyFile
+from offramp.studies.study import StudyFile, StudyPlan
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Task
 from offramp.studies.work.inputs import ModelUsed
@@ -48,21 +48,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wide(world: Path) -> Plan:
+def wide(world: Path) -> StudyPlan:
     return plan_of(world, WIDE)
 
 
-def tasks_of(plan: Plan, kind: str) -> list[Task]:
+def tasks_of(plan: StudyPlan, kind: str) -> list[Task]:
     return [task for task in plan.tasks.values() if task.kind == kind]
 
 
-def test_a_card_of_a_study_is_of_its_own_trace_alone(wide: Plan) -> None:
+def test_a_card_of_a_study_is_of_its_own_trace_alone(wide: StudyPlan) -> None:
     """One that took up the raw row would be made again when a study grows by that row."""
     assert any(cell.heads for cell in wide.cells)
     assert all(task.needs.keys() == {"trace"} for task in tasks_of(wide, "score"))
 
 
-def test_cells_are_the_product_of_the_axes(wide: Plan) -> None:
+def test_cells_are_the_product_of_the_axes(wide: StudyPlan) -> None:
     plan = wide
     rows = 2 * 2 * 2 * 2  # models, transforms, workloads, heads
     assert Counter(kinds_of(plan.cells)) == {
@@ -85,7 +85,7 @@ def test_cells_are_the_product_of_the_axes(wide: Plan) -> None:
     assert {cell.machine for cell in plan.cells if cell.kind == "decode"} == {"local"}
 
 
-def test_recipes_hold_fingerprints_that_others_compute_too(world: Path, wide: Plan) -> None:
+def test_recipes_hold_fingerprints_that_others_compute_too(world: Path, wide: StudyPlan) -> None:
     model = find_source(str(world / "a")).identity.base_fingerprint
     text = load_workload(f"txt:{world / 'one.txt'}").fingerprint
     trace = tasks_of(wide, "trace")[0]
@@ -111,7 +111,7 @@ def test_a_text_that_is_continued_is_found_beside_the_study(world: Path) -> None
         plan_of(world, study.replace("8+4", "2"))
 
 
-def test_what_tasks_need(wide: Plan) -> None:
+def test_what_tasks_need(wide: StudyPlan) -> None:
     kinds = ("trace", "decode")
     roles = {(kind, tuple(sorted(task.needs))) for kind in kinds for task in tasks_of(wide, kind)}
     assert roles == {
@@ -126,7 +126,7 @@ def test_what_tasks_need(wide: Plan) -> None:
         assert tune.needs == {role: decode.needs[role] for role in ("trace", "profile", "league")}
 
 
-def test_jobs_come_after_what_they_need(wide: Plan) -> None:
+def test_jobs_come_after_what_they_need(wide: StudyPlan) -> None:
     done: set[str] = set()
     for job in wide.jobs:
         own = {task.key for task in job.tasks}
@@ -146,7 +146,7 @@ def test_jobs_come_after_what_they_need(wide: Plan) -> None:
 
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
-    assert from_json(Plan, json.loads(canonical_json(to_json(plan)))) == plan
+    assert from_json(StudyPlan, json.loads(canonical_json(to_json(plan)))) == plan
     assert plan.study.name == "small"
     second = plan.study.models[1]
     assert (second.name, second.layers, second.vocabulary, second.parameters) == ("b", 6, 32, 64)
@@ -156,7 +156,7 @@ def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     assert make_plan(read_study(path)).file == StudyFile(str(path), sha256_of_file(path)) != plan.file
 
 
-def test_excludes_leave_out_cells_and_what_only_they_need(world: Path, wide: Plan) -> None:
+def test_excludes_leave_out_cells_and_what_only_they_need(world: Path, wide: StudyPlan) -> None:
     excludes = """
 [[exclude]]
 model = "b"

@@ -23,7 +23,7 @@ from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine, run_on_node
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import is_held
-from offramp.studies.task import Job
+from offramp.studies.task import StudyJob
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -53,11 +53,11 @@ def connection(cluster: Cluster) -> Iterator[Cluster]:
     ray.shutdown()
 
 
-def run(folder: StudyFolder, *jobs: Job, **options: Any) -> None:
+def run(folder: StudyFolder, *jobs: StudyJob, **options: Any) -> None:
     RayEngine(FAKE_WORKER).run(jobs, folder, EngineOptions(**options), lambda: None)
 
 
-def jobs_of() -> list[Job]:
+def jobs_of() -> list[StudyJob]:
     """Jobs that need one another, one of more threads than any node has cores, and one timed alone."""
     trace, profile = task_of(1, "trace"), task_of(5, "profile", exclusive=True)
     scores = [task_of(number, needs={"trace": trace}) for number in (10, 20)]

@@ -16,12 +16,12 @@ from folder_cases import Written
 from offramp.errors import DamagedFileError
 from offramp.kit.typed import from_json, to_json
 from offramp.studies import runner
-from offramp.studies.engines.process import WorkerProcess
+from offramp.studies.engines.local import WorkerProcess
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held, machine_held
 from offramp.studies.runner import MENDING, JobOutcome, failure_of, run_job
 from offramp.studies.task import Task
-from offramp.studies.work.context import ModelCache
+from offramp.studies.work.work import ModelCache
 
 pytestmark = pytest.mark.usefixtures("made")
 

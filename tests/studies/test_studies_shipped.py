@@ -12,7 +12,7 @@ from offramp.scoring.card import PUBLISHED_EAS
 from offramp.studies import found
 from offramp.studies.found import SLOW_SOURCES
 from offramp.studies.plan import make_plan
-from offramp.studies.study import Plan, Study
+from offramp.studies.study import Study, StudyPlan
 from offramp.studies.study_file import read_study
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Document, Workload
@@ -33,7 +33,7 @@ def quickly_loaded(source: str) -> Workload:
 
 
 @pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Plan]]:
+def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, StudyPlan]]:
     """Every shipped study with its plan; nothing may ask a network."""
     folder = tmp_path_factory.mktemp("folder")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Study, Pl
         return {name: (study, make_plan(study, folder)) for name, study in studies.items()}
 
 
-def test_all_studies_are_there(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_all_studies_are_there(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     assert sorted(plans) == sorted((*HERE, *ELSEWHERE))
     for name, (study, _) in plans.items():
         assert study.name == name
@@ -56,7 +56,9 @@ def test_all_studies_are_there(plans: dict[str, tuple[Study, Plan]]) -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_studies_of_the_hub_are_planned_but_blocked(plans: dict[str, tuple[Study, Plan]], name: str) -> None:
+def test_studies_of_the_hub_are_planned_but_blocked(
+    plans: dict[str, tuple[Study, StudyPlan]], name: str
+) -> None:
     study, plan = plans[name]
     assert plan.unavailable.keys() == {model.name for model in study.models}
     for model in study.models:
@@ -74,7 +76,7 @@ def test_studies_of_the_hub_are_planned_but_blocked(plans: dict[str, tuple[Study
         assert task.estimate.memory_bytes is not None
 
 
-def test_hub_ids_name_one_model_each(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_hub_ids_name_one_model_each(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     facts: dict[str, dict[str, object]] = {}
     for name in ELSEWHERE:
         for model in plans[name][0].models:
@@ -82,7 +84,7 @@ def test_hub_ids_name_one_model_each(plans: dict[str, tuple[Study, Plan]]) -> No
             assert facts.setdefault(model.source, said) == said
 
 
-def test_pairs_are_what_their_kind_says(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_pairs_are_what_their_kind_says(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     def paired(name: str) -> list[tuple[str, dict[str, object], dict[str, object]]]:
         models = {model.name: model.model_dump() for model in plans[name][0].models}
         pairs = tomllib.loads((MATCHED / f"{name}.toml").read_text(encoding="utf-8"))["pairs"]
@@ -100,7 +102,7 @@ def test_pairs_are_what_their_kind_says(plans: dict[str, tuple[Study, Plan]]) ->
         assert str(older["released"]) < str(newer["released"])
 
 
-def test_models_with_published_scores_are_streamed(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_models_with_published_scores_are_streamed(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     study, plan = plans["eas"]
     assert len(study.models) == len(PUBLISHED_EAS)
     assert {cell.workload for cell in plan.cells} == {"prose", "code"}
@@ -109,7 +111,9 @@ def test_models_with_published_scores_are_streamed(plans: dict[str, tuple[Study,
     assert study.streamed
 
 
-def test_scale_spans_two_orders_of_magnitude_within_families(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_scale_spans_two_orders_of_magnitude_within_families(
+    plans: dict[str, tuple[Study, StudyPlan]],
+) -> None:
     study, _ = plans["scale"]
     assert study.streamed
     for family in ("Llama", "Qwen"):
@@ -118,7 +122,7 @@ def test_scale_spans_two_orders_of_magnitude_within_families(plans: dict[str, tu
         assert max(sizes) > 65e9
 
 
-def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     for name in HERE:
         study, plan = plans[name]
         assert not plan.unavailable
@@ -133,7 +137,7 @@ def test_studies_of_this_machine_can_run_here(plans: dict[str, tuple[Study, Plan
     assert kinds["validity"] == {"score", "league", "tune", "decode"}
 
 
-def test_strategies_hold_every_kind_of_policy(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_strategies_hold_every_kind_of_policy(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     from offramp.policies.grammar import BUILT_IN, parse_policy
     from offramp.policies.rules.fixed import ORACLES
 
@@ -146,7 +150,7 @@ def test_strategies_hold_every_kind_of_policy(plans: dict[str, tuple[Study, Plan
     assert study.decode.best == 5
 
 
-def test_validity_has_a_dozen_cells_of_one_base(plans: dict[str, tuple[Study, Plan]]) -> None:
+def test_validity_has_a_dozen_cells_of_one_base(plans: dict[str, tuple[Study, StudyPlan]]) -> None:
     study, plan = plans["validity"]
     assert sum(cell.kind == "score" for cell in plan.cells) >= 12
     assert {model.base for model in study.models} == {"smollm2"}

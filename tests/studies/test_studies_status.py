@@ -13,8 +13,8 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
 from offramp.studies.manifest import Failure
 from offramp.studies.status import STATES, TimeLeft, status_of
-from offramp.studies.study import Plan, StudyFile
-from offramp.studies.task import Job, Task
+from offramp.studies.study import StudyFile, StudyPlan
+from offramp.studies.task import StudyJob, Task
 
 
 def counts(**numbers: int) -> dict[str, int]:
@@ -118,9 +118,11 @@ def test_jobs_run_beside_one_another_but_timings_alone_and_no_job_in_two(folder:
     assert left([*short, timed], folder, workers=2) == TimeLeft(20.0 + 7.0, 0)
     long = task_of("trace", seconds=50.0)
     assert left([*short, long, timed], folder, workers=2) == TimeLeft(50.0 + 7.0, 0)
-    together = Job("one model", tuple(short))
+    together = StudyJob("one model", tuple(short))
     plan = plan_of(short)
-    assert status_of(Plan(plan.study, plan.cells, (together,)), folder, workers=4).left == TimeLeft(40.0, 0)
+    assert status_of(StudyPlan(plan.study, plan.cells, (together,)), folder, workers=4).left == TimeLeft(
+        40.0, 0
+    )
 
 
 def test_what_finished_tasks_took_corrects_estimates_and_stands_in_for_them(folder: StudyFolder) -> None:

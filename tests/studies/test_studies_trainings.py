@@ -20,7 +20,7 @@ from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.study_file import read_study
 from offramp.studies.task import Task
 from offramp.studies.work.heads import TRAINING_COST, Training
@@ -66,7 +66,7 @@ units = 16
 precision = "float32"
 """
 FILE = "exits/exits.safetensors"
-Done = tuple[StudyFolder, Plan]
+Done = tuple[StudyFolder, StudyPlan]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,7 +100,7 @@ def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     return folder, plan
 
 
-def tasks_of(plan: Plan, kind: str) -> list[Task]:
+def tasks_of(plan: StudyPlan, kind: str) -> list[Task]:
     return [task for task in plan.tasks.values() if task.kind == kind]
 
 

@@ -43,8 +43,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay_intervals
 from offramp.scoring.estimate import Estimate
 from offramp.studies.task import Task
-from offramp.studies.work.decode import NO_EXITS
-from offramp.studies.work.decoding_choice import best_of_ranking
+from offramp.studies.work.decode import NO_EXITS, best_of_ranking
 from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.league import LeagueWork, Ranking
 from offramp.studies.work.profile import NOTE
@@ -365,7 +364,7 @@ def test_heads_are_fitted_used_and_copied(bench: Bench, headed: Path, tmp_path: 
 def measured(profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """Measuring that takes no time, with no profile kept yet; tasks may state other code than runs here."""
     monkeypatch.setenv("OFFRAMP_CACHE", str(tmp_path))
-    monkeypatch.setattr("offramp.studies.work.registry.require_planned", lambda kind, task: None)
+    monkeypatch.setattr("offramp.studies.work.work.require_planned", lambda kind, task: None)
     measuring = mock.Mock(return_value=_profile(profiled))
     monkeypatch.setattr("offramp.timing.local_profile.measure_hardware", measuring)
     found = StepCheck(Estimate(1.0, 0.99, 1.01), 0.1, 12)

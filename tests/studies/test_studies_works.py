@@ -15,10 +15,8 @@ from study_files import plan_of
 from offramp.errors import InputError
 from offramp.studies.folder import StudyFolder
 from offramp.studies.runner import run_job
-from offramp.studies.work.context import Context
-from offramp.studies.work.registry import ENTRY_POINTS, works
 from offramp.studies.work.score import ScoreWork
-from offramp.studies.work.work import Work
+from offramp.studies.work.work import ENTRY_POINTS, Work, WorkContext, works
 from offramp.testing import check_work
 from offramp.tracing.trace import Trace
 
@@ -118,7 +116,7 @@ class Sound(Work[Said]):
 
     kind = "sound"
 
-    def run(self, context: Context) -> Said:
+    def run(self, context: WorkContext) -> Said:
         return Said("the same")
 
 
@@ -128,7 +126,7 @@ class Dated(Sound):
 
     kind = "dated"
 
-    def run(self, context: Context) -> Said:
+    def run(self, context: WorkContext) -> Said:
         return Said(str(context.folder))
 
 
@@ -138,7 +136,7 @@ class Spread(Sound):
 
     kind = "spread"
 
-    def run(self, context: Context) -> Said:
+    def run(self, context: WorkContext) -> Said:
         (context.folder / "mine.txt").write_text("x")
         return Said("the same")
 
@@ -153,7 +151,7 @@ class Silent(Sound):
 
     kind = "silent"
 
-    def run(self, context: Context) -> Any:
+    def run(self, context: WorkContext) -> Any:
         return None
 
 

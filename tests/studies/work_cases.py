@@ -12,8 +12,7 @@ import numpy as np
 from offramp.models.source import find_source
 from offramp.studies.task import Task
 from offramp.studies.work.code import code_of
-from offramp.studies.work.context import Context, ModelCache
-from offramp.studies.work.registry import perform, works
+from offramp.studies.work.work import ModelCache, WorkContext, perform, works
 from offramp.workloads.registry import load_workload
 
 TOKENS, DOCUMENT_TOKENS = 480, 10
@@ -67,7 +66,7 @@ class Bench:
         needs = {role: role for role in inputs or {} if role in kind.roles()}
         task = dataclasses.replace(task, needs={**needs, **task.needs})
         given = {task.needs[role]: path for role, path in (inputs or {}).items() if role in task.needs}
-        context = Context(folder, given, self.models, self.root / "executions", task.recipe)
+        context = WorkContext(folder, given, self.models, self.root / "executions", task.recipe)
         perform(task, context)
         return folder
 

@@ -25,7 +25,7 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from offramp.studies.folder import StudyFolder
     from offramp.studies.status import Status
-    from offramp.studies.study import Plan
+    from offramp.studies.study import StudyPlan
 
 
 study = typer.Typer(help="Run the cells of a study file, survive anything, and compare them.")
@@ -130,7 +130,7 @@ class StudyReportCommand(InFolder, Mixed, Request):
 class OpenStudy:
     """A study file as it is now: its plan, and the folder that it is run into."""
 
-    plan: Plan
+    plan: StudyPlan
     folder: StudyFolder
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from offramp.studies import task as tasks
     from offramp.studies.manifest import Failure
     from offramp.studies.status import Status
-    from offramp.studies.study import Plan
+    from offramp.studies.study import StudyPlan
     from offramp.studies.task import Task, TaskCost
 
 
@@ -60,7 +60,7 @@ def state_shown(key: str, status: Status) -> str:
     return {"blocked": IMPOSSIBLE}.get(state, state)
 
 
-def count_cells(plan: Plan, status: Status) -> dict[str, int]:
+def count_cells(plan: StudyPlan, status: Status) -> dict[str, int]:
     """How many cells are in each state, zeros left out."""
     counts = collections.Counter(state_shown(cell.task, status) for cell in plan.cells)
     return {state: counts[state] for state in STYLES if counts[state]}
@@ -71,7 +71,7 @@ def counts_text(counts: Mapping[str, int], none: str = "no cells") -> str:
     return ", ".join(f"{count:,} {state}" for state, count in counts.items()) or none
 
 
-def task_names(plan: Plan) -> dict[str, str]:
+def task_names(plan: StudyPlan) -> dict[str, str]:
     """What to call every task, by key: a cell's name, or kind and names of what the first cell shares.
 
     A shared task is named after the axes on which it depends: "trace of smollm2 · prose".
@@ -88,12 +88,12 @@ def task_names(plan: Plan) -> dict[str, str]:
     return names
 
 
-def shown_model(cell: tasks.Cell) -> str:
+def shown_model(cell: tasks.StudyCell) -> str:
     """Model and transform of a cell: "smollm2 + int8"."""
     return f"{cell.model} + {cell.transform}" if cell.transform else cell.model
 
 
-def _shared_name(kind: str, cell: tasks.Cell) -> str:
+def _shared_name(kind: str, cell: tasks.StudyCell) -> str:
     model = shown_model(cell)
     words = {
         "profile": (model,),
@@ -137,7 +137,7 @@ MOST_SHOWN = 10
 """Failures, and names that cannot be had for one reason; `--json` has all."""
 
 
-def show_status(console: Console, plan: Plan, status: Status, folder: Path) -> None:
+def show_status(console: Console, plan: StudyPlan, status: Status, folder: Path) -> None:
     """Counts, what runs, what failed and why, and what else a person should know."""
     show_head(console, plan, folder)
     names = task_names(plan)
@@ -157,7 +157,7 @@ def show_status(console: Console, plan: Plan, status: Status, folder: Path) -> N
         console.print(line, markup=False, soft_wrap=True)
 
 
-def show_outcome(console: Console, plan: Plan, status: Status, folder: Path, seconds: float) -> None:
+def show_outcome(console: Console, plan: StudyPlan, status: Status, folder: Path, seconds: float) -> None:
     """What a run came to, what failed and why, and where to look further."""
     lines = [
         f"{counts_text(count_cells(plan, status))}; it took {lasting(seconds)}",
@@ -173,7 +173,7 @@ def show_outcome(console: Console, plan: Plan, status: Status, folder: Path, sec
         console.print(line, markup=False, soft_wrap=True)
 
 
-def show_head(console: Console, plan: Plan, folder: Path) -> None:
+def show_head(console: Console, plan: StudyPlan, folder: Path) -> None:
     """Which study, how large, and where it lies."""
     settings = plan.study.settings
     title = f"{settings.name}: {settings.title}" if settings.title else settings.name
@@ -185,7 +185,7 @@ def show_head(console: Console, plan: Plan, folder: Path) -> None:
     )
 
 
-def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
+def study_json(plan: StudyPlan, status: Status, folder: Path) -> dict[str, Any]:
     """What every study command says of a study: name, folder, counts, failures, what cannot be had."""
     names = task_names(plan)
     return {
@@ -205,7 +205,7 @@ def study_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
     }
 
 
-def unavailable_lines(plan: Plan) -> list[str]:
+def unavailable_lines(plan: StudyPlan) -> list[str]:
     """What cannot be had here and why; names that cannot for the same reason on one line."""
     groups: dict[str, dict[str, str]] = {}
     for name, reason in plan.unavailable.items():
@@ -226,14 +226,14 @@ def problem_lines(status: Status) -> list[str]:
     return [f"note: {problem}" for problem in status.problems]
 
 
-def _shared_text(plan: Plan, status: Status) -> str:
+def _shared_text(plan: StudyPlan, status: Status) -> str:
     """How many shared tasks are in each state."""
     shown = {cell.task for cell in plan.cells}
     states = [state_shown(key, status) for key in plan.tasks if key not in shown]
     return counts_text({state: states.count(state) for state in dict.fromkeys(states)}, none="none")
 
 
-def _failure_lines(plan: Plan, status: Status) -> list[str]:
+def _failure_lines(plan: StudyPlan, status: Status) -> list[str]:
     """Every failed task with its three parts, and how many cells wait for them."""
     names = task_names(plan)
     lines = []
@@ -262,7 +262,7 @@ TONES = {DONE: "good", FAILED: "invalid", IMPOSSIBLE: "quiet"}
 MOST_CELLS_SHOWN = 40
 """A larger plan is shown in groups of cells."""
 
-GROUPINGS: tuple[Callable[[tasks.Cell], tuple[str, ...]], ...] = (
+GROUPINGS: tuple[Callable[[tasks.StudyCell], tuple[str, ...]], ...] = (
     lambda cell: (shown_model(cell), cell.workload, cell.kind),
     lambda cell: (shown_model(cell), cell.workload),
     lambda cell: (shown_model(cell),),
@@ -270,7 +270,7 @@ GROUPINGS: tuple[Callable[[tasks.Cell], tuple[str, ...]], ...] = (
 """What cells may be put together by, the finest first; the last is taken however many groups it gives."""
 
 
-def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> None:
+def show_plan(console: Console, plan: StudyPlan, status: Status, folder: Path) -> None:
     """The cells (of a large study: groups of them), what cannot be had, and what the rest will take."""
     show_head(console, plan, folder)
     many = len(plan.cells) > MOST_CELLS_SHOWN
@@ -284,7 +284,7 @@ def show_plan(console: Console, plan: Plan, status: Status, folder: Path) -> Non
         console.print(line, markup=False, soft_wrap=True)
 
 
-def certifiable_lines(plan: Plan) -> list[str]:
+def certifiable_lines(plan: StudyPlan) -> list[str]:
     """Which floors each text's documents could certify at all, where the study asks for certificates."""
     deltas = [task.recipe["delta"] for task in plan.tasks.values() if "delta" in task.recipe]
     if not deltas:
@@ -297,7 +297,7 @@ def certifiable_lines(plan: Plan) -> list[str]:
     ]
 
 
-def plan_json(plan: Plan, status: Status, folder: Path) -> dict[str, Any]:
+def plan_json(plan: StudyPlan, status: Status, folder: Path) -> dict[str, Any]:
     """The plan as a JSON object: every cell with its state, reason and estimate, and the totals."""
     return {
         **study_json(plan, status, folder),
@@ -335,7 +335,7 @@ CELLS: Table[Planned] = Table(
 )
 
 
-def planned_tasks(plan: Plan, status: Status) -> list[Planned]:
+def planned_tasks(plan: StudyPlan, status: Status) -> list[Planned]:
     """Every cell, then the tasks that they share."""
     names = task_names(plan)
     shown = [(cell.name, plan.tasks[cell.task]) for cell in plan.cells]
@@ -371,7 +371,7 @@ GROUPS: Table[Group] = Table(
 )
 
 
-def planned_groups(plan: Plan, status: Status) -> list[Group]:
+def planned_groups(plan: StudyPlan, status: Status) -> list[Group]:
     """Groups of cells with the time of what is not done; a task that several share counts for the first."""
     counted_already: set[str] = set()
     groups = []
@@ -386,9 +386,9 @@ def planned_groups(plan: Plan, status: Status) -> list[Group]:
     return groups
 
 
-def grouped(cells: Sequence[tasks.Cell]) -> Mapping[tuple[str, ...], list[tasks.Cell]]:
+def grouped(cells: Sequence[tasks.StudyCell]) -> Mapping[tuple[str, ...], list[tasks.StudyCell]]:
     """The cells by the finest grouping that gives few enough groups."""
-    groups: dict[tuple[str, ...], list[tasks.Cell]] = {}
+    groups: dict[tuple[str, ...], list[tasks.StudyCell]] = {}
     for grouping in GROUPINGS:
         groups = {}
         for cell in cells:
@@ -398,7 +398,7 @@ def grouped(cells: Sequence[tasks.Cell]) -> Mapping[tuple[str, ...], list[tasks.
     return groups
 
 
-def effort(plan: Plan, status: Status, states: Sequence[str]) -> dict[str, Any]:
+def effort(plan: StudyPlan, status: Status, states: Sequence[str]) -> dict[str, Any]:
     """What the tasks in some states take: seconds one after another, memory of the largest, disk of all.
 
     unknown: tasks of which no time is known.
@@ -414,13 +414,13 @@ def effort(plan: Plan, status: Status, states: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def bytes_to_fetch(plan: Plan) -> int:
+def bytes_to_fetch(plan: StudyPlan) -> int:
     """Bytes of the models that are not on this machine and whose sizes are known, at two bytes a weight."""
     missing = [model.parameters for model in plan.study.models if model.name in plan.unavailable]
     return sum(round(2 * parameters) for parameters in missing if parameters)
 
 
-def effort_lines(plan: Plan, status: Status) -> list[str]:
+def effort_lines(plan: StudyPlan, status: Status) -> list[str]:
     """How many cells there are of each state, and what those that are not done take here and elsewhere."""
     lines = [f"{counts_text(count_cells(plan, status))}."]
     here, elsewhere = effort(plan, status, AHEAD), effort(plan, status, (IMPOSSIBLE,))
@@ -449,7 +449,7 @@ def _effort_text(found: Mapping[str, Any]) -> str:
     )
 
 
-def _cell_json(cell: tasks.Cell, plan: Plan, status: Status) -> dict[str, Any]:
+def _cell_json(cell: tasks.StudyCell, plan: StudyPlan, status: Status) -> dict[str, Any]:
     estimate = plan.tasks[cell.task].estimate
     return {
         "name": cell.name,
@@ -464,7 +464,7 @@ def _cell_json(cell: tasks.Cell, plan: Plan, status: Status) -> dict[str, Any]:
     }
 
 
-def _tasks_of(cells: Iterable[tasks.Cell], plan: Plan) -> list[Task]:
+def _tasks_of(cells: Iterable[tasks.StudyCell], plan: StudyPlan) -> list[Task]:
     """The tasks of some cells and all that they need, each once."""
     found: dict[str, Task] = {}
     ahead = [cell.task for cell in cells]
@@ -487,7 +487,7 @@ OnChange = Callable[[], None]
 
 
 @contextlib.contextmanager
-def study_progress(plan: Plan, read: Callable[[], Status]) -> Iterator[OnChange]:
+def study_progress(plan: StudyPlan, read: Callable[[], Status]) -> Iterator[OnChange]:
     """Show on standard error how a study goes on. read: gives where it stands."""
     if not sys.stderr.isatty():
         yield Lines(plan, read).changed
@@ -501,7 +501,7 @@ def study_progress(plan: Plan, read: Callable[[], Status]) -> Iterator[OnChange]
 class Lines:
     """A line when it begins, a line when a task failed, and a line now and then."""
 
-    def __init__(self, plan: Plan, read: Callable[[], Status]) -> None:
+    def __init__(self, plan: StudyPlan, read: Callable[[], Status]) -> None:
         self._plan, self._read = plan, read
         self._names = task_names(plan)
         self._next = 0.0
@@ -533,7 +533,7 @@ class Picture:
     """Counts with a bar, time left, and what runs at the moment."""
 
     def __init__(
-        self, plan: Plan, read: Callable[[], Status], show: Callable[[RenderableType], None]
+        self, plan: StudyPlan, read: Callable[[], Status], show: Callable[[RenderableType], None]
     ) -> None:
         self._plan, self._read, self._show = plan, read, show
         self._names = task_names(plan)

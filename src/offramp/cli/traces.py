@@ -375,11 +375,11 @@ def predict(asked: PredictCommand, out: Output) -> None:
 
 
 def _show(out: Output, found: Prediction) -> None:
+    from offramp.kit.defaults import BYTES
     from offramp.report.formats import counted, decimal, duration, estimate_text, gain_text, percent, times
     from offramp.report.table import pairs
     from offramp.scoring.documents import lengths_text
     from offramp.tuning.floor import NATS, loss_text
-    from offramp.tuning.pricing import BYTES
 
     def cost(value: float) -> str:
         return f"{value / 1e6:,.1f} MB" if found.machine == BYTES else duration(value)

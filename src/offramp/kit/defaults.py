@@ -38,6 +38,9 @@ DEFAULT_WORKLOADS = ("prose:short", "code:short")
 LOCAL = "local"
 """The machine at hand, where no other is named."""
 
+BYTES = "bytes moved"
+"""The machine that counts bytes instead of seconds, where none is named or the model cannot be timed."""
+
 # What is decoded.
 
 NEW_TOKENS = 64

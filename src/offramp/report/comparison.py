@@ -40,7 +40,6 @@ from offramp.report.names import (
     heads_name,
     line_name,
     machine_shown,
-    place_shown,
     row_name,
 )
 from offramp.report.sections.compared import (
@@ -68,7 +67,7 @@ from offramp.report.table import TERMINAL_STYLES, Column, reasons
 from offramp.report.words import WORDS
 from offramp.scoring.card import ESTIMATES
 from offramp.scoring.estimate import BASES_NEEDED, Estimate
-from offramp.studies.comparison.results import Comparison, Strategy
+from offramp.studies.comparison.results import Comparison, StrategyResult
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import OPEN, Decision, Speed
 
@@ -124,34 +123,6 @@ def _open_headline(decision: Decision, decisions: Sequence[Decision], found: Seq
         cells = counted(len(decisions), "cell")
         return f"Early exit does not pay in {refused:,} of {cells}; the others are open; {why}."
     return f"{WORDS[decision].answer} here; {why}."
-
-
-def best_sentences(comparison: Comparison) -> list[str]:
-    """What stands behind the headline: the best that is certified, replayed and measured, a sentence each."""
-    said = []
-    best = best_certified(findings_of(comparison))
-    if best is not None:
-        how = (
-            f"decoded for real; predicted were {over_plain(best.predicted)}"
-            if best.timed
-            else "predicted on documents that neither search nor certificate saw"
-        )
-        said.append(
-            f"The best speed that passed its floor is {over_plain(best.speed)} ({passed_how(best)}): "
-            f"{best.place}, {how}."
-        )
-    found = fastest(replayed(comparison.strategies))
-    if found is not None:
-        said.append(
-            f"By replay, without a certificate, the fastest strategy is {over_plain(found.net_speedup)}: "
-            f"{found.family}, {place_shown(found.place)}, at {floor_shown(found.floor)}."
-        )
-    found = fastest(believed(comparison.strategies))
-    if found is not None:
-        speed = over_plain(found.net_speedup)
-        where = f"{place_shown(found.place)}, at {floor_shown(found.floor)}"
-        said.append(f"Decoded for real, the fastest is {speed}: {found.family}, {where}.")
-    return said
 
 
 def _uncertified_headline(comparison: Comparison) -> str:
@@ -268,7 +239,7 @@ def not_claimed(comparison: Comparison) -> list[str]:
     return said + list(comparison.notes)
 
 
-def _timed(strategies: Sequence[Strategy]) -> str:
+def _timed(strategies: Sequence[StrategyResult]) -> str:
     """What the stopwatch adds to predicted speeds."""
     if believed(strategies):
         return "only what is marked measured was timed"
@@ -340,14 +311,16 @@ def _certified_card(best: Finding[Tuned] | None, asked: int) -> KeyNumber:
         "machine": machine_shown(machine),
         "keeps": floor_shown(best.floor),
         "passed": passed_how(best),
+        **({"predicted": over_plain(best.predicted)} if best.timed else {}),
     }
     kind: Kind = "measured" if best.timed else "predicted"
     return KeyNumber(kind, *_speed(best.speed), list(facts.items()), title, best.policy)
 
 
-def _strategy_card(title: str, kind: Kind, found: Strategy) -> KeyNumber:
+def _strategy_card(title: str, kind: Kind, found: StrategyResult) -> KeyNumber:
     place = found.place
     facts = {
+        "strategy": found.family,
         "model": line_name(place.model, place.heads),
         "workload": place.workload,
         "machine": machine_shown(place.machine),
@@ -441,8 +414,10 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
 
     style = TERMINAL_STYLES.get(comparison_decision(comparison), "yellow")
     console.print(f"\n[bold {style}]{escape(comparison_headline(comparison))}[/]")
-    for sentence in best_sentences(comparison):
-        console.print(escape(sentence))
+    for card in cards_of(comparison):
+        if card.lines:
+            where = " · ".join(f"{name} {fact}" for name, fact in card.lines)
+            console.print(escape(f"{card.title}: {card.big} {card.what}; {where}."))
     console.print()
     rows = ordered(comparison.rows)
     models = leaderboard(rows)

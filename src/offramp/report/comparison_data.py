@@ -20,7 +20,7 @@ from offramp.report.strategies import STRATEGIES, apart
 from offramp.report.table import Column, Table, attributes
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Basis, Comparison, FloorOn, Row, share_saved
-from offramp.studies.comparison.strategies import answer_text
+from offramp.studies.comparison.study_reading import answer_text
 from offramp.timing.results import Combination, CombineResult
 
 if TYPE_CHECKING:
@@ -96,27 +96,27 @@ SAVINGS: Table[Saving] = Table(
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedCombination:
     """A combination of accelerations, in its measurement."""
 
     measured: CombineResult
     combined: Combination
 
 
-def _quality(timed: Timed) -> Estimate | None:
+def _quality(timed: TimedCombination) -> Estimate | None:
     quality = timed.combined.quality
     return None if quality is None else quality.forced_agreement
 
 
-def _seconds(timed: Timed) -> Estimate | None:
+def _seconds(timed: TimedCombination) -> Estimate | None:
     return timed.combined.contender.seconds_per_token
 
 
-def _answer(timed: Timed) -> str:
+def _answer(timed: TimedCombination) -> str:
     return answer_text(timed.combined.contender, timed.measured.defects)
 
 
-COMBINED: Table[Timed] = Table(
+COMBINED: Table[TimedCombination] = Table(
     (
         *attributes(str, "measured.model", "measured.workload"),
         Column("", lambda timed: timed.combined.name, data=str, key="combination"),
@@ -154,7 +154,7 @@ def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
     """Every table by its name, with its columns even where it has no rows."""
     rows = comparison.rows
     exits = [(row, place) for row in rows for place in range(len(row.exits))]
-    timed = [Timed(result, one) for result in comparison.combined for one in result.combinations]
+    timed = [TimedCombination(result, one) for result in comparison.combined for one in result.combinations]
     tables = (
         leaderboard(rows).arrow(rows),
         CERTIFIED.arrow(judged(comparison)),

@@ -13,7 +13,7 @@ from offramp.report.drawing import SERIES_COUNT, drawn, figure
 from offramp.report.formats import NumberFormat, decimal, listed, percent, plain_tick
 from offramp.report.html import fragment
 from offramp.report.names import distinct, row_name
-from offramp.report.plots import BANDS, SMALL, WIDE, Axis, Plot, Series
+from offramp.report.plots import BANDS, SMALL, WIDE, Axis, Plot, PlotSeries
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Column, Table
 from offramp.scoring.card import Curve, LayerCurves, ReliabilityDiagram
@@ -199,7 +199,7 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     first = CURVES[spec.curves[0]]
     number: NumberFormat = rounded if first.share else tidy
     series = tuple(
-        Series(
+        PlotSeries(
             kind.name, exits, curves.values[kind.key][shown], place, place, *interval_of(curves, kind, shown)
         )
         for place, kind in enumerate(present)
@@ -315,7 +315,7 @@ def reliability_plot(diagram: ReliabilityDiagram) -> Plot:
         if count and np.isfinite(confidence + agreement)
     ]
     count, confidence, agreement = np.array(bins, dtype=np.float64).reshape(-1, 3).T
-    discs = Series(
+    discs = PlotSeries(
         "",
         confidence,
         agreement,
@@ -332,7 +332,7 @@ def reliability_plot(diagram: ReliabilityDiagram) -> Plot:
         description="Agreement with the full model against confidence.",
         x=Axis("confidence", (0.0, 1.0), "{:g}".format, halves),
         y=Axis("agreement ↑", (0.0, 1.0), "{:g}".format, halves),
-        series=(Series("", ends, ends, style="rule", markers=0), discs),
+        series=(PlotSeries("", ends, ends, style="rule", markers=0), discs),
         size=SMALL,
         style="small",
         heading=f"layer {diagram.exit}",
@@ -393,7 +393,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
     if not any(np.isfinite(profile.y).any() for profile in profiles):
         return Markup()
     caption = f"{kind.name} at a depth, {name}"
-    columns: list[Column[Series]] = [
+    columns: list[Column[PlotSeries]] = [
         Column({"workload": "Model", "model": "Workload"}[by], lambda profile: profile.name),
         *(
             Column(f"{100 * depth:.0f} %", partial(value_at, depth=depth), kind.number, numeric=True)
@@ -405,7 +405,7 @@ def profile_figure(kind: CurveKind, name: str, rows: Sequence[Row], by: str) -> 
     return fragment("comparison", "profile", whole, kind.name, f"{by}: {name}")
 
 
-def profile_of(row: Row, key: str, by: str, place: int) -> Series:
+def profile_of(row: Row, key: str, by: str, place: int) -> PlotSeries:
     """A row's curve over depth. place: among those on its plot; each has a colour and a shape of its own."""
     curves = row.card.curves
     limits = curves.intervals.get(key)
@@ -413,7 +413,7 @@ def profile_of(row: Row, key: str, by: str, place: int) -> Series:
     name = row_name(row) if by == "workload" else row.workload
     x, y = curves.depth_fraction, curves.values[key]
     colour, shape = look(place)
-    return Series(name, x, y, colour, shape, low, high, markers=6, said=[name] * len(x))
+    return PlotSeries(name, x, y, colour, shape, low, high, markers=6, said=[name] * len(x))
 
 
 def look(place: int) -> tuple[int, int]:
@@ -421,7 +421,7 @@ def look(place: int) -> tuple[int, int]:
     return place % SERIES_COUNT, (place + place // SERIES_COUNT) % SERIES_COUNT
 
 
-def value_at(profile: Series, depth: float) -> float | None:
+def value_at(profile: PlotSeries, depth: float) -> float | None:
     """The curve at a depth: the value of the last exit up to it, None where it is undefined."""
     reached = np.flatnonzero(profile.x <= depth + 1e-9)
     value = float(profile.y[reached[-1]]) if len(reached) else float("nan")

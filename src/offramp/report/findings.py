@@ -36,7 +36,13 @@ from offramp.report.strategies import (
 )
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Passed, Place, Row, Strategy
+from offramp.studies.comparison.results import (
+    Comparison,
+    Passed,
+    Place,
+    Row,
+    StrategyResult,
+)
 from offramp.tuning.certificate import Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
@@ -168,7 +174,7 @@ def finding_of_verdict(model: str, workload: str, verdict: Verdict) -> Finding[V
     )
 
 
-def finding_of_answer(row: Row, answer: Tuned, measured: Strategy | None) -> Finding[Tuned]:
+def finding_of_answer(row: Row, answer: Tuned, measured: StrategyResult | None) -> Finding[Tuned]:
     """A cell of a comparison. measured: the same policy decoded in the same place, if it was.
 
     The study decided it. Of speeds, what was measured beats what was predicted, unless the policy missed its
@@ -305,29 +311,29 @@ def comparison_decision(comparison: Comparison) -> OverallDecision:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedFinding:
     """An answer in its row, with what was found of it."""
 
     row: Row
     finding: Finding[Tuned]
 
 
-def judged(comparison: Comparison) -> list[Judged]:
+def judged(comparison: Comparison) -> list[JudgedFinding]:
     """Every answer of the tuner."""
     rows = [row for row in comparison.rows for _ in row.answers]
-    return list(map(Judged, rows, findings_of(comparison)))
+    return list(map(JudgedFinding, rows, findings_of(comparison)))
 
 
-def _predicted_cell(judged: Judged) -> Cell:
+def _predicted_cell(judged: JudgedFinding) -> Cell:
     finding = judged.finding
     return estimated(finding.predicted, times) if finding.certified else Cell(NOTHING)
 
 
-def _measured(judged: Judged) -> Estimate | None:
+def _measured(judged: JudgedFinding) -> Estimate | None:
     return judged.finding.measured
 
 
-def _policy_cell(judged: Judged) -> Cell:
+def _policy_cell(judged: JudgedFinding) -> Cell:
     """The policy, what the tuner says, how it passed, and that it missed its floor when it was decoded."""
     finding = judged.finding
     missed = ""
@@ -340,11 +346,11 @@ def _policy_cell(judged: Judged) -> Cell:
     return Cell(code=code, below=said, value=finding.policy)
 
 
-def _verdict_cell(judged: Judged) -> Cell:
+def _verdict_cell(judged: JudgedFinding) -> Cell:
     return Cell(judged.finding.decision, tone=judged.finding.decision)
 
 
-CERTIFIED: Table[Judged] = Table(
+CERTIFIED: Table[JudgedFinding] = Table(
     (
         *(column.over(lambda judged: judged.row) for column in TRACE),
         MACHINE.over(lambda judged: judged.finding.machine),

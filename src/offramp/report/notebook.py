@@ -22,7 +22,7 @@ from offramp.report.sections.first_screen import verdict_section
 from offramp.report.sections.potential import component_figure, eas_figure, readings_charts
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.scoring import score
-from offramp.studies.work.passage import Passages
+from offramp.studies.work.trace import Passages
 from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from offramp.tracing.progress import stage
 if TYPE_CHECKING:
     from offramp.studies.comparison.results import Comparison
     from offramp.studies.folder import StudyFolder
-    from offramp.studies.study import Plan
+    from offramp.studies.study import StudyPlan
 
 TABLES = "tables"
 OLDER_TABLES = ("cells", "eas_fits", "eas_models", "left_out", "models", "pairs", "trends")
@@ -78,10 +78,10 @@ def _own_study(folder: Path) -> Files | None:
     """What in a folder is of a study and its report, whatever lies below that; of one that was killed before
     it wrote anything, its empty files.
     """
-    from offramp.studies.fingerprints import FILE
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
+    from offramp.studies.manifest import FINGERPRINTS
 
-    names = (PLAN, JOURNAL, TASKS, FILE, "locks", "logs", EXECUTIONS)
+    names = (PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", EXECUTIONS)
     plan = _plan_in(folder)
     if plan is not None and plan.is_run:
         return None
@@ -91,7 +91,7 @@ def _own_study(folder: Path) -> Files | None:
     return dict.fromkeys(empty) or None
 
 
-def _plan_in(folder: Path) -> Plan | None:
+def _plan_in(folder: Path) -> StudyPlan | None:
     """The plan of the study that was run into a folder; None if none was, or it is damaged."""
     from offramp.studies.folder import PLAN, StudyFolder
 

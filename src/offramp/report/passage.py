@@ -16,7 +16,7 @@ from offramp.report.plots import FLAT, Axis, Box, Plot
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Column, Table
 from offramp.scoring.components import saturation
-from offramp.studies.work.passage import Passage, PassageToken
+from offramp.studies.work.trace import Passage, PassageToken
 
 if TYPE_CHECKING:
     from offramp.decoding.generation.result import Generation

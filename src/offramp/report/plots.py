@@ -80,7 +80,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Series:
+class PlotSeries:
     """One line or set of points: x, y, an interval, float64 [points]; NaN breaks it. colour, shape: 0 to 5.
 
     style: the class of the line, "" for none. markers: how many points get one at most. radii: draws discs of
@@ -139,7 +139,7 @@ class Plot:
     description: str
     x: Axis
     y: Axis
-    series: tuple[Series, ...] = ()
+    series: tuple[PlotSeries, ...] = ()
     boxes: tuple[Box, ...] = ()
     rules: tuple[ReferenceLine, ...] = ()
     size: Size = MEDIUM
@@ -171,7 +171,7 @@ class Plot:
         keys = [Key(series.name, series.colour, series.shape) for series in self.series]
         return legend(keys, lines=self.overlaid)
 
-    def _curves(self, series: Series) -> list[Curve]:
+    def _curves(self, series: PlotSeries) -> list[Curve]:
         """What the vertical axis has to hold; an interval that is not drawn needs no room."""
         curves = [series.y] if self.overlaid else [series.y, series.low, series.high]
         return [curve for curve in curves if curve is not None]
@@ -193,7 +193,7 @@ class Plot:
         middle = (x.start + x.end) / 2
         return [*parts, label(middle, size.height - 6, self.x.name, anchor="middle", style="name")]
 
-    def _series(self, place: int, series: Series, x: Scale, y: Scale) -> str:
+    def _series(self, place: int, series: PlotSeries, x: Scale, y: Scale) -> str:
         parts, points = [], []
         banded = not series.whiskers and (not self.overlaid or len(self.series) <= BANDS)
         if banded and series.low is not None and series.high is not None:
@@ -211,7 +211,7 @@ class Plot:
             return f'<g class="{group} profile" data-line="{escape(series.name)}">{"".join(parts)}</g>'
         return f'<g class="{group}">{"".join(parts)}</g>'
 
-    def _points(self, place: int, series: Series, points: list[int], x: Scale, y: Scale) -> Iterator[str]:
+    def _points(self, place: int, series: PlotSeries, points: list[int], x: Scale, y: Scale) -> Iterator[str]:
         """Stems, discs and markers. place: moves the markers of overlaid lines apart."""
         if not series.markers:
             return
@@ -284,7 +284,7 @@ def name_rule(rule: ReferenceLine, x: Scale, y: Scale) -> str:
     return label(x.start + 4, y(rule.value) + offset, rule.name, style="rule-name")
 
 
-def place_labels(several: Sequence[Series], x: Scale, y: Scale, size: Size) -> str:
+def place_labels(several: Sequence[PlotSeries], x: Scale, y: Scale, size: Size) -> str:
     """Names beside their points, where there is room for them."""
     places = [
         (name, (x(float(at)), y(float(value))))

@@ -13,7 +13,7 @@ from offramp.costs.timings import TimingsProfile
 from offramp.files import safe_name
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
-from offramp.kit.defaults import LOCAL
+from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.typed import from_json
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
@@ -26,23 +26,22 @@ from offramp.report.run_result import (
     RunResult,
     WorkloadResult,
 )
-from offramp.studies.entries import BYTES, NONE, OWN
+from offramp.studies.entries import NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.manifest import TRACE
 from offramp.studies.run_start import RunStart, date_of
-from offramp.studies.study import Plan
-from offramp.studies.task import Cell, Task
+from offramp.studies.study import StudyPlan
+from offramp.studies.task import StudyCell, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, profile_in
 from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.passage import FILE as PASSAGE_FILE
-from offramp.studies.work.passage import PASSAGE
 from offramp.studies.work.score import ScoreWork
-from offramp.studies.work.trace import TracedModel, TraceWork
-from offramp.studies.work.tune import Answers, TuneWork
+from offramp.studies.work.trace import FILE as PASSAGE_FILE
+from offramp.studies.work.trace import PASSAGE, TracedModel, TraceWork
+from offramp.studies.work.tune import TunedAnswers, TuneWork
 from offramp.studies.work.work import Work
 from offramp.timing.results import CombineResult, Timing, read_combined
 from offramp.tracing.progress import say
@@ -60,7 +59,7 @@ class RunReader:
 
     def __init__(self, path: Path) -> None:
         self.folder = StudyFolder(path)
-        self.plan: Plan = self.folder.read_plan()
+        self.plan: StudyPlan = self.folder.read_plan()
         self.study = self.plan.study
         for problem in self.folder.journal.read().problems:
             say(problem)
@@ -138,13 +137,13 @@ class RunReader:
         """Where they lie."""
         return self.folder.task_folder(task) / HEADS
 
-    def answers(self, workload: str) -> Answers:
+    def answers(self, workload: str) -> TunedAnswers:
         """The tuner's answers on a workload, none as long as there are none."""
         for kind in (CertifyWork, TuneWork):
             for name, task in self.tasks(kind.kind):
                 if name == workload and self._is_done(task):
                     return self.folder.result(kind, task)
-        return Answers(())
+        return TunedAnswers(())
 
     def verdicts(self, workload: str) -> tuple[Verdict, ...]:
         """A workload's, decided with the last evidence that is there: of decoding, the tuner, or replay."""
@@ -159,7 +158,7 @@ class RunReader:
     def _is_done(self, task: Task) -> bool:
         return self.folder.is_done(task)
 
-    def _rows(self) -> Iterator[Cell]:
+    def _rows(self) -> Iterator[StudyCell]:
         """The cells of scores whose ranking is done too."""
         ranked = {name for name, task in self.tasks("league") if self._is_done(task)}
         for cell in self.plan.cells:
@@ -168,7 +167,7 @@ class RunReader:
 
     # --- parts
 
-    def _row(self, cell: Cell, finished: Mapping[str, Event]) -> WorkloadResult:
+    def _row(self, cell: StudyCell, finished: Mapping[str, Event]) -> WorkloadResult:
         score = self.plan.tasks[cell.task]
         task = self.plan.tasks[score.needs["trace"]]
         (ranked,) = (one for name, one in self.tasks("league") if name == cell.workload)
@@ -185,7 +184,6 @@ class RunReader:
             frontiers=frontiers,
             verdicts=self.verdicts(cell.workload),
             passage=passages.passage,
-            grid=passages.grid,
             notes=tuple(trace.provenance["notes"]),
             trace_folder=self.trace_place(cell.workload).as_posix(),
             seconds=sum(spent),
@@ -193,7 +191,6 @@ class RunReader:
             tuned=tuned,
             machines=ranking.machines,
             break_even=ranking.break_even,
-            replayed=ranking.verdicts,
         )
 
     def trace_place(self, workload: str) -> Path:

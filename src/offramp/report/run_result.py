@@ -15,7 +15,7 @@ from offramp.report.heads_summary import HeadsSummary
 from offramp.scoring.card import ScoreCard
 from offramp.studies.work.decode import DecodedChoice
 from offramp.studies.work.heads import Training
-from offramp.studies.work.passage import Passage, PredictionGrid
+from offramp.studies.work.trace import Passage
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
 from offramp.timing.results import BenchResult, CombineResult, Contender, Timing
 from offramp.tracing.trace import Trace
@@ -32,8 +32,7 @@ class WorkloadResult:
 
     seconds: wall time of tracing and scoring it. league: families of policies at every floor, in any order.
     tuned: the tuner's answer, one per floor tried. machines: the best policy on other machines and batch
-    sizes. break_even: what would have to change for a policy to pay. replayed: the verdicts by replay alone,
-    which those that are shown are settled from.
+    sizes. break_even: what would have to change for a policy to pay.
     """
 
     name: str
@@ -43,7 +42,6 @@ class WorkloadResult:
     frontiers: tuple[Frontier, ...]
     verdicts: tuple[Verdict, ...]
     passage: Passage
-    grid: PredictionGrid
     notes: tuple[str, ...]
     trace_folder: str
     seconds: float
@@ -51,7 +49,6 @@ class WorkloadResult:
     tuned: tuple[Tuned, ...] = ()
     machines: tuple[MachineAnswer, ...] = ()
     break_even: tuple[BreakEven, ...] = ()
-    replayed: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)

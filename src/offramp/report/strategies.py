@@ -6,28 +6,31 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from markupsafe import Markup
 
 from offramp.policies.cost_breakdown import GAIN_PARTS
-from offramp.report.formats import decimal, duration, gain_text, percent, times, whole
+from offramp.report.formats import duration, gain_text, percent, thousandths, times, whole
 from offramp.report.html import breakable, fragment, policy_code, stack, styled
 from offramp.report.names import FLOOR, PLACE, distinct, floor_order, floor_shown, machine_shown
 from offramp.report.table import NOTHING, Cell, Column, Table, attributes, estimated, reasons
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Comparison, Place, Strategy
+from offramp.studies.comparison.results import Comparison, StrategyResult
 from offramp.tuning.floor import Floor
 
 
-def fastest(strategies: Iterable[Strategy]) -> Strategy | None:
+def fastest(strategies: Iterable[StrategyResult]) -> StrategyResult | None:
     """The fastest of those that exit, can be followed and keep a floor; speed alone is no answer.
 
-    One that reaches its floor comes before one that may have missed it by chance.
+    One that reaches its floor comes before one that may have missed it by chance: the interval of its
+    agreement does not lie wholly below the floor.
     """
     known = [
         one
         for one in strategies
-        if one.reachable and one.net_speedup.value is not None and not one.plain and keeps_floor(one)
+        if one.reachable and one.net_speedup.value is not None and not one.plain
+        if floor_kept(one) in ("kept", "perhaps")
     ]
     return max(known, key=lambda one: (floor_kept(one) == "kept", one.net_speedup.value or 0.0), default=None)
 
@@ -36,7 +39,7 @@ FLOORS_KEPT = ("kept", "perhaps", "not asked", "missed")
 """How a strategy may stand to its floor, the best first."""
 
 
-def floor_kept(one: Strategy) -> str:
+def floor_kept(one: StrategyResult) -> str:
     """How a strategy stands to its floor, of `FLOORS_KEPT`.
 
     "perhaps": agreement is below it, but its interval is not, or agreement is not known. Without an interval
@@ -54,12 +57,7 @@ def floor_kept(one: Strategy) -> str:
     return "perhaps" if agreement.high is not None and agreement.high >= floor.value else "missed"
 
 
-def keeps_floor(one: Strategy) -> bool:
-    """Whether a floor was asked for, and the interval of agreement does not lie wholly below it."""
-    return floor_kept(one) in ("kept", "perhaps")
-
-
-def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
+def believed(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """What was measured in decoding, without a defect."""
     return [
         one
@@ -68,12 +66,12 @@ def believed(strategies: Sequence[Strategy]) -> list[Strategy]:
     ]
 
 
-def decoded_for_real(strategies: Sequence[Strategy]) -> list[Strategy]:
+def decoded_for_real(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """Policies that were decoded for real, with a defect or without; plain decoding is none."""
     return [one for one in strategies if one.basis == "measured" and not one.plain]
 
 
-def why_no_answer(strategies: Sequence[Strategy]) -> str:
+def why_no_answer(strategies: Sequence[StrategyResult]) -> str:
     """How many of the policies decoded for real are no answer, and why: "3 below their floor"."""
     all_decoded = decoded_for_real(strategies)
     known = believed(all_decoded)
@@ -84,7 +82,7 @@ def why_no_answer(strategies: Sequence[Strategy]) -> str:
     return ", ".join(f"{count:,} {why}" for why, count in reasons.items() if count)
 
 
-def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
+def replayed(strategies: Sequence[StrategyResult]) -> list[StrategyResult]:
     """What was predicted by replay."""
     return [one for one in strategies if one.basis == "predicted"]
 
@@ -93,11 +91,11 @@ def replayed(strategies: Sequence[Strategy]) -> list[Strategy]:
 class Paired:
     """A strategy in one place: predicted, measured, or both."""
 
-    predicted: Strategy | None
-    measured: Strategy | None
+    predicted: StrategyResult | None
+    measured: StrategyResult | None
 
     @property
-    def shown(self) -> Strategy:
+    def shown(self) -> StrategyResult:
         """Where its names are read off."""
         one = self.predicted or self.measured
         assert one is not None  # a standing is made of at least one
@@ -115,7 +113,7 @@ class Paired:
         return (not self.shown.reachable, place, not known, -known[0] if known else 0.0)
 
 
-def beside(strategies: Sequence[Strategy]) -> list[Paired]:
+def beside(strategies: Sequence[StrategyResult]) -> list[Paired]:
     """Each prediction with the measurement of the same policy in the same place; what has no other, alone."""
     measured = [one for one in strategies if one.basis == "measured"]
     by_key: dict[tuple[object, ...], list[int]] = {}
@@ -134,11 +132,11 @@ def beside(strategies: Sequence[Strategy]) -> list[Paired]:
     return found
 
 
-def _key(one: Strategy) -> tuple[object, ...]:
+def _key(one: StrategyResult) -> tuple[object, ...]:
     return (one.place, one.policy, one.kv)
 
 
-def floor_note(one: Strategy) -> str:
+def floor_note(one: StrategyResult) -> str:
     """That a strategy misses its floor, or may; "" if it keeps it, or none was asked."""
     if floor_kept(one) == "missed":
         return "misses the floor"
@@ -150,10 +148,6 @@ UNDERSCORE = re.compile("(?<=_)")
 """Where a family's name may break."""
 MOST_WORKLOADS = 6
 """The table of families has a column for each of so many workloads at most."""
-
-
-def _place(standing: Paired) -> Place:
-    return standing.shown.place
 
 
 def _name_cell(standing: Paired) -> Cell:
@@ -227,14 +221,9 @@ def _characters(standing: Paired) -> float | None:
     return next((value for value in found if value is not None), None)
 
 
-def _gain_column(part: str) -> Column[Paired]:
-    """A part of the gain, for data alone."""
-
-    def value(standing: Paired) -> float | None:
-        gain = standing.shown.gain
-        return None if gain is None else float(getattr(gain, part))
-
-    return Column("", value, data=float, key=f"gain_{part}")
+def _gain(part: str, standing: Paired) -> float | None:
+    gain = standing.shown.gain
+    return None if gain is None else float(getattr(gain, part))
 
 
 STRATEGIES: Table[Paired] = Table(
@@ -251,7 +240,7 @@ STRATEGIES: Table[Paired] = Table(
             numeric=True,
             on="page",
         ),
-        *(column.over(_place) for column in PLACE),
+        *(column.over(lambda standing: standing.shown.place) for column in PLACE),
         FLOOR.over(lambda standing: standing.shown.floor),
         Column("Basis", _basis_cell, data=str, facet="basis", on="page"),
         Column("Agreement", _agreement_cell, percent, data=Estimate),
@@ -285,7 +274,7 @@ STRATEGIES: Table[Paired] = Table(
         *attributes(Estimate, "shown.net_speedup", "shown.credit"),
         *attributes(str, "shown.credit_over"),
         *attributes(float, "shown.seconds_per_token", "shown.characters_per_second"),
-        *map(_gain_column, GAIN_PARTS),
+        *(Column("", partial(_gain, part), data=float, key=f"gain_{part}") for part in GAIN_PARTS),
     ),
     caption="Every strategy: what keeps its floor first, the fastest of it first, oracles last",
     name="strategies",
@@ -293,7 +282,7 @@ STRATEGIES: Table[Paired] = Table(
 """On a page a strategy's prediction and measurement stand beside each other; data have a line for each."""
 
 
-def apart(strategies: Sequence[Strategy]) -> list[Paired]:
+def apart(strategies: Sequence[StrategyResult]) -> list[Paired]:
     """Each strategy alone, as data have them."""
     return [Paired(one, None) if one.basis == "predicted" else Paired(None, one) for one in strategies]
 
@@ -325,7 +314,7 @@ class Family:
     name: str
     machine: str
     floor: Floor | None
-    strategies: tuple[Strategy, ...]
+    strategies: tuple[StrategyResult, ...]
     wins: int
 
     @property
@@ -370,10 +359,10 @@ def _wins_cell(family: Family) -> Cell:
 
 def _range_cell(family: Family) -> Cell:
     slowest, fastest = min(family.speeds), max(family.speeds)
-    return Cell(f"{decimal(slowest, 3)} to {times(fastest)}", value=fastest)
+    return Cell(f"{thousandths(slowest)} to {times(fastest)}", value=fastest)
 
 
-def families_table(strategies: Sequence[Strategy]) -> Markup:
+def families_table(strategies: Sequence[StrategyResult]) -> Markup:
     """Each family's predicted speed at a floor on a machine: how often it wins, medians, by workload."""
     predicted = [one for one in strategies if one.basis == "predicted" and one.net_speedup.value is not None]
     workloads = distinct([one.place.workload for one in predicted])
@@ -393,7 +382,12 @@ def families_table(strategies: Sequence[Strategy]) -> Markup:
         ),
         Column("Fastest in", _wins_cell, key="wins", numeric=True),
         Column("Slowest to fastest", _range_cell, key="range", numeric=True),
-        *map(_workload_column, shown),
+        *(
+            Column(
+                f"On {name}", partial(Family.median_on, workload=name), times, key=f"on-{name}", numeric=True
+            )
+            for name in shown
+        ),
         Column("Machine", lambda family: machine_shown(family.machine), facet="machine"),
     )
     caption = "Families side by side: medians over models" + (" and workloads" if len(workloads) > 1 else "")
@@ -401,14 +395,10 @@ def families_table(strategies: Sequence[Strategy]) -> Markup:
     return Table(columns, caption=caption, name="families").html(ranked)
 
 
-def _workload_column(name: str) -> Column[Family]:
-    return Column(f"On {name}", lambda family: family.median_on(name), times, key=f"on-{name}", numeric=True)
-
-
-def families_of(predicted: Sequence[Strategy]) -> list[Family]:
+def families_of(predicted: Sequence[StrategyResult]) -> list[Family]:
     """The families at each floor on each machine; a win is the fastest, of what can be followed and keeps the
     floor."""
-    groups: dict[tuple[str, Floor | None, str], list[Strategy]] = {}
+    groups: dict[tuple[str, Floor | None, str], list[StrategyResult]] = {}
     fastest: dict[tuple[object, ...], float] = {}
     for one in predicted:
         groups.setdefault((one.place.machine, one.floor, one.family), []).append(one)
@@ -426,9 +416,9 @@ def families_of(predicted: Sequence[Strategy]) -> list[Family]:
     ]
 
 
-def _keeps(one: Strategy) -> bool:
+def _keeps(one: StrategyResult) -> bool:
     return one.reachable and floor_kept(one) == "kept"
 
 
-def _speed(one: Strategy) -> float:
+def _speed(one: StrategyResult) -> float:
     return one.net_speedup.value or 0.0

@@ -220,7 +220,7 @@ PLAIN, PEER = "plain", "peer"
 
 
 @dataclass(frozen=True)
-class Judged:
+class KeptOfDocuments:
     """What a policy kept of texts that it generated for a certificate. documents: how many of them."""
 
     kept: Estimate[float]
@@ -239,7 +239,7 @@ class Way:
     timed: Contender | None
     decoded: DecodedChoice | Candidate | None = None
     floor: float | None = None
-    judged: Judged | None = None
+    judged: KeptOfDocuments | None = None
 
     @property
     def name(self) -> str:
@@ -336,7 +336,7 @@ def _timed(decoded: Decoded, workload: WorkloadResult | None) -> list[Way]:
     return found
 
 
-def judged_of(workload: WorkloadResult | None, policy: DecodedChoice | Candidate) -> Judged | None:
+def judged_of(workload: WorkloadResult | None, policy: DecodedChoice | Candidate) -> KeptOfDocuments | None:
     """What a policy kept of the documents that it decoded for a certificate, None if it decoded none."""
     if workload is None:
         return None
@@ -346,10 +346,10 @@ def judged_of(workload: WorkloadResult | None, policy: DecodedChoice | Candidate
         certificate, kept = verdict.certificate, verdict.kept
         if certificate is not None and kept is not None and kept.value is not None:
             documents = certificate.stopped_after or certificate.documents
-            return Judged(Estimate(kept.value, kept.low, kept.high), documents, verdict.floor)
+            return KeptOfDocuments(Estimate(kept.value, kept.low, kept.high), documents, verdict.floor)
     candidates = [one for tuned in workload.tuned for one in tuned.candidates]
     tried = [
-        Judged(Estimate(one.executed), one.documents, None)
+        KeptOfDocuments(Estimate(one.executed), one.documents, None)
         for one in candidates
         if (one.policy, one.kv) == same and one.executed is not None
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from offramp.kit.defaults import LOCAL
+from offramp.kit.defaults import BYTES, LOCAL
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.report.findings import Finding, main_findings, main_verdicts, run_decision
 from offramp.report.formats import (
@@ -26,7 +26,6 @@ from offramp.report.formats import (
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.documents import lengths_of, lengths_text
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
-from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy, ReplayedCredit, replayed_credit
 from offramp.tuning.verdict import Decision, Speed, Verdict, from_main
 from offramp.tuning.verdict_words import CUT, kept_words, without_words

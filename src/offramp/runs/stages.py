@@ -33,10 +33,10 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.run_start import STARTED, RunStart
 from offramp.studies.runner import run_task
-from offramp.studies.study import Plan, Study
+from offramp.studies.study import Study, StudyPlan
 from offramp.studies.task import Task
-from offramp.studies.work.context import Context, ModelCache
 from offramp.studies.work.trace import TraceWork
+from offramp.studies.work.work import ModelCache, WorkContext
 from offramp.tracing.loading import ModelRequest, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage
@@ -185,7 +185,7 @@ class _Run:
             unavailable=self.unavailable,
         )
 
-    def planned(self, *, kept: bool) -> Plan:
+    def planned(self, *, kept: bool) -> StudyPlan:
         """The tasks. kept: whether the folder is there, to keep fingerprints and the plan in."""
         plan = make_plan(self.study(), self.path if kept else None, download=True)
         unavailable = {**plan.unavailable, **self.unavailable, **self.left_out}
@@ -208,7 +208,7 @@ class _Run:
 
     def model(self, task: Task) -> Model:
         """The model of a trace task, which tasks will find loaded."""
-        context = Context(self.path, {}, self.models, self.folder.executions)
+        context = WorkContext(self.path, {}, self.models, self.folder.executions)
         return TraceWork.of(task).traced_model(context)
 
     def require_fitting(self, model: Model) -> None:
@@ -265,7 +265,7 @@ class _Run:
                 show_trace(reader, name, task)
         return write_outputs(reader)
 
-    def prepared(self, plan: Plan) -> Plan:
+    def prepared(self, plan: StudyPlan) -> StudyPlan:
         """The plan without what turns out not to be had here: timings of this machine, heads of its own."""
         before = dict(self.unavailable)
         for task, name in _in_order(plan):
@@ -297,7 +297,7 @@ class _Run:
         raw = task.kind == "trace" and "heads" not in task.needs and self.given is not None
         return WORDS[task.kind].format(workload) + (", read by the model's own head" if raw else "")
 
-    def write_so_far(self, reader: RunReader, plan: Plan, running: Task) -> None:
+    def write_so_far(self, reader: RunReader, plan: StudyPlan, running: Task) -> None:
         """Write the page of an unfinished run, unless a finished one is there."""
         if (self.path / SUMMARY_FILE).exists():
             return
@@ -314,7 +314,7 @@ class _Run:
             write_report(result, self.path)
 
 
-def _in_order(plan: Plan) -> Iterator[tuple[Task, str]]:
+def _in_order(plan: StudyPlan) -> Iterator[tuple[Task, str]]:
     """The tasks of every job in turn, each with the name of its workload ("" of none)."""
     names: dict[str, str] = {}
     for cell in plan.cells:

@@ -8,11 +8,11 @@ from typing import Any
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, printable
 from offramp.heads.exit_heads import ExitHeads
-from offramp.kit.defaults import DELTA, FLOORS, LOCAL, ROUNDS
+from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.kit.given_file import Source
 from offramp.report.formats import whole_percent
 from offramp.runs.request import DECODE_MINUTES, Run
-from offramp.studies.entries import AUTO, BYTES, NONE, OWN
+from offramp.studies.entries import AUTO, NONE, OWN
 from offramp.studies.study import INLINE, Study
 from offramp.studies.study_file import check_study
 from offramp.tracing.loading import ModelRequest

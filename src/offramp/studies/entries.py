@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,12 +39,14 @@ from offramp.models.source import looks_like_hub_id, split_revision
 from offramp.scoring.estimate import DRAWS_NEEDED, MOST_DRAWS
 from offramp.tracing.request import DEFAULT_TOKENS, FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS
 
+if TYPE_CHECKING:
+    pass
+
+
 NONE = "none"
 """The entry of an axis that leaves things as they are: no transform, no training, or the logit lens."""
 LEAGUE, TUNED = "league", "tuned"
 """Entries of the axis of policies that stand for a search instead of one policy."""
-BYTES = "bytes moved"
-"""The machine that counts bytes instead of seconds, for models that cannot be timed."""
 OWN = "own"
 """In the place of a workload that heads are fitted or exits trained on: whichever is traced through them."""
 AUTO = "auto"
@@ -58,7 +60,7 @@ MOST_THREADS = 1024
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 
-class Settings(Table):
+class StudySettings(Table):
     """The table [study]: what is the same for all cells.
 
     tokens: per workload. device: where models compute; "auto" is settled when the study is planned, as the
@@ -90,7 +92,7 @@ class Settings(Table):
     draws: Draws = DRAWS
 
 
-class Entry(Table):
+class AxisEntry(Table):
     """One entry of an axis; a text alone is its name.
 
     named_alike: keys that are the name too where they are not given.
@@ -109,7 +111,7 @@ class Entry(Table):
         return {**dict.fromkeys(cls.named_alike, value["name"]), **value}
 
 
-class ModelEntry(Entry):
+class ModelEntry(AxisEntry):
     """A model and the facts that comparisons need.
 
     source: bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may
@@ -149,7 +151,7 @@ class ModelEntry(Entry):
         return value
 
 
-class WorkloadEntry(Entry):
+class WorkloadEntry(AxisEntry):
     """A workload. source: as `--workload` takes it; paths are relative to the study file."""
 
     named_alike: ClassVar[tuple[str, ...]] = ("source",)
@@ -157,7 +159,7 @@ class WorkloadEntry(Entry):
     source: Text
 
 
-class HeadsEntry(Entry):
+class HeadsEntry(AxisEntry):
     """Exit heads: fitted on some workloads, given as a file, or "none", which is the logit lens.
 
     fit: names of the axis of workloads, or sources; "own" is the one that is traced. tokens, lens,
@@ -171,7 +173,7 @@ class HeadsEntry(Entry):
     file: Text | None = None
 
 
-class TrainingEntry(Entry):
+class TrainingEntry(AxisEntry):
     """Exits that are trained, those of a folder of `offramp exits train`, or "none": exits as they are.
 
     kind: "lens" or "block". at: exits below L, by default those of the study. steps, minutes: one of them, 20
@@ -192,7 +194,7 @@ class TrainingEntry(Entry):
     folder: Text | None = None
 
 
-class PolicyEntry(Entry):
+class PolicyEntry(AxisEntry):
     """A policy in its grammar, "league" or "tuned". kv, batch: how it is charged for."""
 
     named_alike: ClassVar[tuple[str, ...]] = ("policy",)
@@ -207,7 +209,7 @@ class PolicyEntry(Entry):
         return self.policy in (LEAGUE, TUNED)
 
 
-class TransformEntry(Entry):
+class TransformEntry(AxisEntry):
     """What is done to a model, step by step in this order; a name alone is the only step, or "none"."""
 
     steps: tuple[Text, ...] = ()
@@ -226,7 +228,7 @@ class TransformEntry(Entry):
         return "" if self.name == NONE else self.name
 
 
-class MachineEntry(Entry):
+class MachineEntry(AxisEntry):
     """A machine. source: "local", a built-in name, a .toml file relative to the study file, or "bytes moved",
     which counts bytes where nothing can be timed.
     """
@@ -236,7 +238,7 @@ class MachineEntry(Entry):
     source: Text
 
 
-class WorkEntry(Entry):
+class WorkEntry(AxisEntry):
     """Work of a kind that a plug-in brings, done on every row; its name is that of the kind.
 
     settings: fields of its class, in the place of what the study says or of their defaults.

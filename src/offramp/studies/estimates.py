@@ -170,7 +170,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """A model with what is done to it."""
 
     model: FoundModel

@@ -13,10 +13,10 @@ from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.studies.entries import HeadsEntry, PolicyEntry, TrainingEntry
-from offramp.studies.estimates import Variant
+from offramp.studies.estimates import ModelVariant
 from offramp.studies.found import Found, FoundWorkload
-from offramp.studies.steps import layers_left
 from offramp.studies.study import Study, placed
+from offramp.studies.study_file import layers_left
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME
 from offramp.tracing.request import DEFAULT_CONTEXT, Recording, parse_exits, parse_signals
 
@@ -54,7 +54,7 @@ class Fitness:
             )
 
     def check_row(
-        self, variant: Variant, workload: FoundWorkload, reader: HeadsEntry | TrainingEntry
+        self, variant: ModelVariant, workload: FoundWorkload, reader: HeadsEntry | TrainingEntry
     ) -> None:
         """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""
         self.check_steps(variant)
@@ -72,7 +72,7 @@ class Fitness:
             )
         self._check_heads(variant, reader)
 
-    def check_steps(self, variant: Variant) -> None:
+    def check_steps(self, variant: ModelVariant) -> None:
         """Refuse to leave out layers that a model lacks, and what its family does not allow."""
         place = self._place("transforms", variant.transform.name)
         model = variant.model
@@ -90,7 +90,7 @@ class Fitness:
 
     def check_policy(
         self,
-        variant: Variant,
+        variant: ModelVariant,
         entry: PolicyEntry,
         workload: FoundWorkload,
         reader: HeadsEntry | TrainingEntry,
@@ -107,13 +107,13 @@ class Fitness:
         read |= {"restricted_top1"} if policy.short_list else set()
         self._check_facts(policy, {*read, *policy.final_facts, *policy.document_facts} - recorded, location)
 
-    def check_combine(self, variant: Variant) -> None:
+    def check_combine(self, variant: ModelVariant) -> None:
         """Refuse exits, in combination with others, that the model lacks."""
         table = self.study.combine
         if table is not None and table.policy is not None:
             self._check_exits(variant, parse_policy(table.policy), ("combine", "policy"))
 
-    def _check_exits(self, variant: Variant, policy: ExitPolicy, location: Location) -> None:
+    def _check_exits(self, variant: ModelVariant, policy: ExitPolicy, location: Location) -> None:
         layers = variant.sizes.layers
         if layers is None:
             return
@@ -148,7 +148,7 @@ class Fitness:
                 fix=f"{add}, {LEAVE_OUT}",
             )
 
-    def _check_heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry) -> None:
+    def _check_heads(self, variant: ModelVariant, entry: HeadsEntry | TrainingEntry) -> None:
         """Refuse a training that does not fit a model, heads of another model or not of all exits traced."""
         heads, trains = self.found.heads[entry.name], isinstance(entry, TrainingEntry)
         axis, key = ("trainings", "folder") if trains else ("heads", "file")
@@ -166,7 +166,7 @@ class Fitness:
             if variant.sizes.layers is not None and not heads.given.holds_maps_alone:
                 _require_exits(heads.given, parse_exits(self.study.settings.exits, variant.sizes.layers))
 
-    def _check_training(self, variant: Variant, entry: TrainingEntry, place: int) -> None:
+    def _check_training(self, variant: ModelVariant, entry: TrainingEntry, place: int) -> None:
         """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
         from offramp.tracing.fitting.fit import check_short_list
         from offramp.training.recipe import make_recipe

@@ -17,18 +17,18 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove, sweep_temporary_files
 from offramp.kit.output_folder import OwnFiles
 from offramp.kit.sealed_file import SealedFile, is_laid_out
-from offramp.studies.fingerprints import FILE as FINGERPRINTS
-from offramp.studies.fingerprints import VALUES
 from offramp.studies.journal import Journal
 from offramp.studies.locks import ALIVE, holding, is_lock
 from offramp.studies.manifest import (
     APART,
     DAMAGED,
+    FINGERPRINTS,
     MANIFEST,
     RESULT,
     TRACE,
+    VALUES,
     Failure,
-    Manifest,
+    TaskManifest,
     check_files,
     files_of,
     read_failure,
@@ -39,7 +39,7 @@ from offramp.studies.manifest import (
 )
 from offramp.studies.manifest import FILE as MANIFEST_FILE
 from offramp.studies.run_start import RunStart
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.task import Task
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 
 
 FILE = SealedFile(
-    Plan,
+    StudyPlan,
     "{name}, the plan of what is done here, is damaged",
     "give the command again that made the folder: it plans anew, and keeps what is done",
     version=4,
@@ -111,7 +111,7 @@ class StudyFolder:
         """Whether a study or a run was begun here: something lies here as only they write it."""
         by_name = {PLAN, JOURNAL, FINGERPRINTS}
         return (
-            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(Plan)])
+            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(StudyPlan)])
             or is_laid_out(self.path / FINGERPRINTS, (VALUES,))
             or bool(self.journal.read().events)
             or any(name not in by_name for name in self.own_files())
@@ -179,7 +179,7 @@ class StudyFolder:
                 return path.parent
         return None
 
-    def _examine(self, kind: str, key: str, *, whole: bool) -> tuple[Manifest | None, list[str]]:
+    def _examine(self, kind: str, key: str, *, whole: bool) -> tuple[TaskManifest | None, list[str]]:
         """A task's manifest, if there is one, and what is wrong with it or with the files that it names."""
         folder = self.path / TASKS / kind / key
         try:
@@ -298,7 +298,7 @@ class StudyFolder:
 
     # --- the plan
 
-    def write_plan(self, plan: Plan) -> None:
+    def write_plan(self, plan: StudyPlan) -> None:
         """Keep a plan for whoever reads the folder later.
 
         Raises InputError if the folder cannot be made or written.
@@ -320,7 +320,7 @@ class StudyFolder:
                 fix="choose another folder with -o, or change its permissions",
             ) from error
 
-    def read_plan(self) -> Plan:
+    def read_plan(self) -> StudyPlan:
         """The plan that was last written here.
 
         Raises InputError if there is none; DamagedFileError if its bytes changed, or it is that of another

@@ -1,5 +1,4 @@
-"""What the names of a study stand for, as it is found here: models, workloads, machines and files of heads,
-without loading a weight."""
+"""What the names of a study stand for, found here without loading a weight, and kept beside the study."""
 
 from __future__ import annotations
 
@@ -7,18 +6,24 @@ import dataclasses
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import Machine, machine_fingerprint
-from offramp.errors import InputError, ModelError, WorkloadError
-from offramp.files import source_fingerprint
+from offramp.errors import DamagedFileError, InputError, ModelError, WorkloadError
+from offramp.files import (
+    canonical_json,
+    read_sealed_json,
+    sha256_of_text,
+    source_fingerprint,
+    write_sealed_json,
+)
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
-from offramp.kit.defaults import LOCAL
+from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.numbers import shown_size
 from offramp.kit.toml_lines import Location
 from offramp.models.checkpoint import (
@@ -47,7 +52,6 @@ from offramp.models.source import (
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
 from offramp.studies.entries import (
-    BYTES,
     FILE_SOURCES,
     NONE,
     OWN,
@@ -56,14 +60,76 @@ from offramp.studies.entries import (
     WorkloadEntry,
     exit_list,
 )
-from offramp.studies.fingerprints import Fingerprints, evidence_of
-from offramp.studies.steps import all_steps
+from offramp.studies.manifest import VALUES
 from offramp.studies.study import Study, placed, resolved
+from offramp.studies.study_file import all_steps
 from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.workloads.continued import split_continued
 from offramp.workloads.registry import describe_workloads, is_given, load_workload
 from offramp.workloads.standard_library import library_files
+
+Evidence = list[list[str | int]]
+"""Path, size, time of the last change (ns) and inode of some files."""
+
+
+class Fingerprints:
+    """Values by name, each with the evidence that it still holds.
+
+    path: where they are kept; None: in memory only. A file that cannot be read is as good as none.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._kept: dict[str, Any] = {} if path is None else _read(path)
+        self._changed = False
+
+    def get(self, name: str, evidence: Callable[[Any], Any], find: Callable[[], Any]) -> Any:
+        """The value kept under a name while the evidence for it is the same, else what `find` finds (JSON).
+
+        evidence: of a value, what it was found from (JSON). Raises what `find` and `evidence` raise.
+        """
+        kept = self._kept.get(name)
+        if isinstance(kept, dict) and kept.get("evidence") == _digest(evidence(kept.get("value"))):
+            return kept["value"]
+        value = find()
+        self._kept[name] = {"evidence": _digest(evidence(value)), "value": value}
+        self._changed = True
+        return value
+
+    def save(self) -> None:
+        """Write what was added, in one step. Raises OfframpError if the disk is full."""
+        if self._path is not None and self._changed:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_sealed_json(self._path, {VALUES: self._kept})
+            self._changed = False
+
+
+def evidence_of(paths: Iterable[Path]) -> Evidence:
+    """What tells that files are those that were read: all files below the folders among the paths, too."""
+    found: Evidence = []
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                facts = file.stat()
+                found.append([str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino])
+    return found
+
+
+def _digest(evidence: Any) -> str:
+    return sha256_of_text(canonical_json(evidence))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_sealed_json(path, _damaged)[VALUES])
+    except (OSError, DamagedFileError):  # there is none yet, or it changed: all of it can be found out again
+        return {}
+
+
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path.name}: {why}", where=str(path))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.kit.typed import Record
 from offramp.studies.task import Task
 
+FINGERPRINTS, VALUES = "fingerprints.json", "values"
+"""The file beside a plan that says what was found out about files, and its one entry."""
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
 """The manifest of a finished task one of whose files was found damaged; it vouches for nothing any more."""
@@ -34,7 +36,7 @@ name there is somebody's."""
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class TaskFile:
     """A finished file: its SHA-256 in hexadecimal and its size."""
 
     sha256: str
@@ -42,14 +44,14 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TaskManifest:
     """What a finished task left: its files by path relative to the task's folder. The rest is the task's."""
 
     kind: str
     key: str
     recipe: Mapping[str, Any]
     needs: Mapping[str, str]
-    files: Mapping[str, FileRecord]
+    files: Mapping[str, TaskFile]
 
 
 def study_file(record: type[Record], version: int | None = None) -> SealedFile[Record]:
@@ -62,7 +64,7 @@ def study_file(record: type[Record], version: int | None = None) -> SealedFile[R
     )
 
 
-FILE = study_file(Manifest, version=1)
+FILE = study_file(TaskManifest, version=1)
 
 
 def write_manifest(folder: Path, task: Task) -> None:
@@ -73,15 +75,15 @@ def write_manifest(folder: Path, task: Task) -> None:
     files = {}
     for path in files_of(folder):
         flush(path)
-        record = FileRecord(sha256_of_file(path), path.stat().st_size)
+        record = TaskFile(sha256_of_file(path), path.stat().st_size)
         files[path.relative_to(folder).as_posix()] = record
     for below in sorted({(folder / name).parent for name in files} - {folder}):
         sync_folder(below)  # the task's own is flushed with the manifest
     remove(folder / DAMAGED)
-    FILE.write(folder / MANIFEST, Manifest(task.kind, task.key, task.recipe, task.needs, files))
+    FILE.write(folder / MANIFEST, TaskManifest(task.kind, task.key, task.recipe, task.needs, files))
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> TaskManifest | None:
     """The manifest of a task's folder, None if the task is not finished.
 
     Raises DamagedFileError if its bytes are not those that were written.
@@ -95,7 +97,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise FILE.damaged(folder, "it is a file, not the folder of a task") from error
 
 
-def check_files(folder: Path, manifest: Manifest, *, whole: bool) -> list[str]:
+def check_files(folder: Path, manifest: TaskManifest, *, whole: bool) -> list[str]:
     """What is wrong with a finished task's files, one sentence a file; none if nothing is.
 
     whole: whether to read every byte of every file; else only sizes, and the bytes of the result.

@@ -29,27 +29,26 @@ from offramp.studies.entries import (
     TransformEntry,
     exit_list,
 )
-from offramp.studies.estimates import Variant, room_of, sizes_of
-from offramp.studies.fingerprints import FILE, Fingerprints
+from offramp.studies.estimates import ModelVariant, room_of, sizes_of
 from offramp.studies.fitness import Fitness
-from offramp.studies.found import Found, FoundWorkload, find_everything
-from offramp.studies.steps import accelerations_of, combined_steps, steps_of, text_of
-from offramp.studies.study import Plan, Study, StudyFile
-from offramp.studies.task import AXES, Cell, Job, Task
+from offramp.studies.found import Fingerprints, Found, FoundWorkload, find_everything
+from offramp.studies.manifest import FINGERPRINTS
+from offramp.studies.study import Study, StudyFile, StudyPlan
+from offramp.studies.study_file import accelerations_of, combined_steps, steps_of, text_of
+from offramp.studies.task import AXES, StudyCell, StudyJob, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import HeadsWork
 from offramp.studies.work.inputs import ModelUsed, PricedWork, measured_on
 from offramp.studies.work.profile import ProfileWork
-from offramp.studies.work.registry import works
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.training import TrainingWork
-from offramp.studies.work.work import FILLED, Work, settings_of
+from offramp.studies.work.work import FILLED, Work, settings_of, works
 from offramp.tracing.request import parse_signals
 
 
-def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[Job, ...]:
+def jobs_of(tasks: Mapping[str, Task], names: Mapping[str, str], threads: int) -> tuple[StudyJob, ...]:
     """Jobs in an order in which each comes after what it needs: timings of the machine, heads, traces with
     all that is made of one, certificates, and what is timed in decoding.
 
@@ -88,10 +87,10 @@ def _shared(task: Task) -> str:
     return task.key
 
 
-def _job(tasks: Sequence[Task], names: Mapping[str, str], threads: int) -> Job:
+def _job(tasks: Sequence[Task], names: Mapping[str, str], threads: int) -> StudyJob:
     own = {task.key for task in tasks}
     needs = dict.fromkeys(key for task in tasks for key in task.needs.values() if key not in own)
-    return Job(
+    return StudyJob(
         name=names[tasks[0].key],
         tasks=tuple(tasks),
         needs=tuple(needs),
@@ -101,7 +100,7 @@ def _job(tasks: Sequence[Task], names: Mapping[str, str], threads: int) -> Job:
     )
 
 
-def make_plan(study: Study, folder: Path | None = None, *, download: bool = False) -> Plan:
+def make_plan(study: Study, folder: Path | None = None, *, download: bool = False) -> StudyPlan:
     """Lay a study out. Nothing is run and no weight is loaded.
 
     folder: the study's own, where fingerprints of files are kept from one plan to the next; None: nowhere.
@@ -110,7 +109,7 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
     Raises InputError, with the line, for what the study names and is not there, does not fit together, or is
     there twice; OfframpError if the disk is full.
     """
-    fingerprints = Fingerprints(None if folder is None else folder / FILE)
+    fingerprints = Fingerprints(None if folder is None else folder / FINGERPRINTS)
     try:
         found = find_everything(study, fingerprints, download=download)
     finally:
@@ -119,7 +118,7 @@ def make_plan(study: Study, folder: Path | None = None, *, download: bool = Fals
     expansion.expand()
     jobs = jobs_of(expansion.tasks, expansion.names, study.settings.threads)
     path = study.path
-    return Plan(
+    return StudyPlan(
         _planned(study, found),
         tuple(expansion.cells.values()),
         jobs,
@@ -145,7 +144,7 @@ RAW = HeadsEntry(name=NONE)
 class _Row:
     """A model on a workload through some heads or trained exits: what one trace is of."""
 
-    variant: Variant
+    variant: ModelVariant
     workload: FoundWorkload
     reader: HeadsEntry | TrainingEntry
 
@@ -160,12 +159,14 @@ class _Row:
         reader = () if self.reader.name == NONE else (self.reader.name,)
         return " · ".join((self.variant.name, self.workload.entry.name, *reader))
 
-    def cell(self, kind: str, *, policy: str = "", machine: str = "") -> Cell:
+    def cell(self, kind: str, *, policy: str = "", machine: str = "") -> StudyCell:
         """A cell of it, whose task is not known yet."""
         reader = "" if self.reader.name == NONE else self.reader.name
         heads, training = ("", reader) if self.trained else (reader, "")
         model, transform = self.variant.model.entry.name, self.variant.transform.label
-        return Cell(kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training)
+        return StudyCell(
+            kind, "", model, transform, self.workload.entry.name, heads, policy, machine, training
+        )
 
 
 class Expansion:
@@ -181,7 +182,7 @@ class Expansion:
         self.found = found
         self.fitness = Fitness(study, found)
         self.fitness.check_contexts()
-        self.cells: dict[str, Cell] = {}
+        self.cells: dict[str, StudyCell] = {}
         self.tasks: dict[str, Task] = {}
         self.names: dict[str, str] = {}
         self.excluded = [exclude.model_dump(exclude_none=True) for exclude in study.exclude]
@@ -253,7 +254,7 @@ class Expansion:
         raw = dataclasses.replace(row, reader=RAW)
         return self.add(self.trace(row.variant, row.workload, None), f"trace {raw.name}")
 
-    def row_cells(self, row: _Row) -> Iterator[Cell]:
+    def row_cells(self, row: _Row) -> Iterator[StudyCell]:
         """What there is to know about a row: its score, each policy on each machine, and its decoding."""
         yield row.cell("score")
         kinds = {LEAGUE: "league", TUNED: "tune" if self.study.certify is None else "certify"}
@@ -273,7 +274,7 @@ class Expansion:
             if not priced:
                 yield row.cell(entry.name)
 
-    def task_of(self, cell: Cell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
+    def task_of(self, cell: StudyCell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant, workload, roles = row.variant, row.workload, works()[cell.kind].roles()
         machine = next((one for one in self.study.machines if one.name == cell.machine), self.decoded_on)
@@ -312,12 +313,12 @@ class Expansion:
             variant = self.variant(model.name, UNTRANSFORMED)
             for workload in self.study.workloads:
                 found = self.found.workloads[workload.name]
-                cell = Cell("combine", "", model.name, workload=workload.name, machine=LOCAL)
+                cell = StudyCell("combine", "", model.name, workload=workload.name, machine=LOCAL)
                 if self.wanted(cell):
                     self.fitness.check_combine(variant)
                     self.add_cell(cell, self.combine(variant, found), variant.name)
 
-    def wanted(self, cell: Cell) -> bool:
+    def wanted(self, cell: StudyCell) -> bool:
         """Whether no exclude matches a cell."""
         names = {key: getattr(cell, key) for key in ("kind", *AXES)}
         if cell.kind != "combine":
@@ -335,7 +336,7 @@ class Expansion:
         self.names.setdefault(task.key, name)
         return self.tasks.setdefault(task.key, task)
 
-    def add_cell(self, cell: Cell, task: Task, name: str) -> None:
+    def add_cell(self, cell: StudyCell, task: Task, name: str) -> None:
         """Keep a cell with its task. Raises InputError if another cell has the same task."""
         self.add(task, f"{cell.kind} {name}")
         cell = dataclasses.replace(cell, task=task.key)
@@ -343,7 +344,7 @@ class Expansion:
             self.refuse_twin(self.cells[task.key], cell)
         self.cells[task.key] = cell
 
-    def refuse_twin(self, first: Cell, second: Cell) -> None:
+    def refuse_twin(self, first: StudyCell, second: StudyCell) -> None:
         """Raise the error for two cells that ask for one and the same, at the name in which they differ."""
         location: Location = ()
         for key, axis in AXES.items():
@@ -365,18 +366,20 @@ class Expansion:
         axes = (study.models, study.transforms, study.workloads, study.readers)
         return DELTA / math.prod(map(len, axes))
 
-    def variant(self, model: str, transform: TransformEntry) -> Variant:
+    def variant(self, model: str, transform: TransformEntry) -> ModelVariant:
         """A model of the study with what an entry of the axis does to it."""
         steps = steps_of(transform)
         found = self.found.models[model]
-        return Variant(found, transform, steps, sizes_of(self.study, found, steps))
+        return ModelVariant(found, transform, steps, sizes_of(self.study, found, steps))
 
-    def trace(self, variant: Variant, workload: FoundWorkload, heads: Task | None) -> Task:
+    def trace(self, variant: ModelVariant, workload: FoundWorkload, heads: Task | None) -> Task:
         """A trace. heads: that it is read through, None for the logit lens."""
         signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
         return self.made(TraceWork, variant, workload, {"heads": heads}, asked={"signals": signals})
 
-    def heads(self, variant: Variant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload) -> Task:
+    def heads(
+        self, variant: ModelVariant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload
+    ) -> Task:
         """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
         them.
         """
@@ -402,7 +405,7 @@ class Expansion:
     def of_row(
         self,
         kind: str,
-        variant: Variant,
+        variant: ModelVariant,
         workload: FoundWorkload,
         needs: Mapping[str, Task | None],
         on: MachineEntry,
@@ -439,7 +442,7 @@ class Expansion:
             ) from error
         return task
 
-    def combine(self, variant: Variant, workload: FoundWorkload) -> Task:
+    def combine(self, variant: ModelVariant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""
         table = self.study.combine
         assert table is not None, "asked for with a table [combine] only"
@@ -460,7 +463,7 @@ class Expansion:
     def made(
         self,
         kind: type[Work[Any]],
-        variant: Variant,
+        variant: ModelVariant,
         workload: FoundWorkload | None = None,
         needs: Mapping[str, Task | None] | None = None,
         *,
@@ -502,7 +505,7 @@ class Expansion:
         work = dataclasses.replace(work, sources=lie)
         return work.task(work.cost(variant.sizes), blocked, made_of)
 
-    def _model(self, variant: Variant, others: Sequence[Transform] = ()) -> ModelUsed:
+    def _model(self, variant: ModelVariant, others: Sequence[Transform] = ()) -> ModelUsed:
         """Which model it is. others: transforms that are tried on it beside those of the variant."""
         identity, entry = variant.model.identity, variant.model.entry
         measuring = measured_on([*variant.steps, *others])
@@ -515,7 +518,7 @@ class Expansion:
             measured_on=tuple(self.found.measuring[source].used for source in measuring),
         )
 
-    def _why_not(self, variant: Variant) -> str | None:
+    def _why_not(self, variant: ModelVariant) -> str | None:
         """Why a model cannot be had here with what is done to it, None if it can."""
         unfit = (self.found.unfit[text] for text in variant.texts if text in self.found.unfit)
         measuring = (self.found.measuring[source] for source in measured_on(variant.steps))

@@ -1,9 +1,20 @@
-"""Running one job: its tasks in order, each once, whichever process comes first."""
+"""Running one job: its tasks in order, each once, whichever process comes first.
+
+The process that does it is `python -m offramp.studies.runner FOLDER NAME`. The job comes as one line of JSON
+on standard input, which stays open for as long as the engine lives: when it closes, the process ends at once,
+so that nothing is computed for an engine that is gone. The outcome goes to standard output as JSON; whatever
+libraries print goes to standard error, which is the job's log.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import signal
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -12,12 +23,13 @@ from pathlib import Path
 from typing import Literal
 
 from offramp.errors import DamagedFileError, DiskFullError, OfframpError, is_out_of_memory
-from offramp.files import disk_full, is_disk_full
+from offramp.files import disk_full, is_disk_full, parse_json
+from offramp.kit.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
-from offramp.studies.locks import holding, machine_held
+from offramp.studies.locks import holding, machine_held, start_beating
 from offramp.studies.manifest import Failure
-from offramp.studies.task import Job, Task
-from offramp.studies.work.context import Context, ModelCache
+from offramp.studies.task import StudyJob, Task
+from offramp.studies.work.work import ModelCache, WorkContext
 
 Fate = Literal["done", "failed", "busy", "waiting"]
 """What became of a task in a job: waiting means for one that it needs; busy, that another process has it."""
@@ -43,7 +55,7 @@ class JobOutcome:
     stopped: Failure | None = None
 
 
-def run_job(job: Job, folder: StudyFolder) -> JobOutcome:
+def run_job(job: StudyJob, folder: StudyFolder) -> JobOutcome:
     """Run what is left of a job in this process; a failed task is recorded, and left alone.
 
     Nothing heavy is imported before the locks are held. A full disk ends the job, as its outcome says.
@@ -98,7 +110,7 @@ def _try(
     started = time.monotonic()
     own = folder.start(task)
     try:
-        context = Context(own, inputs, models, folder.executions, task.recipe, progress=watched)
+        context = WorkContext(own, inputs, models, folder.executions, task.recipe, progress=watched)
         _work(task, context)
         folder.finish(task, time.monotonic() - started)
     except TASK_ERRORS as error:
@@ -114,8 +126,8 @@ def _try(
     return "done"
 
 
-def _work(task: Task, context: Context) -> None:
-    from offramp.studies.work.registry import perform
+def _work(task: Task, context: WorkContext) -> None:
+    from offramp.studies.work.work import perform
 
     perform(task, context)
 
@@ -148,3 +160,47 @@ def _shown(filename: str) -> str:
     parts = Path(filename).parts
     places = [index for index, part in enumerate(parts) if part in ("site-packages", "src")]
     return "/".join(parts[places[-1] + 1 :]) if places else Path(filename).name
+
+
+ORPHANED = 3
+"""The exit code of a worker whose engine is gone."""
+
+
+def main() -> None:
+    """Run the job that standard input holds, in the study's folder that the command line names.
+
+    The second argument is the worker's name: what it touches while it lives has it.
+    """
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Ctrl-C reaches every process of a terminal; the engine decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    job = from_json(StudyJob, parse_json(_read_line()))
+    threading.Thread(target=_end_with_engine, daemon=True).start()
+    folder = StudyFolder(Path(sys.argv[1]))
+    start_beating(folder.alive_path(sys.argv[2]))
+    outcome = run_job(job, folder)
+    with os.fdopen(answer, "w") as file:
+        json.dump(to_json(outcome), file)
+
+
+def _read_line() -> bytes:
+    """The first line of standard input; unbuffered, since a thread goes on reading."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1 << 16)
+        if not part:
+            os._exit(ORPHANED)
+        line += part
+    return bytes(line)
+
+
+def _end_with_engine() -> None:
+    """End the process when standard input closes, whatever else runs in it."""
+    while os.read(0, 1):
+        pass
+    os._exit(ORPHANED)
+
+
+if __name__ == "__main__":
+    main()

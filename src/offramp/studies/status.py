@@ -18,7 +18,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.locks import holder, is_held, silent_seconds
 from offramp.studies.manifest import Failure
-from offramp.studies.study import Plan
+from offramp.studies.study import StudyPlan
 from offramp.studies.task import Task
 
 
@@ -37,7 +37,7 @@ class TimeLeft:
 class Pace:
     """How long tasks take, by what finished ones of the same kind took on clocks that only go forward."""
 
-    def __init__(self, plan: Plan, events: Sequence[Event]) -> None:
+    def __init__(self, plan: StudyPlan, events: Sequence[Event]) -> None:
         took: dict[str, float] = {}
         for event in events:
             if event.event == "finished" and event.task in plan.tasks:
@@ -65,7 +65,7 @@ class Pace:
 
 
 def time_left(
-    plan: Plan, ahead: Collection[str], running: Collection[str], events: Sequence[Event], workers: int
+    plan: StudyPlan, ahead: Collection[str], running: Collection[str], events: Sequence[Event], workers: int
 ) -> TimeLeft:
     """How long the tasks `ahead` will take, less what those that are `running` have run.
 
@@ -121,7 +121,9 @@ class Status:
     problems: tuple[str, ...]
 
 
-def status_of(plan: Plan, folder: StudyFolder, *, verify: bool = False, workers: int | None = None) -> Status:
+def status_of(
+    plan: StudyPlan, folder: StudyFolder, *, verify: bool = False, workers: int | None = None
+) -> Status:
     """Where the study of a plan stands in a folder.
 
     verify: read every byte of every finished task first; what is damaged is then to be done again. workers:
@@ -156,7 +158,7 @@ class Standing:
     can be, running: of the former.
     """
 
-    def __init__(self, plan: Plan, folder: StudyFolder) -> None:
+    def __init__(self, plan: StudyPlan, folder: StudyFolder) -> None:
         self.states: dict[str, State] = {}
         self.reasons: dict[str, str] = {}
         self.ahead: set[str] = set()
@@ -207,7 +209,7 @@ def _reason(task: Task, hindrance: Task) -> str:
     return f"it needs a {hindrance.kind} task that cannot be run here: {hindrance.blocked}"
 
 
-def _verify(plan: Plan, folder: StudyFolder) -> list[str]:
+def _verify(plan: StudyPlan, folder: StudyFolder) -> list[str]:
     """What is wrong with the bytes of finished tasks, one sentence a file."""
     return [
         f"{task.kind} task {task.key[:12]}: {problem}"
@@ -216,7 +218,7 @@ def _verify(plan: Plan, folder: StudyFolder) -> list[str]:
     ]
 
 
-def _stalled(plan: Plan, folder: StudyFolder, running: Iterable[str]) -> list[str]:
+def _stalled(plan: StudyPlan, folder: StudyFolder, running: Iterable[str]) -> list[str]:
     """Running tasks whose processes show no sign of life, one sentence each."""
     found = []
     for task in (plan.tasks[key] for key in running):
@@ -235,7 +237,7 @@ def _counts(states: Iterable[State]) -> dict[State, int]:
     return {state: counted[state] for state in STATES}
 
 
-def _workers(plan: Plan) -> int:
+def _workers(plan: StudyPlan) -> int:
     """Jobs that the cores at hand can run at a time."""
     threads = max((job.threads for job in plan.jobs), default=1)
     return max(1, len(os.sched_getaffinity(0)) // threads)
@@ -248,7 +250,7 @@ def _apart_problems(tasks: int) -> list[str]:
     return [f"{counted} in the folder that the study does not name (any more): kept, and not shown"]
 
 
-def study_file_problems(plan: Plan) -> list[str]:
+def study_file_problems(plan: StudyPlan) -> list[str]:
     """Whether the study's file is still the one that the plan was made of, in a sentence if not."""
     file = plan.file
     if file is None:

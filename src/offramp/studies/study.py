@@ -1,5 +1,4 @@
-"""The study file: its axes and settings, read from TOML with the line of every error; and the study as it is
-planned."""
+"""The study file, its axes and settings, with the line of every error; and the study as it is planned."""
 
 from __future__ import annotations
 
@@ -31,17 +30,21 @@ from offramp.studies.entries import (
     MachineEntry,
     ModelEntry,
     PolicyEntry,
-    Settings,
+    StudySettings,
     TrainingEntry,
     TransformEntry,
     WorkEntry,
     WorkloadEntry,
 )
-from offramp.studies.task import Cell, Job, Task
+from offramp.studies.task import StudyCell, StudyJob, Task
 
 WHAT = "study file"
+
+
 INLINE = Path("offramp run")
 """In the place of a study's file: it was put together by a command."""
+
+
 TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "heads", "machines": "hardware"}
 """The command's option behind a table of the study; those behind keys of [study] have the key's name."""
 
@@ -53,7 +56,7 @@ class Study(Table):
         "pairs": "move them to a file of their own, and give it to experiments/claims/pairs.py --pairs FILE"
     }
 
-    settings: Settings = Field(alias="study")
+    settings: StudySettings = Field(alias="study")
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
     heads: tuple[HeadsEntry, ...] = Field(default=(HeadsEntry(name=NONE),), min_length=1)
@@ -149,7 +152,7 @@ class StudyFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included).
 
     study: as it was planned, its models with the sizes that their files say. jobs: in an order in which each
@@ -160,8 +163,8 @@ class Plan:
     """
 
     study: Study
-    cells: tuple[Cell, ...]
-    jobs: tuple[Job, ...]
+    cells: tuple[StudyCell, ...]
+    jobs: tuple[StudyJob, ...]
     unavailable: Mapping[str, str] = dataclasses.field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     documents: Mapping[str, int | None] = dataclasses.field(default_factory=dict)

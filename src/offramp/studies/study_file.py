@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from offramp.commands import LAB_MOVED
 from offramp.costs.hardware import find_machine
 from offramp.errors import InputError, ModelError
 from offramp.kit.arguments import settled
-from offramp.kit.defaults import LOCAL
-from offramp.kit.given_file import did_you_mean, read_toml
+from offramp.kit.defaults import (
+    BYTES,
+    LOCAL,
+)
+from offramp.kit.given_file import (
+    did_you_mean,
+    read_toml,
+)
 from offramp.kit.rules import Worth
 from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
@@ -19,28 +25,27 @@ from offramp.models.devices import DtypeName, find_device
 from offramp.models.process import parse_size
 from offramp.models.shape import DTYPES
 from offramp.models.transforms.prune import Prune
+from offramp.models.transforms.transform import TRANSFORMS, Transform, parse_transform, parse_transforms
 from offramp.policies.grammar import parse_policy
 from offramp.policies.names import StrategyName
 from offramp.studies.entries import (
     AUTO,
-    BYTES,
     FILE_SOURCES,
     LEAGUE,
     NONE,
     OWN,
     TUNED,
-    Entry,
+    AxisEntry,
+    Combine,
     HeadsEntry,
     TrainingEntry,
     TransformEntry,
 )
-from offramp.studies.steps import accelerations_of, all_steps, steps_of
 from offramp.studies.study import WHAT, Study, placed, resolved
 from offramp.studies.task import AXES
 from offramp.studies.work.inputs import measured_on
-from offramp.studies.work.registry import works
-from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of
-from offramp.timing.accelerations import EXITS, SPECULATE
+from offramp.studies.work.work import FILLED, OWN_KINDS, settings_of, works
+from offramp.timing.accelerations import DECODERS, EXITS, SPECULATE
 from offramp.tracing.asked import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
@@ -49,6 +54,60 @@ from offramp.workloads.registry import describe_workloads, is_given
 
 CELLS = ("score", "replay", "league", "tune", "certify", "decode", "combine")
 """Kinds of the cells that tables of the file ask for."""
+
+
+def steps_of(entry: TransformEntry) -> tuple[Transform, ...]:
+    """The transforms of an entry, in order. Raises InputError for a text that is none, or one given twice."""
+    return parse_transforms(entry.steps)
+
+
+def layers_left(layers: int, steps: Iterable[Transform], model: str) -> int:
+    """How many layers a model keeps. Raises InputError for layers that it does not have, or all of them."""
+    for step in steps:
+        if isinstance(step, Prune):
+            step.check_depth(layers, model)
+            layers -= step.count
+    return layers
+
+
+def accelerations_of(combine: Combine) -> tuple[str | Transform, ...]:
+    """What is combined: ways to decode by name, and transforms.
+
+    Raises InputError for one that is unknown or given twice.
+    """
+    found = tuple(text if text in DECODERS else _acceleration(text) for text in combine.accelerations)
+    texts = [text_of(one) for one in found]
+    for place, text in enumerate(texts):
+        if text in texts[:place]:
+            raise InputError(f"{text} is given twice", fix="give it once")
+    return found
+
+
+def text_of(acceleration: str | Transform) -> str:
+    """As it is asked for."""
+    return acceleration if isinstance(acceleration, str) else acceleration.text
+
+
+def combined_steps(combine: Combine) -> tuple[Transform, ...]:
+    """The transforms among what is combined."""
+    return tuple(one for one in accelerations_of(combine) if not isinstance(one, str))
+
+
+def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
+    """Every transform that a study names, with its place in the file."""
+    for place, entry in enumerate(study.transforms):
+        for step in steps_of(entry):
+            yield step, ("transforms", place)
+    if study.combine is not None:
+        for step in combined_steps(study.combine):
+            yield step, ("combine", "accelerations")
+
+
+def _acceleration(text: str) -> Transform:
+    kind = text.partition(":")[0]
+    if kind not in TRANSFORMS:
+        raise InputError(f"unknown acceleration {text!r}", fix=did_you_mean(kind, (*DECODERS, *TRANSFORMS)))
+    return parse_transform(text)
 
 
 def check_study(study: Study) -> None:
@@ -249,8 +308,8 @@ def check_large(study: Study) -> None:
         )
 
 
-def _entries(study: Study, axis: str) -> Sequence[Entry]:
-    entries: Sequence[Entry] = getattr(study, axis)
+def _entries(study: Study, axis: str) -> Sequence[AxisEntry]:
+    entries: Sequence[AxisEntry] = getattr(study, axis)
     return entries
 
 

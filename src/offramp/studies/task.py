@@ -40,7 +40,7 @@ class TaskCost:
 class Task:
     """One piece of work with one result, which every cell that needs it shares.
 
-    kind: a name of `offramp.studies.work.registry.WORKS`. recipe: everything that changes the result (JSON):
+    kind: a name of `offramp.studies.work.work.WORKS`. recipe: everything that changes the result (JSON):
     fingerprints, sizes, seed, threads, code and library versions; and nothing that does not, such as the
     names that the study gives. needs: keys of tasks whose results it reads, by role ("trace", "heads",
     "profile", "league"). exclusive: whether it takes timings, and so runs alone.
@@ -65,7 +65,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One combination of a study's axes by the names that its file gives, and the task that answers it.
 
     kind: its task's. An axis that does not matter for the kind (the machine of a score) is "".
@@ -95,7 +95,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """Tasks that one process runs, in order, because they share what is expensive (a model, a trace).
 
     needs: keys of tasks in other jobs that must be done first. threads: of torch. memory_bytes: at the peak.

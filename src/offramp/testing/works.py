@@ -15,9 +15,7 @@ from offramp.kit.arguments import checked
 from offramp.studies.estimates import Sizes
 from offramp.studies.manifest import RESULT, files_of
 from offramp.studies.task import Task, TaskCost
-from offramp.studies.work.context import Context, ModelCache
-from offramp.studies.work.registry import perform
-from offramp.studies.work.work import Work
+from offramp.studies.work.work import ModelCache, Work, WorkContext, perform
 
 KNOWN = Sizes(4, 4, 1e6, 64, 6400, 4e6, models=1, threads=1, tokens=1000)
 UNKNOWN = Sizes(None, None, None, None, None, None, models=1, threads=1, tokens=1000)
@@ -61,7 +59,7 @@ def _check_runs(work: Work[Any], task: Task, inputs: Mapping[str, Path], place: 
     for name in ("first", "second", "first"):
         folder = place / name
         folder.mkdir(exist_ok=True)
-        context = Context(folder, inputs, ModelCache(), place / "executions", task.recipe)
+        context = WorkContext(folder, inputs, ModelCache(), place / "executions", task.recipe)
         perform(task, context, kind)
         left.append({path.relative_to(folder): path.read_bytes() for path in files_of(folder)})
         written = {path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}

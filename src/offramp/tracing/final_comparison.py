@@ -23,7 +23,7 @@ from offramp.models.devices import float64_device
 _GRAM_ROWS = 8192
 
 
-class Comparison(NamedTuple):
+class FinalComparison(NamedTuple):
     """Between z of an exit and z_L, float32 [rows].
 
     expected: sum_v p_L(v) z(v). cosine, centred_cosine: z and z_L. shuffled_cosine: z and a partner's z_L.
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 class Comparer(Protocol):
     """Holds the final exit of a group of tokens, and compares other exits of the same tokens with it."""
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> FinalComparison:
         """Statistics of some rows of the group at an exit: their states [rows, features] and head output.
 
         output: None at the final exit, where it is not at hand; it is computed again if it is needed. head:
@@ -144,7 +144,7 @@ class LinearComparer:
         self._final_mean = final @ gram.mean
         self._partner = partner
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> FinalComparison:
         """Statistics of some rows; neither `output` nor `head` is needed."""
         wide = with_bias_feature(states)
         size = self.gram.vocabulary_size
@@ -158,7 +158,7 @@ class LinearComparer:
             other_square = self._final_square[tokens] + size * self._final_mean[tokens].square()
             return cosine(dot, raw_square, other_square)
 
-        return Comparison(
+        return FinalComparison(
             expected=torch.linalg.vecdot(self.expected_weight[rows], wide),
             cosine=raw_cosine(rows),
             centred_cosine=cosine(centred_dot, square, self._final_square[rows]),
@@ -182,7 +182,7 @@ class DirectComparer:
         self._rows: slice | None = None
         self._final = self._partners_final = final_states.new_empty(0)
 
-    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> Comparison:
+    def compare(self, states: Tensor, output: Tensor | None, rows: slice, head: Head) -> FinalComparison:
         """Statistics of some rows, from their head output [rows, padded vocabulary]."""
         output = head.exact_output(states) if output is None else output
         z = head.transform(output[:, : head.vocabulary_size]).clone()
@@ -197,7 +197,7 @@ class DirectComparer:
         centred_final = final - torch.where(known, final, 0.0).sum(-1, keepdim=True) / count
         centred = _masked_cosine(centred_z, centred_final)
         shuffled = _masked_cosine(z, partners_final)
-        return Comparison(expected, raw, centred, shuffled)
+        return FinalComparison(expected, raw, centred, shuffled)
 
     def _final_of(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Logits at exit L of some rows and of their partners."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DELTA, FLOORS, LOCAL, SEED, WORTH
+from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, SEED, WORTH
 from offramp.kit.numbers import Share, Whole
 from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
@@ -21,7 +21,7 @@ from offramp.tuning.bounds import documents_needed
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, speed_over, unmeasured
 from offramp.tuning.pool import Pool, ScoredPolicy, SearchEvidence, require_policies
-from offramp.tuning.pricing import BYTES, Pricing, pricing_of
+from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
 from offramp.tuning.verdict import TOO_FEW, Decision, Speed, Verdict, decide

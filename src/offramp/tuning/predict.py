@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import DELTA, SEED
+from offramp.kit.defaults import BYTES, DELTA, SEED
 from offramp.kit.numbers import Count, Whole
 from offramp.policies.binding import base_of, check_same_maps, require_base
 from offramp.policies.charge import Units, run_of
@@ -32,7 +32,7 @@ from offramp.tuning.bounds import documents_needed, two_sided_limits
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import Floor, FloorAnswer
 from offramp.tuning.held_out import HeldOut, group_losses, measure, measure_in_lockstep
-from offramp.tuning.pricing import BYTES, Pricing, pricing_of
+from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.splits import require_disjoint, seen_documents, traced
 from offramp.tuning.tuned import ShiftRow, Tuned, is_tuned_file, read_tuned, shift_rows
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from offramp.costs.machine import Machine
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.kit.defaults import BYTES
 from offramp.kit.typed import to_json
 from offramp.policies.cost_breakdown import Gain, Item, PriceAt, Usage, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions, output_part
@@ -33,9 +34,6 @@ from offramp.scoring.documents import DocumentRows
 from offramp.tracing.trace import Trace
 
 Shares = NDArray[np.float64]
-
-BYTES = "bytes moved"
-"""The name of the machine where no machine is given: cost is then counted in bytes."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from offramp.kit.defaults import LOCAL, MAIN_FLOOR
+from offramp.kit.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
-from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FloorStanding, Tuned
 from offramp.tuning.verdict_words import CONTRADICTED, missing_of, settled_reason
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from offramp.kit.defaults import BYTES
 from offramp.policies.figures import NEVER, PLAIN_DECODING
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
@@ -13,7 +14,6 @@ from offramp.tuning.bounds import OUT_OF_TIME
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import NATS, REFERENCE, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
-from offramp.tuning.pricing import BYTES
 from offramp.tuning.splits import fewest_documents
 from offramp.tuning.tuned import Grounds, Tuned, faster_lossless
 

@@ -21,15 +21,14 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import Failure
-from offramp.studies.study import Plan, Study
-from offramp.studies.task import Cell, Job, Task
+from offramp.studies.study import Study, StudyPlan
+from offramp.studies.task import StudyCell, StudyJob, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
 from offramp.studies.work.code import code_of
-from offramp.studies.work.context import Context, ModelCache
-from offramp.studies.work.decode import DecodedChoice, Decoding
+from offramp.studies.work.decode import DecodedChoice, DecodingResult
 from offramp.studies.work.league import Ranking
-from offramp.studies.work.registry import perform, works
 from offramp.studies.work.trace import TextSize, write_text_sizes
+from offramp.studies.work.work import ModelCache, WorkContext, perform, works
 from offramp.timing.answers import answer_of
 from offramp.timing.results import BenchResult, Contender, Counted
 from offramp.tracing.trace import Trace
@@ -43,7 +42,7 @@ WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
 MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
 FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
 
-UNDECODED = Decoding(None, why_nothing="no policy of the ranking exits")
+UNDECODED = DecodingResult(None, why_nothing="no policy of the ranking exits")
 """The result of a decode task whose ranking exits nowhere."""
 
 
@@ -52,7 +51,7 @@ class StudyCase:
 
     def __init__(self, path: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = StudyFolder(path)
-        self.cells: list[Cell] = []
+        self.cells: list[StudyCell] = []
         self.tasks: dict[str, Task] = {}
         self.traces: dict[Path, Trace] = {}
         for module in (certify, decode, league, replay, score, tune):
@@ -70,11 +69,11 @@ class StudyCase:
             }
         )
 
-    def add(self, cell: Cell | None, task: Task) -> Task:
+    def add(self, cell: StudyCell | None, task: Task) -> Task:
         """Plan a task, and the cell that shows it."""
         self.tasks[task.key] = task
         if cell is not None:
-            self.cells.append(Cell(**{**asdict(cell), "task": task.key}))
+            self.cells.append(StudyCell(**{**asdict(cell), "task": task.key}))
         return task
 
     def task(self, kind: str, recipe: Mapping[str, Any], *, needs: Mapping[str, Task] | None = None) -> Task:
@@ -87,7 +86,7 @@ class StudyCase:
         """Run a task, or write a given result."""
         folder = self.folder.start(task)
         needed = {key: self.folder.task_folder(self.tasks[key]) for key in task.needs.values()}
-        context = Context(folder, needed, ModelCache(), folder / "executions", task.recipe)
+        context = WorkContext(folder, needed, ModelCache(), folder / "executions", task.recipe)
         if result is None:
             perform(task, context)
         else:
@@ -97,7 +96,7 @@ class StudyCase:
     def write(self) -> Path:
         """Write the plan; the folder."""
         self.folder.write_plan(
-            Plan(self.study(), tuple(self.cells), (Job("all", tuple(self.tasks.values())),))
+            StudyPlan(self.study(), tuple(self.cells), (StudyJob("all", tuple(self.tasks.values())),))
         )
         return self.folder.path
 
@@ -132,7 +131,7 @@ class StudyCase:
         for kind in kinds:
             policy, recipe = recipes[kind]
             machine = "" if kind == "score" else MACHINE
-            cell = Cell(kind, "", **axes, policy=policy, machine=machine)
+            cell = StudyCell(kind, "", **axes, policy=policy, machine=machine)
             task = self.add(cell, self.task(kind, {**recipe, "row": list(axes.values())}, needs=needs))
             self.finish(task)
             if kind == "league":
@@ -182,7 +181,7 @@ def bench_result(*defects: str) -> BenchResult:
     )
 
 
-def decoding(*defects: str) -> Decoding:
+def decoding(*defects: str) -> DecodingResult:
     """What a decode task leaves."""
     kept = Estimate(0.97)
     judged = FreeRunning(kept, kept, kept, kept, kept, prompts=4, new_tokens=64)
@@ -201,7 +200,7 @@ def decoding(*defects: str) -> Decoding:
         )
         for name, exit in (("fast", 4), ("slow", 5), ("none", 3))
     )
-    return Decoding(bench_result(*defects), chosen, characters_per_token=3.0)
+    return DecodingResult(bench_result(*defects), chosen, characters_per_token=3.0)
 
 
 def league_entry(
@@ -253,16 +252,18 @@ def whole_study(path: Path, patch: pytest.MonkeyPatch) -> StudyCase:
     needs = {"trace": traces["alpha", "prose"], "league": league_task(case, 0.9, POLICY)}
     decode = case.task("decode", {"floor": 0.9}, needs=needs)
     case.finish(
-        case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), to_json(decoding())
+        case.add(StudyCell("decode", "", "alpha", workload="prose", machine="local"), decode),
+        to_json(decoding()),
     )
     needs = {"trace": traces["alpha", "code"], "league": league_task(case, 0.95, "never")}
     nothing = case.task("decode", {"floor": 0.95}, needs=needs)
     case.finish(
-        case.add(Cell("decode", "", "alpha", workload="code", machine="local"), nothing), to_json(UNDECODED)
+        case.add(StudyCell("decode", "", "alpha", workload="code", machine="local"), nothing),
+        to_json(UNDECODED),
     )
     combined = to_json(combined_result({"plain": 60.0, "int8": 40.0}))
     combine = case.task("combine", {"accelerations": ["int8"]})
-    case.finish(case.add(Cell("combine", "", "alpha", workload="code"), combine), {"combined": combined})
+    case.finish(case.add(StudyCell("combine", "", "alpha", workload="code"), combine), {"combined": combined})
     _add_undone(case)
     case.write()
     return case
@@ -272,9 +273,9 @@ def _add_undone(case: StudyCase) -> None:
     """A cell that failed, one that needs a failed task, one that cannot be run, one that was not yet run."""
     bad = case.add(None, case.task("trace", {"model": "broken"}))
     case.folder.fail(bad, Failure("the weights are gone"))
-    case.add(Cell("score", "", "alpha", "broken", "prose"), case.task("score", {}, needs={"trace": bad}))
-    failed = case.add(Cell("score", "", "alpha", "failed", "prose"), case.task("score", {"draws": 1}))
+    case.add(StudyCell("score", "", "alpha", "broken", "prose"), case.task("score", {}, needs={"trace": bad}))
+    failed = case.add(StudyCell("score", "", "alpha", "failed", "prose"), case.task("score", {"draws": 1}))
     case.folder.fail(failed, Failure("too few draws"))
     blocked = Task("score", {"draws": 2}, blocked="it is not on this machine")
-    case.add(Cell("score", "", "alpha", "absent", "prose"), blocked)
-    case.add(Cell("score", "", "alpha", "later", "prose"), case.task("score", {"draws": 3}))
+    case.add(StudyCell("score", "", "alpha", "absent", "prose"), blocked)
+    case.add(StudyCell("score", "", "alpha", "later", "prose"), case.task("score", {"draws": 3}))

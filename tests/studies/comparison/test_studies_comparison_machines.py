@@ -15,7 +15,7 @@ from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.comparison.results import Comparison, FloorOn
 from offramp.studies.comparison.study_reading import StudyReader, read_study_folder
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Cell
+from offramp.studies.task import StudyCell
 
 FAST = {"processor": "fast", "cores": 4, "threads": 2, "torch": "2.0"}
 SLOW = {**FAST, "processor": "slow"}
@@ -40,7 +40,7 @@ class Studies:
             needs["profile"] = case.add(None, case.task("profile", {"machine": machine}))
             case.finish(needs["profile"], {})
         league = case.task("league", recipe, needs=needs)
-        cell = Cell("league", "", "alpha", workload="prose", policy="league", machine=name)
+        cell = StudyCell("league", "", "alpha", workload="prose", policy="league", machine=name)
         case.finish(
             case.add(cell, league), league_result(league_entry(0.95, "static:exit=4", speedup=speedup))
         )
@@ -107,5 +107,5 @@ def test_a_machine_that_only_decoded_is_told_by_its_facts(
     """So in every run on a profile: nothing was timed on this machine but what was decoded."""
     case = StudyCase(tmp_path / "study", monkeypatch)
     decode = case.task("decode", {"machine": FAST})
-    case.finish(case.add(Cell("decode", "", "alpha", workload="prose", machine="local"), decode), {})
+    case.finish(case.add(StudyCell("decode", "", "alpha", workload="prose", machine="local"), decode), {})
     assert StudyReader(StudyFolder(case.write())).machines() == {"local": "fast, 2 threads"}

@@ -11,16 +11,15 @@ from combine_cases import combined_result
 from comparison_examples import answer, decided
 from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.equality import require_equal, without_twins
+from offramp.studies.comparison.equality import require_equal, with_shared_names, without_twins
 from offramp.studies.comparison.results import (
     Comparison,
     ModelFacts,
     Place,
     Row,
-    Strategy,
+    StrategyResult,
 )
-from offramp.studies.comparison.shared_names import with_shared_names
-from offramp.studies.comparison.validity import validity_of
+from offramp.studies.comparison.savings import validity_of
 
 NOTHING = Estimate(None, undefined="not looked at")
 
@@ -29,11 +28,11 @@ def content(*rows: Row, title: str = "title", **fields: Any) -> Comparison:
     return Comparison(title, "", rows, **fields)
 
 
-def strategy(model: str, workload: str, machine: str = "local") -> Strategy:
+def strategy(model: str, workload: str, machine: str = "local") -> StrategyResult:
     place = Place(model, workload, "", machine)
     figures = dict.fromkeys(("agreement", "skip_ratio", "net_speedup"), NOTHING)
     where = {"place": place, "family": "f", "floor": None, "basis": "predicted"}
-    return Strategy(policy=StaticExit(1), kv="propagate", **where, **figures)
+    return StrategyResult(policy=StaticExit(1), kv="propagate", **where, **figures)
 
 
 def test_one_text_of_two_names_is_put_together() -> None:

@@ -31,22 +31,20 @@ from offramp.kit.typed import finite_json
 from offramp.models.shape import ModelShape
 from offramp.scoring.estimate import Estimate
 from offramp.scoring.scoring import score
-from offramp.studies.comparison.results import Comparison, Row, Strategy
-from offramp.studies.comparison.strategies import (
+from offramp.studies.comparison.results import Comparison, Row, StrategyResult
+from offramp.studies.comparison.study_reading import (
+    TRACE,
     Finished,
+    StudyReader,
     credit_of,
     decoded_strategies,
     floor_of,
     measured_speedups,
-)
-from offramp.studies.comparison.study_reading import (
-    TRACE,
-    StudyReader,
     model_fingerprint,
     read_study_folder,
 )
-from offramp.studies.task import Cell, Task
-from offramp.studies.work.decode import Decoding
+from offramp.studies.task import StudyCell, Task
+from offramp.studies.work.decode import DecodingResult
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.results import LOOKUP, Cluster, Contender
 from offramp.tracing.manifest import Manifest, write_manifest
@@ -70,7 +68,7 @@ def trace_of(case: StudyCase, row: Row) -> Trace:
     return case.traces[Path(row.trace_folder or "").parent]
 
 
-def strategies_of(content: Comparison, row: Row, basis: str = "predicted") -> list[Strategy]:
+def strategies_of(content: Comparison, row: Row, basis: str = "predicted") -> list[StrategyResult]:
     return [
         one
         for one in content.strategies
@@ -101,7 +99,7 @@ def test_models_are_described_as_the_study_does(content: Comparison) -> None:
 
 def test_a_model_with_fewer_layers_has_not_the_parameters_of_its_file(case: StudyCase) -> None:
     reader = StudyReader(case.folder)
-    cell = Cell("score", "", "alpha", "pruned", "prose")
+    cell = StudyCell("score", "", "alpha", "pruned", "prose")
     for layers, parameters in ((None, 1e9), (6, 1e9), (8, None)):
         reader.models["alpha"] = reader.models["alpha"].model_copy(update={"layers": layers})
         assert reader.traced_facts(cell, 6).parameters == parameters
@@ -197,7 +195,7 @@ def test_results_of_an_older_offramp_are_refused_with_what_to_do(
     case.add_row("alpha", "prose", trace, ("score",))
     decode = case.task("decode", {"floor": 0.9}, needs={"trace": trace})
     case.finish(
-        case.add(Cell("decode", "", "alpha", workload="prose"), decode), {"bench": {"validity": "VALID"}}
+        case.add(StudyCell("decode", "", "alpha", workload="prose"), decode), {"bench": {"validity": "VALID"}}
     )
     case.write()
     with pytest.raises(InputError, match="decode results are those of an older offramp") as caught:
@@ -206,9 +204,9 @@ def test_results_of_an_older_offramp_are_refused_with_what_to_do(
     assert caught.value.where == str(case.folder.path)
 
 
-def decoded(result: Decoding) -> Finished:
+def decoded(result: DecodingResult) -> Finished:
     """A decode cell at a floor of 0.9."""
-    cell = Cell("decode", "", "alpha", workload="prose", machine="local")
+    cell = StudyCell("decode", "", "alpha", workload="prose", machine="local")
     return Finished(cell, Task("decode", {"floor": 0.9}), result)
 
 
@@ -229,7 +227,7 @@ def test_what_was_timed_beside_all_that_needs_no_exits_has_its_credit() -> None:
 
 
 @pytest.mark.parametrize("result", [decoding(), decoding(*BROKEN), UNDECODED])
-def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: Decoding) -> None:
+def test_where_the_league_chose_never_to_exit_nothing_is_saved(result: DecodingResult) -> None:
     """Whatever slower policies that exit were decoded: as by prediction, its choice is what counts."""
     entries = [league_entry(0.9, "never"), league_entry(0.9, POLICY, chosen=False)]
     assert measured_speedups(decoded(result), entries) == {floor(0.9): 1.0}
@@ -294,7 +292,7 @@ def test_a_damaged_result_is_no_row_and_is_said(tmp_path: Path) -> None:
         case = StudyCase(tmp_path / "study", patch)
         for workload in WORKLOADS:
             trace = case.trace_task("alpha", workload, 0.4, bytes_per_token=4)
-            cell = Cell("score", "", "alpha", workload=workload)
+            cell = StudyCell("score", "", "alpha", workload=workload)
             case.finish(case.add(cell, case.task("score", {"draws": 40, "seed": 0}, needs={"trace": trace})))
         case.write()
     path = next((case.folder.path / "tasks" / "score").glob("*/result.json"))

@@ -10,8 +10,8 @@ from comparison_examples import answer, decided, models, row
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.estimate import Estimate
-from offramp.studies.comparison.results import Place, Row, Strategy, TrainedSaving
-from offramp.studies.comparison.trained import trained_savings
+from offramp.studies.comparison.results import Place, Row, StrategyResult, TrainedSaving
+from offramp.studies.comparison.savings import trained_savings
 from offramp.studies.work.heads import Training
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
@@ -36,9 +36,9 @@ def rows(trained: Tuned, *untrained: Tuned) -> list[Row]:
     return [*raw, replace(of_trained, verdicts=verdicts)]
 
 
-def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str = "") -> Strategy:
+def strategy(basis: str, policy: str, speed: float, seconds: float, answer: str = "") -> StrategyResult:
     """Of the trained row on this machine."""
-    return Strategy(
+    return StrategyResult(
         place=Place("gpt2", "prose", "block", "local"),
         family="x",
         policy=parse_policy(policy),
@@ -59,13 +59,13 @@ PREDICTED = strategy("predicted", POLICY, 1.25, 0.04)
 PLAIN = strategy("measured", "never", 1.0, 0.05)
 
 
-def timed(speed: float, credit: float | None = None) -> Strategy:
+def timed(speed: float, credit: float | None = None) -> StrategyResult:
     """The policy by the stopwatch. credit: over the best decoder without exits, None: plain decoding."""
     found = strategy("measured", POLICY, speed, 0.05 / speed)
     return replace(found, credit=Estimate(speed if credit is None else credit))
 
 
-def only(found: list[Row], *strategies: Strategy) -> TrainedSaving:
+def only(found: list[Row], *strategies: StrategyResult) -> TrainedSaving:
     (one,) = trained_savings(found, strategies)
     return one
 

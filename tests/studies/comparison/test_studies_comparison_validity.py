@@ -11,7 +11,7 @@ from scipy import stats
 
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.results import Row, ScoreValidity
-from offramp.studies.comparison.validity import validity_of
+from offramp.studies.comparison.savings import validity_of
 
 PLACE = floor(0.95)
 NAMES = ("saturation_skip", "composite")

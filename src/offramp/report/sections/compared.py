@@ -26,8 +26,8 @@ from offramp.report.strategies import believed, fastest, replayed
 from offramp.report.table import NOTHING, Cell, Column, Table, reasons
 from offramp.scoring.estimate import BASES_NEEDED, Estimate
 from offramp.studies.comparison.equality import per_byte_notes
-from offramp.studies.comparison.results import Comparison, Place, Row, ScoreValidity, Strategy
-from offramp.studies.comparison.validity import independent
+from offramp.studies.comparison.results import Comparison, Place, Row, ScoreValidity, StrategyResult
+from offramp.studies.comparison.savings import independent
 
 FACETS: dict[str, str] = {
     "model": "Model",
@@ -111,24 +111,24 @@ def _models(rows: Sequence[Row]) -> Markup:
 
 
 @dataclass(frozen=True)
-class Workload:
+class ComparedText:
     """What was traced of a text."""
 
     name: str
     rows: tuple[Row, ...]
 
 
-def workloads_of(rows: Sequence[Row]) -> list[Workload]:
+def workloads_of(rows: Sequence[Row]) -> list[ComparedText]:
     """Every text with its traces."""
     names = distinct([row.workload for row in rows])
-    return [Workload(name, tuple(row for row in rows if row.workload == name)) for name in names]
+    return [ComparedText(name, tuple(row for row in rows if row.workload == name)) for name in names]
 
 
 def _counts(counts: Sequence[int]) -> str:
     return " or ".join(f"{count:,}" for count in sorted(set(counts)))
 
 
-WORKLOADS: Table[Workload] = Table(
+WORKLOADS: Table[ComparedText] = Table(
     (
         Column("Workload", lambda text: text.name),
         Column(
@@ -189,10 +189,10 @@ def nll(row: Row) -> float | None:
     return None if curve is None else float(curve[-1])
 
 
-Places = dict[Place, list[Strategy]]
+Places = dict[Place, list[StrategyResult]]
 
 
-def with_characters(strategies: Sequence[Strategy]) -> Places:
+def with_characters(strategies: Sequence[StrategyResult]) -> Places:
     """The strategies whose characters per second are known, by place."""
     places: Places = {}
     for strategy in strategies:

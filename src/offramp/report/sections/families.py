@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from offramp.kit.defaults import BYTES
 from offramp.policies.short_names import short_name
 from offramp.report.drawing import Scale, label, line, marker, nice_step
 from offramp.report.formats import (
@@ -24,7 +25,6 @@ from offramp.report.plots import Bar, draw_bar
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
 from offramp.report.words import credit_sentence, credits_of, reference_line
-from offramp.tuning.pricing import BYTES
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import from_main
 
@@ -36,7 +36,7 @@ LABEL_GAP = 40.0
 
 
 @dataclass(frozen=True)
-class Part:
+class BalancePart:
     """A stretch of a bar. cost: as a share of plain decoding's. colour: 0 to 5."""
 
     name: str
@@ -54,7 +54,7 @@ class Balance:
 
     name: str
     saved: float
-    spent: tuple[Part, ...]
+    spent: tuple[BalancePart, ...]
     change: float
     low: float | None = None
     high: float | None = None
@@ -63,7 +63,7 @@ class Balance:
     def bars(self) -> list[Bar]:
         """What is saved to the left of plain decoding, what is spent to the right."""
         bars, start = [], -self.saved
-        for part in (Part("saved by leaving early", self.saved, 0), *self.spent):
+        for part in (BalancePart("saved by leaving early", self.saved, 0), *self.spent):
             said = f"{part.name}: {percent(part.cost)} of plain decoding"
             bars.append(Bar(start, start + part.cost, said, part.colour))
             start += part.cost
@@ -234,14 +234,14 @@ def balance_of(entry: RankedPolicy) -> Balance | None:
     rest = sum(part.cost for part in parts if part.name not in ON_TOP)
     spent = [part for part in parts if part.name in ON_TOP and part.cost > 0]
     if rest > 1:  # for example a linear lens before the head
-        spent.insert(0, Part("heavier head and the rest", rest - 1, 2))
+        spent.insert(0, BalancePart("heavier head and the rest", rest - 1, 2))
     low, high = (1 / end - 1 if end else None for end in (speed.high, speed.low))
     return Balance(
         entry.family, max(1 - rest, 0.0), tuple(spent), 1 / speed.value - 1, low, high, not entry.reachable
     )
 
 
-def parts_of(entry: RankedPolicy) -> tuple[Part, ...]:
+def parts_of(entry: RankedPolicy) -> tuple[BalancePart, ...]:
     """The parts of a token's time, plain decoding's time = 1; probes and all else where no more is known."""
     seconds = entry.seconds_per_token.value
     if not entry.net_speedup.value or not seconds:
@@ -255,7 +255,7 @@ def parts_of(entry: RankedPolicy) -> tuple[Part, ...]:
     for part, drawn in PARTS.items():
         if part in known:
             shown[drawn] = shown.get(drawn, 0.0) + scale * known[part]
-    return tuple(Part(name, time, colour) for (name, colour), time in shown.items())
+    return tuple(BalancePart(name, time, colour) for (name, colour), time in shown.items())
 
 
 def summary_of(reachable: Sequence[RankedPolicy], floor: float, counted: str) -> str:

@@ -33,7 +33,7 @@ from offramp.report.formats import (
 from offramp.report.html import fragment
 from offramp.report.names import distinct
 from offramp.report.next_step import next_step
-from offramp.report.plots import PANEL, Axis, Plot, ReferenceLine, Series
+from offramp.report.plots import PANEL, Axis, Plot, PlotSeries, ReferenceLine
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import Way, best_without_exits, kept_text, ways_by_text, with_interval
@@ -314,10 +314,10 @@ def _series(
     shape: int,
     found: list[tuple[Way, Estimate[float], Estimate[float]]],
     letters: dict[str, str],
-) -> Series:
+) -> PlotSeries:
     """The points of one kind, with their intervals as lines."""
     ends = [_ends(speed) for _, _, speed in found]
-    return Series(
+    return PlotSeries(
         name,
         np.array([kept.value for _, kept, _ in found]),
         np.array([speed.value for _, _, speed in found]),

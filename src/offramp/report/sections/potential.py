@@ -39,7 +39,7 @@ EMPHASIS, PUBLISHED = (1, 3), (1, 4)
 
 
 @dataclass(frozen=True)
-class Figure:
+class ShownFigure:
     """A figure of a card with its name."""
 
     name: str
@@ -56,16 +56,16 @@ class Figure:
         return "" if self.reach is None else range_text(*map(self.number, self.reach))
 
 
-def _value(figure: Figure) -> Cell:
+def _value(figure: ShownFigure) -> Cell:
     estimate = figure.estimate
     return Cell("undefined" if estimate.value is None else figure.number(estimate.value), value=estimate)
 
 
-def _limits(figure: Figure) -> str:
+def _limits(figure: ShownFigure) -> str:
     return interval_text(figure.estimate.low, figure.estimate.high, figure.number) or "none"
 
 
-FIGURES: Table[Figure] = Table(
+FIGURES: Table[ShownFigure] = Table(
     (
         Column("Figure", lambda figure: figure.name),
         Column("Value", _value, numeric=True),
@@ -77,21 +77,21 @@ FIGURES: Table[Figure] = Table(
 """Figures with their intervals, or with the reason why one has none."""
 
 
-def component_figures(card: ScoreCard) -> list[Figure]:
+def component_figures(card: ScoreCard) -> list[ShownFigure]:
     """The three components, the composite, and the study's literal calibration."""
     return [
-        Figure("Representation quality", card.representation, reach=(0.0, card.ceiling)),
-        Figure("Information increment", card.increment),
-        Figure("Calibration", card.calibration),
-        Figure("Calibration, as the study words it", card.literal_calibration),
-        Figure("Composite of the first three", card.composite, look=EMPHASIS),
+        ShownFigure("Representation quality", card.representation, reach=(0.0, card.ceiling)),
+        ShownFigure("Information increment", card.increment),
+        ShownFigure("Calibration", card.calibration),
+        ShownFigure("Calibration, as the study words it", card.literal_calibration),
+        ShownFigure("Composite of the first three", card.composite, look=EMPHASIS),
     ]
 
 
-def eas_figures(card: ScoreCard) -> list[Figure]:
+def eas_figures(card: ScoreCard) -> list[ShownFigure]:
     """EAS by similarity, between floor and ceiling."""
     return [
-        Figure(
+        ShownFigure(
             f"EAS, {variant.similarity.replace('_', ' ')} similarity, α {variant.alpha:g}",
             variant.score,
             reach=None
@@ -102,20 +102,20 @@ def eas_figures(card: ScoreCard) -> list[Figure]:
     ]
 
 
-def oracle_figures(card: ScoreCard) -> list[Figure]:
+def oracle_figures(card: ScoreCard) -> list[ShownFigure]:
     """The layers that oracles skip at 100 % agreement, and the time that this could save at most."""
     return [
-        Figure("First-match oracle at 100 %", card.first_match_skip, percent),
-        Figure("Saturation oracle at 100 %", card.saturation_skip, percent),
-        Figure("First match at 100 %, as time", card.time_ceiling_first_match, percent),
-        Figure("Saturation at 100 %, as time", card.time_ceiling_saturation, percent),
+        ShownFigure("First-match oracle at 100 %", card.first_match_skip, percent),
+        ShownFigure("Saturation oracle at 100 %", card.saturation_skip, percent),
+        ShownFigure("First match at 100 %, as time", card.time_ceiling_first_match, percent),
+        ShownFigure("Saturation at 100 %, as time", card.time_ceiling_saturation, percent),
     ]
 
 
-def readings_figures(readings: PairedReadings) -> list[Figure]:
+def readings_figures(readings: PairedReadings) -> list[ShownFigure]:
     """What the model's own head reads beside what fitted heads read, in the order of a chart."""
     return [
-        Figure(
+        ShownFigure(
             f"{words.partition(' ')[0]}, {side}",
             getattr(reading, name),
             decimal,
@@ -127,16 +127,18 @@ def readings_figures(readings: PairedReadings) -> list[Figure]:
     ]
 
 
-def gained_figures(readings: PairedReadings) -> list[Figure]:
+def gained_figures(readings: PairedReadings) -> list[ShownFigure]:
     """What lies between both readings."""
-    gained = [Figure(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES]
-    return [*gained, Figure("Share of the distance closed", readings.closed, percent)]
+    gained = [
+        ShownFigure(f"{words}, gained", getattr(readings.gained, name)) for words, name in COMPONENT_NAMES
+    ]
+    return [*gained, ShownFigure("Share of the distance closed", readings.closed, percent)]
 
 
-def card_figures(card: ScoreCard) -> list[Figure]:
+def card_figures(card: ScoreCard) -> list[ShownFigure]:
     """What `offramp score` shows of a card."""
     kept = card.reference_agreement
-    original = [] if kept is None else [Figure("Full model agrees with the original one", kept, percent)]
+    original = [] if kept is None else [ShownFigure("Full model agrees with the original one", kept, percent)]
     return [*component_figures(card), *eas_figures(card), *original, *oracle_figures(card)]
 
 
@@ -171,7 +173,7 @@ def components_section(workload: WorkloadResult) -> Markup:
     return fragment("run", "components", "" if cost is None else said, figures, card.notes)
 
 
-def figure_row(figure: Figure) -> PlotRow:
+def figure_row(figure: ShownFigure) -> PlotRow:
     """One figure as a row; an undefined one has words and no point."""
     estimate = figure.estimate
     if estimate.value is None:
@@ -185,11 +187,11 @@ def figure_row(figure: Figure) -> PlotRow:
 def _drawn(
     name: str,
     note: str,
-    figures: Sequence[Figure],
+    figures: Sequence[ShownFigure],
     axis: tuple[float, float] | None = (0.0, 1.0),
     number: NumberFormat = "{:g}".format,
     *,
-    also: Sequence[Figure] = (),
+    also: Sequence[ShownFigure] = (),
     title: str = "",
     caption: str = "",
 ) -> Markup:
@@ -210,7 +212,7 @@ def component_figure(card: ScoreCard) -> Markup:
         f"{decimal(card.ceiling)}. That the composite predicts time saved is not shown by this page: that "
         "takes many models."
     )
-    information = Figure("Information in the final layer, nats", card.initial_information)
+    information = ShownFigure("Information in the final layer, nats", card.initial_information)
     name = "Components of the suitability score"
     return _drawn(name, note, component_figures(card), also=[information], title="Components")
 
@@ -236,7 +238,9 @@ def eas_figure(card: ScoreCard) -> Markup:
     )
     why = "the study publishes no interval"
     published = [
-        Figure(f"{other.model}, published", Estimate(other.eas, no_interval=why), decimal, look=PUBLISHED)
+        ShownFigure(
+            f"{other.model}, published", Estimate(other.eas, no_interval=why), decimal, look=PUBLISHED
+        )
         for other in sorted(PUBLISHED_EAS, key=lambda score: -score.eas)
     ]
     figures, caption = [*eas_figures(card), *published], f"EAS; published values from {STUDY}"
@@ -249,7 +253,7 @@ def oracle_figure(workload: WorkloadResult) -> Markup:
     figures = oracle_figures(card)
     if verdict is not None:
         name = f"Best policy at {whole_percent(verdict.floor)}, replayed"
-        figures.append(Figure(name, verdict.skip_ratio, percent, look=EMPHASIS))
+        figures.append(ShownFigure(name, verdict.skip_ratio, percent, look=EMPHASIS))
     note = (
         "Share of layers skipped by an oracle that knows the full model's answer, at 100 % agreement: a "
         "policy that may change some answers can skip more. First match is the most that can be skipped "

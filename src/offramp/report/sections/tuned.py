@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from offramp.kit.defaults import BYTES
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.short_names import short_name
 from offramp.report.formats import (
@@ -27,7 +28,6 @@ from offramp.report.table import Cell, Column, Table
 from offramp.report.words import machine_name
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import REFERENCE, Floor
-from offramp.tuning.pricing import BYTES
 from offramp.tuning.tuned import FrontPoint, Tuned
 from offramp.tuning.verdict_words import ALONE
 

@@ -14,12 +14,15 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import read_sealed_json, sha256_of_text
 from offramp.kit.typed import finite_json
 from offramp.scoring.card import STUDY
-from offramp.studies.comparison.equality import per_byte_notes, require_equal, without_twins
+from offramp.studies.comparison.equality import (
+    per_byte_notes,
+    require_equal,
+    with_shared_names,
+    without_twins,
+)
 from offramp.studies.comparison.results import Comparison
-from offramp.studies.comparison.shared_names import with_shared_names
+from offramp.studies.comparison.savings import trained_savings, validity_of
 from offramp.studies.comparison.study_reading import read_study_folder
-from offramp.studies.comparison.trained import trained_savings
-from offramp.studies.comparison.validity import validity_of
 from offramp.studies.folder import PLAN, StudyFolder
 
 STUDY_TITLE = "The Diminishing Returns of Early-Exit Decoding in Modern LLMs"

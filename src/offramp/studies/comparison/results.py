@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from offramp.policies.figures import PolicyOutcome
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.heads import Training
-from offramp.studies.work.score import Scored
+from offramp.studies.work.score import ScoredTrace
 from offramp.timing.results import CombineResult
 from offramp.tuning.floor import Floor
 from offramp.tuning.tuned import Tuned
@@ -63,7 +63,7 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(Scored):
+class Row(ScoredTrace):
     """One trace of the comparison, as it was scored: a model (transformed or not) on a workload through some
     heads, those of trained exits among them.
 
@@ -116,7 +116,7 @@ NOT_TIMED = Estimate(None, undefined="it was not timed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategy(PolicyOutcome):
+class StrategyResult(PolicyOutcome):
     """One policy (or a family's best member) on one row of the comparison.
 
     Its speed is over the fastest plain decoder; its gain is by prices also where the whole was timed.
@@ -208,7 +208,7 @@ class Comparison:
     title: str
     description: str
     rows: tuple[Row, ...]
-    strategies: tuple[Strategy, ...] = ()
+    strategies: tuple[StrategyResult, ...] = ()
     trained: tuple[TrainedSaving, ...] = ()
     validity: tuple[ScoreValidity, ...] = ()
     combined: tuple[CombineResult, ...] = ()

@@ -13,54 +13,19 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import InputError
 from offramp.kit.typed import from_json, to_json
-from offramp.studies.engines.backlog import Backlog, MemoryLimit
-from offramp.studies.engines.engine import EngineOptions
-from offramp.studies.engines.process import WORKER, Ending, WorkerProcess
+from offramp.studies.engines.engine import Ending, EngineOptions, MemoryLimit, StudyEngine
+from offramp.studies.engines.local import WorkerProcess
 from offramp.studies.folder import StudyFolder
-from offramp.studies.task import Job
+from offramp.studies.task import StudyJob
 
 CONNECT_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class RayEngine:
-    """Processes on the nodes of a Ray cluster. program: that Python runs as a worker."""
-
-    program: Sequence[str] = WORKER
-    name: str = "ray"
-
-    def run(
-        self,
-        jobs: Sequence[Job],
-        folder: StudyFolder,
-        options: EngineOptions,
-        on_change: Callable[[], None],
-    ) -> None:
-        """Run the jobs until every task is done, has failed, or waits for one that has (see `Engine`).
-
-        Raises InputError if Ray is not installed, there is no cluster at the address, or a node does not see
-        the study's folder.
-        """
-        backlog = Backlog(jobs, folder, retry=options.retry, stall_seconds=options.stall_seconds)
-        if backlog.finished():
-            # A cluster takes seconds to start.
-            return
-        with connected(options.address) as ray:
-            nodes = Nodes.of_cluster(ray)
-            backlog.fail_unfit(nodes.limit)
-            with Submissions(ray, nodes, folder, self.program, options.stall_seconds) as submissions:
-                backlog.work_off(
-                    submissions,
-                    lambda job: options.workers is None or len(submissions.running) < options.workers,
-                    on_change,
-                )
 
 
 @dataclass(frozen=True)
@@ -79,19 +44,15 @@ class Nodes:
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         return cls(alive, ray.get_runtime_context().get_node_id())
 
-    def _for(self, job: Job) -> list[Mapping[str, float]]:
+    def _for(self, job: StudyJob) -> list[Mapping[str, float]]:
         """Where a job may run: timings, which are of this machine, nowhere else."""
         return [self.resources[self.own]] if job.exclusive else list(self.resources.values())
 
-    def memory_bytes(self, job: Job) -> int:
+    def memory_bytes(self, job: StudyJob) -> int:
         """The memory of the largest node on which a job may run."""
         return int(max(node.get("memory", 0) for node in self._for(job)))
 
-    def limit(self, job: Job) -> MemoryLimit:
-        """The memory that a job can have at most."""
-        return MemoryLimit(self.memory_bytes(job), "the largest node for it has")
-
-    def options(self, job: Job) -> dict[str, Any]:
+    def options(self, job: StudyJob) -> dict[str, Any]:
         """What Ray is to give a job. More threads than any node has cores take all cores of one."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -109,30 +70,37 @@ class Nodes:
 class Submissions:
     """The jobs that Ray has now, running or waiting for room. At the end of the block they are cancelled."""
 
-    def __init__(
-        self, ray: Any, nodes: Nodes, folder: StudyFolder, program: Sequence[str], stall_seconds: float
-    ) -> None:
+    def __init__(self, ray: Any, folder: StudyFolder, program: Sequence[str], options: EngineOptions) -> None:
         self._ray = ray
-        self._nodes = nodes
+        self._nodes = Nodes.of_cluster(ray)
         # Ray itself would retry for ever what runs out of memory; the backlog counts instead.
         self._remote = ray.remote(max_retries=0)(run_on_node)
         self._arguments = (str(folder.path.resolve()), folder.journal.append("run", engine="ray").number)
         self._program = tuple(program)
-        self._stall_seconds = stall_seconds
-        self._waiting: dict[Any, Job] = {}
+        self._options = options
+        self._waiting: dict[Any, StudyJob] = {}
 
     @property
     def running(self) -> set[str]:
         """Keys of the jobs that Ray has."""
         return {job.key for job in self._waiting.values()}
 
-    def start(self, job: Job) -> None:
+    def limit(self, job: StudyJob) -> MemoryLimit:
+        """The memory that a job can have at most."""
+        return MemoryLimit(self._nodes.memory_bytes(job), "the largest node for it has")
+
+    def may_start(self, job: StudyJob) -> bool:
+        """Whether a job may be handed to Ray, which knows what has room."""
+        most = self._options.workers
+        return most is None or len(self.running) < most
+
+    def start(self, job: StudyJob) -> None:
         """Hand a job to Ray."""
         remote = self._remote.options(**self._nodes.options(job))
-        asked = (to_json(job), *self._arguments, self._program, self._stall_seconds)
+        asked = (to_json(job), *self._arguments, self._program, self._options.stall_seconds)
         self._waiting[remote.remote(*asked)] = job
 
-    def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
+    def wait(self, seconds: float) -> list[tuple[StudyJob, Ending]]:
         """Wait until a job ends, or for so many seconds; the jobs that have ended, and how."""
         if not self._waiting:
             time.sleep(seconds)
@@ -162,6 +130,23 @@ class Submissions:
             self._ray.cancel(reference, force=True)
 
 
+class RayEngine(StudyEngine):
+    """Processes on the nodes of a Ray cluster."""
+
+    name = "ray"
+
+    @contextlib.contextmanager
+    def workers(self, folder: StudyFolder, options: EngineOptions) -> Iterator[Submissions]:
+        """The nodes of the cluster. Raises InputError if Ray is not installed, there is no cluster at the
+        address, or, in waiting, a node does not see the study's folder.
+        """
+        with (
+            connected(options.address) as ray,
+            Submissions(ray, folder, self.program, options) as submissions,
+        ):
+            yield submissions
+
+
 def run_on_node(
     job: Mapping[str, Any], path: str, event: int, program: Sequence[str], stall_seconds: float
 ) -> Ending:
@@ -179,7 +164,7 @@ def run_on_node(
             where=path,
             fix="give a folder on a file system that all nodes share under one path, with -o",
         )
-    return WorkerProcess(from_json(Job, job), folder, program, stall_seconds).wait()
+    return WorkerProcess(from_json(StudyJob, job), folder, program, stall_seconds).wait()
 
 
 @contextlib.contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from offramp.errors import InputError
-from offramp.studies.engines.engine import Engine
+from offramp.studies.engines.engine import StudyEngine
 from offramp.studies.engines.local import LocalEngine
 from offramp.studies.engines.ray import RayEngine
 
-ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (LocalEngine(), RayEngine())}
+ENGINES: Mapping[str, StudyEngine] = {engine.name: engine for engine in (LocalEngine(), RayEngine())}
 
 
-def engine_named(name: str) -> Engine:
+def engine_named(name: str) -> StudyEngine:
     """The engine with this name.
 
     Raises InputError if there is none.

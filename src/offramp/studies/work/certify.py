@@ -9,11 +9,10 @@ from offramp.errors import OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import WORTH
 from offramp.kit.typed import to_json
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TextWork, heads_of, profile_of, require_this_machine, trace_of
 from offramp.studies.work.league import why_not_halved
-from offramp.studies.work.tune import Answers, Tuning
-from offramp.studies.work.work import Needed
+from offramp.studies.work.tune import TunedAnswers, TuningWork
+from offramp.studies.work.work import Needed, WorkContext
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertifyWork(TextWork[Answers], Tuning):
+class CertifyWork(TextWork[TunedAnswers], TuningWork):
     """Leaves what `TuneWork` leaves; where nothing can be decoded the replay bounds, and why.
 
     What was decoded is kept for all tasks of the study. Ends by the clock, so that it runs alone. heads: that
@@ -45,7 +44,7 @@ class CertifyWork(TextWork[Answers], Tuning):
         """It ends by the clock."""
         return sizes.timing(self.seconds)
 
-    def run(self, context: Context) -> Answers:
+    def run(self, context: WorkContext) -> TunedAnswers:
         """Tune at all floors together, the main one first: they share reruns and executions.
 
         Raises what `offramp.tune` raises, OfframpError for inputs that are not the recipe's.
@@ -55,14 +54,14 @@ class CertifyWork(TextWork[Answers], Tuning):
             require_this_machine(self, profile_of(context, self.profile).details["machine"])
         why = why_not_halved(trace, self.seed)
         if why is not None:
-            return self.decided(context, Answers((), why))
+            return self.decided(context, TunedAnswers((), why))
         try:
-            answers = Answers(self.executed(context, trace, machine))
+            answers = TunedAnswers(self.executed(context, trace, machine))
         except OfframpError as error:  # a family that is only traced, or prompts that are too few
-            answers = Answers(self.by_replay(trace, machine), why_not_executed=error.what)
+            answers = TunedAnswers(self.by_replay(trace, machine), why_not_executed=error.what)
         return self.decided(context, answers)
 
-    def executed(self, context: Context, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
+    def executed(self, context: WorkContext, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""
         from offramp.decoding.execution.tune import executed_tuner
         from offramp.tuning.executed import DecodingLimits

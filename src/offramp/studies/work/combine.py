@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TurnsWork
+from offramp.studies.work.work import WorkContext
 from offramp.timing.results import CombineResult
 
 if TYPE_CHECKING:
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Combined:
+class CombinedAccelerations:
     """The measurement with every sample."""
 
     combined: CombineResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class CombineWork(TurnsWork[Combined]):
+class CombineWork(TurnsWork[CombinedAccelerations]):
     """Combines accelerations. policy: by which tokens leave. tried: transforms among the accelerations."""
 
     kind = "combine"
@@ -43,7 +43,7 @@ class CombineWork(TurnsWork[Combined]):
         ways = 1 + len(self.accelerations) - len(self.tried)
         return self.cost_of_turns(sizes, self.new_tokens, models * ways - 1, models=models)
 
-    def run(self, context: Context) -> Combined:
+    def run(self, context: WorkContext) -> CombinedAccelerations:
         """Combine. Raises what `offramp.timing.combine.combine` raises, OfframpError for inputs
         that are not the recipe's.
         """
@@ -63,4 +63,4 @@ class CombineWork(TurnsWork[Combined]):
             workload=workload.name,
             seed=self.seed,
         )
-        return Combined(result)
+        return CombinedAccelerations(result)

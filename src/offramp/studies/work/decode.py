@@ -1,7 +1,8 @@
-"""Policies of one text decoded for real, timed in turns beside plain decoding."""
+"""Policies of one text decoded for real, timed in turns beside plain decoding: which ones, and how long."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,33 +10,18 @@ from typing import TYPE_CHECKING
 from offramp.decoding.free_running import FreeRunning
 from offramp.errors import OfframpError
 from offramp.kit.defaults import LOCAL
-from offramp.policies.figures import shared_fields
+from offramp.policies.figures import PLAIN_DECODING, shared_fields
+from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
-from offramp.studies.entries import AUTO
-from offramp.studies.work.context import Context
-from offramp.studies.work.decoding_choice import (
-    Choice,
-    best_of_ranking,
-    of_verdicts,
-    prompts_within,
-    seconds_after,
-    seconds_for,
-    within_budget,
-)
-from offramp.studies.work.inputs import (
-    TurnsWork,
-    heads_of,
-    profile_of,
-    require_this_machine,
-    trace_of,
-)
-from offramp.studies.work.league import LeagueWork, Ranking
+from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
+from offramp.studies.work.league import LeagueWork, Ranking, fastest_exiting
 from offramp.studies.work.tune import TuneWork
-from offramp.studies.work.work import Needed
+from offramp.studies.work.work import Needed, WorkContext
 from offramp.timing.results import BenchResult, Forecast
 from offramp.tuning.splits import split_documents
 from offramp.tuning.tuned import Tuned
-from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, judged_policy, settle_all
+from offramp.tuning.verdict import Speed, TimedPolicy, Verdict, from_main, judged_policy, settle_all
+from offramp.tuning.verdict_words import percent_down
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -46,6 +32,159 @@ if TYPE_CHECKING:
     from offramp.studies.task import TaskCost
     from offramp.timing.bench import Measurement
     from offramp.tracing.trace import Trace
+
+
+CHARGED_KV = "propagate"
+MOST_NEW_TOKENS = 12
+BESIDE = 5
+"""Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
+policies."""
+PLAIN_TRIED = 3
+"""Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
+FEWEST_PROMPTS = 4
+"""That there should be time for: with fewer, intervals are wide."""
+PROMPT_WORTH, PAUSE_SECONDS = 2.5, 0.05
+"""A prompt takes as long as so many plain tokens, and between two decodings there is a pause. New tokens take
+on average about as long as plain ones."""
+LONGEST = 6.0
+"""So many times the seconds that are asked for the smallest measurement that there is may take."""
+
+
+@dataclass(frozen=True)
+class DecodingChoice:
+    """One policy to decode. kv: its strategy for K and V, "" for whichever the model's family allows. why:
+    how it came to be chosen, in words.
+
+    predicted: its net speedup, None where the ranking does not have it. floor: that it was chosen for.
+    """
+
+    family: str
+    policy: ExitPolicy
+    kv: str
+    why: str
+    floor: float
+    predicted: float | None = None
+
+
+def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[DecodingChoice]:
+    """The fastest distinct policies of a ranking that a decoder can follow and that exit, at one floor.
+
+    The same policy may be the best of several families: it counts once.
+    """
+    able = [
+        DecodingChoice(entry.family, entry.policy, "", "one of the ranking's fastest", entry.floor, speed)
+        for entry in ranking.entries
+        if entry.reachable
+        and entry.exits_early
+        and math.isclose(entry.floor, floor)
+        and (speed := entry.net_speedup.value) is not None
+    ]
+    distinct: dict[ExitPolicy, DecodingChoice] = {}
+    for choice in sorted(able, key=lambda choice: (-(choice.predicted or 0.0), str(choice.policy))):
+        distinct.setdefault(choice.policy, choice)
+    return list(distinct.values())[:count]
+
+
+def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[DecodingChoice]:
+    """The policies of a workload's verdicts, that of the main floor or of the nearest to it first.
+
+    Of a floor where nothing is certified, the candidate that was tried last; where nothing was tuned, the
+    policy that replay proposes. Without any, the fastest of the ranking that exits; empty if none does.
+    """
+    found: dict[tuple[ExitPolicy, str], DecodingChoice] = {}
+    for answer in sorted(tuned, key=lambda answer: from_main(answer.floor.value)):
+        judged, floor = judged_policy(answer), percent_down(answer.floor.value)
+        if judged is not None and judged not in found:
+            certified = answer.standing == "certified"
+            why = f"certified at {floor} agreement" if certified else f"what was tried for {floor} agreement"
+            found[judged] = _choice(*judged, why, answer.floor.value)
+    for verdict in () if tuned else sorted(ranking.verdicts, key=lambda one: from_main(one.floor)):
+        replayed = (verdict.policy, verdict.kv or CHARGED_KV)
+        if verdict.policy != PLAIN_DECODING and replayed not in found:
+            why = f"the replay's policy at {percent_down(verdict.floor)} agreement"
+            found[replayed] = _choice(*replayed, why, verdict.floor)
+    if found:
+        return list(found.values())
+    entry = fastest_exiting(ranking.entries)
+    if entry is None:
+        return []
+    why = (
+        f"the best choice at {percent_down(entry.floor)} agreement is never to exit; this is the fastest "
+        "policy of the ranking that exits"
+    )
+    return [_choice(entry.policy, CHARGED_KV, why, entry.floor)]
+
+
+def _choice(policy: ExitPolicy, kv: str, why: str, floor: float) -> DecodingChoice:
+    return DecodingChoice(policy.kind, policy, kv, why, floor)
+
+
+def within_budget(
+    choices: Sequence[DecodingChoice], plain_seconds: float, budget: float
+) -> tuple[Sequence[DecodingChoice], int]:
+    """The policies that fit into a budget of seconds, and the new tokens of each prompt.
+
+    All of them; else the first alone, which may take a few times as long. None if that would not do.
+    """
+    from offramp.decoding.openings import FEWEST_NEW_TOKENS
+
+    for some in (choices, choices[:1]):
+        new_tokens = new_tokens_for(len(some), plain_seconds, budget)
+        if new_tokens >= FEWEST_NEW_TOKENS:
+            return some, new_tokens
+    if seconds_for(1, plain_seconds, FEWEST_NEW_TOKENS) <= LONGEST * budget:
+        return choices[:1], FEWEST_NEW_TOKENS
+    return (), 0
+
+
+def new_tokens_for(policies: int, plain_seconds: float, budget: float) -> int:
+    """New tokens per prompt with which so many policies are timed within a budget of seconds.
+
+    plain_seconds: of one token of plain decoding. At most MOST_NEW_TOKENS; may be none.
+    """
+    for new_tokens in range(MOST_NEW_TOKENS, 0, -1):
+        if seconds_for(policies, plain_seconds, new_tokens) <= budget:
+            return new_tokens
+    return 0
+
+
+def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS) -> float:
+    """About how long measuring so many policies takes on some prompts.
+
+    All of them, and what stands beside, decode each prompt once in turns, and one prompt before, untimed,
+    after a warm-up; a pilot of plain decoders comes before. What comes after the times: see
+    `seconds_after`.
+    """
+    from offramp.timing.contenders import SHORT
+    from offramp.timing.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
+
+    visits = prompts * (policies + BESIDE)
+    tried = policies + PLAIN_TRIED
+    piloted = PILOT_VISITS * PLAIN_TRIED
+    tokens = visits * new_tokens + tried * (min(new_tokens, TRIAL_TOKENS) + SHORT.warm_up_tokens)
+    tokens += piloted * min(new_tokens, PILOT_TOKENS)
+    decodings = visits + 2 * tried + piloted
+    timing = decodings * PAUSE_SECONDS + plain_seconds * (PROMPT_WORTH * decodings + tokens)
+    return timing + seconds_after(policies, plain_seconds, new_tokens, prompts)
+
+
+def seconds_after(
+    policies: int, plain_seconds: float, new_tokens: int, prompts: int = FEWEST_PROMPTS
+) -> float:
+    """About how long it takes to time the parts of each policy's tokens on one prompt, and to let the full
+    model read every answer of a policy, of the cut head, and its own."""
+    read = (policies + 2) * prompts
+    parts = policies * (PROMPT_WORTH + new_tokens)
+    return plain_seconds * (parts + PROMPT_WORTH * read) + policies * PAUSE_SECONDS
+
+
+def prompts_within(policies: int, plain_seconds: float, new_tokens: int, budget: float) -> int:
+    """About how many prompts are timed and judged within a budget of seconds."""
+    fewest, one_more = (
+        seconds_for(policies, plain_seconds, new_tokens, FEWEST_PROMPTS + more) for more in (0, 1)
+    )
+    return FEWEST_PROMPTS + max(0, math.floor((budget - fewest) / (one_more - fewest)))
+
 
 STRATEGIES = ("propagate", "recompute")
 """For K and V of skipped layers: the ranking charges the first; the second is for families that refuse it."""
@@ -65,7 +204,7 @@ TOO_LONG = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedChoice(Choice):
+class DecodedChoice(DecodingChoice):
     """One policy that was decoded with its skipped layers not executed.
 
     contender: its name in the measurement. forecast, free_running: None of one that was left out.
@@ -81,7 +220,7 @@ class DecodedChoice(Choice):
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingResult:
     """A measurement with every sample and forecast; None where nothing was decoded, and why.
 
     prompt, plain_answer: the texts of one prompt that all contenders decoded and of the full model's answer.
@@ -120,7 +259,7 @@ class Decoding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeWork(TurnsWork[Decoding]):
+class DecodeWork(TurnsWork[DecodingResult]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
     certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. profile:
@@ -144,7 +283,7 @@ class DecodeWork(TurnsWork[Decoding]):
         """It decodes in turns, for so long."""
         return self.cost_of_turns(sizes, self.new_tokens, self.best)
 
-    def run(self, context: Context) -> Decoding:
+    def run(self, context: WorkContext) -> DecodingResult:
         """Decode. Raises OfframpError if the model cannot be decoded layer by layer, or inputs are not the
         recipe's; and what `offramp.timing` raises.
         """
@@ -157,18 +296,18 @@ class DecodeWork(TurnsWork[Decoding]):
         return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, decoding.timed))
 
     def decoding(
-        self, context: Context, machine: TimingsProfile | None, choices: Sequence[Choice]
-    ) -> Decoding:
+        self, context: WorkContext, machine: TimingsProfile | None, choices: Sequence[DecodingChoice]
+    ) -> DecodingResult:
         """The measurement of some policies. Raises as `run`."""
         if not choices:
-            return Decoding(None, why_nothing=NO_EXITS)
+            return DecodingResult(None, why_nothing=NO_EXITS)
         model = self.load_model(context)
         fitting, refused = _able(model, choices)
         asked = {choice.kv for choice in choices}
         notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in asked)
         return self._measured(context, model, machine, fitting, notes)
 
-    def answers(self, context: Context) -> tuple[Tuned, ...]:
+    def answers(self, context: WorkContext) -> tuple[Tuned, ...]:
         """The tuner's, none where it was not asked."""
         from offramp.studies.work.certify import CertifyWork
 
@@ -176,7 +315,7 @@ class DecodeWork(TurnsWork[Decoding]):
             return context.result(CertifyWork, self.certify).tuned
         return () if self.tune is None else context.result(TuneWork, self.tune).tuned
 
-    def choices(self, ranking: Ranking, answers: Sequence[Tuned]) -> Sequence[Choice]:
+    def choices(self, ranking: Ranking, answers: Sequence[Tuned]) -> Sequence[DecodingChoice]:
         """What is to be decoded."""
         if self.certify is not None:
             return of_verdicts(ranking, answers)
@@ -184,12 +323,12 @@ class DecodeWork(TurnsWork[Decoding]):
 
     def _measured(
         self,
-        context: Context,
+        context: WorkContext,
         model: Model,
         machine: TimingsProfile | None,
-        choices: Sequence[Choice],
+        choices: Sequence[DecodingChoice],
         notes: tuple[str, ...],
-    ) -> Decoding:
+    ) -> DecodingResult:
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
         from offramp.decoding.options import DecodingOptions
         from offramp.timing.answers import TimeLimits
@@ -203,11 +342,11 @@ class DecodeWork(TurnsWork[Decoding]):
         prompts = pick_prompts(
             model, workload, trace, self.prompts, new_tokens=new_tokens, seed=self.seed, heads=heads
         )
-        if self.new_tokens == AUTO:
+        if isinstance(self.new_tokens, str):
             plain = _plain_seconds(model, machine, prompts)
             kept, new_tokens = within_budget(choices, plain, seconds)
             if not kept:
-                return Decoding(None, why_nothing=TOO_LONG)
+                return DecodingResult(None, why_nothing=TOO_LONG)
             if len(kept) < len(choices):
                 others = ", ".join(str(choice.policy) for choice in choices[1:])
                 notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
@@ -265,7 +404,7 @@ def _plain_seconds(model: Model, machine: TimingsProfile | None, prompts: Prompt
     return timed.seconds_per_token
 
 
-def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[str, str]]:
+def _able(model: Model, choices: Sequence[DecodingChoice]) -> tuple[list[DecodingChoice], dict[str, str]]:
     """The policies whose strategy for K and V the model's family allows, and why not the other strategies.
 
     One that asks for none takes the first of STRATEGIES that is allowed.
@@ -289,12 +428,12 @@ def _able(model: Model, choices: Sequence[Choice]) -> tuple[list[Choice], dict[s
 
 
 def _decoding(
-    model: Model, measured: Measurement, choices: Sequence[Choice], names: Sequence[str]
-) -> Decoding:
+    model: Model, measured: Measurement, choices: Sequence[DecodingChoice], names: Sequence[str]
+) -> DecodingResult:
     answers = _answers(model, measured)
     chosen = tuple(
         DecodedChoice(
-            **shared_fields(choice, Choice),
+            **shared_fields(choice, DecodingChoice),
             contender=name,
             forecast=measured.forecasts.get(name),
             free_running=measured.free_running.get(name),
@@ -306,7 +445,7 @@ def _decoding(
     # When it was measured is for the journal; how busy the machine was is part of what was measured.
     circumstances = {name: one for name, one in measured.result.circumstances.items() if name != "date"}
     bench = replace(measured.result, circumstances=circumstances)
-    return Decoding(
+    return DecodingResult(
         bench,
         chosen,
         _characters_per_token(model, measured, measured.result.plain),

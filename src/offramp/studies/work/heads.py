@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from offramp.kit.defaults import SEED
 from offramp.studies.manifest import study_file
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import HEADS, ModelWork, TextUsed
-from offramp.studies.work.work import Result, require_same
+from offramp.studies.work.work import Result, WorkContext, require_same
 from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class HeadsWork(TextsWork[None]):
             disk_bytes=4 * square + RESULT_BYTES,
         )
 
-    def run(self, context: Context) -> None:
+    def run(self, context: WorkContext) -> None:
         """Fit, or copy. Raises what `offramp.tracing.fitting.fit.fit_heads` and `read_heads` raise, and
         OfframpError for inputs that are not the recipe's.
         """

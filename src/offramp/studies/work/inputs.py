@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 from offramp.costs.hardware import find_machine, machine_facts
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile
-from offramp.kit.defaults import SEED
+from offramp.kit.defaults import BYTES, SEED
 from offramp.models.devices import CPU
 from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.entries import BYTES
 from offramp.studies.manifest import TRACE, study_file
-from offramp.studies.work.context import Context
-from offramp.studies.work.work import Needed, Result, Work, require_same, unplanned
+from offramp.studies.work.work import Needed, Result, Work, WorkContext, require_same, unplanned
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
 from offramp.workloads.workload import Workload
@@ -90,7 +88,7 @@ class ModelWork(Work[Result]):
         """What is done to it."""
         return self.model.transforms
 
-    def load_model(self, context: Context, *, stream: bool = False, memory: int | None = None) -> Model:
+    def load_model(self, context: WorkContext, *, stream: bool = False, memory: int | None = None) -> Model:
         """The model, transformed, torch set to the recipe's threads.
 
         stream: leave its layers on disk; memory: bytes of weights at most, then.
@@ -181,7 +179,7 @@ class PricedWork(TraceReader[Result]):
     profile: Needed | None = None
     machine: str | None = None
 
-    def machine_used(self, context: Context) -> Machine | None:
+    def machine_used(self, context: WorkContext) -> Machine | None:
         """The machine: a needed task's timings, or a profile by name or file; None where bytes are counted.
 
         Raises InputError for an unknown machine, OfframpError for one whose figures are not the recipe's.
@@ -209,12 +207,12 @@ def measured_on(steps: Iterable[Transform]) -> tuple[str, ...]:
     return tuple(step.workload for step in steps if isinstance(step, Prune) and not step.resolved)
 
 
-def trace_of(context: Context, key: str) -> Trace:
+def trace_of(context: WorkContext, key: str) -> Trace:
     """The trace of a needed task. Raises InputError or DamagedFileError if it is not there or not whole."""
     return Trace.load(context.folder_of(key) / TRACE)
 
 
-def heads_of(context: Context, key: str | None) -> ExitHeads | None:
+def heads_of(context: WorkContext, key: str | None) -> ExitHeads | None:
     """The exit heads of a needed task, None if none is. Raises DamagedFileError."""
     if key is None:
         return None
@@ -224,7 +222,7 @@ def heads_of(context: Context, key: str | None) -> ExitHeads | None:
     return read_heads(folder / (EXITS if (folder / EXITS).is_dir() else HEADS))
 
 
-def profile_of(context: Context, key: str) -> TimingsProfile:
+def profile_of(context: WorkContext, key: str) -> TimingsProfile:
     """The timings of a needed task. Raises DamagedFileError."""
     return profile_in(context.folder_of(key))
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
-from offramp.kit.defaults import FLOORS, MAIN_FLOOR, SEED, WORTH
-from offramp.studies.entries import BYTES
-from offramp.studies.work.context import Context
+from offramp.kit.defaults import BYTES, FLOORS, MAIN_FLOOR, SEED, WORTH
 from offramp.studies.work.inputs import PricedWork, trace_of
+from offramp.studies.work.work import WorkContext
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.judging import Halves
@@ -62,7 +61,7 @@ class LeagueWork(PricedWork[Ranking]):
         """It reads its trace once for each floor."""
         return sizes.reading_a_trace(SECONDS_PER_FACT, rounds=len(self.floors))
 
-    def run(self, context: Context) -> Ranking:
+    def run(self, context: WorkContext) -> Ranking:
         """Search and judge; a trace too small for that gives a result that says so.
 
         Raises what `offramp.tuning` raises, OfframpError for a machine that is not the recipe's.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from offramp.costs.hardware import RECIPE, load_local_profile
 from offramp.errors import InputError
 from offramp.models.devices import CPU
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import PROFILE, PROFILE_FILE, TimedWork
+from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
@@ -36,7 +36,7 @@ class ProfileWork(TimedWork[None]):
         """It measures for so long."""
         return sizes.timing(self.seconds)
 
-    def run(self, context: Context) -> None:
+    def run(self, context: WorkContext) -> None:
         """Take the profile that a task of this very recipe measured and kept, or measure one and keep it.
 
         A kept one that is off from a few plain tokens of now is measured again. A profile of other code,
@@ -54,7 +54,7 @@ class ProfileWork(TimedWork[None]):
         details = {**found.profile.details, NOTE: found.note}
         PROFILE_FILE.write(context.folder / PROFILE, dataclasses.replace(found.profile, details=details))
 
-    def kept(self, model: Model, context: Context) -> TimingsProfile | None:
+    def kept(self, model: Model, context: WorkContext) -> TimingsProfile | None:
         """What a task of this very recipe kept, None if none did."""
         try:
             return load_local_profile(

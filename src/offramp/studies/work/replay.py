@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.kit.defaults import SEED
 from offramp.policies.replay import ReplayFigures, ReplayIntervals, replay, replay_intervals
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import PricedWork, trace_of
+from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -40,7 +40,7 @@ class ReplayWork(PricedWork[Replayed]):
         """It reads its trace."""
         return sizes.reading_a_trace(SECONDS_PER_FACT)
 
-    def run(self, context: Context) -> Replayed:
+    def run(self, context: WorkContext) -> Replayed:
         """Replay. Raises what `offramp.replay` raises, OfframpError for another machine than the recipe's."""
         trace, machine = trace_of(context, self.trace), self.machine_used(context)
         charged: Any = {"machine": machine, "kv": self.kv, "batch": self.batch, "seed": self.seed}

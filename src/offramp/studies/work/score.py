@@ -10,10 +10,9 @@ import numpy as np
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.scoring.card import ScoreCard
 from offramp.scoring.documents import NOTHING, TextSize, bits_per_byte
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TraceReader, trace_of
 from offramp.studies.work.trace import read_text_sizes
-from offramp.studies.work.work import Needed
+from offramp.studies.work.work import Needed, WorkContext
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -23,7 +22,7 @@ SECONDS_PER_FACT = 5e-5
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredTrace:
     """A card with what it is of.
 
     text: how long the whole text is. own_text: whether the model wrote some of it. documents: their ids.
@@ -42,7 +41,7 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreWork(TraceReader[Scored]):
+class ScoreWork(TraceReader[ScoredTrace]):
     """Scores a trace. raw: the same read by the model's own head, None if this one is. Needs no model."""
 
     kind = "score"
@@ -55,7 +54,7 @@ class ScoreWork(TraceReader[Scored]):
         """It reads its trace."""
         return sizes.reading_a_trace(SECONDS_PER_FACT)
 
-    def run(self, context: Context) -> Scored:
+    def run(self, context: WorkContext) -> ScoredTrace:
         """Score. Raises what `offramp.score` raises."""
         from offramp.scoring.scoring import are_two_readings, score
 
@@ -63,7 +62,7 @@ class ScoreWork(TraceReader[Scored]):
         raw = None if self.raw is None else trace_of(context, self.raw)
         beside = raw if raw is not None and are_two_readings(raw, trace) else None
         text = sum(read_text_sizes(context.folder_of(self.trace)).values(), start=NOTHING)
-        return Scored(
+        return ScoredTrace(
             card=score(trace, beside=beside, draws=self.draws, seed=self.seed),
             text=text,
             own_text=bool(trace.generated.any()),

@@ -1,25 +1,157 @@
-"""A trace: the model measured at every exit on a workload, in an ordinary trace folder."""
+"""A trace: the model measured at every exit on a workload; and what a page shows of it word by word."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.display import ShownAsHtml
+from offramp.errors import InputError
+from offramp.scoring.components import first_match, saturation
 from offramp.scoring.documents import NOTHING, TextSize, text_sizes
 from offramp.studies.manifest import TRACE, study_file
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import TextWork, heads_of
-from offramp.studies.work.passage import FILE as PASSAGE_FILE
-from offramp.studies.work.passage import PASSAGE, passages_of
-from offramp.studies.work.work import Needed
+from offramp.studies.work.work import Needed, WorkContext
+from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
+
+
+Decode = Callable[[int], str]
+PASSAGE = "passage.json"
+PASSAGE_TOKENS = 140
+
+
+@dataclass(frozen=True)
+class PassageToken:
+    """One token of a passage and what every exit said in its place.
+
+    piece: the token as text. full_prediction: what the full model says there (the same in generation mode).
+    first_match_exit, saturation_exit: layer of the first exit that agrees with the full model, and of the
+    first from which all later ones agree. predictions, max_prob, agrees: one per exit of the passage.
+    """
+
+    piece: str
+    full_prediction: str
+    first_match_exit: int
+    saturation_exit: int
+    predictions: tuple[str, ...]
+    max_prob: tuple[float, ...]
+    agrees: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The start of one document, token by token.
+
+    document: its id. exits: the traced layers. lead: the input before the first token, as text.
+    document_tokens: how many traced tokens the whole document has.
+    """
+
+    document: str
+    exits: tuple[int, ...]
+    lead: str
+    tokens: tuple[PassageToken, ...]
+    document_tokens: int
+
+
+@dataclass(frozen=True)
+class Passages(ShownAsHtml):
+    """What a page shows of one trace word by word."""
+
+    passage: Passage
+
+
+FILE = study_file(Passages)
+
+
+def passages_of(trace: Trace, decode: Decode) -> Passages:
+    """Of the trace's typical document. Raises InputError if it has no tokens."""
+    document = typical_document(trace)
+    return Passages(passage_from_trace(trace, decode, document))
+
+
+def passages(model: Model, trace: Trace) -> Passages:
+    """A typical document of a trace word by word: coloured by where each could have stopped, in a notebook.
+
+    Raises InputError if the trace has no tokens, or is of another model.
+
+    >>> offramp.passages(model, trace).passage.exits
+    (1, 2, 3, 4)
+    """
+    from offramp.decoding.rerun.sequences import require_model  # a page needs no torch, a model has it
+
+    require_model(model, trace)
+    return passages_of(trace, lambda token: model.decode([token]))
+
+
+def typical_document(trace: Trace) -> int:
+    """The document of median mean saturation exit, so that the passage shown is not hand-picked.
+
+    Only documents of at least half the longest one's tokens are considered.
+    """
+    depth = trace.exits[saturation(trace.agreement)]
+    count = np.bincount(trace.document, minlength=len(trace.documents))
+    if not count.any():
+        raise InputError("the trace has no tokens to show", fix="trace a workload with at least one document")
+    total = np.bincount(trace.document, weights=depth, minlength=len(trace.documents))
+    candidates = np.flatnonzero(2 * count >= count.max())
+    order = candidates[np.argsort(total[candidates] / count[candidates], kind="stable")]
+    return int(order[(len(order) - 1) // 2])
+
+
+def document_rows(trace: Trace, document: int, limit: int) -> NDArray[np.int64]:
+    """The first rows of one document, at most `limit`.
+
+    Raises InputError if the document has no traced token.
+    """
+    rows = np.flatnonzero(trace.document == document)[:limit]
+    if not len(rows):
+        raise InputError(f"document {document} has no traced tokens", fix="choose a valid document")
+    return rows
+
+
+def passage_from_trace(
+    trace: Trace, decode: Decode, document: int, *, max_tokens: int = PASSAGE_TOKENS
+) -> Passage:
+    """The start of one document with what every exit says, token by token.
+
+    decode: token id to text; document: index into `trace.documents`.
+    """
+    rows = document_rows(trace, document, max_tokens)
+    agreement = trace.agreement[rows]
+    top1, max_prob = trace.fact("top1")[rows], trace.fact("max_prob")[rows]
+    first = trace.exits[first_match(agreement)]
+    settled = trace.exits[saturation(agreement)]
+    tokens = tuple(
+        PassageToken(
+            piece=decode(int(trace.next_token[row])),
+            full_prediction=decode(int(top1[i, -1])),
+            first_match_exit=int(first[i]),
+            saturation_exit=int(settled[i]),
+            predictions=tuple(decode(int(token)) for token in top1[i]),
+            max_prob=tuple(float(value) for value in max_prob[i]),
+            agrees=tuple(bool(value) for value in agreement[i]),
+        )
+        for i, row in enumerate(rows)
+    )
+    return Passage(
+        document=trace.documents[document].id,
+        exits=tuple(int(layer) for layer in trace.exits),
+        lead=decode(int(trace.token[rows[0]])),
+        tokens=tokens,
+        document_tokens=int((trace.document == document).sum()),
+    )
+
 
 TEXT = "text.json"
 KEPT_BYTES = 40
@@ -75,7 +207,7 @@ class TraceWork(TextWork[TracedModel]):
         disk = None if sizes.exits is None else self.tokens * sizes.exits * KEPT_BYTES
         return sizes.on_model(sizes.forwards(self.tokens, sizes.exits), answered=answered, disk_bytes=disk)
 
-    def run(self, context: Context) -> TracedModel:
+    def run(self, context: WorkContext) -> TracedModel:
         """Trace. Raises what `offramp.trace` raises, OfframpError for inputs that are not the recipe's."""
         from offramp.tracing.tracer import trace
 
@@ -100,10 +232,10 @@ class TraceWork(TextWork[TracedModel]):
         )
         _leave_out_times(folder)
         write_text_sizes(context.folder, text_sizes(result, partial(model.decode, special=False)))
-        PASSAGE_FILE.write(context.folder / PASSAGE, passages_of(result, lambda token: model.decode([token])))
+        FILE.write(context.folder / PASSAGE, passages_of(result, lambda token: model.decode([token])))
         return described(model)
 
-    def traced_model(self, context: Context) -> Model:
+    def traced_model(self, context: WorkContext) -> Model:
         """The model, loaded as it is traced. Raises as `load_model`."""
         return self.load_model(context, stream=self.stream, memory=self.memory)
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 from offramp.errors import DamagedFileError, InputError
 from offramp.files import remove
 from offramp.kit.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
-from offramp.studies.work.context import Context
 from offramp.studies.work.heads import RESULT_BYTES, TRAINING, TRAINING_COST, TextsWork, cost_of
 from offramp.studies.work.inputs import EXITS
+from offramp.studies.work.work import WorkContext
 from offramp.tracing.request import LOSS_VOCABULARY
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class TrainingWork(TextsWork[None]):
             disk_bytes=weights + RESULT_BYTES,
         )
 
-    def run(self, context: Context) -> None:
+    def run(self, context: WorkContext) -> None:
         """Train, or go on with what a killed try left. Raises what `offramp.train_exits` raises, and
         OfframpError for inputs that are not the recipe's.
         """
@@ -88,7 +88,7 @@ class TrainingWork(TextsWork[None]):
         if cost is not None:  # of a trained model without its record nothing is known
             TRAINING_COST.write(context.folder / TRAINING, cost)
 
-    def training(self, context: Context) -> Callable[[], TrainedExits]:
+    def training(self, context: WorkContext) -> Callable[[], TrainedExits]:
         """The training in the task's folder, to be called."""
         from offramp.training.train import train_exits
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from offramp.kit.defaults import DELTA, FLOORS, SEED
-from offramp.studies.work.context import Context
 from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.league import LeagueWork
-from offramp.studies.work.work import Needed
+from offramp.studies.work.work import Needed, WorkContext
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import Verdict
 
@@ -23,7 +22,7 @@ SECONDS_PER_FACT = 6e-5
 
 
 @dataclass(frozen=True)
-class Answers:
+class TunedAnswers:
     """One answer per floor. why_empty: None where there are any. why_not_executed: where it was to be.
 
     verdicts: at every floor of the ranking, as these answers settle them.
@@ -36,7 +35,7 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuning(PricedWork[Answers]):
+class TuningWork(PricedWork[TunedAnswers]):
     """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read.
 
     league: whose verdicts by replay the answers settle.
@@ -56,7 +55,7 @@ class Tuning(PricedWork[Answers]):
             for floor in self.floors
         )
 
-    def decided(self, context: Context, answers: Answers) -> Answers:
+    def decided(self, context: WorkContext, answers: TunedAnswers) -> TunedAnswers:
         """The answers with the verdicts that they settle; each is written as a file of its own."""
         from offramp.tuning.tuned import write_tuned
         from offramp.tuning.verdict import settle_all
@@ -68,7 +67,7 @@ class Tuning(PricedWork[Answers]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneWork(Tuning):
+class TuneWork(TuningWork):
     """Leaves the tuner's replay bounds.
 
     Needs no model. A trace of too few documents gives the full model and the reason, as the tuner does.
@@ -80,13 +79,13 @@ class TuneWork(Tuning):
         """It reads its trace once for each floor."""
         return sizes.reading_a_trace(SECONDS_PER_FACT, rounds=len(self.floors))
 
-    def run(self, context: Context) -> Answers:
+    def run(self, context: WorkContext) -> TunedAnswers:
         """Tune per floor. Raises what `offramp.tune` raises, OfframpError for another machine."""
         trace, machine = trace_of(context, self.trace), self.machine_used(context)
         if len(trace.exits) < 2:
             why = "the trace holds no exit before the last: there is no policy to tune"
-            return self.decided(context, Answers((), why))
-        return self.decided(context, Answers(self.by_replay(trace, machine)))
+            return self.decided(context, TunedAnswers((), why))
+        return self.decided(context, TunedAnswers(self.by_replay(trace, machine)))
 
 
 def tuned_file_name(floor: float) -> str:

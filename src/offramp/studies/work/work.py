@@ -1,4 +1,4 @@
-"""A kind of work: one class, whose fields are what a task of it is made of; and the tasks that it makes.
+"""A kind of work: one class, whose fields are what a task is made of; what it is given, and how it is done.
 
 A class of this package that names its `kind` is registered by that, and a plug-in's by its entry point. Its
 plain fields are its recipe, those of the type `Needed` the keys of tasks whose results it reads.
@@ -7,10 +7,15 @@ plain fields are its recipe, those of the type `Needed` the keys of tasks whose 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import gc
+import importlib
 import importlib.metadata
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -26,16 +31,84 @@ from typing import (
 )
 
 from offramp.errors import OfframpError
+from offramp.files import write_json_atomically
 from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
+from offramp.plug_ins import Known, load_plug_in, refused
 from offramp.studies.manifest import FILE, RESULT
 from offramp.studies.task import Task, TaskCost
 from offramp.studies.work.code import code_of, code_of_module, plug_ins_of, versions_of
-from offramp.studies.work.context import Context
 
 if TYPE_CHECKING:
+    from offramp.models.model import Model
     from offramp.studies.estimates import Sizes
 
+
 Result = TypeVar("Result")
+
+
+class ModelCache:
+    """One loaded model at most: the last that was asked for."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._model: Model | None = None
+
+    def get(self, key: Hashable, load: Callable[[], Model]) -> Model:
+        """The model of a key, loaded if it is not the last one; that one is let go of first.
+
+        Raises what `load` raises.
+        """
+        if self._model is None or self._key != key:
+            self.clear()
+            self._model = load()
+            self._key = key
+        return self._model
+
+    def clear(self) -> None:
+        """Let go of the model, if there is one, so that its memory is free."""
+        if self._model is not None:
+            self._key, self._model = None, None
+            gc.collect()
+
+
+@dataclass(frozen=True)
+class WorkContext:
+    """Where a task's work reads and writes.
+
+    folder: the task's own, which exists; what an earlier attempt left in it may be there. inputs: folders of
+    the tasks it needs, by their keys. models: shared by the tasks that one process runs. executions: where
+    documents that were decoded for certificates are kept for all tasks, by everything that changes them.
+    recipe: the task's whole, code and libraries included. progress: whether somebody watches this process.
+    """
+
+    folder: Path
+    inputs: Mapping[str, Path]
+    models: ModelCache
+    executions: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = False
+
+    def folder_of(self, key: str) -> Path:
+        """The folder of a needed task. Raises OfframpError if it is not there."""
+        if key not in self.inputs:
+            raise OfframpError(
+                "the task was not given all that it needs",
+                where=str(self.folder),
+                fix="plan the study again: offramp study plan",
+            )
+        return self.inputs[key]
+
+    def result(self, kind: type[Work[Result]], key: str) -> Result:
+        """The result of a needed task of a kind.
+
+        Raises DamagedFileError where it is not what that kind leaves.
+        """
+        return kind.result_in(self.folder_of(key))
+
+    def write_result(self, value: Any) -> None:
+        """Write the task's result in one step: sorted keys, no NaN, so that equal results are equal bytes."""
+        write_json_atomically(self.folder / RESULT, value)
+
 
 Needed = NewType("Needed", str)
 """The key of a task whose result a work reads; the name of the field is its role."""
@@ -73,7 +146,7 @@ class Work(ABC, Generic[Result]):
             OWN_KINDS[cls.kind] = cls
 
     @abstractmethod
-    def run(self, context: Context) -> Result:
+    def run(self, context: WorkContext) -> Result:
         """Do the work: write files into `context.folder`, and return the result.
 
         The same recipe and the same needed results give the same bytes, timings apart. It may be stopped at
@@ -224,3 +297,41 @@ def unplanned(what: str, where: str, found: str, wanted: str) -> OfframpError:
 def settings_of(kind: type[Work[Any]]) -> frozenset[str]:
     """The names of the fields of a kind that are part of its recipe."""
     return frozenset(one.name for one in dataclasses.fields(kind)) - {APART, *kind.roles()}
+
+
+ENTRY_POINTS = "offramp.works"
+"""The group of entry points that name kinds of work; each has the name of its kind."""
+
+
+@functools.cache
+def works() -> Known[type[Work[Any]]]:
+    """The class of each kind, by its name; a plug-in's is loaded when it is asked for."""
+    package = importlib.import_module(str(__package__))
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    own = {kind: (lambda found=found: found) for kind, found in OWN_KINDS.items()}
+    return Known(ENTRY_POINTS, own, _load)
+
+
+def perform(task: Task, context: WorkContext, kind: type[Work[Any]] | None = None) -> None:
+    """Do a task's work, and write its result. kind: the class, by default that of the name.
+
+    Raises OfframpError for other code or libraries than its recipe names, and what the work raises.
+    """
+    kind = kind or works()[task.kind]
+    require_planned(kind, task)
+    result = kind.of(task).run(context)
+    if result is not None:
+        context.write_result(kind.written(result))
+
+
+def _load(point: EntryPoint) -> type[Work[Any]]:
+    kind: type[Work[Any]] = load_plug_in(
+        point,
+        lambda found: isinstance(found, type) and issubclass(found, Work),
+        "kind of work",
+        "a class derived from Work",
+    )
+    if getattr(kind, "kind", None) != point.name:
+        raise refused(point, f"its kind is {getattr(kind, 'kind', None)!r}, not the name of its entry point")
+    return kind
