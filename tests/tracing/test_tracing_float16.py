@@ -18,7 +18,7 @@ from offramp.costs.machine import Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.errors import InputError
 from offramp.heads.output_head import LinearHead
-from offramp.heads.statistics import EXACT_COLUMNS, Transform
+from offramp.heads.statistics import EXACT_COLUMNS, HeadTransform
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
 
@@ -45,7 +45,7 @@ def test_products_in_float32_keep_every_bit_of_the_factors() -> None:
     """Factors of float16 lose three bits in bfloat16, which products of bfloat16 models may use."""
     torch.manual_seed(0)
     weight, states = torch.randn(70, 96).half(), torch.randn(5, 96).half()
-    head = LinearHead(weight, None, Transform(), "eager")
+    head = LinearHead(weight, None, HeadTransform(), "eager")
     exact = states.double() @ weight.double().t()
     bound = product_bounds(states.double().numpy(), weight.double().numpy())[:, None]
     tokens = torch.tensor([3, 5, 69])
@@ -72,7 +72,7 @@ def test_only_factors_of_bfloat16_may_be_taken_as_such(
     monkeypatch.setattr(
         "offramp.heads.output_head.products_in", lambda name: asked.append(name) or contextlib.nullcontext()
     )
-    head = LinearHead(torch.randn(70, 96).to(dtype), None, Transform(), "eager")
+    head = LinearHead(torch.randn(70, 96).to(dtype), None, HeadTransform(), "eager")
     states = torch.randn(5, 96).to(dtype)
     head.exact_output(states)
     head.restricted(torch.tensor([3]))(states, head.output(states))

@@ -19,7 +19,7 @@ from rounding import DEVIATIONS, UNIT, assert_within, fact_bounds, signal_bounds
 from torch import Tensor
 
 from offramp.heads.output_head import LinearHead, ReadoutHead, StateShape
-from offramp.heads.statistics import Transform, best_columns
+from offramp.heads.statistics import HeadTransform, best_columns
 from offramp.tracing.facts import SIGNAL_FACTS
 from offramp.tracing.measurement import GroupMeasurer
 from offramp.tracing.request import Recording
@@ -56,7 +56,7 @@ def measure(
     *,
     head: str,
     dtype: torch.dtype = torch.float32,
-    transform: Transform | None = None,
+    transform: HeadTransform | None = None,
     recording: Recording = Recording(),  # noqa: B008 - frozen
 ) -> dict[str, np.ndarray]:
     """Facts [rows, exits] of logits [exits, rows, vocabulary] through a whole group."""
@@ -64,7 +64,7 @@ def measure(
     stack: Any = TableStack(torch.tensor(table, dtype=dtype))
     shape = StateShape(-2, None, vocabulary)
     made: Any = (
-        LinearHead(torch.eye(vocabulary, dtype=dtype), None, transform or Transform(), "eager")
+        LinearHead(torch.eye(vocabulary, dtype=dtype), None, transform or HeadTransform(), "eager")
         if head == "linear"
         else ReadoutHead(stack, vocabulary, shape)
     )
@@ -213,10 +213,10 @@ def test_bfloat16_products(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("transform", [Transform(scale=0.25), Transform(cap=30.0)])
+@pytest.mark.parametrize("transform", [HeadTransform(scale=0.25), HeadTransform(cap=30.0)])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_scaled_and_capped_heads(transform: Transform, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_scaled_and_capped_heads(transform: HeadTransform, dtype: torch.dtype, data: st.DataObject) -> None:
     z = data.draw(tables(st.integers(-400, 400).map(lambda n: n / 8)))
     z = torch.tensor(z).to(dtype).float().numpy()
     facts = measure(z, head="linear", dtype=dtype, transform=transform)
@@ -260,7 +260,7 @@ def test_a_bad_logit_is_a_defect_and_never_a_token(head: str, bad: float) -> Non
     stack: Any = TableStack(torch.tensor(z))
     shape = StateShape(-2, None, 10)
     made: Any = (
-        LinearHead(torch.eye(10), None, Transform(), "eager")
+        LinearHead(torch.eye(10), None, HeadTransform(), "eager")
         if head == "linear"
         else ReadoutHead(stack, 10, shape)
     )
@@ -317,8 +317,8 @@ def test_the_best_columns_are_those_of_a_stable_sort(data: st.DataObject) -> Non
     z = data.draw(hypothesis_arrays.arrays(np.float32, shape, elements=values, fill=TIES))
     count = data.draw(st.integers(1, min(30, shape[1])))
     cap = data.draw(st.sampled_from([0.0, 2.0]))
-    columns, found = best_columns(padded(z), Transform(cap=cap), count)
-    transformed = Transform(cap=cap)(torch.tensor(z)).numpy()
+    columns, found = best_columns(padded(z), HeadTransform(cap=cap), count)
+    transformed = HeadTransform(cap=cap)(torch.tensor(z)).numpy()
     expected = np.argsort(-transformed, axis=-1, kind="stable")[:, :count]
     assert np.array_equal(columns.numpy(), expected)
     assert np.array_equal(found.numpy(), np.take_along_axis(transformed, expected, -1))

@@ -14,10 +14,10 @@ from offramp.heads.precision import products_in
 from offramp.heads.statistics import (
     BLOCK,
     EagerSums,
+    HeadTransform,
     RawSums,
     Reductions,
     RowStatistics,
-    Transform,
     best_columns,
     compiled_sums,
     corrected_row_statistics,
@@ -146,7 +146,7 @@ class Head(Protocol):
 
     vocabulary_size: int
     device: torch.device
-    transform: Transform
+    transform: HeadTransform
 
     @property
     def rows(self) -> int:
@@ -215,12 +215,12 @@ def make_head(
     return LinearHead(weight, bias, transform_of(stack), reductions, buffer_of)
 
 
-def transform_of(stack: ExitStack) -> Transform:
+def transform_of(stack: ExitStack) -> HeadTransform:
     """What the model does to its head's output, as numbers for the compiled pass."""
     found = stack.logit_scaling
     if found is None or found.kind == "identity":
-        return Transform()
-    return Transform(cap=found.value) if found.kind == "softcap" else Transform(scale=found.value)
+        return HeadTransform()
+    return HeadTransform(cap=found.value) if found.kind == "softcap" else HeadTransform(scale=found.value)
 
 
 class LinearHead:
@@ -234,7 +234,7 @@ class LinearHead:
         self,
         weight: Tensor,
         bias: Tensor | None,
-        transform: Transform,
+        transform: HeadTransform,
         reductions: Reductions,
         buffer_of: LinearHead | None = None,
     ) -> None:
@@ -375,7 +375,7 @@ class LinearHead:
 class ReadoutHead:
     """A head read out through the model's own forward, where it is more than one linear layer."""
 
-    transform = Transform()
+    transform = HeadTransform()
 
     def __init__(self, stack: ExitStack, vocabulary_size: int, state_shape: StateShape) -> None:
         self.stack = stack

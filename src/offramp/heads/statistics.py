@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class RawSums(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Transform:
+class HeadTransform:
     """What the model does to its head's output: z = scale x, then z = cap tanh(z / cap) unless cap is 0."""
 
     scale: float = 1.0
@@ -127,7 +128,7 @@ def _compiled_sums() -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(_sums, dynamic=False)
 
 
-def compiled_sums(output: Tensor, reference: Tensor, transform: Transform) -> RawSums:
+def compiled_sums(output: Tensor, reference: Tensor, transform: HeadTransform) -> RawSums:
     """Sums of the rows in a compiled pass, which is compiled again for every new shape.
 
     output: [rows, padded vocabulary], padding very negative but finite. reference: float32 [rows], the logit
@@ -142,7 +143,7 @@ class EagerSums:
     rows: that are given together at most.
     """
 
-    def __init__(self, transform: Transform, padded: int, device: torch.device, rows: int) -> None:
+    def __init__(self, transform: HeadTransform, padded: int, device: torch.device, rows: int) -> None:
         self.transform = transform
         self.rows = max(1, min(rows, eager_elements(device) // padded))
         self._shifted = torch.empty(self.rows, padded, device=device)
@@ -193,7 +194,7 @@ class RowStatistics:
     above: Tensor
 
 
-def row_statistics(output: Tensor, sums: RawSums, transform: Transform) -> RowStatistics:
+def row_statistics(output: Tensor, sums: RawSums, transform: HeadTransform) -> RowStatistics:
     """Statistics of rows whose head output [rows, padded vocabulary] is float32-accurate."""
     rows = torch.arange(len(output), device=output.device)
     best_two = sums.block_maximum.topk(min(2, sums.block_maximum.shape[1]), dim=-1).values
@@ -220,7 +221,7 @@ def corrected_row_statistics(
     own: Tensor,
     exact: Callable[[Tensor], Tensor],
     exact_output: Callable[[Tensor], Tensor],
-    transform: Transform,
+    transform: HeadTransform,
 ) -> RowStatistics:
     """Statistics of rows whose head output was rounded to 16 bits; the best candidates are taken in float32.
 
@@ -258,7 +259,7 @@ def _with_exact_rows(
     reference: Tensor,
     own: Tensor,
     exact_output: Callable[[Tensor], Tensor],
-    transform: Transform,
+    transform: HeadTransform,
 ) -> RowStatistics:
     """The statistics with some rows (int64) computed from their float32 head output."""
     for some in torch.split(rows, _CROWDED_ROWS):
@@ -272,7 +273,7 @@ def _with_exact_rows(
 
 
 def _without_own(
-    sums: RawSums, output: Tensor, own: Tensor, reference: Tensor, transform: Transform
+    sums: RawSums, output: Tensor, own: Tensor, reference: Tensor, transform: HeadTransform
 ) -> RawSums:
     """The sums of a pass over `output` that counts no column as above its own logit."""
     itself = transform(output.gather(1, own[:, None]))[:, 0] > reference
@@ -307,7 +308,7 @@ def _replace_candidates(
     )
 
 
-def best_columns(output: Tensor, transform: Transform, count: int) -> tuple[Tensor, Tensor]:
+def best_columns(output: Tensor, transform: HeadTransform, count: int) -> tuple[Tensor, Tensor]:
     """Columns of the `count` largest logits of each row, int64 [rows, count], and the logits, float32.
 
     output: head output [rows, padded vocabulary]; count is at most the vocabulary. Best first, of equal
@@ -332,3 +333,54 @@ def _best_of_rows(z: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _descending(z: Tensor) -> torch.return_types.sort:
     """Sorted, equal ones in their order; padding counts as less than any masked (infinite) logit's column."""
     return torch.where(z < PADDING_LIMIT, -torch.inf, z).sort(dim=-1, descending=True, stable=True)
+
+
+# Facts of an exit that traces take of many rows and decoding of a few, from the same sums.
+
+
+def cosine(dot: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
+    """Cosine from a dot product and two squared norms; 0 where a vector has no direction."""
+    product = left_square.clamp(min=0).sqrt() * right_square.clamp(min=0).sqrt()
+    return torch.where(product > 0, dot / product, torch.zeros_like(dot)).clamp(-1, 1)
+
+
+def logit_gap(best: Tensor, second: Tensor) -> Tensor:
+    """z1 - z2, the two largest logits; infinite where there is no second token."""
+    return torch.where(second < PADDING_LIMIT, torch.inf, best - second)
+
+
+class ShortSoftmax(NamedTuple):
+    """Of a softmax over the short list, [rows] each: the best token's place, its probability, the margin.
+
+    maximum: the largest logit.
+    """
+
+    place: Tensor
+    max_prob: Tensor
+    margin: Tensor
+    maximum: Tensor
+
+
+def short_softmax(z: Tensor) -> ShortSoftmax:
+    """Of logits of the short list [rows, tokens]; of equals the first is the best."""
+    place = z.argmax(-1, keepdim=True)
+    maximum = z.gather(1, place)
+    shares = (z - maximum).clamp_(min=LOWEST).exp_()
+    total = shares.sum(-1)
+    second = shares.scatter_(1, place, 0.0).amax(-1)
+    return ShortSoftmax(place[:, 0], 1.0 / total, (1.0 - second) / total, maximum[:, 0])
+
+
+def kl_divergence(entropy: Tensor, cross: Tensor) -> Tensor:
+    """KL(q || p) = -H(q) - sum q log p. entropy: H(q). cross: that sum."""
+    return (-entropy - cross).clamp(min=0)
+
+
+def jensen_shannon(negative: Tensor, entropy: Tensor, other: Tensor) -> Tensor:
+    """H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991, section IV). negative: sum (p + q) log (p + q)."""
+    return (math.log(2) - 0.5 * (negative + entropy + other)).clamp(0, math.log(2))
+
+
+def shared_share(best: Tensor, before: Tensor) -> Tensor:
+    """Share of some best tokens [rows, tokens] that are among those before: float32 [rows]."""
+    return (best[:, :, None] == before[:, None, :]).any(-1).float().mean(-1)

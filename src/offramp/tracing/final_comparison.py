@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from offramp.heads.output_head import Head, LinearHead
 from offramp.heads.precision import exact_sums
+from offramp.heads.statistics import cosine
 from offramp.models.devices import float64_device
 
 _GRAM_ROWS = 8192
@@ -44,12 +45,6 @@ class Comparer(Protocol):
         output: None at the final exit, where it is not at hand; it is computed again if it is needed. head:
         which gives that output of these states.
         """
-
-
-def cosine(dot: Tensor, left_square: Tensor, right_square: Tensor) -> Tensor:
-    """Cosine from a dot product and two squared norms; 0 where a vector has no direction."""
-    product = left_square.clamp(min=0).sqrt() * right_square.clamp(min=0).sqrt()
-    return torch.where(product > 0, dot / product, torch.zeros_like(dot)).clamp(-1, 1)
 
 
 @dataclass(frozen=True)

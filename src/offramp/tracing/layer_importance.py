@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.errors import InputError, ModelError
 from offramp.heads.output_head import state_shape_of
+from offramp.heads.statistics import cosine
 from offramp.models.checkpoint import read_config, stated_layers
 from offramp.models.devices import to_host
 from offramp.models.identity import ModelIdentity
@@ -21,7 +22,6 @@ from offramp.models.model import Model
 from offramp.models.source import ModelFiles
 from offramp.models.transforms.prune import DEFAULT_TOKENS, DEFAULT_WORKLOAD, Prune
 from offramp.models.transforms.transform import Transform
-from offramp.tracing.final_comparison import cosine
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.plan import plan_with_answers
 from offramp.tracing.progress import token_bar

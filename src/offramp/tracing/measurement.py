@@ -24,12 +24,12 @@ from offramp.heads.output_head import (
     state_shape_of,
 )
 from offramp.heads.precision import exact_sums
+from offramp.heads.statistics import cosine
 from offramp.kit.numbers import shown_size
 from offramp.models.devices import device_name, free_bytes, to_host
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack, OnLayer
 from offramp.tracing.block import BlockMeasurer
-from offramp.tracing.final_comparison import cosine
 from offramp.tracing.recorders import PromptStates, make_recorders
 from offramp.tracing.request import Recording, TraceRequest
 from offramp.tracing.rows import FactTable, NonFinite, Rows, equal_length_batches, first_nonfinite, slices

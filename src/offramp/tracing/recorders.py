@@ -21,7 +21,16 @@ from offramp.heads.at_work import (
 )
 from offramp.heads.output_head import Head
 from offramp.heads.parts import Classifier
-from offramp.heads.statistics import LOWEST, PADDING_LIMIT, RowStatistics, eager_elements
+from offramp.heads.statistics import (
+    PADDING_LIMIT,
+    RowStatistics,
+    eager_elements,
+    jensen_shannon,
+    kl_divergence,
+    logit_gap,
+    shared_share,
+    short_softmax,
+)
 from offramp.kit.defaults import CANDIDATES
 from offramp.models.devices import to_host
 from offramp.tracing.request import Recording
@@ -69,8 +78,7 @@ class LogitGap:
 
     def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put z1 - z2."""
-        best, second = reading.statistics.maximum, reading.statistics.second
-        gap = torch.where(second < PADDING_LIMIT, torch.inf, best - second)
+        gap = logit_gap(reading.statistics.maximum, reading.statistics.second)
         table.put(reading.index, reading.rows, logit_gap=gap)
 
 
@@ -89,19 +97,14 @@ class Restricted:
 
     def record(self, table: FactTable, reading: ExitOutput) -> None:
         """Put the three facts."""
-        z = self._logits[id(reading.head)](reading.states, reading.output)
-        place = z.argmax(-1, keepdim=True)
-        maximum = z.gather(1, place)
-        table.note_nonfinite(reading.index, reading.rows, torch.isfinite(maximum[:, 0]))
-        share = (z - maximum).clamp(min=LOWEST).exp()
-        total = share.sum(-1)
-        second = share.scatter(1, place, 0.0).amax(-1)
+        softmax = short_softmax(self._logits[id(reading.head)](reading.states, reading.output))
+        table.note_nonfinite(reading.index, reading.rows, torch.isfinite(softmax.maximum))
         table.put(
             reading.index,
             reading.rows,
-            restricted_top1=self.tokens[place[:, 0]].int(),
-            restricted_max_prob=1.0 / total,
-            restricted_margin=(1.0 - second) / total,
+            restricted_top1=self.tokens[softmax.place].int(),
+            restricted_max_prob=softmax.max_prob,
+            restricted_margin=softmax.margin,
         )
 
 
@@ -152,9 +155,7 @@ class Candidates:
 class PreviousExit:
     """`kl_to_previous`, `js_to_previous` and `top_k_overlap`, as far as asked for.
 
-    Keeps the last exit's p of the same rows, in memory of the size of the logits buffer. With q that p:
-    KL(q || p) = -H(q) - sum q log p, and the Jensen-Shannon divergence H((p + q) / 2) - (H(p) + H(q)) / 2
-    (Lin 1991, section IV).
+    Keeps the last exit's p of the same rows, called q here, in memory of the size of the logits buffer.
     """
 
     compares_exits = True
@@ -177,7 +178,7 @@ class PreviousExit:
             best, _ = reading.head.best_columns(reading.states, reading.output, TOP_K)
             overlap: Tensor | float = 0.0
             if reading.index > 0:
-                overlap = (best[:, :, None] == self._best[:, None, :]).any(-1).float().mean(-1)
+                overlap = shared_share(best, self._best)
             self._best = best
             table.put(reading.index, reading.rows, top_k_overlap=overlap)
 
@@ -188,8 +189,8 @@ class PreviousExit:
             cross[rows], negative[rows] = self._sums(reading, rows)
         kl, js = torch.full_like(entropy, torch.inf), torch.full_like(entropy, math.log(2))
         if reading.index > 0:
-            kl = (-self._entropy - cross).clamp(min=0)
-            js = (math.log(2) - 0.5 * (negative + entropy + self._entropy)).clamp(0, math.log(2))
+            kl = kl_divergence(self._entropy, cross)
+            js = jensen_shannon(negative, entropy, self._entropy)
             table.note_nonfinite(reading.index, reading.rows, torch.isfinite(kl + js))
         self._entropy = entropy
         found = {"kl_to_previous": kl, "js_to_previous": js}

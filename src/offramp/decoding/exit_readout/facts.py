@@ -23,9 +23,18 @@ from offramp.heads.at_work import (
     candidate_features,
     confidence_features,
 )
-from offramp.heads.statistics import LOWEST, PADDING_LIMIT
+from offramp.heads.statistics import (
+    LOWEST,
+    PADDING_LIMIT,
+    ShortSoftmax,
+    cosine,
+    jensen_shannon,
+    kl_divergence,
+    logit_gap,
+    shared_share,
+    short_softmax,
+)
 from offramp.kit.defaults import CANDIDATES
-from offramp.tracing.final_comparison import cosine
 
 Block = tuple[Tensor, Tensor | None]
 """Weight and bias of an output head's columns."""
@@ -59,14 +68,24 @@ class Tools:
 class ExitNow:
     """The hidden states of one exit, and what follows from them. Not more than once, and not before asked.
 
-    hidden, before: output and input of the exit's layer [rows, 1, hidden]. output: the model's own logits
-    there, where they are known already.
+    hidden, before: output and input of the exit's layer [rows, 1, hidden]. previous, chosen: what earlier
+    checks of the same token kept, None where there were none. output: the model's own logits there, where
+    they are known already.
     """
 
     def __init__(
-        self, tools: Tools, exit: int, hidden: Tensor, before: Tensor | None, output: Tensor | None = None
+        self,
+        tools: Tools,
+        exit: int,
+        hidden: Tensor,
+        before: Tensor | None,
+        previous: EarlierCheck | None = None,
+        chosen: ChosenTokens | None = None,
+        output: Tensor | None = None,
     ) -> None:
         self.tools = tools
+        self.previous = previous
+        self.chosen = chosen
         self.exit = exit
         self.hidden = hidden
         self.before = before
@@ -163,13 +182,9 @@ class ExitNow:
         return self.head.from_block(self.normed, block)
 
     @functools.cached_property
-    def short(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of a softmax over the short list: place of the best token, its probability, the margin: [rows]."""
-        maximum, place = self.short_logits.max(-1, keepdim=True)
-        shares = (self.short_logits - maximum).clamp_(min=LOWEST).exp_()
-        total = shares.sum(-1)
-        second = shares.scatter_(1, place, 0.0).amax(-1)
-        return place[:, 0], 1.0 / total, (1.0 - second) / total
+    def short(self) -> ShortSoftmax:
+        """A softmax over the short list."""
+        return short_softmax(self.short_logits)
 
     def probability(self, fact: str, features: Tensor) -> Tensor:
         """What the classifier that gives a fact says at this exit of features [rows, features]."""
@@ -224,98 +239,66 @@ class ChosenTokens:
         """Some rows of them."""
         return ChosenTokens(self.tokens[rows], self.then[rows])
 
-    def score(self, reading: ExitNow) -> Tensor:
-        """`candidate_score` at a later exit: [rows]."""
-        now = reading.head.at(reading.normed, self.tokens)
-        return reading.probability("candidate_score", candidate_features(now, self.then))
 
-
-def kl_to_previous(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
-    """KL(q || p) with q of the check before: -H(q) - sum q log p; infinite without one."""
-    if before is None or before.p is None or before.entropy is None:
-        return torch.full_like(reading.partition, torch.inf)
-    # The maximum goes first: subtracting the whole log partition at once would lose digits.
-    log_p = reading.logits - reading.best[0].unsqueeze(-1)
-    log_p.sub_(reading.partition.log().unsqueeze(-1)).clamp_(min=PADDING_LIMIT)  # 0 log 0 is 0, not NaN
-    divergence: Tensor = -before.entropy - torch.linalg.vecdot(before.p, log_p)
-    return divergence.clamp(min=0)
-
-
-def js_to_previous(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
-    """Jensen-Shannon divergence H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991, section IV); ln 2 at most."""
-    if before is None or before.p is None or before.entropy is None:
-        return torch.full_like(reading.partition, math.log(2))
-    both = torch.addcdiv(before.p, reading.shares, reading.partition.unsqueeze(-1))
-    negative = torch.linalg.vecdot(both, both.clamp(min=torch.finfo(both.dtype).tiny).log())
-    divergence: Tensor = math.log(2) - 0.5 * (negative + reading.entropy + before.entropy)
-    return divergence.clamp(0, math.log(2))
-
-
-def top_k_overlap(reading: ExitNow, before: EarlierCheck | None) -> Tensor:
-    """Share of the ten best tokens that are so at the check before; 0 without one."""
-    if before is None or before.best is None:
-        return torch.zeros_like(reading.best[0])
-    best, _ = best_of(reading.logits, TOP_K)
-    return (best[:, :, None] == before.best[:, None, :]).any(-1).float().mean(-1)
-
-
-@dataclass(frozen=True)
-class Look:
-    """One exit, and what earlier checks of the same token kept, None where there were none."""
-
-    reading: ExitNow
-    previous: EarlierCheck | None
-    chosen: ChosenTokens | None
-
-
-def _logit_gap(look: Look) -> Tensor:
-    best, second = look.reading.best[0], look.reading.second
-    return torch.where(second < PADDING_LIMIT, torch.inf, best - second)
-
-
-def _restricted_top1(look: Look) -> Tensor:
-    return look.reading.shortlist.tokens[look.reading.short[0]]
-
-
-def _hidden_cosine(look: Look) -> Tensor:
-    reading = look.reading
-    if reading.before is None:
-        raise LookupError(f"the state before layer {reading.exit} is needed, and was not given")
-    after = reading.states.float()
-    before = rows_of(reading.before, reading.tools.head.stack.position_axis).float()
+def _hidden_cosine(now: ExitNow) -> Tensor:
+    if now.before is None:
+        raise LookupError(f"the state before layer {now.exit} is needed, and was not given")
+    after = now.states.float()
+    before = rows_of(now.before, now.tools.head.stack.position_axis).float()
     dot = torch.linalg.vecdot(before, after)
     return cosine(dot, torch.linalg.vecdot(before, before), torch.linalg.vecdot(after, after))
 
 
-def _adainfer(look: Look) -> Tensor:
-    reading = look.reading
-    return reading.probability("adainfer", confidence_features(reading.max_prob, reading.margin))
+def _kl_to_previous(now: ExitNow) -> Tensor:
+    q = now.previous
+    if q is None or q.p is None or q.entropy is None:
+        return torch.full_like(now.partition, torch.inf)
+    # The maximum goes first: subtracting the whole log partition at once would lose digits.
+    log_p = now.logits - now.best[0].unsqueeze(-1)
+    log_p.sub_(now.partition.log().unsqueeze(-1)).clamp_(min=PADDING_LIMIT)  # 0 log 0 is 0, not NaN
+    return kl_divergence(q.entropy, torch.linalg.vecdot(q.p, log_p))
 
 
-def _candidate_score(look: Look) -> Tensor:
-    if look.chosen is None:
-        return torch.zeros(len(look.reading.states), device=look.reading.states.device)
-    return look.chosen.score(look.reading)
+def _js_to_previous(now: ExitNow) -> Tensor:
+    q = now.previous
+    if q is None or q.p is None or q.entropy is None:
+        return torch.full_like(now.partition, math.log(2))
+    both = torch.addcdiv(q.p, now.shares, now.partition.unsqueeze(-1))
+    negative = torch.linalg.vecdot(both, both.clamp(min=torch.finfo(both.dtype).tiny).log())
+    return jensen_shannon(negative, now.entropy, q.entropy)
 
 
-def _of_state(fact: str) -> Callable[[Look], Tensor]:
-    return lambda look: look.reading.probability(fact, look.reading.states)
+def _top_k_overlap(now: ExitNow) -> Tensor:
+    if now.previous is None or now.previous.best is None:
+        return torch.zeros_like(now.best[0])
+    return shared_share(best_of(now.logits, TOP_K)[0], now.previous.best)
 
 
-READERS: Mapping[str, Callable[[Look], Tensor]] = {
-    "top1": lambda look: look.reading.best[1],
-    "max_prob": lambda look: look.reading.max_prob,
-    "margin": lambda look: look.reading.margin,
-    "logit_gap": _logit_gap,
-    "entropy": lambda look: look.reading.entropy,
-    "kl_to_previous": lambda look: kl_to_previous(look.reading, look.previous),
-    "js_to_previous": lambda look: js_to_previous(look.reading, look.previous),
-    "top_k_overlap": lambda look: top_k_overlap(look.reading, look.previous),
-    "restricted_top1": _restricted_top1,
-    "restricted_max_prob": lambda look: look.reading.short[1],
-    "restricted_margin": lambda look: look.reading.short[2],
+def _candidate_score(now: ExitNow) -> Tensor:
+    if now.chosen is None:
+        return torch.zeros(len(now.states), device=now.states.device)
+    logits = now.head.at(now.normed, now.chosen.tokens)
+    return now.probability("candidate_score", candidate_features(logits, now.chosen.then))
+
+
+def _of_state(fact: str) -> Callable[[ExitNow], Tensor]:
+    return lambda now: now.probability(fact, now.states)
+
+
+READERS: Mapping[str, Callable[[ExitNow], Tensor]] = {
+    "top1": lambda now: now.best[1],
+    "max_prob": lambda now: now.max_prob,
+    "margin": lambda now: now.margin,
+    "logit_gap": lambda now: logit_gap(now.best[0], now.second),
+    "entropy": lambda now: now.entropy,
+    "kl_to_previous": _kl_to_previous,
+    "js_to_previous": _js_to_previous,
+    "top_k_overlap": _top_k_overlap,
+    "restricted_top1": lambda now: now.shortlist.tokens[now.short.place],
+    "restricted_max_prob": lambda now: now.short.max_prob,
+    "restricted_margin": lambda now: now.short.margin,
     "hidden_cosine_to_previous": _hidden_cosine,
-    "adainfer": _adainfer,
+    "adainfer": lambda now: now.probability("adainfer", confidence_features(now.max_prob, now.margin)),
     "candidate_score": _candidate_score,
     **{fact: _of_state(fact) for fact in HIDDEN_STATE_FACTS},
 }

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.decoding.engine.engine import MOST_ROWS, SMALLEST, head_logits, transposed_product
-from offramp.heads.statistics import BLOCK, Transform, best_columns
+from offramp.heads.statistics import BLOCK, HeadTransform, best_columns
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack
 
@@ -115,4 +115,4 @@ def best_of(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Tokens of the largest logits, best first, of equals the lower id, and these logits: [rows, count]."""
     vocabulary = logits.shape[-1]
     padded = F.pad(logits, (0, -vocabulary % BLOCK), value=PADDING)
-    return best_columns(padded, Transform(), min(count, vocabulary))
+    return best_columns(padded, HeadTransform(), min(count, vocabulary))

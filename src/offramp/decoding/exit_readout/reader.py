@@ -18,7 +18,6 @@ from offramp.decoding.exit_readout.facts import (
     ChosenTokens,
     EarlierCheck,
     ExitNow,
-    Look,
     Shortlist,
     Tools,
 )
@@ -239,7 +238,8 @@ class ExitReader:
 
         hidden, before: output and input of layer `exit` [rows, 1, hidden].
         """
-        self._reading = reading = ExitNow(self._tools, exit, hidden, before)
+        reading = ExitNow(self._tools, exit, hidden, before, self._previous, self._chosen)
+        self._reading = reading
         found = self._values(reading, facts)
         if exit in self._asked_next:
             self._previous = EarlierCheck.of(reading, self._asked_next[exit])
@@ -268,7 +268,9 @@ class ExitReader:
         self, facts: tuple[str, ...], logits: Tensor, hidden: Tensor, before: Tensor | None
     ) -> FactValues:
         """Facts at exit L, from the full model's logits [rows, vocabulary]; those of fitted heads are 1."""
-        reading = ExitNow(self._tools, self._layers, hidden, before, output=logits)
+        reading = ExitNow(
+            self._tools, self._layers, hidden, before, self._previous, self._chosen, output=logits
+        )
         computed = tuple(fact for fact in facts if fact not in OF_HEADS)
         of_heads = {fact: np.ones(len(logits), np.float32) for fact in facts if fact in OF_HEADS}
         return {**self._values(reading, computed), **of_heads}
@@ -285,9 +287,8 @@ class ExitReader:
         """Facts of one reading, all brought to numpy at once."""
         if not facts:
             return {}
-        look = Look(reading, self._previous, self._chosen)
         # Token ids are exact in float32 too, since no vocabulary has 2^24.
-        values = torch.stack([READERS[fact](look).float() for fact in facts]).cpu().numpy()
+        values = torch.stack([READERS[fact](reading).float() for fact in facts]).cpu().numpy()
         return {
             fact: value.astype(FACT_BY_NAME[fact].dtype) for fact, value in zip(facts, values, strict=True)
         }
