@@ -149,7 +149,7 @@ class Contender:
         reader = ExitReader(engine, None, needs, short_list=policy.short_list)
         self.policy, self.tokens, self.start = policy, 0, stream.length
         self.loop = loop_after(stream, engine, policy, reader, meter)
-        self.strategy = Propagate(self.loop.work({}))
+        self.strategy = Propagate(self.loop.gear({}))
         meter.start()
 
     def block(self) -> float:

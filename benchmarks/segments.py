@@ -32,7 +32,7 @@ from torch import Tensor
 
 import offramp
 from offramp.decoding.engine import sequences as engine_sequences
-from offramp.decoding.engine.growing import GrowingLayer
+from offramp.decoding.engine.cache import GrowingLayer
 from offramp.decoding.generation.generate import FULL_MODEL, hold_batch
 from offramp.decoding.generation.loop import Loop
 from offramp.models.calls import first_tensor

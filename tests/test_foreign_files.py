@@ -40,7 +40,7 @@ from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
-from offramp.tracing import manifest
+from offramp.tracing import trace_files
 from offramp.tracing.trace import Trace
 from offramp.training import checkpoint, states
 from offramp.tuning.tuned import read_tuned
@@ -135,8 +135,8 @@ states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
 
 
 READERS: dict[str, Callable[[Path, str], object]] = {
-    "a sealed record": in_file(lambda path: read_sealed_json(path, manifest.damaged)),
-    "a trace's manifest": in_file(lambda path: manifest.read_manifest(path.parent), manifest.MANIFEST),
+    "a sealed record": in_file(lambda path: read_sealed_json(path, trace_files.damaged)),
+    "a trace's manifest": in_file(lambda path: trace_files.read_manifest(path.parent), trace_files.MANIFEST),
     "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
     "a header of heads, sealed": heads_resealed,
     "a checkpoint": in_metadata(read_checkpoint, checkpoint.FILE.entry),

@@ -24,9 +24,8 @@ from offramp.report import REPORT_FILE
 from offramp.report.pages import COMPARISON_FOLDER, MADE_BY
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.tracing.folder import TRACE_FOLDER
-from offramp.tracing.manifest import MANIFEST, Manifest
-from offramp.tracing.part import REQUEST, part_path, seal_path
 from offramp.tracing.request import TraceRequest
+from offramp.tracing.trace_files import MANIFEST, REQUEST_KEY, Manifest, part_path, seal_path
 from offramp.training.folder import GATES_FOLDER, TRAINING_FOLDER, clear_working_files
 from offramp.training.gate_record import GATE_RECORD
 from offramp.training.recipe import Recipe
@@ -193,7 +192,7 @@ def test_a_part_that_was_not_sealed_is_ours_by_what_it_says(tmp_path: Path) -> N
     assert TRACE_FOLDER.request is not None
     TRACE_FOLDER.request.write(tmp_path / TRACE_FOLDER.request_name, trace_request("old"))
     table = pa.table({"token": [1]})
-    pq.write_table(table.replace_schema_metadata({REQUEST: "old"}), part_path(tmp_path, "facts", 0))
+    pq.write_table(table.replace_schema_metadata({REQUEST_KEY: "old"}), part_path(tmp_path, "facts", 0))
     pq.write_table(table, part_path(tmp_path, "tokens", 1))
     KINDS["trace"].make(tmp_path, "new")
     assert {path.name for path in tmp_path.glob("*.parquet*")} == {

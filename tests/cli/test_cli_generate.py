@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import offramp
 from command_line import run_offramp
 from offramp.cli.generation_shown import PALETTE, Painter, TokenStream
-from offramp.decoding.generation.pieces import Pieces, pieces_of
+from offramp.decoding.generation.result import Pieces, pieces_of
 from offramp.models.discovery import probe_ids
 from tiny_models import LAYERS, write_granite, write_tokenizer
 

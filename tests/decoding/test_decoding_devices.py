@@ -25,9 +25,8 @@ from map_cases import maps_for
 from reading_cases import ALL_FACTS, random_heads
 
 import offramp
-from offramp.decoding.engine import clock
-from offramp.decoding.engine.clock import Clock
-from offramp.decoding.engine.engine import Meter
+from offramp.decoding.engine import engine as engine_module
+from offramp.decoding.engine.engine import DeviceClock, Meter
 from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.rerunner import rerun
@@ -298,13 +297,13 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         assert device.type == "cuda"
         return FakeEvent(seconds.pop(0))
 
-    monkeypatch.setattr(clock, "recorded_event", recorded)
+    monkeypatch.setattr(engine_module, "recorded_event", recorded)
     return seconds
 
 
 def test_an_accelerators_parts_are_timed_by_its_events(accelerator: list[float]) -> None:
     accelerator += [0.0, 1.0, 1.5, 3.5]
-    meter = Meter(timing=True, clock=Clock(torch.device("cuda", 0)))
+    meter = Meter(timing=True, clock=DeviceClock(torch.device("cuda", 0)))
     meter.start()
     for part in ("layers", "probes", "layers"):
         meter.lap(part)
@@ -314,7 +313,7 @@ def test_an_accelerators_parts_are_timed_by_its_events(accelerator: list[float])
 def test_an_accelerators_layers_and_probes_are_told_apart(accelerator: list[float]) -> None:
     # Start; layer 1 begins; layer 2 begins, so that 1 is over; a lap; a probe's lap.
     accelerator += [0.0, 1.0, 3.0, 6.0, 7.0]
-    meter = StepMeter(Clock(torch.device("cuda", 0)))
+    meter = StepMeter(DeviceClock(torch.device("cuda", 0)))
     meter.start()
     meter.count("layers", 1)
     meter.count("layers", 2)

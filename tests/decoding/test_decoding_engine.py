@@ -15,15 +15,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import offramp
-from offramp.decoding.engine import engine
+from offramp.decoding.engine import products
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.capability_tests import random_ids
-from offramp.decoding.engine.engine import (
-    Engine,
-    head_logits,
-    transposed_is_faster,
-    transposed_product,
-)
+from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.products import head_logits, transposed_is_faster, transposed_product
 from offramp.errors import ModelError
 
 # Dense, latent attention, capped logits and windows, recurrent, a hybrid, a layer used twice; all others
@@ -161,16 +157,16 @@ def test_only_large_float32_heads_are_tried_and_only_a_clear_gain_is_taken(
 ) -> None:
     stack = tiny_llama().stack
     assert not transposed_is_faster(stack)
-    monkeypatch.setattr(engine, "SMALLEST", 1)
+    monkeypatch.setattr(products, "SMALLEST", 1)
     seconds = iter([1.0, 0.79, 1.0, 0.81])
-    monkeypatch.setattr(engine, "median_seconds", lambda product: (product(), next(seconds))[1])
+    monkeypatch.setattr(products, "median_seconds", lambda product: (product(), next(seconds))[1])
     assert transposed_is_faster(stack)
     assert not transposed_is_faster(stack)
 
 
 def test_decoding_with_the_transposed_product_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SMALLEST", 1)
-    monkeypatch.setattr(engine, "CLEARLY", 0.0)
+    monkeypatch.setattr(products, "SMALLEST", 1)
+    monkeypatch.setattr(products, "CLEARLY", 0.0)
     model = tiny_llama.__wrapped__()  # another test's model was timed without these
     used: list[int] = []
     honest = transposed_product
@@ -179,7 +175,7 @@ def test_decoding_with_the_transposed_product_gives_the_same_tokens(monkeypatch:
         used.append(states.numel() // states.shape[-1])
         return honest(weight, bias, states)
 
-    monkeypatch.setattr(engine, "transposed_product", noted)
+    monkeypatch.setattr(products, "transposed_product", noted)
     assert engine_of(model).transposed
     ids = torch.arange(5, 12)[None]
     hidden = torch.randn(9, 2, model.shape.hidden_size)

@@ -8,10 +8,10 @@ from strategy_cases import llama, tiny_model
 from torch import Tensor, nn
 
 import offramp
-from offramp.decoding.engine import build, few_rows
+from offramp.decoding.engine import build, products
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Meter
-from offramp.decoding.engine.few_rows import few_rows_are_faster, wide_linears
+from offramp.decoding.engine.products import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.strategies.draft_length import AdaptiveLength, draft_length_of
 from offramp.models.model import Model
@@ -47,7 +47,7 @@ def states_after(model: Model, rows: int, *, own: bool) -> Tensor:
 def test_few_rows_are_the_same_states_but_for_rounding(model: Model, rows: int) -> None:
     found, expected = (states_after(model, rows, own=own) for own in (False, True))
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
-    if rows not in few_rows.ROWS:
+    if rows not in products.ROWS:
         assert torch.equal(found, expected)
 
 
@@ -63,21 +63,21 @@ def test_hooks_see_every_product_and_nothing_stays_replaced(model: Model) -> Non
     with pytest.raises(RuntimeError, match="shape"):
         broken(linears)
     assert not any("forward" in vars(one) for one in linears)
-    with few_rows.few_rows([linears], 2):  # gradients are wanted: the model's own product
+    with products.few_rows([linears], 2):  # gradients are wanted: the model's own product
         assert "forward" not in vars(linears[0])
 
 
 @torch.no_grad()
 def test_what_others_have_put_in_a_products_place_stays() -> None:
     linear = nn.Linear(8, 8)
-    with few_rows.few_rows([[linear]], 2):
+    with products.few_rows([[linear]], 2):
         first = linear.forward
-        with few_rows.few_rows([[linear]], 2):  # as another thread's
+        with products.few_rows([[linear]], 2):  # as another thread's
             assert linear.forward is first
         assert linear.forward is first
         linear.forward = own = lambda states: states  # type: ignore[method-assign]
     assert linear.forward is own
-    with few_rows.few_rows([[linear]], 2):
+    with products.few_rows([[linear]], 2):
         assert linear.forward is own
     assert linear.forward is own
 
@@ -96,7 +96,7 @@ def test_without_a_product_that_takes_it_drafts_do_not_count_on_it(model: Model)
 @torch.no_grad()
 def broken(linears: list[nn.Linear]) -> None:
     """Fails while products are replaced."""
-    with few_rows.few_rows([linears], 2):
+    with products.few_rows([linears], 2):
         assert "forward" in vars(linears[0])
         linears[0](torch.ones(2, HIDDEN + 1))
 
@@ -138,5 +138,5 @@ def test_only_what_is_clearly_faster(
     own: float, other: float, faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([own, other])
-    monkeypatch.setattr(few_rows, "median_seconds", lambda product: (product(), next(seconds))[1])
+    monkeypatch.setattr(products, "median_seconds", lambda product: (product(), next(seconds))[1])
     assert few_rows_are_faster([nn.Linear(600, 600)]) is faster

@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from offramp.decoding.engine import sequences
-from offramp.decoding.engine.cache import crop, restore, snapshot
-from offramp.decoding.engine.growing import LEAST_ROOM, GrowingLayer, grow_in_place
+from offramp.decoding.engine.cache import LEAST_ROOM, GrowingLayer, crop, grow_in_place, restore, snapshot
+from offramp.decoding.generation.loop import STRATEGIES
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.strategies.registry import STRATEGIES
 
 # Beyond the room that is made first, so that buffers grow on the way.
 NEW = LEAST_ROOM + 20

@@ -13,7 +13,7 @@ from strategy_cases import ExitReader, decode, engine_of, llama
 
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.next_token import Chooser, accept_or_resample
-from offramp.decoding.generation.result import Answers, BatchGeneration
+from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.speculate import Speculate
@@ -94,7 +94,7 @@ def sampled(strategy: type[Strategy], rows: int, temperature: float) -> BatchGen
         end_tokens=frozenset(),
         decode=str,
     )
-    answers = Answers(
+    answers = Transcript(
         ids,
         stops=lambda seen, scores: torch.full((rows,), seen.shape[1] >= 6),
         pad=0,

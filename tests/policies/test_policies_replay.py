@@ -17,8 +17,8 @@ from offramp.policies.policy_cost import exit_costs, seconds_of
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Trace
+from offramp.tracing.trace_files import DocumentRecord
 from offramp.tuning.floor import make_floor
 from offramp.tuning.held_out import DRAWS, measure
 from offramp.tuning.pricing import pricing_of

@@ -18,8 +18,8 @@ from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.scoring.scoring import score
 from offramp.studies.work.trace import passage_from_trace, typical_document
 from offramp.timing.results import Timing
-from offramp.tracing.manifest import DocumentRecord
 from offramp.tracing.trace import Marginal, Trace
+from offramp.tracing.trace_files import DocumentRecord
 from offramp.tuning.floor import Floor
 from offramp.tuning.judging import judge
 

@@ -22,8 +22,8 @@ import torch
 from random_heads import random_heads
 from tracing_models import tiny_llama, workload_of
 
-import offramp.tracing.part as part
 import offramp.tracing.plan as plan
+import offramp.tracing.trace_files as part
 import offramp.tracing.tracer as tracer
 from offramp.models.model import Model
 

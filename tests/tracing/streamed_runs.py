@@ -15,7 +15,7 @@ from torch import nn
 from tracing_models import tiny_llama
 
 from offramp.models.model import Model
-from offramp.tracing.streamed_states import STATES_FOLDER
+from offramp.tracing.states import STATES_FOLDER
 
 
 class Stopped(Exception):

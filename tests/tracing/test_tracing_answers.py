@@ -14,7 +14,7 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 
 from offramp.errors import DamagedFileError, ModelError, WorkloadError
 from offramp.models.model import Model
-from offramp.tracing.answers import generate_greedily, masks_padding
+from offramp.tracing.plan import generate_greedily, masks_padding
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 from offramp.workloads.answers import PlannedAnswer

@@ -34,9 +34,9 @@ from offramp.tracing.block import BlockMeasurer
 from offramp.tracing.final_comparison import _KNOWN, Gram
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.layer_importance import measure_importance
-from offramp.tracing.manifest import read_manifest, write_manifest
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace import Trace
+from offramp.tracing.trace_files import read_manifest, write_manifest
 from offramp.tracing.tracer import trace
 from tiny_models import write_llama
 

@@ -13,13 +13,13 @@ import torch
 from test_tracing_nonfinite import TEXTS, planted
 from tracing_models import NumberTokenizer, build_family, llama, tiny_model, workload_of
 
-import offramp.tracing.reference as reference
+import offramp.tracing.tracer as tracer
 from offramp.errors import InputError, ModelError
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.source import find_source
-from offramp.tracing.part import TOKEN_COLUMNS, read_columns
 from offramp.tracing.trace import Trace
+from offramp.tracing.trace_files import TOKEN_COLUMNS, read_columns
 from offramp.tracing.tracer import trace
 from offramp.workloads.registry import load_workload
 from tiny_models import write_documents, write_llama
@@ -190,7 +190,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
         found.append(weakref.ref(loaded.hf))
         return loaded
 
-    monkeypatch.setattr(reference, "load_source", load)
+    monkeypatch.setattr(tracer, "load_source", load)
     return found
 
 
@@ -209,7 +209,7 @@ def test_it_is_read_layer_by_layer_if_it_does_not_fit(
     work = load_workload(f"jsonl:{write_documents(tmp_path / 'texts.jsonl', documents=6)}#text")
     model = transformed(load_source(find_source(str(folder_model))))
     whole = run(model, workload=work, tokens=120)
-    monkeypatch.setattr(reference, "would_not_fit", lambda source, dtype: True)
+    monkeypatch.setattr(tracer, "would_not_fit", lambda source, dtype: True)
     found = run(model, workload=work, tokens=120)
     assert len(loads) == 1
     assert np.array_equal(found.reference_top1, whole.reference_top1)
@@ -233,14 +233,14 @@ def test_only_missing_parts_are_read_by_the_reference(
     assert len(loads) == 1  # all parts are whole
 
     measured: list[int] = []
-    real = reference.measure_part
+    real = tracer.measure_part
     monkeypatch.setattr(
-        reference, "measure_part", lambda m, index, *rest: measured.append(index) or real(m, index, *rest)
+        tracer, "measure_part", lambda m, index, *rest: measured.append(index) or real(m, index, *rest)
     )
     (folder / "manifest.json").unlink()
     (folder / "tokens-00001.parquet").unlink()
     again = run(model, workload=work, tokens=240, output=folder)
-    assert measured == [1]
+    assert measured == [1, 1]  # of the reference, then of the model itself
     assert len(loads) == 2
     assert np.array_equal(again.reference_top1, found.reference_top1)
     assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == files

@@ -16,7 +16,7 @@ from tracing_models import tiny_llama
 
 import offramp.tracing.tracer as tracer
 from offramp.errors import InputError
-from offramp.tracing.streamed_states import STATES_FOLDER
+from offramp.tracing.states import STATES_FOLDER
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = stored_traces.finished

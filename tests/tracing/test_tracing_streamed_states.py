@@ -15,10 +15,10 @@ from streamed_runs import states_of, stopped_run, streamed, trace_tokens
 from tracing_models import llama, tiny_llama, tiny_model, workload_of
 
 from offramp.errors import InputError, OfframpError
+from offramp.tracing import states as states_module
 from offramp.tracing import streamed_layers as layers_module
-from offramp.tracing import streamed_states as states_module
+from offramp.tracing.states import FolderStates, MemoryStates, TemporaryStates
 from offramp.tracing.streamed_layers import kept_layers, missing_layers, output_bytes, peak_bytes
-from offramp.tracing.streamed_states import FolderStates, MemoryStates, TemporaryStates
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_parts")
 finished = stored_traces.finished

@@ -29,8 +29,8 @@ from command_line import tree
 from offramp.errors import DamagedFileError, InputError
 from offramp.heads.file import EXITS_FILE, read_heads
 from offramp.models.model import Model
-from offramp.tracing import answers
-from offramp.tracing.answers import ANSWERS
+from offramp.tracing import plan
+from offramp.tracing.plan import ANSWERS
 from offramp.tracing.tracer import trace
 from offramp.training import steps, trainer
 from offramp.training.checkpoint import read_checkpoint
@@ -335,7 +335,7 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
     for name in ("kept", "lost"):
         interrupted(tmp_path / name, monkeypatch, **asked)
     (tmp_path / "lost" / ANSWERS).unlink()
-    monkeypatch.setattr(answers, "generate_greedily", None)
+    monkeypatch.setattr(plan, "generate_greedily", None)
     found = trained(output=tmp_path / "kept", **asked)
     assert_same(found, whole)
     assert found.record.seconds.states > 2 * 1000.0, "text to train on, and for the classifiers"
@@ -344,7 +344,7 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
     def others(model: Model, batch: Sequence[PlannedAnswer], **options: Any) -> list[tuple[int, ...]]:
         return [tuple(5 + place % 7 for place in range(one.max_new_tokens)) for one in batch]
 
-    monkeypatch.setattr(answers, "generate_greedily", others)
+    monkeypatch.setattr(plan, "generate_greedily", others)
     assert_same(trained(output=tmp_path / "lost", **asked), trained(**asked))
 
 

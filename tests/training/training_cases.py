@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from offramp.models.model import Model
-from offramp.tracing import answers
+from offramp.tracing import plan
 from offramp.tracing.loading import load_model
 from offramp.training import recipe
 from offramp.training.regularisation import Regularisation
@@ -56,7 +56,7 @@ def assert_same(one: TrainedExits, other: TrainedExits) -> None:
 def answering_takes(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let each batch of prompts be answered in so many seconds, by a clock of its own."""
     clock = itertools.count(0.0, seconds)
-    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(plan, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
 
 
 def regularised(model: Model | Path, output: Path, **options: Any) -> TrainedExits:

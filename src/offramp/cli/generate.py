@@ -14,7 +14,7 @@ import typer
 
 from offramp.cli.command import Output, show_error
 from offramp.cli.given import Leaving
-from offramp.decoding.sampling import Temperature, TopP
+from offramp.decoding.generation.prompts import Temperature, TopP
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
 from offramp.kit.defaults import NEW_TOKENS

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from offramp.decoding.free_running import FreeRunning
-from offramp.decoding.generation.pieces import Pieces
-from offramp.decoding.generation.result import BatchGeneration, Generation
+from offramp.decoding.generation.result import BatchGeneration, Generation, Pieces
 from offramp.policies.policy import ExitPolicy
 from offramp.report.formats import counted, decimal, duration, percent
 

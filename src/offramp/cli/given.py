@@ -86,7 +86,6 @@ class Leaving(Keeping, OnModel):
         with stage("loading the model and checking its exits"):
             found = self.find(self.model)
             self.options.check_asked(found, self.heads_file)
-            self.options.check_files(found.dtype)
             return found.load()
 
 

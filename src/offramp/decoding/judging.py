@@ -89,9 +89,9 @@ class Judge:
             for row, (prompt, answer) in enumerate(pairs)
         ]
 
-    def _same(self, one: JudgedAnswer, other: JudgedAnswer) -> bool:
-        tolerance = TOLERANCE[self.model.dtype] * np.maximum(1.0, np.abs(other.largest))
-        return bool((np.abs(one.gap - other.gap) <= tolerance).all())
+    def _same(self, together: JudgedAnswer, alone: JudgedAnswer) -> bool:
+        tolerance = TOLERANCE[self.model.dtype] * np.maximum(1.0, np.abs(alone.largest))
+        return bool((np.abs(together.gap - alone.gap) <= tolerance).all())
 
 
 def _padded(model: Model, pairs: Sequence[Pair]) -> Tensor:
@@ -233,8 +233,8 @@ def _units(prompts: Sequence[Tokens], batch: int) -> NDArray[np.int64]:
     first: dict[tuple[int, ...], int] = {}
     for place, prompt in enumerate(prompts):
         old, new = unit[place], first.setdefault(tuple(prompt), unit[place])
-        unit = [new if one == old else one for one in unit]
-        first = {key: new if one == old else one for key, one in first.items()}
+        unit = [new if number == old else number for number in unit]
+        first = {key: new if number == old else number for key, number in first.items()}
     return np.unique(unit, return_inverse=True)[1].astype(np.int64)
 
 
@@ -242,7 +242,9 @@ def tokens_before_divergence(answer: Tokens, plain: Tokens) -> int:
     """Tokens up to the first that differs, or up to the end of the shorter answer."""
     pairs = zip(answer, plain, strict=False)
     shorter = min(len(answer), len(plain))
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), shorter)
+    return next(
+        (number for number, (token, full_models) in enumerate(pairs) if token != full_models), shorter
+    )
 
 
 def full_models_choices(judged: JudgedAnswer, shared: int, dtype: str) -> NDArray[np.bool_]:

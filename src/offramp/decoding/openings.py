@@ -139,8 +139,8 @@ def choose_openings(
         for document in documents:
             if most is not None and len(found) >= most:
                 break
-            if (one := opening(document)) is not None:
-                found.append(one)
+            if (chosen := opening(document)) is not None:
+                found.append(chosen)
         return tuple(found)
 
     certify = [texts[trace.documents[int(place)].id] for place in roles.certify]
@@ -199,9 +199,9 @@ def prompts_of(
     """
     room = _room(model, workload, prompt_tokens, new_tokens)
     trained = trained_on(model)
-    fitted = {id for one in heads for id in one.seen_documents.get(workload.fingerprint, ())}
+    fitted = {id for fitting in heads for id in fitting.seen_documents.get(workload.fingerprint, ())}
     fitted.update(trained.documents.get(workload.fingerprint, ()))
-    texts = [*trained.texts, *(sketch for one in heads for sketch in one.seen_texts or ()), *apart]
+    texts = [*trained.texts, *(sketch for fitting in heads for sketch in fitting.seen_texts or ()), *apart]
     documents = without_shared_text(workload.documents, texts) if texts else workload.documents
     found: list[list[int]] = []
     for document in reversed(documents):

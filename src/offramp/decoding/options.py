@@ -227,16 +227,15 @@ class DecodingOptions:
         return replace(self, policy=Never(), kv=PROPAGATE.name, tuned=None)
 
     def check_asked(self, asked: ModelRequest, heads: Path | None) -> None:
-        """Refuse heads and a policy of another model than the one asked for, before it is loaded.
+        """Refuse what does not fit the model that is asked for, or itself, before it is loaded.
 
         heads: their file, None for those that a tuned policy names. Raises PolicyError and InputError.
         """
         if self.heads is not None:
             asked.require_heads(self.heads, str(heads or (self.tuned and self.tuned.heads_file)))
-            check_policy(self.policy, int(self.heads.model["layers"]), self.heads)
         if asked.identity is not None:
             self._check_tuned_model(asked.identity.fingerprint, asked.name)
-        self._check_tuned_early()
+        self.check_files(asked.dtype)
 
     def check_files(self, dtype: str) -> None:
         """Refuse heads and policies that do not fit each other, before a model is loaded.

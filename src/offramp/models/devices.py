@@ -38,7 +38,9 @@ def find_device(name: str, where: str = "--device") -> str:
     if kind not in (AUTO, *ACCELERATORS) or stated is None or (kind == AUTO and colon):
         raise InputError(f"unknown device {name!r}", where=where, fix=_choose())
     if kind == AUTO:
-        return next((f"{one}:0" if one != "mps" else one for one in ACCELERATORS if device_count(one)), CPU)
+        return next(
+            (f"{kind}:0" if kind != "mps" else kind for kind in ACCELERATORS if device_count(kind)), CPU
+        )
     if stated >= device_count(kind):
         raise InputError(f"there is no device {name} here", where=where, fix=_choose())
     return kind if kind == "mps" else f"{kind}:{stated}"

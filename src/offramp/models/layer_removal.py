@@ -120,10 +120,10 @@ def _answers(hf: Any, ids: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _compare(hf: Any, expected: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> None:
     """Refuse a model whose logits, or those with a cache, are not what they should be."""
-    for text, one, other in zip(("", " with a cache"), expected, found, strict=True):
-        if one is not None and other is None:
+    for text, wanted, given in zip(("", " with a cache"), expected, found, strict=True):
+        if wanted is not None and given is None:
             raise _unfit(hf, f"it does not run{text} without them")
-        if one is not None and other is not None and not torch.equal(one, other):
+        if wanted is not None and given is not None and not torch.equal(wanted, given):
             raise _unfit(hf, f"the other layers compute something else{text} when they move up")
 
 

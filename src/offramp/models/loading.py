@@ -148,7 +148,7 @@ def build_model(
 
 def require_in_memory(hf: Any, name: str) -> None:
     """Refuse a model whose weights are not all here, and whole. Raises ModelError."""
-    absent = [one for one, weight in hf.named_parameters() if weight.is_meta]
+    absent = [path for path, weight in hf.named_parameters() if weight.is_meta]
     if absent:
         raise ModelError(
             f"{len(absent)} weights are not in memory (on the meta device, or offloaded), the first is "
@@ -157,7 +157,7 @@ def require_in_memory(hf: Any, name: str) -> None:
             fix="load the model whole; or trace its folder, whose layers are then read from disk one at a "
             "time: offramp trace FOLDER --stream",
         )
-    split = [one for one, weight in hf.named_parameters() if hasattr(weight, "ds_id") or _is_split(weight)]
+    split = [path for path, weight in hf.named_parameters() if hasattr(weight, "ds_id") or _is_split(weight)]
     if split:
         raise ModelError(
             f"{len(split)} weights are split over processes, the first is {split[0]}",

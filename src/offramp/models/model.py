@@ -215,7 +215,7 @@ def evaluating(hf: Any) -> Iterator[None]:
     training = [module for module in hf.modules() if module.training]
     mixed = vars(hf).get("forward") if "_original_forward" in vars(hf) else None
     kind = next((weight.device.type for weight in hf.parameters() if not weight.is_meta), "cpu")
-    compiled = {module: one for module in hf.modules() if (one := module._compiled_call_impl) is not None}
+    compiled = {module: call for module in hf.modules() if (call := module._compiled_call_impl) is not None}
     try:
         for module in training:
             module.training = False
@@ -231,8 +231,8 @@ def evaluating(hf: Any) -> Iterator[None]:
             hf.forward = mixed
         for module in training:
             module.training = True
-        for module, one in compiled.items():
-            module._compiled_call_impl = one
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
 
 
 def not_wrapped(given: Any) -> InputError:

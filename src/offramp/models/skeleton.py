@@ -218,7 +218,7 @@ def _counters(layers: Sequence[nn.Module]) -> set[tuple[str, str]]:
         for setting, found in values.items()
         if len(found) > 1
         and all(type(value) is int and value <= index + 1 for index, value in found)
-        and all(one[1] < other[1] for one, other in itertools.pairwise(found))
+        and all(earlier[1] < later[1] for earlier, later in itertools.pairwise(found))
     }
 
 

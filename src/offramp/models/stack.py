@@ -93,7 +93,7 @@ class ExitStack:
         if self.head_weight is not None:
             return self.head_weight.device
         weights = [] if self.head is None else list(self.head.parameters())
-        device: torch.device = next((one.device for one in weights if not one.is_meta), self.device)
+        device: torch.device = next((weight.device for weight in weights if not weight.is_meta), self.device)
         return device
 
     def tail_forward(self, hidden: Tensor) -> Tensor:

@@ -322,8 +322,8 @@ def _recorded_tensors(skeleton: Skeleton, stack: ExitStack) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.device == other.device and torch.equal(one, other)
+def _same(tensor: Tensor, expected: Tensor) -> bool:
+    return tensor.device == expected.device and torch.equal(tensor, expected)
 
 
 def _record(skeleton: Skeleton, recorder: Recorder, ids: Tensor) -> Any:

@@ -94,7 +94,9 @@ def origin_of(hf: Any) -> str:
     if repository is not None:  # the Hub's cache: models--owner--name/snapshots/COMMIT
         return repository.rpartition("--")[2]
     if DIGEST.fullmatch(path.name):
-        bundled = (one.name for one in BUNDLED.values() if one.sha256.startswith(path.name.partition("-")[0]))
+        bundled = (
+            model.name for model in BUNDLED.values() if model.sha256.startswith(path.name.partition("-")[0])
+        )
         return next(bundled, type(hf).__name__)
     return path.name or type(hf).__name__
 
@@ -111,7 +113,7 @@ def bare(model: Any) -> Any:
         elif isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
         elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
-            prompts = [one for one in inner.peft_config.values() if one.is_prompt_learning]
+            prompts = [adapter for adapter in inner.peft_config.values() if adapter.is_prompt_learning]
             if prompts:
                 raise ModelError(
                     f"the adapter puts tokens or keys of its own in front ({type(prompts[0]).__name__})",
@@ -169,7 +171,11 @@ def _warn_of_foreign_code(hf: Any, name: str) -> None:
     for path, module in hf.named_modules():
         code = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         code += [vars(module)["forward"]] if "forward" in vars(module) else []
-        found += [(path or type(module).__name__, one) for one in code if _origin(one) not in LIBRARIES]
+        found += [
+            (path or type(module).__name__, function)
+            for function in code
+            if _origin(function) not in LIBRARIES
+        ]
     if found:
         path, first = found[0]
         what = getattr(first, "__qualname__", type(first).__qualname__)
@@ -304,7 +310,7 @@ def _samples(tensors: dict[str, Tensor]) -> bytes:
 def _config(hf: Any, ends: tuple[int, ...]) -> str:
     """The config, end tokens and, of adapters, their settings and which are in use."""
     config = {key: value for key, value in hf.config.to_dict().items() if key not in VOLATILE_CONFIG_KEYS}
-    adapters = {name: one.to_dict() for name, one in (getattr(hf, "peft_config", None) or {}).items()}
+    adapters = {name: adapter.to_dict() for name, adapter in (getattr(hf, "peft_config", None) or {}).items()}
     used = ("active_adapters", "scaling", "merged_adapters")
     active = [
         [str(getattr(module, name, "")) for name in used] for module in hf.modules() if _is_adapted(module)

@@ -75,7 +75,7 @@ def find_traces(folder: Path) -> list[Path]:
     """
     if not (folder / RUN_FILE).is_file():
         return [folder]
-    from offramp.tracing.manifest import MANIFEST, REQUEST  # pyarrow takes a while
+    from offramp.tracing.trace_files import MANIFEST, REQUEST  # pyarrow takes a while
 
     places = (folder / TRACES).glob("*/*")
     found = sorted(path for path in places if (path / MANIFEST).is_file() or (path / REQUEST).is_file())

@@ -23,7 +23,7 @@ from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import TRACE
 from offramp.studies.task import Task
-from offramp.tracing.manifest import MANIFEST
+from offramp.tracing.trace_files import MANIFEST
 from offramp.tuning.tuned import write_tuned
 
 

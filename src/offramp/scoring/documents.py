@@ -52,12 +52,12 @@ class DocumentRows:
 
 def ids_of(trace: Trace) -> set[str]:
     """Ids of the documents with rows."""
-    return {trace.documents[int(place)].id for place in np.unique(trace.document)}
+    return {trace.documents[int(number)].id for number in np.unique(trace.document)}
 
 
 def of_documents(trace: Trace, ids: Collection[str]) -> Trace:
     """The rows of the documents with some ids."""
-    places = [place for place, document in enumerate(trace.documents) if document.id in ids]
+    places = [number for number, document in enumerate(trace.documents) if document.id in ids]
     return trace.subset(np.array(places, dtype=np.int64))
 
 

@@ -145,7 +145,7 @@ def kendall(firsts: Values, second: Values, weights: Values) -> Values:
 
 def _pairs_of(values: Values, above: NDArray[np.int64], below: NDArray[np.int64]) -> tuple[Values, Values]:
     """Of each pair: whether both points have a value, the sign of their difference: [pairs, others] x 2."""
-    parts = [_signs(one) for one in values]
+    parts = [_signs(row) for row in values]
     known, signs = (np.stack([part[which][above, below] for part in parts], axis=1) for which in (0, 1))
     return known, signs
 

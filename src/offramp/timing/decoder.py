@@ -23,7 +23,7 @@ from offramp.models.discovery import UNFIT_ERRORS
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
 from offramp.timing.results import PLAIN, Contender
-from offramp.tracing.answers import cannot_generate
+from offramp.tracing.plan import cannot_generate
 
 PADDING = 0
 

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
-from offramp.decoding.engine.clock import Clock, Moment
-from offramp.decoding.engine.engine import Engine
+from offramp.decoding.engine.engine import DeviceClock, Engine, Moment
 from offramp.decoding.exit_readout.head import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
-from offramp.decoding.strategies.mapped import StateMaps
+from offramp.decoding.strategies.propagate import StateMaps
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.parts import Classifier, ExitMaps, ExitReading, Lens, Weights
 from offramp.models.model import Model
@@ -108,7 +107,7 @@ class Probing:
             later = dict.fromkeys(self.exits[1:], (FACTS[CANDIDATES],))
             self.candidates = ExitReader(engine, heads, {self.exits[0]: (OPENING_FACT,), **later})
         device, lens = engine.stack.device, _random_lens(model, len(self.exits))
-        self.clock = Clock(device)
+        self.clock = DeviceClock(device)
         lenses = {exit: ExitReading(lens.at(place, device)) for place, exit in enumerate(self.exits)}
         maps = {exit: _maps_of(model, exit, sizes) for exit in self.exits}
         self.alone: Mapping[str, Mapping[int, Callable[[Tensor], object]]] = {LENS: lenses, MAPS: maps}

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.costs.probes import ProbeSizes
-from offramp.decoding.engine.clock import Clock, Moment
-from offramp.decoding.engine.engine import Engine, Meter
+from offramp.decoding.engine.engine import DeviceClock, Engine, Meter, Moment
 from offramp.decoding.exit_readout.reader import Reader
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.next_token import Chooser
-from offramp.decoding.generation.result import Answers
+from offramp.decoding.generation.next_token import Advance, Chooser
+from offramp.decoding.generation.result import Transcript
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, exit_logits, feed, run_to
-from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.errors import ModelError
 from offramp.models.calls import held_tensors
 from offramp.models.devices import synchronise
@@ -151,7 +150,7 @@ class StepMeter(Meter):
     left: the layers (1 = the first) of which only K and V were left behind.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: DeviceClock) -> None:
         super().__init__(timing=True, clock=clock)
         self.left: set[int] = set()
         self._layers: list[tuple[int, Moment, Moment]] = []
@@ -231,8 +230,8 @@ class LoopSteps:
         meter = Meter() if kind.name == WHOLE else StepMeter(clock)
         reader = PlacedReader(self.probing, probes)
         loop = loop_after(stream, self.engine, self.probing.asks(probes), reader, meter)
-        work = loop.work({})
-        strategy = Propagate(work) if kind.cut_from is None else _Cut(work, exit=kind.cut_from)
+        gear = loop.gear({})
+        strategy = Propagate(gear) if kind.cut_from is None else _Cut(gear, exit=kind.cut_from)
         whole = self._advance(stream, loop, strategy)
         if not isinstance(meter, StepMeter):
             return StepTimes(position, (), 0.0, {}, whole)
@@ -277,7 +276,7 @@ def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reade
     )
     # Only the tokens that are fed now are looked up.
     past = torch.zeros((stream.batch, stream.length), dtype=torch.long, device=stream.tokens.device)
-    answers = Answers(past, stops=_never, pad=None, streamer=None, keep_scores=False)
+    answers = Transcript(past, stops=_never, pad=None, streamer=None, keep_scores=False)
     loop = Loop(plan, answers, None, Chooser(_unchanged, prompt=stream.length), meter)
     answers.ids = torch.cat([past, stream.tokens], 1)
     loop.sequences.cache = stream.cache
@@ -288,18 +287,18 @@ def loop_after(stream: Stream, engine: Engine, policy: ExitPolicy, reader: Reade
 class _Cut(Propagate):
     """A step in which every row leaves at one exit, unasked; exit 0: before the first layer."""
 
-    def __init__(self, work: Work, exit: int) -> None:
-        super().__init__(work)
+    def __init__(self, gear: Gear, exit: int) -> None:
+        super().__init__(gear)
         self.exit = exit
 
     def advance(self, tokens: Tensor) -> Advance:
         """Run the layers up to the exit, read it, and leave K and V in all others."""
-        work = self.work
-        inputs = feed(work, tokens)
-        _, hidden = run_to(work, inputs.hidden, inputs, 0, self.exit)
-        logits = exit_logits(work, ExitStep(self.exit, hidden, None, inputs))
-        work.sequences.write(hidden, inputs, self.exit, work.engine.layers)
-        return choose(work, logits, self.exit)
+        gear = self.gear
+        inputs = feed(gear, tokens)
+        _, hidden = run_to(gear, inputs.hidden, inputs, 0, self.exit)
+        logits = exit_logits(gear, ExitStep(self.exit, hidden, None, inputs))
+        gear.sequences.write(hidden, inputs, self.exit, gear.engine.layers)
+        return choose(gear, logits, self.exit)
 
 
 def _unchanged(ids: Tensor, scores: Tensor) -> Tensor:

@@ -56,7 +56,10 @@ class Placed(OnDevice):
 
     def settle(self) -> dict[str, Any]:
         """Transforms as texts of their grammar."""
-        return {**super().settle(), "transforms": tuple(one.text for one in self.read_transforms())}
+        return {
+            **super().settle(),
+            "transforms": tuple(transform.text for transform in self.read_transforms()),
+        }
 
     def read_transforms(self) -> tuple[Transform, ...]:
         """The transforms. Raises InputError for what is none, or cannot be used here."""

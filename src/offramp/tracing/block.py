@@ -42,7 +42,7 @@ class BlockMeasurer:
     def _fit_chunks(self) -> None:
         share = 7 if self.gram is None else 1  # `DirectComparer` holds seven arrays of the size of the logits
         heads = (self.head, *self.below)
-        rows, exact_rows = (min(one.rows for one in heads), min(one.exact_rows for one in heads))
+        rows, exact_rows = (min(head.rows for head in heads), min(head.exact_rows for head in heads))
         self.chunk = min(rows, max(self._fewest, rows // share))
         self.exact_chunk = min(exact_rows, max(self._fewest // 2, 1, exact_rows // share))
 

@@ -10,8 +10,8 @@ from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import require_base
 from offramp.heads.trained_model import TRAINED_ON
-from offramp.tracing.manifest import DocumentRecord, DocumentText
 from offramp.tracing.trace import Trace
+from offramp.tracing.trace_files import DocumentRecord, DocumentText
 from offramp.workloads.shared_text import Sketch, read_sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 

@@ -87,7 +87,9 @@ def read_transforms(
 
     listed = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     transforms = tuple(
-        parse_transform(one) if isinstance(one, str) else one for one in listed if one is not None
+        parse_transform(transform) if isinstance(transform, str) else transform
+        for transform in listed
+        if transform is not None
     )
     require_usable(transforms, None if dtype == AUTO else dtype)
     return transforms

@@ -1,19 +1,28 @@
-"""What a trace will measure: the contexts of a workload, cut into parts of whole documents."""
+"""What a trace will measure: contexts of a workload, in parts, and answers that the model writes for it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from offramp.errors import InputError, WorkloadError
+import torch
+from torch import Tensor
+
+from offramp.errors import InputError, ModelError, WorkloadError, raise_if_out_of_memory
+from offramp.files import sha256_of_text
+from offramp.kit.sealed_file import SealedFile
+from offramp.models.discovery import UNFIT_ERRORS, probe_ids
 from offramp.models.model import Model
 from offramp.models.source import weights_note
-from offramp.tracing.answers import Answerer
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import DEFAULT_CONTEXT
-from offramp.workloads.answers import Answer, answer_prompts
+from offramp.workloads.answers import Answer, PlannedAnswer, answer_prompts
 from offramp.workloads.packing import (
     Context,
     EncodedDocument,
@@ -168,7 +177,7 @@ def plan_with_answers(
         plan = plan_trace(
             model, workload, answerer, tokens=tokens, context=longest, document_tokens=document_tokens
         )
-    return replace(plan, answering=sum(one.seconds for one in made))
+    return replace(plan, answering=sum(answerer.seconds for answerer in made))
 
 
 def _notes(
@@ -216,3 +225,197 @@ def _parts(contexts: Sequence[Context], tokens: int) -> list[tuple[Context, ...]
             parts.append(tuple(part))
             part, rows = [], 0
     return parts
+
+
+ANSWERS = "answers.json"
+
+PROBE_LENGTH = 5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """New tokens of each answer. request: the fingerprint of the request that they are for.
+
+    seconds: that writing each one took, whichever process did; of a trace, whose files are the same each time
+    it is made, none.
+    """
+
+    request: str
+    answers: dict[str, list[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+ANSWERS_FILE = SealedFile(
+    Answers,
+    what="the text that the model wrote is damaged: {name}",
+    fix="remove it: the same command lets the model write it again",
+)
+
+
+class Answerer:
+    """Answers planned prompts with the full model, greedily, some at a time.
+
+    The prompts of a batch are padded on the left and masked. With a folder, every batch is kept in
+    `answers.json` under the request's fingerprint, and read from there when the run is resumed. timed:
+    whether seconds are kept.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        folder: Path | None,
+        request: str,
+        timed: bool,
+        on_tokens: Callable[[int], None],
+    ) -> None:
+        self.model = model
+        self.timed = timed
+        self.path = None if folder is None else folder / ANSWERS
+        self.request = request
+        self.on_tokens = on_tokens
+        self.kept = self._read()
+        self.seconds = 0.0  # of all that it was asked for, what was kept included
+
+    def __call__(self, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
+        """New tokens of each planned answer, the end token included."""
+        # An answer depends, in its last digits, on the prompts that share its batch.
+        together = [[planned.max_new_tokens, *planned.ids] for planned in batch]
+        keys = [sha256_of_text(f"{place} of {together}") for place in range(len(batch))]
+        if not all(key in self.kept.answers for key in keys):
+            started = time.perf_counter()
+            mixed = len({len(planned.ids) for planned in batch}) > 1 and self.mixed_lengths
+            answered = generate_greedily(self.model, batch, mixed_lengths=mixed)
+            took = (time.perf_counter() - started) / len(batch)
+            for key, new_tokens in zip(keys, answered, strict=True):
+                self.kept.answers[key] = list(new_tokens)
+                if self.timed:
+                    self.kept.seconds[key] = took
+            if self.path is not None:
+                ANSWERS_FILE.write(self.path, self.kept)
+        answers = [tuple(self.kept.answers[key]) for key in keys]
+        self.seconds += sum(self.kept.seconds.get(key, 0.0) for key in keys)
+        self.on_tokens(sum(len(answer) for answer in answers))
+        return answers
+
+    @functools.cached_property
+    def mixed_lengths(self) -> bool:
+        """Whether prompts of different lengths may be answered together."""
+        return masks_padding(self.model)
+
+    def _read(self) -> Answers:
+        kept = None if self.path is None or not self.path.exists() else ANSWERS_FILE.read(self.path)
+        return kept if kept is not None and kept.request == self.request else Answers(self.request)
+
+
+def generate_greedily(
+    model: Model, batch: Sequence[PlannedAnswer], *, mixed_lengths: bool
+) -> list[tuple[int, ...]]:
+    """The full model's greedy answers, cut at each one's limit or after its end token.
+
+    mixed_lengths: prompts of different lengths share a forward pass, behind masked padding, as far as the
+    model's context holds the longest of them with the longest answer.
+
+    Raises ModelError if transformers cannot generate with this model.
+    """
+    answers: dict[int, tuple[int, ...]] = {}
+    for places in _passes(batch, model.context_length, mixed_lengths=mixed_lengths):
+        found = _generate_padded(model, [batch[place] for place in places])
+        answers.update(zip(places, found, strict=True))
+    return [answers[place] for place in range(len(batch))]
+
+
+def _passes(batch: Sequence[PlannedAnswer], context: int | None, *, mixed_lengths: bool) -> list[list[int]]:
+    """Which answers share a forward pass: places in the batch.
+
+    Every row of a pass grows until the longest answer is written, also behind the longest prompt.
+    """
+    passes: list[list[int]] = []
+    for place in range(len(batch)):
+        for places in passes:
+            others = [batch[member] for member in (*places, place)]
+            lengths = {len(planned.ids) for planned in others}
+            # The last token of an answer is fed to nothing.
+            end = max(lengths) + max(planned.max_new_tokens for planned in others) - 1
+            if len(lengths) == 1 or (mixed_lengths and (context is None or end <= context)):
+                places.append(place)
+                break
+        else:
+            passes.append([place])
+    return passes
+
+
+def masks_padding(model: Model) -> bool:
+    """Whether a prompt's logits stay the same behind masked padding, measured on one short prompt.
+
+    They do not where a recurrent state takes the padding in, or where positions are counted from its start.
+    """
+    ids = probe_ids(model.hf, PROBE_LENGTH)
+    padded = torch.nn.functional.pad(ids, (PROBE_LENGTH, 0))
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (PROBE_LENGTH, 0))
+    alone, behind = (
+        torch.cat(_generate(model, *inputs, max_new_tokens=1, output_logits=True).logits).float()
+        for inputs in ((ids, torch.ones_like(ids)), (padded, mask))
+    )
+    tolerance = (1e-4 if model.dtype == "float32" else 5e-2) * float(alone.abs().max())
+    return bool((alone - behind).abs().max() <= tolerance)
+
+
+def _generate(model: Model, ids: Tensor, mask: Tensor, *, max_new_tokens: int, **options: bool) -> Any:
+    try:
+        with torch.no_grad(), plain_greedy(model, max_new_tokens):
+            return model.hf.generate(ids, attention_mask=mask, return_dict_in_generate=True, **options)
+    except UNFIT_ERRORS as error:
+        raise_if_out_of_memory(error)
+        raise cannot_generate(model, error) from error
+
+
+def cannot_generate(model: Model, error: Exception) -> ModelError:
+    """The error for a model whose `generate` fails."""
+    return ModelError(
+        f"transformers cannot generate with this model: {type(error).__name__}: {error}",
+        where=model.name,
+        fix="trace given texts instead: a workload like prose or txt:PATH needs no answers",
+    )
+
+
+def _generate_padded(model: Model, batch: Sequence[PlannedAnswer]) -> list[tuple[int, ...]]:
+    longest = max(len(planned.ids) for planned in batch)
+    ids = torch.zeros(len(batch), longest, dtype=torch.long, device="cpu")
+    mask = torch.zeros_like(ids)
+    for row, planned in enumerate(batch):
+        ids[row, longest - len(planned.ids) :] = torch.tensor(planned.ids, device="cpu")
+        mask[row, longest - len(planned.ids) :] = 1
+    most = max(planned.max_new_tokens for planned in batch)
+    device = model.stack.device
+    out = _generate(model, ids.to(device), mask.to(device), max_new_tokens=most).sequences
+    answers = []
+    for row, planned in zip(out[:, longest:].tolist(), batch, strict=True):
+        stop = next((place + 1 for place, token in enumerate(row) if token in model.eos_token_ids), len(row))
+        answers.append(tuple(row[: min(stop, planned.max_new_tokens)]))
+    return answers
+
+
+@contextmanager
+def plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
+    """Generate the most probable tokens whatever the model's own generation config says.
+
+    `generate` fills what a given config leaves open from the model's own (a repetition penalty, say), so the
+    model's own is the one to replace.
+    """
+    from transformers import GenerationConfig
+
+    own = model.hf.generation_config
+    ends = list(model.eos_token_ids)
+    model.hf.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        bos_token_id=model.bos_policy.token_id,
+    )
+    try:
+        yield
+    finally:
+        model.hf.generation_config = own

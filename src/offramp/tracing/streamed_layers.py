@@ -24,7 +24,7 @@ from offramp.tracing.plan import TracePlan
 from offramp.tracing.progress import LayerBar, layer_bar
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.rows import groups_of
-from offramp.tracing.streamed_states import (
+from offramp.tracing.states import (
     FolderStates,
     LayerStates,
     MemoryStates,

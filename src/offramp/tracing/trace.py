@@ -17,14 +17,18 @@ from offramp.kit.arguments import checked
 from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
 from offramp.tracing.facts import DOCUMENT_FACTS, FACT_BY_NAME, FACTS, DocumentFactName, FactName
-from offramp.tracing.manifest import DocumentRecord, Manifest, PartRecord, damaged_parts, read_manifest
-from offramp.tracing.part import (
+from offramp.tracing.trace_files import (
     MARGINAL_BLOCKS,
     REFERENCE_TOP1,
     TOKEN_COLUMNS,
+    DocumentRecord,
+    Manifest,
     Part,
+    PartRecord,
+    damaged_parts,
     part_path,
     read_columns,
+    read_manifest,
     read_marginal,
 )
 

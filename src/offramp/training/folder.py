@@ -10,7 +10,7 @@ from offramp.errors import DiskFullError
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE, UNDER_WAY
 from offramp.kit.numbers import shown_size
 from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
-from offramp.tracing.answers import ANSWERS
+from offramp.tracing.plan import ANSWERS
 from offramp.training.gate_record import GATE_RECORD
 from offramp.training.model_folder import model_files
 from offramp.training.record import REQUEST, REQUEST_FILE

@@ -21,10 +21,8 @@ from lm_eval.api.registry import Registry, get_model
 from lm_eval.models.huggingface import HFLM
 
 from offramp.decoding.harness import __main__ as command
-from offramp.decoding.harness import model as harness_model
 from offramp.decoding.harness.__main__ import register
-from offramp.decoding.harness.arguments import OF_HARNESS
-from offramp.decoding.harness.model import OfframpLM
+from offramp.decoding.harness.model import OF_HARNESS, OfframpLM
 from offramp.errors import InputError, PolicyError
 from tiny_models import write_llama
 
@@ -43,7 +41,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr(harness_model, "load_transformed", load)
+    monkeypatch.setattr("offramp.tracing.loading.load_transformed", load)
 
 
 @pytest.mark.usefixtures("no_weights")

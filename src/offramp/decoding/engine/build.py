@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from offramp.decoding.engine.cache import counting_updates, entries_of
 from offramp.decoding.engine.capability_tests import own_logits, try_ability
-from offramp.decoding.engine.engine import Abilities, Engine, Meter, transposed_is_faster
-from offramp.decoding.engine.few_rows import few_rows_are_faster, wide_linears
+from offramp.decoding.engine.engine import Abilities, Engine, Meter
+from offramp.decoding.engine.products import few_rows_are_faster, transposed_is_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
 from offramp.models.calls import LayerCall, first_tensor, is_cache

@@ -1,4 +1,4 @@
-"""Transformers' cache while layers run one by one: seen shorter, brought back, updates stopped or shared."""
+"""Transformers' cache while layers run one by one: seen shorter, brought back, grown, shared by rows."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 
 def own_cache(cache: Any) -> Any:
@@ -81,7 +82,7 @@ def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[i
     """What some places of the cache's list hold.
 
     K and V need no copy: they are replaced by longer tensors, or grow in place behind the positions that are
-    held now (`offramp.decoding.engine.growing`), which are never written to again. All else, such as
+    held now (`offramp.decoding.engine.cache`), which are never written to again. All else, such as
     recurrent states, is copied.
     """
     held = entries_of(cache)
@@ -138,7 +139,7 @@ def crop(cache: Any, entries: Sequence[int], positions: int) -> None:
 UPDATES = ("update", "update_indexer")
 
 
-class Written(Exception):
+class CacheWritten(Exception):
     """Ends a layer that has written its K and V."""
 
 
@@ -155,7 +156,7 @@ def counting_updates(cache: Any, stop_after: int | None = None) -> Iterator[list
             written = update(*arguments, **keywords)
             noted.append(name)
             if len(noted) == stop_after:
-                raise Written
+                raise CacheWritten
             return written
 
         return run
@@ -164,7 +165,7 @@ def counting_updates(cache: Any, stop_after: int | None = None) -> Iterator[list
     cache.__dict__.update({name: noting(name) for name in names})
     try:
         yield noted
-    except Written:
+    except CacheWritten:
         pass
     finally:
         for name in names:
@@ -182,12 +183,12 @@ def kept_aside(cache: Any) -> Iterator[KeysAndValues]:
 
     def keep(keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> Any:
         written.extend((keys, values))
-        raise Written
+        raise CacheWritten
 
     cache.__dict__["update"] = keep
     try:
         yield written
-    except Written:
+    except CacheWritten:
         pass
     finally:
         del cache.__dict__["update"]
@@ -217,3 +218,100 @@ def merging(cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tenso
         yield
     finally:
         del cache.__dict__["update"]
+
+
+LEAST_ROOM = 64
+SHARE_OF_ROOM = 8
+"""A full buffer grows by an eighth: a position is copied eight times in all, not once a token, and at most an
+eighth of the memory lies idle."""
+
+
+@dataclass
+class Room:
+    """The buffers that K and V lie in, [batch, heads, capacity, features] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def holds(self, keys: Tensor, values: Tensor, new: int) -> bool:
+        """Whether these are the buffers' first positions, with room for `new` more."""
+        return _starts(self.keys, keys, new) and _starts(self.values, values, new)
+
+
+def _starts(buffer: Tensor, held: Tensor, new: int) -> bool:
+    return (
+        held.data_ptr() == buffer.data_ptr()
+        and held.stride() == buffer.stride()
+        and held.shape[:-2] == buffer.shape[:-2]
+        and held.shape[-2] + new <= buffer.shape[-2]
+    )
+
+
+class GrowingLayer(InPlace, DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer of transformers' cache whose update writes the new positions behind those it holds.
+
+    Transformers' own makes K and V anew for every token (`torch.cat`), which reads and writes all of them.
+    `keys` and `values` are views of what is used, so that nothing else sees a difference; whoever replaces
+    them (rows that are chosen, say) gets new buffers at the next update.
+    """
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)  # type: ignore[no-untyped-call]
+        self.room: Room | None = None
+        self.kept = 0
+
+    def keep(self) -> None:
+        """Later updates leave what is held now."""
+        self.kept = max(self.kept, self.get_seq_length())
+
+    def release(self) -> None:
+        """The next update makes new buffers."""
+        self.room = None
+        self.kept = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *arguments: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor]:
+        """K and V of all positions, after those of new ones: [batch, heads, new, features] each."""
+        held, new = self.get_seq_length(), key_states.shape[-2]
+        keys, values = self.keys, self.values
+        if keys is None or values is None or not _follow(keys, values, key_states, value_states):
+            # A prompt alone, which many callers never go on from, needs no room.
+            return super().update(key_states, value_states, *arguments, **keywords)
+        room = self.room
+        if room is None or held < self.kept or not room.holds(keys, values, new):
+            capacity = held + new + max(LEAST_ROOM, held // SHARE_OF_ROOM)
+            room = self.room = Room(_with_room(keys, capacity), _with_room(values, capacity))
+            self.kept = 0
+        room.keys.narrow(-2, held, new).copy_(key_states)
+        room.values.narrow(-2, held, new).copy_(value_states)
+        self.keys = room.keys.narrow(-2, 0, held + new)
+        self.values = room.values.narrow(-2, 0, held + new)
+        return self.keys, self.values
+
+
+def _follow(keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor) -> bool:
+    """Whether new positions can stand behind those held as they are, if any are held."""
+    shapes = keys.shape[:-2] == new_keys.shape[:-2] and values.shape[:-2] == new_values.shape[:-2]
+    return shapes and keys.dtype == new_keys.dtype and values.dtype == new_values.dtype
+
+
+def _with_room(held: Tensor, capacity: int) -> Tensor:
+    buffer = held.new_empty((*held.shape[:-2], capacity, held.shape[-1]))
+    buffer[..., : held.shape[-2], :] = held
+    return buffer
+
+
+def grow_in_place(cache: Any) -> None:
+    """Let the layers of a new cache grow in place that keep K and V of every position; others stay.
+
+    Only transformers' own class of such layers: what another one keeps beside K and V is not known.
+    """
+    cache = own_cache(cache)
+    if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    for place, entry in enumerate(getattr(cache, "layers", [])):
+        if type(entry) is DynamicLayer:
+            grown = GrowingLayer()
+            vars(grown).update(vars(entry))
+            cache.layers[place] = grown

@@ -99,8 +99,8 @@ def _full(engine: Engine, ids: Tensor, new: int = NEW, mask: Tensor | None = Non
     start = ids.shape[1] - new
     sequences = _begun(engine, ids[:, :start], mask)
     return [
-        sequences.read_out(_step(sequences, ids[:, place : place + 1]))
-        for place in range(start, ids.shape[1])
+        sequences.read_out(_step(sequences, ids[:, position : position + 1]))
+        for position in range(start, ids.shape[1])
     ]
 
 
@@ -126,9 +126,9 @@ def _propagate(engine: Engine, ids: Tensor) -> str | None:
     logits = []
     for whole in (False, True):
         sequences = _begun(engine, ids[:, :start])
-        for place in range(start, ids.shape[1] - 1):
-            hidden = _step(sequences, ids[:, place : place + 1], exit)
-            inputs = sequences.inputs(place, place + 1)
+        for position in range(start, ids.shape[1] - 1):
+            hidden = _step(sequences, ids[:, position : position + 1], exit)
+            inputs = sequences.inputs(position, position + 1)
             if not whole:
                 sequences.write(hidden, inputs, exit, engine.layers)
                 continue
@@ -163,7 +163,7 @@ def _speculate(engine: Engine, ids: Tensor) -> str | None:
     sequences = _begun(engine, ids[:, :start])
     sequences.record_past()
     past = sequences.snapshot(0, engine.layers)
-    states = [_step(sequences, drafts[:, place : place + 1], early) for place in range(3)]
+    states = [_step(sequences, drafts[:, position : position + 1], early) for position in range(3)]
     hidden = sequences.run_block(torch.cat(states, 1), start, start + 3, early, engine.layers)
     verified = sequences.read_out_all(hidden).unbind(1)
     if any(engine.recurrent):
@@ -174,8 +174,8 @@ def _speculate(engine: Engine, ids: Tensor) -> str | None:
         sequences.unfeed(start + 1)
         sequences.crop(start + 1, 0, engine.layers)
     after = [
-        sequences.read_out(_step(sequences, ids[:, place : place + 1]))
-        for place in range(start + 1, ids.shape[1])
+        sequences.read_out(_step(sequences, ids[:, position : position + 1]))
+        for position in range(start + 1, ids.shape[1])
     ]
     if not all(map(_comparison(engine), verified, _full(engine, torch.cat([ids[:, :start], drafts], 1), 3))):
         return "positions that are verified together get other logits than one by one"
@@ -189,8 +189,8 @@ def _monotone(engine: Engine, ids: Tensor) -> str | None:
     states = []
     for last in (exit, None):
         sequences = _begun(engine, ids[:, :start])
-        for place in range(start, ids.shape[1] - 1):
-            _step(sequences, ids[:, place : place + 1], last)
+        for position in range(start, ids.shape[1] - 1):
+            _step(sequences, ids[:, position : position + 1], last)
         states.append(_step(sequences, ids[:, -1:], exit))
     return None if _comparison(engine)(*states) else "the first layers depend on those after them"
 
@@ -228,8 +228,8 @@ def _drop(engine: Engine, ids: Tensor) -> str | None:
     _step(sequences, together[:, start : start + 1])
     sequences.select_rows(rows)
     found = [
-        sequences.read_out(_step(sequences, together[rows, place : place + 1]))
-        for place in range(start + 1, ids.shape[1])
+        sequences.read_out(_step(sequences, together[rows, position : position + 1]))
+        for position in range(start + 1, ids.shape[1])
     ]
     fits = all(map(_comparison(engine), found, [logits[rows] for logits in expected[1:]]))
     return None if fits else "rows that go on without the others get other logits"

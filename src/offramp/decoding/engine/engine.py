@@ -1,8 +1,7 @@
-"""The engine: a model driven layer by layer, what its family can do, its output head, and what it ran."""
+"""The engine: a model driven layer by layer, what its family can do, and what it ran, counted and timed."""
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,9 +11,57 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.decoding.engine.clock import HOST, Clock, Moment
+from offramp.decoding.engine.products import head_logits
+from offramp.models.devices import CPU
 from offramp.models.stack import ExitStack
 from offramp.policies.cost_breakdown import Item, Usage
+
+Moment = Any
+"""Seconds of the processor's clock, or an event among the work of an accelerator."""
+
+
+class DeviceClock:
+    """Notes moments, and says afterwards how far they lie apart.
+
+    On a processor a moment is the time of its clock. On an accelerator it is an event between what was given
+    to it before and what comes after: nothing waits for it, so that a step is timed as it runs without. Where
+    the program itself waits for a result between two moments (the facts that a policy reads), the later one
+    is noted after the wait, which so belongs to the seconds between them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._of_device = device.type != CPU
+
+    def moment(self) -> Moment:
+        """Now; on an accelerator once it gets there."""
+        if not self._of_device:
+            return time.perf_counter()
+        return recorded_event(self.device)
+
+    def seconds(self, sooner: Moment, later: Moment) -> float:
+        """Between two moments, the later of which is waited for."""
+        if not self._of_device:
+            return float(later - sooner)
+        later.synchronize()
+        return float(sooner.elapsed_time(later)) / 1e3
+
+
+HOST = DeviceClock(torch.device(CPU))
+"""Of work that is done when it returns."""
+
+
+def recorded_event(device: torch.device) -> Any:
+    """An event that keeps its time, behind all that an accelerator was given so far."""
+    if device.type == "mps":
+        event = torch.mps.event.Event(enable_timing=True)
+        event.record()
+        return event
+    module = getattr(torch, device.type)
+    event = module.Event(enable_timing=True)
+    event.record(module.current_stream(device))
+    return event
+
 
 PARTS_OF_TIME = ("layers", "probes", "K,V repair", "heads", "overhead")
 """What measured and predicted seconds are split into."""
@@ -42,7 +89,7 @@ class Meter:
     of the steps after the prompt; all zero unless `timing`.
     """
 
-    def __init__(self, timing: bool = False, clock: Clock = HOST) -> None:
+    def __init__(self, timing: bool = False, clock: DeviceClock = HOST) -> None:
         self.timing = timing
         self.clock = clock
         self.usage: Usage = Usage()
@@ -128,72 +175,6 @@ class Abilities:
             return self._answers[ability]
 
 
-MOST_ROWS = 8
-"""Rows up to which the transposed product was faster; a prompt has more."""
-
-SMALLEST = 4_000_000
-"""Weights from which on a product is worth a choice: smaller ones stay in the processor's caches."""
-
-CLEARLY = 1.25
-"""How much faster the transposed product must be: the model's own rounding is not given up for noise."""
-
-_ROUNDS = 5
-
-
-def transposed_product(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    """states W^T (+ bias) computed as (W states^T)^T: [..., features] -> [..., columns].
-
-    Libraries multiply one row by a float32 matrix with one thread, and two or three rows worse than four;
-    the same product with the weights on the left keeps all threads busy. A single row is doubled for that.
-    Sums are added up in another order, so that logits differ by rounding.
-    """
-    rows = states.reshape(-1, states.shape[-1])
-    doubled = torch.cat([rows, rows]) if len(rows) == 1 else rows
-    product = torch.mm(weight, doubled.t())[:, : len(rows)].t().contiguous()
-    return (product if bias is None else product + bias).view(*states.shape[:-1], -1)
-
-
-def head_logits(stack: ExitStack, normed: Tensor, transposed: bool) -> Tensor:
-    """Logits of states behind the tail of a linear head: [..., features] -> [..., vocabulary].
-
-    transposed: whether few rows take `transposed_product` (see `transposed_is_faster`).
-    """
-    assert stack.logit_scaling is not None, "a fast readout knows its transform"
-    rows = normed.numel() // normed.shape[-1]
-    if transposed and stack.head_weight is not None and rows <= MOST_ROWS:
-        return stack.logit_scaling.apply(transposed_product(stack.head_weight, stack.head_bias, normed))
-    assert stack.head is not None, "a fast readout has a head"
-    return stack.logit_scaling.apply(stack.head(normed))
-
-
-def transposed_is_faster(stack: ExitStack) -> bool:
-    """Whether this machine computes one row's logits clearly faster with the weights on the left, tried.
-
-    Only for a linear head in float32 on a processor, whose libraries multiply one row with one thread;
-    anything else, and any accelerator, keeps the model's own product.
-    """
-    weight = stack.head_weight
-    if stack.readout_kind != "fast" or weight is None or weight.numel() < SMALLEST:
-        return False
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
-        return False
-    row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
-    with torch.no_grad():
-        own = median_seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
-        other = median_seconds(lambda: transposed_product(weight, stack.head_bias, row))
-    return other * CLEARLY < own
-
-
-def median_seconds(product: Callable[[], object]) -> float:
-    """Of a few runs after the first."""
-    samples = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        product()
-        samples.append(time.perf_counter() - began)
-    return statistics.median(samples[1:])
-
-
 @dataclass(frozen=True)
 class Engine:
     """A model ready to be driven layer by layer (see `offramp.decoding.engine.build.engine_of`).
@@ -204,8 +185,8 @@ class Engine:
     after how many updates of the cache all that it leaves behind is written, so that it can stop there (0 if
     it cannot). keeps: bool per layer, whether it leaves anything behind: a layer that attends to another
     layer's K and V does not. transposed: whether the output head's product is faster with the weights on the
-    left (`offramp.decoding.engine.engine`). linears: per layer, those whose products of a few rows are faster
-    so (`offramp.decoding.engine.few_rows`); empty if they are not. entries: per layer, the places in the
+    left. linears: per layer, those whose products of a few rows are faster
+    so (`offramp.decoding.engine.products`); empty if they are not. entries: per layer, the places in the
     cache's list that it writes to. abilities: what the family can do, and why not.
     """
 

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine import cache as caching
-from offramp.decoding.engine.cache import Past, at_length, counting_updates, kept_aside, merging
+from offramp.decoding.engine.cache import (
+    Past,
+    at_length,
+    counting_updates,
+    grow_in_place,
+    kept_aside,
+    merging,
+)
 from offramp.decoding.engine.engine import Engine, Meter
-from offramp.decoding.engine.few_rows import few_rows
-from offramp.decoding.engine.growing import grow_in_place
+from offramp.decoding.engine.products import few_rows
 from offramp.errors import ModelError
 from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
 
@@ -178,11 +184,11 @@ class Sequences:
     def _run_one_by_one(self, hidden: Tensor, start: int, index: int, after: OnPosition | None) -> Tensor:
         """Run one layer on hidden states [batch, n, hidden] of positions from `start` on, one at a time."""
         outputs = []
-        for place in range(hidden.shape[1]):
-            inputs = self.inputs(start + place, start + place + 1)
-            outputs.append(self.run(hidden[:, place : place + 1], inputs, index, index + 1))
+        for offset in range(hidden.shape[1]):
+            inputs = self.inputs(start + offset, start + offset + 1)
+            outputs.append(self.run(hidden[:, offset : offset + 1], inputs, index, index + 1))
             if after is not None:
-                after(index, start + place)
+                after(index, start + offset)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
     @torch.no_grad()

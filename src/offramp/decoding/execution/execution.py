@@ -32,7 +32,7 @@ from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model, in_evaluation
-from offramp.tracing.answers import plain_greedy
+from offramp.tracing.plan import plain_greedy
 from offramp.tracing.request import library_versions
 
 ROWS_TOGETHER = 16

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.decoding.engine.engine import MOST_ROWS, SMALLEST, head_logits, transposed_product
+from offramp.decoding.engine.products import MOST_ROWS, SMALLEST, head_logits, transposed_product
 from offramp.heads.statistics import BLOCK, HeadTransform, best_columns
 from offramp.models.calls import first_tensor
 from offramp.models.stack import ExitStack

@@ -14,9 +14,9 @@ from torch import Tensor
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.generation.loop import Loop, Plan
+from offramp.decoding.generation.loop import STRATEGIES, Loop, Plan
 from offramp.decoding.generation.next_token import Chooser
-from offramp.decoding.generation.result import Answers, BatchGeneration
+from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import (
     LOCKSTEP,
     DecodingOptions,
@@ -25,7 +25,6 @@ from offramp.decoding.options import (
     check_policy,
 )
 from offramp.decoding.strategies.draft_length import Auto
-from offramp.decoding.strategies.registry import STRATEGIES
 from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
@@ -204,7 +203,7 @@ class EarlyExit:
             padded=mask is not None,
         )
         check_decodable(engine, self.options, conditions)
-        answers = Answers(
+        answers = Transcript(
             input_ids,
             stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),
             pad=_pad_of(generation_config, stopping_criteria),
@@ -291,7 +290,7 @@ def _at_length(length: int) -> Callable[[Tensor, Any], Tensor]:
     return stops
 
 
-def _as_transformers(answers: Answers, generation_config: Any) -> Any:
+def _as_transformers(answers: Transcript, generation_config: Any) -> Any:
     if not generation_config.return_dict_in_generate:
         return answers.ids
     from transformers.generation.utils import GenerateDecoderOnlyOutput

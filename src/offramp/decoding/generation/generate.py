@@ -19,6 +19,7 @@ from offramp.decoding.generation.prompts import (
     PromptBatch,
     check_context,
     check_ids,
+    check_sampling,
     pad_token,
     prompt_batch,
     token_rows,
@@ -31,7 +32,6 @@ from offramp.decoding.options import (
     PolicySource,
     check_policy,
 )
-from offramp.decoding.sampling import check_sampling
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
@@ -93,7 +93,7 @@ def generate(
     that the first new token leaves at exit L.
     policy: a policy, its text, the path of a policy.json, a tuned policy, or None for the full model; task:
     the workload class, for policies that hold one per class.
-    kv: what becomes of skipped layers' K and V (`offramp.decoding.strategies.registry.STRATEGIES`); None: as
+    kv: what becomes of skipped layers' K and V (`offramp.decoding.generation.loop.STRATEGIES`); None: as
     a tuned policy was tuned, "propagate" for any other. Warns where a tuned policy gets another one.
     heads: exit heads, or the path of their file, that exits below L are read through. batching: "lockstep"
     (all rows leave together, at the deepest of their exits) or "rebatch" (each leaves at its own).

@@ -12,20 +12,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine.clock import Clock
-from offramp.decoding.engine.engine import Engine, Meter
+from offramp.decoding.engine.engine import DeviceClock, Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
-from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken
+from offramp.decoding.generation.next_token import Advance, Chooser, NonFiniteLogits, is_broken
 from offramp.decoding.generation.prompts import prompt_entropy
-from offramp.decoding.generation.result import About, Answers, BatchGeneration
+from offramp.decoding.generation.result import BatchGeneration, Generation, Transcript
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.decoding.strategies.strategy import Advance, PolicyDriver, Strategy, Work
+from offramp.decoding.strategies.propagate import Mapped, Propagate, SkipDecode
+from offramp.decoding.strategies.recompute import Recompute
+from offramp.decoding.strategies.speculate import Speculate
+from offramp.decoding.strategies.strategy import Gear, PolicyDriver, Strategy
 from offramp.errors import OfframpError
 from offramp.models.devices import free_bytes
 from offramp.models.model import Model
 from offramp.policies.policy import ExitPolicy
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.of.name: strategy for strategy in (Propagate, Mapped, Recompute, Speculate, SkipDecode)
+}
+"""Strategies by the name that `kv=` takes; see `offramp.policies.kv` for what each promises."""
 
 
 @torch.no_grad()
@@ -135,7 +141,7 @@ class Loop:
     def __init__(
         self,
         plan: Plan,
-        answers: Answers,
+        answers: Transcript,
         mask: Tensor | None,
         chooser: Chooser,
         meter: Meter | None = None,
@@ -144,7 +150,7 @@ class Loop:
         self.answers = answers
         self.mask = mask
         self.chooser = chooser
-        self.meter = Meter(plan.timing, Clock(answers.ids.device)) if meter is None else meter
+        self.meter = Meter(plan.timing, DeviceClock(answers.ids.device)) if meter is None else meter
         self.sequences = Sequences(plan.engine, answers.ids, mask, self.meter)
         self.problems: dict[int, str] = {}
         self.drops = self._drops()
@@ -165,6 +171,7 @@ class Loop:
         """
         resumed = time.perf_counter()
         try:
+            # 1. The prompt runs whole, and the full model gives the first new token.
             facts = self._run_prompt()
             self.first_seconds = time.perf_counter() - resumed
             yield self.new_tokens
@@ -172,7 +179,8 @@ class Loop:
             self.meter.start()
             if self.answers.done:
                 return
-            strategy = self.strategy = self.plan.strategy(self.work(facts))
+            # 2. From then on a strategy for K and V takes one step after the other.
+            strategy = self.strategy = self.plan.strategy(self.gear(facts))
             while not self.answers.done:
                 self.step(strategy)
                 self.seconds += time.perf_counter() - resumed
@@ -207,14 +215,14 @@ class Loop:
         if self.plan.policy.document_facts:
             facts = prompt_entropy(self.plan.engine.stack, hidden, self.mask, self.plan.policy.document_facts)
         exits = np.full((sequences.batch, 1), layers, dtype=np.int64)
-        self.answers.add(Advance.of(choice, exits))
+        self.answers.add(Advance((choice,), exits))
         return facts
 
-    def work(self, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+    def gear(self, facts: Mapping[str, NDArray[np.float64]]) -> Gear:
         """What a strategy works with. facts: of the documents, as the policy reads them."""
         plan, batch = self.plan, self.sequences.batch
         driver = PolicyDriver(plan.policy, plan.engine.layers, batch, plan.reader, self.meter, facts)
-        return Work(
+        return Gear(
             options=plan.options,
             sequences=self.sequences,
             driver=driver,
@@ -229,13 +237,17 @@ class Loop:
     def step(self, strategy: Strategy) -> None:
         """Everything between two tokens: one step of a strategy, and what becomes of its tokens."""
         running = ~self.answers.over
-        strategy.work.driver.finished[:] = ~running
+        strategy.gear.driver.finished[:] = ~running
         self.chooser.finished = None if running.all() else self.answers.finished
+        # 1. Rows that are over leave the batch.
         if self.drops and int(running.sum()) < self.sequences.batch:
             self._drop(strategy, running)
+        # 2. The strategy feeds the last tokens, asks the policy, leaves, and sees to K and V.
         executed = self.meter.executed
         advance = strategy.advance(self.answers.last)
+        # 3. The new tokens join the answers, which say what is over now.
         self.answers.add(advance)
+        # 4. What ran is charged to the rows.
         shares = advance.layers
         if shares is None:
             share = (self.meter.executed - executed) // self.sequences.batch
@@ -252,7 +264,7 @@ class Loop:
 
     def _drop(self, strategy: Strategy, running: NDArray[np.bool_]) -> None:
         """Only running rows, bool [batch], go on."""
-        driver = strategy.work.driver
+        driver = strategy.gear.driver
         before = np.arange(len(running)) if driver.present is None else driver.present
         rows = np.flatnonzero(running[before])
         self.sequences.select_rows(rows)
@@ -267,25 +279,14 @@ class Loop:
             ids = ids[int((self.mask[row] == 0).sum()) :]
         new = len(self.answers.rows[row].tokens)
         problem = describe_problem(self.plan.engine, ids, new)
-        for other in np.flatnonzero(~self.answers.over).tolist():
-            self.problems[other] = problem if other == row else f"stopped with row {row}: {problem}"
+        for running in np.flatnonzero(~self.answers.over).tolist():
+            self.problems[running] = problem if running == row else f"stopped with row {row}: {problem}"
 
     def result(self) -> BatchGeneration:
         """What came out and what ran for it, once the steps have ended."""
-        meter, strategy, batch = self.meter, self.strategy, len(self.answers.rows)
-        length = self.answers.prompt
-        lengths = [length] * batch if self.mask is None else self.mask.sum(1).tolist()
-        about = About(
-            layers=self.plan.engine.layers,
-            prompt_tokens=tuple(lengths),
-            prompt_layers=meter.prompt_layers // batch,
-            limit=self.plan.limit,
-            end_tokens=self.plan.end_tokens,
-            decode=self.plan.decode,
-            problems=self.problems,
-        )
+        meter, strategy = self.meter, self.strategy
         return BatchGeneration(
-            rows=self.answers.generations(about),
+            rows=tuple(map(self._generation, range(len(self.answers.rows)))),
             usage=meter.usage,
             steps=sum(count for item, count in meter.usage.items() if item.part == "overhead"),
             seconds=self.seconds,
@@ -294,4 +295,28 @@ class Loop:
             drafted=strategy.drafted if strategy else 0,
             accepted=strategy.accepted if strategy else 0,
             layers_executed=meter.executed,
+        )
+
+    def _generation(self, row: int) -> Generation:
+        """One row's result."""
+        plan, answer, problem = self.plan, self.answers.rows[row], self.problems.get(row)
+        prompt_layers = self.meter.prompt_layers // len(self.answers.rows)
+        if problem is not None:
+            stopped = "problem"
+        elif answer.tokens and answer.tokens[-1] in plan.end_tokens:
+            stopped = "end token"
+        else:
+            stopped = "length" if len(answer.tokens) >= plan.limit else "criteria"
+        return Generation(
+            text=plan.decode(answer.tokens),
+            tokens=answer.tokens,
+            chosen=answer.chosen,
+            exits=np.array(answer.exits, dtype=np.int64),
+            layers=plan.engine.layers,
+            layers_executed=prompt_layers + answer.layers,
+            prompt_layers=prompt_layers,
+            prompt_tokens=self.answers.prompt if self.mask is None else int(self.mask[row].sum()),
+            stopped=stopped,
+            problem=problem,
+            decode=plan.decode,
         )

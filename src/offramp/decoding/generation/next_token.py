@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.models.devices import CPU
@@ -25,6 +27,20 @@ class Choice(NamedTuple):
     fed: Tensor
     scores: Tensor
     broken: Tensor
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What one step of a strategy gives.
+
+    choices: one for each new token, at least one. exits: int64 [batch, new], where each prediction left (by
+    each row's own policy under "rebatch", the batch's exit in lockstep). layers: int64 [batch], layers
+    executed for each row in this step, None if every row's share of what ran is the same.
+    """
+
+    choices: tuple[Choice, ...]
+    exits: NDArray[np.int64]
+    layers: NDArray[np.int64] | None = None
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -111,24 +127,11 @@ class Chooser:
         return chosen if self.forced is None else self.forced[:, ids.shape[1] - self.prompt]
 
 
-@dataclass(frozen=True)
-class JudgedToken:
-    """The full model on one token of every sequence.
+def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> tuple[Choice, Tensor]:
+    """Choose the tokens after `ids` [batch, length], from the full model's logits [batch, vocabulary].
 
-    chosen, fed: int64 [batch], its choice and what is to be fed. scores: float32 [batch, vocabulary], its
-    processed logits. right: bool [batch], whether the draft stands; true where there was none. broken: as of
-    `Choice`.
+    Also returns whether the draft stands, bool [batch]; true where there was none.
     """
-
-    chosen: Tensor
-    fed: Tensor
-    scores: Tensor
-    right: Tensor
-    broken: Tensor
-
-
-def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -> JudgedToken:
-    """Choose the tokens after `ids` [batch, length], from the full model's logits [batch, vocabulary]."""
     scores, broken = chooser.scores(ids, logits)
     if draft is None:
         chosen = chooser.pick(scores)
@@ -138,7 +141,7 @@ def judge(chooser: Chooser, ids: Tensor, logits: Tensor, draft: Choice | None) -
     else:
         chosen = chooser.pick(scores)
         right = chosen == draft.chosen
-    return JudgedToken(chosen, chooser.forced_after(ids, chosen), scores, right, broken)
+    return Choice(chosen, chooser.forced_after(ids, chosen), scores, broken), right
 
 
 def accept_or_resample(

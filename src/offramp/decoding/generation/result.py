@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.generation.next_token import raise_for
-from offramp.decoding.generation.pieces import pieces_of
+from offramp.decoding.generation.next_token import Advance, Choice, raise_for
 from offramp.display import ShownAsHtml
 from offramp.policies.cost_breakdown import Usage
 
-if TYPE_CHECKING:
-    from offramp.decoding.strategies.strategy import Advance
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Pieces:
+    """Turns tokens into text one by one; the pieces together are the text of all tokens.
+
+    A character that takes several tokens is held back until it is whole, as transformers' streamers do.
+    decode: token ids to text.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        # The last piece's tokens go along: some tokenizers treat the first token of a text differently.
+        self._tokens: list[int] = []
+        self._given = 0
+
+    def add(self, token: int) -> str:
+        """The text that a token completes, empty if it completes none."""
+        self._tokens.append(token)
+        text = self._pending()
+        if not text or text.endswith(INCOMPLETE):
+            return ""
+        self._tokens, self._given = self._tokens[self._given :], len(self._tokens) - self._given
+        return text
+
+    def rest(self) -> str:
+        """What was held back, if no more tokens come."""
+        text = self._pending()
+        self._given = len(self._tokens)
+        return text
+
+    def _pending(self) -> str:
+        before = self._decode(self._tokens[: self._given])
+        return self._decode(self._tokens)[len(before) :]
+
+
+def pieces_of(decode: Callable[[list[int]], str], tokens: Sequence[int]) -> tuple[str, ...]:
+    """What each of some tokens adds to their text; the last one also what stays incomplete."""
+    pieces = Pieces(decode)
+    given = [pieces.add(token) for token in tokens]
+    return (*given[:-1], given[-1] + pieces.rest()) if given else ()
+
 
 SHOWN_TEXT = 60
 """Characters of a text that its short form shows."""
@@ -159,7 +198,7 @@ class RowAnswer:
     layers: int = 0
 
 
-class Answers:
+class Transcript:
     """All rows of a batch.
 
     ids: int64 [batch, length], prompt and new tokens, padded with `pad` after a row's end, None for going on.
@@ -201,33 +240,26 @@ class Answers:
 
         Raises NonFiniteLogits for a row that has not and has no token to choose.
         """
-        for column in range(advance.tokens.shape[1]):
-            self._add(
-                advance.tokens[:, column],
-                advance.chosen[:, column],
-                advance.exits[:, column],
-                advance.scores[:, column],
-                advance.broken[:, column],
-            )
+        for choice, exits in zip(advance.choices, advance.exits.T, strict=True):
+            self._add(choice, exits)
             if self.done:
                 return
 
-    def _add(
-        self, tokens: Tensor, chosen: Tensor, exits: NDArray[np.int64], scores: Tensor, broken: Tensor
-    ) -> None:
+    def _add(self, choice: Choice, exits: NDArray[np.int64]) -> None:
+        tokens = choice.fed
         if self._pad is not None:
             tokens = torch.where(self.finished, self._pad, tokens)
         ids = torch.cat([self.ids, tokens[:, None]], 1)
-        kept = None if self.scores is None else [*self.scores, scores]
+        kept = None if self.scores is None else [*self.scores, choice.scores]
         finished = self.finished | self._stops(ids, None if kept is None else tuple(kept))
         # All that the host must know of a token in one copy: an accelerator is waited for once.
-        told = torch.stack([tokens, chosen, finished.long(), broken.long()]).cpu()
-        said, choice, over, bad = told.tolist()
-        raise_for(bad)
+        told = torch.stack([tokens, choice.chosen, finished.long(), choice.broken.long()]).cpu()
+        said, chosen, over, broken = told.tolist()
+        raise_for(broken)
         for row, answer in enumerate(self.rows):
             if not self.over[row]:
                 answer.tokens.append(said[row])
-                answer.chosen.append(choice[row])
+                answer.chosen.append(chosen[row])
                 answer.exits.append(int(exits[row]))
         self.ids, self.scores, self.finished = ids, kept, finished
         self.over = np.array(over, dtype=np.bool_)
@@ -245,46 +277,3 @@ class Answers:
         """Layers that ran for each row, int64 [batch], of rows that were running then, bool [batch]."""
         for answer, executed, ran in zip(self.rows, layers.tolist(), running.tolist(), strict=True):
             answer.layers += executed if ran else 0
-
-    def generations(self, about: About) -> tuple[Generation, ...]:
-        """What came out, row by row."""
-        return tuple(about.generation(row, answer) for row, answer in enumerate(self.rows))
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known of a batch beside its tokens.
-
-    prompt_tokens: of each row, padding left out. prompt_layers: layers that each row's prompt ran. limit: new
-    tokens at most. end_tokens: ids that end an answer. decode: token ids to text. problems: by row.
-    """
-
-    layers: int
-    prompt_tokens: tuple[int, ...]
-    prompt_layers: int
-    limit: int
-    end_tokens: frozenset[int]
-    decode: Decode
-    problems: dict[int, str]
-
-    def generation(self, row: int, answer: RowAnswer) -> Generation:
-        """One row's result."""
-        problem = self.problems.get(row)
-        return Generation(
-            text=self.decode(answer.tokens),
-            tokens=answer.tokens,
-            chosen=answer.chosen,
-            exits=np.array(answer.exits, dtype=np.int64),
-            layers=self.layers,
-            layers_executed=self.prompt_layers + answer.layers,
-            prompt_layers=self.prompt_layers,
-            prompt_tokens=self.prompt_tokens[row],
-            stopped="problem" if problem else self._stopped(answer),
-            problem=problem,
-            decode=self.decode,
-        )
-
-    def _stopped(self, answer: RowAnswer) -> str:
-        if answer.tokens and answer.tokens[-1] in self.end_tokens:
-            return "end token"
-        return "length" if len(answer.tokens) >= self.limit else "criteria"

@@ -15,12 +15,11 @@ from offramp.decoding.engine.engine import Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.early_exit import check_decodable
-from offramp.decoding.generation.loop import describe_problem, explain_out_of_memory
+from offramp.decoding.generation.loop import STRATEGIES, describe_problem, explain_out_of_memory
 from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, require_whole
 from offramp.decoding.generation.prompts import check_ids, prompt_entropy
 from offramp.decoding.options import DecodingOptions
-from offramp.decoding.strategies.registry import STRATEGIES
-from offramp.decoding.strategies.strategy import PolicyDriver, Strategy, Work
+from offramp.decoding.strategies.strategy import Gear, PolicyDriver, Strategy
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.models.devices import float64_device
 from offramp.models.model import Model
@@ -28,7 +27,7 @@ from offramp.policies.cost_breakdown import Usage
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredContinuation:
     """A continuation as it was predicted, token by token.
 
     logprobs: float64 [tokens], log-probability in nats of each token, under the logits that predicted it.
@@ -78,7 +77,7 @@ class Scorer:
         self._reader = ExitReader(self._engine, options.heads, policy.needs(layers), policy.final_facts)
 
     @torch.no_grad()
-    def score(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
+    def score(self, context: Sequence[int], continuation: Sequence[int]) -> ScoredContinuation:
         """The continuation after the context: token ids, at least one of each.
 
         Raises InputError for an id that is none of the model's, PolicyError for a policy that reads the
@@ -91,14 +90,14 @@ class Scorer:
         with explain_out_of_memory(self._model, ids, len(continuation)):
             return self._score(ids, forced)
 
-    def _score(self, ids: Tensor, forced: Tensor) -> Scored:
+    def _score(self, ids: Tensor, forced: Tensor) -> ScoredContinuation:
         meter = Meter()
         sequences = Sequences(self._engine, ids[:, :-1], None, meter)
         chooser = Chooser(lambda _, scores: scores, prompt=ids.shape[1], forced=forced)
         try:
             facts = self._run_prompt(sequences, ids)
             meter.start()
-            strategy = STRATEGIES[self._options.kv](self._work(sequences, chooser, facts))
+            strategy = STRATEGIES[self._options.kv](self._gear(sequences, chooser, facts))
             return self._run_steps(strategy, ids[:, -1:], forced[0])
         finally:
             # A traceback may outlive this; the cache shall not.
@@ -125,10 +124,10 @@ class Scorer:
         sequences.unfeed(0)
         return {}
 
-    def _work(self, sequences: Sequences, chooser: Chooser, facts: Mapping[str, NDArray[np.float64]]) -> Work:
+    def _gear(self, sequences: Sequences, chooser: Chooser, facts: Mapping[str, NDArray[np.float64]]) -> Gear:
         options, engine, meter = self._options, self._engine, sequences.meter
         assert chooser.forced is not None  # as `_score` made it
-        return Work(
+        return Gear(
             options=options,
             sequences=sequences,
             driver=PolicyDriver(options.policy, engine.layers, 1, self._reader, meter, facts),
@@ -137,36 +136,37 @@ class Scorer:
             limit=chooser.forced.shape[1],
         )
 
-    def _run_steps(self, strategy: Strategy, last: Tensor, forced: Tensor) -> Scored:
+    def _run_steps(self, strategy: Strategy, last: Tensor, forced: Tensor) -> ScoredContinuation:
         """Feed the context's last token, int64 [1, 1], then the forced ones [tokens], all but the last."""
-        work = strategy.work
+        gear = strategy.gear
         logprobs: list[float] = []
         chosen: list[int] = []
         exits: list[int] = []
         while len(logprobs) < len(forced):
             try:
                 advance = strategy.advance(last)
-                require_whole(advance.broken)
+                require_whole(torch.cat([choice.broken for choice in advance.choices]))
             except NonFiniteLogits as broken:
                 raise OfframpError(
                     "the likelihood of a continuation is not known: "
-                    + describe_problem(self._engine, work.sequences.ids[0], len(logprobs)),
+                    + describe_problem(self._engine, gear.sequences.ids[0], len(logprobs)),
                     where=f"its token {len(logprobs) + 1}",
                     fix="load the model in float32, or take the text out",
                 ) from broken
-            right = forced[len(logprobs) : len(logprobs) + advance.tokens.shape[1]]
-            all_logprobs = advance.scores[0].to(float64_device(last.device)).double().log_softmax(-1)
+            right = forced[len(logprobs) : len(logprobs) + len(advance.choices)]
+            scores = torch.cat([choice.scores for choice in advance.choices])  # of a batch of one
+            all_logprobs = scores.to(float64_device(last.device)).double().log_softmax(-1)
             logprobs += all_logprobs.gather(-1, right[:, None].to(all_logprobs.device))[:, 0].tolist()
-            chosen += advance.chosen[0].tolist()
+            chosen += torch.cat([choice.chosen for choice in advance.choices]).tolist()
             exits += advance.exits[0].tolist()
-            last = advance.tokens[:, -1:]
-        return Scored(
+            last = advance.choices[-1].fed[:, None]
+        return ScoredContinuation(
             logprobs=np.array(logprobs),
             chosen=np.array(chosen, dtype=np.int64),
             exits=np.array(exits, dtype=np.int64),
             layers=self._engine.layers,
-            layers_executed=work.meter.executed - work.meter.prompt_layers,
-            usage=work.meter.usage,
+            layers_executed=gear.meter.executed - gear.meter.prompt_layers,
+            usage=gear.meter.usage,
         )
 
     def _check_tokens(self, context: Sequence[int], continuation: Sequence[int]) -> None:

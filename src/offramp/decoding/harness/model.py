@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lm_eval.models.huggingface import HFLM
@@ -16,13 +18,153 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.generation.early_exit import EarlyExit, check_decodable
 from offramp.decoding.generation.loop import explain_out_of_memory
 from offramp.decoding.generation.scoring import Scorer
-from offramp.decoding.harness.arguments import Arguments, read_arguments, refuse_unknown
+from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, OfframpError
+from offramp.kit.rules import suggest
 from offramp.kit.typed import to_json
-from offramp.models.loading import Placement
+from offramp.models.checkpoint import read_config, stated_layers
+from offramp.models.devices import AUTO, device_count
 from offramp.models.model import Model
 from offramp.models.process import quiet_loggers
-from offramp.tracing.loading import load_transformed
+from offramp.models.source import ModelFiles
+from offramp.models.transforms.transform import Transform, parse_transforms
+from offramp.tracing.loading import ModelRequest, find_model
+
+WHERE = "--model_args"
+
+DEFAULTS_OF_LM_EVAL = ("cuda", "cuda:0")
+"""Devices that lm-eval hands over where its user named none."""
+
+OF_HARNESS = (
+    "add_bos_token",
+    "chat_template_args",
+    "enable_thinking",
+    "max_length",
+    "prefix_token_id",
+    "think_end_token",
+    "truncation",
+)
+"""Arguments of lm-eval's own `hf` model that mean here what they mean there."""
+
+OF_OFFRAMP = (
+    "pretrained",
+    "policy",
+    "kv",
+    "heads",
+    "draft_length",
+    "task",
+    "dtype",
+    "transforms",
+    "trust_remote_code",
+    "batch_size",
+    "max_batch_size",
+    "device",
+)
+
+
+def refuse_unknown(names: Iterable[str], policy: Any) -> None:
+    """Raise InputError for an argument that is none, with a hint if a policy's text was cut at a comma."""
+    unknown = [name for name in names if name not in (*OF_OFFRAMP, *OF_HARNESS)]
+    if not unknown:
+        return
+    fix = suggest(unknown[0], (*OF_OFFRAMP, *OF_HARNESS))
+    if isinstance(policy, str) and ":" in policy:
+        whole = {"pretrained": "MODEL", "policy": f"{policy},{unknown[0]}=..."}
+        fix = (
+            "a policy whose text has commas needs the arguments as JSON, "
+            f"--model_args '{json.dumps(whole)}', or the path of a policy.json; else {fix}"
+        )
+    raise InputError(f"unknown model argument {unknown[0]!r}", where=WHERE, fix=fix)
+
+
+def _device(given: Any) -> str:
+    """The device that is meant: "auto" for lm-eval's own default where that is not here."""
+    asked = str(given or AUTO)
+    return AUTO if asked in DEFAULTS_OF_LM_EVAL and not device_count("cuda") else asked
+
+
+def read_arguments(given: Mapping[str, Any]) -> tuple[ModelRequest, DecodingOptions]:
+    """The arguments of `OfframpLM` that are offramp's own: what to evaluate and how to decode it.
+
+    Both are checked as far as possible without a weight.
+
+    Raises InputError (PolicyError and ModelError among them) for a model that cannot be found, a policy that
+    is unknown, is an oracle or does not fit the model's stated number of layers, heads that cannot be read,
+    an unknown strategy, dtype or transform, a batch of more than one, or arguments of loading with a model
+    that is loaded.
+    """
+    _require_single(given.get("batch_size"), "batch_size")
+    _require_single(given.get("max_batch_size"), "max_batch_size")
+    dtype = str(given.get("dtype") or AUTO)
+    transforms = _transforms(given.get("transforms"))
+    options = DecodingOptions.read(
+        given.get("policy"),
+        kv=None if given.get("kv") is None else str(given["kv"]),
+        heads=given.get("heads"),
+        draft_length=given.get("draft_length"),
+    ).for_task(given.get("task"))
+    if isinstance(given.get("pretrained"), Model):
+        return _of_loaded(given["pretrained"], given), options
+    asked = find_model(
+        _name(given.get("pretrained")),
+        transforms,
+        dtype=dtype,
+        trust_remote_code=bool(given.get("trust_remote_code") or False),
+        device=_device(given.get("device")),
+    )
+    layers = None if transforms else stated_layers(read_config(asked.source.folder))
+    if layers is not None:  # its config says how many there are
+        check_policy(options.policy, layers, options.heads)
+    options.check_files(asked.dtype)
+    return asked, options
+
+
+OF_LOADING = ("dtype", "device", "transforms", "trust_remote_code")
+
+
+def _of_loaded(model: Model, given: Mapping[str, Any]) -> ModelRequest:
+    """The request for a model that is loaded already, whatever was done to it."""
+    late = [name for name in OF_LOADING if given.get(name)]
+    if late:
+        raise InputError(
+            f"{late[0]} says how to load, and {model.shown_name} is loaded already",
+            where=WHERE,
+            fix="leave it out, or give the model's name",
+        )
+    files = ModelFiles(model.name, Path(), model.identity)
+    return ModelRequest(files, (), model.dtype, False, str(model.stack.device), model)
+
+
+def _transforms(given: Any) -> tuple[Transform, ...]:
+    """One transform's text, or a list of them in their order."""
+    if not given:
+        return ()
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InputError(
+            f"transforms cannot be {given!r}", where=WHERE, fix="give one, such as int8, or a list of texts"
+        )
+    return parse_transforms(texts)
+
+
+def _name(given: Any) -> str:
+    if given is None or given == "":
+        raise InputError(
+            "no model was named",
+            where=WHERE,
+            fix="give pretrained=smollm2, a folder, a .gguf file, or a Hub id",
+        )
+    return str(given)
+
+
+def _require_single(given: Any, name: str) -> None:
+    if given is not None and str(given) != "1":
+        raise InputError(
+            f"{name} cannot be {given!r}: each text goes its own depth, so they are decoded one by one",
+            where=f"--{name}",
+            fix=f"leave it out, or give --{name} 1",
+        )
+
 
 WORDS = 2
 """Columns of the table that hold words, not numbers."""
@@ -132,7 +274,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     pretrained: a bundled model, a folder, a .gguf file, or a Hub id; in Python also a model that is loaded,
     which several policies may share. policy, kv, heads, draft_length, task: as `offramp.generate` takes them.
     device, dtype, transforms, trust_remote_code: as `offramp.load_model`; lm-eval's own --device is this one.
-    harness: arguments of `hf` (`offramp.decoding.harness.arguments.OF_HARNESS`).
+    harness: arguments of `hf` (`offramp.decoding.harness.model.OF_HARNESS`).
 
     Raises InputError for whatever does not fit; most of it before any weight is loaded.
     """
@@ -155,7 +297,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         **harness: Any,
     ) -> None:
         refuse_unknown(harness, policy)
-        arguments = read_arguments(
+        asked, self._options = read_arguments(
             {
                 "pretrained": pretrained,
                 "policy": policy,
@@ -171,33 +313,20 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "max_batch_size": max_batch_size,
             }
         )
-        given = arguments.model
-        self._load(arguments)
+        self._offramp = asked.load()
+        self._check()
         # It warns that a model which is loaded already takes no other options: they were used to load it.
         with quiet_loggers("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self._offramp.hf,
-                tokenizer=given.tokenizer if isinstance(given, Model) else str(given.folder),
+                tokenizer=str(asked.source.folder) if asked.given is None else asked.given.tokenizer,
                 batch_size=1,
-                trust_remote_code=arguments.trust_remote_code,
+                trust_remote_code=asked.trust_remote_code,
                 **harness,
             )
         self.pretrained = self._offramp.name
 
-    def _load(self, arguments: Arguments) -> None:
-        self._options = arguments.options
-        given = arguments.model
-        self._offramp = (
-            given
-            if isinstance(given, Model)
-            else load_transformed(
-                given,
-                dtype=arguments.dtype,
-                transforms=arguments.transforms,
-                trust_remote_code=arguments.trust_remote_code,
-                placement=Placement(arguments.device),
-            )
-        )
+    def _check(self) -> None:
         model, options = self._offramp, self._options
         options.check_model(model)
         self._exits = bool(options.policy.needs(model.layers)) or options.policy.short_head
@@ -254,16 +383,16 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         self, kind: str, answer: Callable[..., list[Any]], requests: Sequence[Any], disable_tqdm: bool
     ) -> list[Any]:
         """Answer the requests of one task after the other, so that each task's depth is known."""
-        places: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            places.setdefault(str(request.task_name), []).append(place)
+        numbers: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            numbers.setdefault(str(request.task_name), []).append(number)
         answers: list[Any] = [None] * len(requests)
-        for task, own in places.items():
+        for task, of_task in numbers.items():
             self._now = (task, kind)
-            self._count(requests=len(own))
-            found = answer([requests[place] for place in own], disable_tqdm=disable_tqdm)
-            for place, one in zip(own, found, strict=True):
-                answers[place] = one
+            self._count(requests=len(of_task))
+            answered = answer([requests[number] for number in of_task], disable_tqdm=disable_tqdm)
+            for number, reply in zip(of_task, answered, strict=True):
+                answers[number] = reply
         return answers
 
     def _loglikelihood_tokens(

@@ -29,7 +29,7 @@ from offramp.decoding.rerun.sequences import (
     traced_sequences,
     with_maps_of,
 )
-from offramp.decoding.strategies.mapped import StateMaps
+from offramp.decoding.strategies.propagate import StateMaps
 from offramp.errors import OfframpError, PolicyError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.kit.numbers import Count
@@ -140,16 +140,16 @@ def decode_forced(
         and engine.abilities.reason("lockstep") is None
     )
     rows, exits, top1 = [], [], []
-    shapes = sorted(sequences, key=lambda one: (one.length, first_decided(one, prompt_tokens)))
+    shapes = sorted(sequences, key=lambda sequence: (sequence.length, first_decided(sequence, prompt_tokens)))
     for (_, first), alike in itertools.groupby(
-        shapes, key=lambda one: (one.length, first_decided(one, prompt_tokens))
+        shapes, key=lambda sequence: (sequence.length, first_decided(sequence, prompt_tokens))
     ):
-        some = [one for one in alike if first < one.length]
+        some = [sequence for sequence in alike if first < sequence.length]
         size = ROWS_AT_ONCE if apart else 1
         for start in range(0, len(some), size):
             together = some[start : start + size]
             found = _decode(model, options, together, first)
-            rows += [one.rows[first - one.first_row :] for one in together]
+            rows += [sequence.rows[first - sequence.first_row :] for sequence in together]
             exits += [generation_exits for generation_exits, _ in found]
             top1 += [chosen for _, chosen in found]
     empty = np.zeros(0, dtype=np.int64)
@@ -160,8 +160,10 @@ def _decode(
     model: Model, options: DecodingOptions, sequences: Sequence[TracedSequence], first: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     device = model.hf.device
-    prompts = torch.tensor([one.ids[:first] for one in sequences], device=device)
-    forced = torch.tensor([[*one.ids[first:], one.next_token] for one in sequences], device=device)
+    prompts = torch.tensor([sequence.ids[:first] for sequence in sequences], device=device)
+    forced = torch.tensor(
+        [[*sequence.ids[first:], sequence.next_token] for sequence in sequences], device=device
+    )
     batching = "rebatch" if len(sequences) > 1 else "lockstep"
     own = replace(options, batching=batching, new_tokens=forced.shape[1])
     result = generate_batch(model, prompts, options=own, force_tokens=forced)
@@ -320,7 +322,7 @@ class Rerunner:
             found.append(forward.run(batch, number, facts))
         order = np.argsort(np.concatenate([batch.rows for batch in self.batches]))
         exits, top1, probed = (
-            np.concatenate([getattr(one, name) for one in found])[order]
+            np.concatenate([getattr(decided, name) for decided in found])[order]
             for name in ("exits", "top1", "probed")
         )
         return exits, top1, probed

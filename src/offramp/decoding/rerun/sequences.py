@@ -192,7 +192,7 @@ def make_batches(
             batches[-1].append(sequence)
         else:
             batches.append([sequence])
-    return tuple(_batch(tuple(some), prompt_tokens, device) for some in batches)
+    return tuple(_batch(tuple(batch), prompt_tokens, device) for batch in batches)
 
 
 def _batch(sequences: tuple[TracedSequence, ...], prompt_tokens: int, device: torch.device) -> Batch:

@@ -117,7 +117,7 @@ class AdaptiveLength(DraftLength):
 
     def _gain(self, length: int, right: float) -> float:
         """Tokens per cost of a round; see the class."""
-        tokens = sum(right**place for place in range(length + 1))
+        tokens = sum(right**draft for draft in range(length + 1))
         exit = self._exit if length else 0.0
         below = (length + 1) * exit + length * self._exit_head
         return tokens / (below + (self._layers - exit + self._head) * self._settings.rows(length + 1))

@@ -1,18 +1,22 @@
-"""CALM's strategy: K and V of skipped layers come from the hidden state that left, also row by row."""
+"""Strategies that settle a token's K and V at once: of the state that left, of mapped ones, or of none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.engine.sequences import Inputs, States
-from offramp.decoding.strategies.strategy import Advance, Strategy, Work
-from offramp.policies.kv import PROPAGATE
+from offramp.decoding.engine.sequences import Inputs, PositionsMissing, States
+from offramp.decoding.generation.next_token import Advance
+from offramp.decoding.options import check_maps
+from offramp.decoding.strategies.strategy import Conditions, Gear, Strategy
+from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
+from offramp.heads.parts import ExitMaps
+from offramp.policies.kv import MAPPED, MONOTONE, PROPAGATE, goes_deeper
 
 
 @dataclass(frozen=True)
@@ -29,44 +33,44 @@ class ExitStep:
     inputs: Inputs
 
 
-def feed(work: Work, tokens: Tensor) -> Inputs:
+def feed(gear: Gear, tokens: Tensor) -> Inputs:
     """Feed one token per row, int64 [batch, 1], and begin it: a step of every row that is present."""
-    sequences, present = work.sequences, work.chooser.present
+    sequences, present = gear.sequences, gear.chooser.present
     sequences.feed(tokens if present is None else tokens[present])
-    work.meter.count("overhead", rows=sequences.batch)
-    work.driver.begin()
+    gear.meter.count("overhead", rows=sequences.batch)
+    gear.driver.begin()
     return sequences.inputs(sequences.length - 1, sequences.length)
 
 
-def descend(work: Work, inputs: Inputs) -> ExitStep:
+def descend(gear: Gear, inputs: Inputs) -> ExitStep:
     """Run layers until every row has left; all rows go as deep as the deepest of their own exits."""
-    driver, hidden, before, done = work.driver, inputs.hidden, None, 0
+    driver, hidden, before, done = gear.driver, inputs.hidden, None, 0
     for exit in driver.stops:
         if not driver.running.any():
             break
-        before, hidden = run_to(work, hidden, inputs, done, exit)
+        before, hidden = run_to(gear, hidden, inputs, done, exit)
         done = exit
         driver.at(exit, hidden, before)
     if driver.running.any():
-        before, hidden = run_to(work, hidden, inputs, done, driver.layers)
+        before, hidden = run_to(gear, hidden, inputs, done, driver.layers)
         done = driver.layers
     return ExitStep(done, hidden, before, inputs)
 
 
-def run_to(work: Work, hidden: Tensor, inputs: Inputs, first: int, last: int) -> tuple[Tensor | None, Tensor]:
+def run_to(gear: Gear, hidden: Tensor, inputs: Inputs, first: int, last: int) -> tuple[Tensor | None, Tensor]:
     """Run layers first+1..last: the input of the last one, None where nothing reads it, and its output."""
-    run = work.sequences.run
-    if not work.driver.reader.wants_before(last):
+    run = gear.sequences.run
+    if not gear.driver.reader.wants_before(last):
         return None, run(hidden, inputs, first, last)
     before = run(hidden, inputs, first, last - 1)
     return before, run(before, inputs, last - 1, last)
 
 
-def exit_logits(work: Work, step: ExitStep) -> Tensor:
+def exit_logits(gear: Gear, step: ExitStep) -> Tensor:
     """The logits at the exit, [batch, vocabulary]; the policy is told that the token is done."""
-    driver = work.driver
+    driver = gear.driver
     if step.exit == driver.layers:
-        logits = read_final(work, step.hidden)
+        logits = read_final(gear, step.hidden)
         driver.end(logits, step.hidden, step.before)
     else:
         logits = driver.logits(step.exit, step.hidden)
@@ -74,27 +78,27 @@ def exit_logits(work: Work, step: ExitStep) -> Tensor:
     return logits
 
 
-def read_final(work: Work, hidden: Tensor) -> Tensor:
+def read_final(gear: Gear, hidden: Tensor) -> Tensor:
     """The logits at exit L of states [rows, 1, hidden]: the full model's, or off the short list as it says.
 
     float32 [rows, vocabulary]; read off the short list, the whole head is not computed.
     """
-    driver = work.driver
+    driver = gear.driver
     return (
-        driver.logits(driver.layers, hidden) if driver.policy.short_head else work.sequences.read_out(hidden)
+        driver.logits(driver.layers, hidden) if driver.policy.short_head else gear.sequences.read_out(hidden)
     )
 
 
 def choose(
-    work: Work, logits: Tensor, exits: int | NDArray[np.int64], layers: NDArray[np.int64] | None = None
+    gear: Gear, logits: Tensor, exits: int | NDArray[np.int64], layers: NDArray[np.int64] | None = None
 ) -> Advance:
     """One new token per row from logits [batch, vocabulary].
 
     exits: where they were read, or each row's, int64 [batch]. layers: as of `Advance`.
     """
-    choice = work.chooser.choose(work.tokens(), logits)
+    choice = gear.chooser.choose(gear.tokens(), logits)
     column = np.full((len(choice.chosen), 1), exits if isinstance(exits, int) else exits[:, None])
-    return Advance.of(choice, column, layers)
+    return Advance((choice,), column, layers)
 
 
 class LeftStates:
@@ -115,35 +119,22 @@ class LeftStates:
         return self._left if rows is None else self._left[rows]
 
 
-def advance_apart(
-    work: Work, inputs: Inputs, *, repair: bool = True, left: Callable[[Tensor], LeftStates] = LeftStates
-) -> Advance:
-    """One new token per row, each from the exit that its own policy decides.
+class RowsApart:
+    """The rows of one step on their way down, each to the exit that its own policy decides.
 
     A row that has left no longer runs; K and V of the layers above are projected from where it left, for all
     such rows of a layer together. Rows that are over leave before the first layer.
-
-    repair: whether layers that no row runs get K and V too. left: keeps what skipped layers are given.
-    """
-    step = RowsApart(work, inputs, repair, left(inputs.hidden))
-    logits = step.run()
-    exits = work.driver.own
-    return choose(work, logits, exits, np.where(work.driver.finished, 0, exits))
-
-
-class RowsApart:
-    """The rows of one step on their way down.
 
     rows: those that go on, ascending. hidden: their state after `depth` layers [rows, 1, hidden]; before: the
     state before the last of these layers, None where nothing reads it. left: of the other rows.
     """
 
-    def __init__(self, work: Work, inputs: Inputs, repair: bool, left: LeftStates) -> None:
-        self.work = work
-        self.repair = repair
+    def __init__(self, strategy: Propagate, inputs: Inputs) -> None:
+        self.gear = strategy.gear
+        self.fills = strategy.fills
         self.inputs = inputs
-        self.rows: NDArray[np.int64] = np.flatnonzero(~work.driver.finished)
-        self.left = left
+        self.rows: NDArray[np.int64] = np.flatnonzero(~self.gear.driver.finished)
+        self.left = strategy.left_states(inputs.hidden)
         self.hidden = inputs.hidden[self._index(self.rows)]
         self.before: Tensor | None = None
         self.depth = 0
@@ -151,35 +142,38 @@ class RowsApart:
 
     def run(self) -> Tensor:
         """Run each row as deep as it goes: its logits, float32 [batch, vocabulary], zeros for those over."""
-        driver, layers = self.work.driver, self.work.engine.layers
+        driver, layers = self.gear.driver, self.gear.engine.layers
         for exit in driver.stops:
             if not len(self.rows):
                 break
+            # 2. Ask. Layers that run take K and V of the rows that have left along: a cache has no holes.
             self._run_to(exit)
             leaving = driver.at(exit, self.hidden, self.before, self.rows)[self.rows]
+            # 3. Leave.
             if leaving.any():
                 self._leave(exit, leaving)
         if len(self.rows):
             self._run_to(layers)
-            logits = read_final(self.work, self.hidden)
+            logits = read_final(self.gear, self.hidden)
             self._keep_logits(self.rows, logits)
             driver.end(logits, self.hidden, self.before, self.rows)
         else:
-            if self.repair:
+            # 4. Fill K and V of the layers that no row has run.
+            if self.fills:
                 given = self.left.given(self.depth, layers)
-                self.work.sequences.write(given, self.inputs, self.depth, layers)
+                self.gear.sequences.write(given, self.inputs, self.depth, layers)
             driver.end()
         assert self._logits is not None  # some row is not over, and every such row has left
         return self._logits
 
     def _run_to(self, exit: int) -> None:
         self.before = None
-        if self.work.driver.reader.wants_before(exit):
+        if self.gear.driver.reader.wants_before(exit):
             self.before = self.hidden = self._run_layers(exit - 1)
         self.hidden = self._run_layers(exit)
 
     def _run_layers(self, last: int) -> Tensor:
-        sequences, first, self.depth = self.work.sequences, self.depth, last
+        sequences, first, self.depth = self.gear.sequences, self.depth, last
         if first == last:
             return self.hidden
         if len(self.rows) == sequences.batch:
@@ -193,14 +187,14 @@ class RowsApart:
         # By numbers: with a mask the host would wait for how many there are.
         going, stays = np.flatnonzero(leaving), np.flatnonzero(~leaving)
         chosen, gone = self._index(going), self.rows[going]
-        self._keep_logits(gone, self.work.driver.logits(exit, self.hidden, chosen))
+        self._keep_logits(gone, self.gear.driver.logits(exit, self.hidden, chosen))
         self.left.leave(exit, self._index(gone), self.hidden[chosen])
         self.hidden, self.rows = self.hidden[self._index(stays)], self.rows[stays]
-        self.work.driver.reader.keep_rows(stays)
+        self.gear.driver.reader.keep_rows(stays)
 
     def _keep_logits(self, rows: NDArray[np.int64], logits: Tensor) -> None:
         if self._logits is None:
-            shape = (self.work.sequences.batch, logits.shape[-1])
+            shape = (self.gear.sequences.batch, logits.shape[-1])
             self._logits = torch.zeros(shape, dtype=torch.float32, device=logits.device)
         self._logits[self._index(rows)] = logits.float()
 
@@ -211,21 +205,32 @@ class RowsApart:
 class Propagate(Strategy, of=PROPAGATE):
     """K and V of skipped layers come from the exit's hidden state; CALM (arXiv 2207.07061, section 3.3).
 
+    fills: whether layers that a token skips get K and V of it at all.
+
     Exact: a token that nobody before left early. Approximate: every token after one that left, in all layers
     that were skipped, since the hidden state there is another than the one that the layers would have made.
     A layer with a recurrent state cannot be projected: it runs, on the exit's hidden state, and is counted.
     """
 
+    fills: ClassVar[bool] = True
+
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        work = self.work
-        if work.options.batching == "rebatch" and work.sequences.batch > 1:
-            return advance_apart(work, feed(work, tokens), left=self.left_states)
-        step = descend(work, feed(work, tokens))
-        logits = exit_logits(work, step)
-        given = self.given(step.exit, step.hidden)
-        work.sequences.write(given, step.inputs, step.exit, work.engine.layers)
-        return choose(work, logits, step.exit)
+        gear = self.gear
+        # 1. Feed.
+        inputs = feed(gear, tokens)
+        if gear.options.batching == "rebatch" and gear.sequences.batch > 1:
+            logits, exits = RowsApart(self, inputs).run(), gear.driver.own
+            return choose(gear, logits, exits, np.where(gear.driver.finished, 0, exits))
+        # 2. Ask at each exit on the way down, until every row wants to leave.
+        step = descend(gear, inputs)
+        # 3. Leave: what is read out here is the output.
+        logits = exit_logits(gear, step)
+        # 4. Fill K and V of the layers that were skipped: later tokens look for them.
+        if self.fills:
+            given = self.given(step.exit, step.hidden)
+            gear.sequences.write(given, step.inputs, step.exit, gear.engine.layers)
+        return choose(gear, logits, step.exit)
 
     def given(self, exit: int, hidden: Tensor) -> States:
         """What the layers after an exit are given where all rows left, with states [batch, 1, hidden]."""
@@ -234,3 +239,115 @@ class Propagate(Strategy, of=PROPAGATE):
     def left_states(self, hidden: Tensor) -> LeftStates:
         """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
         return LeftStates(hidden)
+
+
+class Mapped(Propagate, of=MAPPED):
+    """As `Propagate`, but each skipped layer is given the exit's state through an affine map of its own.
+
+    The maps are ridge regressions of the deeper layers' outputs (`offramp.heads.exit_heads`), all of an
+    exit's applied at once. Exact and approximate is what is with `Propagate`; a state that is mapped lies
+    nearer to what the layer would have been given. A recurrent layer runs on its mapped state.
+    """
+
+    def __init__(self, gear: Gear) -> None:
+        super().__init__(gear)
+        self._maps = StateMaps.of(gear.options.heads, gear.engine.layers, gear.engine.stack.device)
+
+    @classmethod
+    def check(cls, conditions: Conditions) -> None:
+        """Raise InputError for maps that are missing or another model's, PolicyError for exits without."""
+        check_maps(conditions.options.policy, conditions.options.heads, conditions.layers, conditions.dtype)
+
+    def given(self, exit: int, hidden: Tensor) -> list[Tensor]:
+        """What layers exit + 1..L are given [rows, 1, hidden] each, charged where a map is applied."""
+        assert self._maps is not None, "checked before anything ran"
+        if exit < self.gear.engine.layers - 1:
+            self.gear.meter.count("K,V map", exit, len(hidden))
+        given = self._maps.inputs_after(exit, hidden)
+        self.gear.meter.lap("K,V repair")
+        return given
+
+    def left_states(self, hidden: Tensor) -> LeftStates:
+        """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
+        return MappedStates(self, hidden)
+
+
+class MappedStates(LeftStates):
+    """What rows that have left give each layer that they skip, mapped when they leave."""
+
+    def __init__(self, strategy: Mapped, hidden: Tensor) -> None:
+        self._strategy = strategy
+        self._given = hidden.expand(strategy.gear.engine.layers, *hidden.shape).clone()
+
+    def leave(self, exit: int, rows: Tensor, hidden: Tensor) -> None:
+        """Some rows leave, int64 [rows], with their states there [rows, 1, hidden]."""
+        self._given[exit:, rows] = torch.stack(self._strategy.given(exit, hidden))
+
+    def given(self, first: int, last: int, rows: Tensor | None = None) -> States:
+        """What some rows, int64 [rows], or all of them give layers first+1..last."""
+        given = self._given[first:last]
+        return (given if rows is None else given[:, rows]).unbind()
+
+
+class StateMaps:
+    """What the layers after an exit are given by tokens that left there, through the maps of some heads.
+
+    layers: L. An exit's maps are brought to the device when they are first used.
+    """
+
+    def __init__(self, maps: KeyValueMaps, layers: int, device: torch.device) -> None:
+        self.layers = layers
+        self._maps = maps
+        self._device = device
+        self._prepared: dict[int, ExitMaps[Tensor]] = {}
+
+    @classmethod
+    def of(cls, heads: ExitHeads | None, layers: int, device: torch.device) -> StateMaps | None:
+        """Those of some heads; None without maps."""
+        return None if heads is None or heads.kv_maps is None else cls(heads.kv_maps, layers, device)
+
+    @torch.no_grad()
+    def inputs_after(self, exit: int, hidden: Tensor) -> list[Tensor]:
+        """What layers exit + 1..L are given: L - exit tensors of the shape of hidden, itself the first.
+
+        hidden: states [..., hidden] after layer `exit`, in any dtype: maps are applied in float32. Raises
+        KeyError for an exit without maps, of which `KeyValueMaps.missing` tells before.
+        """
+        if exit >= self.layers - 1:
+            return [hidden] * (self.layers - exit)
+        if exit not in self._prepared:
+            self._prepared[exit] = self._maps.maps[exit].on(self._device)
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()
+        deeper = self._prepared[exit](rows)
+        return [hidden, *(state.to(hidden.dtype).view(hidden.shape) for state in deeper)]
+
+
+class SkipDecode(Propagate, of=MONOTONE):
+    """Nothing is left for skipped layers: no later token runs them; SkipDecode (arXiv 2307.02628, section 3).
+
+    Exact: every layer that runs finds the K and V of all tokens before, as the full model would have made
+    them from the same hidden states. The prompt ran all layers. Layers above the last exit hold fewer
+    positions than those below, and are never asked again. Where rows of a batch leave one by one, the layers
+    that others still run get K and V of those that left as well, for a cache has no holes.
+    """
+
+    fills: ClassVar[bool] = False
+
+    def __init__(self, gear: Gear) -> None:
+        super().__init__(gear)
+        self._deepest = np.full(gear.sequences.batch, gear.engine.layers, dtype=np.int64)
+
+    def advance(self, tokens: Tensor) -> Advance:
+        """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
+        driver = self.gear.driver
+        try:
+            advance = super().advance(tokens)
+        except PositionsMissing as error:
+            raise goes_deeper(driver.policy) from error
+        deeper = np.flatnonzero((driver.own > self._deepest) & ~driver.finished)
+        if deeper.size:
+            row = int(deeper[0])
+            example = f": one leaves at exit {self._deepest[row]}, a later one at {driver.own[row]}"
+            raise goes_deeper(driver.policy, example)
+        self._deepest = driver.own.copy()
+        return advance

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import OnPosition, Sequences
+from offramp.decoding.generation.next_token import Advance
 from offramp.decoding.strategies.propagate import choose, feed, read_final
-from offramp.decoding.strategies.strategy import Advance, Strategy, Work
+from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.policies.kv import RECOMPUTE
 
 
@@ -106,27 +107,27 @@ class Stop:
 
 
 def descend(
-    work: Work, waiting: Waiting, leave: Callable[[Stop, NDArray[np.bool_]], None] | None = None
+    gear: Gear, waiting: Waiting, leave: Callable[[Stop, NDArray[np.bool_]], None] | None = None
 ) -> Stop:
     """Run the newest token until every row has left, or to the policy's last stop, asking on the way.
 
     leave: told where rows leave, bool [batch].
     """
-    driver = work.driver
+    driver = gear.driver
     stop = Stop(0, waiting.newest(), None)
     for exit in driver.stops:
         if not driver.running.any():
             break
-        stop = go_on(work, waiting, stop, exit)
+        stop = go_on(gear, waiting, stop, exit)
         leaving = driver.at(exit, stop.block.last, stop.before)
         if leave is not None and leaving.any():
             leave(stop, leaving)
     return stop
 
 
-def go_on(work: Work, waiting: Waiting, stop: Stop, exit: int) -> Stop:
+def go_on(gear: Gear, waiting: Waiting, stop: Stop, exit: int) -> Stop:
     """Run on to a deeper exit."""
-    if not work.driver.reader.wants_before(exit):
+    if not gear.driver.reader.wants_before(exit):
         return Stop(exit, waiting.run(stop.block, stop.exit, exit), None)
     block = waiting.run(stop.block, stop.exit, exit - 1)
     return Stop(exit, waiting.run(block, exit - 1, exit), block.last)
@@ -144,9 +145,9 @@ class Recompute(Strategy, of=RECOMPUTE):
     gives every row what it would say alone and skips no more layers than lockstep does.
     """
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
-        self._waiting = Waiting(work.sequences)
+    def __init__(self, gear: Gear) -> None:
+        super().__init__(gear)
+        self._waiting = Waiting(gear.sequences)
 
     def keep_rows(self, rows: Tensor) -> None:
         """Tokens of other rows no longer wait."""
@@ -154,18 +155,22 @@ class Recompute(Strategy, of=RECOMPUTE):
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1], and predict one more for each row."""
-        work, driver = self.work, self.work.driver
-        feed(work, tokens)
-        if work.options.batching == "rebatch" and work.sequences.batch > 1:
+        gear, driver = self.gear, self.gear.driver
+        # 1. Feed.
+        feed(gear, tokens)
+        if gear.options.batching == "rebatch" and gear.sequences.batch > 1:
             return self._advance_apart()
-        stop, logits = self._end(descend(work, self._waiting))
+        # 2. Ask on the way down, taking along all that waits before these layers: so its K and V are filled.
+        stop = descend(gear, self._waiting)
+        # 3. Leave, and wait there: 4. K and V of the layers above are filled when a deeper token comes along.
+        stop, logits = self._end(stop)
         if logits is None:
             logits = driver.logits(stop.exit, stop.block.last)
-        return choose(work, logits, stop.exit)
+        return choose(gear, logits, stop.exit)
 
     def _advance_apart(self) -> Advance:
         """The same where each row answers from its own exit; a row that is over answers nothing."""
-        driver = self.work.driver
+        driver = self.gear.driver
         rows: list[NDArray[np.int64]] = []
         answers: list[Tensor] = []
 
@@ -174,7 +179,7 @@ class Recompute(Strategy, of=RECOMPUTE):
             chosen = torch.from_numpy(rows[-1]).to(stop.block.hidden.device)
             answers.append(driver.logits(stop.exit, stop.block.last, chosen).float())
 
-        stop = descend(self.work, self._waiting, leave)
+        stop = descend(self.gear, self._waiting, leave)
         deep = np.flatnonzero(driver.running)
         _, logits = self._end(stop, deep)
         if logits is not None:
@@ -183,23 +188,23 @@ class Recompute(Strategy, of=RECOMPUTE):
         found = torch.cat(answers)
         spread = found.new_zeros((len(driver.own), found.shape[1]))
         spread[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
-        return choose(self.work, spread, driver.own)
+        return choose(self.gear, spread, driver.own)
 
     def _end(self, stop: Stop, rows: NDArray[np.int64] | None = None) -> tuple[Stop, Tensor | None]:
         """Run all rows through layer L if any has not left, else let the token wait where the last one did.
 
         rows: those that answer at L, int64 [rows], None for all; their logits come back too, None without.
         """
-        driver = self.work.driver
+        driver = self.gear.driver
         if not driver.running.any():
             self._waiting.leave(stop.exit, stop.block)
             driver.end()
             return stop, None
-        stop = go_on(self.work, self._waiting, stop, self.work.engine.layers)
+        stop = go_on(self.gear, self._waiting, stop, self.gear.engine.layers)
         hidden, before = stop.block.last, stop.before
         if rows is not None:
             index = torch.from_numpy(rows).to(hidden.device)
             hidden, before = hidden[index], None if before is None else before[index]
-        logits = read_final(self.work, hidden)
+        logits = read_final(self.gear, hidden)
         driver.end(logits, hidden, before, rows)
         return stop, logits

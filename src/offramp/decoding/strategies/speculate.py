@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from offramp.decoding.engine.cache import Past
-from offramp.decoding.generation.next_token import Choice, JudgedToken, NonFiniteLogits, judge, raise_for
+from offramp.decoding.generation.next_token import Advance, Choice, NonFiniteLogits, judge, raise_for
 from offramp.decoding.strategies.draft_length import draft_length_of
 from offramp.decoding.strategies.recompute import Block, Stop, Waiting, descend, go_on
-from offramp.decoding.strategies.strategy import Advance, Conditions, Strategy, Work
+from offramp.decoding.strategies.strategy import Conditions, Gear, Strategy
 from offramp.errors import InputError
 from offramp.policies.kv import SPECULATE
 
@@ -77,18 +77,18 @@ class Speculate(Strategy, of=SPECULATE):
 
     drops: ClassVar[bool] = False
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
-        self._length = draft_length_of(work.options.draft_length, work.engine, work.driver.policy)
-        self._waiting = Waiting(work.sequences, self._keep_state)
+    def __init__(self, gear: Gear) -> None:
+        super().__init__(gear)
+        self._length = draft_length_of(gear.options.draft_length, gear.engine, gear.driver.policy)
+        self._waiting = Waiting(gear.sequences, self._keep_state)
         self._states: dict[tuple[int, int], Past] = {}
-        self._recurrent = [layer for layer, moves in enumerate(work.engine.recurrent) if moves]
+        self._recurrent = [layer for layer, moves in enumerate(gear.engine.recurrent) if moves]
         self._kept_before = 0
         self._alone = 0
         # Forced tokens go on behind an end token.
-        ends = work.end_tokens if work.chooser.forced is None else ()
-        self._end_tokens = torch.tensor(ends, dtype=torch.int64, device=work.sequences.ids.device)
-        work.sequences.record_past()
+        ends = gear.end_tokens if gear.chooser.forced is None else ()
+        self._end_tokens = torch.tensor(ends, dtype=torch.int64, device=gear.sequences.ids.device)
+        gear.sequences.record_past()
 
     @classmethod
     def check(cls, conditions: Conditions) -> None:
@@ -117,88 +117,86 @@ class Speculate(Strategy, of=SPECULATE):
         longest = 0 if self._alone else self._length.next()
         start = self._start(longest)
         try:
+            # 1. Draft: each token is fed, the policy is asked, and what leaves waits for the layers above.
+            # 2. Close the round: one token runs deep and takes the drafts along, which fills all K and V.
             run = self._run_round(tokens, longest)
-            verdicts = self._verify(run)
+            # 3. Verify: one head product for all rows says which drafts the full model would have chosen.
+            choices = self._verify(run)
         except NonFiniteLogits:
-            fed = self.work.sequences.length - start.length
+            fed = self.gear.sequences.length - start.length
             if fed == 1:
                 raise
             # It spoils the rows beside it, which are decoded again one by one until it comes.
             self._go_back(start)
             self._alone = fed
             return self.advance(tokens)
-        self._take_back(run, len(verdicts))
-        exits = np.array([*(draft.exit for draft in run.drafts), run.exit][: len(verdicts)], dtype=np.int64)
-        return Advance(
-            tokens=torch.stack([verdict.fed for verdict in verdicts], 1),
-            chosen=torch.stack([verdict.chosen for verdict in verdicts], 1),
-            exits=np.tile(exits, (self.work.sequences.batch, 1)),
-            scores=torch.stack([verdict.scores for verdict in verdicts], 1),
-            broken=torch.stack([verdict.broken for verdict in verdicts], 1),
-        )
+        # 4. Take back what came after the first wrong draft, as if it had never run.
+        self._take_back(run, len(choices))
+        exits = np.array([*(draft.exit for draft in run.drafts), run.exit][: len(choices)], dtype=np.int64)
+        return Advance(tuple(choices), np.tile(exits, (self.gear.sequences.batch, 1)))
 
     def _run_round(self, tokens: Tensor, longest: int) -> Round:
         """Draft `longest` tokens at most, and run all rows through layer L."""
-        work, waiting = self.work, self._waiting
-        start, layers, room = work.sequences.length, work.engine.layers, self._room()
+        gear, waiting = self.gear, self._waiting
+        start, layers, room = gear.sequences.length, gear.engine.layers, self._room()
         asked = longest > 0 or self._alone > 0
         self._alone = max(0, self._alone - 1)
         self._kept_before = sys.maxsize if longest else 0
         drafts: list[Draft] = []
-        ended, over = self._finished(), bool(work.driver.finished.all())
+        ended, over = self._finished(), bool(gear.driver.finished.all())
         while len(drafts) < room and not over:
-            work.sequences.feed(tokens)
-            work.driver.begin()
-            stop = descend(work, waiting) if asked else Stop(0, waiting.newest(), None)
+            gear.sequences.feed(tokens)
+            gear.driver.begin()
+            stop = descend(gear, waiting) if asked else Stop(0, waiting.newest(), None)
             draft = self._draft(stop) if len(drafts) < longest else None
             if draft is None:
-                self._kept_before = work.sequences.length - 1
-                exit = layers if work.driver.running.any() else stop.exit
-                closing = go_on(work, waiting, stop, layers)
+                self._kept_before = gear.sequences.length - 1
+                exit = layers if gear.driver.running.any() else stop.exit
+                closing = go_on(gear, waiting, stop, layers)
                 return Round(start, drafts, closing.block, closing, exit)
             drafts.append(draft)
             tokens = draft.choice.fed[:, None]
             ended = ended | self._ends(draft.choice.fed)
             over = all(_told(draft.choice.broken, ended))
-        self._kept_before = work.sequences.length - 1
+        self._kept_before = gear.sequences.length - 1
         return Round(start, drafts, waiting.run_rest(), None, layers)
 
     def _draft(self, stop: Stop) -> Draft | None:
         """Let every row's token leave here; None if one of them does not."""
-        work = self.work
-        if work.driver.running.any():
+        gear = self.gear
+        if gear.driver.running.any():
             return None
-        choice = work.chooser.choose(work.sequences.ids, work.driver.logits(stop.exit, stop.block.last))
+        choice = gear.chooser.choose(gear.sequences.ids, gear.driver.logits(stop.exit, stop.block.last))
         self._waiting.leave(stop.exit, stop.block)
-        work.driver.end()
-        work.meter.count("overhead", rows=work.sequences.batch)
-        return Draft(stop.exit, choice, work.driver.state())
+        gear.driver.end()
+        gear.meter.count("overhead", rows=gear.sequences.batch)
+        return Draft(stop.exit, choice, gear.driver.state())
 
-    def _verify(self, run: Round) -> list[JudgedToken]:
+    def _verify(self, run: Round) -> list[Choice]:
         """The full model on every row up to the first wrong draft, one head product for all."""
-        work, hidden, closing = self.work, run.block.hidden, run.closing
-        work.meter.count("overhead", rows=hidden.shape[0] * hidden.shape[1])
-        logits = work.sequences.read_out_all(hidden)
-        if closing is not None and run.exit == work.engine.layers:
-            work.driver.end(logits[:, -1], run.block.last, closing.before)
+        gear, hidden, closing = self.gear, run.block.hidden, run.closing
+        gear.meter.count("overhead", rows=hidden.shape[0] * hidden.shape[1])
+        logits = gear.sequences.read_out_all(hidden)
+        if closing is not None and run.exit == gear.engine.layers:
+            gear.driver.end(logits[:, -1], run.block.last, closing.before)
         elif closing is not None:
-            work.driver.end()
-        verdicts: list[JudgedToken] = []
+            gear.driver.end()
+        choices: list[Choice] = []
         ended, wrong = self._finished(), False
-        choices = [*(draft.choice for draft in run.drafts), None][: hidden.shape[1]]
-        for place, choice in enumerate(choices):
-            ids = work.sequences.ids[:, : run.start + place + 1]
-            verdict = judge(work.chooser, ids, logits[:, place], choice)
-            verdicts.append(verdict)
-            wrong = any(_told(verdict.broken, ~verdict.right & ~ended))
+        drafts = [*(draft.choice for draft in run.drafts), None][: hidden.shape[1]]
+        for offset, draft in enumerate(drafts):
+            ids = gear.sequences.ids[:, : run.start + offset + 1]
+            choice, right = judge(gear.chooser, ids, logits[:, offset], draft)
+            choices.append(choice)
+            wrong = any(_told(choice.broken, ~right & ~ended))
             if wrong:
                 break
-            ended = ended | self._ends(verdict.fed)
-        self._count(run.drafts, min(len(verdicts) - wrong, len(run.drafts)), wrong)
-        return verdicts
+            ended = ended | self._ends(choice.fed)
+        self._count(run.drafts, min(len(choices) - wrong, len(run.drafts)), wrong)
+        return choices
 
     def _count(self, drafts: list[Draft], accepted: int, wrong: bool) -> None:
-        rows = int((~self.work.driver.finished).sum())
+        rows = int((~self.gear.driver.finished).sum())
         self.drafted += rows * len(drafts)
         self.accepted += rows * accepted
         self._length.learn(accepted, wrong, [draft.exit for draft in drafts])
@@ -206,29 +204,29 @@ class Speculate(Strategy, of=SPECULATE):
     def _take_back(self, run: Round, kept: int) -> None:
         """Keep the first rows of a round, and leave everything as if the others had never run."""
         length = run.start + kept
-        if self.work.sequences.length > length:
+        if self.gear.sequences.length > length:
             states = [self._states[layer, length - 1] for layer in self._recurrent]
             self._go_back(Moment(length, run.drafts[kept - 1].remembered, states))
         else:
             # Sliding windows let go of what they kept for this.
-            self.work.sequences.crop(length, 0, self.work.engine.layers)
+            self.gear.sequences.crop(length, 0, self.gear.engine.layers)
         self._states.clear()
 
     def _start(self, longest: int) -> Moment:
         """What to go back to if a round of several rows breaks."""
-        sequences = self.work.sequences
-        several = longest > 0 and len(self.work.driver.stops) > 0
+        sequences = self.gear.sequences
+        several = longest > 0 and len(self.gear.driver.stops) > 0
         states = [sequences.snapshot(layer, layer + 1) for layer in self._recurrent] if several else []
-        return Moment(sequences.length, self.work.driver.state(), states)
+        return Moment(sequences.length, self.gear.driver.state(), states)
 
     def _go_back(self, moment: Moment) -> None:
-        sequences = self.work.sequences
+        sequences = self.gear.sequences
         self._waiting.clear()
-        self.work.driver.restore(moment.remembered)
+        self.gear.driver.restore(moment.remembered)
         for state in moment.states:
             sequences.restore(state)
         sequences.unfeed(moment.length)
-        sequences.crop(moment.length, 0, self.work.engine.layers)
+        sequences.crop(moment.length, 0, self.gear.engine.layers)
 
     def _keep_state(self, layer: int, position: int) -> None:
         """Note a recurrent layer's state after a position that may have to be gone back to.
@@ -236,18 +234,18 @@ class Speculate(Strategy, of=SPECULATE):
         The last row of a round is never taken back alone.
         """
         if position < self._kept_before:
-            self._states[layer, position] = self.work.sequences.snapshot(layer, layer + 1)
+            self._states[layer, position] = self.gear.sequences.snapshot(layer, layer + 1)
 
     def _room(self) -> int:
         """Tokens that are still to be fed: the last one that is wanted never is."""
-        work = self.work
-        if work.limit is None:
+        gear = self.gear
+        if gear.limit is None:
             return sys.maxsize
-        return work.limit - 1 - (work.sequences.length - work.chooser.prompt)
+        return gear.limit - 1 - (gear.sequences.length - gear.chooser.prompt)
 
     def _finished(self) -> Tensor:
         """Rows that are over: bool [batch]."""
-        return torch.from_numpy(self.work.driver.finished).to(self.work.sequences.ids.device)
+        return torch.from_numpy(self.gear.driver.finished).to(self.gear.sequences.ids.device)
 
     def _ends(self, tokens: Tensor) -> Tensor:
         return torch.isin(tokens, self._end_tokens)

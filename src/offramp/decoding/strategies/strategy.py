@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
-from offramp.decoding.generation.next_token import Choice, Chooser
+from offramp.decoding.generation.next_token import Advance, Chooser
 from offramp.decoding.options import DecodingOptions
 from offramp.policies.kv import KeyValue
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
@@ -156,7 +156,7 @@ def _spread(values: NDArray[Any], rows: NDArray[np.int64] | None, batch: int) ->
 
 
 @dataclass(frozen=True)
-class Work:
+class Gear:
     """What a strategy works with during one generation.
 
     sequences: fed up to the prompt's end, which has run all layers. driver: the policy at work, and the
@@ -201,32 +201,6 @@ class Conditions:
     padded: bool = False
 
 
-@dataclass(frozen=True)
-class Advance:
-    """What one step gives.
-
-    tokens, chosen, exits: int64 [batch, new >= 1], the next tokens to be fed, what was chosen in their place,
-    and where each prediction left (by each row's own policy under "rebatch", the batch's exit in lockstep).
-    scores: float32 [batch, new, vocabulary], the processed logits that they were chosen from, on demand of
-    stopping criteria and transformers' callers. broken: bool [batch, new], as of `Choice`. layers: int64
-    [batch], layers executed for each row in this step, None if every row's share of what ran is the same.
-    """
-
-    tokens: Tensor
-    chosen: Tensor
-    exits: NDArray[np.int64]
-    scores: Tensor
-    broken: Tensor
-    layers: NDArray[np.int64] | None = None
-
-    @classmethod
-    def of(cls, choice: Choice, exits: NDArray[np.int64], layers: NDArray[np.int64] | None = None) -> Advance:
-        """One new token. exits: int64 [batch, 1]."""
-        columns = (choice.fed, choice.chosen, choice.scores, choice.broken)
-        fed, chosen, scores, broken = (column[:, None] for column in columns)
-        return cls(fed, chosen, exits, scores, broken, layers)
-
-
 class Strategy(ABC):
     """One way to let later tokens find the K and V of skipped layers.
 
@@ -235,7 +209,7 @@ class Strategy(ABC):
     draft.
 
     A strategy counts its own items, "overhead" included: once for each step, with the rows that it advances.
-    A non-finite logit ends the generation by itself: `Answers` raises for what `Advance` says is broken.
+    A non-finite logit ends the generation by itself: `Transcript` raises for a broken `Choice`.
     """
 
     of: ClassVar[KeyValue]
@@ -244,8 +218,8 @@ class Strategy(ABC):
     drafted: int = 0
     accepted: int = 0
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, gear: Gear) -> None:
+        self.gear = gear
 
     def __init_subclass__(cls, *, of: KeyValue | None = None) -> None:
         super().__init_subclass__()

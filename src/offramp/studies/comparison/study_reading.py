@@ -35,7 +35,7 @@ from offramp.studies.work.replay import Replayed
 from offramp.studies.work.score import ScoredTrace
 from offramp.studies.work.work import works
 from offramp.timing.results import TOO_FEW_PROMPTS, BenchResult, CombineResult, Contender, read_combined
-from offramp.tracing.manifest import MANIFEST, read_manifest
+from offramp.tracing.trace_files import MANIFEST, read_manifest
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import FULL_MODEL
 from offramp.tuning.ranking import RankedPolicy

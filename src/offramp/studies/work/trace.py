@@ -272,7 +272,7 @@ def read_text_sizes(folder: Path) -> dict[str, TextSize]:
 
 def _leave_out_times(folder: Path) -> None:
     """Take the clock out of the manifest, which its seal leaves out anyway: equal traces, equal bytes."""
-    from offramp.tracing.manifest import read_manifest, write_manifest
+    from offramp.tracing.trace_files import read_manifest, write_manifest
 
     manifest = read_manifest(folder)
     if manifest.timestamps is not None:
