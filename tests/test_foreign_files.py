@@ -28,7 +28,6 @@ import offramp
 from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
 from offramp.heads import file as heads_file
-from offramp.heads.file import TRAINING_FILE
 from offramp.heads.importing.imports import read_layout
 from offramp.heads.importing.tensors import Tensors
 from offramp.heads.trained_model import trained_in
@@ -37,14 +36,18 @@ from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import DECLARED as TENSORS
 from offramp.kit.sealed_tensors import STREAMED, Arrays, SealedTensors
 from offramp.models.checkpoint import INDEX_FILE, find_weight_files, read_config
+from offramp.models.source import find_source
+from offramp.models.training_record import TRAINING_FILE
 from offramp.policies.grammar import parse_policy
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import read_lines
 from offramp.tracing import trace_files
 from offramp.tracing.trace import Trace
-from offramp.training import checkpoint, states
+from offramp.training import loop, states
+from offramp.training.record import Settings
 from offramp.tuning.tuned import read_tuned
 from offramp.workloads.registry import load_workload
+from tiny_models import write_llama
 
 DEEP = '{"a": ' * 100_000 + "1" + "}" * 100_000
 TUNED = {"kind": "tuned", "schema_version": 3, "policy": "static:exit=2", "model": {"fingerprint": "a"}}
@@ -107,7 +110,7 @@ def tuned_resealed(folder: Path, text: str) -> object:
 
 
 def read_checkpoint(path: Path) -> object:
-    return checkpoint.read_checkpoint(path, "key", torch.device("cpu"))
+    return loop.read_checkpoint(path, "key", torch.device("cpu"))
 
 
 def read_states(path: Path) -> object:
@@ -130,7 +133,7 @@ STATES = {"key": "key", "layers": [1, 2], "dtype": "float32", "seconds": 1.5, "t
 ROWS = {STREAMED: np.arange(5 * 2 * 12, dtype=np.uint8).reshape(5, 2, 12)}
 
 heads_resealed = resealed(heads_file.FILE, HEADS, heads_file.read_heads, ARRAYS)
-checkpoint_resealed = resealed(checkpoint.FILE, CHECKPOINT, read_checkpoint, ARRAYS)
+checkpoint_resealed = resealed(loop.CHECKPOINT_FILE, CHECKPOINT, read_checkpoint, ARRAYS)
 states_resealed = resealed(states.FILE, STATES, read_states, ROWS)
 
 
@@ -139,7 +142,7 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     "a trace's manifest": in_file(lambda path: trace_files.read_manifest(path.parent), trace_files.MANIFEST),
     "a header of heads": in_metadata(heads_file.read_heads, heads_file.HEADER),
     "a header of heads, sealed": heads_resealed,
-    "a checkpoint": in_metadata(read_checkpoint, checkpoint.FILE.entry),
+    "a checkpoint": in_metadata(read_checkpoint, loop.CHECKPOINT_FILE.entry),
     "a checkpoint, sealed": checkpoint_resealed,
     "hidden states": in_metadata(read_states, states.FILE.entry),
     "hidden states, sealed": states_resealed,
@@ -281,6 +284,31 @@ def write_states(folder: Path) -> None:
             file.finish(states.States("key", (1, 2), "float32", 1.5, 40))
 
 
+def write_checkpoint(folder: Path) -> None:
+    """Of a training that has done a step, of two parts."""
+    weights = [loop.Weights.of({"bias": torch.arange(3.0) + place}) for place in range(2)]
+    settings = Settings(steps=9, every=3, precision="float32", threads=1, device="cpu")
+    progress = loop.Progress(settings, weights, torch.arange(4), step=1, seconds=1.5)
+    loop.write_checkpoint(folder / "checkpoint.safetensors", progress, "key")
+
+
+def checkpoint_in(folder: Path) -> object:
+    progress: Any = read_checkpoint(folder / "checkpoint.safetensors")
+    parts = [{name: part.tolist() for name, part in one.now.items()} for one in progress.weights]
+    return parts, progress.vocabulary.tolist(), (progress.settings, progress.step, progress.seconds)
+
+
+def write_trained_model(folder: Path) -> None:
+    """A model, and the record of its training beside it."""
+    left = find_source(str(write_llama(folder))).identity.fingerprint
+    record = {"kind": "training", "heads": left, "request": {"recipe": {"kind": "regularised"}}}
+    write_sealed_json(folder / TRAINING_FILE, {**record, "documents": {"w": ["a"]}, "texts": []})
+
+
+def trained_model_in(folder: Path) -> object:
+    return find_source(str(folder)).identity.fingerprint, trained_in(folder)
+
+
 WRITTEN: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "trace": (run, trace_in),
     "study": (write_study, study_in),
@@ -291,6 +319,8 @@ WRITTEN: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
         heads_in,
     ),
     "states": (write_states, states_in),
+    "checkpoint": (write_checkpoint, checkpoint_in),
+    "trained model": (write_trained_model, trained_model_in),
 }
 """What is written into a folder, and everything that is read of it."""
 

@@ -27,9 +27,8 @@ from offramp.tracing.folder import TRACE_FOLDER
 from offramp.tracing.request import TraceRequest
 from offramp.tracing.trace_files import MANIFEST, REQUEST_KEY, Manifest, part_path, seal_path
 from offramp.training.folder import GATES_FOLDER, TRAINING_FOLDER, clear_working_files
-from offramp.training.gate_record import GATE_RECORD
 from offramp.training.recipe import Recipe
-from offramp.training.record import TrainingIdentity
+from offramp.training.record import GATE_RECORD, TrainingIdentity
 
 
 def write(folder: Path, name: str, content: str) -> None:

@@ -31,7 +31,7 @@ _HOMES = {
     "load_model": "offramp.tracing.loading",
     "wrap": "offramp.models.wrapping",
     "exit_scores": "offramp.training.exit_scores",
-    "ExitScoreCallback": "offramp.training.callback",
+    "ExitScoreCallback": "offramp.training.exit_scores",
     "Workload": "offramp.workloads.workload",
     "Document": "offramp.workloads.workload",
     "text_groups": "offramp.workloads.shared_text:groups_of_documents",
@@ -60,7 +60,7 @@ _HOMES = {
     "fit_heads": "offramp.tracing.fitting.fit",
     "train_exits": "offramp.training.train",
     "TrainedExits": "offramp.training.train",
-    "Regularisation": "offramp.training.regularisation",
+    "Regularisation": "offramp.training.request",
     "train_gates": "offramp.training.gate_training",
     "import_heads": "offramp.heads.importing.imports",
     "find_machine": "offramp.costs.hardware",
@@ -117,10 +117,9 @@ if TYPE_CHECKING:
     from offramp.tracing.loading import load_model
     from offramp.tracing.trace import Trace
     from offramp.tracing.tracer import trace
-    from offramp.training.callback import ExitScoreCallback
-    from offramp.training.exit_scores import exit_scores
+    from offramp.training.exit_scores import ExitScoreCallback, exit_scores
     from offramp.training.gate_training import train_gates
-    from offramp.training.regularisation import Regularisation
+    from offramp.training.request import Regularisation
     from offramp.training.train import TrainedExits, train_exits
     from offramp.tuning.judging import judge
     from offramp.tuning.predict import predict

@@ -13,8 +13,7 @@ from offramp.files import TEMPORARY_PREFIX
 from offramp.heads.file import read_heads
 from offramp.studies.work.heads import TRAINING_COST, keep_cost
 from offramp.tracing.trace import Trace
-from offramp.training.gate_record import GATE_RECORD
-from offramp.training.record import RECORD
+from offramp.training.record import GATE_RECORD, RECORD
 from tiny_models import write_llama
 
 STEPS = ["--steps", 12, "--tokens", 3000]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from command_line import Outcome, run_offramp, tree
-from offramp.training.gate_record import GATE_RECORD
+from offramp.training.record import GATE_RECORD
 
 QUICK = ["--steps", 12, "--tokens", 3000]
 

@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.kit.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
 from offramp.kit.numbers import LARGEST_COUNT, whole_number
 from offramp.kit.request import Field, fields_of, missing
-from offramp.training.gate_request import GateTraining
+from offramp.training.request import GateTraining
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from study_files import plan_of, small_world, write_model
 from offramp import files
 from offramp.errors import OfframpError
 from offramp.files import PACKAGE, source_fingerprint
+from offramp.kit.code import code_of, forget_code
 from offramp.kit.given_file import Source
 from offramp.policies import grammar as policies
 from offramp.studies.plan import make_plan
 from offramp.studies.study import Study, StudyPlan
-from offramp.studies.work.code import code_of, forget_code
 from offramp.studies.work.replay import ReplayWork
 from offramp.studies.work.work import require_planned, works
 
@@ -306,7 +306,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("tracing/tracer.py", {"trace", "score"}),
         ("scoring/scoring.py", {"score"}),
         ("timing/local_profile.py", {"profile"}),
-        ("training/trainer.py", {"training"}),
+        ("training/loop.py", {"training"}),
         ("studies/work/score.py", {"score"}),
         ("studies/work/inputs.py", kinds),
         ("studies/found.py", set()),

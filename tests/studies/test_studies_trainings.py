@@ -28,9 +28,9 @@ from offramp.studies.work.inputs import EXITS
 from offramp.studies.work.tune import TuneWork
 from offramp.tracing.loading import load_model
 from offramp.tracing.trace import Trace
-from offramp.training import trainer
+from offramp.training import loop
+from offramp.training.loop import Steps
 from offramp.training.record import RECORD
-from offramp.training.steps import Steps
 from tiny_models import write_documents
 
 STEPS = 12
@@ -172,8 +172,8 @@ def test_rows_of_one_model_stand_beside_each_other_with_cost_and_readings(done: 
 def test_a_killed_training_goes_on_to_the_same_exits_and_leftovers_are_replaced(
     done: Done, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(trainer, "WRITING_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "WRITING_SHARE", 1e9)
     folder = StudyFolder(tmp_path / "killed")
     plan = plan_into(study_file, folder)
     (task,) = tasks_of(plan, "training")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from offramp.kit.code import code_of
 from offramp.models.source import find_source
 from offramp.studies.task import Task
-from offramp.studies.work.code import code_of
 from offramp.studies.work.work import ModelCache, WorkContext, perform, works
 from offramp.workloads.registry import load_workload
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tracing_models import tiny_llama
 
-from offramp.training.evaluation import FLOORS, Evaluator, leaving_shares
+from offramp.training.divergence import Evaluator, leaving_shares
+from offramp.training.record import FLOORS
 
 
 def shares_by_trying(confidence: np.ndarray, agrees: np.ndarray, floors: tuple[float, ...]) -> list[float]:

@@ -17,8 +17,7 @@ from offramp.models.model import Model
 from offramp.tracing.plan import plan_with_answers
 from offramp.training.divergence import TrainingHead
 from offramp.training.executed import ExecutedMaps
-from offramp.training.executed_pass import places_of
-from offramp.training.trainable_maps import TrainableMaps
+from offramp.training.executed_pass import TrainableMaps, places_of
 
 LAYERS = 5
 LENGTHS = (40, 33, 21, 40, 17, 28)

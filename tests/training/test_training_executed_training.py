@@ -22,12 +22,10 @@ from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
 from offramp.tracing.fitting.maps import parse_map_exits
 from offramp.tracing.fitting.seen import Seen, seen_by_all
-from offramp.training import trainer
-from offramp.training.earlier import spent_before, spent_on
-from offramp.training.executed import ExecutedMaps
-from offramp.training.executed_job import start_of
-from offramp.training.record import Spent
-from offramp.training.steps import Steps
+from offramp.training import loop
+from offramp.training.executed import ExecutedMaps, start_of
+from offramp.training.loop import Steps
+from offramp.training.record import Spent, spent_before, spent_on
 from offramp.training.train import TrainedExits, train_exits
 
 QUICK: dict[str, Any] = {"steps": 12, "tokens": 1500, "precision": "float32", "progress": False}
@@ -104,8 +102,8 @@ def test_the_same_again_and_stopped_on_the_way(
         taken.append(at)
         return step(loop, at)
 
-    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(trainer, "WRITING_SHARE", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "WRITING_SHARE", 1e9)
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "step", ending)
         with pytest.raises(KeyboardInterrupt):

@@ -169,7 +169,7 @@ def test_measuring_that_fails_is_said_once_and_training_goes_on(
     def fail(*given: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr("offramp.training.callback.exit_scores", fail)
+    monkeypatch.setattr("offramp.training.exit_scores.exit_scores", fail)
     callback = offramp.ExitScoreCallback(every=2, workload=IDS, tokens=40)
     with pytest.warns(UserWarning, match="training goes on") as said:
         trainer, _ = train(tmp_path, callback)

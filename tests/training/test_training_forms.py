@@ -14,11 +14,17 @@ from training_cases import arrays, assert_same
 
 from offramp.heads.file import read_heads
 from offramp.training.divergence import TrainingHead
-from offramp.training.kinds import RidgeStart, exits_of, initial_lens, prepared, reading_of
+from offramp.training.readings import (
+    RidgeStart,
+    TrainedReadings,
+    exits_of,
+    initial_lens,
+    prepared,
+    reading_of,
+)
 from offramp.training.recipe import Recipe
 from offramp.training.states import CachedStates
 from offramp.training.train import TrainedExits
-from offramp.training.trained_readings import TrainedReadings
 
 HIDDEN = 10
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine
 from offramp.costs.probes import ProbeSizes
 from offramp.heads.parts import Classifier, stacked
+from offramp.models.shape import ModelShape
 from offramp.policies.policy_cost import seconds_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
@@ -25,15 +29,19 @@ from offramp.training.gate import (
     GateFit,
     GatePrices,
     GateRows,
+    Judge,
     Outcome,
+    chosen_apart,
     expected_outcome,
+    judged_gates,
     lagrangian,
     learn_gates,
+    probabilities_of,
+    spread,
     steps_of,
 )
-from offramp.training.gate_heads import spread
-from offramp.training.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
 from offramp.tuning.floor import make_floor
+from offramp.tuning.pricing import pricing_of
 from policy_traces import make_shape, make_trace, timed
 
 EXITS = (2, 3, 5)
@@ -260,14 +268,23 @@ def test_documents_to_choose_by_are_apart_from_all_others() -> None:
     assert not (chosen & held_out).any()
 
 
+def judge_of(
+    shape: ModelShape, floor: float, machine: Machine, heads: Mapping[str, Any] = {}, kv: str = "propagate"
+) -> Judge:
+    """Of exits 2 and 5, at token 40."""
+    pricing = functools.partial(pricing_of, machine=machine, batch=1, kv=kv)
+    return Judge(shape, (2, 5), heads, 40.0, make_floor({"agreement": floor}), pricing)
+
+
 def test_a_judge_charges_as_a_replay_and_finds_the_fastest_threshold_of_all() -> None:
     rows = made_up(400, 4)
     shape = make_shape(head=3000)
-    judge = Judge(shape, (2, 5), {}, 40.0, find_machine("cpu-2core"), make_floor({"agreement": 0.85}))
+    machine = find_machine("cpu-2core")
+    judge = judge_of(shape, 0.85, machine)
     probabilities = np.random.default_rng(5).random((400, 2)).astype(np.float32) * 0.5
     probabilities += 0.5 * rows.agrees.t().numpy()
     prices = judge.prices(rows)
-    costs = judge.machine.token_costs(shape, 40.0, batch=1, lens=False)
+    costs = machine.token_costs(shape, 40.0, batch=1, lens=False)
     assert prices.plain == costs.plain
     assert prices.stay == pytest.approx(costs.plain + 2 * costs.probes["network"], rel=1e-12)
     best = judge.at_floor(rows)(probabilities)
@@ -288,7 +305,7 @@ def test_a_judge_charges_as_a_replay_and_finds_the_fastest_threshold_of_all() ->
 
 def test_where_nothing_is_faster_than_the_full_model_no_check_is_made() -> None:
     rows = made_up(200, 4)
-    judge = Judge(make_shape(), (2, 5), {}, 40.0, find_machine("cpu-2core"), make_floor({"agreement": 0.99}))
+    judge = judge_of(make_shape(), 0.99, find_machine("cpu-2core"))
     nothing = replace(rows, agrees=torch.zeros_like(rows.agrees))
     probabilities = np.full((200, 2), 0.4, dtype=np.float32)  # all leave, or none does
     assert str(judge.fastest(nothing, probabilities, "gate")) == "never"
@@ -298,10 +315,8 @@ def test_where_nothing_is_faster_than_the_full_model_no_check_is_made() -> None:
 def test_mapped_keys_and_values_are_charged_where_a_map_is_applied() -> None:
     rows, shape = made_up(200, 4), make_shape()
     heads = {"kv_maps": {"ranks": {"2": 4}}}
-    floor, machine = make_floor({"agreement": 0.85}), find_machine("cpu-2core")
-    plain, mapped = (
-        Judge(shape, (2, 5), heads, 40.0, machine, floor, kv).prices(rows) for kv in ("propagate", "mapped")
-    )
+    machine = find_machine("cpu-2core")
+    plain, mapped = (judge_of(shape, 0.85, machine, heads, kv).prices(rows) for kv in ("propagate", "mapped"))
     sizes = ProbeSizes(kv_maps=((2, 4),))
     maps = machine.token_costs(shape, 40.0, batch=1, lens=False, sizes=sizes).maps
     np.testing.assert_allclose(mapped.leave - plain.leave, [maps[2], 0.0], rtol=1e-9, atol=1e-18)

@@ -10,8 +10,8 @@ from fitting_cases import texts
 from tracing_models import tiny_llama
 
 from offramp.errors import InputError
-from offramp.training import reading_job, trainer
-from offramp.training.reading_time import FEWEST_TOKENS, ReadingTime
+from offramp.training import loop, readings
+from offramp.training.readings import FEWEST_TOKENS, ReadingTime
 from offramp.training.train import TrainedExits, train_exits
 
 
@@ -63,12 +63,12 @@ def test_what_the_minutes_do_not_allow_is_not_read_and_what_was_read_stays(
         raise _Ended
 
     # Half of 12 s: 3,072 of the tokens at this pace.
-    monkeypatch.setattr(reading_job, "pace_of", lambda *arguments: 6.0 / 3100)
+    monkeypatch.setattr(readings, "pace_of", lambda *arguments: 6.0 / 3100)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "read_checkpoint", killed)
+        patch.setattr(loop, "read_checkpoint", killed)
         with pytest.raises(_Ended):
             trained(tmp_path, minutes=0.2)
-    monkeypatch.setattr(reading_job, "pace_of", lambda *arguments: 6.0 / 2000)  # as if another took its time
+    monkeypatch.setattr(readings, "pace_of", lambda *arguments: 6.0 / 2000)  # as if another took its time
     record = trained(tmp_path, minutes=0.2).record
     assert record.rows.allowed == 3072
     assert 1536 < record.rows.tokens <= 3072
@@ -81,7 +81,7 @@ def test_steps_get_what_reading_and_its_end_leave_of_the_minutes(
     afterwards = [0.0, 6.0, 60.0]
     monkeypatch.setattr(ReadingTime, "afterwards", lambda self, tokens: afterwards[0])
     monkeypatch.setattr(ReadingTime, "affordable", lambda self, tokens, minutes: tokens)
-    monkeypatch.setattr(trainer.Trainer, "_pilot", lambda self, progress: 0.05)
+    monkeypatch.setattr(loop.Loop, "_pilot", lambda self, progress: 0.05)
     alone = trained(tmp_path / "alone", minutes=0.5).record.settings.steps
     afterwards.pop(0)
     assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 60

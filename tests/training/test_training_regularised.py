@@ -17,14 +17,11 @@ from training_cases import tiny_recipe
 from offramp.errors import InputError, ModelError
 from offramp.models.model import Model
 from offramp.tracing.plan import plan_with_answers
-from offramp.training.changed_weights import ChangedWeights
-from offramp.training.divergence import TrainingHead
-from offramp.training.evaluation import leaving_shares
-from offramp.training.layer_pass import read_out, run_layers
+from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
+from offramp.training.divergence import TrainingHead, leaving_shares
 from offramp.training.layer_skip import dropout_probabilities, exit_weights
-from offramp.training.regularisation import Regularisation
-from offramp.training.regularised import AHEAD_SHARE, RegularisedModel
-from offramp.training.regularised_text import OriginalStates, tokens_ahead
+from offramp.training.regularised import AHEAD_SHARE, OriginalStates, RegularisedModel, tokens_ahead
+from offramp.training.request import Regularisation
 
 LAYERS = 4
 LENGTHS = (24, 17, 21, 19, 15, 22)
@@ -233,7 +230,7 @@ def test_the_original_is_computed_once_and_again_where_it_does_not_fit(
 ) -> None:
     objective, calls = objective_of(), []
     monkeypatch.setattr(
-        "offramp.training.regularised_text.run_layers",
+        "offramp.training.regularised.run_layers",
         lambda *given: calls.append(given) or run_layers(*given),
     )
     for most, expected in ((10**6, 1), (0, 2)):

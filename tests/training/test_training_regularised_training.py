@@ -23,11 +23,11 @@ from offramp.errors import DiskFullError, InputError
 from offramp.models.model import Model
 from offramp.tracing.heads_of_trace import heads_documents
 from offramp.training import folder as folders
-from offramp.training import model_folder, regularised_job, steps
+from offramp.training import loop
+from offramp.training import regularised as problem
 from offramp.training.divergence import MeanDivergence
-from offramp.training.earlier import spent_before
-from offramp.training.record import RECORD
-from offramp.training.steps import Steps
+from offramp.training.loop import Steps
+from offramp.training.record import RECORD, spent_before
 from offramp.training.train import TrainedExits, train_exits
 from tiny_models import write_llama
 
@@ -127,7 +127,7 @@ def test_one_that_was_killed_before_it_cleared_away_is_read(
 
     with monkeypatch.context() as patch:
         patch.setattr("offramp.training.train.clear_working_files", killed)
-        patch.setattr("offramp.training.regularised_job.clear_working_files", killed, raising=False)
+        patch.setattr("offramp.training.job.clear_working_files", killed, raising=False)
         with pytest.raises(KeyboardInterrupt):
             regularised(model, tmp_path, steps=2)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"where it stood")
@@ -167,8 +167,8 @@ def test_the_same_again_and_stopped_on_the_way(
         taken.append(at)
         return step(loop, at)
 
-    monkeypatch.setattr("offramp.training.trainer.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("offramp.training.trainer.WRITING_SHARE", 1e9)
+    monkeypatch.setattr("offramp.training.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("offramp.training.loop.WRITING_SHARE", 1e9)
     with monkeypatch.context() as patch:
         patch.setattr(Steps, "step", ending)
         with pytest.raises(KeyboardInterrupt):
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
 def test_no_step_better_than_none_leaves_the_original_model(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "learning_rate", lambda rate, step, steps: 3.0)
+    monkeypatch.setattr(loop, "learning_rate", lambda rate, step, steps: 3.0)
     found = regularised(model, tmp_path / "worse")
     assert found.record.stopped == "no exit was better on held-out text in 8 evaluations"
     loaded = offramp.load_model(tmp_path / "worse")
@@ -220,7 +220,7 @@ def test_what_has_no_room_is_refused_before_anything_is_trained(
         with pytest.raises(DiskFullError, match="checkpoint take"):
             regularised(model, tmp_path / "full")
     with monkeypatch.context() as patch:
-        patch.setattr(regularised_job, "available_memory", lambda: 10_000)
+        patch.setattr(problem, "available_memory", lambda: 10_000)
         with pytest.raises(InputError, match="of memory") as error:
             regularised(model, tmp_path / "little", asked={"lora": 0})
     assert "--lora 16" in error.value.fix
@@ -246,7 +246,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_half_model_and_is_gone_on_from
         if at == "weights":
             patch.setattr(model.hf, "save_pretrained", no_weights)
         else:
-            patch.setattr(model_folder, "_write_tokenizer", no_tokenizer)
+            patch.setattr(folders, "_write_tokenizer", no_tokenizer)
         said = "the disk is full: 4 bytes" if at == "weights" else "the disk is full"
         with pytest.raises(DiskFullError, match=said) as error:
             regularised(model, folder, steps=2)

@@ -18,7 +18,8 @@ from offramp.kit.sealed_tensors import StreamedBytes
 from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.training import states as module
-from offramp.training.states import FIT, HELD_OUT, StatesPlan, read_states, require_enough, write_states
+from offramp.training.folder import FIT, HELD_OUT
+from offramp.training.states import StatesPlan, read_states, require_enough, write_states
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -7,7 +7,6 @@ import inspect
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -28,19 +27,18 @@ import offramp
 from command_line import tree
 from offramp.errors import DamagedFileError, InputError
 from offramp.heads.file import EXITS_FILE, read_heads
+from offramp.kit.code import code_of, reached_from
 from offramp.models.model import Model
 from offramp.tracing import plan
 from offramp.tracing.plan import ANSWERS
 from offramp.tracing.tracer import trace
-from offramp.training import steps, trainer
-from offramp.training.checkpoint import read_checkpoint
+from offramp.training import loop
 from offramp.training.divergence import TrainingHead
-from offramp.training.folder import CHECKPOINT, STATES
+from offramp.training.folder import CHECKPOINT, FIT, STATES
+from offramp.training.loop import Steps, read_checkpoint
+from offramp.training.readings import TrainedReadings
 from offramp.training.states import FILE as STATES_FILE
-from offramp.training.states import FIT
-from offramp.training.steps import Steps
-from offramp.training.train import CODE, TrainedExits, train_exits
-from offramp.training.trained_readings import TrainedReadings
+from offramp.training.train import TrainedExits, train_exits
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 from tiny_models import write_llama
@@ -191,7 +189,7 @@ for line in sys.stdin:
 
 def with_many_checkpoints(folder: str, kind: str) -> None:
     """Train with a checkpoint after every few steps."""
-    trainer.CHECKPOINT_SECONDS, trainer.WRITING_SHARE = 0.03, 1e9
+    loop.CHECKPOINT_SECONDS, loop.WRITING_SHARE = 0.03, 1e9
     trained_in(Path(folder), kind)
 
 
@@ -281,8 +279,8 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, after: int = 9, *
         return step(loop, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 1e-9)
-        patch.setattr(trainer, "WRITING_SHARE", 1e9)
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 1e-9)
+        patch.setattr(loop, "WRITING_SHARE", 1e9)
         patch.setattr(Steps, "step", ending)
         with pytest.raises(_Ended):
             trained(output=folder, **options)
@@ -293,7 +291,7 @@ def test_what_was_interrupted_goes_on_with_its_states_and_checkpoint(
 ) -> None:
     interrupted(tmp_path, monkeypatch)
     seconds = STATES_FILE.stated(tmp_path / STATES / FIT, "").seconds
-    monkeypatch.setattr("offramp.training.reading_job.write_states", None)
+    monkeypatch.setattr("offramp.training.readings.write_states", None)
     taken = []
     step = Steps.step
     monkeypatch.setattr(Steps, "step", lambda loop, at: taken.append(at) or step(loop, at))
@@ -349,7 +347,7 @@ def test_what_the_model_wrote_is_read_again_and_other_text_is_not_gone_on_with(
 
 
 def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(tmp_path, monkeypatch, steps=None, minutes=0.2, after=trainer.PILOT_STEPS + 1)
+    interrupted(tmp_path, monkeypatch, steps=None, minutes=0.2, after=loop.PILOT_STEPS + 1)
     steps = []
 
     def look(path: Path, key: str, device: torch.device) -> Any:
@@ -358,7 +356,7 @@ def test_minutes_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         steps.append(found.settings.steps)
         raise _Ended
 
-    monkeypatch.setattr(trainer, "read_checkpoint", look)
+    monkeypatch.setattr(loop, "read_checkpoint", look)
     for _ in range(2):
         with pytest.raises(_Ended):
             trained(output=tmp_path, steps=None, minutes=0.2)
@@ -461,7 +459,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_weights(
 
 
 def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "learning_rate", lambda rate, step, steps: 0.3)
+    monkeypatch.setattr(loop, "learning_rate", lambda rate, step, steps: 0.3)
     found = trained(kind="lens", steps=60)
     assert found.record.stopped == "no exit was better on held-out text in 8 evaluations"
     losses = [one.exits[0].loss for one in found.record.history]
@@ -501,13 +499,13 @@ def test_it_is_there_in_python() -> None:
 
 
 def test_steps_rates_and_rows_follow_from_the_step_alone() -> None:
-    rates = [steps.learning_rate(1.0, step, 100) for step in range(100)]
+    rates = [loop.learning_rate(1.0, step, 100) for step in range(100)]
     assert rates[0] == 0.05
     assert max(rates) == rates[19] == 0.81
-    assert rates[-1] == steps.LAST_RATE
-    first = steps.batch_rows(50, 20, 3, 7)
-    assert torch.equal(first, steps.batch_rows(50, 20, 3, 7))
-    assert not torch.equal(first, steps.batch_rows(50, 20, 3, 8))
+    assert rates[-1] == loop.LAST_RATE
+    first = loop.batch_rows(50, 20, 3, 7)
+    assert torch.equal(first, loop.batch_rows(50, 20, 3, 7))
+    assert not torch.equal(first, loop.batch_rows(50, 20, 3, 8))
     assert len(set(first.tolist())) == 20
 
 
@@ -523,13 +521,10 @@ def test_the_record_is_json_that_says_what_it_cost(tmp_path: Path) -> None:
     assert len(value["trained"][0]["leaving"]) == len(value["floors"])
 
 
-def test_the_code_of_a_training_is_all_that_it_imports() -> None:
-    """But for what only names, writes and raises. Gates are trained at once, and go on from nothing."""
-    known = (*(place.removesuffix(".py") for place in CODE), "errors", "files", "kit")
-    folder = Path(steps.__file__).parent
-    for file in folder.glob("*.py"):
-        if not file.name.startswith("gate"):
-            for name in re.findall(r"^\s*from offramp\.([\w.]+) import", file.read_text(), re.MULTILINE):
-                parts = name.split(".")
-                inside = {"/".join(parts[:count]) for count in range(1, len(parts) + 1)}
-                assert inside & {*known}, f"{file.name} imports {name}"
+def test_the_code_of_a_training_is_all_that_it_runs() -> None:
+    """A change there gives other exits, so that a killed training of before is not gone on with."""
+    reached = set(reached_from("offramp.training.train"))
+    for name in ("training.loop", "training.executed", "models.stack", "decoding.rerun.parallel"):
+        assert f"offramp.{name}" in reached
+    assert "offramp.cli.main" not in reached
+    assert trained(kind="lens", steps=1, at=[1]).record.request.code == code_of("offramp.training.train")

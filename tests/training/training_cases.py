@@ -14,9 +14,8 @@ from offramp.models.model import Model
 from offramp.tracing import plan
 from offramp.tracing.loading import load_model
 from offramp.training import recipe
-from offramp.training.regularisation import Regularisation
+from offramp.training.request import TRAININGS, Regularisation
 from offramp.training.train import TrainedExits, train_exits
-from offramp.training.trainings import TRAININGS
 from offramp.workloads.registry import load_workload
 from tiny_models import write_documents
 

@@ -22,9 +22,7 @@ from offramp.kit.rules import Beside, only_if, only_with
 from offramp.tracing.asked import InContext, OnModel, Placed, names_layers
 from offramp.tracing.progress import stage
 from offramp.tracing.request import ALL, FITTING_TOKENS, Rank
-from offramp.training.gate_request import GateTraining
-from offramp.training.request import ResumableTraining
-from offramp.training.trainings import TRAININGS
+from offramp.training.request import TRAININGS, GateTraining, ResumableTraining
 
 if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads

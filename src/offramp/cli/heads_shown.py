@@ -19,11 +19,8 @@ if TYPE_CHECKING:
 
     from offramp.heads.exit_heads import ExitHeads
     from offramp.heads.parts import Classifier, ExitMaps, Weights
-    from offramp.training.evaluation import Evaluation
-    from offramp.training.gate_judging import Judged
-    from offramp.training.gate_record import GateRecord
     from offramp.training.gate_training import TrainedGates
-    from offramp.training.record import Spent
+    from offramp.training.record import Evaluation, GateRecord, Judged, Spent
     from offramp.training.request import ResumableTraining
     from offramp.training.train import TrainedExits
 
@@ -110,7 +107,7 @@ PROPOSED = (0.95, 0.9, 0.8)
 
 def left_to_certify(workload: str, left: int) -> str:
     """What so many documents that no training reads can certify of the trained exits."""
-    from offramp.training.evaluation import FLOORS
+    from offramp.training.record import FLOORS
     from offramp.tuning.certifiable import certifiable_words
 
     return (

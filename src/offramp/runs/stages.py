@@ -42,7 +42,7 @@ from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage
 from offramp.tracing.request import code_fingerprint, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
-from offramp.training.earlier import record_of
+from offramp.training.record import record_of
 from offramp.workloads.answers import PlannedAnswer
 from offramp.workloads.workload import Workload
 

@@ -170,7 +170,7 @@ class Fitness:
         """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
         from offramp.tracing.fitting.fit import check_short_list
         from offramp.training.recipe import make_recipe
-        from offramp.training.trainings import TRAININGS
+        from offramp.training.request import TRAININGS
 
         study, layers = self.study, variant.sizes.layers
         hidden, vocabulary = variant.sizes.hidden, variant.model.entry.vocabulary

@@ -512,8 +512,7 @@ def _check_heads_are_read(study: Study) -> None:
 
 def _check_kind(study: Study, entry: TrainingEntry, place: int) -> None:
     """Refuse kinds that are unknown or begin from other exits, and models that stay on disk."""
-    from offramp.training.request import LensTraining
-    from offramp.training.trainings import TRAININGS
+    from offramp.training.request import TRAININGS, LensTraining
 
     with placed(study, "trainings", place, "kind"):
         asked = TRAININGS.named(str(entry.kind))

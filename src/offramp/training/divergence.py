@@ -1,4 +1,4 @@
-"""What the model's head makes of an exit's state, differentiable, and how far that is from the full model.
+"""What the model's head makes of an exit's state, how far that is from the full model, and how well it reads.
 
 The loss is KL(p_L || p_exit) in nats: self-distillation of the full model's own distribution (Hinton et al.,
 arXiv 1503.02531, section 2, at temperature 1), as the tuned lens is trained (arXiv 2303.08112, section 3).
@@ -6,21 +6,24 @@ arXiv 1503.02531, section 2, at temperature 1), as the tuned lens is trained (ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import ModelError
 from offramp.heads.output_head import LinearHead, StateShape, at_head, make_head
+from offramp.heads.precision import exact_sums
 from offramp.models.model import Model
 from offramp.models.stack import LogitScaling
 from offramp.tracing.rows import slices
-
-Precision = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+from offramp.training.record import FLOORS, Evaluation
+from offramp.training.request import Precision
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ class MeanDivergence(torch.autograd.Function):
         logits, probability, log_sum = ctx.saved_tensors
         softmax = logits.sub(log_sum[:, None]).exp_()
         return softmax.sub_(probability).mul_(gradients[0] / len(logits)), None, None
+
+
+def divergence(logits: Tensor, target: Target) -> Tensor:
+    """Mean KL(p_L || what these logits say), nats, a scalar, of logits [rows, tokens]."""
+    mean: Any = MeanDivergence.apply
+    found: Tensor = mean(logits, target.probability, target.negative_entropy)
+    return found
 
 
 class TrainingHead:
@@ -89,9 +99,7 @@ class TrainingHead:
 
     def divergence(self, states: Tensor, target: Target) -> Tensor:
         """Mean KL(p_L || p_exit) in nats, a scalar, of an exit's states [rows, hidden]."""
-        mean: Any = MeanDivergence.apply
-        found: Tensor = mean(self.logits(states), target.probability, target.negative_entropy)
-        return found
+        return divergence(self.logits(states), target)
 
 
 def trainable_head(model: Model) -> LinearHead:
@@ -131,3 +139,75 @@ def usual_precision(device: str) -> Precision:
     accelerators are made for it.
     """
     return "float32" if device == "cpu" else "bfloat16"
+
+
+SHOWN_FLOOR = FLOORS.index(0.95)
+
+Read = Callable[[Tensor], Tensor]
+"""States of an exit [rows, hidden], float32, to what the model's tail is given of them."""
+
+
+class Evaluator:
+    """Held-out rows, read with the model's own tail and head in float32.
+
+    states: [rows, layers, hidden], L's last, in the model's dtype.
+    """
+
+    def __init__(self, model: Model, states: Tensor) -> None:
+        self.stack = model.stack
+        self.head = trainable_head(model)
+        self.states = states
+
+    @torch.no_grad()
+    @exact_sums()
+    def evaluate(self, reads: list[Read]) -> list[Evaluation]:
+        """Every exit through its reading; the full model's distribution is computed once for all."""
+        columns: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in reads]
+        for rows in slices(0, len(self.states), self.head.exact_rows):
+            states = self.states[rows].to(self.head.device)
+            final = self._logits(states[:, -1])
+            best, log_p = final.argmax(-1), final.log_softmax(-1)
+            p = log_p.exp()
+            negative = torch.linalg.vecdot(p, log_p)
+            for place, read in enumerate(reads):
+                logits = self._logits(read(states[:, place].float()).to(states.dtype))
+                log_sum = logits.logsumexp(-1)
+                loss = negative + log_sum - torch.linalg.vecdot(p, logits)
+                largest, found = logits.max(-1)
+                columns[place].append((loss.cpu(), (found == best).cpu(), (largest - log_sum).exp().cpu()))
+        return [_evaluation(*(torch.cat(part) for part in zip(*column, strict=True))) for column in columns]
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Float32 logits [rows, vocabulary], in memory of their own."""
+        normed = at_head(self.stack, self.stack.tail_forward, states)
+        output = self.head.exact_output(normed)[:, : self.head.vocabulary_size]
+        return self.head.transform(output).clone()
+
+
+def _evaluation(loss: Tensor, agrees: Tensor, confidence: Tensor) -> Evaluation:
+    return Evaluation(
+        loss=float(loss.double().mean()),
+        agreement=float(agrees.double().mean()),
+        leaving=leaving_shares(confidence.numpy(), agrees.numpy()),
+    )
+
+
+def leaving_shares(
+    confidence: NDArray[np.float32],
+    agrees: NDArray[np.bool_],
+    floors: tuple[float, ...] = FLOORS,
+    stays: NDArray[np.bool_] | None = None,
+) -> tuple[float, ...]:
+    """Share of all tokens that a threshold on the confidence lets leave, at most, at each floor.
+
+    stays: whether a token that stays agrees; by default it does, as in a replay. A threshold takes equal
+    confidences all or none.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ordered, lost = confidence[order], np.cumsum(~agrees[order])
+    if stays is not None:
+        lost = lost + (~stays).sum() - np.cumsum(~stays[order])
+    ends = np.append(ordered[1:] < ordered[:-1], True)
+    left = np.arange(1, len(order) + 1)[ends] / len(order)
+    kept = lost[ends] / len(order)
+    return tuple(float(max([0.0, *left[kept <= 1.0 - floor + 1e-12]])) for floor in floors)

@@ -8,8 +8,9 @@ token that stays), mean over such tokens, through the frozen deeper layers into 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,17 +21,18 @@ from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.rerun.parallel import ROWS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import require_base
 from offramp.heads.parts import ExitMaps, Weights
 from offramp.models.model import Model
+from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.rows import slices
-from offramp.training.divergence import Precision, TrainingHead
-from offramp.training.evaluation import Evaluation, Evaluator
-from offramp.training.executed_pass import Started, mapped_inputs, places_of, run_executed
-from offramp.training.executed_texts import KnownTexts, Texts
-from offramp.training.kinds import Parameters
+from offramp.training.divergence import Evaluator, TrainingHead
+from offramp.training.executed_pass import Started, TrainableMaps, mapped_inputs, places_of, run_executed
+from offramp.training.job import Job, Prepared, sides
+from offramp.training.loop import Beside, LossOf, Parameters, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.steps import LossOf
-from offramp.training.trainable_maps import TrainableMaps
+from offramp.training.record import Evaluation, Left, Rows
+from offramp.training.request import Precision
 from offramp.workloads.packing import Context
 
 CONTEXTS = 3
@@ -50,7 +52,7 @@ OWN_CONFIDENCE = "max_prob"
 
 
 class ExecutedMaps:
-    """K,V maps of some heads and the sequences they are trained on: a `steps.Objective` of one part.
+    """K,V maps of some heads and the sequences they are trained on: a `loop.Problem` of one part.
 
     The maps of all exits of the recipe are trained together. fit, held_out: contexts. Tokens leave where a
     signal of the heads is at least a threshold, by which the same share leaves at every exit: those that
@@ -94,14 +96,14 @@ class ExecutedMaps:
         """All tokens: what drifts is small, and so would be what a short list leaves out."""
         return None
 
-    def judged(self, found: Sequence[Evaluation]) -> list[float]:
-        """Each one's own loss."""
-        return [one.loss for one in found]
+    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        """The loss."""
+        return [evaluations[0].loss]
 
-    def in_words(self, parts: Sequence[Evaluation]) -> str:
+    def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """For a progress bar."""
-        one = parts[0]
-        return f"KL {one.loss:.4f}, agreement {one.agreement:.3f} of tokens that stay"
+        staying = evaluations[0]
+        return f"KL {staying.loss:.4f}, agreement {staying.agreement:.3f} of tokens that stay"
 
     def read(self, exit: int, states: Tensor) -> Tensor:
         """The signal at an exit, float32 [rows], of states [rows, hidden]."""
@@ -241,3 +243,158 @@ def _of(changes: Parameters, exit: int) -> dict[str, Tensor]:
     """The changes of one exit's maps, by array."""
     prefix = f"{exit}."
     return {name.removeprefix(prefix): one for name, one in changes.items() if name.startswith(prefix)}
+
+
+KEPT_BYTES = 1 << 30
+"""States that are kept; those of further sequences are computed again each time."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Some sequences side by side, filled up on the right: attention is causal, so that nothing sees it.
+
+    ids: int64 [batch, positions]. may_leave: bool [batch, positions], tokens that a policy is asked about: of
+    the sequence, behind its first position and what stands in front of it. hidden: states after the first
+    exit's layer [batch, positions, hidden]. final: after layer L. signal: float32 [batch, positions], what
+    decides who leaves at the first exit.
+    """
+
+    ids: Tensor
+    may_leave: Tensor
+    hidden: Tensor
+    final: Tensor
+    signal: Tensor
+
+    @property
+    def positions(self) -> int:
+        """Of every sequence, those it is filled up with included."""
+        return self.ids.shape[1]
+
+
+Signal = Callable[[Tensor], Tensor]
+"""Of states [rows, hidden] at the first exit: float32 [rows], large where a token is to leave."""
+
+
+class KnownTexts:
+    """Contexts whose states after the first exit's layer and after L are computed when first asked for."""
+
+    def __init__(
+        self,
+        model: Model,
+        contexts: Sequence[Context],
+        exit: int,
+        signal: Signal,
+        most_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self.model, self.contexts, self.exit, self.signal = model, contexts, exit, signal
+        self._left = most_bytes
+        self._kept: dict[int, tuple[Tensor, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+    @property
+    def tokens(self) -> int:
+        """That a policy is asked about."""
+        return sum(len(one.ids) - _first(one) for one in self.contexts)
+
+    def draw(self, count: int, generator: np.random.Generator) -> Texts:
+        """Some at random, none twice."""
+        return self.take(generator.choice(len(self), min(count, len(self)), replace=False).tolist())
+
+    def take(self, places: Sequence[int]) -> Texts:
+        """Those at some places."""
+        contexts = [self.contexts[place] for place in places]
+        longest = max(len(one.ids) for one in contexts)
+        device = self.model.stack.device
+        # Filled up with a token of the sequence itself: one that the model surely has.
+        ids = [[*one.ids, *[one.ids[-1]] * (longest - len(one.ids))] for one in contexts]
+        may = [[_first(one) <= place < len(one.ids) for place in range(longest)] for one in contexts]
+        known = [self._known(place) for place in places]
+        hidden, final, signal = (
+            torch.stack([_filled(one, longest) for one in column]) for column in zip(*known, strict=True)
+        )
+        return Texts(
+            torch.tensor(ids, device=device), torch.tensor(may, device=device), hidden, final, signal
+        )
+
+    def _known(self, place: int) -> tuple[Tensor, ...]:
+        """Of one sequence: states of the exit and of L [length, hidden], the signal [length]."""
+        if place in self._kept:
+            return self._kept[place]
+        found: dict[int, Tensor] = {}
+        wanted = (self.exit, self.model.layers)
+
+        def on_layer(layer: int, before: Tensor, after: Tensor) -> None:
+            if layer + 1 in wanted:
+                found[layer + 1] = after[0].clone()
+
+        self.model.stack.capture(torch.tensor([self.contexts[place].ids]), on_layer)
+        hidden = found[self.exit]
+        known = hidden, found[self.model.layers].to(hidden.device), self.signal(hidden)
+        size = sum(one.nbytes for one in known)
+        if size <= self._left:
+            self._kept[place] = known
+            self._left -= size
+        return known
+
+
+def _first(context: Context) -> int:
+    """The first position that may leave, as `decoding.rerun.sequences.first_decided` has it."""
+    return max(1, context.first_row)
+
+
+def _filled(states: Tensor, length: int) -> Tensor:
+    return torch.cat([states, states[-1:].expand(length - len(states), *states.shape[1:])])
+
+
+def start_of(model: Model, heads: ExitHeads | None) -> ExitHeads:
+    """The heads whose K,V maps are trained, checked.
+
+    Raises InputError where there are none, for heads of another model, and for such without K,V maps.
+    """
+    where = "start= (--from)"
+    maps = f"offramp heads fit MODEL --workload W --kv-maps {model.layers // 2} -o FILE"
+    fix = f"fit some: {maps}; or train exits, which does"
+    if heads is None:
+        raise InputError("there are no heads whose K,V maps are to be trained", where=where, fix=fix)
+    require_base(heads, {"name": model.shown_name, **model.identity.to_json()}, where)
+    if heads.kv_maps is None:
+        raise InputError("the heads have no K,V maps to train", where=where, fix=fix)
+    return heads
+
+
+def prepare_maps(job: Job) -> Prepared:
+    """K,V maps of the heads that a training starts from; all else in them stays."""
+    start = job.start
+    assert start is not None, "checked by `start_of`"
+    given = start.kv_maps
+    assert given is not None, "checked by `start_of`"
+    began = time.perf_counter()
+    rows = job.plan()
+    problem = ExecutedMaps(job.model, start, job.recipe, *sides(rows))
+
+    def finish(progress: Progress) -> tuple[ExitHeads, Left]:
+        """The maps with all documents that any of their fitting saw, in the heads, and what trained them."""
+        best = progress.weights[0].best
+        documents, texts = seen_by_all((given.documents, given.texts), (rows.ids, rows.texts))
+        maps = replace(
+            given,
+            maps=problem.trained(best),
+            documents=documents,
+            texts=texts,
+            provenance={**given.provenance, "trained": job.provenance(progress)},
+        )
+        heads = replace(start, kv_maps=maps)
+        before, after = (problem.evaluate([changes])[0] for changes in (problem.initial()[0], best))
+        return heads, Left(heads=heads.fingerprint, before=(before,), trained=(after,), floors=())
+
+    return Prepared(
+        problem,
+        rows,
+        layers=job.recipe.at,
+        reading=rows.answering,
+        beside=Beside(time.perf_counter() - began, evaluations=2),
+        counted=Rows.of(rows, problem.fit.tokens, problem.held_out.tokens),
+        finish=finish,
+    )

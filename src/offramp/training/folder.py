@@ -1,19 +1,28 @@
-"""The folders of trainings and of gates: what lies in them."""
+"""The folders of trainings, of gates and of trained models: what lies in them, and how a model is written."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from offramp.errors import DiskFullError
-from offramp.heads.file import EXITS_FILE, TRAINING_FILE, UNDER_WAY
+from offramp.files import no_room, remove, temporary_path
+from offramp.heads.file import EXITS_FILE, UNDER_WAY
 from offramp.kit.numbers import shown_size
-from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder
+from offramp.kit.output_folder import RECORD_FILE, UNKNOWN, OutputFolder, OwnFiles
+from offramp.models.checkpoint import CONFIG_FILE, SINGLE_FILE
+from offramp.models.identity import BEHAVIOUR_PATTERNS, TOKENIZER_PATTERNS, identify_folder
+from offramp.models.model import Model
+from offramp.models.process import quiet_transformers
+from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.plan import ANSWERS
-from offramp.training.gate_record import GATE_RECORD
-from offramp.training.model_folder import model_files
-from offramp.training.record import REQUEST, REQUEST_FILE
+from offramp.training.record import GATE_RECORD, REQUEST, REQUEST_FILE
 
 CHECKPOINT, STATES = UNDER_WAY
 FIT, HELD_OUT = "fit.safetensors", "held_out.safetensors"
@@ -78,3 +87,96 @@ def require_room(folder: Path, size: int, what: str, fix: str) -> None:
             where=str(folder),
             fix=f"free some space, {fix}, or another folder with -o",
         )
+
+
+PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
+
+ONE_FILE = 1 << 60
+"""Bytes of a file of weights at most: all in one."""
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What of a folder belongs to a model."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
+
+
+def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str:
+    """Write a model with other weights; its fingerprint. values: by name as the model has them.
+
+    Weights that are tied stay tied, and are stored once. Raises DiskFullError.
+    """
+
+    def write(made: Path) -> None:
+        with _same_config(model.hf):
+            model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
+        _write_tokenizer(model, made)
+        (made / "README.md").write_text(_card(model), encoding="utf-8")
+
+    return put_model(folder, write)
+
+
+def put_model(folder: Path, write: Callable[[Path], None]) -> str:
+    """Let `write` make a folder of a model's files, and put them into this one; the model's fingerprint.
+
+    All are made beside each other and then put in their places, the config last: a folder without it is no
+    model. Raises DiskFullError, InputError where a file that offramp did not write is in the way.
+    """
+    made = temporary_path(folder / "model")
+    remove(made)
+    try:
+        with quiet_transformers():
+            write(made)
+        readable = (made / CONFIG_FILE).stat().st_mode  # by whom other new files are, and weights are not
+        for path in made.iterdir():
+            if path.stat().st_mode != readable:
+                path.chmod(readable)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except Exception as error:
+        written = sum(path.stat().st_size for path in made.glob("*"))  # of nothing if it was never made
+        full = no_room(error, folder / SINGLE_FILE, written)
+        if full is None:
+            raise
+        remove(made)
+        raise full from error
+    fingerprint = identify_folder(made, source=str(folder)).fingerprint
+    OwnFiles(folder).take(made, CONFIG_FILE, replaces=())
+    return fingerprint
+
+
+def _state(hf: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that is stored of a model, with other weights, tied ones under each of their names."""
+    names = {id(weight): name for name, weight in hf.named_parameters()}
+    kept = hf.state_dict(keep_vars=True)
+    return {name: values.get(names.get(id(one), ""), one).detach() for name, one in kept.items()}
+
+
+@contextlib.contextmanager
+def _same_config(hf: Any) -> Iterator[None]:
+    """transformers notes in the model's own config what it writes: afterwards that is as it was."""
+    before = dict(vars(hf.config))
+    try:
+        yield
+    finally:
+        vars(hf.config).clear()
+        vars(hf.config).update(before)
+
+
+def _write_tokenizer(model: Model, folder: Path) -> None:
+    """The files that the model was loaded with, or those of a tokenizer that was given."""
+    if model.source is None or not model.source.folder.is_dir():
+        model.tokenizer.save_pretrained(folder)
+        return
+    for pattern in TOKENIZER_PATTERNS:
+        for path in model.source.folder.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _card(model: Model) -> str:
+    """Whose model it was, and under which licence, where readers of model folders look for it."""
+    licence = model.identity.licence
+    front = f"---\nlicense: {licence}\n---\n\n" if licence else ""
+    return (
+        f"{front}{model.name}, trained on by `offramp exits train --kind regularised` so that it can be left "
+        "early. What was done, on which documents, and what became of its output: `training.json`.\n"
+    )

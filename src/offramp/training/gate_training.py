@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +20,34 @@ from offramp.errors import InputError
 from offramp.heads.at_work import describe_base
 from offramp.heads.described import describe_heads
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.file import EXITS_FILE, TRAINING_FILE, require_base, write_heads
+from offramp.heads.file import EXITS_FILE, require_base, write_heads
 from offramp.heads.parts import Classifier, ExitReading, Weights, stacked
-from offramp.kit.defaults import SEED
 from offramp.models.model import Model, in_evaluation
+from offramp.models.training_record import TRAINING_FILE
 from offramp.policies.rules.threshold import Threshold
-from offramp.tracing.fitting.classifiers import (
-    Samples,
-    fit_classifier,
-)
+from offramp.tracing.fitting.classifiers import Samples, fit_classifier
 from offramp.tracing.fitting.documents import FittingRows, plan_rows
 from offramp.tracing.fitting.fit import describe_fitting
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.progress import token_bar
-from offramp.tracing.request import FITTING_TOKENS, parse_exits
-from offramp.training.earlier import spent_before
+from offramp.tracing.request import parse_exits
 from offramp.training.folder import GATES_FOLDER
-from offramp.training.gate import GATE, HALF, GateRows, learn_gates, steps_of
-from offramp.training.gate_heads import reading_at, spread
-from offramp.training.gate_judging import Judge, chosen_apart, judged_gates, probabilities_of
-from offramp.training.gate_record import GATE_RECORD, GateRecord
-from offramp.training.gate_request import GateTraining
-from offramp.training.record import Spent
+from offramp.training.gate import (
+    HALF,
+    GateRows,
+    Judge,
+    chosen_apart,
+    judged_gates,
+    learn_gates,
+    probabilities_of,
+    reading_at,
+    spread,
+    steps_of,
+)
+from offramp.training.record import GATE, GATE_RECORD, GateRecord, Spent, spent_before
+from offramp.training.request import TRAININGS, GateTraining
+from offramp.tuning.pricing import pricing_of
 from offramp.workloads.shared_text import Sketcher, text_groups, without_shared_text
 from offramp.workloads.workload import Document, Workload
 
@@ -65,40 +72,24 @@ def train_gates(
     machine: Machine | str,
     floor: float,
     heads: HeadsSource = None,
-    at: str | Sequence[int] | None = None,
-    tokens: int = FITTING_TOKENS,
-    context: int | None = None,
-    kv: str = "propagate",
-    seed: int = SEED,
-    steps: int | None = None,
     progress: bool | None = None,
+    **options: Any,
 ) -> TrainedGates:
-    """Gates for the least seconds of a token on a machine at a floor on agreement (see `lab.exits.gate`).
+    """Gates for the least seconds of a token on a machine at a floor on agreement (`offramp.training.gate`).
 
     heads: exits that are read through these, or their file or folder, get gates, on documents of the
     workloads' later half, or next to it, that nothing of them has seen; without, exits are read by the logit
-    lens. at: exits below L that get gates, by default all of the heads. tokens: over all workloads. kv: the
-    K,V strategy whose prices are charged. steps: by default some 40 passes over the tokens to learn from. A
-    third of the documents is held out, to judge the gates beside the best thresholds of a network of the same
-    size and features that predicts agreement.
+    lens. options: others of `offramp.training.request.GateTraining`, as follows; each may be left out. at:
+    exits below L that get gates, by default all of the heads. tokens: over all workloads. context: positions
+    of a sequence. kv: the K,V strategy whose prices are charged. seed. steps: by default some 40 passes over
+    the tokens to learn from. A third of the documents is held out, to judge the gates beside the best
+    thresholds of a network of the same size and features that predicts agreement.
 
     Raises InputError for options or text that do not fit, heads of another model or with output heads of
     their own, and a machine that is not known; ModelError as `fit_heads` does.
     """
-    asked = GateTraining(
-        model=model.shown_name,
-        workloads=workloads,
-        output=None,
-        at=at,
-        start=heads,
-        floor=floor,
-        hardware=machine,
-        kv=kv,
-        tokens=tokens,
-        context=context,
-        steps=steps,
-        seed=seed,
-    )
+    named = {"model": model.shown_name, "workloads": workloads, "output": None, "start": heads}
+    asked = TRAININGS.request(GateTraining.kind, {**named, "hardware": machine, "floor": floor, **options})
     return train(model, asked.texts(), asked, progress=progress)
 
 
@@ -214,9 +205,8 @@ class GateJob:
             exits=self.exits,
             heads={} if self.heads is None else describe_heads(self.heads),
             position=float(readings.position.mean()),
-            machine=self.machine,
             floor=floor,
-            kv=self.asked.kv,
+            pricing=functools.partial(pricing_of, machine=self.machine, batch=1, kv=self.asked.kv),
         )
         steps = steps_of(len(fit)) if self.asked.steps is None else self.asked.steps
         network = self._network(fit, apart)
@@ -244,8 +234,8 @@ class GateJob:
             seed=self.asked.seed,
             rows=(len(fit), len(apart), len(held_out)),
             multiplier=found.multiplier,
-            seconds=tuple(found.seconds.tolist()),
-            disagreement=tuple(found.disagreement.tolist()),
+            seconds=found.seconds,
+            disagreement=found.disagreement,
             gate=judge.judged(
                 held_out, probabilities_of(gates, held_out), GATE, Threshold(GATE, HALF, self.exits)
             ),

@@ -1,11 +1,11 @@
-"""One training in its folder, of any kind: what it is called, how it is gone on with, what it leaves."""
+"""One training in its folder, of any kind: what it reads, how it is gone on with, what it leaves."""
 
 from __future__ import annotations
 
-import abc
 import contextlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,10 @@ from offramp.models.model import Model
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_documents
 from offramp.tracing.progress import say, step_bar
 from offramp.tracing.request import library_versions
-from offramp.training.checkpoint import Progress
 from offramp.training.folder import CHECKPOINT
+from offramp.training.loop import Beside, Loop, OnStep, Problem, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.record import RECORD, Spent, TrainingIdentity, TrainingRecord
-from offramp.training.steps import Objective
-from offramp.training.trainer import Beside, OnStep, Trainer
+from offramp.training.record import RECORD, Left, Rows, Seconds, Spent, TrainingIdentity, TrainingRecord
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Workload
 
@@ -31,11 +29,26 @@ HELD_OUT_EVERY = 6
 
 
 @dataclass(frozen=True)
-class Job(abc.ABC):
-    """One training in its folder.
+class Prepared:
+    """A problem whose text is read.
 
-    start: the heads that it starts from, None for those that need none. earlier: what their training took.
+    rows, layers: that were read, counted as the record has it. reading: seconds that this took, so far as it
+    is part of what the training takes. beside: what its minutes go to beside steps. finish: makes of where
+    it ended what it leaves: heads, None where the model itself was trained and is written.
     """
+
+    problem: Problem
+    rows: FittingRows
+    layers: Sequence[int]
+    counted: Rows
+    reading: float
+    beside: Beside
+    finish: Callable[[Progress], tuple[ExitHeads | None, Left]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training in its folder. start: the heads that it starts from, None for those that need none."""
 
     model: Model
     workloads: tuple[Workload, ...]
@@ -44,14 +57,6 @@ class Job(abc.ABC):
     shown: bool
     on_size: Callable[[int], object] | None
     start: ExitHeads | None = None
-    earlier: Spent | None = field(default_factory=Spent)
-
-    @abc.abstractmethod
-    def run(self) -> tuple[ExitHeads | None, TrainingRecord]:
-        """Train, or go on to the end; write what came of it, and the record last.
-
-        The heads are None where the model itself was trained.
-        """
 
     @property
     def recipe(self) -> Recipe:
@@ -89,17 +94,41 @@ class Job(abc.ABC):
         parts = (asked, contexts, rows.held_out.tolist(), layers, library_versions())
         return sha256_of_text(canonical_json(parts))
 
-    def train(self, objective: Objective, key: str, beside: Beside) -> Progress:
-        """Train to the end, with a progress bar."""
-        trainer = Trainer(self.model, self.recipe, objective, self.folder / CHECKPOINT, key, beside)
-        with contextlib.ExitStack() as bars:
-            progress = trainer.run(lambda found: self._bar(bars, found))
-        if self.shown:
-            say(f"{self.title}: {progress.stopped}; {objective.in_words(progress.history[-1].exits)}")
-        return progress
+    def train(self, prepared: Prepared, earlier: Spent | None) -> tuple[ExitHeads | None, TrainingRecord]:
+        """Train, or go on to the end; write what came of it, and the record last.
 
-    def _bar(self, bars: contextlib.ExitStack, found: Progress) -> OnStep:
-        bar = step_bar(self.title, found.settings.steps, shown=self.shown, done=found.step)
+        earlier: what the trainings took that it began from. The heads are None where the model itself was
+        trained.
+        """
+        key = self.key(prepared.rows, prepared.layers)
+        loop = Loop(self.model, self.recipe, prepared.problem, self.folder / CHECKPOINT, key, prepared.beside)
+        with contextlib.ExitStack() as bars:
+            progress = loop.run(lambda progress: self._bar(bars, progress))
+        if self.shown:
+            last = prepared.problem.in_words(progress.history[-1].exits)
+            say(f"{self.title}: {progress.stopped}; {last}")
+        started = time.perf_counter()
+        heads, left = prepared.finish(progress)
+        seconds = Seconds(prepared.reading, progress.seconds, time.perf_counter() - started)
+        record = TrainingRecord(
+            **vars(left),
+            request=self.request,
+            settings=progress.settings,
+            rows=prepared.counted,
+            steps=progress.step,
+            stopped=progress.stopped,
+            seconds=seconds,
+            history=tuple(progress.history),
+            versions=library_versions(),
+            earlier=earlier,
+        )
+        if heads is not None:
+            write_heads(heads, self.folder / EXITS_FILE)
+        RECORD.write(self.folder / TRAINING_FILE, record)
+        return heads, record
+
+    def _bar(self, bars: contextlib.ExitStack, progress: Progress) -> OnStep:
+        bar = step_bar(self.title, progress.settings.steps, shown=self.shown, done=progress.step)
         return bars.enter_context(bar)
 
     def provenance(self, progress: Progress) -> dict[str, Any]:
@@ -110,11 +139,6 @@ class Job(abc.ABC):
             "steps_taken": progress.step,
             "stopped": progress.stopped,
         }
-
-    def write(self, heads: ExitHeads, record: TrainingRecord) -> None:
-        """Write both, the record last."""
-        write_heads(heads, self.folder / EXITS_FILE)
-        RECORD.write(self.folder / TRAINING_FILE, record)
 
 
 def sides(rows: FittingRows) -> tuple[list[Context], list[Context]]:

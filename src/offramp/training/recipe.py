@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from offramp.errors import InputError
 from offramp.kit.defaults import TRAINING_ROWS
 from offramp.tracing.request import parse_exits
-from offramp.training.divergence import Precision
 from offramp.training.layer_skip import fewest_steps
-from offramp.training.regularisation import Regularisation
 from offramp.training.request import (
     BlockTraining,
     ExecutedTraining,
     LensTraining,
+    Precision,
+    Regularisation,
     RegularisedTraining,
     ResumableTraining,
 )
@@ -26,7 +26,7 @@ RATE = 1e-3
 WHOLE_RATE = 5e-5
 """Of all weights of a model; low ranks take RATE."""
 EXECUTED_RATE = 0.02
-"""Of changes of K,V maps, relative to their size (`offramp.training.trainable_maps`)."""
+"""Of changes of K,V maps, relative to their size (`offramp.training.executed_pass`)."""
 UNITS_PER_HIDDEN = 8 / 3
 """Units of a block over the hidden size: three matrices then hold as much as two of four times the size
 (arXiv 2002.05202, section 2)."""

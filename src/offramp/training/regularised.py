@@ -3,31 +3,44 @@
 LayerSkip's early-exit loss and layer dropout (arXiv 2404.16710, section 4.1), through the model's own norm
 and head; tokens further ahead, as multi-token prediction has it (arXiv 2404.19737, section 2); and
 KL(original model || trained one) at full depth, which keeps what it says (arXiv 1503.02531, section 2).
+What comes of it is a model folder, loaded as any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offramp.errors import InputError
+from offramp.heads.precision import exact_sums
+from offramp.heads.trained_model import trained_on
+from offramp.kit.numbers import shown_size
 from offramp.models.model import Model
-from offramp.training.changed_weights import ChangedWeights
-from offramp.training.divergence import MeanDivergence, Precision, Target, TrainingHead
-from offramp.training.evaluation import SHOWN_FLOOR, Evaluation
-from offramp.training.kinds import Parameters
-from offramp.training.layer_pass import read_out, run_layers
-from offramp.training.layer_skip import dropout_probabilities, enabled_exits, exit_weights
+from offramp.models.process import available_memory
+from offramp.models.stack import ExitStack
+from offramp.scoring.documents import observed_size
+from offramp.tracing.fitting.seen import seen_by_all
+from offramp.tracing.rows import slices
+from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
+from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, divergence, leaving_shares
+from offramp.training.folder import require_room, write_model
+from offramp.training.job import Job, Prepared, sides
+from offramp.training.layer_skip import exit_weights
+from offramp.training.loop import Beside, LossOf, Parameters, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.regularised_evaluation import HeldOutModel
-from offramp.training.regularised_text import OriginalStates, cross_entropy, first_row, row_count
-from offramp.training.steps import LossOf
+from offramp.training.record import Evaluation, Left, Rows
+from offramp.training.request import Precision
 from offramp.workloads.packing import Context
+from offramp.workloads.shared_text import write_sketch
 
 EVALUATED_TOKENS = 1024
 """Held-out tokens that figures are taken from while it trains."""
@@ -40,15 +53,16 @@ AHEAD = "ahead"
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step reads. places: of sequences to train on. left_out: layers of each. exits: below L."""
+    """What a step reads. places: of sequences to train on. left_out: layers of each. weights: of the loss of
+    each exit that it looks at, L last."""
 
     places: tuple[int, ...]
     left_out: tuple[frozenset[int], ...]
-    exits: tuple[int, ...]
+    weights: dict[int, float]
 
 
 class RegularisedModel:
-    """A model as it is trained to exit: an `offramp.training.steps.Objective` of one part, its weights.
+    """A model as it is trained to exit: an `offramp.training.loop.Problem` of one part, its weights.
 
     fit, held_out: contexts. Sequences are run one by one, so that a layer is left out for each by itself, and
     nothing is filled up.
@@ -86,12 +100,11 @@ class RegularisedModel:
         count = max(1, int((np.cumsum(self._rows[order]) <= self.recipe.batch).sum()))
         places = tuple(order[:count].tolist())
         layers = self.model.layers
-        chances = dropout_probabilities(layers, step, steps, self.asked.layer_dropout)
-        dropped = generator.random((len(places), layers)) < chances
+        dropped = generator.random((len(places), layers)) < self.asked.dropout(layers, step, steps)
         return Batch(
             places,
             tuple(frozenset((np.flatnonzero(row) + 1).tolist()) for row in dropped),
-            enabled_exits(self.recipe.at, layers, step, steps, self.asked.curriculum),
+            self.asked.weights(self.recipe.at, layers, step, steps),
         )
 
     def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
@@ -114,7 +127,7 @@ class RegularisedModel:
         contexts = [self.fit[place] for place in batch.places]
         states = self._states(batch, contexts)
         total = torch.zeros((), device=stack.head_device)
-        for exit, weight in exit_weights(batch.exits, layers, self.asked.exit_scale).items():
+        for exit, weight in batch.weights.items():
             logits = read_out(stack, states[exit])
             of_text = self.asked.targets == "text"
             loss = cross_entropy(logits, contexts, 1) if of_text else divergence(logits, target)
@@ -127,14 +140,15 @@ class RegularisedModel:
 
     def _states(self, batch: Batch, contexts: Sequence[Context]) -> dict[int, Tensor]:
         """States [rows of all sequences, hidden] at the step's exits and at L."""
-        wanted = (*batch.exits, self.model.layers)
         found = [
-            run_layers(self.model.stack, torch.tensor(one.ids), wanted, left_out)
-            for one, left_out in zip(contexts, batch.left_out, strict=True)
+            run_layers(self.model.stack, torch.tensor(context.ids), batch.weights, left_out)
+            for context, left_out in zip(contexts, batch.left_out, strict=True)
         ]
         return {
-            exit: torch.cat([part[exit][first_row(one) :] for part, one in zip(found, contexts, strict=True)])
-            for exit in wanted
+            exit: torch.cat(
+                [part[exit][first_row(context) :] for part, context in zip(found, contexts, strict=True)]
+            )
+            for exit in batch.weights
         }
 
     def _further(
@@ -176,8 +190,243 @@ class RegularisedModel:
         )
 
 
-def divergence(logits: Tensor, target: Target) -> Tensor:
-    """Mean KL(original || what these logits say), nats, a scalar."""
-    mean: Any = MeanDivergence.apply
-    found: Tensor = mean(logits, target.probability, target.negative_entropy)
-    return found
+KEPT_BYTES = 1 << 30
+"""States of the original model that are kept; those of further sequences are computed again each time."""
+
+UNKNOWN = -100
+"""In the place of a token behind the last one that is known."""
+
+
+class OriginalStates:
+    """What the original model's last layer gives of some sequences, computed when first asked for, and kept.
+
+    Kept are states and no logits: of `smollm2` 2.3 kB a token instead of 197 kB, and the head that makes the
+    ones of the other takes a fifth of what the layers take.
+    """
+
+    def __init__(self, model: Model, contexts: Sequence[Context], most_bytes: int = KEPT_BYTES) -> None:
+        self.model, self.contexts = model, contexts
+        self._left = most_bytes
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, place: int) -> Tensor:
+        """Of the rows of one sequence [rows, hidden]."""
+        if place in self._kept:
+            return self._kept[place]
+        context, last = self.contexts[place], self.model.layers
+        with torch.no_grad():
+            found = run_layers(self.model.stack, torch.tensor(context.ids), (last,))
+        states = found[last][first_row(context) :].clone()
+        if states.nbytes <= self._left:
+            self._kept[place] = states
+            self._left -= states.nbytes
+        return states
+
+
+def first_row(context: Context) -> int:
+    """The first position that is looked at: not that which decoding never lets leave."""
+    return max(1, context.first_row)
+
+
+def row_count(context: Context) -> int:
+    """Positions that are looked at."""
+    return len(context.ids) - first_row(context)
+
+
+def tokens_ahead(context: Context, ahead: int) -> list[int]:
+    """Of every row the token so many places further on, UNKNOWN behind the last."""
+    known = [*context.ids, context.next_token]
+    rows = range(first_row(context), len(context.ids))
+    return [known[row + ahead] if row + ahead < len(known) else UNKNOWN for row in rows]
+
+
+def cross_entropy(logits: Tensor, contexts: Sequence[Context], ahead: int) -> Tensor:
+    """Mean over the rows whose token is known, nats, a scalar; 0 if there is none.
+
+    logits: float32 [rows of all contexts, vocabulary]. ahead: 1 for the next token.
+    """
+    tokens = torch.tensor([token for one in contexts for token in tokens_ahead(one, ahead)])
+    known = max(1, int((tokens != UNKNOWN).sum()))
+    total = F.cross_entropy(logits, tokens.to(logits.device), ignore_index=UNKNOWN, reduction="sum")
+    return total / known
+
+
+READ_ROWS = 128
+"""Rows read out at a time."""
+
+
+class _Read(NamedTuple):
+    """Of some rows, by exit, L last: [exits, rows]. divergence: KL(original || exit), nats. nll: of the
+    observed token. confidence: the largest probability. original: the original model's best token, in each
+    row the same."""
+
+    divergence: Tensor
+    top1: Tensor
+    nll: Tensor
+    confidence: Tensor
+    original: Tensor
+
+
+class HeldOutModel:
+    """Held-out sequences, read by the exits of a model with its trained weights, and by the original."""
+
+    def __init__(self, weights: ChangedWeights, exits: Sequence[int], contexts: Sequence[Context]) -> None:
+        self.weights, self.contexts = weights, contexts
+        self.model: Model = weights.model
+        self.exits = (*exits, self.model.layers)
+        self._original = OriginalStates(self.model, contexts)
+
+    @property
+    def tokens(self) -> int:
+        """Rows of all sequences."""
+        return sum(map(row_count, self.contexts))
+
+    @torch.no_grad()
+    @exact_sums()
+    def evaluate(self, values: Mapping[str, Tensor], tokens: int) -> list[Evaluation]:
+        """Every exit and L on so many rows at least, if there are, no layer left out.
+
+        values: the trained weights.
+        """
+        places = self._places(tokens)
+        read = [one for place in places for one in self._read(values, place)]
+        together = _Read(*(torch.cat(column, 1) for column in zip(*read, strict=True)))
+        return _evaluations(together, sum(self._bytes[place] for place in places))
+
+    def _places(self, tokens: int) -> list[int]:
+        """Sequences of all documents, always the same ones, until they have so many rows."""
+        order = np.random.default_rng(0).permutation(len(self.contexts))
+        before = np.cumsum([0, *(row_count(self.contexts[place]) for place in order)])[:-1]
+        return sorted(order[before < tokens].tolist())
+
+    @functools.cached_property
+    def _bytes(self) -> list[int]:
+        """Of the text that each sequence's rows predict."""
+        decode = functools.partial(self.model.decode, special=False)
+        return [
+            observed_size(decode, one.ids[first_row(one)], tokens_ahead(one, 1)).bytes
+            for one in self.contexts
+        ]
+
+    def _read(self, values: Mapping[str, Tensor], place: int) -> list[_Read]:
+        """One sequence, some rows at a time."""
+        stack, context = self.model.stack, self.contexts[place]
+        first, original = first_row(context), self._original.of(place)
+        observed = torch.tensor(tokens_ahead(context, 1), device=stack.head_device)
+        ids = torch.tensor(context.ids)
+        states = self.weights.run(values, lambda: run_layers(stack, ids, self.exits))
+        found = []
+        for rows in slices(0, len(original), READ_ROWS):
+            log_p = read_out(stack, original[rows]).log_softmax(-1)
+            some = [states[exit][first:][rows] for exit in self.exits]
+            log_q = self.weights.run(values, functools.partial(_read_all, stack, some))
+            found.append(_compared(log_p, log_q, observed[rows]))
+        return found
+
+
+def _read_all(stack: ExitStack, states: Sequence[Tensor]) -> list[Tensor]:
+    return [read_out(stack, one).log_softmax(-1) for one in states]
+
+
+def _compared(log_p: Tensor, by_exit: Sequence[Tensor], observed: Tensor) -> _Read:
+    """log_p, by_exit: [rows, vocabulary], the original's and each exit's. observed: int64 [rows]."""
+    p, best = log_p.exp(), log_p.argmax(-1)
+    columns: list[tuple[Tensor, ...]] = []
+    for log_q in by_exit:
+        largest, top1 = log_q.max(-1)
+        divergence = torch.linalg.vecdot(p, log_p - log_q)
+        nll = -log_q.gather(1, observed[:, None])[:, 0]
+        columns.append((divergence, top1, nll, largest.exp(), best))
+    return _Read(*(torch.stack(column).cpu() for column in zip(*columns, strict=True)))
+
+
+def _evaluations(read: _Read, size: int) -> list[Evaluation]:
+    """Of each exit, L last. size: bytes of the observed text."""
+    divergence, nll = (one.double().numpy() for one in (read.divergence, read.nll))
+    right = (read.top1 == read.original).numpy()
+    own = (read.top1 == read.top1[-1]).numpy()
+    last = len(right) - 1
+    return [
+        Evaluation(
+            loss=float(divergence[place].mean()),
+            agreement=float(own[place].mean()),
+            leaving=()
+            if place == last
+            else leaving_shares(read.confidence[place].numpy(), right[place], stays=right[last]),
+            reference_agreement=float(right[place].mean()),
+            nll=float(nll[place].mean()),
+            bits_per_byte=float(nll[place].sum()) / math.log(2.0) / size if size else None,
+        )
+        for place in range(len(right))
+    ]
+
+
+ALL_EVALUATED = 4096
+"""Held-out tokens of the figures before and after."""
+
+CHECKPOINT_COPIES, MEMORY_COPIES = 8, 11
+"""Of what is trained: two checkpoints (weights, two moments, the best), the next beside the last; in memory
+these, their gradients, the trained weights with theirs, and a pilot's copies."""
+
+
+def prepare_model(job: Job) -> Prepared:
+    """The model's own weights; a model comes of it."""
+    model = job.model
+    began = time.perf_counter()
+    rows = job.plan()
+    fit, held_out = sides(rows)
+    problem = RegularisedModel(model, job.recipe, fit, held_out)
+    _require_enough(job, problem)
+    first = trained_on(model)  # of a model that was trained before
+    documents, texts = seen_by_all((first.documents, first.texts), (rows.ids, rows.texts))
+
+    @torch.no_grad()
+    def finish(progress: Progress) -> tuple[None, Left]:
+        """How it says now what it said, and its folder."""
+        values = problem.weights.values(progress.weights[0].best)
+        before, after = (
+            tuple(problem.held_out.evaluate(weights, ALL_EVALUATED))
+            for weights in (problem.weights.weights, values)
+        )
+        return None, Left(
+            heads=write_model(model, values, job.folder),
+            before=before,
+            trained=after,
+            documents=documents,
+            texts=tuple(map(write_sketch, texts or ())),
+        )
+
+    return Prepared(
+        problem,
+        rows,
+        layers=job.recipe.at,
+        reading=rows.answering,
+        beside=Beside(time.perf_counter() - began, evaluations=2 * ALL_EVALUATED / EVALUATED_TOKENS),
+        counted=Rows.of(rows, sum(map(row_count, fit)), problem.held_out.tokens),
+        finish=finish,
+    )
+
+
+def _require_enough(job: Job, problem: RegularisedModel) -> None:
+    """Refuse too little text, disk or memory before anything is trained. Raises InputError."""
+    rows, batch = sum(map(row_count, problem.fit)), job.recipe.batch
+    if rows < batch:
+        raise InputError(
+            f"there are {rows:,} tokens to train on, beside the half of the text left for tuning and "
+            f"documents held out; one step takes {batch:,}",
+            where="workloads= (--workload)",
+            fix="give more text or raise --tokens",
+        )
+    trained = problem.weights.parameter_bytes
+    stored = sum(weight.nbytes for weight in job.model.hf.parameters())
+    fix = "train a low rank instead of all weights (--lora 16)"
+    needed = CHECKPOINT_COPIES * trained + stored
+    require_room(job.folder, needed, "the trained model and its checkpoint", fix)
+    free = available_memory()
+    if MEMORY_COPIES * trained > free:
+        raise InputError(
+            f"training {shown_size(trained)} of weights takes {shown_size(MEMORY_COPIES * trained)} of "
+            f"memory, and {shown_size(free)} are free",
+            where=job.model.name,
+            fix=fix,
+        )

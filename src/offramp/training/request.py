@@ -8,21 +8,80 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from offramp.errors import InputError
 from offramp.files import require_writable
-from offramp.kit.defaults import SEED, SHORTLIST, TRAINING_MINUTES
-from offramp.kit.numbers import Count, FittingSeed, Minutes, Whole
-from offramp.kit.request import Request, flags, one_word, python_only
+from offramp.kit.arguments import settle_fields
+from offramp.kit.defaults import LOCAL, SEED, SHORTLIST, TRAINING_MINUTES
+from offramp.kit.numbers import Count, FittingSeed, Minutes, NotNegative, Positive, Share, Whole
+from offramp.kit.request import Kinds, Options, Request, flags, one_word, python_only
 from offramp.kit.rules import Beside, Must, only_if
+from offramp.policies.names import StrategyName
 from offramp.tracing.asked import InContext, OnModel
-from offramp.tracing.request import LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
-from offramp.training.regularisation import Regularisation
+from offramp.tracing.request import FITTING_TOKENS, LOSS_VOCABULARY, TRAINING_TOKENS, parse_exits
+from offramp.training.layer_skip import Curriculum, dropout_probabilities, enabled_exits, exit_weights
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from offramp.costs.machine import Machine
     from offramp.heads.exit_heads import ExitHeads
+    from offramp.tuning.floor import Floor
     from offramp.workloads.workload import Workload
+
+Targets = Literal["model", "text"]
+
+MOST_DROPPED, MOST_AHEAD = 0.5, 8
+
+
+@dataclass(frozen=True)
+class Regularisation(Options):
+    """A training of the model's own weights so that its exits say early what it says at the end.
+
+    The loss of a step is
+
+        sum over exits l of e(l) (H(target, p_l) + AHEAD_SHARE * mean over k of H(token k ahead, head_lk))
+        + keep * KL(original model || p_L)
+
+    Raises InputError for what cannot be.
+    """
+
+    lora: Whole = 16
+    """Rank of what is added to the layers' matrices, merged when saved; 0: all weights are trained."""
+    keep: NotNegative = 1.0
+    """Weight of KL(original || trained) at full depth, which keeps the output where it was; 0: LayerSkip
+    alone."""
+    layer_dropout: Annotated[float, Ge(0), Le(MOST_DROPPED)] = 0.1
+    """Chance of the last layer to be left out at the last step, p_max; 0: none."""
+    curriculum: Curriculum = "rotational"
+    """Exits that a step looks at: rotational, one exit a step; gradual, deepest first; or all."""
+    exit_scale: Annotated[Positive, python_only] = 1.0
+    """e_scale, of the exits below L against L."""
+    targets: Targets = "model"
+    """What exits learn: model, the original's distribution; or text, its tokens."""
+    ahead: Annotated[Count, Le(MOST_AHEAD)] = 1
+    """Tokens that exits learn to predict: 1, the next; n > 1: the n - 1 behind it, too, through linear layers
+    of their own that are thrown away afterwards."""
+
+    def __post_init__(self) -> None:
+        settle_fields(self, where=_option)
+
+    def dropout(self, layers: int, step: int, steps: int) -> NDArray[np.float64]:
+        """Chance of each layer to be left out at a step of so many, float64 [layers]."""
+        return dropout_probabilities(layers, step, steps, self.layer_dropout)
+
+    def weights(self, exits: Sequence[int], layers: int, step: int, steps: int) -> dict[int, float]:
+        """e(l) at a step of so many: of those of the exits below L that it looks at, and of L."""
+        enabled = enabled_exits(exits, layers, step, steps, self.curriculum)
+        return exit_weights(enabled, layers, self.exit_scale)
+
+
+def _option(name: str) -> str:
+    """A field, and the option of the command that gives it."""
+    return f"{name}= (--{name.replace('_', '-')})"
+
 
 MOST_STEPS, MOST_UNITS = 100_000_000, 65_536
 """Years of training, and more than the networks of models of 70 billion parameters have."""
@@ -33,8 +92,9 @@ LEAVE, MOST_LEAVE = 0.3, 0.9
 MINIMUM_LOGITS = 256
 """Fewest tokens of a vocabulary of the loss."""
 
-Products = Literal["auto", "float32", "bfloat16"]
-AUTO: Products = "auto"
+Precision = Literal["float32", "bfloat16"]
+"""Of products while exits are trained."""
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +164,7 @@ class ResumableTraining(ExitsTraining, Request):
     minutes: Annotated[Minutes | None, only_if(lambda asked: asked.steps is None, "beside --steps")] = None
     """Of all of it on this machine, by default {TRAINING_MINUTES:g}: reading the text, steps, and what goes
     with the exits. What there is no time for is left out: tokens, then steps."""
-    precision: Annotated[Products, python_only] = AUTO
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], python_only] = AUTO
     """Of products while it trains, with the output head or, of the model itself, of all: float32, bfloat16,
     or auto for the usual of the device."""
 
@@ -199,3 +259,61 @@ class RegularisedTraining(Regularisation, ResumableTraining):
         """What is asked of the model alone."""
         names = [field.name for field in dataclasses.fields(Regularisation)]
         return Regularisation(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateTraining(FromHeads, Request):
+    """Networks that decide who leaves, for one machine and one floor (`offramp.training.gate`)."""
+
+    kind: ClassVar[str] = "gate"
+
+    at: Annotated[
+        str | Sequence[Count] | None,
+        one_word,
+        Beside(
+            lambda at, asked: at is not None or asked.start is not None,
+            "given, as in 12,20",
+            "name some, or exits that are trained, with --from DIR",
+        ),
+    ] = None
+    tokens: Count = FITTING_TOKENS
+    floor: Annotated[
+        Share | None,
+        Must(lambda floor: floor is not None, "given, as in 0.95", "say what to keep: --floor 0.95"),
+    ] = None
+    """The agreement to keep, as in 0.95."""
+    hardware: str | Machine = LOCAL
+    """The machine whose seconds are saved: local, a name of offramp list hardware, or a .toml profile."""
+    kv: Annotated[StrategyName, python_only] = "propagate"
+    """The K,V strategy whose prices are charged."""
+
+    def check(self) -> None:
+        """Refuse an unknown machine, and a folder of something else."""
+        super().check()
+        if isinstance(self.hardware, str) and self.hardware != LOCAL:  # that of a model is looked up later
+            from offramp.costs.hardware import find_machine
+
+            find_machine(self.hardware)
+        if self.output is not None:
+            from offramp.training.folder import GATES_FOLDER
+
+            GATES_FOLDER.require(Path(self.output), overwrite=self.overwrite)
+
+    @property
+    def wanted(self) -> Floor:
+        """The floor on agreement."""
+        from offramp.tuning.floor import make_floor
+
+        assert self.floor is not None  # by its annotation
+        return make_floor({"agreement": self.floor})
+
+
+TRAININGS = Kinds(
+    "lens: an affine map. block: a small network behind one. executed: the K,V maps of --from, by what they "
+    "do to tokens that stay. gate: what decides who leaves. regularised: the model itself, whose trained "
+    "form is the output.",
+    {
+        request.kind: request
+        for request in (BlockTraining, LensTraining, ExecutedTraining, RegularisedTraining, GateTraining)
+    },
+)

@@ -10,54 +10,41 @@ from typing import Any
 
 from offramp.decoding.options import read_heads_source
 from offramp.errors import InputError
-from offramp.files import source_fingerprint
 from offramp.heads.exit_heads import ExitHeads
-from offramp.heads.file import TRAINING_FILE, read_heads
+from offramp.heads.file import read_heads
+from offramp.kit.code import code_of
 from offramp.models.model import Model, in_evaluation
 from offramp.models.source import folder_source
+from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list
 from offramp.tracing.fitting.readings import require_one_stream
 from offramp.training.divergence import trainable_head
-from offramp.training.earlier import spent_before
-from offramp.training.executed_job import ExecutedJob, start_of
+from offramp.training.executed import prepare_maps, start_of
 from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files
-from offramp.training.gate_request import GateTraining
-from offramp.training.job import Job
-from offramp.training.reading_job import ReadingJob
+from offramp.training.job import Job, Prepared
+from offramp.training.readings import prepare_readings
 from offramp.training.recipe import make_recipe
-from offramp.training.record import RECORD, TrainingIdentity, TrainingRecord, require_record_of
-from offramp.training.regularisation import Regularisation
-from offramp.training.regularised_job import RegularisedJob
+from offramp.training.record import RECORD, TrainingIdentity, TrainingRecord, require_record_of, spent_before
+from offramp.training.regularised import prepare_model
 from offramp.training.request import (
+    TRAININGS,
     BlockTraining,
     ExecutedTraining,
+    GateTraining,
     LensTraining,
+    Regularisation,
     RegularisedTraining,
     ResumableTraining,
 )
-from offramp.training.trainings import TRAININGS
 from offramp.workloads.workload import Workload
 
-JOBS: Mapping[str, type[Job]] = {
-    LensTraining.kind: ReadingJob,
-    BlockTraining.kind: ReadingJob,
-    ExecutedTraining.kind: ExecutedJob,
-    RegularisedTraining.kind: RegularisedJob,
+PROBLEMS: Mapping[str, Callable[[Job], Prepared]] = {
+    LensTraining.kind: prepare_readings,
+    BlockTraining.kind: prepare_readings,
+    ExecutedTraining.kind: prepare_maps,
+    RegularisedTraining.kind: prepare_model,
 }
-"""What trains each kind."""
-
-CODE = (
-    "models",
-    "workloads",
-    "heads",
-    "tracing",
-    "decoding",
-    "training",
-    "kit/sealed_tensors.py",
-    "scoring/documents.py",
-    "kit/defaults.py",
-)
-"""The source that weights or figures depend on."""
+"""What is trained, of each kind: each reads its text."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +162,7 @@ def train(
         kv_maps=reading is not None and reading.kv_maps,
         short_list=0 if reading is None else reading.short_list,
         device=model.stack.head_device.type,
-        code=source_fingerprint(*CODE),
+        code=code_of(__name__),
         start=None if heads is None else heads.fingerprint,
     )
     shown = sys.stderr.isatty() if progress is None else progress
@@ -188,9 +175,9 @@ def train(
             if found is None:
                 folder_source(folder)  # as the training left it
         else:
-            job = JOBS[asked.kind](model, tuple(workloads), identity, folder, shown, on_size, heads, earlier)
+            job = Job(model, tuple(workloads), identity, folder, shown, on_size, heads)
             try:
-                found, record = job.run()
+                found, record = job.train(PROBLEMS[asked.kind](job), earlier)
             except InputError:  # refused before it trained
                 if not (folder / CHECKPOINT).exists():
                     clear_working_files(folder)

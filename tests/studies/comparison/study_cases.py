@@ -15,19 +15,20 @@ from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
 from offramp.decoding.free_running import FreeRunning
+from offramp.kit.code import code_of
 from offramp.kit.typed import to_json
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
+from offramp.scoring.documents import TextSize
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
 from offramp.studies.manifest import Failure
 from offramp.studies.study import Study, StudyPlan
 from offramp.studies.task import StudyCell, StudyJob, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
-from offramp.studies.work.code import code_of
 from offramp.studies.work.decode import DecodedChoice, DecodingResult
 from offramp.studies.work.league import Ranking
-from offramp.studies.work.trace import TextSize, write_text_sizes
+from offramp.studies.work.trace import write_text_sizes
 from offramp.studies.work.work import ModelCache, WorkContext, perform, works
 from offramp.timing.answers import answer_of
 from offramp.timing.results import BenchResult, Contender, Counted

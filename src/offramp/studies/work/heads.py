@@ -15,8 +15,7 @@ from offramp.workloads.workload import Workload
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
     from offramp.studies.task import TaskCost
-    from offramp.training.gate_record import GateRecord
-    from offramp.training.record import TrainingRecord
+    from offramp.training.record import GateRecord, TrainingRecord
 
 TRAINING = "training.json"
 RESULT_BYTES = 50_000
@@ -126,7 +125,7 @@ class HeadsWork(TextsWork[None]):
 
 def keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
     """What the trainings of these exits took, if all of them left a record."""
-    from offramp.training.earlier import record_of
+    from offramp.training.record import record_of
 
     record = record_of(file, fingerprint)
     cost = None if record is None else cost_of(record)
@@ -136,7 +135,7 @@ def keep_cost(file: Path, fingerprint: str, folder: Path) -> None:
 
 def cost_of(record: TrainingRecord | GateRecord, rows: int | None = None) -> Training | None:
     """What a training took by its record, with all that it began from; None if part of that is not known."""
-    from offramp.training.earlier import spent_on
+    from offramp.training.record import spent_on
 
     spent = spent_on(record)
     if record.earlier is None or spent is None:

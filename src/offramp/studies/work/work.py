@@ -32,11 +32,12 @@ from typing import (
 
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
+from offramp.kit.code import code_of, code_of_module
 from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
 from offramp.plug_ins import Known, load_plug_in, refused
 from offramp.studies.manifest import FILE, RESULT
 from offramp.studies.task import Task, TaskCost
-from offramp.studies.work.code import code_of, code_of_module, plug_ins_of, versions_of
+from offramp.studies.work.code import plug_ins_of, versions_of
 
 if TYPE_CHECKING:
     from offramp.models.model import Model

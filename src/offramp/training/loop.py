@@ -1,0 +1,430 @@
+"""The loop in which everything is trained that is trained in steps: deterministic, resumable, ended in time.
+
+What is trained is a `Problem`. A step is its loss, the gradients, and AdamW ("Decoupled Weight Decay
+Regularization", arXiv 1711.05101, algorithm 2). Where it stands lies in one file that is whole, or the one
+before it: from there another process goes on alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.errors import InputError, ModelError
+from offramp.kit.sealed_tensors import SealedTensors
+from offramp.models.devices import synchronise
+from offramp.models.model import Model
+from offramp.models.process import with_threads
+from offramp.training.divergence import TrainingHead, usual_precision
+from offramp.training.recipe import Recipe
+from offramp.training.record import Evaluated, Evaluation, Settings
+from offramp.training.request import Precision
+
+WARM_UP = 20
+LAST_RATE = 0.05
+"""The learning rate rises over WARM_UP steps and falls to this share of it, along a line."""
+MOMENTS, WEIGHT_DECAY = (0.9, 0.95), 0.01
+CLIPPED_NORM = 1.0
+
+CHECKPOINT_SECONDS = 30.0
+WRITING_SHARE = 0.05
+"""Of the time, that checkpoints may take."""
+
+EVALUATIONS = 20
+EVALUATION_SHARE = 0.2
+"""Of the minutes of steps, that evaluations may take."""
+PATIENCE = 8
+"""Evaluations without a better one, at any exit, after which it stops."""
+
+PILOT_STEPS = 6
+
+Parameters = Mapping[str, Tensor]
+"""What is trained of a part, float32, by name."""
+
+LossOf = Callable[[int, Parameters], Tensor]
+"""Of a part's place and its parameters: its loss, a differentiable scalar."""
+
+OnStep = Callable[[int, str], None]
+"""Told the steps done, and how the last evaluation was in words."""
+
+
+class Problem(Protocol):
+    """What is trained. Parts do not touch each other: each has the weights that it would have alone.
+
+    A part is an exit, or several that share a network.
+    """
+
+    def initial(self) -> list[dict[str, Tensor]]:
+        """The parameters of each part before the first step, float32, by name."""
+
+    def vocabulary(self, precision: Precision) -> Tensor | None:
+        """The tokens of the loss, int64, ascending; None for all."""
+
+    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+        """Of a step of so many, whose data are drawn by seed and step alone."""
+
+    def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
+        """What was trained, on held-out text."""
+
+    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        """What each part's best weights are chosen by, of an evaluation: the less, the better."""
+
+    def in_words(self, evaluations: Sequence[Evaluation]) -> str:
+        """An evaluation for a progress bar."""
+
+
+# --- where a training stands
+
+
+@dataclass
+class Weights:
+    """One part's: what is trained, AdamW's moments of it, and the best so far with its held-out loss."""
+
+    now: dict[str, Tensor]
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+    best: dict[str, Tensor]
+    best_loss: float
+
+    @classmethod
+    def of(cls, initial: Parameters) -> Weights:
+        """Before the first step."""
+        zeros = [{name: torch.zeros_like(tensor) for name, tensor in initial.items()} for _ in range(2)]
+        copies = [{name: tensor.clone() for name, tensor in initial.items()} for _ in range(2)]
+        return cls(copies[0], zeros[0], zeros[1], copies[1], float("inf"))
+
+
+TENSORS = tuple(part.name for part in fields(Weights) if part.name != "best_loss")
+"""Of a part, as they are called in a checkpoint."""
+VOCABULARY = "vocabulary"
+
+
+@dataclass(kw_only=True)
+class Course:
+    """How far a training is.
+
+    stale: evaluations since any exit was at its best. stopped: why no further step is taken, "" while there
+    are some. seconds: of training so far.
+    """
+
+    step: int = 0
+    stale: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+    history: list[Evaluated] = field(default_factory=list)
+
+
+@dataclass
+class Progress(Course):
+    """Where a training stands. vocabulary: int64 tokens of the loss, None for all."""
+
+    settings: Settings
+    weights: list[Weights]
+    vocabulary: Tensor | None
+
+
+@dataclass
+class CheckpointHeader(Course):
+    """Of a `Progress`, all that is not a tensor. key: of the training. best_loss: in hexadecimal; it may be
+    infinite."""
+
+    key: str
+    settings: Settings
+    best_loss: Sequence[str]
+
+
+CHECKPOINT_FILE = SealedTensors(CheckpointHeader, "offramp_training", "the checkpoint {name} is damaged")
+
+
+def write_checkpoint(path: Path, progress: Progress, key: str) -> None:
+    """Write it in one step (see `offramp.files.write_atomically`). key: of the training it belongs to."""
+    tensors: dict[str, Tensor] = {}
+    for place, weights in enumerate(progress.weights):
+        for part in TENSORS:
+            tensors |= {f"{place}.{part}.{name}": tensor for name, tensor in getattr(weights, part).items()}
+    if progress.vocabulary is not None:
+        tensors[VOCABULARY] = progress.vocabulary
+    losses = [weights.best_loss.hex() for weights in progress.weights]
+    header = CheckpointHeader(key, progress.settings, losses, **_course(progress))
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    CHECKPOINT_FILE.write(path, header, arrays)
+
+
+def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | None:
+    """The progress that was written, its tensors on a device; None if there is none of this training.
+
+    Raises DamagedFileError if its bytes changed.
+    """
+    if not path.is_file():
+        return None
+    fix = "remove it: the same command trains again from the start"
+    header, arrays = CHECKPOINT_FILE.read(path, fix)
+    if header.key != key:
+        return None
+    # Copied: what is computed with must lie as freshly made tensors do, or last digits may differ.
+    tensors = {name: torch.from_numpy(array).clone().to(device) for name, array in sorted(arrays.items())}
+    try:
+        losses = [float.fromhex(loss) for loss in header.best_loss]
+    except (ValueError, OverflowError) as error:  # sealed, but by another program
+        raise CHECKPOINT_FILE.foreign(path, error, fix) from error
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
+
+    weights = [
+        Weights(**{part: under(f"{place}.{part}.") for part in TENSORS}, best_loss=loss)
+        for place, loss in enumerate(losses)
+    ]
+    return Progress(header.settings, weights, tensors.get(VOCABULARY), **_course(header))
+
+
+def _course(of: Course) -> dict[str, Any]:
+    """How far a training is, by name."""
+    return {part.name: getattr(of, part.name) for part in fields(Course)}
+
+
+# --- a step
+
+
+class Steps:
+    """The steps of a training, one part's weights after the other's: loss, gradients, AdamW.
+
+    What a step does follows from its number and the weights and moments before it, and from nothing else.
+    """
+
+    def __init__(self, model: Model, recipe: Recipe, problem: Problem, progress: Progress) -> None:
+        self.recipe, self.problem, self.progress = recipe, problem, progress
+        self.head = TrainingHead(model, progress.settings.precision, progress.vocabulary)
+        for weights in progress.weights:
+            weights.now = {name: tensor.detach().requires_grad_() for name, tensor in weights.now.items()}
+        parameters = [parameter for weights in progress.weights for parameter in weights.now.values()]
+        self.optimiser = torch.optim.AdamW(
+            parameters,
+            betas=MOMENTS,
+            weight_decay=WEIGHT_DECAY,
+            fused=model.stack.head_device.type in ("cpu", "cuda"),
+        )
+        for weights in progress.weights:
+            for name, parameter in weights.now.items():
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(progress.step), device=parameter.device),
+                    "exp_avg": weights.first[name],
+                    "exp_avg_sq": weights.second[name],
+                }
+
+    def step(self, step: int) -> bool:
+        """Take one step; False, and nothing is changed, if a loss is not finite."""
+        # 1. What the loss of each part is, of the data of this step.
+        loss_of = self.problem.losses(step, self.progress.settings.steps, self.head)
+        # 2. Its gradients, each part's clipped by itself.
+        self.optimiser.zero_grad()
+        finite = True
+        for place, weights in enumerate(self.progress.weights):
+            with torch.enable_grad():
+                loss = loss_of(place, weights.now)
+                if loss.requires_grad:  # nothing depends on maps where no token of the step leaves
+                    loss.backward()  # type: ignore[no-untyped-call]
+            for parameter in weights.now.values():
+                if parameter.grad is None:  # AdamW would not count the step for it, and a checkpoint does
+                    parameter.grad = torch.zeros_like(parameter)
+            norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
+            finite = finite and bool(torch.isfinite(loss.detach() + norm))
+        # 3. What AdamW makes of them.
+        if finite:
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate(self.recipe.rate, step, self.progress.settings.steps)
+            self.optimiser.step()
+        return finite
+
+    def keep_moments(self) -> None:
+        """Put the optimiser's moments where the checkpoint finds them."""
+        for weights in self.progress.weights:
+            for name, parameter in weights.now.items():
+                state = self.optimiser.state[parameter]
+                weights.first[name], weights.second[name] = state["exp_avg"], state["exp_avg_sq"]
+
+
+def batch_rows(rows: int, batch: int, seed: int, step: int) -> Tensor:
+    """The rows of one step, int64 [batch], drawn by a generator of their own."""
+    generator = np.random.default_rng((seed, step))
+    return torch.from_numpy(generator.choice(rows, size=batch, replace=False, shuffle=False))
+
+
+def learning_rate(rate: float, step: int, steps: int) -> float:
+    """Of a step from 0: up a line over WARM_UP steps, down another to LAST_RATE of it."""
+    return rate * min(1.0, (step + 1) / WARM_UP) * max(LAST_RATE, 1.0 - step / steps)
+
+
+# --- the loop
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the minutes of a training go to beside its steps and their evaluations.
+
+    seconds: of reading text, before, and of what goes with the exits, afterwards. evaluations: afterwards, in
+    the size of those in training.
+    """
+
+    seconds: float
+    evaluations: float
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Trains what a problem says, beside a model that is left as it is.
+
+    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read. beside:
+    what its minutes go to beside steps.
+    """
+
+    model: Model
+    recipe: Recipe
+    problem: Problem
+    checkpoint: Path
+    key: str
+    beside: Beside
+
+    def run(self, on_start: Callable[[Progress], OnStep]) -> Progress:
+        """Train to the end, or go on to it. on_start: given where it begins, gives what hears of the steps.
+
+        Raises InputError for minutes that do not suffice, ModelError if nothing can be computed at all.
+        """
+        with _frozen(self.model.hf):
+            device = self.model.stack.head_device
+            progress = read_checkpoint(self.checkpoint, self.key, device) or self._begin(device)
+            with with_threads(progress.settings.threads):
+                self._train(progress, on_start(progress))
+        return progress
+
+    def _begin(self, device: torch.device) -> Progress:
+        """The start, evaluated; minutes become steps now and never again."""
+        started = time.perf_counter()
+        weights = [
+            Weights.of({name: tensor.to(device) for name, tensor in sorted(initial.items())})
+            for initial in self.problem.initial()
+        ]
+        precision: Any = self.recipe.precision
+        if precision == "auto":
+            precision = usual_precision(device.type)
+        vocabulary = self.problem.vocabulary(precision)
+        settings = Settings(
+            steps=1, every=1, precision=precision, threads=torch.get_num_threads(), device=device.type
+        )
+        progress = Progress(settings, weights, vocabulary, seconds=time.perf_counter() - started)
+        self._evaluate(progress)
+        seconds = time.perf_counter() - started - progress.seconds
+        if not all(math.isfinite(evaluation.loss) for evaluation in progress.history[0].exits):
+            raise ModelError(
+                "the exits' logits are not finite before any training",
+                where=self.model.name,
+                fix="try --dtype float32",
+            )
+        progress.settings = self._settings(progress, seconds, started)
+        progress.seconds = time.perf_counter() - started
+        write_checkpoint(self.checkpoint, progress, self.key)
+        return progress
+
+    def _settings(self, progress: Progress, evaluation: float, started: float) -> Settings:
+        """Steps, and how often to evaluate. evaluation: seconds of one. started: when training began."""
+        found = vars(progress.settings)
+        if self.recipe.steps is not None:
+            steps = self.recipe.steps
+            return Settings(**{**found, "steps": steps, "every": -(-steps // EVALUATIONS)})
+        assert self.recipe.minutes is not None, "a recipe has steps or minutes"
+        step = self._pilot(progress)
+        others = self.beside.seconds + self.beside.evaluations * evaluation + time.perf_counter() - started
+        budget = max(0.0, 60.0 * self.recipe.minutes - others)
+        evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
+        steps = int((budget - evaluations * evaluation) / step)
+        if steps < self.recipe.fewest_steps:
+            enough = others + (evaluation + max(20, self.recipe.fewest_steps) * step) / (1 - EVALUATION_SHARE)
+            raise InputError(
+                f"{self.recipe.minutes:g} minutes are too few: reading the text, and what goes with the "
+                f"exits, takes {others:.2g} s, a step {step:.2g} s, an evaluation {evaluation:.2g} s",
+                where="minutes= (--minutes)",
+                fix=f"give {enough / 60 + 0.01:.2f} minutes or more, or fewer exits",
+            )
+        return Settings(**{**found, "steps": steps, "every": -(-steps // evaluations)})
+
+    def _pilot(self, progress: Progress) -> float:
+        """Seconds of one step, on copies of the weights: the median of a few."""
+        copies = [Weights.of(weights.now) for weights in progress.weights]
+        copied = Progress(progress.settings, copies, progress.vocabulary)
+        pilot = Steps(self.model, self.recipe, self.problem, copied)
+        times = []
+        for step in range(PILOT_STEPS):
+            started = time.perf_counter()
+            pilot.step(step)
+            synchronise(self.model.stack.head_device)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times[1:]))
+
+    def _train(self, progress: Progress, on_step: OnStep) -> None:
+        loop = Steps(self.model, self.recipe, self.problem, progress)
+        settings, written, pause = progress.settings, time.monotonic(), CHECKPOINT_SECONDS
+        on_step(progress.step, self._in_words(progress))
+        while not progress.stopped:
+            started = time.perf_counter()
+            # 1. A step.
+            if loop.step(progress.step):
+                progress.step += 1
+                # 2. Now and then an evaluation, by which the best weights are kept.
+                if progress.step % settings.every == 0 or progress.step == settings.steps:
+                    progress.seconds += time.perf_counter() - started
+                    started = time.perf_counter()
+                    self._evaluate(progress)
+                # 3. Whether it ends here.
+                if progress.step == settings.steps:
+                    progress.stopped = "the steps are done"
+                elif progress.stale >= PATIENCE:
+                    progress.stopped = f"no exit was better on held-out text in {PATIENCE} evaluations"
+            else:
+                progress.stopped = f"the loss was not finite at step {progress.step + 1}"
+            progress.seconds += time.perf_counter() - started
+            on_step(progress.step, self._in_words(progress))
+            # 4. Now and then a checkpoint.
+            if progress.stopped or time.monotonic() - written > pause:
+                began = time.monotonic()
+                loop.keep_moments()
+                write_checkpoint(self.checkpoint, progress, self.key)
+                written = time.monotonic()
+                pause = max(CHECKPOINT_SECONDS, (written - began) / WRITING_SHARE)
+
+    def _in_words(self, progress: Progress) -> str:
+        return self.problem.in_words(progress.history[-1].exits)
+
+    def _evaluate(self, progress: Progress) -> None:
+        """Add an evaluation to the history, and keep the weights of parts that were never better."""
+        evaluations = self.problem.evaluate([weights.now for weights in progress.weights])
+        better = False
+        for weights, loss in zip(progress.weights, self.problem.judged(evaluations), strict=True):
+            if loss < weights.best_loss:
+                weights.best_loss, better = loss, True
+                weights.best = {name: tensor.detach().clone() for name, tensor in weights.now.items()}
+        progress.stale = 0 if better else progress.stale + 1
+        progress.history.append(Evaluated(progress.step, progress.seconds, tuple(evaluations)))
+
+
+@contextmanager
+def _frozen(hf: Any) -> Iterator[None]:
+    """No weight of the model takes a gradient for a while."""
+    trained = [weight for weight in hf.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
