@@ -95,7 +95,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, doc
 def forget_the_load(patch: pytest.MonkeyPatch) -> None:
     """Else a run on a busy machine ends tests of candidates early, and the next one, on a quieter machine,
     goes on with the first. One round."""
-    from offramp.runs import study as run_study
+    from offramp.runs import stages as run_study
 
     patch.setattr(run_study, "DECODE_MINUTES", 20.0)
     patch.setattr(run_study, "ROUNDS", 1)

@@ -17,7 +17,7 @@ from command_line import Here, Outcome, run_offramp
 from offramp.models.model import Model
 from offramp.models.source import BUNDLED
 from offramp.report.summary import summary_schema
-from offramp.runs import study as run_study
+from offramp.runs import stages as run_study
 from offramp.studies.engines import registry
 from offramp.tracing.loading import ModelRequest
 

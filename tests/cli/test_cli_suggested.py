@@ -19,7 +19,7 @@ import offramp
 from command_line import Outcome, run_arguments, run_offramp
 from offramp.cli.main import app
 from offramp.policies.grammar import parse_policy, write_policy
-from offramp.runs.contents import contents_at, text_of
+from offramp.runs.folder import contents_at, text_of
 from offramp.runs.request import Run
 from offramp.studies.folder import StudyFolder
 from offramp.tuning.tuned import read_tuned

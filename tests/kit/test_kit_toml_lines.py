@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.kit.toml_lines import Location, line_at, shown_location
+from offramp.kit.given_file import Location, line_at, shown_location
 
 TEXT = '''# a comment with [brackets] and = signs
 models = ["a", {name = "b", source = "x # y"}]   # 2

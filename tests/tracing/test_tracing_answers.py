@@ -17,7 +17,7 @@ from offramp.models.model import Model
 from offramp.tracing.plan import generate_greedily, masks_padding
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
-from offramp.workloads.answers import PlannedAnswer
+from offramp.workloads.packing import PlannedAnswer
 
 
 def run(model: Model | None = None, **options: Any) -> Trace:

@@ -39,7 +39,7 @@ from offramp.training.loop import Steps, read_checkpoint
 from offramp.training.readings import TrainedReadings
 from offramp.training.states import FILE as STATES_FILE
 from offramp.training.train import TrainedExits, train_exits
-from offramp.workloads.answers import PlannedAnswer
+from offramp.workloads.packing import PlannedAnswer
 from offramp.workloads.workload import Workload
 from tiny_models import write_llama
 

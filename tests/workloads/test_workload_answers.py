@@ -7,8 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.errors import WorkloadError
-from offramp.workloads.answers import PlannedAnswer, answer_prompts, plan_answers
-from offramp.workloads.packing import EncodedDocument, select_contexts
+from offramp.workloads.packing import (
+    EncodedDocument,
+    PlannedAnswer,
+    answer_prompts,
+    plan_answers,
+    select_contexts,
+)
 
 
 class Model:

@@ -8,8 +8,7 @@ import pytest
 
 from offramp.errors import WorkloadError
 from offramp.testing import check_workload
-from offramp.workloads.continued import split_continued
-from offramp.workloads.registry import describe_workloads, load_workload
+from offramp.workloads.registry import describe_workloads, load_workload, split_continued
 
 
 def test_the_documents_stay_and_the_model_continues_their_first_tokens(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ class Bench(Leaving, Request):
     @cached_property
     def heads_files(self) -> tuple[Path, ...]:
         """The files that were given, or that of the run whose policy it is."""
-        from offramp.runs.contents import heads_of
+        from offramp.runs.folder import heads_of
 
         own = None if self.policy is None or self.heads else heads_of(self.policy)
         return self.heads if own is None else (own,)
@@ -190,7 +190,7 @@ class Bench(Leaving, Request):
     @cached_property
     def text(self) -> Workload:
         """The workload that prompts come from. Raises WorkloadError."""
-        from offramp.runs.contents import text_of
+        from offramp.runs.folder import text_of
         from offramp.workloads.registry import load_workload
 
         return load_workload(self.workload or (self.policy and text_of(self.policy)) or "prose")
@@ -225,7 +225,7 @@ class Bench(Leaving, Request):
     @cached_property
     def trace_folder(self) -> Path | None:
         """The trace to predict from, None without one. Raises InputError where a folder has several."""
-        from offramp.runs.contents import trace_for
+        from offramp.runs.folder import trace_for
 
         return None if self.trace is None else trace_for(self.trace, self.policy)
 
@@ -239,7 +239,7 @@ class Bench(Leaving, Request):
     @cached_property
     def timings(self) -> TimingsProfile | None:
         """Of the run that the trace or the policy is of, None without one."""
-        from offramp.runs.contents import contents_at, contents_of
+        from offramp.runs.folder import contents_at, contents_of
 
         place = self.trace_folder
         contents = contents_at(place) if place else self.policy and contents_of(self.policy)

@@ -14,13 +14,12 @@ import typer
 
 from offramp.cli.command import Output, show_error
 from offramp.cli.given import Leaving
-from offramp.decoding.generation.prompts import Temperature, TopP
 from offramp.errors import InputError, OfframpError
 from offramp.files import read_given_text
 from offramp.kit.defaults import NEW_TOKENS
 from offramp.kit.numbers import Count, Whole
 from offramp.kit.request import Request, flags
-from offramp.kit.rules import only_if
+from offramp.kit.rules import Temperature, TopP, only_if
 from offramp.policies.names import BatchingName, StrategyName
 from offramp.tracing.asked import ReadThrough
 from offramp.tracing.progress import console, stage
@@ -98,7 +97,7 @@ class Completion(Leaving, ReadThrough, Request):
     @property
     def heads_file(self) -> Path | None:
         """The file that was given, or that of the run whose policy it is."""
-        from offramp.runs.contents import heads_of
+        from offramp.runs.folder import heads_of
 
         return self.heads or heads_of(self.policy)
 

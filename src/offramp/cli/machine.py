@@ -426,7 +426,7 @@ def _clear_cache() -> str:
 def _machine() -> Finding:
     from offramp.costs.load import OTHER_LOAD, too_busy
     from offramp.models.devices import AUTO, find_device
-    from offramp.runs.provenance import describe_machine
+    from offramp.runs.stages import describe_machine
     from offramp.timing.defects import Load
     from offramp.timing.machine_profiler import LOOKING
 

@@ -264,7 +264,7 @@ def replay(asked: ReplayCommand, out: Output) -> None:
     from offramp.report.formats import counted
     from offramp.report.replayed import ORACLE, charges, charges_table, replay_facts, total_text
     from offramp.report.table import pairs
-    from offramp.runs.contents import contents_at, machine_near, trace_for
+    from offramp.runs.folder import contents_at, machine_near, trace_for
     from offramp.tracing.trace import Trace
 
     batching = asked.batching or "lockstep"
@@ -344,8 +344,7 @@ class PredictCommand(Request):
 
 def predict(asked: PredictCommand, out: Output) -> None:
     """Predict, and show it."""
-    from offramp.runs.contents import contents_at, machine_near
-    from offramp.runs.folder import find_trace
+    from offramp.runs.folder import contents_at, find_trace, machine_near
     from offramp.tracing.trace import Trace
     from offramp.tuning.predict import named_policy
     from offramp.tuning.predict import predict as predict_policy

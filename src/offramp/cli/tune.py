@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from offramp.decoding.execution.tune import TunedTasks
     from offramp.models.model import Model
     from offramp.report.table import Table
-    from offramp.runs.contents import RunContents
+    from offramp.runs.folder import RunContents
     from offramp.scoring.estimate import Estimate
     from offramp.tracing.trace import Trace
     from offramp.tuning.floor import Floor
@@ -53,8 +53,7 @@ def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
     """
     from offramp.heads.file import read_heads
     from offramp.policies.binding import require_heads
-    from offramp.runs.contents import contents_at
-    from offramp.runs.folder import find_traces
+    from offramp.runs.folder import contents_at, find_traces
     from offramp.tracing.trace import Trace
 
     found = []
@@ -90,7 +89,7 @@ def machine_at_hand(text: TracedText, hardware: str, *, may_time: bool) -> Machi
     may_time: whether the model will be loaded. Raises InputError for a machine that is not known.
     """
     from offramp.policies.policy_cost import machine_for
-    from offramp.runs.contents import machine_near
+    from offramp.runs.folder import machine_near
 
     try:
         return machine_for(text.trace, machine_near(text.contents, hardware))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Le
+from annotated_types import Gt, Le
 
 from offramp.kit.numbers import LIMITS, Count, shown_number, within
 
@@ -195,6 +195,13 @@ Margin = Annotated[
     float, Must(lambda worth: 0 < worth < 1, "a share above 0 and below 1", "give 0.05 for 5 %")
 ]
 """The same where what gains less is equivalent: nothing is equivalent within no gain at all."""
+
+
+Temperature = Annotated[
+    float, Must(lambda value: value == 0 or 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 to below 1e6")
+]
+TopP = Annotated[float, Gt(0), Le(1)]
+"""How text is sampled."""
 
 
 Rising = Annotated[

@@ -120,7 +120,7 @@ def from_json(kind: type[Record], value: Any) -> Record:
     """
     from pydantic import ValidationError
 
-    from offramp.kit.toml_lines import shown_location
+    from offramp.kit.given_file import shown_location
 
     try:
         found: Record = _adapter(kind).validate_python(value)

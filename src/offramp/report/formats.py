@@ -12,7 +12,7 @@ from offramp.timing.results import TOO_FEW_PROMPTS, Credit
 from offramp.tuning.floor import Floor, FloorKind
 from offramp.tuning.verdict import Speed
 from offramp.tuning.verdict_words import TOO_WIDE
-from offramp.workloads.continued import split_continued
+from offramp.workloads.registry import split_continued
 
 MINUS = "−"
 NumberFormat = Callable[[float], str]

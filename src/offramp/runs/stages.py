@@ -1,50 +1,200 @@
-"""`offramp run`, carried out: the tasks of its study in this process, in turn, with a page after each."""
+"""`offramp run`, carried out: the study that it is, its tasks in turn in this process, a page after each."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
-from offramp.costs.hardware import find_machine
-from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError
+from offramp.costs.hardware import find_machine, processor_name
+from offramp.errors import DamagedFileError, InputError, ModelError, OfframpError, printable
 from offramp.heads.at_work import require_exits
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, read_heads
-from offramp.kit.defaults import LOCAL
+from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
+from offramp.kit.given_file import Source
 from offramp.kit.typed import to_json
+from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.report import REPORT_FILE
+from offramp.report.formats import whole_percent
 from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import Progress, RunResult
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
-from offramp.runs.provenance import describe_machine, describe_software
-from offramp.runs.request import Run
-from offramp.runs.study import require_documents, run_study
-from offramp.studies.entries import OWN
+from offramp.runs.request import DECODE_MINUTES, Run
+from offramp.studies.entries import AUTO, NONE, OWN
 from offramp.studies.estimates import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.run_start import STARTED, RunStart
 from offramp.studies.runner import run_task
-from offramp.studies.study import Study, StudyPlan
+from offramp.studies.study import INLINE, Study, StudyPlan
+from offramp.studies.study_file import check_study
 from offramp.studies.task import Task
 from offramp.studies.work.trace import TraceWork
 from offramp.studies.work.work import ModelCache, WorkContext
 from offramp.tracing.loading import ModelRequest, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage
-from offramp.tracing.request import code_fingerprint, parse_exits
+from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
 from offramp.training.record import record_of
-from offramp.workloads.answers import PlannedAnswer
+from offramp.tuning.certifiable import documents_for
+from offramp.tuning.verdict import from_main
+from offramp.workloads.packing import PlannedAnswer
 from offramp.workloads.workload import Workload
+
+
+def describe_software(transforms: Iterable[str]) -> dict[str, Any]:
+    """Versions of Python and of the libraries that compute. transforms: of the model, as texts."""
+    own = {name: importlib.metadata.version(name) for name in ("offramp", "pyarrow")}
+    return {"python": platform.python_version(), **library_versions(transforms), **own}
+
+
+def describe_machine(device: str = CPU) -> dict[str, Any]:
+    """Processor, cores, threads, memory and load, and the device that computes, with its name."""
+    name = {} if device == CPU else {"device_name": device_name(device)}
+    return {
+        "device": device,
+        **name,
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "not set"),
+    }
+
+
+SIGNALS = ("logit_gap", "restricted")
+"""Recorded by every run: they cost next to nothing, and cheap probes are where a policy can win."""
+
+FITTING_TOKENS = 200
+CLASSIFIERS = ("correctness",)
+"""What a run fits by itself on each text: a classifier of the hidden state, whose probe is the cheapest."""
+
+CERTIFYING = 0.42
+"""Share of these that reruns and documents for certificates may take; the rest is for the stopwatch."""
+
+
+def run_study(
+    asked: Run,
+    model: ModelRequest,
+    workloads: Sequence[Workload],
+    given: ExitHeads | None,
+    threads: int,
+    *,
+    streamed: bool,
+    unavailable: Mapping[str, str],
+) -> Study:
+    """The study of a run.
+
+    given: the exit heads of --heads. unavailable: why this machine or own heads cannot be had, by name.
+
+    Raises InputError for what does not fit together.
+    """
+    from offramp.decoding.openings import PROMPTS
+
+    transform = " + ".join(model.texts)
+    timed = asked.hardware == LOCAL and LOCAL not in unavailable and not streamed
+    machine: Any = LOCAL if timed else BYTES
+    if asked.hardware != LOCAL:
+        machine = {"name": find_machine(asked.hardware).name, "source": asked.hardware}
+    settings = {
+        "name": "run",
+        "title": model.name,
+        "tokens": asked.tokens,
+        "device": model.device,
+        "dtype": model.dtype,
+        "threads": threads,
+        "exits": asked.layers,
+        "context": asked.context,
+        "document_tokens": asked.document_tokens,
+        "signals": SIGNALS,
+        "floors": asked.levels,
+        "worth": float(asked.worth),
+        "details": True,
+    }
+    values: dict[str, Any] = {
+        "study": settings,
+        "models": [
+            {
+                "name": printable(model.source.name),
+                "source": asked.name,
+                "trust_remote_code": asked.trust_remote_code,
+            }
+        ],
+        "workloads": [workload.name for workload in workloads],
+        "transforms": [{"name": transform, "steps": model.texts} if transform else NONE],
+        "heads": [_heads(asked, given, fitted=OWN not in unavailable and not streamed)],
+        "machines": [machine],
+    }
+    if streamed:
+        values["large"] = {"stream": True, "memory": asked.memory}
+    elif asked.decode:
+        seconds = 60.0 * (asked.minutes or DECODE_MINUTES) / len(workloads)
+        values["certify"] = {"seconds": CERTIFYING * seconds}
+        values["decode"] = {
+            "floor": min(asked.levels, key=from_main),
+            "new_tokens": AUTO,
+            "seconds": (1.0 - CERTIFYING) * seconds,
+            "prompts": PROMPTS,
+            "rounds": ROUNDS,
+        }
+    study = Study.of(values, Source(INLINE, "run"))
+    check_study(study)
+    return study
+
+
+def _heads(asked: Run, given: ExitHeads | None, *, fitted: bool) -> Any:
+    if given is not None:
+        parts = [] if given.lens is None else ["linear lens" if given.mlp is None else "network"]
+        parts += ["own output heads"] if given.output is not None else []
+        parts += ["K,V maps"] if given.holds_maps_alone else []
+        return {"name": ", ".join([*parts, *given.classifiers]), "file": str(asked.heads)}
+    if not fitted:
+        return NONE
+    return {
+        "name": ", ".join(CLASSIFIERS),
+        "fit": [OWN],
+        "tokens": FITTING_TOKENS,
+        "lens": False,
+        "classifiers": CLASSIFIERS,
+    }
+
+
+def require_documents(workloads: Sequence[Workload], floors: Sequence[float] = FLOORS) -> None:
+    """Refuse texts on which no floor of a run could be certified, before anything is loaded.
+
+    Raises InputError with how many documents there are, and how many are needed.
+    """
+    needed = {floor: documents_for(floor, DELTA) for floor in floors}
+    loosest = min(floors)
+    for workload in workloads:
+        found = len(workload.documents)
+        if found < needed[loosest]:
+            listed = ", ".join(
+                f"{count} for {whole_percent(floor)}" for floor, count in sorted(needed.items())
+            )
+            raise InputError(
+                f"not enough documents: {workload.name} has {found}, and a floor on agreement needs more: "
+                f"{listed}, even if nothing is lost on any of them",
+                where=f"--workload {workload.name}",
+                fix="give more texts (a text file is split into documents at its blank lines), or measure "
+                "the layers alone: offramp trace, then offramp score",
+            )
+
 
 OPTIONAL = {"profile": LOCAL, "heads": OWN}
 """Kinds of tasks that a run goes on without, by what it lacks then."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import require_base
-from offramp.kit.toml_lines import Location
+from offramp.kit.given_file import Location
 from offramp.models.transforms.transform import why_unfit
 from offramp.policies.decisions import require_neighbours
 from offramp.policies.grammar import parse_policy

@@ -24,8 +24,8 @@ from offramp.files import (
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.defaults import BYTES, LOCAL
+from offramp.kit.given_file import Location
 from offramp.kit.numbers import shown_size
-from offramp.kit.toml_lines import Location
 from offramp.models.checkpoint import (
     CONFIG_FILE,
     CONTEXT_KEYS,
@@ -65,8 +65,7 @@ from offramp.studies.study import Study, placed, resolved
 from offramp.studies.study_file import all_steps
 from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
-from offramp.workloads.continued import split_continued
-from offramp.workloads.registry import describe_workloads, is_given, load_workload
+from offramp.workloads.registry import describe_workloads, is_given, load_workload, split_continued
 from offramp.workloads.standard_library import library_files
 
 Evidence = list[list[str | int]]

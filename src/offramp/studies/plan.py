@@ -14,7 +14,7 @@ from offramp.costs.hardware import machine_facts
 from offramp.errors import InputError, OfframpError
 from offramp.files import sha256_of_file
 from offramp.kit.defaults import DELTA, LOCAL, PROFILE_SECONDS
-from offramp.kit.toml_lines import Location
+from offramp.kit.given_file import Location
 from offramp.models.devices import CPU, find_device
 from offramp.models.transforms.transform import Transform
 from offramp.policies.grammar import parse_policy

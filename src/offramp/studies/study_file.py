@@ -15,11 +15,11 @@ from offramp.kit.defaults import (
     LOCAL,
 )
 from offramp.kit.given_file import (
+    Location,
     did_you_mean,
     read_toml,
 )
 from offramp.kit.rules import Worth
-from offramp.kit.toml_lines import Location
 from offramp.models.devices import AUTO as AUTO_DEVICE
 from offramp.models.devices import DtypeName, find_device
 from offramp.models.process import parse_size
@@ -49,8 +49,7 @@ from offramp.timing.accelerations import DECODERS, EXITS, SPECULATE
 from offramp.tracing.asked import names_layers
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.tracing.request import parse_signals
-from offramp.workloads.continued import sizes_of, split_continued
-from offramp.workloads.registry import describe_workloads, is_given
+from offramp.workloads.registry import describe_workloads, is_given, sizes_of, split_continued
 
 CELLS = ("score", "replay", "league", "tune", "certify", "decode", "combine")
 """Kinds of the cells that tables of the file ask for."""

@@ -22,12 +22,14 @@ from offramp.models.model import Model
 from offramp.models.source import weights_note
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import DEFAULT_CONTEXT
-from offramp.workloads.answers import Answer, PlannedAnswer, answer_prompts
 from offramp.workloads.packing import (
+    Answer,
     Context,
     EncodedDocument,
     EncodedDocuments,
+    PlannedAnswer,
     Selection,
+    answer_prompts,
     encode_prompt,
     select_contexts,
 )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import InputError
 from offramp.kit.arguments import settled
 from offramp.kit.numbers import Count
-from offramp.kit.rules import Must
+from offramp.kit.rules import Temperature, TopP
 from offramp.models.devices import float64_device
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
@@ -175,11 +174,6 @@ def prompt_entropy(
     mean = ((entropy * real).sum(1) / real.sum(1)).cpu().numpy()
     return dict.fromkeys(names, mean)
 
-
-Temperature = Annotated[
-    float, Must(lambda value: value == 0 or 1e-4 <= value < 1e6, "0 (greedy), or from 0.0001 to below 1e6")
-]
-TopP = Annotated[float, Gt(0), Le(1)]
 
 HINTS: Mapping[str, tuple[Any, str]] = {
     "temperature": (Temperature | None, "float | None"),

@@ -16,7 +16,7 @@ from offramp.policies.parameters import Inner
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows, Tokens
 from offramp.policies.rules.around import Delegating
 from offramp.policies.rules.fixed import Never
-from offramp.workloads.continued import split_continued
+from offramp.workloads.registry import split_continued
 
 Voter = Annotated[
     Inner,
