@@ -60,12 +60,6 @@ def describe_base(model: Model) -> dict[str, Any]:
     }
 
 
-def asked_exits(exits: Sequence[int]) -> str:
-    """How exits are asked for in Python, and on the command line."""
-    listed = ",".join(map(str, exits))
-    return f'exits="{listed}" (--exits {listed})'
-
-
 def _refused(why: str) -> InputError:
     fix = "fit heads of this model: offramp heads fit MODEL --workload W -o FILE"
     return InputError(f"the exit heads cannot be used: {why}", where="heads= (--heads)", fix=fix)
@@ -83,7 +77,9 @@ def require_exits(heads: ExitHeads, exits: Sequence[int]) -> None:
         return
     missing = [exit for exit in below if exit not in heads.exits]
     if missing:
-        raise not_fitted_at(missing[0], heads, "trace their exits only: " + asked_exits(heads.exits))
+        listed = ",".join(map(str, heads.exits))
+        fix = f'trace their exits only: exits="{listed}" (--exits {listed})'
+        raise not_fitted_at(missing[0], heads, fix)
     candidate = candidate_exit(heads)
     if candidate is not None and candidate not in below:
         raise InputError(

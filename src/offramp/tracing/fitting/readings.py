@@ -174,26 +174,29 @@ def take_readings(
     head = make_head(model.stack, model.shape.vocabulary_size, shape, reductions)
     readings = [reading.at(place, head.device) for place in range(len(exits))]
     reader = _Reader(model, head, readings, shortlist)
-    device = reader.head.device
+    device = head.device
     max_prob, margin, cosine = (torch.zeros(rows, len(exits), device=device) for _ in range(3))
     agrees, short_agrees = (torch.zeros(rows, len(exits), dtype=torch.bool, device=device) for _ in range(2))
     columns = 0 if candidate_index is None else CANDIDATES
     candidates = torch.zeros(rows, len(exits), columns, device=device)
-    for part in slices(0, rows, reader.head.rows):
-        last = states.read(len(exits), part)
-        final = reader.final_top1(last)
-        tokens = None
-        if candidate_index is not None:
-            tokens = reader.best_tokens(candidate_index, states.read(candidate_index, part))
-        for index in range(len(exits)):
-            here = states.read(index, part)
-            top1, short, best, margin[part, index] = reader.confidence(index, here, final)
-            max_prob[part, index] = best
-            agrees[part, index], short_agrees[part, index] = top1 == final, short == final
-            cosine[part, index] = torch.cosine_similarity(here.float(), last.float(), dim=-1)
-            if tokens is not None:
-                candidates[part, index] = reader.logits(index, here, tokens)
-        advance(part.stop - part.start)
+    with exact_sums():
+        for part in slices(0, rows, head.rows):
+            last = states.read(len(exits), part)
+            final = reader.final_top1(reader.seen(len(exits), last))
+            tokens = None
+            if candidate_index is not None:
+                chosen_at = reader.seen(candidate_index, states.read(candidate_index, part))
+                tokens = head.best_columns(chosen_at, head.output(chosen_at), CANDIDATES)[0]
+            for index in range(len(exits)):
+                here = states.read(index, part)
+                seen = reader.seen(index, here)
+                top1, short, best, margin[part, index] = reader.confidence(seen, final)
+                max_prob[part, index] = best
+                agrees[part, index], short_agrees[part, index] = top1 == final, short == final
+                cosine[part, index] = torch.cosine_similarity(here.float(), last.float(), dim=-1)
+                if tokens is not None:
+                    candidates[part, index] = reader.logits(seen, tokens)
+            advance(part.stop - part.start)
     max_prob, margin, cosine, agrees, short_agrees, candidates = to_host(
         [max_prob, margin, cosine, agrees, short_agrees, candidates]
     )
@@ -238,7 +241,10 @@ def _kept_states(
 
 
 class _Reader:
-    """Reads exits out with the model's own tail and head, through lens and network below L."""
+    """Reads exits out with the model's own tail and head, through lens and network below L.
+
+    states: of an exit [rows, hidden], as `seen` makes them. Products are those of `exact_sums`.
+    """
 
     def __init__(
         self, model: Model, head: Head, readings: Sequence[ExitReading[Tensor]], shortlist: Tensor
@@ -249,25 +255,27 @@ class _Reader:
         self.shortlist = shortlist.to(head.device)
         self._restricted = head.restricted(self.shortlist)
 
-    @exact_sums()
-    def confidence(self, index: int, hidden: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def seen(self, index: int, hidden: Tensor) -> Tensor:
+        """States of an exit by its place, or of L behind these, as the head takes them."""
+        states = self.readings[index](hidden) if index < len(self.readings) else hidden
+        linear = isinstance(self.head, LinearHead)
+        return at_head(self.stack, self.stack.tail_forward, states) if linear else states
+
+    def confidence(self, states: Tensor, final: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Best token and best on the short list (int64), p1 and p1 - p2 of an exit: [rows] each.
 
         p1 is NaN where logits are not finite.
         """
-        states = self._states(index, hidden)
         output = self.head.output(states)
         short = self.shortlist[self._restricted(states, output).argmax(-1)]
-        statistics, _ = self.head.statistics(states, output, _wanted(final))
+        statistics, _ = self.head.statistics(states, output, final[:, None].expand(-1, 2))
         fine = torch.isfinite(statistics.maximum) & torch.isfinite(statistics.log_sum)
         best = torch.where(fine, torch.exp(-statistics.log_sum), torch.nan)
         second = torch.exp(statistics.second - statistics.maximum - statistics.log_sum)
         return statistics.top1, short, best, best - second
 
-    @exact_sums()
-    def final_top1(self, hidden: Tensor) -> Tensor:
+    def final_top1(self, states: Tensor) -> Tensor:
         """The full model's best token: int64 [rows]."""
-        states = self._tail(hidden)
         found = []
         for rows in slices(0, len(states), self.head.exact_rows):
             output = self.head.exact_output(states[rows])
@@ -275,29 +283,8 @@ class _Reader:
             found.append(self.head.statistics(states[rows], output, wanted)[0].top1)
         return torch.cat(found)
 
-    @exact_sums()
-    def best_tokens(self, index: int, hidden: Tensor) -> Tensor:
-        """The best tokens of an exit, best first: int64 [rows, candidates]."""
-        states = self._states(index, hidden)
-        return self.head.best_columns(states, self.head.output(states), CANDIDATES)[0]
-
-    @exact_sums()
-    def logits(self, index: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def logits(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens [rows, candidates] at an exit."""
-        states = self._states(index, hidden)
         if isinstance(self.head, LinearHead):
             return self.head.exact_logits(states, tokens)
         return self.head.output(states).gather(1, tokens)
-
-    def _states(self, index: int, hidden: Tensor) -> Tensor:
-        """States of an exit as the head takes them."""
-        return self._tail(self.readings[index](hidden))
-
-    def _tail(self, hidden: Tensor) -> Tensor:
-        if not isinstance(self.head, LinearHead):
-            return hidden
-        return at_head(self.stack, self.stack.tail_forward, hidden)
-
-
-def _wanted(final: Tensor) -> Tensor:
-    return final[:, None].expand(-1, 2)
