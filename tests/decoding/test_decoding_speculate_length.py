@@ -11,7 +11,6 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.strategies.draft_length import (
     AdaptiveLength,
     Auto,
-    FixedLength,
     draft_length_of,
     each_costs,
 )
@@ -84,7 +83,9 @@ def test_drafts_are_expected_where_tokens_leave_not_where_they_are_filtered() ->
     settings = Auto(rows=each_costs(0.9), head=1.0, exit_head=0.3)
     filtered = "filtered:signal=margin,value=0.9,exit=1,policy=[static:exit=3]"
     for text, drafted in (("static:exit=1", 1), ("static:exit=3", 0), (filtered, 0)):
-        assert draft_length_of(settings, engine_of(tiny_llama()), parse_policy(text)).next() == drafted, text
+        length = draft_length_of(settings, engine_of(tiny_llama()), parse_policy(text))
+        assert isinstance(length, AdaptiveLength), text
+        assert length.next() == drafted, text
 
 
 def test_nothing_is_tried_where_not_even_right_drafts_would_pay() -> None:
@@ -92,9 +93,3 @@ def test_nothing_is_tried_where_not_even_right_drafts_would_pay() -> None:
     assert [adaptive(share=0.6, exit=25.0).next() for _ in range(300)] == [0] * 300
     # Off a short list drafts hardly cost a head.
     assert adaptive(share=0.6, exit=25.0, exit_head=0.1).next() == 1
-
-
-def test_a_fixed_length_stays() -> None:
-    length = FixedLength(3)
-    length.learn(0, True, [1, 1, 1])
-    assert length.next() == 3

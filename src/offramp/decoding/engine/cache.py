@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import copy
 import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -53,18 +52,6 @@ def _mask_sizes(view: Any, query_length: int, layer_idx: int = 0) -> tuple[int, 
     return min(window - 1, seen) + query_length, max(seen - window + 1, 0)
 
 
-class InPlace(abc.ABC):
-    """A layer of a cache that writes into buffers of its own, and is told which may be asked for again."""
-
-    @abc.abstractmethod
-    def keep(self) -> None:
-        """What is held now may be asked for again: later updates leave these positions as they are."""
-
-    @abc.abstractmethod
-    def release(self) -> None:
-        """Others may write to the buffers: the next update makes new ones."""
-
-
 @dataclass(frozen=True)
 class Past:
     """What some layers held at one moment.
@@ -82,13 +69,13 @@ def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[i
     """What some places of the cache's list hold.
 
     K and V need no copy: they are replaced by longer tensors, or grow in place behind the positions that are
-    held now (`offramp.decoding.engine.cache`), which are never written to again. All else, such as
+    held now (`GrowingLayer`), which are never written to again. All else, such as
     recurrent states, is copied.
     """
     held = entries_of(cache)
     for place in entries:
         entry = held[place]
-        if isinstance(entry, InPlace):
+        if isinstance(entry, GrowingLayer):
             entry.keep()
     return Past(tuple((place, _held(vars(held[place]))) for place in entries), first, tuple(lengths))
 
@@ -101,7 +88,7 @@ def restore(cache: Any, past: Past) -> None:
         own = vars(entry)
         own.clear()
         own.update(_held(held))
-        if isinstance(entry, InPlace):
+        if isinstance(entry, GrowingLayer):
             entry.release()
 
 
@@ -247,7 +234,7 @@ def _starts(buffer: Tensor, held: Tensor, new: int) -> bool:
     )
 
 
-class GrowingLayer(InPlace, DynamicLayer):  # type: ignore[no-untyped-call]
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """A layer of transformers' cache whose update writes the new positions behind those it holds.
 
     Transformers' own makes K and V anew for every token (`torch.cat`), which reads and writes all of them.
@@ -261,11 +248,11 @@ class GrowingLayer(InPlace, DynamicLayer):  # type: ignore[no-untyped-call]
         self.kept = 0
 
     def keep(self) -> None:
-        """Later updates leave what is held now."""
+        """What is held now may be asked for again: later updates leave these positions as they are."""
         self.kept = max(self.kept, self.get_seq_length())
 
     def release(self) -> None:
-        """The next update makes new buffers."""
+        """Others may write to the buffers: the next update makes new ones."""
         self.room = None
         self.kept = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,29 +30,6 @@ def each_costs(share: float) -> Rows:
     return lambda rows: 1.0 + share * (rows - 1)
 
 
-class DraftLength(ABC):
-    """Says how many tokens a round may draft, and is told what became of them."""
-
-    @abstractmethod
-    def next(self) -> int:
-        """The longest draft of the next round, 0 to decode one token plainly."""
-
-    # Not abstract: a fixed length learns nothing.
-    def learn(self, accepted: int, rejected: bool, exits: list[int]) -> None:  # noqa: B027
-        """What a round made: drafts kept, whether the next one was wrong, and the exits of all its drafts."""
-
-
-@dataclass(frozen=True)
-class FixedLength(DraftLength):
-    """Always the same number."""
-
-    length: int
-
-    def next(self) -> int:
-        """The number itself."""
-        return self.length
-
-
 @dataclass(frozen=True)
 class Auto:
     """Settings of an adaptive draft length.
@@ -69,7 +45,7 @@ class Auto:
     longest: int = 8
 
 
-class AdaptiveLength(DraftLength):
+class AdaptiveLength:
     """The draft length with the most tokens per cost, as far as the drafts so far tell.
 
     With n drafts of which each is right with probability a, a round gives (1 - a^(n+1)) / (1 - a) tokens
@@ -96,7 +72,7 @@ class AdaptiveLength(DraftLength):
         self._left = 0
 
     def next(self) -> int:
-        """The best length, or 1 to find out."""
+        """The longest draft of the next round: the best, 1 to find out, or 0 to decode a token plainly."""
         if not self.best(1.0):
             return 0
         if self._left:
@@ -123,7 +99,10 @@ class AdaptiveLength(DraftLength):
         return tokens / (below + (self._layers - exit + self._head) * self._settings.rows(length + 1))
 
     def learn(self, accepted: int, rejected: bool, exits: list[int]) -> None:
-        """Count a round, and let the older ones fade; a round without drafts teaches nothing."""
+        """Count a round, and let the older ones fade; a round without drafts teaches nothing.
+
+        accepted: drafts kept. rejected: whether the next one was wrong. exits: of all its drafts.
+        """
         if exits:
             self._accepted = FORGETTING * self._accepted + accepted
             self._judged = FORGETTING * self._judged + accepted + rejected
@@ -132,10 +111,10 @@ class AdaptiveLength(DraftLength):
             self._exit = self._exits / self._drafts
 
 
-def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy) -> DraftLength:
+def draft_length_of(value: int | str | Auto, engine: Engine, policy: ExitPolicy) -> AdaptiveLength | int:
     """What a caller's draft length means for a policy: a number, "auto", or settings of it."""
     if isinstance(value, int):
-        return FixedLength(value)
+        return value
     usual = Auto(rows=each_costs(FEW_ROWS)) if any(engine.linears) else Auto()
     settings = value if isinstance(value, Auto) else usual
     head = settings.head if settings.head is not None else head_in_layers(engine)

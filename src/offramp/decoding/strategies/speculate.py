@@ -114,7 +114,7 @@ class Speculate(Strategy, of=SPECULATE):
 
     def advance(self, tokens: Tensor) -> Advance:
         """Feed the last tokens, int64 [batch, 1]; draft, verify, and keep at least one token."""
-        longest = 0 if self._alone else self._length.next()
+        longest = 0 if self._alone else self._longest()
         start = self._start(longest)
         try:
             # 1. Draft: each token is fed, the policy is asked, and what leaves waits for the layers above.
@@ -199,7 +199,8 @@ class Speculate(Strategy, of=SPECULATE):
         rows = int((~self.gear.driver.finished).sum())
         self.drafted += rows * len(drafts)
         self.accepted += rows * accepted
-        self._length.learn(accepted, wrong, [draft.exit for draft in drafts])
+        if not isinstance(self._length, int):
+            self._length.learn(accepted, wrong, [draft.exit for draft in drafts])
 
     def _take_back(self, run: Round, kept: int) -> None:
         """Keep the first rows of a round, and leave everything as if the others had never run."""
@@ -235,6 +236,10 @@ class Speculate(Strategy, of=SPECULATE):
         """
         if position < self._kept_before:
             self._states[layer, position] = self.gear.sequences.snapshot(layer, layer + 1)
+
+    def _longest(self) -> int:
+        """The longest draft of the next round."""
+        return self._length if isinstance(self._length, int) else self._length.next()
 
     def _room(self) -> int:
         """Tokens that are still to be fed: the last one that is wanted never is."""
