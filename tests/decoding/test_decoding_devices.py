@@ -27,7 +27,7 @@ from reading_cases import ALL_FACTS, random_heads
 import offramp
 from offramp.decoding.engine import engine as engine_module
 from offramp.decoding.engine.engine import DeviceClock, Meter
-from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.models.model import Model

@@ -17,8 +17,8 @@ from strategy_cases import Scripted, build_family, greedy, ids_of
 
 import offramp
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch
-from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.decoding.strategies.propagate import StateMaps
 from offramp.errors import InputError, PolicyError

@@ -15,7 +15,7 @@ from strategy_cases import Scripted, build_windowed, tiny_model
 from transformers import LogitsProcessorList
 
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, OfframpError, PolicyError
 from offramp.policies.grammar import parse_policy

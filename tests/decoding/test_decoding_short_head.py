@@ -18,9 +18,9 @@ from torch import Tensor
 import offramp
 from offramp.costs.hardware import find_machine
 from offramp.decoding.exit_readout.head import OutputHead
+from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration
-from offramp.decoding.generation.scoring import Scorer
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError, PolicyError
 from offramp.heads.exit_heads import ExitHeads

@@ -156,7 +156,7 @@ class DecodingOptions:
 
     Names and numbers are checked when it is made; whether they fit each other, a model and what is to be
     decoded is checked as early as that is known: `check_files` before the model is loaded, `check_model`
-    then, and `offramp.decoding.generation.early_exit.check_decodable` before anything runs.
+    then, and `offramp.decoding.generation.loop.check_decodable` before anything runs.
 
     Raises PolicyError for an unknown strategy or batching, or an impossible draft length; InputError for no
     new tokens.

@@ -31,10 +31,10 @@ from harness_cases import (
 )
 
 import offramp
-from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.harness import __main__ as command
 from offramp.decoding.harness.__main__ import register
-from offramp.decoding.harness.model import Depth, Depths, OfframpLM, depth_table
+from offramp.decoding.harness.model import Depth, OfframpLM, by_task, depth_table
 from offramp.decoding.judging import judge
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
@@ -339,12 +339,12 @@ def test_mean_depths_are_those_worked_by_hand() -> None:
 
 
 def test_tasks_and_types_are_kept_apart_and_shown() -> None:
-    depths = Depths(10)
-    depths.add("sums", "generate_until", Depth(10, requests=1, tokens=2, exits=14, fed=1, layers_executed=4))
-    depths.add("sums", "loglikelihood", Depth(10, requests=1, tokens=1, exits=3, fed=1, layers_executed=3))
-    depths.add("sums", "generate_until", Depth(10, requests=1, tokens=2, exits=14, fed=1, layers_executed=4))
-    depths.add("none", "loglikelihood", Depth(10, requests=1))
-    found = to_json(depths.by_task())
+    depths = {
+        ("sums", "generate_until"): Depth(10, requests=2, tokens=4, exits=28, fed=2, layers_executed=8),
+        ("sums", "loglikelihood"): Depth(10, requests=1, tokens=1, exits=3, fed=1, layers_executed=3),
+        ("none", "loglikelihood"): Depth(10, requests=1),
+    }
+    found = to_json(by_task(depths))
     assert list(found) == ["sums", "none"]
     assert found["sums"]["generate_until"]["tokens"] == 4
     assert found["sums"]["loglikelihood"]["mean_exit"] == 3.0

@@ -14,9 +14,8 @@ import torch
 
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
-from offramp.decoding.generation.early_exit import check_decodable
 from offramp.decoding.generation.generate import generate_batch
-from offramp.decoding.generation.loop import key_value_bytes
+from offramp.decoding.generation.loop import check_decodable, key_value_bytes
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import Generation
 from offramp.decoding.judging import Judge, full_models_choices

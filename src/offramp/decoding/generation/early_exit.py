@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.generation.loop import STRATEGIES, Loop, Plan
+from offramp.decoding.generation.loop import Loop, Plan, check_decodable
 from offramp.decoding.generation.next_token import Chooser
 from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import (
@@ -22,14 +22,12 @@ from offramp.decoding.options import (
     DecodingOptions,
     HeadsSource,
     PolicySource,
-    check_policy,
 )
 from offramp.decoding.strategies.draft_length import Auto
 from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
-from offramp.policies.steps import BATCHINGS
 
 KEPT_BACK = ("streamer", "assistant_model")
 """Arguments of transformers' `generate` that it does not hand to a custom loop."""
@@ -114,33 +112,6 @@ def _is_honoured(name: str, model_kwargs: dict[str, Any]) -> bool:
 def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:
     counted = torch.ones_like(ids) if mask is None else mask
     return (counted.cumsum(1) - 1).clamp(min=0)
-
-
-def check_decodable(
-    engine: Engine, options: DecodingOptions, conditions: Conditions | None = None, *, batch: int = 1
-) -> None:
-    """Refuse what the family or the strategy cannot do, before anything runs.
-
-    conditions: None for `batch` texts, padded if they are several.
-
-    Raises PolicyError for the policy, InputError for the rest.
-    """
-    conditions = conditions or Conditions(options, engine.layers, engine.dtype, batch, padded=batch > 1)
-    check_policy(options.policy, engine.layers, options.heads)
-    STRATEGIES[options.kv].check(conditions)
-    wanted = ["never_exit", *([options.kv] if options.policy.needs(engine.layers) else [])]
-    if conditions.batch > 1 or conditions.padded:
-        wanted.append("lockstep")
-    if conditions.batch > 1 and options.batching == "rebatch":
-        wanted.append("rebatch")
-    for ability in wanted:
-        reason = engine.abilities.reason(ability)
-        if reason is not None:
-            raise InputError(
-                f"{type(engine.hf).__name__} cannot decode this way ({ability}): {reason}",
-                where="batching=" if ability in BATCHINGS else "kv=",
-                fix="choose another strategy, or decode one prompt at a time; see docs/families.md",
-            )
 
 
 @dataclass(eq=False, repr=False)

@@ -15,9 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.generation.early_exit import EarlyExit, check_decodable
-from offramp.decoding.generation.loop import explain_out_of_memory
-from offramp.decoding.generation.scoring import Scorer
+from offramp.decoding.generation.early_exit import EarlyExit
+from offramp.decoding.generation.loop import Scorer, check_decodable, explain_out_of_memory
 from offramp.decoding.options import DecodingOptions, check_policy
 from offramp.errors import InputError, OfframpError
 from offramp.kit.rules import suggest
@@ -216,32 +215,22 @@ class Depth:
         return self.fed * self.layers
 
 
-class Depths:
-    """Depths of a run.
+Depths = Mapping[tuple[str, str], Depth]
+"""By task and type of request ("generate_until", "loglikelihood", "loglikelihood_rolling")."""
 
-    found: by task and type of request ("generate_until", "loglikelihood", "loglikelihood_rolling").
-    """
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
-        self.found: dict[tuple[str, str], Depth] = {}
-
-    def add(self, task: str, kind: str, depth: Depth) -> None:
-        """Requests of a type, made by a task."""
-        self.found[task, kind] = self.found.get((task, kind), Depth(self._layers)).plus(depth)
-
-    def by_task(self) -> dict[str, dict[str, Depth]]:
-        """By task, then by type of request."""
-        tasks = dict.fromkeys(task for task, _ in self.found)
-        return {
-            task: {kind: depth for (of, kind), depth in self.found.items() if of == task} for task in tasks
-        }
+def by_task(depths: Depths) -> dict[str, dict[str, Depth]]:
+    """By task, then by type of request."""
+    found: dict[str, dict[str, Depth]] = {}
+    for (task, kind), depth in depths.items():
+        found.setdefault(task, {})[kind] = depth
+    return found
 
 
 def depth_table(depths: Depths) -> str:
     """A table of tasks and types of request for people, in the style of lm-eval's own."""
     rows = [("Tasks", "Request type", "Tokens", "Mean exit", "Layers skipped")]
-    for (task, kind), depth in depths.found.items():
+    for (task, kind), depth in depths.items():
         mean = "-" if depth.mean_exit is None else f"{depth.mean_exit:.2f} of {depth.layers}"
         skipped = "-" if depth.layers_skipped is None else f"{100 * depth.layers_skipped:.1f} %"
         rows.append((task, kind, str(depth.tokens), mean, skipped))
@@ -269,7 +258,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     Texts, windows, truncation, stop strings and chat templates are those of lm-eval's own `hf` model, which
     this derives from. What runs the model is another: `generate_until` decodes as `offramp.generate` does,
     and `loglikelihood` and `loglikelihood_rolling` read each token's probability at the exit that the policy
-    chose (`offramp.decoding.generation.scoring`). A policy that never exits runs `hf`'s own code.
+    chose (`offramp.decoding.generation.loop`). A policy that never exits runs `hf`'s own code.
 
     pretrained: a bundled model, a folder, a .gguf file, or a Hub id; in Python also a model that is loaded,
     which several policies may share. policy, kv, heads, draft_length, task: as `offramp.generate` takes them.
@@ -330,7 +319,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         model, options = self._offramp, self._options
         options.check_model(model)
         self._exits = bool(options.policy.needs(model.layers)) or options.policy.short_head
-        self._depths = Depths(model.layers)
+        self._depths: dict[tuple[str, str], Depth] = {}
         self._now = ("", "")
         if self._exits:
             self._engine = engine_of(model)
@@ -359,7 +348,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         lm-eval asks once, when all is answered, just before it prints its table: the depths are printed here.
         """
         model, options = self._offramp, self._options
-        if self._depths.found:
+        if self._depths:
             print(depth_table(self._depths), flush=True)
         return {
             "model_num_parameters": model.hf.num_parameters(),
@@ -375,7 +364,7 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
                 "policy": str(options.policy),
                 "kv": options.kv,
                 "heads": None if options.heads is None else options.heads.fingerprint,
-                "depth": to_json(self._depths.by_task()),
+                "depth": to_json(by_task(self._depths)),
             },
         }
 
@@ -471,7 +460,8 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self._count(**_at_full_depth(self._offramp.layers, tokens, tokens))
 
     def _count(self, **sums: int) -> None:
-        self._depths.add(*self._now, Depth(self._offramp.layers, **sums))
+        layers, before = self._offramp.layers, self._depths.get(self._now)
+        self._depths[self._now] = (before or Depth(layers)).plus(Depth(layers, **sums))
 
 
 def _at_full_depth(layers: int, tokens: int, fed: int) -> dict[str, int]:

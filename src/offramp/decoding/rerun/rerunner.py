@@ -16,8 +16,8 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.generation.early_exit import check_decodable
 from offramp.decoding.generation.generate import generate_batch
+from offramp.decoding.generation.loop import check_decodable
 from offramp.decoding.generation.prompts import prompt_entropy
 from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource, read_heads_source
 from offramp.decoding.rerun.parallel import InputsAfter, NotParallel, ParallelPass, Untouched, unchanged
