@@ -31,7 +31,7 @@ from offramp.heads import file as heads_file
 from offramp.heads.importing.imports import read_layout
 from offramp.heads.importing.tensors import Tensors
 from offramp.heads.trained_model import trained_in
-from offramp.kit.given_file import Table, checked, read_toml
+from offramp.kit.given_file import TomlTable, checked, read_toml
 from offramp.kit.sealed_file import DECLARED, SealedFile
 from offramp.kit.sealed_tensors import DECLARED as TENSORS
 from offramp.kit.sealed_tensors import STREAMED, Arrays, SealedTensors
@@ -157,7 +157,7 @@ READERS: dict[str, Callable[[Path, str], object]] = {
     ),
     "documents": in_file(lambda path: load_workload(f"jsonl:{path}#text")),
     "a plan": in_file(lambda path: StudyFolder(path.parent).read_plan(), "plan.json"),
-    "a study": in_file(lambda path: checked(Table, *read_toml(path, "study")), "study.toml"),
+    "a study": in_file(lambda path: checked(TomlTable, *read_toml(path, "study")), "study.toml"),
     "a journal": lambda folder, text: read_lines(text.encode()),
 }
 

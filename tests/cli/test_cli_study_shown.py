@@ -16,8 +16,8 @@ from rich.console import Console
 from offramp.cli import study_shown
 from offramp.cli.study_shown import (
     MOST_CELLS_SHOWN,
-    Lines,
     Picture,
+    StudyLines,
     count_cells,
     counts_text,
     lasting,
@@ -212,7 +212,7 @@ def test_lines_say_the_start_each_failure_once_and_nothing_in_between(
     clock = iter([100.0, 100.0, 110.0, 140.0, 175.0])
     monkeypatch.setattr(study_shown, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     read: list[Status] = []
-    lines = Lines(plan, lambda: read[-1] if read else status_of(plan, folder))
+    lines = StudyLines(plan, lambda: read[-1] if read else status_of(plan, folder))
     lines.changed()
     folder.start(by_kind(plan, "trace"))
     folder.fail(by_kind(plan, "trace"), FAILURE)

@@ -13,7 +13,7 @@ import typer
 from offramp.cli.command import _kind
 from offramp.cli.main import app
 from offramp.errors import InputError
-from offramp.kit.given_file import Minutes, Number, Positive, Seconds, Table, Whole, checked, read_toml
+from offramp.kit.given_file import Minutes, Number, Positive, Seconds, TomlTable, Whole, checked, read_toml
 from offramp.kit.numbers import LARGEST_COUNT, whole_number
 from offramp.kit.request import Field, fields_of, missing
 from offramp.training.request import GateTraining
@@ -77,7 +77,7 @@ def test_every_command_refuses_such_numbers_before_it_begins(number: float) -> N
             request(**{**needed, field.name: wrong})
 
 
-class Numbers(Table):
+class Numbers(TomlTable):
     """A table of each kind of number."""
 
     whole: Whole = 0

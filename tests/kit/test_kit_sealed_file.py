@@ -10,7 +10,7 @@ import pytest
 
 from offramp.errors import DamagedFileError
 from offramp.files import write_sealed_json
-from offramp.kit.given_file import Line, Table, checked, read_toml
+from offramp.kit.given_file import Line, TomlTable, checked, read_toml
 from offramp.kit.sealed_file import SealedFile
 
 
@@ -42,7 +42,7 @@ def test_a_version_that_is_none_is_said_to_be(tmp_path: Path, version: Any, why:
         FILE.read(path)
 
 
-class Named(Table):
+class Named(TomlTable):
     """A file with a name."""
 
     name: Line

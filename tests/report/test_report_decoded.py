@@ -20,7 +20,7 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.policies.short_names import short_name
 from offramp.report.formats import percent
 from offramp.report.page import print_summary, render
-from offramp.report.run_result import Progress, RunResult
+from offramp.report.run_result import RunProgress, RunResult
 from offramp.report.sections.decoded import beside_plot, error_plot
 from offramp.report.summary import summarise, summary_schema
 from offramp.report.timing import blame, error_sentence
@@ -152,7 +152,7 @@ def test_hostile_text_of_a_measurement_stays_text():
     )
     made = replace(made, bench=replace(bench, plain=bench.plain))
     run = with_decoding(example_run(), replace(made, bench=bench), code=hostile)
-    run = replace(run, progress=Progress((hostile,), hostile, (hostile,)))
+    run = replace(run, progress=RunProgress((hostile,), hostile, (hostile,)))
     page = Page(render(run))
     assert page.faults == []
     assert "img" not in [tag for tag, _, _ in page.elements]
@@ -280,7 +280,7 @@ def test_a_page_is_whole_after_every_stage(run):
         replace(run, workloads=run.workloads[:1], decoding=run.decoding[:1], not_decoded={}),
     ]
     for stage in stages:
-        running = replace(stage, progress=Progress(("the machine timed",), "tracing prose", ("decoding",)))
+        running = replace(stage, progress=RunProgress(("the machine timed",), "tracing prose", ("decoding",)))
         page = Page(render(running))
         assert page.faults == []
         assert "Still running: tracing prose. Done: the machine timed. To come: decoding." in page.text
@@ -288,7 +288,7 @@ def test_a_page_is_whole_after_every_stage(run):
         links = [v["href"].lstrip("#") for _, v, _ in page.elements if "href" in v]
         assert set(links) <= ids
         assert "Still running" not in Page(render(stage)).text
-    first = Page(render(replace(stages[0], progress=Progress((), "timing", ()))))
+    first = Page(render(replace(stages[0], progress=RunProgress((), "timing", ()))))
     assert "There is no verdict for smollm2 yet." in first.text
 
 

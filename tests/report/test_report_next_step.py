@@ -12,7 +12,7 @@ from test_report_headline import certificate, run_with, verdict
 from offramp.commands import RunCall
 from offramp.report.next_step import next_step
 from offramp.report.run_reading import NOT_ASKED
-from offramp.report.run_result import Progress, RunResult
+from offramp.report.run_result import RunProgress, RunResult
 
 RUN = "offramp run smollm2 --dtype bfloat16"
 CALL = RunCall(("smollm2", "--dtype", "bfloat16"), {"exits": "5,9", "output": "runs/mine"})
@@ -119,7 +119,7 @@ def test_where_nothing_pays_exits_are_trained_and_no_gain_is_promised() -> None:
     assert next_step(trained) is None
 
 
-@pytest.mark.parametrize("changes", [{"progress": Progress((), "tracing", ())}, {"workloads": ()}])
+@pytest.mark.parametrize("changes", [{"progress": RunProgress((), "tracing", ())}, {"workloads": ()}])
 def test_a_run_that_is_not_whole_has_none(changes: dict[str, object]) -> None:
     assert next_step(replace(asked(example_run()), **changes)) is None
 

@@ -34,10 +34,6 @@ class Output:
         for line in lines:
             self.console.print(line, markup=False, soft_wrap=True)
 
-    def say_page(self, page: Path) -> None:
-        """Say where a page lies."""
-        self.say(f"Report: {page}")
-
     def finish(self, value: dict[str, Any]) -> None:
         """Print one JSON object as the last line, if it was asked for; a NaN or infinity becomes null."""
         from offramp.kit.typed import finite_json

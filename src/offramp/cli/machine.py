@@ -319,7 +319,7 @@ def _broken_at_commas(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Looked:
     """One thing looked at: whether it is fine, what was found, and what to do if not."""
 
     name: str
@@ -353,7 +353,7 @@ def doctor(asked: DoctorCommand, out: Output) -> None:
         raise typer.Exit(1)
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[Looked]:
     needed = {name: f"pip install {name}" for name in ("torch", "transformers", "pyarrow")}
     extras = {
         "gguf": "pip install 'offramp[gguf]' for .gguf files and the default model",
@@ -366,28 +366,28 @@ def _packages() -> list[Finding]:
     findings = []
     for name, fix in {**needed, **extras}.items():
         try:
-            findings.append(Finding(name, True, importlib.metadata.version(name)))
+            findings.append(Looked(name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(name, False, "not installed", fix))
+            findings.append(Looked(name, False, "not installed", fix))
     return findings
 
 
-def _default_model() -> Finding:
+def _default_model() -> Looked:
     from offramp.models.source import BUNDLED
 
     try:
-        return Finding("default model", True, str(BUNDLED[DEFAULT_MODEL].find()))
+        return Looked("default model", True, str(BUNDLED[DEFAULT_MODEL].find()))
     except OfframpError as error:
-        return Finding("default model", False, error.what, error.fix)
+        return Looked("default model", False, error.what, error.fix)
 
 
-def _compiler() -> Finding:
+def _compiler() -> Looked:
     found = shutil.which("g++") or shutil.which("clang++")
     fix = "install g++: without it traces take about half as long again"
-    return Finding("C++ compiler", found is not None, found or "none", fix)
+    return Looked("C++ compiler", found is not None, found or "none", fix)
 
 
-def _cache() -> Finding:
+def _cache() -> Looked:
     from offramp.kit.numbers import shown_size
     from offramp.models.gguf_file import cache_folder, converted_models
     from offramp.report.formats import counted
@@ -397,13 +397,13 @@ def _cache() -> Finding:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         why = "may not be written" if existing.is_dir() else "is no folder"
         fix = "set OFFRAMP_CACHE to a folder that this user may write"
-        return Finding("cache", False, f"{folder}: {existing} {why}", fix)
+        return Looked("cache", False, f"{folder}: {existing} {why}", fix)
     free = shutil.disk_usage(existing).free / 2**30
     models = converted_models()
     held = f"{counted(len(models), 'converted model')}, {shown_size(sum(map(_size, models)))}"
     fix = "free 2 GiB (offramp doctor --clear-cache removes converted models), or set OFFRAMP_CACHE"
     clear = "; --clear-cache removes them" if models else ""
-    return Finding("cache", free > 2, f"{folder} ({held}{clear}; {free:.0f} GiB free)", fix)
+    return Looked("cache", free > 2, f"{folder} ({held}{clear}; {free:.0f} GiB free)", fix)
 
 
 def _size(folder: Path) -> int:
@@ -423,7 +423,7 @@ def _clear_cache() -> str:
     return f"removed from the cache: {counted(len(models), 'converted model')}, {shown_size(size)}"
 
 
-def _machine() -> Finding:
+def _machine() -> Looked:
     from offramp.costs.load import OTHER_LOAD, too_busy
     from offramp.models.devices import AUTO, find_device
     from offramp.runs.stages import describe_machine
@@ -439,4 +439,4 @@ def _machine() -> Finding:
         f"{others:.1f} busy; models compute on {machine.get('device_name', machine['device'])}"
     )
     fix = f"{busy}: nothing is timed then; wait for other programs, or leave them cores (OMP_NUM_THREADS=1)"
-    return Finding("machine", busy is None, found, fix)
+    return Looked("machine", busy is None, found, fix)

@@ -96,7 +96,7 @@ def compare(asked: CompareCommand, out: Output) -> None:
     for cell, why in comparison.failures.items():
         out.say(f"not compared: {cell}: {why}")
     page = asked.output / REPORT_FILE
-    out.say_page(page)
+    out.say(f"Report: {page}")
     out.finish(
         {
             "report": str(page),
@@ -136,5 +136,5 @@ def report(asked: ReportCommand, out: Output) -> None:
             page = write_outputs(RunReader(folder.path)).report
     else:
         page = write_study_page(folder, mixed=asked.mixed)
-    out.say_page(page)
+    out.say(f"Report: {page}")
     out.finish({"folder": str(folder.path), "report": str(page)})

@@ -185,7 +185,7 @@ def run(asked: StudyRunCommand, out: Output) -> None:
     if status.cells["done"]:
         try:
             report = study_page(folder)
-            out.say_page(report)
+            out.say(f"Report: {report}")
         except InputError as error:
             out.say(f"no report: {error}")
     out.finish(
@@ -228,7 +228,7 @@ def report(asked: StudyReportCommand, out: Output) -> None:
     page = write_study_page(folder, mixed=asked.mixed)
     for note in notes:
         out.say(f"note: {note}")
-    out.say_page(page)
+    out.say(f"Report: {page}")
     out.finish({"folder": str(folder.path), "report": str(page), "problems": notes})
 
 

@@ -490,7 +490,7 @@ OnChange = Callable[[], None]
 def study_progress(plan: StudyPlan, read: Callable[[], Status]) -> Iterator[OnChange]:
     """Show on standard error how a study goes on. read: gives where it stands."""
     if not sys.stderr.isatty():
-        yield Lines(plan, read).changed
+        yield StudyLines(plan, read).changed
         return
     from rich.live import Live
 
@@ -498,7 +498,7 @@ def study_progress(plan: StudyPlan, read: Callable[[], Status]) -> Iterator[OnCh
         yield Picture(plan, read, lambda shown: live.update(shown, refresh=True)).changed
 
 
-class Lines:
+class StudyLines:
     """A line when it begins, a line when a task failed, and a line now and then."""
 
     def __init__(self, plan: StudyPlan, read: Callable[[], Status]) -> None:

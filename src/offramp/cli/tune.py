@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TracedText:
+class TextAtHand:
     """One text. heads: the file that its exits were read through; contents: of its run, None outside one."""
 
     name: str
@@ -45,7 +45,7 @@ class TracedText:
     contents: RunContents | None
 
 
-def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
+def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TextAtHand]:
     """The texts of traces and runs, each once. heads: given for all of them, None for those of their runs.
 
     Raises InputError for folders that hold no trace, or one that was read through other heads than are given;
@@ -62,11 +62,11 @@ def texts_at(folders: Iterable[Path], heads: Path | None) -> list[TracedText]:
         own = None if contents is None else contents.heads
         if heads is not None:
             require_heads(trace, read_heads(heads))
-        found.append(TracedText(str(trace.request["workload"]["name"]), trace, heads or own, contents))
+        found.append(TextAtHand(str(trace.request["workload"]["name"]), trace, heads or own, contents))
     return found
 
 
-def tuned_together(texts: Sequence[TracedText]) -> list[list[TracedText]]:
+def tuned_together(texts: Sequence[TextAtHand]) -> list[list[TextAtHand]]:
     """Which texts get one policy: all of them, or each its own, as in a run that fits heads for each text.
 
     Raises InputError for texts of no one run that were not traced alike.
@@ -83,7 +83,7 @@ def tuned_together(texts: Sequence[TracedText]) -> list[list[TracedText]]:
     return [list(texts)]
 
 
-def machine_at_hand(text: TracedText, hardware: str, *, may_time: bool) -> Machine | None:
+def machine_at_hand(text: TextAtHand, hardware: str, *, may_time: bool) -> Machine | None:
     """The machine that a text is priced on; None for this machine where it is yet to be timed.
 
     may_time: whether the model will be loaded. Raises InputError for a machine that is not known.
@@ -223,7 +223,7 @@ def tune(asked: Tuning, out: Output) -> None:
         out.finish({"workloads": answers})
 
 
-def require_executable(asked: Tuning, groups: list[list[TracedText]]) -> None:
+def require_executable(asked: Tuning, groups: list[list[TextAtHand]]) -> None:
     """Refuse, before the model is loaded, what could not be decoded with it, or not be certified at all.
 
     Raises InputError.
@@ -240,7 +240,7 @@ def require_executable(asked: Tuning, groups: list[list[TracedText]]) -> None:
             _require_documents(asked, text, needed)
 
 
-def _require_documents(asked: Tuning, text: TracedText, needed: int) -> None:
+def _require_documents(asked: Tuning, text: TextAtHand, needed: int) -> None:
     """Refuse a floor that the documents at hand could not certify. needed: those without a loss.
 
     Raises InputError.
@@ -275,7 +275,7 @@ def _require_documents(asked: Tuning, text: TracedText, needed: int) -> None:
         )
 
 
-def loaded_models(asked: Tuning, text: TracedText) -> tuple[Model, Model | None]:
+def loaded_models(asked: Tuning, text: TextAtHand) -> tuple[Model, Model | None]:
     """The model that a text was traced with, and the reference where the floor is on agreement with that.
 
     Raises InputError.
@@ -322,7 +322,7 @@ PASSED_ON = ("kv", "prompt_tokens", "documents", "seconds", "method", "delta", "
 
 def tuned_on(
     asked: Tuning,
-    group: list[TracedText],
+    group: list[TextAtHand],
     machine: Machine | None,
     model: Model | None,
     reference: Model | None,

@@ -49,7 +49,7 @@ from offramp.kit.given_file import (
     NotNegative,
     Positive,
     Source,
-    Table,
+    TomlTable,
     checked,
     did_you_mean,
     read_toml,
@@ -67,14 +67,14 @@ Rate = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=1, le=LARGEST
 Wait = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=LONGEST_WAIT)]
 
 
-class Rates(Table):
+class Rates(TomlTable):
     """The table [flops_per_second]: dense peaks."""
 
     float32: Rate
     bfloat16: Rate
 
 
-class RooflineFile(Table):
+class RooflineFile(TomlTable):
     """A profile of kind "roofline"; see `Roofline`."""
 
     kind: Literal["roofline"]
@@ -87,7 +87,7 @@ class RooflineFile(Table):
     decision_seconds: Wait
 
 
-class Step(Table):
+class Step(TomlTable):
     """One table [[batch]], in the file's unit."""
 
     size: Size
@@ -104,7 +104,7 @@ class Step(Table):
         return self.layer if isinstance(self.layer, tuple) else (self.layer,) * count
 
 
-class TimingsFile(Table):
+class TimingsFile(TomlTable):
     """A profile of kind "timings"; see `TimingsProfile`."""
 
     hints: ClassVar[Mapping[str, str]] = {"unit": "write the unit of every time: " + ", ".join(UNITS)}

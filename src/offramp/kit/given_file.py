@@ -106,7 +106,7 @@ Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\
 """A text of one line without control characters, which a terminal may be shown."""
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """One table of a file; a key that it does not have is refused.
 
     hints: what to write in a text that does not fit, by key. former: keys that it had once, and what to use
@@ -118,7 +118,7 @@ class Table(BaseModel):
     former: ClassVar[Mapping[str, str]] = {}
 
 
-Given = TypeVar("Given", bound=Table)
+Given = TypeVar("Given", bound=TomlTable)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _not_toml(path: Path, what: str, error: Exception) -> InputError:
 
 
 def _invalid(
-    source: Source, kind: type[Table], values: Mapping[str, Any], error: ValidationError
+    source: Source, kind: type[TomlTable], values: Mapping[str, Any], error: ValidationError
 ) -> InputError:
     """The error for the first value that does not fit, in the file's order. kind, values: of the whole."""
     found = {tuple(one["loc"]): one for one in error.errors()}
@@ -208,7 +208,9 @@ def _is_alternative(part: str | int) -> bool:
     )
 
 
-def _words(location: Location, kind: type[Table], details: ErrorDetails, source: Source) -> tuple[str, str]:
+def _words(
+    location: Location, kind: type[TomlTable], details: ErrorDetails, source: Source
+) -> tuple[str, str]:
     """What is wrong and what to do."""
     key = str(location[-1]) if location else "the file"
     table = _table_of(kind, location[:-1])
@@ -260,7 +262,7 @@ MESSAGES = {
 """What to do about a value that does not fit, by pydantic's name for it, where its own words are odd."""
 
 
-def _table_of(kind: type[Table], location: Location) -> type[Table] | None:
+def _table_of(kind: type[TomlTable], location: Location) -> type[TomlTable] | None:
     """The model that a location's table is of."""
     table: Any = kind
     for part in location:
@@ -273,13 +275,13 @@ def _table_of(kind: type[Table], location: Location) -> type[Table] | None:
     return table  # type: ignore[no-any-return]
 
 
-def _model_in(annotation: Any) -> type[Table] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Table):
+def _model_in(annotation: Any) -> type[TomlTable] | None:
+    if isinstance(annotation, type) and issubclass(annotation, TomlTable):
         return annotation
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
-def _keys_of(table: type[Table] | None) -> dict[str, bool]:
+def _keys_of(table: type[TomlTable] | None) -> dict[str, bool]:
     """The keys of a table, and whether each must be given."""
     if table is None:
         return {}

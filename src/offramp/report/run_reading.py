@@ -22,7 +22,7 @@ from offramp.report.heads_summary import summarised_heads
 from offramp.report.run_result import (
     Decoded,
     PriceList,
-    Progress,
+    RunProgress,
     RunResult,
     WorkloadResult,
 )
@@ -65,7 +65,7 @@ class RunReader:
             say(problem)
         self._traces: dict[str, tuple[Trace, tuple[Frontier, ...]]] = {}
 
-    def result(self, progress: Progress | None = None) -> RunResult:
+    def result(self, progress: RunProgress | None = None) -> RunResult:
         """What is done. Raises DamagedFileError for files whose bytes changed."""
         events = self.folder.journal.read().events
         finished = {event.task: event for event in events if event.event == "finished"}

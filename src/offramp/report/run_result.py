@@ -97,7 +97,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run had come when a page was written. done, running, to_come: stages in words."""
 
     done: tuple[str, ...]
@@ -198,7 +198,7 @@ class RunResult:
     heads: HeadsSummary | None = None
     decoding: tuple[Decoded, ...] = ()
     not_decoded: Mapping[str, str] = field(default_factory=dict)
-    progress: Progress | None = None
+    progress: RunProgress | None = None
     combined: CombineResult | None = None
     training: Training | None = None
     call: RunCall | None = None

@@ -224,7 +224,8 @@ def trace_for(folder: Path, policy: str | None) -> Path:
     if len(found) == 1:
         return found[0]
     text = None if policy is None else text_of(policy)
-    own = (place for place in found if text is not None and _is_trace_of(place, text))
+    near = ((place, contents_at(place)) for place in found) if text is not None else ()
+    own = (place for place, contents in near if contents is not None and contents.workload == text)
     return next(own, None) or find_trace(folder)
 
 
@@ -238,8 +239,3 @@ def text_of(policy: str) -> str | None:
     if contents is not None:
         return contents.workload
     return read_tuned(policy).workload.get("name") if is_tuned_file(Path(policy)) else None
-
-
-def _is_trace_of(place: Path, text: str) -> bool:
-    contents = contents_at(place)
-    return contents is not None and contents.workload == text

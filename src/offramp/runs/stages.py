@@ -29,7 +29,7 @@ from offramp.report.formats import whole_percent
 from offramp.report.page import write_report
 from offramp.report.run_findings import Findings
 from offramp.report.run_reading import RunReader
-from offramp.report.run_result import Progress, RunResult
+from offramp.report.run_result import RunProgress, RunResult
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.request import DECODE_MINUTES, Run
@@ -252,7 +252,7 @@ def carry_out(
     }
     folder = asked.folder or default_folder(model.name, request)
     RUN_FOLDER.require(folder, request, overwrite=asked.overwrite)
-    run = _Run(asked, model, traced, given, folder, streamed)
+    run = _StartedRun(asked, model, traced, given, folder, streamed)
     run.left_out = {workload.name: UNANSWERED for workload in workloads if workload not in traced}
     evaluating = contextlib.nullcontext() if model.given is None else model.given.evaluating()
     with evaluating:
@@ -300,7 +300,7 @@ def _traceable(
     return [workload for workload in workloads if workload.mode == "text"]
 
 
-class _Run:
+class _StartedRun:
     """One run. left_out: workloads that were asked for and are not traced, with the reason."""
 
     def __init__(
@@ -459,7 +459,7 @@ class _Run:
         done = [words for task, words in shown if self.folder.is_done(task)]
         to_come = [words for task, words in shown if words not in done and task is not running]
         now = next(words for task, words in shown if task is running)
-        result = reader.result(Progress(tuple(done), now, tuple(to_come)))
+        result = reader.result(RunProgress(tuple(done), now, tuple(to_come)))
         with RUN_FOLDER.files(self.path).writing(REPORT_FILE):
             write_report(result, self.path)
 

@@ -29,8 +29,8 @@ from offramp.kit.given_file import (
     Positive,
     Seconds,
     Share,
-    Table,
     Text,
+    TomlTable,
     Truth,
     Whole,
 )
@@ -60,7 +60,7 @@ MOST_THREADS = 1024
 Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 
 
-class StudySettings(Table):
+class StudySettings(TomlTable):
     """The table [study]: what is the same for all cells.
 
     tokens: per workload. device: where models compute; "auto" is settled when the study is planned, as the
@@ -92,7 +92,7 @@ class StudySettings(Table):
     draws: Draws = DRAWS
 
 
-class AxisEntry(Table):
+class AxisEntry(TomlTable):
     """One entry of an axis; a text alone is its name.
 
     named_alike: keys that are the name too where they are not given.
@@ -247,7 +247,7 @@ class WorkEntry(AxisEntry):
     settings: Mapping[str, Any] = Field(default_factory=dict)
 
 
-class Exclude(Table):
+class Exclude(TomlTable):
     """Cells to leave out: those that have all the names that are given, and are of the kind if one is."""
 
     kind: Text | None = None
@@ -260,7 +260,7 @@ class Exclude(Table):
     machine: Text | None = None
 
 
-class Certify(Table):
+class Certify(TomlTable):
     """The tuner's answers executed: certificates are of documents that were decoded for them.
 
     documents: that a candidate is decoded on, at most; by default four times the fewest that could certify a
@@ -274,7 +274,7 @@ class Certify(Table):
     seconds: Seconds = 33.0
 
 
-class Decode(Table):
+class Decode(TomlTable):
     """Decoding for real on this machine: with the policies of the verdicts where certificates are asked for,
     else with the best of the league.
 
@@ -291,7 +291,7 @@ class Decode(Table):
     seconds: Seconds = TIMING_SECONDS
 
 
-class Combine(Table):
+class Combine(TomlTable):
     """Accelerations alone and together. policy: by which `exits` and `speculate` leave. prompts, rounds,
     seconds: as of `Decode`.
     """
@@ -304,7 +304,7 @@ class Combine(Table):
     seconds: Seconds = TIMING_SECONDS
 
 
-class Large(Table):
+class Large(TomlTable):
     """Models traced layer by layer from disk. memory: for the weights, as "16GB"; by default what is free."""
 
     stream: Truth = True

@@ -16,7 +16,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit import arguments
 from offramp.kit.defaults import LOCAL
-from offramp.kit.given_file import Source, Table, checked
+from offramp.kit.given_file import Source, TomlTable, checked
 from offramp.studies.entries import (
     LEAGUE,
     NONE,
@@ -49,7 +49,7 @@ TABLE_OPTIONS = {"workloads": "workload", "transforms": "transform", "heads": "h
 """The command's option behind a table of the study; those behind keys of [study] have the key's name."""
 
 
-class Study(Table):
+class Study(TomlTable):
     """A whole study file. Lines in errors are known if `read_study` read it."""
 
     former: ClassVar[Mapping[str, str]] = {

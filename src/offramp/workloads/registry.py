@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -34,19 +34,19 @@ def split_continued(spec: str) -> tuple[str, str]:
     return f"{name}:{tokens}{colon}", text
 
 
-def continued(prefix: str, text: str, load: Callable[[str], Workload]) -> Workload:
+def continued(prefix: str, text: str) -> Workload:
     """The documents of a workload, each cut to its first tokens, which the full model continues greedily.
 
-    prefix, text: as `split_continued` gives them. load: loads the latter. Tokens of a document are counted
+    prefix, text: as `split_continued` gives them. Tokens of a document are counted
     with BOS if the model puts it there; a shorter text is continued whole.
 
     A workload of prompts is answered as it is; of each answer no more than M tokens are read.
 
     Raises WorkloadError for tokens that are no whole number or too few, or that do not go with the workload's
-    mode, and whatever `load` raises.
+    mode, and as `load_workload` does.
     """
     prompt_tokens, new_tokens = sizes_of(prefix, text)
-    workload = load(text)
+    workload = load_workload(text)
     if (workload.mode == "generation") != (prompt_tokens is None):
         prompts = workload.mode == "generation"
         raise WorkloadError(
@@ -141,7 +141,7 @@ def load_workload(spec: str) -> Workload:
     """
     prefix, text = split_continued(spec)
     if prefix:
-        return continued(prefix, text, load_workload)
+        return continued(prefix, text)
     name, colon, argument = spec.partition(":")
     if name == GIVEN:
         known = _given.get(spec)

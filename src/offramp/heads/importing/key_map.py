@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from offramp.heads.parts import NORM_ARRAYS, GatedNetwork, Lens, NormKind, OwnHead
-from offramp.kit.given_file import FINITE, Count, Source, Table, Truth, checked, read_toml
+from offramp.kit.given_file import FINITE, Count, Source, TomlTable, Truth, checked, read_toml
 
 EXIT, PLACE = "{exit}", "{place}"
 """What stands for an exit in a key: its number in the file, or its place among the map's exits, from 0."""
@@ -28,7 +28,7 @@ Epsilon = Annotated[float, FINITE, Field(ge=0, lt=1)]
 Key = Annotated[str, Field(pattern=r"\{(exit|place)\}")]
 
 
-class PartKeys(Table):
+class PartKeys(TomlTable):
     """What exits are read through."""
 
     hints: ClassVar[Mapping[str, str]] = {
@@ -83,7 +83,7 @@ class OutputKeys(PartKeys):
     rows: Count | None = None
 
 
-class KeyMap(Table):
+class KeyMap(TomlTable):
     """Where a file holds its exits' parts, each with EXIT or PLACE in its keys.
 
     exits: those that the file has, in the order of their places. first: the number in a key that stands for

@@ -35,7 +35,7 @@ from offramp.heads.importing.key_map import (
     OutputKeys,
 )
 from offramp.heads.importing.tensors import Tensors
-from offramp.kit.given_file import Count, Table
+from offramp.kit.given_file import Count, TomlTable
 from offramp.models.model import Model
 
 TRAIN = "train exits of this model instead: offramp exits train MODEL --workload W --kind block -o DIR"
@@ -54,7 +54,7 @@ UNKNOWN = "nothing but its size"
 MEGATRON_EMBEDDING = "language_model.embedding.word_embeddings.weight"
 
 
-class Layout(Table):
+class Layout(TomlTable):
     """One program's files. Its fields are what is read of their config.json; other entries are left alone.
 
     of_exits: regular expression of the keys that belong to an exit. Each of them must be a part that is read,
