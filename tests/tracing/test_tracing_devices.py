@@ -30,8 +30,7 @@ from offramp.models.source import find_source
 from offramp.models.streaming import load_streamed
 from offramp.scoring.scoring import score
 from offramp.tracing import states
-from offramp.tracing.block import BlockMeasurer
-from offramp.tracing.final_comparison import _KNOWN, Gram
+from offramp.tracing.block import _KNOWN, BlockMeasurer, Gram
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.layer_importance import measure_importance
 from offramp.tracing.request import TraceRequest

@@ -58,7 +58,7 @@ class ExitOutput:
     statistics: RowStatistics
 
 
-class Recorder(Protocol):
+class FactRecorder(Protocol):
     """Fills columns of a table from readings.
 
     The exits below L of the same rows come one after another, ascending. Exit L comes before them, unless
@@ -225,12 +225,12 @@ def make_recorders(
     exits: Sequence[int],
     rows: int,
     below: Sequence[Head] = (),
-) -> tuple[Recorder, ...]:
+) -> tuple[FactRecorder, ...]:
     """The recorders of one head, or of one at L and others below.
 
     work: what gives facts at the exits, the last of which is L. rows: of one float32 output at most.
     """
-    recorders: list[Recorder] = []
+    recorders: list[FactRecorder] = []
     if "logit_gap" in recording.signals:
         recorders.append(LogitGap())
     if "restricted" in recording.signals:
