@@ -79,7 +79,7 @@ def trace_request(result: str) -> dict[str, Any]:
 
 
 def training_request(result: str) -> TrainingIdentity:
-    recipe = Recipe("lens", (1,), 9, 9, None, 0, 0, 0)
+    recipe = Recipe(kind="lens", at=(1,), tokens=9, steps=9, seed=0, units=0, loss_vocabulary=0)
     return TrainingIdentity(recipe, {"name": result}, (), False, False, 0, "cpu", "code")
 
 

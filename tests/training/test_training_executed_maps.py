@@ -131,10 +131,10 @@ def test_a_step_is_drawn_by_seed_and_step_alone() -> None:
 def test_sequences_that_are_not_kept_are_computed_again() -> None:
     maps = maps_of()
     kept = maps.fit.take([1, 2])
-    maps.fit._kept.clear()
-    maps.fit._left = 0
+    maps.fit.states._kept.clear()
+    maps.fit.states._left = 0
     again = maps.fit.take([1, 2])
-    assert not maps.fit._kept
+    assert not maps.fit.states._kept
     for name in ("ids", "may_leave", "hidden", "final", "signal"):
         assert torch.equal(getattr(kept, name), getattr(again, name))
 

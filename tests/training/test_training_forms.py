@@ -82,7 +82,18 @@ def objective(*, shared: bool) -> TrainedReadings:
     """Exits 1 and 2 of a tiny model, on random states."""
     model = tiny_llama()
     states = torch.randn(300, 3, model.shape.hidden_size, generator=torch.Generator().manual_seed(1))
-    recipe = Recipe("block", (1, 2), 300, 1, None, 0, 6, 0, batch=20, precision="float32", shared=shared)
+    recipe = Recipe(
+        kind="block",
+        at=(1, 2),
+        tokens=300,
+        steps=1,
+        seed=0,
+        units=6,
+        loss_vocabulary=0,
+        batch=20,
+        precision="float32",
+        shared=shared,
+    )
     return TrainedReadings(model, recipe, CachedStates((1, 2, 3), states[:200], states[200:], 0.0))
 
 

@@ -20,7 +20,7 @@ from offramp.tracing.plan import plan_with_answers
 from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
 from offramp.training.divergence import TrainingHead, leaving_shares
 from offramp.training.layer_skip import dropout_probabilities, exit_weights
-from offramp.training.regularised import AHEAD_SHARE, OriginalStates, RegularisedModel, tokens_ahead
+from offramp.training.regularised import AHEAD_SHARE, RegularisedModel, original_states, tokens_ahead
 from offramp.training.request import Regularisation
 
 LAYERS = 4
@@ -235,8 +235,9 @@ def test_the_original_is_computed_once_and_again_where_it_does_not_fit(
     )
     for most, expected in ((10**6, 1), (0, 2)):
         calls.clear()
-        states = OriginalStates(objective.model, objective.fit, most)
-        assert torch.equal(states.of(1), states.of(1))
+        states = original_states(objective.model, objective.fit)
+        states._left = most
+        assert torch.equal(*states.of(1), *states.of(1))
         assert len(calls) == expected
 
 

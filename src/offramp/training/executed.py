@@ -27,9 +27,16 @@ from offramp.models.model import Model
 from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.rows import slices
 from offramp.training.divergence import Evaluator, TrainingHead
-from offramp.training.executed_pass import Started, TrainableMaps, mapped_inputs, places_of, run_executed
-from offramp.training.job import Job, Prepared, sides
-from offramp.training.loop import Beside, LossOf, Parameters, Progress
+from offramp.training.executed_pass import (
+    Leaving,
+    Started,
+    TrainableMaps,
+    mapped_inputs,
+    places_of,
+    run_executed,
+)
+from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
+from offramp.training.loop import Beside, LossOf, Parameters, Progress, under
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, Rows
 from offramp.training.request import Precision
@@ -86,9 +93,9 @@ class ExecutedMaps:
         """What is trained, by "exit.array": changes that leave the maps as they were."""
         return [
             {
-                f"{exit}.{name}": one
+                f"{exit}.{name}": array
                 for exit, maps in self.maps.items()
-                for name, one in maps.initial().items()
+                for name, array in maps.initial().items()
             }
         ]
 
@@ -126,7 +133,7 @@ class ExecutedMaps:
                 return hidden.new_zeros(())
             count = min(self.recipe.batch, len(places))
             chosen = places[torch.from_numpy(generator.choice(len(places), count, replace=False))]
-            rows, final = (one.reshape(-1, one.shape[-1])[chosen] for one in (hidden, texts.final))
+            rows, final = (states.reshape(-1, states.shape[-1])[chosen] for states in (hidden, texts.final))
             return head.divergence(rows.float(), head.target(final.float()))
 
         return loss_of
@@ -141,16 +148,19 @@ class ExecutedMaps:
             left.logical_or_(gone)
             return places_of(gone)
 
-        prepared = {exit: maps.prepared(_of(changes, exit)) for exit, maps in self.maps.items()}
-        hidden = run_executed(
+        return self._executed(changes, texts, leaving), texts.may_leave & ~left
+
+    def _executed(self, changes: Parameters, texts: Texts, leaving: Leaving) -> Tensor:
+        """States after L, through the maps with these changes."""
+        maps = {exit: maps.prepared(under(f"{exit}.", changes)) for exit, maps in self.maps.items()}
+        return run_executed(
             self.engine,
             texts.ids,
             self.exits,
             leaving,
-            mapped_inputs(self.engine.layers, prepared),
+            mapped_inputs(self.engine.layers, maps),
             Started(self.exits[0], texts.hidden),
         )
-        return hidden, texts.may_leave & ~left
 
     def _values(self, exit: int, hidden: Tensor, texts: Texts, asked: Tensor) -> Tensor:
         """The signal at an exit, float32 [batch, positions]; minus infinity for tokens that are not asked."""
@@ -175,22 +185,18 @@ class ExecutedMaps:
         texts = self.fit.take(places)
         count = max(1, round(share * int(texts.may_leave.sum())))
         running = texts.may_leave.clone()
-        found: dict[int, float] = {}
+        thresholds: dict[int, float] = {}
 
         def leaving(exit: int, hidden: Tensor) -> Tensor:
             values = self._values(exit, hidden, texts, running)
             asked = values[running]
-            found[exit] = float(asked.sort(descending=True).values[min(count, len(asked)) - 1])
-            gone = values >= found[exit]
+            thresholds[exit] = float(asked.sort(descending=True).values[min(count, len(asked)) - 1])
+            gone = values >= thresholds[exit]
             running.logical_and_(~gone)
             return places_of(gone)
 
-        prepared = {exit: maps.prepared(maps.initial()) for exit, maps in self.maps.items()}
-        inputs_after = mapped_inputs(self.engine.layers, prepared)
-        run_executed(
-            self.engine, texts.ids, self.exits, leaving, inputs_after, Started(self.exits[0], texts.hidden)
-        )
-        return found
+        self._executed(self.initial()[0], texts, leaving)
+        return thresholds
 
     @torch.no_grad()
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
@@ -224,7 +230,7 @@ class ExecutedMaps:
     def trained(self, changes: Parameters) -> dict[int, ExitMaps[Weights]]:
         """The maps as heads hold them, of exits that were not trained as well."""
         return dict(self.all_maps) | {
-            exit: one.trained(_of(changes, exit)) for exit, one in self.maps.items()
+            exit: maps.trained(under(f"{exit}.", changes)) for exit, maps in self.maps.items()
         }
 
 
@@ -237,16 +243,6 @@ def signal_of(heads: ExitHeads, exits: Sequence[int]) -> str:
         if all(classifier.better_than_chance[heads.exits.index(exit)] for exit in exits):
             return name
     return OWN_CONFIDENCE
-
-
-def _of(changes: Parameters, exit: int) -> dict[str, Tensor]:
-    """The changes of one exit's maps, by array."""
-    prefix = f"{exit}."
-    return {name.removeprefix(prefix): one for name, one in changes.items() if name.startswith(prefix)}
-
-
-KEPT_BYTES = 1 << 30
-"""States that are kept; those of further sequences are computed again each time."""
 
 
 @dataclass(frozen=True)
@@ -284,11 +280,9 @@ class KnownTexts:
         contexts: Sequence[Context],
         exit: int,
         signal: Signal,
-        most_bytes: int = KEPT_BYTES,
     ) -> None:
         self.model, self.contexts, self.exit, self.signal = model, contexts, exit, signal
-        self._left = most_bytes
-        self._kept: dict[int, tuple[Tensor, ...]] = {}
+        self.states = KeptStates(self._known)
 
     def __len__(self) -> int:
         return len(self.contexts)
@@ -296,7 +290,7 @@ class KnownTexts:
     @property
     def tokens(self) -> int:
         """That a policy is asked about."""
-        return sum(len(one.ids) - _first(one) for one in self.contexts)
+        return sum(map(row_count, self.contexts))
 
     def draw(self, count: int, generator: np.random.Generator) -> Texts:
         """Some at random, none twice."""
@@ -305,14 +299,18 @@ class KnownTexts:
     def take(self, places: Sequence[int]) -> Texts:
         """Those at some places."""
         contexts = [self.contexts[place] for place in places]
-        longest = max(len(one.ids) for one in contexts)
+        longest = max(len(context.ids) for context in contexts)
         device = self.model.stack.device
         # Filled up with a token of the sequence itself: one that the model surely has.
-        ids = [[*one.ids, *[one.ids[-1]] * (longest - len(one.ids))] for one in contexts]
-        may = [[_first(one) <= place < len(one.ids) for place in range(longest)] for one in contexts]
-        known = [self._known(place) for place in places]
+        ids = [[*context.ids, *[context.ids[-1]] * (longest - len(context.ids))] for context in contexts]
+        may = [
+            [first_row(context) <= place < len(context.ids) for place in range(longest)]
+            for context in contexts
+        ]
+        known = [self.states.of(place) for place in places]
         hidden, final, signal = (
-            torch.stack([_filled(one, longest) for one in column]) for column in zip(*known, strict=True)
+            torch.stack([_filled(states, longest) for states in column])
+            for column in zip(*known, strict=True)
         )
         return Texts(
             torch.tensor(ids, device=device), torch.tensor(may, device=device), hidden, final, signal
@@ -320,8 +318,6 @@ class KnownTexts:
 
     def _known(self, place: int) -> tuple[Tensor, ...]:
         """Of one sequence: states of the exit and of L [length, hidden], the signal [length]."""
-        if place in self._kept:
-            return self._kept[place]
         found: dict[int, Tensor] = {}
         wanted = (self.exit, self.model.layers)
 
@@ -331,17 +327,7 @@ class KnownTexts:
 
         self.model.stack.capture(torch.tensor([self.contexts[place].ids]), on_layer)
         hidden = found[self.exit]
-        known = hidden, found[self.model.layers].to(hidden.device), self.signal(hidden)
-        size = sum(one.nbytes for one in known)
-        if size <= self._left:
-            self._kept[place] = known
-            self._left -= size
-        return known
-
-
-def _first(context: Context) -> int:
-    """The first position that may leave, as `decoding.rerun.sequences.first_decided` has it."""
-    return max(1, context.first_row)
+        return hidden, found[self.model.layers].to(hidden.device), self.signal(hidden)
 
 
 def _filled(states: Tensor, length: int) -> Tensor:

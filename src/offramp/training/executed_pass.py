@@ -118,15 +118,17 @@ class TrainableMaps:
             scale["outward"] = _size(start["outward"], -1)
             # The columns of V give numbers of variance 1 or less (`tracing.fitting.maps.shared_columns`).
             scale["bias"] = scale["outward"][..., 0]
-        return cls(maps, start, {name: one.clamp(min=TINY) for name, one in scale.items()})
+        return cls(maps, start, {name: size.clamp(min=TINY) for name, size in scale.items()})
 
     def initial(self) -> dict[str, Tensor]:
         """Changes that leave the maps as they were."""
-        return {name: torch.zeros_like(one) for name, one in self.start.items()}
+        return {name: torch.zeros_like(array) for name, array in self.start.items()}
 
     def values(self, changes: Changes) -> dict[str, Tensor]:
         """The arrays, by name, differentiable."""
-        return {name: torch.addcmul(one, self.scale[name], changes[name]) for name, one in self.start.items()}
+        return {
+            name: torch.addcmul(array, self.scale[name], changes[name]) for name, array in self.start.items()
+        }
 
     def prepared(self, changes: Changes) -> ExitMaps[Tensor]:
         """What computes with them, differentiable."""
@@ -137,7 +139,7 @@ class TrainableMaps:
 
     def trained(self, changes: Changes) -> ExitMaps[Weights]:
         """The maps as a file holds them."""
-        arrays = {name: one.detach().cpu().numpy() for name, one in self.values(changes).items()}
+        arrays = {name: array.detach().cpu().numpy() for name, array in self.values(changes).items()}
         found: Any = {name: np.ascontiguousarray(one) for name, one in arrays.items()}
         return replace(self.maps, **found)
 

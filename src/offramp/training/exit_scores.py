@@ -69,7 +69,7 @@ def _figures(traced: Trace, model: Model) -> dict[str, float]:
     names = ("representation", "increment", "calibration", "composite", "saturation_skip")
     found = {name: getattr(card, name).value for name in names}
     sizes = {} if model.has_no_tokenizer else text_sizes(traced, partial(model.decode, special=False))
-    size = sum(one.bytes for one in sizes.values())
+    size = sum(text.bytes for text in sizes.values())
     for place, exit in enumerate(traced.exits.tolist()):
         found[f"agreement/{exit}"] = float(card.curves.values["agreement"][place])
         if size:

@@ -148,7 +148,7 @@ def _state(hf: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All that is stored of a model, with other weights, tied ones under each of their names."""
     names = {id(weight): name for name, weight in hf.named_parameters()}
     kept = hf.state_dict(keep_vars=True)
-    return {name: values.get(names.get(id(one), ""), one).detach() for name, one in kept.items()}
+    return {name: values.get(names.get(id(weight), ""), weight).detach() for name, weight in kept.items()}
 
 
 @contextlib.contextmanager

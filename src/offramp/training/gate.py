@@ -430,7 +430,7 @@ def spread(gates: Classifier[Weights], exits: Sequence[int], every: Sequence[int
     return Classifier(
         mean=of(gates.mean, 0.0),
         scale=of(gates.scale, 1.0),
-        weights=tuple(of(one, 0.0) for one in gates.weights),
+        weights=tuple(of(array, 0.0) for array in gates.weights),
         biases=(of(gates.biases[0], 0.0), of(gates.biases[1], SHUT)),
         auroc=of(gates.auroc, math.nan),
         base_rate=of(gates.base_rate, 0.0),

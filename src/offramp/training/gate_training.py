@@ -101,35 +101,28 @@ def train(
 
     Raises what `train_gates` raises.
     """
-    if asked.output is None:
-        return _trained(model, workloads, asked, progress)
-    with GATES_FOLDER.claimed(Path(asked.output), overwrite=asked.overwrite) as folder:
-        trained = _trained(model, workloads, asked, progress)
+    output = None if asked.output is None else Path(asked.output)
+    with GATES_FOLDER.claimed(output, overwrite=asked.overwrite) as folder:
+        start = read_heads_source(asked.start)
+        exits = _exits(model, start, asked.at)
+        if start is not None:
+            require_base(start, describe_base(model))
+            if start.output is not None:
+                raise InputError(
+                    "gates of exits that have output heads of their own cannot be trained",
+                    where="--from",
+                    fix="train exits that are read through a lens, or give no --from",
+                )
+        require_one_stream(model)
+        shown = sys.stderr.isatty() if progress is None else progress
+        machine = _machine(model, asked.hardware) if isinstance(asked.hardware, str) else asked.hardware
+        parts = [(work, _unseen(work, start)) for work in workloads]
+        rows = plan_rows(model, parts, asked.tokens, context=asked.context, shown=shown)
+        earlier = spent_before(model, asked.start, start)
+        trained = GateJob(model, tuple(workloads), asked, start, exits, rows, machine, shown, earlier).run()
         write_heads(trained.heads, folder / EXITS_FILE)
         GATE_RECORD.write(folder / TRAINING_FILE, trained.record)
     return trained
-
-
-def _trained(
-    model: Model, workloads: Sequence[Workload], asked: GateTraining, progress: bool | None
-) -> TrainedGates:
-    start = read_heads_source(asked.start)
-    exits = _exits(model, start, asked.at)
-    if start is not None:
-        require_base(start, describe_base(model))
-        if start.output is not None:
-            raise InputError(
-                "gates of exits that have output heads of their own cannot be trained",
-                where="--from",
-                fix="train exits that are read through a lens, or give no --from",
-            )
-    require_one_stream(model)
-    shown = sys.stderr.isatty() if progress is None else progress
-    machine = _machine(model, asked.hardware) if isinstance(asked.hardware, str) else asked.hardware
-    parts = [(work, _unseen(work, start)) for work in workloads]
-    rows = plan_rows(model, parts, asked.tokens, context=asked.context, shown=shown)
-    earlier = spent_before(model, asked.start, start)
-    return GateJob(model, tuple(workloads), asked, start, exits, rows, machine, shown, earlier).run()
 
 
 def _exits(model: Model, heads: ExitHeads | None, at: str | Sequence[int] | None) -> tuple[int, ...]:
@@ -271,7 +264,7 @@ class GateJob:
         )
         held_out = self.read.held_out
         apart = chosen_apart(text_groups(self.read.texts), held_out)
-        parts = [rows.of_documents(one) for one in (~held_out & ~apart, apart, held_out)]
+        parts = [rows.of_documents(chosen) for chosen in (~held_out & ~apart, apart, held_out)]
         if not all(map(len, parts)):
             raise InputError(
                 f"there are {len(held_out)} documents for gates that nothing has seen; they need one to "

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from offramp.files import canonical_json, sha256_of_text
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE, write_heads
@@ -26,6 +28,9 @@ from offramp.workloads.workload import Workload
 
 HELD_OUT_EVERY = 6
 """One document of so many is held out from training."""
+
+KEPT_BYTES = 1 << 30
+"""States of sequences that are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,15 @@ class Job:
     def key(self, rows: FittingRows, layers: Sequence[int]) -> str:
         """Of the rows and layers that are read, and of all else that decides what is trained."""
         contexts = [
-            (one.document, one.start, one.first_row, one.ids, one.next_token, one.generated)
-            for one in rows.contexts
+            (
+                context.document,
+                context.start,
+                context.first_row,
+                context.ids,
+                context.next_token,
+                context.generated,
+            )
+            for context in rows.contexts
         ]
         asked = to_json(replace(self.request, recipe=replace(self.recipe, minutes=None)))
         parts = (asked, contexts, rows.held_out.tolist(), layers, library_versions())
@@ -143,9 +155,38 @@ class Job:
 
 def sides(rows: FittingRows) -> tuple[list[Context], list[Context]]:
     """The sequences to train on, and those of held-out documents."""
-    apart = [bool(rows.held_out[one.document]) for one in rows.contexts]
+    apart = [bool(rows.held_out[context.document]) for context in rows.contexts]
     fit, held_out = (
-        [one for one, held in zip(rows.contexts, apart, strict=True) if held is side]
+        [context for context, held in zip(rows.contexts, apart, strict=True) if held is side]
         for side in (False, True)
     )
     return fit, held_out
+
+
+def first_row(context: Context) -> int:
+    """The first position that is looked at: not that which decoding never lets leave."""
+    return max(1, context.first_row)
+
+
+def row_count(context: Context) -> int:
+    """Positions that are looked at."""
+    return len(context.ids) - first_row(context)
+
+
+class KeptStates:
+    """States of sequences, computed when first asked for; what there is no room for, each time again."""
+
+    def __init__(self, compute: Callable[[int], tuple[Tensor, ...]], most_bytes: int = KEPT_BYTES) -> None:
+        self._compute, self._left = compute, most_bytes
+        self._kept: dict[int, tuple[Tensor, ...]] = {}
+
+    def of(self, place: int) -> tuple[Tensor, ...]:
+        """Those of the sequence at a place."""
+        if place in self._kept:
+            return self._kept[place]
+        states = self._compute(place)
+        size = sum(tensor.nbytes for tensor in states)
+        if size <= self._left:
+            self._kept[place] = states
+            self._left -= size
+        return states

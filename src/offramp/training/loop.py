@@ -177,16 +177,16 @@ def read_checkpoint(path: Path, key: str, device: torch.device) -> Progress | No
     except (ValueError, OverflowError) as error:  # sealed, but by another program
         raise CHECKPOINT_FILE.foreign(path, error, fix) from error
 
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
-        }
-
     weights = [
-        Weights(**{part: under(f"{place}.{part}.") for part in TENSORS}, best_loss=loss)
+        Weights(**{part: under(f"{place}.{part}.", tensors) for part in TENSORS}, best_loss=loss)
         for place, loss in enumerate(losses)
     ]
     return Progress(header.settings, weights, tensors.get(VOCABULARY), **_course(header))
+
+
+def under(prefix: str, tensors: Parameters) -> dict[str, Tensor]:
+    """Those whose names begin with it, by what follows."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _course(of: Course) -> dict[str, Any]:

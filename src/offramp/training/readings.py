@@ -33,7 +33,7 @@ from offramp.tracing.rows import slices
 from offramp.training.divergence import SHOWN_FLOOR, Evaluator, TrainingHead, frequent_targets
 from offramp.training.folder import STATES
 from offramp.training.job import Job, Prepared
-from offramp.training.loop import Beside, LossOf, Parameters, Progress, batch_rows
+from offramp.training.loop import Beside, LossOf, Parameters, Progress, batch_rows, under
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, Rows
 from offramp.training.request import Precision
@@ -112,7 +112,7 @@ def initial_lens(start: RidgeStart, rank: int = 0) -> dict[str, Tensor]:
     bias = start.bias + (change - outward @ inward) @ start.mean
     sizes = np.sqrt(np.linalg.norm(inward, axis=1).clip(min=np.finfo(np.float64).tiny))
     factors = {"inward": inward / sizes[:, None], "outward": outward * sizes, "bias": bias}
-    return {name: torch.from_numpy(one.astype(np.float32)) for name, one in factors.items()}
+    return {name: torch.from_numpy(factor.astype(np.float32)) for name, factor in factors.items()}
 
 
 def initial_network(hidden: int, units: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -131,19 +131,14 @@ def initial_network(hidden: int, units: int, generator: torch.Generator) -> dict
 
 def joined(exits: Sequence[Parameters], network: Parameters) -> dict[str, Tensor]:
     """Lenses of several exits and the network that all share, as one: "0.bias", "1.bias", ..., "gate"."""
-    lenses = {f"{place}.{name}": one for place, lens in enumerate(exits) for name, one in lens.items()}
+    lenses = {f"{place}.{name}": tensor for place, lens in enumerate(exits) for name, tensor in lens.items()}
     return {**lenses, **network}
 
 
 def exits_of(shared: Parameters, exits: int) -> list[dict[str, Tensor]]:
     """Each exit's parameters out of those that `joined` gave."""
-    network = {name: one for name, one in shared.items() if "." not in name}
-    lenses: list[dict[str, Tensor]] = [{} for _ in range(exits)]
-    for name, one in shared.items():
-        place, dot, own = name.partition(".")
-        if dot:
-            lenses[int(place)][own] = one
-    return [{**lens, **network} for lens in lenses]
+    network = {name: tensor for name, tensor in shared.items() if "." not in name}
+    return [under(f"{place}.", shared) | network for place in range(exits)]
 
 
 def prepared(parameters: Parameters) -> ExitReading[Tensor]:
@@ -250,19 +245,22 @@ class TrainedReadings:
         """Every exit on some of the held-out rows."""
         return self._evaluator.evaluate([prepared(one) for one in self._exits(parts)])
 
-    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """Each one's own loss; of exits that share a network their mean."""
-        losses = [one.loss for one in found]
+        losses = [evaluation.loss for evaluation in evaluations]
         return [float(np.mean(losses))] if self.recipe.shared else losses
 
-    def in_words(self, parts: Sequence[Evaluation]) -> str:
+    def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """Of several exits, one after the other."""
 
         def of(values: Sequence[float], form: str) -> str:
             return " / ".join(format(value, form) for value in values)
 
-        loss, agreement = of([one.loss for one in parts], ".2f"), of([one.agreement for one in parts], ".2f")
-        leaving = of([100 * one.leaving[SHOWN_FLOOR] for one in parts], ".0f")
+        loss, agreement = (
+            of([exit.loss for exit in evaluations], ".2f"),
+            of([exit.agreement for exit in evaluations], ".2f"),
+        )
+        leaving = of([100 * exit.leaving[SHOWN_FLOOR] for exit in evaluations], ".0f")
         return f"loss {loss}, agreement {agreement}, {leaving} % leave at 95 %"
 
     def reading(self, progress: Progress) -> ExitReading[Weights]:
@@ -374,7 +372,7 @@ def prepare_readings(job: Job) -> Prepared:
             progress=job.shown,
         )
         as_it_is = Evaluator(model, states.held_out).evaluate([lambda hidden: hidden] * exits)
-        before, after = (problem.evaluate_all(one) for one in (ExitReading(problem.ridge), reading))
+        before, after = (problem.evaluate_all(read) for read in (ExitReading(problem.ridge), reading))
         return heads, Left(
             heads=heads.fingerprint, logit_lens=tuple(as_it_is), before=tuple(before), trained=tuple(after)
         )

@@ -11,9 +11,9 @@ from offramp.tracing.request import parse_exits
 from offramp.training.layer_skip import fewest_steps
 from offramp.training.request import (
     BlockTraining,
+    Effort,
     ExecutedTraining,
     LensTraining,
-    Precision,
     Regularisation,
     RegularisedTraining,
     ResumableTraining,
@@ -32,31 +32,24 @@ UNITS_PER_HIDDEN = 8 / 3
 (arXiv 2002.05202, section 2)."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Effort):
     """One training.
 
-    at: exits, ascending, below L. tokens: to read, those held out included. steps, minutes: one of them None;
-    minutes, of all of it, become tokens and steps by pilots. batch: positions a step. rate: the largest
-    learning rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are whole. shared:
-    whether all exits use one network. loss_vocabulary: tokens that the loss looks at, 0 for all.
-    precision: of the products with the output head in training, "auto" for the usual of the device. leave:
-    share of the tokens that leave while K,V maps are trained, 0 for other kinds. regularisation: of the kind
-    "regularised", None for others.
+    at: exits, ascending, below L. tokens: to read, those held out included. batch: positions a step. rate:
+    the largest learning rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are
+    whole. shared: whether all exits use one network. leave: share of the tokens that leave while K,V maps are
+    trained, 0 for other kinds. regularisation: of the kind "regularised", None for others.
     """
 
     kind: str
     at: tuple[int, ...]
     tokens: int
-    steps: int | None
-    minutes: float | None
     seed: int
     units: int
-    loss_vocabulary: int
     batch: int = TRAINING_ROWS
     rate: float = RATE
     context: int | None = None
-    precision: Precision | str = "auto"
     leave: float = 0.0
     regularisation: Regularisation | None = None
     rank: int = 0

@@ -33,7 +33,7 @@ from offramp.tracing.rows import slices
 from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
 from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, divergence, leaving_shares
 from offramp.training.folder import require_room, write_model
-from offramp.training.job import Job, Prepared, sides
+from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
 from offramp.training.layer_skip import exit_weights
 from offramp.training.loop import Beside, LossOf, Parameters, Progress
 from offramp.training.recipe import Recipe
@@ -76,7 +76,7 @@ class RegularisedModel:
         self.weights = ChangedWeights.of(model, self.asked.lora)
         self.fit = fit
         self.held_out = HeldOutModel(self.weights, recipe.at, held_out)
-        self._original = OriginalStates(model, fit)
+        self._original = original_states(model, fit)
         self._rows = np.array([row_count(one) for one in fit])
 
     def initial(self) -> list[dict[str, Tensor]]:
@@ -110,7 +110,7 @@ class RegularisedModel:
     def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """The loss of a step's sequences. head: of the original model."""
         batch = self.batch(step, steps)
-        final = torch.cat([self._original.of(place) for place in batch.places])
+        final = torch.cat([self._original.of(place)[0] for place in batch.places])
         target = head.target(final.to(head.weight.device).float())
         halved = head.precision == torch.bfloat16
 
@@ -169,68 +169,46 @@ class RegularisedModel:
         """Every exit and L as trained, on some of the held-out text."""
         return self.held_out.evaluate(self.weights.values(parts[0]), EVALUATED_TOKENS)
 
-    def judged(self, found: Sequence[Evaluation]) -> list[float]:
+    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """The loss of held-out text, of every exit at once and without layers ahead, no layer left out."""
         weights = exit_weights(self.recipe.at, self.model.layers, self.asked.exit_scale).values()
         of_text = self.asked.targets == "text"
         terms = [
-            weight * (one.nll or 0.0 if of_text else one.loss)
-            for weight, one in zip(weights, found, strict=True)
+            weight * (evaluation.nll or 0.0 if of_text else evaluation.loss)
+            for weight, evaluation in zip(weights, evaluations, strict=True)
         ]
-        return [sum(terms) + self.asked.keep * found[-1].loss]
+        return [sum(terms) + self.asked.keep * evaluations[-1].loss]
 
-    def in_words(self, parts: Sequence[Evaluation]) -> str:
+    def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """Of the exits one after the other, and of the full depth."""
-        agreements = " / ".join(f"{one.reference_agreement:.2f}" for one in parts[:-1])
-        leaving = " / ".join(f"{100 * one.leaving[SHOWN_FLOOR]:.0f}" for one in parts[:-1])
-        last = parts[-1]
+        agreements = " / ".join(f"{exit.reference_agreement:.2f}" for exit in evaluations[:-1])
+        leaving = " / ".join(f"{100 * exit.leaving[SHOWN_FLOOR]:.0f}" for exit in evaluations[:-1])
+        last = evaluations[-1]
         return (
             f"exits say what the original says: {agreements}; full depth {last.reference_agreement:.3f} "
             f"(KL {last.loss:.3f}); {leaving} % leave at 95 %"
         )
 
 
-KEPT_BYTES = 1 << 30
-"""States of the original model that are kept; those of further sequences are computed again each time."""
-
 UNKNOWN = -100
 """In the place of a token behind the last one that is known."""
 
 
-class OriginalStates:
-    """What the original model's last layer gives of some sequences, computed when first asked for, and kept.
+def original_states(model: Model, contexts: Sequence[Context]) -> KeptStates:
+    """What the original model's last layer gives of some sequences: of each of their rows [rows, hidden].
 
     Kept are states and no logits: of `smollm2` 2.3 kB a token instead of 197 kB, and the head that makes the
     ones of the other takes a fifth of what the layers take.
     """
+    last = model.layers
 
-    def __init__(self, model: Model, contexts: Sequence[Context], most_bytes: int = KEPT_BYTES) -> None:
-        self.model, self.contexts = model, contexts
-        self._left = most_bytes
-        self._kept: dict[int, Tensor] = {}
+    @torch.no_grad()
+    def states(place: int) -> tuple[Tensor]:
+        context = contexts[place]
+        found = run_layers(model.stack, torch.tensor(context.ids), (last,))
+        return (found[last][first_row(context) :].clone(),)
 
-    def of(self, place: int) -> Tensor:
-        """Of the rows of one sequence [rows, hidden]."""
-        if place in self._kept:
-            return self._kept[place]
-        context, last = self.contexts[place], self.model.layers
-        with torch.no_grad():
-            found = run_layers(self.model.stack, torch.tensor(context.ids), (last,))
-        states = found[last][first_row(context) :].clone()
-        if states.nbytes <= self._left:
-            self._kept[place] = states
-            self._left -= states.nbytes
-        return states
-
-
-def first_row(context: Context) -> int:
-    """The first position that is looked at: not that which decoding never lets leave."""
-    return max(1, context.first_row)
-
-
-def row_count(context: Context) -> int:
-    """Positions that are looked at."""
-    return len(context.ids) - first_row(context)
+    return KeptStates(states)
 
 
 def tokens_ahead(context: Context, ahead: int) -> list[int]:
@@ -245,7 +223,7 @@ def cross_entropy(logits: Tensor, contexts: Sequence[Context], ahead: int) -> Te
 
     logits: float32 [rows of all contexts, vocabulary]. ahead: 1 for the next token.
     """
-    tokens = torch.tensor([token for one in contexts for token in tokens_ahead(one, ahead)])
+    tokens = torch.tensor([token for context in contexts for token in tokens_ahead(context, ahead)])
     known = max(1, int((tokens != UNKNOWN).sum()))
     total = F.cross_entropy(logits, tokens.to(logits.device), ignore_index=UNKNOWN, reduction="sum")
     return total / known
@@ -274,7 +252,7 @@ class HeldOutModel:
         self.weights, self.contexts = weights, contexts
         self.model: Model = weights.model
         self.exits = (*exits, self.model.layers)
-        self._original = OriginalStates(self.model, contexts)
+        self._original = original_states(self.model, contexts)
 
     @property
     def tokens(self) -> int:
@@ -289,7 +267,7 @@ class HeldOutModel:
         values: the trained weights.
         """
         places = self._places(tokens)
-        read = [one for place in places for one in self._read(values, place)]
+        read = [rows for place in places for rows in self._read(values, place)]
         together = _Read(*(torch.cat(column, 1) for column in zip(*read, strict=True)))
         return _evaluations(together, sum(self._bytes[place] for place in places))
 
@@ -304,14 +282,14 @@ class HeldOutModel:
         """Of the text that each sequence's rows predict."""
         decode = functools.partial(self.model.decode, special=False)
         return [
-            observed_size(decode, one.ids[first_row(one)], tokens_ahead(one, 1)).bytes
-            for one in self.contexts
+            observed_size(decode, context.ids[first_row(context)], tokens_ahead(context, 1)).bytes
+            for context in self.contexts
         ]
 
     def _read(self, values: Mapping[str, Tensor], place: int) -> list[_Read]:
         """One sequence, some rows at a time."""
         stack, context = self.model.stack, self.contexts[place]
-        first, original = first_row(context), self._original.of(place)
+        first, original = first_row(context), self._original.of(place)[0]
         observed = torch.tensor(tokens_ahead(context, 1), device=stack.head_device)
         ids = torch.tensor(context.ids)
         states = self.weights.run(values, lambda: run_layers(stack, ids, self.exits))
@@ -325,7 +303,7 @@ class HeldOutModel:
 
 
 def _read_all(stack: ExitStack, states: Sequence[Tensor]) -> list[Tensor]:
-    return [read_out(stack, one).log_softmax(-1) for one in states]
+    return [read_out(stack, rows).log_softmax(-1) for rows in states]
 
 
 def _compared(log_p: Tensor, by_exit: Sequence[Tensor], observed: Tensor) -> _Read:
@@ -342,7 +320,7 @@ def _compared(log_p: Tensor, by_exit: Sequence[Tensor], observed: Tensor) -> _Re
 
 def _evaluations(read: _Read, size: int) -> list[Evaluation]:
     """Of each exit, L last. size: bytes of the observed text."""
-    divergence, nll = (one.double().numpy() for one in (read.divergence, read.nll))
+    divergence, nll = (values.double().numpy() for values in (read.divergence, read.nll))
     right = (read.top1 == read.original).numpy()
     own = (read.top1 == read.top1[-1]).numpy()
     last = len(right) - 1

@@ -98,6 +98,20 @@ AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How far exits are trained."""
+
+    steps: int | None = None
+    """None where minutes are counted."""
+    minutes: float | None = None
+    """Of all of it, which become tokens and steps by pilots."""
+    loss_vocabulary: int = LOSS_VOCABULARY
+    """Tokens that the loss looks at, 0 for all."""
+    precision: Precision | Literal["auto"] = AUTO
+    """Of the products with the output head, "auto" for the usual of the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExitsTraining(OnModel, InContext):
     """What is asked of a training of every kind. In Python the model is at hand, and its name only shown."""
 

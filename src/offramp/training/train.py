@@ -69,8 +69,10 @@ class TrainedExits:
 
     def __repr__(self) -> str:
         record = self.record
-        agreements = [f"{one.agreement:.2f}" for one in record.trained]
-        exits = ", ".join(f"{place}: {one}" for place, one in zip(record.places, agreements, strict=True))
+        exits = ", ".join(
+            f"{place}: {exit.agreement:.2f}"
+            for place, exit in zip(record.places, record.trained, strict=True)
+        )
         return f"TrainedExits({record.request.recipe.kind}, agreement {exits}, {record.steps} steps)"
 
 

@@ -15,7 +15,7 @@ from offramp.kit.defaults import SHORTLIST, TRAINING_MINUTES, TRAINING_ROWS
 from offramp.studies.work.heads import RESULT_BYTES, TRAINING, TRAINING_COST, TextsWork, cost_of
 from offramp.studies.work.inputs import EXITS
 from offramp.studies.work.work import WorkContext
-from offramp.tracing.request import LOSS_VOCABULARY
+from offramp.training.request import Effort
 
 if TYPE_CHECKING:
     from offramp.studies.estimates import Sizes
@@ -34,7 +34,7 @@ EVALUATED_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingWork(TextsWork[None]):
+class TrainingWork(Effort, TextsWork[None]):
     """Leaves `exits/`, which every command takes as `--heads` and a later try goes on with, and what training
     took. Minutes become steps by the clock, and seconds are what it costs: it runs alone.
 
@@ -46,12 +46,8 @@ class TrainingWork(TextsWork[None]):
 
     exit_kind: str
     at: str | tuple[int, ...]
-    steps: int | None = None
-    minutes: float | None = None
     units: int | None = None
     short_list: int = SHORTLIST
-    loss_vocabulary: int = LOSS_VOCABULARY
-    precision: str = "auto"
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """The text through all layers, the steps, then classifiers and K,V maps on it.
