@@ -14,7 +14,9 @@ from rich.console import Console
 
 import offramp
 from command_line import Outcome, run_offramp
+from offramp.cli import bench_stage
 from offramp.cli.bench_stage import show
+from offramp.errors import OfframpError
 from offramp.kit.typed import from_json
 from offramp.policies.grammar import parse_policy
 from offramp.timing.results import BenchResult, read_results
@@ -201,8 +203,11 @@ def test_fresh_processes_are_one_measurement(tiny_model: Path, workload: str, tm
     assert result.processes == 2
     assert [(one.process, one.prompt) for one in result.main.clusters] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert result.free_running is not None  # by the first
-    failed = run_offramp(*command, "--plain", "none").require(1)
-    assert "a fresh process failed: there is no plain decoder 'none' here" in failed.err
+
+
+def test_what_a_fresh_process_said_when_it_failed_is_said() -> None:
+    with pytest.raises(OfframpError, match=r"a fresh process failed: .*no/such/model"):
+        bench_stage._run(["bench", "no/such/model", "-p", POLICY])
 
 
 def test_a_policy_must_be_given(tiny_model: Path) -> None:

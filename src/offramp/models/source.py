@@ -263,6 +263,25 @@ def _fetch(name: str, patterns: list[str]) -> Path:
         ) from error
 
 
+def known_path(name: str) -> Path:
+    """The path that a model's name would be, if the name could be a model: looked at without reading a file.
+
+    Raises ModelError for a name that is neither bundled, nor there, nor like a Hub id.
+    """
+    path = Path(name).expanduser()
+    try:
+        there = path.is_file() or (path.is_dir() and name != "")  # an empty name would be the current folder
+    except OSError as error:  # a name or a path that is too long
+        raise ModelError(
+            f"the path of the model cannot be looked at: {error.strerror}",
+            where=name,
+            fix="check the path",
+        ) from error
+    if not (there or name in BUNDLED) and (path.suffix == ".gguf" or not looks_like_hub_id(name)):
+        raise unknown_model(name)
+    return path
+
+
 def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | None = None) -> ModelFiles:
     """Where a model's files lie, checked as far as possible without loading a weight.
 
@@ -273,25 +292,15 @@ def find_source(name: str, *, trust_remote_code: bool = False, subfolder: str | 
     Raises ModelError: an unknown name, or a source that is unsafe, damaged or incomplete, or not what its
     training left; DamagedFileError for a training's record that was changed.
     """
-    path = Path(name).expanduser()
-    try:
-        path.exists()
-    except OSError as error:  # a name or a path that is too long
-        raise ModelError(
-            f"the path of the model cannot be looked at: {error.strerror}",
-            where=name,
-            fix="check the path",
-        ) from error
+    path = known_path(name)
     if subfolder is not None and (name in BUNDLED or path.is_file()):
         raise ModelError(f"{name} has no folders in it", where="subfolder=", fix="leave it out")
     if name in BUNDLED:
         return _bundled_source(BUNDLED[name], trust_remote_code)
-    if name and path.is_dir():  # an empty name would be the current folder
+    if name and path.is_dir():
         return folder_source(within(path, subfolder), trust_remote_code=trust_remote_code)
     if path.is_file():
         return _gguf_source(path, gguf_name(path), str(path), trust_remote_code)
-    if path.suffix == ".gguf" or not looks_like_hub_id(name):
-        raise unknown_model(name)
     downloaded = download(name, trust_remote_code=trust_remote_code, subfolder=subfolder)
     return hub_source(name, downloaded, trust_remote_code)
 

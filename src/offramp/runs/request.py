@@ -77,10 +77,13 @@ class Run(Measuring, Placed, Streamed, Made, Request):
         }
 
     def check(self) -> None:
-        """Refuse a worth and floors that are none, and an output that cannot be a folder."""
+        """Refuse a model, a worth and floors that are none, and an output that cannot be a folder."""
         super().check()
+        from offramp.models.source import is_object, known_path
         from offramp.tuning.floor import make_floor
 
+        if not is_object(self.name):
+            known_path(self.name)
         for floor in self.levels:
             make_floor({"agreement": floor})
         if self.folder is not None:

@@ -90,6 +90,13 @@ class OnModel(Placed):
     model: Annotated[str, argument] = field(kw_only=False)
     """smollm2, a Hub id, a local folder or a .gguf file."""
 
+    def check(self) -> None:
+        """Refuse a name that can be no model, before torch is imported to load one."""
+        super().check()
+        from offramp.models.source import known_path
+
+        known_path(self.model)
+
     def load(self) -> Model:
         """The model, which takes a while. Raises ModelError or InputError."""
         with stage("loading the model and checking its exits"):
