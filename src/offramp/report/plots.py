@@ -467,10 +467,10 @@ def draw_track(track: Track, scale: Scale, y: float) -> str:
     return "".join(parts + [draw_point(point, scale, y) for point in track.points])
 
 
-def draw_bar(bar: Bar, scale: Scale, y: float, style: str = "") -> str:
+def draw_bar(bar: Bar, scale: Scale, y: float) -> str:
     """A bar, cut at the ends of the axis."""
     left, right = sorted(scale(min(max(end, scale.low), scale.high)) for end in (bar.start, bar.end))
-    drawn = box(left, y - BAR / 2, max(right - left, 1.0), BAR, style=style, said=bar.said)
+    drawn = box(left, y - BAR / 2, max(right - left, 1.0), BAR, said=bar.said)
     return f'<g class="s{bar.colour}">{drawn}</g>'
 
 

@@ -104,8 +104,6 @@ class Column(Generic[T]):
     """The text that says nothing: a column of a sorted table with no other is left out."""
     prose: bool = False
     """Whether its texts are sentences."""
-    head: Markup | str = ""
-    """A drawing below its name on a page."""
     on: Literal["", "page", "terminal"] = ""
     """Where alone it is shown."""
 

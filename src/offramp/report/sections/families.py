@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
 from offramp.kit.defaults import BYTES
 from offramp.policies.short_names import short_name
-from offramp.report.drawing import Scale, label, line, marker, nice_step
+from offramp.report.drawing import Key, drawn, legend
 from offramp.report.formats import (
-    decimal,
+    estimate_text,
     faster,
     gain_text,
     interval_text,
@@ -20,19 +21,14 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.html import escaped, fragment, text
-from offramp.report.plots import Bar, draw_bar
+from offramp.report.html import fragment, text
+from offramp.report.plots import Bar, PlotRow, Point, RowPlot, Track
 from offramp.report.run_result import WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated, folded
 from offramp.report.words import credit_sentence, credits_of, reference_line
+from offramp.scoring.estimate import Estimate
 from offramp.tuning.ranking import RankedPolicy
 from offramp.tuning.verdict import from_main
-
-WIDTH, HEIGHT = 250, 34
-LEFT, RIGHT = 3, 247
-MIDDLE, NET = 13, 28
-AXIS_TICKS = 3
-LABEL_GAP = 40.0
 
 
 @dataclass(frozen=True)
@@ -46,91 +42,69 @@ class BalancePart:
 
 @dataclass(frozen=True)
 class Balance:
-    """One policy's cost per token against plain decoding's (= 1).
-
-    saved: by layers not run. spent: on top. change, low, high: of the whole, 0 = as plain decoding.
-    hollow: of a policy that no decoder could follow.
-    """
+    """One policy's cost per token against plain decoding's (= 1)."""
 
     name: str
     saved: float
+    """By layers not run."""
     spent: tuple[BalancePart, ...]
-    change: float
-    low: float | None = None
-    high: float | None = None
-    hollow: bool = False
+    """On top."""
+    change: Estimate[float]
+    """Of the whole, 0 = as plain decoding."""
 
-    def bars(self) -> list[Bar]:
-        """What is saved to the left of plain decoding, what is spent to the right."""
+    def row(self, reach: tuple[float, float]) -> PlotRow:
+        """What is saved to the left of plain decoding, what is spent to the right; below it what remains.
+
+        reach: of the axis; what is longer is cut, and what remains beyond it is said in words alone.
+        """
         bars, start = [], -self.saved
         for part in (BalancePart("saved by leaving early", self.saved, 0), *self.spent):
-            said = f"{part.name}: {percent(part.cost)} of plain decoding"
+            said = f"{self.name}, {part.name}: {percent(part.cost)} of plain decoding"
             bars.append(Bar(start, start + part.cost, said, part.colour))
             start += part.cost
-        return [bar for bar in bars if bar.start < bar.end]
-
-    def svg(self, reach: tuple[float, float]) -> Markup:
-        """The bar on an axis of changes from reach[0] (faster) to reach[1]; what is longer runs off it."""
-        scale = Scale(*reach, LEFT, RIGHT)
-        bars = self.bars()
-        parts = [draw_bar(bar, scale, MIDDLE, "part open" if self.hollow else "part") for bar in bars]
-        parts.append(line(scale(0.0), 1, scale(0.0), HEIGHT - 1, "plain"))
-        if any(bar.end > scale.high for bar in bars):
-            parts.append(f'<path class="off" d="M{RIGHT - 13} {MIDDLE - 9}l7 9-7 9h5l7-9-7-9Z"/>')
-        if any(bar.start < scale.low for bar in bars):
-            parts.append(f'<path class="off" d="M{LEFT + 13} {MIDDLE - 9}l-7 9 7 9h-5l-7-9 7-9Z"/>')
-        parts.append(self._net(scale))
-        return small_drawing(f"{self.name}: {change_words(self.change)}", "".join(parts), WIDTH, HEIGHT)
-
-    def _net(self, scale: Scale) -> str:
-        """The net change as a dot with its interval, below the bar; left out where it lies off the axis."""
-        if not scale.holds(self.change):
-            return ""
-        parts = []
-        if self.low is not None and self.high is not None and self.low < self.high:
-            ends = [scale(min(max(end, scale.low), scale.high)) for end in (self.low, self.high)]
-            parts.append(line(ends[0], NET, ends[1], NET, "whisker"))
-        parts.append(marker(scale(self.change), NET, 0, change_words(self.change), 3.6))
-        return f'<g class="net">{"".join(parts)}</g>'
+        words = signed_percent(self.change.value)
+        tracks = [Track(bars=tuple(bar for bar in bars if bar.start < bar.end))]
+        if reach[0] <= self.change.value <= reach[1]:
+            tracks.append(Track((Point(self.change, f"{self.name}: {words}", colour=None),)))
+        return PlotRow(self.name, tuple(tracks), words)
 
 
-def change_words(change: float) -> str:
-    """A change of cost in words."""
-    if abs(change) < 0.0005:
-        return "as much as plain decoding"
-    return f"{percent(abs(change))} {'more' if change > 0 else 'less'} than plain decoding"
-
-
-def reach_of(balances: list[Balance]) -> tuple[float, float]:
+def reach_of(balances: Sequence[Balance]) -> tuple[float, float]:
     """An axis on which savings can be read: at most three times as far to the right as to the left."""
     saved = max([0.08, *[balance.saved for balance in balances]])
     spent = max([0.08, *[sum(part.cost for part in balance.spent) for balance in balances]])
     return -1.06 * saved, min(1.06 * spent, 3.0 * saved)
 
 
-def axis_svg(reach: tuple[float, float]) -> Markup:
-    """The axis above a column of bars."""
-    scale = Scale(*reach, LEFT, RIGHT)
-    step = nice_step(reach[1] - reach[0], AXIS_TICKS)
-    parts = []
-    named = -LABEL_GAP
-    for tick in scale.ticks(AXIS_TICKS):
-        plain = abs(tick) < step / 2
-        if scale(tick) - named >= LABEL_GAP:
-            name = "plain" if plain else f"{'+' if tick > 0 else ''}{decimal(100 * tick, 0)} %"
-            anchor = "start" if scale(tick) < 18 else "end" if scale(tick) > WIDTH - 18 else "middle"
-            parts.append(label(scale(tick), 11, name, anchor=anchor))
-            named = scale(tick)
-        parts.append(line(scale(tick), 15, scale(tick), 20, "plain" if plain else "axis"))
-    return small_drawing("change of cost per token against plain decoding", "".join(parts), WIDTH, 20)
+BALANCES: Table[Balance] = Table(
+    (
+        Column("Family", lambda balance: balance.name),
+        Column("Saved by leaving early", lambda balance: balance.saved, percent),
+        Column("Spent on top", lambda one: sum(part.cost for part in one.spent), percent),
+        Column("Change of cost", lambda balance: estimate_text(balance.change, signed_percent)),
+    ),
+    caption="Saved and spent, as shares of plain decoding's cost per token",
+    words=1,
+)
 
 
-def small_drawing(title: str, content: str, width: int, height: int) -> Markup:
-    """A small SVG as wide as its cell, that says what it shows to a screen reader."""
-    return Markup(
-        f'<svg class="row-bar" viewBox="0 0 {width} {height}" role="img" aria-label="{escaped(title)}">'
-        f"{content}</svg>"
+def balance_figure(entries: Sequence[RankedPolicy], reach: tuple[float, float]) -> Markup:
+    """What each policy saves and spends, on one axis of that reach; nothing where none has a speed."""
+    balances = [balance for balance in map(balance_of, entries) if balance is not None]
+    keys = dict.fromkeys((part.name, part.colour) for entry in entries for part in parts_of(entry))
+    plot = RowPlot(
+        "Saved and spent",
+        "Left of the line: what leaving early saves of plain decoding's cost per token. Right: what probes "
+        "and repair cost. The dot is what remains, with its 95 % interval; left is cheaper.",
+        [balance.row(reach) for balance in balances],
+        reach,
+        (0.0, "plain decoding"),
+        "left",
+        number=partial(signed_percent, digits=0),
+        style="wide",
     )
+    patches = legend([Key(name, colour, None) for name, colour in keys])
+    return drawn(plot, BALANCES.html(balances), legend=patches) if balances else Markup()
 
 
 REPAIR = "repair of keys and values"
@@ -161,6 +135,7 @@ def families_section(workload: WorkloadResult) -> Markup:
     entries = families_at(workload.league, main)
     reachable = [entry for entry in entries if entry.reachable]
     oracles = [entry for entry in entries if not entry.reachable]
+    shown = [*reachable[:SHOWN], *oracles]
     reach = reach_of([balance for balance in map(balance_of, reachable) if balance is not None])
     counted = "bytes" if any(v.basis == BYTES for v in workload.verdicts) else "time"
     keep = whole_percent(main)
@@ -174,9 +149,8 @@ def families_section(workload: WorkloadResult) -> Markup:
         answer=summary_of(reachable, main, counted),
         credit=[credit_sentence(one) for one in credits_of(workload.league) if one.floor == main],
         floor=keep,
-        counted=counted,
-        keys=dict.fromkeys((one.name, one.colour) for entry in entries for one in parts_of(entry)),
-        best=families_table(reach, keep).html([*ranked, *[(0, one) for one in oracles]], caption=caption),
+        figure=balance_figure(shown, reach),
+        best=families_table(keep).html([*ranked, *[(0, one) for one in oracles]], caption=caption),
     )
 
 
@@ -194,12 +168,11 @@ Ranked = tuple[int, RankedPolicy]
 """A family with its rank, 0 of an oracle."""
 
 
-def families_table(reach: tuple[float, float], keep: str) -> Table[Ranked]:
-    """Families, each with its best policy. reach: the axis of the bars. keep: the floor, in words."""
+def families_table(keep: str) -> Table[Ranked]:
+    """Families, each with its best policy. keep: the floor, in words."""
     return Table(
         (
             Column("Family and its best policy", _family_cell),
-            Column("Saved and spent", lambda row: _balance_cell(row[1], reach), head=axis_svg(reach)),
             Column(
                 f"Speed at {keep}", lambda row: estimated(row[1].net_speedup, times, gain_text(row[1].gain))
             ),
@@ -220,11 +193,6 @@ def _family_cell(row: Ranked) -> Cell:
     return Cell(name, html=text(name) + folded(short_name(entry.policy), str(entry.policy)))
 
 
-def _balance_cell(entry: RankedPolicy, reach: tuple[float, float]) -> Cell:
-    balance = balance_of(entry)
-    return Cell("no speed to draw") if balance is None else Cell(html=balance.svg(reach))
-
-
 def balance_of(entry: RankedPolicy) -> Balance | None:
     """What the policy saves and spends; None if it has no speed."""
     speed = entry.net_speedup
@@ -236,9 +204,8 @@ def balance_of(entry: RankedPolicy) -> Balance | None:
     if rest > 1:  # for example a linear lens before the head
         spent.insert(0, BalancePart("heavier head and the rest", rest - 1, 2))
     low, high = (1 / end - 1 if end else None for end in (speed.high, speed.low))
-    return Balance(
-        entry.family, max(1 - rest, 0.0), tuple(spent), 1 / speed.value - 1, low, high, not entry.reachable
-    )
+    name = entry.family if entry.reachable else f"{entry.family}, out of reach"
+    return Balance(name, max(1 - rest, 0.0), tuple(spent), Estimate(1 / speed.value - 1, low, high))
 
 
 def parts_of(entry: RankedPolicy) -> tuple[BalancePart, ...]:
@@ -252,9 +219,9 @@ def parts_of(entry: RankedPolicy) -> tuple[BalancePart, ...]:
     }
     scale = 1 / (entry.net_speedup.value * seconds)
     shown: dict[tuple[str, int], float] = {}
-    for part, drawn in PARTS.items():
+    for part, look in PARTS.items():
         if part in known:
-            shown[drawn] = shown.get(drawn, 0.0) + scale * known[part]
+            shown[look] = shown.get(look, 0.0) + scale * known[part]
     return tuple(BalancePart(name, time, colour) for (name, colour), time in shown.items())
 
 
