@@ -21,7 +21,7 @@ from offramp.files import sha256_of_file, write_sealed_json, write_text_atomical
 from offramp.heads.file import EXITS_FILE, TRAINING_FILE
 from offramp.kit.output_folder import NEW, OutputFolder
 from offramp.report import REPORT_FILE
-from offramp.report.pages import COMPARISON_FOLDER, MADE_BY
+from offramp.report.pages import COMPARISON_FOLDER
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.tracing.folder import TRACE_FOLDER
 from offramp.tracing.request import TraceRequest
@@ -67,7 +67,7 @@ def write_gates(folder: Path, result: str) -> None:
 def write_comparison(folder: Path, result: str) -> None:
     write(folder, "tables/models.csv", result)
     write(folder, f"tables/{result}.csv", result)
-    write(folder, REPORT_FILE, result + MADE_BY)
+    write(folder, REPORT_FILE, result)
 
 
 def write_executions(folder: Path, result: str) -> None:

@@ -137,36 +137,22 @@ FAILURES: Table[tuple[str, str]] = Table(
 )
 
 
-NAMES = (
-    "leaderboard",
-    "certified",
-    "trainings",
-    "profiles",
-    "strategies",
-    "savings",
-    "validity",
-    "combined",
-    "failures",
-)
-
-
 def comparison_tables(comparison: Comparison) -> dict[str, pa.Table]:
     """Every table by its name, with its columns even where it has no rows."""
     rows = comparison.rows
     exits = [(row, place) for row in rows for place in range(len(row.exits))]
     timed = [TimedCombination(result, one) for result in comparison.combined for one in result.combinations]
-    tables = (
-        leaderboard(rows).arrow(rows),
-        CERTIFIED.arrow(judged(comparison)),
-        TRAININGS.arrow(comparison.trained),
-        PROFILES.arrow(exits),
-        STRATEGIES.arrow(apart(comparison.strategies)),
-        SAVINGS.arrow(savings_of(comparison)),
-        VALIDITY.arrow(comparison.validity),
-        COMBINED.arrow(timed),
-        FAILURES.arrow(comparison.failures.items()),
-    )
-    return dict(zip(NAMES, tables, strict=True))
+    return {
+        "leaderboard": leaderboard(rows).arrow(rows),
+        "certified": CERTIFIED.arrow(judged(comparison)),
+        "trainings": TRAININGS.arrow(comparison.trained),
+        "profiles": PROFILES.arrow(exits),
+        "strategies": STRATEGIES.arrow(apart(comparison.strategies)),
+        "savings": SAVINGS.arrow(savings_of(comparison)),
+        "validity": VALIDITY.arrow(comparison.validity),
+        "combined": COMBINED.arrow(timed),
+        "failures": FAILURES.arrow(comparison.failures.items()),
+    }
 
 
 LARGEST_PLAIN = 1_000_000

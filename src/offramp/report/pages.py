@@ -23,11 +23,7 @@ if TYPE_CHECKING:
     from offramp.studies.study import StudyPlan
 
 TABLES = "tables"
-OLDER_TABLES = ("cells", "eas_fits", "eas_models", "left_out", "models", "pairs", "trends")
-"""Names of tables that are no longer written."""
 CITATION_FILE = "citation.bib"
-MADE_BY = "Made by offramp."
-"""What every page says, and always said, at its end."""
 STAMP = "report.json"
 """What the page was written from, beside it: a finished study is then not compared again to say the same."""
 
@@ -44,23 +40,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
 
 
 def _own_pages(folder: Path) -> Files | None:
-    """What in a folder are a page and its tables. Those that an older offramp wrote, which kept no record,
-    are told by what the page says; what lies there under other names than its tables' is somebody's.
-    """
-    from offramp.report.comparison_data import NAMES
-
-    listed = OwnFiles(folder).listed()
-    found = sorted(path for path in (folder / TABLES).glob("*") if path.stem in (*NAMES, *OLDER_TABLES))
-    if any(name.startswith(f"{TABLES}/") for name in listed):
-        return {}
-    if listed or not found or not _is_page(folder / REPORT_FILE):
-        return None
-    return dict.fromkeys((REPORT_FILE, CITATION_FILE, *(f"{TABLES}/{path.name}" for path in found)))
-
-
-def _is_page(path: Path) -> bool:
-    """Whether a file is a page that offramp wrote: its last line says so."""
-    return path.is_file() and not path.is_symlink() and MADE_BY.encode() in path.read_bytes()
+    """What in a folder are a page and its tables, which its record lists; None where none were written."""
+    return {} if any(name.startswith(f"{TABLES}/") for name in OwnFiles(folder).listed()) else None
 
 
 COMPARISON_FOLDER: OutputFolder[None] = OutputFolder(
