@@ -129,20 +129,27 @@ def status_of(
     verify: read every byte of every finished task first; what is damaged is then to be done again. workers:
     jobs at a time, for the time left; None: as many as the cores at hand allow.
     """
-    found = _verify(plan, folder) if verify else []
+    damaged = [
+        f"{task.kind} task {task.key[:12]}: {problem}"
+        for task in (plan.tasks.values() if verify else ())
+        for problem in folder.verify(task)
+    ]
     journal = folder.journal.read()
     standing = Standing(plan, folder)
     states = standing.states
     apart = sum(key not in states for _, key in folder.finished())
     failed = {key: folder.failure(plan.tasks[key]) for key, state in states.items() if state == "failed"}
+    counted = collections.Counter(states[cell.task] for cell in plan.cells)
+    threads = max((job.threads for job in plan.jobs), default=1)
+    at_a_time = workers or max(1, len(os.sched_getaffinity(0)) // threads)
     return Status(
         states=states,
-        cells=_counts(states[cell.task] for cell in plan.cells),
+        cells={state: counted[state] for state in STATES},
         failures={key: failure for key, failure in failed.items() if failure is not None},
         reasons=standing.reasons,
-        left=time_left(plan, standing.ahead, standing.running, journal.events, workers or _workers(plan)),
+        left=time_left(plan, standing.ahead, standing.running, journal.events, at_a_time),
         problems=(
-            *found,
+            *damaged,
             *journal.problems,
             *_stalled(plan, folder, standing.running),
             *study_file_problems(plan),
@@ -182,8 +189,12 @@ class Standing:
             self._add_undone(task, damaged=condition == "damaged")
 
     def _add_undone(self, task: Task, *, damaged: bool) -> None:
-        """A task that nobody works on, and that was not tried."""
-        hindrance = task if task.blocked is not None else self._hindrance(task)
+        """A task that nobody works on, and that was not tried.
+
+        What it hangs on, directly or not, and which will not be done as things are, may hinder it.
+        """
+        hindering = (self._hindered_by[need] for need in task.needs.values() if need in self._hindered_by)
+        hindrance = task if task.blocked is not None else next(hindering, None)
         if hindrance is not None:
             blocked = hindrance.blocked is not None
             self.states[task.key] = "blocked" if blocked else "waiting"
@@ -195,11 +206,6 @@ class Standing:
         if damaged:
             self.reasons[task.key] = "a file of it changed since it was done; the next run does it again"
 
-    def _hindrance(self, task: Task) -> Task | None:
-        """The task on which this one hangs, directly or not, and which will not be done as things are."""
-        found = (self._hindered_by[need] for need in task.needs.values() if need in self._hindered_by)
-        return next(found, None)
-
 
 def _reason(task: Task, hindrance: Task) -> str:
     if hindrance.blocked is None:
@@ -207,15 +213,6 @@ def _reason(task: Task, hindrance: Task) -> str:
     if hindrance is task:
         return hindrance.blocked
     return f"it needs a {hindrance.kind} task that cannot be run here: {hindrance.blocked}"
-
-
-def _verify(plan: StudyPlan, folder: StudyFolder) -> list[str]:
-    """What is wrong with the bytes of finished tasks, one sentence a file."""
-    return [
-        f"{task.kind} task {task.key[:12]}: {problem}"
-        for task in plan.tasks.values()
-        for problem in folder.verify(task)
-    ]
 
 
 def _stalled(plan: StudyPlan, folder: StudyFolder, running: Iterable[str]) -> list[str]:
@@ -230,17 +227,6 @@ def _stalled(plan: StudyPlan, folder: StudyFolder, running: Iterable[str]) -> li
                 f"shown no sign of life for {silent / 60:.0f} min: offramp study run ends it (--stall-limit)"
             )
     return found
-
-
-def _counts(states: Iterable[State]) -> dict[State, int]:
-    counted = collections.Counter(states)
-    return {state: counted[state] for state in STATES}
-
-
-def _workers(plan: StudyPlan) -> int:
-    """Jobs that the cores at hand can run at a time."""
-    threads = max((job.threads for job in plan.jobs), default=1)
-    return max(1, len(os.sched_getaffinity(0)) // threads)
 
 
 def _apart_problems(tasks: int) -> list[str]:

@@ -416,9 +416,16 @@ def check_policy_text(study: Study, text: str, location: Location) -> None:
 
 
 def check_transforms(study: Study) -> None:
-    """Refuse steps that are no transforms, and those whose result the file does not pin down."""
+    """Refuse entries that are nothing at once, and steps that are no transforms."""
     for place, entry in enumerate(study.transforms):
-        _check_steps(study, entry, place)
+        if (entry.name == NONE) != (not entry.steps):
+            raise InputError(
+                f"the transform {entry.name!r} has {'no steps' if not entry.steps else 'steps'}",
+                where=study.where("transforms", place),
+                fix=f'give steps = ["int8"], or the name {NONE!r} alone',
+            )
+        with placed(study, "transforms", place):
+            steps_of(entry)
 
 
 def check_pruning(study: Study) -> None:
@@ -447,17 +454,6 @@ def check_pruning(study: Study) -> None:
             )
 
 
-def _check_steps(study: Study, entry: TransformEntry, place: int) -> None:
-    if (entry.name == NONE) != (not entry.steps):
-        raise InputError(
-            f"the transform {entry.name!r} has {'no steps' if not entry.steps else 'steps'}",
-            where=study.where("transforms", place),
-            fix=f'give steps = ["int8"], or the name {NONE!r} alone',
-        )
-    with placed(study, "transforms", place):
-        steps_of(entry)
-
-
 def check_machines(study: Study) -> None:
     """Refuse machines that are unknown, and timing on this one where that cannot be done."""
     for place, entry in enumerate(study.machines):
@@ -476,8 +472,15 @@ def check_machines(study: Study) -> None:
 
 
 def check_trainings(study: Study) -> None:
-    """Refuse trainings that are neither of a kind, nor there, nor "none", or several of these at once."""
-    _check_heads_are_read(study)
+    """Refuse trainings that are neither of a kind, nor there, nor "none", or several of these at once; and
+    heads that no row would be read through."""
+    unread = [entry.name for entry in study.heads if entry not in study.readers and entry.name != NONE]
+    if unread:
+        raise InputError(
+            f"trained exits bring heads of their own: nothing is read through the heads {unread[0]!r}",
+            where=study.where("trainings"),
+            fix=f"add {NONE!r} to trainings, or remove the heads",
+        )
     for place, entry in enumerate(study.trainings):
         where = study.where("trainings", place)
         ways = [entry.kind is not None, entry.folder is not None, entry.name == NONE]
@@ -496,17 +499,6 @@ def check_trainings(study: Study) -> None:
             )
         if entry.kind is not None:
             _check_kind(study, entry, place)
-
-
-def _check_heads_are_read(study: Study) -> None:
-    """Refuse heads that no row would be read through."""
-    unread = [entry.name for entry in study.heads if entry not in study.readers and entry.name != NONE]
-    if unread:
-        raise InputError(
-            f"trained exits bring heads of their own: nothing is read through the heads {unread[0]!r}",
-            where=study.where("trainings"),
-            fix=f"add {NONE!r} to trainings, or remove the heads",
-        )
 
 
 def _check_kind(study: Study, entry: TrainingEntry, place: int) -> None:

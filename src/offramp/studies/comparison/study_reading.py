@@ -304,6 +304,10 @@ FACTS = {"base", "family", "generation", "released", "parameters", "kind", "stag
 APART = "combine"
 """The kind of cells that are no row and no strategy of one."""
 NOT_RUN = "not run yet"
+UNTOLD = (
+    "{} comes from a run, which does not say what it was trained from: unless a study beside it does, its "
+    "name counts as an independent training."
+)
 CONTEXT_UNKNOWN = (
     "The trace is gone or damaged: with which context it was made is not known, and not held against others."
 )
@@ -370,18 +374,10 @@ class StudyReader:
             strategies=tuple(strategies),
             combined=(*(self.combined(cell) for cell in self.done if cell.kind == APART), *self.added()),
             failures=self.failures(),
-            notes=(*self.undecoded(), *self.untold()),
+            notes=(*self.undecoded(), *([UNTOLD.format(title)] if self.plan.is_run else ())),
             provenance=self.provenance(),
             machines=self.machines(),
         )
-
-    def untold(self) -> Iterator[str]:
-        """What a run does not say of its model."""
-        if self.plan.is_run:
-            yield (
-                f"{self.settings.title} comes from a run, which does not say what it was trained from: "
-                "unless a study beside it does, its name counts as an independent training."
-            )
 
     def added(self) -> Iterator[CombineResult]:
         """Accelerations together, where they were measured into a run's folder."""
