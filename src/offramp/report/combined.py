@@ -205,7 +205,7 @@ def combined_sections(comparison: Comparison) -> Markup:
     """Every measurement of combinations of a comparison, the long tables on request; nothing without one."""
     if not comparison.combined:
         return Markup()
-    found = [measurement(result) | {"name": _place(result)} for result in comparison.combined]
+    found = [measurement(result) | {"name": place_of(result)} for result in comparison.combined]
     return fragment("combined", "section", INTRODUCTION, found, "part")
 
 
@@ -215,7 +215,8 @@ INTRODUCTION = (
 )
 
 
-def _place(result: CombineResult) -> str:
+def place_of(result: CombineResult) -> str:
+    """Where accelerations were measured together: "smollm2 on prose"."""
     return f"{result.model} on {result.workload or 'the prompts'}"
 
 
@@ -223,6 +224,7 @@ def measurement(result: CombineResult) -> dict[str, Any]:
     """One model on one workload: what to use, the plot, speed and quality, all that took turns."""
     apart = [f"Not combined: {sentence}." for sentence in result.excluded]
     apart += [f"{note[:1].upper()}{note[1:]}." for note in result.notes]
+    everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
     return {
         "name": f"On {result.workload or 'the prompts'}",
         "defects": result.defects,
@@ -234,7 +236,8 @@ def measurement(result: CombineResult) -> dict[str, Any]:
         ),
         "apart": apart,
         "circumstances": f"{circumstances_text(result)} Plain decoding is {result.plain}.",
-        "contenders": contender_tables(result),
+        "contenders": contenders_table(result.worth, result.plain).html(everyone)
+        + circumstances_table(result.circumstances),
     }
 
 
@@ -331,7 +334,13 @@ def combinations_table(result: CombineResult) -> Table[Combination]:
                 lambda one: None if one.quality is None else estimate_text(one.quality.shared, percent),
                 kind="measured",
             ),
-            Column("Same answers", _same_answers, kind="measured"),
+            Column(
+                "Same answers",
+                lambda one: (
+                    None if one.quality is None else percent(one.quality.free_running.sequence_match.value, 0)
+                ),
+                kind="measured",
+            ),
             Column("NLL of its text", _nll_cell, kind="measured"),
         ),
         caption=f"Every combination on {counted(result.prompts, 'prompt')}; quality against the "
@@ -373,20 +382,8 @@ def _agreement_cell(one: Combination) -> Cell:
     return with_interval(None if one.quality is None else kept_share(one), percent)
 
 
-def _same_answers(one: Combination) -> str | None:
-    return None if one.quality is None else percent(one.quality.free_running.sequence_match.value, 0)
-
-
 def _nll_cell(one: Combination) -> Cell:
     if one.quality is None:
         return Cell(NOTHING)
     nll = one.quality.free_running.nll
     return Cell(decimal(nll.value, 3), below=interval_text(nll.low, nll.high))
-
-
-def contender_tables(result: CombineResult) -> Markup:
-    """Every contender as a row, and the circumstances."""
-    everyone = [*result.others, *(one.contender for one in result.combinations if one.parts)]
-    return contenders_table(result.worth, result.plain).html(everyone) + circumstances_table(
-        result.circumstances
-    )

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from offramp.files import write_text_atomically
 from offramp.kit.defaults import WORTH
-from offramp.report.combined import advice, combined_sections
+from offramp.report.combined import advice, combined_sections, place_of
 from offramp.report.comparison_data import downloads_section
 from offramp.report.curves import profiles_section
 from offramp.report.findings import (
@@ -89,7 +89,9 @@ def comparison_headline(comparison: Comparison) -> str:
     if best is not None and best.timed:
         at_best += f", decoded for real{credited(best)}"
     if decision == "pays":
-        return f"Early exit {_where_it_pays(found, len(decisions))}: {at_best}."
+        paying, cells = {one.cell for one in found if one.decision == "pays"}, counted(len(decisions), "cell")
+        where = "here" if len(decisions) == 1 else f"in {len(paying):,} of {cells}"
+        return f"Early exit pays {where}: {at_best}."
     if decision in OPEN:
         if not any(one.decision == decision and one.certified for one in found):
             return _open_headline(decision, decisions, found)
@@ -100,12 +102,6 @@ def comparison_headline(comparison: Comparison) -> str:
     if best is None:
         return f"{NOWHERE}: no policy that keeps a floor is faster than the full model."
     return f"{NOWHERE}: {at_best}, and {whole_percent(WORTH)} are what it takes to be worth its trouble."
-
-
-def _where_it_pays(found: Sequence[Finding[Tuned]], cells: int) -> str:
-    """ "pays in 1 of 4 cells": by its credit, as timed there."""
-    paying = {one.cell for one in found if one.decision == "pays"}
-    return "pays here" if cells == 1 else f"pays in {len(paying):,} of {counted(cells, 'cell')}"
 
 
 def credited(one: Finding[Tuned]) -> str:
@@ -253,7 +249,7 @@ def combined_with_defects(comparison: Comparison) -> int:
 
 
 def answer_section(comparison: Comparison) -> Markup:
-    """Headline, the sentences behind it, the best of each kind as cards, and what is not claimed."""
+    """Headline, the best of each kind as cards, and what is not claimed."""
     return fragment(
         "comparison",
         "verdict",
@@ -430,7 +426,8 @@ def comparison_terminal(comparison: Comparison, console: Console) -> None:
         console.print("[dim]what misses its floor stands last, and is marked[/]")
         _print_reasons(figures_of(STRATEGIES.columns, best[:SHOWN_ROWS]), console)
     trained = [f"{name}: {' '.join(sentences)}" for name, sentences in trained_groups(comparison)]
-    said = [*trained, *advices(comparison), *validity_words(comparison.validity)]
+    advised = [f"{place_of(one)}: {advice(one)}" for one in comparison.combined]
+    said = [*trained, *advised, *validity_words(comparison.validity)]
     if said:
         console.print()
         for sentence in said:
@@ -455,8 +452,3 @@ def _print_reasons(estimates: Iterable[Estimate], console: Console) -> None:
 
     for why in reasons([estimate for estimate in estimates if estimate.value is None]):
         console.print(f"[dim]{escape(why)}[/]")
-
-
-def advices(comparison: Comparison) -> list[str]:
-    """What to use of accelerations that were timed together, a sentence for each measurement."""
-    return [f"{one.model} on {one.workload or 'the prompts'}: {advice(one)}" for one in comparison.combined]

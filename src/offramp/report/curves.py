@@ -196,6 +196,8 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     # The full model agrees with itself: what holds an exit against agreement says nothing there.
     shown = slice(0, -1) if spec.early_only and len(curves.exits) > 1 else slice(None)
     exits = curves.exits[shown].astype(np.float64)
+    ends = float(curves.exits[0]), float(curves.exits[-1])
+    ends = ends if ends[1] > ends[0] else (ends[0] - 1, ends[1] + 1)  # a single exit still gets a width
     first = CURVES[spec.curves[0]]
     number: NumberFormat = rounded if first.share else tidy
     series = tuple(
@@ -207,7 +209,7 @@ def layer_figure(spec: LayerFigure, curves: LayerCurves) -> Markup:
     plot = Plot(
         title=spec.title,
         description=spec.note,
-        x=Axis("layer", layer_range(curves), "{:.0f}".format, ticks=6),
+        x=Axis("layer", ends, "{:.0f}".format, ticks=6),
         y=Axis(first.unit, (0.0, 1.0) if first.share else None, number, include=(0.0,)),
         series=series,
     )
@@ -229,12 +231,6 @@ def interval_of(curves: LayerCurves, kind: CurveKind, shown: slice) -> tuple[Cur
     """The limits of a curve at the layers shown, if it has any."""
     limits = curves.intervals.get(kind.key)
     return (None, None) if limits is None else (limits.low[shown], limits.high[shown])
-
-
-def layer_range(curves: LayerCurves) -> tuple[float, float]:
-    """The layers' axis; a single exit still gets a width."""
-    first, last = float(curves.exits[0]), float(curves.exits[-1])
-    return (first, last) if last > first else (first - 1, last + 1)
 
 
 def tidy(value: float) -> str:

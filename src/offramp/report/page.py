@@ -55,6 +55,9 @@ def render(run: RunResult) -> str:
     """The whole page as HTML; the same run gives the same bytes."""
     layers = max([run.layers, *[int(workload.trace.exits[-1]) for workload in run.workloads]])
     names = identities(run.workloads)
+    provenance = fragment(
+        "run", "provenance", run.command, TRACED.html(run.workloads), entries(run.provenance)
+    )
     sections = (
         verdict_section(run),
         floors_section(run),
@@ -73,7 +76,7 @@ def render(run: RunResult) -> str:
         progress=progress_lines(run),
         sections=sections,
         workloads=[workload_part(w, layers, name) for w, name in zip(run.workloads, names, strict=True)],
-        last=(machine_section(run), provenance_section(run), fragment("glossary", "run")),
+        last=(machine_section(run), provenance, fragment("glossary", "run")),
     )
 
 
@@ -166,11 +169,6 @@ def print_verdict_so_far(run: RunResult, console: Console) -> None:
     console.print(
         "[dim]What is kept is as executed, speeds are predicted. Policies are decoded and timed next.[/]"
     )
-
-
-def provenance_section(run: RunResult) -> Markup:
-    """The command, the versions and fingerprints, the workloads traced."""
-    return fragment("run", "provenance", run.command, TRACED.html(run.workloads), entries(run.provenance))
 
 
 TRACED: Table[WorkloadResult] = Table(

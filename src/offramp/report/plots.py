@@ -157,8 +157,15 @@ class Plot:
         if x is None or y is None or not drawn:
             return Markup()
         rules = [rule for rule in self.rules if (x if rule.axis == "x" else y).holds(rule.value)]
-        parts = self._axes(x, y) + [draw_rule(rule, x, y) for rule in rules]
-        parts += [draw_box(one, x, y) for one in self.boxes]
+        parts = self._axes(x, y)
+        for rule in rules:
+            at = (x if rule.axis == "x" else y)(rule.value)
+            ends = (at, y.end, at, y.start) if rule.axis == "x" else (x.start, at, x.end, at)
+            parts.append(line(*ends, "rule"))
+        for one in self.boxes:
+            left, top = x(one.left), y(one.top)
+            width, height = x(one.right) - left, y(one.bottom) - top
+            parts.append(box(left, top, width, height, style=one.style, said=one.said))
         parts += [self._series(place, series, x, y) for place, series in enumerate(self.series)]
         parts += [name_rule(rule, x, y) for rule in rules]
         parts.append(place_labels([series for series in self.series if series.labels], x, y, size))
@@ -261,19 +268,6 @@ def band(at: Curve, low: Curve, high: Curve, x: Scale, y: Scale) -> str:
         lower = [f"{x(float(at[i])):.1f} {y(float(low[i])):.1f}" for i in reversed(run)]
         parts.append(f'<path class="band" d="M{"L".join(upper + lower)}Z"/>')
     return "".join(parts)
-
-
-def draw_box(one: Box, x: Scale, y: Scale) -> str:
-    """A rectangle."""
-    left, top = x(one.left), y(one.top)
-    return box(left, top, x(one.right) - left, y(one.bottom) - top, style=one.style, said=one.said)
-
-
-def draw_rule(rule: ReferenceLine, x: Scale, y: Scale) -> str:
-    """A reference line across the plot."""
-    if rule.axis == "x":
-        return line(x(rule.value), y.end, x(rule.value), y.start, "rule")
-    return line(x.start, y(rule.value), x.end, y(rule.value), "rule")
 
 
 def name_rule(rule: ReferenceLine, x: Scale, y: Scale) -> str:

@@ -59,7 +59,11 @@ def timed_table(bench: BenchResult) -> Table[Way]:
         (
             Column("Way to decode", _way_cell),
             Column("Over plain decoding", lambda way: _net_speed(way, bench), kind="measured"),
-            Column("Time per token", _seconds_cell, kind="measured"),
+            Column(
+                "Time per token",
+                lambda way: with_interval(way.timed.seconds_per_token if way.timed else None, milliseconds),
+                kind="measured",
+            ),
             Column("Layers run per token", _layers, lambda layers: decimal(layers, 1)),
             Column("Kept, certified documents", _judged_cell, kind="executed"),
             Column(
@@ -92,10 +96,6 @@ def _net_speed(way: Way, bench: BenchResult) -> Cell:
     return with_interval(timed.ratio, times, contender_answer(timed, bench.worth))
 
 
-def _seconds_cell(way: Way) -> Cell:
-    return with_interval(None if way.timed is None else way.timed.seconds_per_token, milliseconds)
-
-
 def _layers(way: Way) -> float | None:
     return None if way.timed is None else _layers_of(way.timed)
 
@@ -121,7 +121,9 @@ def contenders_table(worth: float, plain: str) -> Table[Contender]:
             Column("Tokens a second", _timed(lambda one: one.tokens_per_second), partial(decimal, digits=1)),
             Column("Peak memory", _timed(lambda one: one.peak_memory_bytes), shown_size),
             Column("Layers ran / said", _timed(_layers_text)),
-            Column("Heads per token", _timed(_heads_of), decimal),
+            Column(
+                "Heads per token", _timed(lambda one: one.counted.heads if one.counted else None), decimal
+            ),
             Column("Same output", _timed(lambda one: one.same_output), partial(percent, digits=0)),
             Column("Agreement", _timed(lambda one: with_interval(one.executed_agreement, percent))),
         ),
@@ -154,10 +156,6 @@ def _time_cell(contender: Contender) -> Cell:
 def _layers_of(contender: Contender) -> float | None:
     """Layers that ran for a token: counted, else as the decoder says."""
     return contender.layers_per_token if contender.counted is None else contender.counted.layers
-
-
-def _heads_of(contender: Contender) -> float | None:
-    return None if contender.counted is None else contender.counted.heads
 
 
 def _layers_text(contender: Contender) -> str | None:

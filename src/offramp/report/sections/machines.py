@@ -52,7 +52,11 @@ def prices_block(hardware: PriceList) -> dict[str, Any]:
     plot = RowPlot(
         title="The price of each part",
         description=note,
-        rows=[cost_row(name, seconds, layer, colour) for name, seconds, colour, _ in rows],
+        rows=[
+            PlotRow(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
+            for name, seconds, colour, _ in rows
+            for words in (f"{ratio_text(seconds / layer)} · {duration(seconds)}",)
+        ],
         rule=(1.0, "one layer"),
         include=(0.0,),
         number="{:g}".format,
@@ -72,12 +76,6 @@ def prices_block(hardware: PriceList) -> dict[str, Any]:
     kind: Kind | None = "measured" if hardware.name == LOCAL else None
     shown = drawn(plot, table.html(rows), title="In units of one layer", kind=kind)
     return {"machine": machine, "said": sentences(hardware), "figure": shown}
-
-
-def cost_row(name: str, seconds: float, layer: float, colour: int) -> PlotRow:
-    """One part as a bar of so many layers."""
-    words = f"{ratio_text(seconds / layer)} · {duration(seconds)}"
-    return PlotRow(name, (Track(bars=(Bar(0.0, seconds / layer, f"{name}: {words}", colour),)),), words)
 
 
 Price = tuple[str, float, int, str]
@@ -247,13 +245,8 @@ def matrix(answers: Sequence[MachineAnswer], machines: Sequence[str], caption: s
 def _machine_cell(row: OfMachine) -> Cell:
     place, machine, by_batch = row
     name, first = "This machine" if machine == LOCAL else machine, min(by_batch)
-    plain = f"plain, batch {first}: {plain_text(by_batch[first].plain_seconds_per_token)}"
+    plain = f"plain, batch {first}: {duration(by_batch[first].plain_seconds_per_token)} per token"
     return Cell(name, below=plain, html=text(name) + Markup(f"<sup>{place}</sup>"))
-
-
-def plain_text(seconds: float) -> str:
-    """Time of a token of plain decoding."""
-    return f"{duration(seconds)} per token"
 
 
 def _answer_at(row: OfMachine, batch: int) -> Cell:
@@ -281,13 +274,12 @@ def break_even_section(workload: WorkloadResult) -> Markup:
     return fragment("run", "break_even", goal, tables)
 
 
-def _lever_name(lever: BreakEven) -> str:
-    return f"one {lever.lever}" if lever.lever in ("probe", "layer") else f"the {lever.lever}"
-
-
 LEVERS: Table[BreakEven] = Table(
     (
-        Column("If only this changed", _lever_name),
+        Column(
+            "If only this changed",
+            lambda lever: f"{'one' if lever.lever in ('probe', 'layer') else 'the'} {lever.lever}",
+        ),
         Column("Today", lambda lever: duration(lever.now)),
         Column("Turning point", lambda lever: "none" if lever.needed is None else duration(lever.needed)),
         Column("Against today", lambda lever: factor_text(lever.factor)),
