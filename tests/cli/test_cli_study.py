@@ -22,8 +22,7 @@ from offramp.report.pages import STUDY_FOLDER
 from offramp.studies.engines import registry
 from offramp.studies.engines.engine import EngineOptions
 from offramp.studies.folder import StudyFolder
-from offramp.studies.manifest import MANIFEST
-from offramp.studies.task import StudyJob
+from offramp.studies.task import MANIFEST, StudyJob
 
 
 @dataclass(frozen=True)

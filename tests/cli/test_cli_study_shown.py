@@ -31,10 +31,9 @@ from offramp.cli.study_shown import (
 )
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.manifest import Failure
 from offramp.studies.status import Status, TimeLeft, status_of
 from offramp.studies.study import Study, StudyPlan
-from offramp.studies.task import StudyCell, StudyJob, Task, TaskCost
+from offramp.studies.task import Failure, StudyCell, StudyJob, Task, TaskCost
 
 FAILURE = Failure("no document has a token", where="notes.txt", fix="give a longer text")
 

@@ -10,8 +10,7 @@ from offramp.costs.token import TokenCosts
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import parse_policy
-from offramp.report.heads_summary import ClassifierQuality, HeadsSummary
-from offramp.report.run_result import PriceList
+from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.certificate import Certificate

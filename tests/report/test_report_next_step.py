@@ -10,7 +10,7 @@ from report_examples import example_run
 from test_report_headline import certificate, run_with, verdict
 
 from offramp.commands import RunCall
-from offramp.report.next_step import next_step
+from offramp.report.run_findings import next_step
 from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunProgress, RunResult
 

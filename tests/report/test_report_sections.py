@@ -6,9 +6,8 @@ import answer_examples as answers
 import pytest
 from report_examples import example_run
 
-from offramp.report.heads_summary import HeadsSummary
 from offramp.report.page import render
-from offramp.report.run_result import PriceList
+from offramp.report.run_result import HeadsSummary, PriceList
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.floor import Floor
 from page_reader import Page

@@ -13,8 +13,8 @@ from study_files import small_world, study_of, write_model
 from offramp.models.source import find_source
 from offramp.studies import found
 from offramp.studies.found import Fingerprints, evidence_of
-from offramp.studies.manifest import FINGERPRINTS
 from offramp.studies.plan import make_plan
+from offramp.studies.task import FINGERPRINTS
 from offramp.workloads.registry import load_workload
 
 TEXT = 'models = ["a", "b"]\nworkloads = ["txt:one.txt", "math:short"]\nmachines = ["h100"]\n'

@@ -24,9 +24,19 @@ from offramp.files import TEMPORARY_PREFIX, sha256_of_file, write_sealed_json
 from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.manifest import DAMAGED, FAILURE, MANIFEST, RESULT, TRACE, WRITTEN, Failure, files_of
 from offramp.studies.study import StudyFile
-from offramp.studies.task import Task, TaskCost
+from offramp.studies.task import (
+    DAMAGED,
+    FAILURE,
+    MANIFEST,
+    RESULT,
+    TRACE,
+    WRITTEN,
+    Failure,
+    Task,
+    TaskCost,
+    files_of,
+)
 from offramp.studies.work.heads import TRAINING
 from offramp.studies.work.inputs import EXITS, HEADS, PROFILE
 from offramp.studies.work.trace import PASSAGE

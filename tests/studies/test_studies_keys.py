@@ -310,7 +310,7 @@ def test_other_code_gives_other_keys(copied: Path) -> None:
         ("studies/work/score.py", {"score"}),
         ("studies/work/inputs.py", kinds),
         ("studies/found.py", set()),
-        ("studies/estimates.py", set()),
+        ("studies/fitness.py", set()),
         ("studies/plan.py", set()),
         ("report/page.py", set()),
     ):

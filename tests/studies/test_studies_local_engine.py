@@ -23,9 +23,8 @@ from offramp.studies.engines.engine import Backlog, EngineOptions, MemoryLimit
 from offramp.studies.engines.local import Ending, LocalEngine
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, is_held
-from offramp.studies.manifest import Failure
 from offramp.studies.runner import JobOutcome
-from offramp.studies.task import StudyJob, Task
+from offramp.studies.task import Failure, StudyJob, Task
 
 
 def run(folder: StudyFolder, *jobs: StudyJob, **options: Any) -> list[float]:

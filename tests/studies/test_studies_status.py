@@ -11,10 +11,9 @@ from folder_cases import do, plan_of, task_of
 from offramp.files import sha256_of_file
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding
-from offramp.studies.manifest import Failure
 from offramp.studies.status import STATES, TimeLeft, status_of
 from offramp.studies.study import StudyFile, StudyPlan
-from offramp.studies.task import StudyJob, Task
+from offramp.studies.task import Failure, StudyJob, Task
 
 
 def counts(**numbers: int) -> dict[str, int]:

@@ -44,7 +44,7 @@ def run(asked: Run, out: Output) -> None:
 def _short(findings: Findings) -> dict[str, Any]:
     """The answer of a run for machines: headline, verdicts, what to do next, and where the rest lies."""
     from offramp.kit.typed import to_json
-    from offramp.report.next_step import next_step
+    from offramp.report.run_findings import next_step
     from offramp.report.summary import OfText
     from offramp.runs.folder import SUMMARY_FILE
 

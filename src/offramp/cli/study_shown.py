@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from offramp.studies import task as tasks
-    from offramp.studies.manifest import Failure
     from offramp.studies.status import Status
     from offramp.studies.study import StudyPlan
-    from offramp.studies.task import Task, TaskCost
+    from offramp.studies.task import Failure, Task, TaskCost
 
 
 DONE, RUNNING, TO_DO, FAILED = "done", "running", "to do", "failed"

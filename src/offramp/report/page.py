@@ -19,8 +19,8 @@ from offramp.report.drawing import ramp_rules
 from offramp.report.findings import run_decision
 from offramp.report.formats import counted, decimal, listed
 from offramp.report.html import fragment, slug
-from offramp.report.next_step import next_step
 from offramp.report.passage import passage_section
+from offramp.report.run_findings import next_step
 from offramp.report.run_result import RunResult, WorkloadResult
 from offramp.report.sections.decoded import decoded_section
 from offramp.report.sections.families import families_section

@@ -60,7 +60,7 @@ def _own_study(folder: Path) -> Files | None:
     it wrote anything, its empty files.
     """
     from offramp.studies.folder import EXECUTIONS, JOURNAL, PLAN, TASKS, StudyFolder
-    from offramp.studies.manifest import FINGERPRINTS
+    from offramp.studies.task import FINGERPRINTS
 
     names = (PLAN, JOURNAL, TASKS, FINGERPRINTS, "locks", "logs", EXECUTIONS)
     plan = _plan_in(folder)

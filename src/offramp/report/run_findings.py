@@ -1,14 +1,18 @@
-"""What a run found, for a program: findings as plain values, and where the page lies."""
+"""What a run found, for a program: findings as plain values, where the page lies, and what to do next."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offramp.commands import RunCall, number_text
 from offramp.display import ShownAsHtml
+from offramp.files import safe_name
 from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.short_names import short_name
 from offramp.report import POLICIES
 from offramp.report.findings import (
     Finding,
@@ -18,10 +22,153 @@ from offramp.report.findings import (
     main_verdicts,
     run_decision,
 )
-from offramp.report.next_step import policy_file
+from offramp.report.formats import counted, listed, percent, whole_percent
+from offramp.report.run_reading import NOT_ASKED
 from offramp.report.run_result import RunResult
 from offramp.report.words import headline
-from offramp.tuning.verdict import Verdict
+from offramp.tracing.request import DEFAULT_TOKENS
+from offramp.tuning.verdict import OPEN, TOO_FEW, Verdict, from_main
+
+MORE = 4.0
+"""So many times the minutes that a run took are asked for where these did not settle it."""
+MOST_MINUTES = 60.0
+LOOSER = (0.9, 0.8)
+"""Floors that are proposed in the place of stricter ones."""
+MANY_DOCUMENTS = ("prose:short", "code:short", "math:short")
+"""Texts that come with offramp, of enough short documents for any usual floor."""
+
+TRAINED = (
+    "What training brings is not predicted; docs/results/training.md has what it brought smollm2 in minutes."
+)
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next."""
+
+    reason: str
+    command: str
+    expected: str
+    """What it may bring; "" where that is known already."""
+    then: str = ""
+    """The command after it, if it takes two."""
+
+
+def next_step(run: RunResult) -> NextStep | None:
+    """The next step of a finished run; None where nothing was judged, or nothing is left to try.
+
+    Decode with what pays; else settle what is open, by more time or more text; else try exits that are
+    trained.
+    """
+    found = main_findings(run)
+    call = run.call
+    if run.progress is not None or call is None or not found:
+        return None
+    paying = [one for one in found if one.decision == "pays"]
+    if paying:
+        best = max(paying, key=lambda one: one.speedup)
+        policy = Path(run.folder) / POLICIES / policy_file(best.workload, best.detail.floor)
+        return NextStep(
+            f"Decode with what pays on {best.workload}: {short_name(best.policy)}.",
+            call.on_model("generate", policy=policy, prompt="TEXT"),
+            "",
+        )
+    return _decoding(run, call) or _more_text(run, call) or _trained_exits(run, call)
+
+
+def policy_file(workload: str, floor: float) -> str:
+    """The name of the file that holds what was tuned for a text at a floor."""
+    return f"{safe_name(workload)}-tuned-{number_text(floor)}.json"
+
+
+def _decoding(run: RunResult, call: RunCall) -> NextStep | None:
+    """The same command, decoding if it did not, else with more minutes, where time is what is missing."""
+    still_open = [
+        (workload.name, verdict)
+        for workload in run.workloads
+        for verdict in workload.verdicts
+        if verdict.decision in OPEN and verdict.decision != TOO_FEW
+    ]
+    if not still_open:
+        return None
+    name, first = min(still_open, key=lambda one: from_main(one[1].floor))
+    where = f"{name} at {whole_percent(first.floor)} is {first.decision}"
+    total = counted(sum(len(workload.verdicts) for workload in run.workloads), "answer")
+    settles = f"{len(still_open)} of {total} may be settled."
+    if NOT_ASKED in run.not_decoded.values():
+        return NextStep(f"Decode for real: {where} by replay alone.", call.again(no_decode=None), settles)
+    minutes = 0.0 if run.minutes is None else min(MOST_MINUTES, float(math.ceil(MORE * run.minutes)))
+    if run.minutes is None or minutes <= run.minutes:
+        return None
+    missing = f"; missing: {listed(list(first.missing))}" if first.missing else ""
+    return NextStep(
+        f"Give it more time: {where}{missing}.",
+        call.again(minutes=minutes),
+        f"It goes on from what was decoded; {settles}",
+    )
+
+
+def _more_text(run: RunResult, call: RunCall) -> NextStep | None:
+    """More of the text where too little was traced to judge it, or a looser floor than any that was asked for
+    if its documents could certify that; else a text of more documents."""
+    few = [one for one in main_findings(run) if one.decision == TOO_FEW]
+    if not few:
+        return None
+    text, verdict = few[0].workload, few[0].detail
+    floor, needed, certificate = whole_percent(verdict.floor), verdict.documents_needed, verdict.certificate
+    if certificate is None and int(call.options.get("tokens", DEFAULT_TOKENS)) < DEFAULT_TOKENS:
+        return NextStep(
+            f"Trace more text: {floor} on {text} cannot be judged, since {verdict.reason}.",
+            call.again(tokens=None, document_tokens=None, output=None),
+            "",
+        )
+    at_hand, best = (0, 0.0) if certificate is None else (certificate.documents, certificate.best_floor)
+    why = f"needs {counted(needed, 'document')} that lose nothing, and {at_hand:,} are at hand"
+    if at_hand >= needed:
+        why = f"is still open after all {counted(at_hand, 'document')} at hand"
+    asked = min(one.floor for workload in run.workloads for one in workload.verdicts)
+    looser = next((floor for floor in LOOSER if floor < asked and floor <= best), None)
+    if looser is not None:
+        return NextStep(
+            f"Ask for less, or bring more text: {floor} on {text} {why}.",
+            call.again(floor=[looser], output=None),
+            "",
+        )
+    known = {workload.name for workload in run.workloads}
+    other = next((name for name in MANY_DOCUMENTS if name not in known), None)
+    if other is None:
+        return None
+    return NextStep(
+        f"Bring more text, here one of many documents: {floor} on {text} {why}.",
+        call.again(workload=[other], output=None),
+        "",
+    )
+
+
+def _trained_exits(run: RunResult, call: RunCall) -> NextStep | None:
+    """Exits that are trained, where those that the model comes with were refused."""
+    refused = all(one.decision == "does not pay" for one in main_findings(run))
+    if not refused or run.training is not None or run.layers < 4 or call.model is None:
+        return None
+    workload = max(run.workloads, key=lambda one: one.card.representation.value or 0.0)
+    exits = sorted({run.layers // 2, run.layers * 2 // 3})
+    known = [
+        f"{percent(float(workload.trace.agreement[:, place].mean()))} at exit {exit}"
+        for place, exit in enumerate(workload.trace.exits.tolist())
+        if exit in exits
+    ]
+    now = f": they agree with the full model on {listed(known)} of {workload.name}" if known else ""
+    return NextStep(
+        f"Train exits: read through the model's own head, the middle layers say too little{now}.",
+        call.on_model(
+            "exits train",
+            workload=workload.name,
+            at=",".join(map(str, exits)),
+            output="exits",
+        ),
+        TRAINED,
+        call.again(exits=None, heads="exits", output=None),  # which they bring
+    )
 
 
 def recommended_file(folder: Path, workload: str, verdict: Verdict) -> Path | None:

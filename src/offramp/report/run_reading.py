@@ -18,21 +18,20 @@ from offramp.kit.typed import from_json
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
 from offramp.report import COMBINED_FILE, TRACES
-from offramp.report.heads_summary import summarised_heads
 from offramp.report.run_result import (
     Decoded,
     PriceList,
     RunProgress,
     RunResult,
     WorkloadResult,
+    summarised_heads,
 )
 from offramp.studies.entries import NONE, OWN
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
-from offramp.studies.manifest import TRACE
 from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.study import StudyPlan
-from offramp.studies.task import StudyCell, Task
+from offramp.studies.task import TRACE, StudyCell, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import DecodeWork
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training

@@ -16,8 +16,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.frontier import Frontier
 from offramp.report.combined import advice
 from offramp.report.findings import OverallDecision, run_decision
-from offramp.report.heads_summary import HeadsSummary
-from offramp.report.run_result import Decoded, PriceList, RunResult, WorkloadResult
+from offramp.report.run_result import Decoded, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.sections.first_screen import policy_of
 from offramp.report.sections.training import bought
 from offramp.report.words import basis_words, caveats, credits_of, headline, how_obtained, plain_seconds

@@ -13,16 +13,14 @@ from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, w
 from offramp.kit.output_folder import RECORD_FILE, OwnFiles
 from offramp.policies.grammar import write_policy
 from offramp.report import POLICIES, REPORT_FILE, TRACES
-from offramp.report.next_step import policy_file
 from offramp.report.page import write_report
-from offramp.report.run_findings import Findings
+from offramp.report.run_findings import Findings, policy_file
 from offramp.report.run_reading import RunReader
 from offramp.report.run_result import RunResult
 from offramp.report.summary import summarise
 from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE
 from offramp.studies.folder import StudyFolder
-from offramp.studies.manifest import TRACE
-from offramp.studies.task import Task
+from offramp.studies.task import TRACE, Task
 from offramp.tracing.trace_files import MANIFEST
 from offramp.tuning.tuned import write_tuned
 

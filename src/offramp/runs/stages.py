@@ -34,7 +34,7 @@ from offramp.runs.folder import RUN_FOLDER, SUMMARY_FILE, default_folder
 from offramp.runs.outputs import show_trace, write_outputs
 from offramp.runs.request import DECODE_MINUTES, Run
 from offramp.studies.entries import AUTO, NONE, OWN
-from offramp.studies.estimates import STARTING_SECONDS
+from offramp.studies.fitness import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
 from offramp.studies.plan import make_plan
 from offramp.studies.run_start import STARTED, RunStart

@@ -1,6 +1,6 @@
 """A study's folder: its plan, its tasks' results and failures, its journal, and where locks and logs lie.
 
-A task is done if there is a whole manifest of it (see `offramp.studies.manifest`), and failed if there is a
+A task is done if there is a whole manifest of it (see `offramp.studies.task`), and failed if there is a
 record of its failure. The journal only tells people what happened when, and how long things took.
 """
 
@@ -19,7 +19,9 @@ from offramp.kit.output_folder import OwnFiles
 from offramp.kit.sealed_file import SealedFile, is_laid_out
 from offramp.studies.journal import Journal
 from offramp.studies.locks import ALIVE, holding, is_lock
-from offramp.studies.manifest import (
+from offramp.studies.run_start import RunStart
+from offramp.studies.study import StudyPlan
+from offramp.studies.task import (
     APART,
     DAMAGED,
     FINGERPRINTS,
@@ -28,6 +30,7 @@ from offramp.studies.manifest import (
     TRACE,
     VALUES,
     Failure,
+    Task,
     TaskManifest,
     check_files,
     files_of,
@@ -37,10 +40,7 @@ from offramp.studies.manifest import (
     write_failure,
     write_manifest,
 )
-from offramp.studies.manifest import FILE as MANIFEST_FILE
-from offramp.studies.run_start import RunStart
-from offramp.studies.study import StudyPlan
-from offramp.studies.task import Task
+from offramp.studies.task import FILE as MANIFEST_FILE
 
 if TYPE_CHECKING:
     from offramp.studies.work.work import Work

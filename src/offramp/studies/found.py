@@ -60,9 +60,9 @@ from offramp.studies.entries import (
     WorkloadEntry,
     exit_list,
 )
-from offramp.studies.manifest import VALUES
 from offramp.studies.study import Study, placed, resolved
 from offramp.studies.study_file import all_steps
+from offramp.studies.task import VALUES
 from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.workloads.registry import describe_workloads, is_given, load_workload, split_continued

@@ -29,13 +29,11 @@ from offramp.studies.entries import (
     TransformEntry,
     exit_list,
 )
-from offramp.studies.estimates import ModelVariant, room_of, sizes_of
-from offramp.studies.fitness import Fitness
+from offramp.studies.fitness import Fitness, ModelVariant, room_of, sizes_of
 from offramp.studies.found import Fingerprints, Found, FoundWorkload, find_everything
-from offramp.studies.manifest import FINGERPRINTS
 from offramp.studies.study import Study, StudyFile, StudyPlan
 from offramp.studies.study_file import accelerations_of, combined_steps, steps_of, text_of
-from offramp.studies.task import AXES, StudyCell, StudyJob, Task
+from offramp.studies.task import AXES, FINGERPRINTS, StudyCell, StudyJob, Task
 from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.combine import CombineWork
 from offramp.studies.work.decode import DecodeWork

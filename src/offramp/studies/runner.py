@@ -27,8 +27,7 @@ from offramp.files import disk_full, is_disk_full, parse_json
 from offramp.kit.typed import from_json, to_json
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import holding, machine_held, start_beating
-from offramp.studies.manifest import Failure
-from offramp.studies.task import StudyJob, Task
+from offramp.studies.task import Failure, StudyJob, Task
 from offramp.studies.work.work import ModelCache, WorkContext
 
 Fate = Literal["done", "failed", "busy", "waiting"]

@@ -17,9 +17,8 @@ from offramp.files import sha256_of_file
 from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.locks import holder, is_held, silent_seconds
-from offramp.studies.manifest import Failure
 from offramp.studies.study import StudyPlan
-from offramp.studies.task import Task
+from offramp.studies.task import Failure, Task
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from typing import Any
 from offramp.errors import InputError
 from offramp.files import read_json
 from offramp.kit.arguments import checked
-from offramp.studies.estimates import Sizes
-from offramp.studies.manifest import RESULT, files_of
-from offramp.studies.task import Task, TaskCost
+from offramp.studies.fitness import Sizes
+from offramp.studies.task import RESULT, Task, TaskCost, files_of
 from offramp.studies.work.work import ModelCache, Work, WorkContext, perform
 
 KNOWN = Sizes(4, 4, 1e6, 64, 6400, 4e6, models=1, threads=1, tokens=1000)

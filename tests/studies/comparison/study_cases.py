@@ -22,9 +22,8 @@ from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.documents import TextSize
 from offramp.scoring.estimate import Estimate
 from offramp.studies.folder import StudyFolder
-from offramp.studies.manifest import Failure
 from offramp.studies.study import Study, StudyPlan
-from offramp.studies.task import StudyCell, StudyJob, Task
+from offramp.studies.task import Failure, StudyCell, StudyJob, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
 from offramp.studies.work.decode import DecodedChoice, DecodingResult
 from offramp.studies.work.league import Ranking

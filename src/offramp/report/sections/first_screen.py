@@ -32,8 +32,8 @@ from offramp.report.formats import (
 )
 from offramp.report.html import fragment
 from offramp.report.names import distinct
-from offramp.report.next_step import next_step
 from offramp.report.plots import PANEL, Axis, Plot, PlotSeries, ReferenceLine
+from offramp.report.run_findings import next_step
 from offramp.report.run_result import Decoded, RunResult
 from offramp.report.table import NOTHING, Cell, Column, Table
 from offramp.report.timing import Way, best_without_exits, kept_text, ways_by_text, with_interval

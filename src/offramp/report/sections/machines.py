@@ -20,10 +20,9 @@ from offramp.report.formats import (
     times,
     whole_percent,
 )
-from offramp.report.heads_summary import ClassifierQuality, HeadsSummary
 from offramp.report.html import Kind, fragment, pill, small, styled, text
 from offramp.report.plots import Bar, PlotRow, RowPlot, Track
-from offramp.report.run_result import PriceList, RunResult, WorkloadResult
+from offramp.report.run_result import ClassifierQuality, HeadsSummary, PriceList, RunResult, WorkloadResult
 from offramp.report.table import Cell, Column, Table, estimated
 from offramp.report.words import answers_at_main_floor, machine_name, machines_sentence
 from offramp.tuning.break_even import BreakEven

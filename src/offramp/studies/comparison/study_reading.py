@@ -25,9 +25,8 @@ from offramp.studies.comparison.results import (
 )
 from offramp.studies.entries import StudySettings
 from offramp.studies.folder import Condition, StudyFolder
-from offramp.studies.manifest import TRACE
 from offramp.studies.study import StudyPlan
-from offramp.studies.task import StudyCell, Task
+from offramp.studies.task import TRACE, StudyCell, Task
 from offramp.studies.work.decode import DecodedChoice, DecodingResult
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking

@@ -16,9 +16,8 @@ from offramp.kit.defaults import STALL_SECONDS
 from offramp.kit.numbers import shown_size
 from offramp.studies.folder import StudyFolder
 from offramp.studies.locks import ALIVE, BEAT_SECONDS, Watch, end_holder, holding, is_held
-from offramp.studies.manifest import Failure
 from offramp.studies.runner import JobOutcome
-from offramp.studies.task import StudyJob, Task
+from offramp.studies.task import Failure, StudyJob, Task
 
 POLL_SECONDS = 0.5
 """How often an engine looks for what other processes did in the study's folder."""

@@ -10,7 +10,7 @@ from offramp.studies.work.work import WorkContext
 from offramp.timing.results import CombineResult
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 

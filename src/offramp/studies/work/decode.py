@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from offramp.decoding.openings import Prompts
     from offramp.models.model import Model
     from offramp.policies.replay import ReplayResult
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
     from offramp.timing.bench import Measurement
     from offramp.tracing.trace import Trace

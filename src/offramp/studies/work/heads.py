@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.kit.defaults import SEED
-from offramp.studies.manifest import study_file
+from offramp.studies.task import study_file
 from offramp.studies.work.inputs import HEADS, ModelWork, TextUsed
 from offramp.studies.work.work import Result, WorkContext, require_same
 from offramp.workloads.workload import Workload
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
     from offramp.training.record import GateRecord, TrainingRecord
 

@@ -15,7 +15,7 @@ from offramp.models.devices import CPU
 from offramp.models.process import use_threads
 from offramp.models.transforms.prune import Prune
 from offramp.models.transforms.transform import Transform
-from offramp.studies.manifest import TRACE, study_file
+from offramp.studies.task import TRACE, study_file
 from offramp.studies.work.work import Needed, Result, Work, WorkContext, require_same, unplanned
 from offramp.tracing.trace import Trace
 from offramp.workloads.registry import load_workload
@@ -24,7 +24,7 @@ from offramp.workloads.workload import Workload
 if TYPE_CHECKING:
     from offramp.heads.exit_heads import ExitHeads
     from offramp.models.model import Model
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 HEADS = "heads.safetensors"

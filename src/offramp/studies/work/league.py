@@ -19,7 +19,7 @@ from offramp.tuning.ranking import MachineAnswer, RankedPolicy
 from offramp.tuning.verdict import Verdict, from_main
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 SECONDS_PER_FACT = 5e-5

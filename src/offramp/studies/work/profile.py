@@ -15,7 +15,7 @@ from offramp.studies.work.work import WorkContext
 if TYPE_CHECKING:
     from offramp.costs.timings import TimingsProfile
     from offramp.models.model import Model
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 

@@ -11,7 +11,7 @@ from offramp.studies.work.inputs import PricedWork, trace_of
 from offramp.studies.work.work import WorkContext
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 SECONDS_PER_FACT = 4e-6

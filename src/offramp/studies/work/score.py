@@ -15,7 +15,7 @@ from offramp.studies.work.trace import read_text_sizes
 from offramp.studies.work.work import Needed, WorkContext
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 SECONDS_PER_FACT = 5e-5

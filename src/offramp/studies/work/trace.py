@@ -15,14 +15,14 @@ from offramp.display import ShownAsHtml
 from offramp.errors import InputError
 from offramp.scoring.components import first_match, saturation
 from offramp.scoring.documents import NOTHING, TextSize, text_sizes
-from offramp.studies.manifest import TRACE, study_file
+from offramp.studies.task import TRACE, study_file
 from offramp.studies.work.inputs import TextWork, heads_of
 from offramp.studies.work.work import Needed, WorkContext
 from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
 
 

@@ -18,7 +18,7 @@ from offramp.studies.work.work import WorkContext
 from offramp.training.request import Effort
 
 if TYPE_CHECKING:
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
     from offramp.training.train import TrainedExits
 

@@ -14,7 +14,7 @@ from offramp.tuning.verdict import Verdict
 
 if TYPE_CHECKING:
     from offramp.costs.machine import Machine
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
     from offramp.studies.task import TaskCost
     from offramp.tracing.trace import Trace
 

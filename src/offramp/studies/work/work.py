@@ -35,13 +35,12 @@ from offramp.files import write_json_atomically
 from offramp.kit.code import code_of, code_of_module
 from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
 from offramp.plug_ins import Known, load_plug_in, refused
-from offramp.studies.manifest import FILE, RESULT
-from offramp.studies.task import Task, TaskCost
+from offramp.studies.task import FILE, RESULT, Task, TaskCost
 from offramp.studies.work.code import plug_ins_of, versions_of
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
-    from offramp.studies.estimates import Sizes
+    from offramp.studies.fitness import Sizes
 
 
 Result = TypeVar("Result")
