@@ -20,7 +20,14 @@ from offramp.decoding.generation.generate import generate_batch
 from offramp.decoding.generation.loop import check_decodable
 from offramp.decoding.generation.prompts import prompt_entropy
 from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource, read_heads_source
-from offramp.decoding.rerun.parallel import InputsAfter, NotParallel, ParallelPass, Untouched, unchanged
+from offramp.decoding.rerun.parallel import (
+    Decided,
+    InputsAfter,
+    NotParallel,
+    ParallelPass,
+    Untouched,
+    unchanged,
+)
 from offramp.decoding.rerun.sequences import (
     Batch,
     TracedSequence,
@@ -176,8 +183,6 @@ def _decode(
 SHARED_BYTES = 1 << 30
 """States that policies share may take so much memory."""
 
-Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
-
 
 @in_evaluation
 def rerun(
@@ -256,10 +261,9 @@ class Rerunner:
         """One policy with one strategy for K and V. Raises as `rerun` does."""
         options = DecodingOptions.read(policy, kv=kv, heads=self.heads).for_task(task_of(self.trace))
         check_decodable(self.engine, options)
-        how, (exits, top1, probed) = self._decided(options)
-        return self._result(options, how, exits, top1, probed)
+        return self._result(options, *self._decided(options))
 
-    def _decided(self, options: DecodingOptions) -> tuple[How, Columns]:
+    def _decided(self, options: DecodingOptions) -> tuple[How, Decided]:
         """Exits, outputs and probes of the decided rows, and how they were had."""
         policy, kv = options.policy, options.kv
         after = self._inputs_after(kv)
@@ -301,7 +305,7 @@ class Rerunner:
             return False
         return True
 
-    def _replayed(self, policy: ExitPolicy, *, lossless: bool = False) -> Columns:
+    def _replayed(self, policy: ExitPolicy, *, lossless: bool = False) -> Decided:
         """The same from the trace alone, with the full model's K and V."""
         trace = seen_by(policy, self.decided_trace)
         decisions = replay_decisions(policy, trace)
@@ -309,23 +313,24 @@ class Rerunner:
         columns = np.full_like(columns, len(trace.exits) - 1) if lossless else columns
         top1 = trace.fact("top1")[np.arange(trace.token_count), columns].astype(np.int64)
         probed = [decisions.probed_at(place) for place in range(len(decisions.needs))]
-        return decisions.exits, top1, np.stack(probed, 1) if probed else np.zeros((len(top1), 0), np.bool_)
+        none = np.zeros((len(top1), 0), np.bool_)
+        return Decided(decisions.exits, top1, np.stack(probed, 1) if probed else none)
 
-    def _parallel(self, policy: ExitPolicy, after: InputsAfter) -> Columns:
+    def _parallel(self, policy: ExitPolicy, after: InputsAfter) -> Decided:
         reader = ExitReader(
             self.engine, self.heads, policy.needs(self.engine.layers), short_list=policy.short_list
         )
         forward = ParallelPass(self.engine, policy, reader, after, self._untouched)
-        found = []
+        batches = []
         for number, batch in enumerate(self.batches):
             facts = self._prompt_facts(batch, policy.document_facts) if policy.document_facts else {}
-            found.append(forward.run(batch, number, facts))
+            batches.append(forward.run(batch, number, facts))
         order = np.argsort(np.concatenate([batch.rows for batch in self.batches]))
-        exits, top1, probed = (
-            np.concatenate([getattr(decided, name) for decided in found])[order]
-            for name in ("exits", "top1", "probed")
+        return Decided(
+            exits=np.concatenate([decided.exits for decided in batches])[order],
+            top1=np.concatenate([decided.top1 for decided in batches])[order],
+            probed=np.concatenate([decided.probed for decided in batches])[order],
         )
-        return exits, top1, probed
 
     @torch.no_grad()
     def _prompt_facts(self, batch: Batch, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
@@ -339,7 +344,7 @@ class Rerunner:
                 columns[name].append(np.repeat(value, sequence.length - first))
         return {name: np.concatenate(values) for name, values in columns.items()}
 
-    def _forced(self, options: DecodingOptions) -> Columns:
+    def _forced(self, options: DecodingOptions) -> Decided:
         rows, exits, top1 = decode_forced(
             self.model, self.engine, options, self.sequences, self.prompt_tokens
         )
@@ -347,23 +352,16 @@ class Rerunner:
         exits, top1 = exits[order], top1[order]
         # Decoding does not say which checks a policy left out: all up to the exit are charged.
         checked = np.array(list(probed_facts(options.policy, self.engine.layers)), dtype=np.int64)
-        return exits, top1, exits[:, None] >= checked
+        return Decided(exits, top1, exits[:, None] >= checked)
 
-    def _result(
-        self,
-        options: DecodingOptions,
-        how: How,
-        exits: NDArray[np.int64],
-        top1: NDArray[np.int64],
-        probed: NDArray[np.bool_],
-    ) -> RerunResult:
+    def _result(self, options: DecodingOptions, how: How, decided: Decided) -> RerunResult:
         policy, kv = options.policy, options.kv
         full = self.trace.full_top1.astype(np.int64)
         all_exits = np.full(len(full), self.engine.layers, dtype=np.int64)
-        said, decided = self._said_whole(policy), np.zeros(len(full), dtype=np.bool_)
-        all_exits[self.rows], said[self.rows], decided[self.rows] = exits, top1, True
-        all_probed = np.zeros((len(full), probed.shape[1]), dtype=np.bool_)
-        all_probed[self.rows] = probed
+        said, asked = self._said_whole(policy), np.zeros(len(full), dtype=np.bool_)
+        all_exits[self.rows], said[self.rows], asked[self.rows] = decided.exits, decided.top1, True
+        all_probed = np.zeros((len(full), decided.probed.shape[1]), dtype=np.bool_)
+        all_probed[self.rows] = decided.probed
         needs = probed_facts(policy, self.engine.layers)
         agrees = said == full
         return RerunResult(
@@ -374,11 +372,11 @@ class Rerunner:
             top1=said,
             agrees=agrees,
             answered=self.answered,
-            decided=decided,
+            decided=asked,
             agreement=float(agrees[self.answered].mean()),
-            skip_ratio=self._skip_ratio(policy, kv, Decisions(exits, needs, probed)),
+            skip_ratio=self._skip_ratio(policy, kv, Decisions(decided.exits, needs, decided.probed)),
             decisions=Decisions(all_exits, needs, all_probed, policy.short_list, policy.short_head),
-            drift=self._drift(policy, exits, top1),
+            drift=self._drift(policy, decided),
         )
 
     def _said_whole(self, policy: ExitPolicy) -> NDArray[np.int64]:
@@ -394,15 +392,15 @@ class Rerunner:
         steps = np.arange(trace.token_count, dtype=np.int64)
         return Charge.of(PolicyRun(trace, policy, decisions, steps, DRAFT_LENGTH), kv).skip_ratio
 
-    def _drift(self, policy: ExitPolicy, exits: NDArray[np.int64], top1: NDArray[np.int64]) -> Drift | None:
+    def _drift(self, policy: ExitPolicy, decided: Decided) -> Drift | None:
         """The same beside the plain replay, None where the trace cannot replay the policy."""
-        if not len(exits) or not self._holds(policy):
+        if not len(decided.exits) or not self._holds(policy):
             return None
-        replayed_exits, replayed_top1, _ = self._replayed(policy)
+        replayed = self._replayed(policy)
         said, full = self._said_whole(policy), self.trace.full_top1
-        said[self.rows] = replayed_top1
+        said[self.rows] = replayed.top1
         return Drift(
             agreement=float((said == full)[self.answered].mean()),
-            exits_moved=float(np.mean(exits != replayed_exits)),
-            tokens_changed=float(np.mean(top1 != replayed_top1)),
+            exits_moved=float(np.mean(decided.exits != replayed.exits)),
+            tokens_changed=float(np.mean(decided.top1 != replayed.top1)),
         )
