@@ -29,7 +29,7 @@ from offramp.errors import OfframpError
 from offramp.files import read_sealed_json, sealed, write_sealed_json
 from offramp.heads import file as heads_file
 from offramp.heads.importing.imports import read_layout
-from offramp.heads.importing.tensors import Tensors
+from offramp.heads.importing.key_map import Tensors
 from offramp.heads.trained_model import trained_in
 from offramp.kit.given_file import TomlTable, checked, read_toml
 from offramp.kit.sealed_file import DECLARED, SealedFile

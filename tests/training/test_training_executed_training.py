@@ -20,8 +20,8 @@ from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
+from offramp.tracing.fitting.documents import Seen, seen_by_all
 from offramp.tracing.fitting.maps import parse_map_exits
-from offramp.tracing.fitting.seen import Seen, seen_by_all
 from offramp.training import loop
 from offramp.training.executed import ExecutedMaps, start_of
 from offramp.training.loop import Steps

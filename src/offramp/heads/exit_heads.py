@@ -315,7 +315,7 @@ class ArrayReader:
 
 
 @dataclass(frozen=True)
-class _ModelEntry:
+class _BaseEntry:
     """What a header says of the model that heads belong to."""
 
     name: str
@@ -326,11 +326,11 @@ class _ModelEntry:
 
 
 @dataclass(frozen=True)
-class _Header(HeadsEntries):
+class _HeadsHeader(HeadsEntries):
     """Types of the entries of a header that every file has; arrays and their parts are checked by their
     readers."""
 
-    model: _ModelEntry
+    model: _BaseEntry
     classifiers: Mapping[str, int]
     provenance: Mapping[str, Any]
 
@@ -341,7 +341,7 @@ def build_heads(header: dict[str, Any], arrays: Arrays, where: str) -> ExitHeads
     where: the file. Raises InputError for arrays that do not belong together, and InvalidRecordError,
     KeyError or TypeError for a header without the parts that `ExitHeads.header` writes.
     """
-    said = from_json(_Header, header)
+    said = from_json(_HeadsHeader, header)
     reader = ArrayReader(arrays, len(said.exits), where)
     heads = ExitHeads(
         model=header["model"],

@@ -28,7 +28,7 @@ from offramp.models.model import Model
 from offramp.models.process import available_memory
 from offramp.models.stack import ExitStack
 from offramp.scoring.documents import observed_size
-from offramp.tracing.fitting.seen import seen_by_all
+from offramp.tracing.fitting.documents import seen_by_all
 from offramp.tracing.rows import slices
 from offramp.training.changed_weights import ChangedWeights, read_out, run_layers
 from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, divergence, leaving_shares

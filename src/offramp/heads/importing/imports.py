@@ -14,14 +14,18 @@ from offramp.errors import InputError
 from offramp.heads.at_work import describe_base, require_exits, require_readable, require_sizes
 from offramp.heads.exit_heads import ExitHeads, build_heads
 from offramp.heads.importing import LayoutName
-from offramp.heads.importing.key_map import AXES, KeyMap, read_key_map
-from offramp.heads.importing.layouts import LAYOUTS, TRAIN, Layout
-from offramp.heads.importing.tensors import Tensors
+from offramp.heads.importing.key_map import AXES, KeyMap, Tensors, read_key_map
+from offramp.heads.importing.layouts import LAYOUTS, TRAIN, ForeignLayout
 from offramp.heads.output_head import state_shape_of
 from offramp.heads.parts import OwnHead
 from offramp.kit.given_file import Source, checked
 from offramp.kit.rules import only_if
-from offramp.models.checkpoint import CONFIG_FILE, PICKLE_PATTERNS, read_config, stated_count
+from offramp.models.checkpoint import (
+    CONFIG_FILE,
+    PICKLE_PATTERNS,
+    read_config,
+    stated_count,
+)
 from offramp.models.model import Model
 from offramp.models.source import fetch_tensors, looks_like_hub_id
 
@@ -96,7 +100,7 @@ def _names_repository(name: str) -> bool:
     return "/" in name and looks_like_hub_id(name) and not is_file and not path.parent.exists()
 
 
-def read_layout(name: str, tensors: Tensors) -> Layout:
+def read_layout(name: str, tensors: Tensors) -> ForeignLayout:
     """The layout of files by their config.json; all parts of their exits are read.
 
     Raises InputError for a config.json that is damaged, wrong, or absent though an entry is needed, and for
@@ -135,7 +139,7 @@ class Import:
 
     tensors: Tensors
     key_map: KeyMap
-    layout: Layout | None
+    layout: ForeignLayout | None
     origin: Mapping[str, Any]
 
     @property

@@ -33,8 +33,8 @@ from offramp.heads.importing.key_map import (
     NetworkKeys,
     NormKeys,
     OutputKeys,
+    Tensors,
 )
-from offramp.heads.importing.tensors import Tensors
 from offramp.kit.given_file import Count, TomlTable
 from offramp.models.model import Model
 
@@ -54,7 +54,7 @@ UNKNOWN = "nothing but its size"
 MEGATRON_EMBEDDING = "language_model.embedding.word_embeddings.weight"
 
 
-class Layout(TomlTable):
+class ForeignLayout(TomlTable):
     """One program's files. Its fields are what is read of their config.json; other entries are left alone.
 
     of_exits: regular expression of the keys that belong to an exit. Each of them must be a part that is read,
@@ -107,7 +107,7 @@ def _is_same(stored: Tensor, own: Tensor) -> bool:
     )
 
 
-class TunedLens(Layout):
+class TunedLens(ForeignLayout):
     """Translator k reads hidden_states[k] of transformers, the state after layer k: exit k; 0 is no exit.
 
     Its output is added to the state, h + A h + b, where the paper (section 3) writes A h + b.
@@ -169,7 +169,7 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
-class MultiExit(Layout):
+class MultiExit(ForeignLayout):
     """Head k is of hidden_states[k] of transformers, behind the model's norm; "original" is its own."""
 
     of_exits = r"name_to_lm_exit_head\.(?!lm_head_original\.).*|name_to_conv_matrix\..*"
@@ -186,7 +186,7 @@ class MultiExit(Layout):
         return KeyMap.of_exits(exits, output=output)
 
 
-class EeLlm(Layout):
+class EeLlm(ForeignLayout):
     """Layers count from 1, keys from 0; an exit before its layer reads the state after the one before.
 
     The entries are arguments that a checkpoint holds.
@@ -249,7 +249,7 @@ class EeLlm(Layout):
             yield WHY_MLP if self.use_exit_mlp else WHY_ATTENTION, TRAIN
 
 
-class Balcony(Layout):
+class Balcony(ForeignLayout):
     """all_hidden_states[k], which exit k reads, is the state after k layers.
 
     Without attention NestedLlamaDecoderLayer adds its network to the state that its norm has made. The
@@ -294,7 +294,7 @@ class Balcony(Layout):
             yield act, TRAIN
 
 
-LAYOUTS: Mapping[str, type[Layout]] = {
+LAYOUTS: Mapping[str, type[ForeignLayout]] = {
     "tuned-lens": TunedLens,
     "multi-exit": MultiExit,
     "ee-llm": EeLlm,

@@ -37,6 +37,7 @@ from offramp.tracing.fitting.documents import (
     CLASSIFIER_SHARE,
     FittingRows,
     plan_rows,
+    seen_by_all,
     split_documents,
     without_text_of,
 )
@@ -57,7 +58,6 @@ from offramp.tracing.fitting.readings import (
     take_readings,
 )
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
-from offramp.tracing.fitting.seen import seen_by_all
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import FITTING_TOKENS, Rank, code_fingerprint, library_versions, parse_exits

@@ -30,8 +30,8 @@ from offramp.errors import InputError, ModelError
 from offramp.heads.described import read_by, reading_parts
 from offramp.heads.file import read_heads, write_heads
 from offramp.heads.importing.imports import find_import, import_heads
-from offramp.heads.importing.layouts import Layout
-from offramp.heads.importing.tensors import Tensors as FileTensors
+from offramp.heads.importing.key_map import Tensors as FileTensors
+from offramp.heads.importing.layouts import ForeignLayout
 from offramp.models.model import Model
 from offramp.tracing.tracer import trace
 
@@ -280,10 +280,10 @@ def test_a_weight_without_dimensions_is_compared_whole(tmp_path: Path) -> None:
     base = tiny_model(llama(num_hidden_layers=4))
     base.hf.register_buffer("scale", torch.tensor(2.0))
     tensors = FileTensors.find(write(tmp_path, {"scale": torch.tensor(2.0)}, None))
-    assert "first rows of weights" in Layout().recognise(base, tensors)
+    assert "first rows of weights" in ForeignLayout().recognise(base, tensors)
     base.hf.scale.fill_(3.0)
     with pytest.raises(InputError, match="scale differs"):
-        Layout().recognise(base, tensors)
+        ForeignLayout().recognise(base, tensors)
 
 
 def test_a_layout_without_its_config_says_what_it_needs(tmp_path: Path) -> None:
