@@ -34,6 +34,7 @@ from offramp.studies.work.decode import (
     DecodeWork,
     DecodingChoice,
     DecodingResult,
+    NothingDecoded,
     new_tokens_for,
     of_verdicts,
     prompts_within,
@@ -201,7 +202,7 @@ def test_one_text_that_fails_leaves_the_others(
     found = summary_of(run_folder)["decoding"]
     assert len(found["workloads"]) == 1
     assert list(found["not_decoded"].values()) == ["NaN logits at token 3, layer 2"]
-    monkeypatch.setattr(DecodeWork, "run", lambda self, context: DecodingResult(None))
+    monkeypatch.setattr(DecodeWork, "run", lambda self, context: NothingDecoded(""))
     run_offramp(*arguments, "--no-decode").require(0)
     assert summary_of(run_folder)["decoding"]["workloads"] == []
     assert decoding["not_decoded"] == {}

@@ -33,7 +33,7 @@ from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.study import StudyPlan
 from offramp.studies.task import TRACE, StudyCell, Task
 from offramp.studies.work.certify import CertifyWork
-from offramp.studies.work.decode import DecodeWork
+from offramp.studies.work.decode import DecodeWork, NothingDecoded
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, profile_in
 from offramp.studies.work.league import LeagueWork
@@ -252,7 +252,7 @@ class RunReader:
         if not self._is_done(task):
             return None
         found = self.folder.result(DecodeWork, task)
-        if found.bench is None:
+        if isinstance(found, NothingDecoded):
             return None
         date = date_of(finished[task.key].wall if task.key in finished else 0.0)
         bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
@@ -270,7 +270,9 @@ class RunReader:
             elif (failure := self.folder.failure(asked[name])) is not None:
                 found[name] = failure.what
             elif self._is_done(asked[name]):
-                found[name] = str(self.folder.result(DecodeWork, asked[name]).why_nothing)
+                left = self.folder.result(DecodeWork, asked[name])
+                assert isinstance(left, NothingDecoded)  # or it is among what was decoded
+                found[name] = left.why_nothing
         return {
             **found,
             **{name: why for name, why in self.plan.unavailable.items() if name not in (LOCAL, OWN)},

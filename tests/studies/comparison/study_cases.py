@@ -25,7 +25,7 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.study import Study, StudyPlan
 from offramp.studies.task import Failure, StudyCell, StudyJob, Task
 from offramp.studies.work import certify, decode, league, replay, score, tune
-from offramp.studies.work.decode import DecodedChoice, DecodingResult
+from offramp.studies.work.decode import DecodedChoice, DecodedPolicies, NothingDecoded
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.trace import write_text_sizes
 from offramp.studies.work.work import ModelCache, WorkContext, perform, works
@@ -42,7 +42,7 @@ WORKLOADS = {"prose": "w1" * 32, "code": "w2" * 32}
 MODELS = ({"name": "alpha", "stage": "base"}, {"name": "alpha-it", "base": "alpha", "stage": "tuned"})
 FACTS = {"family": "A", "generation": 1.0, "released": "2024-05", "parameters": 1e9, "kind": "dense"}
 
-UNDECODED = DecodingResult(None, why_nothing="no policy of the ranking exits")
+UNDECODED = NothingDecoded("no policy of the ranking exits")
 """The result of a decode task whose ranking exits nowhere."""
 
 
@@ -181,7 +181,7 @@ def bench_result(*defects: str) -> BenchResult:
     )
 
 
-def decoding(*defects: str) -> DecodingResult:
+def decoding(*defects: str) -> DecodedPolicies:
     """What a decode task leaves."""
     kept = Estimate(0.97)
     judged = FreeRunning(kept, kept, kept, kept, kept, prompts=4, new_tokens=64)
@@ -200,7 +200,7 @@ def decoding(*defects: str) -> DecodingResult:
         )
         for name, exit in (("fast", 4), ("slow", 5), ("none", 3))
     )
-    return DecodingResult(bench_result(*defects), chosen, characters_per_token=3.0)
+    return DecodedPolicies(bench_result(*defects), chosen, characters_per_token=3.0)
 
 
 def league_entry(

@@ -27,7 +27,7 @@ from offramp.studies.entries import StudySettings
 from offramp.studies.folder import Condition, StudyFolder
 from offramp.studies.study import StudyPlan
 from offramp.studies.task import TRACE, StudyCell, Task
-from offramp.studies.work.decode import DecodedChoice, DecodingResult
+from offramp.studies.work.decode import DecodedChoice, DecodedPolicies, DecodingResult, NothingDecoded
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.league import Ranking
 from offramp.studies.work.replay import Replayed
@@ -147,10 +147,9 @@ def decoded_strategies(row: Row, finished: Finished) -> Iterator[StrategyResult]
     Nothing if no policy of the league exits.
     """
     decoding, place = finished.result, finished.on(row)
-    bench = decoding.bench
-    if bench is None:
+    if not isinstance(decoding, DecodedPolicies):
         return
-    sure = Estimate(1.0, no_interval=BY_DEFINITION)
+    bench, sure = decoding.bench, Estimate(1.0, no_interval=BY_DEFINITION)
     yield _timed(
         StrategyResult(
             place=place,
@@ -271,10 +270,9 @@ def measured_speedups(finished: Finished, entries: Sequence[RankedPolicy]) -> di
         floor = finished.task.recipe["floor"]
         if _chooses_never(entries, floor):
             return {(agreement_floor(floor), finished.machine): 1.0}
-    bench: BenchResult | None = decoding.bench
-    if bench is None or bench.defects:
+    if not isinstance(decoding, DecodedPolicies) or decoding.bench.defects:
         return {}
-    ratios = {contender.name: contender.ratio for contender in bench.contenders}
+    ratios = {contender.name: contender.ratio for contender in decoding.bench.contenders}
     return {
         (agreement_floor(choice.floor), finished.machine): ratio.value
         for choice in (decoding.chosen if certified else decoding.chosen[:1])
@@ -490,7 +488,7 @@ class StudyReader:
         for cell in self.done:
             if cell.kind == "decode":
                 decoding: DecodingResult = self.result(cell.task)
-                if decoding.bench is None:
+                if isinstance(decoding, NothingDecoded):
                     yield f"{cell.name}: nothing was decoded, {decoding.why_nothing}."
 
     def combined(self, cell: StudyCell) -> CombineResult:

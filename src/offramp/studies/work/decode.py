@@ -209,7 +209,7 @@ class DecodedChoice(DecodingChoice):
 
     contender: its name in the measurement. forecast, free_running: None of one that was left out.
     characters_per_token: of its answers, special tokens included, None without any. answer: the text of its
-    answer to `Decoding.prompt`, None if that was not kept.
+    answer to `DecodedPolicies.prompt`, None if that was not kept.
     """
 
     contender: str
@@ -220,17 +220,25 @@ class DecodedChoice(DecodingChoice):
 
 
 @dataclass(frozen=True)
-class DecodingResult:
-    """A measurement with every sample and forecast; None where nothing was decoded, and why.
+class NothingDecoded:
+    """What is left where no policy was decoded. why_nothing: a sentence. verdicts: at every floor of the
+    ranking, settled by the tuner's answers."""
+
+    why_nothing: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class DecodedPolicies:
+    """A measurement with every sample and forecast.
 
     prompt, plain_answer: the texts of one prompt that all contenders decoded and of the full model's answer.
     verdicts: at every floor of the ranking, settled by the tuner's answers and this measurement.
     """
 
-    bench: BenchResult | None
+    bench: BenchResult
     chosen: tuple[DecodedChoice, ...] = ()
     characters_per_token: float | None = None
-    why_nothing: str | None = None
     prompt: str | None = None
     plain_answer: str | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -238,24 +246,24 @@ class DecodingResult:
     def timed(self, tuned: Tuned) -> TimedPolicy | None:
         """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
         timed, or with a defect."""
-        bench, judged = self.bench, judged_policy(tuned)
-        if bench is None or bench.defects:
+        bench = self.bench
+        if bench.defects:
             return None
         for choice in self.chosen:
             ratio = bench.contender(choice.contender).ratio
-            if (choice.policy, choice.kv) == judged and ratio is not None:
-                speed = Speed(
-                    ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, bench.seconds_spent
-                )
-                credit = bench.credit(choice.contender, tuned.floor.value)
-                kept = None if choice.free_running is None else choice.free_running.agreement
-                if credit is None or bench.untimed_rivals:
-                    return TimedPolicy(
-                        speed, kept=kept
-                    )  # what needs no exits was not timed: it may be the best
-                over = Estimate(credit.value, credit.low, credit.high)
-                return TimedPolicy(speed, over, credit.over, kept)
+            if (choice.policy, choice.kv) != judged_policy(tuned) or ratio is None:
+                continue
+            speed = Speed(ratio.value, ratio.low, ratio.high, "measured", LOCAL, True, bench.seconds_spent)
+            credit = bench.credit(choice.contender, tuned.floor.value)
+            kept = None if choice.free_running is None else choice.free_running.agreement
+            if credit is None or bench.untimed_rivals:
+                # What needs no exits was not timed: it may be the best.
+                return TimedPolicy(speed, kept=kept)
+            return TimedPolicy(speed, Estimate(credit.value, credit.low, credit.high), credit.over, kept)
         return None
+
+
+DecodingResult = DecodedPolicies | NothingDecoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,14 +301,15 @@ class DecodeWork(TurnsWork[DecodingResult]):
             require_this_machine(self, machine.details["machine"])
         ranking, answers = context.result(LeagueWork, self.league), self.answers(context)
         decoding = self.decoding(context, machine, self.choices(ranking, answers))
-        return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, decoding.timed))
+        timed = decoding.timed if isinstance(decoding, DecodedPolicies) else lambda tuned: None
+        return replace(decoding, verdicts=settle_all(ranking.verdicts, answers, timed))
 
     def decoding(
         self, context: WorkContext, machine: TimingsProfile | None, choices: Sequence[DecodingChoice]
     ) -> DecodingResult:
         """The measurement of some policies. Raises as `run`."""
         if not choices:
-            return DecodingResult(None, why_nothing=NO_EXITS)
+            return NothingDecoded(NO_EXITS)
         model = self.load_model(context)
         fitting, refused = _able(model, choices)
         asked = {choice.kv for choice in choices}
@@ -346,7 +355,7 @@ class DecodeWork(TurnsWork[DecodingResult]):
             plain = _plain_seconds(model, machine, prompts)
             kept, new_tokens = within_budget(choices, plain, seconds)
             if not kept:
-                return DecodingResult(None, why_nothing=TOO_LONG)
+                return NothingDecoded(TOO_LONG)
             if len(kept) < len(choices):
                 others = ", ".join(str(choice.policy) for choice in choices[1:])
                 notes = (*notes, f"policies of other floors are left out, it would take too long: {others}")
@@ -429,7 +438,7 @@ def _able(model: Model, choices: Sequence[DecodingChoice]) -> tuple[list[Decodin
 
 def _decoding(
     model: Model, measured: Measurement, choices: Sequence[DecodingChoice], names: Sequence[str]
-) -> DecodingResult:
+) -> DecodedPolicies:
     answers = _answers(model, measured)
     chosen = tuple(
         DecodedChoice(
@@ -445,7 +454,7 @@ def _decoding(
     # When it was measured is for the journal; how busy the machine was is part of what was measured.
     circumstances = {name: one for name, one in measured.result.circumstances.items() if name != "date"}
     bench = replace(measured.result, circumstances=circumstances)
-    return DecodingResult(
+    return DecodedPolicies(
         bench,
         chosen,
         _characters_per_token(model, measured, measured.result.plain),
