@@ -61,7 +61,7 @@ from offramp.timing.contenders import NEVER, Extent
 from offramp.timing.decoder import Setting, batches_of, generate
 from offramp.timing.judged import forecasts_of
 from offramp.timing.machine_profiler import measure_hardware
-from offramp.timing.trial import start_peak
+from offramp.timing.measurement import start_peak
 from offramp.tracing.block import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload
 

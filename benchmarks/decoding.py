@@ -8,7 +8,7 @@ exits at 1/4, 1/2, 3/4 over their ideal: the run's own never-exit time, times wh
 exit's layers, head and K,V projections over what it says of the whole model. speculate: over
 `generate(assistant_early_exit=k)` at the same k and its best draft length, and over plain. batch: tokens per
 second of 8 sequences in lockstep and rebatched, over plain batched decoding. All contenders take turns in
-blocks of a few tokens (see `offramp.timing.bench.measure`); ratios have a 95 % interval over
+blocks of a few tokens (see `offramp.timing.bench.bench`); ratios have a 95 % interval over
 prompts. The last line is one JSON object.
 """
 

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 
 from offramp.scoring.estimate import Estimate
-from offramp.timing.answers import Looks, Series, answer_of, resolution_of
+from offramp.timing.answers import Looks, PairedTimes, answer_of, resolution_of
 
 SPREADS = (0.02, 0.03, 0.055, 0.10)
 PROMPT_SPREAD = 0.02
@@ -72,7 +72,7 @@ class Outcome:
 def timed(world: World, random: np.random.Generator) -> Outcome:
     """One series of blocks, looked at on schedule until it is over or all prompts were visited."""
     plain = [f"plain {place}" for place in range(world.plain)]
-    series, looks = Series(plain), Looks()
+    series, looks = PairedTimes(plain), Looks()
     shape = (world.prompts, world.pairs, 1 + world.plain)
     blocks = random.normal(0.0, world.drift, shape).cumsum().reshape(-1, shape[-1])
     noise = random.normal(0.0, world.pair_spread / math.sqrt(2.0), blocks.shape)

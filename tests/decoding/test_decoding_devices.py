@@ -32,8 +32,9 @@ from offramp.decoding.options import DecodingOptions
 from offramp.decoding.rerun.rerunner import rerun
 from offramp.models.model import Model
 from offramp.policies.grammar import parse_policy
-from offramp.timing.bench import measure
-from offramp.timing.contenders import STATIC_CACHE
+from offramp.timing.answers import TimeLimits
+from offramp.timing.bench import run, settle
+from offramp.timing.contenders import STATIC_CACHE, Extent
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.results import BenchResult
 from offramp.timing.timed_steps import StepMeter
@@ -251,7 +252,9 @@ def timed_of(result: BenchResult) -> set[str]:
 
 def test_a_bench() -> None:
     def timed(model: Model) -> Any:
-        return measure(model, POLICY, prompts=PROMPTS, new_tokens=6, rounds=1, batch=2)
+        options = DecodingOptions.read(POLICY, new_tokens=6)
+        setting = settle(model, [options], prompts=PROMPTS, batch=2)
+        return run(setting, limits=TimeLimits(rounds=1), extent=Extent())
 
     expected, found = here_and_elsewhere(timed)
     assert not found.result.defects

@@ -16,8 +16,9 @@ from offramp.models.model import Model
 from offramp.policies.cost_breakdown import Gain
 from offramp.scoring.estimate import Estimate
 from offramp.timing import answers, decoder
-from offramp.timing.bench import settle
-from offramp.timing.contenders import GENERATE
+from offramp.timing.answers import TimeLimits
+from offramp.timing.bench import Measurement, run, settle
+from offramp.timing.contenders import GENERATE, Extent
 from offramp.timing.decoder import DecodedBatch, Decoder, Running, Setting
 from offramp.timing.results import BenchResult, Cluster, Contender, Counted
 
@@ -141,3 +142,11 @@ def settled(
     pairs = ((policy, kv), *cells)
     asked = [DecodingOptions.read(one, kv=way, **options).for_task(task) for one, way in pairs]
     return settle(model, asked, prompts=prompts, batch=batch, task=task)
+
+
+def measure(
+    model: Model, policy: str, *, rounds: int, seconds: float = 3600.0, peers: bool = True, **options: Any
+) -> Measurement:
+    """A bench with what was decoded; time enough for peers, however busy it is. options: of `settled`."""
+    setting = settled(model, policy, **options)
+    return run(setting, limits=TimeLimits(seconds, rounds), extent=Extent(peers=peers))

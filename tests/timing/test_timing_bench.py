@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bench_cases import family_model, settled
+from bench_cases import family_model, measure, settled
 from generation_cases import state_of, tiny_llama
 
 from offramp.decoding.generation.loop import STRATEGIES
@@ -19,7 +19,7 @@ from offramp.errors import InputError, ModelError, OfframpError, PolicyError
 from offramp.scoring.estimate import Estimate
 from offramp.timing import contenders, decoder
 from offramp.timing.answers import TimeLimits
-from offramp.timing.bench import Measurement, bench, measure, run
+from offramp.timing.bench import Measurement, bench, run
 from offramp.timing.contenders import (
     CUT_HEAD,
     GENERATE,
@@ -51,8 +51,7 @@ def measured(uncollected: None) -> Measurement:
     """The tiny Llama with every strategy, one prompt at a time."""
     others = [(POLICY, kv) for kv in ("recompute", "speculate")]
     cells = [*others, ("static:exit=2", "monotone"), ("static:exit=2", "speculate")]
-    limits: dict[str, Any] = {"rounds": 3, "budget_seconds": 3600.0}  # time enough for peers, however busy
-    return measure(tiny_llama(), POLICY, prompts=PROMPTS, cells=cells, new_tokens=9, **limits)
+    return measure(tiny_llama(), POLICY, prompts=PROMPTS, cells=cells, new_tokens=9, rounds=3)
 
 
 def timed(result: BenchResult, *roles: str) -> list[Contender]:

@@ -19,7 +19,7 @@ from offramp.timing.answers import (
     PRECISE,
     SAMPLES_NEEDED,
     Looks,
-    Series,
+    PairedTimes,
     TimeLimits,
     answer_of,
     cluster_of,
@@ -99,7 +99,7 @@ def test_a_look_that_was_passed_over_is_saved_for_the_last() -> None:
 
 
 def test_a_series_is_the_clusters_of_its_prompts() -> None:
-    series = Series(["plain"])
+    series = PairedTimes(["plain"])
     assert series.over_plain() is series.ratio("plain") is None
     assert not series.is_over(WORTH)
     for prompt, pairs in ((0, [(2.0, 1.0), (2.0, 3.0)]), (1, [(3.0, 2.0)]), (0, [(2.0, 0.5)])):
@@ -115,7 +115,7 @@ def test_a_series_is_the_clusters_of_its_prompts() -> None:
 
 def test_nothing_is_over_before_it_is_over_whatever_needs_no_exits() -> None:
     """Twice as fast as plain decoding, and nobody knows whether it is faster than the cut head."""
-    series = Series(["plain"])
+    series = PairedTimes(["plain"])
     for prompt, gain in enumerate([0.70, 0.69, 0.71]):
         series.add("plain", prompt, [(math.exp(gain), 1.0)])
     assert series.is_over(WORTH)

@@ -17,7 +17,7 @@ from offramp.kit.defaults import FEWEST_VISITS
 from offramp.timing.answers import ALPHA, LOOK_SPENDS, Budget
 from offramp.timing.contenders import GENERATE, NEVER, ONE_CALL
 from offramp.timing.decoder import batches_of
-from offramp.timing.trial import MARGIN, choose_plain, given_plain
+from offramp.timing.measurement import MARGIN, choose_plain, given_plain
 from offramp.timing.turns import (
     BLOCK,
     FEW_TOKENS,

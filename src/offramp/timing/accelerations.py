@@ -63,11 +63,11 @@ def read_accelerations(texts: Sequence[str], dtype: str | None = None) -> tuple[
             fix="give --combine int8 --combine prompt_lookup",
         )
     found = [_read(text, dtype) for text in texts]
-    twice = [text for text, count in Counter(one.text for one in found).items() if count > 1]
+    twice = [text for text, count in Counter(way.text for way in found).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice", where="--combine", fix="give it once")
-    names = Counter(one.name for one in found)
-    return tuple(replace(one, name=one.text) if names[one.name] > 1 else one for one in found)
+    names = Counter(way.name for way in found)
+    return tuple(replace(way, name=way.text) if names[way.name] > 1 else way for way in found)
 
 
 def _read(text: str, dtype: str | None) -> Acceleration:
@@ -91,54 +91,54 @@ def combinations_of(accelerations: Sequence[Acceleration]) -> list[Parts]:
     """
     ordered = sorted(accelerations, key=_place)
     groups: dict[str, list[Acceleration]] = {}
-    for one in ordered:
-        groups.setdefault(one.group, []).append(one)
+    for way in ordered:
+        groups.setdefault(way.group, []).append(way)
     chosen = itertools.product(*([None, *members] for members in groups.values()))
-    found = [tuple(one for one in parts if one is not None) for parts in chosen]
-    found = [parts for parts in found if not _cuts_a_head_that_is_needed(parts)]
-    places = {one.name: place for place, one in enumerate(ordered)}
-    return sorted(found, key=lambda parts: (len(parts), [places[one.name] for one in parts]))
+    sets = [tuple(way for way in ways if way is not None) for ways in chosen]
+    sets = [parts for parts in sets if not _cuts_a_head_that_is_needed(parts)]
+    return sorted(sets, key=lambda parts: (len(parts), [ordered.index(part) for part in parts]))
 
 
-def _place(one: Acceleration) -> int:
-    if one.transform is None:
-        return 2 if one.text == SHORT_LIST else 3
-    return 0 if one.transform.name in FIRST else 1
+def _place(way: Acceleration) -> int:
+    if way.transform is None:
+        return 2 if way.text == SHORT_LIST else 3
+    return 0 if way.transform.name in FIRST else 1
 
 
 def transforms_of(parts: Parts) -> Parts:
     """Those that change the model."""
-    return tuple(one for one in parts if one.transform is not None)
+    return tuple(part for part in parts if part.transform is not None)
 
 
 def decoder_of(parts: Parts) -> str | None:
     """The way to decode, as in "shortlist + exits"; None for plain decoding."""
-    return " + ".join(one.text for one in parts if one.transform is None) or None
+    return " + ".join(part.text for part in parts if part.transform is None) or None
 
 
 def _cuts_a_head_that_is_needed(parts: Parts) -> bool:
-    texts = {one.text for one in parts}
+    texts = {part.text for part in parts}
     return SHORT_LIST in texts and not texts.isdisjoint(NEED_THE_HEAD)
 
 
 def name_of(parts: Sequence[Acceleration]) -> str:
     """As shown: "int8 + exits"."""
-    return " + ".join(one.name for one in parts) or PLAIN_NAME
+    return " + ".join(part.name for part in parts) or PLAIN_NAME
 
 
 def excluded_of(accelerations: Sequence[Acceleration]) -> tuple[str, ...]:
     """One sentence for every group of alternatives that are not combined with each other."""
     groups: dict[str, list[str]] = {}
-    for one in accelerations:
-        groups.setdefault(one.group, []).append(one.name)
-    needing = [one.text for one in accelerations if one.text in NEED_THE_HEAD]
-    cut = [SHORT_LIST] if needing and any(one.text == SHORT_LIST for one in accelerations) else []
-    return tuple(
-        f"{name} is not combined with {' or '.join(needing)}: drafts are verified with the whole output head"
-        for name in cut
-    ) + tuple(
+    for way in accelerations:
+        groups.setdefault(way.group, []).append(way.name)
+    texts = [way.text for way in accelerations]
+    needing = [text for text in texts if text in NEED_THE_HEAD]
+    apart = [
         f"{', '.join(names[:-1])} and {names[-1]} are not combined with each other: "
         + WHY_EXCLUDED.get(group, SAME_TRANSFORM)
         for group, names in groups.items()
         if len(names) > 1
-    )
+    ]
+    if needing and SHORT_LIST in texts:
+        drafted = "drafts are verified with the whole output head"
+        apart.insert(0, f"{SHORT_LIST} is not combined with {' or '.join(needing)}: {drafted}")
+    return tuple(apart)

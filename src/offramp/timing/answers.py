@@ -374,7 +374,7 @@ class Budget:
         return self.seconds is None or self.spent + seconds <= self.seconds
 
 
-class Series:
+class PairedTimes:
     """Times of one contender beside each decoder without exits that it took turns with, by prompt.
 
     plain: names of those that decode plainly. level: of the last look's interval, 0.95 before any.

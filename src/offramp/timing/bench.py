@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from offramp.decoding.free_running import FreeRunning
 from offramp.decoding.generation.prompts import check_context, check_ids
@@ -27,13 +26,8 @@ from offramp.timing.results import BenchResult, Forecast
 
 
 @in_evaluation
-def bench(model: Model, policy: PolicySource, **options: Any) -> BenchResult:
-    """Time a policy beside plain decoding and peers. Options, shapes and errors as in `measure`."""
-    return measure(model, policy, **options).result
-
-
 @checked
-def measure(
+def bench(
     model: Model,
     policy: PolicySource,
     *,
@@ -52,7 +46,7 @@ def measure(
     peers: bool = True,
     seed: Whole = SEED,
     progress: Progress | None = None,
-) -> Measurement:
+) -> BenchResult:
     """Decode prompts greedily, `new_tokens` each whatever end tokens come, by contenders in turns.
 
     Contenders: the policy and further `cells`; several plain decoders, one of them twice: what differs is
@@ -84,13 +78,8 @@ def measure(
         for source, strategy in ((policy, kv), *cells)
     ]
     setting = settle(model, asked, prompts=prompts, batch=batch, task=task)
-    return run(
-        setting,
-        limits=TimeLimits(budget_seconds, rounds, worth),
-        extent=Extent(peers=peers),
-        seed=seed,
-        progress=progress,
-    )
+    limits = TimeLimits(budget_seconds, rounds, worth)
+    return run(setting, limits=limits, extent=Extent(peers=peers), seed=seed, progress=progress).result
 
 
 @checked
@@ -104,7 +93,7 @@ def settle(
 ) -> Setting:
     """What all contenders share, checked against the model.
 
-    cells: how each policy decodes; they differ in policy and strategy alone. prompts, batch: as in `measure`.
+    cells: how each policy decodes; they differ in policy and strategy alone. prompts, batch: as in `bench`.
     task: the prompts' workload.
 
     Raises InputError for sizes that do not fit, or prompts that with the new tokens exceed the context;
@@ -156,7 +145,7 @@ def run(
     seed: Whole = SEED,
     progress: Progress | None = None,
 ) -> Measurement:
-    """`measure` for what `settle` gave. Raises InputError for a plain decoder that is not at hand."""
+    """`bench` for what `settle` gave. Raises InputError for a plain decoder that is not at hand."""
     main = setting.main
     further = {
         "policy_fingerprints": {cell.name: sha256_of_text(str(cell.policy)) for cell in setting.cells},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ from offramp.timing.contenders import (
     seconds_in_trial,
     why,
 )
-from offramp.timing.decoder import Decoder, Setting, left_out, own_config, plain_config
+from offramp.timing.decoder import Candidates, Decoder, Setting, left_out, own_config, parted, plain_config
 from offramp.timing.judged import free_running_of, prompts_and_answers
 from offramp.timing.measurement import Progress, Session
 from offramp.timing.results import (
@@ -121,7 +121,10 @@ def combine(
     extent = Extent(peers=False, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
     with quiet_transformers():
         session = Session(base, extent, limits, together=True, seed=seed, progress=progress)
-        candidates = candidates_of(combinations_of(asked), variants)
+        # Some are decoded shortly to find the best way.
+        candidates = [
+            candidate_of(parts, variants[key_of(parts)]) for parts in combinations_of(asked) if parts
+        ]
         session.run(in_order_of_models(base, candidates))
         fields = session.fields(_further(base, variants))
         qualities = qualities_of(session, candidates, seed=seed)
@@ -155,12 +158,14 @@ def combine(
     )
 
 
-def in_order_of_models(base: Setting, candidates: Sequence[Candidate]) -> Iterator[Decoder | Contender]:
+def in_order_of_models(base: Setting, candidates: Sequence[CombinedContender]) -> Candidates:
     """The plain decoders of the untransformed model, and every combination: those of one model in turn."""
-    yield from (one for source in PLAIN.values() for one in source(base))
-    taking = [(one.key, one.contender) for one in candidates if isinstance(one.contender, Decoder)]
-    keys = list(dict.fromkeys([(), *(key for key, _ in taking)]))
-    yield from (decoder for _, decoder in sorted(taking, key=lambda one: keys.index(one[0])))
+    for source in PLAIN.values():
+        yield from source(base)
+    able = [candidate for candidate in candidates if isinstance(candidate.contender, Decoder)]
+    keys = list(dict.fromkeys([(), *(candidate.key for candidate in able)]))
+    for candidate in sorted(able, key=lambda candidate: keys.index(candidate.key)):
+        yield candidate.contender
 
 
 OF_ANOTHER_MODEL = (
@@ -175,7 +180,7 @@ def require_policy(
 
     Raises InputError or PolicyError.
     """
-    using = [one.text for one in asked if one.text in (EXITS, SPECULATE)]
+    using = [way.text for way in asked if way.text in (EXITS, SPECULATE)]
     exits = not isinstance(options.policy, Never)
     if using and not exits:
         raise InputError(
@@ -187,7 +192,7 @@ def require_policy(
         raise InputError(
             "a policy means nothing without exits", where="--policy", fix="add --combine exits or speculate"
         )
-    if heads and not using and all(one.text != SHORT_LIST for one in asked):
+    if heads and not using and all(way.text != SHORT_LIST for way in asked):
         raise InputError(
             "exit heads mean nothing without exits or a short list",
             where="--heads",
@@ -204,7 +209,7 @@ def require_policy(
 def require_exits(asked: Sequence[Acceleration], base: Setting) -> None:
     """Refuse a policy that never leaves early. Raises PolicyError."""
     policy = base.main.policy
-    if any(one.text in (EXITS, SPECULATE) for one in asked) and not policy.needs(base.model.layers):
+    if any(way.text in (EXITS, SPECULATE) for way in asked) and not policy.needs(base.model.layers):
         raise PolicyError(
             f"{policy} never leaves early: there is nothing to combine",
             where="--policy",
@@ -218,7 +223,7 @@ Key = tuple[str, ...]
 
 def key_of(parts: Parts) -> Key:
     """The variant that a combination decodes with."""
-    return tuple(one.name for one in transforms_of(parts))
+    return tuple(part.name for part in transforms_of(parts))
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,7 @@ def require_base(model: Model) -> None:
 
 def heads_for(model: Model, heads: Sequence[ExitHeads]) -> ExitHeads | None:
     """The heads that were fitted on this very model, None without such. Raises InputError for several."""
-    own = [one for one in heads if one.model["fingerprint"] == model.identity.fingerprint]
+    own = [fitted for fitted in heads if fitted.model["fingerprint"] == model.identity.fingerprint]
     if len(own) > 1:
         raise InputError(
             f"{len(own)} files of exit heads belong to {model.name} {', '.join(model.transforms)}",
@@ -291,7 +296,9 @@ def load_variants(
         model = load_transformed(
             source,
             dtype=base.model.dtype,
-            transforms=[_transform(one.transform, resolved.get(one.name)) for one in parts],
+            transforms=[
+                resolved.get(part.name, part.transform) for part in parts if part.transform is not None
+            ],
             trust_remote_code=trust_remote_code,
             progress=False,
             placement=Placement(str(base.model.stack.device)),
@@ -302,11 +309,6 @@ def load_variants(
         found[key] = _variant(base, model, heads)
     _require_all_used(found, heads)
     return found
-
-
-def _transform(asked: Transform | None, resolved: Transform | None) -> Transform:
-    assert asked is not None  # ways to decode make no variant
-    return resolved or asked
 
 
 def _variant(base: Setting, model: Model, heads: Sequence[ExitHeads]) -> ModelVariant:
@@ -358,10 +360,11 @@ def kept_layers(model: Model, layers: int) -> tuple[int, ...]:
 
 def _require_all_used(variants: Mapping[Key, ModelVariant], heads: Sequence[ExitHeads]) -> None:
     known = {variant.setting.model.identity.fingerprint for variant in variants.values()}
-    for one in heads:
-        if one.model["fingerprint"] not in known:
+    for fitted in heads:
+        if fitted.model["fingerprint"] not in known:
+            name, fingerprint = fitted.model["name"], fitted.model["fingerprint"][:12]
             raise InputError(
-                f"the exit heads were fitted on {one.model['name']} ({one.model['fingerprint'][:12]}), which "
+                f"the exit heads were fitted on {name} ({fingerprint}), which "
                 "is none of the models that are combined",
                 where="--heads",
                 fix="leave them out, or fit heads of a model that takes part: offramp heads fit",
@@ -372,7 +375,7 @@ ROLE = "combination"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CombinedContender:
     """A combination, and its contender on the model that its transforms make, or why it has none.
 
     cell: how our loop decodes it, None if another one does.
@@ -399,27 +402,11 @@ class Candidate:
         return None if self.cell is None else str(self.cell.policy)
 
 
-def candidates_of(combinations: Sequence[Parts], variants: Mapping[Key, ModelVariant]) -> list[Candidate]:
-    """One for each combination but the plain one; some are decoded shortly to find the best way."""
-    found = [_candidate(parts, variants[key_of(parts)]) for parts in combinations if parts]
-    plain = {
-        one.key: one.name
-        for one in found
-        if isinstance(one.contender, Decoder) and decoder_of(one.parts) is None
-    }
-    # What a lossless decoder must give is its own model's answer, whatever was done to the model.
-    return [
-        replace(one, contender=replace(one.contender, on=one.setting, own_plain=plain.get(one.key)))
-        if isinstance(one.contender, Decoder)
-        else one
-        for one in found
-    ]
-
-
-def _candidate(parts: Parts, variant: ModelVariant) -> Candidate:
+def candidate_of(parts: Parts, variant: ModelVariant) -> CombinedContender:
+    """A combination on its model."""
     setting, way, name = variant.setting, decoder_of(parts), name_of(parts)
     if variant.refused is not None and way in OF_THE_POLICY:
-        return Candidate(parts, setting, left_out(name, ROLE, variant.refused))
+        return CombinedContender(parts, setting, left_out(name, ROLE, variant.refused))
     try:
         cell = CELLS[way](setting) if way in CELLS else None
         if cell is not None:
@@ -427,9 +414,9 @@ def _candidate(parts: Parts, variant: ModelVariant) -> Candidate:
         else:
             found = _prompt_lookup(setting) if way == PROMPT_LOOKUP else _fastest_plain(setting)
     except PolicyError as error:
-        return Candidate(parts, setting, left_out(name, ROLE, error.what))
+        return CombinedContender(parts, setting, left_out(name, ROLE, error.what))
     if isinstance(found, Contender):
-        return Candidate(parts, setting, replace(found, name=name, role=ROLE))
+        return CombinedContender(parts, setting, replace(found, name=name, role=ROLE))
     decoder = replace(
         found,
         name=name,
@@ -438,19 +425,21 @@ def _candidate(parts: Parts, variant: ModelVariant) -> Candidate:
         required=False,
         note=None if found.note is None else f"{name}: {found.note}",
         full_depth=False,
+        on=setting,
+        # What a lossless decoder must give is its own model's answer, whatever was done to the model.
+        own_plain=name_of(transforms_of(parts)),
     )
-    return Candidate(parts, setting, decoder, cell)
+    return CombinedContender(parts, setting, decoder, cell)
 
 
 def _fastest_plain(setting: Setting) -> Decoder | Contender:
     """The plain decoder that is fastest in a short run."""
     trials: dict[str, tuple[float, Decoder]] = {}
     failed = "no plain decoder works on it"
-    for one in (one for source in PLAIN.values() for one in source(setting)):
-        if isinstance(one, Contender):
-            continue
+    decoders, _ = parted(decoder for source in PLAIN.values() for decoder in source(setting))
+    for decoder in decoders:
         try:
-            trials[one.name] = seconds_in_trial(setting, one.decode), one
+            trials[decoder.name] = seconds_in_trial(setting, decoder.decode), decoder
         except FAILURES as error:
             failed = why(error)
     if not trials:
@@ -525,7 +514,7 @@ def _fingerprint(setting: Setting) -> str | None:
 
 
 def _combination(
-    candidate: Candidate, contenders: Mapping[str, Contender], quality: Quality | None
+    candidate: CombinedContender, contenders: Mapping[str, Contender], quality: Quality | None
 ) -> Combination:
     names = tuple(part.name for part in candidate.parts)
     contender = candidate.contender
@@ -575,7 +564,7 @@ def _on_top(
 
 
 def qualities_of(
-    session: Session, candidates: Sequence[Candidate], *, seed: int = SEED
+    session: Session, candidates: Sequence[CombinedContender], *, seed: int = SEED
 ) -> dict[str, Quality]:
     """Quality of every combination that was timed, by name; "plain" among them.
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.errors import InputError, ModelError, OfframpError
 from offramp.kit.defaults import SEED
+from offramp.models.devices import CPU
 from offramp.policies.policy_cost import sizes_of_heads
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import (
@@ -23,13 +32,12 @@ from offramp.timing.answers import (
     resolution_of,
     seconds_over,
 )
-from offramp.timing.contenders import ONE_CALL, Extent, again, peers_of
-from offramp.timing.decoder import DecodedBatch, Decoder, Setting, parted
+from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, peers_of, why
+from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
 from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.results import PLAIN, SHORT_LIST, Contender, Counted
-from offramp.timing.trial import PILOT_VISITS, TriedOut, choose_plain, given_plain, try_out
-from offramp.timing.turns import Turns
+from offramp.timing.turns import Turns, Visit, pairs_of, visit
 
 PEERS_SHARE = 0.25
 """Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""
@@ -47,6 +55,162 @@ Progress = Callable[[int, int], None]
 
 Figures = tuple[Contender, Sequence[str]]
 """A contender with what is wrong with it, in sentences."""
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET_HIGH_WATER_MARK = "5"
+
+
+def start_peak(device: torch.device) -> Callable[[], int | None]:
+    """Start to watch; what is returned gives the peak since then, in bytes above the start, None if unknown.
+
+    On an accelerator the largest sum of tensors, where its allocator keeps that. On Linux the process's
+    high-water mark of resident memory (VmHWM of proc(5), reset by writing 5 to clear_refs), to the page;
+    blocks that the allocator kept from earlier work and hands out again do not show, so what it keeps is
+    given back first where it can be.
+    """
+    gc.collect()
+    if device.type in ("cuda", "xpu"):
+        module = getattr(torch, device.type)
+        module.reset_peak_memory_stats(device)
+        held = module.memory_allocated(device)
+        return lambda: int(module.max_memory_allocated(device)) - held
+    if device.type != CPU:
+        return lambda: None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+    try:
+        CLEAR.write_text(RESET_HIGH_WATER_MARK)
+    except OSError:  # not Linux, or not allowed
+        return lambda: None
+    before = _status("VmRSS")
+    return lambda: max(_status("VmHWM") - before, 0)
+
+
+def _status(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    lines = STATUS.read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+TRIAL_TOKENS = 12
+"""New tokens of a trial, at most."""
+
+
+@dataclass(frozen=True)
+class TriedOut:
+    """One untimed decoding of the first batch of prompts.
+
+    counted: rows times layers that hooks saw. peak_memory_bytes: above what was held before, None if unknown.
+    """
+
+    decoded: DecodedBatch
+    counted: int
+    peak_memory_bytes: int | None
+
+
+def try_out(
+    decoders: Sequence[Decoder], setting: Setting, *, warm_up_tokens: int
+) -> tuple[dict[str, TriedOut], list[Contender]]:
+    """Trials by name, and the contenders that failed in theirs. warm_up_tokens: decoded before.
+
+    Raises what a required one raises; an error of transformers' as a ModelError.
+    """
+    trials, failed = {}, []
+    tokens, prompts = min(setting.new_tokens, TRIAL_TOKENS), setting.prompts[0]
+    for decoder in decoders:
+        model = (decoder.on or setting).model
+        try:
+            # What a decoder sets up once (which layers can be cut, say) would be counted as layers of its
+            # first tokens.
+            decoder.decode(prompts, min(tokens, warm_up_tokens))
+            count, peak = LayerCount(model.stack), start_peak(torch.device(prompts.ids.device))
+            with count.attached():
+                decoded = decoder.decode(prompts, tokens)
+            trials[decoder.name] = TriedOut(decoded, count.rows, peak())
+        except FAILURES as error:
+            if not decoder.required:
+                failed.append(left_out(decoder.name, decoder.role, why(error), full_depth=decoder.full_depth))
+            elif isinstance(error, OfframpError):
+                raise
+            else:
+                raise ModelError(
+                    f"{decoder.name} fails on this model: {why(error)}",
+                    where=str(model.hf.config.name_or_path),
+                    fix="this model cannot be timed; trace and replay it instead",
+                ) from error
+    return trials, failed
+
+
+PILOT_TOKENS, PILOT_VISITS = 16, 2
+MARGIN = 0.05
+"""By how much `generate()` in one call must beat the fastest in steps to be the baseline instead: what so few
+whole decodings can tell apart."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """The plain decoder that came out the fastest. seconds: per token of each. notes: what else it showed."""
+
+    plain: str
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+
+def choose_plain(
+    decoders: Sequence[Decoder],
+    prompts: PromptBatch,
+    new_tokens: int,
+    *,
+    visits: int = PILOT_VISITS,
+    seed: int = SEED,
+) -> Pilot:
+    """Time plain decoders in turns, and take the fastest.
+
+    Of those that decode in steps the one with the shortest blocks; `generate()` in one call only if it is
+    faster than that by more than `MARGIN`, since it cannot take turns.
+
+    Raises what a decoder raises.
+    """
+    order = random.Random(seed)
+    tokens = min(new_tokens, PILOT_TOKENS)
+    found = [visit(decoders, prompts, tokens, order) for _ in range(visits)]
+    seconds = {one.name: _seconds([each[one.name] for each in found]) for one in decoders}
+    in_steps = [one.name for one in decoders if one.start is not None]
+    plain = min(in_steps, key=lambda name: seconds[name])
+    said = []
+    if ONE_CALL in seconds:
+        if _over(found, ONE_CALL, plain) < 1.0 / (1.0 + MARGIN):
+            plain = ONE_CALL
+            said.append(f"{plain} was clearly the fastest in a pilot; it cannot take turns in blocks")
+        if GENERATE in seconds:
+            more = _over(found, ONE_CALL, GENERATE) - 1.0
+            way = "more" if more > 0.0 else "less"
+            said.append(f"in one call generate() took {abs(more):.1%} {way} than in steps")
+    return Pilot(plain, seconds, tuple(said))
+
+
+def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
+    """The plain decoder that was chosen elsewhere. Raises InputError if it is not at hand."""
+    names = [one.name for one in decoders]
+    if name not in names:
+        raise InputError(
+            f"there is no plain decoder {name!r} here",
+            where="plain",
+            fix=f"choose one of: {', '.join(names)}",
+        )
+    return Pilot(name, {})
+
+
+def _seconds(timed: Sequence[DecodedBatch]) -> float:
+    """Per token: median over blocks, which a burst of other work spoils; of whole decodings without any."""
+    return median([seconds for one in timed for seconds in one.blocks or (one.seconds_per_token,)])
+
+
+def _over(visits: Sequence[Visit], above: str, below: str) -> float:
+    """Seconds of the one over seconds of the other, whole decodings side by side."""
+    pairs = [pair for found in visits for pair in pairs_of(found[above], found[below])]
+    return math.exp(cluster_of(0, 0, pairs).log_ratio)
 
 
 class Session:
@@ -84,7 +248,7 @@ class Session:
             self._try_out(self._peers())
         self._tell()
         # 2. A first look at the plain decoders says which of them is timed twice.
-        plain = [one for one in self.decoders if one.role == PLAIN]
+        plain = [decoder for decoder in self.decoders if decoder.role == PLAIN]
         if self.extent.plain is not None:
             self._pilot = given_plain(plain, self.extent.plain)
         else:
@@ -92,14 +256,14 @@ class Session:
             prompts, new_tokens = self.setting.prompts[0], self.setting.new_tokens
             self._pilot = choose_plain(plain, prompts, new_tokens, visits=visits, seed=self.seed)
         # 3. All take turns. Which plain decoder is the fastest is known when all of them have.
-        baseline = next(one for one in plain if one.name == self._pilot.plain)
-        others = [one for one in plain if one.start is not None and one is not baseline]
-        asked = [one for one in self.decoders if one.role in QUESTIONED]
-        beside = [one for one in self.decoders if one.role in BESIDE]
+        baseline = next(decoder for decoder in plain if decoder.name == self._pilot.plain)
+        others = [decoder for decoder in plain if decoder.start is not None and decoder is not baseline]
+        asked = [decoder for decoder in self.decoders if decoder.role in QUESTIONED]
+        beside = [decoder for decoder in self.decoders if decoder.role in BESIDE]
         self._turns = Turns(
             [*asked, baseline, again(baseline), *others, *beside],
             self.extent.plain,
-            [one.name for one in asked],
+            [decoder.name for decoder in asked],
             self.setting.prompts,
             self.setting.new_tokens,
             self.limits.worth,
@@ -118,7 +282,8 @@ class Session:
 
     def _peers(self) -> Iterable[Decoder | Contender]:
         """What users would pick instead, if that takes no more than a share of the seconds."""
-        took = [one.decoded.first_seconds + one.decoded.seconds for one in self._trials.values()]
+        tried = [trial.decoded for trial in self._trials.values()]
+        took = [decoded.first_seconds + decoded.seconds for decoded in tried]
         seconds = self._budget.seconds
         most = math.inf if seconds is None else PEERS_SHARE * seconds
         return peers_of(self.setting, sum(took) / len(took), most, self.extent.invited)
@@ -131,8 +296,8 @@ class Session:
     def decoded(self) -> dict[str, dict[int, DecodedBatch]]:
         """What each contender decoded, by batch of prompts: the first time of each."""
         found: dict[str, dict[int, DecodedBatch]] = {}
-        for place, visit in self._turns.visits:
-            for name, decoded in visit.items():
+        for place, visited in self._turns.visits:
+            for name, decoded in visited.items():
                 found.setdefault(name, {}).setdefault(place, decoded)
         return found
 
@@ -147,16 +312,18 @@ class Session:
         further: circumstances beside the machine's.
         """
         turns, pilot = self._turns, self._pilot
-        aside = [one for one in self.decoders if one.name not in self.decoded and one.name in pilot.seconds]
-        figures = [self._in_turns(one) for one in turns.decoders if one.name in self.decoded]
-        figures += [self._only_piloted(one) for one in aside]
+        figures = [self._in_turns(decoder) for decoder in turns.decoders if decoder.name in self.decoded] + [
+            self._only_piloted(decoder)
+            for decoder in self.decoders
+            if decoder.name not in self.decoded and decoder.name in pilot.seconds
+        ]
         contenders, defects, a_a = judge_a_a(
             [contender for contender, _ in figures], [sentence for _, wrong in figures for sentence in wrong]
         )
         own = {"seed": self.seed, "budget_seconds": self.limits.seconds}
         circumstances = describe(self.setting.model, self._load, {**own, **further})
         batches = {place for place, _ in turns.visits}
-        said = [one.note for one in self.decoders if one.note is not None]
+        said = [decoder.note for decoder in self.decoders if decoder.note is not None]
         return {
             "contenders": contenders,
             "new_tokens": self.setting.new_tokens,
@@ -192,9 +359,9 @@ class Session:
             resolution=resolution_of(ratio),
             level=series.level,
             clusters=series.clusters(over),
-            samples=tuple(one.seconds_per_token for _, one in timed),
-            first_token_seconds=median(one.first_seconds for _, one in timed),
-            counted=self._counted(decoder, [one for _, one in timed]),
+            samples=tuple(decoded.seconds_per_token for _, decoded in timed),
+            first_token_seconds=median(decoded.first_seconds for _, decoded in timed),
+            counted=self._counted(decoder, [decoded for _, decoded in timed]),
         )
         return contender, defects
 
@@ -281,6 +448,6 @@ class Session:
                     unequal.setdefault(row, Difference(row, at, tokens[at], wanted[at]))
 
         hold(0, trial.decoded, self._trials[own or ONE_CALL].decoded)
-        for place, one in timed:
-            hold(starts[place], one, expected[place])
+        for place, decoded in timed:
+            hold(starts[place], decoded, expected[place])
         return 1.0 - len(unequal) / max(count, 1), unequal[min(unequal)] if unequal else None

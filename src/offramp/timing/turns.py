@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from offramp.decoding.generation.prompts import PromptBatch
 from offramp.kit.defaults import FEWEST_VISITS, SEED
-from offramp.timing.answers import Budget, Looks, Pair, Series
+from offramp.timing.answers import Budget, Looks, Pair, PairedTimes
 from offramp.timing.decoder import DecodedBatch, Decoder, Stepping
 from offramp.timing.results import PLAIN, Stopped
 
@@ -118,7 +118,7 @@ class Turns:
         plain = [one.name for one in self.decoders if one.role == PLAIN]
         self._plain = plain if self.given is None else [self.given]
         self._rivals = {*self._plain, *(one.name for one in self.decoders if one.full_depth)}
-        self.series = {one.name: Series(self._plain) for one in self.decoders}
+        self.series = {one.name: PairedTimes(self._plain) for one in self.decoders}
 
     def take(
         self,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,10 +95,13 @@ def tune(
             require_heads(trace, read_heads_source(heads))
         return tune_trace(trace, wanted, hardware, kv=kv, batch=batch, **settings)
     require_single(batch)
-    with executed_tuner(
-        model,
+    limits = DecodingLimits(documents, seconds, candidates, progress or (lambda done, planned: None))
+    (tuned,) = tune_executed(
         trace,
+        [wanted],
+        limits,
         hardware,
+        model,
         kv=kv,
         heads=heads,
         workload=workload,
@@ -108,9 +110,8 @@ def tune(
         folder=None if folder is None else Path(folder),
         reference=reference,
         **settings,
-    ) as tune_for:
-        limits = DecodingLimits(documents, seconds, candidates, progress or (lambda done, planned: None))
-        return tune_for([wanted], limits)[0]
+    )
+    return tuned
 
 
 def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor, *, decodes: bool) -> None:
@@ -134,16 +135,12 @@ def require_judged(traces: Sequence[Trace], reference: str | None, floor: Floor,
         )
 
 
-ExecutedTuner = Callable[[Sequence[Mapping[str, float] | Floor], DecodingLimits], list[Tuned]]
-"""From floors on agreement, or with a reference on agreement with that, the main one first, and how long it
-may take in all, to what was certified by decoding."""
-
-
-@contextlib.contextmanager
-def executed_tuner(
-    model: Model,
+def tune_executed(
     trace: Trace,
+    floors: Sequence[Mapping[str, float] | Floor],
+    limits: DecodingLimits,
     hardware: str | Machine | None,
+    model: Model,
     *,
     kv: Literal["auto"] | StrategyName = AUTO,
     heads: ExitHeads | str | Path | None,
@@ -154,8 +151,12 @@ def executed_tuner(
     seed: int = SEED,
     reference: Model | None = None,
     **settings: Any,
-) -> Iterator[ExecutedTuner]:
-    """A tuner whose floors share all that the model reruns and decodes. Arguments and errors as of `tune`."""
+) -> list[Tuned]:
+    """What is certified by decoding at each of several floors, which share all that is rerun and decoded.
+
+    floors: on agreement, or with a reference on agreement with that, the main one first. limits: on all of
+    them together. Other arguments and errors as of `tune`.
+    """
     from offramp.decoding.execution.executor import opened_executor
 
     with opened_executor(
@@ -170,9 +171,7 @@ def executed_tuner(
         seed=seed,
         reference=reference,
     ) as executor:
-        yield lambda floors, limits: tune_floors(
-            executor.trace, floors, hardware, executor, limits, seed=seed, **settings
-        )
+        return tune_floors(executor.trace, floors, hardware, executor, limits, seed=seed, **settings)
 
 
 @dataclass(frozen=True)

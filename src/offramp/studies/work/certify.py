@@ -63,24 +63,24 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
 
     def executed(self, context: WorkContext, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""
-        from offramp.decoding.execution.tune import executed_tuner
+        from offramp.decoding.execution.tune import tune_executed
         from offramp.tuning.executed import DecodingLimits
         from offramp.tuning.verdict import from_main
 
         floors = sorted(self.floors, key=lambda floor: (from_main(floor), floor))
-        with executed_tuner(
-            self.load_model(context),
+        found = tune_executed(
             trace,
+            [{"agreement": floor} for floor in floors],
+            DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth),
             machine,
+            self.load_model(context),
             heads=heads_of(context, self.heads),
             workload=self.load_workload(),
             new_tokens=self.new_tokens,
             folder=context.executions / self.same_text,
             delta=self.delta,
             seed=self.seed,
-        ) as tune_for:
-            limits = DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth)
-            found = tune_for([{"agreement": floor} for floor in floors], limits)
+        )
         return tuple(sorted(found, key=lambda tuned: self.floors.index(tuned.floor.value)))
 
     @property

@@ -156,7 +156,7 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: i
     `seconds_after`.
     """
     from offramp.timing.contenders import SHORT
-    from offramp.timing.trial import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
+    from offramp.timing.measurement import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 
     visits = prompts * (policies + BESIDE)
     tried = policies + PLAIN_TRIED
