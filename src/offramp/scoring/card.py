@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
 from offramp.heads.described import RAW
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import EAS_ALPHA
@@ -199,14 +199,10 @@ class ScoreCard(ShownAsHtml):
     @checked
     def from_json(cls, value: Mapping[str, Any]) -> ScoreCard:
         """The card that `to_json` made JSON of. Raises InputError for anything else."""
-        try:
-            return from_json(cls, value)
-        except InvalidRecordError as error:
-            raise InputError(
-                f"this is not the JSON of a score card: {error}",
-                where="value=",
-                fix="give what ScoreCard.to_json gave",
-            ) from error
+        what, fix = "this is not the JSON of a score card", "give what ScoreCard.to_json gave"
+        with refused_as(InputError, what, InvalidRecordError, where="value=", fix=fix):
+            card = from_json(cls, value)
+        return card
 
 
 ESTIMATES: tuple[str, ...] = (

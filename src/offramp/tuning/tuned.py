@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offramp.errors import InputError
+from offramp.errors import InputError, refused_as
 from offramp.files import write_sealed_json
 from offramp.heads.file import heads_path
 from offramp.kit.typed import InvalidRecordError, from_json
@@ -249,14 +249,10 @@ def read_tuned(path: str | Path) -> Tuned:
         of_agreement = value.get("floor", {}).get("kind") == "agreement"
         unknown = {"value": None, "undefined": "a former version did not keep it"}
         value = {**value, "agreement": value["quality"] if of_agreement else unknown}
-    try:
-        return from_json(Tuned, value)
-    except InvalidRecordError as error:  # sealed, but by another program
-        raise InputError(
-            f"the tuned policy is not what offramp writes: {error}",
-            where=str(path),
-            fix="run offramp tune again",
-        ) from error
+    what, fix = "the tuned policy is not what offramp writes", "run offramp tune again"
+    with refused_as(InputError, what, InvalidRecordError, where=str(path), fix=fix):  # of another program
+        found = from_json(Tuned, value)
+    return found
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
