@@ -6,7 +6,7 @@ arXiv 1503.02531, section 2, at temperature 1), as the tuned lens is trained (ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,7 +160,7 @@ class Evaluator:
 
     @torch.no_grad()
     @exact_sums()
-    def evaluate(self, reads: list[Read]) -> list[Evaluation]:
+    def evaluate(self, reads: Sequence[Read]) -> list[Evaluation]:
         """Every exit through its reading; the full model's distribution is computed once for all."""
         columns: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in reads]
         for rows in slices(0, len(self.states), self.head.exact_rows):

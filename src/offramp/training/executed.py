@@ -261,11 +261,6 @@ class Texts:
     final: Tensor
     signal: Tensor
 
-    @property
-    def positions(self) -> int:
-        """Of every sequence, those it is filled up with included."""
-        return self.ids.shape[1]
-
 
 Signal = Callable[[Tensor], Tensor]
 """Of states [rows, hidden] at the first exit: float32 [rows], large where a token is to leave."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def _own_training(folder: Path) -> dict[str, str | None] | None:
         return None
     own: dict[str, str | None] = {**dict.fromkeys(WORKING), **dict.fromkeys(FINISHED, UNKNOWN)}
     if not (folder / RECORD_FILE).exists():  # an older offramp trained it
-        own |= {path.name: UNKNOWN for path in model_files(folder)}
+        own |= {path.name: UNKNOWN for pattern in PATTERNS for path in folder.glob(pattern)}
     return own
 
 
@@ -90,42 +90,27 @@ def require_room(folder: Path, size: int, what: str, fix: str) -> None:
 
 
 PATTERNS = (CONFIG_FILE, SINGLE_FILE, "README.md", *BEHAVIOUR_PATTERNS, *TOKENIZER_PATTERNS)
+"""What of a folder belongs to a model."""
 
 ONE_FILE = 1 << 60
 """Bytes of a file of weights at most: all in one."""
 
 
-def model_files(folder: Path) -> list[Path]:
-    """What of a folder belongs to a model."""
-    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern)})
-
-
 def write_model(model: Model, values: Mapping[str, Tensor], folder: Path) -> str:
     """Write a model with other weights; its fingerprint. values: by name as the model has them.
 
-    Weights that are tied stay tied, and are stored once. Raises DiskFullError.
-    """
-
-    def write(made: Path) -> None:
-        with _same_config(model.hf):
-            model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
-        _write_tokenizer(model, made)
-        (made / "README.md").write_text(_card(model), encoding="utf-8")
-
-    return put_model(folder, write)
-
-
-def put_model(folder: Path, write: Callable[[Path], None]) -> str:
-    """Let `write` make a folder of a model's files, and put them into this one; the model's fingerprint.
-
-    All are made beside each other and then put in their places, the config last: a folder without it is no
-    model. Raises DiskFullError, InputError where a file that offramp did not write is in the way.
+    Weights that are tied stay tied, and are stored once. All files are made beside each other and then put in
+    their places, the config last: a folder without it is no model. Raises DiskFullError, InputError where a
+    file that offramp did not write is in the way.
     """
     made = temporary_path(folder / "model")
     remove(made)
     try:
         with quiet_transformers():
-            write(made)
+            with _same_config(model.hf):
+                model.hf.save_pretrained(made, state_dict=_state(model.hf, values), max_shard_size=ONE_FILE)
+            _write_tokenizer(model, made)
+        (made / "README.md").write_text(_card(model), encoding="utf-8")
         readable = (made / CONFIG_FILE).stat().st_mode  # by whom other new files are, and weights are not
         for path in made.iterdir():
             if path.stat().st_mode != readable:

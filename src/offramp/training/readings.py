@@ -30,7 +30,7 @@ from offramp.tracing.fitting.readings import captured_states
 from offramp.tracing.fitting.ridge import ExitSums, lens_sums, solve_lens
 from offramp.tracing.progress import say, token_bar
 from offramp.tracing.rows import slices
-from offramp.training.divergence import SHOWN_FLOOR, Evaluator, TrainingHead, frequent_targets
+from offramp.training.divergence import SHOWN_FLOOR, Evaluator, Read, TrainingHead, frequent_targets
 from offramp.training.folder import STATES
 from offramp.training.job import Job, Prepared
 from offramp.training.loop import Beside, LossOf, Parameters, Progress, batch_rows, under
@@ -268,11 +268,6 @@ class TrainedReadings:
         exits = self._exits([weights.best for weights in progress.weights])
         return reading_of(exits, shared=self.recipe.shared)
 
-    def evaluate_all(self, reading: ExitReading[Weights]) -> list[Evaluation]:
-        """Some reading on all held-out rows."""
-        reads = [reading.at(place, self.device) for place in range(len(self.recipe.at))]
-        return Evaluator(self.model, self.states.held_out).evaluate(list(reads))
-
 
 @dataclass(frozen=True)
 class ReadingTime:
@@ -371,10 +366,17 @@ def prepare_readings(job: Job) -> Prepared:
             seed=recipe.seed,
             progress=job.shown,
         )
-        as_it_is = Evaluator(model, states.held_out).evaluate([lambda hidden: hidden] * exits)
-        before, after = (problem.evaluate_all(read) for read in (ExitReading(problem.ridge), reading))
+        logit_lens: list[Read] = [lambda hidden: hidden] * exits
+        ridge, trained = (
+            [part.at(place, problem.device) for place in range(exits)]
+            for part in (ExitReading(problem.ridge), reading)
+        )
+        evaluator = Evaluator(model, states.held_out)
         return heads, Left(
-            heads=heads.fingerprint, logit_lens=tuple(as_it_is), before=tuple(before), trained=tuple(after)
+            heads=heads.fingerprint,
+            logit_lens=tuple(evaluator.evaluate(logit_lens)),
+            before=tuple(evaluator.evaluate(ridge)),
+            trained=tuple(evaluator.evaluate(trained)),
         )
 
     return Prepared(
