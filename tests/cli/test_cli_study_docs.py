@@ -14,7 +14,7 @@ from offramp.report.comparison_data import comparison_tables
 from offramp.studies import entries
 from offramp.studies.comparison.results import Comparison
 from offramp.studies.engines.registry import ENGINES
-from offramp.studies.entries import Table
+from offramp.studies.entries import TomlTable
 from offramp.studies.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 TABLES = [
     kind
     for kind in vars(entries).values()
-    if isinstance(kind, type) and issubclass(kind, Table) and kind is not Table
+    if isinstance(kind, type) and issubclass(kind, TomlTable) and kind is not TomlTable
 ]
 
 
@@ -38,7 +38,7 @@ def test_the_example_is_a_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("table", [Study, *TABLES])
-def test_every_key_is_explained(table: type[Table]) -> None:
+def test_every_key_is_explained(table: type[TomlTable]) -> None:
     keys = {field.alias or name for name, field in table.model_fields.items()}
     missing = sorted(key for key in keys if not re.search(rf"`\[?\[?{key}\]?\]?[` ]|\b{key} = ", PAGE))
     assert missing == []
