@@ -14,7 +14,7 @@ from offramp.kit.typed import from_json
 from offramp.report import COMBINED_FILE
 from offramp.report.combined import advice
 from offramp.report.run_reading import RunReader
-from offramp.runs.folder import COMBINED_PAGE, RUN_FILE
+from offramp.runs.folder import RUN_FILE
 from offramp.timing.results import CombineResult, read_combined, write_combined
 from offramp.workloads.registry import load_workload
 from tiny_models import write_llama
@@ -89,7 +89,7 @@ def test_a_runs_folder_takes_the_file(model: Path, workload: str, tmp_path: Path
     (tmp_path / RUN_FILE).write_text("{}")
     run_offramp(*command(model, workload, "--combine", "prompt_lookup", "-o", tmp_path)).require(0)
     assert read_combined(tmp_path / COMBINED_FILE).combination("prompt_lookup") is not None
-    assert (tmp_path / COMBINED_PAGE).is_file()
+    assert (tmp_path / "combined.html").is_file()
 
 
 def test_files_of_a_run_are_not_replaced(model: Path, workload: str, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ FACTS = pairs("The replay in figures", "Figure", "Value")
 
 def charges(breakdown: CostBreakdown) -> list[Line]:
     """The lines that cost something; their sum is the total. Layers that run equally often, each at a price
-    of its own, are one line with the mean of their prices."""
+    of its own, are one line with the mean of their prices; so are exits that are asked equally often."""
     alike = itertools.groupby(
         (line for line in breakdown.lines if line.total),
         key=lambda line: (line.part, line.probe, line.rows, line.count),

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
-COMBINED_PAGE = "combined.html"
-"""What `offramp bench --combine -o` that folder adds, beside COMBINED_FILE."""
 
 
 def default_folder(model_name: str, request: dict[str, Any]) -> Path:
