@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import offramp
-from offramp.costs.kernel_machine import KernelMachine
-from offramp.costs.kernel_tables import Basis, DecodeAttention, KernelGrid
+from offramp.costs.kernel_machine import Basis, DecodeAttention, KernelGrid, KernelMachine
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.costs.probes import ProbeSizes
 from offramp.models.shape import LayerShape, ModelShape

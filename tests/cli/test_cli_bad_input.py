@@ -145,7 +145,7 @@ BEFORE_LOADING = [
     ("hardware", "--batches 1,99999", "batches must be 9,999 at most, not 99999", ""),
     ("hardware", "--batches one", "batches cannot be list ['one']", ""),
     ("hardware", "--threads 100000", "threads must be no more than this machine's cores", ""),
-    ("replay", "--hardware h1000", "unknown hardware", "did you mean h100"),
+    ("replay", "--hardware h1000", "unknown hardware", "did you mean 'h100'"),
     ("replay", "--hardware absent.toml", "cannot be read", ""),
     ("replay", "--kv propogate", "unknown strategy", "did you mean 'propagate'"),
     ("replay", "--kv monotone", "lets tokens go deeper", ""),

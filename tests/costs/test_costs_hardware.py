@@ -151,8 +151,8 @@ def test_timings_without_the_optional_entries(tmp_path: Path) -> None:
         (TIMINGS, "token = 3.25", "token = 2.9", "token is less than the layers and the head"),
         (TIMINGS, "token = ", "overhead = 0.1\ntoken = ", "token stands beside overhead"),
         (TIMINGS, "key_value = 0.05\n", "", "'key_value' is missing"),
-        (TIMINGS, "2.5, cosine = 0.01", "2.5", "the probe 'cosine' is missing"),
-        (TIMINGS, "2.5, cosine", "2.5, cosin", "there is no probe 'cosin'"),
+        (TIMINGS, "2.5, cosine = 0.01", "2.5", "'cosine' is missing"),
+        (TIMINGS, "2.5, cosine", "2.5, cosin", "unknown key 'cosin'"),
         (TIMINGS, '"full head" = 2.5', '"full head" = -2.5', "full head is -2.5"),
         (TIMINGS, "size = 8", "size = 8\nwatts = 3", "unknown key 'watts'"),
         (TIMINGS, '"bfloat16"', '"int8"', "dtype is 'int8'"),
@@ -214,7 +214,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_refused_with_near_matches() -> None:
-    with pytest.raises(InputError, match=r"unknown hardware 'H10O'(.|\n)*did you mean h100") as caught:
+    with pytest.raises(InputError, match=r"unknown hardware 'H10O'(.|\n)*did you mean 'h100'") as caught:
         find_machine("H10O")
     assert caught.value.where == "hardware H10O"
     assert machine_names()[-1] == "local"

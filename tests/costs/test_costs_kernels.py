@@ -19,8 +19,15 @@ from hypothesis import strategies as st
 
 from offramp.costs import aiconfigurator
 from offramp.costs.hardware import describe_machines, find_machine, machine_names
-from offramp.costs.kernel_machine import KernelMachine, feed_forward_width
-from offramp.costs.kernel_tables import Basis, DecodeAttention, KernelGrid, KernelTime, grid_of
+from offramp.costs.kernel_machine import (
+    Basis,
+    DecodeAttention,
+    KernelGrid,
+    KernelMachine,
+    KernelTime,
+    feed_forward_width,
+    grid_of,
+)
 from offramp.costs.machine import Roofline, machine_fingerprint
 from offramp.costs.probes import PROBES
 from offramp.errors import InputError
@@ -356,10 +363,10 @@ def test_engines_and_versions_are_chosen_and_said(systems: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what", "fix"),
     [
-        ("aic:g10", "no system 'g10'", "did you mean g100? choose one of: g100"),
+        ("aic:g10", "no system 'g10'", "did you mean 'g100'? choose one of: g100"),
         ("aic:h9", "no system 'h9'", "choose one of: g100"),  # without a table of attention
-        ("aic:g100/fats", "no engine 'fats' on g100", "did you mean fast? choose one of: fast, slow"),
-        ("aic:g100/fast@0.10", "no version '0.10' of fast", "did you mean 0.10.0"),
+        ("aic:g100/fats", "no engine 'fats' on g100", "did you mean 'fast'? choose one of: fast, slow"),
+        ("aic:g100/fast@0.10", "no version '0.10' of fast", "did you mean '0.10.0'"),
         ("aic:", "names no tables", "aic:SYSTEM/ENGINE@VERSION"),
         ("aic:g100@0.9.0", "names no tables", "aic:SYSTEM/ENGINE@VERSION"),
         ("g100", "unknown hardware 'g100'", "aic:g100"),

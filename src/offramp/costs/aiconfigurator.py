@@ -10,7 +10,6 @@ is not imported.
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from offramp.costs.kernel_machine import DTYPE, KernelMachine
-from offramp.costs.kernel_tables import DecodeAttention, grid_of
+from offramp.costs.kernel_machine import DTYPE, DecodeAttention, KernelMachine, grid_of
 from offramp.costs.machine import Roofline
 from offramp.costs.profile_file import read_profile
 from offramp.errors import InputError
 from offramp.files import sha256_of_file
+from offramp.kit.rules import suggest
 
 PREFIX = "aic:"
 PACKAGE = "aiconfigurator-core"
@@ -145,19 +144,11 @@ def find_tables(name: str) -> KernelMachine:
             break
         known = list(dict.fromkeys(getattr(one, field) for one in tables))
         if wanted not in known:
-            raise _unknown(name, f"{field} {wanted!r}{among}", wanted, known)
+            what = f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}"
+            fix = suggest(wanted, known) if known else f"it holds no tables: {AGAIN}"
+            raise InputError(what, where=f"hardware {name}", fix=fix)
         tables, among = [one for one in tables if getattr(one, field) == wanted], f"{link}{wanted}"
     return _machine(tables[0] if parts["engine"] else best_first(tables)[0])
-
-
-def _unknown(name: str, what: str, wanted: str, known: list[str]) -> InputError:
-    near = difflib.get_close_matches(wanted.lower(), known, n=2, cutoff=0.5)
-    near = near or [one for one in known if wanted.lower() in one]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    choice = f"choose one of: {', '.join(known)}" if known else f"it holds no tables: {AGAIN}"
-    return InputError(
-        f"{PACKAGE} {package_version()} has no {what}", where=f"hardware {name}", fix=hint + choice
-    )
 
 
 def package_version() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import importlib.metadata
 import os
 import platform
@@ -24,6 +23,7 @@ from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL
 from offramp.kit.numbers import whole_number
+from offramp.kit.rules import suggest
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU, device_name, find_device
 from offramp.models.gguf_file import cache_folder
@@ -281,12 +281,10 @@ def find_machine(
     if path.suffix == ".toml" or path.is_file():
         return read_profile(path)
     names = machine_names()
-    near = difflib.get_close_matches(name_or_path.lower(), names, n=2, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise InputError(
         f"unknown hardware {name_or_path!r}",
         where=f"hardware {name_or_path}",
-        fix=f"{hint}choose one of: {', '.join(names)}; or give the path of a .toml profile of your own (its "
+        fix=f"{suggest(name_or_path.lower(), names)}; or give the path of a .toml profile of your own (its "
         "keys: offramp list --help)",
     )
 

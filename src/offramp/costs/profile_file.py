@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, create_model
 
 from offramp.costs import machine, timings
 from offramp.costs.machine import LONGEST_WAIT, Machine, Roofline
@@ -56,8 +56,6 @@ from offramp.kit.given_file import (
 )
 from offramp.kit.numbers import LARGEST_NUMBER
 
-OPTIONAL_TIMES = ("overhead", "token", "key_value", "lens")
-"""Of a step, to be given at every batch size or at none."""
 UNITS = {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}
 """Seconds of one unit that a timings file may be written in."""
 
@@ -87,6 +85,12 @@ class RooflineFile(TomlTable):
     decision_seconds: Wait
 
 
+KINDS: dict[str, Any] = {
+    kind.replace(" ", "_"): (NotNegative | None, Field(None, alias=kind)) for kind in PROBES
+}
+Probes: Any = create_model("Probes", __base__=TomlTable, __doc__="Times of probes, by their kinds.", **KINDS)
+
+
 class Step(TomlTable):
     """One table [[batch]], in the file's unit."""
 
@@ -97,7 +101,14 @@ class Step(TomlTable):
     token: NotNegative | None = None
     key_value: NotNegative | None = None
     lens: NotNegative | None = None
-    probes: Mapping[str, NotNegative] = {}
+    probes: Probes = Probes()
+
+    @property
+    def optional(self) -> dict[str, float | None]:
+        """Times to be given at every batch size or at none, probes by their kinds."""
+        times = {name: getattr(self, name) for name in ("overhead", "token", "key_value", "lens")}
+        times.update(self.probes.model_dump(by_alias=True))
+        return times
 
     def layers(self, count: int) -> tuple[float, ...]:
         """The time of each layer."""
@@ -145,13 +156,14 @@ def _read_timings(values: Mapping[str, Any], source: Source) -> Machine:
     steps = sorted(given.batch, key=lambda step: step.size)
     unit = UNITS[given.unit]
 
-    def times(name: str) -> Any:
-        """Of each step in seconds, None where the file does not give them."""
-        found = [getattr(step, name) for step in steps]
-        return None if found[0] is None else np.array(found) * unit
-
+    # Of each step in seconds, of all that the file gives.
+    times = {
+        name: np.array([step.optional[name] for step in steps]) * unit
+        for name, time in steps[0].optional.items()
+        if time is not None
+    }
     layers = np.array([step.layers(given.layers) for step in steps]) * unit
-    head, key_value = times("head"), times("key_value")
+    head, key_value = np.array([step.head for step in steps]) * unit, times.get("key_value")
     return TimingsProfile(
         name=given.name,
         source=given.source,
@@ -161,10 +173,8 @@ def _read_timings(values: Mapping[str, Any], source: Source) -> Machine:
         layer_seconds=layers,
         layer_seconds_per_position=np.zeros_like(layers),
         head_seconds=head,
-        probe_seconds={
-            name: np.array([step.probes[name] for step in steps]) * unit for name in sorted(steps[0].probes)
-        },
-        lens_seconds=times("lens"),
+        probe_seconds={kind: times[kind] for kind in sorted(PROBES) if kind in times},
+        lens_seconds=times.get("lens"),
         key_value_seconds=None if key_value is None else np.repeat(key_value[:, None], given.layers, axis=1),
         overhead_seconds=np.array(
             [
@@ -186,11 +196,6 @@ def _check_step(step: Step, place: int, layers: int, source: Source) -> None:
             place,
             "layer",
         )
-    for name in step.probes:
-        if name not in PROBES:
-            raise source.refused(
-                f"there is no probe {name!r}", did_you_mean(name, PROBES), "batch", place, "probes", name
-            )
     if step.token is None:
         return
     if step.overhead is not None:
@@ -222,18 +227,12 @@ def _check_together(steps: Sequence[Step], source: Source) -> None:
             raise source.refused(
                 f"batch has the size {size} twice", "give each size once", "batch", place, "size"
             )
-    for name in OPTIONAL_TIMES:
-        lacking = [place for place, step in enumerate(steps) if getattr(step, name) is None]
+    for name in steps[0].optional:
+        lacking = [place for place, step in enumerate(steps) if step.optional[name] is None]
         if 0 < len(lacking) < len(steps):
             raise source.refused(
                 f"{name!r} is missing", "give it at every batch size or at none", "batch", lacking[0]
             )
-    for name in sorted({name for step in steps for name in step.probes}):
-        for place, step in enumerate(steps):
-            if name not in step.probes:
-                raise source.refused(
-                    f"the probe {name!r} is missing", "give it at every batch size", "batch", place, "probes"
-                )
 
 
 def _overhead(step: Step, counted: float, unit: float) -> float:
