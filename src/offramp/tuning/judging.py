@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
@@ -105,29 +106,61 @@ def judge(
     seed = seed if halves is None else halves.seed
     in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")
     fit, report = split_documents(trace, seed)
-    documents = (len(fit), len(report))
-    unjudged = _why_unjudged(trace, len(fit))
-    if unjudged is not None:
-        decision: Decision = "not settled" if len(fit) else TOO_FEW
-        return tuple(
-            _unjudged(trace, floor, worth, delta, unjudged, decision, documents, pricing) for floor in floors
+    why = _why_unjudged(trace, len(fit))
+
+    def verdict(
+        floor: float, held: HeldOut, without: ExitPolicy, credit: Estimate, flops: Estimate, fitted: float
+    ) -> Verdict:
+        """What a replay says at a floor of the policy that was chosen; fitted: its agreement where it was."""
+        decision = decide_replayed(held.policy, credit, pricing.machine, worth)
+        speedup = held.net_speedup
+        return Verdict(
+            floor=floor,
+            worth=worth,
+            decision=decision,
+            reason="",
+            missing=() if decision == "does not pay" else (NOT_EXECUTED,),
+            policy=held.policy,
+            kv=None,
+            certificate=None,
+            executed_agreement=None,
+            speed=None if speedup.value is None else predicted_speed(speedup, pricing.machine),
+            replayed_policy=held.policy,
+            agreement=held.agreement,
+            skip_ratio=held.skip_ratio,
+            net_speedup=speedup,
+            net_speedup_flops=flops,
+            fit_agreement=fitted,
+            fit_documents=len(fit),
+            report_documents=len(report),
+            documents_needed=documents_needed(1.0 - floor, delta),
+            basis=pricing.machine,
+            reference_agreement=held.reference_agreement,
+            gain=held.gain,
+            without=str(without),
+            credit=credit,
         )
+
+    if why is not None:
+        undefined = Estimate(None, undefined=why)
+        transformed = trace.reference_top1 is not None
+        nothing = unmeasured(PLAIN_DECODING, why, pricing.plain, transformed=transformed)
+        decision: Decision = "not settled" if len(fit) else TOO_FEW
+        settled: dict[str, Any] = {"reason": f"Nothing was judged: {why}.", "missing": (why,), "credit": None}
+        unjudged = (
+            verdict(floor, nothing, PLAIN_DECODING, undefined, undefined, math.nan) for floor in floors
+        )
+        return tuple(replace(one, decision=decision, **settled) for one in unjudged)
     halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:
         checked = make_floor({"agreement": floor})
         best, without = choose(halves.searched(checked, pricing), checked)
         held = measure(halves.judging, best.policy, pricing, checked, seed)
-        verdicts.append(
-            _replayed(
-                floor, worth, delta, held, pricing,
-                fit_agreement=1.0 - best.risk,
-                without=without.policy,
-                flops=measure(halves.judging, best.policy, in_flops, checked, seed).net_speedup,
-                credit=speed_over(halves.judging, best.policy, without.policy, pricing, seed),
-                documents=documents,
-            )
-        )  # fmt: skip
+        credit = speed_over(halves.judging, best.policy, without.policy, pricing, seed)
+        flops = measure(halves.judging, best.policy, in_flops, checked, seed).net_speedup
+        found = verdict(floor, held, without.policy, credit, flops, 1.0 - best.risk)
+        verdicts.append(replace(found, reason=replay_reason(found)))
     return tuple(verdicts)
 
 
@@ -161,85 +194,14 @@ def predicted_speed(speedup: Estimate, machine: str) -> Speed:
     return Speed(speedup.value, speedup.low, speedup.high, "predicted", machine, machine in (LOCAL, BYTES))
 
 
-def _replayed(
-    floor: float,
-    worth: float,
-    delta: float,
-    held: HeldOut,
-    pricing: Pricing,
-    *,
-    fit_agreement: float,
-    without: ExitPolicy,
-    flops: Estimate,
-    credit: Estimate,
-    documents: tuple[int, int],
-) -> Verdict:
-    decision = decide_replayed(held.policy, credit, pricing.machine, worth)
-    missing = () if decision == "does not pay" else (NOT_EXECUTED,)
-    verdict = Verdict(
-        floor=floor,
-        worth=worth,
-        decision=decision,
-        reason="",
-        missing=missing,
-        policy=held.policy,
-        kv=None,
-        certificate=None,
-        executed_agreement=None,
-        speed=None if held.net_speedup.value is None else predicted_speed(held.net_speedup, pricing.machine),
-        replayed_policy=held.policy,
-        agreement=held.agreement,
-        skip_ratio=held.skip_ratio,
-        net_speedup=held.net_speedup,
-        net_speedup_flops=flops,
-        fit_agreement=fit_agreement,
-        fit_documents=documents[0],
-        report_documents=documents[1],
-        documents_needed=documents_needed(1.0 - floor, delta),
-        basis=pricing.machine,
-        reference_agreement=held.reference_agreement,
-        gain=held.gain,
-        without=str(without),
-        credit=credit,
-    )
-    return replace(verdict, reason=replay_reason(verdict))
-
-
-def trace_documents(trace: Trace) -> str:
-    """How many documents a trace has tokens of, in words."""
-    count = document_rows(trace).count
-    return f"{count} document{'' if count == 1 else 's'}"
-
-
 def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:
     """Why no policy can be chosen and judged on this trace, None if one can."""
     if not fit_documents:
+        count = document_rows(trace).count
         return (
-            f"{trace_documents(trace)} cannot both choose a policy and judge it; trace at least "
-            f"{2 * DOCUMENTS_NEEDED}"
+            f"{count} document{'' if count == 1 else 's'} cannot both choose a policy and judge it; trace at "
+            f"least {2 * DOCUMENTS_NEEDED}"
         )
     if len(trace.exits) == 1 and trace.layers > 1:
         return "no exit before the last was traced, so no policy could be replayed; trace more exits"
     return None
-
-
-def _unjudged(
-    trace: Trace,
-    floor: float,
-    worth: float,
-    delta: float,
-    why: str,
-    decision: Decision,
-    documents: tuple[int, int],
-    pricing: Pricing,
-) -> Verdict:
-    """The answer for a trace on which nothing can be judged."""
-    undefined = Estimate(None, undefined=why)
-    nothing = _replayed(
-        floor, worth, delta,
-        unmeasured(PLAIN_DECODING, why, pricing.plain, transformed=trace.reference_top1 is not None),
-        pricing, fit_agreement=math.nan, without=PLAIN_DECODING,
-        flops=undefined, credit=undefined, documents=documents,
-    )  # fmt: skip
-    reason = f"Nothing was judged: {why}."
-    return replace(nothing, decision=decision, reason=reason, missing=(why,), credit=None)

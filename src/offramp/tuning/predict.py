@@ -40,56 +40,55 @@ NOTABLE_SHIFT = 0.02
 """A change of an exit's agreement that is pointed out."""
 
 
-def prediction_notes(
-    tuned: Tuned | None,
-    trace: Trace,
-    pricing: Pricing,
-    kv: str,
-    left_out: int,
-    answer: FloorAnswer | None,
-    delta: float,
-    shift: tuple[ShiftRow, ...],
-    reachable: bool,
-) -> tuple[str, ...]:
+def prediction_notes(found: Prediction, tuned: Tuned | None, trace: Trace, left_out: int) -> Iterator[str]:
     """All notes. trace: the documents judged; left_out: how many were not, having been used before."""
-    documents, batch = len(traced(trace)), pricing.batch
-    units = documents // batch
-    noun = "documents" if batch == 1 else f"groups of {batch} documents"
-    notes = []
-    if not reachable:
-        notes.append(
+    units = found.documents // found.batch
+    noun = "documents" if found.batch == 1 else f"groups of {found.batch} documents"
+    if not found.reachable:
+        yield (
             "An oracle, at 100 % agreement: it looks at what no decoder knows before it decides; nothing can "
             "reach it."
         )
     if left_out:
-        notes.append(
+        yield (
             f"{left_out} documents were left out: exit heads were fitted or the policy was tuned on them, or "
             "on text that they share."
         )
-    if batch > 1:
-        notes.append(
+    if found.batch > 1:
+        yield (
             "In lockstep all tokens of a step leave at the deepest of their own exits: speed, quality and "
             f"skip are of the exits taken, intervals over {noun}."
         )
-    if (found := math.ceil(documents / batch)) < DOCUMENTS_NEEDED:
-        notes.append(f"{found} {noun} give no interval; {DOCUMENTS_NEEDED} are needed.")
-    if not STRATEGIES[kv].exact:
-        notes.append(
-            f"Replayed with the full model's states: with K and V by {kv}, later tokens see others in "
+    if (drawn := math.ceil(found.documents / found.batch)) < DOCUMENTS_NEEDED:
+        yield f"{drawn} {noun} give no interval; {DOCUMENTS_NEEDED} are needed."
+    if not STRATEGIES[found.kv].exact:
+        yield (
+            f"Replayed with the full model's states: with K and V by {found.kv}, later tokens see others in "
             "decoding."
         )
     if tuned is None:
-        notes.append("The policy was not tuned by offramp: it has no floor to hold.")
-        return tuple(notes)
+        yield "The policy was not tuned by offramp: it has no floor to hold."
+        return
     if not _texts_known(tuned, trace):
-        notes.append(
+        yield (
             "The policy's documents are told from these by their ids alone: the file of one of them is of an "
             "offramp that kept no texts."
         )
-    notes += _origin(tuned, trace, pricing, kv)
-    if answer == "not decided":
-        notes.append(_undecided(tuned.floor, units, noun, delta))
-    return (*notes, *_largest_shift(shift))
+    yield from _origin(found, tuned, trace)
+    if found.floor_answer == "not decided":
+        needed = documents_needed(tuned.floor.risk, found.delta / 2.0)
+        said = f"{units} {noun} do not decide whether {tuned.floor} holds"
+        if units < needed:
+            yield f"{said}: at least {needed} without a loss are needed to confirm it at this confidence."
+        else:
+            yield f"{said} at this confidence; more documents may."
+    row = max(found.shift, key=lambda row: row.change, default=None)
+    if row is not None and row.change >= NOTABLE_SHIFT:
+        yield (
+            f"The texts differ: exit {row.other.exit} agrees with the full model in "
+            f"{100 * row.other.agreement:.1f} % of the tokens here, in {100 * row.tuned.agreement:.1f} % on "
+            "the documents it was tuned on."
+        )
 
 
 def _texts_known(tuned: Tuned, trace: Trace) -> bool:
@@ -98,7 +97,7 @@ def _texts_known(tuned: Tuned, trace: Trace) -> bool:
     return kept and all(trace.documents[place].text is not None for place in traced(trace).tolist())
 
 
-def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[str]:
+def _origin(found: Prediction, tuned: Tuned, trace: Trace) -> Iterator[str]:
     """Where this differs from what the policy was tuned for, and where it does not."""
     request = trace.request
     workload = request.get("workload", {})
@@ -113,40 +112,18 @@ def _origin(tuned: Tuned, trace: Trace, pricing: Pricing, kv: str) -> Iterator[s
             f"Traced in {request.get('dtype')}, tuned in {tuned.model.get('dtype')}: signals and agreement "
             "may differ by that alone."
         )
-    if pricing.machine == BYTES and tuned.machine != BYTES:
+    if found.machine == BYTES and tuned.machine != BYTES:
         yield f"Counted in bytes moved; the policy was tuned for {tuned.machine}. Name a machine for seconds."
-    elif pricing.machine != tuned.machine:
+    elif found.machine != tuned.machine:
         yield (
-            f"Tuned for {tuned.machine}, predicted for {pricing.machine}: another policy may be faster there."
+            f"Tuned for {tuned.machine}, predicted for {found.machine}: another policy may be faster there."
         )
-    if pricing.batch != tuned.batch:
-        yield f"Tuned at batch {tuned.batch}, predicted at batch {pricing.batch}."
-    if kv != tuned.kv:
-        yield f"Tuned with K and V by {tuned.kv}, predicted with {kv}."
+    if found.batch != tuned.batch:
+        yield f"Tuned at batch {tuned.batch}, predicted at batch {found.batch}."
+    if found.kv != tuned.kv:
+        yield f"Tuned with K and V by {tuned.kv}, predicted with {found.kv}."
     if tuned.plain:
         yield "Tuning chose the full model: there is nothing to gain or to lose."
-
-
-def _undecided(floor: Floor, units: int, noun: str, delta: float) -> str:
-    needed = documents_needed(floor.risk, delta / 2.0)
-    said = f"{units} {noun} do not decide whether {floor} holds"
-    if units < needed:
-        return f"{said}: at least {needed} without a loss are needed to confirm it at this confidence."
-    return f"{said} at this confidence; more documents may."
-
-
-def _largest_shift(shift: tuple[ShiftRow, ...]) -> Iterator[str]:
-    """The check whose agreement changed most, if it changed notably."""
-    if not shift:
-        return
-    row = max(shift, key=lambda row: abs(row.other.agreement - row.tuned.agreement))
-    change = row.other.agreement - row.tuned.agreement
-    if abs(change) >= NOTABLE_SHIFT:
-        yield (
-            f"The texts differ: exit {row.other.exit} agrees with the full model in "
-            f"{100 * row.other.agreement:.1f} % of the tokens here, in {100 * row.tuned.agreement:.1f} % on "
-            "the documents it was tuned on."
-        )
 
 
 # Only to measure a policy that has no floor of its own; nothing of it is shown.
@@ -229,30 +206,29 @@ def predict(
     held, losses = _judged(judged, decides, pricing, machine, floor or ANY_FLOOR, seed, kv)
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
-    shift = () if tuned is None else shift_rows(tuned.shift, judged, decides)
-    documents = len(traced(judged))
-    answer = _floor_answer(floor, low, high)
-    found = held if floor is not None else replace(held, quality=held.agreement)
-    return Prediction(
-        **shared_fields(found, HeldOut),
+    figures = held if floor is not None else replace(held, quality=held.agreement)
+    found = Prediction(
+        **shared_fields(figures, HeldOut),
         workload=str(trace.request.get("workload", {}).get("name", "unknown")),
         machine=pricing.machine,
         batch=pricing.batch,
         floor=floor,
-        floor_answer=answer,
+        floor_answer=_floor_answer(floor, low, high),
         risk_low=low,
         risk_high=high,
         delta=delta,
-        documents=documents,
+        documents=len(traced(judged)),
         batching="lockstep" if batch > 1 else None,
-        shift=shift,
-        notes=(
-            *prediction_notes(tuned, judged, pricing, kv, left_out, answer, delta, shift, held.reachable),
-            *lookup_notes(hardware, machine),
-            *price_notes(machine, judged, (batch, batch + 1) if not STRATEGIES[kv].batches else (batch,)),
-        ),
+        shift=() if tuned is None else shift_rows(tuned.shift, judged, decides),
+        notes=(),
         document_tokens=lengths_of(judged),
     )
+    notes = (
+        *prediction_notes(found, tuned, judged, left_out),
+        *lookup_notes(hardware, machine),
+        *price_notes(machine, judged, (batch,) if STRATEGIES[kv].batches else (batch, batch + 1)),
+    )
+    return replace(found, notes=notes)
 
 
 def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:

@@ -265,6 +265,11 @@ class ShiftRow:
     tuned: Shift
     other: Shift
 
+    @property
+    def change(self) -> float:
+        """How far the exit's agreement is from what it was."""
+        return abs(self.other.agreement - self.tuned.agreement)
+
 
 def shift_of(trace: Trace, policy: ExitPolicy) -> tuple[Shift, ...]:
     """What the policy reads at every checked exit, over all tokens of the trace, by exit.
