@@ -305,7 +305,7 @@ def tuned(
         "skip_ratio": Estimate(0.2),
         "net_speedup": Estimate(1.08, 1.07, 1.09), "seconds_per_token": Estimate(0.05),
         "plain_seconds_per_token": 0.054, "probe_share": 0.0, "machine": "local", "batch": 1,
-        "kv": "propagate", "front": (), "shift": (), "documents": {"search": 12, "certify": documents},
+        "kv": "propagate", "front": (), "shift": (), "documents": {"heads": 0, "search": 12, "certify": documents},
         "document_digests": {}, "executed_agreement": Estimate(0.973) if holds else None, "grounds": grounds,
     }  # fmt: skip
     return Tuned(**{**fields, **changes})
@@ -385,7 +385,9 @@ def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
     assert (untimed.decision, untimed.missing) == ("not settled", ("a timing of this policy",))
     few = settle(proposed, tuned("never", "too few documents", documents=12))
     assert few.decision == "not enough documents"
-    assert few.missing == ("documents: 12 at hand to certify on, 46 needed if none loses",)
+    assert few.missing == (
+        "documents: 12 at hand to certify on, 46 needed if none loses, trace at least 77 in all",
+    )
     used_up = settle(proposed, tuned("never", "too few documents"))
     assert used_up.decision == "not enough documents"
     assert used_up.missing == ("more documents: all 60 at hand were decoded, and leave it open",)
