@@ -18,7 +18,7 @@ import numpy as np
 import offramp
 from offramp.costs.token import TokenCosts
 from offramp.policies.parameters import Exits
-from offramp.policies.policy_cost import check_price, seconds_of
+from offramp.policies.policy_cost import check_price, costs_of
 from offramp.policies.rules.threshold import signal_needs
 from offramp.policies.signals import Signal
 from offramp.tracing.trace import Trace
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=TARGET)
     asked = parser.parse_args()
     trace = offramp.Trace.load(asked.trace)
-    costs = seconds_of(trace, offramp.find_machine(asked.hardware))
+    costs = costs_of(trace, offramp.find_machine(asked.hardware))
     rows = break_even_by_signal(trace, costs, {"agreement": asked.floor}, asked.target)
     for row in rows:
         print(f"{row.signal}: {row.sentence}")

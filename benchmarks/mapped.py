@@ -35,7 +35,7 @@ from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.file import read_heads, write_heads
 from offramp.models.model import Model
 from offramp.policies.kv import maps_of
-from offramp.policies.policy_cost import counted_at
+from offramp.policies.policy_cost import prices_at
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO, AUTO_DISTANCE, FULL
 from offramp.tracing.heads_of_trace import with_maps
@@ -244,7 +244,7 @@ def _costs(
     policy, charged = f"static:exit={exit}", maps_of(trace)
     found = {}
     for unit in ("bytes", "flops"):
-        costs = counted_at(trace, unit, charged)(1)
+        costs = prices_at(trace, unit, charged)(1)
         repair = float(costs.key_value[exit:].sum())
         found[f"{unit}_over_propagate"] = (repair + costs.maps.get(exit, 0.0)) / repair
     ratios = []

@@ -22,7 +22,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.cost_breakdown import Usage, lines_of
 from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.kv import maps_of
-from offramp.policies.policy_cost import counted_at, seconds_at
+from offramp.policies.policy_cost import prices_at
 from offramp.policies.steps import count_steps
 from offramp.tracing.heads_of_trace import with_maps
 from offramp.workloads.workload import Document, Workload
@@ -120,9 +120,9 @@ def test_a_forced_generation_costs_what_its_replay_is_charged(machine: str | Non
             max_new_tokens=len(text),
         ).usage
     charged = maps_of(traced)
-    at = counted_at(traced, "bytes", charged)
+    at = prices_at(traced, "bytes", charged)
     if machine is not None:
-        at = seconds_at(traced, find_machine(machine), maps=charged)
+        at = prices_at(traced, find_machine(machine), maps=charged)
     lines = lines_of(usage, at)
     assert [(line.part, line.places, line.count, line.price) for line in lines] == [
         (line.part, line.places, line.count, line.price) for line in result.breakdown.lines

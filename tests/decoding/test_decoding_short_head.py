@@ -27,7 +27,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.binding import require_base
 from offramp.policies.cost_breakdown import break_down
 from offramp.policies.decisions import Decisions, probed_facts
-from offramp.policies.policy_cost import counted_at, prices_by_rows
+from offramp.policies.policy_cost import prices_at, prices_by_rows
 from offramp.policies.rules.short_list import with_short_head
 from offramp.policies.steps import count_plain, count_steps
 from tiny_models import LAYERS, write_documents
@@ -115,7 +115,7 @@ def test_what_runs_is_what_replay_charges_and_its_gain_sums_up(policy: str, rows
     plain = decode("never", rows, batching, force_tokens=forced)
     assert plain.usage == count_plain(steps, LAYERS)
     shape, tokens = tiny_llama().shape, rows * (NEW - 1)
-    for at in (counted_at(trace(), "bytes"), prices_by_rows(find_machine("h100"), shape, 8.0)):
+    for at in (prices_at(trace(), "bytes"), prices_by_rows(find_machine("h100"), shape, 8.0)):
         breakdown = break_down(found.usage, plain.usage, at, tokens)
         gain = breakdown.gain
         assert gain.total == pytest.approx(1.0 - breakdown.total / breakdown.plain, abs=1e-12)

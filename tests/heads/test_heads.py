@@ -37,7 +37,7 @@ from offramp.heads.file import write_heads
 from offramp.heads.parts import Classifier
 from offramp.kit.defaults import CANDIDATES, SHORTLIST
 from offramp.models.model import Model
-from offramp.policies.policy_cost import fitted_sizes, prices_of, sizes_of_heads
+from offramp.policies.policy_cost import costs_of, fitted_sizes, sizes_of_heads
 from offramp.policies.replay import replay
 from offramp.tracing.facts import FACTS, HEAD_FACTS, SIGNAL_FACTS
 from offramp.tracing.trace import Trace
@@ -358,14 +358,11 @@ def test_one_buffer_of_logits_serves_every_exit() -> None:
 def test_a_check_of_the_short_list_costs_as_many_columns_as_it_has() -> None:
     model = tiny_llama()
     usual, listed = (
-        prices_of(run(model, random_heads(model, [1, 2], facts=(), shortlist=tokens)))
-        for tokens in (None, range(9))
+        run(model, random_heads(model, [1, 2], facts=(), shortlist=tokens)) for tokens in (None, range(9))
     )
     hidden, vocabulary = model.shape.hidden_size, model.shape.vocabulary_size
-    for prices, product, reduction in (
-        ((usual.flops, listed.flops), 2 * hidden, 6),
-        ((usual.bytes, listed.bytes), 4 * hidden, 8),
-    ):
+    for unit, product, reduction in (("flops", 2 * hidden, 6), ("bytes", 4 * hidden, 8)):
+        prices = costs_of(usual, unit), costs_of(listed, unit)
         saved = prices[0].probes["restricted head"] - prices[1].probes["restricted head"]
         assert saved == (product + reduction) * (vocabulary - 9)
         assert prices[0].probes["full head"] == prices[1].probes["full head"]
@@ -377,11 +374,11 @@ def test_a_check_costs_one_head_product_and_no_lens() -> None:
     policy = "threshold:signal=margin,value=0.4,exits=1+2"
     plain, own = run(model, None), run(model, random_output_heads(model, [1, 2]))
     lens = run(model, random_heads(model, [1, 2], facts=()))
-    assert prices_of(own).bytes.probes == prices_of(plain).bytes.probes
-    assert prices_of(own).bytes.exit_head == prices_of(plain).bytes.exit_head
-    assert prices_of(lens).bytes.probes["full head"] > prices_of(own).bytes.probes["full head"]
+    assert costs_of(own, "bytes").probes == costs_of(plain, "bytes").probes
+    assert costs_of(own, "bytes").exit_head == costs_of(plain, "bytes").exit_head
+    assert costs_of(lens, "bytes").probes["full head"] > costs_of(own, "bytes").probes["full head"]
     result = replay(own, policy)
-    costs, exits = prices_of(own).bytes, result.exits
+    costs, exits = costs_of(own, "bytes"), result.exits
     checks = np.minimum(exits, 2) * costs.probes["full head"]
     total = costs.overhead + costs.until_exit[exits - 1] + checks + np.where(exits == 3, costs.head, 0.0)
     assert result.breakdown.total == pytest.approx(total.sum())

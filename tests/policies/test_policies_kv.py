@@ -19,12 +19,12 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.kv import STRATEGIES, PolicyRun
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
-    counted_at,
+    costs_of,
     decision_costs,
     exit_costs_without_probes,
     layers_executed,
+    prices_at,
     prices_by_rows,
-    prices_of,
 )
 from offramp.policies.replay import replay
 from offramp.policies.rules.fixed import Never, StaticExit
@@ -60,13 +60,13 @@ def test_a_recomputed_layer_costs_a_row_more_in_bytes_and_a_whole_layer_in_flops
     lines = [line for line in result.breakdown.lines if line.part == "layers"]
     waited = sum(line.count * (line.rows - 1) for line in lines)
     attended = float(trace.position.mean()) + 1
-    alone = float(counted_at(trace, "bytes")(1).layers[0])
+    alone = float(prices_at(trace, "bytes")(1).layers[0])
     # A row more reads and writes K,V of its own: 10 elements a position, 2 bytes each.
     assert waited > 0
     assert part(result.breakdown, "layers") == pytest.approx(
         sum(line.count for line in lines) * alone + waited * 2 * 10 * (attended + 1)
     )
-    flops, one = counted_at(trace, "flops")(2).layers, counted_at(trace, "flops")(1).layers
+    flops, one = prices_at(trace, "flops")(2).layers, prices_at(trace, "flops")(1).layers
     np.testing.assert_allclose(flops - one, one)
     # In FLOPs nothing is saved but what no later token needs.
     assert result.predicted_speedup_flops < replay(trace, CHECKS).predicted_speedup_flops
@@ -168,7 +168,7 @@ def test_a_bandit_pays_for_what_it_reads_at_the_last_exit(signal: str) -> None:
     assert 0 < through.sum() < len(through)
     assert decisions.needs[LAYERS] == (signal,)
     np.testing.assert_array_equal(decisions.probed_at(3), through)
-    costs = prices_of(trace).bytes
+    costs = costs_of(trace, "bytes")
     checks = sum(decisions.probed_at(place).astype(int) for place in range(3))
     expected = exit_costs_without_probes(costs)[decisions.exits - 1]
     expected = expected + (checks + through) * costs.probes["restricted head"]

@@ -13,7 +13,7 @@ from offramp.costs.hardware import find_machine
 from offramp.costs.token import Prices, TokenCosts
 from offramp.errors import InputError
 from offramp.policies.grammar import parse_policy
-from offramp.policies.policy_cost import exit_costs, seconds_of
+from offramp.policies.policy_cost import costs_of, exit_costs
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.threshold import Threshold
@@ -90,7 +90,7 @@ def test_on_a_machine_the_speed_is_one_of_seconds() -> None:
     trace = make_trace(seed=2)
     result = replay(trace, CHECKS, machine="h100")
     in_bytes = replay(trace, CHECKS)
-    costs = seconds_of(trace, find_machine("h100"))
+    costs = costs_of(trace, find_machine("h100"))
     policy = exit_costs(costs, dict.fromkeys((1, 3, 5), ("margin",)))[result.exits - 1].mean()
     assert result.seconds_per_token == pytest.approx(policy)
     assert result.plain_seconds_per_token == pytest.approx(costs.plain)

@@ -10,7 +10,7 @@ from offramp.errors import InputError, PolicyError
 from offramp.policies.charge import Units, run_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import counted_at, prices_of, seconds_of
+from offramp.policies.policy_cost import costs_of, prices_at
 from offramp.policies.replay import replay, replay_intervals
 from offramp.policies.rules.fixed import Never, StaticExit
 from offramp.policies.rules.short_list import ShortList, read_short, with_short_head
@@ -60,7 +60,7 @@ def test_below_the_last_exit_the_short_list_answers_and_is_paid_for(inner: ExitP
     assert result.agreement < whole.agreement
     assert np.isnan(result.nll_increase)
     assert np.isnan(result.kl)
-    costs = prices_of(trace).bytes
+    costs = costs_of(trace, "bytes")
     saved = left * (costs.exit_head - costs.probes["restricted head"])
     assert saved != 0
     assert result.breakdown.total == pytest.approx(whole.breakdown.total - saved)
@@ -72,7 +72,7 @@ def test_a_probe_of_the_list_that_lets_a_token_leave_is_its_output() -> None:
     listed = short_trace(restricted_max_prob=confidence(200))
     inner = Threshold("restricted_max_prob", 0.6, (2, 4))
     result, whole = replay(listed, ShortList(inner)), replay(listed, inner)
-    costs, exits = prices_of(listed).bytes, result.exits
+    costs, exits = costs_of(listed, "bytes"), result.exits
     left = exits < listed.layers
     assert 0 < left.sum() < listed.token_count
     probes = np.where(exits == 2, 1, 2).sum() * costs.probes["restricted head"]
@@ -105,7 +105,7 @@ def test_a_short_head_answers_and_costs_the_list_everywhere(inner: ExitPolicy, l
     np.testing.assert_array_equal(result.exits, whole.exits)
     assert result.agreement == pytest.approx(agreement_by_hand(trace, result.exits, head=True).mean())
     assert result.agreement < 0.7
-    costs = counted_at(trace, "bytes")(1)
+    costs = prices_at(trace, "bytes")(1)
     left = np.count_nonzero(result.exits < trace.layers)
     short = costs.probes["restricted head"]  # behind the lens, which exit L has none of
     saved = left * (costs.exit_head - short) + (trace.token_count - left) * (
@@ -123,7 +123,7 @@ def test_a_short_head_answers_and_costs_the_list_everywhere(inner: ExitPolicy, l
 def test_an_output_off_the_list_waits_for_no_decision_of_its_own() -> None:
     """On a card a check waits until the host knows its answer; an output does so once, whatever its head."""
     trace, machine = short_trace(), find_machine("h100")
-    costs = seconds_of(trace, machine)
+    costs = costs_of(trace, machine)
     assert costs.decision > 0
     assert costs.short_head == pytest.approx(costs.probes["restricted head"] - costs.decision)
     result = replay(trace, ShortList(Never(), "all"), machine=machine)
@@ -258,7 +258,7 @@ def test_what_cannot_be_read_off_a_short_list_is_refused() -> None:
 @pytest.mark.parametrize(("inner", "target"), [(Never(), 1.5), (CHEAP, 10.0)])
 def test_a_break_even_of_a_short_head_is_held_against_the_whole_one(inner: ExitPolicy, target: float) -> None:
     trace, policy = short_trace(), ShortList(inner, "all")
-    costs = counted_at(trace, "bytes")(1)
+    costs = prices_at(trace, "bytes")(1)
     for row in break_even(trace, policy, costs, target):
         if row.lever != "layer" or row.factor is None:
             continue

@@ -17,7 +17,7 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import ProbeSizes
 from offramp.heads.parts import Classifier, stacked
 from offramp.models.shape import ModelShape
-from offramp.policies.policy_cost import seconds_of
+from offramp.policies.policy_cost import costs_of
 from offramp.policies.replay import replay
 from offramp.policies.rules.threshold import Threshold
 from offramp.tracing.fitting.classifiers import Samples, fit_classifier
@@ -73,7 +73,7 @@ def test_the_expected_cost_of_hard_gates_is_the_bill_of_a_replay(machine: Machin
     columns = np.array(EXITS) - 1
     leaving = torch.from_numpy((trace.fact("gate")[:, columns] >= 0.5).T).double()
     agrees = torch.from_numpy(trace.agreement[:, columns].T.copy())
-    outcome = expected_outcome(leaving, agrees, GatePrices.of(seconds_of(trace, machine), EXITS))
+    outcome = expected_outcome(leaving, agrees, GatePrices.of(costs_of(trace, machine), EXITS))
     assert np.bincount(billed.exits, minlength=7)[[2, 3, 5, 6]].min() > 10
     assert billed.seconds_per_token == pytest.approx(float(outcome.seconds.mean()), rel=1e-12)
     assert billed.agreement == pytest.approx(1 - float(outcome.disagreement.mean()), rel=1e-12)

@@ -305,7 +305,8 @@ def tuned(
         "skip_ratio": Estimate(0.2),
         "net_speedup": Estimate(1.08, 1.07, 1.09), "seconds_per_token": Estimate(0.05),
         "plain_seconds_per_token": 0.054, "probe_share": 0.0, "machine": "local", "batch": 1,
-        "kv": "propagate", "front": (), "shift": (), "documents": {"heads": 0, "search": 12, "certify": documents},
+        "kv": "propagate", "front": (), "shift": (),
+        "documents": {"heads": 0, "search": 12, "certify": documents},
         "document_digests": {}, "executed_agreement": Estimate(0.973) if holds else None, "grounds": grounds,
     }  # fmt: skip
     return Tuned(**{**fields, **changes})

@@ -14,7 +14,7 @@ from offramp.policies.cost_breakdown import CostBreakdown, PriceAt, Usage, break
 from offramp.policies.decisions import Decisions, replay_decisions, task_of
 from offramp.policies.kv import STRATEGIES, KeyValue, PolicyRun, executed_layers, maps_charged
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import counted_at, seconds_at
+from offramp.policies.policy_cost import prices_at
 from offramp.policies.rules.short_list import seen_by
 from offramp.policies.steps import BATCHINGS, count_plain, group_into_steps
 from offramp.scoring.documents import document_rows
@@ -57,10 +57,7 @@ def prices_for(
     Raises InputError for a trace without tokens or what the machine cannot price; PolicyError for mapping
     without maps.
     """
-    maps = maps_charged(trace, kv)
-    if machine is None:
-        return counted_at(trace, "bytes", maps)
-    return seconds_at(trace, machine, position, batch=batch, maps=maps)
+    return prices_at(trace, machine or "bytes", maps_charged(trace, kv), batch=batch, position=position)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from offramp.errors import PolicyError
 from offramp.kit.typed import FloatArray
 from offramp.policies.decisions import require_comparisons
 from offramp.policies.policy import columns_of
-from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes, layers_executed, prices_of
+from offramp.policies.policy_cost import costs_of, exit_costs, exit_costs_without_probes, layers_executed
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS, Signal
 from offramp.scoring.documents import fact_of
@@ -239,7 +239,7 @@ def frontier(
     needs = Threshold(signal, 0.0, checked).needs(trace.layers)
     require_comparisons(needs, trace)
     rule = SIGNALS[signal]
-    prices = prices_of(trace).bytes if costs is None else costs
+    prices = costs_of(trace, "bytes") if costs is None else costs
     # Two columns are read from disk in the time of one; `agreement` then finds its own in the trace.
     side_by_side(trace.fact, (rule.fact, "top1"))
     # The first check of a signal that compares exits never lets a token leave.

@@ -29,7 +29,7 @@ from offramp.costs.probes import (
     fitted_of,
 )
 from offramp.costs.timings import LENS, TimingsProfile
-from offramp.costs.token import Prices, TokenCosts, add_costs, token_costs, token_prices
+from offramp.costs.token import TokenCosts, add_costs, token_costs
 from offramp.errors import InputError
 from offramp.heads.described import unusual_length
 from offramp.heads.exit_heads import ExitHeads
@@ -143,91 +143,64 @@ def mean_position(trace: Trace) -> float:
     return float(np.mean(trace.position, dtype=np.float64))
 
 
-def prices_of(trace: Trace, maps: MapRanks = ()) -> Prices:
-    """What a token of this trace costs in bytes and FLOPs, at its mean position.
+def costs_of(trace: Trace, by: Machine | str, batch: int = 1, maps: MapRanks = ()) -> TokenCosts:
+    """What a step of `batch` tokens of this trace costs at the mean position.
 
-    maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
-    """
-    fitted = fitted_sizes(trace, maps)
-    sizes = fitted.added_to(ProbeSizes())
-    return token_prices(trace.shape, mean_position(trace), lens=fitted.lens, sizes=sizes)
-
-
-def seconds_of(trace: Trace, machine: Machine, batch: int = 1, maps: MapRanks = ()) -> TokenCosts:
-    """What a step of `batch` tokens of this trace takes on a machine, at the mean position.
-
-    maps: the K,V maps that are charged.
+    by: a machine, for seconds; "bytes" moved or "flops", as they are counted. maps: K,V maps that are charged.
 
     Raises InputError for a trace without tokens, or one that the machine's profile cannot price.
     """
-    return _seconds(machine, trace.shape, mean_position(trace), batch, fitted_sizes(trace, maps))
+    return _costs(by, trace.shape, mean_position(trace), batch, fitted_sizes(trace, maps))
 
 
-def counted_at(trace: Trace, unit: str, maps: MapRanks = ()) -> PriceAt:
-    """Prices in "bytes" or "flops" of a step of this trace by its rows, at the mean position.
-
-    maps: the K,V maps that are charged. Raises InputError for a trace without tokens.
-    """
-    return counts_by_rows(trace.shape, mean_position(trace), unit, fitted_sizes(trace, maps))
-
-
-def counts_by_rows(
-    shape: ModelShape, position: float, unit: str, fitted: FittedSizes = NOTHING_FITTED
+def prices_at(
+    trace: Trace, by: Machine | str, maps: MapRanks = (), *, batch: int = 1, position: float | None = None
 ) -> PriceAt:
-    """Prices in "bytes" or "flops" of a step by its rows."""
-    lens, sizes = fitted.lens, fitted.added_to(ProbeSizes())
-    return cache(lambda rows: token_costs(shape, position, unit, batch=rows, lens=lens, sizes=sizes))
+    """The same of a step by its rows, at a position, by default the mean one.
 
-
-def seconds_at(
-    trace: Trace, machine: Machine, position: float | None = None, *, batch: int = 1, maps: MapRanks = ()
-) -> PriceAt:
-    """Seconds of a step of this trace on a machine by its rows, at a position, by default the mean one.
-
-    maps: the K,V maps that are charged.
-
-    Raises InputError for a batch that the machine cannot price, and as `seconds_of` does.
+    Raises InputError for a batch that the machine cannot price, and as `costs_of` does.
     """
-    seconds_of(trace, machine, batch=batch, maps=maps)
+    costs_of(trace, by, batch, maps)
     at = mean_position(trace) if position is None else position
-    return prices_by_rows(machine, trace.shape, at, fitted_sizes(trace, maps))
+    return prices_by_rows(by, trace.shape, at, fitted_sizes(trace, maps))
 
 
 def prices_by_rows(
-    machine: Machine, shape: ModelShape, position: float, fitted: FittedSizes = NOTHING_FITTED
+    by: Machine | str, shape: ModelShape, position: float, fitted: FittedSizes = NOTHING_FITTED
 ) -> PriceAt:
-    """Seconds of a step on a machine by its rows.
+    """What a step costs by its rows.
 
     More rows than timings reach (tokens that waited for a layer) are charged as several steps.
     """
-    largest = machine.largest_batch if isinstance(machine, TimingsProfile) else None
+    largest = by.largest_batch if isinstance(by, TimingsProfile) else None
 
     @cache
     def at(rows: int) -> TokenCosts:
         if largest is None or rows <= largest:
-            return _seconds(machine, shape, position, rows, fitted)
+            return _costs(by, shape, position, rows, fitted)
         return add_costs(at(largest), at(rows - largest))
 
     return at
 
 
-def _seconds(
-    machine: Machine, shape: ModelShape, position: float, batch: int, fitted: FittedSizes
+def _costs(
+    by: Machine | str, shape: ModelShape, position: float, batch: int, fitted: FittedSizes
 ) -> TokenCosts:
-    """The machine's prices of a step, with what exit heads add to it."""
+    """The prices of a step, with what exit heads add to it."""
+    if isinstance(by, str):
+        sizes = fitted.added_to(ProbeSizes())
+        return token_costs(shape, position, by, batch=batch, lens=fitted.lens, sizes=sizes)
     if fitted == FittedSizes(lens=fitted.lens):
-        return machine_prices(machine, shape, position, batch=batch, lens=fitted.lens)
-    sizes = fitted.added_to(machine.sizes if isinstance(machine, TimingsProfile) else ProbeSizes())
-    costs = machine_prices(machine, shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
+        return machine_prices(by, shape, position, batch=batch, lens=fitted.lens)
+    sizes = fitted.added_to(by.sizes if isinstance(by, TimingsProfile) else ProbeSizes())
+    costs = machine_prices(by, shape, position, batch=batch, lens=fitted.lens, sizes=sizes)
     if set(costs.maps) != {exit for exit, _ in fitted.maps}:
-        raise _not_priced(machine, "K,V maps", "kv_maps")
+        raise _not_priced(by, "K,V maps", "kv_maps")
     if fitted.mlp_units:
         lens = fitted.lens_rank != 0
-        alone = machine_prices(
-            machine, shape, position, batch=batch, lens=lens, sizes=replace(sizes, mlp_units=0)
-        )
+        alone = machine_prices(by, shape, position, batch=batch, lens=lens, sizes=replace(sizes, mlp_units=0))
         if not costs.exit_head > alone.exit_head:
-            raise _not_priced(machine, "the networks that exits are read through", "mlp_units")
+            raise _not_priced(by, "the networks that exits are read through", "mlp_units")
     return costs
 
 

@@ -27,13 +27,13 @@ from offramp.policies.kv import maps_charged
 from offramp.policies.names import BatchingName, BatchOf, StrategyName
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
-    counted_at,
     derived_notes,
     fitted_sizes,
     lookup_notes,
     machine_for,
     mean_position,
     price_notes,
+    prices_at,
     probes_made,
 )
 from offramp.scoring.documents import fact_of
@@ -162,7 +162,7 @@ def replay(
     given, machine = machine, None if machine is None else machine_for(trace, machine)
     maps = maps_charged(trace, kv)
     if costs is None:
-        in_bytes, in_flops = counted_at(trace, "bytes", maps), counted_at(trace, "flops", maps)
+        in_bytes, in_flops = prices_at(trace, "bytes", maps), prices_at(trace, "flops", maps)
     else:
         in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)

@@ -16,7 +16,7 @@ from offramp.heads.described import RAW, read_by, reading_parts
 from offramp.models.shape import ModelShape
 from offramp.policies.cost_breakdown import gain_of_parts, lines_of, totals_of
 from offramp.policies.kv import STRATEGIES
-from offramp.policies.policy_cost import counts_by_rows, prices_by_rows, sizes_of_heads
+from offramp.policies.policy_cost import prices_by_rows, sizes_of_heads
 from offramp.policies.replay import ReplayResult, replay
 from offramp.scoring.estimate import Estimate
 from offramp.timing.decoder import DecodedBatch, Setting
@@ -246,7 +246,7 @@ def counted_policy(
         )
         probes += sum(item.rows * count for item, count in run.usage.items() if item.part == "probe")
         for unit in UNITS:
-            at = counts_by_rows(shape, mean_position([run]), unit, fitted)
+            at = prices_by_rows(unit, shape, mean_position([run]), fitted)
             totals[unit] += sum(line.total for line in lines_of(run.usage, at))
     return Counted(
         layers / tokens, heads / tokens, probes / tokens, totals["flops"] / tokens, totals["bytes"] / tokens

@@ -14,7 +14,7 @@ from offramp.kit.numbers import Share, Whole
 from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.policy_cost import prices_of
+from offramp.policies.policy_cost import costs_of
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
 from offramp.tracing.trace import Trace
@@ -104,7 +104,7 @@ def judge(
     """
     pricing = pricing_of(trace, machine)
     seed = seed if halves is None else halves.seed
-    in_flops = Pricing(prices_of(trace).flops, "FLOPs", "counted from the model's shape, batch 1")
+    in_flops = Pricing(costs_of(trace, "flops"), "FLOPs", "counted from the model's shape, batch 1")
     fit, report = split_documents(trace, seed)
     why = _why_unjudged(trace, len(fit))
 

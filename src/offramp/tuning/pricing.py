@@ -14,19 +14,18 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.kit.defaults import BYTES
 from offramp.kit.typed import to_json
-from offramp.policies.cost_breakdown import Gain, Item, PriceAt, Usage, gain_of_parts, lines_of
+from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
 from offramp.policies.decisions import Decisions, output_part
 from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
     Needs,
     check_price,
+    costs_of,
     decision_costs,
     exit_costs,
     exit_costs_without_probes,
     gives_output,
-    prices_of,
-    seconds_of,
 )
 from offramp.policies.rules.short_list import costs_for
 from offramp.policies.signals import probes_of
@@ -235,11 +234,8 @@ def pricing_of(trace: Trace, machine: Machine | None, batch: int = 1, kv: str = 
         raise InputError(
             f"{kv} is charged for one sequence only", where="kv= (--kv)", fix="choose propagate, or batch 1"
         )
-    maps = maps_charged(trace, kv)
+    at = partial(costs_of, trace, machine or "bytes", maps=maps_charged(trace, kv))
+    costs = strategy.alone(at, batch, trace.shape)
     if machine is None:
-        at: PriceAt = lambda rows: prices_of(trace, maps).bytes  # noqa: E731
-        name, source = BYTES, "counted from the model's shape, batch 1"
-    else:
-        at = partial(seconds_of, trace, machine, maps=maps)
-        name, source = machine.name, machine.source
-    return Pricing(strategy.alone(at, batch, trace.shape), name, source)
+        return Pricing(costs, BYTES, "counted from the model's shape, batch 1")
+    return Pricing(costs, machine.name, machine.source)

@@ -80,7 +80,7 @@ def ranking_of(
     details: bool = False,
 ) -> Ranking:
     """Everything that the trace alone allows; speed is in bytes moved without a machine."""
-    from offramp.policies.policy_cost import prices_of, seconds_of
+    from offramp.policies.policy_cost import costs_of
     from offramp.tuning.break_even import break_even
     from offramp.tuning.judging import halves_of, judge
     from offramp.tuning.ranking import ranking
@@ -95,7 +95,7 @@ def ranking_of(
     if not details or halves is None:
         return found
     closest = fastest_exiting(entries)
-    costs = prices_of(trace).bytes if machine is None else seconds_of(trace, machine)
+    costs = costs_of(trace, "bytes") if machine is None else costs_of(trace, machine)
     broken_even = break_even(trace, "never" if closest is None else closest.policy, costs)
     answers = _on_machines(trace, machine, halves, worth)
     return Ranking(name, source, floors, entries, verdicts, why, answers, broken_even)
