@@ -177,7 +177,7 @@ def test_speculation_gives_the_full_models_output() -> None:
         ({"batch": 2, "kv": "recompute"}, "charged for one sequence at a time, not 2"),
         ({"batch": 2, "kv": "speculate"}, "charged for one sequence at a time, not 2"),
         ({"batch": 7}, "a batch of 7 needs as many documents, the trace has 6"),
-        ({"machine": "h1000"}, r"unknown hardware 'h1000'(.|\n)*did you mean h100"),
+        ({"machine": "h1000"}, r"unknown hardware 'h1000'(.|\n)*did you mean 'h100'"),
         ({"kv": "monotone"}, "lets tokens go deeper"),
     ],
 )

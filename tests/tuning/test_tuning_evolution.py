@@ -11,7 +11,7 @@ from offramp.costs.hardware import find_machine
 from offramp.errors import InputError
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
-from offramp.tuning.evolution import FAMILY, Rule, Searched, evolve
+from offramp.tuning.evolution import FAMILY, Searched, evolve
 from offramp.tuning.floor import make_floor
 from offramp.tuning.pool import Pool
 from offramp.tuning.pricing import pricing_of
@@ -64,9 +64,9 @@ def test_a_rule_costs_and_loses_what_its_policy_does_when_it_is_replayed() -> No
         assert risk == pytest.approx(scored.risk, rel=1e-9, abs=1e-12)
         kinds.add(searched.policy(rule).kind)
     assert "votes" in kinds
-    assert searched.policy(Rule({2: (0, 5), 4: (0, 9)})).kind == "thresholds"
-    assert searched.outcome(Rule({})) == (pytest.approx(pool.pricing.plain), 0.0)
-    assert str(searched.policy(Rule({}))) == "never"
+    assert searched.policy({2: (0, 5), 4: (0, 9)}).kind == "thresholds"
+    assert searched.outcome({})) == (pytest.approx(pool.pricing.plain), 0.0
+    assert str(searched.policy({})) == "never"
 
 
 def test_it_starts_from_the_fastest_rule_and_gives_each_exit_the_signal_that_knows_it() -> None:

@@ -146,7 +146,7 @@ def mean_position(trace: Trace) -> float:
 def costs_of(trace: Trace, by: Machine | str, batch: int = 1, maps: MapRanks = ()) -> TokenCosts:
     """What a step of `batch` tokens of this trace costs at the mean position.
 
-    by: a machine, for seconds; "bytes" moved or "flops", as they are counted. maps: K,V maps that are charged.
+    by: a machine, for seconds, or "bytes" moved or "flops". maps: the K,V maps that are charged.
 
     Raises InputError for a trace without tokens, or one that the machine's profile cannot price.
     """
