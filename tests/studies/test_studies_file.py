@@ -151,7 +151,7 @@ NAMES = [
     ('models = ["a"]\nworkloads = ["prose:shrt"]\n', "line 2, workloads[1].source", "'prose:short'"),
     ('models = ["a"]\nworkloads = ["txt:on.txt"]\n', "line 2, workloads[1]", "one.txt"),
     ('models = ["a"]\nworkloads = ["txt:"]\n', "line 2, workloads[1].source", "txt:PATH"),
-    (AXES.replace("h100", "h10"), "line 3, machines[1]", "did you mean h100"),
+    (AXES.replace("h100", "h10"), "line 3, machines[1]", "did you mean 'h100'"),
     (AXES.replace("h100", "mine.toml"), "line 3, machines[1]", "cannot be read"),
 ]
 POLICIES = [

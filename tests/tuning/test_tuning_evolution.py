@@ -65,7 +65,7 @@ def test_a_rule_costs_and_loses_what_its_policy_does_when_it_is_replayed() -> No
         kinds.add(searched.policy(rule).kind)
     assert "votes" in kinds
     assert searched.policy({2: (0, 5), 4: (0, 9)}).kind == "thresholds"
-    assert searched.outcome({})) == (pytest.approx(pool.pricing.plain), 0.0
+    assert searched.outcome({}) == (pytest.approx(pool.pricing.plain), 0.0)
     assert str(searched.policy({})) == "never"
 
 
