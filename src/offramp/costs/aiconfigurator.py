@@ -106,8 +106,8 @@ def best_first(tables: Iterable[KernelTables]) -> list[KernelTables]:
     import pyarrow.parquet as parquet
 
     newest: dict[str, KernelTables] = {}
-    for one in tables:
-        newest.setdefault(one.engine, one)
+    for version in tables:
+        newest.setdefault(version.engine, version)
     rows = {
         engine: sum(int(parquet.read_metadata(path).num_rows) for path in one.paths)
         for engine, one in newest.items()
@@ -147,7 +147,10 @@ def find_tables(name: str) -> KernelMachine:
             what = f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}"
             fix = suggest(wanted, known) if known else f"it holds no tables: {AGAIN}"
             raise InputError(what, where=f"hardware {name}", fix=fix)
-        tables, among = [one for one in tables if getattr(one, field) == wanted], f"{link}{wanted}"
+        tables, among = (
+            [version for version in tables if getattr(version, field) == wanted],
+            f"{link}{wanted}",
+        )
     return _machine(tables[0] if parts["engine"] else best_first(tables)[0])
 
 

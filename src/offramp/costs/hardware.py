@@ -322,7 +322,7 @@ def _measured_systems() -> list[MachineDescription]:
     found = []
     for system, tables in aiconfigurator.by_system().items():
         name = f"{aiconfigurator.PREFIX}{system}"
-        first, *others = (f"{one.engine} {one.version}" for one in tables)
+        first, *others = (f"{version.engine} {version.version}" for version in tables)
         more = f"; with {name}/ENGINE also {', '.join(others)}" if others else ""
         flops, bandwidth = aiconfigurator.data_sheet(tables[0])
         found.append(

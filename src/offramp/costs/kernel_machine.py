@@ -353,7 +353,7 @@ class KernelMachine(DataSheet[float]):
 
     def _lens(self, batch: int, hidden: int, sizes: ProbeSizes) -> float:
         """The products of a linear lens and of a network behind it, with what is between them."""
-        products = sum(self.product(batch, *one).seconds for one in lens_products(hidden, sizes))
+        products = sum(self.product(batch, *product).seconds for product in lens_products(hidden, sizes))
         return products + (MLP_LAUNCHES * self.launch_seconds if sizes.mlp_units else 0.0)
 
     def _probe(self, kind: ProbeKind, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:

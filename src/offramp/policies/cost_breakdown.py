@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from offramp.costs.token import TokenCosts
 
@@ -33,17 +33,32 @@ Usage = Counter[Item]
 """How often each item is paid."""
 
 
-PARTS: dict[str, Callable[[PriceAt, Item], float]] = {
-    "overhead": lambda at, item: at(item.rows).overhead,
-    "layers": lambda at, item: float(at(item.rows).layers[item.place - 1]),
-    "K,V projection": lambda at, item: float(at(item.rows).key_value[item.place - 1]),
-    "K,V map": lambda at, item: at(item.rows).maps[item.place],
-    "probe": lambda at, item: at(item.rows).probes[item.probe],
-    "exit head": lambda at, item: at(item.rows).exit_head,
-    "short head": lambda at, item: at(item.rows).short_head_at(item.place),
-    "final head": lambda at, item: at(item.rows).head,
+LAYERS, HEAD, PROBES = GAIN_PARTS = ("layers", "head", "probes")
+
+
+class Part(NamedTuple):
+    """Something that steps pay for: the part of a gain that it counts for, and the price of an item."""
+
+    gain: str
+    price: Callable[[TokenCosts, Item], float]
+
+
+PARTS: Mapping[str, Part] = {
+    "overhead": Part(LAYERS, lambda costs, item: costs.overhead),
+    "layers": Part(LAYERS, lambda costs, item: float(costs.layers[item.place - 1])),
+    "K,V projection": Part(LAYERS, lambda costs, item: float(costs.key_value[item.place - 1])),
+    "K,V map": Part(LAYERS, lambda costs, item: costs.maps[item.place]),
+    "probe": Part(PROBES, lambda costs, item: costs.probes[item.probe]),
+    "exit head": Part(HEAD, lambda costs, item: costs.exit_head),
+    "short head": Part(HEAD, lambda costs, item: costs.short_head_at(item.place)),
+    "final head": Part(HEAD, lambda costs, item: costs.head),
 }
-"""Price of an item by its part."""
+"""What a breakdown is of, in its order."""
+
+
+def price_of(item: Item, at: PriceAt) -> float:
+    """The price of an item, in a step of as many rows."""
+    return PARTS[item.part].price(at(item.rows), item)
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,7 @@ def lines_of(usage: Mapping[Item, int], at: PriceAt) -> tuple[Line, ...]:
     merged: dict[tuple[Any, ...], list[Item]] = {}
     for item in sorted(usage, key=lambda item: (order.index(item.part), item.rows, item.place, item.probe)):
         if usage[item]:
-            price = PARTS[item.part](at, item)
+            price = price_of(item, at)
             apart = item.place if item.part == "probe" else 0
             merged.setdefault((item.part, item.rows, item.probe, price, apart), []).append(item)
     return tuple(
@@ -165,21 +180,6 @@ def lines_of(usage: Mapping[Item, int], at: PriceAt) -> tuple[Line, ...]:
         )
         for (part, rows, probe, price, _), items in merged.items()
     )
-
-
-LAYERS, HEAD, PROBES = GAIN_PARTS = ("layers", "head", "probes")
-
-GAIN_OF_PART: Mapping[str, str] = {
-    "overhead": LAYERS,
-    "layers": LAYERS,
-    "K,V projection": LAYERS,
-    "K,V map": LAYERS,
-    "probe": PROBES,
-    "exit head": HEAD,
-    "short head": HEAD,
-    "final head": HEAD,
-}
-"""What each part counts for (the names of PARTS)."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,12 @@ def saved_error(low: float | None, high: float | None) -> float:
 
 
 def gain_of_parts(policy: Mapping[str, float], plain: Mapping[str, float]) -> Gain:
-    """Where a gain comes from, from costs of a token by part (the keys of GAIN_OF_PART)."""
+    """Where a gain comes from, from costs of a token by part (the keys of PARTS)."""
     whole = math.fsum(plain.values())
     saved: dict[str, list[float]] = {LAYERS: [], HEAD: [], PROBES: []}
     for costs, sign in ((plain, 1.0), (policy, -1.0)):
         for part, cost in costs.items():
-            saved[GAIN_OF_PART[part]].append(sign * cost)
+            saved[PARTS[part].gain].append(sign * cost)
     return Gain(**{name: math.fsum(values) / whole for name, values in saved.items()})
 
 

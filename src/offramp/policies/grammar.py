@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, is_dataclass
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import UnionType
@@ -78,12 +78,11 @@ def policy_kinds() -> Known[type[ExitPolicy]]:
 
     Looking one up raises PolicyError for a plug-in that is no ExitPolicy class, or calls itself otherwise.
     """
-    built_in = {policy.kind: partial(_the, policy) for policy in BUILT_IN}
-    return Known(ENTRY_POINTS, built_in, _load)
 
+    def built_in(policy: type[ExitPolicy]) -> Callable[[], type[ExitPolicy]]:
+        return lambda: policy
 
-def _the(policy: type[ExitPolicy]) -> type[ExitPolicy]:
-    return policy
+    return Known(ENTRY_POINTS, {policy.kind: built_in(policy) for policy in BUILT_IN}, _load)
 
 
 def _load(point: EntryPoint) -> type[ExitPolicy]:

@@ -19,7 +19,7 @@ from offramp.kit.numbers import Count, Whole
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.binding import TunedOn, seen_notes
 from offramp.policies.charge import Charge, Units, prices_for, run_of
-from offramp.policies.cost_breakdown import PARTS, CostBreakdown, Gain, PriceAt, Usage
+from offramp.policies.cost_breakdown import CostBreakdown, Gain, PriceAt, Usage, price_of
 from offramp.policies.decisions import tokens_by_exit
 from offramp.policies.figures import PolicyFigures
 from offramp.policies.grammar import parse_policy_for, tuned_on
@@ -164,7 +164,7 @@ def replay(
     if costs is None:
         in_bytes, in_flops = prices_at(trace, "bytes", maps), prices_at(trace, "flops", maps)
     else:
-        in_bytes, in_flops = (_only_one_row(one, maps) for one in (costs.bytes, costs.flops))
+        in_bytes, in_flops = (_only_one_row(prices, maps) for prices in (costs.bytes, costs.flops))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
     at = in_bytes if machine is None else prices_for(trace, machine, kv, batch=batch, position=position)
     trace, decisions, charge = run.trace, run.decisions, Charge.of(run, kv)
@@ -291,4 +291,4 @@ def _sums(charge: Charge, at: PriceAt) -> tuple[float, ...]:
 
 
 def _total(usage: Usage, at: PriceAt) -> float:
-    return sum(count * PARTS[item.part](at, item) for item, count in usage.items() if count)
+    return sum(count * price_of(item, at) for item, count in usage.items() if count)

@@ -204,6 +204,6 @@ def amount(value: float, unit: str) -> str:
     """A price in words, three digits with a prefix that suits its size: 3.1 ms, 2.16 MB."""
     symbol = SYMBOLS.get(unit, unit)
     largest, prefix = next(
-        (one for one in PREFIXES if abs(value) >= one[0]), PREFIXES[-1] if value else (1.0, "")
+        (scale for scale in PREFIXES if abs(value) >= scale[0]), PREFIXES[-1] if value else (1.0, "")
     )
     return f"{value / largest:.3g} {prefix}{symbol}"

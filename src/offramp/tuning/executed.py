@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -230,8 +230,8 @@ class _Floor:
         certificate = _certificate(job, executor, trials, chosen, self.needed, self.planned)
         # Of a verdict one policy has one figure, whichever floor its documents were decoded for.
         known = {} if self.limits.worth is None else self.known
-        candidates = _candidates(proposed.candidates, trials, known)
-        by_itself = _candidates([trial.proposal for trial in self.alone], trials, known)
+        candidates = tuple(_candidates(proposed.candidates, trials, known))
+        by_itself = tuple(_candidates([trial.proposal for trial in self.alone], trials, known))
         contender = _lossless(job, executor, self.pool, by_itself)
         held = _held(job, executor, prices, None if chosen is None else chosen.proposal)
         every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
@@ -349,31 +349,26 @@ def _candidates(
     proposals: Sequence[Proposal],
     trials: Sequence[Tried],
     known: Mapping[tuple[ExitPolicy, str], Losses],
-) -> tuple[Candidate, ...]:
+) -> Iterator[Candidate]:
     """Every candidate of the sequence with what became of it. known: losses of all that was decoded."""
     tested = {id(trial.proposal): trial for trial in trials}
-    return tuple(_candidate(one, tested.get(id(one)), known) for one in proposals)
-
-
-def _candidate(
-    proposal: Proposal, trial: Tried | None, known: Mapping[tuple[ExitPolicy, str], Losses]
-) -> Candidate:
-    losses = np.zeros(0)
-    if trial is not None:
-        # What did not pass shows all that was decoded, for whichever floor: one policy has one figure.
-        decoded = known.get((proposal.policy, proposal.kv), losses)
-        losses = trial.losses if trial.passed or len(decoded) < trial.documents else decoded
-    return Candidate(
-        policy=proposal.policy,
-        kv=proposal.kv,
-        replayed=1.0 - proposal.replayed,
-        rerun=1.0 - proposal.risk,
-        executed=1.0 - float(losses.mean()) if len(losses) else None,
-        documents=len(losses),
-        predicted_speed=1.0 / proposal.relative_cost,
-        passed=None if trial is None else trial.passed,
-        outcome="a candidate before it failed" if trial is None else trial.outcome,
-    )
+    for proposal in proposals:
+        trial, losses = tested.get(id(proposal)), np.zeros(0)
+        if trial is not None:
+            # What did not pass shows all that was decoded, for whichever floor: one policy has one figure.
+            decoded = known.get((proposal.policy, proposal.kv), losses)
+            losses = trial.losses if trial.passed or len(decoded) < trial.documents else decoded
+        yield Candidate(
+            policy=proposal.policy,
+            kv=proposal.kv,
+            replayed=1.0 - proposal.replayed,
+            rerun=1.0 - proposal.risk,
+            executed=1.0 - float(losses.mean()) if len(losses) else None,
+            documents=len(losses),
+            predicted_speed=1.0 / proposal.relative_cost,
+            passed=None if trial is None else trial.passed,
+            outcome="a candidate before it failed" if trial is None else trial.outcome,
+        )
 
 
 def _lossless(
@@ -402,8 +397,8 @@ def _lossless(
     relative, _, kv, length, policy = min(found, key=lambda one: one[:4])
     outcome = "lossless: every token is the full model's"
     drafts = Candidate(policy, kv, 1.0, 1.0, None, 0, 1.0 / relative, True, outcome, length)
-    for one in alone:
-        drafts = replace(drafts, replayed=one.replayed, rerun=one.rerun, executed=one.executed)
+    for full in alone:
+        drafts = replace(drafts, replayed=full.replayed, rerun=full.rerun, executed=full.executed)
     return drafts
 
 

@@ -99,7 +99,7 @@ def _dear(
     for _, family, exits in found:
         if family.signal.name in kept or len(kept) < DEAR_SIGNALS:
             kept.setdefault(family.signal.name, []).append((family, exits))
-    return [one for ones in kept.values() for one in ones[:SETS]]
+    return [tried for ones in kept.values() for tried in ones[:SETS]]
 
 
 def _free_cost(pool: Pool, family: ThresholdFamily, exits: Exits, risk: float) -> float | None:

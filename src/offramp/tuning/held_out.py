@@ -81,7 +81,7 @@ def measure_parts(
         policy=policy,
         kv=kv,
         reachable=own.reachable,
-        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
+        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, loss) for loss in risk])),
         agreement=mean(trace.agreement[taken]),
         skip_ratio=mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers),
         net_speedup=bootstrap.estimate(plain / cost),
@@ -155,7 +155,7 @@ def measure_in_lockstep(
     risk = bootstrap.means(_loss_sums(units, floor), units.sizes.astype(np.float64))
     at = prices_for(trace, machine, kv)
     groups = [Charge.of(units.at(unit), kv) for unit in range(len(units.sizes))]
-    sums = [[_total(usage, at) for usage in (one.usage, one.unchecked, one.plain)] for one in groups]
+    sums = [[_total(usage, at) for usage in (group.usage, group.unchecked, group.plain)] for group in groups]
     charged, unprobed, plain = np.array(sums).T
     cost, full = bootstrap.means(charged, tokens), bootstrap.means(plain, tokens)
 
@@ -166,7 +166,7 @@ def measure_in_lockstep(
         policy=policy,
         kv=kv,
         reachable=run.policy.reachable,
-        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, one) for one in risk])),
+        quality=bootstrap.estimate(np.asarray([risk_to_quality(floor, loss) for loss in risk])),
         agreement=mean(trace.agreement[taken]),
         skip_ratio=mean(1.0 - layers_executed(trace.shape)[exits - 1] / trace.layers),
         net_speedup=bootstrap.estimate(full / cost),

@@ -124,7 +124,10 @@ class TuningJob:
         """
         seen = np.concatenate([self.roles.search, self.roles.certify])
         further = {} if certified_on is None else certified_on
-        certify = {*digests(self.trace, self.roles.certify), *(digest_of(self.trace, one) for one in further)}
+        certify = {
+            *digests(self.trace, self.roles.certify),
+            *(digest_of(self.trace, document) for document in further),
+        }
         return Tuned(
             **shared_fields(held, HeldOut),
             floor=self.floor,

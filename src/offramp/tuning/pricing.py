@@ -187,7 +187,7 @@ class Pricing:
 
     def same_prices(self, other: Pricing) -> bool:
         """Whether every price, and so every choice, is the same."""
-        mine, others = ((one.machine, to_json(one.costs)) for one in (self, other))
+        mine, others = ((pricing.machine, to_json(pricing.costs)) for pricing in (self, other))
         return mine == others
 
     def of_documents(

@@ -211,7 +211,7 @@ class Proposals:
     def _decodable(self, kv: str) -> list[list[ScoredPolicy]]:
         """Those that can be decoded so; the thresholds do not matter for that. Asked once of a strategy."""
         if kv not in self._by_strategy:
-            self._by_strategy[kv] = [one for one in self._alike if self.executor.can(one[0].policy, kv)]
+            self._by_strategy[kv] = [alike for alike in self._alike if self.executor.can(alike[0].policy, kv)]
         return self._by_strategy[kv]
 
     def _rerun_front(self, kv: str, risk: float) -> None:
@@ -254,7 +254,7 @@ class Proposals:
         layers = self.pools[0].trace.layers
         ladders = [tuple(front_of(alike)) for alike in self._decodable(kv) if not alike[0].policy.remembers]
         reached = {
-            ladder: min((one.cost for one in ladder if one.risk <= risk + ROUNDING), default=np.inf)
+            ladder: min((rung.cost for rung in ladder if rung.risk <= risk + ROUNDING), default=np.inf)
             for ladder in ladders
         }
         chosen: dict[int, Ladder] = {}
@@ -298,7 +298,8 @@ def _bracket(ladder: Ladder, known: dict[int, Proposal], aim: float) -> tuple[in
 def _most_promising(ladders: list[Ladder], known: list[dict[int, Proposal]], aim: float) -> int | None:
     """The ladder whose rungs in question reach lowest in cost, None if no rung could be the fastest."""
     best = min(
-        (one.cost for found in known for one in found.values() if one.risk <= aim + ROUNDING), default=np.inf
+        (proposal.cost for found in known for proposal in found.values() if proposal.risk <= aim + ROUNDING),
+        default=np.inf,
     )
     open_ladders = {}
     for place, (ladder, found) in enumerate(zip(ladders, known, strict=True)):

@@ -189,7 +189,7 @@ class Tuned(HeldOut):
 
 def faster_lossless(candidates: Iterable[Candidate], net_speedup: Estimate) -> Candidate | None:
     """The lossless candidate, if it is faster than plain decoding and what has this net speedup."""
-    contender = next((one for one in candidates if one.lossless), None)
+    contender = next((candidate for candidate in candidates if candidate.lossless), None)
     if contender is None or contender.predicted_speed <= max(1.0, net_speedup.value or 1.0):
         return None
     return contender

@@ -177,7 +177,7 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
         credit = _credit(tuned, speed, timed)
     by_standing = None if standing is None else DECIDED[standing]
     refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
-    candidates = [one for one in tuned.candidates if not one.lossless]
+    candidates = [candidate for candidate in tuned.candidates if not candidate.lossless]
     fastest = not tuned.bolder_open if exits else tried is not None and tried == candidates[-1]
     decision = decide(
         worth=verdict.worth, credit=credit, certified=certified, refuted=refuted, fastest=fastest
@@ -226,8 +226,11 @@ def settle_all(
     timed: Callable[[Tuned], TimedPolicy | None] = lambda tuned: None,
 ) -> tuple[Verdict, ...]:
     """`settle` at every floor that the tuner answered. timed: what the stopwatch said of an answer."""
-    by_floor = {one.floor.value: (one, timed(one)) for one in tuned}
-    return tuple(settle(one, *by_floor[one.floor]) if one.floor in by_floor else one for one in verdicts)
+    by_floor = {answer.floor.value: (answer, timed(answer)) for answer in tuned}
+    return tuple(
+        settle(verdict, *by_floor[verdict.floor]) if verdict.floor in by_floor else verdict
+        for verdict in verdicts
+    )
 
 
 def judged_policy(tuned: Tuned) -> tuple[ExitPolicy, str] | None:

@@ -43,7 +43,8 @@ def replayed_answer(job: TuningJob, candidates: int, certificate: Certificate, h
     candidates: policies that were to be tested. held: what was chosen, on the report documents.
     """
     if not held.plain:
-        return f"{_bounded(job, certificate, held)} {_not_executed(job.floor)}"
+        executed = "" if job.floor.clip is None else " Only a floor on agreement is executed."
+        return f"{_bounded(job, certificate, held)} {REPLAY_BOUND}{executed}"
     documents = job.roles.counts()
     if certificate.documents < certificate.documents_needed or not documents["search"]:
         said = _too_few_traced(certificate, documents)
@@ -71,7 +72,7 @@ def executed_answer(
     agreement: executed, of the floor's kind, on documents that chose nothing.
     """
     alone = next((one for one in candidates if one.policy == PLAIN_DECODING), None)
-    exits = [one for one in candidates if one is not alone and not one.lossless]
+    exits = [candidate for candidate in candidates if candidate is not alone and not candidate.lossless]
     if alone is not None and not alone.passed:
         said = _full_model_fails(job, certificate, alone)
     elif held.plain:
@@ -140,7 +141,7 @@ def _not_certified(
 ) -> str:
     """Why the full model stays."""
     documents, needed = certificate.documents, certificate.documents_needed
-    last = next((one for one in reversed(candidates) if one.documents), None)
+    last = next((candidate for candidate in reversed(candidates) if candidate.documents), None)
     if not job.roles.counts()["search"]:
         return f"not certifiable: no document is left to search on; trace at least 3. {STAYS}"
     match grounds.standing:
@@ -250,12 +251,6 @@ def _bounded(job: TuningJob, certificate: Certificate, held: HeldOut) -> str:
         f"{policy} keeps its floor in replay (with probability {1.0 - certificate.delta:g} over the "
         f"documents drawn): on average over {documents}, {_stated(job.floor)}{gain}."
     )
-
-
-def _not_executed(floor: Floor) -> str:
-    if floor.clip is None:
-        return REPLAY_BOUND
-    return f"{REPLAY_BOUND} Only a floor on agreement is executed."
 
 
 def _gain(job: TuningJob, held: HeldOut) -> str:
