@@ -29,9 +29,8 @@ from offramp.policies.grammar import (
 )
 from offramp.policies.parameters import DEEPEST
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Rows
-from offramp.policies.rules.around import Minimum, NoDeeper
+from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
-from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
 from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained

@@ -28,7 +28,7 @@ from rule_examples import (
 from offramp.errors import PolicyError
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
-from offramp.policies.rules.filtered import Filtered
+from offramp.policies.rules.around import Filtered
 from offramp.policies.rules.fixed import Schedule
 from offramp.policies.rules.learning import agreement_thresholds, betas
 from offramp.policies.rules.threshold import Threshold, Thresholds

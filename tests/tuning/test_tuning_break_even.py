@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
-from offramp.policies.decisions import replay_decisions
+from offramp.policies.decisions import Decisions, replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import exit_costs, exit_costs_without_probes
@@ -28,9 +28,9 @@ from offramp.tuning.break_even import (
     amount,
     break_even,
     checked_at_one_price,
-    net_speedup,
 )
 from offramp.tuning.floor import document_losses, make_floor, token_losses
+from offramp.tuning.pricing import Pricing
 from offramp.tuning.threshold_family import exit_sets
 from policy_traces import make_shape, make_trace
 
@@ -67,6 +67,12 @@ def two_of_four_leave() -> tuple[Trace, Threshold]:
     facts: dict[str, Any] = {"hidden_cosine_to_previous": sure, "top1": top1}
     trace = Trace.from_facts(facts, document=np.arange(4, dtype=np.int32), shape=make_shape(4))
     return trace, Threshold("hidden_cosine", 0.5, (2,))
+
+
+def net_speedup(costs: TokenCosts, decisions: Decisions) -> float:
+    """Plain cost over the policy's mean cost."""
+    pricing = Pricing(costs, "the price list", "as given")
+    return pricing.plain / pricing.of_decisions(decisions)
 
 
 def rows_by_lever(rows: tuple[BreakEven, ...]) -> dict[str, BreakEven]:

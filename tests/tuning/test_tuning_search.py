@@ -15,14 +15,13 @@ from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import decision_costs, exit_costs
 from offramp.policies.replay import replay
-from offramp.policies.rules.filtered import Filtered
+from offramp.policies.rules.around import Filtered
 from offramp.policies.rules.short_list import costs_for
 from offramp.policies.rules.threshold import Threshold, Thresholds, signal_needs
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.trace import Trace
 from offramp.tuning.certificate import order_places, policy_losses, search_targets
 from offramp.tuning.curves import curve, make_grid
-from offramp.tuning.filtered_family import _costs_behind, _curve_behind, _filters, add_filtered
 from offramp.tuning.floor import document_weights, make_floor, token_losses
 from offramp.tuning.held_out import measure
 from offramp.tuning.pool import Pool, front_of
@@ -30,6 +29,10 @@ from offramp.tuning.pricing import Pricing, count_decisions, pricing_of
 from offramp.tuning.search import add_exact, search_pool, targets_around
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
+    _costs_behind,
+    _curve_behind,
+    _filters,
+    add_filtered,
     fitting_sets,
     per_exit_thresholds,
     recorded_signals,

@@ -36,9 +36,8 @@ from offramp.plug_ins import Known, asking, load_plug_in, refused
 from offramp.policies.binding import TunedOn, require_base
 from offramp.policies.parameters import EXIT, SEVERAL_EXITS, require_balanced, split_outside_brackets
 from offramp.policies.policy import ExitBeyondError, ExitPolicy, Parameter, ParameterError, text_of
-from offramp.policies.rules.around import Minimum, NoDeeper
+from offramp.policies.rules.around import Filtered, Minimum, NoDeeper
 from offramp.policies.rules.combined import Tasks, Votes
-from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
 from offramp.policies.rules.learning import Adaptive, Bandit
 from offramp.policies.rules.patience import Patience, Sustained

@@ -8,9 +8,8 @@ from functools import cache
 from offramp.errors import PolicyError
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.rules.around import Around
+from offramp.policies.rules.around import Around, Filtered
 from offramp.policies.rules.combined import Votes
-from offramp.policies.rules.filtered import Filtered
 from offramp.policies.rules.fixed import Never, Oracle, Schedule, StaticExit
 from offramp.policies.rules.patience import Patience, Sustained
 from offramp.policies.rules.short_list import ShortList

@@ -25,6 +25,8 @@ ROUNDING = 1e-13
 VANISHING = 1e-30
 """A price below this share of a step's cost is none."""
 
+AS_GIVEN = ("the price list", "as given")
+
 # A fact whose probe gives no output: a token that leaves by it pays its exit's head beside.
 SILENT_FACT = "hidden_cosine_to_previous"
 
@@ -107,13 +109,9 @@ def break_even(
     """
     policy = parse_policy(policy) if isinstance(policy, str) else policy
     decisions = replay_decisions(policy, trace)
-    pricing = _pricing(costs).paid_by(policy.for_task(task_of(trace)))
-    rows = [_probe_row(decisions, pricing, target)] if decisions.needs else []
-    rows += [_row(lever, decisions, pricing, target) for lever in LEVERS]
-    return tuple(
-        BreakEven(str(policy), lever, now, needed, factor, target, sentence)
-        for lever, now, needed, factor, sentence in rows
-    )
+    pricing = Pricing(costs, *AS_GIVEN).paid_by(policy.for_task(task_of(trace)))
+    rows = [_probe_row(str(policy), decisions, pricing, target)] if decisions.needs else []
+    return (*rows, *(_row(str(policy), lever, decisions, pricing, target) for lever in LEVERS))
 
 
 def tokens_to_pay_back(spent: float, plain: float, saved: float, without: float = 0.0) -> float | None:
@@ -134,35 +132,20 @@ def checked_at_one_price(
     return replace(costs, probes=dict.fromkeys(costs.probes, price)), replace(decisions, needs=silent)
 
 
-def net_speedup(costs: TokenCosts, decisions: Decisions) -> float:
-    """Plain cost over the policy's mean cost."""
-    pricing = _pricing(costs)
-    return pricing.plain / pricing.of_decisions(decisions)
-
-
-def _pricing(costs: TokenCosts) -> Pricing:
-    return Pricing(costs, "the price list", "as given")
-
-
-Found = tuple[str, float, float | None, float | None, str]
-"""Of a row: lever, now, needed, factor, sentence."""
-
-
-def _probe_row(decisions: Decisions, pricing: Pricing, target: float) -> Found:
+def _probe_row(policy: str, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
     costs, free = pricing.costs, pricing.without_probes(decisions)
     one_each, silent = checked_at_one_price(costs, decisions, 1.0)
-    per_unit = _pricing(one_each).of_decisions(silent) - free
+    per_unit = Pricing(one_each, *AS_GIVEN).of_decisions(silent) - free
     needed = (pricing.plain / target - free) / per_unit if per_unit > 0.0 else -1.0
     now, faster = _mean_check(costs, decisions), f"{target:g} times as fast as the full model."
     if needed < 0.0:
-        return "probe", now, None, None, f"Even free checks would not make the policy {faster}"
+        said = f"Even free checks would not make the policy {faster}"
+        return BreakEven(policy, "probe", now, None, None, target, said)
     head = any(gives_output(facts, short_list=costs.short_list) for facts in decisions.needs.values())
     beside = ", the head's product beside where a token leaves" if head else ""
-    sentence = (
-        f"A check costs {amount(now, costs.unit)}; at {amount(needed, costs.unit)} or less{beside}, the "
-        f"policy would be {faster}"
-    )
-    return "probe", now, needed, needed / now if now > 0.0 else None, sentence
+    said = f"A check costs {amount(now, costs.unit)}; at {amount(needed, costs.unit)} or less{beside}, the "
+    factor = needed / now if now > 0.0 else None
+    return BreakEven(policy, "probe", now, needed, factor, target, f"{said}policy would be {faster}")
 
 
 def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
@@ -173,7 +156,7 @@ def _mean_check(costs: TokenCosts, decisions: Decisions) -> float:
     return float(np.average(prices, weights=weights))
 
 
-def _row(lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> Found:
+def _row(policy: str, lever: Lever, decisions: Decisions, pricing: Pricing, target: float) -> BreakEven:
     now, plain, unit = lever.now(pricing.listed), pricing.plain, pricing.costs.unit
 
     def margin(factor: float) -> float:
@@ -191,13 +174,14 @@ def _row(lever: Lever, decisions: Decisions, pricing: Pricing, target: float) ->
     if abs(rise) <= ROUNDING * plain or free * rise > 0.0:
         always = f"The policy is {faster} whatever {part} costs."
         never = f"No price of {part} would make the policy {faster}."
-        return lever.name, now, None, None, always if free >= 0.0 else never
+        said = always if free >= 0.0 else never
+        return BreakEven(policy, lever.name, now, None, None, target, said)
     factor = abs(free / rise) * stretch
-    sentence = (
+    said = (
         f"{part[0].upper()}{part[1:]} costs {amount(now, unit)}; at {amount(factor * now, unit)} "
         f"or {'more' if rise > 0.0 else 'less'} ({factor:.3g} times today's) the policy would be {faster}."
     )
-    return lever.name, now, factor * now, factor, sentence
+    return BreakEven(policy, lever.name, now, factor * now, factor, target, said)
 
 
 def amount(value: float, unit: str) -> str:

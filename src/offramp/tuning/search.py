@@ -20,10 +20,10 @@ from offramp.policies.rules.threshold import Decaying, Dynamic, Threshold, Thres
 from offramp.scoring.documents import document_rows
 from offramp.tuning.certificate import search_targets
 from offramp.tuning.evolution import evolve
-from offramp.tuning.filtered_family import add_filtered
 from offramp.tuning.pool import Pool, ScoredPolicy
 from offramp.tuning.threshold_family import (
     ThresholdFamily,
+    add_filtered,
     add_static,
     add_thresholds,
     exit_sets,
