@@ -9,7 +9,7 @@ from typing import Any
 from offramp.costs.machine import Machine
 from offramp.errors import InputError
 from offramp.kit.arguments import checked
-from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, SEED, WORTH
+from offramp.kit.defaults import DELTA, FLOORS, SEED, WORTH
 from offramp.kit.numbers import Share, Whole
 from offramp.kit.rules import Worth
 from offramp.policies.figures import PLAIN_DECODING
@@ -25,7 +25,7 @@ from offramp.tuning.pool import Pool, ScoredPolicy, SearchEvidence, require_poli
 from offramp.tuning.pricing import Pricing, pricing_of
 from offramp.tuning.search import search_pool
 from offramp.tuning.splits import split_documents
-from offramp.tuning.verdict import TOO_FEW, Decision, Speed, Verdict, decide
+from offramp.tuning.verdict import TOO_FEW, Decision, Verdict, decide_replayed, predicted_speed
 from offramp.tuning.verdict_words import NOT_EXECUTED, replay_reason
 
 
@@ -124,7 +124,7 @@ def judge(
             kv=None,
             certificate=None,
             executed_agreement=None,
-            speed=None if speedup.value is None else predicted_speed(speedup, pricing.machine),
+            speed=predicted_speed(speedup, pricing.machine),
             replayed_policy=held.policy,
             agreement=held.agreement,
             skip_ratio=held.skip_ratio,
@@ -175,23 +175,6 @@ def choose(pool: Pool, floor: Floor) -> tuple[ScoredPolicy, ScoredPolicy]:
     without = plain if cut is None or cut.cost >= plain.cost else cut
     best = pool.fastest(floor.risk, full_depth=False)
     return plain if best is None or best.cost >= without.cost else best, without
-
-
-def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
-    """The decision that a replay on unseen documents allows: it may refuse, and never promises.
-
-    speedup: over the fastest decoder that leaves no layer out.
-    """
-    if policy == PLAIN_DECODING:
-        return "does not pay"
-    speed = None if speedup.value is None else predicted_speed(speedup, machine)
-    return decide(worth=worth, credit=speed, certified=False)
-
-
-def predicted_speed(speedup: Estimate, machine: str) -> Speed:
-    """A predicted net speedup, which must have a value."""
-    assert speedup.value is not None
-    return Speed(speedup.value, speedup.low, speedup.high, "predicted", machine, machine in (LOCAL, BYTES))
 
 
 def _why_unjudged(trace: Trace, fit_documents: int) -> str | None:

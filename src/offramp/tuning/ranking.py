@@ -17,10 +17,10 @@ from offramp.policies.rules.fixed import ORACLES, Oracle
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, make_floor
 from offramp.tuning.held_out import HeldOut, measure, measure_parts, speed_over
-from offramp.tuning.judging import Halves, choose, decide_replayed, halves_of
+from offramp.tuning.judging import Halves, choose, halves_of
 from offramp.tuning.pool import FULL_MODEL, Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing, pricing_of
-from offramp.tuning.verdict import Decision
+from offramp.tuning.verdict import Decision, decide_replayed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from offramp.kit.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
@@ -161,6 +162,24 @@ def decide(
     return "too close to call" if fastest else "not settled"
 
 
+def decide_replayed(policy: ExitPolicy, speedup: Estimate, machine: str, worth: float) -> Decision:
+    """The decision that a replay on unseen documents allows: it may refuse, and never promises.
+
+    speedup: over the fastest decoder that leaves no layer out.
+    """
+    if policy == PLAIN_DECODING:
+        return "does not pay"
+    return decide(worth=worth, credit=predicted_speed(speedup, machine), certified=False)
+
+
+def predicted_speed(speedup: Estimate, machine: str) -> Speed | None:
+    """A predicted net speedup; None where it is undefined."""
+    if speedup.value is None:
+        return None
+    at_hand = machine in (LOCAL, BYTES)  # bytes stand for the machine at hand, which was not timed
+    return Speed(speedup.value, speedup.low, speedup.high, "predicted", machine, at_hand)
+
+
 def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> Verdict:
     """A replayed verdict with what was executed and timed: the tuner's answer at its floor, the stopwatch's.
 
@@ -173,7 +192,9 @@ def settle(verdict: Verdict, tuned: Tuned, timed: TimedPolicy | None = None) -> 
     tried = None if exits or not tuned.tested else tuned.tested[-1]
     speed = credit = None
     if exits or tried is not None:
-        speed = _predicted(tuned, tried) if timed is None else timed.speed
+        # Of a candidate it is on the documents that proposed it, which is no interval.
+        foretold = tuned.net_speedup if tried is None else Estimate(tried.predicted_speed)
+        speed = predicted_speed(foretold, tuned.machine) if timed is None else timed.speed
         credit = _credit(tuned, speed, timed)
     by_standing = None if standing is None else DECIDED[standing]
     refuted = by_standing == "does not pay" or (certified and tuned.policy.full_depth)
@@ -241,17 +262,6 @@ def judged_policy(tuned: Tuned) -> tuple[ExitPolicy, str] | None:
     if not tuned.plain:
         return tuned.policy, tuned.kv
     return (tuned.tested[-1].policy, tuned.tested[-1].kv) if tuned.tested else None
-
-
-def _predicted(tuned: Tuned, tried: Candidate | None) -> Speed | None:
-    """Of the candidate on the documents that proposed it, which is no interval; else of the tuned policy."""
-    at_hand = tuned.machine in (LOCAL, BYTES)  # bytes stand for the machine at hand, which was not timed
-    if tried is not None:
-        return Speed(tried.predicted_speed, None, None, "predicted", tuned.machine, at_hand)
-    found = tuned.net_speedup
-    if found.value is None:
-        return None
-    return Speed(found.value, found.low, found.high, "predicted", tuned.machine, at_hand)
 
 
 def _credit(tuned: Tuned, speed: Speed | None, timed: TimedPolicy | None) -> Speed | None:
