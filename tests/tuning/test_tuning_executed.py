@@ -315,7 +315,7 @@ def test_a_budget_that_is_used_up_is_said(trace: Trace, monkeypatch: pytest.Monk
             return len(executor.decoded) >= self.documents
 
     monkeypatch.setattr(After, "documents", 2, raising=False)
-    monkeypatch.setattr("offramp.tuning.executed.Clock", After)
+    monkeypatch.setattr("offramp.tuning.executed.Deadline", After)
     tuned = executor.tuned()
     assert tuned.answer.startswith("not settled: the time was used up after 16 documents of ")
     assert not tuned.certificate.holds
