@@ -77,14 +77,6 @@ def test_the_first_point_never_exits_and_still_pays_every_probe() -> None:
         assert points.speedup[0] == pytest.approx(costs.plain / (costs.plain + 2 * costs.probes["full head"]))
 
 
-def test_other_prices_are_used_when_given() -> None:
-    trace = make_trace()
-    flops = token_costs(trace.shape, float(trace.position.mean()), "flops")
-    points = frontier(trace, "max_prob", (3,), costs=flops)
-    boldest = replay(trace, Threshold("max_prob", float(points.threshold[-1]), (3,)))
-    assert points.speedup[-1] == pytest.approx(boldest.predicted_speedup_flops, rel=1e-12)
-
-
 def test_by_default_all_traced_exits_below_the_last_are_checked() -> None:
     assert frontier(make_trace(exits=[2, 5, 6]), "max_prob").exits == (2, 5)
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.costs.token import Prices, TokenCosts
+from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
+from offramp.models.shape import ModelShape
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy_cost import costs_of, exit_costs
 from offramp.policies.replay import replay, replay_intervals
@@ -25,9 +26,23 @@ from offramp.tuning.pricing import pricing_of
 from policy_traces import UNTIMED, make_trace, timed
 
 # Four layers of 100, 110, 120, 130; repair 10 each; head 1000; a probe is the head and 7 for the reductions.
-PROBES = {"full head": 1007.0, "cosine": 1.0}
-COSTS = TokenCosts("bytes", np.array([100.0, 110.0, 120.0, 130.0]), 1000.0, 1000.0, PROBES, np.full(4, 10.0))
-PRICES = Prices(bytes=COSTS, flops=COSTS)
+PRICED = dict.fromkeys(PROBES, 1.0) | {"full head": 1007.0}
+LAYERS = np.array([100.0, 110.0, 120.0, 130.0])
+COSTS = TokenCosts("seconds", LAYERS, 1000.0, 1000.0, PRICED, np.full(4, 10.0))
+
+
+class ByHand:
+    """A machine with these prices of a step of one row."""
+
+    name, source, kind = "by hand", "here", "timings"
+
+    def token_costs(self, shape: ModelShape, position: float, **asked: Any) -> TokenCosts:
+        return COSTS
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
+
+
 CHECKED = st.sets(st.integers(1, 5)).map(sorted).map(tuple)
 
 
@@ -38,7 +53,7 @@ def test_a_hand_worked_breakdown_line_by_line() -> None:
     nll = np.array([[3, 2, 1, 1], [3, 2, 2.5, 2], [5, 4, 3, 1]], dtype=np.float32)
     kl = np.array([[0.2, 0.1, 0.1, 0], [2, 1, 0.7, 0], [2, 1, 1, 0]], dtype=np.float32)
     trace = make_trace(tokens=3, layers=4, documents=3, max_prob=sure, top1=top1, nll=nll, kl_to_final=kl)
-    result = replay(trace, parse_policy("threshold:signal=max_prob,value=0.5,exits=1+3"), PRICES)
+    result = replay(trace, parse_policy("threshold:signal=max_prob,value=0.5,exits=1+3"), machine=ByHand())
     np.testing.assert_array_equal(result.exits, [1, 3, 4])
     np.testing.assert_array_equal(result.probes, [1, 2, 2])
     # First token: layer 1, repair of 2, 3, 4, and the probe that fired, which is its head product.
@@ -50,7 +65,6 @@ def test_a_hand_worked_breakdown_line_by_line() -> None:
     plain = 100 + 110 + 120 + 130 + 1000
     unprobed = (130 + 1000) + (340 + 1000) + plain
     assert result.predicted_speedup == pytest.approx(3 * plain / (first + second + third))
-    assert result.predicted_speedup_flops == result.predicted_speedup
     assert result.speedup_without_probes == pytest.approx(3 * plain / unprobed)
     assert result.probe_share == pytest.approx(1 - unprobed / (first + second + third))
     assert result.agreement == pytest.approx(2 / 3)
@@ -184,14 +198,6 @@ def test_speculation_gives_the_full_models_output() -> None:
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], what: str) -> None:
     with pytest.raises(InputError, match=what):
         offramp.replay(make_trace(), CHECKS, **options)
-
-
-def test_given_prices_serve_one_row_only() -> None:
-    trace = make_trace(layers=4)
-    assert replay(trace, StaticExit(2), PRICES).predicted_speedup > 1.0
-    for options in ({"batch": 2}, {"kv": "recompute"}):
-        with pytest.raises(InputError, match="prices are those of a step of 1, not of 2"):
-            replay(trace, CHECKS.replace("1+3+5", "1+3"), PRICES, **options)
 
 
 def test_both_agreements_by_hand() -> None:

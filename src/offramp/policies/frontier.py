@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.costs.token import TokenCosts
 from offramp.errors import PolicyError
 from offramp.kit.typed import FloatArray
 from offramp.policies.decisions import require_comparisons
@@ -218,14 +217,11 @@ class Frontier:
         return f"Frontier({self.signal} at {len(self.exits)} exits, {len(self.threshold):,} points)"
 
 
-def frontier(
-    trace: Trace, signal: str, exits: tuple[int, ...] | None = None, costs: TokenCosts | None = None
-) -> Frontier:
+def frontier(trace: Trace, signal: str, exits: tuple[int, ...] | None = None) -> Frontier:
     """Every distinct operating point of the rule "leave at the first of these exits that passes".
 
-    exits: ascending, below L; by default all that were traced. costs: prices of one token; by default bytes
-    moved by the trace's model at its mean position. The first point, at an infinite threshold, never leaves
-    early but still pays every probe.
+    exits: ascending, below L; by default all that were traced. Prices are bytes moved at the trace's mean
+    position. The first point, at an infinite threshold, never leaves early but still pays every probe.
 
     Raises PolicyError for an unknown signal, too few exits, exits beyond the model or not traced, a NaN, or a
     signal that was recorded against other exits than these.
@@ -239,7 +235,7 @@ def frontier(
     needs = Threshold(signal, 0.0, checked).needs(trace.layers)
     require_comparisons(needs, trace)
     rule = SIGNALS[signal]
-    prices = costs_of(trace, "bytes") if costs is None else costs
+    prices = costs_of(trace, "bytes")
     # Two columns are read from disk in the time of one; `agreement` then finds its own in the trace.
     side_by_side(trace.fact, (rule.fact, "top1"))
     # The first check of a signal that compares exits never lets a token leave.

@@ -9,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offramp.costs.machine import Machine
-from offramp.costs.probes import MapRanks
-from offramp.costs.token import Prices, TokenCosts
 from offramp.display import ShownAsHtml
-from offramp.errors import InputError
 from offramp.kit.arguments import checked
 from offramp.kit.defaults import DRAFT_LENGTH, DRAWS, SEED
 from offramp.kit.numbers import Count, Whole
@@ -31,7 +28,6 @@ from offramp.policies.policy_cost import (
     fitted_sizes,
     lookup_notes,
     machine_for,
-    mean_position,
     price_notes,
     prices_at,
     probes_made,
@@ -128,7 +124,6 @@ class ReplayResult(ReplayFigures, ShownAsHtml):
 def replay(
     trace: Trace,
     policy: ExitPolicy | str,
-    costs: Prices | None = None,
     *,
     machine: Machine | str | None = None,
     kv: StrategyName = "propagate",
@@ -141,13 +136,12 @@ def replay(
     """Where each token of the trace leaves under the policy, with agreement and every cost charged.
 
     policy: a policy, or the text of one (see `parse_policy`), tuned on this model if it names a tuner's file.
-    costs: price lists of a step of one row in bytes and FLOPs; by default those of the trace's model at its
-    mean position. machine: prices in seconds too: a machine, or the name or TOML file of one ("local",
-    "h100"). kv: "propagate", "mapped", "recompute", "speculate" or "monotone" (see
-    `offramp.policies.kv`); the K,V maps of "mapped" are those of the trace's exit heads. batch:
-    sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.steps`), grouped at random
-    by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length: tokens
-    drafted before a verification, for "speculate".
+    machine: prices in seconds too: a machine, or the name or TOML file of one ("local", "h100"); bytes and
+    FLOPs are counted at the trace's mean position. kv: "propagate", "mapped", "recompute", "speculate" or
+    "monotone" (see `offramp.policies.kv`); the K,V maps of "mapped" are those of the trace's exit heads.
+    batch: sequences decoded together, "lockstep" or "rebatch" (see `offramp.policies.steps`), grouped at
+    random by `seed`. position: at which seconds are charged, by default the trace's mean. draft_length:
+    tokens drafted before a verification, for "speculate".
 
     Raises PolicyError if the policy does not fit the trace, the strategy or the batch; InputError for a trace
     without tokens, or a machine that is unknown or cannot price it.
@@ -158,15 +152,10 @@ def replay(
     source = policy
     if isinstance(policy, str):
         policy = parse_policy_for(policy, trace)
-    mean_position(trace)  # refuses a trace without tokens
     given, machine = machine, None if machine is None else machine_for(trace, machine)
-    maps = maps_charged(trace, kv)
-    if costs is None:
-        in_bytes, in_flops = prices_at(trace, "bytes", maps), prices_at(trace, "flops", maps)
-    else:
-        in_bytes, in_flops = (_only_one_row(prices, maps) for prices in (costs.bytes, costs.flops))
+    in_flops = prices_at(trace, "flops", maps_charged(trace, kv))
     run = run_of(trace, policy, batch=batch, batching=batching, draft_length=draft_length, seed=seed)
-    at = in_bytes if machine is None else prices_for(trace, machine, kv, batch=batch, position=position)
+    at = prices_for(trace, machine, kv, batch=batch, position=position)
     trace, decisions, charge = run.trace, run.decisions, Charge.of(run, kv)
     breakdown, unprobed = charge.breakdown(at), charge.breakdown(at, checks_free=True)
     return ReplayResult(
@@ -210,24 +199,6 @@ def _quality(trace: Trace, exits: NDArray[np.int64]) -> dict[str, Any]:
         "nll_increase": float(increase),
         "kl": float(np.mean(divergence[rows, columns], dtype=np.float64)),
     }
-
-
-def _only_one_row(costs: TokenCosts, maps: MapRanks) -> PriceAt:
-    if set(costs.maps) < {exit for exit, _ in maps}:
-        raise InputError(
-            "the given prices are without those of the K,V maps",
-            fix="make them with these, or leave the prices out",
-        )
-
-    def at(rows: int) -> TokenCosts:
-        if rows != costs.batch:
-            raise InputError(
-                f"the given prices are those of a step of {costs.batch}, not of {rows}",
-                fix="leave the prices out, or choose a strategy and a batch that need no others",
-            )
-        return costs
-
-    return at
 
 
 @dataclass(frozen=True)
