@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import offramp
 from offramp.costs.hardware import find_machine
+from offramp.costs.probes import PROBES
 from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.models.shape import ModelShape
