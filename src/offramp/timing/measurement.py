@@ -6,7 +6,8 @@ import ctypes
 import gc
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +61,20 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_HIGH_WATER_MARK = "5"
 
 
+@contextmanager
+def new_garbage_alone() -> Iterator[None]:
+    """Collect once what there is, and then only look through what is made from here on.
+
+    All that torch and transformers import is looked through in a quarter of a second, by every contender.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def start_peak(device: torch.device) -> Callable[[], int | None]:
     """Start to watch; what is returned gives the peak since then, in bytes above the start, None if unknown.
 
@@ -109,6 +124,7 @@ class TriedOut:
     peak_memory_bytes: int | None
 
 
+@new_garbage_alone()
 def try_out(
     decoders: Sequence[Decoder], setting: Setting, *, warm_up_tokens: int
 ) -> tuple[dict[str, TriedOut], list[Contender]]:
