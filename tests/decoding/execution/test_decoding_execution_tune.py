@@ -226,7 +226,7 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
         ({"new_tokens": 0}, "must be at least 1"),
         ({"documents": 0}, "must be at least 1"),
         ({"seconds": 0.0}, "seconds must be above 0"),
-        ({"seconds": float("nan")}, "seconds must be above 0"),
+        ({"seconds": float("nan")}, "seconds must be a finite number"),
         ({"kv": "speculate"}, "speculate is lossless"),
         ({"kv": "propogate"}, "unknown strategy for K and V 'propogate'"),
         ({"method": "wrs"}, "unknown method"),

@@ -202,7 +202,7 @@ def test_generation_decodes_with_the_policy(folder: Path, model: offramp.Model, 
     assert isinstance(generation, offramp.Generation)
     text = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
     assert found == [text.split("\n")[0].split("</s>")[0]]
-    assert to_json(lm._depths.by_task())["mine"]["generate_until"]["layers_executed"] == (
+    assert to_json(by_task(lm._depths))["mine"]["generate_until"]["layers_executed"] == (
         generation.layers_executed - generation.prompt_layers
     )
 
@@ -214,7 +214,7 @@ def test_generation_stops_at_its_strings(folder: Path) -> None:
     stop = whole[4:6]
     (cut,) = lm.generate_until([request("generate_until", "the cat", {**wanted, "until": [stop]})])
     assert cut == whole.split(stop)[0]
-    tokens = to_json(lm._depths.by_task())["mine"]["generate_until"]["tokens"]
+    tokens = to_json(by_task(lm._depths))["mine"]["generate_until"]["tokens"]
     assert tokens < 32
 
 
