@@ -5,7 +5,7 @@ Seconds come from nominal rates; `offramp.studies.status` corrects them by what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from offramp.costs.counting import REDUCTION_FLOPS
@@ -180,7 +180,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class ModelVariant:
+class StudyVariant:
     """A model with what is done to it."""
 
     model: FoundModel
@@ -262,7 +262,7 @@ class Fitness:
             )
 
     def check_row(
-        self, variant: ModelVariant, workload: FoundWorkload, reader: HeadsEntry | TrainingEntry
+        self, variant: StudyVariant, workload: FoundWorkload, reader: HeadsEntry | TrainingEntry
     ) -> None:
         """Refuse transforms, exits, signals, prompts or heads that do not fit. Raises InputError."""
         self.check_steps(variant)
@@ -280,7 +280,7 @@ class Fitness:
             )
         self._check_heads(variant, reader)
 
-    def check_steps(self, variant: ModelVariant) -> None:
+    def check_steps(self, variant: StudyVariant) -> None:
         """Refuse to leave out layers that a model lacks, and what its family does not allow."""
         place = self._place("transforms", variant.transform.name)
         model = variant.model
@@ -298,7 +298,7 @@ class Fitness:
 
     def check_policy(
         self,
-        variant: ModelVariant,
+        variant: StudyVariant,
         entry: PolicyEntry,
         workload: FoundWorkload,
         reader: HeadsEntry | TrainingEntry,
@@ -313,15 +313,24 @@ class Fitness:
         needs = {} if variant.sizes.layers is None else policy.needs(variant.sizes.layers)
         read = {fact for facts in needs.values() for fact in facts}
         read |= {"restricted_top1"} if policy.short_list else set()
-        self._check_facts(policy, {*read, *policy.final_facts, *policy.document_facts} - recorded, location)
+        for name in sorted({*read, *policy.final_facts, *policy.document_facts} - recorded):
+            fact = FACT_BY_NAME.get(name) or DOCUMENT_FACTS[name]
+            option = (fact.recorded_with or "").split()
+            of_signals = option[:1] == ["--signals"]
+            add = f'add "{option[1]}" to signals in [study]' if of_signals else f'fit "{name}" in [[heads]]'
+            raise InputError(
+                f"{policy} reads {name}, which the traces will not hold",
+                where=self.study.where(*location),
+                fix=f"{add}, {LEAVE_OUT}",
+            )
 
-    def check_combine(self, variant: ModelVariant) -> None:
+    def check_combine(self, variant: StudyVariant) -> None:
         """Refuse exits, in combination with others, that the model lacks."""
         table = self.study.combine
         if table is not None and table.policy is not None:
             self._check_exits(variant, parse_policy(table.policy), ("combine", "policy"))
 
-    def _check_exits(self, variant: ModelVariant, policy: ExitPolicy, location: Location) -> None:
+    def _check_exits(self, variant: StudyVariant, policy: ExitPolicy, location: Location) -> None:
         layers = variant.sizes.layers
         if layers is None:
             return
@@ -344,19 +353,7 @@ class Fitness:
                 fix=f"add it to exits in [study], {LEAVE_OUT}",
             )
 
-    def _check_facts(self, policy: ExitPolicy, missing: Collection[str], location: Location) -> None:
-        for name in sorted(missing):
-            fact = FACT_BY_NAME.get(name) or DOCUMENT_FACTS[name]
-            option = (fact.recorded_with or "").split()
-            of_signals = option[:1] == ["--signals"]
-            add = f'add "{option[1]}" to signals in [study]' if of_signals else f'fit "{name}" in [[heads]]'
-            raise InputError(
-                f"{policy} reads {name}, which the traces will not hold",
-                where=self.study.where(*location),
-                fix=f"{add}, {LEAVE_OUT}",
-            )
-
-    def _check_heads(self, variant: ModelVariant, entry: HeadsEntry | TrainingEntry) -> None:
+    def _check_heads(self, variant: StudyVariant, entry: HeadsEntry | TrainingEntry) -> None:
         """Refuse a training that does not fit a model, heads of another model or not of all exits traced."""
         heads, trains = self.found.heads[entry.name], isinstance(entry, TrainingEntry)
         axis, key = ("trainings", "folder") if trains else ("heads", "file")
@@ -374,7 +371,7 @@ class Fitness:
             if variant.sizes.layers is not None and not heads.given.holds_maps_alone:
                 _require_exits(heads.given, parse_exits(self.study.settings.exits, variant.sizes.layers))
 
-    def _check_training(self, variant: ModelVariant, entry: TrainingEntry, place: int) -> None:
+    def _check_training(self, variant: StudyVariant, entry: TrainingEntry, place: int) -> None:
         """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
         from offramp.tracing.fitting.fit import check_short_list
         from offramp.training.recipe import make_recipe

@@ -252,7 +252,7 @@ def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool)
 
     Raises InputError, with the line, for files that the study names and that are not there or not usable.
     """
-    search = _WorkloadSearch(study, fingerprints)
+    search, models = _WorkloadSearch(study, fingerprints), _ModelSearch(study, fingerprints, download)
     workloads = {
         entry.name: search.find(entry, "workloads", place) for place, entry in enumerate(study.workloads)
     }
@@ -262,7 +262,7 @@ def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool)
         for source in measured_on([step])
     }
     return Found(
-        models=find_models(study, fingerprints, download=download),
+        models={entry.name: models.find(entry, place) for place, entry in enumerate(study.models)},
         workloads=workloads,
         machines=_find_machines(study),
         heads=_find_heads(study, workloads, search),
@@ -459,19 +459,13 @@ def _kernels() -> list[Any]:
 HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
-def find_models(study: Study, fingerprints: Fingerprints, *, download: bool) -> dict[str, FoundModel]:
-    """The study's models by name. download: fetch those from the Hub that are not here and would fit.
-
-    Raises InputError, with the line, for a name that nothing could be, or a folder or file that is no model.
-    One that is a model but cannot be used is said to be missing, with the reason.
-    """
-    search = _ModelSearch(study, fingerprints, download)
-    return {entry.name: search.find(entry, place) for place, entry in enumerate(study.models)}
-
-
 @dataclass
 class _ModelSearch:
-    """unreachable: why nothing more is fetched, once the Hub did not answer."""
+    """Finds models. One that is a model but cannot be used is said to be missing, with the reason.
+
+    download: fetch those from the Hub that are not here and would fit. unreachable: why nothing more is
+    fetched, once the Hub did not answer.
+    """
 
     study: Study
     fingerprints: Fingerprints

@@ -29,7 +29,7 @@ from offramp.studies.entries import (
     TransformEntry,
     exit_list,
 )
-from offramp.studies.fitness import Fitness, ModelVariant, room_of, sizes_of
+from offramp.studies.fitness import Fitness, StudyVariant, room_of, sizes_of
 from offramp.studies.found import Fingerprints, Found, FoundWorkload, find_everything
 from offramp.studies.study import Study, StudyFile, StudyPlan
 from offramp.studies.study_file import accelerations_of, combined_steps, steps_of, text_of
@@ -142,7 +142,7 @@ RAW = HeadsEntry(name=NONE)
 class _Row:
     """A model on a workload through some heads or trained exits: what one trace is of."""
 
-    variant: ModelVariant
+    variant: StudyVariant
     workload: FoundWorkload
     reader: HeadsEntry | TrainingEntry
 
@@ -364,19 +364,19 @@ class Expansion:
         axes = (study.models, study.transforms, study.workloads, study.readers)
         return DELTA / math.prod(map(len, axes))
 
-    def variant(self, model: str, transform: TransformEntry) -> ModelVariant:
+    def variant(self, model: str, transform: TransformEntry) -> StudyVariant:
         """A model of the study with what an entry of the axis does to it."""
         steps = steps_of(transform)
         found = self.found.models[model]
-        return ModelVariant(found, transform, steps, sizes_of(self.study, found, steps))
+        return StudyVariant(found, transform, steps, sizes_of(self.study, found, steps))
 
-    def trace(self, variant: ModelVariant, workload: FoundWorkload, heads: Task | None) -> Task:
+    def trace(self, variant: StudyVariant, workload: FoundWorkload, heads: Task | None) -> Task:
         """A trace. heads: that it is read through, None for the logit lens."""
         signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
         return self.made(TraceWork, variant, workload, {"heads": heads}, asked={"signals": signals})
 
     def heads(
-        self, variant: ModelVariant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload
+        self, variant: StudyVariant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload
     ) -> Task:
         """Exit heads of a model: fitted, trained, or copied from their file. workload: that is traced through
         them.
@@ -403,7 +403,7 @@ class Expansion:
     def of_row(
         self,
         kind: str,
-        variant: ModelVariant,
+        variant: StudyVariant,
         workload: FoundWorkload,
         needs: Mapping[str, Task | None],
         on: MachineEntry,
@@ -440,7 +440,7 @@ class Expansion:
             ) from error
         return task
 
-    def combine(self, variant: ModelVariant, workload: FoundWorkload) -> Task:
+    def combine(self, variant: StudyVariant, workload: FoundWorkload) -> Task:
         """Accelerations of an untransformed model, alone and together."""
         table = self.study.combine
         assert table is not None, "asked for with a table [combine] only"
@@ -461,7 +461,7 @@ class Expansion:
     def made(
         self,
         kind: type[Work[Any]],
-        variant: ModelVariant,
+        variant: StudyVariant,
         workload: FoundWorkload | None = None,
         needs: Mapping[str, Task | None] | None = None,
         *,
@@ -503,7 +503,7 @@ class Expansion:
         work = dataclasses.replace(work, sources=lie)
         return work.task(work.cost(variant.sizes), blocked, made_of)
 
-    def _model(self, variant: ModelVariant, others: Sequence[Transform] = ()) -> ModelUsed:
+    def _model(self, variant: StudyVariant, others: Sequence[Transform] = ()) -> ModelUsed:
         """Which model it is. others: transforms that are tried on it beside those of the variant."""
         identity, entry = variant.model.identity, variant.model.entry
         measuring = measured_on([*variant.steps, *others])
@@ -516,7 +516,7 @@ class Expansion:
             measured_on=tuple(self.found.measuring[source].used for source in measuring),
         )
 
-    def _why_not(self, variant: ModelVariant) -> str | None:
+    def _why_not(self, variant: StudyVariant) -> str | None:
         """Why a model cannot be had here with what is done to it, None if it can."""
         unfit = (self.found.unfit[text] for text in variant.texts if text in self.found.unfit)
         measuring = (self.found.measuring[source] for source in measured_on(variant.steps))

@@ -137,6 +137,7 @@ def status_of(
     standing = Standing(plan, folder)
     states = standing.states
     apart = sum(key not in states for _, key in folder.finished())
+    found = "1 finished task" if apart == 1 else f"{apart:,} finished tasks"
     failed = {key: folder.failure(plan.tasks[key]) for key, state in states.items() if state == "failed"}
     counted = collections.Counter(states[cell.task] for cell in plan.cells)
     threads = max((job.threads for job in plan.jobs), default=1)
@@ -152,7 +153,11 @@ def status_of(
             *journal.problems,
             *_stalled(plan, folder, standing.running),
             *study_file_problems(plan),
-            *_apart_problems(apart),
+            *(
+                [f"{found} in the folder that the study does not name (any more): kept, and not shown"]
+                if apart
+                else []
+            ),
         ),
     )
 
@@ -226,13 +231,6 @@ def _stalled(plan: StudyPlan, folder: StudyFolder, running: Iterable[str]) -> li
                 f"shown no sign of life for {silent / 60:.0f} min: offramp study run ends it (--stall-limit)"
             )
     return found
-
-
-def _apart_problems(tasks: int) -> list[str]:
-    if not tasks:
-        return []
-    counted = "1 finished task" if tasks == 1 else f"{tasks:,} finished tasks"
-    return [f"{counted} in the folder that the study does not name (any more): kept, and not shown"]
 
 
 def study_file_problems(plan: StudyPlan) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ from offramp.studies.comparison.reading import (
     citation,
     comparison_key,
     escaped,
-    offramp_version,
     read_comparison,
 )
 from offramp.studies.comparison.results import Comparison, Row
@@ -48,7 +48,7 @@ def test_a_study_is_compared_with_everything(case: StudyCase) -> None:
     assert len(found.failures) == 4
     started = [" ".join(note.split()[:2]) for note in found.notes]
     assert started == ["alpha ·", "On prose", "On code"]
-    assert found.provenance["offramp"] == offramp_version()
+    assert found.provenance["offramp"] == importlib.metadata.version("offramp")
     assert found.provenance["comparison_key"][:16] in found.citation
 
 

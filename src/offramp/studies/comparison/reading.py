@@ -59,11 +59,6 @@ ESCAPED: Mapping[str, str] = {
 } | {sign: f"\\{sign}" for sign in "&%$#_"}
 
 
-def offramp_version() -> str:
-    """The installed version."""
-    return importlib.metadata.version("offramp")
-
-
 def comparison_key(comparison: Comparison) -> str:
     """SHA-256 of every result: rows, strategies and combinations, wherever they were read from."""
     rows = [
@@ -76,7 +71,7 @@ def comparison_key(comparison: Comparison) -> str:
 
 def cited(comparison: Comparison) -> Comparison:
     """The comparison with its citation, and version and key in its provenance."""
-    version, key = offramp_version(), comparison_key(comparison)
+    version, key = importlib.metadata.version("offramp"), comparison_key(comparison)
     provenance = {"offramp": version, "comparison_key": key, **comparison.provenance}
     return dataclasses.replace(
         comparison, citation=citation(comparison.title, version, key), provenance=provenance
