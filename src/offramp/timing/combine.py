@@ -246,12 +246,7 @@ def require_base(model: Model) -> None:
             where="--transform",
             fix="give the transform to --combine instead",
         )
-    if model.streamed is not None:
-        raise ModelError(
-            "a model whose layers are read from disk one at a time cannot be timed",
-            where=model.name,
-            fix="use a machine with enough memory for all weights, or a smaller model",
-        )
+    model.require_loaded("timing")
 
 
 def heads_for(model: Model, heads: Sequence[ExitHeads]) -> ExitHeads | None:
