@@ -36,22 +36,22 @@ Usage = Counter[Item]
 LAYERS, HEAD, PROBES = GAIN_PARTS = ("layers", "head", "probes")
 
 
-class Part(NamedTuple):
+class CostPart(NamedTuple):
     """Something that steps pay for: the part of a gain that it counts for, and the price of an item."""
 
     gain: str
     price: Callable[[TokenCosts, Item], float]
 
 
-PARTS: Mapping[str, Part] = {
-    "overhead": Part(LAYERS, lambda costs, item: costs.overhead),
-    "layers": Part(LAYERS, lambda costs, item: float(costs.layers[item.place - 1])),
-    "K,V projection": Part(LAYERS, lambda costs, item: float(costs.key_value[item.place - 1])),
-    "K,V map": Part(LAYERS, lambda costs, item: costs.maps[item.place]),
-    "probe": Part(PROBES, lambda costs, item: costs.probes[item.probe]),
-    "exit head": Part(HEAD, lambda costs, item: costs.exit_head),
-    "short head": Part(HEAD, lambda costs, item: costs.short_head_at(item.place)),
-    "final head": Part(HEAD, lambda costs, item: costs.head),
+PARTS: Mapping[str, CostPart] = {
+    "overhead": CostPart(LAYERS, lambda costs, item: costs.overhead),
+    "layers": CostPart(LAYERS, lambda costs, item: float(costs.layers[item.place - 1])),
+    "K,V projection": CostPart(LAYERS, lambda costs, item: float(costs.key_value[item.place - 1])),
+    "K,V map": CostPart(LAYERS, lambda costs, item: costs.maps[item.place]),
+    "probe": CostPart(PROBES, lambda costs, item: costs.probes[item.probe]),
+    "exit head": CostPart(HEAD, lambda costs, item: costs.exit_head),
+    "short head": CostPart(HEAD, lambda costs, item: costs.short_head_at(item.place)),
+    "final head": CostPart(HEAD, lambda costs, item: costs.head),
 }
 """What a breakdown is of, in its order."""
 
