@@ -12,7 +12,7 @@ from offramp.costs.counting import REDUCTION_FLOPS
 from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import require_base
-from offramp.kit.defaults import FEWEST_VISITS, PROMPT_TOKENS
+from offramp.kit.defaults import DEFAULT_MODEL, FEWEST_VISITS, PROMPT_TOKENS
 from offramp.kit.given_file import Location
 from offramp.models.process import WORKING_SHARE, parse_size
 from offramp.models.transforms.prune import Prune
@@ -383,7 +383,7 @@ class Fitness:
             return
         with placed(study, "trainings", place):
             # The model and the texts are looked at elsewhere.
-            given = {"model": "", "workloads": (), "output": None, "seed": study.settings.seed}
+            given = {"model": DEFAULT_MODEL, "workloads": (), "output": None, "seed": study.settings.seed}
             said = entry.model_dump(include=ASKED, exclude_none=True)
             asked = TRAININGS.request(str(entry.kind), {**given, **said, "at": study.exits_of(entry)})
             recipe = make_recipe(asked, layers=layers, hidden=hidden, vocabulary=vocabulary)
