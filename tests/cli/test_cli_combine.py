@@ -100,6 +100,19 @@ def test_files_of_a_run_are_not_replaced(model: Path, workload: str, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("mine.json", "there already, and holds no combination"), ("mine.html", "stands where")],
+)
+def test_files_of_others_are_not_replaced(
+    model: Path, workload: str, tmp_path: Path, name: str, what: str
+) -> None:
+    (tmp_path / name).write_text("{}")
+    asked = ["--combine", "prompt_lookup", "-o", tmp_path / "mine.json"]
+    assert what in run_offramp(*command(model, workload, *asked)).require(2).err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["{}"]
+
+
 def test_prompts_avoid_what_any_heads_were_fitted_on(model: Path, workload: str, tmp_path: Path) -> None:
     """Those of a transformed model were fitted on documents of their own."""
     from offramp.heads.exit_heads import ExitHeads

@@ -274,6 +274,7 @@ def _file_of(output: Path) -> Path:
     """The file that is written: a .json file, or that of a run's folder. Raises InputError for others, and
     where another file stands in its place or in that of its page.
     """
+    from offramp.kit.sealed_file import KIND
     from offramp.report import COMBINED_FILE
     from offramp.runs.folder import RUN_FILE
     from offramp.timing.results import COMBINED
@@ -292,24 +293,12 @@ def _file_of(output: Path) -> Path:
             where=str(output),
             fix=f"give the folder itself: -o {output.parent}",
         )
-    if output.suffix != ".json":
+    require_json_file(output, "a combination", lambda value: value.get(KIND) == COMBINED.kind)
+    page = output.with_suffix(".html")
+    if os.path.lexists(page) and not output.exists():
         raise InputError(
-            "the output's name does not end in .json",
-            where=str(output),
-            fix="write -o combined.json, or give the folder of an offramp run",
+            "something else stands where the result's page is written",
+            where=str(page),
+            fix="move it away, or choose another file with -o",
         )
-    if not output.absolute().parent.is_dir():
-        raise InputError(
-            "the output is in a folder that does not exist",
-            where=str(output),
-            fix="choose another file with -o",
-        )
-    ours, page = COMBINED.is_of(output), output.with_suffix(".html")
-    for path in (output, page):
-        if os.path.lexists(path) and not ours:
-            raise InputError(
-                "something else stands where the result or its page is written",
-                where=str(path),
-                fix="move it away, or choose another file with -o",
-            )
     return output

@@ -81,7 +81,7 @@ def require_json_file(path: Path, what: str, is_own: Callable[[Mapping[str, Any]
         raise InputError(f"the output is {lies}", where=str(path), fix=fix)
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise InputError("the output's folder may not be written", where=str(path), fix=fix)
-    if path.exists() and not _holds(path, is_own):
+    if os.path.lexists(path) and not _holds(path, is_own):
         raise InputError(
             f"the output is there already, and holds no {what.split(' ', 1)[1]}", where=str(path), fix=fix
         )
