@@ -130,7 +130,8 @@ def combine(
         qualities = qualities_of(session, candidates, seed=seed)
     if options.tuned is not None and len(variants) > 1:
         fields["notes"] = (OF_ANOTHER_MODEL, *fields["notes"])
-    contenders = {one.name: one for one in (*fields.pop("contenders"), *session.missing)}
+    all_contenders = (*fields.pop("contenders"), *session.missing)
+    contenders = {contender.name: contender for contender in all_contenders}
     combined = {candidate.name for candidate in candidates}
     order = [decoder.name for decoder in session.decoders]
     return CombineResult(
@@ -142,15 +143,15 @@ def combine(
                 replace(contenders[session.plain], name=PLAIN_NAME),
                 quality=qualities[PLAIN_NAME],
             ),
-            *(_combination(one, contenders, qualities.get(one.name)) for one in candidates),
+            *(_combination(candidate, contenders, qualities.get(candidate.name)) for candidate in candidates),
         ),
         others=tuple(
             sorted(
-                (one for name, one in contenders.items() if name not in combined),
-                key=lambda one: order.index(one.name) if one.name in order else len(order),
+                (contender for name, contender in contenders.items() if name not in combined),
+                key=lambda other: order.index(other.name) if other.name in order else len(order),
             )
         ),
-        accelerations={one.name: one.text for one in asked},
+        accelerations={way.name: way.text for way in asked},
         excluded=excluded_of(asked),
         workload=workload,
         floor=floor,

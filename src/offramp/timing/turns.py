@@ -49,7 +49,7 @@ def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, or
     """
     block = BLOCK if new_tokens > FEW_TOKENS else SHORT_BLOCK
     rounds = math.ceil((new_tokens - 1) / block)
-    at_a_stretch = [(order.randrange(rounds), one) for one in decoders if one.start is None]
+    at_a_stretch = [(order.randrange(rounds), decoder) for decoder in decoders if decoder.start is None]
     found: Visit = {}
     with _no_collection():
         stepping = {
@@ -58,14 +58,14 @@ def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, or
             if decoder.start is not None
         }
         for place in range(rounds):
-            turns: list[Stepping | Decoder] = [one for one in stepping.values() if not one.over]
+            turns: list[Stepping | Decoder] = [running for running in stepping.values() if not running.over]
             turns += [decoder for due, decoder in at_a_stretch if due == place]
             for turn in _shuffled(turns, order):
                 if isinstance(turn, Stepping):
                     turn.take(block)
                 else:
                     found[turn.name] = turn.decode(prompts, new_tokens)
-        return found | {name: one.finish() for name, one in stepping.items()}
+        return found | {name: running.finish() for name, running in stepping.items()}
 
 
 def _shuffled(items: Sequence[T], order: random.Random) -> list[T]:
@@ -115,10 +115,11 @@ class Turns:
 
     def __post_init__(self) -> None:
         """A series for each contender."""
-        plain = [one.name for one in self.decoders if one.role == PLAIN]
+        plain = [decoder.name for decoder in self.decoders if decoder.role == PLAIN]
         self._plain = plain if self.given is None else [self.given]
-        self._rivals = {*self._plain, *(one.name for one in self.decoders if one.full_depth)}
-        self.series = {one.name: PairedTimes(self._plain) for one in self.decoders}
+        at_depth = [decoder.name for decoder in self.decoders if decoder.full_depth]
+        self._rivals = {*self._plain, *at_depth}
+        self.series = {decoder.name: PairedTimes(self._plain) for decoder in self.decoders}
 
     def take(
         self,
@@ -163,18 +164,18 @@ class Turns:
         # Every second prompt, and in the next round the others.
         if sum(divmod(len(self.visits), len(self.prompts))) % RARELY:
             skipped |= {
-                one.name
-                for one in self.decoders
-                if one.start is None and one.role == "peer" and not one.without_exits
+                decoder.name
+                for decoder in self.decoders
+                if decoder.start is None and decoder.role == "peer" and not decoder.without_exits
             }
-        return [one for one in self.decoders if one.name not in skipped]
+        return [decoder for decoder in self.decoders if decoder.name not in skipped]
 
     @property
     def plain(self) -> str:
         """The plain decoder that all are held against: the fastest so far, unless it was given."""
         first = self._plain[0]
         speeds = {name: self.series[name].ratio(first) for name in self._plain[1:]}
-        known = {name: one.value for name, one in speeds.items() if one is not None}
+        known = {name: speed.value for name, speed in speeds.items() if speed is not None}
         return max([first, *known], key=lambda name: known.get(name, 1.0))
 
     def _look(self, level: float) -> None:
