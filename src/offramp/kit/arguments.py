@@ -182,17 +182,22 @@ def settle_fields(
     """
     own: Any = type(made)
     hints = _field_hints(own)
-    places = {name: f"{own.__name__}({name}=)" if where is None else where(name) for name in hints}
+    place = where or f"{own.__name__}({{}}=)".format
     for name, (said, hint) in hints.items():
         value = getattr(made, name)
-        fitting = settled(name, value, hint, said, kind, places[name])
+        fitting = value if type(value) is hint else settled(name, value, hint, said, kind, place(name))
         if fitting is not value:
             object.__setattr__(made, name, fitting)
     if fitted := _fitted_to_others(own):
-        defaults = {field.name: field.default for field in dataclasses.fields(own)}
+        defaults = _defaults(own)
         for name, marks in fitted.items():
             if why := refusal_beside(name, made, marks, defaults):
-                raise kind(why.what, where=places[name], fix=why.fix)
+                raise kind(why.what, where=place(name), fix=why.fix)
+
+
+@functools.cache
+def _defaults(made: type) -> Mapping[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(made)}
 
 
 @functools.cache
@@ -285,14 +290,28 @@ def _name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
+_FORMS: dict[int, tuple[Any, tuple[Any, tuple[Any, ...], tuple[Any, ...]]]] = {}
+
+
+def _form(hint: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+    """The origin of an annotation, its parts and its rules: of one object once, since a search makes policies
+    by the ten thousand. By identity: equal unions may name their parts in another order.
+    """
+    known = _FORMS.get(id(hint))
+    if known is None:
+        parts = typing.get_args(hint)
+        rules = tuple(mark for mark in parts[1:] if is_rule(mark))
+        known = _FORMS[id(hint)] = hint, (typing.get_origin(hint), parts, rules)
+    return known[1]
+
+
 def _fitting(value: Any, hint: Any) -> Any:
     """The value, if it is what an annotation says. Raises _Unfit."""
     if type(value) is hint:
         return value
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    origin, parts, rules = _form(hint)
     if origin is typing.Annotated:
         fitting = _fitting(value, parts[0])
-        rules = tuple(mark for mark in parts[1:] if is_rule(mark))
         if rules and refusal("", fitting, rules):
             raise _Refused(fitting, rules)
         return fitting
@@ -358,7 +377,8 @@ def _all_fitting(values: tuple[Any, ...], kind: Any, parts: tuple[Any, ...]) -> 
             raise _Unfit
         return tuple(map(_fitting, values, parts))
     each = parts[0]
-    plain, *marks = typing.get_args(each) if typing.get_origin(each) is typing.Annotated else (each,)
+    origin, of_each, _ = _form(each)
+    plain, *marks = of_each if origin is typing.Annotated else (each,)
     exact = values and plain in EXACT and set(map(type, values)) == {plain}
     if exact and all(type(mark) in LIMITS for mark in marks):  # which all keep that both ends do
         for value in {min(values), max(values)} if marks else ():
