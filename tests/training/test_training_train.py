@@ -493,6 +493,11 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], message: str) -> Non
         trained(**options)
 
 
+def test_a_model_at_hand_may_have_a_name_that_no_source_has() -> None:
+    model = tiny_model(llama(), name="a model of mine", head_scale=3.0)
+    assert trained(model, kind="lens", steps=1, at=[1]).record.steps == 1
+
+
 def test_it_is_there_in_python() -> None:
     assert inspect.unwrap(offramp.train_exits) is inspect.unwrap(train_exits)
     assert repr(trained(kind="lens", steps=1, at=[1])).startswith("TrainedExits(lens, agreement 1: 0.")

@@ -143,7 +143,7 @@ class ExitsTraining(OnModel, InContext):
 
     def check(self) -> None:
         """Refuse what are no exits, and an output that is no folder."""
-        super().check()
+        super(OnModel, self).check()  # in Python the model is at hand: its name may be that of none
         if self.at is not None:
             parse_exits(self.at, None, "at= (--at)")
         if self.output is not None:
