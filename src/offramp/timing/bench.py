@@ -17,6 +17,7 @@ from offramp.kit.rules import Margin
 from offramp.models.model import Model, in_evaluation
 from offramp.models.process import quiet_transformers
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
+from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import TimeLimits
 from offramp.timing.contenders import Extent, candidates_of
@@ -34,7 +35,7 @@ def bench(
     prompts: Sequence[Sequence[int]],
     kv: StrategyName | None = None,
     heads: HeadsSource = None,
-    cells: Sequence[tuple[PolicySource, str]] = (),
+    cells: Sequence[tuple[ExitPolicy | str, str]] = (),
     new_tokens: TimedTokens = 128,
     batch: Count = 1,
     batching: BatchingName = LOCKSTEP,
