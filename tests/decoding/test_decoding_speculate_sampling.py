@@ -88,7 +88,7 @@ def sampled(strategy: type[Strategy], rows: int, temperature: float) -> BatchGen
     engine, policy, ids = engine_of(model()), parse_policy("static:exit=1"), torch.tensor([[3, 5]] * rows)
     plan = Plan(
         engine=engine,
-        options=DecodingOptions(policy, strategy.name, draft_length=2),
+        options=DecodingOptions(policy, strategy.of.name, draft_length=2),
         reader=ExitReader(engine, None, policy.needs(engine.layers)),
         limit=4,
         end_tokens=frozenset(),
