@@ -8,7 +8,7 @@ from scoring_traces import facts_trace
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
-from offramp.scoring.components import (
+from offramp.scoring.calibration import (
     aurc,
     auroc,
     cross_fitted_rates,

@@ -296,7 +296,7 @@ def test_a_cache_that_is_not_read_is_found() -> None:
         ({"batches": (4, 1)}, "batches must be rising"),
         ({"batches": (0, 1)}, "batches must be at least 1"),
         ({"budget_seconds": 0}, "budget seconds must be above 0"),
-        ({"budget_seconds": float("nan")}, "budget seconds must be above 0"),
+        ({"budget_seconds": float("nan")}, "budget seconds must be a finite number"),
     ],
 )
 def test_bad_requests_are_refused(options: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from offramp.heads.described import read_through, reads_exits
 from offramp.kit.defaults import DRAWS, EAS_ALPHA, SEED
 from offramp.kit.numbers import Whole
 from offramp.scoring import components
+from offramp.scoring.calibration import FOLDS_NEED_DOCUMENTS, ConfidenceDiagnostics, confidence_diagnostics
 from offramp.scoring.card import (
     COMPONENTS,
     Curve,
@@ -25,12 +26,9 @@ from offramp.scoring.card import (
     ScoreCard,
 )
 from offramp.scoring.components import (
-    FOLDS_NEED_DOCUMENTS,
     SIMILARITIES,
-    ConfidenceDiagnostics,
     EasInputs,
     adaptability,
-    confidence_diagnostics,
     initial_information,
     layer_weights,
 )
