@@ -108,15 +108,22 @@ def test_what_does_not_fit_is_refused() -> None:
 COLUMNS = ("threshold", "agreement", "skip_ratio", "speedup", "speedup_without_probes")
 
 
+def in_small_pieces(trace: Trace, signal: str, monkeypatch: pytest.MonkeyPatch, bucket: int) -> Frontier:
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep_module, "ROWS", 64)
+        patched.setattr(sweep_module, "BUCKET", bucket)
+        patched.setattr(sweep_module, "MOVES", 100)
+        return frontier(trace, signal)
+
+
+@pytest.mark.parametrize("bucket", [4, 300, 3000])
 @pytest.mark.parametrize("levels", [1, 50, None])
 @pytest.mark.parametrize("signal", ["max_prob", "entropy"])
 def test_small_pieces_make_the_same_frontier(
-    signal: str, levels: int | None, monkeypatch: pytest.MonkeyPatch
+    signal: str, levels: int | None, bucket: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trace = make_trace(tokens=2_000, levels=levels)
-    whole = frontier(trace, signal)
-    monkeypatch.setattr(sweep_module, "ROWS", 64)
-    pieces = frontier(trace, signal)
+    whole, pieces = frontier(trace, signal), in_small_pieces(trace, signal, monkeypatch, bucket)
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name))
     for place in np.linspace(1, len(pieces.threshold) - 1, 20).astype(int):
@@ -125,7 +132,7 @@ def test_small_pieces_make_the_same_frontier(
         assert result.predicted_speedup == pytest.approx(pieces.speedup[place], rel=1e-12)
 
 
-def test_values_far_apart_and_of_both_signs_are_sorted() -> None:
+def test_values_far_apart_and_of_both_signs_are_sorted_by_both_halves_of_their_keys() -> None:
     generator = np.random.default_rng(0)
     values = generator.choice([-1.0, 1.0], (500, 6)) * np.exp(generator.normal(0.0, 20.0, (500, 6)))
     trace = make_trace(tokens=500, hidden_cosine_to_previous=values.astype(np.float32))

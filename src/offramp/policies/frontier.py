@@ -7,9 +7,10 @@ before i. So there are at most tokens x exits moves, and sorting them by value v
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,12 +28,15 @@ from offramp.policies.signals import SIGNALS, Signal
 from offramp.scoring.documents import fact_of
 from offramp.tracing.trace import Trace
 
-# Rows packed at once, so that the pieces stay in a core's cache.
+# Rows packed, moves sorted and moves summed at once, so that the pieces stay in a core's cache.
 ROWS = 2048
-# Threads that pack and sum side by side; numpy lets go of the interpreter while it does.
+BUCKET = 1 << 16
+MOVES = 1 << 14
+# Threads that sort and sum side by side; numpy lets go of the interpreter while it does.
 THREADS = min(4, os.cpu_count() or 1)
 
 KEY_BITS = np.uint64(32)
+UPPER = np.uint64(48)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -57,8 +61,8 @@ class Sweep:
     codes: unsigned [moves], the state that a token comes to and, below it, the one it comes from: twice the
     place of its exit (that of L last), plus 1 where the exit agrees.
     last: bool [moves], whether a move is the last one of its value: a point, a distinct threshold.
-    values: float32 [points], the value that each point's moves share, descending. It is the signal's, negated
-    where a token leaves "at most" at the threshold.
+    values: the value that each point's moves share, descending: float32, one piece after the other. It is the
+    signal's, negated where a token leaves "at most" at the threshold.
     """
 
     exits: tuple[int, ...]
@@ -67,11 +71,18 @@ class Sweep:
     exit_when: str
     codes: NDArray[np.unsignedinteger[Any]]
     last: NDArray[np.bool_]
-    values: NDArray[np.float32]
+    values: tuple[NDArray[np.float32], ...]
 
     def thresholds(self) -> NDArray[np.float64]:
         """The threshold that nothing passes, then all distinct ones, in the signal's unit: [1 + points]."""
-        found = np.append(math.inf, self.values).astype(np.float64)
+        starts = list(itertools.accumulate(map(len, self.values), initial=1))
+        found = np.empty(starts[-1])
+        found[0] = math.inf
+
+        def write(piece: int) -> None:
+            found[starts[piece] : starts[piece + 1]] = self.values[piece]
+
+        side_by_side(write, range(len(self.values)))
         return np.subtract(0.0, found, out=found) if self.exit_when == "at most" else found
 
     def agreeing(self, finish: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Quantity:
@@ -93,11 +104,33 @@ class Sweep:
         whole = np.repeat(np.rint(distance / unit).astype(np.int64), 2)
         return Quantity(_change(whole), lambda change: finish(never + change.astype(np.float64) * unit))
 
-    def running(self, quantity: Quantity) -> NDArray[np.float64]:
-        """A quantity with no move made and at each point: float64 [1 + points]."""
-        changes = quantity.change.take(self.codes)
-        np.cumsum(changes, out=changes)
-        return quantity.finish(np.append(0, changes.compress(self.last)))
+    def running(self, quantities: Sequence[Quantity]) -> list[NDArray[np.float64]]:
+        """Some quantities with no move made and at each point: float64 [1 + points] each."""
+        blocks = [slice(start, start + MOVES) for start in range(0, len(self.codes), MOVES)]
+        starts = list(
+            itertools.accumulate((np.count_nonzero(self.last[block]) for block in blocks), initial=1)
+        )
+        changes = np.stack([quantity.change for quantity in quantities], axis=1)
+        before = np.zeros((len(blocks) + 1, len(quantities)), dtype=np.int64)
+
+        def whole(place: int) -> None:
+            before[place + 1] = np.bincount(self.codes[blocks[place]], minlength=len(changes)) @ changes
+
+        side_by_side(whole, range(len(blocks)))
+        np.cumsum(before, axis=0, out=before)
+        results = [np.empty(starts[-1]) for _ in quantities]
+
+        def within(place: int) -> None:
+            codes = self.codes[blocks[place]].astype(np.intp)
+            points = np.flatnonzero(self.last[blocks[place]])
+            for quantity, result, base in zip(quantities, results, before[place], strict=True):
+                change = np.cumsum(quantity.change.take(codes)).take(points) + base
+                result[starts[place] : starts[place + 1]] = quantity.finish(change)
+
+        for quantity, result in zip(quantities, results, strict=True):
+            result[:1] = quantity.finish(np.zeros(1, dtype=np.int64))
+        side_by_side(within, range(len(blocks)))
+        return results
 
 
 def side_by_side(task: Callable[[Task], Result], over: Iterable[Task]) -> list[Result]:
@@ -134,18 +167,83 @@ def sweep(trace: Trace, signal: Signal, exits: tuple[int, ...], agreement: NDArr
                 require_numbers(trace, signal.fact, fact[:, column], int(trace.exits[column]))
         return np.negative(values, out=values) if signal.exit_when == "at most" else values
 
-    def pack(start: int) -> NDArray[np.uint64]:
-        rows = slice(start, start + ROWS)
-        return _pack_moves(values_of(rows), agreement[rows, chosen])
+    _keep_freed_memory()
+    width = len(columns)
+    moves = np.empty(trace.token_count * width, dtype=np.uint64)
+    bucket_of = _buckets(values_of(slice(0, None, max(1, trace.token_count // ROWS))), len(moves))
 
-    pieces = side_by_side(pack, range(0, trace.token_count, ROWS))
-    moves = np.concatenate([np.empty(0, dtype=np.uint64), *pieces])
-    moves.sort()
-    key = (moves >> KEY_BITS).astype(np.uint32)
-    last = np.append(key[1:] != key[:-1], True)[: len(key)]
-    codes = moves.astype(np.min_scalar_type((2 * len(columns) + 2) ** 2 - 1))  # the lower bits
-    values = _value_of_key(key.compress(last))
+    def pack(start: int) -> NDArray[np.int64]:
+        """Write the moves of some rows, in the order of their buckets; where each bucket begins and ends."""
+        rows = slice(start, start + ROWS)
+        packed = _pack_moves(values_of(rows), agreement[rows, chosen])
+        bucket = bucket_of.take((packed >> UPPER).astype(np.intp))
+        begin = start * width
+        moves[begin : begin + len(packed)] = packed.take(np.argsort(bucket, kind="stable"))
+        counts = np.bincount(bucket, minlength=int(bucket_of[-1]) + 1)
+        return begin + np.cumsum(np.append(0, counts))
+
+    limits = np.array(side_by_side(pack, range(0, trace.token_count, ROWS)))
+    codes, last, values = _in_order(moves, limits, np.min_scalar_type((2 * width + 2) ** 2 - 1))
     return Sweep(exits, trace.layers, trace.token_count, signal.exit_when, codes, last, values)
+
+
+def _in_order(
+    moves: NDArray[np.uint64], limits: NDArray[np.int64], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.bool_], tuple[NDArray[np.float32], ...]]:
+    """Sort moves bucket by bucket; their codes of this dtype, which are points, and the points' values.
+
+    limits: int64 [pieces, 1 + buckets], where the buckets of each piece of the moves begin and end.
+    """
+    starts = list(itertools.accumulate(np.diff(limits).sum(axis=0).tolist(), initial=0))
+    codes, last = np.empty(starts[-1], dtype=dtype), np.empty(starts[-1], dtype=np.bool_)
+
+    def write(bucket: int) -> NDArray[np.float32]:
+        pieces = [moves[begin:end] for begin, end in limits[:, bucket : bucket + 2].tolist()]
+        ordered = _sorted(np.concatenate(pieces))
+        place = slice(starts[bucket], starts[bucket + 1])
+        codes[place] = ordered  # the lower bits
+        key = (ordered >> KEY_BITS).astype(np.uint32)
+        np.not_equal(key[1:], key[:-1], out=last[place][:-1])
+        # Moves of one value lie in one bucket.
+        last[place][-1:] = True
+        return _value_of_key(key.compress(last[place]))
+
+    return codes, last, tuple(side_by_side(write, range(len(starts) - 1)))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what pieces free for the next ones, which would else wait for the system each time.
+
+    It raises its own limit to the largest block that was freed, up to 32 MB; this one is never touched.
+    """
+    np.empty(31 << 20, dtype=np.uint8)
+
+
+def _buckets(values: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
+    """The bucket of a move by the upper half of its key, from a sample of values: uint8 [65536].
+
+    Buckets ascend with the key and take about as many moves each; size: how many moves there may be.
+    """
+    counts = np.bincount(_descending_key(values.ravel()) >> np.uint32(16), minlength=1 << 16)
+    buckets = min(256, 1 + size // BUCKET)
+    bucket = np.minimum((np.cumsum(counts) - counts) * buckets // max(1, values.size), buckets - 1)
+    return np.asarray(bucket, dtype=np.uint8)
+
+
+def _sorted(moves: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Moves in the order of their keys, 16 bits at a time: numpy sorts so few by counting.
+
+    Quicker than `np.sort`, which on some processors with AVX-512 takes several times longer.
+    """
+    if not len(moves):
+        return moves
+    key = (moves >> KEY_BITS).astype(np.uint32)
+    key -= key.min()
+    order = np.argsort(key.astype(np.uint16), kind="stable")
+    upper = (key >> np.uint32(16)).astype(np.uint16)
+    if upper.any():
+        order = order.take(np.argsort(upper.take(order), kind="stable"))
+    return moves.take(order)
 
 
 def _pack_moves(values: NDArray[np.float32], agreement: NDArray[np.bool_]) -> NDArray[np.uint64]:
@@ -243,14 +341,13 @@ def frontier(trace: Trace, signal: str, exits: tuple[int, ...] | None = None) ->
     charged, unprobed = exit_costs(prices, needs), exit_costs_without_probes(prices)
     skipped = trace.layers - layers_executed(trace.shape)
     tokens, layers, plain = trace.token_count, trace.layers, trace.token_count * prices.plain
-    agreement, skip_ratio, speedup, speedup_unprobed = side_by_side(
-        moves.running,
-        (
+    agreement, skip_ratio, speedup, speedup_unprobed = moves.running(
+        [
             moves.agreeing(lambda count: count / tokens),
             moves.summed(skipped, lambda total: total / (tokens * layers)),
             moves.summed(charged, lambda total: plain / total),
             moves.summed(unprobed, lambda total: plain / total),
-        ),
+        ]
     )
     return Frontier(
         signal=signal,
