@@ -27,9 +27,9 @@ from offramp.training.gate import (
     AtFloor,
     FindFloor,
     GateFit,
+    GateJudge,
     GatePrices,
     GateRows,
-    Judge,
     Outcome,
     chosen_apart,
     expected_outcome,
@@ -270,10 +270,10 @@ def test_documents_to_choose_by_are_apart_from_all_others() -> None:
 
 def judge_of(
     shape: ModelShape, floor: float, machine: Machine, heads: Mapping[str, Any] = {}, kv: str = "propagate"
-) -> Judge:
+) -> GateJudge:
     """Of exits 2 and 5, at token 40."""
     pricing = functools.partial(pricing_of, machine=machine, batch=1, kv=kv)
-    return Judge(shape, (2, 5), heads, 40.0, make_floor({"agreement": floor}), pricing)
+    return GateJudge(shape, (2, 5), heads, 40.0, make_floor({"agreement": floor}), pricing)
 
 
 def test_a_judge_charges_as_a_replay_and_finds_the_fastest_threshold_of_all() -> None:

@@ -39,7 +39,7 @@ ReadoutKind = Literal["fast", "stub", "swap"]
 OnLayer = Callable[[int, Tensor, Tensor], None]
 
 
-class _LastLayerDone(Exception):
+class LastLayerDone(Exception):
     """Ends a forward pass after its last layer, so that the output head is never computed."""
 
 
@@ -133,12 +133,12 @@ class ExitStack:
             previous = hidden
             executed += 1
             if executed == len(self.layers):
-                raise _LastLayerDone
+                raise LastLayerDone
 
         with torch.no_grad(), hooked(self.layers, before, after):
             try:
                 self.hf(input_ids=ids.to(self.device), use_cache=False)
-            except _LastLayerDone:
+            except LastLayerDone:
                 return
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from offramp.errors import ModelError
 from offramp.models.calls import first_tensor, hidden_argument, replaced_forward, with_hidden
 from offramp.models.model import Model
-from offramp.models.stack import ExitStack
+from offramp.models.stack import ExitStack, LastLayerDone
 from offramp.training.loop import Parameters
 
 CHANGE, LEFT, RIGHT = "change", "left", "right"
@@ -138,10 +138,6 @@ def require_trainable(model: Model) -> None:
             )
 
 
-class _LastLayerDone(Exception):
-    """Ends the pass after the last layer: the model's own output head is never computed."""
-
-
 def run_layers(
     stack: ExitStack, ids: Tensor, wanted: Collection[int], left_out: Collection[int] = ()
 ) -> dict[int, Tensor]:
@@ -168,14 +164,14 @@ def run_layers(
             if layer in wanted:
                 found[layer] = first_tensor(output)[0]
             if layer == len(stack):
-                raise _LastLayerDone
+                raise LastLayerDone
             return output
 
         return forward
 
     modules = dict.fromkeys(stack.layers)
     replacements = {module: replacing(module) for module in modules}
-    with replaced_forward(replacements), contextlib.suppress(_LastLayerDone):
+    with replaced_forward(replacements), contextlib.suppress(LastLayerDone):
         stack.hf(input_ids=ids.to(stack.device)[None], use_cache=False)
     return found
 

@@ -36,9 +36,9 @@ from offramp.training.executed_pass import (
     run_executed,
 )
 from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
-from offramp.training.loop import Beside, LossOf, Parameters, Progress, under
+from offramp.training.loop import LossOf, Overhead, Parameters, Progress, under
 from offramp.training.recipe import Recipe
-from offramp.training.record import Evaluation, Left, Rows
+from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
 from offramp.workloads.packing import Context
 
@@ -375,7 +375,7 @@ def prepare_maps(job: Job) -> Prepared:
         rows,
         layers=job.recipe.at,
         reading=rows.answering,
-        beside=Beside(time.perf_counter() - began, evaluations=2),
-        counted=Rows.of(rows, problem.fit.tokens, problem.held_out.tokens),
+        beside=Overhead(time.perf_counter() - began, evaluations=2),
+        counted=ReadRows.of(rows, problem.fit.tokens, problem.held_out.tokens),
         finish=finish,
     )

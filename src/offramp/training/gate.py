@@ -293,7 +293,7 @@ BELOW_RISK = (0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Judge:
+class GateJudge:
     """What tokens that leave by one signal cost, as a tuner charges them.
 
     exits: ascending, below L. heads: as a trace's request describes them, empty without any. position: at

@@ -34,8 +34,8 @@ from offramp.tracing.request import parse_exits
 from offramp.training.folder import GATES_FOLDER
 from offramp.training.gate import (
     HALF,
+    GateJudge,
     GateRows,
-    Judge,
     chosen_apart,
     judged_gates,
     learn_gates,
@@ -192,7 +192,7 @@ class GateJob:
             fit, apart, held_out = self._rows(readings)
         finally:
             readings.states.close()
-        judge = Judge(
+        judge = GateJudge(
             shape=self.model.shape,
             exits=self.exits,
             heads={} if self.heads is None else describe_heads(self.heads),

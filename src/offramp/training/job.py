@@ -20,9 +20,9 @@ from offramp.tracing.fitting.documents import FittingRows, plan_rows, split_docu
 from offramp.tracing.progress import say, step_bar
 from offramp.tracing.request import library_versions
 from offramp.training.folder import CHECKPOINT
-from offramp.training.loop import Beside, Loop, OnStep, Problem, Progress
+from offramp.training.loop import OnStep, Overhead, Problem, Progress, TrainingLoop
 from offramp.training.recipe import Recipe
-from offramp.training.record import RECORD, Left, Rows, Seconds, Spent, TrainingIdentity, TrainingRecord
+from offramp.training.record import RECORD, Left, ReadRows, Seconds, Spent, TrainingIdentity, TrainingRecord
 from offramp.workloads.packing import Context
 from offramp.workloads.workload import Workload
 
@@ -45,9 +45,9 @@ class Prepared:
     problem: Problem
     rows: FittingRows
     layers: Sequence[int]
-    counted: Rows
+    counted: ReadRows
     reading: float
-    beside: Beside
+    beside: Overhead
     finish: Callable[[Progress], tuple[ExitHeads | None, Left]]
 
 
@@ -113,7 +113,9 @@ class Job:
         trained.
         """
         key = self.key(prepared.rows, prepared.layers)
-        loop = Loop(self.model, self.recipe, prepared.problem, self.folder / CHECKPOINT, key, prepared.beside)
+        loop = TrainingLoop(
+            self.model, self.recipe, prepared.problem, self.folder / CHECKPOINT, key, prepared.beside
+        )
         with contextlib.ExitStack() as bars:
             progress = loop.run(lambda progress: self._bar(bars, progress))
         if self.shown:

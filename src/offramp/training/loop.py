@@ -270,7 +270,7 @@ def learning_rate(rate: float, step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Overhead:
     """What the minutes of a training go to beside its steps and their evaluations.
 
     seconds: of reading text, before, and of what goes with the exits, afterwards. evaluations: afterwards, in
@@ -282,7 +282,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Loop:
+class TrainingLoop:
     """Trains what a problem says, beside a model that is left as it is.
 
     checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read. beside:
@@ -294,7 +294,7 @@ class Loop:
     problem: Problem
     checkpoint: Path
     key: str
-    beside: Beside
+    beside: Overhead
 
     def run(self, on_start: Callable[[Progress], OnStep]) -> Progress:
         """Train to the end, or go on to it. on_start: given where it begins, gives what hears of the steps.

@@ -33,9 +33,9 @@ from offramp.tracing.rows import slices
 from offramp.training.divergence import SHOWN_FLOOR, Evaluator, Read, TrainingHead, frequent_targets
 from offramp.training.folder import STATES
 from offramp.training.job import Job, Prepared
-from offramp.training.loop import Beside, LossOf, Parameters, Progress, batch_rows, under
+from offramp.training.loop import LossOf, Overhead, Parameters, Progress, batch_rows, under
 from offramp.training.recipe import Recipe
-from offramp.training.record import Evaluation, Left, Rows
+from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
 from offramp.training.states import (
     CachedStates,
@@ -60,7 +60,7 @@ EVALUATED_ROWS = 1024
 """Held-out rows that are looked at while it trains."""
 
 SAMPLED_TARGETS = 4096
-"""Rows that the vocabulary of the loss is chosen by."""
+"""ReadRows that the vocabulary of the loss is chosen by."""
 
 PILOT_TOKENS = 512
 """Read to learn the pace, at least."""
@@ -348,7 +348,7 @@ def prepare_readings(job: Job) -> Prepared:
     states = _states(job, plan)
     problem = TrainedReadings(model, recipe, states)
     answering = sum(rows.answering for rows in (trained_on, judged_on) if rows is not None)
-    rows, read = Rows.of(trained_on, len(states.fit), len(states.held_out), plan.bytes), trained_on.tokens
+    rows, read = ReadRows.of(trained_on, len(states.fit), len(states.held_out), plan.bytes), trained_on.tokens
 
     def finish(progress: Progress) -> tuple[ExitHeads, Left]:
         """The exits with all that goes with them. Nothing in them says how long anything took."""
@@ -384,7 +384,7 @@ def prepare_readings(job: Job) -> Prepared:
         plan.rows,
         layers=plan.layers,
         reading=answering + states.seconds,
-        beside=Beside(
+        beside=Overhead(
             answering + states.seconds + _reading_time(job, states.seconds / read).afterwards(read),
             evaluations=FIGURES * max(1.0, len(states.held_out) / EVALUATED_ROWS),
         ),
@@ -448,7 +448,7 @@ def _shares(job: Job) -> list[float]:
 
 
 def _plan(job: Job, tokens: int) -> tuple[FittingRows, FittingRows | None]:
-    """Rows to train on, and rows of other documents for the classifiers, which share no text."""
+    """ReadRows to train on, and rows of other documents for the classifiers, which share no text."""
     recipe, shares = job.recipe, _shares(job)
     trained_on = job.plan(shares, tokens)
     if not job.request.classifiers:

@@ -102,7 +102,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReadRows:
     """What was read. tokens: planned rows. fit, held_out: rows to train on, and held-out ones in figures.
 
     allowed: tokens that might be read, fewer than asked for where the minutes allowed no more; None if any.
@@ -117,7 +117,7 @@ class Rows:
     allowed: int | None = None
 
     @classmethod
-    def of(cls, rows: FittingRows, fit: int, held_out: int, states_bytes: int = 0) -> Rows:
+    def of(cls, rows: FittingRows, fit: int, held_out: int, states_bytes: int = 0) -> ReadRows:
         """Of planned rows, so many of which were trained on and judged by."""
         documents = len(rows.held_out)
         return cls(rows.tokens, documents, int(rows.held_out.sum()), fit, held_out, states_bytes)
@@ -158,7 +158,7 @@ class TrainingRecord(Left):
 
     request: TrainingIdentity
     settings: Settings
-    rows: Rows
+    rows: ReadRows
     steps: int
     stopped: str
     seconds: Seconds

@@ -35,9 +35,9 @@ from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, diver
 from offramp.training.folder import require_room, write_model
 from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
 from offramp.training.layer_skip import exit_weights
-from offramp.training.loop import Beside, LossOf, Parameters, Progress
+from offramp.training.loop import LossOf, Overhead, Parameters, Progress
 from offramp.training.recipe import Recipe
-from offramp.training.record import Evaluation, Left, Rows
+from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
 from offramp.workloads.packing import Context
 from offramp.workloads.shared_text import write_sketch
@@ -52,7 +52,7 @@ AHEAD = "ahead"
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """What a step reads. places: of sequences to train on. left_out: layers of each. weights: of the loss of
     each exit that it looks at, L last."""
 
@@ -93,7 +93,7 @@ class RegularisedModel:
         """All tokens: one that the loss does not look at might come to be likely."""
         return None
 
-    def batch(self, step: int, steps: int) -> Batch:
+    def batch(self, step: int, steps: int) -> TrainingBatch:
         """Sequences of the recipe's positions at most, or one; which layers each goes without; exits."""
         generator = np.random.default_rng((self.recipe.seed, step))
         order = generator.permutation(len(self.fit))
@@ -101,7 +101,7 @@ class RegularisedModel:
         places = tuple(order[:count].tolist())
         layers = self.model.layers
         dropped = generator.random((len(places), layers)) < self.asked.dropout(layers, step, steps)
-        return Batch(
+        return TrainingBatch(
             places,
             tuple(frozenset((np.flatnonzero(row) + 1).tolist()) for row in dropped),
             self.asked.weights(self.recipe.at, layers, step, steps),
@@ -121,7 +121,7 @@ class RegularisedModel:
 
         return loss_of
 
-    def _loss(self, batch: Batch, target: Target, parameters: Parameters) -> Tensor:
+    def _loss(self, batch: TrainingBatch, target: Target, parameters: Parameters) -> Tensor:
         """With the trained weights in their places."""
         stack, layers = self.model.stack, self.model.layers
         contexts = [self.fit[place] for place in batch.places]
@@ -138,7 +138,7 @@ class RegularisedModel:
                 total = total + self.asked.keep * divergence(logits, target)
         return total
 
-    def _states(self, batch: Batch, contexts: Sequence[Context]) -> dict[int, Tensor]:
+    def _states(self, batch: TrainingBatch, contexts: Sequence[Context]) -> dict[int, Tensor]:
         """States [rows of all sequences, hidden] at the step's exits and at L."""
         found = [
             run_layers(self.model.stack, torch.tensor(context.ids), batch.weights, left_out)
@@ -230,7 +230,7 @@ def cross_entropy(logits: Tensor, contexts: Sequence[Context], ahead: int) -> Te
 
 
 READ_ROWS = 128
-"""Rows read out at a time."""
+"""ReadRows read out at a time."""
 
 
 class _Read(NamedTuple):
@@ -256,7 +256,7 @@ class HeldOutModel:
 
     @property
     def tokens(self) -> int:
-        """Rows of all sequences."""
+        """ReadRows of all sequences."""
         return sum(map(row_count, self.contexts))
 
     @torch.no_grad()
@@ -379,8 +379,8 @@ def prepare_model(job: Job) -> Prepared:
         rows,
         layers=job.recipe.at,
         reading=rows.answering,
-        beside=Beside(time.perf_counter() - began, evaluations=2 * ALL_EVALUATED / EVALUATED_TOKENS),
-        counted=Rows.of(rows, sum(map(row_count, fit)), problem.held_out.tokens),
+        beside=Overhead(time.perf_counter() - began, evaluations=2 * ALL_EVALUATED / EVALUATED_TOKENS),
+        counted=ReadRows.of(rows, sum(map(row_count, fit)), problem.held_out.tokens),
         finish=finish,
     )
 
