@@ -196,20 +196,14 @@ def test_a_page_of_the_users_with_all_names_of_a_comparison_is_kept(
     assert tree(tmp_path / "out") == mine
 
 
-def test_a_comparison_of_an_offramp_that_kept_no_record_is_replaced(
-    finished_run: Path, tmp_path: Path
-) -> None:
+def test_a_comparison_without_its_record_is_anybodys_and_stays(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_offramp("compare", finished_run, "-o", out).require(0)
-    names = tree(out).keys()
     (out / ".offramp.json").unlink()
-    put(out, "tables/models.csv")  # that is no longer written
-    run_offramp("compare", finished_run, "-o", out).require(0)
-    assert tree(out).keys() == names
-    (out / ".offramp.json").unlink()
-    put(out, "tables/mine.csv")
+    left = tree(out)
     refused = run_offramp("compare", finished_run, "-o", out).require(2).err
-    assert "not a comparison: tables/mine.csv" in refused
+    assert "files that are not a comparison: citation.bib, report.html, tables" in refused
+    assert tree(out) == left
 
 
 def test_a_comparison_is_replaced_and_what_was_edited_is_kept(finished_run: Path, tmp_path: Path) -> None:

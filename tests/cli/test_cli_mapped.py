@@ -69,7 +69,7 @@ def test_replaying_and_predicting_with_maps(trace: Path, model: Path, workload: 
     assert more > 0
     predict = ["predict", POLICY, "--trace", trace, "--hardware", "h100", "--kv", "mapped"]
     said = " ".join(run_offramp(*predict).require(0).out.split())
-    assert "with mapped K and V, later tokens see others in decoding" in said
+    assert "with K and V by mapped, later tokens see others in decoding" in said
     run_offramp("trace", model, "-w", workload, "--tokens", 100, "-o", tmp_path / "bare").require(0)
     outcome = run_offramp("replay", tmp_path / "bare", "--policy", POLICY, "--kv", "mapped").require(2)
     assert "offramp heads fit MODEL --workload W --kv-maps EXITS" in " ".join(outcome.err.split())

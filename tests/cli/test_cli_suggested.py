@@ -149,7 +149,7 @@ def test_tuning_a_run_takes_what_lies_in_it_and_suggests_what_runs(run: Path, do
     assert one.json["machine"] == "local"
     for line in filter(None, (one.json["generate"], one.json["next"])):
         execute(line)
-    predicted = run_offramp("predict", "policy.json", "--trace", run, "--unseen", "--json")
+    predicted = run_offramp("predict", "policy.json", "--trace", place, "--unseen", "--json")
     assert predicted.require(0).json["workload"] == text
 
 

@@ -126,7 +126,7 @@ def test_a_record_of_another_version_is_refused_before_a_model_is_looked_at(
 ) -> None:
     outdated = shutil.copytree(trained, tmp_path / "outdated")
     write_sealed_json(outdated / TRAINING_FILE, {"kind": "training", "schema_version": 1})
-    run = ["run", "no model", "-w", f"jsonl:{documents}#text", "-o", tmp_path / "run", "--json"]
+    run = ["run", "no/model", "-w", f"jsonl:{documents}#text", "-o", tmp_path / "run", "--json"]
     error = run_offramp(*run, "--exits", outdated).require(2).json["error"]
     assert "its schema version is 1" in error["what"]
     assert error["where"] == str(outdated / TRAINING_FILE)
