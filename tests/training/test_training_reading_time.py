@@ -81,7 +81,7 @@ def test_steps_get_what_reading_and_its_end_leave_of_the_minutes(
     afterwards = [0.0, 6.0, 60.0]
     monkeypatch.setattr(ReadingTime, "afterwards", lambda self, tokens: afterwards[0])
     monkeypatch.setattr(ReadingTime, "affordable", lambda self, tokens, minutes: tokens)
-    monkeypatch.setattr(loop.Loop, "_pilot", lambda self, progress: 0.05)
+    monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.05)
     alone = trained(tmp_path / "alone", minutes=0.5).record.settings.steps
     afterwards.pop(0)
     assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 60
