@@ -200,3 +200,7 @@ def test_documents_of_a_workload_are_kept_apart(model: offramp.Model, tmp_path: 
     trace = offramp.trace(model, f"jsonl:{path}#text", tokens=400, context=50)
     assert trace.position.max() == 49
     assert [document.tokens for document in trace.documents] == np.bincount(trace.document).tolist()
+
+
+def test_a_call_made_of_a_request_says_what_it_gives() -> None:
+    assert inspect.signature(offramp.run).return_annotation == "Findings"

@@ -342,7 +342,7 @@ def pilot_of(clock: Clock, **seconds: float) -> tuple[str, tuple[str, ...]]:
 def test_the_pilot_takes_the_fastest_that_takes_turns(clock: Clock) -> None:
     plain, notes = pilot_of(clock, never=0.11, dynamic=0.1, whole=0.101)
     assert plain == GENERATE
-    assert notes == ("in one call generate() took 1.0% more than in steps",)
+    assert notes == ("in one call generate() took 1.0 % more than in steps",)
     assert pilot_of(clock, never=0.09, dynamic=0.1, whole=0.1)[0] == NEVER
 
 

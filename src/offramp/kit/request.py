@@ -239,7 +239,11 @@ def as_call(request: Callable[P, CarriedOut[Answer]]) -> Callable[P, Answer]:
     parameters = [
         parameter.replace(annotation=said[name]) for name, parameter in signature.parameters.items()
     ]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    answer = inspect.signature(request.carry_out).return_annotation  # type: ignore[attr-defined]
+    call.__annotations__["return"] = answer
+    call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=parameters, return_annotation=answer
+    )
     call.__module__, call.__name__ = request.__module__, request.__name__.lower()
     call.request = request  # type: ignore[attr-defined]
     return call

@@ -178,6 +178,8 @@ def shown(value: Any) -> str:
 def suggest(name: str, known: Iterable[str]) -> str:
     """What to write instead of an unknown name: the nearest known one, or all of them."""
     names = list(known)
+    if not names:
+        return "there is none here: install the package that brings it"
     return nearest(name, names) + "choose one of: " + ", ".join(names)
 
 

@@ -333,7 +333,10 @@ class StudyFolder:
             except DamagedFileError as error:
                 error.fix = f"{error.fix}: {self.command()}"
                 raise
-        if self.journal.read().events or self.finished():
+        if not self.path.is_dir():
+            what = "this is no folder" if self.path.exists() else "there is no such folder"
+            fix = "check the path: give the folder of a study or of a run"
+        elif self.journal.read().events or self.finished():
             what, fix = f"the folder's {PLAN} is missing", f"{FILE.fix}: {self.command()}"
         elif self.is_begun:
             what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
@@ -341,8 +344,6 @@ class StudyFolder:
             what = "this is a trace, and there is no page of one alone"
             replay = command_line("replay", self.path, policy="static:exit=N")
             fix = f"score it: {command_line('score', self.path)}; or replay a policy on it: {replay}"
-        elif not self.path.is_dir():
-            what, fix = "there is no such folder", "check the path"
         else:
             what = "there is no study or run here"
             fix = "give the folder of offramp study run or offramp run: it holds plan.json"

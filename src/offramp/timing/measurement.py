@@ -202,7 +202,7 @@ def choose_plain(
         if GENERATE in seconds:
             more = _over(found, ONE_CALL, GENERATE) - 1.0
             way = "more" if more > 0.0 else "less"
-            said.append(f"in one call generate() took {abs(more):.1%} {way} than in steps")
+            said.append(f"in one call generate() took {100 * abs(more):.1f} % {way} than in steps")
     return Pilot(plain, seconds, tuple(said))
 
 
