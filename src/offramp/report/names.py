@@ -66,11 +66,6 @@ def row_name(row: Row) -> str:
     return line_name(row.model.shown, row.heads)
 
 
-def place_shown(place: Place) -> str:
-    """Where a strategy stands: "smollm2 on prose, h100"."""
-    return f"{line_name(place.model, place.heads)} on {place.workload}, {machine_shown(place.machine)}"
-
-
 def parameters_text(parameters: float | None) -> str:
     """A size: 51_500 -> "51.5 k", 135e6 -> "135 M", 8.2e9 -> "8.2 B", "–" if it is not known."""
     if parameters is None:

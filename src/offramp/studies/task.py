@@ -46,7 +46,7 @@ class TaskCost:
 class Task:
     """One piece of work with one result, which every cell that needs it shares.
 
-    kind: a name of `offramp.studies.work.work.WORKS`. recipe: everything that changes the result (JSON):
+    kind: a name of `offramp.studies.work.work.works`. recipe: everything that changes the result (JSON):
     fingerprints, sizes, seed, threads, code and library versions; and nothing that does not, such as the
     names that the study gives. needs: keys of tasks whose results it reads, by role ("trace", "heads",
     "profile", "league"). exclusive: whether it takes timings, and so runs alone.
