@@ -141,7 +141,7 @@ BEFORE_LOADING = [
     ("heads fit", "--kv-maps 1 --no-lens --no-classifiers --short-list 9", "--short-list means nothing", ""),
     ("heads fit", "--kv-rank 4", "--kv-rank means nothing without K,V maps", "add --kv-maps"),
     ("hardware", "--dtype float8", "unknown dtype 'float8'", ""),
-    ("hardware", "--batches 4,1", "batches must be rising, as 1,2,4,8, not (4, 1)", ""),
+    ("hardware", "--batches 4,1", "batches must be rising, each given once, not (4, 1)", "as in 1,2,4,8"),
     ("hardware", "--batches 1,99999", "batches must be 9,999 at most, not 99999", ""),
     ("hardware", "--batches one", "batches cannot be list ['one']", ""),
     ("hardware", "--threads 100000", "threads must be no more than this machine's cores", ""),

@@ -176,6 +176,9 @@ def test_text_and_json_round_trip(policy: ExitPolicy) -> None:
     [
         ("statik:exit=3", "unknown policy 'statik'", 0),
         ("static", "static needs exit=", 6),
+        ("threshold:signal=margn,value=0.9", "unknown signal 'margn'", 17),
+        ("threshold:signal=margin,value=0.9", "threshold needs exits=", 33),
+        ("bandit:signal=margin,exits=5+3", "exits must be ascending, each given once, not (5, 3)", 27),
         ("static:exit=", "exit has no value", 12),
         ("static:exit", "exit has no value", 11),
         ("static:exit=0", "exit must be at least 1, not 0", 12),

@@ -208,6 +208,10 @@ TopP = Annotated[float, Gt(0), Le(1)]
 
 Rising = Annotated[
     tuple[Annotated[Count, Le(9_999)], ...],
-    Must(lambda sizes: sizes and list(sizes) == sorted(set(sizes)), "rising, as 1,2,4,8"),
+    Must(
+        lambda sizes: sizes and list(sizes) == sorted(set(sizes)),
+        "rising, each given once",
+        "write each size once, the smallest first, as in 1,2,4,8",
+    ),
 ]
 """Sizes, each once, the smallest first."""

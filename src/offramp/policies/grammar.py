@@ -30,6 +30,7 @@ from offramp.files import (
     seal_of,
     write_json_atomically,
 )
+from offramp.kit.arguments import settled
 from offramp.kit.rules import suggest
 from offramp.kit.typed import from_json
 from offramp.plug_ins import Known, asking, load_plug_in, refused
@@ -184,20 +185,24 @@ def read_text(text: str) -> ExitPolicy:
         raise ParameterError(f"unknown policy {kind_text!r}", fix=suggest(kind_text, policy_kinds()))
     starts = _value_starts(len(kind_text) + 1, settings, kind) if colon else {}
     values: dict[str, Any] = {}
+    missing = []
     for parameter in kind.parameters:
         given = starts.get(parameter.name)
         value = parameter.default if given is None else given[1]
         if value is None:
-            raise ParameterError(
-                f"{kind_text} needs {parameter.name}=",
-                fix=f"add {parameter.name}=, {parameter.meaning}",
-                offset=len(text),
-            )
+            missing.append(parameter)
+            continue
         try:
             with _asking(kind):
                 values[parameter.name] = _read_value(parameter, value)
         except ParameterError as error:
             raise error.moved(given[0] if given else 0) from error
+    if missing:  # after what is misspelt: who reads of a word too few looks there, not at the others
+        raise ParameterError(
+            f"{kind_text} needs {missing[0].name}=",
+            fix=f"add {missing[0].name}=, {missing[0].meaning}",
+            offset=len(text),
+        )
     try:
         with _asking(kind):
             return kind(**values)
@@ -211,17 +216,21 @@ def _asking(kind: type[ExitPolicy]) -> AbstractContextManager[None]:
 
 
 def _read_value(parameter: Parameter, text: str) -> Any:
-    """A parameter's value, of its type; what else it must be, its policy refuses.
+    """A parameter's value, as its annotation says; what it must be beside others, its policy refuses.
 
     Raises ParameterError at the character at fault.
     """
     try:
-        return _read(text, parameter.hint)
+        value = _read(text, parameter.hint)
     except ParameterError as error:
         if error.fix:
             raise
         fix = f"give {parameter.name}=, {parameter.meaning}"
         raise ParameterError(error.what, fix=fix, offset=error.offset) from error
+    try:
+        return settled(parameter.name, value, parameter.hint, str(parameter.hint), PolicyError)
+    except PolicyError as error:
+        raise ParameterError(error.what, fix=error.fix) from error
 
 
 def _read(text: str, hint: Any, number: str = "a whole number") -> Any:
