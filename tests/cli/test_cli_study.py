@@ -252,6 +252,11 @@ def test_damage_is_found_named_and_mended(ran: Ran, small: Path) -> None:
     run_offramp(*study("run", small)).require(0)
     whole = results(ran.folder)
     assert score.read_bytes() == whole[str(score.relative_to(folder))]
+    decoded = folder / "executions" / "0123" / f"{'a' * 64}.json"
+    decoded.parent.mkdir(parents=True)
+    decoded.touch()
+    problems = run_offramp(*study("status", small, "--verify", "--json")).require(1).json["problems"]
+    assert problems[0].startswith(f"executions/0123/{decoded.name}: it is not JSON")
     assert run_offramp(*study("status", small, "--verify", "--json")).require(0).json["damaged"] == []
 
 

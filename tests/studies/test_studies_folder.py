@@ -20,10 +20,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offramp.errors import DamagedFileError, DiskFullError, ForeignFileError, InputError, WorkloadError
-from offramp.files import TEMPORARY_PREFIX, sha256_of_file, write_sealed_json
+from offramp.files import (
+    TEMPORARY_PREFIX,
+    canonical_json,
+    sha256_of_file,
+    sha256_of_text,
+    write_sealed_json,
+)
 from offramp.studies.folder import FILE as PLAN_FILE
 from offramp.studies.folder import PLAN, StudyFolder
 from offramp.studies.locks import holding
+from offramp.studies.status import status_of
 from offramp.studies.study import StudyFile
 from offramp.studies.task import (
     DAMAGED,
@@ -170,6 +177,32 @@ def test_a_byte_of_a_large_file_is_found_only_by_reading_it(folder: StudyFolder)
     ]
     assert folder.condition(TASK) == "damaged"
     assert folder.verify(TASK) == []
+
+
+def test_damaged_documents_of_certificates_are_found_by_verifying_and_decoded_again(
+    folder: StudyFolder,
+) -> None:
+    task, request = task_of("certify"), {"policy": "static:exit=2"}
+    do(folder, task)
+    kept = {name: folder.executions / "0123" / f"{name}.json" for name in ("a" * 64, "b" * 64, "notes")}
+    whole = kept["a" * 64].with_stem(sha256_of_text(canonical_json(request)))
+    for path in (whole, *kept.values()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed_json(path, {"executions": [], "request": request})
+    changed = bytearray(kept["b" * 64].read_bytes())
+    changed[20] ^= 1
+    kept["b" * 64].write_bytes(changed)
+    plan = plan_of([task])
+    assert status_of(plan, folder).damage == ()
+    status = status_of(plan, folder, verify=True)
+    first, second = status.damage
+    assert first == f"executions/0123/{'a' * 64}.json: it answers another request"
+    assert second.startswith(f"executions/0123/{'b' * 64}.json: ")
+    assert status.problems[:2] == status.damage
+    assert status.states == {task.key: "done"}
+    # What is whole stays, and so does what has another name than ours.
+    assert sorted(folder.executions.glob("*/*")) == sorted([whole, kept["notes"]])
+    assert status_of(plan, folder, verify=True).damage == ()
 
 
 def test_a_task_that_somebody_works_on_is_not_withdrawn(folder: StudyFolder) -> None:

@@ -210,7 +210,7 @@ def status(asked: StudyStatusCommand, out: Output) -> None:
     show_status(out.console, opened.plan, found, opened.folder.path)
     damaged = [key for key, state in found.states.items() if state == "damaged"]
     out.finish({**study_json(opened.plan, found, opened.folder.path), "damaged": damaged})
-    if asked.verify and damaged:
+    if asked.verify and (damaged or found.damage):
         raise typer.Exit(FAILED)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from offramp.commands import command_line
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import remove, sweep_temporary_files
+from offramp.files import canonical_json, read_sealed_json, remove, sha256_of_text, sweep_temporary_files
 from offramp.kit.output_folder import OwnFiles
 from offramp.kit.sealed_file import SealedFile, is_laid_out
 from offramp.studies.journal import Journal
@@ -200,7 +200,7 @@ class StudyFolder:
         places = [self.path / name for name in (PLAN, JOURNAL, FINGERPRINTS)]
         places += [path for path in self.locks.glob("*") if is_lock(path)]
         places += [path for path in self.logs.glob("*.log") if _LOG.fullmatch(path.name)]
-        places += [path for path in self.executions.rglob("*.json") if _EXECUTION.fullmatch(path.name)]
+        places += self._execution_files()
         places += self.executions.rglob(".lock")
         found: dict[str, str | None] = {
             path.relative_to(self.path).as_posix(): None for path in places if path.is_file()
@@ -211,6 +211,11 @@ class StudyFolder:
             place = folder.relative_to(self.path).as_posix()
             found |= {f"{place}/{name}": seal for name, seal in self._own_of(folder).items()}
         return found
+
+    def _execution_files(self) -> list[Path]:
+        """Files of documents that were decoded, by their names."""
+        paths = self.executions.rglob("*.json")
+        return [path for path in paths if path.is_file() and _EXECUTION.fullmatch(path.name)]
 
     def _own_of(self, folder: Path) -> dict[str, str | None]:
         """What of a task's folder is its own, as in `own_files`; until it is done, told by names.
@@ -294,6 +299,28 @@ class StudyFolder:
             problems = self._examine(task.kind, task.key, whole=True)[1] if held else []
             if problems:
                 self._withdraw(task, problems)
+        return problems
+
+    def verify_executions(self) -> list[str]:
+        """Read every byte of what was decoded for certificates; what is wrong with it, one sentence a file.
+
+        A damaged file is removed: whoever needs it decodes it again, as where there is none.
+        """
+
+        def damaged(path: Path, why: str) -> DamagedFileError:
+            return DamagedFileError(f"{path.relative_to(self.path).as_posix()}: {why}", where=str(path))
+
+        problems = []
+        for path in sorted(self._execution_files()):
+            try:
+                request = read_sealed_json(path, damaged).get("request")
+                if sha256_of_text(canonical_json(request)) != path.stem:
+                    raise damaged(path, "it answers another request")
+            except DamagedFileError as error:
+                problems.append(error.what)
+                path.unlink()
+        if problems:
+            self.journal.append("damaged", problems=problems)
         return problems
 
     # --- the plan

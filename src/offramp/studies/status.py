@@ -109,7 +109,8 @@ class Status:
 
     states: of every task, by key. cells: how many cells are in each state. failures: of failed tasks, by key.
     reasons: why a task cannot go on (one that it needs failed, or it cannot be run here) or counts as
-    damaged, by key. left: of what can go on. problems: what else a person should know, one sentence each.
+    damaged, by key. left: of what can go on. damage: that was found by reading every byte, if it was, one
+    sentence a file. problems: what else a person should know, one sentence each, the damage first.
     """
 
     states: Mapping[str, State]
@@ -117,6 +118,7 @@ class Status:
     failures: Mapping[str, Failure]
     reasons: Mapping[str, str]
     left: TimeLeft
+    damage: tuple[str, ...]
     problems: tuple[str, ...]
 
 
@@ -125,14 +127,18 @@ def status_of(
 ) -> Status:
     """Where the study of a plan stands in a folder.
 
-    verify: read every byte of every finished task first; what is damaged is then to be done again. workers:
-    jobs at a time, for the time left; None: as many as the cores at hand allow.
+    verify: read every byte of every finished task first, and of what was decoded for certificates; what is
+    damaged is then to be done again. workers: jobs at a time, for the time left; None: as many as the cores
+    at hand allow.
     """
-    damaged = [
-        f"{task.kind} task {task.key[:12]}: {problem}"
-        for task in (plan.tasks.values() if verify else ())
-        for problem in folder.verify(task)
-    ]
+    damage: list[str] = []
+    if verify:
+        damage += [
+            f"{task.kind} task {task.key[:12]}: {problem}"
+            for task in plan.tasks.values()
+            for problem in folder.verify(task)
+        ]
+        damage += folder.verify_executions()
     journal = folder.journal.read()
     standing = Standing(plan, folder)
     states = standing.states
@@ -148,8 +154,9 @@ def status_of(
         failures={key: failure for key, failure in failed.items() if failure is not None},
         reasons=standing.reasons,
         left=time_left(plan, standing.ahead, standing.running, journal.events, at_a_time),
+        damage=tuple(damage),
         problems=(
-            *damaged,
+            *damage,
             *journal.problems,
             *_stalled(plan, folder, standing.running),
             *study_file_problems(plan),
