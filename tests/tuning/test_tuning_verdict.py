@@ -392,6 +392,11 @@ def test_an_open_verdict_says_what_is_missing(proposed: Verdict) -> None:
     used_up = settle(proposed, tuned("never", "too few documents"))
     assert used_up.decision == "not enough documents"
     assert used_up.missing == ("more documents: all 60 at hand were decoded, and leave it open",)
+    near = candidate(passed=False, outcome="out of reach", documents=52)
+    some = settle(proposed, tuned("never", "too few documents", candidates=(near,)))
+    assert some.missing[0] == (
+        "more documents: 52 leave it open, and the others of the 60 at hand could not certify it"
+    )
     allowed = settle(proposed, tuned("never", "not settled", documents=12, at_hand=60))
     assert allowed.decision == "not settled"
     assert "12 were allowed to be decoded, 46 needed" in allowed.missing[0]

@@ -235,6 +235,11 @@ Capital = NDArray[np.float64]
 GIVING_UP = 0.1
 """Share of delta at which a candidate is given up for what it lost: so rarely is a good one lost to this."""
 
+ENOUGH_TO_REFUTE = 48
+"""Documents after which a candidate that can no longer be certified, or that is refuted at delta where a
+verdict is asked for, is given up; before, it is decoded on until it has lost too much, so that what is refuted
+was tried on more than a few tokens."""
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -256,8 +261,33 @@ def sequential_capital(losses: Losses, risk: float, delta: float, planned: int) 
     return np.asarray(log_capital(column, bets(column, delta, planned), risk)[:, 0])
 
 
+def capital_against(losses: Losses, risk: float, delta: float, sized: int) -> Capital:
+    """ln K_t against "the mean loss is at most `risk`" after each document: losses [documents] -> same.
+
+    The same process on what is kept, its bets of the size that giving up takes.
+    """
+    return sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, sized)
+
+
+def refuted(losses: Losses, risk: float, delta: float, sized: int) -> bool:
+    """Whether losses of documents refute that all such documents lose at most `risk` on average.
+
+    That is, whether the capital against it has reached 1/delta: a risk that is exceeded by so little that
+    chance may have done it is not refuted. sized: for how many documents bets are sized.
+    """
+    against = capital_against(losses, risk, delta, sized).max(initial=0.0)
+    return bool(against >= math.log(1.0 / delta) and losses.mean() > risk)
+
+
 def settle(
-    losses: Losses, risk: float, delta: float, planned: int, patience: int = 0, sized: int | None = None
+    losses: Losses,
+    risk: float,
+    delta: float,
+    planned: int,
+    patience: int = 0,
+    sized: int | None = None,
+    *,
+    refutes: bool = False,
 ) -> Settled | None:
     """How a test of "the mean loss is at least `risk`" stands after some documents, in the drawn order.
 
@@ -265,7 +295,9 @@ def settle(
     Given up, which costs power and never validity, is a candidate
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
+    - "below the floor": it has reached 1/delta after documents enough, where that is an answer (refutes);
     - "documents used up": all `planned` ones were looked at.
+    With refutes a candidate that has lost more than the risk is not out of reach: it may still be refuted.
     patience: documents before which "out of reach" ends no test: it may still be refuted. sized: for how many
     documents bets are sized, None for all planned ones; a test that goes on beyond these stays valid.
     """
@@ -273,12 +305,14 @@ def settle(
     seen = np.arange(1, len(losses) + 1)
     capital = sequential_capital(losses, risk, delta, sized)
     mean = np.cumsum(losses) / seen
-    against = sequential_capital(1.0 - losses, 1.0 - risk, GIVING_UP * delta, sized)
-    best = capital + (planned - seen) * largest_growth(risk)
+    against = capital_against(losses, risk, delta, sized)
+    best, over = capital + (planned - seen) * largest_growth(risk), mean > risk
+    below = np.maximum.accumulate(against) >= wanted
     ends: dict[Outcome, NDArray[np.bool_]] = {
-        "certified": (capital >= wanted) & (mean <= risk),
-        "out of reach": (best < wanted) & (seen >= patience),
-        "too much lost": (against >= wanted - math.log(GIVING_UP)) & (mean > risk),
+        "certified": (capital >= wanted) & ~over,
+        "out of reach": (best < wanted) & (seen >= patience) & ~(over & refutes),
+        "too much lost": (against >= wanted - math.log(GIVING_UP)) & over,
+        "below the floor": below & over & (seen >= ENOUGH_TO_REFUTE) & refutes,
         "documents used up": seen >= planned,
     }
     first = [Settled(outcome, int(np.flatnonzero(met)[0]) + 1) for outcome, met in ends.items() if met.any()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,12 @@ from offramp.policies.cost_breakdown import PriceAt
 from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
-from offramp.policies.replay import replay
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
-from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents
+from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents, refuted
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
     DOCUMENTS_AT_ONCE,
-    ENOUGH_TO_REFUTE,
     Deadline,
     Executor,
     FixedSequence,
@@ -207,16 +204,15 @@ class _Floor:
                 return shortage
             hoped, reach = self.limits.hoped, proposed.reach
             reaches = hoped is not None and reach is not None and reach >= 1.0 + hoped
-            passed = all(one.passed for one in self.alone)
+            passed = all(trial.passed for trial in self.alone)
             if not proposed.complete or self.out_of_time or reaches or not passed:
                 return "not settled"
             return "nothing faster" if hoped is None else "nothing could pay"
         last = tested[-1]
         if last.outcome == OUT_OF_TIME:
             return "not settled"
-        seen = last.documents >= min(self.needed, ENOUGH_TO_REFUTE)
-        below = seen and last.losses.mean() > self.job.floor.risk
-        return "refuted" if last.outcome == "too much lost" or below else shortage
+        job = self.job
+        return "refuted" if refuted(last.losses, job.floor.risk, job.delta, self.sized) else shortage
 
     def answer(self, prices: PricesOf, clock: Deadline) -> Tuned:
         """What came out, and why."""
@@ -378,23 +374,21 @@ def _lossless(
 
     alone: the full model as it was tested, where it may lose something: then it is none unless that passed.
     """
-    if job.floor.kind == REFERENCE and not any(one.passed for one in alone):
+    if pool is None or (job.floor.kind == REFERENCE and not any(full.passed for full in alone)):
         return None
-    found: list[tuple[float, str, str, int, ExitPolicy]] = []
-    searched = job.trace.subset(job.roles.search)
+    priced: list[tuple[float, str, str, int, ExitPolicy]] = []
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.lossless):
-        how: dict[str, Any] = {"machine": job.machine, "kv": kv}
-        front = [one for one in front_of(pool.found if pool else ()) if executor.can(one.policy, kv)]
+        at = prices_for(pool.trace, job.machine, kv)
+        front = [scored for scored in front_of(pool.found) if executor.can(scored.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
-            relative, length = min(
-                (paid.per_token / paid.plain_per_token, length)
-                for length in DRAFT_LENGTHS
-                for paid in [replay(searched, scored.policy, draft_length=length, **how).breakdown]
-            )
-            found.append((relative, str(scored.policy), kv, length, scored.policy))
-    if not found:
+            run = run_of(pool.trace, scored.policy)
+            for length in DRAFT_LENGTHS:
+                paid = Charge.of(replace(run, draft_length=length), kv).breakdown(at)
+                relative = paid.per_token / paid.plain_per_token
+                priced.append((relative, str(scored.policy), kv, length, scored.policy))
+    if not priced:
         return None
-    relative, _, kv, length, policy = min(found, key=lambda one: one[:4])
+    relative, _, kv, length, policy = min(priced, key=lambda drafts: drafts[:4])
     outcome = "lossless: every token is the full model's"
     drafts = Candidate(policy, kv, 1.0, 1.0, None, 0, 1.0 / relative, True, outcome, length)
     for full in alone:

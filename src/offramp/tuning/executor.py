@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from offramp.policies.decisions import Decisions
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.trace import Trace
-from offramp.tuning.bounds import OUT_OF_TIME, Losses, Method, Outcome, Settled, fewest_documents, settle
+from offramp.tuning.bounds import (
+    ENOUGH_TO_REFUTE,
+    OUT_OF_TIME,
+    Losses,
+    Method,
+    Outcome,
+    Settled,
+    fewest_documents,
+    settle,
+)
 from offramp.tuning.floor import FloorKind
 
 
@@ -129,11 +138,6 @@ class Proposal:
         return self.cost / self.plain
 
 
-ENOUGH_TO_REFUTE = 48
-"""Documents after which a candidate that can no longer be certified, or that keeps less than the floor where
-a verdict is asked for, is given up; before, it is decoded on until it has lost too much, so that what is
-refuted was tried on more than a few tokens."""
-
 DOCUMENTS_AT_ONCE = 8
 """Documents that are decoded before a test looks at its capital again."""
 
@@ -179,8 +183,8 @@ class FixedSequence:
     sized: int | None = None
     """Documents that the bets of the betting bound are sized for, None for all planned ones."""
     refutes: bool = False
-    """Whether a candidate that keeps less than the floor after enough documents is given up: a verdict has
-    its answer then, where a certificate might still be had with luck."""
+    """Whether a candidate is tested until it is refuted, not only until it cannot be certified: that is the
+    answer of a verdict."""
     known: dict[tuple[ExitPolicy, str], Losses] = field(default_factory=dict)
     """Losses of documents that candidates were decoded on before, the first in the drawn order: time that is
     used up forbids to decode, and not to read them."""
@@ -211,13 +215,11 @@ class FixedSequence:
         sized = most if self.sized is None else min(self.sized, most)
 
         def settled_by(losses: Losses) -> Settled | None:
-            return settle(losses, self.risk, self.delta, most, patience, sized)
+            return settle(losses, self.risk, self.delta, most, patience, sized, refutes=self.refutes)
 
         settled = settled_by(losses)
         while settled is None:
-            if enough and self.refutes and len(losses) >= ENOUGH_TO_REFUTE and losses.mean() > self.risk:
-                settled = Settled("below the floor", len(losses))
-            elif len(losses) == self.planned:
+            if len(losses) == self.planned:
                 settled = Settled("documents used up", len(losses))
             elif self.clock.over:
                 settled = Settled(OUT_OF_TIME, len(losses))

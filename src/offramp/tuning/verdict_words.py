@@ -421,8 +421,8 @@ def missing_of(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
         needed = f"{certificate.documents_needed} needed if none loses"
         more = f", trace at least {tuned.documents_in_all} in all" if at_hand else ""
         missing.append(f"documents: {certificate.documents} {where}, {needed}{more}")
-    elif verdict.standing == "too few documents":
-        missing.append(f"more documents: all {certificate.documents} at hand were decoded, and leave it open")
+    elif verdict.standing == "too few documents" or _allowed_too_few(verdict, tuned):
+        missing.append(f"more documents: {_decoded_of(verdict, tuned)}")
     elif not verdict.certified:
         so_far = f", {_documents(verdict.tried.documents)} so far" if verdict.tried is not None else ""
         missing.append(f"time to decode the documents that are at hand{so_far}")
@@ -436,6 +436,25 @@ def missing_of(verdict: Verdict, tuned: Tuned) -> tuple[str, ...]:
         elif _straddles(verdict):
             missing.append(f"a narrower interval of the speed{_longer(verdict, speed)}")
     return tuple(missing)
+
+
+def _allowed_too_few(verdict: Verdict, tuned: Tuned) -> bool:
+    """Whether a candidate was tested on all documents that were allowed, and not on all at hand."""
+    tried, grounds = verdict.tried, tuned.grounds
+    limited = grounds is not None and tuned.certificate.documents < grounds.at_hand
+    return limited and tried is not None and tried.passed is False and tried.outcome != OUT_OF_TIME
+
+
+def _decoded_of(verdict: Verdict, tuned: Tuned) -> str:
+    """How many documents leave a floor open, of those at hand."""
+    tried, planned = verdict.tried, tuned.certificate.documents
+    if _allowed_too_few(verdict, tuned):
+        return f"{planned} were allowed to be decoded, and leave it open"
+    if tried is not None and tried.documents < planned:
+        return (
+            f"{tried.documents} leave it open, and the others of the {planned} at hand could not certify it"
+        )
+    return f"all {planned} at hand were decoded, and leave it open"
 
 
 def _straddles(verdict: Verdict) -> bool:
