@@ -237,8 +237,8 @@ GIVING_UP = 0.1
 
 ENOUGH_TO_REFUTE = 48
 """Documents after which a candidate that can no longer be certified, or that is refuted at delta where a
-verdict is asked for, is given up; before, it is decoded on until it has lost too much, so that what is refuted
-was tried on more than a few tokens."""
+verdict is asked for, is given up; before, it is decoded on until it has lost too much, so that what is
+refuted was tried on more than a few tokens."""
 
 
 @dataclass(frozen=True)
