@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import machine_for
 from offramp.scoring.documents import document_rows
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import losses_in_order, ordered_candidates, run_sequence
 from offramp.tuning.floor import Floor, make_floor

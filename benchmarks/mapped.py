@@ -38,8 +38,7 @@ from offramp.policies.kv import maps_of
 from offramp.policies.policy_cost import prices_at
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.fitting.maps import AUTO, AUTO_DISTANCE, FULL
-from offramp.tracing.heads_of_trace import with_maps
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, with_maps
 from offramp.workloads.workload import Workload
 
 ROWS = 8

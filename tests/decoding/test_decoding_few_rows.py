@@ -13,7 +13,7 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Meter
 from offramp.decoding.engine.products import few_rows_are_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
-from offramp.decoding.strategies.draft_length import AdaptiveLength, draft_length_of
+from offramp.decoding.strategies.speculate import AdaptiveLength, draft_length_of
 from offramp.models.model import Model
 
 HIDDEN, LAYERS = 512, 3

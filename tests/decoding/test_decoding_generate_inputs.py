@@ -26,8 +26,8 @@ from offramp.decoding.engine.engine import Abilities
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.generation.early_exit import KEPT_BACK, given_to_generate
 from offramp.decoding.generation.loop import describe_problem
-from offramp.decoding.generation.next_token import Chooser, NonFiniteLogits, is_broken, require_whole
 from offramp.decoding.generation.prompts import prompt_batch
+from offramp.decoding.strategies.next_token import Chooser, NonFiniteLogits, is_broken, require_whole
 from offramp.errors import OfframpError, PolicyError
 from tiny_models import CONTEXT, VOCABULARY
 

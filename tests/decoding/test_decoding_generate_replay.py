@@ -24,7 +24,7 @@ from offramp.policies.decisions import Decisions, probed_facts
 from offramp.policies.kv import maps_of
 from offramp.policies.policy_cost import prices_at
 from offramp.policies.steps import count_steps
-from offramp.tracing.heads_of_trace import with_maps
+from offramp.tracing.trace import with_maps
 from offramp.workloads.workload import Document, Workload
 from tiny_models import LAYERS, write_documents
 

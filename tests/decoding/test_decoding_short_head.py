@@ -17,7 +17,7 @@ from torch import Tensor
 
 import offramp
 from offramp.costs.hardware import find_machine
-from offramp.decoding.exit_readout.head import OutputHead
+from offramp.decoding.exit_readout.facts import OutputHead
 from offramp.decoding.generation.loop import Scorer
 from offramp.decoding.generation.prompts import prompt_batch
 from offramp.decoding.generation.result import BatchGeneration

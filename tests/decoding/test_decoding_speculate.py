@@ -26,7 +26,7 @@ from strategy_cases import (
 )
 
 import offramp
-from offramp.decoding.strategies.draft_length import Auto, each_costs
+from offramp.decoding.options import Auto, each_costs
 from offramp.errors import InputError
 from offramp.models.model import Model
 from offramp.policies.decisions import replay_decisions

@@ -8,12 +8,8 @@ import pytest
 from generation_cases import tiny_llama
 
 from offramp.decoding.engine.build import engine_of
-from offramp.decoding.strategies.draft_length import (
-    AdaptiveLength,
-    Auto,
-    draft_length_of,
-    each_costs,
-)
+from offramp.decoding.options import Auto, each_costs
+from offramp.decoding.strategies.speculate import AdaptiveLength, draft_length_of
 from offramp.policies.grammar import parse_policy
 
 LAYERS, HEAD = 30, 6.0

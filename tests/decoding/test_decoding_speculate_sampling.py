@@ -12,9 +12,9 @@ from scipy import stats
 from strategy_cases import ExitReader, decode, engine_of, llama
 
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.next_token import Chooser, accept_or_resample
 from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.next_token import Chooser, accept_or_resample
 from offramp.decoding.strategies.propagate import Propagate
 from offramp.decoding.strategies.speculate import Speculate
 from offramp.decoding.strategies.strategy import Strategy

@@ -327,16 +327,12 @@ FREE = {
 def test_chunks_follow_the_free_memory_of_an_accelerator(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (output_head, statistics, states):
         monkeypatch.setattr(module, "free_bytes", lambda device: free)
-    made: list[tuple[str, torch.device]] = []
-    for name in ("MemoryStore", "FileStore"):
-        monkeypatch.setattr(states, name, lambda *sizes, name=name: made.append((name, sizes[-1])))
     statistics._accelerator_elements.cache_clear()
     rows, elements, in_memory = FREE[free]
     assert output_head.buffer_rows(2 * 131_072, ACCELERATOR) == rows
     assert statistics.eager_elements(ACCELERATOR) == elements
     statistics._accelerator_elements.cache_clear()
-    states.open_store(32, 512, 30_518, torch.bfloat16, ACCELERATOR)
-    assert made == [("MemoryStore" if in_memory else "FileStore", ACCELERATOR)]
+    assert states.fit_in_memory(1_000_000_000, ACCELERATOR) is in_memory
     # A processor's are tuned to its cache.
     assert output_head.buffer_rows(2 * 131_072, torch.device("cpu")) == 128
     assert statistics.eager_elements(torch.device("cpu")) == 800_000

@@ -21,7 +21,7 @@ from command_line import tree
 from offramp.decoding.openings import further_documents, prompts_of
 from offramp.errors import DiskFullError, InputError
 from offramp.models.model import Model
-from offramp.tracing.heads_of_trace import heads_documents
+from offramp.tracing.trace import heads_documents
 from offramp.training import folder as folders
 from offramp.training import loop
 from offramp.training import regularised as problem

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from offramp.errors import InputError
 from offramp.policies.binding import TunedOn, seen_notes, text_caveat
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.splits import (
     digests,
     fewest_documents,

@@ -13,8 +13,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.trained_model import trained_on
 from offramp.kit.defaults import OPENING_TOKENS, PROMPT_TOKENS, SEED
 from offramp.models.model import Model
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.splits import Roles, split_documents, split_roles
 from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload

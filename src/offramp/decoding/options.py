@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError, PolicyError
 from offramp.heads.described import describe_heads, reading_of
 from offramp.heads.exit_heads import ExitHeads
@@ -137,6 +136,30 @@ def check_maps(
                 fix=f"fit maps of this model: {fix}",
             )
     MAPPED.admits(policy, int(heads.model["layers"]), tuple(heads.kv_maps.ranks.items()))
+
+
+Rows = Callable[[int], float]
+"""Cost of running one layer, or the head, for so many rows at once; for one row it is 1."""
+
+
+def each_costs(share: float) -> Rows:
+    """Every row beyond the first costs this share of it."""
+    return lambda rows: 1.0 + share * (rows - 1)
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Settings of an adaptive draft length.
+
+    rows: see `Rows`; by default each further row costs 0.6 of the first, as in float32 on a small processor.
+    head, exit_head: what the full model's head and that of an exit cost, in layers; None: by their
+    parameters. longest: never more drafts.
+    """
+
+    rows: Rows = field(default_factory=lambda: each_costs(0.6))
+    head: float | None = None
+    exit_head: float | None = None
+    longest: int = 8
 
 
 LOCKSTEP = "lockstep"

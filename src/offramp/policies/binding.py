@@ -15,8 +15,7 @@ from offramp.heads.exit_heads import ExitHeads
 from offramp.policies.decisions import task_of
 from offramp.policies.policy import ExitPolicy
 from offramp.tracing.facts import HEAD_FACTS, SIGNAL_FACTS
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.workloads.shared_text import read_sketch, shares_text
 
 # Facts that fitted heads give, or whose short list of tokens comes with them.

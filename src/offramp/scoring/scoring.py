@@ -42,8 +42,7 @@ from offramp.scoring.documents import (
     of_documents,
 )
 from offramp.scoring.estimate import DocumentBootstrap, Draws, Estimate, document_bootstrap
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 
 MEAN_FACTS: tuple[str, ...] = (
     "max_prob",

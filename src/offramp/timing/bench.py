@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 
 from offramp.decoding.free_running import FreeRunning
 from offramp.decoding.generation.prompts import check_context, check_ids
-from offramp.decoding.options import LOCKSTEP, DecodingOptions, HeadsSource, PolicySource, read_heads_source
-from offramp.decoding.strategies.draft_length import Auto
+from offramp.decoding.options import (
+    LOCKSTEP,
+    Auto,
+    DecodingOptions,
+    HeadsSource,
+    PolicySource,
+    read_heads_source,
+)
 from offramp.files import sha256_of_text
 from offramp.kit.arguments import checked, settled
 from offramp.kit.defaults import DRAFT_LENGTH, SEED, TIMING_SECONDS, WORTH

@@ -17,8 +17,7 @@ from offramp.timing.contenders import NEVER, decode_timed
 from offramp.timing.decoder import DecodedBatch, Setting
 from offramp.timing.forecast import adapts, fitted_of, forecast, predict, records_of
 from offramp.timing.results import A_A, PLAIN, BenchResult, Contender, FloorCheck, Forecast
-from offramp.tracing.heads_of_trace import with_maps
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, with_maps
 
 
 def predict_cells(

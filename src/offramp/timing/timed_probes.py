@@ -18,7 +18,7 @@ from torch import Tensor
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.engine import DeviceClock, Engine, Moment
-from offramp.decoding.exit_readout.head import rows_of
+from offramp.decoding.exit_readout.facts import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues
 from offramp.decoding.strategies.propagate import StateMaps
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps

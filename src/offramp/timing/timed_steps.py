@@ -17,9 +17,9 @@ from offramp.costs.probes import ProbeSizes
 from offramp.decoding.engine.engine import DeviceClock, Engine, Meter, Moment
 from offramp.decoding.exit_readout.reader import Reader
 from offramp.decoding.generation.loop import Loop, Plan
-from offramp.decoding.generation.next_token import Advance, Chooser
 from offramp.decoding.generation.result import Transcript
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.next_token import Advance, Chooser
 from offramp.decoding.strategies.propagate import ExitStep, Propagate, choose, exit_logits, feed, run_to
 from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.errors import ModelError
@@ -217,7 +217,7 @@ class LoopSteps:
         self.engine = engine
         self.probing = Probing(model, engine, sizes)
         able = engine.abilities.reason("propagate") is None
-        self.cuttable = frozenset(index for index, keeps in enumerate(engine.keeps) if keeps and able)
+        self.cuttable = frozenset(index for index, state in enumerate(engine.kept) if state.entries and able)
 
     def run(
         self, stream: Stream, kind: KindOfStep, probes: Mapping[int, str] = MappingProxyType({})

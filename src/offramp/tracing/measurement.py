@@ -41,7 +41,7 @@ from offramp.tracing.rows import (
     groups_of,
     slices,
 )
-from offramp.tracing.states import StateStore, open_store
+from offramp.tracing.states import StateStore
 from offramp.tracing.trace_files import REFERENCE_TOP1, Part, PartDocument, Reference, block_of
 from offramp.workloads.packing import Context
 
@@ -189,7 +189,7 @@ class GroupMeasurer:
         marginal: dict[int, Tensor] = {}
         prompts = PromptStates() if self.recording.document_facts else None
         features = self.state_shape.features
-        store = open_store(len(self.exits), len(rows), features, self.dtype, self.device)
+        store = StateStore(len(self.exits), len(rows), features, self.dtype, self.device)
 
         def states_at(index: int, part: slice) -> Tensor:
             """States as the exit's head takes them: through lens and network, normed for a linear head."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,73 +32,55 @@ MEMORY_BUDGET = 64_000_000
 PROCESSOR = torch.device(CPU)
 
 
-class MemoryStore:
-    """Hidden states [exits, rows, features] in one tensor, written once and read in slices."""
+class StateStore:
+    """Hidden states [exits, rows, features] of a group, written once and read in slices.
 
-    def __init__(
-        self, exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
-    ) -> None:
-        self._states = torch.empty(exits, rows, features, dtype=dtype, device=device)
+    In the memory of the states' device if they fit there (`fit_in_memory`), else in an unnamed temporary file
+    that is mapped into memory: the operating system frees it even after a kill.
 
-    def write(self, exit_index: int, start: int, rows: Tensor) -> None:
-        """Keep rows of one exit."""
-        self._states[exit_index, start : start + len(rows)] = rows
-
-    def read(self, exit_index: int, rows: slice) -> Tensor:
-        """Rows of one exit."""
-        return self._states[exit_index, rows]
-
-    def close(self) -> None:
-        """Drop the tensor."""
-        del self._states
-
-
-class FileStore:
-    """The same in an unnamed temporary file: the operating system frees it even after a kill.
-
-    device: where they come from and are read to.
+    Raises OfframpError if the disk has no room for them.
     """
 
     def __init__(
         self, exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
     ) -> None:
         self._device = device
-        self._rows = rows
-        self._features = features
-        self._dtype = dtype
-        self._row_bytes = features * dtype.itemsize
-        self._file = tempfile.TemporaryFile(prefix="offramp-states-")  # noqa: SIM115 - closed by `close`
-        try:
-            os.posix_fallocate(self._file.fileno(), 0, exits * rows * self._row_bytes)
-        except OSError as error:
-            self._file.close()
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                needed = f"{exits * rows * self._row_bytes:,} bytes of hidden states are needed for a while"
-                raise disk_full(needed, "trace with a shorter --context") from error
-            raise
-
-    def _offset(self, exit_index: int, row: int) -> int:
-        return (exit_index * self._rows + row) * self._row_bytes
+        shape = (exits, rows, features)
+        size = math.prod(shape) * dtype.itemsize
+        if fit_in_memory(size, device):
+            self._states = torch.empty(shape, dtype=dtype, device=device)
+        else:
+            self._states = _mapped_file(size).view(dtype).view(shape)
 
     def write(self, exit_index: int, start: int, rows: Tensor) -> None:
-        """Write rows of one exit at their place."""
-        data = bytes_of(rows.to(PROCESSOR).contiguous())
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._file.fileno(), data[done:], self._offset(exit_index, start) + done)
+        """Keep rows of one exit."""
+        self._states[exit_index, start : start + len(rows)] = rows
 
     def read(self, exit_index: int, rows: slice) -> Tensor:
-        """Read rows of one exit."""
-        count = rows.stop - rows.start
-        states = torch.empty(count, self._features, dtype=self._dtype, device=PROCESSOR)
-        return read_into(states, self._file.fileno(), self._offset(exit_index, rows.start)).to(self._device)
+        """Rows of one exit, on the device that they came from."""
+        return self._states[exit_index, rows].to(self._device)
 
     def close(self) -> None:
-        """Close and so delete the file."""
-        self._file.close()
+        """Let go of memory or file."""
+        del self._states
 
 
-StateStore = MemoryStore | FileStore
+def fit_in_memory(size: int, device: torch.device) -> bool:
+    """Whether so many bytes are kept in a device's memory: of an accelerator, a quarter of what is free."""
+    return size <= (MEMORY_BUDGET if device.type == CPU else free_bytes(device) // 4)
+
+
+def _mapped_file(size: int) -> Tensor:
+    """So many bytes of an unnamed temporary file, all of which the disk has room for: uint8 [size]."""
+    with tempfile.TemporaryFile(prefix="offramp-states-") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                needed = f"{size:,} bytes of hidden states are needed for a while"
+                raise disk_full(needed, "trace with a shorter --context") from error
+            raise
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r+", shape=(size,)))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -124,19 +108,6 @@ def disk_full(what: str, fix: str) -> OfframpError:
         where=folder,
         fix=f"free some space, set TMPDIR to a folder with more, or {fix}",
     )
-
-
-def open_store(
-    exits: int, rows: int, features: int, dtype: torch.dtype, device: torch.device = PROCESSOR
-) -> StateStore:
-    """A store in the memory of the states' device if it fits the budget there, else in a file.
-
-    The budget of an accelerator is a quarter of what is free.
-    """
-    budget = MEMORY_BUDGET if device.type == CPU else free_bytes(device) // 4
-    size = exits * rows * features * dtype.itemsize
-    kind = MemoryStore if size <= budget else FileStore
-    return kind(exits, rows, features, dtype, device)
 
 
 class MemoryStates:

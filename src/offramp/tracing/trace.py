@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 from offramp.display import ShownAsHtml
 from offramp.errors import InputError
+from offramp.heads.described import describe_heads, reading_of
+from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.file import require_base
+from offramp.heads.trained_model import TRAINED_ON
 from offramp.kit.arguments import checked
 from offramp.kit.rules import suggest
 from offramp.models.shape import ModelShape
@@ -31,6 +35,7 @@ from offramp.tracing.trace_files import (
     read_manifest,
     read_marginal,
 )
+from offramp.workloads.shared_text import read_sketch, shares_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -489,3 +494,50 @@ def _marginal(
             tokens[block] += part.marginal_rows[block]
     blocks = np.array([document.block for document in manifest.documents], dtype=np.int64)
     return Marginal(sums, tokens, blocks)
+
+
+def heads_documents(trace: Trace) -> frozenset[str]:
+    """Ids of the trace's documents that its exit heads, or the model itself as far as that is known, were
+    trained on, or that share text with such."""
+    workload = trace.request.get("workload", {}).get("fingerprint")
+    heads, model = (trace.request.get(name) or {} for name in ("heads", "model"))
+    seen = (heads.get("documents") or {}, model.get(TRAINED_ON) or {})
+    own = {identity for documents in seen for identity in documents.get(workload, ())}
+    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
+
+
+def with_maps(trace: Trace, heads: ExitHeads) -> Trace:
+    """The same trace as if it had been made with heads that hold K,V maps: its facts are the same without.
+
+    Raises InputError for heads without maps, of another model, or through which exits would be read in
+    another way than in the trace.
+    """
+    if heads.kv_maps is None:
+        raise InputError(
+            "the exit heads hold no K,V maps",
+            where="heads",
+            fix="fit some: offramp heads fit MODEL --workload W --kv-maps EXITS -o FILE",
+        )
+    request = trace.request
+    if request.get("model"):
+        require_base(heads, request["model"])
+    now = describe_heads(heads)
+    if reading_of(request.get("heads")) != reading_of(now):
+        raise InputError(
+            "the trace's exits were read in another way than through these exit heads",
+            where=str(trace.folder or "the trace"),
+            fix="add the maps to the heads that the trace was made with (offramp heads fit --add-to FILE)",
+        )
+    return trace.of_request({**request, "heads": now}, _seen_by(trace.documents, heads))
+
+
+def _seen_by(documents: Sequence[DocumentRecord], heads: ExitHeads) -> tuple[DocumentRecord, ...]:
+    """The documents, those known that share text with one that the heads' fitting saw."""
+    kept = [place for place, document in enumerate(documents) if document.text is not None]
+    sketches = [read_sketch(str(documents[place].text)) for place in kept]
+    seen = shares_text(sketches, heads.seen_texts or ())
+    saw = {place for place, shares in zip(kept, seen, strict=True) if shares}
+    return tuple(
+        replace(document, heads_saw=document.heads_saw or place in saw)
+        for place, document in enumerate(documents)
+    )

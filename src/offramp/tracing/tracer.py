@@ -26,7 +26,6 @@ from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model, in_evaluation
 from offramp.models.streaming import load_streamed, would_not_fit
 from offramp.tracing.folder import TRACE_FOLDER, remove_part, require_whole
-from offramp.tracing.heads_of_trace import document_texts
 from offramp.tracing.measurement import make_measurer, measure_part
 from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
@@ -44,6 +43,7 @@ from offramp.tracing.trace import Trace
 from offramp.tracing.trace_files import (
     MANIFEST,
     REQUEST,
+    DocumentText,
     Manifest,
     Part,
     Reference,
@@ -56,6 +56,7 @@ from offramp.tracing.trace_files import (
     write_part,
 )
 from offramp.workloads.given import read_workload
+from offramp.workloads.shared_text import Sketch, shares_text, sketches_of, write_sketch
 from offramp.workloads.workload import Workload
 
 
@@ -298,6 +299,17 @@ def _heads_of(heads: str | Path | ExitHeads, model: Model, exits: tuple[int, ...
     require_sizes(content, state_shape_of(model).features, model.shape.vocabulary_size)
     require_readable(content, model.stack)
     return content
+
+
+def document_texts(
+    workload: Workload, ids: Sequence[str], heads: ExitHeads | None, trained: Sequence[Sketch] = ()
+) -> tuple[DocumentText, ...]:
+    """What is kept of the documents with these ids. trained: texts that the model itself was trained on."""
+    sketches = sketches_of(workload, ids)
+    saw = shares_text(sketches, (*((heads.seen_texts if heads is not None else None) or ()), *trained))
+    return tuple(
+        DocumentText(write_sketch(sketch), bool(seen)) for sketch, seen in zip(sketches, saw, strict=True)
+    )
 
 
 def check_reference(model: Model, given: Model | None) -> None:

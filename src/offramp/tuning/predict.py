@@ -26,8 +26,7 @@ from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import lookup_notes, machine_for, price_notes
 from offramp.scoring.documents import Lengths, lengths_of
 from offramp.scoring.estimate import DOCUMENTS_NEEDED
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.tuning.bounds import documents_needed, two_sided_limits
 from offramp.tuning.certificate import policy_losses
 from offramp.tuning.floor import Floor, FloorAnswer

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from offramp.errors import InputError
 from offramp.policies.binding import TunedOn, document_digest
 from offramp.scoring.documents import document_rows
-from offramp.tracing.heads_of_trace import heads_documents
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, heads_documents
 from offramp.workloads.shared_text import read_sketch, text_groups
 
 Places = NDArray[np.int64]

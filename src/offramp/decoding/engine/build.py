@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from offramp.decoding.engine.cache import counting_updates, entries_of
 from offramp.decoding.engine.capability_tests import own_logits, try_ability
-from offramp.decoding.engine.engine import Abilities, Engine, Meter
+from offramp.decoding.engine.engine import Abilities, Drive, Engine, KeptState, Meter
 from offramp.decoding.engine.products import few_rows_are_faster, transposed_is_faster, wide_linears
 from offramp.decoding.engine.sequences import Sequences
 from offramp.errors import ModelError, raise_if_out_of_memory
@@ -29,23 +29,6 @@ from offramp.models.tensors import largest_difference, largest_finite
 CHECKED_TOKENS = 7
 # Of the largest logit. Wide: a cache that is not read at all is what must be found.
 CACHED_TOLERANCE = {"float32": 1e-2, "bfloat16": 5e-2, "float16": 2e-2}
-
-
-@dataclass(frozen=True)
-class KeptState:
-    """What one layer leaves behind.
-
-    entries: places in the cache's list of layers. recurrent: a tensor that is replaced rather than grown.
-    updates: after how many updates of the cache all of it is written, 0 if only the whole layer does that.
-    elsewhere: something is kept outside the cache's list, in the layer's modules, say. attends: whether it
-    writes K and V at all.
-    """
-
-    entries: tuple[int, ...]
-    recurrent: bool
-    updates: int
-    elsewhere: bool
-    attends: bool
 
 
 def find_kept_state(
@@ -188,16 +171,12 @@ PROMPT = 6
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
 
 
-@dataclass
-class _Known:
+@dataclass(frozen=True, kw_only=True)
+class _Known(Drive):
     """What is kept of a model between its engines; nothing in it may keep the model alive."""
 
     stack: ExitStack | None
     dtype: torch.dtype
-    cache_name: str
-    takes_positions: bool
-    kept: tuple[KeptState, ...]
-    transposed: bool = False
     few_rows: bool = False
     answers: dict[str, str | None] = field(default_factory=dict)
     transforms: tuple[str, ...] = ()
@@ -258,17 +237,12 @@ def _check_ready(hf: Any, dtype: torch.dtype, name: str) -> None:
 
 
 def _engine(stack: ExitStack, known: _Known) -> Engine:
-    kept = known.kept
     abilities = Abilities(lambda ability: try_ability(engine, ability), known.answers)
     engine = Engine(
         stack=stack,
         cache_name=known.cache_name,
         takes_positions=known.takes_positions,
-        masks_steps=any(state.attends for state in kept),
-        recurrent=tuple(state.recurrent for state in kept),
-        updates=tuple(state.updates for state in kept),
-        keeps=tuple(bool(state.entries) for state in kept),
-        entries=tuple(state.entries for state in kept),
+        kept=known.kept,
         abilities=abilities,
         transposed=known.transposed,
         linears=tuple(wide_linears([layer]) for layer in stack.layers) if known.few_rows else (),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -131,6 +131,19 @@ class CacheWritten(Exception):
 
 
 @contextmanager
+def _replaced(cache: Any, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within it, a cache has other methods; a layer that one of them stops has ended."""
+    vars(cache).update(methods)
+    try:
+        yield
+    except CacheWritten:
+        pass
+    finally:
+        for name in methods:
+            del vars(cache)[name]
+
+
+@contextmanager
 def counting_updates(cache: Any, stop_after: int | None = None) -> Iterator[list[str]]:
     """Within it, the updates of a cache are noted; a layer ends after `stop_after` of them."""
     noted: list[str] = []
@@ -148,15 +161,8 @@ def counting_updates(cache: Any, stop_after: int | None = None) -> Iterator[list
 
         return run
 
-    names = [name for name in UPDATES if hasattr(cache, name)]
-    cache.__dict__.update({name: noting(name) for name in names})
-    try:
+    with _replaced(cache, {name: noting(name) for name in UPDATES if hasattr(cache, name)}):
         yield noted
-    except CacheWritten:
-        pass
-    finally:
-        for name in names:
-            del cache.__dict__[name]
 
 
 KeysAndValues = list[Tensor]
@@ -166,19 +172,13 @@ KeysAndValues = list[Tensor]
 def kept_aside(cache: Any) -> Iterator[KeysAndValues]:
     """Within it, a layer ends at its update of the cache, which is not done: its K and V are handed over."""
     written: KeysAndValues = []
-    cache = own_cache(cache)
 
     def keep(keys: Tensor, values: Tensor, *arguments: Any, **keywords: Any) -> Any:
         written.extend((keys, values))
         raise CacheWritten
 
-    cache.__dict__["update"] = keep
-    try:
+    with _replaced(own_cache(cache), {"update": keep}):
         yield written
-    except CacheWritten:
-        pass
-    finally:
-        del cache.__dict__["update"]
 
 
 @contextmanager
@@ -200,11 +200,8 @@ def merging(cache: Any, others: KeysAndValues | None, order: Tensor, rows: Tenso
         ]
         return tuple(held[rows] for held in update(*every, *arguments, **keywords))
 
-    cache.__dict__["update"] = update_all
-    try:
+    with _replaced(cache, {"update": update_all}):
         yield
-    finally:
-        del cache.__dict__["update"]
 
 
 LEAST_ROOM = 64

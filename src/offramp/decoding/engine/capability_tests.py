@@ -166,7 +166,7 @@ def _speculate(engine: Engine, ids: Tensor) -> str | None:
     states = [_step(sequences, drafts[:, position : position + 1], early) for position in range(3)]
     hidden = sequences.run_block(torch.cat(states, 1), start, start + 3, early, engine.layers)
     verified = sequences.read_out_all(hidden).unbind(1)
-    if any(engine.recurrent):
+    if engine.recurrent:
         sequences.restore(past)
         sequences.unfeed(start)
         _step(sequences, ids[:, start : start + 1])
@@ -236,9 +236,9 @@ def _drop(engine: Engine, ids: Tensor) -> str | None:
 
 
 def _rebatch(engine: Engine, ids: Tensor) -> str | None:
-    if any(engine.recurrent):
+    if engine.recurrent:
         return "a layer with a recurrent state moves all rows at once"
-    if any(keeps and updates != 1 for keeps, updates in zip(engine.keeps, engine.updates, strict=True)):
+    if any(state.entries and state.updates != 1 for state in engine.kept):
         return "a layer leaves more than one pair of K and V"
     exit, start = _third(engine), ids.shape[1] - NEW
     token, rest = ids[:, start : start + 1], ids[:, start + 1 : start + 2]

@@ -176,36 +176,61 @@ class Abilities:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A model ready to be driven layer by layer (see `offramp.decoding.engine.build.engine_of`).
+class KeptState:
+    """What one layer leaves behind for later tokens."""
 
-    cache_name: under which the model takes a cache. takes_positions: whether it takes `position_ids`.
-    masks_steps: whether it takes the attention mask after the prompt too: a model without attention does not.
-    recurrent: bool per layer, whether it keeps a state that only moves by running it. updates: per layer,
-    after how many updates of the cache all that it leaves behind is written, so that it can stop there (0 if
-    it cannot). keeps: bool per layer, whether it leaves anything behind: a layer that attends to another
-    layer's K and V does not. transposed: whether the output head's product is faster with the weights on the
-    left. linears: per layer, those whose products of a few rows are faster
-    so (`offramp.decoding.engine.products`); empty if they are not. entries: per layer, the places in the
-    cache's list that it writes to. abilities: what the family can do, and why not.
-    """
+    entries: tuple[int, ...]
+    """Places in the cache's list of layers; a layer that attends to another layer's K and V has none."""
+    recurrent: bool
+    """A tensor is replaced rather than grown: the state only moves by running the layer."""
+    updates: int
+    """After how many updates of the cache all of it is written, so that the layer can stop there; 0 if it
+    cannot."""
+    elsewhere: bool
+    """Something is kept outside the cache's list, in the layer's modules, say."""
+    attends: bool
+    """Whether it writes K and V at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """How a model is driven layer by layer, as it was measured."""
+
+    cache_name: str
+    """Under which the model takes a cache."""
+    takes_positions: bool
+    """Whether it takes `position_ids`."""
+    kept: tuple[KeptState, ...]
+    """What each layer leaves behind."""
+    transposed: bool = False
+    """Whether the output head's product is faster with the weights on the left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Drive):
+    """A model ready to be driven layer by layer (see `offramp.decoding.engine.build.engine_of`)."""
 
     stack: ExitStack
-    cache_name: str
-    takes_positions: bool
-    masks_steps: bool
-    recurrent: tuple[bool, ...]
-    updates: tuple[int, ...]
-    keeps: tuple[bool, ...]
-    entries: tuple[tuple[int, ...], ...]
     abilities: Abilities
-    transposed: bool = False
+    """What the family can do, and why not."""
     linears: tuple[tuple[nn.Linear, ...], ...] = ()
+    """Per layer, those whose products of a few rows are faster so (`offramp.decoding.engine.products`); empty
+    if they are not."""
 
     @property
     def layers(self) -> int:
         """L, the number of layers and of exits."""
         return len(self.stack)
+
+    @property
+    def masks_steps(self) -> bool:
+        """Whether it takes the attention mask after the prompt too: a model without attention does not."""
+        return any(state.attends for state in self.kept)
+
+    @property
+    def recurrent(self) -> tuple[int, ...]:
+        """Layers, counted from 0, that keep a state which only moves by running them."""
+        return tuple(layer for layer, state in enumerate(self.kept) if state.recurrent)
 
     @property
     def dtype(self) -> str:

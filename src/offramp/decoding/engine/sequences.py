@@ -169,13 +169,13 @@ class Sequences:
         block, a layer with a recurrent state on one position at a time: given several at once some start from
         an empty state. after: told of each position that such a layer has run. The prompt is no block: `run`.
         """
-        recurrent = self.engine.recurrent
+        kept = self.engine.kept
         while first < last:
             until = first + 1
-            if recurrent[first]:
+            if kept[first].recurrent:
                 hidden = self._run_one_by_one(hidden, start, first, after)
             else:
-                while until < last and not recurrent[until]:
+                while until < last and not kept[until].recurrent:
                     until += 1
                 hidden = self.run(hidden, self.inputs(start, end), first, until)
             first = until
@@ -201,14 +201,15 @@ class Sequences:
         layers, engine = self.engine.stack.layers, self.engine
         for index in range(first, last):
             self._advance(index, inputs)
-            if not engine.keeps[index]:
+            kept = engine.kept[index]
+            if not kept.entries:
                 continue
             state = hidden if isinstance(hidden, Tensor) else hidden[index - first]
             rows = state.shape[0] * state.shape[1]
             arguments, keywords = inputs.calls[index].arguments(state)
             self.meter.count("K,V projection", index + 1, rows)
-            if engine.updates[index]:
-                with counting_updates(self.cache, stop_after=engine.updates[index]):
+            if kept.updates:
+                with counting_updates(self.cache, stop_after=kept.updates):
                     layers[index].forward(*arguments, **keywords)
             else:
                 self.meter.executed += rows
@@ -243,7 +244,7 @@ class Sequences:
             self._advance(index, going)
             layer = self.engine.stack.layers[index]
             written = None
-            if self.engine.keeps[index]:
+            if self.engine.kept[index].entries:
                 self.meter.count("K,V projection", index + 1, len(others))
                 with kept_aside(self.cache) as written:
                     state = left if isinstance(left, Tensor) else left[index - first]
@@ -305,13 +306,13 @@ class Sequences:
         """
         for index in range(first, last):
             surplus = self.lengths[index] - length
-            if surplus > 0 and self.engine.recurrent[index]:
+            if surplus > 0 and self.engine.kept[index].recurrent:
                 raise ModelError(
                     f"the recurrent state of layer {index + 1} cannot be taken back by cropping",
                     fix="restore a snapshot, then run the positions again",
                 )
             if surplus >= 0:
-                caching.crop(self.cache, self.engine.entries[index], surplus)
+                caching.crop(self.cache, self.engine.kept[index].entries, surplus)
                 self.lengths[index] = length
 
     def select_rows(self, rows: NDArray[np.int64] | Sequence[int]) -> None:
@@ -326,4 +327,4 @@ class Sequences:
 
     def _entries(self, layers: Iterable[int]) -> list[int]:
         """Places in the cache's list that some layers write to."""
-        return sorted({place for index in layers for place in self.engine.entries[index]})
+        return sorted({place for index in layers for place in self.engine.kept[index].entries})

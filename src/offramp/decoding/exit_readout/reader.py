@@ -13,15 +13,17 @@ from torch import Tensor
 from offramp.costs.probes import FULL_HEAD, RESTRICTED_HEAD
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.facts import (
+    PADDING,
     READERS,
     Block,
     ChosenTokens,
     EarlierCheck,
     ExitNow,
+    OutputHead,
     Shortlist,
     Tools,
+    rows_of,
 )
-from offramp.decoding.exit_readout.head import PADDING, OutputHead, rows_of
 from offramp.errors import InputError, PolicyError
 from offramp.heads.at_work import (
     HeadsAtWork,

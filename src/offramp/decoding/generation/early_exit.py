@@ -15,15 +15,15 @@ from offramp.decoding.engine.build import engine_of
 from offramp.decoding.engine.engine import Engine
 from offramp.decoding.exit_readout.reader import ExitReader
 from offramp.decoding.generation.loop import Loop, Plan, check_decodable
-from offramp.decoding.generation.next_token import Chooser
 from offramp.decoding.generation.result import BatchGeneration, Transcript
 from offramp.decoding.options import (
     LOCKSTEP,
+    Auto,
     DecodingOptions,
     HeadsSource,
     PolicySource,
 )
-from offramp.decoding.strategies.draft_length import Auto
+from offramp.decoding.strategies.next_token import Chooser
 from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH

@@ -27,12 +27,12 @@ from offramp.decoding.generation.prompts import (
 from offramp.decoding.generation.result import BatchGeneration, Decode, Generation
 from offramp.decoding.options import (
     LOCKSTEP,
+    Auto,
     DecodingOptions,
     HeadsSource,
     PolicySource,
     check_policy,
 )
-from offramp.decoding.strategies.draft_length import Auto
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH, NEW_TOKENS
 from offramp.kit.numbers import Count, Whole

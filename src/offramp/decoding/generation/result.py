@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.generation.next_token import Advance, Choice, raise_for
+from offramp.decoding.strategies.next_token import Advance, Choice, raise_for
 from offramp.display import ShownAsHtml
 from offramp.policies.cost_breakdown import Usage
 

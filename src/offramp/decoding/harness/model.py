@@ -268,40 +268,10 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     Raises InputError for whatever does not fit; most of it before any weight is loaded.
     """
 
-    def __init__(
-        self,
-        pretrained: Any = None,
-        *,
-        policy: Any = None,
-        kv: str | None = None,
-        heads: Any = None,
-        draft_length: int | str | None = None,
-        task: str | None = None,
-        dtype: str | None = None,
-        transforms: Any = None,
-        trust_remote_code: bool | None = None,
-        batch_size: int | str | None = None,
-        max_batch_size: int | str | None = None,
-        device: str | None = None,
-        **harness: Any,
-    ) -> None:
-        refuse_unknown(harness, policy)
-        asked, self._options = read_arguments(
-            {
-                "pretrained": pretrained,
-                "policy": policy,
-                "kv": kv,
-                "heads": heads,
-                "draft_length": draft_length,
-                "task": task,
-                "device": device,
-                "dtype": dtype,
-                "transforms": transforms,
-                "trust_remote_code": trust_remote_code,
-                "batch_size": batch_size,
-                "max_batch_size": max_batch_size,
-            }
-        )
+    def __init__(self, pretrained: Any = None, **given: Any) -> None:
+        harness = {name: value for name, value in given.items() if name not in OF_OFFRAMP}
+        refuse_unknown(harness, given.get("policy"))
+        asked, self._options = read_arguments({"pretrained": pretrained, **given})
         self._offramp = asked.load()
         self._check()
         # It warns that a model which is loaded already takes no other options: they were used to load it.

@@ -232,7 +232,9 @@ class Rerunner:
         self.engine = engine_of(model)
         device = next(model.hf.parameters()).device
         self.batches = make_batches(self.sequences, prompt_tokens, device)
-        self._untouched = Untouched(SHARED_BYTES) if all(self.engine.keeps) else None
+        self._untouched = (
+            Untouched(SHARED_BYTES) if all(state.entries for state in self.engine.kept) else None
+        )
 
     @functools.cached_property
     def rows(self) -> NDArray[np.int64]:

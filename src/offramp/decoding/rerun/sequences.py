@@ -16,8 +16,7 @@ from offramp.errors import InputError
 from offramp.heads.exit_heads import ExitHeads
 from offramp.models.identity import shown_name
 from offramp.models.model import Model
-from offramp.tracing.heads_of_trace import with_maps
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, with_maps
 from offramp.tuning.floor import reference_top1
 from offramp.workloads.packing import encode_prompt
 from offramp.workloads.registry import load_workload

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import Inputs, PositionsMissing, States
-from offramp.decoding.generation.next_token import Advance
 from offramp.decoding.options import check_maps
+from offramp.decoding.strategies.next_token import Advance
 from offramp.decoding.strategies.strategy import Conditions, Gear, Strategy
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.parts import ExitMaps

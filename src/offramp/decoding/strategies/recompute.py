@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.decoding.engine.sequences import OnPosition, Sequences
-from offramp.decoding.generation.next_token import Advance
+from offramp.decoding.strategies.next_token import Advance
 from offramp.decoding.strategies.propagate import choose, feed, read_final
 from offramp.decoding.strategies.strategy import Gear, Strategy
 from offramp.policies.kv import RECOMPUTE

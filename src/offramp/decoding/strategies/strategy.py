@@ -15,8 +15,8 @@ from torch import Tensor
 from offramp.decoding.engine.engine import Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
 from offramp.decoding.exit_readout.reader import Reader
-from offramp.decoding.generation.next_token import Advance, Chooser
 from offramp.decoding.options import DecodingOptions
+from offramp.decoding.strategies.next_token import Advance, Chooser
 from offramp.policies.kv import KeyValue
 from offramp.policies.policy import ExitPolicy, Rows, Tokens
 from offramp.policies.policy_cost import gives_output

@@ -22,7 +22,7 @@ from offramp.tracing.fitting.documents import FittingRows
 from offramp.tracing.fitting.ridge import ExitSums
 from offramp.tracing.measurement import FORWARD_TOKENS, ids_of, traced_rows
 from offramp.tracing.rows import Rows, equal_length_batches, slices
-from offramp.tracing.states import StateStore, open_store
+from offramp.tracing.states import StateStore
 from offramp.workloads.packing import Context
 
 FIRST_POSITION = 1
@@ -225,7 +225,7 @@ def _kept_states(
 ) -> tuple[StateStore, NDArray[np.int64], NDArray[np.int64]]:
     """States of all rows in a store, and each row's document and position."""
     total = sum(context.rows for context in contexts)
-    store = open_store(
+    store = StateStore(
         len(exits), total, model.shape.hidden_size, getattr(torch, model.dtype), model.stack.head_device
     )
     nothing = np.empty(0, dtype=np.int64)
