@@ -14,6 +14,7 @@ from rounding import logit_bounds, spread
 from torch import Tensor
 
 from offramp.decoding.engine.build import engine_of
+from offramp.decoding.engine.cache import entries_of
 from offramp.decoding.engine.capability_tests import random_ids
 from offramp.decoding.engine.engine import ABILITIES, PARTS_OF_TIME, Engine, Meter
 from offramp.decoding.engine.sequences import Sequences
@@ -67,6 +68,21 @@ def test_a_snapshot_can_be_restored_twice(engines: dict[str, Engine]) -> None:
         sequences.unfeed(9)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_a_window_lets_go_of_what_it_kept_for_a_round_in_which_nothing_is_taken_back(
+    engines: dict[str, Engine],
+) -> None:
+    engine = engines["mistral"]
+    ids = random_ids(engine, 1, PROMPT + 3)
+    sequences = begun(engine, ids[:, :PROMPT])
+    held = [entry.keys.shape for entry in entries_of(sequences.cache)]
+    sequences.record_past()
+    for position in range(PROMPT, PROMPT + 3):
+        step(sequences, ids[:, position : position + 1], engine.layers)
+        assert [entry.keys.shape for entry in entries_of(sequences.cache)] != held
+        sequences.crop(position + 1, 0, engine.layers)
+        assert [entry.keys.shape for entry in entries_of(sequences.cache)] == held
 
 
 def test_a_recurrent_state_is_not_cropped(engines: dict[str, Engine]) -> None:

@@ -85,8 +85,11 @@ def test_texts_too_short_to_be_continued_are_counted_and_refused_where_all_are()
         run(workload=replace(work, prompt_tokens=5), tokens=9)
 
 
-def test_answers_together_stay_within_a_short_context() -> None:
-    """Each prompt has room for its own answer, but the longest prompt has none for the longest answer."""
+def test_answers_together_stay_within_a_short_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt has room for its own answer, but the longest prompt has none for the longest answer.
+
+    What just fits together is answered together: the last token of an answer is fed to nothing.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=2, n_head=4, eos_token_id=None)
@@ -98,6 +101,12 @@ def test_answers_together_stay_within_a_short_context() -> None:
     together = generate_greedily(model, planned, mixed_lengths=True)
     assert together == [generate_greedily(model, [one], mixed_lengths=True)[0] for one in planned]
     assert [len(answer) for answer in together] == [one.max_new_tokens for one in planned]
+    batches, generate = [], model.hf.generate
+    monkeypatch.setattr(
+        model.hf, "generate", lambda ids, **how: batches.append(len(ids)) or generate(ids, **how)
+    )
+    generate_greedily(model, [planned[1], planned[3], planned[0]], mixed_lengths=True)
+    assert batches == [2, 1]
 
 
 def test_padding_is_measured_and_not_assumed() -> None:
