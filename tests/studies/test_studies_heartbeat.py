@@ -96,6 +96,13 @@ def test_two_workers_of_one_job_do_not_speak_for_each_other(folder: StudyFolder)
     assert not list(folder.locks.glob("alive-*"))
 
 
+def test_a_worker_that_never_reads_its_job_holds_nobody_up(folder: StudyFolder) -> None:
+    long = task_of(1, deed="nothing", words="x" * (1 << 18))  # more than a pipe takes in
+    program = ("-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    killed = WorkerProcess(job_of(long), folder, program, stall_seconds=0.5).wait().killed
+    assert killed == "its process showed no sign of life for 0.5 s, and was ended"
+
+
 def test_a_lock_names_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert holder(path) is None

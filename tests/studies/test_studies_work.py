@@ -34,8 +34,8 @@ from offramp.costs.hardware import (
 )
 from offramp.costs.machine import machine_fingerprint
 from offramp.costs.timings import TimingsProfile, busy_machine
-from offramp.errors import ModelError, OfframpError
-from offramp.files import write_sealed_json
+from offramp.errors import DamagedFileError, DiskFullError, InputError, ModelError, OfframpError
+from offramp.files import locked_folder, write_sealed_json
 from offramp.heads.file import read_heads, write_heads
 from offramp.kit.typed import finite_json, from_json
 from offramp.models.transforms.transform import parse_transform
@@ -43,6 +43,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay_intervals
 from offramp.scoring.estimate import Estimate
 from offramp.studies.task import Task
+from offramp.studies.work.certify import CertifyWork
 from offramp.studies.work.decode import NO_EXITS, best_of_ranking
 from offramp.studies.work.inputs import PROFILE_FILE
 from offramp.studies.work.league import LeagueWork, Ranking
@@ -599,3 +600,59 @@ def test_prompts_cannot_be_answered_from_disk(bench: Bench) -> None:
     chat = Bench(bench.root, Path(bench.model), "chat")
     with pytest.raises(ModelError, match="need answers"):
         chat.run(chat.trace_task(stream=True), name="chat")
+
+
+# --- certificates
+
+
+def certify_task(bench: Bench, **changes: Any) -> Task:
+    limits = {"candidates": 1, "new_tokens": 4, "seconds": 1.0, "worth": 0.05, "delta": 0.1, "floors": FLOORS}
+    recipe = {**bench.common(), "workload": bench.workload_recipe(), **limits, **changes}
+    task = on_machine("certify", **recipe)
+    return dataclasses.replace(
+        task, needs={**task.needs, "league": "l"}, sources={**task.sources, **bench.sources()}
+    )
+
+
+@pytest.fixture
+def certified(
+    bench: Bench, traced: Path, h100_league: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """Certifies where decoding ends with an error; the folder."""
+
+    def certify(error: OfframpError, **changes: Any) -> Path:
+        monkeypatch.setattr("offramp.decoding.execution.tune.tune_executed", mock.Mock(side_effect=error))
+        inputs = {"trace": traced, "league": h100_league}
+        return bench.run(certify_task(bench, **changes), inputs, name=tmp_path.name)
+
+    return certify
+
+
+def test_what_a_model_cannot_decode_is_tuned_by_replay_and_says_why(certified: Any) -> None:
+    result = result_of(certified(OfframpError("this family is only traced")))
+    assert result["why_not_executed"] == "this family is only traced"
+    assert [tuned["certificate"]["executed"] for tuned in result["tuned"]] == [False, False]
+
+
+@pytest.mark.parametrize(
+    "error", [DiskFullError("the disk is full"), DamagedFileError("the file of heads is damaged")]
+)
+def test_what_is_wrong_with_the_disk_fails_a_certificate_and_is_no_answer(
+    certified: Any, error: OfframpError
+) -> None:
+    with pytest.raises(type(error), match=error.what):
+        certified(error)
+
+
+def test_a_certificate_of_other_inputs_or_in_another_processs_hands_fails(
+    bench: Bench, certified: Any
+) -> None:
+    unexpected = OfframpError("nothing is decoded")
+    with pytest.raises(OfframpError, match="is not what the study was planned with"):
+        certified(unexpected, model={"fingerprint": "0" * 64, "transforms": []})
+    folder = bench.root / "executions" / CertifyWork.of(certify_task(bench)).same_text
+    with (
+        locked_folder(folder),
+        pytest.raises(InputError, match="another offramp process is writing into this folder"),
+    ):
+        certified(unexpected)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from comparison_traces import bare_row, floor, with_card
 
-from comparison_examples import answer, card
+from comparison_examples import answer, card, decided
 from offramp.errors import InputError
 from offramp.scoring.estimate import Estimate
 from offramp.studies.comparison.equality import per_byte_notes, require_equal, without_twins
@@ -112,11 +112,15 @@ def test_two_models_of_one_name_are_refused() -> None:
 
 def test_a_row_that_is_in_two_folders_is_shown_once_with_the_answers_of_both() -> None:
     answers = tuple(answer(Estimate(1.0), "", machine=machine) for machine in ("x", "y"))
-    first = replace(A, answers=answers[:1], exit_speedup={floor(0.9, "x"): 1.5})
+    verdicts = {(tuned.floor, tuned.machine): decided(tuned) for tuned in answers}
+    here = {(answers[0].floor, "x"): replace(decided(answers[0]), reason="decided here")}
+    first = replace(A, answers=answers[:1], verdicts=here, exit_speedup={floor(0.9, "x"): 1.5})
     speedups = {floor(0.9, "x"): 1.6, floor(0.9, "y"): 2.0}
-    other = replace(A, answers=answers, exit_speedup=speedups, source="study two")
+    other = replace(A, answers=answers, verdicts=verdicts, exit_speedup=speedups, source="study two")
     (row,) = without_twins([first, other])
     assert row.answers == answers
+    # Pages look the verdict of every answer up.
+    assert row.verdicts == {**verdicts, **here}
     assert row.exit_speedup == {floor(0.9, "x"): 1.5, floor(0.9, "y"): 2.0}
     assert row.source == "study one"
 

@@ -163,6 +163,7 @@ def _merged(first: Row, second: Row) -> Row:
     return replace(
         first,
         answers=tuple(answers.values()),
+        verdicts={**second.verdicts, **first.verdicts},
         exit_speedup={**second.exit_speedup, **first.exit_speedup},
         measured_speedup={**second.measured_speedup, **first.measured_speedup},
     )

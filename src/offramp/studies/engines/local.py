@@ -61,6 +61,8 @@ class WorkerProcess:
                 stderr=log,
                 env=environment(job),
             )
+        # One that is stopped before it reads its job would hold up whoever hands it over.
+        threading.Thread(target=self._watch, daemon=True).start()
         assert self.process.stdin is not None
         try:
             # The pipe stays open: its closing tells the worker that the engine is gone.
@@ -68,7 +70,6 @@ class WorkerProcess:
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # It is dead already; `wait` says how.
-        threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         """Kill the worker if it shows no sign of life for too long."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from offramp.errors import OfframpError
+from offramp.errors import DamagedFileError, DiskFullError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import WORTH
 from offramp.kit.typed import to_json
@@ -55,33 +56,51 @@ class CertifyWork(TextWork[TunedAnswers], TuningWork):
         why = why_not_halved(trace, self.seed)
         if why is not None:
             return self.decided(context, TunedAnswers((), why))
+        inputs = self.inputs(context)
         try:
-            answers = TunedAnswers(self.executed(context, trace, machine))
+            answers = TunedAnswers(self.executed(trace, machine, inputs))
+        except (DiskFullError, DamagedFileError):
+            raise  # of today's disk, and no answer about the model
         except OfframpError as error:  # a family that is only traced, or prompts that are too few
             answers = TunedAnswers(self.by_replay(trace, machine), why_not_executed=error.what)
         return self.decided(context, answers)
 
-    def executed(self, context: WorkContext, trace: Trace, machine: Machine | None) -> tuple[Tuned, ...]:
+    def inputs(self, context: WorkContext) -> dict[str, Any]:
+        """What is decoded, and the folder for it.
+
+        Raises OfframpError for inputs that are not the recipe's, InputError for a folder that another process
+        holds.
+        """
+        from offramp.decoding.execution.execution import ExecutionStore
+
+        folder = context.executions / self.same_text
+        with ExecutionStore.open(folder):
+            model, workload = self.load_model(context), self.load_workload()
+        return {
+            "model": model,
+            "workload": workload,
+            "heads": heads_of(context, self.heads),
+            "folder": folder,
+        }
+
+    def executed(self, trace: Trace, machine: Machine | None, inputs: Mapping[str, Any]) -> tuple[Tuned, ...]:
         """The answers by what decodes. Raises what decoding raises."""
         from offramp.decoding.execution.tune import tune_executed
         from offramp.tuning.executed import DecodingLimits
         from offramp.tuning.verdict import from_main
 
         floors = sorted(self.floors, key=lambda floor: (from_main(floor), floor))
-        found = tune_executed(
+        answers = tune_executed(
             trace,
             [{"agreement": floor} for floor in floors],
             DecodingLimits(self.documents, self.seconds, self.candidates, worth=self.worth),
             machine,
-            self.load_model(context),
-            heads=heads_of(context, self.heads),
-            workload=self.load_workload(),
+            **inputs,
             new_tokens=self.new_tokens,
-            folder=context.executions / self.same_text,
             delta=self.delta,
             seed=self.seed,
         )
-        return tuple(sorted(found, key=lambda tuned: self.floors.index(tuned.floor.value)))
+        return tuple(sorted(answers, key=lambda tuned: self.floors.index(tuned.floor.value)))
 
     @property
     def same_text(self) -> str:
