@@ -16,6 +16,7 @@ from offramp.report import plots
 from offramp.report.curves import look, reliability_plot
 from offramp.report.drawing import (
     DARK_RAMP,
+    LETTER,
     LIGHT_RAMP,
     Scale,
     contrast,
@@ -31,6 +32,7 @@ from offramp.report.passage import depth_plot
 from offramp.report.plots import (
     BANDS,
     LEFT,
+    PANEL,
     RIGHT,
     WIDE,
     Axis,
@@ -274,13 +276,73 @@ def test_36_lines_differ_in_colour_or_dash():
     assert len({look(place) for place in range(36)}) == 36
 
 
-def test_names_of_points_do_not_cover_each_other():
-    x, names = 1.0 + np.arange(12) * 1e-3, [f"a long name {place}" for place in range(12)]
-    models = PlotSeries("models", x, np.ones(12), style="", markers=12, said=names, labels=names)
-    svg = line_plot(models).svg()
-    labels = [node for node in parsed(svg).iter("text") if "long" in (node.text or "")]
-    assert 1 <= len(labels) < 12  # those without room keep their name in the dot's title
-    assert svg.count("a long name") - len(labels) == 12
+def named_areas(svg: str) -> dict[str, list[tuple[float, float, float, float]]]:
+    """What every text of a plot covers, about: left, top, right, bottom, by its class."""
+    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    for node in parsed(svg).iter("text"):
+        wide = LETTER * len(node.text or "")
+        part = {"middle": 0.5, "end": 1.0}.get(node.get("text-anchor", ""), 0.0)
+        left, base = float(node.get("x")) - part * wide, float(node.get("y"))
+        found.setdefault(node.get("class", ""), []).append((left, base - 10, left + wide, base + 2))
+    return found
+
+
+def covered(areas: list[tuple[float, float, float, float]]) -> list[tuple[int, int]]:
+    """Pairs of areas that have more than the rounding of a coordinate in common."""
+    return [
+        (i, j)
+        for (i, a), (j, b) in itertools.combinations(enumerate(areas), 2)
+        if min(a[2], b[2]) - max(a[0], b[0]) > 0.2 and min(a[3], b[3]) - max(a[1], b[1]) > 0.2
+    ]
+
+
+@given(
+    points=st.lists(st.tuples(st.floats(0.7, 1.0), st.floats(0.6, 1.4)), min_size=1, max_size=14),
+    long=st.booleans(),
+    floors=st.lists(st.sampled_from([0.8, 0.9, 0.95, 0.99, 0.995, 0.999]), unique=True),
+    best=st.floats(0.8, 1.3),
+    worth=st.sampled_from([0.0, 0.001, 0.01, 0.05]),
+)
+def test_no_name_covers_another_however_crowded(points, long, floors, best, worth):
+    """As on a run's page: names of points, of floors, and of what exits have to beat."""
+    names = [f"prompt lookup {i}" if long else f"{chr(65 + i)}" for i in range(len(points))]
+    kept, speed = np.array(points).T
+    ways = PlotSeries("ways", kept, speed, style="", markers=len(points), said=names, labels=names)
+    rules = [ReferenceLine("x", floor, f"{100 * floor:g} %") for floor in floors]
+    rules.append(ReferenceLine("y", best, "best without exits", "below"))
+    rules.append(ReferenceLine("y", best * (1 + worth), f"{100 * worth:g} % above it"))
+    axes = Axis("agreement kept", (0.66, 1.04)), Axis("speed, plain decoding = 1", (0.5, 1.5))
+    svg = Plot("T", "d", *axes, (ways,), rules=tuple(rules), size=PANEL).svg()
+    areas = named_areas(svg)
+    placed = areas.get("halo", []) + areas.get("rule-name", [])
+    # The halves of markers that stand upon each other are no names; a name stands beside all of them.
+    others = [area for style, some in areas.items() if style not in ("halo", "rule-name") for area in some]
+    marks = [(x - 3, y - 3, x + 3, y + 3) for x, y in discs(svg)]
+    assert covered(placed) == []
+    for area in [*others, *marks]:
+        assert covered([*placed, area]) == []
+    # Whatever has no room is still said by a pointer on its point or line.
+    root = parsed(svg)
+    texts = [*root.iter("text"), *root.iter("title")]
+    said = {(node.text or "").replace("\u00a0", " ") for node in texts}
+    assert said >= {*names, *(rule.name for rule in rules)}
+
+
+def test_a_name_stands_where_it_stood_unless_something_is_there():
+    line, point = (
+        ReferenceLine("y", 0.5, "half"),
+        PlotSeries("way", curve(3), curve(0.5), style="", said=["way"], labels=["way"]),
+    )
+    alone = parsed(line_plot(point, rules=(line,)).svg())
+    (name,) = [node for node in alone.iter("text") if node.get("class") == "rule-name"]
+    (way,) = [node for node in alone.iter("text") if node.text == "way"]
+    ((x, y),) = discs(line_plot(point, rules=(line,)).svg())
+    assert float(way.get("x")) == pytest.approx(x + 6, abs=0.11)
+    assert float(name.get("y")) == pytest.approx(y - 4, abs=0.11)
+    close = PlotSeries("way", curve(1.1), curve(0.5), style="", said=["way"], labels=["way"])
+    moved = parsed(line_plot(close, rules=(line,)).svg())
+    (name,) = [node for node in moved.iter("text") if node.get("class") == "rule-name"]
+    assert name.get("text-anchor") == "end"
 
 
 def test_oklch_of_known_colours():

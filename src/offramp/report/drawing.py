@@ -180,9 +180,10 @@ def tick_label(x: float, y: float, content: str, within: tuple[float, float]) ->
     return label(x, y, content, anchor=anchor)
 
 
-def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
-    """A straight line."""
-    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+def line(x1: float, y1: float, x2: float, y2: float, style: str, *, said: str = "") -> str:
+    """A straight line. said: what a pointer on it reads."""
+    shape = f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f"{shape}><title>{escaped(said)}</title></line>" if said else f"{shape}/>"
 
 
 def path(points: Sequence[tuple[float, float]], *, dash: str = "", style: str = "line") -> str:

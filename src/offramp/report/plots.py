@@ -38,6 +38,10 @@ LINE_HEIGHT = 12.0
 
 Curve = NDArray[np.float64]
 Pixel = tuple[float, float]
+LabelPlace = tuple[float, float, Literal["start", "middle", "end"]]
+"""Where a label stands, in pixels from the left and the top, and which part of it stands there."""
+Area = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,16 @@ class ReferenceLine:
 
 
 @dataclass(frozen=True)
+class PlotName:
+    """What a rule or a point is called."""
+
+    text: str
+    places: tuple[LabelPlace, ...]
+    """Where it may stand, the best first."""
+    style: str
+
+
+@dataclass(frozen=True)
 class Plot:
     """What to draw.
 
@@ -158,17 +172,17 @@ class Plot:
             return Markup()
         rules = [rule for rule in self.rules if (x if rule.axis == "x" else y).holds(rule.value)]
         parts = self._axes(x, y)
-        for rule in rules:
+        names = self._names(rules, x, y)
+        for rule, name in zip(rules, names, strict=False):
             at = (x if rule.axis == "x" else y)(rule.value)
             ends = (at, y.end, at, y.start) if rule.axis == "x" else (x.start, at, x.end, at)
-            parts.append(line(*ends, "rule"))
+            parts.append(line(*ends, "rule", said="" if name else rule.name))
         for one in self.boxes:
             left, top = x(one.left), y(one.top)
             width, height = x(one.right) - left, y(one.bottom) - top
             parts.append(box(left, top, width, height, style=one.style, said=one.said))
         parts += [self._series(place, series, x, y) for place, series in enumerate(self.series)]
-        parts += [name_rule(rule, x, y) for rule in rules]
-        parts.append(place_labels([series for series in self.series if series.labels], x, y, size))
+        parts += names  # last, so that no series crosses them out
         return drawing(
             size.width, size.height, self.title, self.description, "".join(parts), style=self.style
         )
@@ -177,6 +191,27 @@ class Plot:
         """The legend that goes with the plot."""
         keys = [Key(series.name, series.colour, series.shape) for series in self.series]
         return legend(keys, lines=self.overlaid)
+
+    def _names(self, rules: Sequence[ReferenceLine], x: Scale, y: Scale) -> list[str]:
+        """The names of rules, then those of points, each "" where there is no room for it."""
+        size = self.size
+        points = [
+            (x(float(at)), y(float(value)))
+            for series in self.series
+            if series.labels
+            for at, value in zip(series.x, series.y, strict=True)
+        ]
+        heading = size.top - 14.0  # the axes' own names stand above, their numbers left and below
+        taken = [
+            (-math.inf, -math.inf, math.inf, heading),
+            (-math.inf, -math.inf, x.start, math.inf),
+            (-math.inf, y.start, math.inf, math.inf),
+            (size.width, -math.inf, math.inf, math.inf),
+            *((right - 4, down - 4, right + 4, down + 4) for right, down in points),
+        ]
+        names = [name_of_rule(rule, x, y) for rule in rules]
+        names += [name for series in self.series for name in names_of_points(series, x, y)]
+        return place_names(names, taken)
 
     def _curves(self, series: PlotSeries) -> list[Curve]:
         """What the vertical axis has to hold; an interval that is not drawn needs no room."""
@@ -270,38 +305,72 @@ def band(at: Curve, low: Curve, high: Curve, x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def name_rule(rule: ReferenceLine, x: Scale, y: Scale) -> str:
-    """A reference line's name; drawn late, so that no series crosses it out."""
+def name_of_rule(rule: ReferenceLine, x: Scale, y: Scale) -> PlotName:
+    """A reference line's name: at its end, else further along it."""
+    places: list[LabelPlace] = []
     if rule.axis == "x":
-        return label(x(rule.value), y.end - 4, rule.name, anchor="middle", style="rule-name")
-    offset = -4 if rule.side == "above" else 12
-    return label(x.start + 4, y(rule.value) + offset, rule.name, style="rule-name")
+        at, down = x(rule.value), y.end - 4
+        while down < y.start:
+            places += [(at, down, "middle"), (at + 3, down, "start"), (at - 3, down, "end")]
+            down += LINE_HEIGHT
+    else:
+        sides = (-4, 12) if rule.side == "above" else (12, -4)
+        middle = (x.start + x.end) / 2
+        for side in sides:
+            down = y(rule.value) + side
+            places += [(x.start + 4, down, "start"), (x.end - 4, down, "end"), (middle, down, "middle")]
+    return PlotName(rule.name, tuple(places), "rule-name")
 
 
-def place_labels(several: Sequence[PlotSeries], x: Scale, y: Scale, size: Size) -> str:
-    """Names beside their points, where there is room for them."""
-    places = [
-        (name, (x(float(at)), y(float(value))))
-        for series in several
-        for name, at, value in zip(series.labels, series.x, series.y, strict=True)
-    ]
-    taken = [(at - 4, down - 4, at + 4, down + 4) for _, (at, down) in places]
-    parts = []
-    for name, (at, down) in places:
-        width = LETTER * len(name)
-        for dx, dy, anchor in ((6, 4, "start"), (-6, 4, "end"), (0, -7, "middle"), (0, 15, "middle")):
-            start = at + dx - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
-            area = (start, down + dy - LINE_HEIGHT + 2, start + width, down + dy + 2)
-            inside = area[0] >= size.left and area[2] <= size.width and area[1] >= 14
-            if inside and not any(_overlap(area, other) for other in taken):
-                taken.append(area)
-                parts.append(label(at + dx, down + dy, name, anchor=anchor, style="halo"))
-                break
-    return "".join(parts)
+AROUND: tuple[LabelPlace, ...] = (
+    (6, 4, "start"),
+    (-6, 4, "end"),
+    (0, -7, "middle"),
+    (0, 15, "middle"),
+    (6, -5, "start"),
+    (6, 13, "start"),
+    (-6, -5, "end"),
+    (-6, 13, "end"),
+)
+"""Where a point's name may stand, seen from the point, the best first."""
 
 
-def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def names_of_points(series: PlotSeries, x: Scale, y: Scale) -> Iterator[PlotName]:
+    """The names of a series' points, beside them."""
+    for text, at, value in zip(series.labels, series.x, series.y, strict=bool(series.labels)):
+        right, down = x(float(at)), y(float(value))
+        places = tuple((right + dx, down + dy, anchor) for dx, dy, anchor in AROUND)
+        yield PlotName(text, places, "halo")
+
+
+def place_names(names: Sequence[PlotName], taken: Sequence[Area]) -> list[str]:
+    """Each name drawn at the first of its places where it covers nothing; "" where there is no such place.
+
+    taken: what is covered already. Names are placed in their order.
+    """
+    areas, drawn = list(taken), []
+    for name in names:
+        free = ((place, area_of(name.text, place)) for place in name.places)
+        found = next(((p, area) for p, area in free if not any(_overlap(area, one) for one in areas)), None)
+        if found is None:
+            drawn.append("")
+            continue
+        (right, down, anchor), area = found
+        areas.append(area)
+        drawn.append(label(right, down, name.text, anchor=anchor, style=name.style))
+    return drawn
+
+
+def area_of(text: str, place: LabelPlace) -> Area:
+    """What a label of one line covers, about."""
+    at, down, anchor = place
+    width = LETTER * len(text)
+    left = at - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+    return left, down - LINE_HEIGHT + 2, left + width, down + 2
+
+
+def _overlap(first: Area, second: Area) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 WIDTH, LEFT, RIGHT = 360, 10, 350
