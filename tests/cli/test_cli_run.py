@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from command_line import run_arguments, run_offramp, summary_of, tree
 from offramp.errors import ModelError
 from offramp.models.gguf_file import CACHE_VARIABLE
 from offramp.report.summary import summary_schema
+from offramp.runs import stages
 from tiny_models import LAYERS, write_tokenizer
 
 SUMMARY_KEYS = {"verdict", "scores", "frontier", "predicted", "measured", "provenance"}
@@ -178,15 +180,98 @@ def test_another_request_is_refused_and_overwrite_replaces_all_of_it(
     run_offramp(*other).require(0)
 
 
-@pytest.mark.usefixtures("remembered_answers")
-def test_a_changed_request_is_damage_and_not_another_run(arguments: list[object], run_folder: Path) -> None:
+@pytest.mark.usefixtures("remembered_answers", "forgotten_load")
+def test_a_request_that_is_changed_or_gone_is_written_again_as_the_journal_has_it(
+    arguments: list[object], run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = run_folder / "run.json"
-    path.write_text(path.read_text().replace('"tokens": ', '"tokens": 1'))
-    refused = run_offramp(*arguments, "-o", run_folder, "--json").require(1).json["error"]
-    assert refused["what"].startswith("run.json, which says what the run is of, is damaged")
-    assert refused["where"] == str(path)
-    run_offramp(*arguments, "-o", run_folder, "--no-decode", "--overwrite").require(0)
-    run_offramp(*arguments, "-o", run_folder, "--no-decode").require(0)
+    whole = path.read_bytes()
+    monkeypatch.setattr(stages, "run_task", None)  # nothing is done again
+    path.unlink()
+    assert "has 2 traces" in run_offramp("replay", run_folder, "-p", "never").require(2).err
+    other = [961 if word == 960 else word for word in arguments]
+    assert "holds another run" in run_offramp(*other, "-o", run_folder).require(2).err
+    assert not path.exists()
+    run_offramp(*arguments, "-o", run_folder).require(0)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole.replace(b'"tokens": ', b'"tokens": 1'))
+    run_offramp(*arguments, "-o", run_folder).require(0)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("left", "said"), [(None, "is missing"), ("{", "is damaged")])
+def test_a_request_that_nobody_remembers_is_damage(
+    arguments: list[object], run_folder: Path, left: str | None, said: str
+) -> None:
+    (run_folder / "journal.jsonl").unlink()
+    (run_folder / "run.json").unlink()
+    if left is not None:
+        (run_folder / "run.json").write_text(left)
+    refused = run_offramp(*arguments, "-o", run_folder).require(1).err
+    assert said in refused
+    assert "give --overwrite" in refused
+
+
+HARMED = {
+    "tasks/trace/*/passage.json": "report",
+    "tasks/score/*/result.json": "report",
+    "tasks/trace/*/trace/facts-*.parquet": "report",
+    "tasks/heads/*/heads.safetensors": "report",
+    "plan.json": "report",
+    "traces/*/*/facts-*.parquet": "score",
+    "traces/*/*/manifest.json": "score",
+}
+"""Files of a run, and the command that reads them."""
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["a flipped byte", "gone"])
+@pytest.mark.parametrize("harmed", HARMED)
+def test_what_is_damaged_in_a_run_is_mended_by_its_command(
+    arguments: list[object], run_folder: Path, harmed: str, gone: bool
+) -> None:
+    (path, *_) = sorted(run_folder.glob(harmed))
+    if gone:
+        path.unlink()
+    else:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    read = run_folder if HARMED[harmed] == "report" else path.parent
+    refused = run_offramp(HARMED[harmed], read, "--json").require(1).json["error"]
+    assert refused["fix"].startswith("give ")
+    _, _, command = refused["fix"].partition(": offramp ")
+    asked = shlex.split(command)
+    assert asked[:2] == ["run", str(arguments[1])]
+    assert asked[asked.index("--output") + 1] == str(run_folder)
+    assert "--repair" not in refused["fix"]
+
+
+def test_a_file_beside_a_runs_own_is_not_said_to_be_mended_by_it(run_folder: Path) -> None:
+    (trace, *_) = sorted(run_folder.glob("traces/*/*"))
+    mine = Path(shutil.copytree(trace, run_folder / "traces" / "mine"))
+    (part, *_) = sorted(mine.glob("facts-*.parquet"))
+    part.write_bytes(b"edited")
+    assert "with --repair" in run_offramp("score", mine).require(1).err
+    missing = run_offramp("replay", trace, "-p", run_folder / "policies" / "mine.json").require(2).err
+    assert "check the path" in missing
+
+
+@pytest.mark.usefixtures("remembered_answers", "forgotten_load")
+def test_another_text_in_the_same_folder_does_not_hide_the_first(
+    arguments: list[object], run_folder: Path
+) -> None:
+    """Its page, its terminal and its JSON say which other answers lie there, and what shows all."""
+    text = arguments[arguments.index("-w") + 1]
+    alone = ["run", arguments[1], "-w", text, "--tokens", 960, "-o", run_folder, "--no-decode"]
+    said = run_offramp(*alone, "--json").require(0)
+    assert said.json["other_texts"] == ["chat"]
+    (command,) = re.findall(r"on chat, not shown here; all texts together: offramp (.*)", said.err)
+    assert said.json["all_texts"] == f"offramp {command}"
+    assert "all texts together" in summary_of_folder(run_folder)["verdict"]["caveats"][-1]
+    both = run_offramp(*shlex.split(command), "--json").require(0)
+    assert (both.json["other_texts"], both.json["all_texts"]) == ([], None)
+    assert "all texts together" not in both.err
+    assert {verdict["workload"] for verdict in both.json["verdicts"]} == {text, "chat"}
 
 
 @pytest.mark.usefixtures("remembered_answers", "forgotten_load")
@@ -196,7 +281,7 @@ def test_what_is_damaged_is_said_by_readers_and_made_again_by_the_run(
     page, summary = (run_folder / "report.html").read_bytes(), summary_of_folder(run_folder)
     (score, *_) = sorted(run_folder.glob("tasks/score/*/result.json"))
     score.write_bytes(score.read_bytes().replace(b"0", b"1", 1))
-    refused = run_offramp("report", run_folder).require(2)
+    refused = run_offramp("report", run_folder).require(1)
     assert "score (damaged)" in refused.err
     assert (run_folder / "report.html").read_bytes() == page
     compared = run_offramp("compare", run_folder, "-o", tmp_path / "compared").require(0)

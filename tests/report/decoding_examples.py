@@ -159,7 +159,7 @@ def decoded(
         forecasts=tuple(p.forecast for p in policies if p.forecast is not None),
         notes=("speculate is left out: nothing of the kind",),
     )
-    return Decoded(workload, bench, tuple(policies))
+    return Decoded(bench, tuple(policies), workload=workload)
 
 
 def with_decoding(run: RunResult, *decodings: Decoded, **not_decoded: str) -> RunResult:

@@ -74,14 +74,14 @@ def test_predicted_stands_beside_measured(run, page):
 def test_a_prompt_stands_with_both_answers_and_where_they_part():
     made = decoded("prose", "static:exit=20", others=False)
     policies = tuple(replace(one, answer="the cat sat </p>on") for one in made.policies)
-    made = replace(made, policies=policies, prompt="Once", plain_answer="the cat slept\x1b[2J\nlong")
+    made = replace(made, chosen=policies, prompt="Once", plain_answer="the cat slept\x1b[2J\nlong")
     html = render(with_decoding(example_run(), made))
     page = Page(html)
     assert page.faults == []
     assert "At 95 %: always exit 20, which kept 93.8 % of the timed prompts" in page.text
     assert "the cat s<mark>at &lt;/p&gt;on</mark>" in html
     assert '<p class="generated">the cat slept⟨001B⟩[2J\nlong</p>' in html
-    without = replace(made, policies=tuple(replace(one, answer=None) for one in policies))
+    without = replace(made, chosen=tuple(replace(one, answer=None) for one in policies))
     assert "The full model" not in Page(render(with_decoding(example_run(), without))).text
 
 
@@ -95,11 +95,11 @@ def test_not_decoded_is_said_where_nothing_was_and_not_where_something_was(run, 
     assert f"{REPAIR_NOTE} Of the policies decoded" in notes
     measured = "95.4 % replayed and 93.8 % of the text that the policy generated"
     assert f"on prose (propagate) {measured}" in notes
-    exact = [replace(d, policies=tuple(replace(p, kv="recompute") for p in d.policies)) for d in run.decoding]
+    exact = [replace(d, chosen=tuple(replace(p, kv="recompute") for p in d.policies)) for d in run.decoding]
     assert f"on prose (recompute) {measured}" in "\n".join(caveats(with_decoding(bare, *exact)))
     assert "chat was not decoded" in notes
     unjudged = [
-        replace(d, policies=tuple(replace(p, free_running=None) for p in d.policies)) for d in run.decoding
+        replace(d, chosen=tuple(replace(p, free_running=None) for p in d.policies)) for d in run.decoding
     ]
     assert REPAIR_NOTE in caveats(with_decoding(bare, *unjudged))
 
@@ -129,7 +129,7 @@ def test_a_policy_without_prediction_or_time_has_no_number(run):
         replace(second, forecast=None, free_running=None),
         replace(others[0], forecast=replace(others[0].forecast, predicted=None, parts=())),
     )
-    made = replace(made, policies=policies, bench=replace(made.bench, contenders=contenders))
+    made = replace(made, chosen=policies, bench=replace(made.bench, contenders=contenders))
     run = with_decoding(example_run(), made)
     page = Page(render(run))
     assert page.faults == []
@@ -143,7 +143,7 @@ def test_hostile_text_of_a_measurement_stays_text():
     hostile = "</script><img src=x onerror=alert(1)>"
     made = decoded("prose", "static:exit=20", sound=False)
     hostile_policy = replace(made.policies[0], why=hostile, kv=hostile)
-    made = replace(made, policies=(hostile_policy, *made.policies[1:]))
+    made = replace(made, chosen=(hostile_policy, *made.policies[1:]))
     bench = replace(
         made.bench,
         defects=(hostile,),

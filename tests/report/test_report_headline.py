@@ -620,7 +620,7 @@ def test_what_is_certified_keeps_its_floor_whatever_few_prompts_say():
     run = decoded_run(example_run())
     first, workload = run.decoding[0], run.workloads[0]
     policy = replace(first.policies[1], floor=0.99)  # far below that on the prompts of the timing
-    first = replace(first, policies=(policy,))
+    first = replace(first, chosen=(policy,))
     sure = replace(
         verdict("pays", 1.1, floor=0.99, policy=str(policy.policy)),
         kv=policy.kv,

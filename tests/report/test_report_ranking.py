@@ -69,7 +69,7 @@ def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
     run = with_lookup(decoded_run(example_run()), 1.2)
     first, workload = run.decoding[0], run.workloads[0]
     bold = replace(first.policies[1], floor=0.9)  # 31 % agreement, the fastest
-    first = replace(first, policies=(first.policies[0], bold, *first.policies[2:]))
+    first = replace(first, chosen=(first.policies[0], bold, *first.policies[2:]))
     found = ways_of(first, workload)
     kept = [one for one in found if not one.misses]
     assert {"prompt lookup", GENERATE} <= {one.name for one in kept}
@@ -79,7 +79,7 @@ def test_what_is_not_shown_to_keep_its_floor_comes_last_however_fast() -> None:
     assert speeds == sorted(speeds, reverse=True)
     assert bold.free_running is not None
     unsure = replace(bold, free_running=replace(bold.free_running, agreement=Estimate(0.93, 0.88, 0.97)))
-    among = ways_of(replace(first, policies=(first.policies[0], unsure)), workload)
+    among = ways_of(replace(first, chosen=(first.policies[0], unsure)), workload)
     assert [one.misses for one in among if (one.policy, one.kv) == (unsure.policy, unsure.kv)] == [True], (
         "its interval reaches below"
     )

@@ -41,7 +41,7 @@ from offramp.cli.traces import (
 )
 from offramp.cli.tune import Tuning, tune
 from offramp.commands import LAB_MOVED, filled
-from offramp.errors import InputError, OfframpError, is_out_of_memory
+from offramp.errors import DamagedFileError, InputError, OfframpError, is_out_of_memory
 from offramp.models.process import silence_torchao
 from offramp.runs.request import Run
 
@@ -232,7 +232,7 @@ def main() -> None:
         exit_code = show_error(_usage_error(problem), as_json=as_json)
     except OfframpError as error:
         error.fix = filled(error.fix, _given(sys.argv[1:]))
-        exit_code = show_error(error, as_json=as_json)
+        exit_code = show_error(_of_a_run(error), as_json=as_json)
     except (MemoryError, RuntimeError, OSError, ImportError) as problem:
         if is_out_of_memory(problem):
             exit_code = show_error(_out_of_memory(problem), as_json=as_json)
@@ -249,6 +249,22 @@ def main() -> None:
             raise
         exit_code = show_error(_no_torch(problem), as_json=as_json)
     sys.exit(exit_code)
+
+
+def _of_a_run(error: OfframpError) -> OfframpError:
+    """An error about a file that a run wrote, and that is damaged or gone: damage, which the run's command
+    mends. Whoever reads the file does not know whose it is. Any other error is left as it is.
+    """
+    damaged, path = isinstance(error, DamagedFileError), Path(error.where)
+    if not damaged and not (error.where and isinstance(error, InputError) and path.parent.is_dir()):
+        return error
+    from offramp.runs.folder import mended_by  # numpy comes with it
+
+    command = mended_by(path, changed=damaged)
+    if command is None:
+        return error
+    fix = f"give the run's command again, which makes it again and keeps the rest: {command}"
+    return DamagedFileError(error.what, where=error.where, fix=fix)
 
 
 def _end_unread() -> int:

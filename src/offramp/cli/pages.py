@@ -56,6 +56,8 @@ def _short(findings: Findings) -> dict[str, Any]:
         "next": None if (step := next_step(findings.result)) is None else asdict(step),
         "summary": str(findings.folder / SUMMARY_FILE),
         "report": str(findings.report),
+        "other_texts": list(findings.result.other_texts),
+        "all_texts": findings.result.all_texts,
     }
 
 

@@ -86,6 +86,8 @@ class OutputFolder(Generic[Asked]):
     request_name: str = "request.json"
     elsewhere: Callable[[Path], Any] = _nothing
     """What it is of, as JSON, where that file is missing; None if nobody knows."""
+    mends: bool = False
+    """Whether that file is written again where it is damaged, and `elsewhere` says what it held."""
     assumed: Mapping[str, Any] = field(default_factory=dict)
     """Entries that requests of older versions lack."""
     writes: Collection[str] = ()
@@ -130,9 +132,10 @@ class OutputFolder(Generic[Asked]):
         places = [path] if left is None else [left, path]
         there = next((one for place in places if (one := self._there(place, forgive=repair))), None)
         if there is None and self.request is not None and not repair:
-            raise self._another(
+            missing = self._another(
                 path, f"the output folder holds {self.what} whose {self.request_name} is missing"
             )
+            raise DamagedFileError(missing.what, where=missing.where, fix=missing.fix)
         if asked is not None and there and (differing := self._differing(there, asked)):
             said = f"another {self.what.split(' ', 1)[1]} (it differs in: {_some(differing)})"
             raise self._another(path, f"the output folder holds {said}")
@@ -240,7 +243,13 @@ class OutputFolder(Generic[Asked]):
         file, forgiven = path / self.request_name, (DamagedFileError,) if forgive else ()
         with contextlib.suppress(*forgiven):
             if self.request is not None and os.path.lexists(file):
-                return to_json(self.request.read(file))
+                try:
+                    return to_json(self.request.read(file))
+                except DamagedFileError:
+                    known = self.elsewhere(path) if self.mends and not forgive else None
+                    if known is None:
+                        raise
+                    return known
         with contextlib.suppress(*forgiven):
             return self.elsewhere(path)
         return None

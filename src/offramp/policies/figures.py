@@ -25,28 +25,34 @@ Figure = TypeVar("Figure", default=Estimate)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyOutcome(Generic[Figure]):
-    """What one policy keeps and saves, replayed or decoded.
+class KeptAndSaved(Generic[Figure]):
+    """What a policy keeps and saves, replayed or decoded.
 
     A record that says more of it has these fields, here and in its file.
     """
 
-    policy: ExitPolicy
-    """Written as its text; `Never` is plain decoding."""
-    kv: str
-    """The strategy for keys and values of skipped layers that it is charged for, or decodes with."""
     agreement: Figure
     """Share of tokens whose output is the full model's."""
     skip_ratio: Figure
     """Share of the full model's layers that are not executed, sooner or later."""
     net_speedup: Figure
     """Plain cost over the policy's: in seconds on a machine, or in bytes moved."""
-    reachable: bool = True
-    """Whether a decoder could follow it; an oracle it could not."""
     reference_agreement: Figure | None = None
     """Agreement with the untransformed full model, None for a model without transforms."""
     gain: Gain | None = None
     """What each part of a step saves, None where that is not known of a batch, or without documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOutcome(KeptAndSaved[Figure]):
+    """A policy with what it keeps and saves."""
+
+    policy: ExitPolicy
+    """Written as its text; `Never` is plain decoding."""
+    kv: str
+    """The strategy for keys and values of skipped layers that it is charged for, or decodes with."""
+    reachable: bool = True
+    """Whether a decoder could follow it; an oracle it could not."""
 
     @property
     def plain(self) -> bool:

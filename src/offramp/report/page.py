@@ -38,7 +38,7 @@ from offramp.report.sections.potential import components_section
 from offramp.report.sections.training import training_section
 from offramp.report.sections.tuned import tuned_section
 from offramp.report.table import TERMINAL_STYLES, Column, Table
-from offramp.report.words import headline, short_answer, wrong_with
+from offramp.report.words import headline, other_texts_notes, short_answer, wrong_with
 
 
 def write_report(run: RunResult, folder: Path) -> Path:
@@ -151,6 +151,8 @@ def print_summary(run: RunResult, console: Console, report: Path | None = None) 
         console.print(f"[dim]{escape(note)}[/]")
     if report is not None:
         console.print(f"Report: [bold]{escape(str(report))}[/]", soft_wrap=True)
+    for note in other_texts_notes(run):
+        console.print(escape(note), soft_wrap=True)
     if step := next_step(run):
         console.print(f"\n[bold]Next[/]: {escape(step.reason)} [dim]{escape(step.expected)}[/]")
         for command in filter(None, (step.command, step.then)):

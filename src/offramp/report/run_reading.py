@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import Machine, machine_fingerprint, machine_prices
 from offramp.costs.timings import TimingsProfile
+from offramp.errors import DamagedFileError
 from offramp.files import safe_name
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.defaults import BYTES, LOCAL
 from offramp.kit.typed import from_json
+from offramp.policies.figures import shared_fields
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.policy_cost import mean_position
 from offramp.report import COMBINED_FILE, TRACES
@@ -31,9 +34,9 @@ from offramp.studies.folder import StudyFolder
 from offramp.studies.journal import Event
 from offramp.studies.run_start import RunStart, date_of
 from offramp.studies.study import StudyPlan
-from offramp.studies.task import TRACE, StudyCell, Task
+from offramp.studies.task import TRACE, StudyCell, Task, read_manifest
 from offramp.studies.work.certify import CertifyWork
-from offramp.studies.work.decode import DecodeWork, NothingDecoded
+from offramp.studies.work.decode import DecodedPolicies, DecodeWork, NothingDecoded
 from offramp.studies.work.heads import TRAINING, TRAINING_COST, Training
 from offramp.studies.work.inputs import HEADS, profile_in
 from offramp.studies.work.league import LeagueWork
@@ -45,6 +48,7 @@ from offramp.studies.work.work import Work
 from offramp.timing.results import CombineResult, Timing, read_combined
 from offramp.tracing.progress import say
 from offramp.tracing.trace import Trace
+from offramp.tracing.trace_files import read_manifest as read_trace_manifest
 from offramp.tuning.verdict import Verdict
 
 NOT_ASKED = "--no-decode was given"
@@ -99,6 +103,7 @@ class RunReader:
             call=call,
             folder=str(self.folder.path),
             minutes=self._minutes(),
+            other_texts=self.other_texts(),
         )
 
     def _minutes(self) -> float | None:
@@ -192,6 +197,19 @@ class RunReader:
             break_even=ranking.break_even,
         )
 
+    def other_texts(self) -> tuple[str, ...]:
+        """Texts that an earlier run into this folder has answers on, and this one is not of, by name."""
+        names = set()
+        for kind, key in self.folder.finished():
+            folder = self.folder.folder_of_done(key) if kind == LeagueWork.kind else None
+            if folder is None or (manifest := read_manifest(folder)) is None:
+                continue
+            trace = self.folder.folder_of_done(manifest.needs["trace"])
+            with contextlib.suppress(DamagedFileError):  # which is no answer
+                if trace is not None:
+                    names.add(read_trace_manifest(trace / TRACE).request["workload"]["name"])
+        return tuple(sorted(names - {workload.name for workload in self.study.workloads}))
+
     def trace_place(self, workload: str) -> Path:
         """Where the trace of a workload is found in the run's folder."""
         entry, transform = self.study.models[0].name, self.study.transforms[0].name
@@ -251,12 +269,13 @@ class RunReader:
     def _decoded(self, workload: str, task: Task, finished: Mapping[str, Event]) -> Decoded | None:
         if not self._is_done(task):
             return None
-        found = self.folder.result(DecodeWork, task)
-        if isinstance(found, NothingDecoded):
+        decoding = self.folder.result(DecodeWork, task)
+        if isinstance(decoding, NothingDecoded):
             return None
         date = date_of(finished[task.key].wall if task.key in finished else 0.0)
-        bench = replace(found.bench, circumstances={**found.bench.circumstances, "date": date})
-        return Decoded(workload, bench, found.chosen, found.prompt, found.plain_answer)
+        bench = replace(decoding.bench, circumstances={**decoding.bench.circumstances, "date": date})
+        fields = shared_fields(decoding, DecodedPolicies) | {"bench": bench}
+        return Decoded(**fields, workload=workload)
 
     def _not_decoded(self, decoded: Mapping[str, Decoded]) -> dict[str, str]:
         """By workload, why nothing was; nothing of what is yet to come."""

@@ -14,14 +14,15 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.heads.described import read_by, reading_parts
 from offramp.heads.exit_heads import ExitHeads
+from offramp.kit.defaults import DEFAULT_WORKLOADS
 from offramp.kit.numbers import Count, NotNegative, Proportion, Whole
 from offramp.policies.frontier import Frontier
 from offramp.scoring.card import ScoreCard
-from offramp.studies.work.decode import DecodedChoice
+from offramp.studies.work.decode import DecodedChoice, DecodedPolicies
 from offramp.studies.work.heads import Training
 from offramp.studies.work.trace import Passage
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
-from offramp.timing.results import BenchResult, CombineResult, Contender, Timing
+from offramp.timing.results import CombineResult, Contender, Timing
 from offramp.tracing.trace import Trace
 from offramp.tuning.break_even import BreakEven
 from offramp.tuning.ranking import MachineAnswer, RankedPolicy
@@ -118,28 +119,26 @@ class WorkloadResult:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """One workload's measurement: everything in `bench` took turns on the same prompts.
-
-    policies: the main one first, then those of other floors. prompt, plain_answer: the texts of one prompt
-    and of the full model's answer, None if not kept.
-    """
+class Decoded(DecodedPolicies):
+    """One workload's measurement: everything in `bench` took turns on the same prompts."""
 
     INLINE: ClassVar[tuple[str, ...]] = ("bench",)
-    READ_OFF: ClassVar[tuple[str, ...]] = ("prediction_counts",)
+    READ_OFF: ClassVar[tuple[str, ...]] = ("policies", "prediction_counts")
+    NOT_KEPT: ClassVar[tuple[str, ...]] = ("chosen", "characters_per_token", "verdicts")
 
-    workload: str
-    bench: BenchResult
-    policies: tuple[DecodedChoice, ...]
-    prompt: str | None = None
-    plain_answer: str | None = None
+    workload: str = field(kw_only=True)
+
+    @property
+    def policies(self) -> tuple[DecodedChoice, ...]:
+        """The main one first, then those of other floors."""
+        return self.chosen
 
     @property
     def prediction_counts(self) -> PredictionVerdict | None:
         """Whether the predictions of this measurement count; None with fewer than three of them."""
-        found = [choice.forecast for choice in self.policies if choice.forecast is not None]
-        found = [forecast for forecast in found if forecast.predicted is not None]
-        return None if len(found) < 3 else when_it_counts(found, defect=not self.sound)
+        forecasts = [choice.forecast for choice in self.policies if choice.forecast is not None]
+        predicted = [forecast for forecast in forecasts if forecast.predicted is not None]
+        return None if len(predicted) < 3 else when_it_counts(predicted, defect=not self.sound)
 
     @property
     def sound(self) -> bool:
@@ -147,11 +146,11 @@ class Decoded:
         return not self.bench.defects
 
     @property
-    def chosen(self) -> DecodedChoice | None:
+    def main(self) -> DecodedChoice | None:
         """The main policy of this text, None if none was decoded."""
         return next(iter(self.policies), None)
 
-    def timed(self, policy: DecodedChoice) -> Contender:
+    def contender_of(self, policy: DecodedChoice) -> Contender:
         """The policy's entry in the measurement."""
         return self.bench.contender(policy.contender)
 
@@ -273,6 +272,16 @@ class RunResult:
     """Where it lies, as it was named."""
     minutes: float | None = None
     """Of decoding for real that it was given, None where nothing was to be decoded."""
+    other_texts: tuple[str, ...] = ()
+    """That earlier runs into the folder answered, and that are not shown."""
+
+    @property
+    def all_texts(self) -> str | None:
+        """The command that shows those too; None without any, and of an older run."""
+        if not self.other_texts or self.call is None:
+            return None
+        shown = self.call.options.get("workload", DEFAULT_WORKLOADS)
+        return self.call.again(workload=[*shown, *self.other_texts])
 
     def decoded(self, workload: str) -> Decoded | None:
         """What was decoded for real on a workload, None if nothing was."""

@@ -285,7 +285,7 @@ def predicted_of(run: RunResult, workload: WorkloadResult, verdict: Verdict) -> 
     predicted = plain / speedup.value if plain is not None and speedup.value else None
     decoded, measured, timed = run.decoded(workload.name), None, "not timed"
     for one in () if decoded is None else decoded.policies:
-        seconds = decoded.timed(one).seconds_per_token if decoded is not None else None
+        seconds = decoded.contender_of(one).seconds_per_token if decoded is not None else None
         if (one.policy, one.kv) == (policy, kv) and decoded is not None and seconds is not None:
             timed = "timed" if decoded.sound else "timed with a defect"
             if decoded.sound:  # all of one moment: the machine may have been faster when it was profiled
@@ -319,7 +319,8 @@ def predicted_speedup(workload: WorkloadResult, verdict: Verdict) -> Estimate:
 
 def main_timing(run: RunResult) -> Timing | None:
     """Time per token of the first policy that was chosen and decoded; the others stand in `decoding`."""
-    timings = (one.bench.timing(one.chosen.contender) for one in run.decoding if one.chosen is not None)
+    mains = ((decoded, decoded.main) for decoded in run.decoding)
+    timings = (decoded.bench.timing(main.contender) for decoded, main in mains if main is not None)
     return next((timing for timing in timings if timing is not None), None)
 
 

@@ -323,7 +323,16 @@ def caveats(run: RunResult) -> list[str]:
         *([] if cost is None else [cost]),
         *verdict_caveats(run),
         *trace_caveats(run),
+        *other_texts_notes(run),
     ]
+
+
+def other_texts_notes(run: RunResult) -> list[str]:
+    """Which answers lie in the folder beside those that are shown, and what shows all; none without any."""
+    if not run.other_texts:
+        return []
+    said = f"The folder also has what earlier runs found on {listed(list(run.other_texts))}, not shown here"
+    return [f"{said}." if run.all_texts is None else f"{said}; all texts together: {run.all_texts}"]
 
 
 REPAIR_NOTE = (
@@ -378,7 +387,7 @@ def repair_note(run: RunResult) -> str:
     """What keys and values of skipped layers change: measured where a policy was decoded, else not known."""
     found = []
     for decoded in run.decoding:
-        policy = decoded.chosen
+        policy = decoded.main
         if policy is None or policy.free_running is None or policy.forecast is None:
             continue
         replayed = policy.forecast.predicted_agreement

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offramp.errors import DamagedFileError, InputError
+from offramp.errors import DamagedFileError, InputError, OfframpError
 from offramp.files import canonical_json, safe_name, sha256_of_text
 from offramp.kit.defaults import LOCAL
 from offramp.kit.output_folder import UNKNOWN, OutputFolder, OwnFiles
@@ -16,6 +17,7 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
+from offramp.studies.run_start import RunStart
 from offramp.studies.task import TRACE
 
 if TYPE_CHECKING:
@@ -56,6 +58,16 @@ def _is_run(folder: Path) -> bool:
     return False
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is that of a run: its request lies there, or its journal says that it was started."""
+    return (folder / RUN_FILE).is_file() or bool(_request_in_journal(folder))
+
+
+def _request_in_journal(folder: Path) -> Mapping[str, Any] | None:
+    """What the run is of by its last start; None where no journal says so."""
+    return RunStart.last(StudyFolder(folder).journal.read().events).request or None
+
+
 REQUEST = SealedFile(
     dict[str, Any],
     what="{name}, which says what the run is of, is damaged",
@@ -69,9 +81,31 @@ RUN_FOLDER = OutputFolder(
     done=RUN_FILE,
     request=REQUEST,
     request_name=RUN_FILE,
+    elsewhere=_request_in_journal,
+    mends=True,
     assumed={"device": CPU},
     writes=(REPORT_FILE, SUMMARY_FILE, f"{TRACES}/...", f"{POLICIES}/..."),
 )
+
+
+def mended_by(path: Path, *, changed: bool = True) -> str | None:
+    """The command that makes a file of a run's folder again which is gone or not as it was written, or such
+    files of a folder in it; None of any other, and where no command is known.
+
+    changed: whether one that is there counts.
+    """
+    conditions = ("absent", "changed") if changed else ("absent",)
+    place = path.absolute()
+    with contextlib.suppress(OfframpError, OSError):  # nothing is wrong but what was said already
+        run = next((folder for folder in place.parents if _is_run(folder)), None)
+        if run is None:
+            return None
+        owned, below = RUN_FOLDER.files(run), place.relative_to(run).as_posix()
+        names = [name for name in owned.listed() if name == below or name.startswith(f"{below}/")]
+        command = RunStart.last(StudyFolder(run).journal.read().events).command_in(run)
+        if command and any(owned.condition(name) in conditions for name in names):
+            return command
+    return None
 
 
 def find_traces(folder: Path) -> list[Path]:
@@ -81,7 +115,7 @@ def find_traces(folder: Path) -> list[Path]:
 
     Raises InputError for a run that has none yet.
     """
-    if not (folder / RUN_FILE).is_file():
+    if not is_run_folder(folder):
         return [folder]
     from offramp.tracing.trace_files import MANIFEST, REQUEST  # pyarrow takes a while
 
@@ -101,9 +135,8 @@ def find_raw_traces(folder: Path) -> list[Path]:
 
     They lie among the tasks of the run's study. Raises DamagedFileError for a plan that was changed.
     """
-    if not (folder / RUN_FILE).is_file() or not (folder / PLAN).is_file():
+    if not is_run_folder(folder) or not (folder / PLAN).is_file():
         return []
-
     study = StudyFolder(folder)
     tasks = study.read_plan().tasks
     keys = {task.needs["raw"] for task in tasks.values() if task.kind == "score" and "raw" in task.needs}
@@ -153,7 +186,7 @@ def contents_at(path: Path | None) -> RunContents | None:
     if path is None:
         return None
     place = path.resolve()
-    run = next((folder for folder in place.parents if (folder / RUN_FILE).is_file()), None)
+    run = next(filter(is_run_folder, place.parents), None)
     if run is None or not (run / PLAN).is_file():
         return None
     from offramp.report.run_reading import RunReader  # pydantic comes with it
@@ -209,7 +242,6 @@ def contents_of(policy: str) -> RunContents | None:
 
 def machine_near(contents: RunContents | None, hardware: Any) -> Machine | Any:
     """A machine as it is asked for; "local", near a run's trace, is what the run timed of it."""
-
     return contents.timings if hardware == LOCAL and contents and contents.timings else hardware
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from offramp.commands import number_text
-from offramp.errors import InputError
+from offramp.errors import DamagedFileError, InputError
 from offramp.files import safe_name, sealed, sha256_of_file, write_atomically, write_json_atomically
 from offramp.kit.output_folder import RECORD_FILE, OwnFiles
 from offramp.policies.grammar import write_policy
@@ -117,13 +117,15 @@ def _copy(owned: OwnFiles, files: Mapping[str, Path]) -> None:
 def require_done(folder: StudyFolder) -> None:
     """Refuse a run of which tasks are to do or damaged: its page would show less than its last one.
 
-    Raises InputError with what is missing. What could not be decoded is no part of it.
+    What could not be decoded is no part of it. Raises DamagedFileError where something is damaged, else
+    InputError, with what is missing.
     """
     plan = folder.read_plan()
     undone = {task.kind: folder.condition(task) for task in plan.tasks.values() if not folder.is_done(task)}
     missing = [f"{kind} ({state})" for kind, state in undone.items() if state != "failed"]
     if missing:
-        raise InputError(
+        refused = DamagedFileError if "damaged" in undone.values() else InputError
+        raise refused(
             f"the run is not whole: {', '.join(missing)}",
             where=str(folder.path),
             fix="give its command again, which does what is missing or damaged, and writes the page: "

@@ -252,7 +252,7 @@ def carry_out(
     }
     folder = asked.folder or default_folder(model.name, request)
     RUN_FOLDER.require(folder, request, overwrite=asked.overwrite)
-    run = _StartedRun(asked, model, traced, given, folder, streamed)
+    run = _StartedRun(asked, request, model, traced, given, folder, streamed)
     run.left_out = {workload.name: UNANSWERED for workload in workloads if workload not in traced}
     evaluating = contextlib.nullcontext() if model.given is None else model.given.evaluating()
     with evaluating:
@@ -301,18 +301,20 @@ def _traceable(
 
 
 class _StartedRun:
-    """One run. left_out: workloads that were asked for and are not traced, with the reason."""
+    """One run. request: what makes it another one. left_out: workloads that were asked for and are not
+    traced, with the reason."""
 
     def __init__(
         self,
         asked: Run,
+        request: Mapping[str, Any],
         model: ModelRequest,
         workloads: Sequence[Workload],
         given: ExitHeads | None,
         path: Path,
         streamed: bool,
     ) -> None:
-        self.asked, self.found, self.workloads = asked, model, workloads
+        self.asked, self.request, self.found, self.workloads = asked, request, model, workloads
         self.given, self.path, self.named, self.streamed = given, path, path, streamed
         self.folder = StudyFolder(path)
         self.models = ModelCache()
@@ -388,6 +390,7 @@ class _StartedRun:
                     command=call.again(),
                     folder=str(self.named),
                     call=call,
+                    request=self.request,
                     software={
                         "code_fingerprint": code_fingerprint(),
                         **describe_software(self.found.texts),

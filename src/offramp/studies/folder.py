@@ -350,8 +350,8 @@ class StudyFolder:
     def read_plan(self) -> StudyPlan:
         """The plan that was last written here.
 
-        Raises InputError if there is none; DamagedFileError if its bytes changed, or it is that of another
-        program or version.
+        Raises InputError if nothing was planned; DamagedFileError if it is gone, its bytes changed, or it is
+        that of another program or version.
         """
         path = self.path / PLAN
         if path.is_file():
@@ -364,7 +364,9 @@ class StudyFolder:
             what = "this is no folder" if self.path.exists() else "there is no such folder"
             fix = "check the path: give the folder of a study or of a run"
         elif self.journal.read().events or self.finished():
-            what, fix = f"the folder's {PLAN} is missing", f"{FILE.fix}: {self.command()}"
+            raise DamagedFileError(
+                f"the folder's {PLAN} is missing", where=str(self.path), fix=f"{FILE.fix}: {self.command()}"
+            )
         elif self.is_begun:
             what, fix = "nothing has run here yet, it was only planned", f"run it: {STUDY_RUN}"
         elif is_trace(self.path):

@@ -22,7 +22,8 @@ class RunStart:
     """One start of a run.
 
     command: that repeats it. folder: where it was made, as it was named. call: what it was asked for. (An
-    older offramp did not say the last two.) software, machine: JSON values by name. wall: seconds since 1970.
+    older offramp did not say the last two.) request: what makes the run another one, as its own file has it,
+    nothing of an older offramp. software, machine: JSON values by name. wall: seconds since 1970.
     """
 
     NOT_KEPT = ("wall",)
@@ -30,6 +31,7 @@ class RunStart:
     command: str = ""
     folder: str | None = None
     call: RunCall | None = None
+    request: Mapping[str, Any] = field(default_factory=dict)
     software: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     wall: float = 0.0

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 
 from offramp.kit.defaults import BYTES, LOCAL, MAIN_FLOOR
 from offramp.kit.typed import NumberOrNan
-from offramp.policies.cost_breakdown import Gain
-from offramp.policies.figures import PLAIN_DECODING
+from offramp.policies.figures import PLAIN_DECODING, KeptAndSaved
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.tuning.certificate import Candidate, Certificate
@@ -60,8 +59,8 @@ class TimedPolicy:
         return (kept.value if kept.high is None else kept.high) < floor
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, kw_only=True)
+class Verdict(KeptAndSaved):
     """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
 
     worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
@@ -93,17 +92,12 @@ class Verdict:
     executed_agreement: Estimate | None
     speed: Speed | None
     replayed_policy: ExitPolicy
-    agreement: Estimate
-    skip_ratio: Estimate
-    net_speedup: Estimate
     net_speedup_flops: Estimate
     fit_agreement: NumberOrNan
     fit_documents: int
     report_documents: int
     documents_needed: int
     basis: str = "bytes moved"
-    reference_agreement: Estimate | None = None
-    gain: Gain | None = None
     without: str = "never"
     credit: Estimate | None = None
     tried: Candidate | None = None

@@ -242,9 +242,9 @@ def left_out(decoded: Decoded) -> list[str]:
 def sentences(decoded: Decoded) -> list[str]:
     """The chosen policy's prediction held against the stopwatch, and whether predictions count here."""
     found = []
-    chosen = decoded.chosen
-    if chosen is not None and chosen.forecast is not None:
-        found.append(f"The chosen policy: {error_sentence(chosen.forecast)}")
+    main = decoded.main
+    if main is not None and main.forecast is not None:
+        found.append(f"The chosen policy: {error_sentence(main.forecast)}")
     verdict = decoded.prediction_counts
     if verdict is not None:
         found.append(counts_sentence(verdict))
