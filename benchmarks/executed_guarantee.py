@@ -108,8 +108,9 @@ def sequential(
     for place in world.order(world.reruns, risk):
         ended = settle(world.executed[drawn, place], risk, delta, len(drawn))
         assert ended is not None, "all planned documents are at hand"
-        decoded += ended.documents
-        if ended.outcome != "certified":
+        outcome, documents = ended
+        decoded += documents
+        if outcome != "certified":
             break
         chosen = place
     return chosen, decoded

@@ -13,7 +13,7 @@ import pytest
 
 import offramp
 from offramp.tracing.fitting.documents import left_for_tuning
-from offramp.tuning.certifiable import documents_for
+from offramp.tuning.bounds import documents_for
 from offramp.tuning.verdict import Decision
 
 ROOT = Path(__file__).parents[1]

@@ -128,11 +128,11 @@ def test_a_fact_that_is_not_a_number_is_refused_where_it_is_read() -> None:
     entropy = make_trace().fact("entropy").copy()
     entropy[7, 2] = np.nan
     trace = make_trace(entropy=entropy)
-    with pytest.raises(PolicyError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
+    with pytest.raises(InputError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
         replay_decisions(Threshold("entropy", 0.5, (3, 4)), trace)
     assert (replay_decisions(Threshold("entropy", 0.5, (2, 4)), trace).exits > 1).all()
     monotone = parse_policy("monotone:policy=[threshold:signal=entropy,value=0,exits=3+4]")
-    with pytest.raises(PolicyError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
+    with pytest.raises(InputError, match=r"entropy is not a number for 1 tokens at exit 3(.|\n)*row 7"):
         replay_decisions(monotone, trace)
 
 
@@ -166,7 +166,7 @@ def test_a_document_fact_that_is_missing_or_no_number_is_refused() -> None:
         shape=trace.shape,
         document_facts={"prompt_entropy": entropy},
     )
-    with pytest.raises(PolicyError, match=r"prompt_entropy is not a number for 10 tokens\n(.|\n)*document 1"):
+    with pytest.raises(InputError, match=r"prompt_entropy is not a number for 10 tokens\n(.|\n)*document 1"):
         replay_decisions(policy, broken)
 
 

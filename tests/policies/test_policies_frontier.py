@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rule_examples import random_trace
 
 from offramp.costs.token import token_costs
-from offramp.errors import PolicyError
+from offramp.errors import InputError, PolicyError
 from offramp.policies import frontier as sweep_module
 from offramp.policies.frontier import Frontier, frontier
 from offramp.policies.replay import replay
@@ -86,7 +86,7 @@ def test_a_nan_is_refused_with_its_document_and_exit() -> None:
     broken = trace.fact("margin").copy()
     broken[25, 3] = np.nan
     trace = make_trace(margin=broken)
-    with pytest.raises(PolicyError) as error:
+    with pytest.raises(InputError) as error:
         frontier(trace, "margin")
     assert "margin is not a number for 1 tokens at exit 4" in error.value.what
     assert f"document {trace.document[25]}" in error.value.where

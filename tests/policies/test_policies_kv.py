@@ -187,7 +187,7 @@ def test_what_the_full_head_tells_at_the_last_exit_is_at_hand(policy: str) -> No
 def test_a_number_missing_at_the_last_exit_is_refused() -> None:
     margin = np.full((60, 6), 0.1, dtype=np.float32)
     margin[17, -1] = np.nan
-    with pytest.raises(PolicyError, match="margin is not a number for 1 tokens at the last exit"):
+    with pytest.raises(InputError, match="margin is not a number for 1 tokens at the last exit"):
         replay_decisions(parse_policy(BANDIT.format("margin")), make_trace(margin=margin))
 
 

@@ -10,12 +10,13 @@ from hypothesis.extra.numpy import arrays
 
 from offramp.errors import InputError
 from offramp.tuning.bounds import (
+    BESIDE_CERTIFYING,
     BET_LIMIT,
     METHODS,
     Losses,
-    Settled,
     best_certifiable,
     crc_p_values,
+    documents_for,
     documents_needed,
     fewest_documents,
     hb_p_values,
@@ -26,6 +27,7 @@ from offramp.tuning.bounds import (
     upper_limit,
     wsr_p_values,
 )
+from offramp.tuning.verdict_words import certifiable_words
 
 CONFIDENT = sorted(name for name, method in METHODS.items() if method.confident)
 LOSSES = arrays(np.float64, st.integers(2, 40), elements=st.floats(0, 1, width=16))
@@ -174,7 +176,7 @@ def test_with_all_documents_at_hand_it_is_the_bound_of_all_at_once(
         assert ended is not None
         crossed = int(np.flatnonzero(capital >= math.log(1 / delta))[0]) + 1
         if losses[:crossed].mean() <= risk:
-            assert ended == Settled("certified", crossed)
+            assert ended == ("certified", crossed)
 
 
 def test_documents_without_a_loss_certify_after_as_many_as_are_needed() -> None:
@@ -183,19 +185,19 @@ def test_documents_without_a_loss_certify_after_as_many_as_are_needed() -> None:
         needed = fewest_documents(risk, 0.1)
         assert documents_needed(risk, 0.1) <= needed <= documents_needed(risk, 0.1) + 2
         assert settle(np.zeros(needed - 1), risk, 0.1, 1000) is None
-        assert settle(np.zeros(needed), risk, 0.1, 1000) == Settled("certified", needed)
+        assert settle(np.zeros(needed), risk, 0.1, 1000) == ("certified", needed)
         # It stays settled where it was, however many are looked at together.
-        assert settle(np.zeros(needed + 50), risk, 0.1, 1000) == Settled("certified", needed)
+        assert settle(np.zeros(needed + 50), risk, 0.1, 1000) == ("certified", needed)
 
 
 def test_what_cannot_be_reached_any_more_is_given_up() -> None:
     # By hand: 46 documents are needed; of 50 planned ones 5 may lose a little at most.
     lossless = np.zeros(50)
     lossless[0] = 1.0  # leaves a hundredth of the capital
-    assert settle(lossless, 0.05, 0.1, 50) == Settled("out of reach", 1)
-    assert settle(np.zeros(1), 0.05, 0.1, 45) == Settled("out of reach", 1)
-    assert settle(np.full(10, 0.3), 0.05, 0.1, 400) == Settled("too much lost", 3)
-    assert settle(np.full(30, 0.04), 0.05, 0.1, 30) == Settled("out of reach", 1)
+    assert settle(lossless, 0.05, 0.1, 50) == ("out of reach", 1)
+    assert settle(np.zeros(1), 0.05, 0.1, 45) == ("out of reach", 1)
+    assert settle(np.full(10, 0.3), 0.05, 0.1, 400) == ("too much lost", 3)
+    assert settle(np.full(30, 0.04), 0.05, 0.1, 30) == ("out of reach", 1)
     assert settle(np.full(399, 0.049), 0.05, 0.1, 400) is not None
     assert settle(np.zeros(0), 0.05, 0.1, 50) is None
 
@@ -207,7 +209,7 @@ def test_a_test_that_goes_on_beyond_the_documents_its_bets_were_sized_for_stays_
         losses = (random.random(400) < 0.1).astype(np.float64)  # exactly the risk: a certificate is an error
         for sized in certified:
             ended = settle(losses, 0.1, 0.1, 400, patience=401, sized=sized)
-            certified[sized] += ended is not None and ended.outcome == "certified"
+            certified[sized] += ended is not None and ended[0] == "certified"
     assert max(certified.values()) / runs <= 0.1 + 2 * math.sqrt(0.1 * 0.9 / runs)
     # It is settled as one of so many documents as long as it has looked at no more.
     few = np.tile([0.0, 0.0, 0.0, 0.1], 15)
@@ -236,8 +238,33 @@ def test_a_floor_that_is_just_missed_is_certified_as_rarely_as_promised(world: s
     rng = np.random.default_rng(len(world))
     draws, risk = 1500, 0.1
     certified = sum(
-        ended is not None and ended.outcome == "certified"
+        ended is not None and ended[0] == "certified"
         for ended in (settle(WORLDS[world](rng, risk), risk, delta, 200) for _ in range(draws))
     )
     # Three standard errors above delta would be no accident.
     assert certified / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+
+
+FLOORS = (0.99, 0.95, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("documents", "said"),
+    [
+        (10, "can never certify 90 % (25 needed), 95 % (48) or 99 % (234)"),
+        (29, "can at best certify 90 % (25 needed), never 95 % (48 needed) or 99 % (234)"),
+        (60, "can at best certify 90 % (25 needed) and 95 % (48), never 99 % (234 needed)"),
+        (500, "can at best certify 90 % (25 needed), 95 % (48) and 99 % (234)"),
+    ],
+)
+def test_what_a_text_could_certify(documents: int, said: str) -> None:
+    assert certifiable_words(documents, FLOORS, 0.1) == said
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize("delta", [0.1, 0.1 / 3])
+def test_so_many_certify_and_one_less_does_not(floor: float, delta: float) -> None:
+    enough = documents_for(floor, delta) - BESIDE_CERTIFYING
+    for count in (enough, enough - 1):
+        settled = settle(np.zeros(count), 1.0 - floor, delta, count)
+        assert (settled == ("certified", count)) == (count == enough)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tuning_traces import easy_and_hard
 
+from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.decisions import replay_decisions
@@ -35,7 +36,7 @@ from offramp.tuning.floor import SHARES, FloorKind, make_floor
 from offramp.tuning.job import TuningJob
 from offramp.tuning.judging import judge
 from offramp.tuning.pool import Pool
-from offramp.tuning.proposals import FORETOLD, RERUNS
+from offramp.tuning.proposals import FORETOLD, RERUNS, Proposals
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune, tune_floors
 from offramp.tuning.tuned import Tuned, read_tuned, write_tuned
@@ -388,8 +389,7 @@ def test_the_sequence_is_that_of_the_losses_by_hand(trace: Trace) -> None:
     trials = sequence.run(proposals)
     for trial in trials:
         ended = settle(losses[trial.proposal.policy], 0.15, 0.1, 120)  # type: ignore[index]
-        assert ended is not None
-        assert (trial.outcome, trial.documents) == (ended.outcome, ended.documents)
+        assert (trial.outcome, trial.documents) == ended
     assert [trial.passed for trial in trials] == [True, True, False]
     chosen = chosen_trial(trials)
     assert chosen is not None
@@ -583,10 +583,32 @@ def test_too_few_documents_refute_what_loses_too_much_and_certify_nothing(trace:
     assert not kept[0.95].certificate.holds
 
 
-def test_a_cautious_candidate_that_gains_little_is_not_worth_its_test(trace: Trace) -> None:
-    tuned = Scripted(trace, lossless).tuned(0.9)
-    gains = [one.predicted_speed - 1.0 for one in tuned.candidates if not one.lossless]
-    assert min(gains) >= 0.5 * max(gains)
+@pytest.mark.parametrize(
+    ("worth", "speeds"),
+    [
+        (None, [1.6, 2.0]),  # half of what the boldest gains, as a test takes documents
+        (0.1, [1.2, 1.6, 2.0]),  # and the most cautious that is worth it
+        (0.3, [1.4, 1.6, 2.0]),
+        (1.5, [3.0]),  # none that keeps the floor is worth it: the most cautious that is may be refuted
+        (2.5, []),
+    ],
+)
+def test_the_candidates_at_a_floor_by_hand(trace: Trace, worth: float | None, speeds: list[float]) -> None:
+    """Six policies of the rerun, each faster than the one before and keeping less."""
+    proposals = Proposals([], Scripted(trace, lossless), lambda kv: never_priced, np.zeros(0), Deadline(None))
+    for exit, (risk, speed) in enumerate(
+        [(0.01, 1.05), (0.02, 1.2), (0.04, 1.4), (0.06, 1.6), (0.09, 2.0), (0.3, 3.0)], start=1
+    ):
+        policy = parse_policy(f"static:exit={exit}")
+        kept = Proposal(policy, "propagate", risk / 2, risk, 1.0 / speed, 1.0, free=False)
+        proposals.found[policy, "propagate"] = kept
+    proposed = proposals.at(0.1, worth)
+    assert [1.0 / one.relative_cost for one in proposed.candidates] == pytest.approx(speeds)
+    assert (proposed.reach, proposed.without) == (pytest.approx(2.0), 1.0)
+
+
+def never_priced(rows: int) -> TokenCosts:
+    raise AssertionError("nothing is rerun")
 
 
 def test_a_verdict_has_its_answer_where_the_floor_is_refuted(trace: Trace) -> None:

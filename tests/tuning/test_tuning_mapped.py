@@ -17,7 +17,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.replay import replay, replay_intervals
 from offramp.tracing.trace import Trace
 from offramp.tuning.predict import predict
-from offramp.tuning.pricing import count_decisions, pricing_of
+from offramp.tuning.pricing import pricing_of
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune
 
@@ -43,7 +43,7 @@ def test_the_price_of_decisions_is_that_of_its_replay(machine: str | None) -> No
     decisions = replay_decisions(parse_policy(POLICY), trace)
     result = replay(trace, POLICY, machine=machine, kv="mapped")
     assert pricing.of_decisions(decisions) == pytest.approx(result.breakdown.total / trace.token_count)
-    parts = pricing.parts(count_decisions(decisions, trace.layers))
+    parts = pricing.parts(decisions)
     assert math.fsum(parts.values()) == pytest.approx(pricing.of_decisions(decisions))
     paid = sum(line.total for line in result.breakdown.lines if line.part == "K,V map")
     assert parts["K,V map"] == pytest.approx(paid / trace.token_count)

@@ -160,6 +160,9 @@ def test_what_stands_behind_a_filter_costs_and_loses_what_its_replay_does() -> N
     known[:, 2:3] = np.where(maybe, 0.9, 0.1)
     trace = make_trace(tokens=400, documents=20, shape=shape, hidden_cosine_to_previous=known)
     pool = pool_of(trace)
+    prices = pool.pricing.costs
+    dearer = {**prices.probes, "cosine": 0.001 * prices.plain}  # which moves no bytes
+    pool.pricing = replace(pool.pricing, costs=replace(prices, probes=dearer))
     families = add_exact(pool, (0.05, 0.1))
     for family, exits in ((families["max_prob"], (4,)), (families["max_prob"], (3, 5))):
         for one in list(_filters(pool, {"hidden_cosine": families["hidden_cosine"]}, exits[0]))[::3]:
@@ -268,7 +271,7 @@ def test_parts_are_those_of_the_breakdown(seed: int, text: str) -> None:
     by_part: dict[str, float] = {}
     for line in breakdown.lines:
         by_part[line.part] = by_part.get(line.part, 0.0) + line.total / trace.token_count
-    assert pricing.parts(counts) == pytest.approx(by_part)
+    assert pricing.parts(decisions) == pytest.approx(by_part)
     mean = float(decision_costs(pricing.costs, decisions).mean())
     assert pricing.of_counts(counts) == pytest.approx(mean, rel=1e-9)
     assert sum(by_part.values()) == pytest.approx(mean, rel=1e-9)

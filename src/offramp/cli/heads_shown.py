@@ -108,7 +108,7 @@ PROPOSED = (0.95, 0.9, 0.8)
 def left_to_certify(workload: str, left: int) -> str:
     """What so many documents that no training reads can certify of the trained exits."""
     from offramp.training.record import FLOORS
-    from offramp.tuning.certifiable import certifiable_words
+    from offramp.tuning.verdict_words import certifiable_words
 
     return (
         f"{workload}: the later half of its documents is trained on; {left:,} others, which share no text "

@@ -18,7 +18,7 @@ from offramp.report.formats import counted
 from offramp.report.table import Cell, Column, Table
 from offramp.studies.task import AXES
 from offramp.tracing.progress import console
-from offramp.tuning.certifiable import certifiable_words
+from offramp.tuning.verdict_words import certifiable_words
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

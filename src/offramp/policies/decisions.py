@@ -15,7 +15,7 @@ from offramp.plug_ins import asking
 from offramp.policies.held import broken
 from offramp.policies.policy import Decider, ExitPolicy, Rows, Tokens, columns_of
 from offramp.policies.signals import looks_back, probed_at_last, probes_of
-from offramp.scoring.documents import fact_of
+from offramp.scoring.documents import fact_of, require_numbers
 from offramp.tracing.trace import Trace
 
 # Rows decided at once, so that the columns of a block stay in the processor's cache.
@@ -49,7 +49,9 @@ class Decisions:
 
     def head(self, *, final: bool) -> str:
         """The part of a cost breakdown (`PARTS`) that an output is, at exit L or below."""
-        return output_part(short=self.short_head if final else self.short_list, final=final)
+        if self.short_head if final else self.short_list:
+            return "short head"
+        return "final head" if final else "exit head"
 
     def at_rows(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Decisions:
         """The decisions on some of the tokens."""
@@ -65,13 +67,6 @@ class Decisions:
         if self.probed is not None:
             return self.probed[:, place]
         return self.exits >= list(self.needs)[place]
-
-
-def output_part(*, short: bool, final: bool) -> str:
-    """The part of a cost breakdown (`PARTS`) that an output is: short, off the list; final, at exit L."""
-    if short:
-        return "short head"
-    return "final head" if final else "exit head"
 
 
 def probed_facts(policy: ExitPolicy, layers: int) -> dict[int, tuple[str, ...]]:
@@ -94,8 +89,8 @@ def task_of(trace: Trace) -> str | None:
 def replay_decisions(policy: ExitPolicy, trace: Trace) -> Decisions:
     """Every token of a trace through a policy, an oracle included.
 
-    Raises PolicyError if the policy does not fit the trace: exits that it lacks, facts that are not numbers,
-    or that compare with other exits than the policy's; InputError for facts that were not recorded, with the
+    Raises PolicyError if the policy does not fit the trace: exits that it lacks, or facts that compare with
+    other exits than the policy's; InputError for facts that are not numbers, or were not recorded, with the
     option that records them.
     """
     policy = policy.for_task(task_of(trace))
@@ -131,7 +126,7 @@ class _Replay:
         self.document = {name: trace.document_fact(name) for name in policy.document_facts}
         require_comparisons(self.checked, trace)
         for name, values in self.document.items():
-            self._require_numbers(name, slice(None), np.isnan(values))
+            require_numbers(trace, name, np.isnan(values))
         starts = np.flatnonzero(np.diff(trace.document, prepend=-1))
         lengths = np.diff(starts, append=trace.token_count)
         self.index = np.asarray(np.arange(trace.token_count) - np.repeat(starts, lengths), dtype=np.int64)
@@ -181,14 +176,14 @@ class _Replay:
                 self.everywhere = self.everywhere and np.array_equal(asked, running)
                 for name, values in read.items():
                     if values.dtype.kind == "f":
-                        self._require_numbers(name, rows, asked & np.isnan(values), f" at exit {exit}")
+                        self._require_numbers(name, rows, asked & np.isnan(values), f"at exit {exit}")
             leaving = asked & decider.decide(exit, read)
             chosen[leaving] = exit
             running &= ~leaving
         final = {name: fact[rows] for name, fact in self.final.items()}
         for name, values in final.items():
             if values.dtype.kind == "f":
-                self._require_numbers(name, rows, running & np.isnan(values), " at the last exit")
+                self._require_numbers(name, rows, running & np.isnan(values), "at the last exit")
         decider.end(chosen, final)
         if self.trace.layers in self.place:
             probed[:, self.place[self.trace.layers]] = running
@@ -197,20 +192,12 @@ class _Replay:
         else:
             self.exits[rows[live]], self.probed[rows[live]] = chosen[live], probed[live]
 
-    def _require_numbers(
-        self, name: str, rows: slice | NDArray[np.int64], broken: Rows, where: str = ""
-    ) -> None:
-        """Raise PolicyError if a fact that is read is NaN in some of the rows, with the document's name."""
-        if not broken.any():
-            return
-        places = np.arange(self.trace.token_count)[rows][broken]
-        row = int(places[0])
-        raise PolicyError(
-            f"{name} is not a number for {places.size} tokens{where}",
-            where=f"{self.trace.documents[int(self.trace.document[row])].id}, row {row} of "
-            f"{self.trace.folder or 'the trace'}",
-            fix="trace the model again; a document with a broken logit should have been left out",
-        )
+    def _require_numbers(self, name: str, rows: slice | NDArray[np.int64], broken: Rows, at: str) -> None:
+        """Raise InputError if a fact that is read is NaN in some of the rows, with the document's name."""
+        if broken.any():
+            among = np.zeros(self.trace.token_count, dtype=np.bool_)
+            among[rows] = broken
+            require_numbers(self.trace, name, among, at)
 
 
 def require_comparisons(checked: Mapping[int, tuple[str, ...]], trace: Trace) -> None:

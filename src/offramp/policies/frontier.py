@@ -25,7 +25,7 @@ from offramp.policies.policy import columns_of
 from offramp.policies.policy_cost import costs_of, exit_costs, exit_costs_without_probes, layers_executed
 from offramp.policies.rules.threshold import Threshold
 from offramp.policies.signals import SIGNALS, Signal
-from offramp.scoring.documents import fact_of
+from offramp.scoring.documents import fact_of, require_numbers
 from offramp.tracing.trace import Trace
 
 # Rows packed, moves sorted and moves summed at once, so that the pieces stay in a core's cache.
@@ -152,8 +152,8 @@ def sweep(trace: Trace, signal: Signal, exits: tuple[int, ...], agreement: NDArr
 
     agreement: bool [tokens, exits of the trace], as `trace.agreement`.
 
-    Raises PolicyError for exits that were not traced or a signal that is NaN somewhere, InputError for a
-    trace without the signal's fact.
+    Raises PolicyError for exits that were not traced, InputError for a trace without the signal's fact, or
+    one that is NaN somewhere.
     """
     columns = columns_of(trace, exits)
     fact = fact_of(trace, signal.fact)
@@ -164,7 +164,8 @@ def sweep(trace: Trace, signal: Signal, exits: tuple[int, ...], agreement: NDArr
         values = np.array(fact[rows, chosen], dtype=np.float32)
         if np.isnan(values).any():
             for column in columns:
-                require_numbers(trace, signal.fact, fact[:, column], int(trace.exits[column]))
+                at = f"at exit {int(trace.exits[column])}"
+                require_numbers(trace, signal.fact, np.isnan(fact[:, column]), at)
         return np.negative(values, out=values) if signal.exit_when == "at most" else values
 
     _keep_freed_memory()
@@ -283,18 +284,6 @@ def _value_of_key(key: NDArray[np.uint32]) -> NDArray[np.float32]:
     return np.where(key & sign, key, key ^ np.uint32(0x7FFFFFFF)).view(np.float32)
 
 
-def require_numbers(trace: Trace, fact: str, values: NDArray[Any], exit: int) -> None:
-    """Raise PolicyError if a fact of one exit, [tokens], holds a NaN, with the document's name."""
-    broken = np.flatnonzero(np.isnan(values))
-    if broken.size:
-        document = trace.documents[int(trace.document[broken[0]])].id
-        raise PolicyError(
-            f"{fact} is not a number for {broken.size} tokens at exit {exit}",
-            where=f"{document}, row {int(broken[0])} of {trace.folder or 'the trace'}",
-            fix="trace the model again; a document with a broken logit should have been left out",
-        )
-
-
 @dataclass(frozen=True)
 class Frontier:
     """Every distinct operating point of one threshold rule (one signal, one set of exits), float64 [points].
@@ -321,8 +310,8 @@ def frontier(trace: Trace, signal: str, exits: tuple[int, ...] | None = None) ->
     exits: ascending, below L; by default all that were traced. Prices are bytes moved at the trace's mean
     position. The first point, at an infinite threshold, never leaves early but still pays every probe.
 
-    Raises PolicyError for an unknown signal, too few exits, exits beyond the model or not traced, a NaN, or a
-    signal that was recorded against other exits than these.
+    Raises PolicyError for an unknown signal, too few exits, exits beyond the model or not traced, or a signal
+    that was recorded against other exits than these; InputError for a NaN.
 
     >>> offramp.frontier(trace, "max_prob", exits=(2,)).agreement[0] == 1.0
     np.True_

@@ -50,7 +50,7 @@ from offramp.tracing.progress import say, stage
 from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
 from offramp.training.record import record_of
-from offramp.tuning.certifiable import documents_for
+from offramp.tuning.bounds import documents_for
 from offramp.tuning.verdict import from_main
 from offramp.workloads.packing import PlannedAnswer
 from offramp.workloads.workload import Workload

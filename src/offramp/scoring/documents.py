@@ -138,6 +138,21 @@ def fact_of(trace: Trace, name: str) -> FactArray:
     return values
 
 
+def require_numbers(trace: Trace, fact: str, broken: NDArray[np.bool_], at: str = "") -> None:
+    """Raise InputError if a fact is not a number for some tokens, with the first one's document and row.
+
+    broken: bool [tokens]. at: which exit, to follow their number.
+    """
+    rows = np.flatnonzero(broken)
+    if rows.size:
+        document = trace.documents[int(trace.document[rows[0]])].id
+        raise InputError(
+            f"{fact} is not a number for {rows.size} tokens{at and ' ' + at}",
+            where=f"{document}, row {int(rows[0])} of {trace.folder or 'the trace'}",
+            fix="trace the model again; a document with a broken logit should have been left out",
+        )
+
+
 def fact_sums(trace: Trace, rows: DocumentRows, name: str) -> NDArray[np.float64]:
     """Sums of one fact over each document's tokens: float64 [documents, exits], in the fact's unit.
 

@@ -241,14 +241,6 @@ verdict is asked for, is given up; before, it is decoded on until it has lost to
 refuted was tried on more than a few tokens."""
 
 
-@dataclass(frozen=True)
-class Settled:
-    """How a sequential test ended, and the number of documents after which it was settled."""
-
-    outcome: Outcome
-    documents: int
-
-
 def sequential_capital(losses: Losses, risk: float, delta: float, planned: int) -> Capital:
     """ln K_t after each document, against "the mean loss is at least `risk`": losses [documents] -> same.
 
@@ -288,10 +280,11 @@ def settle(
     sized: int | None = None,
     *,
     refutes: bool = False,
-) -> Settled | None:
+) -> tuple[Outcome, int] | None:
     """How a test of "the mean loss is at least `risk`" stands after some documents, in the drawn order.
 
-    None if it goes on. "certified": K_t has reached 1/delta, and the mean so far does not exceed the risk.
+    The outcome, and the documents after which it was settled; None if it goes on. "certified": K_t has
+    reached 1/delta, and the mean so far does not exceed the risk.
     Given up, which costs power and never validity, is a candidate
     - "out of reach": K could not reach 1/delta if no document to come lost anything, at the largest bets;
     - "too much lost": the same process against "the mean loss is at most `risk`" has reached 10/delta;
@@ -315,8 +308,8 @@ def settle(
         "below the floor": below & over & (seen >= ENOUGH_TO_REFUTE) & refutes,
         "documents used up": seen >= planned,
     }
-    first = [Settled(outcome, int(np.flatnonzero(met)[0]) + 1) for outcome, met in ends.items() if met.any()]
-    return min(first, key=lambda one: one.documents, default=None)
+    first = [(outcome, int(np.flatnonzero(met)[0]) + 1) for outcome, met in ends.items() if met.any()]
+    return min(first, key=lambda end: end[1], default=None)
 
 
 def largest_growth(risk: float) -> float:
@@ -328,3 +321,15 @@ def fewest_documents(risk: float, delta: float) -> int:
     """Documents without a loss that the betting bound certifies a risk with: 46 for 0.05 at 0.1."""
     # A hair less, so that a whole quotient is not rounded up.
     return max(1, math.ceil(math.log(1.0 / delta) / largest_growth(risk) - 1e-9))
+
+
+BESIDE_CERTIFYING = 2
+"""Documents that do not certify, at the least: one is searched on, and one reported."""
+
+
+def documents_for(floor: float, delta: float) -> int:
+    """Documents at the least with which a floor may be certified, if nothing is lost on any of them.
+
+    floor: of agreement. delta: the chance that its certificate is wrong.
+    """
+    return fewest_documents(1.0 - floor, delta) + BESIDE_CERTIFYING

@@ -175,13 +175,7 @@ def run_sequence(losses: Losses, costs: list[float], risk: float, delta: float, 
     if not losses.size:
         return Tested(0, 0, None)
     passes = method.p_values(losses, risk, delta) <= delta
-    if method.sequential:
-        stopped = np.flatnonzero(~passes)
-        passed = int(stopped[0]) if stopped.size else len(passes)
-        tested = min(passed + 1, len(passes))
-        eligible = list(range(passed))
-    else:
-        tested, eligible = len(passes), [int(place) for place in np.flatnonzero(passes)]
-        passed = len(eligible)
-    chosen = min(eligible, key=lambda place: (costs[place], place), default=None)
-    return Tested(tested, passed, chosen)
+    failed = np.flatnonzero(~passes)
+    tested = int(failed[0]) + 1 if method.sequential and failed.size else len(passes)
+    passed: list[int] = np.flatnonzero(passes[:tested]).tolist()
+    return Tested(tested, len(passed), min(passed, key=lambda place: (costs[place], place), default=None))

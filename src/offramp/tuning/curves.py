@@ -15,9 +15,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.policies.frontier import require_numbers
 from offramp.policies.signals import ROUNDING, Signal
-from offramp.scoring.documents import fact_of
+from offramp.scoring.documents import fact_of, require_numbers
 from offramp.tracing.trace import Trace
 
 POINTS = 4096
@@ -84,7 +83,7 @@ def make_grid(
 ) -> ThresholdGrid:
     """The thresholds worth trying for a signal at some columns of the trace.
 
-    Raises PolicyError for a value that is not a number.
+    Raises InputError for a value that is not a number.
     """
     fact = fact_of(trace, signal.fact)
     sign = np.float32(1.0 if signal.exit_when == "at least" else -1.0)
@@ -102,7 +101,8 @@ def make_grid(
         values = sign * fact[start : start + ROWS, columns].astype(np.float32)
         if np.isnan(values).any():
             for column in columns:
-                require_numbers(trace, signal.fact, fact[:, column], int(trace.exits[column]))
+                at = f"at exit {int(trace.exits[column])}"
+                require_numbers(trace, signal.fact, np.isnan(fact[:, column]), at)
         reached = np.searchsorted(sampled, values, side="right")
         ranks[start : start + ROWS] = len(sampled) - reached
     thresholds = 0.0 + (sign * sampled[::-1]).astype(np.float64)

@@ -19,7 +19,6 @@ from offramp.tuning.bounds import (
     Losses,
     Method,
     Outcome,
-    Settled,
     fewest_documents,
     settle,
 )
@@ -214,19 +213,20 @@ class FixedSequence:
         patience = min(self.needed, ENOUGH_TO_REFUTE) if enough else most + 1
         sized = most if self.sized is None else min(self.sized, most)
 
-        def settled_by(losses: Losses) -> Settled | None:
+        def settled_by(losses: Losses) -> tuple[Outcome, int] | None:
             return settle(losses, self.risk, self.delta, most, patience, sized, refutes=self.refutes)
 
         settled = settled_by(losses)
         while settled is None:
             if len(losses) == self.planned:
-                settled = Settled("documents used up", len(losses))
+                settled = "documents used up", len(losses)
             elif self.clock.over:
-                settled = Settled(OUT_OF_TIME, len(losses))
+                settled = OUT_OF_TIME, len(losses)
             else:
                 losses = self._more(proposal, losses)
                 settled = settled_by(losses)
-        return Tried(proposal, losses[: settled.documents], settled.outcome)
+        outcome, documents = settled
+        return Tried(proposal, losses[:documents], outcome)
 
     def _decide(self, proposal: Proposal, before: Sequence[Tried]) -> Tried:
         losses = np.zeros(0)

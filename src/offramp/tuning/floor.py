@@ -16,7 +16,7 @@ from offramp.errors import InputError
 from offramp.kit.arguments import settle_fields
 from offramp.kit.numbers import LARGEST_NUMBER, Positive
 from offramp.kit.rules import Beside
-from offramp.scoring.documents import document_rows, fact_of
+from offramp.scoring.documents import document_rows, fact_of, require_numbers
 from offramp.tracing.trace import FactArray, Trace
 
 FloorKind = Literal["agreement", "reference_agreement", "nll", "kl"]
@@ -173,14 +173,8 @@ def reference_top1(trace: Trace) -> NDArray[np.int32]:
 def _numbers(trace: Trace, name: str, *, finite: bool = False) -> FactArray:
     """A fact without a NaN, or without an infinity either where differences are taken."""
     values = fact_of(trace, name)
-    broken = np.flatnonzero(~np.isfinite(values).all(axis=1) if finite else np.isnan(values).any(axis=1))
-    if broken.size:
-        document = trace.documents[int(trace.document[broken[0]])].id
-        raise InputError(
-            f"{name} is not a number for {broken.size} tokens",
-            where=f"{document} in {trace.folder or 'the trace'}",
-            fix="trace the model again; a document with a broken logit should have been left out",
-        )
+    broken = ~np.isfinite(values) if finite else np.isnan(values)
+    require_numbers(trace, name, np.asarray(broken.any(axis=1)))
     return values
 
 

@@ -20,7 +20,7 @@ from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 from offramp.tracing.trace import Trace
 from offramp.tuning.floor import Floor, document_losses, risk_to_quality, token_losses
-from offramp.tuning.pricing import Pricing, count_decisions
+from offramp.tuning.pricing import Pricing
 
 DRAWS = 2000
 
@@ -61,7 +61,7 @@ def measure_parts(
     trace, own_pricing = seen_by(own, trace), pricing.paid_by(own)
     rows = document_rows(trace)
     decisions = replay_decisions(policy, trace)
-    exits, counts = decisions.exits, count_decisions(decisions, trace.layers)
+    exits, parts = decisions.exits, own_pricing.parts(decisions)
     bootstrap = _drawn(rows.count, seed)
     weights = bootstrap.weights
     taken = np.arange(trace.token_count), np.searchsorted(trace.exits, exits)
@@ -89,9 +89,9 @@ def measure_parts(
         plain_seconds_per_token=pricing.plain,
         probe_share=max(0.0, probes / charged),
         reference_agreement=None if reference is None else mean(reference[taken]),
-        gain=own_pricing.gain(counts),
+        gain=own_pricing.gain(parts),
     )
-    return held, max(0.0, probes), pricing.parts(counts)
+    return held, max(0.0, probes), parts
 
 
 def speed_over(trace: Trace, policy: ExitPolicy, other: ExitPolicy, pricing: Pricing, seed: int) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,8 +14,8 @@ from offramp.costs.token import TokenCosts
 from offramp.errors import InputError
 from offramp.kit.defaults import BYTES
 from offramp.kit.typed import to_json
-from offramp.policies.cost_breakdown import Gain, Item, Usage, gain_of_parts, lines_of
-from offramp.policies.decisions import Decisions, output_part
+from offramp.policies.cost_breakdown import Gain, gain_of_parts, lines_of
+from offramp.policies.decisions import Decisions
 from offramp.policies.kv import STRATEGIES, maps_charged
 from offramp.policies.policy import ExitPolicy
 from offramp.policies.policy_cost import (
@@ -28,7 +28,7 @@ from offramp.policies.policy_cost import (
     gives_output,
 )
 from offramp.policies.rules.short_list import costs_for
-from offramp.policies.signals import probes_of
+from offramp.policies.steps import count_steps
 from offramp.scoring.documents import DocumentRows
 from offramp.tracing.trace import Trace
 
@@ -40,16 +40,13 @@ class DecisionCounts:
     """What decisions are charged for, counted over its tokens.
 
     leaving: int64 [layers], tokens that leave at exit l = 1..L. needs: the facts read at each checked exit.
-    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there. short_list,
-    short_head: whether outputs below L, and at L, are read off the short list.
+    probed: int64 [checked exits], tokens probed there. answered: those of them that leave there.
     """
 
     leaving: NDArray[np.int64]
     needs: Needs
     probed: NDArray[np.int64]
     answered: NDArray[np.int64]
-    short_list: bool = False
-    short_head: bool = False
 
     @property
     def tokens(self) -> int:
@@ -59,27 +56,6 @@ class DecisionCounts:
     def mean(self, at_exits: NDArray[np.float64]) -> float:
         """Mean over tokens of what depends on the exit alone: at_exits float64 [layers]."""
         return float(self.leaving @ at_exits) / self.tokens
-
-    def usage(self, mapped: Collection[int] = ()) -> Usage:
-        """The same as items of a breakdown, at batch 1 with K and V propagated, or mapped from some exits."""
-        layers = len(self.leaving)
-        skipping = np.append(0, np.cumsum(self.leaving)[:-1])
-        outputs = self.leaving.copy()
-        usage = Usage({Item("overhead"): self.tokens})
-        for place, (exit, facts) in enumerate(self.needs.items()):
-            for kind in probes_of(facts):
-                usage[Item("probe", exit, probe=kind)] = int(self.probed[place])
-            if gives_output(facts, short_list=self.short_list):
-                outputs[exit - 1] -= self.answered[place]
-        for layer in range(1, layers + 1):
-            usage[Item("layers", layer)] = self.tokens - int(skipping[layer - 1])
-            usage[Item("K,V projection", layer)] = int(skipping[layer - 1])
-            final = layer == layers
-            part = output_part(short=self.short_head if final else self.short_list, final=final)
-            usage[Item(part, layer)] = int(outputs[layer - 1])
-        for exit in mapped:
-            usage[Item("K,V map", exit)] = int(self.leaving[exit - 1])
-        return usage
 
 
 def count_decisions(decisions: Decisions, layers: int) -> DecisionCounts:
@@ -96,8 +72,6 @@ def count_decisions(decisions: Decisions, layers: int) -> DecisionCounts:
             ],
             dtype=np.int64,
         ),
-        short_list=decisions.short_list,
-        short_head=decisions.short_head,
     )
 
 
@@ -170,20 +144,22 @@ class Pricing:
                 total -= float(counts.answered[place] * self.costs.heads[exit - 1])
         return total / counts.tokens
 
-    def parts(self, counts: DecisionCounts) -> dict[str, float]:
-        """Mean cost of a token by part of the cost breakdown (its `PARTS`), at batch 1."""
+    def parts(self, decisions: Decisions) -> dict[str, float]:
+        """Mean cost of a token by part of the cost breakdown (its `PARTS`); empty for a batch."""
+        tokens = len(decisions.exits)
+        if self.batch > 1:
+            return {}
+        steps, maps = np.arange(tokens, dtype=np.int64), bool(self.costs.maps)
+        usage = count_steps(decisions, steps, len(self.costs.layers), repair=True, maps=maps)
         parts: dict[str, float] = {}
-        for line in lines_of(counts.usage(self.costs.maps), lambda rows: self.listed):
-            parts[line.part] = parts.get(line.part, 0.0) + line.total / counts.tokens
+        for line in lines_of(usage, lambda rows: self.listed):
+            parts[line.part] = parts.get(line.part, 0.0) + line.total / tokens
         return parts
 
-    def gain(self, counts: DecisionCounts) -> Gain | None:
-        """Where the gain of the tokens that were counted comes from; None for a batch, or without tokens."""
-        if self.batch > 1 or not counts.tokens:
-            return None
+    def gain(self, parts: Mapping[str, float]) -> Gain | None:
+        """Where the gain of a token comes from, by its cost by part; None for a batch."""
         never = Decisions(np.full(1, len(self.costs.layers), dtype=np.int64), {})
-        plain = self.of_full_model.parts(count_decisions(never, len(self.costs.layers)))
-        return gain_of_parts(self.parts(counts), plain)
+        return gain_of_parts(parts, self.of_full_model.parts(never)) if parts else None
 
     def same_prices(self, other: Pricing) -> bool:
         """Whether every price, and so every choice, is the same."""

@@ -20,7 +20,6 @@ from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import METHODS
 from offramp.tuning.certificate import (
     Certificate,
-    Tested,
     losses_in_order,
     ordered_candidates,
     run_sequence,
@@ -41,22 +40,22 @@ def tune_by_replay(job: TuningJob, kv: str) -> Tuned:
     """Search, test on the certify documents as they are replayed, and measure on the report documents."""
     pool = job.search()
     candidates = ordered_candidates(pool, job.floor.risk) if pool else []
-    tested, certificate = _test(job, candidates)
-    chosen = None if tested.chosen is None else candidates[tested.chosen]
+    chosen, certificate = _test(job, candidates)
     held = job.report(PLAIN_DECODING if chosen is None else chosen.policy, kv)
     answer = replayed_answer(job, len(candidates), certificate, held)
     return job.tuned(held, answer=answer, certificate=certificate, pool=pool)
 
 
-def _test(job: TuningJob, candidates: list[ScoredPolicy]) -> tuple[Tested, Certificate]:
-    """Test the candidates on the certify documents, if those could show anything at all."""
+def _test(job: TuningJob, candidates: list[ScoredPolicy]) -> tuple[ScoredPolicy | None, Certificate]:
+    """The fastest candidate that passes its test on the certify documents, if those could show anything."""
     documents = job.roles.certify
     enough = len(documents) >= job.rule.needed(job.floor.risk, job.delta)
     policies = [candidate.policy for candidate in candidates] if enough else []
     losses = losses_in_order(job.trace, documents, policies, job.floor)
     costs = [candidate.cost for candidate in candidates]
     tested = run_sequence(losses, costs, job.floor.risk, job.delta, job.rule)
-    return tested, job.certificate(
+    chosen = None if tested.chosen is None else candidates[tested.chosen]
+    return chosen, job.certificate(
         None if tested.chosen is None else losses[:, tested.chosen],
         documents=len(losses),
         tested=tested.tested,

@@ -21,7 +21,7 @@ from offramp.policies.figures import PLAIN_DECODING
 from offramp.policies.grammar import TUNED, TUNED_SCHEMA_VERSION, read_policy_file, require_whole
 from offramp.policies.policy import ExitPolicy, columns_of
 from offramp.policies.rules.short_list import seen_by
-from offramp.scoring.documents import fact_of
+from offramp.scoring.documents import fact_of, require_numbers
 from offramp.scoring.estimate import Estimate
 from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME
@@ -318,10 +318,5 @@ def shift_rows(tuned: tuple[Shift, ...], other: Trace, policy: ExitPolicy) -> tu
 
 def _quantiles(trace: Trace, fact: str, column: int, exit: int) -> tuple[float, ...]:
     values = fact_of(trace, fact)[:, column]
-    if np.isnan(values).any():
-        raise InputError(
-            f"{fact} is not a number for {int(np.isnan(values).sum())} tokens at exit {exit}",
-            where=str(trace.folder or "the trace"),
-            fix="trace the model again; a document with a broken logit should have been left out",
-        )
+    require_numbers(trace, fact, np.isnan(values), f"at exit {exit}")
     return tuple(float(value) for value in np.quantile(values, QUANTILES, method="inverted_cdf"))

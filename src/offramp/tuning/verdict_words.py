@@ -10,7 +10,7 @@ from offramp.kit.defaults import BYTES
 from offramp.policies.figures import NEVER, PLAIN_DECODING
 from offramp.policies.short_names import SHORT_HEAD, short_name
 from offramp.scoring.estimate import DOCUMENTS_NEEDED, Estimate
-from offramp.tuning.bounds import OUT_OF_TIME
+from offramp.tuning.bounds import OUT_OF_TIME, documents_for
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import NATS, REFERENCE, Floor, loss_text
 from offramp.tuning.held_out import HeldOut
@@ -292,6 +292,31 @@ def meaning_of(floor: Floor) -> str:
         f"an answer of {ANSWER_TOKENS} tokens may lose {total:.3g} nats of clipped loss on average; what a "
         f"token loses beyond {floor.clip:g} nats is not bounded"
     )
+
+
+# Of a text, before anything is run.
+
+
+def certifiable_words(documents: int, floors: Sequence[float], delta: float) -> str:
+    """Which floors on agreement so many documents could certify, to follow their number and whose they are.
+
+    "can at best certify 90 % (25 needed), never 95 % (48 needed) or 99 % (234)".
+    """
+    could = [floor for floor in floors if documents >= documents_for(floor, delta)]
+    never = [floor for floor in floors if floor not in could]
+    if not could:
+        return f"can never certify {_floors_listed(never, delta, 'or')}"
+    beyond = f", never {_floors_listed(never, delta, 'or')}" if never else ""
+    return f"can at best certify {_floors_listed(could, delta, 'and')}{beyond}"
+
+
+def _floors_listed(floors: Sequence[float], delta: float, joined: str) -> str:
+    """ "90 % (25 needed), 95 % (48) and 99 % (232)", the loosest first."""
+    said = [
+        f"{100 * floor:g} % ({documents_for(floor, delta):,}{' needed' if place == 0 else ''})"
+        for place, floor in enumerate(sorted(floors))
+    ]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} {joined} {said[-1]}"
 
 
 # Of a verdict.
