@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from dataclasses import replace
+from pathlib import Path
 
 import answer_examples as answers
 import pytest
@@ -12,6 +13,7 @@ from decoding_examples import decoded_run
 from report_examples import example_run
 
 import comparison_examples as examples
+from offramp.cli.pages import short_json
 from offramp.policies.cost_breakdown import Gain
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
@@ -37,6 +39,7 @@ from offramp.report.findings import (
     run_decision,
     speed_of,
 )
+from offramp.report.run_findings import Findings
 from offramp.report.sections.families import families_at
 from offramp.report.strategies import fastest, floor_kept, why_no_answer
 from offramp.report.timing import ways_of
@@ -118,6 +121,26 @@ def run_with(*verdicts: Verdict):
     run = example_run()
     workloads = [replace(w, verdicts=(v,)) for w, v in zip(run.workloads, verdicts, strict=False)]
     return replace(run, workloads=tuple(workloads))
+
+
+def test_a_speed_stands_beside_the_policy_that_it_is_of():
+    """What decodes is plain decoding where nothing is certified; a speed is that of what was tried."""
+    run = run_with(verdict("does not pay", 1.1, 1.0, 1.2, policy="never", standing="refuted", tried=REFUTED))
+    run = replace(run, workloads=run.workloads[:1])
+    findings = Findings(run, Path("run"), Path("run/report.html"), {})
+    (found,), (shown,) = findings.to_dicts(), short_json(findings)["verdicts"]
+    assert (
+        (found["policy"], found["speed_value"])
+        == (shown["policy"], shown["speed"]["value"])
+        == ("never", 1.1)
+    )
+    assert (found["tried"], found["tried_kv"]) == ("static:exit=20", "propagate")
+    assert (shown["tried"]["policy"], shown["tried"]["kv"]) == ("static:exit=20", "propagate")
+    certified = replace(
+        run, workloads=(replace(run.workloads[0], verdicts=(verdict("pays", 1.1, 1.0, 1.2),)),)
+    )
+    (found,) = Findings(certified, Path("run"), Path("run/report.html"), {}).to_dicts()
+    assert (found["policy"], found["tried"], found["tried_kv"]) == ("static:exit=20", None, None)
 
 
 @pytest.mark.parametrize(

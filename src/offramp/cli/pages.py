@@ -21,12 +21,14 @@ SHORT = (
     "decision",
     "policy",
     "kv",
+    "tried",
     "certified",
     "executed_agreement",
     "speed",
     "missing",
 )
-"""Of a verdict, in what `--json` prints; summary.json has everything."""
+"""Of a verdict, in what `--json` prints; summary.json has everything. Where nothing is certified, `speed` is
+that of what was `tried`."""
 
 
 def run(asked: Run, out: Output) -> None:
@@ -38,10 +40,10 @@ def run(asked: Run, out: Output) -> None:
 
     findings = carry_out(asked, workloads, lambda so_far: print_verdict_so_far(so_far, out.console))
     print_summary(findings.result, out.console, findings.report)
-    out.finish(_short(findings))
+    out.finish(short_json(findings))
 
 
-def _short(findings: Findings) -> dict[str, Any]:
+def short_json(findings: Findings) -> dict[str, Any]:
     """The answer of a run for machines: headline, verdicts, what to do next, and where the rest lies."""
     from offramp.kit.typed import to_json
     from offramp.report.run_findings import next_step

@@ -43,7 +43,7 @@ from offramp.studies.comparison.results import (
     Row,
     StrategyResult,
 )
-from offramp.tuning.certificate import Certificate
+from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.floor import SHARES, Floor
 from offramp.tuning.tuned import Tuned
 from offramp.tuning.verdict import OPEN, Decision, Speed, Verdict, decide, from_main
@@ -94,11 +94,18 @@ class Finding(ShownAsHtml, Generic[Detail]):
             "decision": self.decision,
             "policy": self.policy,
             "kv": self.kv,
+            "tried": None if self.tried is None else str(self.tried.policy),
+            "tried_kv": None if self.tried is None else self.tried.kv,
             "certified": self.certified,
             **{f"speed_{name}": speed.get(name) for name in ("value", "low", "high", "how")},
             **{f"kept_{name}": getattr(kept, name) for name in ("value", "low", "high")},
             "missing": list(self.missing),
         }
+
+    @property
+    def tried(self) -> Candidate | None:
+        """Where nothing is certified, the candidate that was decoded last: the speed is its own."""
+        return self.detail.tried if isinstance(self.detail, Verdict) else None
 
     @property
     def model(self) -> str:
