@@ -56,10 +56,9 @@ from offramp.models.loading import build_model
 from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL
 from offramp.timing.answers import TimeLimits, ratios_of
-from offramp.timing.bench import Measurement, run, settle
-from offramp.timing.contenders import NEVER, Extent
+from offramp.timing.bench import Measurement, forecasts_of, run, settle
+from offramp.timing.contenders import NEVER, WITHOUT_PEERS
 from offramp.timing.decoder import Setting, batches_of, generate
-from offramp.timing.judged import forecasts_of
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.measurement import start_peak
 from offramp.tracing.block import forget_gram_matrices
@@ -298,8 +297,7 @@ def decoding(job: Job) -> dict[str, Any]:
     """Never exit, checked exits and static exits, in turns with the plain decoders."""
     checks, statics, cells = cells_of(job)
     limits = TimeLimits(seconds=max(0.5 * job.left, SHORTEST), rounds=None, looks=False)
-    extent = Extent(peers=False, static_cache=True)
-    job.measurement = run(job.setting(cells), limits=limits, extent=extent)
+    job.measurement = run(job.setting(cells), limits=limits, extent=WITHOUT_PEERS)
     result = job.measurement.result
     never = seconds_of(job, NEVER)
     (checking, count), product = next(iter(checks.items())), head_product(job)

@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -31,7 +31,7 @@ from offramp.models.model import Model
 from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.timing.answers import TimeLimits, ratios_of
 from offramp.timing.bench import Measurement, run, settle
-from offramp.timing.contenders import GENERATE, NEVER, Extent
+from offramp.timing.contenders import GENERATE, NEVER, WITHOUT_PEERS, Extent
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.results import BenchResult
 from offramp.workloads.registry import load_workload
@@ -51,7 +51,7 @@ class Bench:
     options: argparse.Namespace
 
     def measure(
-        self, cells: Sequence[tuple[str, str]], extent: dict[str, Any] | None = None, **further: Any
+        self, cells: Sequence[tuple[str, str]], extent: Extent = WITHOUT_PEERS, **further: Any
     ) -> Measurement:
         """Policies and strategies beside plain decoding. extent: who else takes part."""
         batch = further.pop("batch", 1)
@@ -60,7 +60,7 @@ class Bench:
         asked = [DecodingOptions.read(policy, kv=kv, **further) for policy, kv in cells]
         setting = settle(self.model, asked, prompts=prompts, batch=batch)
         limits = TimeLimits(self.options.seconds, self.options.rounds)
-        return run(setting, limits=limits, extent=Extent(**(extent or {"peers": False})))
+        return run(setting, limits=limits, extent=extent)
 
     @property
     def exits(self) -> list[int]:
@@ -71,7 +71,7 @@ class Bench:
 
 def never_exit(bench: Bench) -> dict[str, Any]:
     """Our loop over the steps of `generate()`."""
-    result = bench.measure([("never", "propagate")], {"peers": False, "plain": GENERATE}).result
+    result = bench.measure([("never", "propagate")], replace(WITHOUT_PEERS, plain=GENERATE)).result
     loop = result.main.name
     return {
         **_circumstances(result),
@@ -126,7 +126,7 @@ def speculate(bench: Bench) -> dict[str, Any]:
     draft = bench.options.draft_length
     cells = [(f"static:exit={exit}", "speculate") for exit in exits]
     length = int(draft) if draft.isdecimal() else draft
-    result = bench.measure(cells, {"peers": True}, draft_length=length).result
+    result = bench.measure(cells, Extent(), draft_length=length).result
     rows = []
     for exit in exits:
         name, peer = (

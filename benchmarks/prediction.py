@@ -35,9 +35,8 @@ from offramp.policies.kv import MAPPED, STRATEGIES
 from offramp.policies.replay import ReplayResult
 from offramp.policies.signals import SIGNALS
 from offramp.timing.answers import TimeLimits
-from offramp.timing.bench import run, settle
-from offramp.timing.contenders import Extent
-from offramp.timing.judged import forecasts_of, predict_cells
+from offramp.timing.bench import forecasts_of, predict_cells, run, settle
+from offramp.timing.contenders import WITHOUT_PEERS
 from offramp.timing.machine_profiler import measure_hardware
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
 from offramp.timing.results import BenchResult, Forecast
@@ -112,7 +111,7 @@ def one_dtype(dtype: str, options: argparse.Namespace) -> tuple[BenchResult, tup
     predicted = predict_cells(setting, trace, profile)
     print(f"predictions: {written_down(model, profile, predicted, Path(options.output))}")
     limits = TimeLimits(options.seconds, options.rounds)
-    measurement = run(setting, limits=limits, extent=Extent(peers=False))
+    measurement = run(setting, limits=limits, extent=WITHOUT_PEERS)
     found = forecasts_of(measurement, profile, predicted=predicted, parts_of=2)
     forecasts = tuple(found.values())
     for one in forecasts:

@@ -166,7 +166,7 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     from offramp.decoding.options import DecodingOptions
     from offramp.timing.answers import TimeLimits
     from offramp.timing.bench import run, settle
-    from offramp.timing.contenders import NEVER, Extent
+    from offramp.timing.contenders import DYNAMIC, NEVER, WHOLE, Extent
     from offramp.workloads.registry import load_workload
 
     model = offramp.load_model(options.model)
@@ -176,7 +176,7 @@ def machine(options: argparse.Namespace) -> list[dict[str, Any]]:
     setting = settle(model, [DecodingOptions.read("never", new_tokens=options.new_tokens)], prompts=prompts)
     rows = []
     for budget in map(float, options.seconds.split(",")):
-        extent = Extent(peers=False, static_cache=False, plain=NEVER)
+        extent = Extent((NEVER, DYNAMIC, WHOLE), NEVER)
         result = run(setting, limits=TimeLimits(budget, worth=options.worth), extent=extent).result
         ratio = result.main.ratio
         assert ratio is not None  # it was timed

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from offramp.decoding.free_running import FreeRunning
+from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import (
     ONE,

@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def any_load() -> Iterator[None]:
     """Profiles are kept whatever else the machine does: tests share it with each other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offramp.costs.load.TOLERABLE_LOAD", math.inf)
+        patch.setattr("offramp.costs.timings.TOLERABLE_LOAD", math.inf)
         yield
 
 

@@ -139,7 +139,7 @@ def test_on_a_busy_machine_the_kept_timings_of_a_quieter_time_stay(
 def test_on_a_busy_machine_measuring_keeps_nothing_says_so_and_fails(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, cache: Path
 ) -> None:
-    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", -2.0 * 1024)
+    monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", -2.0 * 1024)
     monkeypatch.setattr(machine_profiler, "PATIENCE", 0.1)
     outcome = run_offramp("hardware", "measure", tiny_model, "--seconds", "1", "--json").require(1)
     assert outcome.json["error"]["what"].startswith("the machine is busy: other work kept")

@@ -161,7 +161,7 @@ def test_doctor_clears_the_cache_of_converted_models_and_of_nothing_else(
 
 
 def test_doctor_says_that_others_keep_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", -1024.0)
+    monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", -1024.0)
     findings = {one["name"]: one for one in run_offramp("doctor", "--json").require(0).json["findings"]}
     assert not findings["machine"]["fine"]
     assert "nothing is timed then" in findings["machine"]["fix"]

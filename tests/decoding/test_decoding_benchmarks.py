@@ -96,7 +96,7 @@ PRICES = ["--profile-seconds", "0.01", "--seconds", "0.01"]
 @pytest.fixture
 def any_load_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `any_load`, in the processes that a test starts."""
-    patch = "import math, offramp.costs.load\nofframp.costs.load.TOLERABLE_LOAD = math.inf\n"
+    patch = "import math, offramp.costs.timings\nofframp.costs.timings.TOLERABLE_LOAD = math.inf\n"
     (tmp_path / "sitecustomize.py").write_text(patch)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from offramp.decoding.free_running import FreeRunning
+from offramp.policies.figures import FreeRunning
 from offramp.policies.grammar import parse_policy
 from offramp.report.run_result import Decoded, RunResult
 from offramp.scoring.estimate import Estimate

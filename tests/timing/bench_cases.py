@@ -18,7 +18,7 @@ from offramp.scoring.estimate import Estimate
 from offramp.timing import answers, decoder
 from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import Measurement, run, settle
-from offramp.timing.contenders import GENERATE, Extent
+from offramp.timing.contenders import GENERATE, WITHOUT_PEERS, Extent
 from offramp.timing.decoder import DecodedBatch, Decoder, Running, Setting
 from offramp.timing.results import BenchResult, Cluster, Contender, Counted
 
@@ -149,4 +149,4 @@ def measure(
 ) -> Measurement:
     """A bench with what was decoded; time enough for peers, however busy it is. options: of `settled`."""
     setting = settled(model, policy, **options)
-    return run(setting, limits=TimeLimits(seconds, rounds), extent=Extent(peers=peers))
+    return run(setting, limits=TimeLimits(seconds, rounds), extent=Extent() if peers else WITHOUT_PEERS)

@@ -15,10 +15,9 @@ from scipy.stats import t as student
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import TimeLimits
-from offramp.timing.bench import run
-from offramp.timing.contenders import CUT_HEAD, SHORT, Extent, peers_of
+from offramp.timing.bench import judge_measurement, run
+from offramp.timing.contenders import CUT_HEAD, SHORT, WITHOUT_PEERS, Extent, searched_of
 from offramp.timing.decoder import DecodedBatch, Decoder, generate
-from offramp.timing.judged import judge_measurement
 from offramp.timing.processes import merged
 from offramp.timing.results import (
     LOOKUP,
@@ -178,7 +177,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 def test_the_cut_head_takes_turns_and_is_judged_wherever_a_policy_reads_the_list() -> None:
     policy = "shortlist:policy=[static:exit=2]"
     setting = settled(family_model("llama"), policy, prompts=PROMPTS, new_tokens=5)
-    measured = run(setting, limits=TimeLimits(rounds=1), extent=Extent(peers=False))
+    measured = run(setting, limits=TimeLimits(rounds=1), extent=WITHOUT_PEERS)
     cut = measured.result.contender(str(CUT_HEAD))
     assert (cut.role, cut.left_out, len(cut.samples)) == ("short list", None, 2)
     assert cut.layers_per_token == cut.claimed_layers_per_token == float(setting.model.layers)
@@ -218,7 +217,7 @@ def test_all_tokens_at_once_are_no_reason_to_leave_a_decoder_out(monkeypatch: py
         return found
 
     monkeypatch.setattr(type(model.hf), "generate", at_once)
-    (lookup,) = peers_of(setting, 0.0, 1.0, [LOOKUP])
+    (lookup,) = searched_of(setting, Extent((LOOKUP,)), 0.0, 1.0)
     assert isinstance(lookup, Decoder)
     decoded = lookup.decode(setting.prompts[0], 2)
     assert (len(decoded.tokens[0]), decoded.first_tokens) == (2, 2)

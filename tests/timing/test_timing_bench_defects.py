@@ -75,7 +75,7 @@ def test_the_same_decoder_twice(a_a: Estimate[float], defect: bool) -> None:
 def test_noise_is_said_and_is_no_defect(
     monkeypatch: pytest.MonkeyPatch, circumstances: dict[str, Any], said: list[str]
 ) -> None:
-    monkeypatch.setattr("offramp.costs.load.TOLERABLE_LOAD", 0.3)
+    monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", 0.3)
     found = warnings_of(QUIET | circumstances)
     assert len(found) == len(said)
     assert all(sentence in line for sentence, line in zip(said, found, strict=True))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from bench_cases import made_up_result
 
-from offramp.decoding.free_running import FreeRunning
 from offramp.errors import DamagedFileError
 from offramp.kit.typed import from_json, to_json
+from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import Estimate
 from offramp.timing.results import (
     BenchResult,

@@ -153,7 +153,9 @@ def test_everybody_takes_part_in_one_run(result: CombineResult) -> None:
         *("prune + exits", "prune + speculate", "prune + prompt_lookup"),
     ]
     plain_ones = [NEVER, GENERATE, STATIC_CACHE, ONE_CALL]
-    assert [one.name for one in result.others] == [*plain_ones, f"{result.plain} again"]
+    *others, again = (one.name for one in result.others)
+    assert others == plain_ones
+    assert again in {f"{name} again" for name in plain_ones}  # the fastest of the pilot, not of the turns
     assert {len(one.contender.samples) for one in result.combinations} == {3 * len(PROMPTS)}
     assert (result.prompts, result.rounds, result.new_tokens, result.workload) == (2, 3, 7, "numbers")
     assert result.plain in plain_ones

@@ -41,12 +41,11 @@ from offramp.report.timing import (
     stopped_text,
 )
 from offramp.timing.accelerations import read_accelerations
-from offramp.timing.bench import run, settle
+from offramp.timing.bench import judge_measurement, predict_cells, run, settle
 from offramp.timing.combine import combine
-from offramp.timing.contenders import Extent
+from offramp.timing.contenders import WITHOUT_PEERS, Extent
 from offramp.timing.decoder import Setting
 from offramp.timing.forecast import expected_position
-from offramp.timing.judged import judge_measurement, predict_cells
 from offramp.timing.local_profile import LocalProfile, kept_profile, profile_now
 from offramp.timing.processes import merged
 from offramp.timing.results import (
@@ -206,7 +205,7 @@ def _measured(
         measured = run(
             setting,
             limits=asked.limits,
-            extent=Extent(peers=not asked.no_peers, plain=asked.plain),
+            extent=replace(WITHOUT_PEERS if asked.no_peers else Extent(), plain=asked.plain),
             seed=asked.seed,
             progress=progress,
         )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from offramp.decoding.free_running import FreeRunning
 from offramp.decoding.generation.result import BatchGeneration, Generation, Pieces
+from offramp.policies.figures import FreeRunning
 from offramp.policies.policy import ExitPolicy
 from offramp.report.formats import counted, decimal, duration, percent
 

@@ -424,7 +424,7 @@ def _clear_cache() -> str:
 
 
 def _machine() -> Looked:
-    from offramp.costs.load import OTHER_LOAD, too_busy
+    from offramp.costs.timings import OTHER_LOAD, too_busy
     from offramp.models.devices import AUTO, find_device
     from offramp.runs.stages import describe_machine
     from offramp.timing.defects import Load

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,7 @@ PREFIX = "aic:"
 PACKAGE = "aiconfigurator-core"
 INSTALL = f"pip install 'offramp[aic]' (or, for its data alone, pip install --no-deps {PACKAGE})"
 AGAIN = f"install it again: pip install --force-reinstall '{PACKAGE}>=0.12'"
-PATTERN = f"{PREFIX}SYSTEM/ENGINE@VERSION"
 GEMM, ATTENTION = "gemm/{}/gemm_perf.parquet", "attention/{}/generation_attention_perf.parquet"
-MILLISECOND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,20 @@ class KernelTables:
         )
         return gemm, attention
 
+    @property
+    def rows(self) -> int:
+        """Measured times in both. Raises InputError where they cannot be read."""
+        return sum(int(_opened(path).metadata.num_rows) for path in self.paths)
+
+    @property
+    def age(self) -> tuple[list[int], bool, list[int]]:
+        """Rises with the version: 0.5.10 is newer than 0.5.9, and 1.3.0 than its candidate 1.3.0rc20."""
+        release = re.match(r"[0-9.]*", self.version)
+        before = "" if release is None else release.group()
+        rest = self.version[len(before) :]
+        numbers = [[int(number) for number in re.findall(r"[0-9]+", text)] for text in (before, rest)]
+        return numbers[0], rest == "" or rest.startswith("post"), numbers[1]
+
 
 def _systems_folder() -> Path | None:
     try:
@@ -79,40 +91,22 @@ def list_tables() -> list[KernelTables]:
         for path in paths
     ]
     whole = [tables for tables in found if all(path.is_file() for path in tables.paths)]
-    newest_first = sorted(whole, key=lambda tables: _version_key(tables.version), reverse=True)
+    newest_first = sorted(whole, key=lambda tables: tables.age, reverse=True)
     return sorted(newest_first, key=lambda tables: (tables.system, tables.engine))
-
-
-def _version_key(version: str) -> tuple[list[int], bool, list[int]]:
-    """Numbers by size: 0.5.10 is newer than 0.5.9, and 1.3.0 than its candidate 1.3.0rc20."""
-    release = re.match(r"[0-9.]*", version)
-    before = "" if release is None else release.group()
-    rest = version[len(before) :]
-    numbers = [[int(number) for number in re.findall(r"[0-9]+", text)] for text in (before, rest)]
-    return numbers[0], rest == "" or rest.startswith("post"), numbers[1]
 
 
 def by_system() -> dict[str, list[KernelTables]]:
     """The newest tables of each engine, by system; those that are taken if no engine is named come first."""
-    found = list_tables()
-    return {
-        system: best_first([tables for tables in found if tables.system == system])
-        for system in dict.fromkeys(tables.system for tables in found)
-    }
+    systems: dict[str, list[KernelTables]] = {}
+    for tables in list_tables():
+        systems.setdefault(tables.system, []).append(tables)
+    return {system: _best_first(versions) for system, versions in systems.items()}
 
 
-def best_first(tables: Iterable[KernelTables]) -> list[KernelTables]:
-    """The newest version of each engine on one system, the one with most measured rows first."""
-    import pyarrow.parquet as parquet
-
-    newest: dict[str, KernelTables] = {}
-    for version in tables:
-        newest.setdefault(version.engine, version)
-    rows = {
-        engine: sum(int(parquet.read_metadata(path).num_rows) for path in one.paths)
-        for engine, one in newest.items()
-    }
-    return sorted(newest.values(), key=lambda one: rows[one.engine], reverse=True)
+def _best_first(versions: Sequence[KernelTables]) -> list[KernelTables]:
+    """The newest of each engine on one system, the one with most measured rows first."""
+    newest = {version.engine: version for version in reversed(versions)}
+    return sorted(sorted(newest.values(), key=lambda one: one.engine), key=lambda one: one.rows, reverse=True)
 
 
 def find_tables(name: str) -> KernelMachine:
@@ -129,7 +123,7 @@ def find_tables(name: str) -> KernelMachine:
         raise InputError(
             f"{name!r} names no tables",
             where="hardware",
-            fix=f"write {PATTERN}, the last two if you choose them",
+            fix=f"write {PREFIX}SYSTEM/ENGINE@VERSION, the last two if you choose them",
         )
     if _systems_folder() is None:
         raise InputError(
@@ -142,16 +136,13 @@ def find_tables(name: str) -> KernelMachine:
         wanted = parts[field]
         if wanted is None:
             break
-        known = list(dict.fromkeys(getattr(one, field) for one in tables))
+        known = list(dict.fromkeys(getattr(version, field) for version in tables))
         if wanted not in known:
             what = f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}"
             fix = suggest(wanted, known) if known else f"it holds no tables: {AGAIN}"
             raise InputError(what, where=f"hardware {name}", fix=fix)
-        tables, among = (
-            [version for version in tables if getattr(version, field) == wanted],
-            f"{link}{wanted}",
-        )
-    return _machine(tables[0] if parts["engine"] else best_first(tables)[0])
+        tables, among = [one for one in tables if getattr(one, field) == wanted], f"{link}{wanted}"
+    return _machine(tables[0] if parts["engine"] else _best_first(tables)[0])
 
 
 def package_version() -> str:
@@ -227,11 +218,9 @@ def _read(path: Path, names: Sequence[str], chosen: Mapping[str, object]) -> dic
     """
     import pyarrow
     import pyarrow.compute as compute
-    import pyarrow.parquet as parquet
 
     try:
-        # Of one file, where the names of its folders are no columns.
-        table = parquet.ParquetFile(path).read()
+        table = _opened(path).read()
         for name, value in chosen.items():
             if name in table.column_names:
                 table = table.filter(compute.equal(table[name], value))
@@ -248,8 +237,19 @@ def _read(path: Path, names: Sequence[str], chosen: Mapping[str, object]) -> dic
     least = np.array([0.0 if name == "step" else np.nextafter(0.0, 1.0) for name in (*names, "latency")])
     if not (np.isfinite(numbers) & (numbers >= least[:, None])).all():
         raise _unreadable(path, "a size or a time is not a positive number")
-    columns["seconds"] = columns.pop("latency") * MILLISECOND
+    columns["seconds"] = columns.pop("latency") * 1e-3  # given in milliseconds
     return columns
+
+
+def _opened(path: Path) -> Any:
+    """A table as one file, where the names of its folders are no columns. Raises InputError."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: object) -> InputError:

@@ -15,10 +15,9 @@ from typing import Any
 
 from offramp.commands import command_for
 from offramp.costs import aiconfigurator
-from offramp.costs.load import OTHER_LOAD
 from offramp.costs.machine import Machine, Roofline
 from offramp.costs.profile_file import read_profile
-from offramp.costs.timings import SCHEMA_VERSION, TimingsProfile, busy_machine
+from offramp.costs.timings import OTHER_LOAD, SCHEMA_VERSION, TimingsProfile, busy_machine
 from offramp.errors import InputError, OfframpError
 from offramp.files import canonical_json, sha256_of_text
 from offramp.kit.defaults import LOCAL

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from offramp.costs import counting
-from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.costs.machine import DTYPES
 from offramp.costs.probes import (
     PROBES,
@@ -75,6 +74,12 @@ OPTIONAL = ("lens_seconds", "map_seconds", "key_value_seconds", "key_value_secon
 Table = FloatArray
 Timed = list[tuple[PartWork, float]]
 """Work and seconds of parts that have a time of their own: the head first, then the timed probes."""
+
+
+OTHER_LOAD = "other_load"
+"""The detail that says how many processors anything else kept busy meanwhile; older profiles lack it."""
+TOLERABLE_LOAD = 0.3
+"""Processors that others may keep busy during a timing, beside those that our threads leave free."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +360,21 @@ class TimingsProfile:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that is read back bit for bit (see `offramp.kit.typed.from_json`)."""
         return {"schema_version": SCHEMA_VERSION, **to_json(self)}
+
+
+def too_busy(facts: Mapping[str, Any], load: float) -> str | None:
+    """What others did beside a timing, if that is too much for it; None if not.
+
+    facts: "cores" of the machine and "threads" of ours. load: processors that others kept busy.
+    """
+    cores, threads = facts["cores"] or 1, facts["threads"]
+    tolerable = max(0, cores - threads) + TOLERABLE_LOAD
+    if load <= tolerable:
+        return None
+    return (
+        f"other work kept {load:.1f} of {cores} processors busy, {tolerable:g} are tolerable beside "
+        f"{threads} thread{'' if threads == 1 else 's'} of ours"
+    )
 
 
 def busy_machine(why: str) -> BusyMachineError:

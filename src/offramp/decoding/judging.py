@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offramp.decoding.free_running import FreeRunning
 from offramp.errors import InputError
 from offramp.heads.output_head import TILE
 from offramp.kit.defaults import DRAWS, SEED
 from offramp.models.model import Model
 from offramp.models.stack import ExitStack
+from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import DocumentBootstrap, Estimate, document_bootstrap
 
 ROWS_AT_ONCE = 64

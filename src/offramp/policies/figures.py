@@ -71,3 +71,21 @@ class PolicyFigures(PolicyOutcome[Figure]):
 def shared_fields(record: object, kind: type[Any]) -> dict[str, Any]:
     """The fields that a record has of a kind that it derives from: another of that kind is made with them."""
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(kind)}
+
+
+@dataclass(frozen=True)
+class FreeRunning:
+    """Quality of generated answers, judged by the full model (`decoding/judging.py`): means over prompts."""
+
+    tokens_before_divergence: Estimate[float]
+    """New tokens up to the first that differs from the full model's own greedy answer."""
+    sequence_match: Estimate[float]
+    """Share of answers equal to it."""
+    agreement: Estimate[float]
+    """Share of generated tokens that are the full model's choice on the same (generated) prefix."""
+    nll: Estimate[float]
+    """Nats per token under the full model of what was generated."""
+    plain_nll: Estimate[float]
+    """The same of the full model's own answer."""
+    prompts: int
+    new_tokens: int

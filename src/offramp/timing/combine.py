@@ -51,18 +51,17 @@ from offramp.timing.accelerations import (
     transforms_of,
 )
 from offramp.timing.answers import TimeLimits, product_of, ratio_over
-from offramp.timing.bench import settle
+from offramp.timing.bench import free_running_of, prompts_and_answers, settle
 from offramp.timing.contenders import (
+    CONTENDERS,
     FAILURES,
-    PEERS,
-    PLAIN,
-    Extent,
+    WITHOUT_PEERS,
+    plain_decoders,
     policies,
     seconds_in_trial,
     why,
 )
 from offramp.timing.decoder import Candidates, Decoder, Setting, left_out, own_config, parted, plain_config
-from offramp.timing.judged import free_running_of, prompts_and_answers
 from offramp.timing.measurement import Progress, Session
 from offramp.timing.results import (
     LOOKUP,
@@ -118,7 +117,7 @@ def combine(
     base = settle(model, [options], prompts=prompts, task=workload or None)
     require_exits(asked, base)
     variants = load_variants(base, combinations_of(asked), heads=heads, trust_remote_code=trust_remote_code)
-    extent = Extent(peers=False, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
+    extent = replace(WITHOUT_PEERS, plain=plain, warm_up_tokens=WARM_UP_TOKENS)
     with quiet_transformers():
         session = Session(base, extent, limits, together=True, seed=seed, progress=progress)
         # Some are decoded shortly to find the best way.
@@ -161,8 +160,7 @@ def combine(
 
 def in_order_of_models(base: Setting, candidates: Sequence[CombinedContender]) -> Candidates:
     """The plain decoders of the untransformed model, and every combination: those of one model in turn."""
-    for source in PLAIN.values():
-        yield from source(base)
+    yield from plain_decoders(base)
     able = [candidate for candidate in candidates if isinstance(candidate.contender, Decoder)]
     keys = list(dict.fromkeys([(), *(candidate.key for candidate in able)]))
     for candidate in sorted(able, key=lambda candidate: keys.index(candidate.key)):
@@ -432,7 +430,7 @@ def _fastest_plain(setting: Setting) -> Decoder | Contender:
     """The plain decoder that is fastest in a short run."""
     trials: dict[str, tuple[float, Decoder]] = {}
     failed = "no plain decoder works on it"
-    decoders, _ = parted(decoder for source in PLAIN.values() for decoder in source(setting))
+    decoders, _ = parted(plain_decoders(setting))
     for decoder in decoders:
         try:
             trials[decoder.name] = seconds_in_trial(setting, decoder.decode), decoder
@@ -457,7 +455,7 @@ def _decoding(setting: Setting, cell: DecodingOptions) -> Decoder | Contender:
 
 
 def _prompt_lookup(setting: Setting) -> Decoder | Contender:
-    (found,) = PEERS[LOOKUP](setting)
+    (found,) = CONTENDERS[LOOKUP].make(setting)
     return found if isinstance(found, Contender) else replace(found, output_must_match=setting.exact)
 
 

@@ -149,64 +149,97 @@ def _prompt_lookup(setting: Setting) -> Candidates:
         yield replace(candidate, full_depth=True)
 
 
-PLAIN: dict[str, Source] = {
-    "never exit": _never_exit,
-    "dynamic cache": _dynamic_cache,
-    "static cache": _static_cache,
-    "one call": _one_call,
-}
-"""Decoders of the full model; the fastest is what every other one is held against."""
+@dataclass(frozen=True)
+class Entry:
+    """One way to decode that policies are timed beside. A further one is a line of `CONTENDERS`."""
 
-PEERS: dict[str, Source] = {"early-exit assistant": _early_exit_assistant, LOOKUP: _prompt_lookup}
+    name: str
+    """By which an `Extent` invites it."""
+    make: Source
+    """Its contenders in a setting, or why it has none."""
+    trials: Callable[[Setting], int] | None = None
+    """Short decodings that making it takes, to find its best draft length: it waits until others were tried
+    out, and is left out where that would take too long. None for none."""
+    belongs: Callable[[Setting], bool] = lambda setting: False
+    """Whether it belongs beside the policies of a setting, whoever is invited."""
+
+
+CUT, ASSISTANT = "cut head", "early-exit assistant"
+DYNAMIC, STATIC, WHOLE = "dynamic cache", "static cache", "one call"
+
+CONTENDERS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            CUT,
+            _cut_head,
+            belongs=lambda setting: any(cell.policy.short_list for cell in setting.cells),
+        ),
+        Entry(NEVER, _never_exit),
+        Entry(DYNAMIC, _dynamic_cache),
+        Entry(STATIC, _static_cache),
+        Entry(WHOLE, _one_call),
+        Entry(
+            ASSISTANT,
+            _early_exit_assistant,
+            lambda setting: len(setting.cells) * (len(DRAFT_LENGTHS) + DECODINGS_OF_A_TRIAL),
+        ),
+        Entry(LOOKUP, _prompt_lookup, lambda setting: len(LOOKUP_LENGTHS) + DECODINGS_OF_A_TRIAL),
+    )
+}
+
+PLAIN_DECODERS = (NEVER, DYNAMIC, STATIC, WHOLE)
+"""Decoders of the full model; the fastest is what every other one is held against."""
+PEERS = (ASSISTANT, LOOKUP)
 """What users would pick instead."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Who takes part beside the policies and the plain decoders.
+    """Who takes part beside the policies, and how it begins."""
 
-    peers: what users would pick instead, searched for their best draft length: those of PEERS that are
-    `invited`. static_cache: whether it is among the plain decoders. cut_head: whether the full model with its
-    output head cut to the short list takes part although no policy reads that. plain: the plain decoder that
-    all are held against, None for the fastest. warm_up_tokens: decoded by each before anything is counted.
-    """
-
-    peers: bool = True
-    invited: tuple[str, ...] = tuple(PEERS)
-    static_cache: bool = True
-    cut_head: bool = False
+    invited: tuple[str, ...] = (*PLAIN_DECODERS, *PEERS)
+    """Names of `CONTENDERS`."""
     plain: str | None = None
+    """The plain decoder that all are held against, None for the fastest."""
     warm_up_tokens: int = 2
+    """Decoded by each before anything is counted."""
 
 
-SHORT = Extent(invited=(LOOKUP,), static_cache=False, cut_head=True)
+WITHOUT_PEERS = Extent(PLAIN_DECODERS)
+SHORT = Extent((CUT, NEVER, DYNAMIC, WHOLE, LOOKUP))
 """What a verdict and forecasts need: whatever is without exits."""
 
 
+def plain_decoders(setting: Setting) -> Candidates:
+    """Those of the full model, or why they cannot be tried."""
+    for name in PLAIN_DECODERS:
+        yield from CONTENDERS[name].make(setting)
+
+
 def candidates_of(setting: Setting, extent: Extent) -> Candidates:
-    """Policies and plain decoders, and those that cannot be tried."""
-    plain = [source for source in PLAIN.values() if extent.static_cache or source is not _static_cache]
-    listed = extent.cut_head or any(cell.policy.short_list for cell in setting.cells)
-    for source in [policies, *([_cut_head] if listed else []), *plain]:
-        yield from source(setting)
+    """Policies, and those of `CONTENDERS` that need no search, or why they cannot be tried."""
+    yield from policies(setting)
+    for entry in CONTENDERS.values():
+        if entry.trials is None and (entry.name in extent.invited or entry.belongs(setting)):
+            yield from entry.make(setting)
 
 
-def peers_of(
-    setting: Setting, seconds: float, most: float, invited: Sequence[str] = tuple(PEERS)
-) -> Candidates:
-    """What users would pick instead, searched for its best draft length, or why there was no time for that.
+def searched_of(setting: Setting, extent: Extent, seconds: float, most: float) -> Candidates:
+    """Those that are searched for their best draft length, or that there was no time for that.
 
     seconds: that a short decoding takes, about. most: that all of it may take.
     """
-    lookups = len(LOOKUP_LENGTHS) + DECODINGS_OF_A_TRIAL
-    assistants = len(setting.cells) * (len(DRAFT_LENGTHS) + DECODINGS_OF_A_TRIAL)
-    decodings = sum(lookups if name == LOOKUP else assistants for name in invited)
-    for name in invited:
-        source = PEERS[name]
-        if seconds * decodings > most:
+    trials = {
+        entry.name: entry.trials(setting)
+        for entry in CONTENDERS.values()
+        if entry.trials is not None and entry.name in extent.invited
+    }
+    for name in trials:
+        if seconds * sum(trials.values()) > most:
             yield left_out(name, "peer", NO_TIME)
         else:
-            yield from source(setting)
+            yield from CONTENDERS[name].make(setting)
 
 
 def why(error: Exception) -> str:

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from offramp.costs.hardware import processor_name
-from offramp.costs.load import OTHER_LOAD, too_busy
+from offramp.costs.timings import OTHER_LOAD, too_busy
 from offramp.models.devices import CPU, device_name
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate

@@ -8,7 +8,6 @@ from offramp.costs.machine import Machine
 from offramp.costs.probes import FULL_HEAD, NOTHING_FITTED, RESTRICTED_HEAD, FittedSizes
 from offramp.costs.token import token_costs
 from offramp.decoding.engine.engine import PART_OF_ITEM, PARTS_OF_TIME
-from offramp.decoding.generation.prompts import PromptBatch
 from offramp.decoding.generation.result import BatchGeneration
 from offramp.decoding.options import DecodingOptions
 from offramp.errors import InputError
@@ -98,7 +97,7 @@ def forecast(
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
     shape, fitted = setting.model.shape, fitted_of(cell)
-    parts, plain_parts = _priced(ran, machine, shape, fitted), _priced(plain, machine, shape)
+    parts, plain_parts = price_parts(ran, machine, shape, fitted), price_parts(plain, machine, shape)
     priced, plain_priced = sum(parts.values()), sum(plain_parts.values())
     pace = plain_measured / plain_priced
     return Forecast(
@@ -142,23 +141,12 @@ def price_parts(
     shape: ModelShape,
     fitted: FittedSizes = NOTHING_FITTED,
 ) -> dict[str, float]:
-    """Price per token of what really ran, in seconds, by part of time. fitted: what the heads add.
+    """Price per token of what really ran, in seconds, by part of the cost (`policies.cost_breakdown.PARTS`).
+
+    fitted: what the heads add.
 
     Raises InputError if no token was decoded after the first one, or if the machine cannot price it.
     """
-    seconds = dict.fromkeys(PARTS_OF_TIME, 0.0)
-    for part, price in _priced(runs, machine, shape, fitted).items():
-        seconds[PART_OF_ITEM[part]] += price
-    return seconds
-
-
-def _priced(
-    runs: Sequence[BatchGeneration],
-    machine: Machine,
-    shape: ModelShape,
-    fitted: FittedSizes = NOTHING_FITTED,
-) -> dict[str, float]:
-    """The same by part of the cost (`offramp.policies.cost_breakdown.PARTS`)."""
     totals: dict[str, float] = {}
     for run in runs:
         at = prices_by_rows(machine, shape, mean_position([run]), fitted)
@@ -174,12 +162,18 @@ def _parts(
     """Priced beside measured seconds of the parts of the same generations. pace: of now over the profile."""
     if not timed:
         return ()
-    priced = price_parts(timed, machine, shape, fitted)
+    priced = dict.fromkeys(PARTS_OF_TIME, 0.0)
+    for part, price in price_parts(timed, machine, shape, fitted).items():
+        priced[PART_OF_ITEM[part]] += price
     tokens = sum(decoded_tokens(run) for run in timed)
-    measured = {
-        part: sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens for part in priced
-    }
-    return tuple(PartError(part, priced[part] * pace, measured[part]) for part in PARTS_OF_TIME)
+    return tuple(
+        PartError(
+            part,
+            seconds * pace,
+            sum((run.part_seconds or {}).get(part, 0.0) for run in timed) / tokens,
+        )
+        for part, seconds in priced.items()
+    )
 
 
 def decoded_tokens(run: BatchGeneration) -> int:
@@ -253,11 +247,9 @@ def counted_policy(
     )
 
 
-def counted_plain(prompts: Sequence[PromptBatch], new_tokens: int, shape: ModelShape) -> Counted:
+def counted_plain(setting: Setting) -> Counted:
     """Of the full model: every layer and one head a token, at the mean position."""
-    positions = [batch.ids.shape[1] for batch in prompts]
-    position = sum(positions) / len(positions) + (new_tokens - 2) / 2
-    rows = len(prompts[0].ids)
+    shape, position, rows = setting.model.shape, expected_position(setting), setting.batch
     totals = {unit: token_costs(shape, position, unit, batch=rows).plain / rows for unit in UNITS}
     return Counted(float(len(shape.layers)), 1.0, 0.0, totals["flops"], totals["bytes"])
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from offramp.costs.hardware import OWN_LOOP, STEPS, machine_facts
-from offramp.costs.load import OTHER_LOAD, too_busy
 from offramp.costs.probes import ProbeSizes
-from offramp.costs.timings import TimingsProfile, busy_machine
+from offramp.costs.timings import OTHER_LOAD, TimingsProfile, busy_machine, too_busy
 from offramp.decoding.engine.build import cache_keyword, engine_of
 from offramp.errors import ModelError
 from offramp.kit.defaults import HARDWARE_SECONDS, LOCAL
@@ -27,7 +26,6 @@ from offramp.models.devices import CPU
 from offramp.models.model import Model, in_evaluation
 from offramp.timing.decoder import DecodedBatch, generate_repeatedly
 from offramp.timing.defects import Load
-from offramp.timing.timed_probes import probe_sizes
 from offramp.timing.timed_steps import (
     PLAIN,
     PROBED,
@@ -37,6 +35,7 @@ from offramp.timing.timed_steps import (
     StepTimes,
     Stream,
     prefill,
+    probe_sizes,
     prompt_ids,
     widen,
 )

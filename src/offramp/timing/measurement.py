@@ -33,15 +33,15 @@ from offramp.timing.answers import (
     resolution_of,
     seconds_over,
 )
-from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, peers_of, why
+from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, again, searched_of, why
 from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
 from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
 from offramp.timing.results import PLAIN, SHORT_LIST, Contender, Counted
 from offramp.timing.turns import Turns, Visit, pairs_of, visit
 
-PEERS_SHARE = 0.25
-"""Of the seconds, that peers may take before they are timed: they have a draft length to be searched."""
+SEARCH_SHARE = 0.25
+"""Of the seconds, that searching the best draft lengths may take."""
 PILOT_FROM = 0.25
 """A pilot that begins when more than this share of the seconds is spent is short."""
 
@@ -260,8 +260,7 @@ class Session:
         """
         # 1. Everybody decodes once, untimed; who fails is left out, or ends it.
         self._try_out(candidates)
-        if self.extent.peers:
-            self._try_out(self._peers())
+        self._try_out(self._searched())
         self._tell()
         # 2. A first look at the plain decoders says which of them is timed twice.
         plain = [decoder for decoder in self.decoders if decoder.role == PLAIN]
@@ -296,13 +295,13 @@ class Session:
         self.missing += [*missing, *failed]
         self.decoders += [decoder for decoder in decoders if decoder.name in trials]
 
-    def _peers(self) -> Iterable[Decoder | Contender]:
-        """What users would pick instead, if that takes no more than a share of the seconds."""
+    def _searched(self) -> Iterable[Decoder | Contender]:
+        """Those that are searched for, if that takes no more than a share of the seconds."""
         tried = [trial.decoded for trial in self._trials.values()]
         took = [decoded.first_seconds + decoded.seconds for decoded in tried]
         seconds = self._budget.seconds
-        most = math.inf if seconds is None else PEERS_SHARE * seconds
-        return peers_of(self.setting, sum(took) / len(took), most, self.extent.invited)
+        most = math.inf if seconds is None else SEARCH_SHARE * seconds
+        return searched_of(self.setting, self.extent, sum(took) / len(took), most)
 
     def _tell(self) -> None:
         if self._progress is not None and self._budget.seconds is not None:
@@ -439,7 +438,7 @@ class Session:
             return counted_policy(records, setting.model.shape, fitted, short_list=decoder.short_list)
         # Who claims anything without a record runs the whole model for every token.
         claims = self._trials[decoder.repeats or decoder.name].decoded.claimed_layers is not None
-        return counted_plain(setting.prompts, setting.new_tokens, setting.model.shape) if claims else None
+        return counted_plain(setting) if claims else None
 
     def _compared(
         self, decoder: Decoder, trial: TriedOut, timed: Sequence[tuple[int, DecodedBatch]]

@@ -32,18 +32,23 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
     if not results:
         raise ValueError("there is nothing to merge")
     first = results[0]
-    # Over the plain decoder that came out the fastest in the first process, then over that of all.
-    over_first = _merged(results, first.plain)
-    plain = _fastest_plain(over_first)
-    together = _merged(results, plain)
-    contenders = tuple(_answered(one, together, _speed(over_first, plain)) for one in together.contenders)
-    defects = tuple(dict.fromkeys(sentence for result in results for sentence in _own_defects(result)))
-    contenders, defects, a_a = judge_a_a(contenders, defects)
+    # 1. Over the fastest plain decoder of the first process, which says which is the fastest of all.
+    over_first = _over(results, first.plain)
+    speeds = {name: _speed(over_first, name) for name in _plain_in_turns(over_first)}
+    plain = max(speeds, key=lambda name: speeds[name])
+    # 2. Over that one.
+    together = _over(results, plain)
+    contenders = [_answered(contender, together, speeds[plain]) for contender in together.contenders]
+    # 3. Defects of any process; that of the A/A is judged over all of them.
+    defects = [
+        sentence for result in results for sentence in result.defects if sentence != a_a_defect(result.a_a)
+    ]
+    judged, defects_of_all, a_a = judge_a_a(contenders, list(dict.fromkeys(defects)))
     return replace(
         first,
         plain=plain,
-        contenders=contenders,
-        defects=defects,
+        contenders=judged,
+        defects=defects_of_all,
         a_a=a_a,
         prompts=max(result.prompts for result in results),
         seconds_spent=math.fsum(result.seconds_spent for result in results),
@@ -52,15 +57,9 @@ def merged(results: Sequence[BenchResult]) -> BenchResult:
     )
 
 
-def _own_defects(result: BenchResult) -> list[str]:
-    """Defects of contenders; that of the A/A is judged over all processes."""
-    a_a_clusters = a_a_defect(result.a_a)
-    return [sentence for sentence in result.defects if sentence != a_a_clusters]
-
-
-def _merged(results: Sequence[BenchResult], plain: str) -> BenchResult:
+def _over(results: Sequence[BenchResult], plain: str) -> BenchResult:
     """The first result with what every process found of each contender, over one plain decoder."""
-    contenders = tuple(_of_all(one, results, plain) for one in results[0].contenders)
+    contenders = tuple(_of_all(contender, results, plain) for contender in results[0].contenders)
     return replace(results[0], plain=plain, contenders=contenders)
 
 
@@ -80,22 +79,23 @@ def _of_all(first: Contender, results: Sequence[BenchResult], plain: str) -> Con
         for cluster in (contender.clusters if twice else _clusters_over(result, contender.name, plain))
     )
     found = [contender for _, _, contender in own]
+    wrong = any(
+        (contender.output_must_match and contender.same_output != 1.0)
+        or contender.claimed_layers_per_token not in (None, contender.layers_per_token)
+        for contender in found
+    )
+    seconds = [one.seconds_per_token.value for one in found if one.seconds_per_token is not None]
+    by_process = [cluster_of(process, 0, [(1.0, value)]) for process, value in enumerate(seconds)]
     return replace(
         first,
-        answer="defect" if _wrong(found) else first.answer,
+        answer="defect" if wrong else first.answer,
         clusters=clusters,
         samples=tuple(sample for contender in found for sample in contender.samples),
-        seconds_per_token=_seconds(found),
+        seconds_per_token=seconds_over(ONE, ratio_of(by_process)) if seconds else None,
     )
 
 
-def _fastest_plain(result: BenchResult) -> str:
-    """Of the plain decoders that took turns."""
-    speeds = {name: _speed(result, name) for name in _in_turns(result)}
-    return max(speeds, key=lambda name: speeds[name])
-
-
-def _in_turns(result: BenchResult) -> list[str]:
+def _plain_in_turns(result: BenchResult) -> list[str]:
     return [
         contender.name
         for contender in result.contenders
@@ -121,30 +121,12 @@ def _answered(contender: Contender, together: BenchResult, plain_speed: float) -
         return replace(contender, ratio=None if ratio is None else Estimate(ratio.value / plain_speed))
     ratio = ratio_of(contender.clusters, contender.level)
     if contender.role != A_A:
-        others = [name for name in _in_turns(together) if name != contender.name]
+        others = [name for name in _plain_in_turns(together) if name != contender.name]
         found = over_fastest(others, ratios_of(together, contender), contender.level, fastest=plain)
         assert found is not None  # all of them took turns
         ratio = found[1]
     answer = contender.answer if contender.answer == "defect" else answer_of(ratio, together.worth)
     return replace(contender, answer=answer, ratio=ratio, resolution=resolution_of(ratio))
-
-
-def _wrong(own: Sequence[Contender]) -> bool:
-    """Whether outputs or layer counts were wrong in any process."""
-    return any(
-        (one.output_must_match and one.same_output != 1.0)
-        or one.claimed_layers_per_token not in (None, one.layers_per_token)
-        for one in own
-    )
-
-
-def _seconds(own: Sequence[Contender]) -> Estimate[float] | None:
-    """Mean over processes, with its interval."""
-    seconds = [one.seconds_per_token.value for one in own if one.seconds_per_token is not None]
-    if not seconds:
-        return None
-    speed = ratio_of([cluster_of(process, 0, [(1.0, value)]) for process, value in enumerate(seconds)])
-    return seconds_over(ONE, speed)
 
 
 def _clusters_over(result: BenchResult, name: str, plain: str) -> tuple[Cluster, ...]:

@@ -6,17 +6,17 @@ Plain data without torch, for reports, files and machines.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
 
-from offramp.decoding.free_running import FreeRunning
 from offramp.kit.numbers import Count, Proportion
 from offramp.kit.sealed_file import SealedFile
 from offramp.policies.cost_breakdown import Gain
+from offramp.policies.figures import FreeRunning
 from offramp.scoring.estimate import LEVEL, Estimate
 
 PLAIN, A_A, SHORT_LIST = "plain", "a/a", "short list"
@@ -151,6 +151,15 @@ class Contender:
         return floor is None or kept is None or kept.value >= floor
 
 
+RIVALS: Mapping[str, Callable[[Contender], bool]] = {
+    "the output head cut to the short list": lambda contender: (
+        contender.role == SHORT_LIST or contender.name.startswith("shortlist:")
+    ),
+    "prompt lookup": lambda contender: contender.name == LOOKUP,
+}
+"""What needs no exits and might be faster than plain decoding, in words, and whether a contender is that."""
+
+
 @dataclass(frozen=True)
 class Credit:
     """What exits add: how many times as fast as the best decoder without exits that keeps a floor.
@@ -215,21 +224,6 @@ class Forecast:
     gain: Gain | None = None
     predicted_by_profile: float | None = None
     priced_by_profile: float | None = None
-
-    @property
-    def predicted_change(self) -> float | None:
-        """Predicted seconds per token less the plain ones of the same moment."""
-        return None if self.predicted is None else self.predicted - self.plain_measured
-
-    @property
-    def measured_change(self) -> float:
-        """Measured seconds per token less the measured plain ones."""
-        return self.measured.value - self.plain_measured
-
-    @property
-    def cost_model_error(self) -> float:
-        """Priced less measured: what is wrong given what really ran."""
-        return self.priced - self.measured.value
 
     @property
     def trace_error(self) -> float | None:
@@ -345,12 +339,7 @@ class BenchResult(InTurns):
         While there is any, a credit is none that early exit could pay by.
         """
         able = [one for one in self.contenders if one.full_depth and one.left_out != NO_TIME]
-        cut = any(one.role == SHORT_LIST or one.name.startswith("shortlist:") for one in able)
-        found = {
-            "the output head cut to the short list": cut,
-            "prompt lookup": LOOKUP in {one.name for one in able},
-        }
-        return tuple(name for name, timed in found.items() if not timed)
+        return tuple(what for what, is_it in RIVALS.items() if not any(map(is_it, able)))
 
     @property
     def main(self) -> Contender:

@@ -14,9 +14,9 @@ from comparison_traces import easy_documents, synthetic_trace
 from combine_cases import combined_result
 from offramp.costs.hardware import find_machine
 from offramp.costs.machine import machine_fingerprint
-from offramp.decoding.free_running import FreeRunning
 from offramp.kit.code import code_of
 from offramp.kit.typed import to_json
+from offramp.policies.figures import FreeRunning
 from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.scoring.documents import TextSize

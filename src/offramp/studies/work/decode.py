@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from offramp.decoding.free_running import FreeRunning
 from offramp.errors import OfframpError
 from offramp.kit.defaults import LOCAL
-from offramp.policies.figures import PLAIN_DECODING, shared_fields
+from offramp.policies.figures import PLAIN_DECODING, FreeRunning, shared_fields
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.estimate import Estimate
 from offramp.studies.work.inputs import TurnsWork, heads_of, profile_of, require_this_machine, trace_of
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 CHARGED_KV = "propagate"
 MOST_NEW_TOKENS = 12
-BESIDE = 5
-"""Never exit, `generate()`, one of them again, the head cut to the short list, and prompt lookup: beside the
-policies."""
 PLAIN_TRIED = 3
 """Never exit and `generate()`, in steps and in one call: tried first, and in the pilot."""
 FEWEST_PROMPTS = 4
@@ -158,7 +154,8 @@ def seconds_for(policies: int, plain_seconds: float, new_tokens: int, prompts: i
     from offramp.timing.contenders import SHORT
     from offramp.timing.measurement import PILOT_TOKENS, PILOT_VISITS, TRIAL_TOKENS
 
-    visits = prompts * (policies + BESIDE)
+    # In one call generate() takes no turns; the fastest plain decoder takes them twice.
+    visits = prompts * (policies + len(SHORT.invited))
     tried = policies + PLAIN_TRIED
     piloted = PILOT_VISITS * PLAIN_TRIED
     tokens = visits * new_tokens + tried * (min(new_tokens, TRIAL_TOKENS) + SHORT.warm_up_tokens)
@@ -341,9 +338,8 @@ class DecodeWork(TurnsWork[DecodingResult]):
         from offramp.decoding.openings import FEWEST_NEW_TOKENS, pick_prompts
         from offramp.decoding.options import DecodingOptions
         from offramp.timing.answers import TimeLimits
-        from offramp.timing.bench import run, settle
+        from offramp.timing.bench import judge_measurement, predict_cells, run, settle
         from offramp.timing.contenders import SHORT
-        from offramp.timing.judged import judge_measurement, predict_cells
 
         trace, workload = trace_of(context, self.trace), self.load_workload()
         heads, seconds = heads_of(context, self.heads), self.seconds
@@ -469,7 +465,7 @@ PROMPT = ""
 
 def _answers(model: Model, measured: Measurement) -> dict[str, str]:
     """The texts of the first prompt that every contender answered, and of their answers, by contender."""
-    from offramp.timing.judged import prompts_and_answers
+    from offramp.timing.bench import prompts_and_answers
 
     found: dict[str, str] = {}
     shared = set.intersection(*(set(batches) for batches in measured.decoded.values()))
