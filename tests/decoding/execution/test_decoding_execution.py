@@ -20,9 +20,11 @@ from execution_cases import (
 )
 
 import offramp
+from offramp.decoding import judging
 from offramp.decoding.execution.execution import ROWS_TOGETHER, execute, rows_together
 from offramp.decoding.judging import Judge, judge
 from offramp.errors import InputError, PolicyError
+from offramp.models.model import Model
 
 NEW = 12
 
@@ -141,6 +143,24 @@ def test_several_answers_are_judged_as_one_by_one(family: str, together: bool) -
     assert len(at_once(pairs[:1])) == 1
     with pytest.raises(InputError, match="at least one token"):
         at_once([((), (1,)), ((2,), (1,))])
+
+
+def test_whether_filling_up_is_exact_is_tried_on_a_row_that_is_filled_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a family whose rows change when they are filled up, the longest answer does not show it."""
+    states_of = judging.last_states
+
+    def shifted(model: Model, ids: torch.Tensor) -> torch.Tensor:
+        filled = ids[:, -1] == ids[:, -2]
+        return torch.where(filled[:, None, None], states_of(model, ids) + 1.0, states_of(model, ids))
+
+    monkeypatch.setattr(judging, "last_states", shifted)
+    model = tiny_model(llama())
+    at_once = Judge(model)
+    pairs = [((3, 4, 5, 6), (7, 8, 9)), ((10, 11), (12, 13))]
+    for found, pair in zip(at_once(pairs), pairs, strict=True):
+        np.testing.assert_allclose(found.gap, judge(model, *pair).gap, atol=1e-4)
 
 
 def test_prompts_are_a_tensor_or_refused() -> None:
