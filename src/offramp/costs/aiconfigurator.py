@@ -141,7 +141,10 @@ def find_tables(name: str) -> KernelMachine:
             what = f"{PACKAGE} {package_version()} has no {field} {wanted!r}{among}"
             fix = suggest(wanted, known) if known else f"it holds no tables: {AGAIN}"
             raise InputError(what, where=f"hardware {name}", fix=fix)
-        tables, among = [one for one in tables if getattr(one, field) == wanted], f"{link}{wanted}"
+        tables, among = (
+            [version for version in tables if getattr(version, field) == wanted],
+            f"{link}{wanted}",
+        )
     return _machine(tables[0] if parts["engine"] else _best_first(tables)[0])
 
 

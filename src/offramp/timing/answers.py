@@ -80,14 +80,14 @@ def product_of(*factors: tuple[float, Sequence[Cluster]], level: float = LEVEL) 
     if not shared:
         return None
     powers = [power for power, _ in factors]
-    logs = np.array(powers) @ np.array([[one.log_ratio for one in contender] for contender in shared])
+    logs = np.array(powers) @ np.array([[cluster.log_ratio for cluster in clusters] for clusters in shared])
     mean = float(logs.mean())
     return _interval(mean, logs - mean, shared[0], level)
 
 
 def _shared(contenders: Sequence[Sequence[Cluster]]) -> list[list[Cluster]]:
     """Clusters of the prompts that all have, in the same order; empty if there is none."""
-    tables = [{(one.process, one.prompt): one for one in clusters} for clusters in contenders]
+    tables = [{(cluster.process, cluster.prompt): cluster for cluster in clusters} for clusters in contenders]
     places = sorted(set.intersection(*(set(table) for table in tables)))
     return [[table[place] for place in places] for table in tables] if places else []
 
@@ -102,7 +102,7 @@ def _interval(
     Stat. 29, 238, for a mean), at least the larger of the two; Student's t with one less than the fewer of
     both as degrees of freedom. In one process that is the t interval over prompts.
     """
-    groupings = [[one.process for one in clusters], [one.prompt for one in clusters]]
+    groupings = [[cluster.process for cluster in clusters], [cluster.prompt for cluster in clusters]]
     several = [labels for labels in groupings if len(set(labels)) > 1]
     if not several:
         return Estimate(math.exp(log_ratio))
@@ -120,7 +120,7 @@ def freedom_of(clusters: Sequence[Cluster]) -> int:
 
     One less than prompts, or than processes where those are several and fewer.
     """
-    processes, prompts = ({getattr(one, name) for one in clusters} for name in ("process", "prompt"))
+    processes, prompts = ({getattr(cluster, name) for cluster in clusters} for name in ("process", "prompt"))
     return min((len(groups) for groups in (processes, prompts) if len(groups) > 1), default=1) - 1
 
 
@@ -157,14 +157,14 @@ def over_fastest(
     24, 295). Each of k upper limits may lie below it, so that each is at 1 - (1 - level) / k.
     """
     limits = {name: ratio(name, level) for name in names}
-    known = {name: one for name, one in limits.items() if one is not None}
+    known = {name: over for name, over in limits.items() if over is not None}
     if not known or len(known) < len(names):
         return None
     fastest = fastest or min(known, key=lambda name: known[name].value)
     value = known[fastest].value
     uppers = [ratio(name, 1.0 - (1.0 - level) / len(names)) for name in names]
-    lows = [one.low for one in known.values() if one.low is not None]
-    highs = [one.high for one in uppers if one is not None and one.high is not None]
+    lows = [over.low for over in known.values() if over.low is not None]
+    highs = [upper.high for upper in uppers if upper is not None and upper.high is not None]
     if len(lows) < len(names) or len(highs) < len(names):
         return fastest, Estimate(value)
     return fastest, Estimate(value, min(lows), max(min(highs), value))
@@ -412,7 +412,7 @@ class PairedTimes:
         Its speed over plain decoding, and over whatever needs no early exit, are settled, or precise.
         """
         ratios = self.over_plain(), self._over(list(self._pairs))
-        return all(one is not None and (is_settled(one, worth) or is_precise(one)) for one in ratios)
+        return all(ratio is not None and (is_settled(ratio, worth) or is_precise(ratio)) for ratio in ratios)
 
     def _over(self, names: Sequence[str], fastest: str | None = None) -> Estimate[float] | None:
         found = over_fastest(names, self._ratio, self.level, fastest=fastest)

@@ -286,9 +286,9 @@ def judged_answers(measurement: Measurement, *, seed: int = SEED) -> dict[str, F
     result, decoded = measurement.result, measurement.decoded
     cells = [cell.name for cell in measurement.setting.cells]
     others = [
-        one.name
-        for one in result.contenders
-        if one.full_depth and one.name not in cells and one.same_output != 1.0
+        contender.name
+        for contender in result.contenders
+        if contender.full_depth and contender.name not in cells and contender.same_output != 1.0
     ]
     return {
         name: free_running_of(
@@ -312,8 +312,10 @@ def with_agreement(result: BenchResult, setting: Setting, quality: Mapping[str, 
         return Estimate(1.0) if contender.role in (PLAIN, A_A) or contender.same_output == 1.0 else None
 
     contenders = tuple(
-        one if one.left_out is not None else replace(one, executed_agreement=agreement(one))
-        for one in result.contenders
+        contender
+        if contender.left_out is not None
+        else replace(contender, executed_agreement=agreement(contender))
+        for contender in result.contenders
     )
     result = replace(result, contenders=contenders)
     tuned = setting.main.tuned
@@ -350,8 +352,8 @@ def judge_measurement(
         {} if machine is None else forecasts_of(measured, machine, predicted=predicted, parts_of=parts_of)
     )
     contenders = tuple(
-        replace(one, gain=forecasts[one.name].gain) if one.name in forecasts else one
-        for one in result.contenders
+        replace(contender, gain=forecasts[contender.name].gain) if contender.name in forecasts else contender
+        for contender in result.contenders
     )
     result = replace(result, contenders=contenders, forecasts=tuple(forecasts.values()))
     return replace(measured, result=result, forecasts=forecasts)

@@ -78,7 +78,7 @@ def _cut_head(setting: Setting) -> Candidates:
     if CUT_HEAD in policies:
         return
     listed = SHORTLIST if cell.heads is None or cell.heads.shortlist is None else len(cell.heads.shortlist)
-    if listed >= setting.model.shape.vocabulary_size and not any(one.short_list for one in policies):
+    if listed >= setting.model.shape.vocabulary_size and not any(policy.short_list for policy in policies):
         why_not = "the short list holds the whole vocabulary"
         yield left_out(str(CUT_HEAD), SHORT_LIST, why_not, full_depth=True)
         return

@@ -52,22 +52,23 @@ def batches_of(
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """What decoding one batch of prompts gave.
-
-    tokens: the new tokens of each row. first_seconds: until the first new tokens were out, `first_tokens` a
-    row (an assisted first step gives several). seconds: from then to the end. claimed_layers: rows times
-    layers that it says it ran, the prompt's included; None where it says nothing. record: the decoder's own
-    record, None if it keeps none. blocks: seconds per new token (of all rows together) of each block of steps
-    that it took, in order; empty if it decoded at a stretch.
-    """
+    """What decoding one batch of prompts gave."""
 
     tokens: tuple[tuple[int, ...], ...]
+    """The new tokens of each row."""
     first_seconds: float
+    """Until the first new tokens were out."""
     seconds: float
+    """From then to the end."""
     first_tokens: int = 1
+    """Of a row; an assisted first step gives several."""
     claimed_layers: int | None = None
+    """Rows times layers that it says it ran, the prompt's included; None where it says nothing."""
     record: Any = None
+    """The decoder's own record, None if it keeps none."""
     blocks: tuple[float, ...] = ()
+    """Seconds per new token (of all rows together) of each block of steps that it took, in order; empty if it
+    decoded at a stretch."""
 
     @property
     def seconds_per_token(self) -> float:
@@ -86,17 +87,17 @@ class DecodedBatch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share.
-
-    prompts: by batch. cells: how each policy decodes, the main one first. task: the prompts' workload.
-    distinct: how many prompts there are; the last batch is filled up with them.
-    """
+    """What all contenders share."""
 
     model: Model
     prompts: tuple[PromptBatch, ...]
+    """By batch."""
     cells: tuple[DecodingOptions, ...]
+    """How each policy decodes, the main one first."""
     task: str | None = None
+    """The prompts' workload."""
     distinct: int = 1
+    """How many prompts there are; the last batch is filled up with them."""
 
     @property
     def main(self) -> DecodingOptions:
@@ -185,29 +186,29 @@ class Stepping:
 
 @dataclass(frozen=True)
 class Decoder:
-    """One way to decode.
-
-    name, role, output_must_match: as in `offramp.timing.results.Contender`. start: in steps, None where that
-    is not possible; whole: at a stretch, for those. required: whether nothing can be measured without it;
-    others are left out where they fail. note: what must be said of it beside its figures. short_list: whether
-    its early outputs are read off the short list. full_depth: whether it runs every layer for every token.
-    repeats: the name of the decoder that it is a second time, None for most. on: the same prompts on another
-    model that it decodes with, None for that of all. own_plain: the plain decoder of that model, whose output
-    is what it must give, by name.
-    """
+    """One way to decode: name, role and output_must_match as in `offramp.timing.results.Contender`."""
 
     name: str
     role: str
     start: Start | None = None
+    """In steps, None where that is not possible."""
     whole: Decode | None = None
+    """At a stretch, for those."""
     output_must_match: bool = False
     required: bool = False
+    """Whether nothing can be measured without it; others are left out where they fail."""
     note: str | None = None
+    """What must be said of it beside its figures."""
     short_list: bool = False
+    """Whether its early outputs are read off the short list."""
     full_depth: bool = False
+    """Whether it runs every layer for every token."""
     repeats: str | None = None
+    """The name of the decoder that it is a second time, None for most."""
     on: Setting | None = None
+    """The same prompts on another model that it decodes with, None for that of all."""
     own_plain: str | None = None
+    """The plain decoder of that model, whose output is what it must give, by name."""
 
     @property
     def without_exits(self) -> bool:
@@ -236,10 +237,10 @@ Candidates = Iterator[Decoder | Contender]
 
 def parted(candidates: Iterable[Decoder | Contender]) -> tuple[list[Decoder], list[Contender]]:
     """Those that take part, and those that are left out."""
-    found = list(candidates)
+    both = list(candidates)
     return (
-        [one for one in found if isinstance(one, Decoder)],
-        [one for one in found if isinstance(one, Contender)],
+        [candidate for candidate in both if isinstance(candidate, Decoder)],
+        [candidate for candidate in both if isinstance(candidate, Contender)],
     )
 
 

@@ -71,12 +71,13 @@ def judge_a_a(
 
     Where that is no 1, nothing is answered.
     """
-    a_a_clusters = next((one.clusters for one in contenders if one.role == A_A), ())
+    a_a_clusters = next((contender.clusters for contender in contenders if contender.role == A_A), ())
     a_a = ratio_of(a_a_clusters, A_A_LEVEL) if a_a_clusters else Estimate(1.0)
     unequal = a_a_defect(a_a, freedom_of(a_a_clusters))
     if unequal is None:
         return tuple(contenders), tuple(defects), a_a
-    return tuple(replace(one, answer="defect") for one in contenders), (*defects, unequal), a_a
+    unanswered = tuple(replace(contender, answer="defect") for contender in contenders)
+    return unanswered, (*defects, unequal), a_a
 
 
 def a_a_defect(a_a: Estimate[float], freedom: int = A_A_FREEDOM) -> str | None:

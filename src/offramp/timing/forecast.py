@@ -256,4 +256,4 @@ def counted_plain(setting: Setting) -> Counted:
 
 def records_of(decoded: Sequence[DecodedBatch]) -> list[BatchGeneration]:
     """The records of our loop among what was decoded."""
-    return [one.record for one in decoded if isinstance(one.record, BatchGeneration)]
+    return [batch.record for batch in decoded if isinstance(batch.record, BatchGeneration)]

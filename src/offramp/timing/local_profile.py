@@ -110,8 +110,8 @@ def _noise_of(profile: TimingsProfile) -> float:
     """
     samples = profile.details["samples"][str(profile.batches[0])]
     timed = [samples[whole_at(position)] for position in profile.details["positions"]]
-    count = sum(one["count"] for one in timed)
-    spread = sum((one["high"] - one["low"]) / one["median"] for one in timed) / len(timed)
+    count = sum(steps["count"] for steps in timed)
+    spread = sum((steps["high"] - steps["low"]) / steps["median"] for steps in timed) / len(timed)
     return float(1.57 * spread / math.sqrt(count))
 
 

@@ -190,17 +190,17 @@ def choose_plain(
     """
     order = random.Random(seed)
     tokens = min(new_tokens, PILOT_TOKENS)
-    found = [visit(decoders, prompts, tokens, order) for _ in range(visits)]
-    seconds = {one.name: _seconds([each[one.name] for each in found]) for one in decoders}
-    in_steps = [one.name for one in decoders if one.start is not None]
+    timed = [visit(decoders, prompts, tokens, order) for _ in range(visits)]
+    seconds = {decoder.name: _seconds([decoded[decoder.name] for decoded in timed]) for decoder in decoders}
+    in_steps = [decoder.name for decoder in decoders if decoder.start is not None]
     plain = min(in_steps, key=lambda name: seconds[name])
     said = []
     if ONE_CALL in seconds:
-        if _over(found, ONE_CALL, plain) < 1.0 / (1.0 + MARGIN):
+        if _over(timed, ONE_CALL, plain) < 1.0 / (1.0 + MARGIN):
             plain = ONE_CALL
             said.append(f"{plain} was clearly the fastest in a pilot; it cannot take turns in blocks")
         if GENERATE in seconds:
-            more = _over(found, ONE_CALL, GENERATE) - 1.0
+            more = _over(timed, ONE_CALL, GENERATE) - 1.0
             way = "more" if more > 0.0 else "less"
             said.append(f"in one call generate() took {100 * abs(more):.1f} % {way} than in steps")
     return Pilot(plain, seconds, tuple(said))
@@ -208,7 +208,7 @@ def choose_plain(
 
 def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
     """The plain decoder that was chosen elsewhere. Raises InputError if it is not at hand."""
-    names = [one.name for one in decoders]
+    names = [decoder.name for decoder in decoders]
     if name not in names:
         raise InputError(
             f"there is no plain decoder {name!r} here",
@@ -220,12 +220,14 @@ def given_plain(decoders: Sequence[Decoder], name: str) -> Pilot:
 
 def _seconds(timed: Sequence[DecodedBatch]) -> float:
     """Per token: median over blocks, which a burst of other work spoils; of whole decodings without any."""
-    return median([seconds for one in timed for seconds in one.blocks or (one.seconds_per_token,)])
+    return median(
+        [seconds for decoded in timed for seconds in decoded.blocks or (decoded.seconds_per_token,)]
+    )
 
 
 def _over(visits: Sequence[Visit], above: str, below: str) -> float:
     """Seconds of the one over seconds of the other, whole decodings side by side."""
-    pairs = [pair for found in visits for pair in pairs_of(found[above], found[below])]
+    pairs = [pair for decoded in visits for pair in pairs_of(decoded[above], decoded[below])]
     return math.exp(cluster_of(0, 0, pairs).log_ratio)
 
 

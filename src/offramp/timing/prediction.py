@@ -68,9 +68,11 @@ def when_it_counts(
         raise InputError(
             "there is no prediction to judge", where="forecasts", fix="give a trace to predict from"
         )
-    totals = np.array([one.priced if given_exits else one.predicted for one in forecasts], dtype=np.float64)
-    measured = np.array([one.measured.value for one in forecasts])
-    plain = np.array([one.plain_measured for one in forecasts])
+    totals = np.array(
+        [forecast.priced if given_exits else forecast.predicted for forecast in forecasts], dtype=np.float64
+    )
+    measured = np.array([forecast.measured.value for forecast in forecasts])
+    plain = np.array([forecast.plain_measured for forecast in forecasts])
     predicted_change, change = totals - plain, measured - plain
     error, raw = np.abs(predicted_change - change), np.abs(totals / measured - 1.0)
     median_error, median_change = float(np.median(error)), float(np.median(np.abs(change)))
@@ -102,8 +104,11 @@ def when_it_counts(
 def _by_profile(forecasts: Sequence[Forecast], given_exits: bool) -> tuple[Check, ...]:
     """The error of the profile's own seconds, which a machine that has become slower adds to; where kept."""
     pairs = [
-        (one.priced_by_profile if given_exits else one.predicted_by_profile, one.measured.value)
-        for one in forecasts
+        (
+            forecast.priced_by_profile if given_exits else forecast.predicted_by_profile,
+            forecast.measured.value,
+        )
+        for forecast in forecasts
     ]
     errors = [abs(seconds / measured - 1.0) for seconds, measured in pairs if seconds is not None]
     if len(errors) < len(forecasts):
@@ -116,8 +121,8 @@ def _by_profile(forecasts: Sequence[Forecast], given_exits: bool) -> tuple[Check
 def worst_part(forecasts: Sequence[Forecast]) -> str | None:
     """Which part of a token's time was most wrong over all forecasts, as a sentence; None without parts."""
     errors: dict[str, list[float]] = {}
-    for one in forecasts:
-        for part in one.parts:
+    for forecast in forecasts:
+        for part in forecast.parts:
             errors.setdefault(part.part, []).append(part.priced - part.measured)
     if not errors:
         return None

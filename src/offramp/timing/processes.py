@@ -84,7 +84,8 @@ def _of_all(first: Contender, results: Sequence[BenchResult], plain: str) -> Con
         or contender.claimed_layers_per_token not in (None, contender.layers_per_token)
         for contender in found
     )
-    seconds = [one.seconds_per_token.value for one in found if one.seconds_per_token is not None]
+    timed = [contender.seconds_per_token for contender in found]
+    seconds = [estimate.value for estimate in timed if estimate is not None]
     by_process = [cluster_of(process, 0, [(1.0, value)]) for process, value in enumerate(seconds)]
     return replace(
         first,
@@ -135,8 +136,8 @@ def _clusters_over(result: BenchResult, name: str, plain: str) -> tuple[Cluster,
     if plain == result.plain:
         return clusters
     if name == result.plain:
-        return tuple(replace(other, log_ratio=-other.log_ratio) for other in others)
-    over = {(other.process, other.prompt): other for other in others}
+        return tuple(replace(cluster, log_ratio=-cluster.log_ratio) for cluster in others)
+    over = {(cluster.process, cluster.prompt): cluster for cluster in others}
     return tuple(
         replace(cluster, log_ratio=cluster.log_ratio - over[place].log_ratio)
         for cluster in clusters

@@ -338,7 +338,11 @@ class BenchResult(InTurns):
 
         While there is any, a credit is none that early exit could pay by.
         """
-        able = [one for one in self.contenders if one.full_depth and one.left_out != NO_TIME]
+        able = [
+            contender
+            for contender in self.contenders
+            if contender.full_depth and contender.left_out != NO_TIME
+        ]
         return tuple(what for what, is_it in RIVALS.items() if not any(map(is_it, able)))
 
     @property
@@ -447,7 +451,7 @@ class CombineResult(InTurns):
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""
         wanted = frozenset(parts)
-        return next((one for one in self.combinations if frozenset(one.parts) == wanted), None)
+        return next((way for way in self.combinations if frozenset(way.parts) == wanted), None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,23 +103,23 @@ def build_tables(samples: StepSamples) -> PriceTables:
     by_batch = [_of_batch(samples, batch) for batch in samples.batches]
     # A model of one layer has room for one probe in a step: one that never had its turn is left to be
     # derived.
-    names = set.intersection(*[set(one.probes) for one in by_batch])
-    probes = {name: [one.probes[name] for one in by_batch] for name in sorted(names)}
+    names = set.intersection(*[set(prices.probes) for prices in by_batch])
+    probes = {name: [prices.probes[name] for prices in by_batch] for name in sorted(names)}
     return PriceTables(
         arrays={
-            "layer_seconds": [one.layers[0] for one in by_batch],
-            "layer_seconds_per_position": [one.layers[1] for one in by_batch],
-            "key_value_seconds": [one.repair[0] for one in by_batch],
-            "key_value_seconds_per_position": [one.repair[1] for one in by_batch],
-            "head_seconds": [one.head for one in by_batch],
-            "overhead_seconds": [one.overhead for one in by_batch],
+            "layer_seconds": [prices.layers[0] for prices in by_batch],
+            "layer_seconds_per_position": [prices.layers[1] for prices in by_batch],
+            "key_value_seconds": [prices.repair[0] for prices in by_batch],
+            "key_value_seconds_per_position": [prices.repair[1] for prices in by_batch],
+            "head_seconds": [prices.head for prices in by_batch],
+            "overhead_seconds": [prices.overhead for prices in by_batch],
             "lens_seconds": probes.pop(LENS, None),
             "map_seconds": probes.pop(MAPS, None),
             "probe_seconds": probes,
         },
         notes=_notes(samples),
         parts_over_step={
-            batch: 1.0 / one.scale for batch, one in zip(samples.batches, by_batch, strict=True)
+            batch: 1.0 / prices.scale for batch, prices in zip(samples.batches, by_batch, strict=True)
         },
     )
 

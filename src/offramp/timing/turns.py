@@ -52,11 +52,13 @@ def visit(decoders: Sequence[Decoder], prompts: PromptBatch, new_tokens: int, or
     at_a_stretch = [(order.randrange(rounds), decoder) for decoder in decoders if decoder.start is None]
     found: Visit = {}
     with _no_collection():
+        # 1. All that can be stopped run the prompt.
         stepping = {
             decoder.name: Stepping(decoder.start, prompts, new_tokens)
             for decoder in _shuffled(decoders, order)
             if decoder.start is not None
         }
+        # 2. In every round each takes a block; who cannot be stopped decodes all in the round that it drew.
         for place in range(rounds):
             turns: list[Stepping | Decoder] = [running for running in stepping.values() if not running.over]
             turns += [decoder for due, decoder in at_a_stretch if due == place]
@@ -92,26 +94,28 @@ be faster than."""
 
 @dataclass
 class Turns:
-    """Contenders that decode the same batches of prompts in turn, until their questions are answered.
-
-    given: the name of the plain decoder that all others are held against, None for whichever turns out to be
-    the fastest. questions: those whose answers are sought. worth: the gain that matters, as a share.
-    together: whether all of them are timed until all are answered; else each only until its own is. rounds:
-    how often each batch is visited, at most; None for no limit. stopped: why nothing more is timed.
-    """
+    """Contenders that decode the same batches of prompts in turn, until their questions are answered."""
 
     decoders: Sequence[Decoder]
     given: str | None
+    """The plain decoder that all others are held against, by name; None for whichever turns out the fastest."""
     questions: Sequence[str]
+    """Those whose answers are sought, by name."""
     prompts: Sequence[PromptBatch]
     new_tokens: int
     worth: float
+    """The gain that matters, as a share."""
     rounds: int | None = None
+    """How often each batch is visited, at most; None for no limit."""
     together: bool = False
+    """Whether all of them are timed until all are answered; else each only until its own is."""
     visits: list[tuple[int, Visit]] = field(default_factory=list)
+    """The place of each batch that was visited, and what came of it."""
     answered: set[str] = field(default_factory=set)
     seconds: float = 0.0
+    """Of all visits."""
     stopped: Stopped | None = None
+    """Why nothing more is timed."""
 
     def __post_init__(self) -> None:
         """A series for each contender."""
@@ -137,11 +141,14 @@ class Turns:
         """
         order, schedule = random.Random(seed), Looks() if looks else Looks(at=(), spends=())
         while self.stopped is None:
+            # 1. All whose question is open decode the next batch of prompts.
             self._visit_next(order, budget)
             visited()
+            # 2. Where a look is due, answers are looked for: who has one leaves.
             level = schedule.due(budget.used)
             if level is not None:
                 self._look(level)
+            # 3. It ends where everything is answered, or where the next visit would end too late.
             if self.stopped is None:
                 self._end_if_due(budget, schedule.last())
 

@@ -112,7 +112,7 @@ def execute(
                     prompt=opening.ids,
                     answer=tuple(row.tokens),
                     exits=tuple(int(exit) for exit in row.exits),
-                    agrees=tuple(bool(one) for one in agrees),
+                    agrees=tuple(map(bool, agrees)),
                     layers_executed=row.layers_executed - row.prompt_layers,
                     problem=row.problem,
                 )

@@ -80,7 +80,7 @@ class ModelExecutor:
     @functools.cached_property
     def _longest(self) -> int:
         """Tokens of the longest opening."""
-        return max((len(one.ids) for one in self.openings.certify), default=1)
+        return max((len(opening.ids) for opening in self.openings.certify), default=1)
 
     @property
     def documents(self) -> int:
@@ -183,7 +183,7 @@ class ModelExecutor:
 
 
 def _losses(executions: Sequence[Execution]) -> Losses:
-    return np.array([one.loss for one in executions], dtype=np.float64)
+    return np.array([execution.loss for execution in executions], dtype=np.float64)
 
 
 def _mean_loss(trace: Trace, lost: NDArray[np.bool_], answered: NDArray[np.bool_]) -> Losses:

@@ -210,7 +210,7 @@ def tune_tasks(
     tuned = {
         name: tune(trace, floor, hardware, model, delta=each, **options) for name, trace in named.items()
     }
-    policies = tuple(one.policy for one in tuned.values())
+    policies = tuple(answer.policy for answer in tuned.values())
     return TunedTasks(Tasks(tuple(tuned), policies, Never()), tuned, delta)
 
 
