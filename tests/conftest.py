@@ -50,6 +50,14 @@ def any_load() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def any_load_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the processes that a test starts."""
+    patch = "import math, offramp.costs.timings\nofframp.costs.timings.TOLERABLE_LOAD = math.inf\n"
+    (tmp_path / "sitecustomize.py").write_text(patch)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that no process is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

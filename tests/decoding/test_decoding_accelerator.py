@@ -11,9 +11,10 @@ from benchmark_modules import benchmark
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("any_load_of_others")
 def test_the_small_form_measures_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = benchmark("accelerator")
-    module.main(["--small", "--output", str(tmp_path / "accelerator.json")])
+    module.main(["--small", "--seconds", "4", "--output", str(tmp_path / "accelerator.json")])
     printed: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert printed == json.loads((tmp_path / "accelerator.json").read_text())
     found = printed["models"]["tiny"]

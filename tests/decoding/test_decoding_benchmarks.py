@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +90,6 @@ def test_predictions_are_written_down_before_they_are_judged(
 
 
 PRICES = ["--profile-seconds", "0.01", "--seconds", "0.01"]
-
-
-@pytest.fixture
-def any_load_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `any_load`, in the processes that a test starts."""
-    patch = "import math, offramp.costs.timings\nofframp.costs.timings.TOLERABLE_LOAD = math.inf\n"
-    (tmp_path / "sitecustomize.py").write_text(patch)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 @pytest.mark.slow
@@ -191,13 +182,13 @@ def test_an_executed_guarantee_is_held_against_what_was_decoded(
     module = benchmark("executed_guarantee")
     model, text = offramp.load_model(str(tiny_model)), f"jsonl:{documents}#text"
     offramp.trace(model, text, tokens=384, document_tokens=8, output=tmp_path / "trace", progress=False)
-    sizes = ["--prompts", "20", "--candidates", "4", "--search", "8", "--documents", "60", "--draws", "10"]
+    sizes = ["--prompts", "20", "--candidates", "2", "--search", "8", "--documents", "60", "--draws", "10"]
     lengths = ["--prompt-tokens", "6", "--new-tokens", "4", "--executions", str(tmp_path / "kept")]
     module.main([str(tmp_path / "trace"), *sizes, *lengths])
     found = last_line(capsys)
     assert found["prompts"] == 20
     assert found["limits"] == {"0.1": 27, "0.05": 15}
-    assert 1 <= len(found["candidates"]) <= 4
+    assert 1 <= len(found["candidates"]) <= 2
     for floor in ("agreement=0.95", "agreement=0.9"):
         for name in ("wsr sequential", "hb", "naive", "replay bound"):
             for entry in found[floor][name].values():

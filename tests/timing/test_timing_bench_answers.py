@@ -147,7 +147,14 @@ def test_the_ratio_over_the_fastest_of_two_by_hand() -> None:
 # --- by simulation: the figures of benchmarks/timing.py with fewer runs
 
 RUNS = 160
-TOLERATED = ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
+
+
+def tolerated_of(runs: int) -> float:
+    """Shares of errors that chance allows at ALPHA."""
+    return ALPHA + 2 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
+
+
+TOLERATED = tolerated_of(RUNS)
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.10])
@@ -168,14 +175,13 @@ def test_answers_err_no_more_often_than_stated(spread: float) -> None:
     assert found["interval_misses"] <= TOLERATED
 
 
-@pytest.mark.parametrize("ratio", [1.0, 1.08])
-def test_the_interval_covers_that_the_baseline_was_chosen_by_the_same_times(ratio: float) -> None:
+def test_the_interval_covers_that_the_baseline_was_chosen_by_the_same_times() -> None:
     """Of six plain decoders that are equally fast, over the luckiest one."""
-    timing = benchmark("timing")
-    found = timing.rates(timing.World(ratio=ratio, plain=6), RUNS, 4)
-    assert found["interval_misses"] <= TOLERATED
-    assert found["faster"] <= TOLERATED or ratio > 1.0
-    assert found["alone_misses"] > TOLERATED  # the pair's own interval does not
+    timing, runs = benchmark("timing"), 400
+    found = timing.rates(timing.World(plain=6), runs, 4)
+    tolerated = tolerated_of(runs)
+    assert max(found["interval_misses"], found["faster"]) <= tolerated
+    assert found["alone_misses"] > tolerated  # the pair's own interval does not
 
 
 def clusters(values: list[float], process: int = 0) -> list[Cluster]:

@@ -159,9 +159,9 @@ class DecodeAttention:
         group = attention_width / width
         of_size = self.head_size == size
         groups = np.unique((self.heads / self.key_value_heads)[of_size])
-        for other in _by_nearness(groups.tolist(), group):
-            grid, own = _attention_grid(self, size, other, width / size)
-            yield grid, batch * width / size, own and other == group
+        for near in _by_nearness(groups.tolist(), group):
+            grid, own = _attention_grid(self, size, near, width / size)
+            yield grid, batch * width / size, own and near == group
 
     def size_of(self, attention_width: int, key_value_width: int) -> int:
         """The head size that a layer is looked up with: a usual one that divides its widths and was measured.

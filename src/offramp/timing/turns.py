@@ -98,7 +98,7 @@ class Turns:
 
     decoders: Sequence[Decoder]
     given: str | None
-    """The plain decoder that all others are held against, by name; None for whichever turns out the fastest."""
+    """The plain decoder that all others are held against; None for whichever turns out the fastest."""
     questions: Sequence[str]
     """Those whose answers are sought, by name."""
     prompts: Sequence[PromptBatch]
