@@ -35,8 +35,7 @@ from offramp.timing.decoder import DecodedBatch, Setting, batches_of
 from offramp.timing.forecast import adapts, fitted_of, forecast, predict, records_of
 from offramp.timing.measurement import Progress, Session
 from offramp.timing.results import A_A, PLAIN, BenchResult, Contender, FloorCheck, Forecast
-from offramp.tracing.heads_of_trace import with_maps
-from offramp.tracing.trace import Trace
+from offramp.tracing.trace import Trace, with_maps
 
 
 @in_evaluation

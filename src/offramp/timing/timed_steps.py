@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from offramp.costs.probes import ProbeSizes, timed_map_layers
 from offramp.costs.timings import LENS, MAPS
 from offramp.decoding.engine.engine import DeviceClock, Engine, Meter, Moment
-from offramp.decoding.exit_readout.head import rows_of
+from offramp.decoding.exit_readout.facts import rows_of
 from offramp.decoding.exit_readout.reader import ExitReader, FactValues, Reader
 from offramp.decoding.generation.loop import Loop, Plan
 from offramp.decoding.generation.result import Transcript
