@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tracing_models import tiny_llama
 
 import offramp
 from offramp.errors import InputError, WorkloadError
 from offramp.kit.arguments import _fitting, _hints, checked, settle_fields
 from offramp.kit.numbers import Count, Seconds, Share, Whole
+from offramp.runs.call import run
 from offramp.testing import (
     check_machine,
     check_policy,
@@ -26,6 +29,8 @@ from offramp.testing import (
     check_workload,
     check_workload_source,
 )
+from offramp.training.gate_training import train_gates
+from offramp.training.train import train_exits
 
 if TYPE_CHECKING:
     from nowhere import there
@@ -129,9 +134,25 @@ def test_arguments_are_checked_once() -> None:
     assert checked(asked) is asked
 
 
-def test_a_name_that_there_is_not_is_pythons_own_error() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'cuont'"):
-        asked(cuont=1)
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: asked(cuont=1), "asked() got an unexpected keyword argument 'cuont': did you mean 'count'?"),
+        (lambda: asked(xyz=1), "asked() got an unexpected keyword argument 'xyz'"),
+        (lambda: run(tokns=1), "run() got an unexpected keyword argument 'tokns': did you mean 'tokens'?"),
+        (
+            lambda: train_exits(tiny_llama(), "prose", at="1", unitz=3),
+            "train_exits() got an unexpected keyword argument 'unitz': did you mean 'units'?",
+        ),
+        (
+            lambda: train_gates(tiny_llama(), "prose", machine="h100", floor=0.9, step=3),
+            "train_gates() got an unexpected keyword argument 'step': did you mean 'steps'?",
+        ),
+    ],
+)
+def test_a_name_that_there_is_not_is_refused_with_a_near_one(call: Any, what: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(what)}$"):
+        call()
 
 
 def test_each_of_any_number_of_arguments_is_held_against_the_annotation() -> None:

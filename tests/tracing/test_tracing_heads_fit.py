@@ -15,7 +15,7 @@ from tracing_models import NumberTokenizer, build_family, llama, tiny_llama, tin
 
 from offramp.errors import InputError, ModelError
 from offramp.heads.described import describe_heads
-from offramp.heads.exit_heads import ExitHeads
+from offramp.heads.exit_heads import ExitHeads, build_heads
 from offramp.heads.file import read_heads, write_heads
 from offramp.heads.parts import ExitReading
 from offramp.kit.defaults import SHORTLIST
@@ -146,10 +146,13 @@ def test_fitting_reads_the_later_half_and_says_which_documents(fitted: ExitHeads
     )
 
 
-@pytest.mark.parametrize(("count", "seed"), [(4, 0), (5, 1), (9, 0), (40, 1)])
-def test_lens_and_classifiers_share_no_document(count: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "seed", "share"),
+    [(4, 0, 0.5), (5, 1, 0.5), (9, 0, 0.5), (40, 1, 0.5), (40, 0, 0.99), (40, 0, 0.01)],
+)
+def test_lens_and_classifiers_share_no_document(count: int, seed: int, share: float) -> None:
     workload = texts(count)
-    first, second = split_documents(workload, [0.5, 0.5], seed)
+    first, second = split_documents(workload, [share, 1.0 - share], seed)
     assert len(first) >= 2
     assert len(second) >= 2
     assert not {document.id for document in first} & {document.id for document in second}
@@ -397,9 +400,17 @@ def test_heads_keep_what_they_read_and_say_so_in_their_file(fitted: ExitHeads, t
     ]
     for sketch, expected in zip(read.texts, of_file, strict=True):
         assert np.array_equal(sketch, expected)
-    broken = dataclasses.replace(fitted, texts=fitted.texts[:-1])
-    with pytest.raises(InputError, match="sketches of their texts do not belong"):
-        write_heads(broken, tmp_path / "broken")
+    arrays = fitted.arrays()
+    hashes, sizes = arrays["texts.hashes"], arrays["texts.sizes"]
+    for wrong in (
+        {"texts.sizes": sizes[:-1]},
+        {"texts.hashes": np.append(hashes, hashes[:1])},
+        {"texts.hashes": hashes[:-1]},
+        {"texts.sizes": sizes.astype(np.int32)},
+        {"texts.sizes": np.append(sizes[:-2], [sizes[-2:].sum(), 0])},
+    ):
+        with pytest.raises(InputError, match="sketches of their texts do not belong"):
+            build_heads(fitted.header(), arrays | wrong, "here")
 
 
 def test_a_trace_knows_the_documents_that_share_text_with_what_heads_read(fitted: ExitHeads) -> None:

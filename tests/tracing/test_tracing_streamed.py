@@ -14,14 +14,14 @@ from stored_traces import assert_same_trace, files_of, run
 from streamed_runs import streamed
 from tracing_models import build_family, llama, tiny_llama, tiny_model, workload_of
 
-from offramp import files
 from offramp.errors import ModelError
+from offramp.files import PACKAGE
+from offramp.kit import code
 from offramp.models.calls import Recorder
 from offramp.models.loading import load_source
 from offramp.models.model import Model
 from offramp.models.source import find_source
 from offramp.models.streaming import load_streamed
-from offramp.tracing.request import code_fingerprint
 from offramp.tracing.streamed_layers import BatchCalls
 from offramp.tracing.tracer import trace
 from tiny_models import write_tokenizer
@@ -118,17 +118,28 @@ def test_prompts_without_answers_are_refused(tmp_path: Path) -> None:
     assert layers.read == []
 
 
-def test_the_code_of_inner_folders_counts_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ("tracing/recorders.py", True),
+        ("models/transforms/prune.py", True),
+        ("tracing/fitting/ridge.py", False),
+        ("report/pages.py", False),
+    ],
+)
+def test_the_code_that_a_trace_depends_on_is_part_of_its_request(
+    changed: str, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def code_of_a_trace() -> str:
+        code.code_of.cache_clear()
+        made = trace(tiny_llama(), workload_of("1 2 3"), tokens=3, progress=False)
+        return str(made.provenance["request"]["code"])
 
-    def noted(path: Path) -> str:
-        read.append("/".join(path.parts[-3:]))
-        return "its SHA-256"
-
-    monkeypatch.setattr(files, "sha256_of_file", noted)
-    monkeypatch.setattr(files, "_sources", files._sources.__wrapped__)
-    code_fingerprint.__wrapped__()
-    assert {"tracing/fitting/ridge.py", "models/transforms/prune.py", "offramp/models/stack.py"} <= set(read)
+    before = code_of_a_trace()
+    plain = code._digest
+    monkeypatch.setattr(code, "_digest", lambda path: "other" if path == PACKAGE / changed else plain(path))
+    assert (code_of_a_trace() != before) == counts
+    code.code_of.cache_clear()
 
 
 FROM_SHARDS = ("gpt2", "llama", "qwen3_moe", "granitemoehybrid", "mamba2", "jamba", "gemma2", "mixtral")

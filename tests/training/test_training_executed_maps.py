@@ -51,7 +51,7 @@ def trained(maps: ExecutedMaps, steps: int, rate: float = 0.05) -> dict[str, tor
     optimiser = torch.optim.Adam(changes.values(), lr=rate)
     for step in range(steps):
         optimiser.zero_grad()
-        maps.losses(step, steps, head)(0, changes).backward()
+        maps.losses_of(step, steps, head)(0, changes).backward()
         optimiser.step()
     return {name: one.detach() for name, one in changes.items()}
 
@@ -123,7 +123,7 @@ def test_a_step_is_drawn_by_seed_and_step_alone() -> None:
     runs = []
     for seed in (0, 0, 1):
         maps = maps_of(seed=seed)
-        runs.append([float(maps.losses(step, 6, head)(0, maps.initial()[0])) for step in range(6)])
+        runs.append([float(maps.losses_of(step, 6, head)(0, maps.initial()[0])) for step in range(6)])
     assert runs[0] == runs[1] != runs[2]
     assert len({round(loss, 5) for loss in runs[0]}) > 1
 

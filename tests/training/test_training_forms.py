@@ -105,12 +105,12 @@ def test_the_loss_of_a_shared_network_is_the_mean_over_exits() -> None:
     # As started the network lets nothing through, and most gradients are zero.
     part["down"] = 0.1 * torch.randn(part["down"].shape, generator=torch.Generator().manual_seed(2))
     part = {name: tensor.clone().requires_grad_() for name, tensor in part.items()}
-    found = one.losses(0, 1, head)(0, part)
+    found = one.losses_of(0, 1, head)(0, part)
     found.backward()
     losses, total = [], dict.fromkeys(("norm", "gate", "up", "down"), 0.0)
     for place, copied in enumerate(exits_of(part, 2)):
         copied = {name: tensor.detach().clone().requires_grad_() for name, tensor in copied.items()}
-        loss = own.losses(0, 1, head)(place, copied)
+        loss = own.losses_of(0, 1, head)(place, copied)
         loss.backward()
         losses.append(loss.item())
         for name in ("weight", "bias"):

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,9 +26,9 @@ from offramp.training.gate import (
     HALF,
     AtFloor,
     FindFloor,
-    GateFit,
     GateJudge,
     GatePrices,
+    GateProblem,
     GateRows,
     Outcome,
     chosen_apart,
@@ -40,6 +40,7 @@ from offramp.training.gate import (
     spread,
     steps_of,
 )
+from offramp.training.record import GateCourse
 from offramp.tuning.floor import make_floor
 from offramp.tuning.pricing import pricing_of
 from policy_traces import make_shape, make_trace, timed
@@ -179,15 +180,23 @@ def plain_at_floor(rows: GateRows, risk: float, prices: GatePrices, thresholds: 
     return found
 
 
+class Fit(NamedTuple):
+    """Trained gates, and how that went."""
+
+    gates: Classifier
+    course: GateCourse
+
+
 def trained(
-    fit: GateRows = FIT, apart: GateRows = APART, start: Classifier = START, **options: int
-) -> GateFit:
+    fit: GateRows = FIT, apart: GateRows = APART, start: Classifier = START, seed: int = 0, steps: int = 200
+) -> Fit:
     at_floor = plain_at_floor(apart, RISK, CHEAP)
-    return learn_gates(fit, apart, CHEAP, RISK, start, at_floor, **{"seed": 0, "steps": 200, **options})
+    problem = GateProblem(fit, apart, CHEAP, RISK, start, at_floor, seed=seed)
+    return Fit(*learn_gates(problem, steps=steps))
 
 
 @pytest.fixture(scope="module")
-def found() -> GateFit:
+def found() -> Fit:
     return trained()
 
 
@@ -196,12 +205,12 @@ def hard(gates: Classifier, rows: GateRows) -> Outcome:
     return expected_outcome(leaving, rows.agrees, CHEAP)
 
 
-def test_trained_gates_keep_the_floor_at_half_and_are_faster_than_one_threshold(found: GateFit) -> None:
+def test_trained_gates_keep_the_floor_at_half_and_are_faster_than_one_threshold(found: Fit) -> None:
     outcome = hard(found.gates, APART)
     # Moved to the threshold in float32, a logit next to it may end on its other side.
     assert RISK - 0.015 < float(outcome.disagreement.mean()) < RISK + 0.002
-    assert float(outcome.seconds.mean()) == pytest.approx(found.seconds[-1], abs=0.002)
-    assert found.seconds[-1] < found.seconds[0] - 0.002
+    assert float(outcome.seconds.mean()) == pytest.approx(found.course.seconds[-1], abs=0.002)
+    assert found.course.seconds[-1] < found.course.seconds[0] - 0.002
     # On rows that nothing was learned from or chosen by:
     elsewhere = hard(found.gates, ELSEWHERE)
     assert float(elsewhere.disagreement.mean()) == pytest.approx(RISK, abs=0.02)
@@ -212,9 +221,9 @@ def test_trained_gates_keep_the_floor_at_half_and_are_faster_than_one_threshold(
     assert now.seconds < start.seconds - 0.001
 
 
-def test_the_same_seed_gives_the_same_gates_and_another_one_others(found: GateFit) -> None:
-    def arrays(one: GateFit) -> list[np.ndarray]:
-        return [*one.gates.weights, *one.gates.biases, one.seconds, one.disagreement]
+def test_the_same_seed_gives_the_same_gates_and_another_one_others(found: Fit) -> None:
+    def arrays(one: Fit) -> list[np.ndarray]:
+        return [*one.gates.weights, *one.gates.biases, one.course.seconds, one.course.disagreement]
 
     for first, second in zip(arrays(found), arrays(trained()), strict=True):
         np.testing.assert_array_equal(first, second)
@@ -224,20 +233,20 @@ def test_the_same_seed_gives_the_same_gates_and_another_one_others(found: GateFi
 def test_steps_are_so_many_passes_over_the_rows_within_bounds() -> None:
     assert [steps_of(rows) for rows in (10, 2560, 10_600, 25_600, 10**6)] == [100, 100, 414, 1000, 2000]
     few, more = trained(steps=20), trained(steps=50)
-    assert len(few.seconds) == 21, "lambda moves in every one of 20 evaluations"
-    assert len(more.seconds) == 1 + 17, "every third step"
+    assert len(few.course.seconds) == 21, "lambda moves in every one of 20 evaluations"
+    assert len(more.course.seconds) == 1 + 17, "every third step"
 
 
 def test_where_no_exit_ever_agrees_no_token_leaves() -> None:
     nothing, never = (replace(rows, agrees=torch.zeros_like(rows.agrees)) for rows in (FIT, APART))
     found = trained(nothing, never, agreement_networks(nothing, never), steps=40)
     assert float(hard(found.gates, never).disagreement.sum()) == 0.0
-    np.testing.assert_array_equal(found.seconds, 1.02)
+    np.testing.assert_array_equal(found.course.seconds, 1.02)
 
 
-def test_what_held_out_rows_say_of_gates(found: GateFit) -> None:
+def test_what_held_out_rows_say_of_gates(found: Fit) -> None:
     rows = ELSEWHERE
-    judged = judged_gates(found, rows, CHEAP)
+    judged = judged_gates(found.gates, found.course.multiplier, rows, CHEAP)
     probabilities = probabilities_of(found.gates, rows)
     for place in range(2):
         right, wrong = (probabilities[rows.agrees[place].numpy() == side, place] for side in (True, False))
@@ -245,11 +254,11 @@ def test_what_held_out_rows_say_of_gates(found: GateFit) -> None:
         assert judged.auroc[place] == pytest.approx(by_pairs, abs=1e-9)
     assert judged.better_than_chance.all()
     # A loss so dear that what leaves does not pay for it.
-    dear = judged_gates(replace(found, multiplier=1e4), rows, CHEAP)
+    dear = judged_gates(found.gates, 1e4, rows, CHEAP)
     assert not dear.better_than_chance.any()
 
 
-def test_gates_of_some_exits_let_nothing_leave_at_the_others(found: GateFit) -> None:
+def test_gates_of_some_exits_let_nothing_leave_at_the_others(found: Fit) -> None:
     whole = spread(found.gates, (2, 5), (1, 2, 4, 5))
     states = torch.randn(4, 30, 4)
     four = GateRows(states, torch.ones(4, 30, dtype=torch.bool), np.zeros(30, dtype=np.int64))

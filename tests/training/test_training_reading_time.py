@@ -27,6 +27,7 @@ def reading(pace: float, *, maps: bool = False, classifiers: bool = False) -> Re
         (0.002, True, False, 19_456),  # 90 s / (2 ms x 2.3)
         (0.002, True, True, 15_360),  # a quarter of the tokens is read out besides, each 2.3 times as long
         (0.01, False, True, 5_632),
+        (0.002, False, True, 35_328),  # 4,096 tokens are read out besides, at most
     ],
 )
 def test_as_many_tokens_are_read_as_half_of_the_minutes_allow(

@@ -129,7 +129,7 @@ def test_the_loss_is_the_sum_of_its_terms(asked: dict[str, Any]) -> None:
     parameters = moved(objective, 0.02)
     head = TrainingHead(objective.model, "float32")
     with torch.no_grad():
-        found = float(objective.losses(0, 3, head)(0, parameters))
+        found = float(objective.losses_of(0, 3, head)(0, parameters))
         assert found == pytest.approx(plain_loss(objective, parameters), rel=1e-4)
 
 
@@ -140,7 +140,7 @@ def test_the_term_that_keeps_the_output_is_0_at_first_and_adds_its_weight_afterw
         objective = objective_of(targets="text", keep=keep)
         parameters = moved(objective, size) if size else objective.initial()[0]
         with torch.no_grad():
-            return float(objective.losses(0, 3, head)(0, parameters))
+            return float(objective.losses_of(0, 3, head)(0, parameters))
 
     assert loss(3.0, 0.0) == pytest.approx(loss(0.0, 0.0), abs=1e-5)
     kept = loss(1.0, 0.1) - loss(0.0, 0.1)

@@ -31,6 +31,7 @@ from offramp.kit.code import code_of, reached_from
 from offramp.models.model import Model
 from offramp.tracing import plan
 from offramp.tracing.plan import ANSWERS
+from offramp.tracing.request import MODEL_CODE
 from offramp.tracing.tracer import trace
 from offramp.training import loop
 from offramp.training.divergence import TrainingHead
@@ -532,4 +533,6 @@ def test_the_code_of_a_training_is_all_that_it_runs() -> None:
     for name in ("training.loop", "training.executed", "models.stack", "decoding.rerun.parallel"):
         assert f"offramp.{name}" in reached
     assert "offramp.cli.main" not in reached
-    assert trained(kind="lens", steps=1, at=[1]).record.request.code == code_of("offramp.training.train")
+    assert trained(kind="lens", steps=1, at=[1]).record.request.code == code_of(
+        "offramp.training.train", MODEL_CODE
+    )

@@ -249,9 +249,12 @@ class HeadsAtWork:
 
     def hidden_probabilities(self, exit: int, states: Tensor) -> dict[str, Tensor | float]:
         """Facts of the hidden states [rows, features] of one exit that classifiers give; 1 at exit L."""
-        given = [fact for fact in HIDDEN_STATE_FACTS if fact in self.heads.classifiers]
-        found = {fact: self.classifiers.get((fact, exit)) for fact in given}
-        return {fact: 1.0 if one is None else one(states) for fact, one in found.items()}
+        facts = [fact for fact in HIDDEN_STATE_FACTS if fact in self.heads.classifiers]
+        classifiers = {fact: self.classifiers.get((fact, exit)) for fact in facts}
+        return {
+            fact: 1.0 if classifier is None else classifier(states)
+            for fact, classifier in classifiers.items()
+        }
 
 
 def _own_stacks(stack: ExitStack, own: OwnHead[Weights], places: Mapping[int, int]) -> dict[int, ExitStack]:

@@ -312,8 +312,8 @@ class Classifier(HeadPart[Array]):
         """One exit's."""
         return Classifier(
             **self.tensors(place, device),
-            weights=tuple(tensor_of(one[place]).to(device) for one in self.weights),
-            biases=tuple(tensor_of(one[place]).to(device) for one in self.biases),
+            weights=tuple(tensor_of(layer[place]).to(device) for layer in self.weights),
+            biases=tuple(tensor_of(layer[place]).to(device) for layer in self.biases),
             auroc=self.auroc[place],
             base_rate=self.base_rate[place],
             better_than_chance=self.better_than_chance[place],

@@ -296,7 +296,7 @@ def _replace_candidates(
     is_best = value == maximum[:, None]
     top1 = torch.where(is_best, columns, torch.iinfo(columns.dtype).max).amin(-1)
     others = torch.where(columns == top1[:, None], -torch.inf, value)
-    before, after = ((one > reference[:, None]) & counted for one in (rounded, value))
+    before, after = ((logits > reference[:, None]) & counted for logits in (rounded, value))
     above = sums.above.long() - before.sum(-1) + after.sum(-1)
     return RowStatistics(
         top1=top1,

@@ -83,7 +83,10 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
     def call(*args: P.args, **kwargs: P.kwargs) -> Returned:
         try:
             given = _signature(function).bind(*args, **kwargs)
-        except TypeError:  # names that there are not: Python says it best
+        except TypeError:  # of which Python says best what they are
+            parameters = _signature(function).parameters
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+                require_named(function.__name__, kwargs, parameters)
             return function(*args, **kwargs)
         method = "self" in given.arguments  # which no command has options for
         for name, (wanted, hint) in _hints(function).items():
@@ -96,6 +99,15 @@ def checked(function: Callable[P, Returned]) -> Callable[P, Returned]:
 
     call.checked = True  # type: ignore[attr-defined]
     return call
+
+
+def require_named(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse keywords that a function has not. Raises TypeError that names a near one."""
+    for name in given:
+        if name not in known:
+            near = nearest(name, known).rstrip()
+            what = f"{function}() got an unexpected keyword argument {name!r}"
+            raise TypeError(f"{what}: {near}" if near else what)
 
 
 @functools.cache

@@ -19,12 +19,12 @@ INSIDE = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @functools.cache
-def code_of(module: str) -> str:
-    """Fingerprint of the code that a module runs: of itself, of what it imports, of what that imports.
+def code_of(*modules: str) -> str:
+    """Fingerprint of the code that modules run: of themselves, of what they import, of what that imports.
 
     As far as it is offramp's, or of the module's own package. Imports for types alone are left out.
     """
-    digests = {name: _digest(path) for name, path in reached_from(module).items()}
+    digests = {name: _digest(path) for module in modules for name, path in reached_from(module).items()}
     return sha256_of_text(canonical_json(sorted(digests.items())))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from offramp.errors import InputError
-from offramp.kit.arguments import field_hints, settled
+from offramp.kit.arguments import field_hints, require_named, settled
 from offramp.kit.rules import is_rule, refusal_beside, suggest
 
 P = ParamSpec("P")
@@ -229,6 +229,7 @@ def as_call(request: Callable[P, CarriedOut[Answer]]) -> Callable[P, Answer]:
     """The function with a request's fields as its arguments, which carries it out."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> Answer:
+        require_named(call.__name__, kwargs, signature.parameters)
         return request(*args, **kwargs).carry_out()
 
     assert isinstance(request, type)
@@ -294,13 +295,15 @@ class Kinds:
             )
         return self.requests[kind]
 
-    def request(self, kind: str, given: Mapping[str, Any]) -> Any:
+    def request(self, kind: str, given: Mapping[str, Any], call: str = "") -> Any:
         """The request of a kind. given: its fields by name, those of other kinds only if they were given.
 
-        Raises InputError for an unknown kind, and for a field that this kind has not.
+        call: the function that was given them. Raises InputError for an unknown kind, and for a field of
+        another one; TypeError for what is none of any.
         """
         request = self.named(kind)
-        own = {field.name for field in fields_of(request)}
+        own = {field.name: field for field in fields_of(request)}
+        require_named(call, given, own | {field.name: field for field in self.fields()})
         for field in self.fields():
             if field.name in given and field.name not in own:
                 option = f"--{field.switch(given[field.name]).replace('_', '-')}"

@@ -19,6 +19,7 @@ from offramp.errors import DamagedFileError, InputError, ModelError, OfframpErro
 from offramp.heads.at_work import require_exits
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import EXITS_FILE, read_heads
+from offramp.kit.code import code_of
 from offramp.kit.defaults import BYTES, DELTA, FLOORS, LOCAL, ROUNDS
 from offramp.kit.given_file import Source
 from offramp.kit.typed import to_json
@@ -47,7 +48,7 @@ from offramp.studies.work.work import ModelCache, WorkContext
 from offramp.tracing.loading import ModelRequest, stays_on_disk
 from offramp.tracing.plan import plan_trace, usable_context
 from offramp.tracing.progress import say, stage
-from offramp.tracing.request import code_fingerprint, library_versions, parse_exits
+from offramp.tracing.request import library_versions, parse_exits
 from offramp.tracing.streamed_layers import require_given_text
 from offramp.training.record import record_of
 from offramp.tuning.bounds import documents_for
@@ -392,7 +393,7 @@ class _StartedRun:
                     call=call,
                     request=self.request,
                     software={
-                        "code_fingerprint": code_fingerprint(),
+                        "code_fingerprint": code_of(__name__),
                         **describe_software(self.found.texts),
                     },
                     machine=describe_machine(self.found.device),

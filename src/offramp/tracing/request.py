@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,12 +144,8 @@ class TraceRequest:
         return sha256_of_text(canonical_json({"schema_version": SCHEMA_VERSION, **self.to_json()}))
 
 
-@functools.cache
-def code_fingerprint() -> str:
-    """SHA-256 of the source of the packages that make a trace."""
-    from offramp.files import source_fingerprint
-
-    return source_fingerprint("models", "workloads", "heads", "tracing", "kit/defaults.py")
+MODEL_CODE = "offramp.tracing.loading"
+"""The module that makes a model what it is, transforms among it: its code counts where a model is at hand."""
 
 
 def library_versions(transforms: Iterable[str] = ()) -> dict[str, str]:

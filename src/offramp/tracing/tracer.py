@@ -21,6 +21,7 @@ from offramp.heads.file import read_heads, require_base
 from offramp.heads.output_head import state_shape_of
 from offramp.heads.statistics import choose_reductions
 from offramp.heads.trained_model import TrainedOn, trained_on
+from offramp.kit.code import code_of
 from offramp.models.devices import device_name
 from offramp.models.loading import Placement, load_source
 from offramp.models.model import Model, in_evaluation
@@ -31,8 +32,8 @@ from offramp.tracing.plan import TracePlan, plan_with_answers, usable_context
 from offramp.tracing.progress import token_bar
 from offramp.tracing.request import (
     DEFAULT_TOKENS,
+    MODEL_CODE,
     TraceRequest,
-    code_fingerprint,
     library_versions,
     parse_exits,
     parse_signals,
@@ -138,7 +139,7 @@ def trace(
         document_tokens=document_tokens,
         reductions=choose_reductions(rows_times_exits * model.shape.vocabulary_size, device.type),
         threads=torch.get_num_threads(),
-        code=code_fingerprint(),
+        code=code_of(__name__, MODEL_CODE),
         versions=library_versions(model.transforms),
         signals=recorded,
         heads=None if content is None else describe_heads(content),

@@ -36,7 +36,7 @@ from offramp.training.executed_pass import (
     run_executed,
 )
 from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
-from offramp.training.loop import LossOf, Overhead, Parameters, Progress, under
+from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress, under
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
@@ -58,7 +58,7 @@ at every exit; else the exit's largest probability."""
 OWN_CONFIDENCE = "max_prob"
 
 
-class ExecutedMaps:
+class ExecutedMaps(HeadProblem):
     """K,V maps of some heads and the sequences they are trained on: a `loop.Problem` of one part.
 
     The maps of all exits of the recipe are trained together. fit, held_out: contexts. Tokens leave where a
@@ -121,7 +121,7 @@ class ExecutedMaps:
             found.append(torch.from_numpy(facts[self.signal].astype(np.float32)))
         return torch.cat(found).to(states.device)
 
-    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+    def losses_of(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """Mean KL(full model || a token that stays) of some tokens of some sequences; 0 if none stays."""
         generator = np.random.default_rng((self.recipe.seed, step))
         texts = self.fit.draw(CONTEXTS, generator)

@@ -140,8 +140,8 @@ class TrainableMaps:
     def trained(self, changes: Changes) -> ExitMaps[Weights]:
         """The maps as a file holds them."""
         arrays = {name: array.detach().cpu().numpy() for name, array in self.values(changes).items()}
-        found: Any = {name: np.ascontiguousarray(one) for name, one in arrays.items()}
-        return replace(self.maps, **found)
+        contiguous: Any = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        return replace(self.maps, **contiguous)
 
 
 def _size(values: Tensor, axes: int | tuple[int, ...]) -> Tensor:

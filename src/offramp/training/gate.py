@@ -15,15 +15,16 @@ meets them there and nowhere else (two datasets: arXiv 1807.00028; not different
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.costs.token import TokenCosts
 from offramp.heads.exit_heads import ExitHeads
@@ -36,12 +37,26 @@ from offramp.policies.rules.threshold import Threshold, signal_needs
 from offramp.policies.signals import SIGNALS
 from offramp.tracing.fitting.classifiers import RAREST_CLASS, gains_surely
 from offramp.tracing.trace import Trace
-from offramp.training.record import GATE, GateCourse, Judged
+from offramp.training.loop import (
+    Descent,
+    LossOf,
+    OnStep,
+    Parameters,
+    Problem,
+    Progress,
+    TrainingLoop,
+    unheard,
+)
+from offramp.training.record import GATE, Evaluation, GateCourse, Judged, Settings
+from offramp.training.request import Effort, Precision
 from offramp.tuning.floor import Floor
 from offramp.tuning.pool import Pool, ScoredPolicy
 from offramp.tuning.pricing import Pricing
 from offramp.tuning.search import add_per_exit
 from offramp.tuning.threshold_family import ThresholdFamily, add_thresholds
+
+NETWORK = ("weights", "biases")
+"""Of a classifier, what is trained of each layer."""
 
 HALF = 0.5
 """The threshold at which gates are meant to decide."""
@@ -49,8 +64,6 @@ HALF = 0.5
 PASSES = 40
 """Over the rows to learn from, however many there are: as many steps on fewer rows learn these by heart."""
 FEWEST_STEPS, MOST_STEPS = 100, 2000
-EVALUATIONS = 20
-"""Of lambda, by DUAL_RATE each: as far as it can move, however many steps there are."""
 BATCH = 1024
 RATE = 5e-4
 WEIGHT_DECAY = 0.1
@@ -63,7 +76,7 @@ an expectation that cannot be taken. Here a token has one outcome more than ther
 """
 
 DUAL_RATE = 0.2
-"""By how much ln lambda moves in an evaluation at most."""
+"""By how much ln lambda moves in an evaluation at most, however many steps lie between two of them."""
 
 SUREST = 1e-6
 """How near to 0 or 1 a threshold may lie that a gate's logits are moved by."""
@@ -144,35 +157,6 @@ class GateRows:
         return GateRows(self.states[:, places], self.agrees[:, places], self.document[rows])
 
 
-class Gates(nn.Module):
-    """The networks of all exits as one, the exits' axis first: a `Classifier` that can be trained.
-
-    One hidden layer of ReLU and one logit, of standardised features.
-    """
-
-    def __init__(self, start: Classifier[Weights]) -> None:
-        super().__init__()
-        self.mean, self.scale = (torch.tensor(array)[:, None] for array in (start.mean, start.scale))
-        self.weights = nn.ParameterList([nn.Parameter(torch.tensor(one)) for one in start.weights])
-        self.biases = nn.ParameterList([nn.Parameter(torch.tensor(one)[:, None]) for one in start.biases])
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Logits, [exits, rows], of states [exits, rows, hidden]."""
-        values = (states - self.mean) / self.scale
-        values = torch.baddbmm(self.biases[0], values, self.weights[0]).relu()
-        return torch.baddbmm(self.biases[1], values, self.weights[1])[..., 0]
-
-    def classifier(self, like: Classifier[Weights], moved_by: float) -> Classifier[Weights]:
-        """The trained networks, every logit moved by a number; what was judged is of the given one."""
-        biases = [bias.detach()[:, 0].numpy().copy() for bias in self.biases]
-        biases[-1] += np.float32(moved_by)
-        return replace(
-            like,
-            weights=tuple(weight.detach().numpy().copy() for weight in self.weights),
-            biases=tuple(biases),
-        )
-
-
 @dataclass(frozen=True)
 class AtFloor:
     """Gates with one threshold for all exits: the fastest that keeps the floor. seconds: of a token."""
@@ -185,96 +169,166 @@ FindFloor = Callable[[NDArray[np.float32]], AtFloor | None]
 """Of probabilities, float32 [rows, exits]; None where no threshold that lets one leave keeps the floor."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateFit(GateCourse):
-    """Trained gates, and how that went.
-
-    gates: the last ones, their logits moved so that the threshold which keeps the floor is 0.5. Choosing
-    among steps by the same documents would make them seem better there than they are.
-    """
-
-    gates: Classifier[Weights]
-
-
 def steps_of(rows: int) -> int:
     """Steps of a training on so many rows: PASSES over them, within bounds."""
     return min(MOST_STEPS, max(FEWEST_STEPS, round(PASSES * rows / BATCH)))
 
 
-def learn_gates(
-    fit: GateRows,
-    apart: GateRows,
-    prices: GatePrices,
-    risk: float,
-    start: Classifier[Weights],
-    at_floor: FindFloor,
-    *,
-    seed: int,
-    steps: int | None = None,
-) -> GateFit:
-    """Gates for the least expected seconds with at most this disagreement.
-
-    fit: rows that the networks learn from. apart: of other documents, by which lambda and the step are
-    chosen. risk: 1 - floor. start: networks that say whether an exit agrees, not far from a gate: begun with
-    random ones, gates ended slower at the same floor on other documents. at_floor: of probabilities of the
-    rows apart. steps: by default `steps_of` the rows to learn from.
-    """
-    steps = steps_of(len(fit)) if steps is None else steps
-    every = -(-steps // EVALUATIONS)
-    gates = Gates(start)
-    groups: list[dict[str, Any]] = [
-        {"params": [*gates.weights]},
-        {"params": [*gates.biases], "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=WEIGHT_DECAY)
-    generator = torch.Generator().manual_seed(seed)
-    multiplier, seconds, disagreement = 1.0, list[float](), list[float]()
-    for step in range(steps):
-        if step % every == 0:
-            decided = _decided(gates, apart, prices, at_floor)
-            seconds.append(prices.stay if decided.at_floor is None else decided.at_floor.seconds)
-            disagreement.append(decided.disagreement)
-            beyond = (decided.disagreement - risk) / risk
-            multiplier *= math.exp(DUAL_RATE * min(1.0, max(-1.0, beyond)))
-        done = step / steps
-        for group in optimiser.param_groups:
-            group["lr"] = RATE * (1.0 - done)
-        temperature = FIRST_TEMPERATURE * (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** done
-        places = torch.randint(len(fit), (BATCH,), generator=generator)
-        optimiser.zero_grad()
-        with torch.enable_grad():
-            logits, agrees = gates(fit.states[:, places]), fit.agrees[:, places]
-            loss = lagrangian(logits, agrees, prices, temperature, multiplier)
-        torch.autograd.backward(loss)
-        optimiser.step()
-    last = _decided(gates, apart, prices, at_floor)
-    found = last.at_floor
-    moved_by = -last.surest - 1.0 if found is None else -_logit(found.threshold)
-    return GateFit(
-        gates=gates.classifier(start, moved_by),
-        multiplier=multiplier,
-        seconds=(*seconds, prices.stay if found is None else found.seconds),
-        disagreement=(*disagreement, last.disagreement),
-    )
-
-
 @dataclass(frozen=True)
-class _Decided:
-    """What gates decide on the documents apart. disagreement: hard, at HALF. surest: the largest logit."""
+class Decided:
+    """What gates decide on the documents apart."""
 
     at_floor: AtFloor | None
     disagreement: float
+    """Hard, at HALF."""
     surest: float
+    """The largest logit."""
 
 
-@torch.no_grad()
-def _decided(gates: Gates, apart: GateRows, prices: GatePrices, at_floor: FindFloor) -> _Decided:
-    logits = gates(apart.states)
-    hard = expected_outcome((logits >= 0).double(), apart.agrees, prices)
-    return _Decided(
-        at_floor(torch.sigmoid(logits).t().contiguous().numpy()),
-        float(hard.disagreement.mean()),
-        float(logits.max()),
+@dataclass
+class GateProblem(Problem):
+    """The networks of all exits as one part, their axis first: one hidden layer of ReLU, and one logit.
+
+    Each evaluation is a step of the dual ascent: it says how dear disagreement is until the next one.
+    """
+
+    fit: GateRows
+    """Rows that the networks learn from."""
+    apart: GateRows
+    """Rows of other documents, which lambda follows."""
+    prices: GatePrices
+    risk: float
+    """1 - floor."""
+    start: Classifier[Weights]
+    """Networks that say whether an exit agrees, not far from a gate: begun with random ones, gates ended
+    slower at the same floor on other documents."""
+    at_floor: FindFloor
+    """Of probabilities of the rows apart."""
+    seed: int
+    decided: list[Decided] = field(default_factory=list)
+    """By evaluation."""
+
+    device = torch.device("cpu")
+    descent = Descent(
+        lambda step, steps: RATE * (1.0 - step / steps),
+        moments=(0.9, 0.999),
+        weight_decay=WEIGHT_DECAY,
+        undecayed=("biases",),
+        clipped_norm=math.inf,
+        fused=False,
+        patience=None,
+    )
+
+    def initial(self) -> list[dict[str, Tensor]]:
+        """Those to start from: "weights.0", "biases.0", ..."""
+        return [
+            {
+                f"{name}.{layer}": torch.tensor(array)
+                for name in NETWORK
+                for layer, array in enumerate(getattr(self.start, name))
+            }
+        ]
+
+    def vocabulary(self, precision: Precision) -> None:
+        """No token is looked at."""
+        return None
+
+    def losses(self, settings: Settings, vocabulary: Tensor | None) -> Callable[[int], LossOf]:
+        """The Lagrangian of some rows, a scalar."""
+        generator, steps = torch.Generator().manual_seed(self.seed), settings.steps
+
+        def losses_of(step: int) -> LossOf:
+            places = torch.randint(len(self.fit), (BATCH,), generator=generator)
+            cooling = (LAST_TEMPERATURE / FIRST_TEMPERATURE) ** (step / steps)
+            multiplier = self.multiplier(len(self.decided))
+
+            def loss_of(part: int, parameters: Parameters) -> Tensor:
+                logits, agrees = (
+                    self.logits(parameters, self.fit.states[:, places]),
+                    self.fit.agrees[:, places],
+                )
+                return lagrangian(logits, agrees, self.prices, FIRST_TEMPERATURE * cooling, multiplier)
+
+            return loss_of
+
+        return losses_of
+
+    def logits(self, parameters: Parameters, states: Tensor) -> Tensor:
+        """Logits, [exits, rows], of states [exits, rows, hidden]."""
+        mean, scale = self._spread
+        weights, biases = ([parameters[f"{name}.{layer}"] for layer in range(2)] for name in NETWORK)
+        inner = torch.baddbmm(biases[0][:, None], (states - mean) / scale, weights[0]).relu()
+        return torch.baddbmm(biases[1][:, None], inner, weights[1])[..., 0]
+
+    @functools.cached_property
+    def _spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale of the features, [exits, 1, hidden] each."""
+        return torch.tensor(self.start.mean)[:, None], torch.tensor(self.start.scale)[:, None]
+
+    def multiplier(self, evaluations: int) -> float:
+        """Lambda after so many evaluations."""
+        found = 1.0
+        for decided in self.decided[:evaluations]:
+            beyond = (decided.disagreement - self.risk) / self.risk
+            found *= math.exp(DUAL_RATE * min(1.0, max(-1.0, beyond)))
+        return found
+
+    def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
+        """Seconds of a token on the documents apart, at the floor, for a loss; agreement at HALF."""
+        decided = self.decide(parts[0])
+        self.decided.append(decided)
+        return [Evaluation(self.seconds(decided), agreement=1.0 - decided.disagreement, leaving=())]
+
+    @torch.no_grad()
+    def decide(self, parameters: Parameters) -> Decided:
+        """What the gates decide on the documents apart."""
+        logits = self.logits(parameters, self.apart.states)
+        hard = expected_outcome((logits >= 0).double(), self.apart.agrees, self.prices)
+        return Decided(
+            self.at_floor(torch.sigmoid(logits).t().contiguous().numpy()),
+            float(hard.disagreement.mean()),
+            float(logits.max()),
+        )
+
+    def seconds(self, decided: Decided) -> float:
+        """Of a token, with the threshold that keeps the floor, if there is one."""
+        return self.prices.stay if decided.at_floor is None else decided.at_floor.seconds
+
+    def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
+        """The seconds, by which nothing is chosen: the last gates are taken."""
+        return [evaluations[0].loss]
+
+    def in_words(self, evaluations: Sequence[Evaluation]) -> str:
+        """For a progress bar."""
+        saved = 1.0 - evaluations[0].loss / self.prices.plain
+        return f"{100 * saved:.1f} % of the time saved at the floor"
+
+    def trained(self, parameters: Parameters, moved_by: float) -> Classifier[Weights]:
+        """The trained networks, every logit moved by a number; what was judged is of those to start from."""
+        arrays = {name: tensor.detach().numpy().copy() for name, tensor in parameters.items()}
+        arrays["biases.1"] += np.float32(moved_by)
+        weights, biases = (tuple(arrays[f"{name}.{layer}"] for layer in range(2)) for name in NETWORK)
+        return replace(self.start, weights=weights, biases=biases)
+
+
+def learn_gates(
+    problem: GateProblem, *, steps: int | None = None, on_start: Callable[[Progress], OnStep] = unheard
+) -> tuple[Classifier[Weights], GateCourse]:
+    """Gates for the least expected seconds with at most this disagreement, and how their training went.
+
+    They are the last ones, their logits moved so that the threshold which keeps the floor is 0.5. Choosing
+    among steps by the same documents would make them seem better there than they are. steps: by default
+    `steps_of` the rows to learn from.
+    """
+    effort = Effort(steps=steps_of(len(problem.fit)) if steps is None else steps, precision="float32")
+    progress = TrainingLoop(problem, effort, GATE).run(on_start)
+    gates = progress.weights[0].now
+    last = problem.decide(gates)
+    moved_by = -last.surest - 1.0 if last.at_floor is None else -_logit(last.at_floor.threshold)
+    return problem.trained(gates, moved_by), GateCourse(
+        multiplier=problem.multiplier(len(problem.decided) - 1),
+        seconds=tuple(map(problem.seconds, problem.decided)),
+        disagreement=tuple(decided.disagreement for decided in problem.decided),
     )
 
 
@@ -371,15 +425,17 @@ def probabilities_of(classifier: Classifier[Weights], rows: GateRows) -> Probabi
     return torch.stack(columns, dim=1).numpy()
 
 
-def judged_gates(found: GateFit, rows: GateRows, prices: GatePrices) -> Classifier[Weights]:
+def judged_gates(
+    gates: Classifier[Weights], multiplier: float, rows: GateRows, prices: GatePrices
+) -> Classifier[Weights]:
     """The gates with what held-out rows say of them, exit by exit.
 
-    auroc: of agreement. better_than_chance: whether tokens that leave there save more than they lose, at the
-    training's lambda, by more than chance does in one of twenty.
+    multiplier: the training's lambda. auroc: of agreement. better_than_chance: whether tokens that leave
+    there save more than they lose, at that lambda, by more than chance does in one of twenty.
     """
     from sklearn.metrics import roc_auc_score
 
-    probabilities, agrees = probabilities_of(found.gates, rows), rows.agrees.numpy()
+    probabilities, agrees = probabilities_of(gates, rows), rows.agrees.numpy()
     arrives = np.ones(len(rows), dtype=np.bool_)
     auroc, better = list[float](), list[bool]()
     for place, leave in enumerate(prices.leave):
@@ -387,10 +443,10 @@ def judged_gates(found: GateFit, rows: GateRows, prices: GatePrices) -> Classifi
         told_apart = min(right, len(rows) - right) >= RAREST_CLASS
         auroc.append(float(roc_auc_score(agrees[place], probabilities[:, place])) if told_apart else math.nan)
         leaves = arrives & (probabilities[:, place] >= HALF)
-        gain = (prices.stay - float(leave)) / prices.plain - found.multiplier * ~agrees[place]
+        gain = (prices.stay - float(leave)) / prices.plain - multiplier * ~agrees[place]
         better.append(gains_surely(np.where(leaves, gain, 0.0), rows.document))
         arrives &= ~leaves
-    return replace(found.gates, auroc=np.array(auroc), better_than_chance=np.array(better))
+    return replace(gates, auroc=np.array(auroc), better_than_chance=np.array(better))
 
 
 def chosen_apart(groups: NDArray[np.int64], held_out: NDArray[np.bool_]) -> NDArray[np.bool_]:

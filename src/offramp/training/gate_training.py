@@ -29,12 +29,13 @@ from offramp.tracing.fitting.classifiers import Samples, fit_classifier
 from offramp.tracing.fitting.documents import FittingRows, plan_rows, seen_by_all
 from offramp.tracing.fitting.fit import describe_fitting
 from offramp.tracing.fitting.readings import FIRST_POSITION, Readings, require_one_stream, take_readings
-from offramp.tracing.progress import token_bar
+from offramp.tracing.progress import step_bar, token_bar
 from offramp.tracing.request import parse_exits
 from offramp.training.folder import GATES_FOLDER
 from offramp.training.gate import (
     HALF,
     GateJudge,
+    GateProblem,
     GateRows,
     chosen_apart,
     judged_gates,
@@ -88,7 +89,8 @@ def train_gates(
     their own, and a machine that is not known; ModelError as `fit_heads` does.
     """
     named = {"model": model.shown_name, "workloads": workloads, "output": None, "start": heads}
-    asked = TRAININGS.request(GateTraining.kind, {**named, "hardware": machine, "floor": floor, **options})
+    given = {**named, "hardware": machine, "floor": floor, **options}
+    asked = TRAININGS.request(GateTraining.kind, given, call="train_gates")
     return train(model, asked.texts(), asked, progress=progress)
 
 
@@ -204,30 +206,29 @@ class GateJob:
         network = self._network(fit, apart)
         read = time.perf_counter()
         prices = judge.prices(apart)
-        found = learn_gates(
+        problem = GateProblem(
             fit,
             apart,
             prices,
             floor.risk,
-            network,
-            judge.at_floor(apart),
+            start=network,
+            at_floor=judge.at_floor(apart),
             seed=self.asked.seed,
-            steps=steps,
         )
-        gates = judged_gates(found, held_out, prices)
+        with step_bar(f"{self.model.name}: gates", steps, shown=self.shown) as on_step:
+            gates, course = learn_gates(problem, steps=steps, on_start=lambda progress: on_step)
+        gates = judged_gates(gates, course.multiplier, held_out, prices)
         trained = time.perf_counter()
         rules = judge.fastest(apart, probabilities_of(network, apart), NETWORK)
         heads = self._heads(gates, steps)
         record = GateRecord(
+            **vars(course),
             exits=self.exits,
             machine=self.machine.name,
             floor=self.asked.wanted.value,
             kv=self.asked.kv,
             seed=self.asked.seed,
             rows=(len(fit), len(apart), len(held_out)),
-            multiplier=found.multiplier,
-            seconds=found.seconds,
-            disagreement=found.disagreement,
             gate=judge.judged(
                 held_out, probabilities_of(gates, held_out), GATE, Threshold(GATE, HALF, self.exits)
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,10 @@ class Job:
         """
         key = self.key(prepared.rows, prepared.layers)
         loop = TrainingLoop(
-            self.model, self.recipe, prepared.problem, self.folder / CHECKPOINT, key, prepared.beside
+            prepared.problem, self.recipe, self.model.name, self.folder / CHECKPOINT, key, prepared.beside
         )
         with contextlib.ExitStack() as bars:
+            bars.enter_context(_frozen(self.model.hf))
             progress = loop.run(lambda progress: self._bar(bars, progress))
         if self.shown:
             last = prepared.problem.in_words(progress.history[-1].exits)
@@ -153,6 +154,19 @@ class Job:
             "steps_taken": progress.step,
             "stopped": progress.stopped,
         }
+
+
+@contextlib.contextmanager
+def _frozen(hf: Any) -> Iterator[None]:
+    """No weight of the model takes a gradient for a while."""
+    trained = [weight for weight in hf.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 def sides(rows: FittingRows) -> tuple[list[Context], list[Context]]:

@@ -57,7 +57,7 @@ def enabled_exits(
     if curriculum == "rotational":
         return (exits[step % len(exits)],)
     if curriculum == "gradual":
-        return tuple(one for one in exits if step >= (layers - one) * steps / (2 * layers))
+        return tuple(exit for exit in exits if step >= (layers - exit) * steps / (2 * layers))
     return tuple(exits)
 
 
@@ -70,4 +70,4 @@ def fewest_steps(exits: Sequence[int], curriculum: Curriculum) -> int:
 def exit_weights(exits: Sequence[int], layers: int, scale: float) -> dict[int, float]:
     """The normalised weight of each exit's loss, that of L among them (equation 6): they sum to 1."""
     scales = {exit: exit_scale(exit, layers, scale) for exit in dict.fromkeys((*exits, layers))}
-    return {exit: one / sum(scales.values()) for exit, one in scales.items()}
+    return {exit: scale / sum(scales.values()) for exit, scale in scales.items()}

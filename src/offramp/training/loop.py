@@ -7,10 +7,11 @@ before it: from there another process goes on alike.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,13 +28,11 @@ from offramp.models.process import with_threads
 from offramp.training.divergence import TrainingHead, usual_precision
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluated, Evaluation, Settings
-from offramp.training.request import Precision
+from offramp.training.request import Effort, Precision
 
 WARM_UP = 20
 LAST_RATE = 0.05
 """The learning rate rises over WARM_UP steps and falls to this share of it, along a line."""
-MOMENTS, WEIGHT_DECAY = (0.9, 0.95), 0.01
-CLIPPED_NORM = 1.0
 
 CHECKPOINT_SECONDS = 30.0
 WRITING_SHARE = 0.05
@@ -57,11 +56,42 @@ OnStep = Callable[[int, str], None]
 """Told the steps done, and how the last evaluation was in words."""
 
 
+def unheard(progress: Progress) -> OnStep:
+    """Tells nobody of the steps of a training."""
+    return lambda step, standing: None
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How AdamW goes down a loss."""
+
+    rate: Callable[[int, int], float]
+    """The learning rate of a step, from 0, of so many."""
+    moments: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    undecayed: tuple[str, ...] = ()
+    """How the names of parameters begin that are not drawn to 0."""
+    clipped_norm: float = 1.0
+    """Of the gradient of a part, at most."""
+    fused: bool = True
+    """Whether one kernel steps all parameters, where the device has one: its last digits are its own."""
+    patience: int | None = PATIENCE
+    """Evaluations without a better one, at any exit, after which it stops; None: it never does."""
+
+
 class Problem(Protocol):
     """What is trained. Parts do not touch each other: each has the weights that it would have alone.
 
     A part is an exit, or several that share a network.
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+
+    @property
+    def descent(self) -> Descent:
+        """How its losses are gone down."""
 
     def initial(self) -> list[dict[str, Tensor]]:
         """The parameters of each part before the first step, float32, by name."""
@@ -69,8 +99,8 @@ class Problem(Protocol):
     def vocabulary(self, precision: Precision) -> Tensor | None:
         """The tokens of the loss, int64, ascending; None for all."""
 
-    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
-        """Of a step of so many, whose data are drawn by seed and step alone."""
+    def losses(self, settings: Settings, vocabulary: Tensor | None) -> Callable[[int], LossOf]:
+        """Of each step, from 0, whose data are drawn by seed and step alone. vocabulary: of the loss."""
 
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
         """What was trained, on held-out text."""
@@ -80,6 +110,32 @@ class Problem(Protocol):
 
     def in_words(self, evaluations: Sequence[Evaluation]) -> str:
         """An evaluation for a progress bar."""
+
+
+class HeadProblem(Problem, ABC):
+    """A problem whose losses are read through a model's own head, of a recipe's rate."""
+
+    model: Model
+    recipe: Recipe
+
+    @property
+    def device(self) -> torch.device:
+        """That of the head."""
+        return self.model.stack.head_device
+
+    @property
+    def descent(self) -> Descent:
+        """At the recipe's rate."""
+        return Descent(functools.partial(learning_rate, self.recipe.rate))
+
+    def losses(self, settings: Settings, vocabulary: Tensor | None) -> Callable[[int], LossOf]:
+        """Of each step, with the head's products over the vocabulary."""
+        head = TrainingHead(self.model, settings.precision, vocabulary)
+        return lambda step: self.losses_of(step, settings.steps, head)
+
+    @abstractmethod
+    def losses_of(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+        """Of a step of so many."""
 
 
 # --- where a training stands
@@ -200,20 +256,24 @@ def _course(of: Course) -> dict[str, Any]:
 class Steps:
     """The steps of a training, one part's weights after the other's: loss, gradients, AdamW.
 
-    What a step does follows from its number and the weights and moments before it, and from nothing else.
+    What a step does follows from its number and the weights and moments before it (of gates, also from the
+    evaluations before it), and from nothing else.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, problem: Problem, progress: Progress) -> None:
-        self.recipe, self.problem, self.progress = recipe, problem, progress
-        self.head = TrainingHead(model, progress.settings.precision, progress.vocabulary)
+    def __init__(self, problem: Problem, progress: Progress) -> None:
+        self.progress, self.descent, self.steps = progress, problem.descent, progress.settings.steps
+        self.losses = problem.losses(progress.settings, progress.vocabulary)
         for weights in progress.weights:
             weights.now = {name: tensor.detach().requires_grad_() for name, tensor in weights.now.items()}
-        parameters = [parameter for weights in progress.weights for parameter in weights.now.values()]
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        for weights in progress.weights:
+            for name, parameter in weights.now.items():
+                groups[name.startswith(self.descent.undecayed)].append(parameter)
+        decays = {False: self.descent.weight_decay, True: 0.0}
         self.optimiser = torch.optim.AdamW(
-            parameters,
-            betas=MOMENTS,
-            weight_decay=WEIGHT_DECAY,
-            fused=model.stack.head_device.type in ("cpu", "cuda"),
+            [{"params": some, "weight_decay": decays[spared]} for spared, some in groups.items() if some],
+            betas=self.descent.moments,
+            fused=self.descent.fused and problem.device.type in ("cpu", "cuda"),
         )
         for weights in progress.weights:
             for name, parameter in weights.now.items():
@@ -226,7 +286,7 @@ class Steps:
     def step(self, step: int) -> bool:
         """Take one step; False, and nothing is changed, if a loss is not finite."""
         # 1. What the loss of each part is, of the data of this step.
-        loss_of = self.problem.losses(step, self.progress.settings.steps, self.head)
+        loss_of = self.losses(step)
         # 2. Its gradients, each part's clipped by itself.
         self.optimiser.zero_grad()
         finite = True
@@ -238,12 +298,12 @@ class Steps:
             for parameter in weights.now.values():
                 if parameter.grad is None:  # AdamW would not count the step for it, and a checkpoint does
                     parameter.grad = torch.zeros_like(parameter)
-            norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), CLIPPED_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(weights.now.values(), self.descent.clipped_norm)
             finite = finite and bool(torch.isfinite(loss.detach() + norm))
         # 3. What AdamW makes of them.
         if finite:
             for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.recipe.rate, step, self.progress.settings.steps)
+                group["lr"] = self.descent.rate(step, self.steps)
             self.optimiser.step()
         return finite
 
@@ -283,39 +343,45 @@ class Overhead:
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """Trains what a problem says, beside a model that is left as it is.
+    """Trains what a problem says."""
 
-    checkpoint: the file it goes on from. key: of the training; a checkpoint of another is not read. beside:
-    what its minutes go to beside steps.
-    """
-
-    model: Model
-    recipe: Recipe
     problem: Problem
-    checkpoint: Path
-    key: str
-    beside: Overhead
+    effort: Effort
+    """How far."""
+    name: str
+    """Of what is trained, in errors."""
+    checkpoint: Path | None = None
+    """The file it goes on from; None: it begins anew."""
+    key: str = ""
+    """Of the training; a checkpoint of another is not read."""
+    beside: Overhead = Overhead(0.0, 0.0)
+    """What its minutes go to beside steps."""
 
     def run(self, on_start: Callable[[Progress], OnStep]) -> Progress:
         """Train to the end, or go on to it. on_start: given where it begins, gives what hears of the steps.
 
         Raises InputError for minutes that do not suffice, ModelError if nothing can be computed at all.
         """
-        with _frozen(self.model.hf):
-            device = self.model.stack.head_device
-            progress = read_checkpoint(self.checkpoint, self.key, device) or self._begin(device)
-            with with_threads(progress.settings.threads):
-                self._train(progress, on_start(progress))
+        progress = None
+        if self.checkpoint is not None:
+            progress = read_checkpoint(self.checkpoint, self.key, self.problem.device)
+        progress = progress or self._begin()
+        with with_threads(progress.settings.threads):
+            self._train(progress, on_start(progress))
         return progress
 
-    def _begin(self, device: torch.device) -> Progress:
+    def _write(self, progress: Progress) -> None:
+        if self.checkpoint is not None:
+            write_checkpoint(self.checkpoint, progress, self.key)
+
+    def _begin(self) -> Progress:
         """The start, evaluated; minutes become steps now and never again."""
-        started = time.perf_counter()
+        started, device = time.perf_counter(), self.problem.device
         weights = [
             Weights.of({name: tensor.to(device) for name, tensor in sorted(initial.items())})
             for initial in self.problem.initial()
         ]
-        precision: Any = self.recipe.precision
+        precision: Any = self.effort.precision
         if precision == "auto":
             precision = usual_precision(device.type)
         vocabulary = self.problem.vocabulary(precision)
@@ -328,30 +394,30 @@ class TrainingLoop:
         if not all(math.isfinite(evaluation.loss) for evaluation in progress.history[0].exits):
             raise ModelError(
                 "the exits' logits are not finite before any training",
-                where=self.model.name,
+                where=self.name,
                 fix="try --dtype float32",
             )
         progress.settings = self._settings(progress, seconds, started)
         progress.seconds = time.perf_counter() - started
-        write_checkpoint(self.checkpoint, progress, self.key)
+        self._write(progress)
         return progress
 
     def _settings(self, progress: Progress, evaluation: float, started: float) -> Settings:
         """Steps, and how often to evaluate. evaluation: seconds of one. started: when training began."""
         found = vars(progress.settings)
-        if self.recipe.steps is not None:
-            steps = self.recipe.steps
+        if self.effort.steps is not None:
+            steps = self.effort.steps
             return Settings(**{**found, "steps": steps, "every": -(-steps // EVALUATIONS)})
-        assert self.recipe.minutes is not None, "a recipe has steps or minutes"
+        assert self.effort.minutes is not None, "a recipe has steps or minutes"
         step = self._pilot(progress)
         others = self.beside.seconds + self.beside.evaluations * evaluation + time.perf_counter() - started
-        budget = max(0.0, 60.0 * self.recipe.minutes - others)
+        budget = max(0.0, 60.0 * self.effort.minutes - others)
         evaluations = max(1, min(EVALUATIONS, int(EVALUATION_SHARE * budget / evaluation)))
         steps = int((budget - evaluations * evaluation) / step)
-        if steps < self.recipe.fewest_steps:
-            enough = others + (evaluation + max(20, self.recipe.fewest_steps) * step) / (1 - EVALUATION_SHARE)
+        if steps < self.effort.fewest_steps:
+            enough = others + (evaluation + max(20, self.effort.fewest_steps) * step) / (1 - EVALUATION_SHARE)
             raise InputError(
-                f"{self.recipe.minutes:g} minutes are too few: reading the text, and what goes with the "
+                f"{self.effort.minutes:g} minutes are too few: reading the text, and what goes with the "
                 f"exits, takes {others:.2g} s, a step {step:.2g} s, an evaluation {evaluation:.2g} s",
                 where="minutes= (--minutes)",
                 fix=f"give {enough / 60 + 0.01:.2f} minutes or more, or fewer exits",
@@ -362,18 +428,19 @@ class TrainingLoop:
         """Seconds of one step, on copies of the weights: the median of a few."""
         copies = [Weights.of(weights.now) for weights in progress.weights]
         copied = Progress(progress.settings, copies, progress.vocabulary)
-        pilot = Steps(self.model, self.recipe, self.problem, copied)
+        pilot = Steps(self.problem, copied)
         times = []
         for step in range(PILOT_STEPS):
             started = time.perf_counter()
             pilot.step(step)
-            synchronise(self.model.stack.head_device)
+            synchronise(self.problem.device)
             times.append(time.perf_counter() - started)
         return float(np.median(times[1:]))
 
     def _train(self, progress: Progress, on_step: OnStep) -> None:
-        loop = Steps(self.model, self.recipe, self.problem, progress)
+        loop = Steps(self.problem, progress)
         settings, written, pause = progress.settings, time.monotonic(), CHECKPOINT_SECONDS
+        patience = self.problem.descent.patience
         on_step(progress.step, self._in_words(progress))
         while not progress.stopped:
             started = time.perf_counter()
@@ -388,8 +455,8 @@ class TrainingLoop:
                 # 3. Whether it ends here.
                 if progress.step == settings.steps:
                     progress.stopped = "the steps are done"
-                elif progress.stale >= PATIENCE:
-                    progress.stopped = f"no exit was better on held-out text in {PATIENCE} evaluations"
+                elif patience is not None and progress.stale >= patience:
+                    progress.stopped = f"no exit was better on held-out text in {patience} evaluations"
             else:
                 progress.stopped = f"the loss was not finite at step {progress.step + 1}"
             progress.seconds += time.perf_counter() - started
@@ -398,7 +465,7 @@ class TrainingLoop:
             if progress.stopped or time.monotonic() - written > pause:
                 began = time.monotonic()
                 loop.keep_moments()
-                write_checkpoint(self.checkpoint, progress, self.key)
+                self._write(progress)
                 written = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, (written - began) / WRITING_SHARE)
 
@@ -415,16 +482,3 @@ class TrainingLoop:
                 weights.best = {name: tensor.detach().clone() for name, tensor in weights.now.items()}
         progress.stale = 0 if better else progress.stale + 1
         progress.history.append(Evaluated(progress.step, progress.seconds, tuple(evaluations)))
-
-
-@contextmanager
-def _frozen(hf: Any) -> Iterator[None]:
-    """No weight of the model takes a gradient for a while."""
-    trained = [weight for weight in hf.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in trained:
-            weight.requires_grad_(True)

@@ -33,7 +33,7 @@ from offramp.tracing.rows import slices
 from offramp.training.divergence import SHOWN_FLOOR, Evaluator, Read, TrainingHead, frequent_targets
 from offramp.training.folder import STATES
 from offramp.training.job import Job, Prepared
-from offramp.training.loop import LossOf, Overhead, Parameters, Progress, batch_rows, under
+from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress, batch_rows, under
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
@@ -159,7 +159,7 @@ def reading_of(exits: Sequence[Parameters], *, shared: bool) -> ExitReading[Any]
     return ExitReading(lens, stacked(networks[:1] if shared else networks) if networks else None)
 
 
-class TrainedReadings:
+class TrainedReadings(HeadProblem):
     """The exits of one model as they are trained on cached states: an `offramp.training.loop.Problem`.
 
     Its parts are the exits, all trained on the same rows; or one part, where exits share a network.
@@ -167,7 +167,6 @@ class TrainedReadings:
 
     def __init__(self, model: Model, recipe: Recipe, states: CachedStates) -> None:
         self.model, self.recipe, self.states = model, recipe, states
-        self.device = model.stack.head_device
         stride = -(-len(states.held_out) // EVALUATED_ROWS)
         self._evaluator = Evaluator(model, states.held_out[::stride])
 
@@ -223,7 +222,7 @@ class TrainedReadings:
         head = TrainingHead(self.model, precision)
         return frequent_targets(head, self.states.fit[::stride, -1], self.recipe.loss_vocabulary)
 
-    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+    def losses_of(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """Mean KL(p_L || p_exit) of a step's rows, of exits that share a network their mean.
 
         p_L is computed once for all exits.
@@ -237,13 +236,13 @@ class TrainedReadings:
 
         def mean_divergence(part: int, parameters: Parameters) -> Tensor:
             exits = enumerate(self._exits([parameters]))
-            return torch.stack([divergence(place, one) for place, one in exits]).mean()
+            return torch.stack([divergence(place, of_exit) for place, of_exit in exits]).mean()
 
         return mean_divergence if self.recipe.shared else divergence
 
     def evaluate(self, parts: Sequence[Parameters]) -> list[Evaluation]:
         """Every exit on some of the held-out rows."""
-        return self._evaluator.evaluate([prepared(one) for one in self._exits(parts)])
+        return self._evaluator.evaluate(list(map(prepared, self._exits(parts))))
 
     def judged(self, evaluations: Sequence[Evaluation]) -> list[float]:
         """Each one's own loss; of exits that share a network their mean."""

@@ -59,7 +59,7 @@ class Recipe(Effort):
     def fewest_steps(self) -> int:
         """Steps in which each exit is looked at once."""
         if self.regularisation is None:
-            return 1
+            return super().fewest_steps
         return fewest_steps(self.at, self.regularisation.curriculum)
 
 

@@ -35,7 +35,7 @@ from offramp.training.divergence import SHOWN_FLOOR, Target, TrainingHead, diver
 from offramp.training.folder import require_room, write_model
 from offramp.training.job import Job, KeptStates, Prepared, first_row, row_count, sides
 from offramp.training.layer_skip import exit_weights
-from offramp.training.loop import LossOf, Overhead, Parameters, Progress
+from offramp.training.loop import HeadProblem, LossOf, Overhead, Parameters, Progress
 from offramp.training.recipe import Recipe
 from offramp.training.record import Evaluation, Left, ReadRows
 from offramp.training.request import Precision
@@ -61,7 +61,7 @@ class TrainingBatch:
     weights: dict[int, float]
 
 
-class RegularisedModel:
+class RegularisedModel(HeadProblem):
     """A model as it is trained to exit: an `offramp.training.loop.Problem` of one part, its weights.
 
     fit, held_out: contexts. Sequences are run one by one, so that a layer is left out for each by itself, and
@@ -77,7 +77,7 @@ class RegularisedModel:
         self.fit = fit
         self.held_out = HeldOutModel(self.weights, recipe.at, held_out)
         self._original = original_states(model, fit)
-        self._rows = np.array([row_count(one) for one in fit])
+        self._rows = np.array(list(map(row_count, fit)))
 
     def initial(self) -> list[dict[str, Tensor]]:
         """Parameters that leave the model as it is, and layers that look further ahead: the identity."""
@@ -107,7 +107,7 @@ class RegularisedModel:
             self.asked.weights(self.recipe.at, layers, step, steps),
         )
 
-    def losses(self, step: int, steps: int, head: TrainingHead) -> LossOf:
+    def losses_of(self, step: int, steps: int, head: TrainingHead) -> LossOf:
         """The loss of a step's sequences. head: of the original model."""
         batch = self.batch(step, steps)
         final = torch.cat([self._original.of(place)[0] for place in batch.places])

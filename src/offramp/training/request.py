@@ -110,6 +110,11 @@ class Effort:
     precision: Precision | Literal["auto"] = AUTO
     """Of the products with the output head, "auto" for the usual of the device."""
 
+    @property
+    def fewest_steps(self) -> int:
+        """Steps in which each exit is looked at once."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExitsTraining(OnModel, InContext):

@@ -18,6 +18,7 @@ from offramp.models.source import folder_source
 from offramp.models.training_record import TRAINING_FILE
 from offramp.tracing.fitting.fit import check_short_list
 from offramp.tracing.fitting.readings import require_one_stream
+from offramp.tracing.request import MODEL_CODE
 from offramp.training.divergence import trainable_head
 from offramp.training.executed import prepare_maps, start_of
 from offramp.training.folder import CHECKPOINT, TRAINING_FOLDER, clear_working_files
@@ -120,7 +121,7 @@ def train_exits(
     given = {**options, **({} if regularisation is None else vars(regularisation))}
     given = {name: value for name, value in given.items() if value is not None}
     named = {"model": model.shown_name, "workloads": workloads, "output": output}
-    asked = TRAININGS.request(kind, {**named, **given})
+    asked = TRAININGS.request(kind, {**named, **given}, call="train_exits")
     return train(model, asked.texts(), asked, progress=progress, on_size=on_size)
 
 
@@ -164,7 +165,7 @@ def train(
         kv_maps=reading is not None and reading.kv_maps,
         short_list=0 if reading is None else reading.short_list,
         device=model.stack.head_device.type,
-        code=code_of(__name__),
+        code=code_of(__name__, MODEL_CODE),
         start=None if heads is None else heads.fingerprint,
     )
     shown = sys.stderr.isatty() if progress is None else progress

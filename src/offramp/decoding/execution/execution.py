@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +21,14 @@ from offramp.decoding.judging import Judge, full_models_choices
 from offramp.decoding.openings import Opening
 from offramp.decoding.options import DecodingOptions, HeadsSource, PolicySource
 from offramp.errors import DamagedFileError, InputError
-from offramp.files import (
-    canonical_json,
-    sha256_of_text,
-    source_fingerprint,
-)
+from offramp.files import canonical_json, sha256_of_text
+from offramp.kit.code import code_of
 from offramp.kit.output_folder import OutputFolder
 from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import device_name, free_bytes
 from offramp.models.model import Model, in_evaluation
 from offramp.tracing.plan import plain_greedy
-from offramp.tracing.request import library_versions
+from offramp.tracing.request import MODEL_CODE, library_versions
 
 ROWS_TOGETHER = 16
 """Documents decoded side by side, at most, and kept in one file."""
@@ -161,22 +157,6 @@ def _decode(model: Model, openings: Sequence[Opening], options: DecodingOptions)
 
 SCHEMA_VERSION = 1
 
-CODE = (
-    "models",
-    "heads",
-    "tracing",
-    "policies",
-    "decoding/engine",
-    "decoding/generation",
-    "decoding/options.py",
-    "decoding/exit_readout",
-    "decoding/strategies",
-    "decoding/judging.py",
-    "decoding/execution/execution.py",
-    "kit/defaults.py",
-)
-"""The source that an execution depends on."""
-
 
 @dataclass(frozen=True)
 class KeptExecutions:
@@ -222,18 +202,13 @@ def request_of(
         "rows": rows,
         "device": device_name(model.stack.device),
         "threads": torch.get_num_threads(),
-        "code": _code(),
+        "code": code_of(__name__, MODEL_CODE),
         "versions": library_versions(model.transforms),
     }
 
 
 def _described(model: Model) -> dict[str, str]:
     return {"fingerprint": model.identity.fingerprint, "dtype": model.dtype, **model.asked_attention}
-
-
-@functools.cache
-def _code() -> str:
-    return source_fingerprint(*CODE)
 
 
 class ExecutionStore:

@@ -86,7 +86,7 @@ def left_for_tuning(workload: Workload) -> tuple[Document, ...]:
     left, later = workload.documents[:-half], workload.documents[-half:]
     if len(left) >= MANY:
         return left
-    sketches = sketches_of(workload, [one.id for one in later])
+    sketches = sketches_of(workload, [document.id for document in later])
     return tuple(without_shared_text(left, sketches, Sketcher.of(workload.documents)))
 
 
@@ -145,7 +145,7 @@ def plan_rows(
                 fix="raise tokens= (--tokens)",
             )
         answering += plan.answering
-        contexts += [replace(one, document=one.document + sum(counts)) for one in plan.contexts]
+        contexts += [replace(context, document=context.document + sum(counts)) for context in plan.contexts]
         counts.append(len(names))
         ids[workload.fingerprint] = names
         texts += sketches_of(workload, names)
@@ -185,11 +185,11 @@ def seen_by_all(*several: Seen) -> tuple[dict[str, tuple[str, ...]], tuple[Sketc
     sketches: dict[tuple[str, str], Sketch | None] = {}
     for documents, texts in several:
         places = [(workload, id) for workload, ids in documents.items() for id in ids]
-        known: Sequence[Sketch | None] = [None] * len(places) if texts is None else texts
-        for place, sketch in zip(places, known, strict=True):
+        of_places: Sequence[Sketch | None] = [None] * len(places) if texts is None else texts
+        for place, sketch in zip(places, of_places, strict=True):
             sketches.setdefault(place, sketch)
     workloads = sorted({name for documents, _ in several for name in documents})
     ids = {name: tuple(id for workload, id in sketches if workload == name) for name in workloads}
     ordered = [sketches[workload, id] for workload, some in ids.items() for id in some]
-    found = [one for one in ordered if one is not None]
-    return ids, tuple(found) if len(found) == len(ordered) else None
+    known = [sketch for sketch in ordered if sketch is not None]
+    return ids, tuple(known) if len(known) == len(ordered) else None

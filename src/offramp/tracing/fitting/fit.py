@@ -20,6 +20,7 @@ from offramp.heads.at_work import describe_base
 from offramp.heads.exit_heads import ExitHeads, KeyValueMaps
 from offramp.heads.parts import Classifier, ExitReading, Lens, Weights, stacked
 from offramp.kit.arguments import checked
+from offramp.kit.code import code_of
 from offramp.kit.defaults import CANDIDATES, SEED, SHORTLIST
 from offramp.kit.numbers import Count, FittingSeed
 from offramp.kit.rules import Beside
@@ -60,7 +61,7 @@ from offramp.tracing.fitting.readings import (
 from offramp.tracing.fitting.ridge import lens_sums, solve_lens
 from offramp.tracing.plan import usable_context
 from offramp.tracing.progress import token_bar
-from offramp.tracing.request import FITTING_TOKENS, Rank, code_fingerprint, library_versions, parse_exits
+from offramp.tracing.request import FITTING_TOKENS, MODEL_CODE, Rank, library_versions, parse_exits
 from offramp.workloads.packing import Context
 from offramp.workloads.registry import distinct_workloads
 from offramp.workloads.shared_text import Sketch
@@ -281,7 +282,7 @@ class _Job:
         device = self.model.stack.head_device
         of_lens = lens_sums(hidden, layers, self.exits, device) if self.lens else None
         of_maps = map_sums(hidden, layers, self.map_exits, device) if self.map_exits else None
-        sums = [one for one in (of_lens, of_maps) if one is not None]
+        sums = [of_part for of_part in (of_lens, of_maps) if of_part is not None]
         if not sums:
             return None, None
         title = " and ".join([*["linear lens"] * self.lens, *["K,V maps"] * bool(self.map_exits)])
@@ -372,7 +373,7 @@ def describe_fitting(workloads: Sequence[Workload], rows: Mapping[str, FittingRo
         **{part: _describe_rows(of_part) for part, of_part in rows.items()},
         "workloads": [{key: getattr(work, key) for key in keys} for work in workloads],
         "threads": torch.get_num_threads(),
-        "code": code_fingerprint(),
+        "code": code_of(__name__, MODEL_CODE),
         "versions": library_versions()
         | {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")},
     }

@@ -35,8 +35,6 @@ from offramp.tracing.fitting.ridge import (
 from offramp.tracing.request import Rank
 from offramp.tracing.states import PROCESSOR
 
-"""A rank, "full" for whole maps, or "auto"."""
-
 AUTO: Literal["auto"] = "auto"
 FULL: Literal["full"] = "full"
 
@@ -88,20 +86,19 @@ def solve_maps(sums: ExitSums, rank: Rank) -> Mapping[int, ExitMaps[Weights]]:
 
 
 def _whole(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps[Weights]:
-    choice = choose_penalty(fit, held_out)
+    penalty, explained = choose_penalty(fit, held_out)
     fit += held_out
-    fitted = fit_ridge(fit, choice.penalty)
     return ExitMaps(
         centre=fit.mean_x.astype(np.float32),
         bias=fit.mean_y.astype(np.float32),
-        explained=choice.explained[None],
-        penalty=choice.penalty,
-        change=np.stack([affine.weight.astype(np.float32) for affine in fitted]),
+        explained=explained[None],
+        penalty=penalty,
+        change=np.stack([weight.astype(np.float32) for weight, _ in fit_ridge(fit, penalty)]),
     )
 
 
 def _low_rank(fit: NormalEquations, held_out: NormalEquations, rank: Rank) -> ExitMaps[Weights]:
-    penalty = choose_penalty(fit, held_out).penalty
+    penalty, _ = choose_penalty(fit, held_out)
     explained = explained_by_rank(fit, held_out, penalty)
     if isinstance(rank, int):
         kept = min(rank, len(explained))

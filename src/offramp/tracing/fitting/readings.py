@@ -100,11 +100,11 @@ def add_up(
 
     Raises ModelError as `require_both_sides` does.
     """
-    layers = sorted({layer for one in sums for layer in one.captured})
+    layers = sorted({layer for of_part in sums for layer in of_part.captured})
     for rows, states in captured_states(model, fitted_on.contexts, layers):
         held_out = fitted_on.held_out[rows.document]
-        for one in sums:
-            one.add(dict(zip(layers, states, strict=True)), held_out)
+        for of_part in sums:
+            of_part.add(dict(zip(layers, states, strict=True)), held_out)
         advance(len(rows))
     require_both_sides(model, sums[0].rows(held_out=False), sums[0].rows(held_out=True))
 

@@ -192,29 +192,10 @@ PENALTIES = np.logspace(-10, 1, 23)
 state are often thousands of times larger than all others."""
 
 
-@dataclass(frozen=True)
-class AffineMap:
-    """y = weight x + bias; weight: float64 [hidden, hidden], rows are outputs; bias: float64 [hidden]."""
+def fit_ridge(sums: NormalEquations, penalty: float) -> list[tuple[Matrix, Matrix]]:
+    """The ridge solution of every target, y = A x + b: A [hidden, hidden], rows are outputs, and b [hidden].
 
-    weight: Matrix
-    bias: Matrix
-
-
-@dataclass(frozen=True)
-class PenaltyChoice:
-    """The penalty of least held-out error, of all targets together.
-
-    explained: float64 [targets], share of each target's held-out variance that is explained with it.
-    """
-
-    penalty: float
-    explained: Matrix
-
-
-def fit_ridge(sums: NormalEquations, penalty: float) -> list[AffineMap]:
-    """The ridge solution of every target; the intercept is not penalised.
-
-    penalty: as in the module's formula, per token.
+    penalty: as in the module's formula, per token; the intercept is not penalised.
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -223,7 +204,7 @@ def fit_ridge(sums: NormalEquations, penalty: float) -> list[AffineMap]:
     maps = []
     for target, mean_y in enumerate(sums.mean_y):
         weight = cho_solve(system, sums.moments_xy(target, mean_x, mean_y)).T
-        maps.append(AffineMap(weight, mean_y - weight @ mean_x))
+        maps.append((weight, mean_y - weight @ mean_x))
     return maps
 
 
@@ -252,8 +233,9 @@ def held_out_errors(fit: NormalEquations, held_out: NormalEquations, penalties: 
     return np.array(errors)
 
 
-def choose_penalty(fit: NormalEquations, held_out: NormalEquations) -> PenaltyChoice:
-    """The candidate penalty of least held-out error, and the held-out variance it explains.
+def choose_penalty(fit: NormalEquations, held_out: NormalEquations) -> tuple[float, Matrix]:
+    """The candidate penalty of least held-out error, and the share of each target's held-out variance that it
+    explains, [targets].
 
     Of several targets, the least sum of their errors, each over its own variance, which is taken about the
     held-out mean. Where nothing varies on the held-out rows, it explains 0.
@@ -262,7 +244,7 @@ def choose_penalty(fit: NormalEquations, held_out: NormalEquations) -> PenaltyCh
     errors = held_out_errors(fit, held_out, penalties)
     variance = variances(held_out)
     best = int((errors / np.where(variance > 0, variance, 1.0)[:, None]).sum(0).argmin())
-    return PenaltyChoice(float(penalties[best]), explained_by(errors[:, best], held_out))
+    return float(penalties[best]), explained_by(errors[:, best], held_out)
 
 
 def variances(sums: NormalEquations) -> Matrix:
@@ -286,14 +268,18 @@ def lens_sums(hidden: int, layers: int, exits: Iterable[int], device: torch.devi
 
 def solve_lens(sums: ExitSums) -> Lens[Weights]:
     """The lens of every exit: penalty from the held-out sums, weights from all; `sums.fit` then holds all."""
-    fitted = []
+    weights, biases, shares, penalties = [], [], [], []
     for exit, fit in sums.fit.items():
-        choice = choose_penalty(fit, sums.held_out[exit])
+        penalty, explained = choose_penalty(fit, sums.held_out[exit])
         fit += sums.held_out[exit]
-        fitted.append((fit_ridge(fit, choice.penalty)[0], choice))
+        ((weight, bias),) = fit_ridge(fit, penalty)
+        weights.append(weight.astype(np.float32))
+        biases.append(bias.astype(np.float32))
+        shares.append(explained[0])
+        penalties.append(penalty)
     return Lens(
-        weight=np.stack([affine.weight.astype(np.float32) for affine, _ in fitted]),
-        bias=np.stack([affine.bias.astype(np.float32) for affine, _ in fitted]),
-        explained=np.array([choice.explained[0] for _, choice in fitted]),
-        penalty=np.array([choice.penalty for _, choice in fitted]),
+        weight=np.stack(weights),
+        bias=np.stack(biases),
+        explained=np.array(shares),
+        penalty=np.array(penalties),
     )
