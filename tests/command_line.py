@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # For timing a tiny model on this machine, which a run does once per model; twelve for users.
 TIMING_SECONDS = 1.0
-PROGRAM = [sys.executable, "-c", "from offramp.cli.main import main; main()"]
+PROGRAM = "from offramp.cli.main import main; main()"
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,15 @@ class Here:
             torch.set_num_threads(threads)
 
 
-def start_offramp(*arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:
-    """Start a command line in a process of its own, in `folder`, with as many threads as this one has."""
+def start_offramp(*arguments: object, folder: Path | None = None, before: str = "") -> subprocess.Popen[str]:
+    """Start a command line in a process of its own, in `folder`, with as many threads as this one has.
+
+    before: a statement that is executed first.
+    """
     import torch
 
     return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
+        [sys.executable, "-c", f"{before}\n{PROGRAM}", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from offramp.models.gguf_file import CACHE_VARIABLE, cache_folder
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from offramp.tracing.trace import Trace
 
 ANSWERS: dict[tuple[object, ...], Ranking] = {}
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("any load", deadline=None)
+hypothesis.settings.load_profile("any load")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command line does, but here torch is loaded before it: spinning threads are slow on a busy machine.
@@ -65,9 +71,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of 4 layers, with a chat template. Tests that change it copy it first."""
-    return write_llama(tmp_path_factory.mktemp("models") / "tiny", chat_template=CHAT_TEMPLATE)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that share the tests."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """What the first process that needs it makes, and the others wait for. Tests that change it copy it."""
+    done = path.with_name(f".{path.name}.done")
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(path)
+            done.touch()
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(shared: Path) -> Path:
+    """A folder with a random Llama of 4 layers, with a chat template."""
+    return made_once(shared / "tiny", lambda path: write_llama(path, chat_template=CHAT_TEMPLATE))
 
 
 @pytest.fixture(scope="session")
@@ -79,24 +105,30 @@ def smollm2() -> Model:
 
 
 @pytest.fixture(scope="session")
-def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def documents(shared: Path) -> Path:
     """A JSON-lines file of 48 short documents in the field "text"."""
-    return write_documents(tmp_path_factory.mktemp("texts") / "documents.jsonl")
+    return made_once(shared / "documents.jsonl", write_documents)
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, documents: Path) -> Path:
-    """The folder of a finished `offramp run` on two workloads. Tests that change it copy it first."""
+def finished_run(shared: Path, tiny_model: Path, documents: Path) -> Path:
+    """The folder of a finished `offramp run` on two workloads, whose timings are in the cache afterwards."""
     from command_line import run_arguments, run_offramp
+    from offramp.costs.hardware import FOLDER
     from offramp.decoding.openings import FEWEST_NEW_TOKENS
     from offramp.studies.work import decode
 
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
-        forget_the_load(patch)
-        remember_answers(patch)
-        run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
+            forget_the_load(patch)
+            remember_answers(patch)
+            run_offramp(*run_arguments(tiny_model, documents), "-o", folder).require(0)
+        shutil.copytree(cache_folder() / FOLDER, timings)
+
+    timings = shared / "timings"
+    folder = made_once(shared / "finished", make)
+    shutil.copytree(timings, cache_folder() / FOLDER, dirs_exist_ok=True)
     return folder
 
 

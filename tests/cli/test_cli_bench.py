@@ -193,8 +193,11 @@ def test_a_tuned_policy_is_held_to_its_floor(
     assert "under the policy's certified floor agreement=0.999" in " ".join(outcome.err.split())
 
 
-@pytest.mark.slow
-def test_fresh_processes_are_one_measurement(tiny_model: Path, workload: str, tmp_path: Path) -> None:
+def test_fresh_processes_are_one_measurement(
+    tiny_model: Path, workload: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose commands are run here, one after another; below one is started."""
+    monkeypatch.setattr(bench_stage, "_run", lambda words: run_offramp(*words).require(0))
     output = tmp_path / "bench.json"
     sizes = ["--new-tokens", 5, "--prompt-tokens", 8, "--prompts", 2, "--rounds", 1, "--no-peers"]
     command = ["bench", tiny_model, "-p", POLICY, "-w", workload, *sizes, "--processes", 2, "-o", output]

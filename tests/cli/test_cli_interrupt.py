@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Outcome, finish, run_offramp, start_offramp, tree
+from command_line import finish, run_offramp, start_offramp, tree
 from tiny_models import write_documents
 
 pytestmark = pytest.mark.usefixtures("remembered_answers")
@@ -35,7 +35,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, many
 
 def arguments(model: Path, documents: Path, folder: Path) -> list[object]:
     """A machine that is not this one, which a process of its own would time for twelve seconds."""
-    work = ["-w", f"jsonl:{documents}#text", "--tokens", TOKENS, "--no-decode", "--hardware", "h100"]
+    work = [
+        "-w",
+        f"jsonl:{documents}#text",
+        "--tokens",
+        TOKENS,
+        "--exits",
+        "2",
+        "--no-decode",
+        "--hardware",
+        "h100",
+    ]
     return ["run", model, *work, "-o", folder]
 
 
@@ -48,21 +58,15 @@ def wait_for_part(process: subprocess.Popen[str], folder: Path, number: int) -> 
         time.sleep(0.002)
 
 
-def stop(model: Path, documents: Path, folder: Path, how: signal.Signals) -> Outcome:
-    """Start the run and stop it while it traces."""
-    process = start_offramp(*arguments(model, documents, folder), "--json")
-    wait_for_part(process, folder, 1)
-    process.send_signal(how)
-    outcome = finish(process)
-    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
-    return outcome
-
-
 def test_ctrl_c_says_how_to_go_on_and_the_rerun_equals_an_undisturbed_run(
     tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    stopped = stop(tiny_model, many_documents, folder, signal.SIGINT).require(130)
+    process = start_offramp(*arguments(tiny_model, many_documents, folder), "--json")
+    wait_for_part(process, folder, 1)
+    process.send_signal(signal.SIGINT)
+    stopped = finish(process).require(130)
+    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
     error = stopped.json["error"]
     assert error["exit_code"] == 130
     command = [str(word) for word in arguments(tiny_model, many_documents, folder)]
@@ -107,32 +111,25 @@ def test_other_signals_say_how_to_go_on_too(
     assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was stopped"
 
 
-def test_after_a_kill_the_rerun_equals_an_undisturbed_run(
-    tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    assert stop(tiny_model, many_documents, folder, signal.SIGKILL).code == -signal.SIGKILL
-    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
-    assert tree(folder / "traces") == tree(undisturbed / "traces")
-    assert not list(folder.rglob(".writing-*"))
-
-
-def test_of_two_runs_at_once_the_second_is_refused(
+def test_of_two_runs_the_second_is_refused_and_after_a_kill_the_rerun_equals_an_undisturbed_run(
     tiny_model: Path, many_documents: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     first = start_offramp(*arguments(tiny_model, many_documents, folder))
-    wait_for_part(first, folder, 0)
+    wait_for_part(first, folder, 1)
     # Held still, so that it cannot end before the second one looks.
     first.send_signal(signal.SIGSTOP)
-    try:
-        second = run_offramp(*arguments(tiny_model, many_documents, folder)).require(2)
-    finally:
-        first.send_signal(signal.SIGCONT)
+    there = tree(folder)
+    second = run_offramp(*arguments(tiny_model, many_documents, folder)).require(2)
     assert "another offramp process is writing into this folder" in second.err
     assert "wait for it to end, or choose another folder" in second.err
-    finish(first).require(0)
+    assert tree(folder) == there
+    first.send_signal(signal.SIGKILL)
+    assert finish(first).code == -signal.SIGKILL
+    assert not list(folder.glob("tasks/trace/*/trace/manifest.json")), "it was over before it was killed"
+    run_offramp(*arguments(tiny_model, many_documents, folder)).require(0)
     assert tree(folder / "traces") == tree(undisturbed / "traces")
+    assert not list(folder.rglob(".writing-*"))
 
 
 def test_a_full_disk_is_said_with_sizes_and_the_rerun_goes_on(

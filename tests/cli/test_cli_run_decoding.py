@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from command_line import finish, run_arguments, run_offramp, start_offramp
+from command_line import TIMING_SECONDS, finish, run_arguments, run_offramp, start_offramp
 from offramp.decoding.openings import (
     FEWEST_NEW_TOKENS,
     PROMPTS,
@@ -28,6 +28,7 @@ from offramp.policies.grammar import parse_policy
 from offramp.policies.rules.fixed import StaticExit
 from offramp.report.run_result import WorkloadResult
 from offramp.report.summary import summary_schema
+from offramp.runs import stages
 from offramp.studies.work import decode
 from offramp.studies.work.decode import (
     MOST_NEW_TOKENS,
@@ -220,42 +221,49 @@ def test_without_decoding_and_with_fewer_texts_the_report_says_so(
     assert not list(run_folder.glob("traces/*/chat")), "a trace of a text that the run is not of any more"
 
 
+AS_HERE = """
+from offramp.runs import stages
+from offramp.studies import plan
+stages.DECODE_MINUTES, stages.ROUNDS, plan.PROFILE_SECONDS = {minutes}, {rounds}, {seconds}
+"""
+"""Lets a process ask for what the finished run was asked for."""
+
+
 def wait_for_page(process: Any, page: Path, words: str) -> str:
     """The page as soon as it says this; every page seen on the way is whole."""
-    deadline = time.monotonic() + 120
-    while True:
+    deadline, seen = time.monotonic() + 120, ""
+    while words not in seen:
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline
-        if page.exists():
-            text = page.read_text()
+        if page.exists() and (text := page.read_text()) != seen:
             assert Page(text).faults == []
             assert text.endswith("</html>\n")
-            if words in text:
-                return text
+            seen = text
         time.sleep(0.01)
+    return seen
 
 
 def test_killed_in_the_middle_the_page_opens_and_the_rerun_completes(
-    tiny_model: Path,
-    documents: Path,
-    tmp_path: Path,
-    finished_run: Path,  # the machine is timed already
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object], documents: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    command = ["run", tiny_model, "-w", f"jsonl:{documents}#text", "--tokens", 480, "-o", folder]
-    process = start_offramp(*command)
-    page = wait_for_page(process, folder / "report.html", "Still running: decoding")
+    """A run that has all but the decoding of one text."""
+    for path in (run_folder / "report.html", run_folder / "summary.json"):
+        path.unlink()
+    folder, _ = results(run_folder)
+    shutil.rmtree(folder)
+    before = AS_HERE.format(minutes=stages.DECODE_MINUTES, rounds=stages.ROUNDS, seconds=TIMING_SECONDS)
+    process = start_offramp(*arguments, before=before)
+    page = wait_for_page(process, run_folder / "report.html", "Still running: decoding")
     process.send_signal(signal.SIGKILL)
     finish(process)
-    assert (folder / "report.html").read_text() == page
+    assert (run_folder / "report.html").read_text() == page
     assert f"tracing jsonl:{documents}#text" in page.partition("Done: ")[2]
     assert "Early exit" in page
-    assert not (folder / "summary.json").exists()
+    assert not (run_folder / "summary.json").exists()
     monkeypatch.setattr(decode, "MOST_NEW_TOKENS", FEWEST_NEW_TOKENS)
-    run_offramp(*command).require(0)
-    assert len(summary_of(folder)["decoding"]["workloads"]) == 1
-    assert "Still running" not in (folder / "report.html").read_text()
+    run_offramp(*arguments).require(0)
+    assert len(summary_of(run_folder)["decoding"]["workloads"]) == 2
+    assert "Still running" not in (run_folder / "report.html").read_text()
 
 
 def test_a_finished_page_stays_until_the_new_one_is_whole(

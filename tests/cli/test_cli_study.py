@@ -172,7 +172,7 @@ def test_a_report_of_a_study_that_never_ran_is_refused(small: Path) -> None:
 
 @pytest.mark.slow
 def test_a_failed_study_is_tried_again_on_request_and_a_killed_one_goes_on_to_the_same_bytes(
-    ran: Ran, tiny_model: Path, documents: Path, tmp_path: Path
+    ran: Ran, tiny_model: Path, documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One story, since each process that loads a model takes seconds."""
     folder = tmp_path / "out"
@@ -205,6 +205,7 @@ def test_a_failed_study_is_tried_again_on_request_and_a_killed_one_goes_on_to_th
     process.communicate()
     assert not (folder / "report.html").exists()
 
+    monkeypatch.setitem(registry.ENGINES, "local", Here())
     done = run_offramp(*command).require(0).json
     assert done["counts"] == {"done": 3}
     assert done["failures"] == []

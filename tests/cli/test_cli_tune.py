@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import offramp
 from command_line import run_offramp
+from offramp.cli import tune
 from offramp.cli.given import load_traced_model
+from offramp.kit.defaults import METHOD
 from offramp.policies.figures import PLAIN_DECODING
+from offramp.tuning.bounds import documents_needed
+from offramp.tuning.floor import parse_floor
 from offramp.tuning.tuned import read_tuned
 from tiny_models import write_documents
 
@@ -118,6 +124,17 @@ def test_several_traces_give_one_policy_with_an_entry_for_each(
         assert output.read_text() == mine
     twice = run_offramp("tune", trace, trace, *FLOOR[:4], *more, "-o", tmp_path / "one.json").require(0)
     assert "entry for each" not in twice.out, "one trace named twice is one"
+
+
+def test_several_texts_share_the_chance_to_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(tune, "_require_documents", lambda asked, text, count: needed.append(count))
+    floor = parse_floor("agreement=0.9")
+    asked: Any = SimpleNamespace(kv="auto", batch=1, method=METHOD, kept=floor, delta=0.08)
+    texts: Any = ["prose", "code"]
+    tune.require_executable(asked, [texts[:1], texts])
+    assert needed == [documents_needed(floor.risk, delta) for delta in (0.08, 0.04, 0.04)]
+    assert needed[0] < needed[1]
 
 
 def test_a_trained_models_tokens_are_judged_by_the_original(

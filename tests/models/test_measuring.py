@@ -48,6 +48,12 @@ def test_gpt2_with_a_fused_projection() -> None:
     assert shape == ModelShape((expected, expected), H, V, 2 * H, V * H, 4)
 
 
+def test_attention_that_keeps_no_cache_has_the_keys_of_its_config() -> None:
+    shape = shape_of("OpenAIGPT", n_embd=H, n_layer=2, n_head=4, n_positions=64)
+    assert [(layer.kind, layer.key_value_width) for layer in shape.layers] == [("attention", 2 * H)] * 2
+    assert shape.layers[0].key_value_parameters == 2 * H * H
+
+
 def test_mixtral_counts_two_of_four_experts() -> None:
     shape = shape_of(
         "Mixtral",

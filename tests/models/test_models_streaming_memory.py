@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -13,7 +15,15 @@ from offramp.errors import ModelError
 from offramp.models import streaming
 from offramp.models.loading import load_source
 from offramp.models.process import machine_memory
-from offramp.models.streaming import ShardReader, load_streamed, needed_memory, would_not_fit
+from offramp.models.streaming import (
+    MemoryNeed,
+    PartialModel,
+    ShardReader,
+    load_streamed,
+    memory_need,
+    needed_memory,
+    would_not_fit,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +46,24 @@ def test_the_headers_tell_what_the_weights_take(
     assert need.resident_bytes + pair <= need.streaming_bytes
     if family in ("llama", "gemma2"):  # no pieces to merge, two layers looked at
         assert need.streaming_bytes == need.resident_bytes + pair
+
+
+@pytest.mark.parametrize(
+    ("real", "resident_spare", "bytes"),
+    [
+        ((0,), 1, 5 + 20 + 37),  # the second layer in use while the third is read
+        ((0, 1, 2), 1, 5 + 10 + 20 + 30 + 7),  # all of them looked at
+        ((0,), 90, 5 + 90),  # what stays is put together
+    ],
+)
+def test_the_most_that_is_held_at_a_time(real: tuple[int, ...], resident_spare: int, bytes: int) -> None:
+    resident = [
+        SimpleNamespace(result_bytes=3, spare_bytes=resident_spare),
+        SimpleNamespace(result_bytes=2, spare_bytes=0),
+    ]
+    weights: Any = SimpleNamespace(layer_bytes=(10, 20, 30), reading_bytes=(15, 26, 37), resident=resident)
+    need = memory_need(weights, PartialModel((0, 0, 0), real))
+    assert need == MemoryNeed(65, 30, 5, bytes)
 
 
 def test_a_budget_too_small_for_a_layer_says_what_is_needed(tmp_path: Path) -> None:

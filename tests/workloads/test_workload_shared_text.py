@@ -149,6 +149,17 @@ def test_the_same_text_twice_is_found_whatever_its_form() -> None:
     assert len(sharing(sketches, sketches)) == 40
 
 
+@pytest.mark.parametrize(
+    ("count", "saying", "is_form"), [(60, 3, False), (60, 4, True), (200, 4, False), (200, 5, True)]
+)
+def test_form_is_what_more_than_three_and_two_in_a_hundred_say(
+    count: int, saying: int, is_form: bool
+) -> None:
+    said = [text(999, 30)] * saying + [""] * (count - saying)
+    texts = [f"{text(place, 20)} {common}" for place, common in enumerate(said)]
+    assert bool(len(Sketcher.of(documents(*texts)).form)) == is_form
+
+
 def test_the_form_of_a_workload_is_not_its_text() -> None:
     form = "Please solve this problem about integers, and answer with one number only, without any words. "
     texts = [f"{form} {text(number, 14)}" for number in range(60)]
