@@ -31,8 +31,7 @@ from offramp.report.run_result import (
 )
 from offramp.studies.entries import NONE, OWN
 from offramp.studies.folder import StudyFolder
-from offramp.studies.journal import Event
-from offramp.studies.run_start import RunStart, date_of
+from offramp.studies.journal import Event, RunStart, date_of
 from offramp.studies.study import StudyPlan
 from offramp.studies.task import TRACE, StudyCell, Task, read_manifest
 from offramp.studies.work.certify import CertifyWork

@@ -17,7 +17,7 @@ from offramp.kit.sealed_file import SealedFile
 from offramp.models.devices import CPU
 from offramp.report import POLICIES, REPORT_FILE, TRACES
 from offramp.studies.folder import PLAN, StudyFolder
-from offramp.studies.run_start import RunStart
+from offramp.studies.journal import RunStart
 from offramp.studies.task import TRACE
 
 if TYPE_CHECKING:

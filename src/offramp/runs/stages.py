@@ -37,8 +37,8 @@ from offramp.runs.request import DECODE_MINUTES, Run
 from offramp.studies.entries import AUTO, NONE, OWN
 from offramp.studies.fitness import STARTING_SECONDS
 from offramp.studies.folder import StudyFolder
+from offramp.studies.journal import STARTED, RunStart
 from offramp.studies.plan import make_plan
-from offramp.studies.run_start import STARTED, RunStart
 from offramp.studies.runner import run_task
 from offramp.studies.study import INLINE, Study, StudyPlan
 from offramp.studies.study_file import check_study

@@ -17,9 +17,8 @@ from offramp.errors import DamagedFileError, InputError
 from offramp.files import canonical_json, read_sealed_json, remove, sha256_of_text, sweep_temporary_files
 from offramp.kit.output_folder import OwnFiles
 from offramp.kit.sealed_file import SealedFile, is_laid_out
-from offramp.studies.journal import Journal
+from offramp.studies.journal import Journal, RunStart
 from offramp.studies.locks import ALIVE, holding, is_lock
-from offramp.studies.run_start import RunStart
 from offramp.studies.study import StudyPlan
 from offramp.studies.task import (
     APART,
@@ -28,8 +27,8 @@ from offramp.studies.task import (
     MANIFEST,
     RESULT,
     TRACE,
-    VALUES,
     Failure,
+    KeptFingerprints,
     Task,
     TaskManifest,
     check_files,
@@ -109,12 +108,14 @@ class StudyFolder:
     @property
     def is_begun(self) -> bool:
         """Whether a study or a run was begun here: something lies here as only they write it."""
-        by_name = {PLAN, JOURNAL, FINGERPRINTS}
+        records = {PLAN: StudyPlan, FINGERPRINTS: KeptFingerprints}
         return (
-            is_laid_out(self.path / PLAN, [field.name for field in dataclasses.fields(StudyPlan)])
-            or is_laid_out(self.path / FINGERPRINTS, (VALUES,))
+            any(
+                is_laid_out(self.path / name, [field.name for field in dataclasses.fields(record)])
+                for name, record in records.items()
+            )
             or bool(self.journal.read().events)
-            or any(name not in by_name for name in self.own_files())
+            or any(name not in (*records, JOURNAL) for name in self.own_files())
         )
 
     def command(self) -> str:

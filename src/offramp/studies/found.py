@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -14,13 +15,7 @@ from typing import Any
 from offramp.costs.hardware import find_machine, processor_name
 from offramp.costs.machine import Machine, machine_fingerprint
 from offramp.errors import DamagedFileError, InputError, ModelError, WorkloadError
-from offramp.files import (
-    canonical_json,
-    read_sealed_json,
-    sha256_of_text,
-    source_fingerprint,
-    write_sealed_json,
-)
+from offramp.files import canonical_json, sha256_of_text, source_fingerprint
 from offramp.heads.exit_heads import ExitHeads
 from offramp.heads.file import read_heads
 from offramp.kit.defaults import BYTES, LOCAL
@@ -62,7 +57,7 @@ from offramp.studies.entries import (
 )
 from offramp.studies.study import Study, placed, resolved
 from offramp.studies.study_file import all_steps
-from offramp.studies.task import VALUES
+from offramp.studies.task import FINGERPRINT_FILE, Fingerprint, KeptFingerprints
 from offramp.studies.work.inputs import TextUsed, measured_on
 from offramp.tracing.facts import HEAD_FACTS, TRAINED_FACTS
 from offramp.workloads.registry import describe_workloads, is_given, load_workload, split_continued
@@ -80,8 +75,12 @@ class Fingerprints:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._kept: dict[str, Any] = {} if path is None else _read(path)
+        self._kept: dict[str, Fingerprint] = {}
         self._changed = False
+        # There may be none yet; of one that changed all can be found out again.
+        with contextlib.suppress(OSError, DamagedFileError):
+            if path is not None:
+                self._kept.update(FINGERPRINT_FILE.read(path).values)
 
     def get(self, name: str, evidence: Callable[[Any], Any], find: Callable[[], Any]) -> Any:
         """The value kept under a name while the evidence for it is the same, else what `find` finds (JSON).
@@ -89,10 +88,10 @@ class Fingerprints:
         evidence: of a value, what it was found from (JSON). Raises what `find` and `evidence` raise.
         """
         kept = self._kept.get(name)
-        if isinstance(kept, dict) and kept.get("evidence") == _digest(evidence(kept.get("value"))):
-            return kept["value"]
+        if kept is not None and kept.evidence == _digest(evidence(kept.value)):
+            return kept.value
         value = find()
-        self._kept[name] = {"evidence": _digest(evidence(value)), "value": value}
+        self._kept[name] = Fingerprint(_digest(evidence(value)), value)
         self._changed = True
         return value
 
@@ -100,7 +99,7 @@ class Fingerprints:
         """Write what was added, in one step. Raises OfframpError if the disk is full."""
         if self._path is not None and self._changed:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_sealed_json(self._path, {VALUES: self._kept})
+            FINGERPRINT_FILE.write(self._path, KeptFingerprints(self._kept))
             self._changed = False
 
 
@@ -118,17 +117,6 @@ def evidence_of(paths: Iterable[Path]) -> Evidence:
 
 def _digest(evidence: Any) -> str:
     return sha256_of_text(canonical_json(evidence))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_sealed_json(path, _damaged)[VALUES])
-    except (OSError, DamagedFileError):  # there is none yet, or it changed: all of it can be found out again
-        return {}
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path.name}: {why}", where=str(path))
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,20 @@
-"""What happened in a study, one line an event: added to by many processes, never written over."""
+"""The journal of a study, one line an event: added to by many processes, never written over."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import itertools
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from offramp.commands import RunCall
 from offramp.errors import InputError
 from offramp.files import (
     NO_FILE,
@@ -23,8 +25,9 @@ from offramp.files import (
     parse_json,
     sha256_of_text,
 )
-from offramp.kit.typed import from_json
+from offramp.kit.typed import InvalidRecordError, from_json
 from offramp.studies.task import Task
+from offramp.tracing.progress import say
 
 CHECKSUM = "check"
 CHECKSUM_LENGTH = 12
@@ -36,23 +39,24 @@ PATIENCE_SECONDS, PAUSE_SECONDS = 5.0, 0.005
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened.
-
-    number: counts up by one from 1, and alone says what came first. event: "started", "finished", "failed",
-    "damaged" and the like, of a task or of the whole study. task, kind: the task's key and kind, "" of an
-    event of the study. details: what else is known, such as "seconds" that a task took. wall: seconds since
-    1970, for people only, since a clock may be set back. monotonic: seconds on this machine's clock that only
-    goes forward. process: its number on `host`.
-    """
+    """One thing that happened to a task, or to the whole study."""
 
     number: int
+    """Counts up by one from 1, and alone says what came first."""
     event: str
+    """ "started", "finished", "failed", "damaged" and the like."""
     task: str = ""
+    """The task's key, "" of an event of the study."""
     kind: str = ""
+    """The task's."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known, such as "seconds" that a task took."""
     wall: float = 0.0
+    """Seconds since 1970, for people only, since a clock may be set back."""
     monotonic: float = 0.0
+    """Seconds on this machine's clock that only goes forward."""
     process: int = 0
+    """Its number on `host`."""
     host: str = ""
 
 
@@ -218,3 +222,55 @@ def _write_whole(descriptor: int, path: Path, line: bytes) -> None:
     if written < len(line):
         raise disk_full(path, written)
     os.fsync(descriptor)
+
+
+STARTED = "run"
+"""The event of a run's journal whose details are a `RunStart`."""
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """One start of a run: by which command, with which software, on which machine."""
+
+    NOT_KEPT = ("wall",)
+
+    command: str = ""
+    """That repeats it."""
+    folder: str | None = None
+    """Where it was made, as it was named; None by an older offramp."""
+    call: RunCall | None = None
+    """What it was asked for; None by an older offramp."""
+    request: Mapping[str, Any] = field(default_factory=dict)
+    """What makes the run another one, as its own file has it; nothing by an older offramp."""
+    software: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values by name."""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values by name."""
+    wall: float = 0.0
+    """Seconds since 1970."""
+
+    @classmethod
+    def last(cls, events: Sequence[Event]) -> RunStart:
+        """That of a run's last start by its journal; one that says nothing where the journal does not."""
+        event = next((event for event in reversed(events) if event.event == STARTED), Event(0, STARTED))
+        try:
+            return replace(from_json(cls, event.details), wall=event.wall)
+        except InvalidRecordError as error:
+            say(f"the journal does not say how the run was called: {error}")
+            return cls(wall=event.wall)
+
+    def call_in(self, folder: Path) -> RunCall | None:
+        """How the run is asked for into the folder where it lies now, maybe moved or copied there."""
+        if self.call is None or (self.folder or self.call.options.get("output")) in (None, str(folder)):
+            return self.call
+        return replace(self.call, options={**self.call.options, "output": str(folder)})
+
+    def command_in(self, folder: Path) -> str:
+        """The command that does so; "" if it is not known."""
+        call = self.call_in(folder)
+        return self.command if call is None else call.again()
+
+
+def date_of(wall: float) -> str:
+    """Date and time (UTC) of seconds since 1970."""
+    return datetime.datetime.fromtimestamp(wall, datetime.UTC).isoformat(timespec="seconds")

@@ -120,8 +120,8 @@ class StudyJob:
         return sha256_of_text(canonical_json([task.key for task in self.tasks]))
 
 
-FINGERPRINTS, VALUES = "fingerprints.json", "values"
-"""The file beside a plan that says what was found out about files, and its one entry."""
+FINGERPRINTS = "fingerprints.json"
+"""The file beside a plan that says what was found out about files."""
 MANIFEST = "manifest.json"
 DAMAGED = "manifest.damaged.json"
 """The manifest of a finished task one of whose files was found damaged; it vouches for nothing any more."""
@@ -169,6 +169,27 @@ def study_file(record: type[Record], version: int | None = None) -> SealedFile[R
 
 
 FILE = study_file(TaskManifest, version=1)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What was found out about files, once."""
+
+    evidence: str
+    """SHA-256 of what tells that they are those that were read."""
+    value: Any
+    """JSON."""
+
+
+@dataclass(frozen=True)
+class KeptFingerprints:
+    """What was found out for the plans of a study."""
+
+    values: Mapping[str, Fingerprint]
+    """By name."""
+
+
+FINGERPRINT_FILE = study_file(KeptFingerprints)
 
 
 def write_manifest(folder: Path, task: Task) -> None:

@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -32,11 +32,11 @@ from typing import (
 
 from offramp.errors import OfframpError
 from offramp.files import write_json_atomically
-from offramp.kit.code import code_of, code_of_module
+from offramp.kit.code import OWN, code_of, code_of_module, imports_of, reached_from
 from offramp.kit.typed import InvalidRecordError, finite_json, from_json, read_record, to_json
 from offramp.plug_ins import Known, load_plug_in, refused
 from offramp.studies.task import FILE, RESULT, Task, TaskCost
-from offramp.studies.work.code import plug_ins_of, versions_of
+from offramp.tracing.request import library_versions
 
 if TYPE_CHECKING:
     from offramp.models.model import Model
@@ -297,6 +297,44 @@ def unplanned(what: str, where: str, found: str, wanted: str) -> OfframpError:
 def settings_of(kind: type[Work[Any]]) -> frozenset[str]:
     """The names of the fields of a kind that are part of its recipe."""
     return frozenset(one.name for one in dataclasses.fields(kind)) - {APART, *kind.roles()}
+
+
+LIBRARIES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn"}
+"""That compute what is made of a trace, fit heads and judge timings: packages as they are installed, by the
+names under which they are imported."""
+TOKENIZING = "tokenizers"
+"""The library that cuts a text into a model's tokens."""
+
+
+def versions_of(module: str, transforms: Iterable[str] | None) -> dict[str, str]:
+    """Of the libraries that a module's work is computed by. transforms: of a model that is loaded, as texts;
+    None if none is.
+    """
+    reached = reached_from(module).items()
+    imported = {other.partition(".")[0] for name, path in reached for other in imports_of(name, path)}
+    names = [library for name, library in LIBRARIES.items() if name in imported]
+    versions = {name: importlib.metadata.version(name) for name in names}
+    if transforms is None:
+        return versions
+    return library_versions(transforms) | versions | {TOKENIZING: importlib.metadata.version(TOKENIZING)}
+
+
+def plug_ins_of(parts: Iterable[object]) -> dict[str, str]:
+    """What is not offramp's own in some policies, transforms or machines: SHA-256 of the modules, by name."""
+    modules = {kind.__module__ for part in parts for kind in (type(part), *_classes_within(part))}
+    foreign = sorted(name for name in modules if name.partition(".")[0] != OWN)
+    return {name: code_of_module(name) for name in foreign}
+
+
+def _classes_within(part: object) -> Iterator[type]:
+    """Classes of dataclasses in the fields of one, such as the policies that a policy holds."""
+    within = part if isinstance(part, tuple) else ()
+    if dataclasses.is_dataclass(part):
+        within = tuple(getattr(part, field.name) for field in dataclasses.fields(part))
+    for inner in within:
+        if dataclasses.is_dataclass(inner):
+            yield type(inner)
+        yield from _classes_within(inner)
 
 
 ENTRY_POINTS = "offramp.works"
