@@ -63,11 +63,7 @@ Month = Annotated[str, Field(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
 class StudySettings(TomlTable):
     """The table [study]: what is the same for all cells.
 
-    tokens: per workload. device: where models compute; "auto" is settled when the study is planned, as the
-    accelerator of this machine or its processor. threads: of torch, by default the cores at hand. exits,
-    context, document_tokens, signals: as `offramp trace` takes them. floors: on agreement. worth: the gain in
-    speed from which on early exit pays. draws: of the bootstrap. details: whether rankings hold what a page
-    of their own shows besides.
+    exits, context, document_tokens, signals: as `offramp trace` takes them.
     """
 
     hints: ClassVar[Mapping[str, str]] = {"name": "write small letters, digits and single hyphens"}
@@ -76,20 +72,28 @@ class StudySettings(TomlTable):
     title: str = ""
     description: str = ""
     tokens: Count = DEFAULT_TOKENS
+    """Per workload."""
     device: str = AUTO_DEVICE
+    """Where models compute; "auto" is settled when the study is planned, as the accelerator of this machine
+    or its processor."""
     dtype: str = "float32"
     threads: Annotated[Count, Field(le=MOST_THREADS)] = Field(
         default_factory=lambda: len(os.sched_getaffinity(0))
     )
+    """Of torch, by default the cores at hand."""
     exits: str | tuple[Count, ...] = "all"
     context: Count | None = None
     document_tokens: Count | None = None
     signals: tuple[Text, ...] = ()
     floors: tuple[Share, ...] = Field(default=FLOORS, min_length=1)
+    """On agreement."""
     worth: NotNegative = WORTH
+    """The gain in speed from which on early exit pays."""
     details: Truth = False
+    """Whether rankings hold what a page of their own shows besides."""
     seed: Whole = SEED
     draws: Draws = DRAWS
+    """Of the bootstrap."""
 
 
 class AxisEntry(TomlTable):
@@ -114,10 +118,6 @@ class AxisEntry(TomlTable):
 class ModelEntry(AxisEntry):
     """A model and the facts that comparisons need.
 
-    source: bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may
-    be meant: "owner/name@revision". base: the independent training it comes from, by default the name, of
-    whatever revision. released: year and month. trust_remote_code: whether code that comes with the model may
-    be run.
     parameters, layers, hidden, vocabulary: sizes of a model that may not be here, for checks and estimates.
     """
 
@@ -128,10 +128,14 @@ class ModelEntry(AxisEntry):
     }
 
     source: Text
+    """Bundled name, folder (relative to the study file), .gguf file or Hub id, of which a revision may be
+    meant: "owner/name@revision"."""
     base: Text
+    """The independent training it comes from, by default the name, of whatever revision."""
     family: Text | None = None
     generation: Number | None = None
     released: Month | None = None
+    """Year and month."""
     parameters: Positive | None = None
     kind: Literal["dense", "moe", "ssm", "hybrid"] | None = None
     stage: Literal["base", "tuned"] | None = None
@@ -139,6 +143,7 @@ class ModelEntry(AxisEntry):
     hidden: Count | None = None
     vocabulary: Count | None = None
     trust_remote_code: Truth = False
+    """Whether code that comes with the model may be run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -152,21 +157,22 @@ class ModelEntry(AxisEntry):
 
 
 class WorkloadEntry(AxisEntry):
-    """A workload. source: as `--workload` takes it; paths are relative to the study file."""
+    """A workload."""
 
     named_alike: ClassVar[tuple[str, ...]] = ("source",)
 
     source: Text
+    """As `--workload` takes it; paths are relative to the study file."""
 
 
 class HeadsEntry(AxisEntry):
     """Exit heads: fitted on some workloads, given as a file, or "none", which is the logit lens.
 
-    fit: names of the axis of workloads, or sources; "own" is the one that is traced. tokens, lens,
-    classifiers: as `offramp heads fit`.
+    tokens, lens, classifiers: as `offramp heads fit`.
     """
 
     fit: tuple[Text, ...] = ()
+    """Names of the axis of workloads, or sources; "own" is the one that is traced."""
     tokens: Count = FITTING_TOKENS
     lens: Truth = True
     classifiers: tuple[Text, ...] = ()
@@ -176,26 +182,31 @@ class HeadsEntry(AxisEntry):
 class TrainingEntry(AxisEntry):
     """Exits that are trained, those of a folder of `offramp exits train`, or "none": exits as they are.
 
-    kind: "lens" or "block". at: exits below L, by default those of the study. steps, minutes: one of them, 20
-    minutes without either. text: workloads, as of `fit`. The rest as of `offramp exits train`. folder: of
-    exits that are there.
+    steps, minutes: one of them, 20 minutes without either. The rest is as of `offramp exits train`.
     """
 
     kind: Text | None = None
+    """ "lens" or "block"."""
     at: str | tuple[Count, ...] | None = None
+    """Exits below L, by default those of the study."""
     steps: Count | None = None
     minutes: Minutes | None = None
     text: tuple[Text, ...] = Field(default=(OWN,), min_length=1)
+    """Workloads, as of `fit`."""
     tokens: Count = TRAINING_TOKENS
     units: Count | None = None
     short_list: Count = SHORTLIST
     loss_vocabulary: Whole = LOSS_VOCABULARY
     precision: Text = "auto"
     folder: Text | None = None
+    """Of exits that are there."""
 
 
 class PolicyEntry(AxisEntry):
-    """A policy in its grammar, "league" or "tuned". kv, batch: how it is charged for."""
+    """A policy in its grammar, "league" or "tuned".
+
+    kv, batch: how it is charged for.
+    """
 
     named_alike: ClassVar[tuple[str, ...]] = ("policy",)
 
@@ -229,22 +240,20 @@ class TransformEntry(AxisEntry):
 
 
 class MachineEntry(AxisEntry):
-    """A machine. source: "local", a built-in name, a .toml file relative to the study file, or "bytes moved",
-    which counts bytes where nothing can be timed.
-    """
+    """A machine."""
 
     named_alike: ClassVar[tuple[str, ...]] = ("source",)
 
     source: Text
+    """ "local", a built-in name, a .toml file relative to the study file, or "bytes moved", which counts
+    bytes where nothing can be timed."""
 
 
 class WorkEntry(AxisEntry):
-    """Work of a kind that a plug-in brings, done on every row; its name is that of the kind.
-
-    settings: fields of its class, in the place of what the study says or of their defaults.
-    """
+    """Work of a kind that a plug-in brings, done on every row; its name is that of the kind."""
 
     settings: Mapping[str, Any] = Field(default_factory=dict)
+    """Fields of its class, in the place of what the study says or of their defaults."""
 
 
 class Exclude(TomlTable):
@@ -261,43 +270,47 @@ class Exclude(TomlTable):
 
 
 class Certify(TomlTable):
-    """The tuner's answers executed: certificates are of documents that were decoded for them.
-
-    documents: that a candidate is decoded on, at most; by default four times the fewest that could certify a
-    floor. candidates: at most. new_tokens: of each document's answer. seconds: at all floors of a text
-    together.
-    """
+    """The tuner's answers executed: certificates are of documents that were decoded for them."""
 
     documents: Count | None = None
+    """That a candidate is decoded on, at most; by default four times the fewest that could certify a
+    floor."""
     candidates: Count = 2
+    """At most."""
     new_tokens: Count = 16
+    """Of each document's answer."""
     seconds: Seconds = 33.0
+    """At all floors of a text together."""
 
 
 class Decode(TomlTable):
     """Decoding for real on this machine: with the policies of the verdicts where certificates are asked for,
     else with the best of the league.
-
-    best: how many policies. floor: of the league that they are taken from. prompts: each is one sample of an
-    interval. rounds: how often each is decoded, at most. seconds: of timing in one cell; it stops sooner
-    where every policy's question is answered. new_tokens: "auto" as many as the seconds allow.
     """
 
     best: Count = 5
+    """How many policies."""
     floor: Share = MAIN_FLOOR
+    """Of the league that they are taken from."""
     new_tokens: Count | Literal["auto"] = TIMED_TOKENS
+    """ "auto" as many as the seconds allow."""
     prompts: Count = TIMED_PROMPTS
+    """Each is one sample of an interval."""
     rounds: Count = ROUNDS
+    """How often each is decoded, at most."""
     seconds: Seconds = TIMING_SECONDS
+    """Of timing in one cell; it stops sooner where every policy's question is answered."""
 
 
 class Combine(TomlTable):
-    """Accelerations alone and together. policy: by which `exits` and `speculate` leave. prompts, rounds,
-    seconds: as of `Decode`.
+    """Accelerations alone and together.
+
+    prompts, rounds, seconds: as of `Decode`.
     """
 
     accelerations: tuple[Text, ...] = Field(min_length=1)
     policy: Text | None = None
+    """By which `exits` and `speculate` leave."""
     new_tokens: Count = TIMED_TOKENS
     prompts: Count = TIMED_PROMPTS
     rounds: Count = ROUNDS
@@ -305,10 +318,11 @@ class Combine(TomlTable):
 
 
 class Large(TomlTable):
-    """Models traced layer by layer from disk. memory: for the weights, as "16GB"; by default what is free."""
+    """Models traced layer by layer from disk."""
 
     stream: Truth = True
     memory: Text | None = None
+    """For the weights, as "16GB"; by default what is free."""
 
 
 def exit_list(exits: str | Sequence[int]) -> list[int]:

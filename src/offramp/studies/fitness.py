@@ -55,24 +55,26 @@ RESULT_BYTES = 50_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a model of a study is once it is transformed, and how the study works on it. None: not known.
-
-    exits: that are traced. head: elements of the output matrix. weights: bytes as loaded. models: that are in
-    memory together. tokens: of a trace. streamed: whether its layers stay on disk. room: bytes of weights
-    that may be in memory then, None for what is free.
-    """
+    """How large a model of a study is once transformed, and how the study works on it. None: not known."""
 
     layers: int | None
     exits: int | None
+    """That are traced."""
     parameters: float | None
     hidden: int | None
     head: int | None
+    """Elements of the output matrix."""
     weights: float | None
+    """Bytes as loaded."""
     models: int
+    """That are in memory together."""
     threads: int
     tokens: int
+    """Of a trace."""
     streamed: bool = False
+    """Whether its layers stay on disk."""
     room: int | None = None
+    """Bytes of weights that may be in memory then, None for what is free."""
 
     # --- what tasks of a kind take
 

@@ -121,22 +121,24 @@ def _digest(evidence: Any) -> str:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model. entry: the study's, with the sizes that its files say. source: what it is loaded by. identity:
-    None if it is not here.
-
-    attention: the implementation that a model object was loaded with, None for the family's own. context:
-    tokens that it takes, None if its files do not say. model_type: of its config. missing: why it cannot be
-    had here, None if it can. damaged: whether that is since its files are not whole or not safe.
-    """
+    """A model."""
 
     entry: ModelEntry
+    """The study's, with the sizes that its files say."""
     source: str
+    """What it is loaded by."""
     identity: ModelIdentity | None = None
+    """None if it is not here."""
     attention: str | None = None
+    """The implementation that a model object was loaded with, None for the family's own."""
     context: int | None = None
+    """Tokens that it takes, None if its files do not say."""
     model_type: str | None = None
+    """Of its config."""
     missing: str | None = None
+    """Why it cannot be had here, None if it can."""
     damaged: bool = False
+    """Whether that is since its files are not whole or not safe."""
 
     def weight_bytes(self, dtype: str) -> float | None:
         """Bytes of the weights as they are loaded, None if it is not known how many there are."""
@@ -152,15 +154,17 @@ class FoundModel:
 
 @dataclass(frozen=True)
 class FoundWorkload:
-    """A workload. source: what it is loaded by. used: which text it is. missing: as a model's. documents: how
-    many it has, None if it is not here.
-    """
+    """A workload."""
 
     entry: WorkloadEntry
     source: str
+    """What it is loaded by."""
     used: TextUsed
+    """Which text it is."""
     missing: str | None = None
+    """As a model's."""
     documents: int | None = None
+    """How many it has, None if it is not here."""
 
     @property
     def mode(self) -> str:
@@ -175,45 +179,44 @@ class FoundWorkload:
 
 @dataclass(frozen=True)
 class FoundMachine:
-    """A machine. source: name or path. fingerprint: of its figures, None for this machine's own timings.
-
-    machine: itself, None likewise, and where bytes are counted.
-    """
+    """A machine."""
 
     source: str
+    """Name or path."""
     fingerprint: str | None = None
+    """Of its figures, None for this machine's own timings."""
     machine: Machine | None = None
+    """Itself, None likewise, and where bytes are counted."""
 
 
 @dataclass(frozen=True)
 class FoundHeads:
-    """Heads, or exits that are trained: the workloads that they are made on, or the file that holds them.
-
-    own: whether they are fitted on the workload that is traced. facts: that a trace made with them has beside
-    its own. given: what the file holds. reads_exits: whether exits are read through them.
-    """
+    """Heads, or exits that are trained: the workloads that they are made on, or the file that holds them."""
 
     workloads: tuple[FoundWorkload, ...] = ()
     file: str | None = None
     facts: tuple[str, ...] = ()
+    """That a trace made with them has beside its own."""
     given: ExitHeads | None = None
+    """What the file holds."""
     own: bool = False
+    """Whether they are fitted on the workload that is traced."""
     reads_exits: bool = False
+    """Whether exits are read through them."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """All of them, by the study's names. measuring: workloads that layers to prune are chosen on, by source.
-
-    unfit: why a transform cannot be done on this machine, by its text.
-    """
+    """All of them, by the study's names."""
 
     models: Mapping[str, FoundModel]
     workloads: Mapping[str, FoundWorkload]
     machines: Mapping[str, FoundMachine]
     heads: Mapping[str, FoundHeads]  # those of trainings among them
     measuring: Mapping[str, FoundWorkload]
+    """Workloads that layers to prune are chosen on, by source."""
     unfit: Mapping[str, str]
+    """Why a transform cannot be done on this machine, by its text."""
 
     @property
     def unavailable(self) -> dict[str, str]:
@@ -449,16 +452,14 @@ HIDDEN_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 
 @dataclass
 class _ModelSearch:
-    """Finds models. One that is a model but cannot be used is said to be missing, with the reason.
-
-    download: fetch those from the Hub that are not here and would fit. unreachable: why nothing more is
-    fetched, once the Hub did not answer.
-    """
+    """Finds models. One that is a model but cannot be used is said to be missing, with the reason."""
 
     study: Study
     fingerprints: Fingerprints
     download: bool
+    """Fetch those from the Hub that are not here and would fit."""
     unreachable: str | None = None
+    """Why nothing more is fetched, once the Hub did not answer."""
 
     def find(self, entry: ModelEntry, place: int) -> FoundModel:
         if is_object(entry.source):

@@ -45,13 +45,14 @@ MENDING = (
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of a job's tasks, by key. stopped: why the job, and the study, cannot go on, if so."""
+    """What became of a job's tasks, by key."""
 
     done: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
     busy: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     stopped: Failure | None = None
+    """Why the job, and the study, cannot go on, if so."""
 
 
 def run_job(job: StudyJob, folder: StudyFolder) -> JobOutcome:

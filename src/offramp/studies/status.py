@@ -23,14 +23,12 @@ from offramp.studies.task import Failure, Task
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """How long what is left will take.
-
-    seconds: of the tasks of which that is known. unknown: the number of tasks of which it is not; with any of
-    them, `seconds` is a lower limit.
-    """
+    """How long what is left will take."""
 
     seconds: float
+    """Of the tasks of which that is known."""
     unknown: int
+    """The number of tasks of which it is not; with any of them, `seconds` is a lower limit."""
 
 
 class Pace:
@@ -105,21 +103,23 @@ STATES: tuple[State, ...] = get_args(State)
 
 @dataclass(frozen=True)
 class Status:
-    """Where a study stands.
-
-    states: of every task, by key. cells: how many cells are in each state. failures: of failed tasks, by key.
-    reasons: why a task cannot go on (one that it needs failed, or it cannot be run here) or counts as
-    damaged, by key. left: of what can go on. damage: that was found by reading every byte, if it was, one
-    sentence a file. problems: what else a person should know, one sentence each, the damage first.
-    """
+    """Where a study stands."""
 
     states: Mapping[str, State]
+    """Of every task, by key."""
     cells: Mapping[State, int]
+    """How many cells are in each state."""
     failures: Mapping[str, Failure]
+    """Of failed tasks, by key."""
     reasons: Mapping[str, str]
+    """Why a task cannot go on (one that it needs failed, or it cannot be run here) or counts as damaged, by
+    key."""
     left: TimeLeft
+    """Of what can go on."""
     damage: tuple[str, ...]
+    """That was found by reading every byte, if it was, one sentence a file."""
     problems: tuple[str, ...]
+    """What else a person should know, one sentence each, the damage first."""
 
 
 def status_of(

@@ -153,23 +153,23 @@ class StudyFile:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included).
-
-    study: as it was planned, its models with the sizes that their files say. jobs: in an order in which each
-    comes after what it needs. unavailable: why a model, workload or machine cannot be had here, by its name.
-    damaged: names of those models among them whose files are not whole or not safe. documents: of each
-    workload, None if it is not here. file: of the study, None where a command put it together. is_run:
-    whether that was `offramp run`: nothing describes its model.
-    """
+    """A study laid out: its cells, and the jobs that do the tasks behind them (shared ones included)."""
 
     study: Study
+    """As it was planned, its models with the sizes that their files say."""
     cells: tuple[StudyCell, ...]
     jobs: tuple[StudyJob, ...]
+    """In an order in which each comes after what it needs."""
     unavailable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Why a model, workload or machine cannot be had here, by its name."""
     damaged: tuple[str, ...] = ()
+    """Names of those models among them whose files are not whole or not safe."""
     documents: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    """Of each workload, None if it is not here."""
     file: StudyFile | None = None
+    """Of the study, None where a command put it together."""
     is_run: bool = False
+    """Whether that was `offramp run`: nothing describes its model."""
 
     @functools.cached_property
     def tasks(self) -> Mapping[str, Task]:

@@ -32,36 +32,35 @@ AXES = {
 
 @dataclass(frozen=True)
 class TaskCost:
-    """What a task will take, roughly. None: unknown.
-
-    seconds: on this machine. memory_bytes: at its peak. disk_bytes: that stay.
-    """
+    """What a task will take, roughly. None: unknown."""
 
     seconds: float | None = None
+    """On this machine."""
     memory_bytes: int | None = None
+    """At its peak."""
     disk_bytes: int | None = None
+    """That stay."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work with one result, which every cell that needs it shares.
-
-    kind: a name of `offramp.studies.work.work.works`. recipe: everything that changes the result (JSON):
-    fingerprints, sizes, seed, threads, code and library versions; and nothing that does not, such as the
-    names that the study gives. needs: keys of tasks whose results it reads, by role ("trace", "heads",
-    "profile", "league"). exclusive: whether it takes timings, and so runs alone.
-    sources: where its input lies on this machine (role -> path, Hub id or text of a workload); of no
-    consequence for the result, which the fingerprints in the recipe pin down. blocked: why it cannot be run
-    here, None if it can.
-    """
+    """One piece of work with one result, which every cell that needs it shares."""
 
     kind: str
+    """A name of `offramp.studies.work.work.works`."""
     recipe: Mapping[str, Any]
+    """Everything that changes the result (JSON): fingerprints, sizes, seed, threads, code and library
+    versions; and nothing that does not, such as the names that the study gives."""
     needs: Mapping[str, str] = field(default_factory=dict)
+    """Keys of tasks whose results it reads, by role ("trace", "heads", "profile", "league")."""
     exclusive: bool = False
+    """Whether it takes timings, and so runs alone."""
     sources: Mapping[str, str] = field(default_factory=dict)
+    """Where its input lies on this machine (role -> path, Hub id or text of a workload); of no consequence
+    for the result, which the fingerprints in the recipe pin down."""
     estimate: TaskCost = TaskCost()
     blocked: str | None = None
+    """Why it cannot be run here, None if it can."""
 
     @functools.cached_property
     def key(self) -> str:
@@ -74,10 +73,11 @@ class Task:
 class StudyCell:
     """One combination of a study's axes by the names that its file gives, and the task that answers it.
 
-    kind: its task's. An axis that does not matter for the kind (the machine of a score) is "".
+    An axis that does not matter for the kind (the machine of a score) is "".
     """
 
     kind: str
+    """Its task's."""
     task: str
     model: str
     transform: str = ""
@@ -102,17 +102,17 @@ class StudyCell:
 
 @dataclass(frozen=True)
 class StudyJob:
-    """Tasks that one process runs, in order, because they share what is expensive (a model, a trace).
-
-    needs: keys of tasks in other jobs that must be done first. threads: of torch. memory_bytes: at the peak.
-    """
+    """Tasks that one process runs, in order, because they share what is expensive (a model, a trace)."""
 
     name: str
     tasks: tuple[Task, ...]
     needs: tuple[str, ...] = ()
+    """Keys of tasks in other jobs that must be done first."""
     threads: int = 1
+    """Of torch."""
     exclusive: bool = False
     memory_bytes: int = 0
+    """At the peak."""
 
     @property
     def key(self) -> str:

@@ -24,19 +24,19 @@ SETTINGS = ("dtype", "context", "document_tokens")
 
 @dataclass(frozen=True)
 class Equal:
-    """Something that rows of one name must have in common.
-
-    what: how two differ, in words, with {name}, and {first} and {other} for what each has. has: that, None
-    where it is not known, which is not held against others; shown: in words. same: whether two have the same,
-    by default where it is equal. name: in which rows must not differ, by default the workload.
-    """
+    """Something that rows of one name must have in common."""
 
     what: str
+    """How two differ, in words, with {name}, and {first} and {other} for what each has."""
     fix: str
     has: Callable[[Row], Any]
+    """That, None where it is not known, which is not held against others."""
     shown: Callable[[Any], str] = str
+    """In words."""
     same: Callable[[Any, Any], bool] = operator.eq
+    """Whether two have the same, by default where it is equal."""
     name: Callable[[Row], str] = lambda row: row.workload
+    """In which rows must not differ, by default the workload."""
 
     def broken(self, rows: Sequence[Row]) -> Iterator[tuple[str, str, str]]:
         """What differs, in which two rows, and what to do about it, for each name that is not one thing."""
@@ -240,11 +240,13 @@ def with_shared_names(contents: Sequence[Comparison]) -> list[Comparison]:
 
 @dataclass(frozen=True)
 class _Renaming:
-    """New names for one folder. models: by shown name. machines: only those that get another name."""
+    """New names for one folder."""
 
     texts: Mapping[str, str]
     models: Mapping[str, ModelFacts]
+    """By shown name."""
     machines: Mapping[str, str]
+    """Only those that get another name."""
 
     def applied(self, content: Comparison) -> Comparison:
         """The content under the new names, with what was renamed among its notes."""

@@ -187,18 +187,16 @@ class TrainedSaving:
 
 @dataclass(frozen=True)
 class ScoreValidity:
-    """How well one candidate score on one text ranks models by what was measured to be saved on another.
-
-    kendall: tau-b between independent models (cells of one base are averaged first), mean over the ordered
-    pairs of texts, with an interval from whole models resampled; no interval below 12 bases. bases: how many,
-    in the pair of texts that has the fewest.
-    """
+    """How well one candidate score on one text ranks models by what was measured to be saved on another."""
 
     score: str
     floor: Floor
     machine: str
     kendall: Estimate
+    """Tau-b between independent models (cells of one base are averaged first), mean over the ordered pairs of
+    texts, with an interval from whole models resampled; no interval below 12 bases."""
     bases: int
+    """How many, in the pair of texts that has the fewest."""
 
 
 @dataclass(frozen=True)

@@ -46,29 +46,29 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The memory that a job can have at most. said: whose limit it is, before the figure.
-
-    where: for the error; None: the job's name. fix: what gives it more.
-    """
+    """The memory that a job can have at most."""
 
     memory_bytes: int
     said: str
+    """Whose limit it is, before the figure."""
     where: str | None = None
+    """For the error; None: the job's name."""
     fix: str = "use a machine with more memory"
+    """What gives it more."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a worker ended.
-
-    outcome: None if it ended without one. killed: by what, as a sentence, if it was. last_line: that it
-    printed, if it ended by itself without an outcome. log: the path of what it printed.
-    """
+    """How a worker ended."""
 
     outcome: JobOutcome | None
+    """None if it ended without one."""
     killed: str | None = None
+    """By what, as a sentence, if it was."""
     last_line: str = ""
+    """That it printed, if it ended by itself without an outcome."""
     log: str = ""
+    """The path of what it printed."""
 
     @property
     def crashed(self) -> bool:
@@ -109,10 +109,12 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class StudyEngine(ABC):
-    """Runs jobs. name: as given to `--engine`. program: that Python runs as a worker."""
+    """Runs jobs."""
 
     name: ClassVar[str]
+    """As given to `--engine`."""
     program: Sequence[str] = WORKER
+    """That Python runs as a worker."""
 
     @abstractmethod
     def workers(

@@ -130,11 +130,12 @@ def _killed(code: int) -> str | None:
 
 @dataclass(frozen=True)
 class MachineRoom:
-    """What jobs may use of a machine. workers: most jobs at a time; None: as `cores` allow."""
+    """What jobs may use of a machine."""
 
     cores: int
     limit: MemoryLimit
     workers: int | None = None
+    """Most jobs at a time; None: as `cores` allow."""
 
     @classmethod
     def of_machine(cls, options: EngineOptions) -> MachineRoom:

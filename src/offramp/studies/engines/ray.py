@@ -30,13 +30,12 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Nodes:
-    """What a cluster has to give.
-
-    resources: of every node, by its id. own: the id of the node that this process is on.
-    """
+    """What a cluster has to give."""
 
     resources: Mapping[str, Mapping[str, float]]
+    """Of every node, by its id."""
     own: str
+    """The id of the node that this process is on."""
 
     @classmethod
     def of_cluster(cls, ray: Any) -> Nodes:

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 class CertifyWork(TextWork[TunedAnswers], TuningWork):
     """Leaves what `TuneWork` leaves; where nothing can be decoded the replay bounds, and why.
 
-    What was decoded is kept for all tasks of the study. Ends by the clock, so that it runs alone. heads: that
-    the trace is read through. documents, candidates, new_tokens, seconds: as of a study's table [certify].
+    What was decoded is kept for all tasks of the study. Ends by the clock, so that it runs alone.
+
+    documents, candidates, new_tokens, seconds: as of a study's table [certify].
     """
 
     kind = "certify"
     exclusive = True
 
     heads: Needed | None = None
+    """That the trace is read through."""
     worth: float = WORTH
     documents: int | None = None
     candidates: int

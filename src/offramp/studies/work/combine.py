@@ -23,13 +23,15 @@ class CombinedAccelerations:
 
 @dataclass(frozen=True, kw_only=True)
 class CombineWork(TurnsWork[CombinedAccelerations]):
-    """Combines accelerations. policy: by which tokens leave. tried: transforms among the accelerations."""
+    """Combines accelerations."""
 
     kind = "combine"
 
     accelerations: tuple[str, ...]
     tried: tuple[str, ...] = ()
+    """Transforms among the accelerations."""
     policy: str | None = None
+    """By which tokens leave."""
     new_tokens: int
 
     @property

@@ -48,18 +48,18 @@ LONGEST = 6.0
 
 @dataclass(frozen=True)
 class DecodingChoice:
-    """One policy to decode. kv: its strategy for K and V, "" for whichever the model's family allows. why:
-    how it came to be chosen, in words.
-
-    predicted: its net speedup, None where the ranking does not have it. floor: that it was chosen for.
-    """
+    """One policy to decode."""
 
     family: str
     policy: ExitPolicy
     kv: str
+    """Its strategy for K and V, "" for whichever the model's family allows."""
     why: str
+    """How it came to be chosen, in words."""
     floor: float
+    """That it was chosen for."""
     predicted: float | None = None
+    """Its net speedup, None where the ranking does not have it."""
 
 
 def best_of_ranking(ranking: Ranking, *, floor: float, count: int) -> list[DecodingChoice]:
@@ -204,25 +204,27 @@ TOO_LONG = (
 class DecodedChoice(DecodingChoice):
     """One policy that was decoded with its skipped layers not executed.
 
-    contender: its name in the measurement. forecast, free_running: None of one that was left out.
-    characters_per_token: of its answers, special tokens included, None without any. answer: the text of its
-    answer to `DecodedPolicies.prompt`, None if that was not kept.
+    forecast, free_running: None of one that was left out.
     """
 
     contender: str
+    """Its name in the measurement."""
     forecast: Forecast | None = None
     free_running: FreeRunning | None = None
     characters_per_token: float | None = None
+    """Of its answers, special tokens included, None without any."""
     answer: str | None = None
+    """The text of its answer to `DecodedPolicies.prompt`, None if that was not kept."""
 
 
 @dataclass(frozen=True)
 class NothingDecoded:
-    """What is left where no policy was decoded. why_nothing: a sentence. verdicts: at every floor of the
-    ranking, settled by the tuner's answers."""
+    """What is left where no policy was decoded."""
 
     why_nothing: str
+    """A sentence."""
     verdicts: tuple[Verdict, ...] = ()
+    """At every floor of the ranking, settled by the tuner's answers."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,6 @@ class DecodedPolicies:
     """A measurement with every sample and forecast.
 
     prompt, plain_answer: the texts of one prompt that all contenders decoded and of the full model's answer.
-    verdicts: at every floor of the ranking, settled by the tuner's answers and this measurement.
     """
 
     bench: BenchResult
@@ -239,6 +240,7 @@ class DecodedPolicies:
     prompt: str | None = None
     plain_answer: str | None = None
     verdicts: tuple[Verdict, ...] = ()
+    """At every floor of the ranking, settled by the tuner's answers and this measurement."""
 
     def timed(self, tuned: Tuned) -> TimedPolicy | None:
         """What the stopwatch said of the policy that a verdict is about (`judged_policy`); None if it was not
@@ -267,9 +269,8 @@ DecodingResult = DecodedPolicies | NothingDecoded
 class DecodeWork(TurnsWork[DecodingResult]):
     """Decodes policies: those of the verdicts where these were certified, else of the best of the ranking.
 
-    certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. profile:
-    timings of this machine to predict with, None where verdicts are of another one. heads: that the trace is
-    read through. best, floor: as of a study's table [decode].
+    certify, tune: the tuner's answers, which the measurement settles with the ranking's verdicts. best,
+    floor: as of a study's table [decode].
     """
 
     kind = "decode"
@@ -279,7 +280,9 @@ class DecodeWork(TurnsWork[DecodingResult]):
     certify: Needed | None = None
     tune: Needed | None = None
     profile: Needed | None = None
+    """Timings of this machine to predict with, None where verdicts are of another one."""
     heads: Needed | None = None
+    """That the trace is read through."""
     best: int
     floor: float
     new_tokens: int | str

@@ -26,20 +26,22 @@ RESULT_BYTES = 50_000
 class Training:
     """What training the exits took that a run or a row reads its exits through.
 
-    tokens: that the last training read. steps: that it took. seconds: of all of it: states, steps with their
-    evaluations, what was fitted afterwards, and the trainings that it began from. seconds_before,
-    tokens_before: of the latter. rows: positions that a study's training looked at in all its steps, None
-    where exits were there.
+    seconds_before, tokens_before: of the latter.
     """
 
     kind: str
     exits: tuple[int, ...]
     tokens: int
+    """That the last training read."""
     steps: int
+    """That it took."""
     seconds: float
+    """Of all of it: states, steps with their evaluations, what was fitted afterwards, and the trainings that
+    it began from."""
     seconds_before: float = 0.0
     tokens_before: int = 0
     rows: int | None = None
+    """Positions that a study's training looked at in all its steps, None where exits were there."""
 
 
 TRAINING_COST = study_file(Training)
@@ -47,10 +49,11 @@ TRAINING_COST = study_file(Training)
 
 @dataclass(frozen=True, kw_only=True)
 class TextsWork(ModelWork[Result]):
-    """Work that reads some workloads with a model. tokens: of all of them together."""
+    """Work that reads some workloads with a model."""
 
     workloads: tuple[TextUsed, ...] = ()
     tokens: int
+    """Of all of them together."""
     seed: int = SEED
 
     def load_workloads(self) -> list[Workload]:
@@ -67,8 +70,7 @@ class TextsWork(ModelWork[Result]):
 class HeadsWork(TextsWork[None]):
     """Leaves `heads.safetensors`, which `offramp trace --heads` reads too, and what trained exits took.
 
-    exits, lens, classifiers: as of `offramp.fit_heads`. file: fingerprint of the heads that are copied; None
-    of heads that are fitted.
+    exits, lens, classifiers: as of `offramp.fit_heads`.
     """
 
     kind = "heads"
@@ -77,6 +79,7 @@ class HeadsWork(TextsWork[None]):
     lens: bool = True
     classifiers: tuple[str, ...] = ()
     file: str | None = None
+    """Fingerprint of the heads that are copied; None of heads that are fitted."""
 
     @property
     def loads(self) -> bool:

@@ -36,14 +36,15 @@ PROFILE_FILE = study_file(TimingsProfile, SCHEMA_VERSION)
 
 @dataclass(frozen=True)
 class TextUsed:
-    """Which text a task is on. kind: of workload, without any place. source: where it comes from, where its
-    fingerprint is not known, since it is not here. answered: whether the model writes answers to its prompts.
-    """
+    """Which text a task is on."""
 
     kind: str = ""
+    """Of workload, without any place."""
     fingerprint: str | None = None
     source: str | None = None
+    """Where it comes from, where its fingerprint is not known, since it is not here."""
     answered: bool = False
+    """Whether the model writes answers to its prompts."""
 
     def load(self, source: str) -> Workload:
         """The workload from where it lies.
@@ -57,26 +58,28 @@ class TextUsed:
 
 @dataclass(frozen=True)
 class ModelUsed:
-    """Which model a task is on. fingerprint: before any transform. attention: the implementation that it was
-    loaded with, None for the family's own. source: as of a text. measured_on: texts that layers to prune are
-    chosen on.
-    """
+    """Which model a task is on."""
 
     fingerprint: str | None
+    """Before any transform."""
     transforms: tuple[str, ...] = ()
     attention: str | None = None
+    """The implementation that it was loaded with, None for the family's own."""
     trust_remote_code: bool = False
     source: str | None = None
+    """As of a text."""
     measured_on: tuple[TextUsed, ...] = ()
+    """Texts that layers to prune are chosen on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWork(Work[Result]):
-    """Work that loads a model. device: an accelerator, None for the processor."""
+    """Work that loads a model."""
 
     model: ModelUsed
     dtype: str
     device: str | None = None
+    """An accelerator, None for the processor."""
 
     @property
     def loads(self) -> bool:
@@ -131,9 +134,10 @@ class TextWork(ModelWork[Result]):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedWork(ModelWork[Result]):
-    """Work that is timed on this machine. machine: facts of the one that it was planned on."""
+    """Work that is timed on this machine."""
 
     machine: Mapping[str, Any]
+    """Facts of the one that it was planned on."""
 
     def require_here(self) -> None:
         """Refuse to time on another machine. Raises OfframpError."""
@@ -172,12 +176,12 @@ class TraceReader(Work[Result]):
 
 @dataclass(frozen=True, kw_only=True)
 class PricedWork(TraceReader[Result]):
-    """Work on a trace that is priced on a machine. profile: the timings of this one, if it is this.
-    machine: fingerprint of another.
-    """
+    """Work on a trace that is priced on a machine."""
 
     profile: Needed | None = None
+    """The timings of this one, if it is this."""
     machine: str | None = None
+    """Fingerprint of another."""
 
     def machine_used(self, context: WorkContext) -> Machine | None:
         """The machine: a needed task's timings, or a profile by name or file; None where bytes are counted.

@@ -30,11 +30,7 @@ BATCHES = (1, 32)
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every family's best member, and the verdicts by replay, per floor. why_empty: None where something is.
-
-    machines: the best policy on other machines and batch sizes. break_even: what would have to change for a
-    policy to pay. Both only where details were asked for.
-    """
+    """Every family's best member, and the verdicts by replay, per floor."""
 
     machine: str
     machine_source: str
@@ -42,19 +38,23 @@ class Ranking:
     entries: tuple[RankedPolicy, ...]
     verdicts: tuple[Verdict, ...]
     why_empty: str | None
+    """None where something is."""
     machines: tuple[MachineAnswer, ...] = ()
+    """The best policy on other machines and batch sizes, where details were asked for."""
     break_even: tuple[BreakEven, ...] = ()
+    """What would have to change for a policy to pay, where details were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeagueWork(PricedWork[Ranking]):
-    """Ranks policies. details: whether for other machines, and what would have to change. Needs no model."""
+    """Ranks policies. Needs no model."""
 
     kind = "league"
 
     floors: tuple[float, ...] = FLOORS
     worth: float = WORTH
     details: bool = False
+    """Whether for other machines too, and what would have to change."""
     seed: int = SEED
 
     def cost(self, sizes: Sizes) -> TaskCost:

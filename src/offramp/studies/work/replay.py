@@ -19,15 +19,19 @@ SECONDS_PER_FACT = 4e-6
 
 @dataclass(frozen=True)
 class Replayed(ReplayIntervals):
-    """The figures of a replay, three of them with intervals over documents. tokens: of the trace."""
+    """The figures of a replay, three of them with intervals over documents."""
 
     replay: ReplayFigures
     tokens: int
+    """Of the trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayWork(PricedWork[Replayed]):
-    """Replays a policy. kv, batch: how it is charged for. Needs no model."""
+    """Replays a policy. Needs no model.
+
+    kv, batch: how it is charged for.
+    """
 
     kind = "replay"
 

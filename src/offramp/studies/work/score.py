@@ -23,30 +23,31 @@ SECONDS_PER_FACT = 5e-5
 
 @dataclass(frozen=True)
 class ScoredTrace:
-    """A card with what it is of.
-
-    text: how long the whole text is. own_text: whether the model wrote some of it. documents: their ids.
-    notes: of the trace.
-    """
+    """A card with what it is of."""
 
     card: ScoreCard
     text: TextSize
+    """How long the whole text is."""
     own_text: bool
+    """Whether the model wrote some of it."""
     bits_per_byte: float | None
     documents: tuple[str, ...]
+    """Their ids."""
     tokens: int
     layers: int
     workload_fingerprint: str
     notes: tuple[str, ...]
+    """Of the trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreWork(TraceReader[ScoredTrace]):
-    """Scores a trace. raw: the same read by the model's own head, None if this one is. Needs no model."""
+    """Scores a trace. Needs no model."""
 
     kind = "score"
 
     raw: Needed | None = None
+    """The same read by the model's own head, None if this one is."""
     draws: int = DRAWS
     seed: int = SEED
 

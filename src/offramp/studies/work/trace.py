@@ -35,13 +35,14 @@ PASSAGE_TOKENS = 140
 class PassageToken:
     """One token of a passage and what every exit said in its place.
 
-    piece: the token as text. full_prediction: what the full model says there (the same in generation mode).
     first_match_exit, saturation_exit: layer of the first exit that agrees with the full model, and of the
     first from which all later ones agree. predictions, max_prob, agrees: one per exit of the passage.
     """
 
     piece: str
+    """The token as text."""
     full_prediction: str
+    """What the full model says there (the same in generation mode)."""
     first_match_exit: int
     saturation_exit: int
     predictions: tuple[str, ...]
@@ -51,17 +52,17 @@ class PassageToken:
 
 @dataclass(frozen=True)
 class Passage:
-    """The start of one document, token by token.
-
-    document: its id. exits: the traced layers. lead: the input before the first token, as text.
-    document_tokens: how many traced tokens the whole document has.
-    """
+    """The start of one document, token by token."""
 
     document: str
+    """Its id."""
     exits: tuple[int, ...]
+    """The traced layers."""
     lead: str
+    """The input before the first token, as text."""
     tokens: tuple[PassageToken, ...]
     document_tokens: int
+    """How many traced tokens the whole document has."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,13 @@ KEPT_BYTES = 40
 
 @dataclass(frozen=True)
 class TracedModel:
-    """The model of a trace, for those who read it without loading it.
-
-    name: as shown, transforms included. facts: fingerprints, licence, dtype and the like, as JSON values.
-    """
+    """The model of a trace, for those who read it without loading it."""
 
     name: str
+    """As shown, transforms included."""
     layers: int
     facts: Mapping[str, Any]
+    """Fingerprints, licence, dtype and the like, as JSON values."""
 
 
 @dataclass(frozen=True)
@@ -184,22 +184,22 @@ TEXT_FILE = study_file(TextSizes)
 @dataclass(frozen=True, kw_only=True)
 class TraceWork(TextWork[TracedModel]):
     """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with; `text.json`, and the
-    passage that a page shows. heads: that it is read through, None for the logit lens.
-
-    stream: whether the model's layers stay on disk. memory: bytes of weights that may be in memory then. The
-    rest is as of `offramp.trace`.
+    passage that a page shows. Its settings are as of `offramp.trace`.
     """
 
     kind = "trace"
 
     heads: Needed | None = None
+    """That it is read through, None for the logit lens."""
     tokens: int
     exits: str | tuple[int, ...] = "all"
     signals: tuple[str, ...] = ()
     context: int | None = None
     document_tokens: int | None = None
     stream: bool = False
+    """Whether the model's layers stay on disk."""
     memory: int | None = None
+    """Bytes of weights that may be in memory then."""
 
     def cost(self, sizes: Sizes) -> TaskCost:
         """Every token through all layers, read out at every exit; answers are written first."""

@@ -37,14 +37,13 @@ EVALUATED_SHARE = 0.3
 class TrainingWork(Effort, TextsWork[None]):
     """Leaves `exits/`, which every command takes as `--heads` and a later try goes on with, and what training
     took. Minutes become steps by the clock, and seconds are what it costs: it runs alone.
-
-    exit_kind: as of `kind` of `offramp.train_exits`; so is the rest.
     """
 
     kind = "training"
     exclusive = True
 
     exit_kind: str
+    """As of `kind` of `offramp.train_exits`; so is the rest."""
     at: str | tuple[int, ...]
     units: int | None = None
     short_list: int = SHORTLIST

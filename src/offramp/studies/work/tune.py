@@ -23,25 +23,23 @@ SECONDS_PER_FACT = 6e-5
 
 @dataclass(frozen=True)
 class TunedAnswers:
-    """One answer per floor. why_empty: None where there are any. why_not_executed: where it was to be.
-
-    verdicts: at every floor of the ranking, as these answers settle them.
-    """
+    """One answer per floor."""
 
     tuned: tuple[Tuned, ...]
     why_empty: str | None = None
+    """None where there are any."""
     why_not_executed: str | None = None
+    """Where it was to be."""
     verdicts: tuple[Verdict, ...] = ()
+    """At every floor of the ranking, as these answers settle them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningWork(PricedWork[TunedAnswers]):
-    """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read.
-
-    league: whose verdicts by replay the answers settle.
-    """
+    """Work that leaves the tuner's answers, and each as a file that `offramp predict` and `generate` read."""
 
     league: Needed
+    """Whose verdicts by replay the answers settle."""
     floors: tuple[float, ...] = FLOORS
     delta: float = DELTA
     seed: int = SEED

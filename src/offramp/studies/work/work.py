@@ -73,20 +73,21 @@ class ModelCache:
 
 @dataclass(frozen=True)
 class WorkContext:
-    """Where a task's work reads and writes.
-
-    folder: the task's own, which exists; what an earlier attempt left in it may be there. inputs: folders of
-    the tasks it needs, by their keys. models: shared by the tasks that one process runs. executions: where
-    documents that were decoded for certificates are kept for all tasks, by everything that changes them.
-    recipe: the task's whole, code and libraries included. progress: whether somebody watches this process.
-    """
+    """Where a task's work reads and writes."""
 
     folder: Path
+    """The task's own, which exists; what an earlier attempt left in it may be there."""
     inputs: Mapping[str, Path]
+    """Folders of the tasks it needs, by their keys."""
     models: ModelCache
+    """Shared by the tasks that one process runs."""
     executions: Path
+    """Where documents that were decoded for certificates are kept for all tasks, by everything that changes
+    them."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The task's whole, code and libraries included."""
     progress: bool = False
+    """Whether somebody watches this process."""
 
     def folder_of(self, key: str) -> Path:
         """The folder of a needed task. Raises OfframpError if it is not there."""
@@ -127,8 +128,7 @@ class Work(ABC, Generic[Result]):
     """What one task does, and everything that decides its result.
 
     kind: the name of the kind, in folders, plans and exclusions. exclusive: whether it takes timings, and so
-    runs alone. threads: of torch and numpy. sources: where its inputs lie on this machine, by role: of no
-    consequence for the result, since the recipe has their fingerprints.
+    runs alone.
 
     `Result` is a record: a dataclass that is written as `result.json` and read back typed; None for a kind
     that leaves nothing but files of its own.
@@ -138,7 +138,10 @@ class Work(ABC, Generic[Result]):
     exclusive: ClassVar[bool] = False
 
     threads: int = 1
+    """Of torch and numpy."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where its inputs lie on this machine, by role: of no consequence for the result, since the recipe has
+    their fingerprints."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
