@@ -144,6 +144,13 @@ def test_jobs_come_after_what_they_need(wide: StudyPlan) -> None:
     assert order.count("decode") == 4  # one per model that is loaded
 
 
+def test_a_job_has_the_threads_of_the_study_if_any_of_its_tasks_loads_a_model(world: Path) -> None:
+    text = 'models = ["a"]\nworkloads = ["txt:one.txt"]\nmachines = ["h100"]\n'
+    (job,) = plan_of(world, text, SETTINGS.replace("threads = 1", "threads = 3")).jobs
+    assert ["model" in task.recipe for task in job.tasks] == [True, False, False, False]
+    assert job.threads == 3
+
+
 def test_a_plan_survives_json_and_carries_the_study(tmp_path: Path) -> None:
     plan = plan_of(small_world(tmp_path), WIDE)
     assert from_json(StudyPlan, json.loads(canonical_json(to_json(plan)))) == plan

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fault_studies import plan_into, run_jobs
-from study_files import plan_of, small_world
+from study_files import SETTINGS, plan_of, small_world, study_of
 from work_cases import files_of
 
 import offramp
@@ -18,6 +18,7 @@ from offramp.kit.defaults import TRAINING_MINUTES, TRAINING_ROWS
 from offramp.report.comparison_data import comparison_tables
 from offramp.studies.comparison.reading import read_comparison
 from offramp.studies.folder import StudyFolder
+from offramp.studies.found import Fingerprints, find_everything
 from offramp.studies.plan import make_plan
 from offramp.studies.runner import run_job
 from offramp.studies.study import StudyPlan
@@ -98,6 +99,17 @@ def done(study_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
     assert run_jobs(folder, plan) == []
     assert [folder.failure(task) for task in plan.tasks.values() if not folder.is_done(task)] == []
     return folder, plan
+
+
+@pytest.mark.parametrize(("exits", "rated"), [("[2]", False), ("[1, 2]", True), ('"all"', True)])
+def test_candidates_of_the_only_exit_say_nothing_of_a_later_one(
+    tmp_path: Path, exits: str, rated: bool
+) -> None:
+    text = 'models = ["a"]\nworkloads = ["txt:one.txt"]\n[[trainings]]\nname = "block"\nkind = "block"\n'
+    study = study_of(small_world(tmp_path), text, f"{SETTINGS}exits = {exits}\n")
+    facts = find_everything(study, Fingerprints(), download=False).heads["block"].facts
+    assert ("candidate_score" in facts) is rated
+    assert "correctness" in facts
 
 
 def tasks_of(plan: StudyPlan, kind: str) -> list[Task]:
