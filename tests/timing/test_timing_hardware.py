@@ -12,10 +12,10 @@ import torch
 from generation_cases import counted_layers
 from tracing_models import build_family, llama, tiny_model
 
-from offramp.costs.hardware import OWN_LOOP
+from offramp.costs.hardware import OWN_LOOP, machine_facts
 from offramp.costs.machine import Machine
 from offramp.costs.probes import PROBES
-from offramp.costs.timings import LENS, MAPS, OTHER_LOAD
+from offramp.costs.timings import LENS, MAPS, OTHER_LOAD, TimingsProfile
 from offramp.decoding.engine.build import cache_keyword
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.errors import BusyMachineError, ModelError
@@ -179,9 +179,18 @@ def test_what_others_disturb_is_timed_when_it_is_quiet_or_not_at_all(
     monkeypatch.setattr(
         machine_profiler.Load, "describe", lambda self: {"load_average": [0.2, 0.3], OTHER_LOAD: next(left)}
     )
-    timed = mock.Mock(side_effect=machine_profiler._timed)
+    model = tiny_model(llama(num_hidden_layers=1))
+
+    def timing(profiler: MachineProfiler, *arguments: object) -> TimingsProfile:
+        machine, zeros = machine_facts(torch.get_num_threads()), [[0.0], [0.0]]
+        details = {"machine": machine, **machine_profiler.Load().describe()}
+        return TimingsProfile(
+            "local", "made up", "float32", 1, profiler.batches, zeros, zeros, [0.0] * 2, {}, None, None,
+            [0.0] * 2, details,
+        )  # fmt: skip
+
+    timed = mock.Mock(side_effect=timing)
     monkeypatch.setattr(machine_profiler, "_timed", timed)
-    model = tiny_model(llama(num_hidden_layers=LAYERS))
     if timings is None:
         with pytest.raises(BusyMachineError, match=r"the machine is busy: other work kept 0\.9 of"):
             measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
