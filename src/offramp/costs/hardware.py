@@ -223,12 +223,13 @@ PROFILES = Path(__file__).parent / "machines"
 
 @dataclass(frozen=True)
 class MachineDescription:
-    """One line of `offramp list hardware`. rates: peak rates of a roofline, else empty."""
+    """One line of `offramp list hardware`."""
 
     name: str
     description: str
     source: str
     rates: str = ""
+    """Peak rates of a roofline, else empty."""
 
 
 def machine_names() -> list[str]:

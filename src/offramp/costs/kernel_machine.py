@@ -57,14 +57,12 @@ class KernelTime:
 
 @dataclass(frozen=True, eq=False)
 class KernelGrid:
-    """Measured seconds over some axes.
-
-    axes: rising positive values of each. seconds: float64 [axis 1, axis 2, ...], nan where nothing was
-    measured.
-    """
+    """Measured seconds over some axes."""
 
     axes: tuple[FloatArray, ...]
+    """Rising positive values of each."""
     seconds: FloatArray
+    """float64 [axis 1, axis 2, ...], nan where nothing was measured."""
 
     def at(self, *point: float) -> KernelTime | None:
         """Seconds at one value per axis: measured, or from the nearest measured value below and above on
@@ -110,17 +108,14 @@ def grid_of(columns: Iterable[FloatArray], seconds: FloatArray) -> KernelGrid:
 
 @dataclass(frozen=True, eq=False)
 class DecodeAttention:
-    """Measured attention of one token per sequence over a full context.
-
-    All float64 [rows]. batch, heads, key_value_heads, head_size: of the shape. context: positions attended
-    to, the token's own included. seconds: measured.
-    """
+    """Measured attention of one token per sequence over a full context: columns of one length, float64 [rows]."""
 
     batch: FloatArray
     heads: FloatArray
     key_value_heads: FloatArray
     head_size: FloatArray
     context: FloatArray
+    """Positions attended to, the token's own included."""
     seconds: FloatArray
 
     def at(self, batch: int, attention_width: int, key_value_width: int, context: float) -> KernelTime | None:
@@ -224,18 +219,17 @@ PROBE_COLUMNS: Mapping[str, Callable[[ModelShape, ProbeSizes], int]] = {
 
 @dataclass(frozen=True, eq=False)
 class KernelMachine(DataSheet[float]):
-    """A machine priced by measured kernels where they reach, by its data sheet elsewhere.
-
-    flops_per_second: in bfloat16. products: seconds of a bfloat16 product, by columns n, inner size k and
-    rows m. attention: of one token a sequence. details: JSON values: package, version, system, backend and
-    the SHA-256 of each table, in whose place they are written.
-    """
+    """A machine priced by measured kernels where they reach, by its data sheet in bfloat16 elsewhere."""
 
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("products", "attention")
 
     products: KernelGrid
+    """Seconds of a bfloat16 product, by columns n, inner size k and rows m."""
     attention: DecodeAttention
+    """Of one token a sequence."""
     details: Mapping[str, Any]
+    """JSON values: package, version, system, backend and the SHA-256 of each table, in whose place they are
+    written."""
     kind: str = KIND
 
     def product(self, rows: int, columns: int, inner: int) -> KernelTime:

@@ -148,19 +148,19 @@ Rate = TypeVar("Rate")
 
 @dataclass(frozen=True, eq=False)
 class DataSheet(Generic[Rate]):
-    """A machine's peak rates and fixed times.
-
-    flops_per_second: dense peak. bytes_per_second: peak of the memory. launch_seconds: of a kernel.
-    decision_seconds: until the host knows an answer and launches on.
-    """
+    """A machine's peak rates and fixed times."""
 
     name: str
     description: str
     source: str
     flops_per_second: Rate
+    """Dense peak."""
     bytes_per_second: float
+    """Peak of the memory."""
     launch_seconds: float
+    """Of a kernel."""
     decision_seconds: float
+    """Until the host knows an answer and launches on."""
 
     def to_json(self) -> dict[str, Any]:
         """The profile as a JSON object."""

@@ -16,22 +16,22 @@ MapRanks = tuple[tuple[int, int | None], ...]
 
 @dataclass(frozen=True)
 class ProbeSizes:
-    """Sizes that probes, and other parts that are fitted, have beside the model's own.
-
-    shortlist: tokens of a restricted vocabulary, or all where a model has fewer. hidden: units of a small
-    network. candidates: tokens whose logits alone are computed. map_rank: of the K,V maps that a machine is
-    timed with, to half of the layers. kv_maps: the K,V maps that are to be priced. lens_rank: of the linear
-    lenses, None where they are whole, 0 where networks stand alone. mlp_units: of the networks behind them, 0
-    without any.
-    """
+    """Sizes that probes, and other parts that are fitted, have beside the model's own."""
 
     shortlist: int = SHORTLIST
+    """Tokens of a restricted vocabulary, or all where a model has fewer."""
     hidden: int = NETWORK_UNITS
+    """Units of a small network."""
     candidates: int = CANDIDATES
+    """Tokens whose logits alone are computed."""
     map_rank: int = 64
+    """Of the K,V maps that a machine is timed with, to half of the layers."""
     kv_maps: MapRanks = ()
+    """The K,V maps that are to be priced."""
     mlp_units: int = 0
+    """Of the networks behind them, 0 without any."""
     lens_rank: int | None = None
+    """Of the linear lenses, None where they are whole, 0 where networks stand alone."""
 
     def __post_init__(self) -> None:
         # JSON has lists for tuples.
@@ -49,18 +49,18 @@ RESTRICTED_HEAD = "restricted head"
 
 @dataclass(frozen=True)
 class FittedSizes:
-    """What exit heads add to a step (see `fitted_of`).
-
-    lens: whether exits below L are read through a linear lens, a network, or both. mlp_units: of the
-    networks, 0 without any. maps: K,V maps, where K and V are mapped. shortlist: tokens of a list of another
-    length than usual, None without one. lens_rank: of the lens, None where it is whole, 0 without one.
-    """
+    """What exit heads add to a step (see `fitted_of`)."""
 
     lens: bool = False
+    """Whether exits below L are read through a linear lens, a network, or both."""
     mlp_units: int = 0
+    """Of the networks, 0 without any."""
     maps: MapRanks = ()
+    """K,V maps, where K and V are mapped."""
     shortlist: int | None = None
+    """Tokens of a list of another length than usual, None without one."""
     lens_rank: int | None = None
+    """Of the lens, None where it is whole, 0 without one."""
 
     def added_to(self, sizes: ProbeSizes) -> ProbeSizes:
         """The sizes with these."""
@@ -87,22 +87,20 @@ def fitted_of(
 
 @dataclass(frozen=True)
 class ProbeKind:
-    """One kind of probe.
-
-    reads_logits: it goes through the final norm (and the linear lens, if there is one).
-    flops, bytes: of one check of one token, the lens left out. row_bytes: of these, the bytes that every
-    token of a batch moves anew, where the weights are read once for all.
-    launches: kernels that an ordinary implementation launches for it.
-    """
+    """One kind of probe."""
 
     name: str
     meaning: str
     flops: Callable[[ModelShape, ProbeSizes], float]
     bytes: Callable[[ModelShape, ProbeSizes], float]
+    """Of one check of one token, the lens left out."""
     launches: int
+    """Kernels that an ordinary implementation launches for it."""
     # Hidden states are at hand in the processor's caches, as all activations are taken to be.
     row_bytes: Callable[[ModelShape, ProbeSizes], float] = lambda shape, sizes: 0.0
+    """Of these, the bytes that every token of a batch moves anew, where the weights are read once for all."""
     reads_logits: bool = False
+    """It goes through the final norm (and the linear lens, if there is one)."""
 
     def batch_flops(self, shape: ModelShape, sizes: ProbeSizes, batch: int) -> float:
         """FLOPs of one check of each of `batch` tokens."""

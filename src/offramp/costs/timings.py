@@ -86,18 +86,9 @@ TOLERABLE_LOAD = 0.3
 class TimingsProfile:
     """Seconds of every part of a decoding step, measured on one model at some batch sizes.
 
-    name, source: as shown, and where the timings come from. dtype: of the weights. layers_count: L. batches:
-    batch sizes, rising. All times are of a whole step that decodes one token of each sequence: layer_seconds
-    [batches, L] at position 0 and layer_seconds_per_position [batches, L] for every position after it (within
-    the window of a layer that has one); head_seconds [batches], final norm, output head and choice of the
-    token; probe_seconds [batches] by kind of probe (see `offramp.costs.probes.PROBES`), the lens left out;
-    lens_seconds [batches], one linear lens; map_seconds [batches], the K,V maps of one exit (to
-    `timed_map_layers`, of rank sizes.map_rank); key_value_seconds [batches, L], leaving behind what later
-    tokens need of a skipped layer, and key_value_seconds_per_position [batches, L] (None: the position does
-    not matter); overhead_seconds [batches], what a step costs whatever it runs. lens_seconds, map_seconds and
-    key_value_seconds may be None, and kinds of probe may be missing: their times are then derived from the
-    FLOPs and bytes of what was timed, with a wait for a check's answer, which `notes` says. details: JSON
-    values on how it was measured. sizes: of the timed probes.
+    All times are of a whole step that decodes one token of each sequence. Those of lens, maps and K and V may
+    be None, and kinds of probe may be missing: they are then derived from the FLOPs and bytes of what was
+    timed, with a wait for a check's answer, which `notes` says.
 
     Anything that numpy reads as an array is taken for one. Raises InputError for a table of another size, a
     negative or non-finite time, an unknown kind of probe, or batch sizes that do not rise from 1 or more.
@@ -105,20 +96,34 @@ class TimingsProfile:
 
     name: str
     source: str
+    """Where the timings come from."""
     dtype: str
+    """Of the weights."""
     layers_count: int
     batches: tuple[int, ...]
+    """Batch sizes, rising."""
     layer_seconds: Table
+    """[batches, layers], at position 0."""
     layer_seconds_per_position: Table
+    """[batches, layers], for every position after it (within the window of a layer that has one)."""
     head_seconds: Table
+    """[batches], final norm, output head and choice of the token."""
     probe_seconds: Mapping[str, Table]
+    """[batches] by kind of probe (see `offramp.costs.probes.PROBES`), the lens left out."""
     lens_seconds: Table | None
+    """[batches], one linear lens."""
     key_value_seconds: Table | None
+    """[batches, layers], leaving behind what later tokens need of a skipped layer."""
     overhead_seconds: Table
+    """[batches], what a step costs whatever it runs."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values on how it was measured."""
     sizes: ProbeSizes = field(default_factory=ProbeSizes)
+    """Of the timed probes."""
     key_value_seconds_per_position: Table | None = None
+    """[batches, layers]; None where the position does not matter."""
     map_seconds: Table | None = None
+    """[batches], the K,V maps of one exit (to `timed_map_layers`, of rank sizes.map_rank)."""
     kind: str = KIND
 
     def __post_init__(self) -> None:
@@ -203,18 +208,11 @@ class TimingsProfile:
     def _timed_batches(self) -> str:
         return ", ".join(map(str, self.batches))
 
-    def untimed_note(self, sizes: Iterable[int]) -> str | None:
-        """What must be said of prices at some batch sizes; None where all of them were timed."""
-        untimed = sorted(set(sizes) - set(self.batches))
-        if not untimed:
-            return None
-        asked = ", ".join(map(str, untimed))
-        return f"{self.name} was timed at batch {self._timed_batches}, not at {asked}: there it is {UNTIMED}"
-
     def price_notes(self, shape: ModelShape, position: float, batches: Iterable[int]) -> tuple[str, ...]:
-        """What must be said of its prices at some batch sizes; the model and the position do not matter."""
-        note = self.untimed_note(batches)
-        return () if note is None else (note,)
+        """What must be said of its prices at batch sizes that were not timed, whatever the model is."""
+        untimed = ", ".join(map(str, sorted(set(batches) - set(self.batches))))
+        timed = f"{self.name} was timed at batch {self._timed_batches}"
+        return (f"{timed}, not at {untimed}: there it is {UNTIMED}",) if untimed else ()
 
     def token_costs(
         self,

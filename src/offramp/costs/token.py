@@ -29,28 +29,28 @@ class TokenCosts:
     """Prices of one decoding step, all in one unit ("bytes", "flops" or "seconds").
 
     A step decodes one token of each of `batch` sequences; every price is that of the whole step.
-
-    layers: float64 [layers], running each layer. head: final norm and output head of the full model.
-    exit_head: the same at an exit below L, a linear lens before it included.
-    probes: one check at an exit, by probe kind (see `offramp.costs.probes.PROBES`), the lens included.
-    key_value: float64 [layers], leaving behind what later tokens need of a skipped layer.
-    overhead: what a step costs whatever it runs (embedding, choosing the token, the program around).
-    maps: by exit, the K,V maps of tokens that leave there, where K and V are mapped; empty elsewhere.
-    decision: how much of every probe is waiting until the host knows its answer, 0 where that is not apart.
-    short_list: whether `exit_head` is the price of the short list's columns.
     """
 
     unit: str
     layers: FloatArray
+    """float64 [layers], running each layer."""
     head: float
+    """Final norm and output head of the full model."""
     exit_head: float
+    """The same at an exit below L, a linear lens before it included."""
     probes: Mapping[str, float]
+    """One check at an exit, by probe kind (see `offramp.costs.probes.PROBES`), the lens included."""
     key_value: FloatArray
+    """float64 [layers], leaving behind what later tokens need of a skipped layer."""
     overhead: float = 0.0
+    """What a step costs whatever it runs (embedding, choosing the token, the program around)."""
     batch: int = 1
     maps: Mapping[int, float] = field(default_factory=dict)
+    """By exit, the K,V maps of tokens that leave there, where K and V are mapped; empty elsewhere."""
     decision: float = 0.0
+    """How much of every probe is waiting until the host knows its answer, 0 where that is not apart."""
     short_list: bool = False
+    """Whether `exit_head` is the price of the short list's columns."""
 
     @property
     def plain(self) -> float:

@@ -31,16 +31,16 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class JudgedAnswer:
-    """What the full model says of an answer, given the prompt and the answer's own earlier tokens.
-
-    chosen: int64 [new], its most probable token in each place. logprob: float64 [new], of the answer's token,
-    in nats. gap: float64 [new], largest logit less that of the answer's token. largest: float64 [new].
-    """
+    """What the full model says of an answer, given the prompt and the answer's own earlier tokens."""
 
     chosen: NDArray[np.int64]
+    """int64 [new], its most probable token in each place."""
     logprob: NDArray[np.float64]
+    """float64 [new], of the answer's token, in nats."""
     gap: NDArray[np.float64]
+    """float64 [new], largest logit less that of the answer's token."""
     largest: NDArray[np.float64]
+    """float64 [new]."""
 
 
 def judge(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> JudgedAnswer:

@@ -33,16 +33,16 @@ SAME_TRANSFORM = "a transform is applied once"
 
 @dataclass(frozen=True)
 class Acceleration:
-    """One way to be faster.
-
-    name: as shown, unique among those of a run. text: as it was asked for. group: of its alternatives, of
-    which a combination holds one at most. transform: what is done to the model; None for a way to decode.
-    """
+    """One way to be faster."""
 
     name: str
+    """As shown, unique among those of a run."""
     text: str
+    """As it was asked for."""
     group: str
+    """Of its alternatives, of which a combination holds one at most."""
     transform: Transform | None = None
+    """What is done to the model; None for a way to decode."""
 
 
 Parts = tuple[Acceleration, ...]

@@ -327,12 +327,7 @@ class Looks:
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """When a measurement ends.
-
-    seconds: of all of it, trials included, None for no limit; two visits are always made. rounds: how often
-    each batch of prompts is decoded, at most, None for no limit. worth: the gain that matters, as a share.
-    looks: whether it may end before the seconds are over, as soon as its questions are answered.
-    """
+    """When a measurement ends."""
 
     seconds: Annotated[
         NotNegative | None,
@@ -342,9 +337,13 @@ class TimeLimits:
             "limit the seconds, or the rounds",
         ),
     ] = TIMING_SECONDS
+    """Of all of it, trials included, None for no limit; two visits are always made."""
     rounds: Count | None = None
+    """How often each batch of prompts is decoded, at most, None for no limit."""
     worth: Margin = WORTH
+    """The gain that matters, as a share."""
     looks: bool = True
+    """Whether it may end before the seconds are over, as soon as its questions are answered."""
 
     def __post_init__(self) -> None:
         settle_fields(self)

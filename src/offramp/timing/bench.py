@@ -133,16 +133,14 @@ def settle(
 
 @dataclass(frozen=True)
 class Measurement:
-    """A bench result, and what was decoded: by contender's name, then by batch of prompts, once each.
-
-    forecasts, free_running: by contender's name, as far as answers were judged and times foretold.
-    """
+    """A bench result, and what was decoded: by contender's name, then by batch of prompts, once each."""
 
     result: BenchResult
     setting: Setting
     decoded: Mapping[str, Mapping[int, DecodedBatch]]
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     free_running: Mapping[str, FreeRunning] = field(default_factory=dict)
+    """By contender's name, as far as answers were judged and times foretold."""
 
     def seconds_of(self, name: str) -> Estimate[float]:
         """Per token, of a contender that was timed."""

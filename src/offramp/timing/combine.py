@@ -227,13 +227,12 @@ def key_of(parts: Parts) -> Key:
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """One model of a combination. setting: its cell holds the policy that leaves at its exits.
-
-    refused: why that policy, or none at all, can decide on this model; None if it can.
-    """
+    """One model of a combination."""
 
     setting: Setting
+    """Its cell holds the policy that leaves at its exits."""
     refused: str | None = None
+    """Why that policy, or none at all, can decide on this model; None if it can."""
 
 
 def require_base(model: Model) -> None:
@@ -370,15 +369,13 @@ ROLE = "combination"
 
 @dataclass(frozen=True)
 class CombinedContender:
-    """A combination, and its contender on the model that its transforms make, or why it has none.
-
-    cell: how our loop decodes it, None if another one does.
-    """
+    """A combination, and its contender on the model that its transforms make, or why it has none."""
 
     parts: Parts
     setting: Setting
     contender: Decoder | Contender
     cell: DecodingOptions | None = None
+    """How our loop decodes it, None if another one does."""
 
     @property
     def name(self) -> str:

@@ -33,10 +33,11 @@ PASSIVE = "passive"
 
 @dataclass(frozen=True)
 class Difference:
-    """The first new token of a prompt that is not the full model's. place: from 0."""
+    """The first new token of a prompt that is not the full model's."""
 
     prompt: int
     place: int
+    """From 0."""
     token: int
     expected: int
 

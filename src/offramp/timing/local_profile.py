@@ -33,15 +33,14 @@ FARTHEST = 1.03
 
 @dataclass(frozen=True)
 class StepCheck:
-    """The profile's plain step beside steps of now, at the same position and batch size.
-
-    ratio: the profile's seconds over those of now, with 95 % limits, of the noise on both sides. seconds: of
-    a plain step now. tokens: how many steps were made.
-    """
+    """The profile's plain step beside steps of now, at the same position and batch size."""
 
     ratio: Estimate[float]
+    """The profile's seconds over those of now, with 95 % limits, of the noise on both sides."""
     seconds: float
+    """Of a plain step now."""
     tokens: int
+    """How many steps were made."""
 
     @property
     def holds(self) -> bool:
@@ -132,10 +131,11 @@ def plain_steps(model: Model, batch: int, position: int, count: int) -> list[flo
 
 @dataclass(frozen=True)
 class LocalProfile:
-    """Timings to predict with. note: how they were come by, in a sentence."""
+    """Timings to predict with."""
 
     profile: TimingsProfile
     note: str
+    """How they were come by, in a sentence."""
 
 
 def profile_of_now(

@@ -114,14 +114,13 @@ TRIAL_TOKENS = 12
 
 @dataclass(frozen=True)
 class TriedOut:
-    """One untimed decoding of the first batch of prompts.
-
-    counted: rows times layers that hooks saw. peak_memory_bytes: above what was held before, None if unknown.
-    """
+    """One untimed decoding of the first batch of prompts."""
 
     decoded: DecodedBatch
     counted: int
+    """Rows times layers that hooks saw."""
     peak_memory_bytes: int | None
+    """Above what was held before, None if unknown."""
 
 
 @new_garbage_alone()
@@ -166,11 +165,13 @@ whole decodings can tell apart."""
 
 @dataclass(frozen=True)
 class Pilot:
-    """The plain decoder that came out the fastest. seconds: per token of each. notes: what else it showed."""
+    """The plain decoder that came out the fastest."""
 
     plain: str
     seconds: dict[str, float]
+    """Per token of each."""
     notes: tuple[str, ...] = ()
+    """What else it showed."""
 
 
 def choose_plain(

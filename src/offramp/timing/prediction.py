@@ -22,31 +22,33 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Check:
-    """One condition. value, limit: as numbers; value None where it cannot be judged. rule: in words."""
+    """One condition."""
 
     rule: str
+    """In words."""
     value: float | None
     limit: tuple[float, float]
+    """As numbers; value None where it cannot be judged."""
     holds: bool
 
 
 @dataclass(frozen=True)
 class PredictionVerdict:
-    """Whether predictions count, judged on changes: seconds per token less the full model's of that moment.
-
-    counts: whether every check of the rule holds. rule: the checks that decide it. figures: further ones, of
-    raw seconds per token and of the slope. policies: how many forecasts. median_error, median_change: medians
-    of |predicted - measured change| and of |measured change|. worst_part: a sentence on the part of time that
-    was most wrong, None where no parts were timed.
-    """
+    """Whether predictions count, judged on changes: seconds per token less the full model's of that time."""
 
     counts: bool
+    """Whether every check of the rule holds."""
     rule: tuple[Check, ...]
+    """The checks that decide it."""
     figures: tuple[Check, ...]
+    """Further ones, of raw seconds per token and of the slope."""
     policies: int
+    """How many forecasts."""
     median_error: float
     median_change: float
+    """Medians of |predicted - measured change| and of |measured change|."""
     worst_part: str | None = None
+    """A sentence on the part of time that was most wrong, None where no parts were timed."""
 
 
 def when_it_counts(

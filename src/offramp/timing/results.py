@@ -49,96 +49,95 @@ Stopped = Literal["answered", "seconds", "rounds"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per token by the stopwatch, and the circumstances they were taken in.
-
-    low, high: the 95 % interval, None with too few samples for one. threads: that compute. load: the
-    machine's load average over one minute at the start.
-    """
+    """Seconds per token by the stopwatch, and the circumstances they were taken in."""
 
     value: float
     low: float | None
     high: float | None
+    """The 95 % interval, None with too few samples for one."""
     threads: Count
+    """Threads that compute."""
     load: float
+    """The machine's load average over one minute at the start."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One prompt (or batch of prompts) in one process, timed side by side with plain decoding.
-
-    log_ratio: log(plain seconds / its seconds), both summed over the pairs of blocks. pairs: how many. More
-    of them make the figure better; they are no further prompts.
-    """
+    """One prompt (or batch of prompts) in one process, timed side by side with plain decoding."""
 
     process: int
     prompt: int
     log_ratio: float
+    """log(plain seconds / its seconds), both summed over the pairs of blocks."""
     pairs: int
+    """How many. More of them make the figure better; they are no further prompts."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """What one decoded token runs on average, counted and not timed: the same on every machine.
-
-    layers: executed. heads: products with the output head, the short list's included. probes: checks of the
-    policy. flops, bytes: of all of it, bytes as moved from memory at batch 1.
-    """
+    """What one decoded token runs on average, counted and not timed: the same on every machine."""
 
     layers: float
+    """Layers executed."""
     heads: float
+    """Products with the output head, the short list's included."""
     probes: float
+    """Checks of the policy."""
     flops: float
     bytes: float
+    """Of all of it, as moved from memory at batch 1."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to decode, timed beside the others.
-
-    name: as shown. role: "policy", "plain" (the full model's output by definition), "short list" (the full
-    model with its output head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time).
-    answer: what `ratio` says of it. ratio: seconds of the fastest plain decoder over its own (of an "a/a":
-    of the decoder that it repeats); without an interval for one prompt, or where it was timed in the pilot
-    only. The interval covers that the fastest was told by the same times. level: of the interval, that of the
-    last look, so that it holds however the timing was stopped. resolution: its half-width, as a share.
-    clusters: what the ratio comes of, by prompt; none of the fastest plain decoder itself. samples:
-    seconds per new token (of all rows together) after the first, one per visit, in order.
-    seconds_per_token: of the fastest plain decoder the mean over prompts, with a 95 % interval; of
-    others that over their ratio, so that the machine's load cancels between them. first_token_seconds:
-    median time to the first new token. tokens_per_second: of the whole batch.
-    peak_memory_bytes: above what the process held before, None if unknown. counted: what a token of the timed
-    decodings runs, None where nothing says.
-    layers_per_token: executed layers of a fed new token of an untimed trial, counted by hooks;
-    claimed_layers_per_token: what the decoder says of the same trial.
-    same_output: share of prompts whose output equals the full model's, token for token; output_must_match:
-    whether it has to (lossless in float32). executed_agreement: share of its tokens that are the full model's
-    choice on the same prefix, None if nobody judged. gain: shares of the plain decoder's seconds per token,
-    None if it was not split.
-    left_out: why it was not timed, None if it was. full_depth: whether it runs every layer for every token,
-    whatever else it saves.
-    """
+    """One way to decode, timed beside the others."""
 
     name: str
+    """As shown."""
     role: str
+    """"policy", "plain" (the full model's output by definition), "short list" (the full model with its output
+    head cut to that), "peer", "combination", or "a/a" (a plain decoder a second time)."""
     answer: Answer = "unresolved"
+    """What `ratio` says of it."""
     ratio: Estimate[float] | None = None
+    """Seconds of the fastest plain decoder over its own (of an "a/a": of the decoder that it repeats);
+    without an interval for one prompt, or where it was timed in the pilot only. The interval covers that the
+    fastest was told by the same times."""
     resolution: float | None = None
+    """The half-width of its interval, as a share."""
     clusters: tuple[Cluster, ...] = ()
+    """What the ratio comes of, by prompt; none of the fastest plain decoder itself."""
     samples: tuple[float, ...] = ()
+    """Seconds per new token (of all rows together) after the first, one per visit, in order."""
     seconds_per_token: Estimate[float] | None = None
+    """Of the fastest plain decoder the mean over prompts, with a 95 % interval; of others that over their
+    ratio, so that the machine's load cancels between them."""
     first_token_seconds: float | None = None
+    """Median time to the first new token."""
     tokens_per_second: float | None = None
+    """Of the whole batch."""
     peak_memory_bytes: int | None = None
+    """Above what the process held before, None if unknown."""
     counted: Counted | None = None
+    """What a token of the timed decodings runs, None where nothing says."""
     layers_per_token: float | None = None
+    """Executed layers of a fed new token of an untimed trial, counted by hooks."""
     claimed_layers_per_token: float | None = None
+    """What the decoder says of the same trial."""
     same_output: Proportion | None = None
+    """Share of prompts whose output equals the full model's, token for token."""
     output_must_match: bool = False
+    """Whether it has to (lossless in float32)."""
     executed_agreement: Estimate[float] | None = None
+    """Share of its tokens that are the full model's choice on the same prefix, None if nobody judged."""
     gain: Gain | None = None
+    """Shares of the plain decoder's seconds per token, None if it was not split."""
     left_out: str | None = None
+    """Why it was not timed, None if it was."""
     full_depth: bool = False
+    """Whether it runs every layer for every token, whatever else it saves."""
     level: float = LEVEL
+    """Of the ratio's interval: that of the last look, so that it holds however the timing was stopped."""
 
     @property
     def without_exits(self) -> bool:
@@ -162,29 +161,25 @@ RIVALS: Mapping[str, Callable[[Contender], bool]] = {
 
 @dataclass(frozen=True)
 class Credit:
-    """What exits add: how many times as fast as the best decoder without exits that keeps a floor.
-
-    low, high: at the level of the measurement, chosen though that decoder is by the same times. over: its
-    name.
-    """
+    """What exits add: how many times as fast as the best decoder without exits that keeps a floor."""
 
     value: float
     low: float
     high: float
+    """At the level of the measurement, chosen though that decoder is by the same times."""
     over: str
+    """That decoder's name."""
 
 
 @dataclass(frozen=True)
 class PartError:
-    """One part of a token's time (see `offramp.decoding.engine.engine.PARTS_OF_TIME`), in seconds per token.
-
-    priced: what the cost model says of the items that really ran, as in `Forecast`. measured: by a stopwatch
-    within the decoding loop, in runs apart from those that were timed as a whole.
-    """
+    """One part of a token's time (`offramp.decoding.engine.engine.PARTS_OF_TIME`), in seconds per token."""
 
     part: str
     priced: float
+    """What the cost model says of the items that really ran, as in `Forecast`."""
     measured: float
+    """By a stopwatch within the decoding loop, in runs apart from those that were timed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -194,15 +189,6 @@ class Forecast:
     What is predicted is a ratio to the plain decoder, from a hardware profile that was measured before and
     has timed no policy; in seconds it is that ratio times what plain decoding took at the moment of timing
     (`plain_measured`), so that a machine that is slower than when it was profiled is no error of the policy.
-    predicted: replayed on the trace; None without a trace. priced: the cost model on what really ran.
-    predicted_by_profile, priced_by_profile: the same in the profile's own seconds, None where they were not
-    kept. measured: the stopwatch, with its interval. plain_predicted: of the full model (never exit, the same
-    loop), in the profile's own seconds; plain_measured: by the stopwatch.
-    fastest_plain: of the fastest plain decoder of the run, the denominator of net speedup. predicted_skip,
-    measured_skip: share of layers not executed. parts: where the cost model is wrong, priced at the moment of
-    timing too. predicted_agreement: on the trace, teacher-forced; measured_agreement: of the generated tokens
-    with the full model on the same prefix. gain: what each part of a step saved of the full model's price, by
-    the cost model on what really ran.
     """
 
     policy: str
@@ -210,20 +196,32 @@ class Forecast:
     dtype: str
     workload: str
     predicted: float | None
+    """Replayed on the trace; None without a trace."""
     priced: float
+    """The cost model on what really ran."""
     measured: Estimate[float]
+    """The stopwatch, with its interval."""
     plain_predicted: float
+    """Of the full model (never exit, the same loop), in the profile's own seconds."""
     plain_measured: float
+    """By the stopwatch."""
     fastest_plain: float
+    """Of the fastest plain decoder of the run, the denominator of net speedup."""
     predicted_skip: float | None
     measured_skip: float
+    """Share of layers not executed."""
     parts: tuple[PartError, ...] = ()
+    """Where the cost model is wrong, priced at the moment of timing too."""
     predicted_agreement: float | None = None
+    """On the trace, teacher-forced."""
     measured_agreement: float | None = None
+    """Of the generated tokens with the full model on the same prefix."""
     batch: int = 1
     gain: Gain | None = None
+    """What each part of a step saved of the full model's price, by the cost model on what really ran."""
     predicted_by_profile: float | None = None
     priced_by_profile: float | None = None
+    """The same in the profile's own seconds, None where they were not kept."""
 
     @property
     def trace_error(self) -> float | None:
@@ -238,16 +236,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class FloorCheck:
-    """The floor that a policy was tuned for, beside what it kept here.
-
-    floor: as on the command line, "agreement=0.95". certified: whether the tuner certified it. value: of the
-    floor. kept: the executed agreement, None if nobody judged it or the floor is of another kind.
-    """
+    """The floor that a policy was tuned for, beside what it kept here."""
 
     floor: str
+    """As on the command line, "agreement=0.95"."""
     certified: bool
+    """Whether the tuner certified it."""
     value: float
+    """The floor's own."""
     kept: Estimate[float] | None = None
+    """The executed agreement, None if nobody judged it or the floor is of another kind."""
 
     @property
     def missed(self) -> bool | None:
@@ -257,27 +255,30 @@ class FloorCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class InTurns:
-    """A timing of contenders that took turns on the same prompts.
-
-    prompts: that were decoded; rounds: how often, at most. worth: the gain that matters, as a share. plain:
-    the name of the fastest plain decoder of this timing. defects: what is wrong with outputs, layer counts or
-    the timing itself, in sentences; none in a sound measurement. a_a: ratio of the plain decoder to itself,
-    with a 99 % interval. stopped: why nothing more was timed. seconds_spent: from the first trial to the last
-    block. circumstances: threads, load average before and after, dtype, governor, processor, versions, date,
-    seeds, fingerprints.
-    """
+    """A timing of contenders that took turns on the same prompts."""
 
     model: str
     new_tokens: Count
     prompts: Count
+    """Prompts that were decoded."""
     rounds: Count
+    """How often, at most."""
     worth: float
+    """The gain that matters, as a share."""
     plain: str
+    """The name of the fastest plain decoder of this timing."""
     defects: tuple[str, ...]
+    """What is wrong with outputs, layer counts or the timing itself, in sentences; none in a sound
+    measurement."""
     a_a: Estimate[float]
+    """Ratio of the plain decoder to itself, with a 99 % interval."""
     stopped: Stopped
+    """Why nothing more was timed."""
     seconds_spent: float
+    """From the first trial to the last block."""
     circumstances: Mapping[str, Any]
+    """Threads, load average before and after, dtype, governor, processor, versions, date, seeds,
+    fingerprints."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -288,10 +289,7 @@ class InTurns:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchResult(InTurns):
-    """What contenders answer that took turns: the policy asked about, plain decoders and all others.
-
-    processes: fresh ones that measured. floor: that the policy was tuned for, None without any.
-    """
+    """What contenders answer that took turns: the policy asked about, plain decoders and all others."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("answer", "resolution")
 
@@ -301,7 +299,9 @@ class BenchResult(InTurns):
     batching: str
     contenders: Annotated[tuple[Contender, ...], MinLen(1)]
     processes: int = 1
+    """Fresh processes that measured."""
     floor: FloorCheck | None = None
+    """The floor that the policy was tuned for, None without any."""
     forecasts: tuple[Forecast, ...] = ()
     free_running: FreeRunning | None = None
 
@@ -363,15 +363,14 @@ class BenchResult(InTurns):
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a combination's answers are, judged by the untransformed full model; means over prompts.
-
-    free_running: of the answers that it gave itself. forced_agreement: share of the tokens of the
-    untransformed model's own answer that it chooses too when it is given all of that answer before them; at
-    full depth a token also counts if its logit is the largest but for one rounding step of the dtype.
-    """
+    """How good a combination's answers are, judged by the untransformed full model; means over prompts."""
 
     free_running: FreeRunning
+    """Of the answers that it gave itself."""
     forced_agreement: Estimate[float]
+    """Share of the tokens of the untransformed model's own answer that it chooses too when it is given all of
+    that answer before them; at full depth a token also counts if its logit is the largest but for one
+    rounding step of the dtype."""
 
     @property
     def shared(self) -> Estimate[float]:
@@ -393,25 +392,27 @@ class OnTop:
 
 @dataclass(frozen=True)
 class Combination:
-    """One way to decode faster, or several at once.
-
-    name: its parts joined by " + ", "plain" without any. parts: names of accelerations. transforms: what the
-    model's identity says was done to it. policy: that decides exits or drafts on this model. contender: its
-    timing; the ratio is to the fastest plain decoder of the untransformed model. product: of the speedups of
-    each part alone; interaction: the speedup of all together over that, prompt by prompt, so that the plain
-    decoder's noise cancels as far as it can; None for fewer than two parts, or where a part was left out.
-    on_top: of each part; empty under the same conditions. quality: None if it was not judged.
-    """
+    """One way to decode faster, or several at once."""
 
     name: str
+    """Its parts joined by " + ", "plain" without any."""
     parts: tuple[str, ...]
+    """Names of accelerations."""
     contender: Contender
+    """Its timing; the ratio is to the fastest plain decoder of the untransformed model."""
     transforms: tuple[str, ...] = ()
+    """What the model's identity says was done to it."""
     policy: str | None = None
+    """The policy that decides exits or drafts on this model."""
     product: Estimate[float] | None = None
+    """Of the speedups of each part alone; None as `interaction`."""
     interaction: Estimate[float] | None = None
+    """The speedup of all together over that, prompt by prompt, so that the plain decoder's noise cancels as
+    far as it can; None for fewer than two parts, or where a part was left out."""
     on_top: tuple[OnTop, ...] = ()
+    """What each part adds; empty where `interaction` is None."""
     quality: Quality | None = None
+    """None if it was not judged."""
 
     @property
     def speedup(self) -> Estimate[float] | None:
@@ -433,20 +434,19 @@ class Combination:
 
 @dataclass(frozen=True, kw_only=True)
 class CombineResult(InTurns):
-    """One measurement of accelerations, alone and together, that all took turns.
-
-    accelerations: by name, as they were asked for. plain: the fastest plain decoder of the untransformed
-    model. combinations: "plain" first, then by number of parts. others: the further plain decoders, and the
-    fastest a second time. excluded: combinations that make no sense, in sentences. floor: forced agreement
-    below which nothing is advised.
-    """
+    """One measurement of accelerations, alone and together, that all took turns."""
 
     accelerations: Mapping[str, str]
+    """By name, as they were asked for."""
     workload: str
     combinations: tuple[Combination, ...]
+    """"plain" first, then by number of parts."""
     others: tuple[Contender, ...]
+    """The further plain decoders, and the fastest a second time."""
     floor: float
+    """Forced agreement below which nothing is advised."""
     excluded: tuple[str, ...] = ()
+    """Combinations that make no sense, in sentences."""
 
     def combination(self, *parts: str) -> Combination | None:
         """The combination of exactly these parts, in any order; None if there is none."""

@@ -51,16 +51,15 @@ from offramp.policies.signals import OPENING_FACT
 
 @dataclass
 class Stream:
-    """`batch` sequences that a model decodes greedily, all of one length; see `LoopSteps` for their steps.
-
-    cache: transformers' own, after `length` tokens; keyword: under which the model takes it and returns it.
-    tokens: int64 [batch, 1], the next ones to be fed.
-    """
+    """`batch` sequences that a model decodes greedily, all of one length; see `LoopSteps` for their steps."""
 
     model: Model
     keyword: str
+    """Under which the model takes it and returns it."""
     cache: Any
+    """transformers' own, after `length` tokens."""
     tokens: Tensor
+    """int64 [batch, 1], the next ones to be fed."""
     length: int
 
     @property
@@ -137,19 +136,20 @@ class KindOfStep:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of the parts of one decoding step, timed while it ran.
-
-    position: of the decoded token (0 = first). layers: one entry per layer executed, in order; none of a step
-    that was timed only as a whole. head: from the last layer's end to the chosen token. probes: by name.
-    whole: the step from its token to the next. cut: the layers (0 = the first) that only left their K and V.
-    """
+    """Seconds of the parts of one decoding step, timed while it ran."""
 
     position: int
+    """Of the decoded token (0 = first)."""
     layers: tuple[float, ...]
+    """One entry per layer executed, in order; none of a step that was timed only as a whole."""
     head: float
+    """From the last layer's end to the chosen token."""
     probes: Mapping[str, float]
+    """By name."""
     whole: float
+    """The step from its token to the next."""
     cut: frozenset[int] = frozenset()
+    """The layers (0 = the first) that only left their K and V."""
 
     @property
     def unprobed(self) -> float:

@@ -82,15 +82,12 @@ def whole_at(position: int) -> str:
 
 @dataclass(frozen=True)
 class PriceTables:
-    """The arrays of a `TimingsProfile` by the constructor's names, and what must be said about them.
-
-    parts_over_step: by batch size, what timed parts added up to over the whole step, before they were scaled
-    to it.
-    """
+    """The arrays of a `TimingsProfile` by the constructor's names, and what must be said about them."""
 
     arrays: Mapping[str, Any]
     notes: list[str]
     parts_over_step: dict[int, float]
+    """By batch size, what timed parts added up to over the whole step, before they were scaled to it."""
 
 
 def build_tables(samples: StepSamples) -> PriceTables:
@@ -126,14 +123,16 @@ def build_tables(samples: StepSamples) -> PriceTables:
 
 @dataclass(frozen=True)
 class _Prices:
-    """The prices at one batch size. layers, repair: levels and slopes, [layers] each. scale: of all."""
+    """The prices at one batch size."""
 
     layers: Lines
     repair: Lines
+    """Levels and slopes, [layers] each."""
     head: float
     overhead: float
     probes: dict[str, float]
     scale: float
+    """Of all these prices."""
 
 
 def _of_batch(samples: StepSamples, batch: int) -> _Prices:

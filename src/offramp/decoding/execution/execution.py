@@ -36,23 +36,22 @@ ROWS_TOGETHER = 16
 
 @dataclass(frozen=True)
 class Execution:
-    """One document decoded with a policy.
-
-    prompt, answer: token ids, the end token included. exits: of each token of the answer; the first is L,
-    since a prompt runs whole. agrees: whether each is the choice of the model that judges, the full model or
-    a reference, on the same prefix (see `offramp.decoding.judging.full_models_choices`).
-    layers_executed: for the answer's tokens,
-    the prompt's layers left out, as they ran beside the documents of its group. problem: why
-    decoding ended early, None if it did not.
-    """
+    """One document decoded with a policy."""
 
     document: str
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    """Token ids, the end token included."""
     exits: tuple[int, ...]
+    """Of each token of the answer; the first is L, since a prompt runs whole."""
     agrees: tuple[bool, ...]
+    """Whether each is the choice of the model that judges, the full model or a reference, on the same prefix
+    (see `offramp.decoding.judging.full_models_choices`)."""
     layers_executed: int
+    """For the answer's tokens, the prompt's layers left out, as they ran beside the documents of its
+    group."""
     problem: str | None = None
+    """Why decoding ended early, None if it did not."""
 
     @property
     def loss(self) -> float:

@@ -47,11 +47,7 @@ REPLAYED = "replay, exact K and V"
 
 @dataclass(eq=False, repr=False)
 class ModelExecutor:
-    """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions.
-
-    strategies: K,V strategies to try. prompt_tokens: of an opening, None for whole prompts. reference: whose
-    choices what is decoded is held against, None for the full model's own.
-    """
+    """What `offramp.tuning.executor.Executor` asks for, by a model, its openings and kept executions."""
 
     model: Model
     trace: Trace
@@ -61,9 +57,12 @@ class ModelExecutor:
     workload: Workload
     heads: ExitHeads | None
     strategies: tuple[str, ...]
+    """K,V strategies to try."""
     prompt_tokens: int | None
+    """Of an opening, None for whole prompts."""
     new_tokens: int
     reference: Model | None = None
+    """Whose choices what is decoded is held against, None for the full model's own."""
     _rerunners: dict[tuple[int, ...], Rerunner] = field(init=False, default_factory=dict)
     _reruns: dict[tuple[str, str, tuple[int, ...]], Rerun] = field(init=False, default_factory=dict)
     _rows: dict[str, int | None] = field(init=False, default_factory=dict)

@@ -176,14 +176,12 @@ def tune_executed(
 
 @dataclass(frozen=True)
 class TunedTasks:
-    """One policy for several workloads, the full model for all others.
-
-    tuned: the answer of each workload, with a certificate at delta over the number of workloads, so that all
-    of them hold together but for a chance of `delta` (Bonferroni). Each names its own K,V strategy.
-    """
+    """One policy for several workloads, the full model for all others."""
 
     policy: Tasks
     tuned: Mapping[str, Tuned]
+    """The answer of each workload, with a certificate at delta over the number of workloads, so that all of
+    them hold together but for a chance of `delta` (Bonferroni). Each names its own K,V strategy."""
     delta: float
 
 
