@@ -108,7 +108,7 @@ def grid_of(columns: Iterable[FloatArray], seconds: FloatArray) -> KernelGrid:
 
 @dataclass(frozen=True, eq=False)
 class DecodeAttention:
-    """Measured attention of one token per sequence over a full context: columns of one length, float64 [rows]."""
+    """Measured attention of one token per sequence over a full context, all float64 [rows]."""
 
     batch: FloatArray
     heads: FloatArray
