@@ -59,7 +59,7 @@ from offramp.timing.answers import TimeLimits, ratios_of
 from offramp.timing.bench import Measurement, forecasts_of, run, settle
 from offramp.timing.contenders import NEVER, WITHOUT_PEERS
 from offramp.timing.decoder import Setting, batches_of, generate
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import measure_hardware
 from offramp.timing.measurement import start_peak
 from offramp.tracing.block import forget_gram_matrices
 from offramp.workloads.workload import Document, Workload

@@ -32,7 +32,7 @@ from offramp.scoring.estimate import LEVEL, Estimate
 from offramp.timing.answers import TimeLimits, ratios_of
 from offramp.timing.bench import Measurement, run, settle
 from offramp.timing.contenders import GENERATE, NEVER, WITHOUT_PEERS, Extent
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import measure_hardware
 from offramp.timing.results import BenchResult
 from offramp.workloads.registry import load_workload
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import offramp
 from offramp.costs.timings import LENS, TimingsProfile
-from offramp.timing.machine_profiler import BATCHES, MachineProfiler, measure_hardware
+from offramp.timing.local_profile import BATCHES, MachineProfiler, measure_hardware
 from offramp.timing.timed_steps import PLAIN, PROBED
 
 POSITIONS = (160, 320)

@@ -37,7 +37,7 @@ from offramp.policies.signals import SIGNALS
 from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import forecasts_of, predict_cells, run, settle
 from offramp.timing.contenders import WITHOUT_PEERS
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import PredictionVerdict, when_it_counts
 from offramp.timing.results import BenchResult, Forecast
 from offramp.tracing.trace import Trace

@@ -49,7 +49,7 @@ from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter,
 from offramp.policies.policy_cost import prices_by_rows
 from offramp.policies.rules.short_list import ShortList
 from offramp.timing.defects import Load
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import LARGEST_RATIO
 from offramp.timing.timed_steps import Stream, loop_after, prefill, widen
 from random_checkpoint import Size, write_checkpoint

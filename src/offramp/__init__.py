@@ -64,7 +64,7 @@ _HOMES = {
     "train_gates": "offramp.training.gate_training",
     "import_heads": "offramp.heads.importing.imports",
     "find_machine": "offramp.costs.hardware",
-    "measure_hardware": "offramp.timing.machine_profiler",
+    "measure_hardware": "offramp.timing.local_profile",
     "run": "offramp.runs.call",
     "Findings": "offramp.report.run_findings",
     "passages": "offramp.studies.work.trace",
@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from offramp.studies.study_file import read_study
     from offramp.studies.work.trace import passages
     from offramp.timing.bench import bench
-    from offramp.timing.machine_profiler import measure_hardware
+    from offramp.timing.local_profile import measure_hardware
     from offramp.tracing.fitting.fit import fit_heads
     from offramp.tracing.loading import load_model
     from offramp.tracing.trace import Trace

@@ -17,7 +17,7 @@ from offramp.errors import InputError
 from offramp.kit.typed import from_json
 from offramp.models.model import Model
 from offramp.scoring.estimate import Estimate
-from offramp.timing import local_profile, machine_profiler
+from offramp.timing import local_profile
 from offramp.timing.local_profile import StepCheck, kept_profile
 
 
@@ -25,7 +25,7 @@ from offramp.timing.local_profile import StepCheck, kept_profile
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFRAMP_CACHE", str(folder))
-    monkeypatch.setattr(machine_profiler, "MOST_ROUNDS", 4)
+    monkeypatch.setattr(local_profile, "MOST_ROUNDS", 4)
     return folder
 
 
@@ -140,7 +140,7 @@ def test_on_a_busy_machine_measuring_keeps_nothing_says_so_and_fails(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, cache: Path
 ) -> None:
     monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", -2.0 * 1024)
-    monkeypatch.setattr(machine_profiler, "PATIENCE", 0.1)
+    monkeypatch.setattr(local_profile, "PATIENCE", 0.1)
     outcome = run_offramp("hardware", "measure", tiny_model, "--seconds", "1", "--json").require(1)
     assert outcome.json["error"]["what"].startswith("the machine is busy: other work kept")
     assert "OMP_NUM_THREADS=1" in outcome.json["error"]["fix"]

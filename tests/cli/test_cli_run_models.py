@@ -26,7 +26,7 @@ from offramp.report.summary import summary_schema
 from offramp.runs import request
 from offramp.timing.bench import settle
 from offramp.timing.decoder import generate_repeatedly
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import measure_hardware
 from tiny_models import GGUF_LAYERS, LAYERS, LINES, write_gguf, write_llama
 
 

@@ -51,8 +51,7 @@ from offramp.studies.work.profile import NOTE
 from offramp.studies.work.trace import TextSize, read_text_sizes
 from offramp.studies.work.tune import TuneWork
 from offramp.timing.contenders import GENERATE, NEVER
-from offramp.timing.local_profile import StepCheck
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import StepCheck, measure_hardware
 from offramp.timing.results import BenchResult, CombineResult
 from offramp.tracing.fitting.fit import fit_heads
 from offramp.tracing.loading import load_model

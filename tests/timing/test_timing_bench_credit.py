@@ -15,10 +15,9 @@ from scipy.stats import t as student
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
 from offramp.timing.answers import TimeLimits
-from offramp.timing.bench import judge_measurement, run
+from offramp.timing.bench import judge_measurement, merged, run
 from offramp.timing.contenders import CUT_HEAD, SHORT, WITHOUT_PEERS, Extent, searched_of
 from offramp.timing.decoder import DecodedBatch, Decoder, generate
-from offramp.timing.processes import merged
 from offramp.timing.results import (
     LOOKUP,
     NO_TIME,

@@ -20,8 +20,8 @@ from offramp.decoding.engine.build import cache_keyword
 from offramp.decoding.generation.early_exit import early_exit
 from offramp.errors import BusyMachineError, ModelError
 from offramp.models.model import Model
-from offramp.timing import machine_profiler
-from offramp.timing.machine_profiler import (
+from offramp.timing import local_profile
+from offramp.timing.local_profile import (
     BUSY,
     MachineProfiler,
     measure_hardware,
@@ -142,12 +142,12 @@ def test_a_stream_that_grew_is_filled_anew_within_the_context() -> None:
 def test_parts_that_do_not_add_up_are_noted(
     monkeypatch: pytest.MonkeyPatch, ratio: float, noted: bool
 ) -> None:
-    build = machine_profiler.build_tables
+    build = local_profile.build_tables
 
     def tables(samples: StepSamples) -> PriceTables:
         return dataclasses.replace(build(samples), parts_over_step={1: 1.0, 2: ratio})
 
-    monkeypatch.setattr(machine_profiler, "build_tables", tables)
+    monkeypatch.setattr(local_profile, "build_tables", tables)
     model = tiny_model(llama(num_hidden_layers=LAYERS))
     profile = measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
     assert (BUSY in profile.notes) == noted
@@ -174,23 +174,23 @@ def test_what_others_disturb_is_timed_when_it_is_quiet_or_not_at_all(
     """loads: by others, of each look at them and of each timing."""
     monkeypatch.setattr("offramp.costs.timings.TOLERABLE_LOAD", 0.3)
     monkeypatch.setattr("offramp.costs.hardware.os.cpu_count", torch.get_num_threads)
-    monkeypatch.setattr(machine_profiler, "PATIENCE", 0.2)
+    monkeypatch.setattr(local_profile, "PATIENCE", 0.2)
     left = iter(loads)
     monkeypatch.setattr(
-        machine_profiler.Load, "describe", lambda self: {"load_average": [0.2, 0.3], OTHER_LOAD: next(left)}
+        local_profile.Load, "describe", lambda self: {"load_average": [0.2, 0.3], OTHER_LOAD: next(left)}
     )
     model = tiny_model(llama(num_hidden_layers=1))
 
     def timing(profiler: MachineProfiler, *arguments: object) -> TimingsProfile:
         machine, zeros = machine_facts(torch.get_num_threads()), [[0.0], [0.0]]
-        details = {"machine": machine, **machine_profiler.Load().describe()}
+        details = {"machine": machine, **local_profile.Load().describe()}
         return TimingsProfile(
             "local", "made up", "float32", 1, profiler.batches, zeros, zeros, [0.0] * 2, {}, None, None,
             [0.0] * 2, details,
         )  # fmt: skip
 
     timed = mock.Mock(side_effect=timing)
-    monkeypatch.setattr(machine_profiler, "_timed", timed)
+    monkeypatch.setattr(local_profile, "_timed", timed)
     if timings is None:
         with pytest.raises(BusyMachineError, match=r"the machine is busy: other work kept 0\.9 of"):
             measure_hardware(model, budget_seconds=0.05, batches=(1, 2))
@@ -270,7 +270,7 @@ def test_a_model_that_the_loop_cannot_run_cannot_be_timed(
             raise ModelError("it moves", where="here")
         return SimpleNamespace(abilities=SimpleNamespace(reason=lambda ability: "it moves"))
 
-    monkeypatch.setattr(machine_profiler, "engine_of", moves)
+    monkeypatch.setattr(local_profile, "engine_of", moves)
     with pytest.raises(ModelError, match=r"cannot be timed: it moves(.|\n)*offramp list hardware"):
         measure_hardware(tiny_model(llama(num_hidden_layers=LAYERS)), budget_seconds=0.05, batches=(1, 2))
 

@@ -15,8 +15,7 @@ from offramp.errors import ModelError
 from offramp.models.model import Model
 from offramp.timing import local_profile
 from offramp.timing.decoder import generate_repeatedly
-from offramp.timing.local_profile import MOST_TIMES, TOKENS, check_profile
-from offramp.timing.machine_profiler import measure_hardware
+from offramp.timing.local_profile import MOST_TIMES, TOKENS, check_profile, measure_hardware
 
 
 def test_every_call_writes_what_it_is_timed_for_within_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

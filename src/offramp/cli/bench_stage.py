@@ -41,13 +41,12 @@ from offramp.report.timing import (
     stopped_text,
 )
 from offramp.timing.accelerations import read_accelerations
-from offramp.timing.bench import judge_measurement, predict_cells, run, settle
+from offramp.timing.bench import judge_measurement, merged, predict_cells, run, settle
 from offramp.timing.combine import combine
 from offramp.timing.contenders import WITHOUT_PEERS, Extent
 from offramp.timing.decoder import Setting
 from offramp.timing.forecast import expected_position
 from offramp.timing.local_profile import LocalProfile, kept_profile, profile_now
-from offramp.timing.processes import merged
 from offramp.timing.results import (
     BenchResult,
     CombineResult,

@@ -85,7 +85,7 @@ class MachineTiming(OnModel, Request):
             torch.set_num_threads(self.threads)
         model = self.load()
 
-        from offramp.timing.machine_profiler import measure_hardware
+        from offramp.timing.local_profile import measure_hardware
 
         with stage("timing decoding steps, part by part"):
             return measure_hardware(model, batches=self.sizes, budget_seconds=self.seconds)
@@ -428,7 +428,7 @@ def _machine() -> Looked:
     from offramp.models.devices import AUTO, find_device
     from offramp.runs.stages import describe_machine
     from offramp.timing.defects import Load
-    from offramp.timing.machine_profiler import LOOKING
+    from offramp.timing.local_profile import LOOKING
 
     machine, load = describe_machine(find_device(AUTO)), Load()
     time.sleep(LOOKING)

@@ -88,5 +88,3 @@ def test_traces_that_keep_two_references_have_no_floor_in_common() -> None:
 def test_what_makes_no_policy_of_tasks_is_refused(made: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         offramp.tune_tasks(made(), FLOOR, None)
-    with pytest.raises(InputError, match="delta must be below 1"):
-        offramp.tune_tasks(made(), FLOOR, None, delta=1.5)

@@ -122,7 +122,7 @@ def test_maps_are_tried_before_other_strategies(*, mapped: bool) -> None:
     assert set(able) > {"propagate", "recompute"}
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "monotone"])
+@pytest.mark.parametrize("kv", ["propagate", "recompute"])
 def test_one_strategy_alone_can_be_asked_for(kv: str) -> None:
     model, found, work = traced(40, 100)
     tuned = offramp.tune(found, {"agreement": 0.5}, None, model, kv=kv, workload=work, **SIZES)
@@ -222,14 +222,8 @@ def test_without_a_model_it_is_a_replay_bound() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt_tokens": 0}, "must be at least 1"),
-        ({"new_tokens": 0}, "must be at least 1"),
         ({"documents": 0}, "must be at least 1"),
-        ({"seconds": 0.0}, "seconds must be above 0"),
-        ({"seconds": float("nan")}, "seconds must be a finite number"),
         ({"kv": "speculate"}, "speculate is lossless"),
-        ({"kv": "propogate"}, "unknown strategy for K and V 'propogate'"),
-        ({"method": "wrs"}, "unknown method"),
         ({"batch": 2}, "not a batch of 2"),
         ({"prompt_tokens": 95}, "do not leave room"),
         ({"workload": texts(99)}, "not those that were traced"),
