@@ -122,7 +122,7 @@ def test_all_that_changes_an_execution_is_in_its_request(monkeypatch: pytest.Mon
     torch.set_num_threads(threads + 1)
     others.append(request())
     torch.set_num_threads(threads)
-    monkeypatch.setattr(module, "_code", lambda: "other code")
+    monkeypatch.setattr(module, "code_of", lambda *asked: "other code")
     others.append(request())
     monkeypatch.undo()
     monkeypatch.setattr(module, "library_versions", lambda transforms: {"torch": "0"})
