@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,7 @@ from offramp.tuning.certificate import policy_losses
 from offramp.tuning.executed import DecodingLimits
 from offramp.tuning.executor import Deadline, FixedSequence, Proposal, Rerun, chosen_trial
 from offramp.tuning.floor import SHARES, FloorKind, make_floor
-from offramp.tuning.job import TuningJob
 from offramp.tuning.judging import judge
-from offramp.tuning.pool import Pool
 from offramp.tuning.proposals import FORETOLD, RERUNS, Proposals
 from offramp.tuning.splits import split_roles
 from offramp.tuning.tune import tune, tune_floors
@@ -110,23 +108,6 @@ class Scripted:
 @pytest.fixture(scope="module")
 def trace() -> Trace:
     return easy_and_hard(100, wrong=0.02)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def searched_once() -> Iterator[None]:
-    """Searches do not depend on what is decoded: one for each floor serves all tests."""
-    search = TuningJob.search
-    found: dict[Any, Pool | None] = {}
-
-    def remembered(job: TuningJob, before: Pool | None = None) -> Pool | None:
-        key = (id(job.trace), job.floor, job.pricing.machine, job.seed, job.evolves)
-        if key not in found:
-            found[key] = search(job, before)
-        return found[key]
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(TuningJob, "search", remembered)
-        yield
 
 
 def lossless(policy: ExitPolicy, kv: str) -> float:

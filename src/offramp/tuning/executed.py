@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.costs.machine import Machine
 from offramp.policies.binding import text_caveat
 from offramp.policies.charge import Charge, Units, prices_for, run_of
 from offramp.policies.cost_breakdown import PriceAt
@@ -17,6 +18,7 @@ from offramp.policies.kv import PROPAGATE, STRATEGIES
 from offramp.policies.policy import ExitPolicy
 from offramp.scoring.documents import document_rows
 from offramp.scoring.estimate import Estimate, document_bootstrap
+from offramp.tracing.trace import Trace
 from offramp.tuning.bounds import OUT_OF_TIME, Losses, fewest_documents, refuted
 from offramp.tuning.certificate import Candidate, Certificate
 from offramp.tuning.executor import (
@@ -131,7 +133,8 @@ def tune_by_execution(jobs: Sequence[TuningJob], executor: Executor, limits: Dec
     for floor in floors:
         if floor.out_of_time:  # with what was decoded for the others since, and the time that they left
             floor.test(clock)
-    return [floor.answer(prices, clock) for floor in floors]
+    drafting = _drafting(first.trace.subset(first.roles.search), first.machine)
+    return [floor.answer(prices, drafting, clock) for floor in floors]
 
 
 class _Floor:
@@ -214,7 +217,7 @@ class _Floor:
         job = self.job
         return "refuted" if refuted(last.losses, job.floor.risk, job.delta, self.sized) else shortage
 
-    def answer(self, prices: PricesOf, clock: Deadline) -> Tuned:
+    def answer(self, prices: PricesOf, drafting: Drafting, clock: Deadline) -> Tuned:
         """What came out, and why."""
         job, executor, trials = self.job, self.executor, self.trials
         proposed = self.proposed or Proposed((), None, 1.0, complete=False)
@@ -228,7 +231,7 @@ class _Floor:
         known = {} if self.limits.worth is None else self.known
         candidates = tuple(_candidates(proposed.candidates, trials, known))
         by_itself = tuple(_candidates([trial.proposal for trial in self.alone], trials, known))
-        contender = _lossless(job, executor, self.pool, by_itself)
+        contender = _lossless(job, executor, drafting, self.pool, by_itself)
         held = _held(job, executor, prices, None if chosen is None else chosen.proposal)
         every = (*by_itself, *candidates, *(() if contender is None else (contender,)))
         grounds = Grounds(
@@ -367,8 +370,30 @@ def _candidates(
         )
 
 
+Drafting = Callable[[ExitPolicy, str], tuple[float, int]]
+"""What a policy's outputs take as drafts with a strategy, over plain cost, and the length that takes the least."""
+
+
+def _drafting(searched: Trace, machine: Machine | None) -> Drafting:
+    """By price on the search documents; each policy once, for all floors."""
+    prices = functools.cache(functools.partial(prices_for, searched, machine))
+
+    @functools.cache
+    def cheapest(policy: ExitPolicy, kv: str) -> tuple[float, int]:
+        run = run_of(searched, policy)
+        runs = [replace(run, draft_length=length) for length in DRAFT_LENGTHS]
+        paid = [Charge.of(drafts, kv).breakdown(prices(kv)) for drafts in runs]
+        return min(zip((one.per_token / one.plain_per_token for one in paid), DRAFT_LENGTHS, strict=True))
+
+    return cheapest
+
+
 def _lossless(
-    job: TuningJob, executor: Executor, pool: Pool | None, alone: Sequence[Candidate]
+    job: TuningJob,
+    executor: Executor,
+    drafting: Drafting,
+    pool: Pool | None,
+    alone: Sequence[Candidate],
 ) -> Candidate | None:
     """The policy whose outputs, as drafts that the full model verifies, take the least; by price alone.
 
@@ -378,14 +403,10 @@ def _lossless(
         return None
     priced: list[tuple[float, str, str, int, ExitPolicy]] = []
     for kv in (name for name, strategy in STRATEGIES.items() if strategy.lossless):
-        at = prices_for(pool.trace, job.machine, kv)
         front = [scored for scored in front_of(pool.found) if executor.can(scored.policy, kv)]
         for scored in front[:: max(1, len(front) // DRAFTERS)]:
-            run = run_of(pool.trace, scored.policy)
-            for length in DRAFT_LENGTHS:
-                paid = Charge.of(replace(run, draft_length=length), kv).breakdown(at)
-                relative = paid.per_token / paid.plain_per_token
-                priced.append((relative, str(scored.policy), kv, length, scored.policy))
+            relative, length = drafting(scored.policy, kv)
+            priced.append((relative, str(scored.policy), kv, length, scored.policy))
     if not priced:
         return None
     relative, _, kv, length, policy = min(priced, key=lambda drafts: drafts[:4])
