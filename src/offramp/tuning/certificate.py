@@ -20,42 +20,46 @@ from offramp.tuning.pool import ROUNDING, Pool, ScoredPolicy
 
 @dataclass(frozen=True)
 class Certificate:
-    """A statement about documents that tuning never saw, and what it rests on.
-
-    executed: whether the losses are of texts that were really decoded; else it is a *replay bound*, which
-    says nothing of what the policy's own K and V and its own tokens do to later tokens.
-    method: "wsr", "hb", "crc" or "naive". guarantee: what is stated in one plain sentence; for "naive",
-    that nothing is. holds: whether it holds for the policy at the floor. delta: the chance that the statement
-    is wrong, None where the method has none. documents: at hand to test on. empirical_risk: mean loss on
-    those that settled it.
-    risk_bound: what the mean loss of all such documents does not exceed, but for a chance of delta, although
-    these documents chose the policy: the allowed risk; None without such a bound. best_floor: the floor that
-    so many documents without one loss could certify at best. documents_needed: documents without one loss
-    that the asked floor needs. tested, passed: how many candidates, in sequence. assumption: in words.
-    document_tokens: fewest, median and most tokens of a document that was replayed, None where none was.
-    Of an executed one: kv: the strategy for K and V that was decoded with. prompt_tokens: of each text's
-    opening, None for prompts taken whole. new_tokens: of an answer, at most. stopped_after: documents of the
-    chosen candidate, or of the last one tested, after which its test was settled, None if none was tested.
-    """
+    """A statement about documents that tuning never saw, and what it rests on."""
 
     method: str
+    """ "wsr", "hb", "crc" or "naive"."""
     guarantee: str
+    """What is stated, in one plain sentence; for "naive", that nothing is."""
     holds: bool
+    """Whether it holds for the policy at the floor."""
     delta: float | None
+    """The chance that the statement is wrong, None where the method has none."""
     documents: int
+    """At hand to test on."""
     empirical_risk: float | None
+    """Mean loss on those that settled it."""
     risk_bound: float | None
+    """What the mean loss of all such documents does not exceed, but for a chance of delta, although these
+    documents chose the policy: the allowed risk; None without such a bound."""
     best_floor: float
+    """That so many documents without one loss could certify at best."""
     documents_needed: int
+    """Without one loss, for the floor that was asked for."""
     tested: int
+    """Candidates, in sequence."""
     passed: int
     assumption: str
+    """What it takes for granted, in words."""
     executed: bool = False
+    """Whether the losses are of texts that were really decoded; else it is a *replay bound*, which says
+    nothing of what the policy's own K and V and its own tokens do to later tokens."""
     kv: str | None = None
+    """Of an executed one, as what follows: the strategy for K and V that was decoded with."""
     prompt_tokens: int | None = None
+    """Of each text's opening, None for prompts taken whole."""
     new_tokens: int | None = None
+    """Of an answer, at most."""
     stopped_after: int | None = None
+    """Documents of the chosen candidate, or of the last one tested, after which its test was settled, None if
+    none was tested."""
     document_tokens: Lengths | None = None
+    """Of a document that was replayed, None where none was."""
 
     @property
     def of_tokens(self) -> str:
@@ -67,26 +71,27 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One policy with a K,V strategy that was to be certified, or the lossless contender.
-
-    replayed, rerun: agreement, of the floor's kind, on the search documents, means over documents: with the
-    full model's K and V, and as the strategy leaves them. executed: mean agreement on the documents that it
-    was decoded on, None if on none. documents: how many. predicted_speed: plain cost over its own, on the
-    search documents. passed: whether it is certified (of a lossless strategy, whose output is the full
-    model's: true), None if it was not tested. outcome: how its test ended, or why there was none.
-    draft_length: of a strategy that drafts.
-    """
+    """One policy with a K,V strategy that was to be certified, or the lossless contender."""
 
     policy: ExitPolicy
     kv: str
     replayed: float
+    """Agreement, of the floor's kind, with the full model's K and V: mean over the search documents."""
     rerun: float
+    """The same with K and V as the strategy leaves them."""
     executed: float | None
+    """The same on the documents that it was decoded on, None if on none."""
     documents: int
+    """How many these are."""
     predicted_speed: float
+    """Plain cost over its own, on the search documents."""
     passed: bool | None
+    """Whether it is certified (of a lossless strategy, whose output is the full model's: true), None if it
+    was not tested."""
     outcome: str
+    """How its test ended, or why there was none."""
     draft_length: int | None = None
+    """Of a strategy that drafts."""
 
     @property
     def lossless(self) -> bool:

@@ -371,7 +371,7 @@ def _candidates(
 
 
 Drafting = Callable[[ExitPolicy, str], tuple[float, int]]
-"""What a policy's outputs take as drafts with a strategy, over plain cost, and the length that takes the least."""
+"""What a policy's outputs take as drafts with a strategy, over plain cost, at the length that takes least."""
 
 
 def _drafting(searched: Trace, machine: Machine | None) -> Drafting:

@@ -27,19 +27,19 @@ from offramp.tuning.floor import FloorKind
 
 @dataclass(frozen=True)
 class Rerun:
-    """A policy on the texts of some documents, keys and values as its strategy leaves them.
-
-    trace: the rows that the policy was asked about; decisions: where they left and were probed. losses:
-    float64 [documents], share of each document's new tokens that are not the full model's, of a trace with a
-    reference also `reference_losses`, those that are not the reference's; in the order of
-    `document_rows`. free: whether it took no forward pass, the strategy's K and V being the full model's own.
-    """
+    """A policy on the texts of some documents, keys and values as its strategy leaves them."""
 
     trace: Trace
+    """The rows that the policy was asked about."""
     decisions: Decisions
+    """Where they left and were probed."""
     losses: Losses
+    """Share of each document's new tokens that are not the full model's: float64 [documents], in the order of
+    `document_rows`."""
     free: bool
+    """Whether it took no forward pass, the strategy's K and V being the full model's own."""
     reference_losses: Losses | None = None
+    """Of a trace with a reference, the shares that are not the reference's."""
 
     def losses_at(self, kind: FloorKind) -> Losses:
         """Those that a floor on a share of tokens bounds: float64 [documents]."""
@@ -116,20 +116,20 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy of the search with a K,V strategy, as rerun on the search documents.
-
-    replayed: mean loss over documents in replay; risk: as rerun. cost, plain: of a token there, with the
-    policy and plainly, charged as the strategy runs. free: whether the rerun was a replay, K and V being the
-    full model's.
-    """
+    """A policy of the search with a K,V strategy, as rerun on the search documents."""
 
     policy: ExitPolicy
     kv: str
     replayed: float
+    """Mean loss over documents in replay."""
     risk: float
+    """The same as rerun."""
     cost: float
+    """Of a token there, charged as the strategy runs."""
     plain: float
+    """The same of plain decoding."""
     free: bool
+    """Whether the rerun was a replay, K and V being the full model's."""
 
     @property
     def relative_cost(self) -> float:

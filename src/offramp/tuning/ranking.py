@@ -180,15 +180,15 @@ class ReplayedCredit:
     """The fastest early exit at a floor beside the fastest decoder that leaves no layer out, in replay.
 
     A proposal: nothing was executed or timed. Credit itself is measured (`BenchResult.credit`).
-    exits, without: their policies. speedup, without_speedup: of each over the full model. Without any early
-    exit that holds the floor, exits and speedup are None.
     """
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("ratio",)
 
     floor: float
     exits: ExitPolicy | None
+    """The early exit; None, with its speedup, where none holds the floor."""
     speedup: float | None
+    """Over the full model, as the other's."""
     without: ExitPolicy
     without_speedup: float
 

@@ -39,33 +39,32 @@ LAYERS = "layers"
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One candidate of the Pareto front on the search documents, from cautious to bold.
-
-    risk: mean loss over documents. quality: in the floor's own unit. seconds_per_token, net_speedup:
-    predicted on the machine.
-    """
+    """One candidate of the Pareto front on the search documents, from cautious to bold."""
 
     policy: ExitPolicy
     risk: float
+    """Mean loss over documents."""
     quality: float
+    """The same in the floor's own unit."""
     seconds_per_token: float
+    """Predicted on the machine, as the speedup."""
     net_speedup: float
     skip_ratio: float
 
 
 @dataclass(frozen=True)
 class Shift:
-    """How the tuning documents look to a policy at one of its checks, kept to compare other texts with.
-
-    quantiles: of the first signal that the policy reads there, at `QUANTILES`. agreement: share of tokens on
-    which this exit agrees with the full model. calibration: mean of max_prob less that share.
-    """
+    """How the tuning documents look to a policy at one of its checks, kept to compare other texts with."""
 
     exit: int
     fact: str | None
+    """The first measured one that the policy reads there."""
     quantiles: tuple[float, ...]
+    """Of that fact, at `QUANTILES`."""
     agreement: float
+    """Share of tokens on which this exit agrees with the full model."""
     calibration: float | None
+    """Mean of max_prob less that share."""
 
 
 FloorStanding = Literal[
@@ -100,38 +99,39 @@ class Grounds:
 class Tuned(HeldOut):
     """The answer of the tuner: the fastest policy that passed, or the full model and why.
 
-    policy: `Never` if nothing passed or nothing beats the full model. Its figures are on report documents
-    that neither search nor certificate saw (None values if there are none): as rerun with an executed
-    certificate, else replayed; of the exits taken in lockstep at a batch above 1, where bound and front are
-    of each token alone. answer: one plain sentence. executed_agreement: share of the tokens it generates that
-    are the full model's choice on the same prefix, of documents that did not choose the policy, mean over
-    documents; None if nothing was decoded.
-    executed_reference_agreement: the same by the reference's choices, in its place at a floor on these.
-    candidates: what was to be certified, in the order of the tests, the lossless contender last.
-    front: on the search documents.
-    documents: how many of each role ("heads", "search", "certify", "report"). document_digests: SHA-256 of
-    the ids and workload of the search and certify documents, by role; document_texts: sketches of their texts
-    (`offramp.workloads.shared_text`), by role. model: what the policy is bound to, as
-    `offramp.policies.binding.base_of` gives it. provenance: the seed, offramp's version, the machine's whole
-    profile (None without a machine) and the fingerprint of the trace.
+    Its policy is `Never` if nothing passed or nothing beats the full model. Its figures are on report
+    documents that neither search nor certificate saw (None values if there are none): as rerun with an
+    executed certificate, else replayed; of the exits taken in lockstep at a batch above 1, where bound and
+    front are of each token alone.
     """
 
     floor: Floor
     answer: str
+    """In plain sentences."""
     certificate: Certificate
     machine: str
     batch: int
     front: tuple[FrontPoint, ...]
     shift: tuple[Shift, ...]
     documents: Mapping[str, int]
+    """How many of each role: "heads", "search", "certify", "report"."""
     document_digests: Mapping[str, tuple[str, ...]]
+    """SHA-256 of the ids and workload of the search and certify documents, by role."""
     model: Mapping[str, Any] = field(default_factory=dict)
+    """What the policy is bound to, as `offramp.policies.binding.base_of` gives it."""
     workload: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """The seed, offramp's version, the machine's whole profile (None without a machine) and the fingerprint
+    of the trace."""
     executed_agreement: Estimate | None = None
+    """Share of the tokens it generates that are the full model's choice on the same prefix, of documents that
+    did not choose the policy, mean over documents; None if nothing was decoded."""
     executed_reference_agreement: Estimate | None = None
+    """The same by the reference's choices, in its place at a floor on these."""
     candidates: tuple[Candidate, ...] = ()
+    """What was to be certified, in the order of the tests, the lossless contender last."""
     document_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sketches of the texts of search and certify documents (`offramp.workloads.shared_text`), by role."""
     grounds: Grounds | None = None
     """Of an executed answer; None of a replay bound, and of files that older versions wrote."""
 

@@ -20,21 +20,20 @@ Decision = Literal["pays", "does not pay", "too close to call", "not enough docu
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of the fastest plain decoder over a policy's.
-
-    low, high: the interval, None where there is none. how: "measured" by a stopwatch, or "predicted" from
-    exits and prices. machine: its name, "bytes moved" where no machine was given. at_hand: whether the
-    machine could have been asked: a prediction then only shows that something is too slow. seconds: that the
-    measurement took, None if not known.
-    """
+    """Seconds of the fastest plain decoder over a policy's."""
 
     value: float
     low: float | None
+    """With `high` its interval, None where there is none."""
     high: float | None
     how: Literal["measured", "predicted"]
+    """By a stopwatch, or from exits and prices."""
     machine: str
+    """Its name, "bytes moved" where no machine was given."""
     at_hand: bool
+    """Whether the machine could have been asked: a prediction then only shows that something is too slow."""
     seconds: float | None = None
+    """That the measurement took, None if not known."""
 
 
 @dataclass(frozen=True)
@@ -63,45 +62,48 @@ class TimedPolicy:
 class Verdict(KeptAndSaved):
     """Whether early exit pays at one quality floor, by the one rule (`offramp.tuning.verdict.decide`).
 
-    worth: the gain in speed from which on it counts as paying. missing: what would settle a verdict that is
-    open, or how many documents are needed where there are too few. policy, kv: "never" if nothing is
-    certified that is faster; kv is None where nothing was executed. certificate: executed, or a replay bound,
-    None if neither was asked for. executed_agreement: of documents that did not choose the policy. speed:
-    over plain decoding, of the policy or of what was tried; measured if it was, else predicted.
-    Beside it, replayed on one half of the documents a policy that was chosen on the other: replayed_policy,
-    its agreement, skip_ratio, net_speedup (in `basis`: "bytes moved", or seconds on the machine of that name)
-    and reference_agreement (with the untransformed full model, None without transforms).
-    documents_needed: documents without a loss that a certificate of this floor at its delta needs at least.
-    gain: what each part of a step saves in the speed that is shown, None where that is not known. credit: the
-    speed over the best decoder without exits that keeps the floor, by which it is decided: measured in the
-    same turns where the speed is, else predicted; None where it is not known. without: that decoder.
-    tried: where nothing is certified, the candidate that was decoded last, and maybe refuted. standing: how
-    the floor stands after decoding, None where nothing was to be decoded.
+    What is kept and saved (`KeptAndSaved`) is of `replayed_policy`, in replay: chosen on one half of the
+    documents, judged on the other. The gain is of the speed that is shown.
     """
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("certified",)
 
     floor: float
     worth: float
+    """The gain in speed from which on it counts as paying."""
     decision: Decision
     reason: str
     missing: tuple[str, ...]
+    """What would settle a verdict that is open, or how many documents are needed where there are too few."""
     policy: ExitPolicy
+    """`Never` if nothing is certified that is faster."""
     kv: str | None
+    """None where nothing was executed."""
     certificate: Certificate | None
+    """Executed, or a replay bound; None if neither was asked for."""
     executed_agreement: Estimate | None
+    """Of documents that did not choose the policy."""
     speed: Speed | None
+    """Over plain decoding, of the policy or of what was tried; measured if it was, else predicted."""
     replayed_policy: ExitPolicy
     net_speedup_flops: Estimate
     fit_agreement: NumberOrNan
+    """On the half that chose."""
     fit_documents: int
     report_documents: int
     documents_needed: int
+    """Documents without a loss that a certificate of this floor at its delta needs at least."""
     basis: str = "bytes moved"
+    """What `net_speedup` is counted in: that, or seconds on the machine of this name."""
     without: str = "never"
+    """The best decoder without exits that keeps the floor."""
     credit: Estimate | None = None
+    """Speed over that decoder, by which it is decided: measured in the same turns where the speed is, else
+    predicted; None where it is not known."""
     tried: Candidate | None = None
+    """Where nothing is certified, the candidate that was decoded last, and maybe refuted."""
     standing: FloorStanding | None = None
+    """How the floor stands after decoding, None where nothing was to be decoded."""
 
     def __repr__(self) -> str:
         return f"Verdict({self.decision} at {self.floor:.4g} agreement with {self.policy}: {self.reason})"
