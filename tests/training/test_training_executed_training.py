@@ -160,16 +160,10 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
         ({"start": None}, "no heads whose K,V maps"),
         ({"start": replace(fitted(), kv_maps=None)}, "no K,V maps to train"),
         ({"at": "2"}, "no K,V maps at exit 2"),
-        ({"leave": 0.0}, "leave must be above 0"),
         ({"leave": 0.95}, "leave must be 0.9 at most"),
         ({"kind": "lens", "at": "1"}, "--from means nothing with --kind lens"),
         ({"kind": "lens", "at": "1", "start": None, "leave": 0.3}, "--leave means nothing with --kind lens"),
-        ({"kind": "lens", "start": None}, "at must be given, as in 12,20 or all"),
-        ({"units": 8}, "--units means nothing"),
-        ({"short_list": 100}, "--short-list means nothing"),
         ({"kv_maps": False}, "--no-kv-maps means nothing"),
-        ({"classifiers": False}, "--no-classifiers means nothing"),
-        ({"loss_vocabulary": 300}, "--loss-vocabulary means nothing"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

@@ -65,6 +65,7 @@ def test_what_the_minutes_do_not_allow_is_not_read_and_what_was_read_stays(
 
     # Half of 12 s: 3,072 of the tokens at this pace.
     monkeypatch.setattr(readings, "pace_of", lambda *arguments: 6.0 / 3100)
+    monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.5)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "read_checkpoint", killed)
         with pytest.raises(_Ended):
@@ -82,10 +83,10 @@ def test_steps_get_what_reading_and_its_end_leave_of_the_minutes(
     afterwards = [0.0, 6.0, 60.0]
     monkeypatch.setattr(ReadingTime, "afterwards", lambda self, tokens: afterwards[0])
     monkeypatch.setattr(ReadingTime, "affordable", lambda self, tokens, minutes: tokens)
-    monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.05)
+    monkeypatch.setattr(loop.TrainingLoop, "_pilot", lambda self, progress: 0.5)
     alone = trained(tmp_path / "alone", minutes=0.5).record.settings.steps
     afterwards.pop(0)
-    assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 60
+    assert trained(tmp_path / "beside", minutes=0.5).record.settings.steps <= alone - 6
     afterwards.pop(0)
     with pytest.raises(InputError, match=r"0\.5 minutes are too few: reading the text, and what goes with"):
         trained(tmp_path / "less", minutes=0.5)

@@ -296,18 +296,10 @@ def test_what_stays_may_be_wrong_too() -> None:
     ("asked", "named"),
     [
         ({"lora": -1}, "--lora"),
-        ({"keep": -0.1}, "--keep"),
         ({"keep": math.nan}, "--keep"),
         ({"layer_dropout": 0.9}, "--layer-dropout"),
-        ({"curriculum": "spiral"}, "--curriculum"),
         ({"exit_scale": 0.0}, "--exit-scale"),
-        ({"targets": "stars"}, "--targets"),
-        ({"ahead": 0}, "--ahead"),
-        ({"ahead": 1.5}, "--ahead"),
-        ({"lora": "16"}, "--lora"),
-        ({"lora": 1.5}, "--lora"),
-        ({"lora": True}, "--lora"),
-        ({"keep": "1"}, "--keep"),
+        ({"ahead": 9}, "--ahead"),
     ],
 )
 def test_what_cannot_be_is_refused(asked: dict[str, Any], named: str) -> None:

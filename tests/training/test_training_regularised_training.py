@@ -322,11 +322,8 @@ def test_a_folder_of_a_model_is_not_written_over(model: Model, base: Path, tmp_p
     ("change", "message"),
     [
         (lambda options: options.pop("output"), "output must be a folder, without which"),
-        (lambda options: options.update(units=8), "--units means nothing"),
-        (lambda options: options.update(leave=0.3), "--leave means nothing"),
         (lambda options: options.update(tokens=100), "one step takes"),
         (lambda options: options.update(at="1"), "exit 1 has no weight"),
-        (lambda options: options.update(at="all"), "exit 1 has no weight"),
         (lambda options: options.update(at="2,3", steps=1), "1 steps do not look at each of 2 exits once"),
         (lambda options: options.update(kind="lens"), "--lora means nothing with --kind lens"),
     ],

@@ -53,7 +53,7 @@ QUICK: dict[str, Any] = {
     "progress": False,
 }
 KINDS = ("lens", "block")
-KILLS = 5
+KILLS = 3
 
 
 def trained(model: Model | None = None, workload: Workload | None = None, **options: Any) -> TrainedExits:
@@ -473,19 +473,12 @@ def test_it_ends_when_held_out_text_is_read_no_better(monkeypatch: pytest.Monkey
     [
         ({"at": "1,9"}, "the model has no exit 9"),
         ({"at": "3"}, "no exit below the last layer"),
-        ({"at": "first"}, "not a list of layers"),
         ({"kind": "blok"}, "there is no kind 'blok'"),
         ({"minutes": 3}, "--minutes means nothing beside --steps"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": None, "minutes": -1.0}, "minutes must be above 0, not -1"),
         ({"steps": None, "minutes": 1e-6}, "minutes are too few: a token takes"),
-        ({"seed": -1}, "seed must be at least 0"),
         ({"kind": "lens", "units": 8}, "--units means nothing with --kind lens"),
-        ({"kind": "lens", "shared": True}, "--shared means nothing with --kind lens"),
-        ({"rank": 0}, "rank must be at least 1, not 0"),
         ({"rank": 17}, "costs more than a whole one of 32 x 32"),
         ({"loss_vocabulary": 3}, "loss vocabulary must be 256 or more, or 0 for all, not 3"),
-        ({"precision": "int8"}, "precision must be 'auto', 'float32' or 'bfloat16', not 'int8'"),
         ({"tokens": 120}, "tokens to train on"),
     ],
 )
