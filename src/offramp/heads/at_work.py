@@ -200,16 +200,15 @@ class OwnNorm(nn.Module):
 
 @dataclass(frozen=True)
 class HeadsAtWork:
-    """What exits below L are read and judged with, by exit.
-
-    readings: of those whose states do not go to the norm as they are. classifiers: by the fact they give, and
-    the exit. stacks: of the exits whose norm or output head is their own, the model's stack with these.
-    """
+    """What exits below L are read and judged with, by exit."""
 
     heads: ExitHeads
     readings: Mapping[int, ExitReading[Tensor]]
+    """Of those whose states do not go to the norm as they are."""
     classifiers: Mapping[tuple[str, int], Classifier[Tensor]]
+    """By the fact they give, and the exit."""
     stacks: Mapping[int, ExitStack]
+    """Of the exits whose norm or output head is their own, the model's stack with these."""
 
     @classmethod
     def of(

@@ -29,19 +29,18 @@ from offramp.workloads.shared_text import WHOLE, Sketch
 
 @dataclass(frozen=True)
 class KeyValueMaps:
-    """The maps of some exits: what skipped layers are given where K and V are not to come from h_e itself.
-
-    maps: by exit, ascending, each below L - 1: layer L is given h_{L-1} itself by a token that left at L - 1.
-    documents: ids of the documents that fitting saw, by workload fingerprint. texts: sketches of their texts
-    in the same order, None where they are not known. provenance: how they were fitted.
-    """
+    """The maps of some exits: what skipped layers are given where K and V are not to come from h_e itself."""
 
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("texts",)
 
     maps: Mapping[int, ExitMaps[Weights]]
+    """By exit, ascending, each below L - 1: layer L is given h_{L-1} itself by a token that left at L - 1."""
     documents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Ids of the documents that fitting saw, by workload fingerprint."""
     texts: tuple[Sketch, ...] | None = None
+    """Sketches of their texts in the same order, None where they are not known."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How they were fitted."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -86,38 +85,40 @@ class HeadsEntries:
     """What heads say as they are in the header of their file."""
 
     exits: tuple[int, ...]
+    """Ascending, below L; the first axis of every array but the K,V maps' and of what all exits share."""
     candidate_exit: int | None
+    """The exit whose best tokens are the candidates, None without that classifier."""
     documents: Mapping[str, tuple[str, ...]]
+    """Ids of the documents that fitting saw, by workload fingerprint."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """How it was fitted; or, under "imported", where it came from."""
 
 
 @dataclass(frozen=True)
 class ExitHeads(HeadsEntries):
     """A whole file of fitted heads.
 
-    model: {"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base. exits:
-    ascending, below L; the first axis of every array but the K,V maps' and of what all exits share. lens,
-    mlp, output: how exits are read, one after the other (see `offramp.heads.parts`); by the logit
-    lens if all are None. classifiers: by the fact they give (see `offramp.tracing.facts.HEAD_FACTS`).
-    shortlist: token ids of the restricted vocabulary, int32 [tokens], None for the first ids. candidate_exit:
-    the exit whose best tokens are the candidates, None without that classifier. documents: ids of the
-    documents that fitting saw, by workload fingerprint. texts: sketches of these documents' texts, in the
-    same order over all workloads; None where they are not known. provenance: how it was fitted; or, under
-    "imported", where it came from. kv_maps: for the KV strategy "mapped", with exits, documents, texts and
-    provenance of their own: heads may hold nothing else, and then have no `exits`.
+    Exits are read through lens, network and output head, one after the other (`offramp.heads.parts`), and by
+    the logit lens if there is none of these.
     """
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("fingerprint",)
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("shortlist", "texts")
 
     model: Mapping[str, Any]
+    """{"name", "fingerprint", "dtype", "layers", "hidden_size", "vocabulary_size"} of the base."""
     lens: Lens[Weights] | None
     classifiers: Mapping[str, Classifier[Weights]]
+    """By the fact they give (see `offramp.tracing.facts.HEAD_FACTS`)."""
     shortlist: NDArray[np.int32] | None
+    """Token ids of the restricted vocabulary, int32 [tokens], None for the first ids."""
     output: OwnHead[Weights] | None = None
     kv_maps: KeyValueMaps | None = None
+    """For the KV strategy "mapped", with exits, documents, texts and provenance of their own: heads may hold
+    nothing else, and then have no `exits`."""
     mlp: GatedNetwork[Weights] | None = None
     texts: tuple[Sketch, ...] | None = None
+    """Sketches of the documents' texts, in the same order over all workloads; None where not known."""
 
     def __repr__(self) -> str:
         parts = [f"{len(self.exits)} exits"] if self.exits else []

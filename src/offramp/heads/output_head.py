@@ -98,14 +98,12 @@ class LogitsBuffer:
 
 @dataclass(frozen=True)
 class StateShape:
-    """How a layer's output relates to rows [positions, features].
-
-    position_axis: counted from the end. other_axes: sizes of the remaining axes of an output with batch 1,
-    None for the usual [batch, positions, hidden].
-    """
+    """How a layer's output relates to rows [positions, features]."""
 
     position_axis: int
+    """Counted from the end."""
     other_axes: tuple[int, ...] | None
+    """Sizes of the remaining axes of an output with batch 1, None for [batch, positions, hidden]."""
     features: int
 
     @classmethod

@@ -179,19 +179,20 @@ _CROWDED_ROWS = 16
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Statistics of softmax(z) for each row; float32 [rows] unless said otherwise.
-
-    top1: int64. maximum, second: the two largest logits. log_sum: log sum exp(z - maximum), which keeps its
-    digits however large the logits are. entropy: nats. above: int64, columns with a logit larger than the
-    reference.
-    """
+    """Statistics of softmax(z) for each row; float32 [rows] unless said otherwise."""
 
     top1: Tensor
+    """Int64."""
     maximum: Tensor
+    """The largest logit."""
     second: Tensor
+    """The second largest."""
     log_sum: Tensor
+    """Log sum exp(z - maximum), which keeps its digits however large the logits are."""
     entropy: Tensor
+    """Nats."""
     above: Tensor
+    """Int64, columns with a logit larger than the reference."""
 
 
 def row_statistics(output: Tensor, sums: RawSums, transform: HeadTransform) -> RowStatistics:

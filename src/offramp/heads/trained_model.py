@@ -20,14 +20,14 @@ TRAINED_ON = "trained_on"
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """Ids of the documents by workload fingerprint, and sketches of their texts.
-
-    original: name of the model that it was before, None if that is not known.
-    """
+    """The documents that a training of the model saw, and what the model was before."""
 
     documents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Their ids by workload fingerprint."""
     texts: tuple[Sketch, ...] = ()
+    """Sketches of their texts."""
     original: str | None = None
+    """Name of the model that it was before, None if that is not known."""
 
     @property
     def notes(self) -> tuple[str, ...]:

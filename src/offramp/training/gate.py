@@ -84,14 +84,14 @@ SUREST = 1e-6
 
 @dataclass(frozen=True)
 class GatePrices:
-    """Seconds of one token, checks included. leave: float64 [exits]; stay: of a token that reaches L.
-
-    plain: of the full model without a check.
-    """
+    """Seconds of one token, checks included."""
 
     leave: NDArray[np.float64]
+    """[exits]"""
     stay: float
+    """Of a token that reaches L."""
     plain: float
+    """Of the full model without a check."""
 
     @classmethod
     def of(cls, costs: TokenCosts, exits: Sequence[int], signal: str = GATE) -> GatePrices:
@@ -138,14 +138,14 @@ def lagrangian(
 
 @dataclass(frozen=True)
 class GateRows:
-    """Tokens to train gates on, or to choose or judge by.
-
-    states: float32 [exits, rows, hidden]. agrees: bool [exits, rows]. document: int64 [rows].
-    """
+    """Tokens to train gates on, or to choose or judge by."""
 
     states: Tensor
+    """Float32 [exits, rows, hidden]."""
     agrees: Tensor
+    """Bool [exits, rows]."""
     document: NDArray[np.int64]
+    """[rows]"""
 
     def __len__(self) -> int:
         return len(self.document)
@@ -159,10 +159,11 @@ class GateRows:
 
 @dataclass(frozen=True)
 class AtFloor:
-    """Gates with one threshold for all exits: the fastest that keeps the floor. seconds: of a token."""
+    """Gates with one threshold for all exits: the fastest that keeps the floor."""
 
     threshold: float
     seconds: float
+    """Of a token."""
 
 
 FindFloor = Callable[[NDArray[np.float32]], AtFloor | None]
@@ -348,18 +349,18 @@ BELOW_RISK = (0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class GateJudge:
-    """What tokens that leave by one signal cost, as a tuner charges them.
-
-    exits: ascending, below L. heads: as a trace's request describes them, empty without any. position: at
-    which tokens are charged. pricing: prices of a token of a trace.
-    """
+    """What tokens that leave by one signal cost, as a tuner charges them."""
 
     shape: ModelShape
     exits: tuple[int, ...]
+    """Ascending, below L."""
     heads: Mapping[str, Any]
+    """As a trace's request describes them, empty without any."""
     position: float
+    """At which tokens are charged."""
     floor: Floor
     pricing: Callable[[Trace], Pricing]
+    """Prices of a token of a trace."""
 
     def trace(self, rows: GateRows, probabilities: Probabilities, signal: str) -> Trace:
         """The rows as a trace of one signal, [rows, exits]; its tokens are 0 where they agree."""

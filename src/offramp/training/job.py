@@ -35,33 +35,36 @@ KEPT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Prepared:
-    """A problem whose text is read.
-
-    rows, layers: that were read, counted as the record has it. reading: seconds that this took, so far as it
-    is part of what the training takes. beside: what its minutes go to beside steps. finish: makes of where
-    it ended what it leaves: heads, None where the model itself was trained and is written.
-    """
+    """A problem whose text is read."""
 
     problem: Problem
     rows: FittingRows
     layers: Sequence[int]
+    """That were read, and those of the model."""
     counted: ReadRows
+    """The rows as the record has them."""
     reading: float
+    """Seconds that this took, so far as it is part of what the training takes."""
     beside: Overhead
+    """What its minutes go to beside steps."""
     finish: Callable[[Progress], tuple[ExitHeads | None, Left]]
+    """Makes of where it ended what it leaves: heads, None where the model itself was trained and written."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training in its folder. start: the heads that it starts from, None for those that need none."""
+    """One training in its folder."""
 
     model: Model
     workloads: tuple[Workload, ...]
     request: TrainingIdentity
     folder: Path
     shown: bool
+    """Whether progress is."""
     on_size: Callable[[int], object] | None
+    """Told the bytes of hidden states on disk."""
     start: ExitHeads | None = None
+    """The heads that it starts from, None for those that need none."""
 
     @property
     def recipe(self) -> Recipe:

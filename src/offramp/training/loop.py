@@ -166,36 +166,37 @@ VOCABULARY = "vocabulary"
 
 @dataclass(kw_only=True)
 class Course:
-    """How far a training is.
-
-    stale: evaluations since any exit was at its best. stopped: why no further step is taken, "" while there
-    are some. seconds: of training so far.
-    """
+    """How far a training is."""
 
     step: int = 0
     stale: int = 0
+    """Evaluations since any exit was at its best."""
     stopped: str = ""
+    """Why no further step is taken, "" while there are some."""
     seconds: float = 0.0
+    """Of training so far."""
     history: list[Evaluated] = field(default_factory=list)
 
 
 @dataclass
 class Progress(Course):
-    """Where a training stands. vocabulary: int64 tokens of the loss, None for all."""
+    """Where a training stands."""
 
     settings: Settings
     weights: list[Weights]
     vocabulary: Tensor | None
+    """Int64 tokens of the loss, None for all."""
 
 
 @dataclass
 class CheckpointHeader(Course):
-    """Of a `Progress`, all that is not a tensor. key: of the training. best_loss: in hexadecimal; it may be
-    infinite."""
+    """Of a `Progress`, all that is not a tensor."""
 
     key: str
+    """Of the training."""
     settings: Settings
     best_loss: Sequence[str]
+    """In hexadecimal; it may be infinite."""
 
 
 CHECKPOINT_FILE = SealedTensors(CheckpointHeader, "offramp_training", "the checkpoint {name} is damaged")
@@ -331,14 +332,12 @@ def learning_rate(rate: float, step: int, steps: int) -> float:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What the minutes of a training go to beside its steps and their evaluations.
-
-    seconds: of reading text, before, and of what goes with the exits, afterwards. evaluations: afterwards, in
-    the size of those in training.
-    """
+    """What the minutes of a training go to beside its steps and their evaluations."""
 
     seconds: float
+    """Of reading text, before, and of what goes with the exits, afterwards."""
     evaluations: float
+    """Afterwards, in the size of those in training."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ EVALUATED_ROWS = 1024
 """Held-out rows that are looked at while it trains."""
 
 SAMPLED_TARGETS = 4096
-"""ReadRows that the vocabulary of the loss is chosen by."""
+"""Rows that the vocabulary of the loss is chosen by."""
 
 PILOT_TOKENS = 512
 """Read to learn the pace, at least."""
@@ -81,16 +81,16 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class RidgeStart:
-    """From where an exit begins: its lens in closed form, and how its states are spread.
-
-    weight: float32 [hidden, hidden], rows are outputs. bias: float32 [hidden]. mean: of its states, float64
-    [hidden]. covariance: float64 [hidden, hidden].
-    """
+    """From where an exit begins: its lens in closed form, and how its states are spread."""
 
     weight: NDArray[np.float32]
+    """[hidden, hidden], rows are outputs."""
     bias: NDArray[np.float32]
+    """[hidden]"""
     mean: NDArray[np.float64]
+    """Of its states, [hidden]."""
     covariance: NDArray[np.float64]
+    """[hidden, hidden]"""
 
 
 def initial_lens(start: RidgeStart, rank: int = 0) -> dict[str, Tensor]:
@@ -270,17 +270,18 @@ class TrainedReadings(HeadProblem):
 
 @dataclass(frozen=True)
 class ReadingTime:
-    """Seconds of a token that is read for its states, and what else is read in such units.
-
-    pace: seconds. exits: that are trained. head_share: the output head's products over those of all layers.
-    maps, classifiers: whether there are any.
-    """
+    """Seconds of a token that is read for its states, and what else is read in such units."""
 
     pace: float
+    """Seconds."""
     exits: int
+    """That are trained."""
     head_share: float
+    """The output head's products over those of all layers."""
     maps: bool
+    """Whether there are any."""
     classifiers: bool
+    """Whether there are any."""
 
     @classmethod
     def of(cls, model: Model, pace: float, exits: int, *, maps: bool, classifiers: bool) -> ReadingTime:
@@ -447,7 +448,7 @@ def _shares(job: Job) -> list[float]:
 
 
 def _plan(job: Job, tokens: int) -> tuple[FittingRows, FittingRows | None]:
-    """ReadRows to train on, and rows of other documents for the classifiers, which share no text."""
+    """Rows to train on, and rows of other documents for the classifiers, which share no text."""
     recipe, shares = job.recipe, _shares(job)
     trained_on = job.plan(shares, tokens)
     if not job.request.classifiers:

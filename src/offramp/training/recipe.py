@@ -34,26 +34,29 @@ UNITS_PER_HIDDEN = 8 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Effort):
-    """One training.
-
-    at: exits, ascending, below L. tokens: to read, those held out included. batch: positions a step. rate:
-    the largest learning rate. units: of a block, 0 for other kinds. rank: of the lenses, 0 where they are
-    whole. shared: whether all exits use one network. leave: share of the tokens that leave while K,V maps are
-    trained, 0 for other kinds. regularisation: of the kind "regularised", None for others.
-    """
+    """One training."""
 
     kind: str
     at: tuple[int, ...]
+    """Exits, ascending, below L."""
     tokens: int
+    """To read, those held out included."""
     seed: int
     units: int
+    """Of a block, 0 for other kinds."""
     batch: int = TRAINING_ROWS
+    """Positions a step."""
     rate: float = RATE
+    """The largest learning rate."""
     context: int | None = None
     leave: float = 0.0
+    """Share of the tokens that leave while K,V maps are trained, 0 for other kinds."""
     regularisation: Regularisation | None = None
+    """Of the kind "regularised", None for others."""
     rank: int = 0
+    """Of the lenses, 0 where they are whole."""
     shared: bool = False
+    """Whether all exits use one network."""
 
     @property
     def fewest_steps(self) -> int:

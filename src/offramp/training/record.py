@@ -33,56 +33,58 @@ FLOORS = (0.99, 0.97, 0.95, 0.90)
 class Evaluation:
     """One exit on held-out tokens.
 
-    loss: mean KL(p_L || p_exit), nats. agreement: share of tokens whose best token is the full model's.
-    leaving: share of all tokens that could leave there at each of FLOORS, the surest first, by the exit's
-    own largest probability.
-
     Where the model itself is trained, loss is KL(p_L of the original || p_exit), agreement that with the
-    trained model's own full depth, and leaving is at floors of reference_agreement, the share of tokens whose
-    best token is the original full model's; nll: of the text's own tokens, nats. None elsewhere.
+    trained model's own full depth, and leaving is at floors of reference_agreement.
     """
 
     loss: float
+    """Mean KL(p_L || p_exit), nats."""
     agreement: float
+    """Share of tokens whose best token is the full model's."""
     leaving: tuple[float, ...]
+    """Share of all tokens that could leave there at each of FLOORS, the surest first, by the exit's own
+    largest probability."""
     reference_agreement: float | None = None
+    """Share of tokens whose best token is the original full model's; None where no model was trained."""
     nll: float | None = None
+    """Of the text's own tokens, nats; None elsewhere."""
     bits_per_byte: float | None = None
+    """The same of its bytes; None elsewhere."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What was decided before the first step, minutes by timing this machine, and holds from then on.
-
-    every: steps from one evaluation to the next. threads, device: the order of sums depends on them.
-    """
+    """What was decided before the first step, minutes by timing this machine, and holds from then on."""
 
     steps: int
     every: int
+    """Steps from one evaluation to the next."""
     precision: Precision
     threads: int
+    """The order of sums depends on them, and on the device."""
     device: str
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Held-out figures after so many steps, of every exit. seconds: of training until then."""
+    """Held-out figures after so many steps."""
 
     step: int
     seconds: float
+    """Of training until then."""
     exits: tuple[Evaluation, ...]
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """What each part took: states, training with its evaluations, classifiers and K,V maps.
-
-    states: caching them, and before that the model's answers, where it writes the text itself.
-    """
+    """What each part took."""
 
     states: float
+    """Caching them, and before that the model's answers, where it writes the text itself."""
     training: float
+    """With its evaluations."""
     heads: float
+    """Classifiers and K,V maps."""
 
     @property
     def all(self) -> float:
@@ -103,18 +105,19 @@ class Spent:
 
 @dataclass(frozen=True)
 class ReadRows:
-    """What was read. tokens: planned rows. fit, held_out: rows to train on, and held-out ones in figures.
-
-    allowed: tokens that might be read, fewer than asked for where the minutes allowed no more; None if any.
-    """
+    """What was read."""
 
     tokens: int
+    """Planned rows."""
     documents: int
     held_out_documents: int
     fit: int
+    """Rows to train on."""
     held_out: int
+    """Held-out rows in figures."""
     states_bytes: int
     allowed: int | None = None
+    """Tokens that might be read, fewer than asked for where the minutes allowed no more; None if any."""
 
     @classmethod
     def of(cls, rows: FittingRows, fit: int, held_out: int, states_bytes: int = 0) -> ReadRows:
@@ -125,46 +128,48 @@ class ReadRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """What a training left, and how good that is.
+    """What a training left, and how good that is: every exit on all held-out rows.
 
-    heads: the fingerprint of the exits' file. floors: of the `leaving` of evaluations. logit_lens, before,
-    trained: every exit on all held-out rows, read without heads, from where training started (the ridge
-    lens), and as trained. Of the kind "executed" the one entry of before and trained is of the tokens that
-    stay, with the K,V maps as they were and as trained; its `leaving` is the share that left.
-
-    Of the kind "regularised" before (the original model) and trained have an entry for L at their end, and
-    logit_lens is empty; heads is the fingerprint of the trained model; documents, by workload fingerprint,
-    and texts, sketches of them in the same order, are those that its training saw, or one before it. Other
-    kinds leave these to their heads.
+    Of the kind "executed" the one entry of before and trained is of the tokens that stay, with the K,V maps
+    as they were and as trained; its `leaving` is the share that left. Of the kind "regularised" before (the
+    original model) and trained have an entry for L at their end, and logit_lens is empty.
     """
 
     heads: str
+    """The fingerprint of the exits' file, or of the trained model."""
     before: tuple[Evaluation, ...]
+    """From where training started: the ridge lens."""
     trained: tuple[Evaluation, ...]
+    """As trained."""
     floors: tuple[float, ...] = FLOORS
+    """Of the `leaving` of evaluations."""
     logit_lens: tuple[Evaluation, ...] = ()
+    """Read without heads."""
     documents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Those that the training of a model itself saw, or one before it, by workload fingerprint; other kinds
+    leave them to their heads."""
     texts: tuple[str, ...] = ()
+    """Sketches of them, in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord(Left):
-    """One finished training.
-
-    request: what was asked for and of which model and texts. steps: that were taken. stopped: why no further.
-    history: on some of the held-out rows. earlier: what the trainings took that it began from, None if that
-    is not known.
-    """
+    """One finished training."""
 
     request: TrainingIdentity
+    """What was asked for, and of which model and texts."""
     settings: Settings
     rows: ReadRows
     steps: int
+    """That were taken."""
     stopped: str
+    """Why no further."""
     seconds: Seconds
     history: tuple[Evaluated, ...]
+    """On some of the held-out rows."""
     versions: dict[str, str]
     earlier: Spent | None
+    """What the trainings took that it began from, None if that is not known."""
 
     @property
     def kind(self) -> str:
@@ -192,71 +197,78 @@ class TrainingRecord(Left):
 
 @dataclass(frozen=True)
 class TrainingIdentity:
-    """What makes a training another one. model: name, fingerprint and dtype. workloads: each one's name and
-    fingerprint. classifiers, kv_maps: whether they are fitted afterwards. short_list: its tokens. code: of
-    all that computes. start: the fingerprint of the heads that it starts from.
-    """
+    """What makes a training another one."""
 
     recipe: Recipe
     model: dict[str, str]
+    """Name, fingerprint and dtype."""
     workloads: tuple[dict[str, str], ...]
+    """Each one's name and fingerprint."""
     classifiers: bool
+    """Whether they are fitted afterwards."""
     kv_maps: bool
     short_list: int
+    """Its tokens."""
     device: str
     code: str
+    """Of all that computes."""
     start: str | None = None
+    """The fingerprint of the heads that it starts from."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A policy on documents that nothing was chosen on. saved: share of the full model's seconds."""
+    """A policy on documents that nothing was chosen on."""
 
     policy: str
     agreement: float
     seconds_per_token: float
     saved: float
+    """Share of the full model's seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateCourse:
-    """How a training of gates went.
-
-    multiplier: lambda in the end. seconds: by evaluation, of a token on the documents apart, at the floor.
-    disagreement: by evaluation, there, hard at 0.5, before anything is moved.
-    """
+    """How a training of gates went."""
 
     multiplier: float
+    """Lambda in the end."""
     seconds: tuple[float, ...]
+    """By evaluation, of a token on the documents apart, at the floor."""
     disagreement: tuple[float, ...]
+    """By evaluation, there, hard at 0.5, before anything is moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateRecord(GateCourse):
     """What gates were trained on and for, and what they save beside the best thresholds of the same features.
 
-    exits: of the gates. rows: tokens to learn from, to choose by and to judge on. gate: with one threshold of
-    0.5. thresholds: the fastest of a network that predicts agreement, alike or one per exit, on any set of
-    the exits. Both are chosen on the same documents and judged on held-out ones. plain: seconds of a token of
-    the full model. tokens: that were read. took: seconds of reading the exits (with the model's answers, if
-    it wrote any), and of training. earlier: what the trainings took of the exits that got the gates, None if
-    that is not known.
+    Both are chosen on the same documents and judged on held-out ones.
     """
 
     exits: tuple[int, ...]
+    """Of the gates."""
     machine: str
     floor: float
     kv: str
     seed: int
     rows: tuple[int, int, int]
+    """Tokens to learn from, to choose by and to judge on."""
     gate: Judged
+    """With one threshold of 0.5."""
     thresholds: Judged
+    """The fastest of a network that predicts agreement, alike or one per exit, on any set of the exits."""
     plain: float
+    """Seconds of a token of the full model."""
     tokens: int
+    """That were read."""
     steps: int
     took: tuple[float, float]
+    """Seconds of reading the exits (with the model's answers, if it wrote any), and of training."""
     heads: str
+    """The fingerprint of their file."""
     earlier: Spent | None
+    """What the trainings took of the exits that got the gates, None if that is not known."""
 
     kind: ClassVar[str] = GateTraining.kind
 

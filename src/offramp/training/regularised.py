@@ -230,7 +230,7 @@ def cross_entropy(logits: Tensor, contexts: Sequence[Context], ahead: int) -> Te
 
 
 READ_ROWS = 128
-"""ReadRows read out at a time."""
+"""Rows read out at a time."""
 
 
 class _Read(NamedTuple):
@@ -256,7 +256,7 @@ class HeldOutModel:
 
     @property
     def tokens(self) -> int:
-        """ReadRows of all sequences."""
+        """Rows of all sequences."""
         return sum(map(row_count, self.contexts))
 
     @torch.no_grad()

@@ -27,17 +27,17 @@ HELD_OUT_ROWS = 8192
 
 @dataclass(frozen=True)
 class States:
-    """What a file of states [rows, layers, hidden] says of them, which are its bytes.
-
-    key: of all that decides what they are. dtype: of the numbers. seconds: that making both files took.
-    tokens: that the rows were planned for.
-    """
+    """What a file of states [rows, layers, hidden] says of them, which are its bytes."""
 
     key: str
+    """Of all that decides what they are."""
     layers: tuple[int, ...]
     dtype: str
+    """Of the numbers."""
     seconds: float
+    """That making both files took."""
     tokens: int
+    """That the rows were planned for."""
 
 
 FILE = SealedTensors(States, "offramp_states", "the file of hidden states {name} is damaged")
@@ -45,17 +45,16 @@ FILE = SealedTensors(States, "offramp_states", "the file of hidden states {name}
 
 @dataclass(frozen=True)
 class CachedStates:
-    """States of every row at the exits and at L, whose place is the last.
-
-    layers: the exits, then L. fit: [rows, layers, hidden] in bfloat16, memory-mapped. held_out: the same in
-    the model's dtype, so that what is said of them is what the model says. seconds: that making them took,
-    whichever process did.
-    """
+    """States of every row at the exits and at L, whose place is the last."""
 
     layers: tuple[int, ...]
+    """The exits, then L."""
     fit: Tensor
+    """[rows, layers, hidden] in bfloat16, memory-mapped."""
     held_out: Tensor
+    """The same in the model's dtype, so that what is said of them is what the model says."""
     seconds: float
+    """That making them took, whichever process did."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -65,16 +64,17 @@ class CachedStates:
 
 @dataclass(frozen=True)
 class StatesPlan:
-    """Which rows are kept. layers: the exits, then L. stride: every so many held-out rows is kept. tokens:
-    that the rows were planned for.
-    """
+    """Which rows are kept."""
 
     rows: FittingRows
     layers: tuple[int, ...]
+    """The exits, then L."""
     hidden: int
     dtype: torch.dtype
     stride: int
+    """Every so many held-out rows is kept."""
     tokens: int
+    """That the rows were planned for."""
 
     @classmethod
     def of(cls, model: Model, rows: FittingRows, exits: Sequence[int], tokens: int) -> StatesPlan:

@@ -36,11 +36,14 @@ Labels = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of one exit. x: float32 [rows, features]; y: bool [rows]; document: int64 [rows]."""
+    """Rows of one exit."""
 
     x: Features
+    """[rows, features]"""
     y: Labels
+    """[rows]"""
     document: NDArray[np.int64]
+    """[rows]"""
 
     def __getitem__(self, rows: NDArray[np.bool_]) -> Samples:
         """Some of the rows."""
@@ -177,17 +180,17 @@ CONVERGED = 0.98
 
 @dataclass(frozen=True)
 class ClassifierKind:
-    """One kind, named by the fact it gives.
-
-    features: of some readings at one exit (its index), float32 [rows, features]. labels: bool [rows].
-    network: a small network, else logistic. after_candidates: exists only at exits after the candidate exit.
-    """
+    """One kind, named by the fact it gives."""
 
     name: str
     features: Callable[[Readings, int], NDArray[np.float32]]
+    """Of some readings at one exit (its index), [rows, features]."""
     labels: Callable[[Readings, int], NDArray[np.bool_]]
+    """[rows]"""
     network: bool = False
+    """A small network, else logistic."""
     after_candidates: bool = False
+    """Whether it exists only at exits after the candidate exit."""
 
 
 def _hidden(readings: Readings, index: int) -> NDArray[np.float32]:

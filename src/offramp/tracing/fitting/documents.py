@@ -30,17 +30,17 @@ that it is as good there as on new text and no better."""
 
 @dataclass(frozen=True)
 class FittingRows:
-    """Contexts of several workloads; their documents are numbered through.
-
-    held_out: bool [documents]. ids: of the documents, by workload fingerprint. texts: sketches of the
-    documents' texts. answering: seconds in which the model wrote what is read of it, beside given text.
-    """
+    """Contexts of several workloads; their documents are numbered through."""
 
     contexts: tuple[Context, ...]
     held_out: NDArray[np.bool_]
+    """[documents]"""
     ids: dict[str, tuple[str, ...]]
+    """Of the documents, by workload fingerprint."""
     texts: tuple[Sketch, ...]
+    """Sketches of the documents' texts."""
     answering: float = 0.0
+    """Seconds in which the model wrote what is read of it, beside given text."""
 
     @property
     def tokens(self) -> int:

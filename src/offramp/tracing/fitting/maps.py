@@ -159,17 +159,18 @@ MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True)
 class FittingMemory:
-    """Bytes that fitting takes beside the model.
-
-    lens_exits: how many exits get a lens. map_exits: those that get K,V maps. lens_sums, map_sums: of the
-    sums of each; maps: of the maps themselves, at most.
-    """
+    """Bytes that fitting takes beside the model."""
 
     lens_exits: int
+    """How many exits get a lens."""
     map_exits: tuple[int, ...]
+    """Those that get K,V maps."""
     lens_sums: int
+    """Of the sums of the lens."""
     map_sums: int
+    """Of the sums of the maps."""
     maps: int
+    """Of the maps themselves, at most."""
 
     @property
     def parts(self) -> list[str]:

@@ -124,25 +124,27 @@ def _forward(model: Model, batch: Sequence[Context], exits: Sequence[int]) -> li
 
 @dataclass(frozen=True)
 class Readings:
-    """One row per token, one column per exit below L.
-
-    All but the states is in the processor's memory. states: the layers' outputs [exits, rows, hidden], L's
-    last. document, position: int64 [rows]. agrees: bool [rows, exits], whether the exit's best token is the
-    full model's; short_agrees: the same of its best token on the short list. max_prob, margin, cosine (to
-    L's hidden state): float32 [rows, exits]. candidates: float32 [rows, exits, candidates], logits of the
-    candidate exit's best tokens, None without a candidate exit; candidate_index: its place among the exits.
-    """
+    """One row per token, one column per exit below L; all but the states is in the processor's memory."""
 
     states: StateStore
+    """The layers' outputs [exits, rows, hidden], L's last."""
     document: NDArray[np.int64]
+    """[rows]"""
     position: NDArray[np.int64]
+    """[rows]"""
     agrees: NDArray[np.bool_]
+    """[rows, exits], whether the exit's best token is the full model's."""
     short_agrees: NDArray[np.bool_]
+    """The same of its best token on the short list."""
     max_prob: Tensor
+    """Float32 [rows, exits], as margin and cosine."""
     margin: Tensor
     cosine: Tensor
+    """To L's hidden state."""
     candidates: Tensor | None
+    """Float32 [rows, exits, candidates], logits of the candidate exit's best tokens, None without one."""
     candidate_index: int | None
+    """Its place among the exits."""
 
     def hidden(self, exit_index: int) -> Tensor:
         """An exit's hidden states, float32 [rows, hidden], in the processor's memory."""

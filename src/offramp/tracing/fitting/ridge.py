@@ -30,18 +30,22 @@ Matrix = NDArray[np.float64]
 class NormalEquations:
     """Sums of rows x (an exit's output) and of targets y (deeper layers'), in float64 whatever rows are.
 
-    All of them on one device, where rows are added without the host's waiting for it. weight: rows, or the
-    sum of their weights, a scalar. x: sum [hidden]. y: sums [targets, hidden]. xx: sum of x x^T
-    [hidden, hidden], shared by all targets. xy: sums of x y^T [targets, hidden, hidden]. yy: sums of |y|^2
-    [targets]. Adding rows in any pieces gives the same sums but for rounding.
+    All of them on one device, where rows are added without the host's waiting for it. Adding rows in any
+    pieces gives the same sums but for rounding.
     """
 
     weight: Tensor
+    """Rows, or the sum of their weights, a scalar."""
     x: Tensor
+    """Sum [hidden]."""
     y: Tensor
+    """Sums [targets, hidden]."""
     xx: Tensor
+    """Sum of x x^T [hidden, hidden], shared by all targets."""
     xy: Tensor
+    """Sums of x y^T [targets, hidden, hidden]."""
     yy: Tensor
+    """Sums of |y|^2 [targets]."""
 
     @classmethod
     def empty(cls, hidden: int, targets: int = 1, device: torch.device = PROCESSOR) -> NormalEquations:
@@ -125,9 +129,7 @@ def _on_host(sums: Tensor) -> Matrix:
 class ExitSums:
     """Sums of some exits, apart for documents to fit on and held-out ones.
 
-    device: where they are kept.
-
-    layers: by exit, the deeper layers whose outputs are predicted from its own.
+    device: where they are kept. layers: by exit, the deeper layers whose outputs are predicted from its own.
     changes: the targets are not these outputs but what they differ by from the exit's own, and each row
     counts by the inverse of its mean square, since a layer normalises what it is given: else the few tokens
     that attention rests on, hundreds of times larger than all others, would be all that is fitted.
