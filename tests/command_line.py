@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # For timing a tiny model on this machine, which a run does once per model; twelve for users.
 TIMING_SECONDS = 1.0
-PROGRAM = "from offramp.cli.main import main; main()"
+MAIN = "from offramp.cli.main import main; main()"
+PROGRAM = [sys.executable, "-c", MAIN]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def start_offramp(*arguments: object, folder: Path | None = None, before: str = 
     import torch
 
     return subprocess.Popen(
-        [sys.executable, "-c", f"{before}\n{PROGRAM}", *map(str, arguments)],
+        [sys.executable, "-c", f"{before}\n{MAIN}", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

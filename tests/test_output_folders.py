@@ -91,11 +91,12 @@ class Kind:
     fill: Callable[[Path, str], None]
     asked: Callable[[str], Any] = lambda result: None
 
-    def make(self, path: Path, result: str, *, overwrite: bool = True) -> None:
-        """What a command does."""
+    def make(self, path: Path, result: str, *, overwrite: bool = True) -> Path:
+        """What a command does; the folder that it is given for it."""
         with self.folder.claimed(path, self.asked(result), overwrite=overwrite) as place:
             if self.folder.done is None or not self.folder.kept or not (place / MANIFEST).exists():
                 self.fill(place, result)
+        return place
 
 
 KINDS = {
@@ -164,8 +165,11 @@ def test_killed_at_any_moment_the_same_command_ends_it(
         for name, content in mine.items():
             (path / name).write_bytes(content)
         ended = make_killed(kind, path, "new", calls)
-        kind.make(path, "new")
+        whole = kind.folder.files(path).left_whole is not None
+        place = kind.make(path, "new")
         assert seen(path) == expected | mine, f"killed at change {calls}"
+        # What was whole is gone on with, not made a second time.
+        assert place == path or not whole or kind.folder.request is None
         assert not list(path.rglob(".writing-*")) + list(path.rglob("*.changed"))
         calls += 1
     assert calls > 2

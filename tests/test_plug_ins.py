@@ -17,7 +17,7 @@ from offramp.errors import InputError, PolicyError, WorkloadError
 from offramp.models.transforms.transform import TRANSFORMS, apply_transform, parse_transform
 from offramp.policies.decisions import replay_decisions
 from offramp.policies.grammar import parse_policy, policy_kinds
-from offramp.testing.machines import example_shape
+from offramp.testing.contracts import example_shape
 from offramp.testing.transforms import example_model
 from offramp.workloads.registry import load_workload
 from policy_traces import make_trace

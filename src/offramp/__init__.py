@@ -35,7 +35,7 @@ _HOMES = {
     "Workload": "offramp.workloads.workload",
     "Document": "offramp.workloads.workload",
     "text_groups": "offramp.workloads.shared_text:groups_of_documents",
-    "documents_seen": "offramp.workloads.seen",
+    "documents_seen": "offramp.workloads.registry",
     "record_training": "offramp.models.training_record",
     "load_workload": "offramp.workloads.registry",
     "workload_of": "offramp.workloads.given",
@@ -127,8 +127,7 @@ if TYPE_CHECKING:
     from offramp.tuning.ranking import ranking as league
     from offramp.tuning.tuned import Tuned
     from offramp.workloads.given import workload_of
-    from offramp.workloads.registry import load_workload
-    from offramp.workloads.seen import documents_seen
+    from offramp.workloads.registry import documents_seen, load_workload
     from offramp.workloads.shared_text import groups_of_documents as text_groups
     from offramp.workloads.workload import Document, Workload
 

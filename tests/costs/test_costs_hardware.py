@@ -37,7 +37,7 @@ from offramp.costs.probes import PROBES
 from offramp.costs.profile_file import UNITS, read_profile, required_keys
 from offramp.costs.timings import OTHER_LOAD, TimingsProfile
 from offramp.errors import BusyMachineError, DamagedFileError, InputError
-from offramp.testing.machines import example_shape
+from offramp.testing.contracts import example_shape
 
 ROOFLINE = """
 kind = "roofline"

@@ -17,7 +17,7 @@ from offramp.costs.probes import PROBES, ProbeSizes
 from offramp.costs.token import TokenCosts, token_prices
 from offramp.errors import InputError
 from offramp.models.shape import LayerShape, ModelShape
-from offramp.testing.machines import check_machine, example_shape
+from offramp.testing.contracts import check_machine, example_shape
 
 ATTENTION = LayerShape("attention", 1000, 1000, 200, 20, 40, None, 0)
 RECURRENT = LayerShape("recurrent", 800, 800, 0, 0, 0, None, 64)

@@ -13,7 +13,7 @@ import pytest
 from tracing_models import tiny_llama, workload_of
 
 from offramp.errors import InputError
-from offramp.testing.machines import example_shape
+from offramp.testing.contracts import example_shape
 from offramp.tracing.trace import Trace
 from offramp.tracing.tracer import trace
 

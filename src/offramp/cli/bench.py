@@ -260,14 +260,9 @@ class Bench(Leaving, Request):
 
 def bench(asked: Bench, out: Output) -> None:
     """Time a policy, or accelerations alone and together."""
-    if asked.combine:
-        from offramp.cli.bench_stage import combine_and_show
+    from offramp.cli.bench_stage import combine_and_show, time_and_show
 
-        combine_and_show(asked, out)
-    else:
-        from offramp.cli.bench_stage import time_and_show
-
-        time_and_show(asked, out)
+    (combine_and_show if asked.combine else time_and_show)(asked, out)
 
 
 def _file_of(output: Path) -> Path:

@@ -368,9 +368,9 @@ def show_combined(console: Console, result: CombineResult) -> None:
         f"{counted(result.rounds, 'round')}",
         markup=False,
     )
-    timed = [one for one in result.combinations if one.speedup is not None]
+    timed = [combination for combination in result.combinations if combination.speedup is not None]
     table = combinations_table(result)
-    together = [one for one in timed if one.product is not None]
+    together = [combination for combination in timed if combination.product is not None]
     console.print(table.only(*combined.SPEED).rich(timed))
     console.print(combined.PRODUCTS.only(*combined.TOGETHER).rich(together))
     console.print(table.only(*combined.QUALITY).rich(timed))
@@ -386,9 +386,9 @@ def show_combined(console: Console, result: CombineResult) -> None:
 def _details(result: CombineResult) -> list[str]:
     """What was left out or excluded, and notes."""
     missing = [
-        f"left out: {one.name}: {one.contender.left_out}"
-        for one in result.combinations
-        if one.contender.left_out is not None
+        f"left out: {combination.name}: {combination.contender.left_out}"
+        for combination in result.combinations
+        if combination.contender.left_out is not None
     ]
     excluded = [f"not combined: {sentence}" for sentence in result.excluded]
     return [*missing, *excluded, *(f"note: {note}" for note in result.notes)]

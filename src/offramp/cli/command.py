@@ -98,6 +98,22 @@ AS_JSON = "as_json"
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
+def group(help: str, **settings: Any) -> typer.Typer:
+    """Commands under one word; the word alone shows what there is, and exits as a wrong command line does.
+
+    settings: of typer.
+    """
+    app = typer.Typer(help=help, **settings)
+
+    @app.callback(invoke_without_command=True, help=help)
+    def alone(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+            raise typer.Exit(InputError.exit_code)
+
+    return app
+
+
 def command(
     app: typer.Typer,
     name: str,

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from offramp.cli.command import Output, command
+from offramp.cli.command import Output, command, group
 from offramp.errors import InputError
 from offramp.files import require_writable
 from offramp.heads.importing import LayoutName
@@ -30,11 +28,7 @@ if TYPE_CHECKING:
     from offramp.tracing.fitting.maps import FittingMemory
 
 
-heads = typer.Typer(
-    help="Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.",
-    no_args_is_help=True,
-)
-
+heads = group("Fit exit heads (a linear lens, classifiers, K,V maps), or import those of others.")
 
 AUTO = "auto"
 
@@ -51,12 +45,14 @@ class HeadsOutput(Options):
     def check(self) -> None:
         """Refuse a folder, what cannot be written, and a file that is there: other files in any case."""
         super().check()
+        from offramp.heads.file import is_heads_file
+
         path, there = self.output, "the output file is there already"
         if path.is_dir():
             raise InputError("the output is a folder, not a file", where=str(path), fix="name a file with -o")
         if path.exists() and not self.overwrite:
             raise InputError(there, where=str(path), fix="choose another, or add --overwrite")
-        if path.exists() and not _holds_heads(path):
+        if path.exists() and not is_heads_file(path):
             fix = "choose another with -o"
             raise InputError(f"{there}, and holds no exit heads", where=str(path), fix=fix)
         require_writable(path.parent)
@@ -258,12 +254,6 @@ command(heads, "fit", HeadFitting, fit)
 command(heads, "import", HeadImport, import_)
 
 
-def _holds_heads(path: Path) -> bool:
-    from offramp.heads.file import is_heads_file
-
-    return is_heads_file(path)
-
-
 def _base_of_import(file: str, model: str | None, found: Import) -> str:
     """The model that imported exits belong to: the one named, or the files themselves."""
     if model is not None:
@@ -294,12 +284,7 @@ def _import_notes(imported: ExitHeads) -> list[str]:
 
 TRAIN = "Train exits on the model's own distributions, on the later half of each workload's documents."
 
-exits = typer.Typer(help="Train exits of a model, or a copy of the model itself.", no_args_is_help=True)
-
-
-@exits.callback()
-def exits_group() -> None:
-    """Train exits of a model, or a copy of the model itself."""
+exits = group("Train exits of a model, or a copy of the model itself.")
 
 
 def train(asked: ResumableTraining | GateTraining, out: Output) -> None:

@@ -44,7 +44,10 @@ def heads_table(fitted: ExitHeads) -> Table[int]:
         (
             Column("Exit", lambda place: fitted.exits[place]),
             *([] if fitted.lens is None else [Column("Lens", explained)]),
-            *(Column(name.replace("_", " "), auroc(one)) for name, one in fitted.classifiers.items()),
+            *(
+                Column(name.replace("_", " "), auroc(classifier))
+                for name, classifier in fitted.classifiers.items()
+            ),
         ),
         caption="Held-out documents: variance explained by the lens, AUROC of the classifiers"
         + ("; (0.70): not shown to beat the base rate; rare: too few of a class" * bool(fitted.classifiers)),
@@ -219,8 +222,9 @@ def notes(trained: TrainedExits, asked: ResumableTraining, left: int) -> list[st
     return [*lines, *more]
 
 
-def _bits(one: Evaluation) -> str:
-    return "?" if one.bits_per_byte is None else f"{one.bits_per_byte:.3f}"
+def _bits(evaluation: Evaluation) -> str:
+    bits = evaluation.bits_per_byte
+    return "?" if bits is None else f"{bits:.3f}"
 
 
 def next_lines(trained: TrainedExits, output: Path | str, original: str, left: int) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from annotated_types import Ge
 
-from offramp.cli.command import Output, command
-from offramp.errors import InputError, OfframpError
+from offramp.cli.command import Output, command, group
+from offramp.errors import OfframpError
 from offramp.files import remove
 from offramp.kit.arguments import settled
 from offramp.kit.defaults import DEFAULT_MODEL, HARDWARE_SECONDS
@@ -31,18 +31,9 @@ if TYPE_CHECKING:
     from offramp.report.table import Table
 
 
-hardware = typer.Typer(help="Measure this machine on a model.")
-
+hardware = group("Measure this machine on a model.")
 
 MOST_WITH_QUARTILES = 3
-
-
-@hardware.callback(invoke_without_command=True)
-def hardware_command(context: typer.Context) -> None:
-    """Measure this machine on a model."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(InputError.exit_code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,42 +148,34 @@ Rows = list[dict[str, str]]
 NAME_WIDTH = 38
 
 
+def _rows(things: Iterable[Any], *details: str) -> Rows:
+    """Things with a name and a description, and what else each says of itself."""
+    return [
+        {
+            "name": thing.name,
+            "what it is": thing.description,
+            **{detail: getattr(thing, detail) for detail in details},
+        }
+        for thing in things
+    ]
+
+
 def _models() -> Rows:
     from offramp.models.source import BUNDLED
 
-    return [
-        {
-            "name": model.name,
-            "what it is": model.description,
-            "weights": model.weights,
-            "licence": model.licence,
-            "install": model.install,
-        }
-        for model in BUNDLED.values()
-    ]
+    return _rows(BUNDLED.values(), "weights", "licence", "install")
 
 
 def _workloads() -> Rows:
     from offramp.workloads.registry import describe_workloads
 
-    return [
-        {
-            "name": workload.name,
-            "what it is": workload.description,
-            "mode": workload.mode,
-            "documents": workload.documents,
-            "licence": workload.licence,
-        }
-        for workload in describe_workloads()
-    ]
+    return _rows(describe_workloads(), "mode", "documents", "licence")
 
 
 def _transforms() -> Rows:
     from offramp.models.transforms.transform import describe_transforms
 
-    return [
-        {"name": transform.name, "what it is": transform.description} for transform in describe_transforms()
-    ]
+    return _rows(describe_transforms())
 
 
 def _policies() -> Rows:
@@ -201,7 +184,8 @@ def _policies() -> Rows:
     rows = []
     for name, kind in policy_kinds().usable().items():
         parameters = ",".join(f"{known.name}={known.default or '…'}" for known in kind.parameters)
-        rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": _first_line(kind)})
+        what_it_is = (kind.__doc__ or "").strip().splitlines()[0]
+        rows.append({"name": f"{name}:{parameters}" if parameters else name, "what it is": what_it_is})
     return rows
 
 
@@ -225,19 +209,7 @@ def _signals() -> Rows:
 def _hardware() -> Rows:
     from offramp.costs.hardware import describe_machines
 
-    return [
-        {
-            "name": machine.name,
-            "what it is": machine.description,
-            "rates": machine.rates,
-            "source": machine.source,
-        }
-        for machine in describe_machines()
-    ]
-
-
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+    return _rows(describe_machines(), "rates", "source")
 
 
 LISTS: dict[str, Callable[[], Rows]] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from annotated_types import Ge
 
-from offramp.cli.command import Output, command
+from offramp.cli.command import Output, command, group
 from offramp.cli.pages import Mixed
 from offramp.commands import command_line
 from offramp.errors import InputError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from offramp.studies.study import StudyPlan
 
 
-study = typer.Typer(help="Run the cells of a study file, survive anything, and compare them.")
+study = group("Run the cells of a study file, survive anything, and compare them.")
 
 FAILED = 1
 FEWEST_STALL_SECONDS = 30.0
@@ -126,31 +126,15 @@ class StudyReportCommand(InFolder, Mixed, Request):
             )
 
 
-@dataclass(frozen=True)
-class OpenStudy:
-    """A study file as it is now: its plan, and the folder that it is run into."""
-
-    plan: StudyPlan
-    folder: StudyFolder
-
-
-@study.callback(invoke_without_command=True)
-def study_command(context: typer.Context) -> None:
-    """Run the cells of a study file, survive anything, and compare them."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
-        raise typer.Exit(InputError.exit_code)
-
-
 def plan(asked: StudyPlanCommand, out: Output) -> None:
     """Plan, and show the cells."""
     from offramp.cli.study_shown import plan_json, show_plan
     from offramp.studies.status import status_of
 
-    opened = open_study(asked.study_file, asked.output)
-    status = status_of(opened.plan, opened.folder)
-    show_plan(out.console, opened.plan, status, opened.folder.path)
-    out.finish(plan_json(opened.plan, status, opened.folder.path))
+    plan, folder = open_study(asked.study_file, asked.output)
+    status = status_of(plan, folder)
+    show_plan(out.console, plan, status, folder.path)
+    out.finish(plan_json(plan, status, folder.path))
 
 
 def run(asked: StudyRunCommand, out: Output) -> None:
@@ -169,8 +153,7 @@ def run(asked: StudyRunCommand, out: Output) -> None:
         stall_seconds=asked.stall_limit,
     )
     engine = engine_named(asked.engine)
-    opened = open_study(asked.study_file, asked.output, download=True)
-    plan, folder = opened.plan, opened.folder
+    plan, folder = open_study(asked.study_file, asked.output, download=True)
     folder.write_plan(plan)
     show_head(out.console, plan, folder.path)
     started = time.monotonic()
@@ -204,13 +187,13 @@ def status(asked: StudyStatusCommand, out: Output) -> None:
     from offramp.cli.study_shown import show_status, study_json
     from offramp.studies.status import status_of
 
-    opened = open_study(asked.study_file, asked.output)
+    plan, folder = open_study(asked.study_file, asked.output)
     with stage("reading every finished file" if asked.verify else "looking at the study's folder"):
-        found = status_of(opened.plan, opened.folder, verify=asked.verify)
-    show_status(out.console, opened.plan, found, opened.folder.path)
-    damaged = [key for key, state in found.states.items() if state == "damaged"]
-    out.finish({**study_json(opened.plan, found, opened.folder.path), "damaged": damaged})
-    if asked.verify and (damaged or found.damage):
+        status = status_of(plan, folder, verify=asked.verify)
+    show_status(out.console, plan, status, folder.path)
+    damaged = [key for key, state in status.states.items() if state == "damaged"]
+    out.finish({**study_json(plan, status, folder.path), "damaged": damaged})
+    if asked.verify and (damaged or status.damage):
         raise typer.Exit(FAILED)
 
 
@@ -232,9 +215,11 @@ def report(asked: StudyReportCommand, out: Output) -> None:
     out.finish({"folder": str(folder.path), "report": str(page), "problems": notes})
 
 
-def open_study(study_file: Path, output: Path | None, *, download: bool = False) -> OpenStudy:
-    """Read a study file and plan it, or the plan that a folder of a study or a run holds; nothing is run and
-    no model is loaded.
+def open_study(
+    study_file: Path, output: Path | None, *, download: bool = False
+) -> tuple[StudyPlan, StudyFolder]:
+    """The plan of a study file as it is now, or the one that a folder of a study or a run holds, and the
+    folder that it is run into; nothing is run and no model is loaded.
 
     download: fetch models of the Hub that are not on this machine.
 
@@ -247,13 +232,13 @@ def open_study(study_file: Path, output: Path | None, *, download: bool = False)
 
     if study_file.is_dir() and not download:
         folder = StudyFolder(study_file)
-        return OpenStudy(folder.read_plan(), folder)
+        return folder.read_plan(), folder
     read = read_study(study_file)
     path = folder_of(read.name, output)
     STUDY_FOLDER.require(path, {"name": read.name})
     with stage("looking at models, texts and machines"):
         plan = make_plan(read, path, download=download)
-    return OpenStudy(plan, StudyFolder(path))
+    return plan, StudyFolder(path)
 
 
 def succeeded(status: Status) -> bool:

@@ -181,7 +181,7 @@ def _invalid(
     source: Source, kind: type[TomlTable], values: Mapping[str, Any], error: ValidationError
 ) -> InputError:
     """The error for the first value that does not fit, in the file's order. kind, values: of the whole."""
-    found = {tuple(one["loc"]): one for one in error.errors()}
+    found = {tuple(fault["loc"]): fault for fault in error.errors()}
     # A list is called too short, too, when an entry of it does not fit.
     innermost = [loc for loc in found if not any(loc == other[: len(loc)] for other in found if other != loc)]
     first = min(innermost, key=lambda loc: (places_of(values, loc), -len(loc)))

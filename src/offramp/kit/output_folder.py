@@ -256,7 +256,7 @@ class OutputFolder(Generic[Asked]):
 
     def _differing(self, there: Mapping[str, Any], asked: Any) -> list[str]:
         """In what the request in a folder is another one, in words."""
-        before, now = (_flat({**self.assumed, **to_json(one)}) for one in (there, asked))
+        before, now = (_flat({**self.assumed, **to_json(request)}) for request in (there, asked))
         return [
             f"{name} ({_shown(before.get(name))} there, {_shown(now.get(name))} here)"
             for name in {**now, **before}

@@ -57,7 +57,7 @@ def workload_of(
     if not documents:
         raise WorkloadError("there are no documents", where=name or GIVEN, fix=FIX)
     chat = documents[0].messages is not None
-    kinds = {(one.tokens is None, one.messages is None) for one in documents}
+    kinds = {(document.tokens is None, document.messages is None) for document in documents}
     if len(kinds) > 1:
         raise WorkloadError(
             "texts, token ids and conversations are mixed", where=name or GIVEN, fix="give one kind"
@@ -84,7 +84,7 @@ def _rows(given: Any, field: str | None) -> tuple[Iterable[Any], str]:
     """The documents, and which column they are of."""
     columns = getattr(given, "column_names", None)
     if columns is not None:
-        known = [one for one in ((field,) if field else FIELDS) if one in columns]
+        known = [name for name in ((field,) if field else FIELDS) if name in columns]
         if not known:
             raise WorkloadError(
                 f"the dataset has no column {field!r}"

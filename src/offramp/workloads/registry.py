@@ -16,7 +16,7 @@ from offramp.plug_ins import Known, asking, load_plug_in, refused, unfit
 from offramp.workloads.prompts import CHAT, MATH
 from offramp.workloads.standard_library import CODE, PROSE
 from offramp.workloads.text_files import HUB_DATASET, JSON_LINES, TEXT
-from offramp.workloads.workload import Workload, WorkloadSource
+from offramp.workloads.workload import Document, Workload, WorkloadSource
 
 CONTINUED = "continued"
 
@@ -240,3 +240,24 @@ def distinct_workloads(workloads: str | Workload | Sequence[str | Workload]) -> 
     if not loaded:
         raise InputError("there is no workload to fit on", fix="give one, such as prose")
     return tuple({work.fingerprint: work for work in loaded}.values())
+
+
+OF_THE_LIBRARY = ("prose", "prose:short", "code", "code:short")
+"""Workloads made of Python's standard library, which is what people train on, too."""
+
+
+def documents_seen(trained_on: Sequence[Document]) -> dict[str, tuple[str, ...]]:
+    """Ids of documents of offramp's own workloads that share text with these, by the workload's fingerprint.
+
+    What `offramp.record_training` writes beside a model, so that tuning leaves them out.
+    """
+    from offramp.workloads.shared_text import Sketcher, shares_text, sketches_of
+
+    sketches = Sketcher().sketches(trained_on)
+    found: dict[str, tuple[str, ...]] = {}
+    for name in OF_THE_LIBRARY:
+        workload = load_workload(name)
+        ids = [document.id for document in workload.documents]
+        shared = shares_text(sketches_of(workload, ids), sketches)
+        found[workload.fingerprint] = tuple(id for id, out in zip(ids, shared, strict=True) if out)
+    return found

@@ -241,6 +241,6 @@ def _common(left: Sequence[Hashes], right: Sequence[Hashes]) -> dict[tuple[int, 
 def _flat(documents: Sequence[Hashes]) -> tuple[Hashes, NDArray[np.int64]]:
     """All hashes ascending, and the place of the document that each is of."""
     hashes: Hashes = np.concatenate(list(documents)) if documents else np.empty(0, dtype=np.uint32)
-    owner = np.repeat(np.arange(len(documents)), [len(one) for one in documents]).astype(np.int64)
+    owner = np.repeat(np.arange(len(documents)), [len(hashes_of) for hashes_of in documents]).astype(np.int64)
     order = np.argsort(hashes, kind="stable")
     return hashes[order], owner[order]

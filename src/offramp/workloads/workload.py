@@ -192,6 +192,6 @@ class WorkloadSource:
             hint = f"did you mean {self.name}:{near[0]}? " if near else ""
             raise WorkloadError(
                 f"the workload {self.name!r} has no size {argument!r}",
-                fix=f"{hint}write {' or '.join(one.name for one in self.described)}",
+                fix=f"{hint}write {' or '.join(source.name for source in self.described)}",
             )
         return sizes[argument].load()
