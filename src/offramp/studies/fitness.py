@@ -277,25 +277,25 @@ class Fitness:
             raise InputError(
                 f"the prompts of {workload.entry.name} need answers, and a model whose layers stay on disk "
                 "would read all of them for every new token",
-                where=self.study.where("workloads", self._place("workloads", workload.entry.name)),
+                where=self.study.where("workloads", self._index("workloads", workload.entry.name)),
                 fix="choose a workload of given text",
             )
         self._check_heads(variant, reader)
 
     def check_steps(self, variant: StudyVariant) -> None:
         """Refuse to leave out layers that a model lacks, and what its family does not allow."""
-        place = self._place("transforms", variant.transform.name)
+        index = self._index("transforms", variant.transform.name)
         model = variant.model
         for step in variant.steps:
             why = why_unfit(step, model.model_type)
             if why is not None:
                 raise InputError(
                     f"{step.text} cannot be applied to {model.entry.name} ({model.model_type}): {why}",
-                    where=self.study.where("transforms", place),
+                    where=self.study.where("transforms", index),
                     fix=f'[[exclude]] model = "{model.entry.name}", transform = "{variant.transform.name}"',
                 )
         if model.entry.layers is not None:
-            with placed(self.study, "transforms", place):
+            with placed(self.study, "transforms", index):
                 layers_left(model.entry.layers, variant.steps, model.entry.name)
 
     def check_policy(
@@ -306,7 +306,7 @@ class Fitness:
         reader: HeadsEntry | TrainingEntry,
     ) -> None:
         """Refuse a policy for exits that a model lacks, or that reads what is not recorded."""
-        location = ("policies", self._place("policies", entry.name))
+        location = ("policies", self._index("policies", entry.name))
         policy = parse_policy(entry.policy).for_task(workload.source)
         self._check_exits(variant, policy, location)
         signals = parse_signals(self.study.settings.signals, workload.mode)
@@ -359,21 +359,21 @@ class Fitness:
         """Refuse a training that does not fit a model, heads of another model or not of all exits traced."""
         heads, trains = self.found.heads[entry.name], isinstance(entry, TrainingEntry)
         axis, key = ("trainings", "folder") if trains else ("heads", "file")
-        place = self._place(axis, entry.name)
+        index = self._index(axis, entry.name)
         if isinstance(entry, TrainingEntry) and entry.kind is not None:
-            self._check_training(variant, entry, place)
+            self._check_training(variant, entry, index)
             return
         resolved = all(getattr(step, "resolved", True) for step in variant.steps)
         fingerprint = variant.model.fingerprint(variant.texts)
-        if heads.given is None or fingerprint is None or not resolved:
+        if heads.content is None or fingerprint is None or not resolved:
             return
         model = {"name": variant.model.entry.name, "fingerprint": fingerprint, "transforms": variant.texts}
-        with placed(self.study, axis, place, key):
-            require_base(heads.given, model)
-            if variant.sizes.layers is not None and not heads.given.holds_maps_alone:
-                _require_exits(heads.given, parse_exits(self.study.settings.exits, variant.sizes.layers))
+        with placed(self.study, axis, index, key):
+            require_base(heads.content, model)
+            if variant.sizes.layers is not None and not heads.content.holds_maps_alone:
+                _require_exits(heads.content, parse_exits(self.study.settings.exits, variant.sizes.layers))
 
-    def _check_training(self, variant: StudyVariant, entry: TrainingEntry, place: int) -> None:
+    def _check_training(self, variant: StudyVariant, entry: TrainingEntry, index: int) -> None:
         """Refuse exits, steps, units, lists that do not fit a model, and exits that are not those traced."""
         from offramp.tracing.fitting.fit import check_short_list
         from offramp.training.recipe import make_recipe
@@ -383,22 +383,22 @@ class Fitness:
         hidden, vocabulary = variant.sizes.hidden, variant.model.entry.vocabulary
         if layers is None or hidden is None or vocabulary is None:
             return
-        with placed(study, "trainings", place):
+        with placed(study, "trainings", index):
             # The model and the texts are looked at elsewhere.
-            given = {"model": DEFAULT_MODEL, "workloads": (), "output": None, "seed": study.settings.seed}
+            elsewhere = {"model": DEFAULT_MODEL, "workloads": (), "output": None, "seed": study.settings.seed}
             said = entry.model_dump(include=ASKED, exclude_none=True)
-            asked = TRAININGS.request(str(entry.kind), {**given, **said, "at": study.exits_of(entry)})
-            recipe = make_recipe(asked, layers=layers, hidden=hidden, vocabulary=vocabulary)
+            request = TRAININGS.request(str(entry.kind), {**elsewhere, **said, "at": study.exits_of(entry)})
+            recipe = make_recipe(request, layers=layers, hidden=hidden, vocabulary=vocabulary)
             check_short_list(entry.short_list, vocabulary)
         traced = parse_exits(study.settings.exits, layers)[:-1]
         if recipe.at != traced:
             raise InputError(
                 f"the exits {_listed(recipe.at)} are trained, and {_listed(traced)} are traced",
-                where=study.where("trainings", place, "at"),
+                where=study.where("trainings", index, "at"),
                 fix=f"write exits = {list(recipe.at)} in [study], so that all rows are of the same exits",
             )
 
-    def _place(self, axis: str, name: str) -> int:
+    def _index(self, axis: str, name: str) -> int:
         return [entry.name for entry in getattr(self.study, axis)].index(name)
 
 

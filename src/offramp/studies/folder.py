@@ -230,7 +230,7 @@ class StudyFolder:
                 manifest = MANIFEST_FILE.read(folder / name)
             except (OSError, DamagedFileError):
                 continue
-            written: dict[str, str | None] = {name: one.sha256 for name, one in manifest.files.items()}
+            written: dict[str, str | None] = {name: file.sha256 for name, file in manifest.files.items()}
             break
         else:
             written = {path.relative_to(folder).as_posix(): None for path in files_of(folder)}

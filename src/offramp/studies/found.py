@@ -105,14 +105,14 @@ class Fingerprints:
 
 def evidence_of(paths: Iterable[Path]) -> Evidence:
     """What tells that files are those that were read: all files below the folders among the paths, too."""
-    found: Evidence = []
+    evidence: Evidence = []
     for path in paths:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file():
                 facts = file.stat()
-                found.append([str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino])
-    return found
+                evidence.append([str(file), facts.st_size, facts.st_mtime_ns, facts.st_ino])
+    return evidence
 
 
 def _digest(evidence: Any) -> str:
@@ -197,7 +197,7 @@ class FoundHeads:
     file: str | None = None
     facts: tuple[str, ...] = ()
     """That a trace made with them has beside its own."""
-    given: ExitHeads | None = None
+    content: ExitHeads | None = None
     """What the file holds."""
     own: bool = False
     """Whether they are fitted on the workload that is traced."""
@@ -221,14 +221,14 @@ class Found:
     @property
     def unavailable(self) -> dict[str, str]:
         """Why a model or workload cannot be had here, by name."""
-        missing = {name: one.missing for name, one in self.workloads.items()}
-        missing |= {name: one.missing for name, one in self.models.items()}
+        missing = {name: workload.missing for name, workload in self.workloads.items()}
+        missing |= {name: model.missing for name, model in self.models.items()}
         return {name: why for name, why in missing.items() if why is not None}
 
     @property
     def damaged(self) -> tuple[str, ...]:
         """Names of models whose files are not whole or not safe."""
-        return tuple(name for name, one in self.models.items() if one.damaged)
+        return tuple(name for name, model in self.models.items() if model.damaged)
 
 
 CANDIDATES = "candidate_score"
@@ -245,7 +245,7 @@ def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool)
     """
     search, models = _WorkloadSearch(study, fingerprints), _ModelSearch(study, fingerprints, download)
     workloads = {
-        entry.name: search.find(entry, "workloads", place) for place, entry in enumerate(study.workloads)
+        entry.name: search.find(entry, "workloads", index) for index, entry in enumerate(study.workloads)
     }
     measuring = {
         source: search.find(WorkloadEntry(name=source, source=source), *location)
@@ -253,7 +253,7 @@ def find_everything(study: Study, fingerprints: Fingerprints, *, download: bool)
         for source in measured_on([step])
     }
     return Found(
-        models={entry.name: models.find(entry, place) for place, entry in enumerate(study.models)},
+        models={entry.name: models.find(entry, index) for index, entry in enumerate(study.models)},
         workloads=workloads,
         machines=_find_machines(study),
         heads=_find_heads(study, workloads, search),
@@ -269,8 +269,8 @@ class _WorkloadSearch:
         self.study = study
         self.fingerprints = fingerprints
         described = describe_workloads()
-        self.names = {one.name for one in described}
-        self.modes = {one.name.partition(":")[0]: one.mode for one in described}
+        self.names = {workload.name for workload in described}
+        self.modes = {workload.name.partition(":")[0]: workload.mode for workload in described}
         self.found: dict[str, FoundWorkload] = {}
 
     def find(self, entry: WorkloadEntry, *location: str | int) -> FoundWorkload:
@@ -290,16 +290,16 @@ class _WorkloadSearch:
         kind = text if text in self.names else kind
         # Of a text that is not here the source stands for its fingerprint.
         used = TextUsed(prefix + kind, source=source, answered=bool(prefix) or mode == "generation")
-        found = FoundWorkload(entry, source, used)
+        workload = FoundWorkload(entry, source, used)
         try:
             fingerprint, documents = self._facts(source)
             used = dataclasses.replace(used, fingerprint=fingerprint, source=None)
-            return dataclasses.replace(found, used=used, documents=documents)
+            return dataclasses.replace(workload, used=used, documents=documents)
         except WorkloadError as error:
             if own_file:
                 with placed(self.study, *location):
                     raise
-            return dataclasses.replace(found, missing=f"{error.what}: {error.fix}")
+            return dataclasses.replace(workload, missing=f"{error.what}: {error.fix}")
 
     def _facts(self, source: str) -> tuple[str, int]:
         """The fingerprint of a workload, and how many documents it has."""
@@ -324,21 +324,21 @@ def _installed() -> list[Any]:
 
 
 def _find_machines(study: Study) -> dict[str, FoundMachine]:
-    found = {}
-    for place, entry in enumerate(study.machines):
+    machines = {}
+    for index, entry in enumerate(study.machines):
         if entry.source == LOCAL:
-            found[entry.name] = FoundMachine(LOCAL)
+            machines[entry.name] = FoundMachine(LOCAL)
             continue
         if entry.source == BYTES:
-            found[entry.name] = FoundMachine(BYTES, BYTES)
+            machines[entry.name] = FoundMachine(BYTES, BYTES)
             continue
         path = resolved(study, entry.source)
         source = str(Path(path).absolute()) if Path(path).is_file() else path
-        with placed(study, "machines", place):
+        with placed(study, "machines", index):
             machine = find_machine(source)
             figures = machine_fingerprint(machine)
-        found[entry.name] = FoundMachine(source, figures, machine)
-    return found
+        machines[entry.name] = FoundMachine(source, figures, machine)
+    return machines
 
 
 def _find_heads(
@@ -355,35 +355,35 @@ def _find_heads(
             if text != OWN
         )
 
-    found = {}
-    for place, heads in enumerate(study.heads):
+    readers = {}
+    for index, heads in enumerate(study.heads):
         if heads.file is not None:
-            found[heads.name] = _given_heads(study, heads.file, "heads", place, "file")
+            readers[heads.name] = _given_heads(study, heads.file, "heads", index, "file")
             continue
-        found[heads.name] = FoundHeads(
-            made_on(heads.fit, "heads", place, "fit"),
+        readers[heads.name] = FoundHeads(
+            made_on(heads.fit, "heads", index, "fit"),
             facts=tuple(sorted(heads.classifiers)),
             own=OWN in heads.fit,
             reads_exits=heads.lens and heads.name != NONE,
         )
-    for place, training in enumerate(study.trainings):
+    for index, training in enumerate(study.trainings):
         if training.folder is not None:
-            given = _given_heads(study, training.folder, "trainings", place, "folder")
-            if given.given is not None and "trained" not in given.given.provenance:
+            trained = _given_heads(study, training.folder, "trainings", index, "folder")
+            if trained.content is not None and "trained" not in trained.content.provenance:
                 raise InputError(
                     "these exit heads were not trained",
-                    where=study.where("trainings", place, "folder"),
+                    where=study.where("trainings", index, "folder"),
                     fix="name them in [[heads]], as file =",
                 )
-            found[training.name] = given
+            readers[training.name] = trained
         elif training.kind is not None:
-            found[training.name] = FoundHeads(
-                made_on(training.text, "trainings", place, "text"),
+            readers[training.name] = FoundHeads(
+                made_on(training.text, "trainings", index, "text"),
                 facts=_trained_facts(study, training),
                 own=OWN in training.text,
                 reads_exits=True,
             )
-    return found
+    return readers
 
 
 def _given_heads(study: Study, text: str, *location: str | int) -> FoundHeads:
@@ -392,7 +392,7 @@ def _given_heads(study: Study, text: str, *location: str | int) -> FoundHeads:
     with placed(study, *location):
         heads = read_heads(path)
     return FoundHeads(
-        file=str(path), facts=tuple(heads.classifiers), given=heads, reads_exits=heads.reads_exits
+        file=str(path), facts=tuple(heads.classifiers), content=heads, reads_exits=heads.reads_exits
     )
 
 
@@ -443,7 +443,8 @@ def _problem_with(step: Transform, dtype: str) -> dict[str, Any] | None:
 def _kernels() -> list[Any]:
     """What it depends on whether this machine can do a transform."""
     names = ("torch", "torchao")
-    versions = {one.name: one.version for one in importlib.metadata.distributions() if one.name in names}
+    installed = importlib.metadata.distributions()
+    versions = {library.name: library.version for library in installed if library.name in names}
     return [versions, processor_name(), source_fingerprint("models")]
 
 
@@ -461,7 +462,7 @@ class _ModelSearch:
     unreachable: str | None = None
     """Why nothing more is fetched, once the Hub did not answer."""
 
-    def find(self, entry: ModelEntry, place: int) -> FoundModel:
+    def find(self, entry: ModelEntry, index: int) -> FoundModel:
         if is_object(entry.source):
             return _from_object(entry)
         path = (self.study.folder / Path(entry.source).expanduser()).absolute()
@@ -472,7 +473,7 @@ class _ModelSearch:
             except ModelError as error:
                 return dataclasses.replace(stated, missing=f"{error.what}: {error.fix}")
             return self._from_files(stated, path)
-        with placed(self.study, "models", place, "source"):
+        with placed(self.study, "models", index, "source"):
             if path.exists():
                 if not (path.suffix == ".gguf" or (path / CONFIG_FILE).is_file()):
                     find_source(str(path), trust_remote_code=entry.trust_remote_code)  # says why not

@@ -152,10 +152,10 @@ def end_holder(path: Path) -> str | None:
 
     Returns why it was not killed, in words, None if it was.
     """
-    found = holder(path)
-    if found is None:
+    named = holder(path)
+    if named is None:
         return "a process that left no name"
-    process, host = found
+    process, host = named
     if host != _host():
         return f"process {process} on {host}"
     node = path.stat().st_ino

@@ -202,11 +202,11 @@ class Expansion:
         for row in self.rows():
             self.add_row(row)
         self.add_combined()
-        for place in range(len(self.study.exclude)):
-            if place not in self.used:
+        for index in range(len(self.study.exclude)):
+            if index not in self.used:
                 raise InputError(
                     "the exclude matches no cell",
-                    where=self.study.where("exclude", place),
+                    where=self.study.where("exclude", index),
                     fix="remove it, or correct its names (a cell of a score has no policy and no machine)",
                 )
         if not self.cells:
@@ -275,10 +275,12 @@ class Expansion:
     def task_of(self, cell: StudyCell, row: _Row, trace: Task, heads: Task | None, raw: Task | None) -> Task:
         """The task of a cell of a row; what it needs is added before it. raw: as of `raw_trace`."""
         variant, workload, roles = row.variant, row.workload, works()[cell.kind].roles()
-        machine = next((one for one in self.study.machines if one.name == cell.machine), self.decoded_on)
+        machine = next(
+            (entry for entry in self.study.machines if entry.name == cell.machine), self.decoded_on
+        )
         needs = {"trace": trace, "raw": raw, "heads": heads}
         if "profile" in roles and machine.source == LOCAL:
-            timings = self.made(ProfileWork, variant, asked={"seconds": PROFILE_SECONDS})
+            timings = self.made(ProfileWork, variant, values={"seconds": PROFILE_SECONDS})
             needs["profile"] = self.add(timings, f"profile {variant.name}")
         for role in ("score", "league", "certify", "tune"):
             if role in roles and role in ("score", "league", self.tuner):
@@ -301,7 +303,7 @@ class Expansion:
     def decoded_on(self) -> MachineEntry:
         """This machine's entry; where it has none, the one whose verdicts choose what is decoded."""
         machines = self.study.machines
-        return next((one for one in machines if one.source == LOCAL), machines[0])
+        return next((entry for entry in machines if entry.source == LOCAL), machines[0])
 
     def add_combined(self) -> None:
         """One cell per untransformed model and workload."""
@@ -310,11 +312,11 @@ class Expansion:
         for model in self.study.models:
             variant = self.variant(model.name, UNTRANSFORMED)
             for workload in self.study.workloads:
-                found = self.found.workloads[workload.name]
+                text = self.found.workloads[workload.name]
                 cell = StudyCell("combine", "", model.name, workload=workload.name, machine=LOCAL)
                 if self.wanted(cell):
                     self.fitness.check_combine(variant)
-                    self.add_cell(cell, self.combine(variant, found), variant.name)
+                    self.add_cell(cell, self.combine(variant, text), variant.name)
 
     def wanted(self, cell: StudyCell) -> bool:
         """Whether no exclude matches a cell."""
@@ -322,9 +324,9 @@ class Expansion:
         if cell.kind != "combine":
             names |= {key: names[key] or NONE for key in ("transform", "heads", "training")}
         matching = {
-            place
-            for place, given in enumerate(self.excluded)
-            if all(names[key] == name for key, name in given.items())
+            index
+            for index, exclude in enumerate(self.excluded)
+            if all(names[key] == name for key, name in exclude.items())
         }
         self.used |= matching
         return not matching
@@ -367,13 +369,13 @@ class Expansion:
     def variant(self, model: str, transform: TransformEntry) -> StudyVariant:
         """A model of the study with what an entry of the axis does to it."""
         steps = steps_of(transform)
-        found = self.found.models[model]
-        return StudyVariant(found, transform, steps, sizes_of(self.study, found, steps))
+        source = self.found.models[model]
+        return StudyVariant(source, transform, steps, sizes_of(self.study, source, steps))
 
     def trace(self, variant: StudyVariant, workload: FoundWorkload, heads: Task | None) -> Task:
         """A trace. heads: that it is read through, None for the logit lens."""
         signals = tuple(parse_signals(self.study.settings.signals, workload.mode))
-        return self.made(TraceWork, variant, workload, {"heads": heads}, asked={"signals": signals})
+        return self.made(TraceWork, variant, workload, {"heads": heads}, values={"signals": signals})
 
     def heads(
         self, variant: StudyVariant, entry: HeadsEntry | TrainingEntry, workload: FoundWorkload
@@ -382,23 +384,28 @@ class Expansion:
         them.
         """
         found = self.found.heads[entry.name]
-        if found.file is not None and found.given is not None:
-            copied: dict[str, Any] = {"tokens": 0, "seed": 0, "exits": "all", "file": found.given.fingerprint}
-            return self.made(HeadsWork, variant, sources={"heads": found.file}, asked=copied)
+        if found.file is not None and found.content is not None:
+            copied: dict[str, Any] = {
+                "tokens": 0,
+                "seed": 0,
+                "exits": "all",
+                "file": found.content.fingerprint,
+            }
+            return self.made(HeadsWork, variant, sources={"heads": found.file}, values=copied)
         texts = (*found.workloads, *((workload,) if found.own else ()))
-        asked = {
+        values = {
             **entry.model_dump(exclude={"kind", "at", "text"}),
             "workloads": tuple(text.used for text in texts),
         }
-        sources = {f"workload {place}": text.source for place, text in enumerate(texts)}
+        sources = {f"workload {index}": text.source for index, text in enumerate(texts)}
         blocked = next((text.why_missing for text in texts if text.missing), None)
         if isinstance(entry, TrainingEntry):
             at = self.study.exits_of(entry)
             at = "all" if at == "all" else tuple(exit_list(at))
-            asked |= {"exit_kind": entry.kind, "at": at}
-            return self.made(TrainingWork, variant, sources=sources, blocked=blocked, asked=asked)
-        asked |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
-        return self.made(HeadsWork, variant, sources=sources, blocked=blocked, asked=asked)
+            values |= {"exit_kind": entry.kind, "at": at}
+            return self.made(TrainingWork, variant, sources=sources, blocked=blocked, values=values)
+        values |= {"classifiers": tuple(sorted(entry.classifiers)), "file": None}
+        return self.made(HeadsWork, variant, sources=sources, blocked=blocked, values=values)
 
     def of_row(
         self,
@@ -415,27 +422,27 @@ class Expansion:
         Raises InputError for settings that work of a plug-in lacks or does not take.
         """
         certify, decode = self.study.certify, self.study.decode
-        place = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
-        work, made_of, asked = works()[kind], [], {}
+        index = next((at for at, entry in enumerate(self.study.works) if entry.name == kind), None)
+        work, made_of, values = works()[kind], [], {}
         if policy is not None:
             parsed = parse_policy(policy.policy)
             made_of.append(parsed)
-            asked = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
+            values = {"policy": str(parsed), "kv": policy.kv, "batch": policy.batch}
         elif kind == CertifyWork.kind and certify is not None:
-            asked = {**certify.model_dump(), "delta": self.shared_delta}
+            values = {**certify.model_dump(), "delta": self.shared_delta}
         elif kind == DecodeWork.kind and decode is not None:
-            asked = decode.model_dump()
-        if place is None:
-            return self.made(work, variant, workload, needs, on=on, asked=asked, made_of=made_of)
+            values = decode.model_dump()
+        if index is None:
+            return self.made(work, variant, workload, needs, on=on, values=values, made_of=made_of)
         try:
-            task = self.made(work, variant, workload, needs, on=on, asked=self.study.works[place].settings)
+            task = self.made(work, variant, workload, needs, on=on, values=self.study.works[index].settings)
             work.of(task)
         except (TypeError, OfframpError) as error:
             what = str(error) if isinstance(error, TypeError) else error.what
             settings = sorted(settings_of(work) - FILLED)
             raise InputError(
                 f"work of the kind {kind} cannot be asked for so: {what}",
-                where=self.study.where("works", place),
+                where=self.study.where("works", index),
                 fix=f"mend its settings; it has {', '.join(settings) or 'none'}",
             ) from error
         return task
@@ -447,16 +454,16 @@ class Expansion:
         steps = combined_steps(table)
         tried = tuple(step.text for step in steps)
         policy = None if table.policy is None else parse_policy(table.policy)
-        asked = {
+        values = {
             **table.model_dump(),
-            "accelerations": tuple(text_of(one) for one in accelerations_of(table)),
+            "accelerations": tuple(map(text_of, accelerations_of(table))),
             "tried": tried,
             "policy": None if policy is None else str(policy),
             "model": self._model(variant, steps),
         }
         blocked = next((self.found.unfit[text] for text in tried if text in self.found.unfit), None)
         made_of = steps if policy is None else (*steps, policy)
-        return self.made(CombineWork, variant, workload, blocked=blocked, made_of=made_of, asked=asked)
+        return self.made(CombineWork, variant, workload, blocked=blocked, made_of=made_of, values=values)
 
     def made(
         self,
@@ -469,7 +476,7 @@ class Expansion:
         sources: Mapping[str, str] | None = None,
         blocked: str | None = None,
         made_of: Sequence[object] = (),
-        asked: Mapping[str, Any] | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> Task:
         """The task of a work whose fields are filled by their names: from what is asked, and what the study
         says and has.
@@ -481,20 +488,20 @@ class Expansion:
         names = {field.name for field in dataclasses.fields(kind)}
         present = {role: task for role, task in (needs or {}).items() if role in names}
         needed = {role: task.key for role, task in present.items() if task is not None}
-        given = {**self._said, "model": self._model(variant), "machine": self._here}
+        filled = {**self._said, "model": self._model(variant), "machine": self._here}
         lie = dict(sources or {})
         if issubclass(kind, PricedWork) and on is not None:
-            found = self.found.machines[on.name]
-            given["machine"] = None if "profile" in needed else found.fingerprint
+            machine = self.found.machines[on.name]
+            filled["machine"] = None if "profile" in needed else machine.fingerprint
             if "profile" not in needed:
-                lie["machine"] = found.source
-                made_of = made_of if found.machine is None else (*made_of, found.machine)
+                lie["machine"] = machine.source
+                made_of = made_of if machine.machine is None else (*made_of, machine.machine)
         text = workload if "workload" in names else None
         if text is not None:
-            given["workload"] = text.used
+            filled["workload"] = text.used
             lie["workload"] = text.source
-        given |= {**(asked or {}), **needed}
-        work = kind(**{name: value for name, value in given.items() if name in names})
+        filled |= {**(values or {}), **needed}
+        work = kind(**{name: value for name, value in filled.items() if name in names})
         if work.loads:
             lie["model"] = variant.model.source
             made_of = (*made_of, *variant.steps)

@@ -108,9 +108,9 @@ def _try(
 ) -> Fate:
     """Do a task's work, holding its lock, and record how it ended."""
     started = time.monotonic()
-    own = folder.start(task)
+    place = folder.start(task)
     try:
-        context = WorkContext(own, inputs, models, folder.executions, task.recipe, progress=watched)
+        context = WorkContext(place, inputs, models, folder.executions, task.recipe, progress=watched)
         _work(task, context)
         folder.finish(task, time.monotonic() - started)
     except TASK_ERRORS as error:

@@ -143,7 +143,7 @@ def status_of(
     standing = Standing(plan, folder)
     states = standing.states
     apart = sum(key not in states for _, key in folder.finished())
-    found = "1 finished task" if apart == 1 else f"{apart:,} finished tasks"
+    finished = "1 finished task" if apart == 1 else f"{apart:,} finished tasks"
     failed = {key: folder.failure(plan.tasks[key]) for key, state in states.items() if state == "failed"}
     counted = collections.Counter(states[cell.task] for cell in plan.cells)
     threads = max((job.threads for job in plan.jobs), default=1)
@@ -161,7 +161,7 @@ def status_of(
             *_stalled(plan, folder, standing.running),
             *study_file_problems(plan),
             *(
-                [f"{found} in the folder that the study does not name (any more): kept, and not shown"]
+                [f"{finished} in the folder that the study does not name (any more): kept, and not shown"]
                 if apart
                 else []
             ),
@@ -228,16 +228,16 @@ def _reason(task: Task, hindrance: Task) -> str:
 
 def _stalled(plan: StudyPlan, folder: StudyFolder, running: Iterable[str]) -> list[str]:
     """Running tasks whose processes show no sign of life, one sentence each."""
-    found = []
+    silences = []
     for task in (plan.tasks[key] for key in running):
         path = folder.lock_path(task)
         silent, who = silent_seconds(path), holder(path)
         if silent > SAID_AFTER and who is not None:
-            found.append(
+            silences.append(
                 f"the {task.kind} task {task.key[:12]} is held by process {who[0]} on {who[1]}, which has "
                 f"shown no sign of life for {silent / 60:.0f} min: offramp study run ends it (--stall-limit)"
             )
-    return found
+    return silences
 
 
 def study_file_problems(plan: StudyPlan) -> list[str]:

@@ -74,12 +74,12 @@ def accelerations_of(combine: Combine) -> tuple[str | Transform, ...]:
 
     Raises InputError for one that is unknown or given twice.
     """
-    found = tuple(text if text in DECODERS else _acceleration(text) for text in combine.accelerations)
-    texts = [text_of(one) for one in found]
-    for place, text in enumerate(texts):
-        if text in texts[:place]:
+    accelerations = tuple(text if text in DECODERS else _acceleration(text) for text in combine.accelerations)
+    texts = [text_of(acceleration) for acceleration in accelerations]
+    for index, text in enumerate(texts):
+        if text in texts[:index]:
             raise InputError(f"{text} is given twice", fix="give it once")
-    return found
+    return accelerations
 
 
 def text_of(acceleration: str | Transform) -> str:
@@ -89,14 +89,14 @@ def text_of(acceleration: str | Transform) -> str:
 
 def combined_steps(combine: Combine) -> tuple[Transform, ...]:
     """The transforms among what is combined."""
-    return tuple(one for one in accelerations_of(combine) if not isinstance(one, str))
+    return tuple(step for step in accelerations_of(combine) if not isinstance(step, str))
 
 
 def all_steps(study: Study) -> Iterator[tuple[Transform, Location]]:
     """Every transform that a study names, with its place in the file."""
-    for place, entry in enumerate(study.transforms):
+    for index, entry in enumerate(study.transforms):
         for step in steps_of(entry):
-            yield step, ("transforms", place)
+            yield step, ("transforms", index)
     if study.combine is not None:
         for step in combined_steps(study.combine):
             yield step, ("combine", "accelerations")
@@ -117,18 +117,18 @@ def check_study(study: Study) -> None:
 
 def check_names(study: Study) -> None:
     """Refuse two entries of one name, and trained exits called as heads are: tables tell them by it."""
-    heads = {entry.name: ("heads", place) for place, entry in enumerate(study.heads) if entry.name != NONE}
+    heads = {entry.name: ("heads", index) for index, entry in enumerate(study.heads) if entry.name != NONE}
     for axis in AXES.values():
         seen: dict[str, Location] = dict(heads) if axis == "trainings" else {}
-        for place, entry in enumerate(_entries(study, axis)):
+        for index, entry in enumerate(_entries(study, axis)):
             if entry.name in seen:
                 both = "heads and trainings" if seen[entry.name][0] != axis else axis
                 raise InputError(
                     f"two {both} are called {entry.name!r}",
-                    where=study.where(axis, place, "name"),
+                    where=study.where(axis, index, "name"),
                     fix=f"rename or remove one; the first is at {study.where(*seen[entry.name])}",
                 )
-            seen[entry.name] = (axis, place)
+            seen[entry.name] = (axis, index)
 
 
 def check_settings(study: Study) -> None:
@@ -153,26 +153,26 @@ def check_settings(study: Study) -> None:
         settled("worth", settings.worth, Worth, "float")
     with placed(study, "study", "signals"):
         parse_signals(settings.signals, "generation")
-    for place, floor in enumerate(settings.floors):
-        if floor in settings.floors[:place]:
+    for index, floor in enumerate(settings.floors):
+        if floor in settings.floors[:index]:
             raise InputError(
                 f"the floor {floor:g} is given twice",
-                where=study.where("study", "floors", place),
+                where=study.where("study", "floors", index),
                 fix="give it once",
             )
 
 
 def check_excludes(study: Study) -> None:
     """Refuse excludes of names that no axis has."""
-    for place, exclude in enumerate(study.exclude):
-        given = exclude.model_dump(exclude_none=True)
-        if not given:
+    for index, exclude in enumerate(study.exclude):
+        wanted = exclude.model_dump(exclude_none=True)
+        if not wanted:
             raise InputError(
                 "an exclude without a key would leave out everything",
-                where=study.where("exclude", place),
+                where=study.where("exclude", index),
                 fix=f"give one or more of: kind, {', '.join(AXES)}",
             )
-        for key, name in given.items():
+        for key, name in wanted.items():
             if key == "kind":
                 names = [*CELLS, *(entry.name for entry in study.works)]
             else:
@@ -180,15 +180,15 @@ def check_excludes(study: Study) -> None:
             if name not in names:
                 raise InputError(
                     f"there is no {key} {name!r} to exclude",
-                    where=study.where("exclude", place, key),
+                    where=study.where("exclude", index, key),
                     fix=did_you_mean(name, names),
                 )
 
 
 def check_works(study: Study) -> None:
     """Refuse work of a kind that no plug-in brings, given twice, or with settings that it has not."""
-    for place, entry in enumerate(study.works):
-        where = study.where("works", place)
+    for index, entry in enumerate(study.works):
+        where = study.where("works", index)
         kinds = [name for name in works() if name not in OWN_KINDS]
         if entry.name not in kinds:
             raise InputError(
@@ -198,15 +198,15 @@ def check_works(study: Study) -> None:
                 where=where,
                 fix="remove it" if entry.name in OWN_KINDS else did_you_mean(entry.name, kinds),
             )
-        if entry.name in [other.name for other in study.works[:place]]:
+        if entry.name in [earlier.name for earlier in study.works[:index]]:
             raise InputError(f"{entry.name} is given twice", where=where, fix="give it once")
-        with placed(study, "works", place):
+        with placed(study, "works", index):
             known = settings_of(works()[entry.name]) - FILLED
         for name in entry.settings:
             if name not in known:
                 raise InputError(
                     f"{entry.name} has no setting {name!r}",
-                    where=study.where("works", place, "settings", name),
+                    where=study.where("works", index, "settings", name),
                     fix=did_you_mean(name, sorted(known)),
                 )
 
@@ -245,7 +245,7 @@ def check_decoding(study: Study) -> None:
         raise InputError(
             f"the league has no floor {floor:g}",
             where=study.where("decode", "floor"),
-            fix="choose one of the study's floors: " + ", ".join(f"{one:g}" for one in floors),
+            fix="choose one of the study's floors: " + ", ".join(f"{floor:g}" for floor in floors),
         )
 
 
@@ -273,8 +273,8 @@ def check_combine(study: Study) -> None:
     if study.combine is None:
         return
     with placed(study, "combine", "accelerations"):
-        asked = accelerations_of(study.combine)
-    leaving = [one for one in asked if one in (EXITS, SPECULATE)]
+        accelerations = accelerations_of(study.combine)
+    leaving = [decoder for decoder in accelerations if decoder in (EXITS, SPECULATE)]
     if bool(leaving) != (study.combine.policy is not None):
         raise InputError(
             f"{leaving[0]} needs a policy that says where tokens leave"
@@ -314,14 +314,14 @@ def _entries(study: Study, axis: str) -> Sequence[AxisEntry]:
 
 def check_workloads(study: Study) -> None:
     """Refuse sources that no workload is known by; whether a file is there is told when it is read."""
-    for place, workload in enumerate(study.workloads):
-        _check_source(study, workload.source, ("workloads", place, "source"))
+    for index, workload in enumerate(study.workloads):
+        _check_source(study, workload.source, ("workloads", index, "source"))
     names = {workload.name for workload in study.workloads}
     for axis, key in (("heads", "fit"), ("trainings", "text")):
-        for place, entry in enumerate(getattr(study, axis)):
+        for index, entry in enumerate(getattr(study, axis)):
             for number, text in enumerate(getattr(entry, key)):
                 if text not in names and text != OWN:
-                    _check_source(study, text, (axis, place, key, number), names)
+                    _check_source(study, text, (axis, index, key, number), names)
 
 
 def _check_source(study: Study, source: str, location: Location, names: Collection[str] = ()) -> None:
@@ -347,8 +347,8 @@ def _check_source(study: Study, source: str, location: Location, names: Collecti
 def check_heads(study: Study) -> None:
     """Refuse heads that are neither fitted, nor given, nor "none", or several of these at once."""
     known = [fact.name for fact in HEAD_FACTS if fact.name not in TRAINED_FACTS]
-    for place, heads in enumerate(study.heads):
-        where = study.where("heads", place)
+    for index, heads in enumerate(study.heads):
+        where = study.where("heads", index)
         ways = [bool(heads.fit), heads.file is not None, heads.name == NONE]
         if sum(ways) != 1:
             raise InputError(
@@ -362,45 +362,45 @@ def check_heads(study: Study) -> None:
                 where=where,
                 fix="remove the heads, or the table [large]",
             )
-        given = heads.model_fields_set - {"name", "file"}
-        if not heads.fit and given:
+        fitting = heads.model_fields_set - {"name", "file"}
+        if not heads.fit and fitting:
             raise InputError(
-                f"{min(given)} is of fitted heads", where=where, fix="remove it, or give fit = [...]"
+                f"{min(fitting)} is of fitted heads", where=where, fix="remove it, or give fit = [...]"
             )
-        _check_fitting(study, heads, place, known)
+        _check_fitting(study, heads, index, known)
 
 
-def _check_fitting(study: Study, heads: HeadsEntry, place: int, known: Sequence[str]) -> None:
+def _check_fitting(study: Study, heads: HeadsEntry, index: int, known: Sequence[str]) -> None:
     for number, name in enumerate(heads.classifiers):
         if name not in known or name in heads.classifiers[:number]:
             what = "is given twice" if name in known else "is unknown"
             raise InputError(
                 f"the classifier {name!r} {what}",
-                where=study.where("heads", place, "classifiers", number),
+                where=study.where("heads", index, "classifiers", number),
                 fix=did_you_mean(name, known),
             )
     if heads.fit and not heads.lens and not heads.classifiers:
         raise InputError(
             f"the heads {heads.name!r} are neither a lens nor classifiers",
-            where=study.where("heads", place),
+            where=study.where("heads", index),
             fix='give lens = true or classifiers = ["correctness"]',
         )
 
 
 def check_policies(study: Study) -> None:
     """Refuse texts that are no policies, and strategies for K and V that there are not."""
-    for place, entry in enumerate(study.policies):
+    for index, entry in enumerate(study.policies):
         if entry.searched:
-            given = entry.model_fields_set & {"kv", "batch"}
-            if given:
+            charged = entry.model_fields_set & {"kv", "batch"}
+            if charged:
                 raise InputError(
                     f"{entry.policy} is charged for propagate, one sequence at a time",
-                    where=study.where("policies", place, min(given)),
-                    fix=f"remove {min(given)}, or name a policy",
+                    where=study.where("policies", index, min(charged)),
+                    fix=f"remove {min(charged)}, or name a policy",
                 )
             continue
-        check_policy_text(study, entry.policy, ("policies", place))
-        settled("kv", entry.kv, StrategyName, "str", where=study.where("policies", place, "kv"))
+        check_policy_text(study, entry.policy, ("policies", index))
+        settled("kv", entry.kv, StrategyName, "str", where=study.where("policies", index, "kv"))
 
 
 def check_policy_text(study: Study, text: str, location: Location) -> None:
@@ -417,14 +417,14 @@ def check_policy_text(study: Study, text: str, location: Location) -> None:
 
 def check_transforms(study: Study) -> None:
     """Refuse entries that are nothing at once, and steps that are no transforms."""
-    for place, entry in enumerate(study.transforms):
+    for index, entry in enumerate(study.transforms):
         if (entry.name == NONE) != (not entry.steps):
             raise InputError(
                 f"the transform {entry.name!r} has {'no steps' if not entry.steps else 'steps'}",
-                where=study.where("transforms", place),
+                where=study.where("transforms", index),
                 fix=f'give steps = ["int8"], or the name {NONE!r} alone',
             )
-        with placed(study, "transforms", place):
+        with placed(study, "transforms", index):
             steps_of(entry)
 
 
@@ -456,18 +456,18 @@ def check_pruning(study: Study) -> None:
 
 def check_machines(study: Study) -> None:
     """Refuse machines that are unknown, and timing on this one where that cannot be done."""
-    for place, entry in enumerate(study.machines):
+    for index, entry in enumerate(study.machines):
         if entry.source == LOCAL:
             if study.streamed:
                 raise InputError(
                     "models whose layers stay on disk cannot be timed on this machine",
-                    where=study.where("machines", place),
+                    where=study.where("machines", index),
                     fix='name another machine, such as machines = ["h100"]',
                 )
             continue
         if entry.source == BYTES:
             continue
-        with placed(study, "machines", place):
+        with placed(study, "machines", index):
             find_machine(resolved(study, entry.source))
 
 
@@ -481,8 +481,8 @@ def check_trainings(study: Study) -> None:
             where=study.where("trainings"),
             fix=f"add {NONE!r} to trainings, or remove the heads",
         )
-    for place, entry in enumerate(study.trainings):
-        where = study.where("trainings", place)
+    for index, entry in enumerate(study.trainings):
+        where = study.where("trainings", index)
         ways = [entry.kind is not None, entry.folder is not None, entry.name == NONE]
         if sum(ways) != 1:
             raise InputError(
@@ -490,39 +490,39 @@ def check_trainings(study: Study) -> None:
                 where=where,
                 fix=f'give one of kind = "block", folder = "exits", or the name {NONE!r} alone',
             )
-        given = entry.model_fields_set - {"name", "folder"}
-        if entry.kind is None and given:
+        trained = entry.model_fields_set - {"name", "folder"}
+        if entry.kind is None and trained:
             raise InputError(
-                f"{min(given)} is of exits that the study trains",
+                f"{min(trained)} is of exits that the study trains",
                 where=where,
                 fix='remove it, or give kind = "block" in the place of a folder',
             )
         if entry.kind is not None:
-            _check_kind(study, entry, place)
+            _check_kind(study, entry, index)
 
 
-def _check_kind(study: Study, entry: TrainingEntry, place: int) -> None:
+def _check_kind(study: Study, entry: TrainingEntry, index: int) -> None:
     """Refuse kinds that are unknown or begin from other exits, and models that stay on disk."""
     from offramp.training.request import TRAININGS, LensTraining
 
-    with placed(study, "trainings", place, "kind"):
-        asked = TRAININGS.named(str(entry.kind))
-    if not issubclass(asked, LensTraining):
+    with placed(study, "trainings", index, "kind"):
+        training = TRAININGS.named(str(entry.kind))
+    if not issubclass(training, LensTraining):
         raise InputError(
             f"exits of the kind {entry.kind} begin from others, which a study does not train first",
-            where=study.where("trainings", place, "kind"),
+            where=study.where("trainings", index, "kind"),
             fix="train them with offramp exits train --from, and give folder = in the place of kind",
         )
     if study.streamed:
         raise InputError(
             "exits are trained on a model in memory, and these models stay on disk",
-            where=study.where("trainings", place),
+            where=study.where("trainings", index),
             fix="remove the training, or the table [large]",
         )
     if isinstance(entry.at, str) and not names_layers(entry.at):
         raise InputError(
             f"the exits {entry.at!r} are not a list of layers",
-            where=study.where("trainings", place, "at"),
+            where=study.where("trainings", index, "at"),
             fix="write at = [12, 20]",
         )
 

@@ -175,8 +175,10 @@ def _alike(first: Mapping[str, float | None], second: Mapping[str, float | None]
         return False
     pairs = [(score, second[name]) for name, score in first.items()]
     return all(
-        one is other if one is None or other is None else math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
-        for one, other in pairs
+        score is twin
+        if score is None or twin is None
+        else math.isclose(score, twin, rel_tol=SAME, abs_tol=SAME)
+        for score, twin in pairs
     )
 
 
@@ -292,8 +294,8 @@ class _Renaming:
     def _machine(self, machine: str) -> str:
         return self.machines.get(machine, machine)
 
-    def _by_machine(self, found: Mapping[FloorOn, T]) -> dict[FloorOn, T]:
-        return {(floor, self._machine(machine)): one for (floor, machine), one in found.items()}
+    def _by_machine(self, values: Mapping[FloorOn, T]) -> dict[FloorOn, T]:
+        return {(floor, self._machine(machine)): value for (floor, machine), value in values.items()}
 
     def _notes(self, content: Comparison) -> Iterator[str]:
         changed = [(f"text {old}", new) for old, new in self.texts.items() if old != new]
@@ -310,9 +312,9 @@ class _Renaming:
 def _unique(wanted: Mapping[str, str]) -> dict[str, str]:
     """The wanted name of each of a folder's own, unless another of its own has that."""
     taken, names = set(wanted), {}
-    for own, new in wanted.items():
-        names[own] = own if new in taken else new
-        taken.add(names[own])
+    for old, new in wanted.items():
+        names[old] = old if new in taken else new
+        taken.add(names[old])
     return names
 
 
@@ -320,15 +322,15 @@ def _model_names(
     content: Comparison, models: Mapping[str, ModelFacts], bases: Mapping[str, str]
 ) -> dict[str, ModelFacts]:
     """What all folders know of a folder's models, by shown name."""
-    own = {row.model.shown: row.model for row in content.rows}
+    here = {row.model.shown: row.model for row in content.rows}
     known = {row.model.shown: models.get(row.model_fingerprint, row.model) for row in content.rows}
     names = _unique({shown: facts.shown for shown, facts in known.items()})
-    found = {
-        shown: known[shown] if known[shown].shown == name else own[shown] for shown, name in names.items()
+    named = {
+        shown: known[shown] if known[shown].shown == name else here[shown] for shown, name in names.items()
     }
     return {
         shown: facts if _is_described(facts) else replace(facts, base=bases.get(facts.name, facts.base))
-        for shown, facts in found.items()
+        for shown, facts in named.items()
     }
 
 

@@ -157,7 +157,7 @@ def run_on_node(
     Raises InputError if it is not.
     """
     folder = StudyFolder(Path(path))
-    if not any(found.number == event for found in folder.journal.read().events):
+    if not any(past.number == event for past in folder.journal.read().events):
         raise InputError(
             f"the study's folder is not there on {platform.node()}, a node of the Ray cluster",
             where=path,

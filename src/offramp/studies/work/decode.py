@@ -87,20 +87,20 @@ def of_verdicts(ranking: Ranking, tuned: Sequence[Tuned]) -> list[DecodingChoice
     Of a floor where nothing is certified, the candidate that was tried last; where nothing was tuned, the
     policy that replay proposes. Without any, the fastest of the ranking that exits; empty if none does.
     """
-    found: dict[tuple[ExitPolicy, str], DecodingChoice] = {}
+    choices: dict[tuple[ExitPolicy, str], DecodingChoice] = {}
     for answer in sorted(tuned, key=lambda answer: from_main(answer.floor.value)):
         judged, floor = judged_policy(answer), percent_down(answer.floor.value)
-        if judged is not None and judged not in found:
+        if judged is not None and judged not in choices:
             certified = answer.standing == "certified"
             why = f"certified at {floor} agreement" if certified else f"what was tried for {floor} agreement"
-            found[judged] = _choice(*judged, why, answer.floor.value)
-    for verdict in () if tuned else sorted(ranking.verdicts, key=lambda one: from_main(one.floor)):
+            choices[judged] = _choice(*judged, why, answer.floor.value)
+    for verdict in () if tuned else sorted(ranking.verdicts, key=lambda verdict: from_main(verdict.floor)):
         replayed = (verdict.policy, verdict.kv or CHARGED_KV)
-        if verdict.policy != PLAIN_DECODING and replayed not in found:
+        if verdict.policy != PLAIN_DECODING and replayed not in choices:
             why = f"the replay's policy at {percent_down(verdict.floor)} agreement"
-            found[replayed] = _choice(*replayed, why, verdict.floor)
-    if found:
-        return list(found.values())
+            choices[replayed] = _choice(*replayed, why, verdict.floor)
+    if choices:
+        return list(choices.values())
     entry = fastest_exiting(ranking.entries)
     if entry is None:
         return []
@@ -312,8 +312,8 @@ class DecodeWork(TurnsWork[DecodingResult]):
             return NothingDecoded(NO_EXITS)
         model = self.load_model(context)
         fitting, refused = _able(model, choices)
-        asked = {choice.kv for choice in choices}
-        notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in asked)
+        strategies = {choice.kv for choice in choices}
+        notes = tuple(f"{kv} is left out: {why}" for kv, why in refused.items() if kv in strategies)
         return self._measured(context, model, machine, fitting, notes)
 
     def answers(self, context: WorkContext) -> tuple[Tuned, ...]:
@@ -422,8 +422,8 @@ def _able(model: Model, choices: Sequence[DecodingChoice]) -> tuple[list[Decodin
     from offramp.decoding.engine.build import engine_of
 
     able = engine_of(model).abilities
-    asked = dict.fromkeys(kv for choice in choices for kv in ((choice.kv,) if choice.kv else STRATEGIES))
-    reasons = {kv: able.reason(kv) for kv in asked}
+    strategies = dict.fromkeys(kv for choice in choices for kv in ((choice.kv,) if choice.kv else STRATEGIES))
+    reasons = {kv: able.reason(kv) for kv in strategies}
     usual = next((kv for kv in STRATEGIES if kv in reasons and reasons[kv] is None), STRATEGIES[0])
     fitting = [replace(choice, kv=choice.kv or usual) for choice in choices]
     fitting = [choice for choice in fitting if reasons[choice.kv] is None]
@@ -451,7 +451,7 @@ def _decoding(
         for choice, name in zip(choices, names, strict=True)
     )
     # When it was measured is for the journal; how busy the machine was is part of what was measured.
-    circumstances = {name: one for name, one in measured.result.circumstances.items() if name != "date"}
+    circumstances = {name: fact for name, fact in measured.result.circumstances.items() if name != "date"}
     bench = replace(measured.result, circumstances=circumstances)
     return DecodedPolicies(
         bench,
@@ -470,22 +470,22 @@ def _answers(model: Model, measured: Measurement) -> dict[str, str]:
     """The texts of the first prompt that every contender answered, and of their answers, by contender."""
     from offramp.timing.bench import prompts_and_answers
 
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     shared = set.intersection(*(set(batches) for batches in measured.decoded.values()))
     if not shared:
-        return found
+        return texts
     place = min(shared)
     for name, batches in measured.decoded.items():
         prompts, answers = prompts_and_answers(measured.setting, {place: batches[place]})
-        found[PROMPT] = model.tokenizer.decode(prompts[0], skip_special_tokens=True)
-        found[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
-    return found
+        texts[PROMPT] = model.tokenizer.decode(prompts[0], skip_special_tokens=True)
+        texts[name] = model.tokenizer.decode(answers[0], skip_special_tokens=True)
+    return texts
 
 
 def _characters_per_token(model: Model, measured: Measurement, name: str) -> float | None:
     """Characters of a contender's answers over their new tokens, special ones included; None without any."""
     decoded = measured.decoded.get(name, {}).values()
-    answers = [tokens for one in decoded for tokens in one.tokens]
+    answers = [tokens for batch in decoded for tokens in batch.tokens]
     tokens = sum(map(len, answers))
     characters = sum(len(model.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers)
     return characters / tokens if tokens else None

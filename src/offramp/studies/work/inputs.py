@@ -51,9 +51,9 @@ class TextUsed:
 
         Raises WorkloadError, or OfframpError for another version of its text.
         """
-        found = load_workload(source)
-        require_same(f"the workload {found.name}", source, found.fingerprint, self.fingerprint)
-        return found
+        workload = load_workload(source)
+        require_same(f"the workload {workload.name}", source, workload.fingerprint, self.fingerprint)
+        return workload
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,18 @@ class ModelWork(Work[Result]):
         source, used = self.sources["model"], self.model
 
         def load() -> Model:
-            asked = find_model(
+            request = find_model(
                 source,
                 read_transforms(used.transforms, self.dtype),
                 dtype=self.dtype,
                 trust_remote_code=used.trust_remote_code,
                 device=self.device or CPU,
             )
-            require_same("the model", source, asked.source.identity.base_fingerprint, used.fingerprint)
+            require_same("the model", source, request.source.identity.base_fingerprint, used.fingerprint)
             # Layers to prune may be chosen by what they do on a text, which is then part of the recipe.
-            for text, measuring in zip(used.measured_on, measured_on(asked.transforms), strict=True):
+            for text, measuring in zip(used.measured_on, measured_on(request.transforms), strict=True):
                 text.load(measuring)
-            return load_for_tracing(asked, [], stream=stream, memory=memory if stream else None)
+            return load_for_tracing(request, [], stream=stream, memory=memory if stream else None)
 
         return context.models.get((used, self.dtype, self.device, stream, memory), load)
 
@@ -200,10 +200,10 @@ class PricedWork(TraceReader[Result]):
 
 def require_this_machine(work: Work[Any], facts: Mapping[str, Any]) -> None:
     """Refuse to time on another machine than the one that some facts are of. Raises OfframpError."""
-    found = machine_facts(work.threads, getattr(work, "device", None) or CPU)
+    here = machine_facts(work.threads, getattr(work, "device", None) or CPU)
     for name, value in facts.items():
-        if found.get(name) != value:
-            raise unplanned(f"this machine ({name})", work.kind, str(found.get(name)), str(value))
+        if here.get(name) != value:
+            raise unplanned(f"this machine ({name})", work.kind, str(here.get(name)), str(value))
 
 
 def measured_on(steps: Iterable[Transform]) -> tuple[str, ...]:

@@ -91,9 +91,9 @@ def ranking_of(
     verdicts = judge(trace, floors, worth, seed=seed, machine=machine, halves=halves)
     entries = () if halves is None else ranking(trace, machine, floors, seed, halves=halves)
     name, source = (BYTES, "") if machine is None else (machine.name, machine.source)
-    found = Ranking(name, source, floors, entries, verdicts, why)
+    plain = Ranking(name, source, floors, entries, verdicts, why)
     if not details or halves is None:
-        return found
+        return plain
     closest = fastest_exiting(entries)
     costs = costs_of(trace, "bytes") if machine is None else costs_of(trace, machine)
     broken_even = break_even(trace, "never" if closest is None else closest.policy, costs)
@@ -105,7 +105,7 @@ def fastest_exiting(entries: Sequence[RankedPolicy]) -> RankedPolicy | None:
     """The fastest policy at the main floor that leaves layers out and that a decoder can follow, if any."""
     floor = min((entry.floor for entry in entries), key=from_main, default=None)
     able = [entry for entry in entries if entry.floor == floor and entry.reachable and entry.exits_early]
-    return min(able, key=lambda one: (-(one.net_speedup.value or -math.inf), one.family), default=None)
+    return min(able, key=lambda entry: (-(entry.net_speedup.value or -math.inf), entry.family), default=None)
 
 
 def _on_machines(

@@ -50,9 +50,9 @@ class ProfileWork(TimedWork[None]):
 
         model = self.load_model(context)
         stated = {RECIPE: dict(context.recipe)}
-        found = profile_of_now(model, self.kept(model, context), seconds=self.seconds, details=stated)
-        details = {**found.profile.details, NOTE: found.note}
-        PROFILE_FILE.write(context.folder / PROFILE, dataclasses.replace(found.profile, details=details))
+        measured = profile_of_now(model, self.kept(model, context), seconds=self.seconds, details=stated)
+        details = {**measured.profile.details, NOTE: measured.note}
+        PROFILE_FILE.write(context.folder / PROFILE, dataclasses.replace(measured.profile, details=details))
 
     def kept(self, model: Model, context: WorkContext) -> TimingsProfile | None:
         """What a task of this very recipe kept, None if none did."""

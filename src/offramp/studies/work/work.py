@@ -260,21 +260,21 @@ class Work(ABC, Generic[Result]):
 
 def _described(record: Any) -> dict[str, Any]:
     """A record's fields as JSON; those that are None are left out, so that a kind may get further ones."""
-    found = {}
-    for one in dataclasses.fields(record):
-        value = getattr(record, one.name)
+    described = {}
+    for entry in dataclasses.fields(record):
+        value = getattr(record, entry.name)
         if value is not None:
-            found[one.name] = _described(value) if dataclasses.is_dataclass(value) else to_json(value)
-    return found
+            described[entry.name] = _described(value) if dataclasses.is_dataclass(value) else to_json(value)
+    return described
 
 
 def require_planned(kind: type[Work[Any]], task: Task) -> None:
     """Refuse to do a task with other code or other libraries than its recipe names. Raises OfframpError."""
     require_same("the code of offramp", task.kind, code_of(kind.__module__), task.recipe["code"])
     for name, version in task.recipe["versions"].items():
-        found = importlib.metadata.version(name)
-        if found != version:
-            raise unplanned(f"the library {name}", task.kind, found, version)
+        installed = importlib.metadata.version(name)
+        if installed != version:
+            raise unplanned(f"the library {name}", task.kind, installed, version)
     for module, fingerprint in task.recipe.get("plug_ins", {}).items():
         require_same(f"the plug-in {module}", task.kind, code_of_module(module), fingerprint)
 
@@ -299,7 +299,7 @@ def unplanned(what: str, where: str, found: str, wanted: str) -> OfframpError:
 
 def settings_of(kind: type[Work[Any]]) -> frozenset[str]:
     """The names of the fields of a kind that are part of its recipe."""
-    return frozenset(one.name for one in dataclasses.fields(kind)) - {APART, *kind.roles()}
+    return frozenset(field.name for field in dataclasses.fields(kind)) - {APART, *kind.roles()}
 
 
 LIBRARIES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn"}
@@ -314,7 +314,7 @@ def versions_of(module: str, transforms: Iterable[str] | None) -> dict[str, str]
     None if none is.
     """
     reached = reached_from(module).items()
-    imported = {other.partition(".")[0] for name, path in reached for other in imports_of(name, path)}
+    imported = {module.partition(".")[0] for name, path in reached for module in imports_of(name, path)}
     names = [library for name, library in LIBRARIES.items() if name in imported]
     versions = {name: importlib.metadata.version(name) for name in names}
     if transforms is None:
@@ -350,7 +350,7 @@ def works() -> Known[type[Work[Any]]]:
     package = importlib.import_module(str(__package__))
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
-    own = {kind: (lambda found=found: found) for kind, found in OWN_KINDS.items()}
+    own = {name: (lambda kind=kind: kind) for name, kind in OWN_KINDS.items()}
     return Known(ENTRY_POINTS, own, _load)
 
 
@@ -369,7 +369,7 @@ def perform(task: Task, context: WorkContext, kind: type[Work[Any]] | None = Non
 def _load(point: EntryPoint) -> type[Work[Any]]:
     kind: type[Work[Any]] = load_plug_in(
         point,
-        lambda found: isinstance(found, type) and issubclass(found, Work),
+        lambda value: isinstance(value, type) and issubclass(value, Work),
         "kind of work",
         "a class derived from Work",
     )
