@@ -58,15 +58,15 @@ class TunedOn:
         """Places of the trace's documents that are these, or share text with one, by role."""
         traced = np.unique(trace.document).tolist()
         kept = [place for place in traced if trace.documents[place].text is not None]
-        own = [read_sketch(str(trace.documents[place].text)) for place in kept]
-        found = {}
+        sketches = [read_sketch(str(trace.documents[place].text)) for place in kept]
+        by_role = {}
         for role, digests in self.digests.items():
             known = set(digests)
             seen = {place for place in traced if document_digest(trace, place) in known}
-            shared = shares_text(own, [read_sketch(text) for text in self.texts.get(role, ())])
+            shared = shares_text(sketches, [read_sketch(text) for text in self.texts.get(role, ())])
             seen.update(place for place, shares in zip(kept, shared, strict=True) if shares)
-            found[role] = sorted(seen)
-        return found
+            by_role[role] = sorted(seen)
+        return by_role
 
 
 def document_digest(trace: Trace, place: int) -> str:
@@ -173,11 +173,11 @@ def check_same_maps(before: Mapping[str, Any] | None, now: Mapping[str, Any] | N
 
     before, now: described exit heads. No maps now are no other maps. Raises PolicyError.
     """
-    tuned, given = ((heads or {}).get("kv_maps") for heads in (before, now))
-    if tuned and given and tuned["fingerprint"] != given["fingerprint"]:
+    tuned, current = ((heads or {}).get("kv_maps") for heads in (before, now))
+    if tuned and current and tuned["fingerprint"] != current["fingerprint"]:
         raise PolicyError(
             f"the policy was tuned with the K,V maps {tuned['fingerprint'][:12]}, and these are "
-            f"{given['fingerprint'][:12]}",
+            f"{current['fingerprint'][:12]}",
             where=where,
             fix="give the file of exit heads that it was tuned with, or tune it again with these",
         )

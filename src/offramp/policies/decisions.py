@@ -104,10 +104,10 @@ def replay_decisions(policy: ExitPolicy, trace: Trace) -> Decisions:
 
 def require_exits(policy: ExitPolicy, exits: Any, trace: Trace) -> None:
     """Raise PolicyError unless these are exits that the trace has, int64 [tokens]."""
-    found = np.asarray(exits)
-    if found.dtype != np.int64 or found.shape != (trace.token_count,):
-        raise broken(policy, f"it takes exits {found.dtype} {found.shape}, not int64 [tokens]")
-    if not np.isin(found, trace.exits).all():
+    taken = np.asarray(exits)
+    if taken.dtype != np.int64 or taken.shape != (trace.token_count,):
+        raise broken(policy, f"it takes exits {taken.dtype} {taken.shape}, not int64 [tokens]")
+    if not np.isin(taken, trace.exits).all():
         raise broken(policy, "it takes exits that the trace does not have")
 
 
@@ -252,7 +252,7 @@ def _full_heads(checked: Mapping[int, tuple[str, ...]]) -> list[int]:
 
 
 def _last_below(exits: Sequence[int], exit: int) -> int | None:
-    return max((other for other in exits if other < exit), default=None)
+    return max((shallower for shallower in exits if shallower < exit), default=None)
 
 
 def _exit(exit: int | None) -> str:

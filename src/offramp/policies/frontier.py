@@ -76,14 +76,14 @@ class Sweep:
     def thresholds(self) -> NDArray[np.float64]:
         """The threshold that nothing passes, then all distinct ones, in the signal's unit: [1 + points]."""
         starts = list(itertools.accumulate(map(len, self.values), initial=1))
-        found = np.empty(starts[-1])
-        found[0] = math.inf
+        thresholds = np.empty(starts[-1])
+        thresholds[0] = math.inf
 
         def write(piece: int) -> None:
-            found[starts[piece] : starts[piece + 1]] = self.values[piece]
+            thresholds[starts[piece] : starts[piece + 1]] = self.values[piece]
 
         side_by_side(write, range(len(self.values)))
-        return np.subtract(0.0, found, out=found) if self.exit_when == "at most" else found
+        return np.subtract(0.0, thresholds, out=thresholds) if self.exit_when == "at most" else thresholds
 
     def agreeing(self, finish: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Quantity:
         """The number of tokens that agree. finish: of the numbers."""

@@ -187,8 +187,8 @@ def read_text(text: str) -> ExitPolicy:
     values: dict[str, Any] = {}
     missing = []
     for parameter in kind.parameters:
-        given = starts.get(parameter.name)
-        value = parameter.default if given is None else given[1]
+        placed = starts.get(parameter.name)
+        value = parameter.default if placed is None else placed[1]
         if value is None:
             missing.append(parameter)
             continue
@@ -196,7 +196,7 @@ def read_text(text: str) -> ExitPolicy:
             with _asking(kind):
                 values[parameter.name] = _read_value(parameter, value)
         except ParameterError as error:
-            raise error.moved(given[0] if given else 0) from error
+            raise error.moved(placed[0] if placed else 0) from error
     if missing:  # after what is misspelt: who reads of a word too few looks there, not at the others
         raise ParameterError(
             f"{kind_text} needs {missing[0].name}=",

@@ -63,11 +63,11 @@ def _held_needs(needs: Callable[[ExitPolicy, int], Needs]) -> Callable[[ExitPoli
     def call(self: ExitPolicy, layers: int) -> Needs:
         layers = settled("layers", layers, int, "int")
         with asking(self, f"the policy {self.kind}", PolicyError):
-            found = needs(self, layers)
+            answer = needs(self, layers)
         try:
-            held: Needs = settled("needs", found, Mapping[int, tuple[str, ...]], "", ContractError)
+            held: Needs = settled("needs", answer, Mapping[int, tuple[str, ...]], "", ContractError)
         except ContractError:
-            raise broken(self, f"it needs {found!r}, not facts by exit") from None
+            raise broken(self, f"it needs {answer!r}, not facts by exit") from None
         exits = list(held)
         if exits != sorted(exits) or any(not 1 <= exit < layers for exit in exits):
             raise broken(self, f"the exits {exits} that it needs do not ascend within 1 to {layers - 1}")
@@ -82,10 +82,10 @@ def _held_decider(
     @functools.wraps(decider)
     def call(self: ExitPolicy, layers: int, streams: int) -> Decider:
         with asking(self, f"the policy {self.kind}", PolicyError):
-            found = decider(self, layers, streams)
-        if not isinstance(found, Decider):
-            raise broken(self, f"its decider is of type {type(found).__name__}, not a Decider")
-        return found if isinstance(found, HeldDecider) else HeldDecider(found, self)
+            answer = decider(self, layers, streams)
+        if not isinstance(answer, Decider):
+            raise broken(self, f"its decider is of type {type(answer).__name__}, not a Decider")
+        return answer if isinstance(answer, HeldDecider) else HeldDecider(answer, self)
 
     return call
 
@@ -107,20 +107,20 @@ class HeldDecider(Decider):
     def checks(self, exit: int) -> Rows:
         """Which streams read the facts at this exit."""
         with asking(self.policy, self.what, PolicyError):
-            found = self.inner.checks(exit)
-        return self._rows(found)
+            answer = self.inner.checks(exit)
+        return self._rows(answer)
 
     def decide(self, exit: int, facts: FactsAtExit) -> Rows:
         """Which streams leave at this exit."""
         with asking(self.policy, self.what, PolicyError):
             try:
-                found = self.inner.decide(exit, facts)
+                answer = self.inner.decide(exit, facts)
             except KeyError as error:
                 if error.args[0] in FACT_BY_NAME:
                     what = f"it reads {error}, which needs does not list there"
                     raise broken(self.policy, what) from error
                 raise
-        return self._rows(found)
+        return self._rows(answer)
 
     def end(self, exits: NDArray[np.int64], final: FactsAtExit) -> None:
         """The exits taken."""

@@ -271,7 +271,7 @@ def text_of(value: Any) -> str:
     """
     if isinstance(value, list | tuple):
         items = [text_of(item) for item in value]
-        return "+".join(f"[{one}]" if {"+", ","} & set(one) and one[0] != "[" else one for one in items)
+        return "+".join(f"[{text}]" if {"+", ","} & set(text) and text[0] != "[" else text for text in items)
     if isinstance(value, ExitPolicy):
         return f"[{value}]"
     # A list is joined by "+", so an exponent has none.

@@ -260,19 +260,19 @@ def _measure(trace: Trace, draws: int, seed: int) -> _Measured:
 
 def _components(measured: _Measured) -> dict[str, DrawnFigure]:
     """Components 1-3 and the composite, for the trace and its draws."""
-    found = {
+    figures = {
         "representation": _representation(measured),
         "increment": _increment(measured),
         "calibration": _calibration(measured),
     }
-    missing = [name for name, component in found.items() if component.values is None]
-    values = [component.values for component in found.values() if component.values is not None]
-    found["composite"] = (
+    missing = [name for name, component in figures.items() if component.values is None]
+    values = [component.values for component in figures.values() if component.values is not None]
+    figures["composite"] = (
         DrawnFigure(None, f"it needs the undefined component {' and '.join(missing)}")
         if missing
         else DrawnFigure(components.geometric_mean(*values))
     )
-    return found
+    return figures
 
 
 def _representation(measured: _Measured) -> DrawnFigure:
@@ -289,9 +289,8 @@ def _increment(measured: _Measured) -> DrawnFigure:
     needed = components.INITIAL_INFORMATION_NEEDED
     initial = measured.initial
     if initial[0] < needed:
-        found = f"R_0 is {max(initial[0], 0.0):.3f} nat, {needed} is needed"
-        reason = f"the final distributions hardly differ: {found}"
-        return DrawnFigure(None, reason)
+        below = f"R_0 is {max(initial[0], 0.0):.3f} nat, {needed} is needed"
+        return DrawnFigure(None, f"the final distributions hardly differ: {below}")
     remaining = measured.means["kl_to_final"]
     return DrawnFigure(components.information_increment(remaining, initial, measured.depth_fraction))
 
@@ -348,14 +347,14 @@ def _candidates(
     skips: Mapping[str, Estimate],
     means: Mapping[str, Values],
 ) -> dict[str, float | None]:
-    found = {name: estimate.value for name, estimate in estimates.items()}
-    found["literal_calibration"] = literal.value
-    found.update({f"eas_{variant.similarity}": variant.score.value for variant in variants})
-    found["block_influence"] = float(means["block_influence"][0].mean())
+    figures = {name: estimate.value for name, estimate in estimates.items()}
+    figures["literal_calibration"] = literal.value
+    figures.update({f"eas_{variant.similarity}": variant.score.value for variant in variants})
+    figures["block_influence"] = float(means["block_influence"][0].mean())
     early = means["kl_to_final"][0, :-1]
-    found["mean_kl"] = float(early.mean()) if len(early) else None
-    found.update({name: estimate.value for name, estimate in skips.items()})
-    return found
+    figures["mean_kl"] = float(early.mean()) if len(early) else None
+    figures.update({name: estimate.value for name, estimate in skips.items()})
+    return figures
 
 
 def _notes(measured: _Measured) -> tuple[str, ...]:

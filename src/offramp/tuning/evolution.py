@@ -67,8 +67,8 @@ class Searched:
             return None
         exits = dict.fromkeys(start.checked_exits(layers))
         exits |= dict.fromkeys(exit for rule in rules for exit in rule.checked_exits(layers))
-        found = tuple(sorted(list(exits)[:MOST_EXITS]))
-        return cls(pool, found, tuple(families[name] for name in signals), start)
+        checked = tuple(sorted(list(exits)[:MOST_EXITS]))
+        return cls(pool, checked, tuple(families[name] for name in signals), start)
 
     def rule(self, genes: Genes) -> Chosen:
         """genes: [exits, 2], of the signal in [0, signals) and of the threshold."""
@@ -150,7 +150,7 @@ def evolve(
     bounds: Sequence[tuple[float, float]] = [(0.0, len(searched.families)), (UNCHECKED, 1.0)] * len(
         searched.exits
     )
-    found = differential_evolution(
+    optimum = differential_evolution(
         worth,
         bounds,
         seed=seed,
@@ -160,4 +160,4 @@ def evolve(
         polish=False,
         tol=0.0,
     )
-    return pool.score(FAMILY, searched.policy(searched.rule(found.x)))
+    return pool.score(FAMILY, searched.policy(searched.rule(optimum.x)))

@@ -383,7 +383,13 @@ def _drafting(searched: Trace, machine: Machine | None) -> Drafting:
         run = run_of(searched, policy)
         runs = [replace(run, draft_length=length) for length in DRAFT_LENGTHS]
         paid = [Charge.of(drafts, kv).breakdown(prices(kv)) for drafts in runs]
-        return min(zip((one.per_token / one.plain_per_token for one in paid), DRAFT_LENGTHS, strict=True))
+        return min(
+            zip(
+                (breakdown.per_token / breakdown.plain_per_token for breakdown in paid),
+                DRAFT_LENGTHS,
+                strict=True,
+            )
+        )
 
     return cheapest
 

@@ -150,7 +150,7 @@ def judge(
         unjudged = (
             verdict(floor, nothing, PLAIN_DECODING, undefined, undefined, math.nan) for floor in floors
         )
-        return tuple(replace(one, decision=decision, **settled) for one in unjudged)
+        return tuple(replace(undecided, decision=decision, **settled) for undecided in unjudged)
     halves = halves or halves_of(trace, seed)
     verdicts = []
     for floor in floors:
@@ -159,8 +159,8 @@ def judge(
         held = measure(halves.judging, best.policy, pricing, checked, seed)
         credit = speed_over(halves.judging, best.policy, without.policy, pricing, seed)
         flops = measure(halves.judging, best.policy, in_flops, checked, seed).net_speedup
-        found = verdict(floor, held, without.policy, credit, flops, 1.0 - best.risk)
-        verdicts.append(replace(found, reason=replay_reason(found)))
+        proposed = verdict(floor, held, without.policy, credit, flops, 1.0 - best.risk)
+        verdicts.append(replace(proposed, reason=replay_reason(proposed)))
     return tuple(verdicts)
 
 

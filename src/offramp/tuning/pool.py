@@ -192,7 +192,7 @@ def _by_cost(scored: ScoredPolicy) -> tuple[float, float]:
 def front_of(found: Iterable[ScoredPolicy]) -> list[ScoredPolicy]:
     """Those that nothing beats in both risk and cost, from cautious to bold."""
     front: list[ScoredPolicy] = []
-    for scored in sorted(found, key=lambda one: (one.risk, one.cost)):
+    for scored in sorted(found, key=lambda scored: (scored.risk, scored.cost)):
         if not front or scored.cost < front[-1].cost:
             front.append(scored)
     return front

@@ -206,7 +206,7 @@ def predict(
     delta = DELTA if tuned is None else tuned.certificate.delta or DELTA
     low, high = (None, None) if floor is None else two_sided_limits(losses, delta)
     figures = held if floor is not None else replace(held, quality=held.agreement)
-    found = Prediction(
+    prediction = Prediction(
         **shared_fields(figures, HeldOut),
         workload=str(trace.request.get("workload", {}).get("name", "unknown")),
         machine=pricing.machine,
@@ -223,11 +223,11 @@ def predict(
         document_tokens=lengths_of(judged),
     )
     notes = (
-        *prediction_notes(found, tuned, judged, left_out),
+        *prediction_notes(prediction, tuned, judged, left_out),
         *lookup_notes(hardware, machine),
         *price_notes(machine, judged, (batch,) if STRATEGIES[kv].batches else (batch, batch + 1)),
     )
-    return replace(found, notes=notes)
+    return replace(prediction, notes=notes)
 
 
 def named_policy(policy: Tuned | ExitPolicy | str) -> Tuned | ExitPolicy:

@@ -95,7 +95,7 @@ class Proposals:
         approximate = []
         for kv in self.executor.strategies:
             decodable = itertools.chain.from_iterable(self._decodable(kv))
-            cautious = min(decodable, key=lambda one: (one.risk, one.cost), default=None)
+            cautious = min(decodable, key=lambda scored: (scored.risk, scored.cost), default=None)
             if cautious is None or self.clock.over:
                 continue
             if self._keep(cautious, kv).free:
@@ -180,7 +180,9 @@ class Proposals:
             paying = [proposal for proposal in usable if gain(proposal) >= worth]
             own = _in_order(paying, without, 1.0)[: self.steps]
         candidates = {id(proposal): proposal for proposal in (*stricter, *own)}
-        ordered = sorted(candidates.values(), key=lambda one: (one.risk, -one.relative_cost))
+        ordered = sorted(
+            candidates.values(), key=lambda candidate: (candidate.risk, -candidate.relative_cost)
+        )
         return Proposed(tuple(ordered), reach, without, complete=not self.cut_short)
 
     def _without_exits(self, risk: float) -> float:
@@ -199,14 +201,14 @@ class Proposals:
     @functools.cached_property
     def _alike(self) -> list[list[ScoredPolicy]]:
         """What is faster than plain in the search, together what differs in its thresholds alone."""
-        found: dict[Hashable, list[ScoredPolicy]] = {}
+        families: dict[Hashable, list[ScoredPolicy]] = {}
         layers = self.pools[0].trace.layers
         every = {scored.policy: scored for pool in self.pools for scored in pool.found}
-        for one in every.values():
-            if one.cost < self._plain:
-                key = (one.family, tuple(one.policy.needs(layers)), one.policy.short_list)
-                found.setdefault(key, []).append(one)
-        return list(found.values())
+        for scored in every.values():
+            if scored.cost < self._plain:
+                key = (scored.family, tuple(scored.policy.needs(layers)), scored.policy.short_list)
+                families.setdefault(key, []).append(scored)
+        return list(families.values())
 
     def _decodable(self, kv: str) -> list[list[ScoredPolicy]]:
         """Those that can be decoded so; the thresholds do not matter for that. Asked once of a strategy."""
@@ -229,9 +231,9 @@ class Proposals:
         ladders = self._ladders(kv, risk, max(1, budget // RERUNS_OF_A_LADDER))
         known = [
             {
-                rung: self.found[one.policy, kv]
-                for rung, one in enumerate(ladder)
-                if (one.policy, kv) in self.found
+                rung: self.found[scored.policy, kv]
+                for rung, scored in enumerate(ladder)
+                if (scored.policy, kv) in self.found
             }
             for ladder in ladders
         ]
@@ -290,8 +292,10 @@ def _in_order(
 
 def _bracket(ladder: Ladder, known: dict[int, Proposal], aim: float) -> tuple[int, int]:
     """The boldest rung known to be within the aim, and the next above it known not to be."""
-    low = max((rung for rung, one in known.items() if one.risk <= aim + ROUNDING), default=-1)
-    high = min((rung for rung, one in known.items() if rung > low and one.risk > aim), default=len(ladder))
+    low = max((rung for rung, proposal in known.items() if proposal.risk <= aim + ROUNDING), default=-1)
+    high = min(
+        (rung for rung, proposal in known.items() if rung > low and proposal.risk > aim), default=len(ladder)
+    )
     return low, high
 
 
@@ -320,9 +324,9 @@ def _next_rung(ladder: Ladder, known: dict[int, Proposal], aim: float) -> int:
     wanted = aim / 2.0
     if known:
         middle = (low + high) / 2.0
-        one = known[min(known, key=lambda rung: (abs(rung - middle), rung))]
-        if one.risk > 0.0 and one.replayed > 0.0:
-            wanted = aim * one.replayed / one.risk
+        nearest = known[min(known, key=lambda rung: (abs(rung - middle), rung))]
+        if nearest.risk > 0.0 and nearest.replayed > 0.0:
+            wanted = aim * nearest.replayed / nearest.risk
         else:
             wanted = ladder[inside[len(inside) // 2]].risk
     return min(inside, key=lambda rung: (abs(ladder[rung].risk - wanted), rung))

@@ -99,15 +99,15 @@ def monotone(pool: Pool, starts: Sequence[Start]) -> Members:
 
 def votes(pool: Pool, starts: Sequence[Start]) -> Members:
     """Two signals that must both pass."""
-    for one, other in itertools.combinations(starts, 2):
-        exits = tuple(exit for exit in one.exits if exit in other.exits)
+    for start, another in itertools.combinations(starts, 2):
+        exits = tuple(exit for exit in start.exits if exit in another.exits)
         if exits:
-            for first, second in itertools.product(one.values[1:], other.values[1:]):
+            for first, second in itertools.product(start.values[1:], another.values[1:]):
                 yield Votes(
                     "all",
                     (
-                        Threshold(one.family.signal.name, first, exits),
-                        Threshold(other.family.signal.name, second, exits),
+                        Threshold(start.family.signal.name, first, exits),
+                        Threshold(another.family.signal.name, second, exits),
                     ),
                 )
 
@@ -125,7 +125,7 @@ FAMILIES: dict[str, Callable[[Pool, Sequence[Start]], Members]] = {
 def starts_of(pool: Pool, families: Mapping[str, ThresholdFamily], risk: float) -> list[Start]:
     """The threshold rules to vary: the fastest signals on the sets of exits where they were fastest."""
     best: dict[str, ScoredPolicy] = {}
-    for scored in sorted(pool.found, key=lambda one: (one.risk > risk, one.cost, one.family)):
+    for scored in sorted(pool.found, key=lambda scored: (scored.risk > risk, scored.cost, scored.family)):
         policy = scored.policy
         # Waiting and voting need several exits where a token may leave.
         several = len(policy.checked_exits(pool.trace.layers)) > 1
@@ -134,11 +134,11 @@ def starts_of(pool: Pool, families: Mapping[str, ThresholdFamily], risk: float) 
     starts = []
     for name in list(best)[:VARIED_SIGNALS]:
         family, exits = families[name], best[name].policy.checked_exits(pool.trace.layers)
-        found = family.curve_of(exits)
-        costs = family.costs_of(exits, found.shares)
+        curve = family.curve_of(exits)
+        costs = family.costs_of(exits, curve.shares)
         values: dict[float, None] = {}
         for boldness in BOLDNESS:
-            places = np.flatnonzero(found.risk <= boldness * risk)
+            places = np.flatnonzero(curve.risk <= boldness * risk)
             if places.size:
                 values[float(family.policy_at(exits, int(places[np.argmin(costs[places])])).value)] = None
         if values:
@@ -257,7 +257,9 @@ def add_per_exit(pool: Pool, families: dict[str, ThresholdFamily], risk: float) 
             return
         best = scored.policy.checked_exits(pool.trace.layers)
         for exits in dict.fromkeys(
-            one for one in (best, *exit_sets(pool.evidence.below)[1:2], pool.evidence.below) if len(one) > 1
+            exits
+            for exits in (best, *exit_sets(pool.evidence.below)[1:2], pool.evidence.below)
+            if len(exits) > 1
         ):
             _add(pool, family, exits, risk)
 

@@ -144,8 +144,8 @@ def digests(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
 
 def texts(trace: Trace, places: Iterable[int]) -> tuple[str, ...]:
     """The sketches of some documents' texts that the trace holds, sorted."""
-    found = (trace.documents[int(place)].text for place in places)
-    return tuple(sorted(text for text in found if text is not None))
+    sketches = (trace.documents[int(place)].text for place in places)
+    return tuple(sorted(text for text in sketches if text is not None))
 
 
 def seen_documents(trace: Trace, tuned_on: TunedOn) -> dict[str, list[str]]:

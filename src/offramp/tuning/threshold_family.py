@@ -125,11 +125,11 @@ class ThresholdFamily:
         if exits in self.seen or not self.grid.points:
             return None
         self.seen.add(exits)
-        found = self.curve_of(exits)
-        costs = self.costs_of(exits, found.shares)
+        curve = self.curve_of(exits)
+        costs = self.costs_of(exits, curve.shares)
         best: ScoredPolicy | None = None
-        for point in found.cheapest(costs, self.targets + ROUNDING):
-            best = self._scored(exits, found, costs, point)
+        for point in curve.cheapest(costs, self.targets + ROUNDING):
+            best = self._scored(exits, curve, costs, point)
             self.pool.add(best)
         return best
 
@@ -257,7 +257,7 @@ def per_exit_thresholds(
     rates = rates_of(family, exits)
     single = family.curve_of(exits)
     costs = family.costs_of(exits, single.shares)
-    found = []
+    rules = []
     for price in prices:
         of_loss = price * pool.pricing.plain / risk
         start = int(np.argmin(costs + of_loss * single.risk))
@@ -267,8 +267,8 @@ def per_exit_thresholds(
         kept = np.flatnonzero(thresholds != NEVER)
         if kept.size:
             chosen = tuple(exits[place] for place in kept)
-            found.append((chosen, tuple(family.value_at(int(thresholds[place])) for place in kept)))
-    return list(dict.fromkeys(found))
+            rules.append((chosen, tuple(family.value_at(int(thresholds[place])) for place in kept)))
+    return list(dict.fromkeys(rules))
 
 
 def _improve(
@@ -355,10 +355,10 @@ def add_filtered(
     best: dict[tuple[str, int], tuple[float, ExitPolicy]] = {}
     for family, exits in _dear(pool, families, risk):
         for filter_ in _filters(pool, families, exits[0]):
-            found = _curve_behind(pool, family, exits, filter_.through)
-            costs = _costs_behind(pool, family, exits, filter_, found)
-            for point in found.cheapest(costs, limits):
-                key = (family.signal.name, int(np.searchsorted(limits, found.risk[point])))
+            filtered = _curve_behind(pool, family, exits, filter_.through)
+            costs = _costs_behind(pool, family, exits, filter_, filtered)
+            for point in filtered.cheapest(costs, limits):
+                key = (family.signal.name, int(np.searchsorted(limits, filtered.risk[point])))
                 if key not in best or costs[point] < best[key][0]:
                     inner = family.policy_at(exits, point)
                     behind = Filtered(filter_.family.signal.name, filter_.value, filter_.exit, inner)
@@ -375,17 +375,17 @@ def _dear(
     sets: list[Exits] = [(exit,) for exit in below[1:]]
     if len(below) <= FEW_EXITS:
         sets += itertools.combinations(below[1:], 2)
-    found: list[tuple[float, ThresholdFamily, Exits]] = []
+    by_free_cost: list[tuple[float, ThresholdFamily, Exits]] = []
     for family in families.values():
         if not PROBES[family.signal.probe].reads_logits or family.signal.opens or not family.grid.points:
             continue
         for exits in sets:
             free = _free_cost(pool, family, exits, risk)
             if free is not None:
-                found.append((free, family, exits))
-    found.sort(key=lambda one: (one[0], one[1].signal.name, one[2]))
+                by_free_cost.append((free, family, exits))
+    by_free_cost.sort(key=lambda entry: (entry[0], entry[1].signal.name, entry[2]))
     kept: dict[str, list[tuple[ThresholdFamily, Exits]]] = {}
-    for _, family, exits in found:
+    for _, family, exits in by_free_cost:
         if family.signal.name in kept or len(kept) < DEAR_SIGNALS:
             kept.setdefault(family.signal.name, []).append((family, exits))
     return [tried for ones in kept.values() for tried in ones[:SETS]]
@@ -393,13 +393,13 @@ def _dear(
 
 def _free_cost(pool: Pool, family: ThresholdFamily, exits: Exits, risk: float) -> float | None:
     """The cost of the fastest threshold within the risk, were its checks free; None without one."""
-    found = pool.evidence.curve(family.signal, exits)
-    within = np.flatnonzero(found.risk <= risk + ROUNDING)
+    curve = pool.evidence.curve(family.signal, exits)
+    within = np.flatnonzero(curve.risk <= risk + ROUNDING)
     if not within.size:
         return None
-    reached = 1.0 - np.cumsum(found.shares[:, :-1], axis=1)
+    reached = 1.0 - np.cumsum(curve.shares[:, :-1], axis=1)
     probed = np.hstack([np.ones((len(reached), 1)), reached[:, :-1]]).sum(axis=1)
-    costs = family.costs_of(exits, found.shares) - probed * _check(pool, family)
+    costs = family.costs_of(exits, curve.shares) - probed * _check(pool, family)
     return float(costs[within].min())
 
 

@@ -251,8 +251,8 @@ def read_tuned(path: str | Path) -> Tuned:
         value = {**value, "agreement": value["quality"] if of_agreement else unknown}
     what, fix = "the tuned policy is not what offramp writes", "run offramp tune again"
     with refused_as(InputError, what, InvalidRecordError, where=str(path), fix=fix):  # of another program
-        found = from_json(Tuned, value)
-    return found
+        tuned = from_json(Tuned, value)
+    return tuned
 
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -71,7 +71,7 @@ def executed_answer(
     candidates: in the order of the tests, the full model first where it was tested, the lossless one last.
     agreement: executed, of the floor's kind, on documents that chose nothing.
     """
-    alone = next((one for one in candidates if one.policy == PLAIN_DECODING), None)
+    alone = next((candidate for candidate in candidates if candidate.policy == PLAIN_DECODING), None)
     exits = [candidate for candidate in candidates if candidate is not alone and not candidate.lossless]
     if alone is not None and not alone.passed:
         said = _full_model_fails(job, certificate, alone)

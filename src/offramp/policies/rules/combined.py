@@ -212,7 +212,7 @@ class Tasks(Delegating):
         name = "" if task is None else task
         text = split_continued(name)[1]
         known = (name, text, text.partition(":")[0], name.partition(":")[0])
-        return next((own[one] for one in known if one in own), self.fallback).for_task(task)
+        return next((own[key] for key in known if key in own), self.fallback).for_task(task)
 
     @property
     def deciding(self) -> ExitPolicy:
