@@ -291,18 +291,6 @@ def test_a_policy_that_sees_deeper_exits_or_later_tokens_is_found(monkeypatch: p
         check_policy(policy)
 
 
-@pytest.mark.parametrize(
-    ("exits", "what"),
-    [(np.full(36, 1.0), "float64"), (np.full(35, 1), "shape|35"), (np.full(36, 99), "does not have")],
-)
-def test_an_oracle_takes_exits_of_the_trace(
-    monkeypatch: pytest.MonkeyPatch, exits: NDArray[Any], what: str
-) -> None:
-    monkeypatch.setattr(Oracle, "exits_of", lambda self, trace: exits)
-    with pytest.raises(PolicyError, match=what):
-        check_policy(Oracle("saturation"))
-
-
 def test_a_policy_that_fits_no_model_is_refused() -> None:
     with pytest.raises(PolicyError, match="fits no model of 3, 6, 24 layers"):
         check_policy(parse_policy("static:exit=25"))

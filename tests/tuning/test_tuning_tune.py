@@ -270,11 +270,7 @@ def test_a_batch_is_reported_in_lockstep(tuned: Tuned) -> None:
     ("options", "message"),
     [
         ({"method": "wrs"}, "unknown method"),
-        ({"delta": 0.0}, "delta must be above 0"),
-        ({"delta": float("nan")}, "delta must be a finite number"),
         ({"hardware": "h1000"}, "unknown hardware"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"seed": -1}, "seed must be at least 0"),
         ({"kv": "speculate"}, "does not search"),
     ],
 )
