@@ -92,36 +92,52 @@ def parse_signals(signals: str | Sequence[str], mode: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-@dataclass(frozen=True)
-class TraceRequest:
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How much of a text is traced, and what is recorded of it beside the facts of every trace."""
+
+    tokens: int
+    """In all."""
+    context: int | None = None
+    """Tokens of one sequence at most, None for what the model takes, up to the usual."""
+    document_tokens: int | None = None
+    """Of one document at most, None for what suits their number."""
+    signals: tuple[str, ...] = ()
+    """Names of what is recorded on request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest(Sampling):
     """Everything that changes a trace: two requests with one fingerprint give the same bytes.
 
-    model, workload: their descriptions with fingerprints. exits: layers. context, document_tokens: sizes in
-    tokens. threads: torch's, since the order of sums depends on it. code: of the measuring code. versions: of
-    the libraries that compute. signals: names of what is recorded on request, sorted. heads: None, or of the
-    fitted heads {"fingerprint", what they read exits by (`heads.described.read_by`), "trained": true where
-    they are, "short_list": its tokens if they are not as many as usual, "candidate_exit", "documents": ids of
-    those that fitting saw by workload fingerprint, "texts": whether these documents' texts are known,
-    "facts": what they give}. device: what computes, "cpu" or an accelerator by name, whose sums round
-    otherwise. reference: name, fingerprint, dtype and source of another model whose top-1 is kept; None for
-    none, and of a transformed model, which has its own.
+    Sizes are settled, signals sorted.
     """
 
+    context: int
     model: dict[str, Any]
+    """Its description, with a fingerprint."""
     workload: dict[str, Any]
+    """Likewise."""
     dtype: str
     exits: tuple[int, ...]
-    tokens: int
-    context: int
-    document_tokens: int | None
+    """Layers."""
     reductions: Literal["compiled", "eager"]
     threads: int
+    """Torch's, since the order of sums depends on it."""
     code: str
+    """Fingerprint of the code that measures."""
     versions: dict[str, str]
-    signals: tuple[str, ...] = ()
+    """Of the libraries that compute."""
     heads: dict[str, Any] | None = None
+    """None, or of the fitted heads {"fingerprint", what they read exits by (`heads.described.read_by`),
+    "trained": true where they are, "short_list": its tokens if they are not as many as usual,
+    "candidate_exit", "documents": ids of those that fitting saw by workload fingerprint, "texts": whether
+    these documents' texts are known, "facts": what they give}."""
     device: str = CPU
+    """What computes, "cpu" or an accelerator by name, whose sums round otherwise."""
     reference: dict[str, str] | None = None
+    """Name, fingerprint, dtype and source of another model whose top-1 is kept; None for none, and of a
+    transformed model, which has its own."""
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with every field; without the device if that is the processor, as it always was, and

@@ -18,6 +18,7 @@ from offramp.scoring.documents import NOTHING, TextSize, text_sizes
 from offramp.studies.task import TRACE, study_file
 from offramp.studies.work.inputs import TextWork, heads_of
 from offramp.studies.work.work import Needed, WorkContext
+from offramp.tracing.request import Sampling
 from offramp.tracing.trace import Trace
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ TEXT_FILE = study_file(TextSizes)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceWork(TextWork[TracedModel]):
+class TraceWork(Sampling, TextWork[TracedModel]):
     """Leaves `trace/`, which `offramp.Trace.load` reads and a later try goes on with; `text.json`, and the
     passage that a page shows. Its settings are as of `offramp.trace`.
     """
@@ -191,11 +192,7 @@ class TraceWork(TextWork[TracedModel]):
 
     heads: Needed | None = None
     """That it is read through, None for the logit lens."""
-    tokens: int
     exits: str | tuple[int, ...] = "all"
-    signals: tuple[str, ...] = ()
-    context: int | None = None
-    document_tokens: int | None = None
     stream: bool = False
     """Whether the model's layers stay on disk."""
     memory: int | None = None
