@@ -14,10 +14,11 @@ from scipy.stats import t as student
 
 from offramp.errors import ModelError
 from offramp.scoring.estimate import Estimate
+from offramp.timing import contenders
 from offramp.timing.answers import TimeLimits
 from offramp.timing.bench import judge_measurement, merged, run
-from offramp.timing.contenders import CUT_HEAD, SHORT, WITHOUT_PEERS, Extent, searched_of
-from offramp.timing.decoder import DecodedBatch, Decoder, generate
+from offramp.timing.contenders import CUT_HEAD, NEVER, SHORT, WITHOUT_PEERS, Extent, searched_of
+from offramp.timing.decoder import Candidates, DecodedBatch, Decoder, Setting, generate
 from offramp.timing.results import (
     LOOKUP,
     NO_TIME,
@@ -199,6 +200,27 @@ def test_a_policy_that_is_the_cut_head_is_not_timed_twice() -> None:
     assert [one.role for one in result.contenders if "shortlist" in one.name] == ["policy"]
     credit = result.credit(result.main.name)
     assert credit is None or credit.high <= 1.0
+
+
+def test_a_further_contender_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twins(setting: Setting) -> Candidates:
+        (never,) = contenders.CONTENDERS[NEVER].make(setting)
+        assert isinstance(never, Decoder)
+        yield replace(never, name="a twin", role="acceleration", full_depth=True, required=False)
+
+    for entry in (contenders.Entry("twin", twins), contenders.Entry("late", twins, lambda setting: 10)):
+        monkeypatch.setitem(contenders.CONTENDERS, entry.name, entry)
+    setting = settled(family_model("llama"), "static:exit=2", prompts=PROMPTS, new_tokens=5)
+    extent = Extent((*contenders.PLAIN_DECODERS, "twin"))
+    result = run(setting, limits=TimeLimits(rounds=1), extent=extent).result
+    twin = result.contender("a twin")
+    assert (twin.left_out, len(twin.samples), twin.same_output, twin.without_exits) == (None, 2, 1.0, True)
+    # One that is searched for takes part where ten short decodings are worth their time.
+    (found,) = searched_of(setting, Extent(("late",)), 0.1, 1.0)
+    assert isinstance(found, Decoder)
+    (left_out,) = searched_of(setting, Extent(("late",)), 0.11, 1.0)
+    assert isinstance(left_out, Contender)
+    assert (left_out.name, left_out.left_out) == ("late", NO_TIME)
 
 
 def test_all_tokens_at_once_are_no_reason_to_leave_a_decoder_out(monkeypatch: pytest.MonkeyPatch) -> None:

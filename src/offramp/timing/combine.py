@@ -531,7 +531,15 @@ def _combination(
             product=product_of(*((1.0, single) for single in singles)),
             interaction=interaction_of(singles, contender.clusters),
         )
-    return replace(combination, on_top=tuple(_on_top(names, clusters, contender.clusters)))
+    # What each part adds to the rest, where the rest was timed.
+    rests = {part: " + ".join(name for name in names if name != part) for part in names}
+    ratios = {
+        part: ratio_over(contender.clusters, clusters[rest])
+        for part, rest in rests.items()
+        if rest in clusters
+    }
+    on_top = tuple(OnTop(part, ratio) for part, ratio in ratios.items() if ratio is not None)
+    return replace(combination, on_top=on_top)
 
 
 def interaction_of(
@@ -539,19 +547,6 @@ def interaction_of(
 ) -> Estimate[float] | None:
     """Speedup of all parts together over the product of the single ones, on the prompts that all share."""
     return product_of((1.0, together), *((-1.0, single) for single in singles))
-
-
-def _on_top(
-    names: Sequence[str], clusters: Mapping[str, Sequence[Cluster]], together: Sequence[Cluster]
-) -> list[OnTop]:
-    """What each part adds to the rest, where the rest was timed."""
-    found = []
-    for part in names:
-        rest = " + ".join(name for name in names if name != part)
-        ratio = ratio_over(together, clusters[rest]) if rest in clusters else None
-        if ratio is not None:
-            found.append(OnTop(part, ratio))
-    return found
 
 
 def qualities_of(

@@ -37,7 +37,7 @@ from offramp.timing.contenders import FAILURES, GENERATE, ONE_CALL, Extent, agai
 from offramp.timing.decoder import DecodedBatch, Decoder, LayerCount, Setting, left_out, parted
 from offramp.timing.defects import Difference, Load, defects_of, describe, judge_a_a, warnings_of
 from offramp.timing.forecast import counted_plain, counted_policy, records_of
-from offramp.timing.results import PLAIN, SHORT_LIST, Contender, Counted
+from offramp.timing.results import PLAIN, Contender, Counted
 from offramp.timing.turns import Turns, Visit, pairs_of, visit
 
 SEARCH_SHARE = 0.25
@@ -47,9 +47,6 @@ PILOT_FROM = 0.25
 
 QUESTIONED = ("policy", "combination")
 """Roles of contenders whose speed is asked about."""
-
-BESIDE = ("peer", SHORT_LIST)
-"""Roles of contenders that are neither plain nor asked about."""
 
 Progress = Callable[[int, int], None]
 """Called with the hundredths of the seconds that are spent, and 100."""
@@ -277,7 +274,7 @@ class Session:
         baseline = next(decoder for decoder in plain if decoder.name == self._pilot.plain)
         others = [decoder for decoder in plain if decoder.start is not None and decoder is not baseline]
         asked = [decoder for decoder in self.decoders if decoder.role in QUESTIONED]
-        beside = [decoder for decoder in self.decoders if decoder.role in BESIDE]
+        beside = [decoder for decoder in self.decoders if decoder.role not in (PLAIN, *QUESTIONED)]
         self._turns = Turns(
             [*asked, baseline, again(baseline), *others, *beside],
             self.extent.plain,
