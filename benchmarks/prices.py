@@ -6,8 +6,8 @@
 
 Shapes: the bundled model, and random weights with a vocabulary of 151,936, with few wide layers, and with a
 mixture of experts. On each a fresh profile is measured, which times no policy. Then static exits, policies
-that leave at a fixed rate after probes of each price, and short lists decode in the decoder's own loop, each
-beside plain decoding on a cache of its own: blocks of a few tokens in random order, so that the machine's
+that leave at a fixed rate after probes of each price, and short lists decode in the decoder's own loop beside
+plain decoding, in the turns of `offramp bench`: blocks of a few tokens in random order, so that the machine's
 drift cancels. A policy's change is its seconds per token over plain ones, less 1. It is priced from what the
 policy ran, as a ratio to the profile's plain step. `error_over_change` is the median |predicted - measured
 change| over the median |measured change|; `raw_*` are errors of the ratio itself. The last line is one JSON
@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,21 +38,20 @@ import numpy as np
 import torch
 
 import offramp
-from offramp.costs.timings import TimingsProfile
-from offramp.decoding.engine.build import cache_keyword, engine_of
-from offramp.decoding.engine.engine import Meter
-from offramp.decoding.exit_readout.reader import ExitReader
-from offramp.decoding.strategies.propagate import Propagate
+from offramp.decoding.generation.prompts import PromptBatch
+from offramp.decoding.options import DecodingOptions
 from offramp.models.model import Model
-from offramp.policies.cost_breakdown import lines_of
 from offramp.policies.grammar import parse_policy
 from offramp.policies.policy import Decider, ExitPolicy, FactsAtExit, Parameter, Rows
-from offramp.policies.policy_cost import prices_by_rows
 from offramp.policies.rules.short_list import ShortList
+from offramp.timing.answers import Budget
+from offramp.timing.decoder import Decoder, LoopRunning, Running
 from offramp.timing.defects import Load
+from offramp.timing.forecast import price_parts, records_of
 from offramp.timing.local_profile import measure_hardware
 from offramp.timing.prediction import LARGEST_RATIO
-from offramp.timing.timed_steps import Stream, loop_after, prefill, widen
+from offramp.timing.timed_steps import prompt_ids
+from offramp.timing.turns import Visit, pairs_of, visit
 from random_checkpoint import Size, write_checkpoint
 
 BUNDLED = "smollm2"
@@ -83,7 +83,8 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     },
 }
-PROMPT, BLOCK = 64, 4
+PROMPT, NEW_TOKENS = 64, 65
+PLAIN = "plain"
 # Tokens that a policy leaves at the first of its exits where it may, of ten.
 RATE = 5
 
@@ -140,55 +141,24 @@ def grid(layers: int) -> dict[str, ExitPolicy]:
     }
 
 
-class Contender:
-    """The decoder's loop with one policy, on a cache of its own."""
+def timed(model: Model, seconds: float) -> list[Visit]:
+    """All policies and plain decoding in turns on caches of their own, as often as the seconds allow."""
+    ids = prompt_ids(model, 1, PROMPT)
+    prompts, source = PromptBatch(ids, torch.ones_like(ids)), random.Random(0)
+    new_tokens = min(NEW_TOKENS, (model.context_length or 4096) - PROMPT)
 
-    def __init__(self, model: Model, policy: ExitPolicy, stream: Stream) -> None:
-        engine, meter = engine_of(model), Meter()
-        needs = policy.needs(model.layers)
-        reader = ExitReader(engine, None, needs, short_list=policy.short_list)
-        self.policy, self.tokens, self.start = policy, 0, stream.length
-        self.loop = loop_after(stream, engine, policy, reader, meter)
-        self.strategy = Propagate(self.loop.gear({}))
-        meter.start()
+    def start(policy: ExitPolicy, prompts: PromptBatch, new_tokens: int) -> Running:
+        return LoopRunning(model, prompts, DecodingOptions(policy, new_tokens=new_tokens))
 
-    def block(self) -> float:
-        """Seconds per token of a few more tokens."""
-        began = time.perf_counter()
-        for _ in range(BLOCK):
-            self.loop.step(self.strategy)
-        self.tokens += BLOCK
-        return (time.perf_counter() - began) / BLOCK
-
-    def price(self, model: Model, profile: TimingsProfile) -> float:
-        """Seconds per token of what ran so far, by the profile."""
-        position = self.start + (self.tokens - 1) / 2
-        at = prices_by_rows(profile, model.shape, position)
-        return sum(line.total for line in lines_of(self.loop.meter.usage, at)) / self.tokens
-
-
-def timed(model: Model, seconds: float) -> dict[str, tuple[Contender, Contender, list[float], list[float]]]:
-    """By policy: itself, plain decoding beside it, and the seconds per token of their blocks, in pairs."""
-    filled, source = prefill(model, cache_keyword(model), 1, PROMPT), random.Random(0)
-
-    def fresh(policy: ExitPolicy) -> Contender:
-        contender = Contender(model, policy, widen(filled, 1))
-        contender.block()  # what a decoder sets up once
-        return contender
-
-    pairs = {
-        name: (fresh(policy), fresh(parse_policy("never")), list[float](), list[float]())
-        for name, policy in grid(model.layers).items()
-    }
-    most = ((model.context_length or 4096) - PROMPT) // BLOCK - 1
-    began, rounds = time.monotonic(), 0
-    while rounds < 2 or (rounds < most and time.monotonic() - began < seconds):
-        for name in source.sample(sorted(pairs), k=len(pairs)):
-            policy, plain, policy_seconds, plain_seconds = pairs[name]
-            for turn in source.sample((0, 1), k=2):
-                (policy_seconds if turn else plain_seconds).append((policy if turn else plain).block())
-        rounds += 1
-    return pairs
+    decoders = [
+        Decoder(name, "policy", partial(start, policy))
+        for name, policy in {PLAIN: parse_policy("never"), **grid(model.layers)}.items()
+    ]
+    visit(decoders, prompts, 2, source)  # what a decoder sets up once
+    budget, visits = Budget(seconds), list[Visit]()
+    while not visits or budget.has(budget.spent / len(visits)):
+        visits.append(visit(decoders, prompts, new_tokens, source))
+    return visits
 
 
 def one_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -197,28 +167,30 @@ def one_shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
         model = _model(name, Path(folder) / "model")
     profile = measure_hardware(model, budget_seconds=options.profile_seconds, batches=(1,))
     load = Load()
-    pairs = timed(model, options.seconds)
+    visits = timed(model, options.seconds)
+
+    def price(policy: str) -> float:
+        """Seconds per token of what ran, by the profile."""
+        ran = records_of([decoded[policy] for decoded in visits])
+        return sum(price_parts(ran, profile, model.shape).values())
+
     rows = []
-    for policy, (contender, plain, policy_seconds, plain_seconds) in pairs.items():
-        predicted = contender.price(model, profile) / plain.price(model, profile)
-        logs = np.log(np.array(policy_seconds) / np.array(plain_seconds))
-        measured = float(np.exp(np.median(logs)))
-        rows.append(
-            {
-                "policy": policy,
-                "predicted": predicted,
-                "measured": measured,
-                "half_width": float(1.57 * np.subtract(*np.percentile(logs, [75, 25])) / np.sqrt(len(logs))),
-                "pairs": len(logs),
-            }
-        )
-        print(f"  {policy:<32} predicted {predicted:.3f}, measured {measured:.3f} of plain")
-    # Plain decoding was timed beside every policy.
-    plain_seconds = [seconds for *_, one in pairs.values() for seconds in one]
-    plain_price = statistics.mean(plain.price(model, profile) for _, plain, *_ in pairs.values())
+    for policy in grid(model.layers):
+        pairs = [pair for decoded in visits for pair in pairs_of(decoded[PLAIN], decoded[policy])]
+        logs = np.log([own / plain for plain, own in pairs])
+        row = {
+            "policy": policy,
+            "predicted": price(policy) / price(PLAIN),
+            "measured": float(np.exp(np.median(logs))),
+            "half_width": float(1.57 * np.subtract(*np.percentile(logs, [75, 25])) / np.sqrt(len(logs))),
+            "pairs": len(logs),
+        }
+        rows.append(row)
+        print(f"  {policy:<32} predicted {row['predicted']:.3f}, measured {row['measured']:.3f} of plain")
+    blocks = [seconds for decoded in visits for seconds in decoded[PLAIN].blocks]
     return {
         **errors(rows),
-        "plain_by_profile_over_measured": plain_price / statistics.median(plain_seconds),
+        "plain_by_profile_over_measured": price(PLAIN) / statistics.median(blocks),
         "policies": rows,
         "parts_over_step": profile.details["check"]["parts_over_step"]["1"],
         "profile_rounds": profile.details["rounds"],

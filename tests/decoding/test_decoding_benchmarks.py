@@ -108,7 +108,7 @@ def test_prices_on_any_model(model_and_text: tuple[str, str], capsys: pytest.Cap
     assert found["holds"] == (worst <= 0.2)
     rows = {row["policy"]: row for row in cell["policies"]}
     assert list(rows) == list(module.grid(4))
-    assert all(row["pairs"] == 2 and row["predicted"] > 0 < row["measured"] for row in rows.values())
+    assert all(row["pairs"] >= 2 and row["predicted"] > 0 < row["measured"] for row in rows.values())
     # Priced from what ran: probes on top of everything else.
     assert rows["full head probes, never"]["predicted"] > 1.0
     assert cell["plain_by_profile_over_measured"] > 0
