@@ -289,6 +289,9 @@ exits = group("Train exits of a model, or a copy of the model itself.")
 
 def train(asked: ResumableTraining | GateTraining, out: Output) -> None:
     """Train, and say what came of it."""
+    from offramp.training.folder import require_output
+
+    require_output(asked)
     works = asked.texts()
 
     from offramp.cli import heads_shown

@@ -178,7 +178,7 @@ class FromHeads(ExitsTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class ResumableTraining(ExitsTraining, Request):
-    """A training that can be killed, and goes on in its folder, which is looked into last."""
+    """A training that can be killed, and goes on in its folder."""
 
     minutes: Annotated[Minutes | None, only_if(lambda asked: asked.steps is None, "beside --steps")] = None
     """Of all of it on this machine, by default {TRAINING_MINUTES:g}: reading the text, steps, and what goes
@@ -191,14 +191,6 @@ class ResumableTraining(ExitsTraining, Request):
     def allowed_minutes(self) -> float | None:
         """Of all of it; None where steps are counted."""
         return TRAINING_MINUTES if self.steps is None and self.minutes is None else self.minutes
-
-    def check(self) -> None:
-        """Refuse a folder of something else."""
-        super().check()
-        if self.output is not None:
-            from offramp.training.folder import TRAINING_FOLDER
-
-            TRAINING_FOLDER.require(Path(self.output), overwrite=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,16 +299,12 @@ class GateTraining(FromHeads, Request):
     """The K,V strategy whose prices are charged."""
 
     def check(self) -> None:
-        """Refuse an unknown machine, and a folder of something else."""
+        """Refuse an unknown machine."""
         super().check()
         if isinstance(self.hardware, str) and self.hardware != LOCAL:  # that of a model is looked up later
             from offramp.costs.hardware import find_machine
 
             find_machine(self.hardware)
-        if self.output is not None:
-            from offramp.training.folder import GATES_FOLDER
-
-            GATES_FOLDER.require(Path(self.output), overwrite=self.overwrite)
 
     @property
     def wanted(self) -> Floor:
