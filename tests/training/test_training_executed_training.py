@@ -12,7 +12,7 @@ import pytest
 import torch
 from fitting_cases import texts
 from map_cases import random_maps
-from tracing_models import llama, tiny_llama, tiny_model
+from tracing_models import tiny_llama
 from training_cases import answering_takes, arrays, assert_same
 
 import offramp
@@ -130,18 +130,6 @@ def test_a_step_in_which_every_token_leaves_ends_nothing(monkeypatch: pytest.Mon
     assert (record.steps, record.stopped) == (5, "the steps are done")
 
 
-def test_the_model_is_left_as_it_is() -> None:
-    model = tiny_model(llama(), head_scale=3.0)
-    model.hf.requires_grad_(True)
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        before = model.hf(ids).logits.clone()
-    trained(model, steps=3)
-    with torch.no_grad():
-        assert torch.equal(model.hf(ids).logits, before)
-    assert all(weight.requires_grad and weight.grad is None for weight in model.hf.parameters())
-
-
 def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
     write_heads(fitted(), tmp_path / "start.safetensors")
     found = trained(start=tmp_path / "start.safetensors", output=tmp_path / "out")
@@ -159,6 +147,7 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
     [
         ({"start": None}, "no heads whose K,V maps"),
         ({"start": replace(fitted(), kv_maps=None)}, "no K,V maps to train"),
+        ({"start": replace(fitted(), model={**fitted().model, "fingerprint": "0" * 64})}, "were fitted on"),
         ({"at": "2"}, "no K,V maps at exit 2"),
         ({"leave": 0.95}, "leave must be 0.9 at most"),
         ({"kind": "lens", "at": "1"}, "--from means nothing with --kind lens"),
@@ -169,12 +158,6 @@ def test_the_maps_are_taken_by_a_rerun(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_exits(tiny_llama(), texts(120), **{"kind": "executed", "start": fitted(), **QUICK, **options})
-
-
-def test_heads_of_another_model_are_refused() -> None:
-    other = replace(fitted(), model={**fitted().model, "fingerprint": "0" * 64})
-    with pytest.raises(InputError, match="were fitted on"):
-        trained(start=other)
 
 
 def test_what_the_start_took_is_added_where_a_record_says_it(tmp_path: Path) -> None:

@@ -174,13 +174,14 @@ def _unseen(workload: Workload, heads: ExitHeads | None) -> tuple[Document, ...]
 
 @dataclass(frozen=True)
 class GateJob:
-    """Gates being trained. exits: that get one."""
+    """Gates being trained."""
 
     model: Model
     workloads: tuple[Workload, ...]
     asked: GateTraining
     heads: ExitHeads | None
     exits: tuple[int, ...]
+    """That get one."""
     read: FittingRows
     machine: Machine
     shown: bool
@@ -188,8 +189,8 @@ class GateJob:
 
     def run(self) -> TrainedGates:
         """Read the exits, train, and judge."""
-        started = time.perf_counter()
-        floor = self.asked.wanted
+        started, floor = time.perf_counter(), self.asked.wanted
+        # 1. Every exit, read on documents to learn from, to choose by and to judge on.
         readings = self._readings()
         try:
             fit, apart, held_out = self._rows(readings)
@@ -203,9 +204,11 @@ class GateJob:
             floor=floor,
             pricing=functools.partial(pricing_of, machine=self.machine, batch=1, kv=self.asked.kv),
         )
-        steps = steps_of(len(fit)) if self.asked.steps is None else self.asked.steps
+        # 2. Networks that predict agreement, from which gates start.
         network = self._network(fit, apart)
         read = time.perf_counter()
+        # 3. The gates.
+        steps = steps_of(len(fit)) if self.asked.steps is None else self.asked.steps
         prices = judge.prices(apart)
         problem = GateProblem(
             fit,
@@ -220,13 +223,14 @@ class GateJob:
             gates, course = learn_gates(problem, steps=steps, on_start=lambda progress: on_step)
         gates = judged_gates(gates, course.multiplier, held_out, prices)
         trained = time.perf_counter()
+        # 4. Both, chosen on the same documents, on those that nothing was chosen on.
         rules = judge.fastest(apart, probabilities_of(network, apart), NETWORK)
         heads = self._heads(gates, steps)
         record = GateRecord(
             **vars(course),
             exits=self.exits,
             machine=self.machine.name,
-            floor=self.asked.wanted.value,
+            floor=floor.value,
             kv=self.asked.kv,
             seed=self.asked.seed,
             rows=(len(fit), len(apart), len(held_out)),

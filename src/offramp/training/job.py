@@ -40,7 +40,7 @@ class Prepared:
     problem: Problem
     rows: FittingRows
     layers: Sequence[int]
-    """That were read, and those of the model."""
+    """At which the rows were read."""
     counted: ReadRows
     """The rows as the record has them."""
     reading: float

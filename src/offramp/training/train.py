@@ -136,6 +136,7 @@ def train(
     on_size: Callable[[int], object] | None = None,
 ) -> TrainedExits:
     """Carry out what is asked for, on texts that are read. Raises what `train_exits` raises."""
+    # 1. What it starts from, and how it trains.
     start = asked.start if isinstance(asked, ExecutedTraining) else None
     heads = start_of(model, read_heads_source(start)) if isinstance(asked, ExecutedTraining) else None
     earlier = spent_before(model, start, heads)
@@ -153,6 +154,7 @@ def train(
         check_short_list(reading.short_list, shape.vocabulary_size)
     require_one_stream(model)
     trainable_head(model)
+    # 2. What makes it another training.
     identity = TrainingIdentity(
         recipe=recipe,
         model={
@@ -171,6 +173,7 @@ def train(
     )
     shown = sys.stderr.isatty() if progress is None else progress
     output = None if asked.output is None else Path(asked.output)
+    # 3. In its folder it is read, gone on with, or begun.
     with TRAINING_FOLDER.claimed(output, identity, overwrite=asked.overwrite) as folder:
         if (folder / TRAINING_FILE).is_file():
             record = RECORD.read(folder / TRAINING_FILE)

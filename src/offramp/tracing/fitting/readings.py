@@ -183,12 +183,15 @@ def take_readings(
     candidates = torch.zeros(rows, len(exits), columns, device=device)
     with exact_sums():
         for part in slices(0, rows, head.rows):
+            # 1. What the full model says of some rows.
             last = states.read(len(exits), part)
             final = reader.final_top1(reader.seen(len(exits), last))
+            # 2. The best tokens of the candidate exit.
             tokens = None
             if candidate_index is not None:
                 chosen_at = reader.seen(candidate_index, states.read(candidate_index, part))
                 tokens = head.best_columns(chosen_at, head.output(chosen_at), CANDIDATES)[0]
+            # 3. Each exit beside both.
             for index in range(len(exits)):
                 here = states.read(index, part)
                 seen = reader.seen(index, here)
