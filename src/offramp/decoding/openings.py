@@ -134,13 +134,13 @@ def choose_openings(
         return Opening(document.id, ids if whole else ids[:prompt_tokens], document.id in traced)
 
     def openings(documents: Iterable[Document], most: int | None) -> tuple[Opening, ...]:
-        found: list[Opening] = []
+        usable: list[Opening] = []
         for document in documents:
-            if most is not None and len(found) >= most:
+            if most is not None and len(usable) >= most:
                 break
             if (chosen := opening(document)) is not None:
-                found.append(chosen)
-        return tuple(found)
+                usable.append(chosen)
+        return tuple(usable)
 
     certify = [texts[trace.documents[int(place)].id] for place in roles.certify]
     report = [texts[trace.documents[int(place)].id] for place in roles.report]
@@ -202,19 +202,19 @@ def prompts_of(
     fitted.update(trained.documents.get(workload.fingerprint, ()))
     texts = [*trained.texts, *(sketch for fitting in heads for sketch in fitting.seen_texts or ()), *apart]
     documents = without_shared_text(workload.documents, texts) if texts else workload.documents
-    found: list[list[int]] = []
+    prompts: list[list[int]] = []
     for document in reversed(documents):
         if document.id in fitted:
             continue
         ids = list(_start_of(model, workload, document, prompt_tokens))
         if ids and (room is None or len(ids) <= room):
-            found.append(ids)
-        if len(found) == max(count, most or 0):
+            prompts.append(ids)
+        if len(prompts) == max(count, most or 0):
             break
-    if len(found) >= count:
-        return found
+    if len(prompts) >= count:
+        return prompts
     raise WorkloadError(
-        f"the workload has {len(found)} prompts that leave room for {new_tokens} new tokens"
+        f"the workload has {len(prompts)} prompts that leave room for {new_tokens} new tokens"
         f"{' and that no heads were fitted on' if heads else ''}, "
         f"{count} were asked for",
         where=workload.name,
@@ -256,18 +256,18 @@ def pick_prompts(
 
     Raises InputError if no document is long enough, or every prompt too long.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    prompts: dict[str, tuple[int, ...]] = {}
     unseen = True
 
     def take(documents: Iterable[Document]) -> None:
         for document in documents:
-            if len(found) == count:
+            if len(prompts) == count:
                 break
             ids = _start_of(model, workload, document, OPENING_TOKENS)
             whole = workload.mode == "generation"
             fits = 0 < len(ids) <= LONGEST_PROMPT if whole else len(ids) == OPENING_TOKENS
             if fits and (model.context_length is None or len(ids) + new_tokens <= model.context_length):
-                found[document.id] = ids
+                prompts[document.id] = ids
 
     texts = {document.id: document for document in workload.documents}
     traced = [int(place) for place in np.unique(trace.document)]
@@ -275,16 +275,16 @@ def pick_prompts(
     judging, report = split_documents(trace, seed)[1], split_roles(trace, seed).report
     reported = [int(place) for place in report if place in judging]
     take(texts[trace.documents[place].id] for place in reported)
-    if len(found) < count:
+    if len(prompts) < count:
         apart = [place for place in traced if place not in reported]
         take(reversed(further_documents(trace, workload, seed, heads, apart, trained_on(model).texts)))
-    if not found:
+    if not prompts:
         unseen = False
         take(texts[trace.documents[place].id] for place in traced)
-    if not found:
+    if not prompts:
         raise InputError(
             f"no document of {workload.name} gives a prompt to decode from",
             where=workload.name,
             fix=f"texts need {OPENING_TOKENS} tokens, prompts {LONGEST_PROMPT} at most",
         )
-    return Prompts(tuple(found.values()), tuple(found), unseen)
+    return Prompts(tuple(prompts.values()), tuple(prompts), unseen)

@@ -297,12 +297,12 @@ class DecodingOptions:
             check_same_maps(before, now, "heads=")
         if heads_matter(before, now, policy, layers):
             reading, tuned_reading = reading_of(now), reading_of(before)
-            given = "without exit heads" if reading is None else f"with the exit heads {reading[:12]}"
+            shown = "without exit heads" if reading is None else f"with the exit heads {reading[:12]}"
             tuned_with = (
                 "without any" if tuned_reading is None else f"with the exit heads {tuned_reading[:12]}"
             )
             raise PolicyError(
-                f"the policy was tuned {tuned_with}, but is to decode {given}",
+                f"the policy was tuned {tuned_with}, but is to decode {shown}",
                 where="heads=",
                 fix=f"give heads=FILE (--heads FILE), the file that its trace was made with{_lost(tuned)}"
                 if tuned_reading is not None

@@ -228,6 +228,6 @@ def _all_of(heads: Path) -> str:
     """All exits that can be read through these heads, "all" where those are all of the model's."""
     from offramp.heads.file import read_heads
 
-    found = read_heads(heads)
-    few = bool(found.exits) and len(found.exits) < int(found.model["layers"]) - 1
-    return ",".join(map(str, found.exits)) if few else ALL
+    fitted = read_heads(heads)
+    few = bool(fitted.exits) and len(fitted.exits) < int(fitted.model["layers"]) - 1
+    return ",".join(map(str, fitted.exits)) if few else ALL

@@ -63,7 +63,7 @@ def load_model(
     parsed = read_transforms(transforms, dtype)
     if device_map is not None:  # which says by itself where the model lies
         device = CPU if device_map == CPU else AUTO
-    asked = find_model(
+    request = find_model(
         at_revision(name, revision),
         parsed,
         dtype=dtype,
@@ -71,7 +71,7 @@ def load_model(
         device=device,
         subfolder=subfolder,
     )
-    return asked.load(Placement(asked.device, device_map, attn_implementation))
+    return request.load(Placement(request.device, device_map, attn_implementation))
 
 
 def read_transforms(

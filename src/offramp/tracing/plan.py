@@ -322,8 +322,8 @@ def generate_greedily(
     """
     answers: dict[int, tuple[int, ...]] = {}
     for places in _passes(batch, model.context_length, mixed_lengths=mixed_lengths):
-        found = _generate_padded(model, [batch[place] for place in places])
-        answers.update(zip(places, found, strict=True))
+        written = _generate_padded(model, [batch[place] for place in places])
+        answers.update(zip(places, written, strict=True))
     return [answers[place] for place in range(len(batch))]
 
 
@@ -407,7 +407,7 @@ def plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    own = model.hf.generation_config
+    config = model.hf.generation_config
     ends = list(model.eos_token_ids)
     model.hf.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
@@ -420,4 +420,4 @@ def plain_greedy(model: Model, max_new_tokens: int) -> Iterator[None]:
     try:
         yield
     finally:
-        model.hf.generation_config = own
+        model.hf.generation_config = config

@@ -193,8 +193,12 @@ class PreviousExit:
             js = jensen_shannon(negative, entropy, self._entropy)
             table.note_nonfinite(reading.index, reading.rows, torch.isfinite(kl + js))
         self._entropy = entropy
-        found = {"kl_to_previous": kl, "js_to_previous": js}
-        table.put(reading.index, reading.rows, **{name: found[name] for name in self.signals & found.keys()})
+        divergences = {"kl_to_previous": kl, "js_to_previous": js}
+        table.put(
+            reading.index,
+            reading.rows,
+            **{name: divergences[name] for name in self.signals & divergences.keys()},
+        )
 
     def _sums(self, reading: ExitOutput, rows: slice) -> tuple[Tensor, Tensor]:
         """sum q log p and sum (p + q) log (p + q) of a few rows; their p takes the place of q.
@@ -236,8 +240,8 @@ def make_recorders(
     if "restricted" in recording.signals:
         tokens = restricted_tokens(None if work is None else work.heads, head.vocabulary_size)
         recorders.append(Restricted((head, *below), tokens))
-    given = () if work is None else work.heads.classifiers
-    if work is not None and "adainfer" in given:
+    classifiers = () if work is None else work.heads.classifiers
+    if work is not None and "adainfer" in classifiers:
         recorders.append(Confidence([work.classifiers["adainfer", exit] for exit in exits[:-1]]))
     candidate = None if work is None else candidate_exit(work.heads)
     if work is not None and candidate is not None:
@@ -270,14 +274,14 @@ class PromptStates:
         """Mean entropy at exit L over each prompt's last tokens, nats, by document. layer: L."""
         together = torch.split(torch.cat(self._states), head.exact_rows)
         (per_token,) = to_host([torch.cat([_entropy(head, normed(some)) for some in together])])
-        found = {}
+        means = {}
         lengths = [len(states) for states in self._states]
         for context, entropy in zip(self._contexts, torch.split(per_token, lengths), strict=True):
             bad = np.flatnonzero(~np.isfinite(entropy.numpy()))
             if len(bad):
                 self.nonfinite.setdefault(context.document, NonFinite(layer, _first(context) + int(bad[0])))
-            found[context.document] = float(entropy.double().mean())
-        return found
+            means[context.document] = float(entropy.double().mean())
+        return means
 
 
 def _first(context: Context) -> int:

@@ -126,8 +126,8 @@ class FactTable:
 
 def first_nonfinite(rows: Rows, exits: Sequence[int], mask: NDArray[np.bool_]) -> dict[int, NonFinite]:
     """Where each document's bad numbers begin, by document. mask: bool [rows, exits]."""
-    found: dict[int, NonFinite] = {}
+    first: dict[int, NonFinite] = {}
     for row, index in np.argwhere(mask):
         document, here = int(rows.document[row]), NonFinite(exits[index], int(rows.position[row]))
-        found[document] = min(here, found.get(document, here))
-    return found
+        first[document] = min(here, first.get(document, here))
+    return first

@@ -337,10 +337,10 @@ def reusable_parts(folder: Path, request: str, parts: Sequence[int]) -> tuple[in
 
     They may be of other parts too, which were finished since. request: its fingerprint.
     """
-    found = _described(folder / STATES_FOLDER / DESCRIPTION)
-    if found is None or found.request != request or not set(parts) <= set(found.parts):
+    description = _described(folder / STATES_FOLDER / DESCRIPTION)
+    if description is None or description.request != request or not set(parts) <= set(description.parts):
         return None
-    return found.parts
+    return description.parts
 
 
 def prepare_states(folder: Path, request: str, parts: Sequence[int]) -> Path:

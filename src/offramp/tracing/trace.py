@@ -382,7 +382,7 @@ class Trace(ShownAsHtml):
 
     def _with(self, **changed: Any) -> Trace:
         """A trace that differs from this one in some arguments of its making."""
-        own: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "exits": self.exits,
             "tokens": self.token_columns,
             "documents": self.documents,
@@ -393,7 +393,7 @@ class Trace(ShownAsHtml):
             "document_facts": self._document_facts,
             "fact_names": self.fact_names,
         }
-        return Trace(**{**own, **changed})
+        return Trace(**{**arguments, **changed})
 
 
 def _require_rows(rows: NDArray[np.int64] | NDArray[np.bool_], count: int) -> None:
@@ -435,8 +435,8 @@ def _require_arrays(
             where="document=",
             fix="number the documents 0, 1, 2 and so on",
         )
-    given: dict[str, NDArray[Any] | None] = {**facts, "position": position, "reference_top1": reference_top1}
-    for name, array in given.items():
+    arrays: dict[str, NDArray[Any] | None] = {**facts, "position": position, "reference_top1": reference_top1}
+    for name, array in arrays.items():
         wanted = (count, exits) if name in facts else (count,)
         if array is not None and array.shape != wanted:
             raise InputError(
@@ -451,13 +451,13 @@ def _require_arrays(
 
 def _fact_of_parts(folder: Path, parts: Sequence[PartRecord], exits: int, name: str) -> FactArray:
     # In place, part by part: a fact of a long trace would not fit into memory twice.
-    found = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
+    fact = np.empty((sum(part.rows for part in parts), exits), dtype=FACT_BY_NAME[name].dtype)
     start = 0
     for part in parts:
         column = read_columns(part_path(folder, "facts", part.index), [name])[name]
-        found[start : start + part.rows] = column.reshape(-1, exits)
+        fact[start : start + part.rows] = column.reshape(-1, exits)
         start += part.rows
-    return found
+    return fact
 
 
 def _sums_of_parts(folder: Path, manifest: Manifest) -> Iterator[Mapping[int, NDArray[np.float64]]]:
@@ -502,8 +502,8 @@ def heads_documents(trace: Trace) -> frozenset[str]:
     workload = trace.request.get("workload", {}).get("fingerprint")
     heads, model = (trace.request.get(name) or {} for name in ("heads", "model"))
     seen = (heads.get("documents") or {}, model.get(TRAINED_ON) or {})
-    own = {identity for documents in seen for identity in documents.get(workload, ())}
-    return frozenset(own) | {document.id for document in trace.documents if document.heads_saw}
+    ids = {identity for documents in seen for identity in documents.get(workload, ())}
+    return frozenset(ids) | {document.id for document in trace.documents if document.heads_saw}
 
 
 def with_maps(trace: Trace, heads: ExitHeads) -> Trace:

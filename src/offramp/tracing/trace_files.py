@@ -125,15 +125,15 @@ damaged = _SEAL.damaged
 
 def sealed_files(folder: Path) -> dict[str, str | None]:
     """SHA-256 of the files of parts in a folder, by name, as the seals say; None for the seals themselves."""
-    found: dict[str, str | None] = {}
+    digests: dict[str, str | None] = {}
     for path in folder.glob("part-*.json"):
         try:
             seal = _SEAL.read(path)
         except DamagedFileError:
             continue
         index = path.stem.removeprefix("part-")
-        found |= {path.name: None, **{f"{kind}-{index}{PARQUET}": sha for kind, sha in seal.files.items()}}
-    return found
+        digests |= {path.name: None, **{f"{kind}-{index}{PARQUET}": sha for kind, sha in seal.files.items()}}
+    return digests
 
 
 def is_unsealed(path: Path) -> bool:
@@ -450,4 +450,4 @@ def damaged_parts(folder: Path, manifest: Manifest) -> list[tuple[int, DamagedFi
 
     entries = [(part.index, file) for part in manifest.parts for file in part.files.values()]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return [found for found in pool.map(check, entries) if found is not None]
+        return [error for error in pool.map(check, entries) if error is not None]

@@ -149,22 +149,22 @@ def trace(
     shown = sys.stderr.isatty() if progress is None else progress
     run = _Run(model, work, request, content, reference, memory, shown, seen)
     if output is None:
-        found = run.in_memory()
-        found.workload = work
-        return found
+        result = run.in_memory()
+        result.workload = work
+        return result
     folder = Path(output)
     # Bad input is refused before the folder is made; only answers need a folder to be planned.
     plan = run.plan(None) if work.mode == "text" else None
     TRACE_FOLDER.require(folder, overwrite=True)
     if model.streamed is not None and plan is not None and not (folder / REQUEST).exists():
         require_room(folder, needed_bytes(model, plan, range(len(plan.parts)), request))
-    with TRACE_FOLDER.claimed(folder, request.to_json(), overwrite=overwrite, repair=repair) as place:
-        require_whole(place, repair=repair)
-        found = run.in_folder(place, plan, repair=repair)
-    if place != folder:
-        found = Trace.load(folder)
-    found.workload = work
-    return found
+    with TRACE_FOLDER.claimed(folder, request.to_json(), overwrite=overwrite, repair=repair) as claimed:
+        require_whole(claimed, repair=repair)
+        result = run.in_folder(claimed, plan, repair=repair)
+    if claimed != folder:
+        result = Trace.load(folder)
+    result.workload = work
+    return result
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,13 @@ class _Run:
         started = time.monotonic()
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
-            found = damaged_parts(folder, manifest)
-            if not found:
+            broken = damaged_parts(folder, manifest)
+            if not broken:
                 remove_states(folder)  # which a run that was killed after its last step left behind
                 return Trace.open(folder, manifest)
             if not repair:
-                raise found[0][1]
-            for index, _ in found:
+                raise broken[0][1]
+            for index, _ in broken:
                 remove_part(folder, index)
         plan = plan or self.plan(folder)
         done = self._whole_parts(folder, plan)
@@ -395,9 +395,9 @@ def measure_references(
     """
     if not model.transforms and given is None:
         return {}
-    found = _measured(given or _load_untransformed(model), request, plan, indices, title, shown)
+    references = _measured(given or _load_untransformed(model), request, plan, indices, title, shown)
     gc.collect()  # models hold references to themselves, and the transformed one now needs the memory
-    return found
+    return references
 
 
 def _measured(

@@ -67,33 +67,33 @@ def _writes_all(
 
 def _values(entry: Any) -> dict[str, Any]:
     """What a cache's layer holds: copies of its tensors, and its numbers, by place."""
-    found: dict[str, Any] = {}
-    _collect(vars(entry), "", found)
-    return found
+    values: dict[str, Any] = {}
+    _collect(vars(entry), "", values)
+    return values
 
 
-def _collect(value: Any, place: str, found: dict[str, Any]) -> None:
+def _collect(value: Any, place: str, values: dict[str, Any]) -> None:
     if isinstance(value, Tensor):
-        found[place] = value.clone()
+        values[place] = value.clone()
     elif isinstance(value, int):
-        found[place] = value
+        values[place] = value
     elif isinstance(value, dict):
         for name, item in value.items():
-            _collect(item, f"{place}.{name}", found)
+            _collect(item, f"{place}.{name}", values)
     elif isinstance(value, (tuple, list)):
         for number, item in enumerate(value):
-            _collect(item, f"{place}.{number}", found)
+            _collect(item, f"{place}.{number}", values)
 
 
 def _values_outside(layer: nn.Module, cache: Any) -> dict[str, Any]:
     """What the cache holds outside its list of layers, and tensors that are attributes of a layer's modules,
     no parameters and no buffers."""
-    found: dict[str, Any] = {}
-    _collect({name: value for name, value in vars(cache).items() if name != "layers"}, "cache", found)
+    values: dict[str, Any] = {}
+    _collect({name: value for name, value in vars(cache).items() if name != "layers"}, "cache", values)
     for number, module in enumerate(layer.modules()):
-        own = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
-        _collect(own, str(number), found)
-    return found
+        tensors = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
+        _collect(tensors, str(number), values)
+    return values
 
 
 def _differ(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:

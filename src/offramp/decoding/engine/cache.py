@@ -85,9 +85,9 @@ def restore(cache: Any, past: Past) -> None:
     entries = entries_of(cache)
     for place, held in past.entries:
         entry = entries[place]
-        own = vars(entry)
-        own.clear()
-        own.update(_held(held))
+        values = vars(entry)
+        values.clear()
+        values.update(_held(held))
         if isinstance(entry, GrowingLayer):
             entry.release()
 

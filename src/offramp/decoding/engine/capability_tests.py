@@ -70,13 +70,13 @@ def own_logits(engine: Engine, ids: Tensor, new: int) -> list[Tensor]:
     with a cache, called as `generate()` calls them."""
     name, places = engine.cache_name, [0, *range(ids.shape[1] - new, ids.shape[1])]
     cache: dict[str, Any] = {}
-    found = []
+    logits = []
     for start, end in zip(places, [*places[1:], ids.shape[1]], strict=True):
         positions = {"position_ids": token_positions(ids, None, start, end)} if engine.takes_positions else {}
         output = engine.hf(input_ids=ids[:, start:end], use_cache=True, **positions, **cache)
         cache = {name: output[name]}
-        found.append(output.logits[:, -1])
-    return found[1:]
+        logits.append(output.logits[:, -1])
+    return logits[1:]
 
 
 def _begun(engine: Engine, prompt: Tensor, mask: Tensor | None = None) -> Sequences:
@@ -227,11 +227,11 @@ def _drop(engine: Engine, ids: Tensor) -> str | None:
     sequences = _begun(engine, together[:, :start], mask)
     _step(sequences, together[:, start : start + 1])
     sequences.select_rows(rows)
-    found = [
+    remaining = [
         sequences.read_out(_step(sequences, together[rows, position : position + 1]))
         for position in range(start + 1, ids.shape[1])
     ]
-    fits = all(map(_comparison(engine), found, [logits[rows] for logits in expected[1:]]))
+    fits = all(map(_comparison(engine), remaining, [logits[rows] for logits in expected[1:]]))
     return None if fits else "rows that go on without the others get other logits"
 
 
@@ -245,12 +245,12 @@ def _rebatch(engine: Engine, ids: Tensor) -> str | None:
     goes_on, leaves = np.array([0, 2]), np.array([1])
     together = _begun(engine, ids[:, :start])
     hidden = _step(together, token, exit)
-    found = together.run_rows(hidden[goes_on], hidden[leaves], goes_on, start, exit, engine.layers)
+    deep = together.run_rows(hidden[goes_on], hidden[leaves], goes_on, start, exit, engine.layers)
     alone = _begun(engine, ids[:, :start])
     hidden = _step(alone, token, exit)
     past = alone.snapshot(0, engine.layers)
     expected = alone.run(hidden, alone.inputs(start, start + 1), exit, engine.layers)
-    fits = _comparison(engine)(found, expected[goes_on])
+    fits = _comparison(engine)(deep, expected[goes_on])
     stays = _step(alone, rest)[goes_on]
     alone.restore(past)
     alone.unfeed(start + 1)

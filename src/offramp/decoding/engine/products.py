@@ -65,9 +65,9 @@ def transposed_is_faster(stack: ExitStack) -> bool:
         return False
     row = torch.linspace(-1.0, 1.0, weight.shape[1], device=weight.device)[None]
     with torch.no_grad():
-        own = median_seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
-        other = median_seconds(lambda: transposed_product(weight, stack.head_bias, row))
-    return other * CLEARLY < own
+        usual = median_seconds(lambda: torch.nn.functional.linear(row, weight, stack.head_bias))
+        transposed = median_seconds(lambda: transposed_product(weight, stack.head_bias, row))
+    return transposed * CLEARLY < usual
 
 
 def median_seconds(product: Callable[[], object]) -> float:
@@ -121,15 +121,15 @@ def few_rows_are_faster(layers: Sequence[nn.Module]) -> bool:
             linear.in_features: torch.linspace(-1.0, 1.0, 2 * linear.in_features).view(2, -1)
             for linear in linears
         }
-        own = median_seconds(
+        usual = median_seconds(
             lambda: [F.linear(rows[linear.in_features], linear.weight, linear.bias) for linear in linears]
         )
-        other = median_seconds(
+        transposed = median_seconds(
             lambda: [
                 transposed_product(linear.weight, linear.bias, rows[linear.in_features]) for linear in linears
             ]
         )
-    return other * CLEARLY < own
+    return transposed * CLEARLY < usual
 
 
 def _product(linear: nn.Linear, states: Tensor) -> Tensor:

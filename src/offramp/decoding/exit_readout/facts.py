@@ -233,8 +233,8 @@ class ExitNow:
     @functools.cached_property
     def best(self) -> tuple[Tensor, Tensor]:
         """The largest logit and its token, the lowest of equals: [rows] each."""
-        found = self.logits.max(-1)
-        return found.values, found.indices
+        largest = self.logits.max(-1)
+        return largest.values, largest.indices
 
     @functools.cached_property
     def second(self) -> Tensor:
@@ -276,9 +276,9 @@ class ExitNow:
     @property
     def shortlist(self) -> Shortlist:
         """The restricted vocabulary."""
-        found = self.tools.shortlist
-        assert found is not None, "made ready for a policy that reads it"
-        return found
+        shortlist = self.tools.shortlist
+        assert shortlist is not None, "made ready for a policy that reads it"
+        return shortlist
 
     @functools.cached_property
     def short_logits(self) -> Tensor:

@@ -147,12 +147,12 @@ def _shortlist(
 ) -> Shortlist:
     """The restricted vocabulary: the heads' own, else the first ids."""
     tokens = restricted_tokens(heads, head.vocabulary_size()).to(device)
-    block, own = head.columns(tokens), dict[int, Block]()
+    block, own_blocks = head.columns(tokens), dict[int, Block]()
     known = {id(head.stack.head): block}  # exits may share a head, also the model's
     for exit, own_head in own_heads.items():
         place = id(own_head.stack.head)
-        own[exit] = known.setdefault(place, known.get(place) or own_head.columns(tokens))
-    return Shortlist(tokens, block, own)
+        own_blocks[exit] = known.setdefault(place, known.get(place) or own_head.columns(tokens))
+    return Shortlist(tokens, block, own_blocks)
 
 
 FactValues = Mapping[str, NDArray[Any]]
@@ -242,12 +242,12 @@ class ExitReader:
         """
         reading = ExitNow(self._tools, exit, hidden, before, self._previous, self._chosen)
         self._reading = reading
-        found = self._values(reading, facts)
+        values = self._values(reading, facts)
         if exit in self._asked_next:
             self._previous = EarlierCheck.of(reading, self._asked_next[exit])
         if exit == self._chooses:
             self._chosen = ChosenTokens.of(reading)
-        return found
+        return values
 
     @torch.no_grad()
     def logits(self, exit: int, hidden: Tensor) -> Tensor:
@@ -303,9 +303,9 @@ def _asked_next(wants: Mapping[int, tuple[str, ...]]) -> dict[int, frozenset[str
     later: dict[int, frozenset[str]] = {}
     for exit in exits:
         # A policy may skip the next check, so the ones behind it count as well.
-        asked = frozenset().union(*(facts for other, facts in looking.items() if other > exit))
-        if asked & {"kl_to_previous", "js_to_previous", "top_k_overlap"}:
-            later[exit] = asked
+        compared = frozenset().union(*(facts for deeper, facts in looking.items() if deeper > exit))
+        if compared & {"kl_to_previous", "js_to_previous", "top_k_overlap"}:
+            later[exit] = compared
     return later
 
 

@@ -58,7 +58,7 @@ def refuse_arguments(
     input_ids: Tensor,
     generation_config: Any,
     logits_processor: Any,
-    given: dict[str, Any],
+    kept_back: dict[str, Any],
     model_kwargs: dict[str, Any],
     synced_gpus: bool,
 ) -> None:
@@ -67,10 +67,10 @@ def refuse_arguments(
     from transformers.generation.configuration_utils import GenerationMode
 
     config, cache = generation_config, model_kwargs.get("cache")
-    mode = config.get_generation_mode(given.get("assistant_model"))
+    mode = config.get_generation_mode(kept_back.get("assistant_model"))
     wanted = {
         f"{mode.value.replace('_', ' ')}": mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE),
-        "an assistant model": given.get("assistant_model") is not None,
+        "an assistant model": kept_back.get("assistant_model") is not None,
         "inputs_embeds": input_ids.shape[1] == 0 or "inputs_embeds" in model_kwargs,
         "use_cache=False": config.use_cache is False,
         "a cache implementation": config.cache_implementation is not None,
@@ -157,8 +157,8 @@ class EarlyExit:
         """
         self.last = None
         # With an engine of its own it is called by `offramp.generate`, which hands over all that there is.
-        given = {} if self.engine is not None else given_to_generate()
-        refuse_arguments(input_ids, generation_config, logits_processor, given, model_kwargs, synced_gpus)
+        kept_back = {} if self.engine is not None else given_to_generate()
+        refuse_arguments(input_ids, generation_config, logits_processor, kept_back, model_kwargs, synced_gpus)
         engine = self.engine or engine_of(model)
         self.before(engine)
         # Looked at once: what has no padding then is nothing that every step would have to be asked for.
@@ -178,7 +178,7 @@ class EarlyExit:
             input_ids,
             stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),
             pad=_pad_of(generation_config, stopping_criteria),
-            streamer=self.streamer or streamer or given.get("streamer"),
+            streamer=self.streamer or streamer or kept_back.get("streamer"),
             keep_scores=bool(generation_config.return_dict_in_generate and generation_config.output_scores),
         )
         chooser = Chooser(

@@ -219,11 +219,11 @@ def _prepared(
     model: Model, ids: Tensor, mask: Tensor | None, new_tokens: int, sampling: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments of transformers' `generate`."""
-    asked = any(sampling.get(name) is not None for name in SAMPLES)
+    samples = any(sampling.get(name) is not None for name in SAMPLES)
     prepared = {
         "attention_mask": torch.ones_like(ids) if mask is None else mask,
         "max_new_tokens": new_tokens,
-        "do_sample": asked,
+        "do_sample": samples,
         "pad_token_id": pad_token(model),
         **sampling,
     }
@@ -239,8 +239,8 @@ def _with_stop_strings(model: Model, prepared: dict[str, Any]) -> Any:
     from transformers import StoppingCriteriaList, StopStringCriteria
 
     strings = prepared.pop("stop_strings")
-    given = prepared.get("stopping_criteria") or []
-    return StoppingCriteriaList([*given, StopStringCriteria(model.tokenizer, strings)])
+    criteria = prepared.get("stopping_criteria") or []
+    return StoppingCriteriaList([*criteria, StopStringCriteria(model.tokenizer, strings)])
 
 
 def _refuse_options(sampling: dict[str, Any]) -> None:
@@ -284,14 +284,16 @@ SAMPLES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutof
 """Options that only mean something for sampling; giving one asks for it."""
 
 
-def read_sampling(asked: Mapping[str, Any]) -> dict[str, Any]:
+def read_sampling(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of sampling as they are meant: numpy's numbers are Python's, and at a temperature of 0 the most
     probable token is taken."""
-    asked = {name: value.item() if isinstance(value, np.generic) else value for name, value in asked.items()}
-    temperature = asked.get("temperature")
+    options = {
+        name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()
+    }
+    temperature = options.get("temperature")
     if isinstance(temperature, bool) or temperature != 0:
-        return dict(asked)
-    return {name: value for name, value in asked.items() if name not in (*SAMPLES, "do_sample")}
+        return dict(options)
+    return {name: value for name, value in options.items() if name not in (*SAMPLES, "do_sample")}
 
 
 def check_streamer(streamer: Any) -> None:

@@ -139,9 +139,9 @@ def _rows(model: Model, prompt: Prompt, chat: bool) -> tuple[list[list[int]], bo
         raise InputError(
             f"a prompt cannot be a {type(prompt).__name__}", where="prompt=", fix="give a text or token ids"
         )
-    given: Any = prompt
-    if isinstance(given, np.ndarray):
-        prompt = torch.as_tensor(given, device="cpu")
+    raw: Any = prompt
+    if isinstance(raw, np.ndarray):
+        prompt = torch.as_tensor(raw, device="cpu")
     if isinstance(prompt, Tensor) and (prompt.is_floating_point() or prompt.dim() not in (1, 2)):
         raise InputError(
             f"a prompt cannot be a {prompt.dtype} tensor of shape {list(prompt.shape)}",

@@ -54,8 +54,8 @@ class Pieces:
 def pieces_of(decode: Callable[[list[int]], str], tokens: Sequence[int]) -> tuple[str, ...]:
     """What each of some tokens adds to their text; the last one also what stays incomplete."""
     pieces = Pieces(decode)
-    given = [pieces.add(token) for token in tokens]
-    return (*given[:-1], given[-1] + pieces.rest()) if given else ()
+    texts = [pieces.add(token) for token in tokens]
+    return (*texts[:-1], texts[-1] + pieces.rest()) if texts else ()
 
 
 SHOWN_TEXT = 60

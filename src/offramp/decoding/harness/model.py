@@ -78,11 +78,11 @@ def refuse_unknown(names: Iterable[str], policy: Any) -> None:
 
 def _device(given: Any) -> str:
     """The device that is meant: "auto" for lm-eval's own default where that is not here."""
-    asked = str(given or AUTO)
-    return AUTO if asked in DEFAULTS_OF_LM_EVAL and not device_count("cuda") else asked
+    device = str(given or AUTO)
+    return AUTO if device in DEFAULTS_OF_LM_EVAL and not device_count("cuda") else device
 
 
-def read_arguments(given: Mapping[str, Any]) -> tuple[ModelRequest, DecodingOptions]:
+def read_arguments(arguments: Mapping[str, Any]) -> tuple[ModelRequest, DecodingOptions]:
     """The arguments of `OfframpLM` that are offramp's own: what to evaluate and how to decode it.
 
     Both are checked as far as possible without a weight.
@@ -92,38 +92,38 @@ def read_arguments(given: Mapping[str, Any]) -> tuple[ModelRequest, DecodingOpti
     an unknown strategy, dtype or transform, a batch of more than one, or arguments of loading with a model
     that is loaded.
     """
-    _require_single(given.get("batch_size"), "batch_size")
-    _require_single(given.get("max_batch_size"), "max_batch_size")
-    dtype = str(given.get("dtype") or AUTO)
-    transforms = _transforms(given.get("transforms"))
+    _require_single(arguments.get("batch_size"), "batch_size")
+    _require_single(arguments.get("max_batch_size"), "max_batch_size")
+    dtype = str(arguments.get("dtype") or AUTO)
+    transforms = _transforms(arguments.get("transforms"))
     options = DecodingOptions.read(
-        given.get("policy"),
-        kv=None if given.get("kv") is None else str(given["kv"]),
-        heads=given.get("heads"),
-        draft_length=given.get("draft_length"),
-    ).for_task(given.get("task"))
-    if isinstance(given.get("pretrained"), Model):
-        return _of_loaded(given["pretrained"], given), options
-    asked = find_model(
-        _name(given.get("pretrained")),
+        arguments.get("policy"),
+        kv=None if arguments.get("kv") is None else str(arguments["kv"]),
+        heads=arguments.get("heads"),
+        draft_length=arguments.get("draft_length"),
+    ).for_task(arguments.get("task"))
+    if isinstance(arguments.get("pretrained"), Model):
+        return _of_loaded(arguments["pretrained"], arguments), options
+    request = find_model(
+        _name(arguments.get("pretrained")),
         transforms,
         dtype=dtype,
-        trust_remote_code=bool(given.get("trust_remote_code") or False),
-        device=_device(given.get("device")),
+        trust_remote_code=bool(arguments.get("trust_remote_code") or False),
+        device=_device(arguments.get("device")),
     )
-    layers = None if transforms else stated_layers(read_config(asked.source.folder))
+    layers = None if transforms else stated_layers(read_config(request.source.folder))
     if layers is not None:  # its config says how many there are
         check_policy(options.policy, layers, options.heads)
-    options.check_files(asked.dtype)
-    return asked, options
+    options.check_files(request.dtype)
+    return request, options
 
 
 OF_LOADING = ("dtype", "device", "transforms", "trust_remote_code")
 
 
-def _of_loaded(model: Model, given: Mapping[str, Any]) -> ModelRequest:
+def _of_loaded(model: Model, arguments: Mapping[str, Any]) -> ModelRequest:
     """The request for a model that is loaded already, whatever was done to it."""
-    late = [name for name in OF_LOADING if given.get(name)]
+    late = [name for name in OF_LOADING if arguments.get(name)]
     if late:
         raise InputError(
             f"{late[0]} says how to load, and {model.shown_name} is loaded already",
@@ -221,10 +221,10 @@ Depths = Mapping[tuple[str, str], Depth]
 
 def by_task(depths: Depths) -> dict[str, dict[str, Depth]]:
     """By task, then by type of request."""
-    found: dict[str, dict[str, Depth]] = {}
+    tasks: dict[str, dict[str, Depth]] = {}
     for (task, kind), depth in depths.items():
-        found.setdefault(task, {})[kind] = depth
-    return found
+        tasks.setdefault(task, {})[kind] = depth
+    return tasks
 
 
 def depth_table(depths: Depths) -> str:
@@ -268,19 +268,19 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     Raises InputError for whatever does not fit; most of it before any weight is loaded.
     """
 
-    def __init__(self, pretrained: Any = None, **given: Any) -> None:
-        harness = {name: value for name, value in given.items() if name not in OF_OFFRAMP}
-        refuse_unknown(harness, given.get("policy"))
-        asked, self._options = read_arguments({"pretrained": pretrained, **given})
-        self._offramp = asked.load()
+    def __init__(self, pretrained: Any = None, **arguments: Any) -> None:
+        harness = {name: value for name, value in arguments.items() if name not in OF_OFFRAMP}
+        refuse_unknown(harness, arguments.get("policy"))
+        request, self._options = read_arguments({"pretrained": pretrained, **arguments})
+        self._offramp = request.load()
         self._check()
         # It warns that a model which is loaded already takes no other options: they were used to load it.
         with quiet_loggers("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self._offramp.hf,
-                tokenizer=str(asked.source.folder) if asked.given is None else asked.given.tokenizer,
+                tokenizer=str(request.source.folder) if request.given is None else request.given.tokenizer,
                 batch_size=1,
-                trust_remote_code=asked.trust_remote_code,
+                trust_remote_code=request.trust_remote_code,
                 **harness,
             )
         self.pretrained = self._offramp.name

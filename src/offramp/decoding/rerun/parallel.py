@@ -241,21 +241,21 @@ class _Asked:
 
     def ask(self, exit: int, hidden: Tensor, before: Tensor | None, carried: Carried) -> None:
         """Ask at one exit, given the output and the input of its layer [batch, positions, hidden]."""
-        asked = self.running & self.decider.checks(exit)
-        if not asked.any():
+        asking = self.running & self.decider.checks(exit)
+        if not asking.any():
             return
         names, present = self.owner.needs[exit], np.flatnonzero(self.running)
         states = self._rows(hidden, present)
         if names:
-            if any(map(looks_back, names)) and len(present) > asked.sum():
+            if any(map(looks_back, names)) and len(present) > asking.sum():
                 raise NotParallel
-            self.probed[asked, self.owner.checked.index(exit)] = True
+            self.probed[asking, self.owner.checked.index(exit)] = True
         read = self._read(exit, names, states, None if before is None else self._rows(before, present))
         facts = {}
         for name, values in read.facts.items():
-            facts[name] = np.zeros(len(asked), dtype=values.dtype)
+            facts[name] = np.zeros(len(asking), dtype=values.dtype)
             facts[name][present] = values
-        leaving = asked & self.decider.decide(exit, facts)
+        leaving = asking & self.decider.decide(exit, facts)
         if leaving.any():
             self._leave(exit, present, leaving[present], states, read, carried)
         self.running &= ~leaving

@@ -155,10 +155,10 @@ def decode_forced(
         size = ROWS_AT_ONCE if apart else 1
         for start in range(0, len(some), size):
             together = some[start : start + size]
-            found = _decode(model, options, together, first)
+            decoded = _decode(model, options, together, first)
             rows += [sequence.rows[first - sequence.first_row :] for sequence in together]
-            exits += [generation_exits for generation_exits, _ in found]
-            top1 += [chosen for _, chosen in found]
+            exits += [generation_exits for generation_exits, _ in decoded]
+            top1 += [chosen for _, chosen in decoded]
     empty = np.zeros(0, dtype=np.int64)
     return tuple(np.concatenate(column) if column else empty for column in (rows, exits, top1))  # type: ignore[return-value]
 
@@ -172,8 +172,8 @@ def _decode(
         [[*sequence.ids[first:], sequence.next_token] for sequence in sequences], device=device
     )
     batching = "rebatch" if len(sequences) > 1 else "lockstep"
-    own = replace(options, batching=batching, new_tokens=forced.shape[1])
-    result = generate_batch(model, prompts, options=own, force_tokens=forced)
+    forced_options = replace(options, batching=batching, new_tokens=forced.shape[1])
+    result = generate_batch(model, prompts, options=forced_options, force_tokens=forced)
     problem = next((row.problem for row in result.rows if row.problem is not None), None)
     if problem is not None:
         raise OfframpError(problem, where=model.name, fix="load the model in float32")

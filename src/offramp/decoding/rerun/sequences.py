@@ -59,7 +59,7 @@ def traced_sequences(
     starts = _starts(trace)
     prompts = _prompts(model, trace, workload) if bool(trace.generated.any()) else {}
     bos = model.bos_policy.token_id
-    found = []
+    sequences = []
     for start, end in zip(starts, np.append(starts[1:], trace.token_count), strict=True):
         document, first = int(trace.document[start]), int(trace.position[start])
         front: tuple[int, ...] = () if bos is None else (bos,)
@@ -69,8 +69,8 @@ def traced_sequences(
             raise _changed(trace, document)
         rows = np.arange(start, end, dtype=np.int64)
         ids = (*front, *trace.token[rows].tolist())
-        found.append(TracedSequence(document, ids, int(trace.next_token[end - 1]), first, rows))
-    return tuple(found)
+        sequences.append(TracedSequence(document, ids, int(trace.next_token[end - 1]), first, rows))
+    return tuple(sequences)
 
 
 def require_model(model: Model, trace: Trace) -> None:

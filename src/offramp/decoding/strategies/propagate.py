@@ -160,8 +160,8 @@ class RowsApart:
         else:
             # 4. Fill K and V of the layers that no row has run.
             if self.fills:
-                given = self.left.given(self.depth, layers)
-                self.gear.sequences.write(given, self.inputs, self.depth, layers)
+                states = self.left.given(self.depth, layers)
+                self.gear.sequences.write(states, self.inputs, self.depth, layers)
             driver.end()
         assert self._logits is not None  # some row is not over, and every such row has left
         return self._logits
@@ -228,8 +228,8 @@ class Propagate(Strategy, of=PROPAGATE):
         logits = exit_logits(gear, step)
         # 4. Fill K and V of the layers that were skipped: later tokens look for them.
         if self.fills:
-            given = self.given(step.exit, step.hidden)
-            gear.sequences.write(given, step.inputs, step.exit, gear.engine.layers)
+            states = self.given(step.exit, step.hidden)
+            gear.sequences.write(states, step.inputs, step.exit, gear.engine.layers)
         return choose(gear, logits, step.exit)
 
     def given(self, exit: int, hidden: Tensor) -> States:
@@ -263,9 +263,9 @@ class Mapped(Propagate, of=MAPPED):
         assert self._maps is not None, "checked before anything ran"
         if exit < self.gear.engine.layers - 1:
             self.gear.meter.count("K,V map", exit, len(hidden))
-        given = self._maps.inputs_after(exit, hidden)
+        states = self._maps.inputs_after(exit, hidden)
         self.gear.meter.lap("K,V repair")
-        return given
+        return states
 
     def left_states(self, hidden: Tensor) -> LeftStates:
         """The same where rows leave one by one. hidden: before the first layer [batch, 1, hidden]."""
@@ -285,8 +285,8 @@ class MappedStates(LeftStates):
 
     def given(self, first: int, last: int, rows: Tensor | None = None) -> States:
         """What some rows, int64 [rows], or all of them give layers first+1..last."""
-        given = self._given[first:last]
-        return (given if rows is None else given[:, rows]).unbind()
+        states = self._given[first:last]
+        return (states if rows is None else states[:, rows]).unbind()
 
 
 class StateMaps:

@@ -185,9 +185,9 @@ class Recompute(Strategy, of=RECOMPUTE):
         if logits is not None:
             rows.append(deep)
             answers.append(logits.float())
-        found = torch.cat(answers)
-        spread = found.new_zeros((len(driver.own), found.shape[1]))
-        spread[torch.from_numpy(np.concatenate(rows)).to(found.device)] = found
+        answered = torch.cat(answers)
+        spread = answered.new_zeros((len(driver.own), answered.shape[1]))
+        spread[torch.from_numpy(np.concatenate(rows)).to(answered.device)] = answered
         return choose(self.gear, spread, driver.own)
 
     def _end(self, stop: Stop, rows: NDArray[np.int64] | None = None) -> tuple[Stop, Tensor | None]:

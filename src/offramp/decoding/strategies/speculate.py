@@ -247,7 +247,7 @@ class Speculate(Strategy, of=SPECULATE):
         """Draft `longest` tokens at most, and run all rows through layer L."""
         gear, waiting = self.gear, self._waiting
         start, layers, room = gear.sequences.length, gear.engine.layers, self._room()
-        asked = longest > 0 or self._alone > 0
+        asks = longest > 0 or self._alone > 0
         self._alone = max(0, self._alone - 1)
         self._kept_before = sys.maxsize if longest else 0
         drafts: list[Draft] = []
@@ -255,7 +255,7 @@ class Speculate(Strategy, of=SPECULATE):
         while len(drafts) < room and not over:
             gear.sequences.feed(tokens)
             gear.driver.begin()
-            stop = descend(gear, waiting) if asked else Stop(0, waiting.newest(), None)
+            stop = descend(gear, waiting) if asks else Stop(0, waiting.newest(), None)
             draft = self._draft(stop) if len(drafts) < longest else None
             if draft is None:
                 self._kept_before = gear.sequences.length - 1

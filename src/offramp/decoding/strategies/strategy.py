@@ -74,18 +74,18 @@ class PolicyDriver:
         None for all that are present. Every given row is probed, and charged, as soon as one of them asks.
         """
         rows = self.present if rows is None else rows
-        asked = self.running & self._decider.checks(exit)
-        if not asked.any():
-            return asked
+        asking = self.running & self._decider.checks(exit)
+        if not asking.any():
+            return asking
         names, facts = self.needs[exit], {}
         if names:
             read = self.reader.read(exit, names, hidden, before)
-            facts = {name: _spread(values, rows, len(asked)) for name, values in read.items()}
+            facts = {name: _spread(values, rows, len(asking)) for name, values in read.items()}
             for kind in probes_of(names):
                 self._meter.count("probe", exit, len(hidden), kind)
             if gives_output(names, short_list=self.policy.short_list):
                 self._answered.add(exit)
-        leaving = asked & self._decider.decide(exit, facts)
+        leaving = asking & self._decider.decide(exit, facts)
         self.own[leaving] = exit
         self.running = self.running & ~leaving
         self._meter.lap("probes" if names else "overhead")
@@ -98,14 +98,14 @@ class PolicyDriver:
         to `at`. leaving: int64, the rows whose logits are wanted, None for all.
         """
         if exit in self._answered:
-            found = self.reader.logits(exit, hidden)
-            found = found if leaving is None else found[leaving]
+            logits = self.reader.logits(exit, hidden)
+            logits = logits if leaving is None else logits[leaving]
         else:
             hidden = hidden if leaving is None else hidden[leaving]
             self._meter.count("short head" if self.policy.short_list else "exit head", exit, len(hidden))
-            found = self.reader.logits(exit, hidden)
+            logits = self.reader.logits(exit, hidden)
         self._meter.lap("heads")
-        return found
+        return logits
 
     def end(
         self,

@@ -113,11 +113,11 @@ def reasoning(**metadata: Any) -> Split:
         name: package.create_dataset(name, size=PROBLEMS_OF_A_FAMILY, seed=SEED, **settings)
         for name, settings in EASY.items()
     }
-    found: dict[str, dict[str, str]] = {}
+    questions: dict[str, dict[str, str]] = {}
     for place in range(PROBLEMS_OF_A_FAMILY):
         for name, problems in families.items():
             item = problems[place]
-            found.setdefault(
+            questions.setdefault(
                 item["question"],
                 {
                     "text": item["question"],
@@ -126,7 +126,7 @@ def reasoning(**metadata: Any) -> Split:
                     "item": json.dumps(item, default=str),
                 },
             )
-    return _split(found.values())
+    return _split(questions.values())
 
 
 def marks(document: Mapping[str, str], answers: Sequence[str]) -> dict[str, float]:
@@ -137,10 +137,10 @@ def marks(document: Mapping[str, str], answers: Sequence[str]) -> dict[str, floa
     """
     score = _reasoning_gym().get_score_answer_fn(document["family"])
     try:
-        given = score(final_answer(answers[0], document["answer"]), parse_json(document["item"]))
+        mark = score(final_answer(answers[0], document["answer"]), parse_json(document["item"]))
     except UNREADABLE:
-        given = 0.0
-    return {"acc": float(given >= 1.0)}
+        mark = 0.0
+    return {"acc": float(mark >= 1.0)}
 
 
 def final_answer(text: str, solution: str) -> str:
@@ -166,18 +166,18 @@ def cities(**metadata: Any) -> Split:
     """In which of four countries lies a city? One city of each country that does not give its name away."""
     rows = [line.split("\t") for line in zone_file("iso3166.tab").splitlines() if line[:1] != "#"]
     names = {code: name for code, name in rows if re.fullmatch(r"[A-Za-z ]+", name)}
-    found: dict[str, str] = {}
+    city_of: dict[str, str] = {}
     for line in zone_file("zone.tab").splitlines():
         if line[:1] != "#":
             code, _, zone = line.split("\t")[:3]
             city = zone.rpartition("/")[2].replace("_", " ")
             if code in names and not set(city.split()) & set(names[code].split()):
-                found.setdefault(code, city)
+                city_of.setdefault(code, city)
     questions, generator = [], np.random.default_rng(SEED)
-    for code in generator.permutation(sorted(found)):
-        others = generator.choice([other for other in sorted(found) if other != code], 3, replace=False)
+    for code in generator.permutation(sorted(city_of)):
+        others = generator.choice([other for other in sorted(city_of) if other != code], 3, replace=False)
         choices = [names[option] for option in generator.permutation([code, *others])]
-        text = f"{found[code]} is a city in"
+        text = f"{city_of[code]} is a city in"
         questions.append({"text": text, "choices": choices, "answer": choices.index(names[code])})
     return _split(questions)
 
