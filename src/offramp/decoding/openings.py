@@ -27,26 +27,22 @@ EMPTY = "empty"
 
 @dataclass(frozen=True)
 class Opening:
-    """What one document is decoded from: the start of a text, or a whole prompt, as token ids.
-
-    traced: whether the document is one of the trace.
-    """
+    """What one document is decoded from: the start of a text, or a whole prompt, as token ids."""
 
     document: str
     ids: tuple[int, ...]
     traced: bool
+    """Whether the document is one of the trace."""
 
 
 @dataclass(frozen=True)
 class Openings:
-    """Openings to certify on, in the drawn order, and those of documents for the report.
-
-    left_out: documents that give none, counted by the reason.
-    """
+    """Openings to certify on, in the drawn order, and those of documents for the report."""
 
     certify: tuple[Opening, ...]
     report: tuple[Opening, ...]
     left_out: Mapping[str, int]
+    """Documents that give none, counted by the reason."""
 
 
 def _start_of(model: Model, workload: Workload, document: Document, most: int) -> tuple[int, ...]:
@@ -231,11 +227,13 @@ FEWEST_NEW_TOKENS = 8
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts as token ids. documents: where they come from. unseen: whether tuning saw none of them."""
+    """Prompts as token ids."""
 
     ids: tuple[tuple[int, ...], ...]
     documents: tuple[str, ...]
+    """Where they come from."""
     unseen: bool
+    """Whether tuning saw none of them."""
 
 
 def pick_prompts(

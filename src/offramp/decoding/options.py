@@ -149,17 +149,15 @@ def each_costs(share: float) -> Rows:
 
 @dataclass(frozen=True)
 class Auto:
-    """Settings of an adaptive draft length.
-
-    rows: see `Rows`; by default each further row costs 0.6 of the first, as in float32 on a small processor.
-    head, exit_head: what the full model's head and that of an exit cost, in layers; None: by their
-    parameters. longest: never more drafts.
-    """
+    """Settings of an adaptive draft length."""
 
     rows: Rows = field(default_factory=lambda: each_costs(0.6))
+    """See `Rows`; by default each further row costs 0.6 of the first, as in float32 on a small processor."""
     head: float | None = None
     exit_head: float | None = None
+    """What the full model's head and that of an exit cost, in layers; None: by their parameters."""
     longest: int = 8
+    """Never more drafts."""
 
 
 LOCKSTEP = "lockstep"
@@ -173,10 +171,6 @@ def _option(name: str) -> str:
 class DecodingOptions:
     """How to decode; what each means is said at `offramp.generate`.
 
-    policy: one that holds a policy per workload class decides as for an unknown class; see `for_task`.
-    draft_length: a whole number, "auto", or settings of that. tuned: what the tuner said of the policy, None
-    unless it was tuned. new_tokens: of each answer, at most.
-
     Names and numbers are checked when it is made; whether they fit each other, a model and what is to be
     decoded is checked as early as that is known: `check_files` before the model is loaded, `check_model`
     then, and `offramp.decoding.generation.loop.check_decodable` before anything runs.
@@ -186,12 +180,16 @@ class DecodingOptions:
     """
 
     policy: ExitPolicy
+    """One that holds a policy per workload class decides as for an unknown class; see `for_task`."""
     kv: StrategyName = PROPAGATE.name
     heads: ExitHeads | None = None
     draft_length: DraftLength | Auto = DRAFT_LENGTH
+    """A whole number, "auto", or settings of that."""
     batching: BatchingName = LOCKSTEP
     new_tokens: Count = NEW_TOKENS
+    """Of each answer, at most."""
     tuned: Tuned | None = None
+    """What the tuner said of the policy, None unless it was tuned."""
 
     def __post_init__(self) -> None:
         settle_fields(self, PolicyError, where=_option)

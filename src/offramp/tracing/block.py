@@ -229,27 +229,25 @@ _GRAM_ROWS = 8192
 
 
 class FinalComparison(NamedTuple):
-    """Between z of an exit and z_L, float32 [rows].
-
-    expected: sum_v p_L(v) z(v). cosine, centred_cosine: z and z_L. shuffled_cosine: z and a partner's z_L.
-    """
+    """Between z of an exit and z_L, float32 [rows]."""
 
     expected: Tensor
+    """sum_v p_L(v) z(v)."""
     cosine: Tensor
     centred_cosine: Tensor
+    """z and z_L."""
     shuffled_cosine: Tensor
+    """z and a partner's z_L."""
 
 
 @dataclass(frozen=True)
 class Gram:
-    """W^T W of a linear head, its scale included and its bias as one more feature.
-
-    centred: float32 [features + 1, features + 1], of W less its mean over the vocabulary.
-    mean: float32 [features + 1], that mean.
-    """
+    """W^T W of a linear head, its scale included and its bias as one more feature."""
 
     centred: Tensor
+    """float32 [features + 1, features + 1], of W less its mean over the vocabulary."""
     mean: Tensor
+    """float32 [features + 1], that mean."""
     vocabulary_size: int
 
     @classmethod

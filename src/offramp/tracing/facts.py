@@ -10,16 +10,14 @@ from offramp.kit.rules import OneOf
 
 @dataclass(frozen=True)
 class Fact:
-    """One column of a trace. z: logits of an exit, p: their softmax, L: the last exit (the full model).
-
-    recorded_with: the option that records it, None for a fact of every trace.
-    """
+    """One column of a trace. z: logits of an exit, p: their softmax, L: the last exit (the full model)."""
 
     name: str
     dtype: Literal["int32", "float32"]
     unit: str
     meaning: str
     recorded_with: str | None = None
+    """The option that records it, None for a fact of every trace."""
 
 
 def _on_request(name: str, unit: str, meaning: str) -> Fact:

@@ -34,17 +34,15 @@ from offramp.workloads.workload import Workload
 
 @dataclass(frozen=True)
 class LayerImportance:
-    """What every layer does to the hidden state, over the documents of a workload.
-
-    influence: float64 [layers], the block influence 1 - mean cosine of a layer's input and output over all
-    tokens (ShortGPT, arXiv 2403.03853). angles: float64 [layers + 1, layers + 1], the angular distance
-    (1/pi) arccos(cosine) between the inputs of two layers at the last token of a sequence, averaged over the
-    sequences (Gromov et al., arXiv 2403.17887, section 3.2); the last row and column are the last layer's
-    output.
-    """
+    """What every layer does to the hidden state, over the documents of a workload."""
 
     influence: NDArray[np.float64]
+    """float64 [layers], the block influence 1 - mean cosine of a layer's input and output over all tokens
+    (ShortGPT, arXiv 2403.03853)."""
     angles: NDArray[np.float64]
+    """float64 [layers + 1, layers + 1], the angular distance (1/pi) arccos(cosine) between the inputs of two
+    layers at the last token of a sequence, averaged over the sequences (Gromov et al., arXiv 2403.17887,
+    section 3.2); the last row and column are the last layer's output."""
 
     def block_distances(self, layers: int) -> NDArray[np.float64]:
         """Angular distance across every block of so many layers: float64 [first layer, from 0]."""

@@ -111,17 +111,16 @@ def require_usable(transforms: Sequence[Transform], dtype: str | None) -> None:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """A model's files and what is to be done to it; no weight is loaded yet.
-
-    device: as `find_device`. given: the model itself, where it is an object of this process.
-    """
+    """A model's files and what is to be done to it; no weight is loaded yet."""
 
     source: ModelFiles
     transforms: tuple[Transform, ...]
     dtype: str
     trust_remote_code: bool
     device: str = CPU
+    """As `find_device`."""
     given: Model | None = None
+    """The model itself, where it is an object of this process."""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -75,17 +75,17 @@ FORWARD_TOKENS = 1024
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """Facts of one group, [rows, exits] each, and what the manifest needs of its documents.
-
-    document: int64 [rows]. marginal: sums of p_L per document, float32 [vocabulary]. nonfinite: by document;
-    the rows of such a document are there but mean nothing. prompt_entropy: nats, by document, if recorded.
-    """
+    """Facts of one group, [rows, exits] each, and what the manifest needs of its documents."""
 
     document: NDArray[np.int64]
+    """int64 [rows]."""
     facts: dict[str, NDArray[np.float32] | NDArray[np.int32]]
     marginal: dict[int, Tensor]
+    """Sums of p_L per document, float32 [vocabulary]."""
     nonfinite: dict[int, NonFinite]
+    """By document; the rows of such a document are there but mean nothing."""
     prompt_entropy: dict[int, float]
+    """Nats, by document, if recorded."""
 
 
 def forward_batches(contexts: Sequence[Context], state_shape: StateShape) -> Iterator[list[Context]]:

@@ -42,17 +42,14 @@ LARGEST_PART = 16_384
 
 @dataclass(frozen=True)
 class TracePlan:
-    """Contexts in parts of whole documents; a context's `document` indexes `document_ids`.
-
-    answering: seconds in which the model wrote what is read, whichever process let it, where these are asked
-    for.
-    """
+    """Contexts in parts of whole documents; a context's `document` indexes `document_ids`."""
 
     parts: tuple[tuple[Context, ...], ...]
     document_ids: tuple[str, ...]
     tokens: int
     notes: tuple[str, ...]
     answering: float = 0.0
+    """Seconds in which the model wrote what is read, whichever process let it, where these are asked for."""
 
     @property
     def contexts(self) -> list[Context]:
@@ -236,15 +233,14 @@ PROBE_LENGTH = 5
 
 @dataclass(frozen=True)
 class Answers:
-    """New tokens of each answer. request: the fingerprint of the request that they are for.
-
-    seconds: that writing each one took, whichever process did; of a trace, whose files are the same each time
-    it is made, none.
-    """
+    """New tokens of each answer."""
 
     request: str
+    """The fingerprint of the request that they are for."""
     answers: dict[str, list[int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    """That each one took to write, whichever process did; of a trace, whose files are the same each time it is
+    made, none."""
 
 
 ANSWERS_FILE = SealedFile(

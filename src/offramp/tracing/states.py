@@ -223,9 +223,10 @@ _LAYER_FILE = re.compile(r"layer-\d{4,}\.(bin|json)")
 
 @dataclass(frozen=True)
 class _LayerSeal:
-    """What vouches for a layer's file. states_of: what the states are of."""
+    """What vouches for a layer's file."""
 
     states_of: str
+    """What the states are of."""
     layer: int
     places: tuple[BatchPlace, ...]
     data_sha256: str

@@ -47,14 +47,14 @@ FactArray = NDArray[np.float32] | NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Marginal:
-    """Sums of the final distributions p_L over 16 blocks of documents, so that R_0 can be resampled.
-
-    sums: float64 [blocks, vocabulary]; tokens: int64 [blocks]; block_of_document: int64 [documents].
-    """
+    """Sums of the final distributions p_L over 16 blocks of documents, so that R_0 can be resampled."""
 
     sums: NDArray[np.float64]
+    """float64 [blocks, vocabulary]."""
     tokens: NDArray[np.int64]
+    """int64 [blocks]."""
     block_of_document: NDArray[np.int64]
+    """int64 [documents]."""
 
 
 class Trace(ShownAsHtml):

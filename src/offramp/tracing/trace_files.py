@@ -76,19 +76,18 @@ class PartDocument:
 
 @dataclass(frozen=True)
 class Part:
-    """Facts of some whole documents.
-
-    tokens: columns [rows] as in TOKEN_COLUMNS; facts of documents (float32) and REFERENCE_TOP1 (int32) where
-    there are any. facts: [rows, exits] by name.
-    marginal: sums of p_L over the rows of each block of documents, float64 [vocabulary]; marginal_rows: rows
-    of each block.
-    """
+    """Facts of some whole documents."""
 
     index: int
     tokens: Mapping[str, ArrayOf]
+    """Columns [rows] as in TOKEN_COLUMNS; facts of documents (float32) and REFERENCE_TOP1 (int32) where there
+    are any."""
     facts: Mapping[str, ArrayOf]
+    """[rows, exits] by name."""
     marginal: Mapping[int, NDArray[np.float64]]
+    """Sums of p_L over the rows of each block of documents, float64 [vocabulary]."""
     marginal_rows: Mapping[int, int]
+    """Rows of each block."""
     documents: tuple[PartDocument, ...]
 
     @property
@@ -99,23 +98,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the untransformed full model said in the place of a transformed one, on one part's contexts.
-
-    document: int64 [rows] and top1: int32 [rows], of the documents on which all its numbers were finite, in
-    the part's order. reasons: why any other document is left out, by its index in the selection.
-    """
+    """What the untransformed full model said in the place of a transformed one, on one part's contexts."""
 
     document: NDArray[np.int64]
+    """int64 [rows], of the documents on which all its numbers were finite, in the part's order."""
     top1: NDArray[np.int32]
+    """int32 [rows]."""
     reasons: Mapping[int, str]
+    """Why any other document is left out, by its index in the selection."""
 
 
 @dataclass(frozen=True)
 class PartSeal:
-    """What vouches for a part. request: the fingerprint of what it answers. files: SHA-256 by kind."""
+    """What vouches for a part."""
 
     request: str
+    """The fingerprint of what it answers."""
     files: dict[str, str]
+    """SHA-256 by kind."""
 
 
 _SEAL = trace_file(PartSeal)
@@ -250,22 +250,22 @@ TIMESTAMPS = "timestamps"
 
 @dataclass(frozen=True)
 class DocumentRecord:
-    """One traced document: its id, traced tokens, and why it was left out if it was.
-
-    text: the sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from
-    before schema version 4. heads_saw: it shares text with one that the trace's exit heads were fitted on, or
-    the model itself as far as that is known.
-    index: its place in the selection. block: of the marginal (`offramp.tracing.trace_files.block_of`).
-    """
+    """One traced document: its id, traced tokens, and why it was left out if it was."""
 
     id: str
     tokens: int
     valid: bool = True
     reason: str | None = None
     text: str | None = None
+    """The sketch of its whole text (`offramp.workloads.shared_text.read_sketch`), None in a trace from before
+    schema version 4."""
     heads_saw: bool = False
+    """It shares text with one that the trace's exit heads were fitted on, or the model itself as far as that
+    is known."""
     index: int = 0
+    """Its place in the selection."""
     block: int = 0
+    """Of the marginal (`offramp.tracing.trace_files.block_of`)."""
 
 
 @dataclass(frozen=True)
@@ -296,22 +296,22 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One part. marginal_rows: rows of each block. files: by kind, none for a part in memory."""
+    """One part of a trace."""
 
     index: int
     rows: int
     marginal_rows: dict[int, int]
+    """Rows of each block."""
     files: dict[str, FileRecord] = field(default_factory=dict)
+    """By kind, none for a part in memory."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a trace answers and holds. request: as its own file has it. timestamps: of the run that ended.
-
-    device: what computed, by name; the processor's is left out of the file.
-    """
+    """What a trace answers and holds."""
 
     request: dict[str, Any]
+    """As its own file has it."""
     request_fingerprint: str
     exits: tuple[int, ...]
     shape: ModelShape
@@ -322,7 +322,9 @@ class Manifest:
     parts: tuple[PartRecord, ...]
     document_facts: tuple[str, ...] = ()
     timestamps: dict[str, Any] | None = None
+    """Of the run that ended."""
     device: str = CPU
+    """What computed, by name; the processor's is left out of the file."""
     schema_version: int = SCHEMA_VERSION
     kind: str = KIND
 

@@ -54,15 +54,14 @@ def _mask_sizes(view: Any, query_length: int, layer_idx: int = 0) -> tuple[int, 
 
 @dataclass(frozen=True)
 class Past:
-    """What some layers held at one moment.
-
-    entries: place in the cache's list and what its layer held. first: the first of the model's layers.
-    lengths: positions that each of them held.
-    """
+    """What some layers held at one moment."""
 
     entries: tuple[tuple[int, dict[str, Any]], ...]
+    """Place in the cache's list and what its layer held."""
     first: int
+    """The first of the model's layers."""
     lengths: tuple[int, ...]
+    """Positions that each of them held."""
 
 
 def snapshot(cache: Any, entries: Sequence[int], first: int, lengths: Sequence[int]) -> Past:

@@ -28,15 +28,14 @@ from offramp.models.calls import LayerCall, Recorder, caches_among, first_tensor
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the layers are given for the tokens at positions start..end-1.
-
-    hidden: the embedding [rows, end - start, hidden]. calls: the other arguments of every layer.
-    """
+    """What the layers are given for the tokens at positions start..end-1."""
 
     start: int
     end: int
     hidden: Tensor
+    """The embedding [rows, end - start, hidden]."""
     calls: list[LayerCall]
+    """The other arguments of every layer."""
 
 
 def token_positions(ids: Tensor, mask: Tensor | None, start: int, end: int) -> Tensor:

@@ -73,11 +73,12 @@ class OutputHead:
 
     linear: whether logits of a few tokens can be computed alone, because the head is one linear layer.
     normed: states behind the tail [rows, 1, features of the head]; with the axis of positions, as in the
-    model's own forward, since a product of another shape rounds differently. transposed: as of the engine.
+    model's own forward, since a product of another shape rounds differently.
     """
 
     stack: ExitStack
     transposed: bool = False
+    """As of the engine."""
 
     @property
     def linear(self) -> bool:
@@ -147,27 +148,27 @@ def best_of(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The restricted vocabulary. tokens: int64, ascending. block: their columns (`OutputHead.columns`).
-
-    own: by exit, the columns of those whose output head is their own.
-    """
+    """The restricted vocabulary."""
 
     tokens: Tensor
+    """int64, ascending."""
     block: Block
+    """Their columns (`OutputHead.columns`)."""
     own: Mapping[int, Block] = field(default_factory=dict)
+    """By exit, the columns of those whose output head is their own."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What exits are read with.
-
-    head: the model's. own_heads: by exit. heads: what fitted heads do there, None without any.
-    """
+    """What exits are read with."""
 
     head: OutputHead
+    """The model's."""
     heads: HeadsAtWork | None = None
+    """What fitted heads do there, None without any."""
     shortlist: Shortlist | None = None
     own_heads: Mapping[int, OutputHead] = field(default_factory=dict)
+    """Those of exits that have one of their own, by exit."""
 
 
 class ExitNow:
@@ -302,14 +303,13 @@ DIVERGENCES = frozenset({"kl_to_previous", "js_to_previous"})
 
 @dataclass(frozen=True)
 class EarlierCheck:
-    """What one check keeps for later ones of the same token, as far as they will ask; rows along axis 0.
-
-    p: softmax [rows, vocabulary] with its entropy in nats [rows]. best: the ten best tokens [rows, 10].
-    """
+    """What one check keeps for later ones of the same token, as far as they will ask; rows along axis 0."""
 
     p: Tensor | None = None
+    """Softmax [rows, vocabulary] with its entropy in nats [rows]."""
     entropy: Tensor | None = None
     best: Tensor | None = None
+    """The ten best tokens [rows, 10]."""
 
     @classmethod
     def of(cls, reading: ExitNow, facts: frozenset[str]) -> EarlierCheck:

@@ -120,23 +120,24 @@ class EarlyExit:
 
     transformers prepares everything, processors and stopping rules included, and is given back what its own
     loop would give: int64 [batch, length], or `GenerateDecoderOnlyOutput` with `return_dict_in_generate`.
-    last: the whole result of the last call that ended, None before. forced: int64 [batch, new], fed instead
-    of what is chosen. streamer: for callers that hand theirs over, since transformers does not. random: where
-    samples come from, None for torch's global generator. held: the loop is made and not run, and the prompt
-    comes back alone; `loop` is the one of the last call.
     """
 
     options: DecodingOptions
     _: KW_ONLY
     engine: Engine | None = None
     forced: Tensor | None = None
+    """int64 [batch, new], fed instead of what is chosen."""
     timing: bool = False
     streamer: Any = None
+    """For callers that hand theirs over, since transformers does not."""
     decode: Callable[[list[int]], str] = lambda tokens: ""
     before: Callable[[Engine], None] = lambda engine: None
     random: torch.Generator | None = None
+    """Where samples come from, None for torch's global generator."""
     held: bool = False
+    """The loop is made and not run, and the prompt comes back alone; `loop` is the one of the last call."""
     last: BatchGeneration | None = field(init=False, default=None)
+    """The whole result of the last call that ended, None before."""
     started: bool = field(init=False, default=False)
     loop: Loop | None = field(init=False, default=None)
 

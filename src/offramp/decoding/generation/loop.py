@@ -138,18 +138,18 @@ def key_value_bytes(model: Model) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a batch is to be decoded.
-
-    limit: new tokens at most. decode: token ids to text. timing: seconds are split into parts.
-    """
+    """How a batch is to be decoded."""
 
     engine: Engine
     options: DecodingOptions
     reader: Reader
     limit: int
+    """New tokens at most."""
     end_tokens: frozenset[int]
     decode: Callable[[list[int]], str]
+    """Token ids to text."""
     timing: bool = False
+    """Seconds are split into parts."""
 
     @property
     def policy(self) -> ExitPolicy:
@@ -356,21 +356,21 @@ class Loop:
 
 @dataclass(frozen=True)
 class ScoredContinuation:
-    """A continuation as it was predicted, token by token.
-
-    logprobs: float64 [tokens], log-probability in nats of each token, under the logits that predicted it.
-    chosen: int64 [tokens], the most probable token in its place. exits: int64 [tokens], where each prediction
-    left; under "speculate" the drafts' exits, while the logits are those of exit L. layers: L.
-    layers_executed: positions times layers that ran for the continuation, the context's not included. usage:
-    all that ran for it (see `offramp.policies.cost_breakdown`).
-    """
+    """A continuation as it was predicted, token by token."""
 
     logprobs: NDArray[np.float64]
+    """float64 [tokens], log-probability in nats of each token, under the logits that predicted it."""
     chosen: NDArray[np.int64]
+    """int64 [tokens], the most probable token in its place."""
     exits: NDArray[np.int64]
+    """int64 [tokens], where each prediction left; under "speculate" the drafts' exits, while the logits are
+    those of exit L."""
     layers: int
+    """L, the layers of the model."""
     layers_executed: int
+    """Positions times layers that ran for the continuation, the context's not included."""
     usage: Usage
+    """All that ran for it (see `offramp.policies.cost_breakdown`)."""
 
     @property
     def logprob(self) -> float:

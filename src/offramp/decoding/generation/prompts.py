@@ -26,14 +26,13 @@ Prompt = str | Sequence[Any] | Tensor
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Prompts that are decoded side by side.
-
-    ids, mask: int64 [batch, length], mask 0 for padding on the left. single: one prompt, not a list.
-    """
+    """Prompts that are decoded side by side."""
 
     ids: Tensor
     mask: Tensor
+    """int64 [batch, length], mask 0 for padding on the left."""
     single: bool = False
+    """One prompt, not a list."""
 
     @classmethod
     def of(

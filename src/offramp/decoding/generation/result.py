@@ -73,35 +73,36 @@ def _nothing(tokens: list[int]) -> str:
 
 @dataclass(frozen=True)
 class Generation(ShownAsHtml):
-    """One generated sequence.
-
-    text: of the new tokens, special tokens included. tokens: the new token ids in order, the end token
-    included; with force_tokens those that were forced. chosen: what the model would have said in their place
-    (equal to `tokens` unless forced). exits: int64 [new tokens], where each new token's prediction left; the
-    first one's is L, since the prompt runs at full depth. Under "speculate" these are the drafts' exits, and
-    every layer runs in the end. layers: L.
-    layers_executed: rows times layers that ran for this sequence, the prompt's and padding's included, those
-    of a step that broke and gave no token left out.
-    prompt_layers: of these, the prompt's. prompt_tokens: its length, padding left out.
-    stopped: why it ended: "end token", "length", "criteria", or "problem". problem: what went wrong at which
-    token and layer (a non-finite logit), None if nothing did; the tokens before it are valid. decode: token
-    ids to text, for `pieces`.
-    """
+    """One generated sequence."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("skip_ratio",)
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("decode",)
 
     text: str
+    """Of the new tokens, special tokens included."""
     tokens: list[int]
+    """The new token ids in order, the end token included; with force_tokens those that were forced."""
     chosen: list[int]
+    """What the model would have said in their place (equal to `tokens` unless forced)."""
     exits: NDArray[np.int64]
+    """int64 [new tokens], where each new token's prediction left; the first one's is L, since the prompt runs
+    at full depth. Under "speculate" these are the drafts' exits, and every layer runs in the end."""
     layers: int
+    """L, the layers of the model."""
     layers_executed: int
+    """Rows times layers that ran for this sequence, the prompt's and padding's included, those of a step that
+    broke and gave no token left out."""
     prompt_layers: int
+    """Those of the prompt."""
     prompt_tokens: int
+    """Length of the prompt, padding left out."""
     stopped: str
+    """Why it ended: "end token", "length", "criteria", or "problem"."""
     problem: str | None = None
+    """What went wrong at which token and layer (a non-finite logit), None if nothing did; the tokens before
+    it are valid."""
     decode: Decode = field(default=_nothing, repr=False, compare=False)
+    """Token ids to text, for `pieces`."""
 
     def __repr__(self) -> str:
         start = self.text if len(self.text) <= SHOWN_TEXT else f"{self.text[:SHOWN_TEXT]}…"
@@ -129,29 +130,30 @@ class Generation(ShownAsHtml):
 
 @dataclass(frozen=True)
 class BatchGeneration:
-    """Sequences generated together, and what the whole batch ran.
-
-    rows: one per prompt. usage: items after the prompt (see `offramp.policies.cost_breakdown`). steps:
-    decoding steps after the prompt (rounds count each draft and each verification). seconds: wall time of the
-    steps after the first new token; first_token_seconds: from the start to the first new token.
-    part_seconds: seconds by part of time (`offramp.decoding.engine.engine.PARTS_OF_TIME`), None unless timed.
-    drafted, accepted: drafts made and kept, "speculate" only. layers_executed: rows times layers that ran for
-    the batch: what hooks on the layers count. More than its rows' together where one that ended before the
-    others could not leave the batch ("speculate", a family that cannot, scores that are kept).
-    """
+    """Sequences generated together, and what the whole batch ran."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("skip_ratio", "mean_exit", "tokens_per_second")
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("usage",)
 
     rows: tuple[Generation, ...]
+    """One per prompt."""
     usage: Usage
+    """Items after the prompt (see `offramp.policies.cost_breakdown`)."""
     steps: int
+    """Decoding steps after the prompt (rounds count each draft and each verification)."""
     seconds: float
+    """Wall time of the steps after the first new token."""
     first_token_seconds: float
+    """From the start to the first new token."""
     part_seconds: Mapping[str, float] | None = None
+    """Seconds by part of time (`offramp.decoding.engine.engine.PARTS_OF_TIME`), None unless timed."""
     drafted: int = 0
     accepted: int = 0
+    """Drafts made and kept, "speculate" only."""
     layers_executed: int = 0
+    """Rows times layers that ran for the batch: what hooks on the layers count. More than its rows' together
+    where one that ended before the others could not leave the batch ("speculate", a family that cannot,
+    scores that are kept)."""
 
     @property
     def layers_run(self) -> tuple[int, int]:

@@ -171,22 +171,23 @@ WORDS = 2
 
 @dataclass(frozen=True)
 class Depth:
-    """Sums over requests to a model of so many layers (L).
-
-    requests: answered by the model, not by a cache of answers. tokens: new or scored ones. exits: sum of the
-    exits that predicted them. fed: tokens that ran for their sake, the prompt's not included; the last new
-    token of a generation is never fed. layers_executed: layers that ran for those.
-    """
+    """Sums over requests to a model of so many layers (L)."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("mean_exit", "layers_of_full_model", "layers_skipped")
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("layers", "exits", "fed")
 
     layers: int
     requests: int = 0
+    """Answered by the model, not by a cache of answers."""
     tokens: int = 0
+    """New or scored ones."""
     exits: int = 0
+    """Sum of the exits that predicted them."""
     fed: int = 0
+    """Tokens that ran for their sake, the prompt's not included; the last new token of a generation is never
+    fed."""
     layers_executed: int = 0
+    """Layers that ran for those."""
 
     def plus(self, other: Depth) -> Depth:
         """Both together, of one model."""

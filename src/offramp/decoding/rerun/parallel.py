@@ -78,26 +78,24 @@ class NotParallel(Exception):
 
 @dataclass(frozen=True)
 class Decided:
-    """What became of the decided tokens of a batch, in its order.
-
-    exits, top1: int64 [decided]. probed: bool [decided, checked exits].
-    """
+    """What became of the decided tokens of a batch, in its order."""
 
     exits: NDArray[np.int64]
     top1: NDArray[np.int64]
+    """int64 [decided]."""
     probed: NDArray[np.bool_]
+    """bool [decided, checked exits]."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """What was read of some tokens at one exit.
-
-    facts: [tokens] each, by name. best: int64 [tokens], the greedy choice there, -1 where a logit is not
-    finite; None if the facts need no logits.
-    """
+    """What was read of some tokens at one exit."""
 
     facts: Mapping[str, NDArray[Any]]
+    """[tokens] each, by name."""
     best: NDArray[np.int64] | None
+    """int64 [tokens], the greedy choice there, -1 where a logit is not finite; None if the facts need no
+    logits."""
 
 
 class Untouched:

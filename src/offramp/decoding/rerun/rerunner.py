@@ -69,47 +69,48 @@ How = Literal["one parallel forward", "replay, exact K and V", "forced decoding"
 
 @dataclass(frozen=True)
 class Drift:
-    """A rerun beside the plain replay of the same decided tokens.
-
-    agreement: what the replay says. exits_moved: share of tokens that leave elsewhere. tokens_changed: share
-    whose output is another token.
-    """
+    """A rerun beside the plain replay of the same decided tokens."""
 
     agreement: float
+    """What the replay says."""
     exits_moved: float
+    """Share of tokens that leave elsewhere."""
     tokens_changed: float
+    """Share whose output is another token."""
 
 
 @dataclass(frozen=True)
 class RerunResult:
-    """One policy on given texts, keys and values as its strategy leaves them.
-
-    kv: the strategy. how: "one parallel forward", "replay, exact K and V" (strategies whose K and V are the
-    full model's), or "forced decoding" (policies that remember earlier tokens).
-    exits: int64 [tokens], one per row of the trace, L for positions that run whole as a prompt does. top1:
-    int64 [tokens], the policy's output. agrees: bool [tokens], whether it is the full model's top-1.
-    answered: bool [tokens], rows that predict what decoding would call a new token: those of the prompt but
-    its last one are not. decided: bool [tokens], the rows that the policy was asked about.
-    agreement: share of the answered rows that agree. skip_ratio: share of the layers of the decided ones that
-    are not executed. decisions: exits and probes, as a replay's, for charging. drift: beside the replay, None
-    where the trace does not hold what the policy reads.
-    """
+    """One policy on given texts, keys and values as its strategy leaves them."""
 
     READ_OFF: ClassVar[tuple[str, ...]] = ("tokens_by_exit",)
     NOT_KEPT: ClassVar[tuple[str, ...]] = ("exits", "top1", "agrees", "answered", "decided", "decisions")
 
     policy: str
     kv: str
+    """The strategy."""
     how: How
+    """In "one parallel forward", by "replay, exact K and V" (strategies whose K and V are the full model's) or
+    by "forced decoding" (policies that remember earlier tokens)."""
     exits: NDArray[np.int64]
+    """int64 [tokens], one per row of the trace, L for positions that run whole as a prompt does."""
     top1: NDArray[np.int64]
+    """int64 [tokens], the policy's output."""
     agrees: NDArray[np.bool_]
+    """bool [tokens], whether it is the full model's top-1."""
     answered: NDArray[np.bool_]
+    """bool [tokens], rows that predict what decoding would call a new token: those of the prompt but its last
+    one are not."""
     decided: NDArray[np.bool_]
+    """bool [tokens], the rows that the policy was asked about."""
     agreement: float
+    """Share of the answered rows that agree."""
     skip_ratio: float
+    """Share of the layers of the decided ones that are not executed."""
     decisions: Decisions
+    """Exits and probes, as a replay's, for charging."""
     drift: Drift | None
+    """Beside the replay, None where the trace does not hold what the policy reads."""
 
     @property
     def tokens_by_exit(self) -> dict[int, int]:

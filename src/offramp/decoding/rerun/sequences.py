@@ -25,18 +25,18 @@ from offramp.workloads.workload import Workload
 
 @dataclass(frozen=True)
 class TracedSequence:
-    """One sequence that the model saw.
-
-    document: its place in `Trace.documents`. ids: all tokens, what stands in front (BOS, a prompt) included;
-    the last one is that of the last row. next_token: the token observed after it. first_row: position of the
-    first row. rows: int64 [length - first_row], the trace's rows of the positions from there on.
-    """
+    """One sequence that the model saw."""
 
     document: int
+    """Its place in `Trace.documents`."""
     ids: tuple[int, ...]
+    """All tokens, what stands in front (BOS, a prompt) included; the last one is that of the last row."""
     next_token: int
+    """The token observed after it."""
     first_row: int
+    """Position of the first row."""
     rows: NDArray[np.int64]
+    """int64 [length - first_row], the trace's rows of the positions from there on."""
 
     @property
     def length(self) -> int:
@@ -159,20 +159,19 @@ TOKENS_AT_ONCE = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences of one forward pass.
-
-    ids: int64 [batch, positions]. first: per sequence, the first position that the policy is asked about.
-    places: int64 [decided], where the decided positions lie in [batch x positions], sequence by sequence.
-    rows: int64 [decided], the trace's rows of the same. index: int64 [decided], decided positions of the same
-    sequence before each.
-    """
+    """Some sequences of one forward pass."""
 
     ids: Tensor
+    """int64 [batch, positions]."""
     sequences: tuple[TracedSequence, ...]
     first: tuple[int, ...]
+    """Per sequence, the first position that the policy is asked about."""
     places: NDArray[np.int64]
+    """int64 [decided], where the decided positions lie in [batch x positions], sequence by sequence."""
     rows: NDArray[np.int64]
+    """int64 [decided], the trace's rows of the same."""
     index: NDArray[np.int64]
+    """int64 [decided], decided positions of the same sequence before each."""
 
 
 def first_decided(sequence: TracedSequence, prompt_tokens: int) -> int:

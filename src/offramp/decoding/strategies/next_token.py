@@ -31,16 +31,16 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Advance:
-    """What one step of a strategy gives.
-
-    choices: one for each new token, at least one. exits: int64 [batch, new], where each prediction left (by
-    each row's own policy under "rebatch", the batch's exit in lockstep). layers: int64 [batch], layers
-    executed for each row in this step, None if every row's share of what ran is the same.
-    """
+    """What one step of a strategy gives."""
 
     choices: tuple[Choice, ...]
+    """One for each new token, at least one."""
     exits: NDArray[np.int64]
+    """int64 [batch, new], where each prediction left (by each row's own policy under "rebatch", the batch's
+    exit in lockstep)."""
     layers: NDArray[np.int64] | None = None
+    """int64 [batch], layers executed for each row in this step, None if every row's share of what ran is the
+    same."""
 
 
 class NonFiniteLogits(ArithmeticError):
@@ -76,24 +76,24 @@ def raise_for(broken: Sequence[object]) -> None:
 
 @dataclass(eq=False)
 class Chooser:
-    """Chooses one token per row.
-
-    process: logits processors. sampling: a sample of the softmax instead of the most probable token.
-    forced: int64 [batch, new], fed instead of what is chosen. prompt: length of the padded prompt.
-    random: where samples come from, None for torch's global generator.
-    finished: bool [batch], rows that are over, whose logits do not matter; None while there are none.
-    present: int64, the rows that are still decoded, None for all; processors see the whole batch all the
-    same, and samples are drawn for all of it, so that nothing depends on who has left.
-    """
+    """Chooses one token per row."""
 
     process: Process
+    """Logits processors."""
     _: KW_ONLY
     prompt: int
+    """Length of the padded prompt."""
     sampling: bool = False
+    """A sample of the softmax instead of the most probable token."""
     forced: Tensor | None = None
+    """int64 [batch, new], fed instead of what is chosen."""
     random: torch.Generator | None = None
+    """Where samples come from, None for torch's global generator."""
     finished: Tensor | None = None
+    """bool [batch], rows that are over, whose logits do not matter; None while there are none."""
     present: Tensor | None = None
+    """int64, the rows that are still decoded, None for all; processors see the whole batch all the same, and
+    samples are drawn for all of it, so that nothing depends on who has left."""
 
     def scores(self, ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Processed scores, float32 [batch, vocabulary], of the tokens so far, int64 [batch, length].

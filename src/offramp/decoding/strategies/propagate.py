@@ -21,16 +21,15 @@ from offramp.policies.kv import MAPPED, MONOTONE, PROPAGATE, goes_deeper
 
 @dataclass(frozen=True)
 class ExitStep:
-    """Where the sequences left together.
-
-    exit: 1..L. hidden, before: output and input of layer `exit` [batch, 1, hidden]; before is None where
-    nothing reads it. inputs: what the layers were given.
-    """
+    """Where the sequences left together."""
 
     exit: int
+    """1..L."""
     hidden: Tensor
     before: Tensor | None
+    """Output and input of layer `exit` [batch, 1, hidden]; before is None where nothing reads it."""
     inputs: Inputs
+    """What the layers were given."""
 
 
 def feed(gear: Gear, tokens: Tensor) -> Inputs:

@@ -19,13 +19,12 @@ from offramp.policies.kv import RECOMPUTE
 
 @dataclass(frozen=True)
 class Block:
-    """Hidden states of neighbouring positions, the newest token's last.
-
-    hidden: [batch, positions, hidden]. start: the first one's position.
-    """
+    """Hidden states of neighbouring positions, the newest token's last."""
 
     hidden: Tensor
+    """[batch, positions, hidden]."""
     start: int
+    """The first one's position."""
 
     @property
     def end(self) -> int:
@@ -95,15 +94,14 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Stop:
-    """How far a token has come.
-
-    exit: layers run. block: its hidden state, after those that it took along. before: its input to the last
-    of these layers [batch, 1, hidden], None where nothing reads it.
-    """
+    """How far a token has come."""
 
     exit: int
+    """Layers that it has run."""
     block: Block
+    """Its hidden state, after those that it took along."""
     before: Tensor | None
+    """Its input to the last of these layers [batch, 1, hidden], None where nothing reads it."""
 
 
 def descend(

@@ -129,42 +129,41 @@ def _share_of_vocabulary(engine: Engine) -> float:
 
 @dataclass(frozen=True)
 class Draft:
-    """One drafted token of every sequence.
-
-    exit: where it left. choice: what the exit chose. remembered: the policy's memory after this token.
-    """
+    """One drafted token of every sequence."""
 
     exit: int
+    """Where it left."""
     choice: Choice
+    """What the exit chose."""
     remembered: Any
+    """The policy's memory after this token."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """Rows that are verified together: the drafts' and, unless the text ends with them, a closing one.
-
-    start: position of the first row. drafts: in order. block: all rows after layer L. closing: the row that
-    closes the round, which is no draft; None if the drafts are verified alone. exit: where the policy lets
-    the closing row leave.
-    """
+    """Rows that are verified together: the drafts' and, unless the text ends with them, a closing one."""
 
     start: int
+    """Position of the first row."""
     drafts: list[Draft]
+    """In order."""
     block: Block
+    """All rows after layer L."""
     closing: Stop | None
+    """The row that closes the round, which is no draft; None if the drafts are verified alone."""
     exit: int
+    """Where the policy lets the closing row leave."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What must be known to go back to an earlier length.
-
-    remembered: the policy's memory. states: of the recurrent layers, in order.
-    """
+    """What must be known to go back to an earlier length."""
 
     length: int
     remembered: Any
+    """The policy's memory."""
     states: list[Past]
+    """Of the recurrent layers, in order."""
 
 
 class Speculate(Strategy, of=SPECULATE):

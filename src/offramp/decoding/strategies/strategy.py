@@ -157,22 +157,22 @@ def _spread(values: NDArray[Any], rows: NDArray[np.int64] | None, batch: int) ->
 
 @dataclass(frozen=True)
 class Gear:
-    """What a strategy works with during one generation.
-
-    sequences: fed up to the prompt's end, which has run all layers. driver: the policy at work, and the
-    exits' readings. chooser: from logits to tokens (processors, sampling, forced tokens). tokens: of the
-    whole batch so far, int64 [batch, length], also where sequences hold the rows that are not over only.
-    limit: new tokens that are wanted in all, None for no limit; end_tokens: those that end a row: both end a
-    round of drafts early.
-    """
+    """What a strategy works with during one generation."""
 
     options: DecodingOptions
     sequences: Sequences
+    """Fed up to the prompt's end, which has run all layers."""
     driver: PolicyDriver
+    """The policy at work, and the exits' readings."""
     chooser: Chooser
+    """From logits to tokens (processors, sampling, forced tokens)."""
     tokens: Callable[[], Tensor]
+    """Of the whole batch so far, int64 [batch, length], also where sequences hold the rows that are not over
+    only."""
     limit: int | None = None
+    """New tokens that are wanted in all, None for no limit."""
     end_tokens: tuple[int, ...] = ()
+    """Those that end a row: both end a round of drafts early."""
 
     @property
     def engine(self) -> Engine:
@@ -187,18 +187,18 @@ class Gear:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which a strategy is to work, known before anything runs.
-
-    layers, dtype: of the model. batch: sequences. processors: transformers' logits processors in their order.
-    padded: some row has padding on its left.
-    """
+    """Under which a strategy is to work, known before anything runs."""
 
     options: DecodingOptions
     layers: int
     dtype: str
+    """Of the model."""
     batch: int = 1
+    """Sequences side by side."""
     processors: tuple[Any, ...] = ()
+    """Transformers' logits processors in their order."""
     padded: bool = False
+    """Some row has padding on its left."""
 
 
 class Strategy(ABC):
