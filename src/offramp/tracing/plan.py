@@ -239,8 +239,8 @@ class Answers:
     """The fingerprint of the request that they are for."""
     answers: dict[str, list[int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    """That each one took to write, whichever process did; of a trace, whose files are the same each time it is
-    made, none."""
+    """That each one took to write, whichever process did; of a trace, whose files are the same each time it
+    is made, none."""
 
 
 ANSWERS_FILE = SealedFile(

@@ -90,8 +90,8 @@ class RerunResult:
     kv: str
     """The strategy."""
     how: How
-    """In "one parallel forward", by "replay, exact K and V" (strategies whose K and V are the full model's) or
-    by "forced decoding" (policies that remember earlier tokens)."""
+    """How it was had: a strategy whose K and V are the full model's is replayed, and a policy that remembers
+    earlier tokens is decoded with forced tokens."""
     exits: NDArray[np.int64]
     """int64 [tokens], one per row of the trace, L for positions that run whole as a prompt does."""
     top1: NDArray[np.int64]
