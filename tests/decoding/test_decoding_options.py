@@ -35,6 +35,8 @@ POLICY = "static:exit=2"
         ({"batching": "lock"}, "unknown batching 'lock'"),
         ({"draft_length": 0}, "draft length must be at least 1, not 0"),
         ({"draft_length": "often"}, "draft length cannot be str 'often'"),
+        ({"draft_length": 2.5}, "draft length cannot be float 2.5"),
+        ({"draft_length": True}, "draft length cannot be bool True"),
         ({"new_tokens": 0}, "new tokens must be at least 1, not 0"),
     ],
 )

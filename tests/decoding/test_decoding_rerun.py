@@ -282,8 +282,8 @@ def test_a_logit_that_is_not_finite_is_an_error() -> None:
 @pytest.mark.real_model
 @pytest.mark.slow
 def test_the_default_model(smollm2: Model) -> None:
-    """A document of 24 tokens; exits and tokens are those of forced decoding."""
-    trace = offramp.trace(smollm2, "prose", tokens=24, document_tokens=24, progress=False)
+    """A document of 12 tokens; exits and tokens are those of forced decoding."""
+    trace = offramp.trace(smollm2, "prose", tokens=12, document_tokens=12, progress=False)
     policy = "threshold:signal=margin,value=0.6,exits=15+25"
     found = offramp.rerun(smollm2, trace, policy)
     exits, top1 = forced(smollm2, trace, policy, "propagate")

@@ -278,12 +278,6 @@ def test_an_adaptive_length_repeats_itself_and_drafts_long_where_it_pays() -> No
     assert runs[0].drafted > runs[2].drafted
 
 
-@pytest.mark.parametrize("draft_length", [0, -1, 2.5, True, "often", None])
-def test_impossible_draft_lengths_are_refused(draft_length: Any) -> None:
-    with pytest.raises(InputError, match="draft length"):
-        decode(model().hf, expected()[0], "static:exit=2", "speculate", draft_length=draft_length)
-
-
 def test_rows_that_leave_one_by_one_are_refused() -> None:
     ids = ids_of(model().hf, PROMPT, rows=2)
     with pytest.raises(InputError, match="leave one by one"):

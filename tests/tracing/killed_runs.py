@@ -29,6 +29,7 @@ from offramp.models.model import Model
 
 LENGTHS = (14, 9, 20, 14, 30, 12, 25, 11)
 PART_ROWS = 24
+RANDOM_MOMENTS = 5
 
 
 def trace_into(folder: Path, model: Model | None = None, **options: Any) -> None:
@@ -130,7 +131,7 @@ def kill_streamed(folder: Path, seconds: float) -> dict[str, int]:
     """Killed at random moments, and around files that are put in place."""
     ended: dict[str, int] = {}
     moments = random.Random(0)
-    for number in range(10):
+    for number in range(RANDOM_MOMENTS):
         name = f"delay-{number}"
         work = functools.partial(stream_into, folder / name)
         ended[name] = run_child(work, lambda: None, delay=seconds * moments.random())

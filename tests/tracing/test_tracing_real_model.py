@@ -16,8 +16,8 @@ def test_smollm2_on_prose(smollm2: Model) -> None:
     model = smollm2
     work = load_workload("prose")
     exits = (1, 29, 30)
-    found = trace(model, work, tokens=32, exits=exits, document_tokens=16, progress=False)
-    assert found.token_count == 32
+    found = trace(model, work, tokens=16, exits=exits, document_tokens=8, progress=False)
+    assert found.token_count == 16
     sequences = [
         model.encode(document.text)[: record.tokens + 1]
         for document in work.documents

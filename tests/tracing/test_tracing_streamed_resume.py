@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import stored_traces
+from killed_runs import RANDOM_MOMENTS
 from stored_traces import files_of, flip, killed_children, run
 from streamed_runs import Stopped, states_of, stopped_run, streamed
 from tracing_models import tiny_llama
@@ -147,12 +148,12 @@ READ_AFTER = {
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed right before and after files are put in place, and at 10 random moments.
+    """Killed right before and after files are put in place, and at some random moments.
 
     How many of the random moments fall between two layers is the machine's affair.
     """
     ended = killed_children(tmp_path, "streamed")
-    assert len(ended) == len(READ_AFTER) + 10
+    assert len(ended) == len(READ_AFTER) + RANDOM_MOMENTS
     assert {ended[name] for name in READ_AFTER} == {signal.SIGKILL}
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     expected = files_of(finished)

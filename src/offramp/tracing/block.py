@@ -86,10 +86,13 @@ class BlockMeasurer:
         states_at(exit index, rows): states [rows, features] as the head takes them. marginal: sums of p_L by
         document, added to.
         """
+        # 1. Exit L of the whole block: its own facts, and what the others are compared with.
         comparer = self._final_exit(table, block, states_at, marginal)
+        # 2. Some rows at a time, every exit below it, shallow to deep.
         for rows in slices(block.start, block.stop, self.chunk):
             for index in range(table.final):
                 self._exit(table, index, rows, block.start, states_at(index, rows), comparer)
+            # 3. Exit L again, where each exit is compared with the one before it.
             if self._comparing:
                 self._compare_final_exit(table, rows, states_at(table.final, rows))
 

@@ -201,14 +201,18 @@ class GroupMeasurer:
             return self._normed(stack, self.blocks.head_at(index), self.work.seen(exit, states))
 
         try:
+            # 1. Run the layers: facts of what each does to a state; the states of exits are kept.
             start = 0
             for batch in forward_batches(contexts, self.state_shape):
                 self._forward(batch, start, table, store, prompts)
                 start += sum(context.rows for context in batch)
             with exact_sums():
                 for block in slices(0, len(rows), BLOCK_ROWS):
+                    # 2. Read every exit out, block by block: facts of logits.
                     self.blocks.measure(table, block, states_at, marginal)
+                    # 3. Facts of states beside the last layer's.
                     self._put_state_facts(table, block, store)
+                # 4. Bring all of it to the host, once.
                 return self._on_host(table, marginal, prompts)
         finally:
             store.close()

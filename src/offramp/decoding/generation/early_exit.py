@@ -24,7 +24,6 @@ from offramp.decoding.options import (
     PolicySource,
 )
 from offramp.decoding.strategies.next_token import Chooser
-from offramp.decoding.strategies.strategy import Conditions
 from offramp.errors import InputError
 from offramp.kit.defaults import DRAFT_LENGTH
 from offramp.policies.names import BatchingName, DraftLength, StrategyName
@@ -166,15 +165,13 @@ class EarlyExit:
         mask = model_kwargs.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask
         limit = int(generation_config.max_length) - input_ids.shape[1]
-        conditions = Conditions(
-            options=self.options,
-            layers=engine.layers,
-            dtype=engine.dtype,
+        check_decodable(
+            engine,
+            self.options,
             batch=len(input_ids),
-            processors=tuple(logits_processor),
             padded=mask is not None,
+            processors=logits_processor,
         )
-        check_decodable(engine, self.options, conditions)
         answers = Transcript(
             input_ids,
             stops=stopping_criteria if self.forced is None else _at_length(input_ids.shape[1] + limit),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,21 +41,27 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def check_decodable(
-    engine: Engine, options: DecodingOptions, conditions: Conditions | None = None, *, batch: int = 1
+    engine: Engine,
+    options: DecodingOptions,
+    *,
+    batch: int = 1,
+    padded: bool | None = None,
+    processors: Sequence[Any] = (),
 ) -> None:
     """Refuse what the family or the strategy cannot do, before anything runs.
 
-    conditions: None for `batch` texts, padded if they are several.
+    padded: whether some row is, by default if there are several; processors: of logits (see `Conditions`).
 
     Raises PolicyError for the policy, InputError for the rest.
     """
-    conditions = conditions or Conditions(options, engine.layers, engine.dtype, batch, padded=batch > 1)
+    padded = batch > 1 if padded is None else padded
+    conditions = Conditions(options, engine.layers, engine.dtype, batch, tuple(processors), padded)
     check_policy(options.policy, engine.layers, options.heads)
     STRATEGIES[options.kv].check(conditions)
     wanted = ["never_exit", *([options.kv] if options.policy.needs(engine.layers) else [])]
-    if conditions.batch > 1 or conditions.padded:
+    if batch > 1 or padded:
         wanted.append("lockstep")
-    if conditions.batch > 1 and options.batching == "rebatch":
+    if batch > 1 and options.batching == "rebatch":
         wanted.append("rebatch")
     for ability in wanted:
         reason = engine.abilities.reason(ability)

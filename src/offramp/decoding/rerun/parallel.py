@@ -159,6 +159,7 @@ class ParallelPass:
         sequences = Sequences(self.engine, batch.ids, None, Meter())
         inputs = sequences.inputs(0, batch.ids.shape[1])
         carried = Carried(self.inputs_after)
+        # 1. Run to the first exit, or begin with what another policy has run so far.
         depth, hidden = self._begin(sequences, inputs, number)
         for exit in self.needs:
             if not any(group.running.any() for group in groups):
@@ -167,9 +168,12 @@ class ParallelPass:
             if self.reader.wants_before(exit):
                 depth, before = self._run_to(exit - 1, depth, hidden, sequences, inputs, carried)
                 hidden = before
+            # 2. Run on; in every layer, tokens that have left stand as their strategy for K and V says.
             depth, hidden = self._run_to(exit, depth, hidden, sequences, inputs, carried)
+            # 3. Ask for every token that has not left, and let those leave that want to.
             for group in groups:
                 group.ask(exit, hidden, before, carried)
+        # 4. What never left is read out after the last layer.
         if any(group.running.any() for group in groups):
             _, hidden = self._run_to(self.engine.layers, depth, hidden, sequences, inputs, carried)
             for group in groups:
