@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import benchmark_modules
 import numpy as np
 import pytest
 from benchmark_modules import benchmark
@@ -13,6 +14,8 @@ from benchmark_modules import benchmark
 import offramp
 from offramp.policies.policy import Tokens
 from tiny_models import LINES, write_llama
+
+any_load_of_others = benchmark_modules.any_load_of_others
 
 SHORT = ["--new-tokens", "5", "--rounds", "1", "--prompts", "1", "--profile-seconds", "0.01"]
 
@@ -248,6 +251,7 @@ def test_the_timing_benchmark_runs_through(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("any_load_of_others")
 def test_int8_is_measured_again_in_fresh_processes(
     model_and_text: tuple[str, str], capsys: pytest.CaptureFixture[str], documents: Path
 ) -> None:
