@@ -20,8 +20,14 @@ class Fact:
     """The option that records it, None for a fact of every trace."""
 
 
-def _on_request(name: str, unit: str, meaning: str) -> Fact:
-    return Fact(name, "float32", unit, meaning, f"--signals {name}")
+def _on_request(
+    name: str,
+    unit: str,
+    meaning: str,
+    signal: str | None = None,
+    dtype: Literal["int32", "float32"] = "float32",
+) -> Fact:
+    return Fact(name, dtype, unit, meaning, f"--signals {signal or name}")
 
 
 def _from_heads(name: str, meaning: str) -> Fact:
@@ -55,26 +61,20 @@ FACTS: tuple[Fact, ...] = (
 SIGNAL_FACTS: dict[str, tuple[Fact, ...]] = {
     "logit_gap": (_on_request("logit_gap", "logits", "z1 - z2, the two largest logits"),),
     "restricted": (
-        Fact(
-            "restricted_top1",
-            "int32",
-            "token id",
-            "most probable token of the short list",
-            "--signals restricted",
+        _on_request(
+            "restricted_top1", "token id", "most probable token of the short list", "restricted", "int32"
         ),
-        Fact(
+        _on_request(
             "restricted_max_prob",
-            "float32",
             "probability",
             "largest probability of a softmax over the short list",
-            "--signals restricted",
+            "restricted",
         ),
-        Fact(
+        _on_request(
             "restricted_margin",
-            "float32",
             "probability",
             "difference of the two largest probabilities of a softmax over the short list",
-            "--signals restricted",
+            "restricted",
         ),
     ),
     "kl_to_previous": (
@@ -119,12 +119,10 @@ TRAINED_FACTS = ("gate",)
 """Those of them that are trained for a machine and a floor, not fitted with the others."""
 
 DOCUMENT_FACTS: dict[str, Fact] = {
-    "prompt_entropy": Fact(
+    "prompt_entropy": _on_request(
         "prompt_entropy",
-        "float32",
         "nats",
         "mean entropy of the full model over the last 32 tokens of the prompt, generation mode only",
-        "--signals prompt_entropy",
     ),
 }
 """Facts of a whole document, known before its first token is decoded."""

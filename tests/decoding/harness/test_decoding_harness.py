@@ -321,9 +321,8 @@ def test_lm_evals_own_command_line_runs_three_tasks(
 
 def test_mean_depths_are_those_worked_by_hand() -> None:
     # Two generations of 3 and 2 tokens in a model of 10 layers: exits 10, 4, 4 and 10, 7.
-    depth = Depth(10, requests=1, tokens=3, exits=18, fed=2, layers_executed=8).plus(
-        Depth(10, requests=1, tokens=2, exits=17, fed=1, layers_executed=7)
-    )
+    depth = Depth(10, requests=1, tokens=3, exits=18, fed=2, layers_executed=8)
+    depth = depth.plus(requests=1, tokens=2, exits=17, fed=1, layers_executed=7)
     assert depth.mean_exit == 35 / 5
     assert depth.layers_skipped == pytest.approx(1 - 15 / 30)
     assert to_json(depth) == {

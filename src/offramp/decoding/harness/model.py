@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -189,16 +189,9 @@ class Depth:
     layers_executed: int = 0
     """Layers that ran for those."""
 
-    def plus(self, other: Depth) -> Depth:
-        """Both together, of one model."""
-        return Depth(
-            layers=self.layers,
-            requests=self.requests + other.requests,
-            tokens=self.tokens + other.tokens,
-            exits=self.exits + other.exits,
-            fed=self.fed + other.fed,
-            layers_executed=self.layers_executed + other.layers_executed,
-        )
+    def plus(self, **sums: int) -> Depth:
+        """With what further requests add to the sums."""
+        return replace(self, **{name: getattr(self, name) + more for name, more in sums.items()})
 
     @property
     def mean_exit(self) -> float | None:
@@ -431,8 +424,8 @@ class OfframpLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             self._count(**_at_full_depth(self._offramp.layers, tokens, tokens))
 
     def _count(self, **sums: int) -> None:
-        layers, before = self._offramp.layers, self._depths.get(self._now)
-        self._depths[self._now] = (before or Depth(layers)).plus(Depth(layers, **sums))
+        depth = self._depths.get(self._now, Depth(self._offramp.layers))
+        self._depths[self._now] = depth.plus(**sums)
 
 
 def _at_full_depth(layers: int, tokens: int, fed: int) -> dict[str, int]:

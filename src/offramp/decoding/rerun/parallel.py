@@ -31,13 +31,6 @@ InputsAfter = Callable[[int, Tensor], list[Tensor]]
 """From an exit and states that left there [rows, 1, hidden] to what layers exit+1..L are given, in order."""
 
 
-@dataclass(frozen=True)
-class _Left:
-    places: Tensor
-    exit: int
-    inputs: list[Tensor]
-
-
 class Carried:
     """The tokens of one pass that have left, and the state with which each goes past every deeper layer.
 
@@ -46,20 +39,20 @@ class Carried:
 
     def __init__(self, inputs_after: InputsAfter) -> None:
         self._inputs_after = inputs_after
-        self._left: list[_Left] = []
+        self._left: list[tuple[int, Tensor, list[Tensor]]] = []
 
     def leave(self, exit: int, places: Tensor, hidden: Tensor) -> None:
         """Tokens leave at an exit. places: int64 [rows], among all states. hidden: [rows, 1, hidden]."""
         inputs = [state[:, 0] for state in self._inputs_after(exit, hidden)]
-        self._left.append(_Left(places, exit, inputs))
+        self._left.append((exit, places, inputs))
 
     def put_back(self, depth: int, hidden: Tensor) -> Tensor:
         """The states after `depth` layers [batch, positions, hidden], those of tokens that left in place."""
         if not self._left:
             return hidden
         flat = hidden.reshape(-1, hidden.shape[-1])
-        for left in self._left:
-            flat = flat.index_copy(0, left.places, left.inputs[depth - left.exit])
+        for exit, places, inputs in self._left:
+            flat = flat.index_copy(0, places, inputs[depth - exit])
         return flat.view(hidden.shape)
 
 
