@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
-import pytest
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def any_load_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `any_load`, in the processes that a test starts."""
-    patch = "import math, offramp.costs.load\nofframp.costs.load.TOLERABLE_LOAD = math.inf\n"
-    (tmp_path / "sitecustomize.py").write_text(patch)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
 
 def benchmark(name: str) -> ModuleType:

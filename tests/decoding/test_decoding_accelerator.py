@@ -6,11 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import benchmark_modules
 import pytest
 from benchmark_modules import benchmark
-
-any_load_of_others = benchmark_modules.any_load_of_others
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import benchmark_modules
 import numpy as np
 import pytest
 from benchmark_modules import benchmark
@@ -14,8 +13,6 @@ from benchmark_modules import benchmark
 import offramp
 from offramp.policies.policy import Tokens
 from tiny_models import LINES, write_llama
-
-any_load_of_others = benchmark_modules.any_load_of_others
 
 SHORT = ["--new-tokens", "5", "--rounds", "1", "--prompts", "1", "--profile-seconds", "0.01"]
 
