@@ -28,15 +28,27 @@ def summary():
 
 
 @pytest.fixture(scope="module")
+def short(summary):
+    """The same with two entries of each list: validating takes as long as what is validated."""
+    return first_two(summary)
+
+
+def first_two(value):
+    if isinstance(value, dict):
+        return {name: first_two(part) for name, part in value.items()}
+    return [first_two(part) for part in value[:2]] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
 def validator():
     schema = summary_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
 
-def test_summary_is_valid_and_is_json_without_nan(summary, validator):
-    validator.validate(summary)
+def test_summary_is_valid_and_is_json_without_nan(summary, short, validator):
     validator.validate(json.loads(json.dumps(summary, allow_nan=False)))
+    validator.validate(short)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +73,13 @@ def test_summary_is_valid_and_is_json_without_nan(summary, validator):
         (("heads", "classifiers", "adainfer", "auroc"), 84),
     ],
 )
-def test_a_wrong_type_or_a_missing_part_fails(summary, validator, path, wrong):
-    broken = copy.deepcopy(summary)
+def test_a_wrong_type_or_a_missing_part_fails(short, validator, path, wrong):
+    broken = copy.deepcopy(short)
     *way, last = path
     place = functools.reduce(lambda found, key: found[key], way, broken)
     place[last] = wrong
     assert not validator.is_valid(broken)
-    without = {name: value for name, value in summary.items() if name != path[0]}
+    without = {name: value for name, value in short.items() if name != path[0]}
     assert not validator.is_valid(without)
 
 
@@ -100,7 +112,7 @@ def with_basis(basis, **changes):
 )
 def test_predicted_seconds_are_those_of_the_verdicts_machine(validator, basis, hardware, plain):
     summary = summarise(with_basis(basis, hardware=hardware))
-    validator.validate(summary)
+    validator.validate(first_two(summary))
     for entry, verdict in zip(summary["predicted"], summary["verdict"]["by_workload"], strict=True):
         assert verdict["basis"] == basis
         assert entry["plain_seconds_per_token"] == (None if plain is None else pytest.approx(plain))
@@ -112,11 +124,11 @@ def test_a_run_without_a_profile_or_answers_uses_the_stopwatch_if_there_is_one(v
     run = with_basis("local", hardware=None, heads=None)
     bare = tuple(replace(w, league=(), tuned=(), machines=(), break_even=()) for w in run.workloads)
     summary = summarise(replace(run, workloads=bare))
-    validator.validate(summary)
+    validator.validate(first_two(summary))
     assert {entry["plain_seconds_per_token"] for entry in summary["predicted"]} == {0.0583}
     assert summary["league"] == summary["tuned"] == summary["machines"] == summary["break_even"] == []
     untimed = summarise(with_basis("bytes moved", plain_seconds_per_token=None))
-    validator.validate(untimed)
+    validator.validate(first_two(untimed))
     assert untimed["measured"]["plain_seconds_per_token"] is None
     assert {entry["predicted_seconds_per_token"] for entry in untimed["predicted"]} == {None}
 
@@ -158,7 +170,7 @@ def test_an_undefined_figure_is_null_with_its_reason(validator):
     nan = np.full(len(card.curves.exits), math.nan)
     card = replace(card, curves=replace(card.curves, values={**card.curves.values, "auroc": nan}))
     summary = summarise(replace(run, workloads=(replace(workload, card=card),)))
-    validator.validate(summary)
+    validator.validate(first_two(summary))
     assert summary["scores"][0]["representation"]["value"] is None
     assert summary["scores"][0]["representation"]["undefined"] == "one document"
     assert set(summary["scores"][0]["curves"]["values"]["auroc"]) == {None}
@@ -166,7 +178,7 @@ def test_an_undefined_figure_is_null_with_its_reason(validator):
 
 def test_provenance_cannot_replace_what_the_summary_says_itself(validator):
     summary = summarise(replace(example_run(), provenance={"layers": "many", "host": "here"}))
-    validator.validate(summary)
+    validator.validate(first_two(summary))
     assert summary["provenance"]["layers"] == 30
     assert summary["provenance"]["host"] == "here"
 
@@ -182,7 +194,7 @@ COSTS = TokenCosts(
 )
 
 
-def test_prices_by_hand():
+def test_prices_by_hand(validator):
     prices = PriceList("local", "a bench", COSTS, self_check_ratio=0.98, threads=2, load=0.3, note="just now")
     run = replace(example_run(), hardware=prices)
     summary = summarise(run)
@@ -200,7 +212,7 @@ def test_prices_by_hand():
         "load": 0.3,
         "note": "just now",
     }
-    jsonschema.validate(summary, summary_schema())
+    validator.validate(first_two(summary))
     assert "4.0 layers" in render(run).replace("\u00a0", " ")
 
 
